@@ -1,0 +1,17 @@
+"""Runs every example in docstrings, in the README and in the docs."""
+
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
+
+from sybil import Sybil
+from sybil.document import PythonDocStringDocument
+from sybil.parsers.doctest import DocTestParser
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+docstrings = Sybil(
+    parsers=[DocTestParser(optionflags=ELLIPSIS | NORMALIZE_WHITESPACE)],
+    document_types={".py": PythonDocStringDocument},
+    patterns=["src/**/*.py"],
+)
+pages = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "docs/*.md"])
+
+pytest_collect_file = (docstrings + pages).pytest()

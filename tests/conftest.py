@@ -1,0 +1,27 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("EVENSLICE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def _folder(name):
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"no {name} beside the repository; set EVENSLICE_SHARED to the folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real volumes."""
+    return _folder("data")
+
+
+@pytest.fixture(scope="session")
+def shared_weights():
+    """The folder of real pretrained weights."""
+    return _folder("weights")
