@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("evenslice", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("evenslice")
 
 SHARED = Path(os.environ.get("EVENSLICE_SHARED", Path(__file__).parents[2] / "shared"))
 

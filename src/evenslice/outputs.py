@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evenslice.errors import OutputError
 
@@ -14,7 +16,25 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
-__all__ = ["staged_file", "staged_folder"]
+__all__ = ["json_text", "staged_file", "staged_folder"]
+
+
+def json_text(value: Any) -> str:
+    """Return plain values as an indented JSON document; NaN and infinity, which JSON does not know, become null.
+
+    Example:
+        >>> json_text([1.5, float("nan")]).split()
+        ['[', '1.5,', 'null', ']']
+    """
+    return json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -1,0 +1,315 @@
+"""How much each input pixel moved the output: one contract for every method.
+
+``attribute(module, windows)`` returns the absolute attribution (batch, slices, y, x) together with the output that it
+explains. The explained score of a window is the sum over the output's pixels of the logit of one class per pixel; the
+target says which class.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from evenslice.errors import ConfigError, ModelError, nearest
+from evenslice.models import logits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+__all__ = ["METHODS", "Attributed", "Mirrored", "Target", "attribute", "parse_target"]
+
+Target = int | Literal["predicted", "labels", "sum"]
+"""Which class's logit is explained at each output pixel.
+
+- "predicted": the class that the network predicts there (a single logit l counts as two classes with -l and l).
+- a number: that class, everywhere.
+- "labels": the class of the label map.
+- "sum": no class; the plain sum of all outputs.
+"""
+
+_NAMED_TARGETS: tuple[Literal["predicted", "labels", "sum"], ...] = ("predicted", "labels", "sum")
+
+SMOOTHGRAD_SAMPLES, SMOOTHGRAD_NOISE = 8, 0.1
+SHAP_SAMPLES, SHAP_GRAYS = 8, (0.0, 0.25, 0.5, 0.75, 1.0)
+INTEGRATION_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """An attribution and the output that it explains.
+
+    Attributes:
+        attribution: (batch, slices, y, x) absolute attribution, float32, at least 0.
+        output: the network's logits, detached: (batch, classes, y, x), (batch, classes) or any other shape.
+    """
+
+    attribution: Tensor
+    output: Tensor
+
+
+class Mirrored(nn.Module):
+    """A network that reads every window in reversed order.
+
+    Its attribution stands in the order of the slices, not in the order in which the network read them.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, windows: Tensor) -> Any:
+        """Run the network on the mirrored windows (batch, slices, y, x)."""
+        return self.module(windows.flip(1))
+
+
+def attribute(
+    module: nn.Module,
+    windows: Tensor,
+    *,
+    method: str = "gradient",
+    target: Target = "predicted",
+    labels: Tensor | None = None,
+    seed: int = 0,
+) -> Attributed:
+    """Attribute the output of a network to the pixels of its input windows.
+
+    Args:
+        module: maps windows to logits (or to something that ``evenslice.models.logits`` reduces to them). Its
+            parameters should not require gradients: nothing is gained by computing them.
+        windows: (batch, slices, y, x), values in 0..1.
+        method: one of ``METHODS``.
+        target: which class's logit is explained at each output pixel.
+        labels: (batch, y, x) class numbers for the target "labels".
+        seed: of the methods that draw samples; the global random state is left alone.
+
+    Raises:
+        ConfigError: an unknown method, a class that the network does not have, labels missing or out of range.
+        ModelError: the target needs classes and the output has none.
+
+    Example: a network that is linear in its slices, whose attribution is its weights.
+        >>> weights = torch.tensor([1.0, -2.0, 1.0]).view(1, 3, 1, 1)
+        >>> network = nn.Conv2d(3, 1, 1, bias=False).requires_grad_(False)
+        >>> _ = network.weight.copy_(weights)
+        >>> found = attribute(network, torch.rand(1, 3, 4, 4))
+        >>> found.attribution.mean(dim=(0, 2, 3)).tolist()
+        [1.0, 2.0, 1.0]
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}: {nearest(method, METHODS)}")
+    with _seeded(windows.device, seed):
+        found = METHODS[method](_Score(module, target, labels), windows.detach())
+    return Attributed(found.attribution.detach().abs().float(), found.output)
+
+
+def parse_target(text: str) -> Target:
+    """Read a target as a user writes it: predicted, labels, sum or a class number.
+
+    Example:
+        >>> parse_target("2"), parse_target("sum")
+        (2, 'sum')
+    """
+    if text.isdecimal():
+        return int(text)
+    for name in _NAMED_TARGETS:
+        if text == name:
+            return name
+    raise ConfigError(f"target {text!r}: {nearest(text, _NAMED_TARGETS)}, or the number of a class")
+
+
+@dataclass(frozen=True)
+class _Score:
+    """The number that an attribution explains, as a function of the window."""
+
+    module: nn.Module
+    target: Target
+    labels: Tensor | None
+
+    def output(self, windows: Tensor) -> Tensor:
+        return logits(self.module(windows)).float()
+
+    def __call__(self, windows: Tensor, classes: Tensor | None) -> Tensor:
+        """Return the score (batch,) of windows, for classes that were chosen before."""
+        return self.map(self.output(windows), classes).flatten(1).sum(1)
+
+    def map(self, output: Tensor, classes: Tensor | None) -> Tensor:
+        """Return what each output pixel adds to the score: (batch, y, x), (batch, 1) or, without classes, the output."""
+        if classes is None:
+            return output.reshape(len(output), -1)
+        if output.shape[1] == 1:
+            output = torch.cat([-output, output], dim=1)
+        picked = output.gather(1, classes.unsqueeze(1)).squeeze(1)
+        return picked if output.ndim == 4 else picked.unsqueeze(1)
+
+    def classes(self, output: Tensor) -> Tensor | None:
+        """Choose the class to explain at each pixel of an output: (batch, y, x), (batch,) or None for the plain sum."""
+        if self.target == "sum":
+            return None
+        if output.ndim not in (2, 4):
+            raise ModelError(
+                f"target {self.target!r} needs logits of shape (batch, classes) or (batch, classes, y, x), the network "
+                f"gives {tuple(output.shape)}; use the target 'sum'"
+            )
+        count = max(output.shape[1], 2)
+        if self.target == "labels":
+            return _labels_for(output, self.labels, count)
+        if self.target == "predicted":
+            return (output > 0).squeeze(1).long() if output.shape[1] == 1 else output.argmax(1)
+        if self.target >= count:
+            raise ConfigError(f"target {self.target}: the network has the classes 0 to {count - 1}")
+        return torch.full_like(output[:, 0], self.target, dtype=torch.long)
+
+
+def _labels_for(output: Tensor, labels: Tensor | None, count: int) -> Tensor:
+    if labels is None:
+        raise ConfigError("target 'labels' needs a label volume; give one with --labels")
+    if output.ndim != 4:
+        raise ModelError(
+            f"target 'labels' needs an output for each pixel, the network gives {tuple(output.shape)}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= count:
+        raise ConfigError(
+            f"the labels hold values from {low} to {high}, the network has the classes 0 to {count - 1}"
+        )
+    resized = nn.functional.interpolate(labels[:, None].float(), size=output.shape[2:], mode="nearest")
+    return resized[:, 0].long()
+
+
+# One function a method: (score, windows) to the signed or absolute attribution and the output on the windows.
+
+
+def _gradient(score: _Score, windows: Tensor) -> Attributed:
+    """Gradient of the score: Captum's Saliency (Simonyan et al., arXiv 1312.6034)."""
+    from captum.attr import Saliency
+
+    return _in_one_pass(score, windows, Saliency)
+
+
+def _input_x_gradient(score: _Score, windows: Tensor) -> Attributed:
+    """Intensity times gradient: Captum's InputXGradient (Shrikumar et al., arXiv 1605.01713)."""
+    from captum.attr import InputXGradient
+
+    return _in_one_pass(score, windows, InputXGradient)
+
+
+def _integrated_gradients(score: _Score, windows: Tensor) -> Attributed:
+    """Captum's IntegratedGradients from the window's mean gray (Sundararajan et al., arXiv 1703.01365)."""
+    from captum.attr import IntegratedGradients
+
+    output, classes = _run(score, windows)
+    attribution: Tensor = IntegratedGradients(score).attribute(
+        windows,
+        baselines=_mean_gray(windows),
+        n_steps=INTEGRATION_STEPS,
+        internal_batch_size=len(windows),
+        additional_forward_args=(classes,),
+    )
+    return Attributed(attribution, output)
+
+
+def _smoothgrad(score: _Score, windows: Tensor) -> Attributed:
+    """Mean absolute gradient under noise: Captum's NoiseTunnel over Saliency (Smilkov et al., arXiv 1706.03825)."""
+    from captum.attr import NoiseTunnel, Saliency
+
+    output, classes = _run(score, windows)
+    attribution: Tensor = NoiseTunnel(Saliency(score)).attribute(
+        windows.requires_grad_(),
+        nt_type="smoothgrad",
+        nt_samples=SMOOTHGRAD_SAMPLES,
+        nt_samples_batch_size=1,
+        stdevs=SMOOTHGRAD_NOISE,
+        additional_forward_args=(classes,),
+    )
+    return Attributed(attribution, output)
+
+
+def _gradient_shap(score: _Score, windows: Tensor) -> Attributed:
+    """Captum's GradientShap over uniformly gray baselines (Lundberg and Lee, arXiv 1705.07874)."""
+    from captum.attr import GradientShap
+
+    output, classes = _run(score, windows)
+    grays = windows.new_tensor(SHAP_GRAYS).view(-1, 1, 1, 1).expand(-1, *windows.shape[1:])
+    attribution: Tensor = GradientShap(score).attribute(
+        windows.requires_grad_(), baselines=grays, n_samples=SHAP_SAMPLES, additional_forward_args=(classes,)
+    )
+    return Attributed(attribution, output)
+
+
+@torch.no_grad()
+def _occlusion(score: _Score, windows: Tensor) -> Attributed:
+    """Change of each output pixel's score when one slice is replaced by the window's mean gray.
+
+    After Zeiler and Fergus (arXiv 1311.2901). Captum's Occlusion explains one number for each window, in which rises at
+    some pixels and falls at others cancel; here the change is kept for each output pixel.
+    """
+    output, classes = _run(score, windows)
+    whole, gray = score.map(output, classes), _mean_gray(windows)
+    changes = []
+    for k in range(windows.shape[1]):
+        occluded = windows.clone()
+        occluded[:, k] = gray[:, k]
+        change = (score.map(score.output(occluded), classes) - whole).abs()
+        changes.append(_over_plane(change, windows.shape[2:]))
+    return Attributed(torch.stack(changes, dim=1), output)
+
+
+METHODS: dict[str, Callable[[_Score, Tensor], Attributed]] = {
+    "gradient": _gradient,
+    "input_x_gradient": _input_x_gradient,
+    "integrated_gradients": _integrated_gradients,
+    "smoothgrad": _smoothgrad,
+    "gradient_shap": _gradient_shap,
+    "occlusion": _occlusion,
+}
+
+
+def _in_one_pass(score: _Score, windows: Tensor, captum_method: Callable[..., Any]) -> Attributed:
+    """Run a Captum method that calls the network once, and keep the output of that very call."""
+    outputs: list[Tensor] = []
+
+    def forward(windows: Tensor) -> Tensor:
+        output = score.output(windows)
+        outputs.append(output.detach())
+        return score.map(output, score.classes(outputs[-1])).flatten(1).sum(1)
+
+    attribution = captum_method(forward).attribute(windows.requires_grad_())
+    return Attributed(attribution, outputs[0])
+
+
+@torch.no_grad()
+def _run(score: _Score, windows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the output on the windows and the classes chosen from it, which stay fixed along a path or under noise."""
+    output = score.output(windows)
+    return output, score.classes(output)
+
+
+def _mean_gray(windows: Tensor) -> Tensor:
+    """Return each window's mean as a window: the same for all slices, so that it favours none."""
+    return windows.mean(dim=(1, 2, 3), keepdim=True).expand_as(windows)
+
+
+def _over_plane(change: Tensor, plane: torch.Size) -> Tensor:
+    """Lay an output's change over the window's plane: resized if it is a map, else its sum spread evenly."""
+    if change.ndim == 3:
+        return nn.functional.interpolate(change[:, None], size=plane, mode="nearest")[:, 0]
+    return change.sum(1).view(-1, 1, 1).expand(-1, *plane) / plane.numel()
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the global generators that Captum draws from (PyTorch's and NumPy's) and restore them afterwards."""
+    state = np.random.get_state()  # noqa: NPY002  # the generator that Captum's GradientShap uses
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
