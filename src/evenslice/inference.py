@@ -1,0 +1,137 @@
+"""A network made ready to run: a frozen copy on its device, in its precision, with the input scaling it expects."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from evenslice.errors import ConfigError, ModelError
+from evenslice.models import logits, normalization
+from evenslice.neutralizing import record_of, untie
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ReadyNetwork", "choose_device", "choose_dtype", "input_scaling"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device to run on: the one named, or the first accelerator there is, else the CPU.
+
+    Raises:
+        ConfigError: PyTorch does not know the device or does not have it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the precision to compute in: the one named, or bfloat16 where the hardware has it, else float32.
+
+    Example:
+        >>> choose_dtype("float32", torch.device("cpu"))
+        torch.float32
+    """
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise ConfigError(f"precision {name!r}: known: auto, bfloat16, float32")
+    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in BFLOAT16_CAPABILITIES)
+
+
+def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and std by which a network wants slices in 0..1 scaled: one for all, or one for each slice.
+
+    A network that ``neutralize`` has seen states its own; else the pretrained configuration does where it speaks of as
+    many channels as there are slices, and its average where it does not; else slices go in as they are.
+    """
+    record = record_of(model)
+    if record is not None:
+        return (record.mean,), (record.std,)
+    mean, std = normalization(model) or ((0.0,), (1.0,))
+    if len(mean) in (1, slices):
+        return mean, std
+    return (sum(mean) / len(mean),), (sum(std) / len(std),)
+
+
+class ReadyNetwork(nn.Module):
+    """A frozen copy of a network in evaluation mode that reads windows scaled to 0..1; the original is left alone.
+
+    Ties are baked in, weights are laid out channels-last, the forward pass runs in the precision asked for.
+
+    Args:
+        model: maps (batch, slices, y, x), scaled as it wants them, to logits.
+        slices: N, the number of slices it is given.
+        device: where it runs: "auto", or a PyTorch device name.
+        dtype: "auto", "bfloat16" or "float32".
+
+    Raises:
+        ModelError: the network cannot be copied.
+        ConfigError: a device that is not there, a precision that is not known.
+
+    Example:
+        >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
+        >>> network(torch.rand(1, 3, 8, 8)).shape
+        torch.Size([1, 2, 8, 8])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, *, slices: int, device: str = "auto", dtype: str = "auto") -> None:
+        super().__init__()
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        try:
+            module = copy.deepcopy(model)
+        except (RuntimeError, TypeError) as error:
+            raise ModelError(f"the network {type(model).__name__} cannot be copied: {error}") from error
+        untie(module)
+        module.eval().requires_grad_(False).to(self.device)
+        self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
+        mean, std = input_scaling(model, slices)
+        self.register_buffer("mean", torch.tensor(mean, device=self.device).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, device=self.device).view(1, -1, 1, 1))
+
+    def forward(self, windows: Tensor) -> Any:
+        """Run the network on windows (batch, slices, y, x) in 0..1 and return whatever it returns."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.module((windows - self.mean) / self.std)
+
+    @torch.no_grad()
+    def check(self, slices: int, tile: tuple[int, int]) -> None:
+        """Run one blank window through the network.
+
+        Raises:
+            ModelError: the network refuses it, or returns something in which there are no logits.
+        """
+        shape = (1, slices, *tile)
+        try:
+            output = self(torch.zeros(shape, device=self.device))
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(
+                f"the network {type(self.module).__name__} refuses windows of shape {shape}: {reason}; "
+                f"evenslice.neutralize(model, slices={slices}) gives it {slices} inputs, --tile another size"
+            ) from error
+        logits(output)
