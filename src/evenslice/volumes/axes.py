@@ -1,0 +1,146 @@
+"""Which stored dimension is z, y and x, and what happens to the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evenslice.errors import ConfigError, VolumeError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Arrangement", "arrange", "check_axes"]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a stored array becomes a volume.
+
+    Attributes:
+        zyx: the stored dimensions that are z, y and x.
+        fixed: for every other stored dimension, the one index that is read.
+    """
+
+    zyx: tuple[int, int, int]
+    fixed: dict[int, int]
+
+
+def check_axes(axes: str) -> str:
+    """Return the user's names of the stored dimensions in lower case.
+
+    Raises:
+        ConfigError: a name is no letter, stands twice, or z, y or x is missing.
+
+    Example:
+        >>> check_axes("TZYX")
+        'tzyx'
+    """
+    names = axes.lower()
+    if not names.isalpha() or len(set(names)) != len(names) or not set("zyx") <= set(names):
+        raise ConfigError(
+            f"axes {axes!r}: give one letter a stored dimension, each once, z, y and x among them, as tzyx"
+        )
+    return names
+
+
+def arrange(
+    shape: tuple[int, ...],
+    names: str | None,
+    select: Mapping[str, int],
+    label: str,
+) -> Arrangement:
+    """Find z, y and x among the stored dimensions, and one index for each of the others.
+
+    An unnamed array of three dimensions is z, y, x. A dimension of length 1 that is neither z, y nor x is dropped.
+
+    Args:
+        shape: the stored shape.
+        names: one letter a stored dimension, or None if the file names none.
+        select: the index to read of a named dimension that is neither z, y nor x.
+        label: the file, as the user wrote it.
+
+    Raises:
+        VolumeError: the array is not a volume as it stands; the message names the option that makes it one.
+        ConfigError: ``select`` does not fit the array.
+
+    Example:
+        >>> arrange((5, 20, 64, 48), "tzyx", {"t": 3}, "data.tif")
+        Arrangement(zyx=(1, 2, 3), fixed={0: 3})
+    """
+    if 0 in shape:
+        raise VolumeError(
+            f"{label}: has an empty axis, its shape is {shape}; a volume needs at least one voxel"
+        )
+    if names is None:
+        return _arrange_unnamed(shape, select, label)
+    missing = [name for name in "zyx" if name not in names]
+    if missing:
+        raise VolumeError(f"{label}: {_no_volume(shape, names, missing)}")
+    zyx = (names.index("z"), names.index("y"), names.index("x"))
+    fixed = _selected(shape, names, select, label)
+    fixed.update({d: 0 for d, n in enumerate(shape) if n == 1 and d not in zyx and d not in fixed})
+    _refuse_open_axes(shape, names, {*zyx, *fixed}, label)
+    return Arrangement(zyx, fixed)
+
+
+def _arrange_unnamed(shape: tuple[int, ...], select: Mapping[str, int], label: str) -> Arrangement:
+    count = len(shape)
+    example = "tzyx" if count == 4 else "uvwtczyx"[-count:] if 4 < count <= 8 else "zyx"
+    if select:
+        raise ConfigError(
+            f"{label}: its {count} dimensions {shape} have no names to select by; name them with --axes, as --axes {example}"
+        )
+    if count < 3:
+        raise VolumeError(f"{label}: {_no_volume(shape, None, ['z'])}")
+    long = [d for d, length in enumerate(shape) if length > 1]
+    if count == 3:
+        return Arrangement((0, 1, 2), {})
+    if len(long) == 3:
+        return Arrangement((long[0], long[1], long[2]), {d: 0 for d in range(count) if d not in long})
+    picks = " ".join(f"--select {name}=0" for name in example if name not in "zyx")
+    raise VolumeError(
+        f"{label}: has {count} dimensions {shape}; name them with --axes, as --axes {example}, and pick with {picks}"
+    )
+
+
+def _no_volume(shape: tuple[int, ...], names: str | None, missing: list[str]) -> str:
+    """Word why an array without z, y or x is no volume, and what would help."""
+    named = f"axes {names.upper()} {shape}" if names else f"shape {shape}"
+    if len(shape) < 3:
+        return f"is {len(shape)}-D ({named}); a volume needs three axes z, y, x: put all slices into one file"
+    if names is not None and "s" in names and len(shape) == 3:
+        return f"is one colour image ({named}), not a volume z, y, x; if axis S counts slices, say --axes {names.replace('s', 'z')}"
+    lacking = " and ".join(missing)
+    return f"has {named} and no axis {lacking}; say which axis is which with --axes, as --axes {'zyx' if len(shape) == 3 else 'tzyx'}"
+
+
+def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int], label: str) -> dict[int, int]:
+    """Turn the user's picks into stored dimensions and indices."""
+    fixed = {}
+    choices = [name for name in names if name not in "zyx"]
+    for axis, index in select.items():
+        name = axis.lower()
+        if name not in choices:
+            known = nearest(name, choices) if choices else "it has only z, y and x"
+            raise ConfigError(f"{label}: --select {axis}={index} names no axis to pick from; {known}")
+        dimension = names.index(name)
+        if not 0 <= index < shape[dimension]:
+            raise ConfigError(
+                f"{label}: --select {axis}={index} is out of range; axis {name} has 0 to {shape[dimension] - 1}"
+            )
+        fixed[dimension] = index
+    return fixed
+
+
+def _refuse_open_axes(shape: tuple[int, ...], names: str, settled: set[int], label: str) -> None:
+    """Raise if a dimension longer than 1 is neither z, y, x nor selected."""
+    rest = [name for dimension, name in enumerate(names) if dimension not in settled]
+    if not rest:
+        return
+    axes = ("axis " if len(rest) == 1 else "each of axes ") + ", ".join(name.upper() for name in rest)
+    picks = " ".join(f"--select {name}=0" for name in rest)
+    one = "one of " if len(rest) == 1 else "one index of "
+    raise VolumeError(
+        f"{label}: has {len(shape)} axes {names.upper()} {shape}; pick {one}{axes} with {picks}"
+    )

@@ -1,0 +1,89 @@
+"""Hashes that say whether two volumes are the same file."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice.volumes.source import reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from evenslice.volumes.volume import Volume
+
+__all__ = ["files_of", "fingerprint"]
+
+WHOLE_BYTES = 2**32
+END_BYTES = 2**26
+_PIECE_BYTES = 2**20
+
+
+def fingerprint(volume: Volume) -> str:
+    """Hash the bytes that a volume was opened from.
+
+    Args:
+        volume: a volume in a file, in a Zarr folder, or in memory.
+
+    Returns:
+        "sha256:" and the hexadecimal SHA-256 of the file, as ``sha256sum`` prints it; of a folder, that of the relative
+        names, sizes and contents of its files in the order of their names; of an array, that of its bytes in the order
+        z, y, x. Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last 64 MiB.
+
+    Raises:
+        VolumeError: a file cannot be read.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> fingerprint(open_volume(np.zeros((1, 1, 1), np.uint8)))
+        'sha256:6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d'
+    """
+    digest = hashlib.sha256()
+    if volume.location is None:
+        for z in range(len(volume)):
+            digest.update(np.ascontiguousarray(volume[z]).tobytes())
+        return f"sha256:{digest.hexdigest()}"
+    with reading(volume.path, volume.format):
+        files = [(file, file.stat().st_size) for file in files_of(volume.location)]
+        partial = sum(size for _, size in files) > WHOLE_BYTES
+        if partial or volume.location.is_dir():
+            for file, size in files:
+                digest.update(f"{file.relative_to(volume.location).as_posix()}\0{size}\0".encode())
+        for file, start, stop in _spans(files) if partial else [(file, 0, size) for file, size in files]:
+            _update(digest, file, start, stop)
+    return f"sha256{'-partial' if partial else ''}:{digest.hexdigest()}"
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the file, or the files in a folder in the order of their relative names."""
+    if not path.is_dir():
+        return [path]
+    return sorted(
+        (file for file in path.rglob("*") if file.is_file()),
+        key=lambda file: file.relative_to(path).as_posix(),
+    )
+
+
+def _spans(files: list[tuple[Path, int]]) -> Iterator[tuple[Path, int, int]]:
+    """Yield the parts of files that make up the first and the last ``END_BYTES`` of all files laid end to end."""
+    total = sum(size for _, size in files)
+    origin = 0
+    for file, size in files:
+        for low, high in ((0, END_BYTES), (total - END_BYTES, total)):
+            start, stop = max(low - origin, 0), min(high - origin, size)
+            if start < stop:
+                yield file, start, stop
+        origin += size
+
+
+def _update(digest: Any, path: Path, start: int, stop: int) -> None:
+    """Hash bytes start to stop of a file, piece by piece."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < stop and (piece := file.read(min(_PIECE_BYTES, stop - start))):
+            digest.update(piece)
+            start += len(piece)

@@ -1,0 +1,118 @@
+"""What a user wants to know about a volume before using it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice.volumes.blocks import sample_stored
+from evenslice.volumes.fingerprints import files_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.units import Unit
+    from evenslice.volumes.volume import Volume
+
+__all__ = ["PERCENTILES", "VolumeInfo", "describe"]
+
+PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
+MOST_CLASSES = 32
+
+
+@dataclass(frozen=True)
+class VolumeInfo:
+    """A volume in figures; those of intensities are of a sample.
+
+    Attributes:
+        path: as the user wrote it.
+        format: the name of the file format.
+        shape: number of voxels along z, y, x.
+        dtype: name of the data type.
+        spacing: voxel size along z, y, x, or None.
+        unit: unit of the spacing, or None.
+        chunks: what is decoded as one, along z, y, x, or None.
+        bytes_on_disk: size of the file, or of all files of the folder; None for an array in memory.
+        bytes_in_memory: size of all voxels in memory.
+        sampled: number of voxels in the sample.
+        nonfinite: how many of them are NaN or infinite; the figures below leave those out.
+        minimum: least value of the sample, NaN if it has no finite value.
+        maximum: greatest value of the sample, NaN if it has no finite value.
+        percentiles: pairs of percentage and value; empty if the sample has no finite value.
+        classes: pairs of value and share of the sample, rising by value, if the voxels are integers of at most 32
+            different values, as those of a label volume are; else None.
+    """
+
+    path: str
+    format: str
+    shape: tuple[int, int, int]
+    dtype: str
+    spacing: tuple[float, float, float] | None
+    unit: Unit | None
+    chunks: tuple[int, int, int] | None
+    bytes_on_disk: int | None
+    bytes_in_memory: int
+    sampled: int
+    nonfinite: int
+    minimum: float
+    maximum: float
+    percentiles: tuple[tuple[float, float], ...]
+    classes: tuple[tuple[int, float], ...] | None
+
+
+def describe(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> VolumeInfo:
+    """Describe a volume from its metadata and a sample of its voxels.
+
+    Args:
+        volume: what to describe.
+        voxels: about how many voxels to draw, at least 1; a smaller volume is read whole.
+        seed: the same seed draws the same voxels.
+
+    Raises:
+        ConfigError: ``voxels`` is below 1.
+        VolumeError: the file cannot be read.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> info = describe(open_volume(np.array([[[0, 0, 0, 7]]], np.uint8)))
+        >>> info.maximum, info.classes
+        (7.0, ((0, 0.75), (7, 0.25)))
+    """
+    values = sample_stored(volume, voxels, seed)
+    finite = values[np.isfinite(values)] if volume.dtype.kind == "f" else values
+    location = volume.location
+    return VolumeInfo(
+        path=volume.path,
+        format=volume.format,
+        shape=volume.shape,
+        dtype=str(volume.dtype),
+        spacing=volume.spacing,
+        unit=volume.unit,
+        chunks=volume.chunks,
+        bytes_on_disk=None if location is None else sum(file.stat().st_size for file in files_of(location)),
+        bytes_in_memory=volume.nbytes,
+        sampled=values.size,
+        nonfinite=values.size - finite.size,
+        minimum=float(finite.min()) if finite.size else float("nan"),
+        maximum=float(finite.max()) if finite.size else float("nan"),
+        percentiles=_percentiles(finite),
+        classes=_classes(finite) if volume.dtype.kind in "biu" else None,
+    )
+
+
+def _percentiles(values: NDArray[Any]) -> tuple[tuple[float, float], ...]:
+    if not values.size:
+        return ()
+    # Half precision overflows in the interpolation, and bool has none.
+    found = np.percentile(values.astype(np.float64), PERCENTILES)
+    return tuple(zip(PERCENTILES, found.tolist(), strict=True))
+
+
+def _classes(values: NDArray[Any]) -> tuple[tuple[int, float], ...] | None:
+    kinds, counts = np.unique(values, return_counts=True)
+    if kinds.size > MOST_CLASSES:
+        return None
+    return tuple((int(kind), int(count) / values.size) for kind, count in zip(kinds, counts, strict=True))

@@ -1,0 +1,183 @@
+"""A lazy (z, y, x) array on top of whatever is stored."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+
+from evenslice.errors import VolumeError
+from evenslice.volumes.source import reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import DTypeLike, NDArray
+
+    from evenslice.volumes.axes import Arrangement
+    from evenslice.volumes.source import Source
+    from evenslice.volumes.units import Unit
+
+__all__ = ["Index", "Volume"]
+
+Index = SupportsIndex | slice | EllipsisType
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An array (z, y, x) that is read in the pieces that are asked for.
+
+    Indexing takes integers, slices (steps and negative values as in NumPy) and ``...``, and returns a new array that
+    may be changed freely. No file stays open between reads, so a volume needs no closing, and it may be used from
+    several threads, after a fork and, since it pickles as a path with its options, in other processes.
+
+    Made by :func:`evenslice.volumes.open_volume`.
+
+    Attributes:
+        path: the file or folder as the user wrote it; "<array>" for an array in memory.
+        location: the absolute path, or None for an array in memory.
+        format: the name of the file format.
+        shape: number of voxels along z, y, x; each at least 1.
+        dtype: data type of the voxels: bool, integer or real, in native byte order.
+        spacing: voxel size along z, y, x, finite and positive, or None if unknown.
+        unit: unit of the spacing, or None if unknown.
+        chunks: size along z, y, x of the pieces that are decoded as one, or None if any part is read as cheaply.
+        affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space in mm, or None if the file has none.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(np.arange(60).reshape(3, 4, 5), spacing=(50, 4, 4), unit="nm")
+        >>> volume.shape, volume.spacing
+        ((3, 4, 5), (50.0, 4.0, 4.0))
+        >>> volume[1, 2:, ::-2].tolist()
+        [[34, 32, 30], [39, 37, 35]]
+    """
+
+    path: str
+    location: Path | None
+    format: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    spacing: tuple[float, float, float] | None
+    unit: Unit | None
+    chunks: tuple[int, int, int] | None
+    affine: NDArray[np.float64] | None = field(repr=False)
+    _open: Callable[[], Source] = field(repr=False)
+    _arrangement: Arrangement = field(repr=False)
+    _sources: list[Source] = field(
+        repr=False
+    )  # the opened source; empty after unpickling, until the first read
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes, 3."""
+        return 3
+
+    @property
+    def size(self) -> int:
+        """The number of voxels."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes that the whole volume takes in memory."""
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Index | tuple[Index, ...]) -> NDArray[Any]:
+        """Read a part.
+
+        Args:
+            key: up to three integers or slices along z, y, x; ``...`` stands for the axes that are not named.
+
+        Returns:
+            A new C-contiguous array of the volume's dtype; an axis indexed by an integer is dropped, as in NumPy.
+
+        Raises:
+            IndexError: an integer is out of range, or there are more indices than axes.
+            TypeError: an index is no integer, slice or ``...``.
+            VolumeError: the file cannot be read.
+        """
+        ranges, view = _resolve(key, self.shape)
+        if all(len(steps) for steps in ranges):
+            block = self._read([slice(steps[0], steps[-1] + 1, steps.step) for steps in ranges])
+        else:
+            block = np.empty([len(steps) for steps in ranges], self.dtype)
+        return np.require(block[view], self.dtype, ["C", "O", "W"])
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Read the whole volume into memory, for ``np.asarray(volume)``."""
+        if copy is False:
+            raise ValueError(f"{self.path}: a volume cannot become an array without a copy")
+        return self[...] if dtype is None else self[...].astype(dtype, copy=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sources": []}
+
+    def _read(self, window: list[slice]) -> NDArray[Any]:
+        """Read slices along z, y, x, none of them empty and all with a positive step."""
+        with reading(self.path, self.format):
+            source = self._source()
+            key = [slice(0, 1)] * len(source.shape)
+            for dimension, index in self._arrangement.fixed.items():
+                key[dimension] = slice(index, index + 1)
+            for dimension, part in zip(self._arrangement.zyx, window, strict=True):
+                key[dimension] = part
+            block = source.read(tuple(key))
+            fixed = tuple(self._arrangement.fixed)
+            first: tuple[Any, ...] = (..., *(0 for _ in fixed))
+            window_block: NDArray[Any] = block.transpose(*self._arrangement.zyx, *fixed)[first]
+        return window_block
+
+    def _source(self) -> Source:
+        """Return the opened source, opening it again where the volume was unpickled."""
+        if not self._sources:
+            source = self._open()
+            zyx = tuple(source.shape[dimension] for dimension in self._arrangement.zyx)
+            if zyx != self.shape or source.dtype.newbyteorder("=") != self.dtype:
+                raise VolumeError(f"{self.path}: has changed since it was opened; open it again")
+            self._sources.append(source)
+        return self._sources[0]
+
+
+def _resolve(
+    key: Index | tuple[Index, ...], shape: tuple[int, int, int]
+) -> tuple[list[range], tuple[int | slice, ...]]:
+    """Split an index into what has to be read and how to look at it.
+
+    Returns:
+        For each axis the rising range of indices to read, and the index into what was read that drops the axes given
+        as integers and reverses those with a negative step.
+    """
+    parts = list(key) if isinstance(key, tuple) else [key]
+    dots = [position for position, part in enumerate(parts) if part is Ellipsis]
+    if len(dots) > 1 or len(parts) - len(dots) > 3:
+        raise IndexError(f"a volume has three axes; too many indices in {key!r}")
+    where = dots[0] if dots else len(parts)
+    parts[where : where + 1] = [slice(None)] * (3 - len(parts) + len(dots))
+    ranges: list[range] = []
+    view: list[int | slice] = []
+    for axis, (part, length) in enumerate(zip(parts, shape, strict=True)):
+        if isinstance(part, slice):
+            steps = range(*part.indices(length))
+            ranges.append(steps if steps.step > 0 else steps[::-1])
+            view.append(slice(None) if steps.step > 0 else slice(None, None, -1))
+        else:
+            ranges.append(_single(part, length, "zyx"[axis]))
+            view.append(0)
+    return ranges, tuple(view)
+
+
+def _single(part: Any, length: int, axis: str) -> range:
+    """Return the range of one integer index."""
+    index = operator.index(part)  # raises TypeError for what is no integer
+    if not -length <= index < length:
+        raise IndexError(f"index {index} is out of range for axis {axis} of length {length}")
+    return range(index % length, index % length + 1)
