@@ -1,0 +1,361 @@
+"""How often the intervals and verdicts of an audit are right: simulated audits whose truth is known.
+
+    python benchmarks/calibration.py                            # the tables, about 5 minutes on one core
+    python benchmarks/calibration.py --results runs.json        # keeps what is finished; start again to go on
+    python benchmarks/calibration.py --docs                     # and puts tables and figure into docs/
+    python benchmarks/calibration.py --quick                    # a first look
+
+In a simulated audit the model part of a pair bias varies from window to window around a known mean as a first-order
+autoregression along z. Windows are visited in the order of an audit, which stops by its rule at its default precision;
+the spread of the windows decides when that is. Intervals and verdicts are those of `evenslice.asymmetry`. The exit
+status is 1 if a required figure is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from itertools import chain, product
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from scipy.signal import lfilter
+
+from evenslice.asymmetry import BIASED_LEVEL, SYMMETRIC_LEVEL, next_look
+from evenslice.intervals import fit_means
+from evenslice.windows import visiting_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from evenslice.intervals import MeanFit
+
+    Floats = NDArray[np.float64]
+
+DOCS = Path(__file__).parents[1] / "docs"
+PRECISION, TOLERANCE = 0.01, 0.05  # the defaults of an audit
+ORDER_SHARED_BY = 100  # simulated audits that visit the windows in one and the same order
+# When the rule stops, and what the half-width of all windows is then in units of the precision.
+STOPS = {
+    "never": 1.5,
+    "in the middle": 1 / 1.3,
+    "early": 1 / 1.8,
+    "at the first look": 1 / 4,
+    "at the end": 10.0,
+}
+REQUIRED_STOPS = ("never", "in the middle", "early")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One kind of simulated audit.
+
+    Attributes:
+        slices: windows along z in each volume.
+        autocorrelation: of what neighbouring slices share.
+        stop: when the stopping rule ends the audit, a key of ``STOPS``.
+        pairs: K, pair biases that vary independently.
+        noise: fraction of a window's variance that is its own, not that of its slice.
+        tiles: windows of each slice, which share its part.
+        volumes: number of volumes.
+        between: standard deviation of the volume means in units of that of the windows.
+        skewed: log-normal windows, of skewness 1.75, instead of normal ones.
+    """
+
+    slices: int
+    autocorrelation: float
+    stop: str = "never"
+    pairs: int = 1
+    noise: float = 0.0
+    tiles: int = 1
+    volumes: int = 1
+    between: float = 0.0
+    skewed: bool = False
+
+    @property
+    def windows(self) -> int:
+        """Number of windows in all volumes."""
+        return self.slices * self.tiles * self.volumes
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the windows with which the rule stops when it should."""
+        inflation = (1 + self.autocorrelation) / (1 - self.autocorrelation)
+        variance = (1 - self.noise) * inflation / (self.slices * self.volumes) + self.noise / self.windows
+        return STOPS[self.stop] * PRECISION / (1.96 * float(np.sqrt(variance)))
+
+
+class Audits(NamedTuple):
+    """What R simulated audits found, less the truth: (R, K), and how many windows (R,) each of them used."""
+
+    error: Floats
+    half_width: Floats
+    symmetric_half: Floats
+    biased_half: Floats
+    used: NDArray[np.int64]
+
+
+def simulate(setting: Setting, audits: int, seed: int = 0) -> Audits:
+    """Run simulated audits to their end."""
+    blocks = [
+        _block(setting, min(ORDER_SHARED_BY, audits - start), np.random.default_rng([seed, start]))
+        for start in range(0, audits, ORDER_SHARED_BY)
+    ]
+    return Audits(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+
+def _block(setting: Setting, audits: int, rng: np.random.Generator) -> Audits:
+    volume, z, tile = _visits(setting, seed=int(rng.integers(2**31)))
+    values = setting.spread * _draw(setting, audits * setting.pairs, rng)[volume, z, tile]
+    shape = (audits, setting.pairs)
+    error, half_width, symmetric_half, biased_half = np.full((4, *shape), np.nan)
+    found = Audits(error, half_width, symmetric_half, biased_half, used=np.zeros(audits, dtype=np.int64))
+    live, look = np.arange(audits), 0
+    while len(live):
+        look = min(next_look(look), setting.windows)
+        columns = values[:look].reshape(look, *shape)[:, live].reshape(look, -1)
+        fit = fit_means(columns, z[:look], volume[:look])
+        half = fit.half_width().reshape(-1, setting.pairs)
+        done = (half < PRECISION).all(axis=1) | (look == setting.windows)
+        ended, last = live[done], _columns(fit, np.repeat(done, setting.pairs))
+        found.error[ended] = last.estimate.reshape(-1, setting.pairs)
+        found.half_width[ended] = half[done]
+        found.symmetric_half[ended] = last.half_width(SYMMETRIC_LEVEL, setting.pairs).reshape(
+            -1, setting.pairs
+        )
+        found.biased_half[ended] = last.half_width(BIASED_LEVEL, setting.pairs).reshape(-1, setting.pairs)
+        found.used[ended] = look
+        live = live[~done]
+    return found
+
+
+def _visits(setting: Setting, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return volume, z and tile of all windows as an audit visits them: each volume in turn."""
+    orders = [visiting_order(setting.slices, setting.tiles, seed=seed + i) for i in range(setting.volumes)]
+    places = [(volume, *place) for turn in zip(*orders, strict=True) for volume, place in enumerate(turn)]
+    volume, z, tile = np.array(places).T
+    return volume, z, tile
+
+
+def _draw(setting: Setting, columns: int, rng: np.random.Generator) -> Floats:
+    """Return (volume, z, tile, column) values with mean 0 and variance 1, less what differs between volumes."""
+    rho = setting.autocorrelation
+    shocks = rng.standard_normal((setting.volumes, setting.slices, 1, columns))
+    shocks[:, 1:] *= np.sqrt(1 - rho**2)
+    effects = lfilter([1], [1, -rho], shocks, axis=1)
+    if setting.skewed:
+        variance = 0.25  # of the logarithm
+        effects = np.exp(effects * np.sqrt(variance) - variance / 2) - 1
+        effects /= np.sqrt(np.exp(variance) - 1)
+    own = rng.standard_normal((setting.volumes, setting.slices, setting.tiles, columns))
+    levels = setting.between * rng.standard_normal((setting.volumes, 1, 1, columns))
+    return np.asarray(levels + np.sqrt(1 - setting.noise) * effects + np.sqrt(setting.noise) * own)
+
+
+def _columns(fit: MeanFit, chosen: NDArray[np.bool_]) -> MeanFit:
+    return replace(
+        fit,
+        estimate=fit.estimate[chosen],
+        scale=fit.scale[:, chosen],
+        weight=fit.weight[:, chosen],
+        between=fit.between[chosen],
+    )
+
+
+def verdicts(audits: Audits, truth: Floats) -> tuple[float, float]:
+    """Return the shares of verdicts "biased" and "symmetric" when the true pair biases are (K,) `truth`.
+
+    A shift of all values shifts the estimates and leaves the widths alone, so one simulation serves every truth.
+    """
+    size = np.abs(audits.error + truth)
+    biased = (size - audits.biased_half > TOLERANCE).any(axis=1)
+    symmetric = (size + audits.symmetric_half <= TOLERANCE).all(axis=1)
+    return float(biased.mean()), float(symmetric.mean())
+
+
+def rates(setting: Setting, audits: int, seed: int) -> dict[str, float]:
+    """Return what the tables show of one setting, the verdicts where they are hardest to get right."""
+    found = simulate(setting, audits, seed)
+    all_at_tolerance = np.full(setting.pairs, TOLERANCE)
+    one_at_tolerance = TOLERANCE * (np.arange(setting.pairs) == 0)
+    return {
+        "coverage": float((np.abs(found.error) <= found.half_width).mean()),
+        "biased": verdicts(found, all_at_tolerance)[0],
+        "symmetric": verdicts(found, one_at_tolerance)[1],
+        "used": float(found.used.mean()),
+    }
+
+
+def required_settings() -> Iterator[Setting]:
+    """Yield the settings whose figures are required."""
+    for pairs, slices, rho, stop in product((1, 3), (100, 300), (0.0, 0.5, 0.8), REQUIRED_STOPS):
+        yield Setting(slices, rho, stop, pairs)
+    for pairs, rho in product((1, 3), (0.0, 0.5, 0.8)):
+        yield Setting(40, rho, pairs=pairs)
+
+
+def further_settings() -> list[tuple[str, Setting]]:
+    """Return settings beyond the requirements by description; they show where the intervals begin to fail."""
+    return [
+        ("autocorrelation 0, stops at the first look", Setting(300, 0.0, "at the first look")),
+        ("autocorrelation 0.8, stops at the first look", Setting(300, 0.8, "at the first look")),
+        ("autocorrelation 0.8, half of the variance independent noise", Setting(300, 0.8, noise=0.5)),
+        ("the same, 100 windows", Setting(100, 0.8, noise=0.5)),
+        ("the same, 40 windows", Setting(40, 0.8, noise=0.5)),
+        ("autocorrelation 0.95", Setting(300, 0.95)),
+        ("the same, 100 windows", Setting(100, 0.95)),
+        ("autocorrelation 0.5, skewed windows", Setting(300, 0.5, skewed=True)),
+        ("the same, 100 windows", Setting(100, 0.5, skewed=True)),
+        ("4 tiles a slice that have nothing in common", Setting(75, 0.0, tiles=4, noise=1.0)),
+        (
+            "4 tiles a slice, 60 % of the variance is the slice's, autocorrelation 0",
+            Setting(75, 0.0, tiles=4, noise=0.4),
+        ),
+        ("the same, autocorrelation 0.8", Setting(75, 0.8, tiles=4, noise=0.4)),
+        ("the same, autocorrelation 0.8, stops early", Setting(75, 0.8, "early", tiles=4, noise=0.4)),
+        ("4 volumes with one mean, autocorrelation 0.5", Setting(75, 0.5, volumes=4)),
+        (
+            "4 volumes whose means differ (half the spread of the windows)",
+            Setting(75, 0.5, volumes=4, between=0.5),
+        ),
+        ("the same, stops early", Setting(75, 0.5, "early", volumes=4, between=0.5)),
+        ("2 volumes whose means differ as much", Setting(150, 0.5, volumes=2, between=0.5)),
+    ]
+
+
+def missed(setting: Setting, found: dict[str, float]) -> bool:
+    """Say whether a required figure is missed."""
+    lowest, highest = (0.90, 1.0) if setting.windows == 40 else (0.93, 0.97)
+    covered = lowest <= found["coverage"] <= highest
+    return not covered or max(found["biased"], found["symmetric"]) > 0.05
+
+
+class Runs:
+    """The rates of settings, kept in a file between runs if there is one."""
+
+    def __init__(self, audits: int, seed: int, path: Path | None) -> None:
+        self.audits, self.seed, self.path = audits, seed, path
+        self.known: dict[str, dict[str, float]] = {}
+        if path is not None and path.exists():
+            self.known = json.loads(path.read_text(encoding="utf-8"))
+
+    def rates(self, setting: Setting) -> dict[str, float]:
+        """Return the rates of a setting, simulated unless they are known."""
+        key = f"{setting}, {self.audits} audits, seed {self.seed}"
+        if key not in self.known:
+            self.known[key] = rates(setting, self.audits, self.seed)
+            if self.path is not None:
+                self.path.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
+        return self.known[key]
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> str:
+    rule = ["---"] * len(header)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in chain([header, rule], rows))
+
+
+def _cells(found: dict[str, float]) -> list[str]:
+    percents = [f"{100 * found[key]:.1f}" for key in ("coverage", "biased", "symmetric")]
+    return [*percents, f"{found['used']:.0f}"]
+
+
+FIGURES = ["covers, %", "wrongly biased, %", "wrongly symmetric, %", "windows used"]
+
+
+def required_table(runs: Runs) -> str:
+    """Return the table of the required settings."""
+    rows = [
+        [str(s.slices), f"{s.autocorrelation:g}", str(s.pairs), s.stop, *_cells(runs.rates(s))]
+        for s in required_settings()
+    ]
+    return _table(["windows", "autocorrelation", "pairs", "stops", *FIGURES], rows)
+
+
+def further_table(runs: Runs) -> str:
+    """Return the table of the further settings; 300 windows and no early stop unless it says so."""
+    rows = [[what, *_cells(runs.rates(setting))] for what, setting in further_settings()]
+    return _table(["setting", *FIGURES], rows)
+
+
+POWER_SPREAD, POWER_AUTOCORRELATION = 0.1, 0.5
+
+
+def power_figure(path: Path, audits: int, seed: int) -> None:
+    """Draw the shares of verdicts against the true pair bias for audits of several lengths."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    truths = np.linspace(0, 0.12, 61)
+    with plt.rc_context({"svg.hashsalt": "evenslice", "svg.fonttype": "none", "font.size": 9}):
+        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3), sharey=True, layout="constrained")
+        for count in (40, 100, 300, 1000):
+            found = _power_audits(count, audits, seed)
+            shares = np.array([verdicts(found, np.array([truth])) for truth in truths])
+            for axis, share in zip(axes, shares.T, strict=True):
+                axis.plot(truths, share, label=f"{count} windows")
+        for axis, verdict in zip(axes, ("biased", "symmetric"), strict=True):
+            axis.axvline(TOLERANCE, color="gray", linewidth=0.8, linestyle="--")
+            axis.set(title=f'verdict "{verdict}"', xlabel="true pair bias", ylim=(-0.02, 1.02))
+        axes[0].set_ylabel("share of audits")
+        axes[1].legend(frameon=False)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def _power_audits(count: int, audits: int, seed: int) -> Audits:
+    """Run audits that use all windows, whose spread is ``POWER_SPREAD``."""
+    setting = Setting(count, POWER_AUTOCORRELATION, "at the end")
+    error, half_width, symmetric_half, biased_half, used = simulate(setting, audits, seed)
+    scale = POWER_SPREAD / setting.spread
+    return Audits(scale * error, scale * half_width, scale * symmetric_half, scale * biased_half, used)
+
+
+def write_docs(tables: dict[str, str], folder: Path = DOCS) -> None:
+    """Put the tables into docs/statistics.md, each between its two markers."""
+    page = folder / "statistics.md"
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
+    page.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description="How often the intervals and verdicts of an audit are right."
+    )
+    parser.add_argument("--audits", type=int, default=4000, help="simulated audits of each setting (4000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--quick", action="store_true", help="200 audits of each setting, too few to judge by"
+    )
+    parser.add_argument("--results", type=Path, help="JSON file that keeps what is finished")
+    parser.add_argument("--docs", action="store_true", help="write the tables and the figure into docs/")
+    options = parser.parse_args()
+    started = time.monotonic()
+    audits = 200 if options.quick else options.audits
+    runs = Runs(audits, options.seed, options.results)
+    tables = {"required": required_table(runs), "further": further_table(runs)}
+    print(f"{audits} simulated audits of each setting, seed {options.seed}", *tables.values(), sep="\n\n")
+    if options.docs:
+        write_docs(tables)
+        power_figure(DOCS / "power.svg", audits, options.seed)
+    misses = [] if options.quick else [s for s in required_settings() if missed(s, runs.rates(s))]
+    for setting in misses:
+        print(f"missed: {setting}")
+    print(f"\n{time.monotonic() - started:.0f} s")
+    return 1 if misses else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
