@@ -1,0 +1,119 @@
+"""Results to one HTML page, to figures and to tables.
+
+    write_report(audits, "report.html")    # one self-contained page; it asks nothing of any network
+    write_figures(audits, "figures")       # every figure of the page, as PNG and SVG
+    write_tables(audits, "tables")         # every figure as a number, every window, and what was run, as CSV
+
+Several audits (before and after, several strategies or methods) stand side by side in the same figures and tables, each
+in one colour throughout. They may have different numbers of slices.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evenslice.errors import ConfigError, needs_extra
+from evenslice.outputs import staged_file, staged_folder
+from evenslice.report.tables import csv_tables
+from evenslice.report.wording import verdict_sentence
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from evenslice.results import Audit
+
+__all__ = ["verdict_sentence", "write_figures", "write_report", "write_tables"]
+
+_FIGURES = tuple(
+    f"{name}.{kind}"
+    for name in ("shares", "biases", "course", "kernels-*", "example-*")
+    for kind in ("png", "svg")
+)
+"""Patterns of everything that ``write_figures`` writes."""
+
+
+def write_report(audits: Sequence[Audit], path: str | os.PathLike[str]) -> Path:
+    """Write the report of some audits as one self-contained HTML file.
+
+    The page needs no network, no other file and, but for the slider through the examples, no JavaScript.
+
+    Args:
+        audits: one audit or more; they keep their order.
+        path: the file to write; a file of that name is replaced.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConfigError: there is no audit.
+        OutputError: the file cannot be written.
+        MissingExtraError: Jinja2 or Matplotlib is not installed.
+    """
+    _need_audits(audits)
+    with needs_extra("report", "writing a report"):
+        from evenslice.report.page import render
+    text = render(audits)
+    with staged_file(path, force=True) as beside:
+        beside.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_figures(audits: Sequence[Audit], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write every figure of the report as ``NAME.png`` (150 dots per inch) and ``NAME.svg``.
+
+    Args:
+        audits: one audit or more.
+        folder: where to write; it is made if need be, and the figures of an earlier report that it holds are replaced.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        ConfigError: there is no audit.
+        OutputError: the files cannot be written.
+        MissingExtraError: Matplotlib is not installed.
+    """
+    _need_audits(audits)
+    with needs_extra("report", "drawing figures"):
+        from evenslice.report.figures import draw
+        from evenslice.report.style import NO_METADATA, settings
+    with settings():
+        drawings = draw(audits)
+        with staged_folder(folder, _FIGURES, force=True) as beside:
+            for drawing in drawings:
+                drawing.figure.savefig(beside / f"{drawing.name}.png", dpi=150, metadata={"Software": None})
+                drawing.figure.savefig(beside / f"{drawing.name}.svg", metadata=NO_METADATA)
+    return [Path(folder) / f"{drawing.name}{suffix}" for drawing in drawings for suffix in (".png", ".svg")]
+
+
+def write_tables(audits: Sequence[Audit], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write ``figures.csv``, ``windows.csv`` and ``run.csv``.
+
+    ``figures.csv`` has a row for every figure of every audit (audit, figure, offset, estimate, low, high),
+    ``windows.csv`` a row for every window, ``run.csv`` a row for every setting and a column for every audit. What does
+    not exist is left empty.
+
+    Args:
+        audits: one audit or more.
+        folder: where to write; it is made if need be, and the tables of an earlier report that it holds are replaced.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        ConfigError: there is no audit.
+        OutputError: the files cannot be written.
+    """
+    _need_audits(audits)
+    tables = csv_tables(audits)
+    with staged_folder(folder, list(tables), force=True) as beside:
+        for name, text in tables.items():
+            (beside / name).write_text(text, encoding="utf-8", newline="")
+    return [Path(folder) / name for name in tables]
+
+
+def _need_audits(audits: Sequence[Audit]) -> None:
+    if not audits:
+        raise ConfigError("the report: got no audit; give one or more")

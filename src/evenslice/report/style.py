@@ -1,0 +1,121 @@
+"""How the figures look, alone in a file and inside the page."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from markupsafe import Markup, escape
+from matplotlib.style import context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.figure import Figure
+
+INK, QUIET, GRID, BAND = "#1b1f24", "#59636e", "#d8dee4", "#e4e9ee"
+"""Text and axes, secondary text and lines, grid lines, the band of the tolerance; on light ground."""
+
+AUDIT_COLOURS: Final = (
+    ("#0072b2", "#4fb3f0"),
+    ("#c24e00", "#ff8a3d"),
+    ("#00815d", "#2fc79a"),
+    ("#b4549a", "#e08cc6"),
+    ("#7a6a00", "#e0cf4a"),
+    ("#5b5bd6", "#a3a3ff"),
+    ("#0f7d93", "#62d0e6"),
+    ("#8a5a3c", "#cf9b78"),
+)
+"""One colour an audit, on light and on dark ground; after Okabe and Ito's palette, safe for the colour-blind."""
+
+MARKERS: Final = "osD^vPX*"
+"""The second thing that tells audits apart, should colour not be enough."""
+
+THEME: Final = {
+    "ink": (INK, "#e6edf3"),
+    "quiet": (QUIET, "#9aa7b4"),
+    "grid": (GRID, "#303840"),
+    "band": (BAND, "#2a323b"),
+    **{f"audit-{index}": colours for index, colours in enumerate(AUDIT_COLOURS)},
+}
+"""Name of the page's colour variable: its colour on light and on dark ground."""
+
+NO_METADATA: Final[dict[str, Any]] = {"Date": None, "Creator": None, "Format": None, "Type": None}
+"""What makes two runs write the same SVG, with nothing in it but the figure."""
+
+SETTINGS: Final[dict[str, Any]] = {
+    "axes.edgecolor": QUIET,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "evenslice",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.color": QUIET,
+    "ytick.labelcolor": INK,
+}
+
+
+def audit_colour(index: int) -> str:
+    """Return the colour of the audit at ``index``, on light ground."""
+    return AUDIT_COLOURS[index % len(AUDIT_COLOURS)][0]
+
+
+def audit_marker(index: int) -> str:
+    """Return the marker of the audit at ``index``; it differs where a colour comes round again."""
+    return MARKERS[(index + index // len(AUDIT_COLOURS)) % len(MARKERS)]
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """Draw and save in the project's style, whatever the user's Matplotlib configuration says."""
+    with context(SETTINGS, after_reset=True), warnings.catch_warnings():
+        # A name in a script that Matplotlib's own font lacks is drawn by the browser's fonts in the page.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
+        yield
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> Markup:
+    """Return a figure as an SVG element that takes its colours and fonts from the page around it.
+
+    Args:
+        figure: what to draw.
+        name: goes before every identifier in the SVG, so that figures on one page cannot clash; an identifier that
+            nothing refers to is left out.
+        description: what the figure shows, for those who do not see it.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # The figure's own style sheet would apply to the whole page; the page has the same rule for figures alone.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", text)
+    for variable, (light, _) in THEME.items():
+        text = text.replace(light, f"var(--{variable})")
+    width, height = figure.get_size_inches() * 72
+    opening = f'<svg role="img" aria-label="{escape(description)}" viewBox="0 0 {width:g} {height:g}"'
+    text = re.sub(
+        r"<svg .*?>", f'{opening} xmlns:xlink="http://www.w3.org/1999/xlink">', text, count=1, flags=re.DOTALL
+    )
+    return Markup(text)  # noqa: S704 - Matplotlib escapes what it is given to write, and the description is escaped here
