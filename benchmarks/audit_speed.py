@@ -1,0 +1,134 @@
+"""How close an audit runs to the bare cost of the network's own passes, and to Captum as its documentation uses it.
+
+All figures are ratios of times taken in turn within one run, on the demonstration's network:
+
+    python benchmarks/audit_speed.py [--volume PATH] [--windows 96] [--rounds 5]
+
+The volume is by default the MNI152 template with noise of 1 % of its range, as a scan has it: the template's background
+is exactly constant, on which bfloat16 is not exact enough, so that an audit falls back to float32 (--no-noise shows it).
+
+- bare: forward pass and gradient of each window and of its mirror, weights frozen, channels-last, float32; the
+  windows lie in memory already.
+- captum: `captum.attr.Saliency` on the network as it was built, with a wrapper that sums the logits of the predicted
+  class, as Captum's tutorial on segmentation does; the same windows and mirrors.
+- audit: `evenslice.audit`, everything included: opening, scaling, reading, attribution, statistics, stopping.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from captum.attr import Saliency
+from torch.nn.utils import convert_conv2d_weight_memory_format
+from evenslice.checkpoints import load_network
+
+import evenslice
+from evenslice.demo import SPEC, mni152
+from evenslice.windows import WindowGrid, fit_scaling, fit_tile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+BATCH = 4
+
+
+def open_template(noise: float) -> evenslice.Volume:
+    """Return the MNI152 template with Gaussian noise whose deviation is this part of its range."""
+    voxels = mni152()[:].astype(np.float32)
+    voxels += np.random.default_rng(0).normal(0, noise * voxels.max(), voxels.shape)
+    return evenslice.open_volume(voxels)
+
+
+def read_windows(volume: evenslice.Volume, count: int, mean: float, std: float) -> Tensor:
+    """Read the windows that an audit visits first, scaled as the network wants them: (count, 3, y, x)."""
+    grid = WindowGrid(volume, fit_scaling(volume), 3, fit_tile((volume.shape[1], volume.shape[2])))
+    windows = np.stack([grid.read(*place) for place, _ in zip(grid.visits(), range(count), strict=False)])
+    return (torch.from_numpy(windows) - mean) / std
+
+
+def predicted(output: Tensor) -> Tensor:
+    """Sum each window's logits of the class predicted at each pixel: (batch,)."""
+    return output.gather(1, output.argmax(1, keepdim=True)).sum(dim=(1, 2, 3))
+
+
+def bare(network: nn.Module, windows: Tensor) -> None:
+    """Run forward pass and gradient of every window and mirror, and nothing else."""
+    for batch in torch.split(windows, BATCH):
+        for given in (batch, batch.flip(1)):
+            pixels = given.contiguous(memory_format=torch.channels_last).requires_grad_()
+            torch.autograd.grad(predicted(network(pixels)).sum(), pixels)
+
+
+def captum(network: nn.Module, windows: Tensor) -> NDArray[np.float64]:
+    """Attribute every window and mirror with Captum and return the mean shares."""
+    saliency = Saliency(lambda pixels: predicted(network(pixels)))
+    rows = []
+    for batch in torch.split(windows, BATCH):
+        for given in (batch, batch.flip(1)):
+            total = saliency.attribute(given.requires_grad_()).sum(dim=(2, 3))
+            rows.append((total / total.sum(1, keepdim=True)).detach().numpy())
+    mean: NDArray[np.float64] = np.concatenate(rows).mean(0)
+    return mean
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--windows", type=int, default=96)
+    parser.add_argument("--volume", help="a volume of your own")
+    parser.add_argument("--no-noise", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+
+    model, record, _ = load_network(SPEC, "imagenet", slices=3, strategy="pretrained")
+    noise = 0.0 if options.no_noise else 0.01
+    volume = evenslice.open_volume(options.volume) if options.volume else open_template(noise)
+    windows = read_windows(volume, options.windows, record.mean, record.std)
+    as_built = copy.deepcopy(model).eval()
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    convert_conv2d_weight_memory_format(frozen, torch.channels_last)
+
+    def audit(dtype: str) -> evenslice.Audit:
+        return evenslice.audit(
+            model, volume, dtype=dtype, batch=BATCH, precision=1e-9, max_windows=options.windows
+        )
+
+    shares = captum(as_built, windows)
+    default = audit("auto")
+    bare(frozen, windows)  # the first passes of a process are slower
+    ratios: dict[str, list[float]] = {"float32 audit / bare": [], "captum / default audit": []}
+    for _ in range(options.rounds):
+        ratios["float32 audit / bare"].append(
+            seconds(lambda: audit("float32")) / seconds(lambda: bare(frozen, windows))
+        )
+        ratios["captum / default audit"].append(
+            seconds(lambda: captum(as_built, windows)) / seconds(lambda: audit("auto"))
+        )
+    for name, values in ratios.items():
+        print(f"{name}: median {statistics.median(values):.2f} (from {min(values):.2f} to {max(values):.2f})")
+    difference = np.abs(shares - [share.estimate for share in default.shares]).max()
+    print(
+        f"largest difference of a mean share, default precision ({default.run['dtype']}) to captum: {difference:.5f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

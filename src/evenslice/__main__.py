@@ -1,0 +1,5 @@
+"""Lets ``python -m evenslice`` do what ``evenslice`` does."""
+
+from evenslice.cli import main
+
+main()

@@ -1,0 +1,313 @@
+"""The command line: one function a command, no logic. Exit status 2 and one line of text for a user's mistake."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evenslice.errors import EvensliceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+    from evenslice.results import Audit
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="evenslice",
+    help="Find and remove the colour bias that RGB-pretrained networks carry into stacks of grayscale slices.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MODEL_HELP = "The network: smp:Unet/resnet34, timm:NAME, torchvision:NAME, or package.module:function."
+WEIGHTS_HELP = "Its weights: imagenet, none (random) or a file (.safetensors, .pt, .pth, .ckpt)."
+STRATEGY_HELP = (
+    "How colour kernels become slice kernels: pretrained (the network as it is built), uniform, center, profile, "
+    "mirror, shuffle, equalize, reinit, random."
+)
+
+Model = Annotated[str, typer.Option("--model", metavar="SPEC", help=MODEL_HELP)]
+Weights = Annotated[str, typer.Option("--weights", metavar="W", help=WEIGHTS_HELP)]
+Slices = Annotated[
+    int | None, typer.Option("--slices", metavar="N", help="Slices in a window, odd. [default: 3]")
+]
+Classes = Annotated[
+    int | None, typer.Option("--classes", help="Output classes. [default: as in the weights, else 2]")
+]
+Tie = Annotated[str | None, typer.Option("--tie", help="Keep the symmetry for ever: mirror or uniform.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a result that is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Axes = Annotated[
+    str | None, typer.Option("--axes", help="Names of the file's axes as stored, such as xyz or tzyx.")
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option("--select", metavar="AXIS=INDEX", help="Pick one entry of an axis, such as t=0."),
+]
+Level = Annotated[int, typer.Option("--level", help="Resolution level of a multiscale volume, 0 the finest.")]
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    # `main` takes --debug from anywhere on the command line before Typer reads it; it stands here to be documented.
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")] = Path(
+        "evenslice-demo"
+    ),
+    seed: Seed = 0,
+    force: Force = False,
+    json: AsJson = False,
+) -> None:
+    """Audit a pretrained U-Net on real MRI before and after it was made fair, offline."""
+    from evenslice.compare import AUDITS, RENDERED, write_results
+    from evenslice.demo import run_demo
+    from evenslice.outputs import staged_folder
+
+    with staged_folder(out, AUDITS + RENDERED, force=force) as folder:
+        audits = list(run_demo(seed=seed, command=_command()))
+        write_results(audits, folder)
+    _show_audits(audits, out, json=json)
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A volume.")],
+    axes: Axes = None,
+    select: Select = None,
+    level: Level = 0,
+    json: AsJson = False,
+) -> None:
+    """Describe a volume: format, shape, spacing, size, intensities, classes."""
+    from dataclasses import asdict
+
+    from evenslice.console import info_table
+    from evenslice.volumes import describe, open_volume
+
+    described = describe(open_volume(path, axes=axes, select=_parse_select(select), level=level))
+    _show_json(asdict(described)) if json else _show(info_table(described))
+
+
+@app.command()
+def audit(
+    model: Model,
+    weights: Weights,
+    volume: Annotated[
+        list[str], typer.Option("--volume", metavar="PATH", help="A volume; several may be given.")
+    ],
+    slices: Slices = None,
+    strategy: Annotated[list[str] | None, typer.Option("--strategy", metavar="S", help=STRATEGY_HELP)] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", metavar="M", help="Of attribution; several may be given. [default: gradient]"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for results and report.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Largest pair bias that is still symmetric.")
+    ] = 0.05,
+    precision: Annotated[
+        float, typer.Option("--precision", help="Half-width of the intervals to stop at.")
+    ] = 0.01,
+    fail_on_bias: Annotated[
+        bool, typer.Option("--fail-on-bias", help="Exit with status 1 if biased.")
+    ] = False,
+    target: Annotated[
+        str, typer.Option("--target", help="Explain: predicted, labels, sum or a class.")
+    ] = "predicted",
+    labels: Annotated[
+        list[str] | None, typer.Option("--labels", metavar="PATH", help="Class map of each volume.")
+    ] = None,
+    classes: Classes = None,
+    tie: Tie = None,
+    step: Annotated[int, typer.Option("--step", help="Distance between the slices of a window.")] = 1,
+    tile: Annotated[
+        tuple[int, int] | None, typer.Option("--tile", metavar="Y X", help="Size of the tiles.")
+    ] = None,
+    intensity: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            "--intensity", metavar="LOW HIGH", help="Voxel values to scale to 0 and 1. [default: percentiles]"
+        ),
+    ] = None,
+    fill: Annotated[
+        float | None, typer.Option("--fill", help="Voxel value that replaces NaN and infinity.")
+    ] = None,
+    axes: Axes = None,
+    select: Select = None,
+    level: Level = 0,
+    max_windows: Annotated[
+        int | None, typer.Option("--max-windows", help="Stop after so many windows.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Windows in one pass.")] = 4,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, bfloat16 or float32.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    seed: Seed = 0,
+    force: Force = False,
+    json: AsJson = False,
+) -> None:
+    """Measure how unequally a network treats the slices of its windows, with honest statistics."""
+    from evenslice.attribution import parse_target
+    from evenslice.compare import AUDITS, RENDERED, audit_strategies, write_results
+    from evenslice.outputs import staged_folder
+    from evenslice.volumes import open_volume
+
+    selected = _parse_select(select)
+    with nullcontext() if out is None else staged_folder(out, AUDITS + RENDERED, force=force) as folder:
+        audits = audit_strategies(
+            model,
+            weights,
+            [open_volume(path, axes=axes, select=selected, level=level) for path in volume],
+            strategies=strategy or ["pretrained"],
+            methods=method or ["gradient"],
+            network={"slices": slices, "tie": tie, "classes": classes, "seed": seed},
+            command=_command(),
+            labels=labels,
+            target=parse_target(target),
+            tolerance=tolerance,
+            precision=precision,
+            step=step,
+            tile=tile,
+            intensity=intensity,
+            fill=fill,
+            max_windows=max_windows,
+            batch=batch,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+        )
+        if folder is not None:
+            write_results(audits, folder)
+    _show_audits(audits, out, json=json)
+    if fail_on_bias and any(audit.verdict == "biased" for audit in audits):
+        raise typer.Exit(1)
+
+
+@app.command()
+def neutralize(
+    model: Model,
+    weights: Weights,
+    out: Annotated[Path, typer.Option("--out", metavar="OUT.safetensors", help="File for the fair network.")],
+    slices: Slices = None,
+    strategy: Annotated[str, typer.Option("--strategy", metavar="S", help=STRATEGY_HELP)] = "uniform",
+    tie: Tie = None,
+    classes: Classes = None,
+    seed: Seed = 0,
+    force: Force = False,
+    json: AsJson = False,
+) -> None:
+    """Rewrite the first layer of a pretrained network so that it favours no slice, and keep the rest."""
+    from evenslice.checkpoints import neutralize_file
+    from evenslice.console import record_table
+
+    record = neutralize_file(
+        model,
+        weights,
+        out,
+        slices=slices,
+        strategy=strategy,
+        tie=tie,
+        classes=classes,
+        seed=seed,
+        force=force,
+    )
+    _show_json(record.to_dict()) if json else _show(record_table(record, out))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that holds audits.")],
+    json: AsJson = False,
+) -> None:
+    """Write the report of all audits in a folder, and in the folders right below it, anew."""
+    from evenslice.compare import RENDERED, write_rendered
+    from evenslice.outputs import staged_folder
+    from evenslice.results import load_audits
+
+    audits = load_audits(folder)
+    with staged_folder(folder, RENDERED, force=True) as staged:
+        write_rendered(audits, staged)
+    _show_audits(audits, folder, json=json)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 bias found, 2 the user's input is at fault, 130 interrupted."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        status = app(args=arguments, prog_name="evenslice", standalone_mode=False)
+    except (EvensliceError, typer.TyperException) as error:
+        if debug:
+            raise
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        typer.echo(f"error: {' '.join(text.split())}", err=True)
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # nobody reads on; close without a complaint
+        status = 1
+    if status == 130:
+        typer.echo("interrupted", err=True)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _command() -> str:
+    return shlex.join(["evenslice", *sys.argv[1:]])
+
+
+def _parse_select(texts: Sequence[str] | None) -> dict[str, int]:
+    """Read AXIS=INDEX options."""
+    selected = {}
+    for text in texts or ():
+        axis, _, index = text.partition("=")
+        if not axis or not index.isdecimal():
+            raise typer.BadParameter(f"--select {text}: an axis and a whole number are needed, such as t=0")
+        selected[axis] = int(index)
+    return selected
+
+
+def _show(item: RenderableType) -> None:
+    from rich.console import Console
+
+    Console().print(item)
+
+
+def _show_json(value: object) -> None:
+    from evenslice.outputs import json_text
+
+    typer.echo(json_text(value), nl=False)
+
+
+def _show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> None:
+    from evenslice.console import audit_table
+
+    if json:
+        documents = [audit.to_dict() for audit in audits]
+        _show_json(documents[0] if len(documents) == 1 else documents)
+        return
+    _show(audit_table(audits))
+    if out is not None:
+        _show(f"report: {out / 'report.html'}")

@@ -1,0 +1,117 @@
+"""What the commands print: tables for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from evenslice.neutralizing import Record
+    from evenslice.results import Audit
+    from evenslice.volumes import VolumeInfo
+
+__all__ = ["audit_table", "info_table", "record_table", "run_table"]
+
+VERDICT_STYLES = {"symmetric": "green", "biased": "red", "inconclusive": "yellow", "not applicable": "dim"}
+
+
+def audit_table(audits: Sequence[Audit]) -> Table:
+    """Return one row for each audit: verdict, share of each slice, biases, what they do to the output.
+
+    It fits 80 columns at N = 3; biases stand with the half-width of their 95 % interval.
+    """
+    table = Table(title="slice bias", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("network")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("shares")
+    for title in ("pair bias", "D_m", "mirror\nerror"):
+        table.add_column(title, no_wrap=True)
+    for audit in audits:
+        table.add_row(
+            escape(audit.name),
+            f"[{VERDICT_STYLES[audit.verdict]}]{audit.verdict}[/]",
+            " ".join(_short(share.estimate) for share in audit.shares),
+            "\n".join(f"{pair.estimate:+.3f} ± {_short((pair.high - pair.low) / 2)}" for pair in audit.pairs)
+            or "none",
+            f"{audit.directional_bias.estimate:+.3f}",
+            f"{audit.statistics.mirror_error.estimate:.1g}",
+        )
+    return table
+
+
+def info_table(info: VolumeInfo) -> Table:
+    """Return a volume's figures, one a row."""
+    table = _facts(info.path)
+    table.add_row("format", info.format)
+    table.add_row("shape", f"{_by_axis(info.shape)} voxels (z, y, x)")
+    table.add_row("type", info.dtype)
+    spacing = (
+        "not stated" if info.spacing is None else f"{_by_axis(info.spacing)} {info.unit or ''} (z, y, x)"
+    )
+    table.add_row("spacing", spacing)
+    table.add_row("read in chunks of", "not stated" if info.chunks is None else _by_axis(info.chunks))
+    table.add_row("size on disk", "in memory" if info.bytes_on_disk is None else decimal(info.bytes_on_disk))
+    table.add_row("size in memory", decimal(info.bytes_in_memory))
+    table.add_row("intensities", f"{info.minimum:g} to {info.maximum:g} in a sample of {info.sampled} voxels")
+    table.add_row(
+        "percentiles", ", ".join(f"{percent:g} %: {value:g}" for percent, value in info.percentiles)
+    )
+    if info.nonfinite:
+        table.add_row("NaN or infinite", f"{info.nonfinite} voxels of the sample")
+    if info.classes is not None:
+        table.add_row("classes", ", ".join(f"{value}: {share:.2%}" for value, share in info.classes))
+    return table
+
+
+def record_table(record: Record, out: Path) -> Table:
+    """Return what was done to a network, one fact a row."""
+    table = _facts(str(out))
+    table.add_row("strategy", record.strategy + (f", tied: {record.tie}" if record.tie else ""))
+    table.add_row("slices", str(record.slices))
+    table.add_row("stems rewritten", ", ".join(record.stems))
+    table.add_row("scale every slice by", f"(slice - {record.mean:g}) / {record.std:g}")
+    table.add_row("mirror error", f"{record.mirror_error:.2g}")
+    table.add_row("permutation error", f"{record.permutation_error:.2g}")
+    table.add_row("gray error", f"{record.gray_error:.2g}")
+    return table
+
+
+def run_table(result: Mapping[str, Any], out: Path) -> Table:
+    """Return what a training run came to, one fact a row; the result is that of ``RunFolder``."""
+    table = _facts(str(out))
+    table.add_row("steps", f"{result['steps']} in {result['seconds']:.0f} s")
+    if result["validation"] is not None:
+        found = result["validation"]
+        table.add_row("best validation", f"Dice {found['dice']:.3f} at step {found['step']}")
+    for name, title in (("dice", "Dice"), ("iou", "IoU")):
+        if result[name] is not None:
+            per_class = ", ".join("none" if value is None else f"{value:.3f}" for value in result[name]["per_class"])
+            mean = result[name]["mean"]
+            table.add_row(f"test {title}", f"{'none' if mean is None else f'{mean:.3f}'} (classes: {per_class})")
+    if result["bias"] is not None:
+        table.add_row("directional bias D_m", f"{result['bias']['directional_bias']:+.3f}")
+    table.add_row("network", str(out / "network.safetensors"))
+    return table
+
+
+def _short(value: float) -> str:
+    """Write a number between 0 and 1 without its zero."""
+    return f"{value:.3f}".removeprefix("0")
+
+
+def _facts(title: str) -> Table:
+    table = Table(title=escape(title), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    return table
+
+
+def _by_axis(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)

@@ -1,0 +1,34 @@
+import subprocess
+import sys
+
+import pytest
+
+import evenslice
+
+
+def test_public_names_are_sorted_and_there():
+    assert evenslice.__all__ == sorted(evenslice.__all__)
+    for name in evenslice.__all__:
+        assert getattr(evenslice, name).__name__ == name
+
+
+def test_functions_are_not_hidden_by_modules_of_the_same_name():
+    import evenslice.neutralizing
+
+    import evenslice.auditing  # importing a submodule sets an attribute on the package
+
+    assert callable(evenslice.audit)
+    assert callable(evenslice.neutralize)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'colour'"):
+        _ = evenslice.colour
+
+
+@pytest.mark.parametrize("statement", ["import evenslice", "import evenslice.cli", "import evenslice.errors"])
+def test_import_brings_nothing_heavy(statement):
+    heavy = ["torch", "numpy", "scipy", "matplotlib", "timm", "zarr"]
+    code = f"import sys; {statement}; print(*[m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
