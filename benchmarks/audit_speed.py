@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from captum.attr import Saliency
 from torch.nn.utils import convert_conv2d_weight_memory_format
-from evenslice.checkpoints import load_network
 
 import evenslice
+from evenslice.checkpoints import load_network
 from evenslice.demo import SPEC, mni152
 from evenslice.windows import WindowGrid, fit_scaling, fit_tile
 

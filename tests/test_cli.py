@@ -43,7 +43,7 @@ def nothing():
 def folder(tmp_path_factory):
     """A folder with a network to import and a few volumes, good and bad."""
     folder = tmp_path_factory.mktemp("cli")
-    (folder / "planted.py").write_text(NETWORKS)
+    (folder / "my_networks.py").write_text(NETWORKS)
     rng = np.random.default_rng(0)
     good = rng.integers(0, 255, (30, 48, 40), dtype=np.uint8)
     tifffile.imwrite(
@@ -68,9 +68,9 @@ def folder(tmp_path_factory):
     torch.save(dict.fromkeys(["other.weight"], torch.zeros(2)), folder / "other.pt")
     torch.save(torch.nn.Conv2d(3, 2, 1), folder / "pickled.pt")
     sys.path.insert(0, str(folder))
-    import planted
+    import my_networks
 
-    torch.save(planted.unequal().state_dict(), folder / "weights.pt")
+    torch.save(my_networks.unequal().state_dict(), folder / "weights.pt")
     sys.path.remove(str(folder))
     return folder
 
@@ -97,7 +97,7 @@ def run_process(folder, *arguments, **options):
     )
 
 
-AUDIT = ["audit", "--model", "planted:unequal", "--weights", "weights.pt", "--max-windows", "40"]
+AUDIT = ["audit", "--model", "my_networks:unequal", "--weights", "weights.pt", "--max-windows", "40"]
 
 
 def test_audit_writes_its_results_and_prints_a_table(folder, tmp_path):
@@ -110,7 +110,7 @@ def test_audit_writes_its_results_and_prints_a_table(folder, tmp_path):
     document = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert document["verdict"] == "biased"
     assert document["strategy"] == "pretrained"
-    assert document["command"].startswith("evenslice audit --model planted:unequal")
+    assert document["command"].startswith("evenslice audit --model my_networks:unequal")
     assert document["volumes"][0]["spacing"] == [50, 4, 4]
     assert document["volumes"][0]["fingerprint"].startswith("sha256:")
 
@@ -161,7 +161,7 @@ def test_neutralize_writes_weights_that_an_audit_finds_fair(run, tmp_path):
     code, out, _ = run(
         "neutralize",
         "--model",
-        "planted:unequal",
+        "my_networks:unequal",
         "--weights",
         "weights.pt",
         "--out",
@@ -175,7 +175,7 @@ def test_neutralize_writes_weights_that_an_audit_finds_fair(run, tmp_path):
     assert record["slices"] == 5
     assert record["permutation_error"] < 1e-5
     code, out, _ = run(
-        "audit", "--model", "planted:unequal", "--weights", fair, "--volume", "good.tif", "--json"
+        "audit", "--model", "my_networks:unequal", "--weights", fair, "--volume", "good.tif", "--json"
     )
     assert code == 0, out
     document = json.loads(out)
@@ -207,8 +207,8 @@ BAD = [
     (["--volume", "good.tif", "--strategy", "unifrom"], r"did you mean 'uniform'"),
     (["--volume", "good.tif", "--method", "gradeint"], r"did you mean 'gradient'"),
     (["--volume", "good.tif", "--tie", "miror"], r"did you mean 'mirror'"),
-    (["--volume", "good.tif", "--model", "planted:unequl"], r"did you mean 'unequal'"),
-    (["--volume", "good.tif", "--model", "planted:nothing"], r"nothing"),
+    (["--volume", "good.tif", "--model", "my_networks:unequl"], r"did you mean 'unequal'"),
+    (["--volume", "good.tif", "--model", "my_networks:nothing"], r"nothing"),
     (["--volume", "good.tif", "--model", "smpp:Unet/resnet18"], r"did you mean 'smp'"),
     (["--volume", "good.tif", "--model", "smp:Unett/resnet18"], r"did you mean 'Unet'"),
     (["--volume", "good.tif", "--model", "timm:resnet188"], r"did you mean 'resnet18'"),
@@ -268,7 +268,7 @@ def test_ctrl_c_stops_cleanly(folder, tmp_path):
     arguments = [
         "audit",
         "--model",
-        "planted:slow",
+        "my_networks:slow",
         "--weights",
         "none",
         "--volume",

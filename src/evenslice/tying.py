@@ -143,7 +143,8 @@ def _make_picklable(layer: nn.Module) -> None:
     """
     cls: Any = type(layer)
     cls.__reduce_ex__ = _reduce
-    if "__deepcopy__" in vars(cls):  # copies would share the made-up class, and untying one would break the others
+    # With torch's own, copies would share the made-up class, and untying one would break the others.
+    if "__deepcopy__" in vars(cls):
         del cls.__deepcopy__
 
 
