@@ -7,6 +7,8 @@ from torch import nn
 
 import evenslice
 from evenslice.errors import ConfigError, ModelError, VolumeError
+from evenslice.inference import choose_dtype
+from evenslice.windows import Scaling
 
 
 class Linear(nn.Module):
@@ -151,6 +153,30 @@ def test_a_step_between_slices(texture):
     assert found.verdict == "biased"
 
 
+@pytest.mark.skipif(
+    choose_dtype("auto", torch.device("cpu")) == torch.float32, reason="no bfloat16 on this machine"
+)
+def test_bfloat16_is_used_only_where_it_gives_the_same_shares(texture):
+    class Threshold(nn.Module):
+        """Slice 0 counts above 0.4985; bfloat16 rounds the weight to 1 and the threshold to 0.5."""
+
+        def __init__(self):
+            super().__init__()
+            self.read = nn.Conv2d(3, 3, 1)
+            with torch.no_grad():
+                self.read.weight.copy_(torch.diag(torch.tensor([1.003, 1, 1]))[..., None, None])
+                self.read.bias.copy_(torch.tensor([-0.5, 0, 0]))
+
+        def forward(self, windows):
+            logit = torch.relu(self.read(windows)).sum(1, keepdim=True)
+            return torch.cat([logit, -logit], dim=1)
+
+    background = evenslice.audit(Threshold(), np.full((48, 40, 40), 0.5), intensity=(0, 1), device="cpu")
+    assert background.run["dtype"] == "float32"
+    np.testing.assert_allclose([s.estimate for s in background.shares], [1 / 3] * 3, atol=0.01)
+    assert evenslice.audit(Threshold(), texture, intensity=(0, 1), device="cpu").run["dtype"] == "bfloat16"
+
+
 def test_bfloat16_agrees_with_float32(texture):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
@@ -176,6 +202,7 @@ def test_bfloat16_agrees_with_float32(texture):
         ({"device": "toaster"}, ConfigError, "device 'toaster' is not available"),
         ({"labels": np.zeros((48, 40, 39), np.uint8)}, VolumeError, "labels of shape"),
         ({"labels": np.zeros((48, 40, 40))}, VolumeError, "labels of type float64"),
+        ({"scalings": [Scaling(0, 1)], "fill": 0}, ConfigError, "no effect beside scalings"),
         ({"labels": []}, ConfigError, "no volume was given"),
         ({"target": "labels"}, ConfigError, "--labels"),
     ],

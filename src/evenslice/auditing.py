@@ -97,7 +97,7 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
         labels: class maps of the volumes' shapes, for the target "labels".
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that stands in for NaN and infinity.
-        scalings: that of each volume, where it is known from training; it stands for intensity and fill.
+        scalings: that of each volume, where it is known from training, instead of intensity and fill.
         tile: size (y, x) of the in-plane tile; by default up to 256, or the size the network insists on.
         tolerance: the largest absolute pair bias that still counts as symmetric, 0..1.
         precision: stop when the half-widths of the 95 % intervals of all pair biases are below this.
@@ -128,6 +128,8 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
     slices = slices or (record.slices if record else 3)
     volumes = _open_all(volume)
     tile = tile or _choose_tile(model, volumes)
+    if scalings is not None and (intensity is not None or fill is not None):
+        raise ConfigError("intensity and fill have no effect beside scalings; give one or the other")
     if scalings is None:
         scalings = [fit_scaling(item, intensity=intensity, fill=fill, seed=seed) for item in volumes]
     grids = [
@@ -276,14 +278,19 @@ def _keep_exact_enough(network: ReadyNetwork, batch: _Batch, explain: Callable[.
     It does on windows with large constant areas: there every rounding error of a layer is the same at all pixels, and
     does not average out.
     """
-    if network.dtype == torch.float32:
+    fast = network.dtype
+    if fast == torch.float32:
         return
-    dtype, shares = network.dtype, []
-    for network.dtype in (dtype, torch.float32):
-        attribution = explain(network, batch.windows, labels=batch.labels).attribution
-        shares.append(attribution.sum(dim=(2, 3)) / attribution.sum(dim=(1, 2, 3)).unsqueeze(1))
-    if float((shares[0] - shares[1]).mean(0).abs().max()) <= SHARE_TOLERANCE:
-        network.dtype = dtype
+    approximate = _mean_shares(explain(network, batch.windows, labels=batch.labels))
+    network.dtype = torch.float32
+    exact = _mean_shares(explain(network, batch.windows, labels=batch.labels))
+    if float((approximate - exact).abs().max()) <= SHARE_TOLERANCE:
+        network.dtype = fast
+
+
+def _mean_shares(found: Attributed) -> Tensor:
+    sums = found.attribution.sum(dim=(2, 3))
+    return (sums / sums.sum(1, keepdim=True)).mean(0)
 
 
 def _collect(
