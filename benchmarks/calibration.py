@@ -1,6 +1,6 @@
 """How often the intervals and verdicts of an audit are right: simulated audits whose truth is known.
 
-    python benchmarks/calibration.py                            # the tables, about 5 minutes on one core
+    python benchmarks/calibration.py                            # the tables, five to six minutes on an idle core
     python benchmarks/calibration.py --results runs.json        # keeps what is finished; start again to go on
     python benchmarks/calibration.py --docs                     # and puts tables and figure into docs/
     python benchmarks/calibration.py --quick                    # a first look
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from scipy.signal import lfilter
@@ -102,9 +103,10 @@ class Audits(NamedTuple):
 
 
 def simulate(setting: Setting, audits: int, seed: int = 0) -> Audits:
-    """Run simulated audits to their end."""
+    """Run simulated audits to their end; every setting draws its own random numbers."""
+    key = [seed, crc32(str(setting).encode())]
     blocks = [
-        _block(setting, min(ORDER_SHARED_BY, audits - start), np.random.default_rng([seed, start]))
+        _block(setting, min(ORDER_SHARED_BY, audits - start), np.random.default_rng([*key, start]))
         for start in range(0, audits, ORDER_SHARED_BY)
     ]
     return Audits(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))

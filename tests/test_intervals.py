@@ -1,8 +1,4 @@
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +8,6 @@ from scipy import stats
 
 from evenslice import intervals
 from evenslice.intervals import MeanFit, fit_means, mean_interval
-
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "calibration.py"
 
 
 def half_width(interval):
@@ -159,16 +153,3 @@ def test_more_confidence_is_wider():
     widths = [fit.half_width(0.9), fit.half_width(0.95), fit.half_width(0.95, comparisons=3)]
     assert (np.diff(widths, axis=0) > 0).all()
     np.testing.assert_allclose(widths[2], fit.half_width(1 - 0.05 / 3))
-
-
-@pytest.mark.slow
-def test_a_short_calibration(tmp_path):
-    results = tmp_path / "runs.json"
-    command = [sys.executable, str(BENCHMARK), "--quick", "--results", str(results)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "windows used" in finished.stdout
-    rates = json.loads(results.read_text(encoding="utf-8"))
-    required = [found for key, found in rates.items() if "noise=0.0" in key and "volumes=1" in key]
-    assert np.mean([found["coverage"] for found in required]) == pytest.approx(0.95, abs=0.02)
-    assert max(found["biased"] for found in required) < 0.1
-    assert max(found["symmetric"] for found in required) < 0.1

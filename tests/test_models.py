@@ -309,7 +309,7 @@ def test_function_of_the_current_directory(user_module, tmp_path):
     [
         ("mine.networks:wrong", "none", {}, "returned str, not a torch.nn.Module"),
         ("mine.networks:broken", "none", {}, r"cannot be built \(OSError: out of\)$"),
-        ("mine.networks:gone", "none", {}, "no attribute 'gone'"),
+        ("mine.networks:gone", "none", {}, "has no 'gone'"),
         ("mine.network:plain", "none", {}, "'mine.network' is neither a library nor a module"),
         ("mine.networks:plain", "imagenet", {}, "give a file, or none"),
         ("mine.networks:plain", "none", {"classes": 3}, "sets its own classes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,14 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from evenslice.neutralizing import Record
     from evenslice.results import Audit
     from evenslice.volumes import VolumeInfo
 
-__all__ = ["audit_table", "info_table", "record_table", "run_table"]
+__all__ = ["audit_table", "info_table", "record_table", "run_line", "run_table", "study_tables"]
 
 VERDICT_STYLES = {"symmetric": "green", "biased": "red", "inconclusive": "yellow", "not applicable": "dim"}
 
@@ -92,13 +93,80 @@ def run_table(result: Mapping[str, Any], out: Path) -> Table:
         table.add_row("best validation", f"Dice {found['dice']:.3f} at step {found['step']}")
     for name, title in (("dice", "Dice"), ("iou", "IoU")):
         if result[name] is not None:
-            per_class = ", ".join("none" if value is None else f"{value:.3f}" for value in result[name]["per_class"])
+            per_class = ", ".join(
+                "none" if value is None else f"{value:.3f}" for value in result[name]["per_class"]
+            )
             mean = result[name]["mean"]
-            table.add_row(f"test {title}", f"{'none' if mean is None else f'{mean:.3f}'} (classes: {per_class})")
+            table.add_row(
+                f"test {title}", f"{'none' if mean is None else f'{mean:.3f}'} (classes: {per_class})"
+            )
     if result["bias"] is not None:
         table.add_row("directional bias D_m", f"{result['bias']['directional_bias']:+.3f}")
     table.add_row("network", str(out / "network.safetensors"))
     return table
+
+
+def run_line(record: Mapping[str, Any], count: int, total: int) -> str:
+    """Say in one line what a run of a study came to; the record is that of ``studying.perform``."""
+    place = f"{count}/{total} {record['dataset']}, {record['architecture']}, {record['arm']}, seed {record['seed']}"
+    if record["status"] == "failed":
+        return f"{place}: failed: {record['error']}"
+    figures = " ".join(
+        f"{title} {record[name]:{form}}"
+        for name, title, form in (("dice", "Dice", ".3f"), ("directional_bias", "D_m", "+.4f"))
+        if record[name] is not None
+    )
+    return f"{place}: {figures} in {record['seconds']:.0f} s"
+
+
+def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield a table of the arms for each data set and architecture; the summary is that of ``studying.study``.
+
+    "no worse" says that the loss of Dice against the baseline is below the margin; "not shown" that it may not be.
+    """
+    baseline = summary["baseline"]
+    for comparison in summary["comparisons"]:
+        title = f"{comparison['dataset']}, {comparison['architecture']}: means over seeds with 95 % intervals"
+        table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_lines=True)
+        for column in ("arm", "n", "Dice", f"Dice less\n{baseline}", "D_m", "bias\nremoved"):
+            table.add_column(escape(column))
+        for arm in comparison["arms"]:
+            table.add_row(*_arm_cells(arm))
+        yield table
+    if summary["failed"]:
+        yield _failed_table(summary["failed"])
+
+
+def _arm_cells(arm: Mapping[str, Any]) -> Iterator[str]:
+    yield escape(arm["arm"])
+    yield str(len(arm["seeds"]))
+    yield _estimate(arm["figures"]["dice"], ".3f")
+    test = arm.get("non_inferiority", {"holds": None})
+    found = "" if test["holds"] is None else "no worse" if test["holds"] else "not shown"
+    difference = _estimate(arm["differences"]["dice"], "+.3f") if "differences" in arm else ""
+    yield difference + (f"\n{found}, p = {test['p']:.2g}" if found else "")
+    yield _estimate(arm["figures"]["directional_bias"], "+.3f")
+    removed = arm.get("bias_removed")
+    yield "" if removed is None else f"{removed:.0%}"
+
+
+def _failed_table(failed: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="failed; the next call tries again", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("run", "error"):
+        table.add_column(column)
+    for run in failed:
+        name = f"{run['dataset']}, {run['architecture']}, {run['arm']}, seed {run['seed']}"
+        table.add_row(escape(name), escape(run["error"]))
+    return table
+
+
+def _estimate(interval: Mapping[str, float | None], form: str) -> str:
+    """Write an estimate and, below it, its interval, where they exist; without the zeros before the points."""
+    estimate, low, high = (interval[name] for name in ("estimate", "low", "high"))
+    if estimate is None:
+        return "none"
+    text = f"{estimate:{form}}" + ("" if low is None else f"\n[{low:{form}}, {high:{form}}]")
+    return re.sub(r"\b0\.", ".", text)
 
 
 def _short(value: float) -> str:

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Interval", "MeanFit", "fit_means", "mean_interval"]
 
-# The grid: independent slices first, then every correlation of the shared parts (of slices at the mean distance of those
-# visited) with every fraction of the variance. The prior odds of four to one for independence are set by
+# The grid: independent slices first, then every correlation of the shared parts (of slices at the mean distance of
+# those visited) with every fraction of the variance. The prior odds of three to one for independence were chosen by
 # simulation (benchmarks/calibration.py): higher odds leave intervals too narrow where neighbours are correlated, lower
 # ones too wide where they are not.
 _CORRELATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _FRACTIONS = (0.5, 1.0)
 CORRELATION = np.array([0.0, *(rho for rho in _CORRELATIONS for _ in _FRACTIONS)])
 FRACTION = np.array([0.0, *(fraction for _ in _CORRELATIONS for fraction in _FRACTIONS)])
-PRIOR = np.array([0.8, *np.full(len(CORRELATION) - 1, 0.2 / (len(CORRELATION) - 1))])
+PRIOR = np.array([0.75, *np.full(len(CORRELATION) - 1, 0.25 / (len(CORRELATION) - 1))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +174,8 @@ def fit_means(values: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None
         return MeanFit(nothing, 0, np.empty((0, 0)), np.empty((0, 0)), 0, nothing)
     unit = _mean_step([part.positions for part in parts])
     residuals, log_determinants, variances = zip(*(_filter(part, unit) for part in parts), strict=True)
-    residual = np.maximum(
-        sum(residuals), np.finfo(float).tiny
-    )  # a constant quantity leaves none, give or take rounding
+    # A constant quantity leaves no residual, give or take rounding.
+    residual = np.maximum(sum(residuals), np.finfo(float).tiny)
     count, dof = len(parts), sum(len(part.positions) for part in parts) - len(parts)
     log_weight = np.log(PRIOR) - sum(log_determinants) / 2
     means = np.array([part.mean for part in parts])
@@ -235,10 +234,8 @@ def _filter(slices: _Slices, unit: float) -> tuple[Floats, Floats, Floats]:
     Returns:
         The residuals (grid, q), the log-determinants (grid,) and the variances (grid,), for a variance of 1.
     """
-    state, ones = (
-        np.zeros((len(FRACTION), slices.values.shape[1])),
-        np.zeros(len(FRACTION)),
-    )  # predicted v and 1
+    state = np.zeros((len(FRACTION), slices.values.shape[1]))  # prediction of v, and below of 1
+    ones = np.zeros(len(FRACTION))
     variance = FRACTION  # of the shared part, given the slices so far
     squares, products = np.zeros_like(state), np.zeros_like(state)
     information, log_determinant = np.zeros_like(ones), np.zeros_like(ones)
@@ -273,11 +270,12 @@ def _softmax(log_weight: Floats) -> Floats:
 def _mixture_quantile(dof: int, scale: Floats, weight: Floats, tail: float) -> Floats:
     """Return for each column the distance from 0 beyond which a mixture of Student's t has the given two-sided tail.
 
-    The tail is convex in the distance, so Newton's steps from below never overshoot; ten bring it within a thousandth of its value.
+    The tail is convex in the distance, so Newton's steps from below never overshoot; a dozen bring it within a
+    thousandth of its value.
     """
     peak = np.exp(gammaln((dof + 1) / 2) - gammaln(dof / 2)) / np.sqrt(dof * np.pi)
     distance = -stdtrit(dof, tail / 2) * scale.min(axis=0)
-    for _ in range(10):
+    for _ in range(12):
         ratio = distance / scale
         excess = 2 * (weight * stdtr(dof, -ratio)).sum(axis=0) - tail
         slope = 2 * (weight / scale * peak * (1 + ratio**2 / dof) ** (-(dof + 1) / 2)).sum(axis=0)
