@@ -200,10 +200,10 @@ def test_bfloat16_agrees_with_float32(texture):
         ({"dtype": "float8"}, ConfigError, "known: auto, bfloat16, float32"),
         ({"device": "cuda:77"}, ConfigError, "device 'cuda:77' is not available"),
         ({"device": "toaster"}, ConfigError, "device 'toaster' is not available"),
-        ({"labels": np.zeros((48, 40, 39), np.uint8)}, VolumeError, "labels of shape"),
-        ({"labels": np.zeros((48, 40, 40))}, VolumeError, "labels of type float64"),
+        ({"labels": np.zeros((48, 40, 39), np.uint8), "target": "labels"}, VolumeError, "labels of shape"),
+        ({"labels": np.zeros((48, 40, 40)), "target": "labels"}, VolumeError, "labels of type float64"),
         ({"scalings": [Scaling(0, 1)], "fill": 0}, ConfigError, "no effect beside scalings"),
-        ({"labels": []}, ConfigError, "no volume was given"),
+        ({"labels": [], "target": "labels"}, ConfigError, "no volume was given"),
         ({"target": "labels"}, ConfigError, "--labels"),
     ],
 )
@@ -219,3 +219,13 @@ def test_a_gpu_is_used_where_there_is_one(texture):
     found = evenslice.audit(Linear(3.0, 2.0, 1.0), texture)
     assert found.run["device"].startswith("cuda")
     assert found.verdict == "biased"
+
+
+def test_scalings_known_from_training_are_used(texture):
+    network = Linear(3.0, 2.0, 1.0)
+    fixed = evenslice.audit(network, [texture, texture], intensity=(0.2, 0.7), dtype="float32")
+    known = [evenslice.Scaling(0.2, 0.7), evenslice.Scaling(0.1, 0.9)]
+    given = evenslice.audit(network, [texture, texture], scalings=known, dtype="float32")
+    assert [volume["intensity"] for volume in given.run["volumes"]] == [[0.2, 0.7], [0.1, 0.9]]
+    of_first = given.examples.volume == 0
+    assert np.array_equal(given.examples.images[of_first], fixed.examples.images[of_first])

@@ -34,6 +34,25 @@ def slow():
             return self.inner(x)
     return Slow()
 
+def classes_only():
+    class ClassesOnly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = unequal()
+        def forward(self, x):
+            return (self.inner(x) > 0).float()
+    return ClassesOnly()
+
+def talkative():
+    class Talkative(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = unequal()
+        def forward(self, x):
+            print("running")
+            return self.inner(x)
+    return Talkative()
+
 def nothing():
     return 3
 """
@@ -119,6 +138,24 @@ def test_json_stands_alone_on_standard_output(folder):
     done = run_process(folder, *AUDIT, "--volume", "good.tif", "--json", "--fail-on-bias")
     assert done.returncode == 1
     assert json.loads(done.stdout)["verdict"] == "biased"
+
+
+def test_a_network_that_prints_does_not_spoil_the_json(folder):
+    arguments = ["audit", "--model", "my_networks:talkative", "--weights", "none", "--max-windows", "8"]
+    done = run_process(folder, *arguments, "--volume", "good.tif", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["windows"] == 8
+    assert "running" in done.stderr
+
+
+def test_an_error_of_our_own_is_not_taken_for_a_bias(run, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("evenslice.compare.audit_strategies", fail)
+    code, _, err = run(*AUDIT, "--volume", "good.tif")
+    assert code == 70
+    assert "Traceback" in err
 
 
 def test_a_fair_network_passes(run):
@@ -222,6 +259,14 @@ BAD = [
     ),
     (["--volume", "good.tif", "--intensity", "9", "2"], r"intensity range 9 to 2"),
     (["--volume", "good.tif", "--select", "t"], r"--select"),
+    (["--volume", "good.tif", "--labels", "labels.tif"], r"--target labels"),
+    (["--volume", "good.tif", "--seed", "-1"], r"--seed"),
+    (["--volume", "good.tif", "--tile", "0", "32"], r"tile = 0 x 32"),
+    (
+        ["--volume", "good.tif", "--model", "my_networks:classes_only", "--weights", "none"],
+        r"--?occlusion|'occlusion'",
+    ),
+    (["--volume", "good.tif", "--strategy", "uniform", "--strategy", "unifrom"], r"did you mean 'uniform'"),
     (["--volume", "good.tif", "--no-such-option"], r"--no-such-option"),
     ([], r"--volume"),
 ]
@@ -239,7 +284,7 @@ def test_a_mistake_is_one_clear_line_and_nothing_is_written(run, tmp_path, argum
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
     assert re.search(message, err), err
-    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_are_not_overwritten_without_force(run, tmp_path):
@@ -260,8 +305,9 @@ def test_an_output_folder_that_cannot_be_written(run, tmp_path):
 
 def test_debug_shows_the_traceback(folder):
     done = run_process(folder, *AUDIT, "--volume", "missing.tif", "--debug")
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: missing.tif")
 
 
 def test_ctrl_c_stops_cleanly(folder, tmp_path):

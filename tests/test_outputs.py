@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from evenslice.errors import OutputError
 from evenslice.outputs import staged_file, staged_folder
 
-PATTERNS = ("audit*.json", "figures")
+PATTERNS = ("audit*.json", "figures/*.svg")
 
 
 def test_a_file_appears_only_when_whole(tmp_path):
@@ -37,15 +38,42 @@ def test_a_folder_is_no_file(tmp_path):
 
 
 def test_results_replace_results_only_by_force_and_leave_other_files(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "audit.old.json").write_text("old")
+    (tmp_path / "figures").mkdir()
+    for name in ("notes.txt", "audit.old.json", "figures/old.svg", "figures/thesis.tex"):
+        (tmp_path / name).write_text("old")
     with pytest.raises(OutputError, match=r"holds another result \(audit.old.json\).*--force"):
         with staged_folder(tmp_path, PATTERNS):
             pass
     with staged_folder(tmp_path, PATTERNS, force=True) as folder:
         (folder / "audit.json").write_text("new")
         (folder / "figures").mkdir()
-    assert sorted(os.listdir(tmp_path)) == ["audit.json", "figures", "notes.txt"]
+        (folder / "figures" / "new.svg").write_text("new")
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert names == ["audit.json", "figures", "figures/new.svg", "figures/thesis.tex", "notes.txt"]
+
+
+def test_a_move_that_fails_takes_everything_back(tmp_path):
+    (tmp_path / "audit.json").write_text("old")
+    (tmp_path / "figures").write_text("a file where a folder should be")
+    with pytest.raises(OutputError, match="cannot be written"):
+        with staged_folder(tmp_path, PATTERNS, force=True) as folder:
+            (folder / "audit.json").write_text("new")
+            (folder / "figures").mkdir()
+            (folder / "figures" / "new.svg").write_text("new")
+    assert (tmp_path / "audit.json").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["audit.json", "figures"]
+
+
+def test_a_folder_made_for_a_result_that_failed_is_taken_away(tmp_path):
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out", PATTERNS):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    with pytest.raises(OutputError, match="No space left on device"), staged_file(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_result_leaves_the_old_one(tmp_path):

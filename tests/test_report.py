@@ -437,7 +437,7 @@ def test_the_old_report_stays_when_the_new_one_fails(audits, tmp_path, monkeypat
         raise OSError(28, "No space left on device", str(self))
 
     monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write_report(audits[:1], path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -157,6 +157,24 @@ def test_nonfinite_voxels_are_counted_and_located():
     assert np.isfinite(WindowGrid(volume_of(voxels), Scaling(0, 1, fill=0.5), 3, (8, 8)).read(2, 0, 0)).all()
 
 
+def test_one_nan_in_a_large_volume_is_found_whether_a_range_is_given_or_not():
+    voxels = np.random.default_rng(0).random((60, 200, 200)).astype(np.float32)
+    voxels[40, 30, 20] = np.nan
+    for intensity in (None, (0, 1)):
+        with pytest.raises(
+            VolumeError, match=r"1 voxels are NaN or infinite, the first at z, y, x = \(40, 30, 20\)"
+        ):
+            fit_scaling(volume_of(voxels), intensity=intensity)
+
+
+def test_values_beyond_float32_are_no_nan():
+    voxels = np.random.default_rng(0).random((5, 8, 8))
+    voxels[1, 2, 3] = 1e300
+    with pytest.raises(VolumeError, match="beyond the range of float32"):
+        fit_scaling(volume_of(voxels))
+    assert Scaling(0, 1)(voxels).max() == 1
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_window_holds_the_slices_around_its_centre(step):
     voxels = np.random.default_rng(0).random((9, 12, 10))

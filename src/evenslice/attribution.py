@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["METHODS", "Attributed", "Mirrored", "Target", "attribute", "parse_target"]
+__all__ = ["METHODS", "Attributed", "Mirrored", "Target", "attribute", "check_method", "parse_target"]
 
 Target = int | Literal["predicted", "labels", "sum"]
 """Which class's logit is explained at each output pixel.
@@ -101,11 +101,16 @@ def attribute(
         >>> found.attribution.mean(dim=(0, 2, 3)).tolist()
         [1.0, 2.0, 1.0]
     """
-    if method not in METHODS:
-        raise ConfigError(f"method {method!r}: {nearest(method, METHODS)}")
+    check_method(method)
     with _seeded(windows.device, seed):
         found = METHODS[method](_Score(module, target, labels), windows.detach())
     return Attributed(found.attribution.detach().abs().float(), found.output)
+
+
+def check_method(method: str) -> None:
+    """Raise ConfigError unless there is a method of this name."""
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}: {nearest(method, METHODS)}")
 
 
 def parse_target(text: str) -> Target:
@@ -277,6 +282,11 @@ def _in_one_pass(score: _Score, windows: Tensor, captum_method: Callable[..., An
     def forward(windows: Tensor) -> Tensor:
         output = score.output(windows)
         outputs.append(output.detach())
+        if not output.requires_grad:
+            raise ModelError(
+                "the network's output does not follow its input by a gradient (classes in place of logits, or no_grad "
+                "inside); let it return logits, or use the method 'occlusion'"
+            )
         return score.map(output, score.classes(outputs[-1])).flatten(1).sum(1)
 
     attribution = captum_method(forward).attribute(windows.requires_grad_())

@@ -132,6 +132,15 @@ def _read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:
 
 def _parsed_source(values: Mapping[str, Any]) -> ModelSource:
     lists = {name: tuple(str(part) for part in values[name]) for name in ("random", "unused")}
+    for name, kinds in {
+        "spec": str,
+        "weights": str,
+        "origin": str,
+        "classes": int | None,
+        "inputs": int | None,
+    }.items():
+        if not isinstance(values[name], kinds):
+            raise ValueError(f"{name} {values[name]!r} is not what it should be")
     return ModelSource(**{entry.name: values[entry.name] for entry in fields(ModelSource)} | lists)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from evenslice.attribution import check_method
 from evenslice.auditing import audit
 from evenslice.checkpoints import load_network
-from evenslice.report import write_figures, write_report, write_tables
+from evenslice.report import FIGURES, TABLES, write_figures, write_report, write_tables
 from evenslice.results import save_audits
+from evenslice.strategies import find_strategy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +24,8 @@ __all__ = ["AUDITS", "RENDERED", "audit_strategies", "write_rendered", "write_re
 AUDITS = ("audit*.json", "audit*.npz")
 """Name patterns of the audits in a folder of results."""
 
-RENDERED = ("report.html", "figures", "tables")
-"""Names of what is drawn from them."""
+RENDERED = ("report.html", *(f"figures/{name}" for name in FIGURES), *(f"tables/{name}" for name in TABLES))
+"""Name patterns of what is drawn from them."""
 
 
 def audit_strategies(
@@ -52,6 +54,10 @@ def audit_strategies(
     Returns:
         One audit for each strategy and method, named after what differs among them.
     """
+    for strategy in strategies:
+        find_strategy(strategy, (network or {}).get("slices") or 3)
+    for method in methods:
+        check_method(method)
     audits = []
     for strategy in strategies:
         model, record, source = load_network(spec, weights, strategy=strategy, **(network or {}))

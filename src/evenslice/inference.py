@@ -23,7 +23,7 @@ BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device to run on: the one named, or the first accelerator there is, else the CPU.
+    """Return the device to run on: the one named, or a CUDA GPU if there is one, else the CPU.
 
     Raises:
         ConfigError: PyTorch does not know the device or does not have it.

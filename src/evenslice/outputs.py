@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield folder / path.name
+        with _room_for(path):
+            yield folder / path.name
         with _written_as(path):
             (folder / path.name).replace(path)
     finally:
@@ -80,16 +82,17 @@ def staged_folder(
 
     Args:
         path: the final folder; it is made where it does not exist.
-        results: name patterns of everything that this kind of result consists of.
+        results: patterns of the files that this kind of result consists of; folders are never removed.
         force: replace the results that the folder holds.
 
     Raises:
         OutputError: the folder holds such results and ``force`` is not given, or it cannot be written.
     """
     path = Path(path)
+    made = not path.exists()
     with _written_as(path):
         path.mkdir(parents=True, exist_ok=True)
-        old = [item for pattern in results for item in path.glob(pattern)]
+        old = [item for pattern in results for item in path.glob(pattern) if item.is_file()]
     if old and not force:
         raise OutputError(
             f"{path}: holds another result ({old[0].name}); choose another folder, or replace it with --force"
@@ -97,18 +100,47 @@ def staged_folder(
     with _written_as(path):
         folder = Path(tempfile.mkdtemp(prefix=".unfinished.", dir=path))
     try:
-        yield folder
+        with _room_for(path):
+            yield folder
         with _written_as(path):
-            _move_results(folder, path, old)
-    finally:
+            _exchange(old, folder, path)
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        if made:
+            with suppress(OSError):  # somebody else may have put a file there meanwhile
+                path.rmdir()
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _move_results(folder: Path, path: Path, old: Sequence[Path]) -> None:
-    for item in old:
-        shutil.rmtree(item) if item.is_dir() else item.unlink()
-    for item in folder.iterdir():
-        item.replace(path / item.name)
+def _exchange(old: Sequence[Path], folder: Path, path: Path) -> None:
+    """Put the files of a staging folder in the place of the old ones; take everything back if that fails."""
+    retired = folder / ".old"
+    moves = [(item, retired / item.relative_to(path)) for item in old]
+    moves += [(item, path / item.relative_to(folder)) for item in sorted(folder.rglob("*")) if item.is_file()]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.replace(source)
+        raise
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """Say in one line that there is no room; other errors inside the block are not about the output."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(
+                f"{path}: cannot be written ({error.strerror}); make room or choose another place"
+            ) from error
+        raise
 
 
 @contextmanager

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Kernels", "Record", "keep_record", "record_of"]
 
 _ATTRIBUTE = "evenslice_record"
+MOST_SLICES = 1001  # that a record from a file may state
 
 
 class Kernels(NamedTuple):
@@ -133,6 +134,10 @@ def _parsed(values: Mapping[str, Any]) -> Record:
     wrong = set(values.keys()) ^ set(_stated())
     if wrong:
         raise ValueError(f"entries missing or unknown: {', '.join(sorted(wrong))}")
+    if not (isinstance(values["slices"], int) and 1 <= values["slices"] <= MOST_SLICES):
+        raise ValueError(f"slices {values['slices']!r} is no number of slices")
+    if not (isinstance(values["seed"], int) and 0 <= values["seed"] < 2**63):
+        raise ValueError(f"seed {values['seed']!r} is no seed")
     find_strategy(values["profile"] or values["strategy"], values["slices"])
     check_tie(values["tie"])
     record = Record(

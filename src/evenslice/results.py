@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["Audit", "Examples", "StemKernels", "load_audits", "save_audits"]
 
 FORMAT = 1
+
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError),
+    *(MemoryError, OverflowError, RecursionError, zipfile.BadZipFile, zlib.error),
+)  # what json, zipfile and NumPy raise on damaged or hostile files
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ class Audit:
         statistics: the figures with their intervals.
         measurements: what was measured on each window.
         examples: a few windows with their saliency.
-        kernels: the stems before and after the strategy; both the same where nothing was changed.
+        kernels: the stems before and after the strategy; before is the same as after where that is not known, and
+            there are none for a network that ``neutralize`` has not seen.
         run: what was run, ready for JSON: slices, step, strategy, tie, method, target, precision, windows_available,
             stopped, tile, seed, dtype, device, scaling, model, stems, volumes, command, versions, created, seconds.
     """
@@ -204,7 +211,7 @@ def _load(path: Path) -> Audit:
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
             arrays = dict(file)
         return _from_files(document, arrays)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ConfigError(f"{path}: cannot be read as an audit ({error}); run the audit again") from error
 
 

@@ -36,6 +36,8 @@ __all__ = [
 
 Edge = Literal["valid", "reflect", "nearest"]
 
+WHOLE_CHECK = 2**32  # bytes in memory up to which a volume is looked through for NaN before anything else
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -63,7 +65,8 @@ class Scaling:
 
     def __call__(self, voxels: ArrayLike) -> NDArray[np.float32]:
         """Scale voxels of any shape to float32 in 0..1."""
-        scaled = np.array(voxels, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is beyond float32 is beyond the range, and clipped
+            scaled = np.array(voxels, dtype=np.float32)
         if self.fill is not None:
             scaled[~np.isfinite(scaled)] = self.fill
         scaled -= np.float32(self.low)
@@ -90,7 +93,8 @@ def fit_scaling(
 
     Raises:
         ConfigError: the percentiles or the intensities are not in ascending order.
-        VolumeError: the sample is constant, or holds NaN or infinity and no ``fill`` is given.
+        VolumeError: the sample is constant; or there is NaN or infinity and no ``fill`` is given, looked for in the
+            whole volume up to 4 GiB, in the sample of a larger one.
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -98,6 +102,8 @@ def fit_scaling(
         >>> fit_scaling(volume, percentiles=(1, 99))
         Scaling(low=10.0, high=990.0, fill=None)
     """
+    if fill is None and volume.nbytes <= WHOLE_CHECK:
+        _check_finite(volume)
     if intensity is not None:
         return Scaling(*intensity, fill=fill)
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
@@ -105,7 +111,8 @@ def fit_scaling(
     voxels = sample(volume, seed=seed)
     finite = voxels[np.isfinite(voxels)]
     if fill is None and finite.size < voxels.size:
-        raise _nonfinite_error(volume)
+        _check_finite(volume)
+        raise VolumeError(f"{volume.path}: holds values beyond the range of float32; scale it down first")
     if finite.size == 0:
         raise VolumeError(f"{volume.path}: no voxel of the sample is finite; there is nothing to scale")
     low, high = (float(value) for value in np.percentile(finite, percentiles))
@@ -119,12 +126,13 @@ def fit_scaling(
     return Scaling(low, high, fill)
 
 
-def _nonfinite_error(volume: Volume) -> VolumeError:
-    count, first = first_nonfinite(volume) or (0, (0, 0, 0))
-    return VolumeError(
-        f"{volume.path}: {count} voxels are NaN or infinite, the first at z, y, x = {first}; "
-        "to accept them, give the value that stands in for them with --fill VALUE"
-    )
+def _check_finite(volume: Volume) -> None:
+    found = first_nonfinite(volume)
+    if found is not None:
+        raise VolumeError(
+            f"{volume.path}: {found[0]} voxels are NaN or infinite, the first at z, y, x = {found[1]}; "
+            "to accept them, give the value that stands in for them with --fill VALUE"
+        )
 
 
 def slice_indices(
@@ -300,7 +308,7 @@ class WindowGrid:
         plane = (slice(y, y + self.tile[0]), slice(x, x + self.tile[1]))
         window = self.scaling(self._read_slices(indices, plane))
         if self.scaling.fill is None and not np.isfinite(window).all():
-            raise _nonfinite_error(self.volume)
+            _check_finite(self.volume)
         return self._fill_tile(window)
 
     def read_labels(self, labels: Volume, z: int, y: int, x: int) -> NDArray[np.int64]:

@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 
     from evenslice.results import Audit
 
-__all__ = ["verdict_sentence", "write_figures", "write_report", "write_tables"]
+__all__ = ["FIGURES", "TABLES", "verdict_sentence", "write_figures", "write_report", "write_tables"]
 
-_FIGURES = tuple(
+FIGURES = tuple(
     f"{name}.{kind}"
     for name in ("shares", "biases", "course", "kernels-*", "example-*")
     for kind in ("png", "svg")
 )
 """Patterns of everything that ``write_figures`` writes."""
+
+TABLES = ("figures.csv", "windows.csv", "run.csv")
+"""Names of everything that ``write_tables`` writes."""
 
 
 def write_report(audits: Sequence[Audit], path: str | os.PathLike[str]) -> Path:
@@ -81,7 +84,7 @@ def write_figures(audits: Sequence[Audit], folder: str | os.PathLike[str]) -> li
         from evenslice.report.style import NO_METADATA, settings
     with settings():
         drawings = draw(audits)
-        with staged_folder(folder, _FIGURES, force=True) as beside:
+        with staged_folder(folder, FIGURES, force=True) as beside:
             for drawing in drawings:
                 drawing.figure.savefig(beside / f"{drawing.name}.png", dpi=150, metadata={"Software": None})
                 drawing.figure.savefig(beside / f"{drawing.name}.svg", metadata=NO_METADATA)

@@ -58,11 +58,19 @@ class Panel:
 
 def example_panels(audits: Sequence[Audit]) -> list[Panel]:
     """Gather the examples of all audits by the place they were taken from, in the order they come."""
-    places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    places: dict[tuple[str, tuple[int, ...]], list[tuple[int, int]]] = {}
     for index, audit in enumerate(audits):
         for e, position in enumerate(audit.examples.position.tolist()):
-            places.setdefault((int(audit.examples.volume[e]), *position), []).append((index, e))
-    return [_panel(audits, place, found) for place, found in places.items()]
+            volume = int(audit.examples.volume[e])
+            key = (_content(audit, volume), (volume, *position))
+            places.setdefault(key, []).append((index, e))
+    return [_panel(audits, place, found) for (_, place), found in places.items()]
+
+
+def _content(audit: Audit, volume: int) -> str:
+    """Tell volumes apart by what they hold: audits of different ones may lie in one report."""
+    volumes = audit.run.get("volumes") or []
+    return str(volumes[volume].get("fingerprint")) if volume < len(volumes) else ""
 
 
 def example_figures(audits: Sequence[Audit]) -> list[Drawing]:
