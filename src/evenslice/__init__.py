@@ -23,12 +23,16 @@ if TYPE_CHECKING:
         OutputError,
         VolumeError,
     )
+    from evenslice.monitoring import AsymmetryMonitor
     from evenslice.neutralizing import Record, neutralize, record_of, untie
     from evenslice.results import Audit, load_audits
+    from evenslice.studying import study
+    from evenslice.training import train
     from evenslice.volumes import Volume, open_volume
     from evenslice.windows import Scaling
 
 __all__ = [
+    "AsymmetryMonitor",
     "Audit",
     "ConfigError",
     "EvensliceError",
@@ -46,10 +50,13 @@ __all__ = [
     "open_volume",
     "record_of",
     "save_network",
+    "study",
+    "train",
     "untie",
 ]
 
 _HOMES = {
+    "AsymmetryMonitor": "monitoring",
     "Audit": "results",
     "Record": "neutralizing",
     "Scaling": "windows",
@@ -61,6 +68,8 @@ _HOMES = {
     "open_volume": "volumes",
     "record_of": "neutralizing",
     "save_network": "checkpoints",
+    "study": "studying",
+    "train": "training",
     "untie": "neutralizing",
 }
 

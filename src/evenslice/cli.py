@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from contextlib import nullcontext
+import traceback
+from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ from evenslice.errors import EvensliceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from rich.console import RenderableType
 
@@ -46,7 +49,7 @@ Classes = Annotated[
     int | None, typer.Option("--classes", help="Output classes. [default: as in the weights, else 2]")
 ]
 Tie = Annotated[str | None, typer.Option("--tie", help="Keep the symmetry for ever: mirror or uniform.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a result that is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Axes = Annotated[
@@ -172,17 +175,18 @@ def audit(
     from evenslice.outputs import staged_folder
     from evenslice.volumes import open_volume
 
-    selected = _parse_select(select)
-    with nullcontext() if out is None else staged_folder(out, AUDITS + RENDERED, force=force) as folder:
+    opened = partial(open_volume, axes=axes, select=_parse_select(select), level=level)
+    staged = nullcontext() if out is None else staged_folder(out, AUDITS + RENDERED, force=force)
+    with _quiet(json), staged as folder:
         audits = audit_strategies(
             model,
             weights,
-            [open_volume(path, axes=axes, select=selected, level=level) for path in volume],
+            [opened(path) for path in volume],
             strategies=strategy or ["pretrained"],
             methods=method or ["gradient"],
             network={"slices": slices, "tie": tie, "classes": classes, "seed": seed},
             command=_command(),
-            labels=labels,
+            labels=[opened(path) for path in labels] if labels else None,
             target=parse_target(target),
             tolerance=tolerance,
             precision=precision,
@@ -220,18 +224,89 @@ def neutralize(
     from evenslice.checkpoints import neutralize_file
     from evenslice.console import record_table
 
-    record = neutralize_file(
-        model,
-        weights,
-        out,
-        slices=slices,
-        strategy=strategy,
-        tie=tie,
-        classes=classes,
-        seed=seed,
-        force=force,
-    )
+    with _quiet(json):
+        record = neutralize_file(
+            model,
+            weights,
+            out,
+            slices=slices,
+            strategy=strategy,
+            tie=tie,
+            classes=classes,
+            seed=seed,
+            force=force,
+        )
     _show_json(record.to_dict()) if json else _show(record_table(record, out))
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG.yaml", help="What to train on, and how.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="Folder for all that comes of it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the configuration with all options, and stop.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Train a segmenter of slice windows and test it."""
+    from evenslice.config import TrainConfig, default_yaml, load_config, to_yaml
+
+    if print_config:
+        text = default_yaml() if config is None else to_yaml(load_config(config, TrainConfig))
+        typer.echo(text, nl=False)
+        return
+    if config is None or out is None:
+        raise typer.BadParameter(
+            "train needs CONFIG.yaml and --out RUN; train --print-config prints one to start from"
+        )
+    options = load_config(config, TrainConfig)
+    from evenslice.console import run_table
+    from evenslice.training import train
+
+    result = train(options, out, resume=resume, command=_command())
+    if result:  # of several processes, the first has it
+        _show_json(result) if json else _show(run_table(result, out))
+
+
+@app.command()
+def study(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="Arms, networks, data sets and seeds.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the runs and results.")],
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Runs to do at once, on this machine.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Dask scheduler to do the runs with.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Compare strategies on your data: train, test and audit each; what is finished is not repeated."""
+    from evenslice.config import load_config
+    from evenslice.console import run_line, study_tables
+    from evenslice.studying import StudyConfig
+    from evenslice.studying import study as run_study
+
+    summary = run_study(
+        load_config(config, StudyConfig),
+        out,
+        workers=workers,
+        scheduler=scheduler,
+        on_finished=lambda *progress: typer.echo(run_line(*progress), err=True),
+    )
+    if json:
+        _show_json(summary)
+        return
+    for table in study_tables(summary):
+        _show(table)
+    _show(f"results: {out / 'results.csv'}")
 
 
 @app.command()
@@ -251,27 +326,37 @@ def report(
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 bias found, 2 the user's input is at fault, 130 interrupted."""
+    """Run the command line and exit.
+
+    The status is 0 when done, 1 when ``--fail-on-bias`` found a bias, 2 when the user's input is at fault, 70 after an
+    error of evenslice itself, 130 when interrupted.
+    """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
         status = app(args=arguments, prog_name="evenslice", standalone_mode=False)
     except (EvensliceError, typer.TyperException) as error:
         if debug:
-            raise
+            traceback.print_exc()
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         typer.echo(f"error: {' '.join(text.split())}", err=True)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130
-    except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # nobody reads on; close without a complaint
-        status = 1
+    except BrokenPipeError:  # nobody reads on; close without a complaint
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141  # as a shell reports SIGPIPE
+    except Exception:  # noqa: BLE001  # an error of ours must not look like the status of a bias
+        traceback.print_exc()
+        status = 70
     if status == 130:
         typer.echo("interrupted", err=True)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _quiet(json: bool) -> AbstractContextManager[object]:
+    """Send what a user's network prints to standard error, where standard output is to hold one JSON document."""
+    return redirect_stdout(sys.stderr) if json else nullcontext()
 
 
 def _command() -> str:

@@ -1,0 +1,82 @@
+"""What a training crop costs, and what the same augmentation costs with MONAI's transforms, on one core.
+
+python benchmarks/crop_speed.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandFlipd,
+    RandGaussianNoised,
+    RandRotate90d,
+    RandScaleIntensityd,
+)
+
+from evenslice.config import AugmentationConfig, DataConfig, ModelConfig
+from evenslice.cropping import CropDataset
+from evenslice.datasets import open_data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CROPS = 500
+SIZE = 192
+
+
+def main() -> None:
+    """Print milliseconds a crop, and the ratio to MONAI's transforms."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        random = np.random.default_rng(0)
+        image = random.integers(0, 256, (64, 512, 512), dtype=np.uint8)
+        np.save(Path(folder, "image.npy"), image)
+        np.save(Path(folder, "labels.npy"), (image > 240).astype(np.uint8))
+        pair = {"image": "image.npy", "labels": "labels.npy"}
+        data = open_data(DataConfig.model_validate({"root": folder, "train": [pair]}), ModelConfig())
+    plain, augmented = (
+        CropDataset(
+            data.train, ModelConfig(), crop=(SIZE, SIZE), length=CROPS, foreground=0.5, augmentation=config
+        )
+        for config in (None, AugmentationConfig())
+    )
+    monai = Compose(
+        [
+            RandFlipd(["window", "labels"], prob=0.5, spatial_axis=1),
+            RandFlipd(["window", "labels"], prob=0.5, spatial_axis=2),
+            RandRotate90d(["window", "labels"], prob=0.75, spatial_axes=(1, 2)),
+            RandFlipd("window", prob=0.5, spatial_axis=0),
+            RandScaleIntensityd("window", 0.2, prob=0.5),
+            RandAdjustContrastd("window", prob=0.5, gamma=(0.78, 1.28)),
+            RandGaussianNoised("window", prob=0.25, std=0.04),
+        ]
+    )
+
+    def with_monai(index: int) -> object:
+        window, labels = plain[index]
+        return monai({"window": window[None], "labels": labels[None, None]})
+
+    cut, ours, theirs = (measure(crop) for crop in (plain.__getitem__, augmented.__getitem__, with_monai))
+    print(f"cut alone {cut:.2f} ms, augmented {ours:.2f} ms, augmented by MONAI {theirs:.2f} ms")
+    print(f"augmentation: MONAI's transforms cost {(theirs - cut) / (ours - cut):.1f} times as much")
+
+
+def measure(crop: Callable[[int], object]) -> float:
+    """Return the milliseconds that a crop takes on average."""
+    crop(0)
+    start = time.perf_counter()
+    for index in range(CROPS):
+        crop(index)
+    return 1000 * (time.perf_counter() - start) / CROPS
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,421 @@
+"""Data sets: images with labels, opened and checked before anything is trained.
+
+    data = open_data(config.data, config.model)
+    part = data.test[0]
+    part.volume.shape == part.labels.shape      the slices of this part alone, first one at index 0
+    part.labels[3]                              the class of each voxel, 0 to classes - 1
+
+A ``Part`` is a volume of its own: a window at its end is filled from its own slices, so that no window sees a slice of
+another part.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice.errors import ConfigError, EvensliceError, VolumeError
+from evenslice.volumes import (
+    Volume,
+    first_nonfinite,
+    hold_in_memory,
+    iterate_blocks,
+    map_voxels,
+    open_volume,
+    take_slices,
+)
+from evenslice.windows import Scaling, fit_scaling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from evenslice.config import DataConfig, ModelConfig, Source, VolumeFile
+
+__all__ = ["ClassIndex", "Data", "Part", "class_volume", "index_classes", "open_data"]
+
+IN_MEMORY = 2**30
+"""Bytes of all images and labels together up to which they are kept in memory."""
+
+POSITIONS = 2**18
+"""How many voxels of each foreground class are remembered, over all training parts."""
+
+WHOLE_PAIRS = 4
+"""How many training pairs there have to be for whole ones to be kept out for validation."""
+
+_BLOCK_BYTES = 2**22
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ClassIndex:
+    """How often each class occurs in a part, and where to find some of its voxels.
+
+    Attributes:
+        counts: (classes,) voxels of each class.
+        positions: for each class the flat indices (z, y, x in C order) of a random sample of its voxels, sorted; empty
+            for class 0, the background.
+    """
+
+    counts: NDArray[np.int64]
+    positions: tuple[NDArray[np.int64], ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive slices of an image with their labels, as volumes of their own.
+
+    Attributes:
+        name: the image as the configuration names it, with the range of slices where it is a part of the file.
+        volume: the image, (z, y, x).
+        labels: the class of each of its voxels, int64, 0 to classes - 1.
+        scaling: voxel values to 0..1.
+        index: the classes' voxels.
+    """
+
+    name: str
+    volume: Volume
+    labels: Volume
+    scaling: Scaling
+    index: ClassIndex
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, background included."""
+        return len(self.index.counts)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, checked: what to train on, to choose the best network on, and to test on."""
+
+    train: tuple[Part, ...]
+    validation: tuple[Part, ...]
+    test: tuple[Part, ...]
+
+
+def open_data(config: DataConfig, model: ModelConfig, *, seed: int = 0) -> Data:
+    """Open a data set and check all that training and testing rely on.
+
+    Labels are read once, in blocks of bounded memory; so are images of real numbers, for NaN and infinity. A data set
+    of up to 1 GiB is kept in memory. The scaling of an image is fitted to the slices that train, where there are some,
+    and else to the part itself.
+
+    Args:
+        config: which files and slices.
+        model: how many slices a window has, and how far apart they are.
+        seed: of the samples of voxels that scalings and foreground crops are drawn from.
+
+    Raises:
+        VolumeError: a file is missing, damaged, no volume, constant, or not finite where no fill value is given; image
+            and labels differ in shape; a label value belongs to no class.
+        ConfigError: parts overlap, or lie so close that a window could see both; a part is shorter than a window; the
+            training parts hold no voxel of some class.
+
+    Example:
+        >>> from evenslice.config import DataConfig, ModelConfig
+        >>> pair = {"image": "missing.tif", "labels": "labels.tif"}
+        >>> open_data(DataConfig.model_validate({"train": [pair]}), ModelConfig())
+        Traceback (most recent call last):
+        ...
+        evenslice.errors.VolumeError: data.train[0].image: missing.tif: no such file...
+    """
+    drafts = _open_sources(config)
+    _check_ranges(drafts, model)
+    if not config.validation and config.validation_fraction:
+        drafts = _hold_out(drafts, config.validation_fraction, model)
+        _check_ranges(drafts, model)
+    drafts = [_with_classes(draft, config) for draft in _load([draft.cut() for draft in drafts])]
+    indices = [_index(draft, config, seed) for draft in drafts]
+    _check_classes(drafts, indices, config)
+    scalings = _fit_scalings(drafts, config, seed)
+    parts: dict[str, list[Part]] = {split: [] for split in _SPLITS}
+    for draft, index, scaling in zip(drafts, indices, scalings, strict=True):
+        parts[draft.split].append(Part(draft.name, draft.volume, draft.labels, scaling, index))
+    return Data(**{split: tuple(items) for split, items in parts.items()})
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A part on its way: where the configuration names it, which data it is of, and its slices of the file."""
+
+    split: str
+    place: str
+    name: str
+    origin: tuple[Any, ...]
+    volume: Volume
+    labels: Volume
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def cut(self) -> _Draft:
+        """Return the draft with nothing but its own slices in its volumes."""
+        name = self.name if len(self) == len(self.volume) else f"{self.name}[{self.start}:{self.stop}]"
+        volume, labels = (take_slices(item, self.start, self.stop) for item in (self.volume, self.labels))
+        return replace(self, name=name, volume=volume, labels=labels)
+
+
+def _open_sources(config: DataConfig) -> list[_Draft]:
+    sources: Sequence[tuple[str, Sequence[Source]]] = [(split, getattr(config, split)) for split in _SPLITS]
+    return [
+        _open_source(config, split, f"data.{split}[{number}]", source)
+        for split, items in sources
+        for number, source in enumerate(items)
+    ]
+
+
+def _open_source(config: DataConfig, split: str, place: str, source: Source) -> _Draft:
+    root = config.root or Path()
+    with _at(f"{place}.image"):
+        volume = _open(root, source.image, spacing=source.spacing, unit=source.unit)
+    with _at(f"{place}.labels"):
+        labels = _open(root, source.labels)
+    if volume.shape != labels.shape:
+        raise VolumeError(
+            f"{place}: {volume.path} has the shape {volume.shape} and {labels.path} {labels.shape}; "
+            "image and labels must have the same"
+        )
+    start, stop = source.slices or (0, len(volume))
+    if stop > len(volume):
+        raise ConfigError(
+            f"{place}.slices: [{start}, {stop}]: {volume.path} has {len(volume)} slices; end at {len(volume)} at the latest"
+        )
+    location = None if volume.location is None else volume.location.resolve()
+    origin = (location, *sorted(source.image.select.items()))
+    return _Draft(split, place, str(source.image.path), origin, volume, labels, start, stop)
+
+
+def _open(root: Path, file: VolumeFile, **options: Any) -> Volume:
+    path = root / file.path.expanduser()
+    return open_volume(path, axes=file.axes, select=file.select, level=file.level, **options)
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Say where in the configuration an error arose, and name options as they are written there."""
+    try:
+        yield
+    except EvensliceError as error:
+        raise type(error)(f"{place}: {re.sub(r'(?<= )--(?=[a-z])', '', str(error))}") from error
+
+
+def _check_ranges(drafts: Sequence[_Draft], model: ModelConfig) -> None:
+    """Refuse parts that are shorter than a window, or that share slices, or that lie too close to each other.
+
+    No window leaves its part, whatever the distance. But the slices next to a part look much like its own: those that
+    a window at its end would have reached belong to no other split.
+    """
+    for draft in drafts:
+        if len(draft) < model.extent:
+            raise ConfigError(
+                f"{draft.place}: has {len(draft)} slices, fewer than the {model.extent} that a window of {model.slices} "
+                f"in steps of {model.step} spans; give more slices, or set model.slices lower"
+            )
+    for one, other in combinations(drafts, 2):
+        if one.origin == other.origin:
+            _check_distance(one, other, model)
+
+
+def _check_distance(one: _Draft, other: _Draft, model: ModelConfig) -> None:
+    distance = max(one.start, other.start) - min(one.stop, other.stop)
+    both = f"{one.place} and {other.place} both read {one.volume.path}"
+    if distance < 0:
+        first, last = max(one.start, other.start), min(one.stop, other.stop) - 1
+        raise ConfigError(f"{both}, and overlap in slices {first} to {last}; give them slices of their own")
+    if one.split != other.split and distance < model.guard:
+        raise ConfigError(
+            f"{both}, {distance} slices apart; leave at least {model.guard} between them, as far as a window of "
+            f"{model.slices} in steps of {model.step} reaches"
+        )
+
+
+def _hold_out(drafts: Sequence[_Draft], fraction: float, model: ModelConfig) -> list[_Draft]:
+    """Keep a share of what trains out for validation.
+
+    At least one of the pairs as a whole where there are enough of them: the last slices of a scan often hold no object
+    at all. The last slices of each pair where there are few, or where several are of one file.
+    """
+    training = [draft for draft in drafts if draft.split == "train"]
+    if len(training) >= WHOLE_PAIRS and len({draft.origin for draft in training}) == len(training):
+        count = max(round(fraction * len(training)), 1)
+        whole = [_kept_out(draft) for draft in training[-count:]]
+        split = training[:-count] + whole
+    else:
+        split = [part for draft in training for part in _split_slices(draft, fraction, model)]
+    return split + [draft for draft in drafts if draft.split != "train"]
+
+
+def _split_slices(draft: _Draft, fraction: float, model: ModelConfig) -> tuple[_Draft, _Draft]:
+    kept = max(round(fraction * len(draft)), model.extent)
+    stop = draft.stop - kept - model.guard
+    if stop - draft.start < model.extent:
+        raise ConfigError(
+            f"{draft.place}: its {len(draft)} slices are too few to keep {kept} of them out for validation; "
+            "give data.validation, or set data.validation_fraction to 0"
+        )
+    return replace(draft, stop=stop), replace(_kept_out(draft), start=draft.stop - kept)
+
+
+def _kept_out(draft: _Draft) -> _Draft:
+    return replace(draft, split="validation", place=f"{draft.place} (kept out for validation)")
+
+
+def _load(drafts: list[_Draft]) -> list[_Draft]:
+    """Read everything into memory where it is small: random crops of compressed files are slow."""
+    if sum(draft.volume.nbytes + draft.labels.nbytes for draft in drafts) > IN_MEMORY:
+        return drafts
+    return [
+        replace(draft, volume=hold_in_memory(draft.volume), labels=hold_in_memory(draft.labels))
+        for draft in drafts
+    ]
+
+
+def class_volume(stored: Volume, classes: int, values: Sequence[int] | None = None) -> Volume:
+    """Return a volume of classes, 0 to ``classes`` - 1, on top of the values that stand in a file.
+
+    Args:
+        stored: whole numbers, of whatever data type.
+        classes: how many classes there are.
+        values: the stored value of each class; by default the classes themselves.
+
+    Returns:
+        A volume of int64, which raises VolumeError where it reads a value that is that of no class.
+
+    Example:
+        >>> class_volume(open_volume(np.array([[[0, 255]]], np.uint8)), 2, [0, 255])[0].tolist()
+        [[0, 1]]
+    """
+    return map_voxels(stored, _ClassMap(stored.path, tuple(values or range(classes))), np.int64)
+
+
+@dataclass(frozen=True)
+class _ClassMap:
+    """From the stored value of each class to its number."""
+
+    path: str
+    values: tuple[int, ...]
+
+    def __call__(self, stored: NDArray[Any]) -> NDArray[np.int64]:
+        order = np.argsort(self.values)
+        rising = np.array(self.values)[order]
+        place = np.searchsorted(rising, stored).clip(max=len(rising) - 1)
+        wrong = rising[place] != stored
+        if wrong.any():
+            value = stored[wrong].flat[0].item()
+            raise VolumeError(
+                f"{self.path}: holds the label value {value:g}, but the {len(rising)} classes have the values "
+                f"{', '.join(map(str, self.values))}; set data.classes, or data.label_values, such as [0, 255]"
+            )
+        classes: NDArray[np.int64] = order[place]
+        return classes
+
+
+def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> ClassIndex:
+    """Count the voxels of each class and draw a sample of those of the foreground, reading the labels once.
+
+    Args:
+        labels: what to look through; classes, not whatever a file has for them.
+        classes: how many there are.
+        keep: how many voxels of each foreground class to remember at the most; each has the same chance.
+        seed: of the sample.
+
+    Raises:
+        VolumeError: a value is that of no class, or the file cannot be read.
+
+    Example:
+        >>> index_classes(open_volume(np.array([[[0, 1], [1, 0]]])), 2, keep=10)
+        ClassIndex(counts=array([2, 2]), positions=(array([], dtype=int64), array([1, 2])))
+    """
+    random = np.random.default_rng(seed)
+    counts = np.zeros(classes, np.int64)
+    samples = [_Sample(keep if number else 0, random) for number in range(classes)]
+    for block in iterate_blocks(labels, _BLOCK_BYTES):
+        voxels = labels[block]
+        found = np.bincount(voxels.ravel(), minlength=classes)
+        counts += found
+        for number in np.flatnonzero(found):
+            if samples[number].size:
+                places = np.nonzero(voxels == number)
+                shifted = [inside + part.start for inside, part in zip(places, block, strict=True)]
+                samples[number].add(np.ravel_multi_index(shifted, labels.shape))
+    return ClassIndex(counts, tuple(np.sort(sample.items) for sample in samples))
+
+
+class _Sample:
+    """A uniform sample of bounded size of items that come in pieces: those with the smallest of random keys."""
+
+    def __init__(self, size: int, random: np.random.Generator) -> None:
+        self.size = size
+        self.items = np.empty(0, np.int64)
+        self._keys = np.empty(0)
+        self._random = random
+
+    def add(self, items: NDArray[np.int64]) -> None:
+        keys = np.concatenate([self._keys, self._random.random(len(items))])
+        items = np.concatenate([self.items, items])
+        if len(items) > self.size:
+            chosen = np.argpartition(keys, self.size)[: self.size]
+            keys, items = keys[chosen], items[chosen]
+        self._keys, self.items = keys, items
+
+
+def _with_classes(draft: _Draft, config: DataConfig) -> _Draft:
+    return replace(draft, labels=class_volume(draft.labels, config.classes, config.label_values))
+
+
+def _index(draft: _Draft, config: DataConfig, seed: int) -> ClassIndex:
+    keep = max(POSITIONS // len(config.train), 1024) if draft.split == "train" else 0
+    with _at(f"{draft.place}.labels"):
+        return index_classes(draft.labels, config.classes, keep=keep, seed=seed)
+
+
+def _check_classes(drafts: Sequence[_Draft], indices: Sequence[ClassIndex], config: DataConfig) -> None:
+    """Refuse a class that no voxel teaches, and a validation with nothing in it to find."""
+    counts = {split: np.zeros(config.classes, np.int64) for split in _SPLITS}
+    for draft, index in zip(drafts, indices, strict=True):
+        counts[draft.split] += index.counts
+    for number in np.flatnonzero(counts["train"] == 0):
+        value = config.label_values[number] if config.label_values else number
+        raise ConfigError(
+            f"data.train: has no voxel of class {number} (label value {value}) in the slices to train on; "
+            "give others, or set data.classes or data.label_values to what the labels hold"
+        )
+    if counts["validation"].any() and not counts["validation"][1:].any():
+        place = next(draft.place for draft in drafts if draft.split == "validation")
+        raise ConfigError(
+            f"{place}: holds voxels of class 0 alone, which tell no network from another; "
+            "give slices with other classes as data.validation"
+        )
+
+
+def _fit_scalings(drafts: Sequence[_Draft], config: DataConfig, seed: int) -> list[Scaling]:
+    """Fit the scaling of each part; the largest part of its file that trains stands for the others of that file."""
+    largest = {draft.origin: draft for draft in sorted(drafts, key=len) if draft.split == "train"}
+    scalings = {}
+    for draft in drafts:
+        with _at(f"{draft.place}.image"):
+            _check_finite(draft.volume, config)
+            if draft.origin not in largest or draft is largest[draft.origin]:
+                scalings[draft.place] = fit_scaling(
+                    draft.volume, intensity=config.intensity, fill=config.fill, seed=seed
+                )
+    return [scalings[largest.get(draft.origin, draft).place] for draft in drafts]
+
+
+def _check_finite(volume: Volume, config: DataConfig) -> None:
+    bad = first_nonfinite(volume) if config.fill is None else None
+    if bad is not None:
+        raise VolumeError(
+            f"{volume.path}: {bad[0]} voxels are NaN or infinite, the first at z, y, x = {bad[1]}; "
+            "to accept them, set data.fill to the voxel value that stands in for them"
+        )

@@ -1,0 +1,185 @@
+"""From a volume to a network's output, slice by slice: the one place where whole volumes are predicted.
+
+Every slice is read once, and what is held at any time is the slices of the windows at hand, so a volume may be larger
+than memory. Planes go through the network whole where they are not too large for that, else in tiles that overlap and
+are blended.
+"""
+
+from __future__ import annotations
+
+from itertools import islice, product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from evenslice.errors import ConfigError, ModelError
+from evenslice.models import input_multiple, input_size, logits
+from evenslice.windows import WindowGrid, slice_indices, tile_origins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from evenslice.inference import ReadyNetwork
+    from evenslice.volumes import Volume
+    from evenslice.windows import Scaling
+
+__all__ = ["class_logits", "predict", "predicted_classes"]
+
+LARGEST_TILE = 1024
+"""Pixels along y and x up to which a plane goes through the network whole."""
+
+BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
+
+
+def predict(
+    network: ReadyNetwork,
+    volume: Volume,
+    *,
+    scaling: Scaling,
+    slices: int,
+    step: int = 1,
+    centres: Sequence[int] | None = None,
+    tile: tuple[int, int] | None = None,
+    batch: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Predict the slices of a volume, in order.
+
+    Windows at the ends of the volume are completed by reflection. Beyond its far borders a plane is mirrored until it
+    is as large as the tile.
+
+    Args:
+        network: what predicts.
+        volume: what to predict.
+        scaling: voxel values to 0..1.
+        slices: N, odd.
+        step: distance between neighbouring slices of a window.
+        centres: which slices to predict, ascending; by default all.
+        tile: size (y, x) of the in-plane tiles; by default the size that the network insists on, else the whole plane
+            rounded up to what the network takes, along an axis of more than ``LARGEST_TILE`` pixels that many.
+        batch: windows in one pass of the network; by default as many as have a million pixels, at most 16.
+
+    Yields:
+        z and the logits (classes, y, x) of the slice, float32, on the network's device. A network whose output is
+        smaller than its input, as those with a stride are, has it resized bilinearly.
+
+    Raises:
+        VolumeError: the volume cannot be read, has fewer slices than a window, or holds NaN or infinity and the
+            scaling has no fill value.
+        ModelError: the network does not give a map of logits.
+        ConfigError: an option out of range.
+
+    Example:
+        >>> from evenslice.inference import ReadyNetwork
+        >>> from evenslice.volumes import open_volume
+        >>> from evenslice.windows import Scaling
+        >>> network = ReadyNetwork(torch.nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
+        >>> volume = open_volume(np.zeros((5, 40, 50), np.uint8))
+        >>> [(z, tuple(output.shape)) for z, output in predict(network, volume, scaling=Scaling(0, 255), slices=3)][-1]
+        (4, (2, 40, 50))
+    """
+    grid = WindowGrid(volume, scaling, slices, (1, 1), step, edge="reflect")  # checks that windows fit
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch = {batch}: must be at least 1")
+    _, height, width = volume.shape
+    tile = tile or _choose_tile(network, (height, width))
+    batch = batch or max(1, min(LARGEST_BATCH, BATCH_PIXELS // (tile[0] * tile[1])))
+    centres = range(len(volume)) if centres is None else centres
+    windows = _windows(grid, centres, (max(height, tile[0]), max(width, tile[1])))
+    while chunk := list(islice(windows, batch)):
+        outputs = _predict_planes(network, np.stack([window for _, window in chunk]), tile)
+        for (z, _), output in zip(chunk, outputs, strict=True):
+            yield z, output[:, :height, :width]
+
+
+def predicted_classes(output: Tensor) -> Tensor:
+    """Return the class that logits (..., classes, y, x) predict for each pixel: (..., y, x) int64.
+
+    A single channel l stands for two classes, of which class 1 is predicted where l > 0.
+
+    Example:
+        >>> predicted_classes(torch.tensor([[[-1.0, 2.0]]])).tolist()
+        [[0, 1]]
+    """
+    return (output > 0).squeeze(-3).long() if output.shape[-3] == 1 else output.argmax(-3)
+
+
+def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
+    """Run a network on windows (batch, slices, y, x) and return its logits as float32 (batch, classes, y, x).
+
+    Raises:
+        ModelError: the network gives something else than a map of logits.
+
+    Example:
+        >>> class_logits(torch.nn.Conv2d(3, 2, 4, stride=4), torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 2, 64, 64])
+    """
+    output = logits(network(windows))
+    if output.ndim != 4:
+        raise ModelError(
+            f"the network gives an output of shape {tuple(output.shape)}; to segment it has to give "
+            "(batch, classes, y, x)"
+        )
+    output = output.float()
+    if output.shape[2:] == windows.shape[2:]:
+        return output
+    return functional.interpolate(output, size=windows.shape[2:], mode="bilinear", align_corners=False)
+
+
+def _choose_tile(network: ReadyNetwork, plane: tuple[int, int]) -> tuple[int, int]:
+    fixed = input_size(network.module)
+    if fixed is not None:
+        return fixed
+    multiple = input_multiple(network.module)
+    y, x = (-(-min(length, LARGEST_TILE) // multiple) * multiple for length in plane)
+    return y, x
+
+
+def _windows(
+    grid: WindowGrid, centres: Sequence[int], plane: tuple[int, int]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield each of the centres z and the window (N, y, x) around it; no slice that two windows share is read twice."""
+    depth = len(grid.volume)
+    single = WindowGrid(grid.volume, grid.scaling, slices=1, tile=plane)
+    planes: dict[int, NDArray[np.float32]] = {}
+    for z in centres:
+        indices = slice_indices(z, grid.slices, step=grid.step, depth=depth, edge=grid.edge).tolist()
+        planes = {i: plane for i, plane in planes.items() if i >= z - grid.slices // 2 * grid.step}
+        for i in sorted(set(indices) - set(planes)):
+            planes[i] = single.read(i, 0, 0)[0]
+        yield z, np.stack([planes[i] for i in indices])
+
+
+@torch.no_grad()
+def _predict_planes(network: ReadyNetwork, windows: NDArray[np.float32], tile: tuple[int, int]) -> Tensor:
+    """Return the logits (batch, classes, y, x) of whole planes (batch, N, y, x), which are at least as large as a tile."""
+    planes = torch.from_numpy(windows).to(network.device, memory_format=torch.channels_last)
+    if planes.shape[2:] == tile:
+        return class_logits(network, planes)
+    rows, columns = (_blending(n, t) for n, t in zip(planes.shape[2:], tile, strict=True))
+    total = torch.zeros((), device=network.device)
+    for (y, fade_y), (x, fade_x) in product(rows, columns):
+        part = class_logits(network, planes[:, :, y, x])
+        if total.ndim == 0:  # only now is the number of classes known
+            total = part.new_zeros(*part.shape[:2], *planes.shape[2:])
+        total[:, :, y, x] += part * (fade_y[:, None] * fade_x).to(part)
+    return total
+
+
+def _blending(length: int, tile: int) -> list[tuple[slice, Tensor]]:
+    """Return tiles along an axis that overlap by an eighth, and their weights (tile,), which sum to 1 at each pixel.
+
+    The weights fade linearly over the overlap: at its border, a tile knows less of what surrounds a pixel.
+    """
+    overlap = tile // 8
+    distance = torch.arange(1, tile + 1, dtype=torch.float32)
+    fade = torch.minimum(distance, distance.flip(0)).clamp_max(overlap + 1)
+    places = [slice(origin, origin + tile) for origin in tile_origins(length, tile, overlap=overlap)]
+    total = torch.zeros(length)
+    for place in places:
+        total[place] += fade
+    return [(place, fade / total[place]) for place in places]

@@ -1,0 +1,453 @@
+"""Trains a segmenter of slice windows, from a configuration to a folder that holds all that came of it.
+
+    result = train(load_config("train.yaml", TrainConfig), "run")
+    result["dice"]["mean"]
+
+An epoch is the steps from one validation to the next. At its end the network is validated and everything that training
+depends on is saved, and what a step draws at random depends on the seed and the number of the step alone: a run that
+was interrupted goes on from its last epoch's end as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import math
+import platform
+import shutil
+import signal
+import threading
+import warnings
+from contextlib import contextmanager, suppress
+from functools import partial
+from importlib import metadata
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from evenslice.checkpoints import load_network, save_network
+from evenslice.config import to_yaml
+from evenslice.cropping import CropData
+from evenslice.datasets import open_data
+from evenslice.errors import ConfigError, ModelError, needs_extra
+from evenslice.inference import choose_device, choose_dtype
+from evenslice.learning import KeepBest, SegmentationModule, output_channels
+from evenslice.libraries import Plan
+from evenslice.metrics import evaluate
+from evenslice.models import input_multiple, input_size
+from evenslice.monitoring import AsymmetryMonitor, CsvLog, bias_columns
+from evenslice.outputs import json_text, staged_file
+from evenslice.predicting import class_logits
+from evenslice.runs import RunFolder
+from evenslice.volumes import fingerprint
+from evenslice.windows import WindowGrid
+
+with needs_extra("train", "training"):
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.utilities import rank_zero_only
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from lightning.pytorch.loggers import Logger
+    from torch import Tensor, nn
+
+    from evenslice.config import ModelConfig, TrainConfig, TrainingConfig
+    from evenslice.datasets import Data, Part
+    from evenslice.models import ModelSource
+    from evenslice.neutralizing import Record
+
+__all__ = ["fixed_windows", "train"]
+
+MONITORED = 8  # windows
+VALIDATION_SHARE = 0.1  # of the pixels that are trained on between two validations, at most
+
+_TALKATIVE = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
+
+_IGNORED: tuple[tuple[str, type[Warning]], ...] = (
+    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # Lightning's use of PyTorch
+    (r"Checkpoint directory .* exists and is not empty", UserWarning),  # of a run that is resumed
+    (r"", PossibleUserWarning),  # Lightning's advice, as to use more workers
+    (r"The dirpath has changed from", UserWarning),  # of one that was moved; what is lost there is not used
+    (r"The ``noload`` loader strategy is deprecated", DeprecationWarning),  # MLflow's use of SQLAlchemy
+)
+
+PACKAGES = ("evenslice", "torch", "lightning", "monai", "numpy", "timm", "segmentation-models-pytorch")
+
+
+def train(
+    config: TrainConfig,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    command: str | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Train a network, test it, and write everything to a folder.
+
+    The data are opened and checked, the network built and tried, before anything is written. The folder then holds
+    ``config.yaml``, ``log/metrics.csv``, ``checkpoints/``, ``network.safetensors`` and, at the end, ``result.json``;
+    see ``RunFolder``. On several devices this is called in each of the processes that Lightning starts, or that torchrun
+    or SLURM have started.
+
+    Args:
+        config: everything that the run depends on.
+        out: the folder of the run.
+        resume: go on with the run that the folder holds; where there is none, begin one. A finished one is left alone.
+            On a CPU, the network comes out as that of an undisturbed run, bit for bit.
+        command: what the user typed, for the result.
+        progress: show a progress bar on standard error; by default where that is a terminal.
+
+    Returns:
+        What ``result.json`` holds: ``dice`` and ``iou`` (``mean`` and ``per_class``) and further scores on the test
+        volumes, None where there are none; ``validation``, ``bias``, ``config``, ``data``, ``network``, ``record`` and
+        the circumstances. In processes other than the first, nothing.
+
+    Raises:
+        OutputError: the folder holds a run already, or cannot be written.
+        ConfigError: the options do not suit the data or the machine, or are not those of the run to resume.
+        VolumeError: the data cannot be used.
+        ModelError: the network cannot be built or used for this, or its loss is no longer finite.
+        MissingExtraError: a package is missing.
+    """
+    run, first = RunFolder(Path(out).absolute()), _is_first()
+    began = first and run.has_begun(config, resume=resume)
+    if began and run.result.exists():
+        return run.read_result()
+    _device(config.training)  # is it there?
+    data = open_data(config.data, config.model, seed=config.seed)
+    network, record, source = _build(config)
+    if first and not began:
+        with staged_file(run.config) as beside:
+            beside.write_text(to_yaml(config), encoding="utf-8")
+    if not run.network.exists():
+        _fit(network, record, source, data, config, run, progress)
+    if not first:
+        return {}
+    network, _, _ = load_network(config.model.spec, str(run.network))
+    scores = _scores(network, data.test, config)
+    result = {
+        **scores,
+        **_summary(run.read_metrics(), config.model.slices),
+        "name": config.data.name,
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+        "data": _describe(data),
+        "network": source.to_dict(),
+        "record": record.to_dict(),
+        "command": command,
+        "machine": _machine(config.training),
+        "versions": _versions(),
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+    }
+    with staged_file(run.result) as beside:
+        beside.write_text(json_text(result), encoding="utf-8")
+    return run.read_result()
+
+
+def fixed_windows(parts: Sequence[Part], model: ModelConfig, size: tuple[int, int], count: int) -> Tensor:
+    """Read windows that are spread evenly over parts, always the same ones.
+
+    Args:
+        parts: where to take them from, in turn.
+        model: how many slices a window has, and how far apart they are.
+        size: in-plane size (y, x).
+        count: how many, at most.
+
+    Returns:
+        Windows (n, slices, y, x) in 0..1.
+    """
+    grids = [WindowGrid(part.volume, part.scaling, model.slices, size, model.step) for part in parts]
+    rounds = zip(*(zip(repeat(grid), grid.visits(), strict=False) for grid in grids), strict=False)
+    chosen = islice(chain.from_iterable(rounds), count)
+    return torch.from_numpy(np.stack([grid.read(*place) for grid, place in chosen]))
+
+
+def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
+    """Build the network and try it on a blank crop."""
+    model, channels = config.model, output_channels(config.training.loss, config.data.classes)
+    network, record, source = load_network(
+        model.spec,
+        model.weights,
+        slices=model.slices,
+        strategy=model.strategy,
+        tie=model.tie,
+        # A function of the user's has a number of classes of its own.
+        classes=channels if Plan.read(model.spec, None, 0).library else None,
+        seed=config.seed,
+    )
+    _check_network(network, config, channels)
+    return network, record, source
+
+
+def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> None:
+    """Check that a network takes crops and gives the right channels; freeze what its logits do not depend on.
+
+    Auxiliary heads are such parts: nothing is learned from them, and several processes would wait for their gradients.
+    """
+    spec, crop = config.model.spec, config.training.crop
+    try:
+        scores = class_logits(network, torch.zeros(1, config.model.slices, *crop))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        size = input_size(network)
+        right = f"[{size[0]}, {size[1]}]" if size else f"multiples of {input_multiple(network)}"
+        raise ModelError(
+            f"{spec}: refuses crops of {crop[0]} x {crop[1]} ({reason}); try {right} for training.crop"
+        ) from error
+    if scores.shape[1] != channels:
+        raise ModelError(
+            f"{spec}: gives {scores.shape[1]} channels; {config.data.classes} classes with the loss "
+            f"{config.training.loss} need {channels}"
+        )
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(scores.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+
+
+def _fit(
+    network: nn.Module,
+    record: Record,
+    source: ModelSource,
+    data: Data,
+    config: TrainConfig,
+    run: RunFolder,
+    progress: bool | None,
+) -> None:
+    """Train the network, from the last checkpoint if there is one, until the run's network stands in its folder."""
+    options = config.training
+    convert_conv2d_weight_memory_format(network.train(), torch.channels_last)
+    module = SegmentationModule(network, options, classes=config.data.classes, seed=config.seed)
+    save = partial(save_network, record=record, source=source, force=True)
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            run.last.parent,
+            filename=run.last.stem,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+    ]
+    if options.monitor_every is not None:
+        windows = fixed_windows(data.validation or data.train, config.model, options.crop, MONITORED)
+        callbacks.append(AsymmetryMonitor((windows - record.mean) / record.std, every=options.monitor_every))
+    if data.validation:
+        score = partial(_validate, parts=data.validation, config=config)
+        callbacks.append(KeepBest(score, lambda network: save(network, run.best), options.patience))
+    shows = Console(stderr=True).is_terminal if progress is None else progress
+    if shows:
+        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
+    device = _device(options)
+    with _quiet(), torch.random.fork_rng(range(torch.cuda.device_count())):
+        trainer = Trainer(
+            accelerator=device.type,
+            devices=options.devices,
+            sync_batchnorm=options.devices > 1 and device.type == "cuda",
+            precision="bf16-mixed" if _dtype(options) == torch.bfloat16 else "32-true",
+            max_epochs=math.ceil(options.steps / options.validate_every),
+            reload_dataloaders_every_n_epochs=1,  # each epoch has steps of its own
+            use_distributed_sampler=False,
+            logger=_loggers(config, run),
+            log_every_n_steps=1,
+            callbacks=callbacks,
+            # Lightning would resume a job that SLURM starts again in the middle of an epoch; --resume does better.
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            enable_progress_bar=shows,
+            enable_model_summary=False,
+            default_root_dir=run.path,
+        )
+        crops = CropData(config, data, (record.mean, record.std))
+        _run_trainer(trainer, module, crops, run.last if run.last.exists() else None)
+    if trainer.is_global_zero:
+        if run.best.exists():
+            with staged_file(run.network) as beside:
+                shutil.copyfile(run.best, beside)
+        else:
+            save(network, run.network)
+
+
+def _run_trainer(
+    trainer: Trainer, module: SegmentationModule, crops: CropData, checkpoint: Path | None
+) -> None:
+    """Run a trainer; an interruption by the keyboard, at which Lightning ends the process, stays one."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, crops, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
+
+
+def _validate(network: nn.Module, *, parts: Sequence[Part], config: TrainConfig) -> float:
+    options = config.training
+    trained = options.validate_every * options.batch * math.prod(options.crop)
+    plane = max(math.prod(part.volume.shape[1:]) for part in parts)
+    return evaluate(
+        network,
+        parts,
+        classes=config.data.classes,
+        step=config.model.step,
+        surfaces=False,
+        device=str(next(network.parameters()).device),
+        dtype=options.dtype,
+        most_slices=max(1, round(VALIDATION_SHARE * trained / plane)),
+    ).mean_dice
+
+
+def _scores(network: nn.Module, parts: Sequence[Part], config: TrainConfig) -> dict[str, Any]:
+    if not parts:
+        return {"dice": None, "iou": None}
+    return evaluate(
+        network,
+        parts,
+        classes=config.data.classes,
+        step=config.model.step,
+        boundaries=config.data.boundaries,
+        device=_device(config.training).type,
+        dtype=config.training.dtype,
+    ).to_dict()
+
+
+def _is_first() -> bool:
+    """Say whether this is the first of several processes, or the only one."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _device(options: TrainingConfig) -> torch.device:
+    """Return the kind of device to train on.
+
+    Raises:
+        ConfigError: there is none, or not as many.
+    """
+    if ":" in options.accelerator:
+        raise ConfigError(
+            f"training.accelerator: {options.accelerator}: name the kind alone; CUDA_VISIBLE_DEVICES chooses among GPUs"
+        )
+    device = choose_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
+    if device.type == "cuda" and torch.cuda.device_count() < options.devices:
+        raise ConfigError(
+            f"training.devices: {options.devices}: this machine has {torch.cuda.device_count()} GPUs; ask for no more"
+        )
+    return torch.device(device.type)
+
+
+def _dtype(options: TrainingConfig) -> torch.dtype:
+    return choose_dtype(options.dtype, _device(options))
+
+
+def _loggers(config: TrainConfig, run: RunFolder) -> list[Logger]:
+    columns = ("loss", "learning_rate", "seconds", "validation_dice", *bias_columns(config.model.slices))
+    loggers: list[Logger] = [CsvLog(run.metrics, columns)]
+    if config.training.tensorboard:
+        loggers.append(_tensorboard_logger(run))
+    if config.training.mlflow:
+        loggers.append(_mlflow_logger(config, run))
+    return loggers
+
+
+def _tensorboard_logger(run: RunFolder) -> Logger:
+    with needs_extra("tensorboard", "a TensorBoard log"):
+        import tensorboard  # noqa: F401  # Lightning names its extra, not ours
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(run.log, name="tensorboard", version="")
+
+
+def _mlflow_logger(config: TrainConfig, run: RunFolder) -> Logger:
+    """Return a logger to the run's own store; a resumed run goes on with the one that it began there."""
+    with needs_extra("mlflow", "an MLflow log"):
+        import alembic  # noqa: F401  # what the store is made with
+        import sqlalchemy  # noqa: F401
+        from mlflow import MlflowClient
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    run.log.mkdir(parents=True, exist_ok=True)
+    store, name = f"sqlite:///{run.log / 'mlflow.db'}", config.data.name
+    began: Sequence[Any] = ()
+    if (run.log / "mlflow.db").exists() and _is_first():
+        client = MlflowClient(store)
+        experiment = client.get_experiment_by_name(name)
+        began = client.search_runs([experiment.experiment_id]) if experiment else ()
+    return MLFlowLogger(
+        name,
+        run_name=run.path.name,
+        tracking_uri=store,
+        artifact_location=(run.log / "mlflow").as_uri(),
+        run_id=began[0].info.run_id if began else None,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning and the stores of logs from announcing what they do, and from warning of what is their own."""
+    logs = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message, category in _IGNORED:
+                warnings.filterwarnings("ignore", message, category)
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+def _summary(rows: Sequence[Mapping[str, float]], slices: int) -> dict[str, Any]:
+    """Return what the log says of the run as a whole."""
+    validated = [row for row in rows if not math.isnan(row.get("validation_dice", math.nan))]
+    best = max(validated, key=lambda row: row["validation_dice"], default=None)
+    measured = [
+        {name: row[name] for name in bias_columns(slices)} for row in rows if "directional_bias" in row
+    ]
+    return {
+        "validation": best and {"step": int(best["step"]), "dice": best["validation_dice"]},
+        "bias": measured[-1] if measured else None,
+        "steps": int(rows[-1]["step"]),
+        "seconds": max(row.get("seconds", 0) for row in rows),
+    }
+
+
+def _describe(data: Data) -> dict[str, list[dict[str, Any]]]:
+    return {
+        split: [
+            {
+                "name": part.name,
+                "shape": list(part.volume.shape),
+                "intensity": [part.scaling.low, part.scaling.high],
+                "image": fingerprint(part.volume),
+                "labels": fingerprint(part.labels),
+            }
+            for part in getattr(data, split)
+        ]
+        for split in ("train", "validation", "test")
+    }
+
+
+def _machine(options: TrainingConfig) -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "device": _device(options).type,
+        "devices": options.devices,
+        "dtype": str(_dtype(options)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
