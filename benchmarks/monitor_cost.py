@@ -1,9 +1,10 @@
 """What a training run costs beside the bare passes of its network, and what watching its slice bias adds.
 
-All figures are ratios of times taken in turn within one run, with the defaults of `evenslice train` (U-Net on
-EfficientNet-Lite0, batches of 8 crops of 192 x 192, 8 watched windows every 200 steps) on a volume of noise:
+All figures are ratios of processor times on one core, taken in turn within one run, with the defaults of `evenslice train` (U-Net on
+EfficientNet-Lite0, batches of 8 crops of 192 x 192, 8 watched windows every 200 steps) on a volume
+of noise:
 
-    python benchmarks/monitor_cost.py [--steps 20] [--rounds 3]
+    python benchmarks/monitor_cost.py [--steps 10] [--rounds 3]
 
 - bare: forward pass, loss, backward pass and AdamW on one batch that lies in memory, in the same precision and memory
   layout.
@@ -28,7 +29,6 @@ from evenslice.config import TrainConfig
 from evenslice.inference import choose_dtype
 from evenslice.learning import SegmentationLoss
 from evenslice.monitoring import measure_bias
-from evenslice.runs import RunFolder
 from evenslice.training import MONITORED, train
 
 
@@ -65,28 +65,33 @@ class Bare:
 
     def seconds(self, steps: int) -> float:
         """Time a step."""
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(steps):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
                 loss = self.loss(self.network(self.windows).float(), self.labels)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        return (time.perf_counter() - start) / steps
+        return (time.process_time() - start) / steps
 
 
 def training_seconds(config: TrainConfig, out: Path) -> float:
-    """Train, and return the seconds that a step took by the run's own log."""
-    train(config, out)
-    rows = RunFolder(out).read_metrics()
-    return (rows[-1]["seconds"] - rows[0]["seconds"]) / (rows[-1]["step"] - rows[0]["step"])
+    """Return what a step of a run takes: the difference between a run of three times as many and this one."""
+    spent = []
+    for factor in (1, 3):
+        steps = factor * config.training.steps
+        training = config.training.model_copy(update={"steps": steps, "validate_every": steps})
+        start = time.process_time()
+        train(config.model_copy(update={"training": training}), out / str(factor))
+        spent.append(time.process_time() - start)
+    return (spent[1] - spent[0]) / (2 * config.training.steps)
 
 
 def monitor_seconds(bare: Bare) -> float:
     """Time one measurement."""
-    start = time.perf_counter()
+    start = time.process_time()
     measure_bias(bare.network, bare.windows[:MONITORED])
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> None:
@@ -94,9 +99,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     every = 200
     ratios: dict[str, list[float]] = {"training step / bare step": [], "monitor / training": []}
     with tempfile.TemporaryDirectory() as folder:

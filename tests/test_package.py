@@ -13,9 +13,8 @@ def test_public_names_are_sorted_and_there():
 
 
 def test_functions_are_not_hidden_by_modules_of_the_same_name():
-    import evenslice.neutralizing
-
     import evenslice.auditing  # importing a submodule sets an attribute on the package
+    import evenslice.neutralizing
 
     assert callable(evenslice.audit)
     assert callable(evenslice.neutralize)
