@@ -1,8 +1,8 @@
 """What a training run costs beside the bare passes of its network, and what watching its slice bias adds.
 
-All figures are ratios of processor times on one core, taken in turn within one run, with the defaults of `evenslice train` (U-Net on
-EfficientNet-Lite0, batches of 8 crops of 192 x 192, 8 watched windows every 200 steps) on a volume
-of noise:
+All figures are ratios of processor times on one core, taken in turn within one run, with the defaults of
+`evenslice train` (U-Net on EfficientNet-Lite0, batches of 8 crops of 192 x 192, 8 watched windows every 200 steps) on
+a volume of noise:
 
     python benchmarks/monitor_cost.py [--steps 10] [--rounds 3]
 

@@ -86,6 +86,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(dict.fromkeys(["other.weight"], torch.zeros(2)), folder / "other.pt")
     torch.save(torch.nn.Conv2d(3, 2, 1), folder / "pickled.pt")
+    (folder / "junk.pt").write_bytes(b"junk")
     sys.path.insert(0, str(folder))
     import my_networks
 
@@ -221,6 +222,35 @@ def test_neutralize_writes_weights_that_an_audit_finds_fair(run, tmp_path):
     assert document["strategy"] == "uniform"
 
 
+def test_the_scaling_of_a_network_that_was_not_trained_on_photographs(run, tmp_path):
+    fair = str(tmp_path / "fair.safetensors")
+    arguments = [
+        "neutralize",
+        "--model",
+        "smp:Unet/resnet18",
+        "--weights",
+        "none",
+        "--json",
+        "--force",
+        "--out",
+        fair,
+    ]
+    _, out, _ = run(*arguments)
+    assert json.loads(out)["mean"] == pytest.approx(0.449, abs=1e-3)
+    code, out, _ = run(*arguments, "--mean", "0", "--std", "1")
+    assert code == 0
+    assert json.loads(out)["mean"] == 0
+    code, _, err = run(
+        "audit", "--model", "smp:Unet/resnet18", "--weights", fair, "--volume", "good.tif", "--mean", "0.5"
+    )
+    assert code == 2
+    assert "states its own mean and std" in err
+
+
+def test_the_version(folder):
+    assert run_process(folder, "--version").stdout.startswith("evenslice ")
+
+
 def test_info_describes_a_volume(run):
     code, out, _ = run("info", "good.tif", "--json")
     assert code == 0
@@ -253,6 +283,9 @@ BAD = [
     (["--volume", "good.tif", "--weights", "other.pt"], r"other.pt.*0\.weight"),
     (["--volume", "good.tif", "--weights", "pickled.pt"], r"pickled.pt.*pickle"),
     (["--volume", "good.tif", "--weights", "good.tif"], r"good.tif"),
+    (["--volume", "good.tif", "--weights", "junk.pt"], r"junk.pt"),
+    (["--volume", "good.tif", "--mean", "half"], r"--mean half: numbers"),
+    (["--volume", "good.tif", "--std", "1,2"], r"std"),
     (
         ["--volume", "good.tif", "--labels", "short_labels.tif", "--target", "labels"],
         r"short_labels.tif.*\(20, 48, 40\)",

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -10,6 +11,10 @@ def test_public_names_are_sorted_and_there():
     assert evenslice.__all__ == sorted(evenslice.__all__)
     for name in evenslice.__all__:
         assert getattr(evenslice, name).__name__ == name
+
+
+def test_the_version_is_that_of_the_package():
+    assert evenslice.__version__ == metadata.version("evenslice")
 
 
 def test_functions_are_not_hidden_by_modules_of_the_same_name():

@@ -66,6 +66,11 @@ def test_the_first_audit_has_the_plain_name(audits, tmp_path):
         assert key in document
 
 
+def test_an_audit_shows_itself_in_one_line(audits):
+    assert repr(audits[0]).startswith("<Audit 'pretrained': biased, shares 0.2")
+    assert len(repr(audits[0])) < 200
+
+
 def test_json_knows_no_nan(audits):
     broken = dataclasses.replace(audits[0].statistics.mirror_error, estimate=math.nan, high=math.inf)
     audit = dataclasses.replace(

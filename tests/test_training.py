@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,6 +298,15 @@ def test_a_run_that_was_killed_while_it_was_tested_is_not_trained_again(folder, 
     assert after["dice"] == before["dice"]
     assert after["seconds"] == before["seconds"]
     assert network.stat().st_mtime_ns == trained
+
+
+def test_a_run_may_be_resumed_in_another_place(folder, undisturbed, tmp_path):
+    run = tmp_path / "moved"
+    shutil.copytree(undisturbed, run)
+    RunFolder(run).network.unlink()
+    RunFolder(run).result.unlink()
+    train(make_config(folder), run, resume=True)
+    assert same(weights(run), weights(undisturbed))
 
 
 def test_a_finished_run_is_left_alone(folder, undisturbed):

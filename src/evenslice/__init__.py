@@ -75,6 +75,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("evenslice")
     if name in __all__:
         return getattr(import_module(f"evenslice.{_HOMES.get(name, 'errors')}"), name)
     raise AttributeError(f"module 'evenslice' has no attribute {name!r}")

@@ -33,7 +33,7 @@ __all__ = ["load_network", "neutralize_file", "save_network"]
 FORMAT = 1
 
 
-def load_network(
+def load_network(  # noqa: PLR0913  # what to build, and one argument for each choice of neutralize
     spec: str,
     weights: str,
     *,
@@ -42,6 +42,8 @@ def load_network(
     tie: str | None = None,
     classes: int | None = None,
     seed: int = 0,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> tuple[nn.Module, Record, ModelSource]:
     """Build a network that takes windows of slices on one common scale.
 
@@ -57,6 +59,9 @@ def load_network(
         tie: what to tie for ever, as ``neutralize`` takes it.
         classes: channels of the output, as ``build_model`` takes it.
         seed: what random parts are drawn under.
+        mean: what the network's inputs were centred by in training, one value or one for each, as ``neutralize`` takes
+            it; by default what the pretrained weights say. 0 for a network that was trained on slices in 0..1.
+        std: what they were divided by afterwards, likewise; 1 for such a network.
 
     Returns:
         The network in evaluation mode; the record, which states the scaling of the slices; and the source.
@@ -75,6 +80,8 @@ def load_network(
         (0.5, 0.5, 'imagenet')
     """
     if METADATA_KEY in read_metadata(weights):
+        if mean is not None or std is not None:
+            raise ModelError(f"{weights}: states its own mean and std; leave them out")
         asked = {"slices": slices, "strategy": strategy, "tie": tie, "classes": classes}
         if strategy == "pretrained":
             del asked["strategy"]
@@ -82,7 +89,7 @@ def load_network(
     model, source = build_model(spec, weights, classes=classes, seed=seed)
     inputs = source.inputs or find_stems(model).channels
     count = inputs if slices is None else slices
-    record = neutralize(model, count, strategy=strategy, tie=tie, seed=seed)
+    record = neutralize(model, count, strategy=strategy, tie=tie, mean=mean, std=std, seed=seed)
     return model, record, replace(source, inputs=inputs)
 
 
@@ -263,6 +270,8 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
     tie: str | None = None,
     classes: int | None = None,
     seed: int = 0,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     force: bool = False,
 ) -> Record:
     """Neutralize a network from its weights into a file, as the command ``evenslice neutralize`` does.
@@ -276,6 +285,8 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
         tie: what to tie for ever.
         classes: channels of the output.
         seed: what random parts are drawn under.
+        mean: what the network's inputs were centred by in training.
+        std: what they were divided by afterwards.
         force: replace a file that is there.
 
     Returns:
@@ -291,7 +302,15 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
     _check_suffix(out)
     with staged_file(out, force=force) as beside:
         model, record, source = load_network(
-            spec, weights, slices=slices, strategy=strategy, tie=tie, classes=classes, seed=seed
+            spec,
+            weights,
+            slices=slices,
+            strategy=strategy,
+            tie=tie,
+            classes=classes,
+            seed=seed,
+            mean=mean,
+            std=std,
         )
         _write(model, beside, record, source)
     return record

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import evenslice
 from evenslice.errors import EvensliceError
 
 if TYPE_CHECKING:
@@ -37,19 +38,32 @@ MODEL_HELP = "The network: smp:Unet/resnet34, timm:NAME, torchvision:NAME, or pa
 WEIGHTS_HELP = "Its weights: imagenet, none (random) or a file (.safetensors, .pt, .pth, .ckpt)."
 STRATEGY_HELP = (
     "How colour kernels become slice kernels: pretrained (the network as it is built), uniform, center, profile, "
-    "mirror, shuffle, equalize, reinit, random."
+    "mirror, shuffle, equalize, reinit, random"
 )
 
 Model = Annotated[str, typer.Option("--model", metavar="SPEC", help=MODEL_HELP)]
 Weights = Annotated[str, typer.Option("--weights", metavar="W", help=WEIGHTS_HELP)]
 Slices = Annotated[
-    int | None, typer.Option("--slices", metavar="N", help="Slices in a window, odd. [default: 3]")
+    int | None, typer.Option("--slices", metavar="N", help="Slices in a window, odd; by default 3.")
 ]
 Classes = Annotated[
-    int | None, typer.Option("--classes", help="Output classes. [default: as in the weights, else 2]")
+    int | None, typer.Option("--classes", help="Output classes; by default as in the weights, else 2.")
 ]
 Tie = Annotated[str | None, typer.Option("--tie", help="Keep the symmetry for ever: mirror or uniform.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything that is drawn.")]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean",
+        metavar="M[,M,M]",
+        help="What the network's input in 0..1 was centred by in training; by default what its pretrained weights say, "
+        "0 for a network trained on plain 0..1.",
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option("--std", metavar="S[,S,S]", help="What it was divided by, likewise; 1 for plain 0..1."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a result that is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Axes = Annotated[
@@ -65,8 +79,9 @@ Level = Annotated[int, typer.Option("--level", help="Resolution level of a multi
 @app.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    # `main` takes --debug from anywhere on the command line before Typer reads it; it stands here to be documented.
+    # `main` takes --debug and --version from the command line before Typer reads it; they stand here to be documented.
     pass
 
 
@@ -120,7 +135,9 @@ def audit(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", metavar="M", help="Of attribution; several may be given. [default: gradient]"
+            "--method",
+            metavar="M",
+            help="Of attribution: gradient (the default), input_x_gradient, integrated_gradients, smoothgrad, gradient_shap, occlusion; several may be given.",
         ),
     ] = None,
     out: Annotated[
@@ -143,6 +160,8 @@ def audit(
     ] = None,
     classes: Classes = None,
     tie: Tie = None,
+    mean: Mean = None,
+    std: Std = None,
     step: Annotated[int, typer.Option("--step", help="Distance between the slices of a window.")] = 1,
     tile: Annotated[
         tuple[int, int] | None, typer.Option("--tile", metavar="Y X", help="Size of the tiles.")
@@ -150,7 +169,9 @@ def audit(
     intensity: Annotated[
         tuple[float, float] | None,
         typer.Option(
-            "--intensity", metavar="LOW HIGH", help="Voxel values to scale to 0 and 1. [default: percentiles]"
+            "--intensity",
+            metavar="LOW HIGH",
+            help="Voxel values to scale to 0 and 1; by default percentiles.",
         ),
     ] = None,
     fill: Annotated[
@@ -184,7 +205,14 @@ def audit(
             [opened(path) for path in volume],
             strategies=strategy or ["pretrained"],
             methods=method or ["gradient"],
-            network={"slices": slices, "tie": tie, "classes": classes, "seed": seed},
+            network={
+                "slices": slices,
+                "tie": tie,
+                "classes": classes,
+                "seed": seed,
+                "mean": _parse_numbers("--mean", mean),
+                "std": _parse_numbers("--std", std),
+            },
             command=_command(),
             labels=[opened(path) for path in labels] if labels else None,
             target=parse_target(target),
@@ -216,6 +244,8 @@ def neutralize(
     strategy: Annotated[str, typer.Option("--strategy", metavar="S", help=STRATEGY_HELP)] = "uniform",
     tie: Tie = None,
     classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
     seed: Seed = 0,
     force: Force = False,
     json: AsJson = False,
@@ -234,6 +264,8 @@ def neutralize(
             tie=tie,
             classes=classes,
             seed=seed,
+            mean=_parse_numbers("--mean", mean),
+            std=_parse_numbers("--std", std),
             force=force,
         )
     _show_json(record.to_dict()) if json else _show(record_table(record, out))
@@ -333,13 +365,17 @@ def main() -> None:
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    if arguments == ["--version"]:
+        typer.echo(f"evenslice {evenslice.__version__}")
+        sys.exit()
     try:
         status = app(args=arguments, prog_name="evenslice", standalone_mode=False)
     except (EvensliceError, typer.TyperException) as error:
         if debug:
             traceback.print_exc()
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        typer.echo(f"error: {' '.join(text.split())}", err=True)
+        if text:  # without arguments, the help was shown
+            typer.echo(f"error: {' '.join(text.split())}", err=True)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130
@@ -372,6 +408,14 @@ def _parse_select(texts: Sequence[str] | None) -> dict[str, int]:
             raise typer.BadParameter(f"--select {text}: an axis and a whole number are needed, such as t=0")
         selected[axis] = int(index)
     return selected
+
+
+def _parse_numbers(option: str, text: str | None) -> list[float] | None:
+    """Read one number or several, separated by commas."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{option} {text}: numbers are needed, such as 0.485,0.456,0.406") from None
 
 
 def _show(item: RenderableType) -> None:

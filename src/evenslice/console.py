@@ -37,13 +37,18 @@ def audit_table(audits: Sequence[Audit]) -> Table:
     for audit in audits:
         table.add_row(
             escape(audit.name),
-            f"[{VERDICT_STYLES[audit.verdict]}]{audit.verdict}[/]",
+            f"[{VERDICT_STYLES[audit.verdict]}]{audit.verdict}[/]\n{_extent(audit)}",
             " ".join(_short(share.estimate) for share in audit.shares),
             "\n".join(f"{pair.estimate:+.3f} ± {_short((pair.high - pair.low) / 2)}" for pair in audit.pairs)
             or "none",
             f"{audit.directional_bias.estimate:+.3f}",
             f"{audit.statistics.mirror_error.estimate:.1g}",
         )
+    if any("*" in _extent(audit) for audit in audits):
+        table.caption = (
+            "* before the intervals were as narrow as asked: all windows were used, or as many as allowed"
+        )
+        table.caption_justify = "left"
     return table
 
 
@@ -76,7 +81,7 @@ def record_table(record: Record, out: Path) -> Table:
     table = _facts(str(out))
     table.add_row("strategy", record.strategy + (f", tied: {record.tie}" if record.tie else ""))
     table.add_row("slices", str(record.slices))
-    table.add_row("stems rewritten", ", ".join(record.stems))
+    table.add_row("layers rewritten", ", ".join(repr(name) for name in record.stems))
     table.add_row("scale every slice by", f"(slice - {record.mean:g}) / {record.std:g}")
     table.add_row("mirror error", f"{record.mirror_error:.2g}")
     table.add_row("permutation error", f"{record.permutation_error:.2g}")
@@ -167,6 +172,12 @@ def _estimate(interval: Mapping[str, float | None], form: str) -> str:
         return "none"
     text = f"{estimate:{form}}" + ("" if low is None else f"\n[{low:{form}}, {high:{form}}]")
     return re.sub(r"\b0\.", ".", text)
+
+
+def _extent(audit: Audit) -> str:
+    """Say how many windows were used, and where that was not enough for the precision asked for."""
+    windows = f"{len(audit.measurements.volume)} windows"
+    return windows if audit.run.get("stopped") in (None, "precision reached") else f"{windows} *"
 
 
 def _short(value: float) -> str:

@@ -46,7 +46,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
-        raise ConfigError(f"precision {name!r}: known: auto, bfloat16, float32")
+        raise ConfigError(f"dtype {name!r}: known: auto, bfloat16, float32")
     return torch.bfloat16 if _has_bfloat16(device) else torch.float32
 
 

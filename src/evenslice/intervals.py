@@ -39,6 +39,7 @@ _CORRELATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _FRACTIONS = (0.5, 1.0)
 CORRELATION = np.array([0.0, *(rho for rho in _CORRELATIONS for _ in _FRACTIONS)])
 FRACTION = np.array([0.0, *(fraction for _ in _CORRELATIONS for fraction in _FRACTIONS)])
+NO_WIDTH = 1e-100  # what the residual of a constant quantity leaves
 PRIOR = np.array([0.75, *np.full(len(CORRELATION) - 1, 0.25 / (len(CORRELATION) - 1))])
 
 
@@ -93,7 +94,7 @@ class MeanFit:
             half = _mixture_quantile(self.dof, self.scale, self.weight, tail)
         if self.volumes > 1:
             half = np.maximum(half, -stdtrit(self.volumes - 1, tail / 2) * self.between)
-        return half
+        return np.where(half < NO_WIDTH, 0.0, half)
 
     def intervals(
         self, level: float = 0.95, comparisons: int = 1, bounds: tuple[float, float] = (-np.inf, np.inf)

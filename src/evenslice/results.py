@@ -67,7 +67,7 @@ class StemKernels:
     after: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """What an audit found.
 
@@ -91,6 +91,14 @@ class Audit:
     examples: Examples
     kernels: tuple[StemKernels, ...] = ()
     run: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shares = " ".join(f"{share.estimate:.3f}" for share in self.shares)
+        pairs = " ".join(f"{pair.estimate:+.3f}" for pair in self.pairs)
+        windows = len(self.measurements.volume)
+        return (
+            f"<Audit {self.name!r}: {self.verdict}, shares {shares}, pair biases {pairs}, {windows} windows>"
+        )
 
     @property
     def verdict(self) -> Verdict:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import pickle
+import struct
 import warnings
 import zipfile
 from contextlib import contextmanager, suppress
@@ -162,6 +163,7 @@ def _read_torch(path: Path) -> State:
             document = torch.load(path, map_location="cpu", weights_only=True)
     except (
         pickle.UnpicklingError,
+        struct.error,
         RuntimeError,
         OSError,
         EOFError,
