@@ -14,11 +14,13 @@ import pytest
 import torch
 from scipy import ndimage
 
-from evenslice import cli, distributing, studying
+from evenslice import cli, distributing, planning, studying
 from evenslice.config import load_config, to_yaml
 from evenslice.distributing import finished, open_cluster
 from evenslice.errors import ConfigError, EvensliceError, VolumeError
-from evenslice.studying import StudyConfig, plan, study
+from evenslice.planning import plan
+from evenslice.study_config import StudyConfig
+from evenslice.studying import study
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "study.yaml"
 
@@ -380,7 +382,7 @@ def test_the_key_is_that_of_what_matters(tmp_path):
 
     def weights(content):
         (tmp_path / "w.pt").write_bytes(content)
-        studying._digest.cache_clear()
+        planning._digest.cache_clear()
         return key(lambda values: values["architectures"][0].update(weights=str(tmp_path / "w.pt")))
 
     assert key() == key(lambda values: values["arms"][0].update(name="pretrained"))

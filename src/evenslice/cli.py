@@ -323,7 +323,7 @@ def study(
     """Compare strategies on your data: train, test and audit each; what is finished is not repeated."""
     from evenslice.config import load_config
     from evenslice.console import run_line, study_tables
-    from evenslice.studying import StudyConfig
+    from evenslice.study_config import StudyConfig
     from evenslice.studying import study as run_study
 
     summary = run_study(

@@ -11,56 +11,30 @@ data sets or seeds.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import re
 import shutil
 import traceback
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenslice.auditing import audit
 from evenslice.checkpoints import load_network
-from evenslice.config import (
-    AugmentationConfig,
-    DataConfig,
-    ModelConfig,
-    Section,
-    Slices,
-    Source,
-    Strategy,
-    Tie,
-    TrainConfig,
-    TrainingConfig,
-    Weights,
-    check_strategy,
-    to_yaml,
-)
+from evenslice.config import ModelConfig, TrainConfig, to_yaml
 from evenslice.datasets import open_data
 from evenslice.distributing import finished, open_cluster
-from evenslice.errors import ConfigError, EvensliceError, needs_extra
+from evenslice.errors import EvensliceError
 from evenslice.inference import ReadyNetwork
 from evenslice.outputs import json_text, staged_file
+from evenslice.planning import LABELS, plan
 from evenslice.predicting import predict, predicted_classes
 from evenslice.results import save_audits
-from evenslice.runs import MOVABLE, RunFolder, flat_options
-from evenslice.summarizing import FIGURES, summarize_runs
+from evenslice.runs import RunFolder
+from evenslice.summarizing import FIGURES, saliency_percentiles, summarize_runs
 from evenslice.training import train
-
-with needs_extra("train", "a study"):
-    from pydantic import (
-        AfterValidator,
-        Field,
-        ValidationInfo,
-        field_serializer,
-        field_validator,
-        model_validator,
-    )
 
 if TYPE_CHECKING:
     import os
@@ -69,278 +43,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evenslice.datasets import Part
+    from evenslice.planning import Run
     from evenslice.results import Audit
+    from evenslice.study_config import StudyConfig
 
     Record = dict[str, Any]
 
-__all__ = [
-    "Architecture",
-    "Arm",
-    "AuditOptions",
-    "Run",
-    "StudyConfig",
-    "StudyData",
-    "perform",
-    "plan",
-    "study",
-    "write_results",
-]
+__all__ = ["perform", "study", "write_results"]
 
 FORMAT = 1
-LABELS = ("dataset", "architecture", "arm", "seed")
 EXAMPLE = 256  # pixels along y and x
-
-
-class Arm(Section):
-    """One way to start and to train, which is compared with the others."""
-
-    name: str = Field(min_length=1, description="What the arm is called in results.")
-    strategy: Strategy = Field(
-        default="uniform", description="How colour kernels become slice kernels, as train takes it."
-    )
-    tie: Tie = Field(default=None, description="Keep the symmetry while training: mirror or uniform.")
-    z_flip: bool | None = Field(
-        default=None, description="Reverse the slices of crops at random; by default as in augmentation."
-    )
-    weights: Weights | None = Field(default=None, description="Weights instead of the architecture's.")
-
-
-class Architecture(Section):
-    """A network to compare the arms with."""
-
-    name: str = Field(min_length=1, description="What the network is called in results.")
-    spec: str = Field(min_length=1, description="The network, as train takes it.")
-    weights: Weights = Field(default="imagenet", description="Its weights: imagenet, none or a file.")
-
-
-def _one_device(training: TrainingConfig) -> TrainingConfig:
-    if training.devices > 1:
-        raise ValueError("a run of a study has one device; run several at once with --workers")
-    return training
-
-
-OneDevice = Annotated[TrainingConfig, AfterValidator(_one_device)]
-
-
-class StudyData(DataConfig):
-    """A data set to compare the arms on."""
-
-    test: tuple[Source, ...] = Field(min_length=1, description="Pairs to test and audit networks on.")
-    training: OneDevice = Field(
-        default_factory=TrainingConfig,
-        description="Options of training that differ for this data set; the others are those of the study.",
-    )
-
-    @field_serializer("training")
-    def _in_full(self, training: TrainingConfig) -> dict[str, Any]:
-        """Keep what is a default, too: it may not be what the study has."""
-        return training.model_dump(mode="json")
-
-    def data(self) -> DataConfig:
-        """Return the data set as ``train`` takes it."""
-        return DataConfig.model_validate(self.model_dump(exclude={"training"}))
-
-
-class AuditOptions(Section):
-    """How trained networks are audited, on the test volumes."""
-
-    method: str = Field(default="gradient", description="Of attribution.")
-    precision: float = Field(
-        default=0.01, gt=0, description="Half-width of the 95 % intervals of the pair biases to stop at."
-    )
-    max_windows: int | None = Field(default=400, ge=1, description="Stop after so many windows in any case.")
-    batch: int = Field(default=4, ge=1, description="Windows in one pass.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="float32", description="Precision; in bfloat16 rounding alone makes biases of 0.001."
-    )
-
-
-class StudyConfig(Section):
-    """Everything that a study depends on.
-
-    Example:
-        >>> pair = {"image": "image.tif", "labels": "labels.tif"}
-        >>> config = StudyConfig.model_validate({
-        ...     "seeds": [0, 1],
-        ...     "training": {"steps": 400, "batch": 4},
-        ...     "arms": [{"name": "pretrained", "strategy": "pretrained"}, {"name": "uniform"}],
-        ...     "architectures": [{"name": "Lite0", "spec": "smp:Unet/tu-tf_efficientnet_lite0"}],
-        ...     "datasets": [{"name": "em", "train": [pair], "test": [pair], "training": {"steps": 300}}],
-        ... })
-        >>> len(plan(config)), config.datasets[0].training.steps, config.datasets[0].training.batch
-        (4, 300, 4)
-    """
-
-    seeds: tuple[int, ...] = Field(
-        default=(0, 1, 2), min_length=1, description="Each arm is run with each of these seeds."
-    )
-    slices: Slices = Field(default=3, description="Slices in a window, odd.")
-    step: int = Field(default=1, ge=1, description="Distance between the slices of a window.")
-    augmentation: AugmentationConfig = Field(
-        default=AugmentationConfig(), description="How crops are varied."
-    )
-    training: OneDevice = Field(default=TrainingConfig(), description="How networks are trained.")
-    audit: AuditOptions = Field(default=AuditOptions(), description="How they are audited.")
-    arms: tuple[Arm, ...] = Field(min_length=1, description="What is compared.")
-    baseline: str = Field(default="pretrained", description="The arm that the others are compared with.")
-    margin: float = Field(
-        default=0.01, gt=0, lt=1, description="The loss of Dice against the baseline that would matter."
-    )
-    architectures: tuple[Architecture, ...] = Field(min_length=1, description="The networks.")
-    datasets: tuple[StudyData, ...] = Field(min_length=1, description="The data sets.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete_training(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Give each data set the options of training that it does not change."""
-        common, datasets = (values.get(name) for name in ("training", "datasets"))
-        if not isinstance(common, dict) or not isinstance(datasets, list):
-            return values
-        completed = [
-            {**data, "training": common | (data.get("training") or {})}
-            if isinstance(data, dict) and isinstance(data.get("training"), dict | None)
-            else data
-            for data in datasets
-        ]
-        return {**values, "datasets": completed}
-
-    @field_validator("arms", "architectures", "datasets")
-    @classmethod
-    def _named_apart(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [item.name for item in items]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"the name {name!r} stands twice; name each differently")
-        return items
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError("give different seeds of at least 0")
-        return seeds
-
-    @field_validator("arms")
-    @classmethod
-    def _fit_slices(cls, arms: tuple[Arm, ...], info: ValidationInfo) -> tuple[Arm, ...]:
-        for arm in arms if "slices" in info.data else ():
-            check_strategy(arm.strategy, info.data["slices"])
-        return arms
-
-    @field_validator("baseline")
-    @classmethod
-    def _is_an_arm(cls, baseline: str, info: ValidationInfo) -> str:
-        names = [arm.name for arm in info.data.get("arms", ())]
-        if names and baseline not in names:
-            raise ValueError(f"no arm has this name; the arms are {', '.join(names)}")
-        return baseline
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training of a study.
-
-    Attributes:
-        dataset: the name of the data set.
-        architecture: the name of the architecture.
-        arm: the name of the arm.
-        seed: of everything that is drawn.
-        config: what is trained.
-        audit: how it is audited.
-    """
-
-    dataset: str
-    architecture: str
-    arm: str
-    seed: int
-    config: TrainConfig
-    audit: AuditOptions
-
-    @property
-    def labels(self) -> Record:
-        """What tells the run from others for a reader."""
-        return {name: getattr(self, name) for name in LABELS}
-
-    @cached_property
-    def key(self) -> str:
-        """A hash of all options that the outcome depends on, and of the file of weights if there is one.
-
-        Data are known by the name of their set and their paths, without the folder that these start from.
-        """
-        options = flat_options(self.config.model_dump(mode="json"))
-        options = {name: value for name, value in options.items() if name not in MOVABLE}
-        weights = Path(self.config.model.weights)
-        if weights.is_file():
-            options["model.weights"] = _digest(weights)
-        text = json.dumps([FORMAT, options, self.audit.model_dump(mode="json")], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def folder(self, base: Path) -> Path:
-        """Return the run's folder: the one that has its key, whatever its arm was called, else a new one's name."""
-        slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, self.labels.values())).lower()).strip("-.")
-        return next(iter(sorted(base.glob(f"*-{self.key}"))), base / f"{slug}-{self.key}")
-
-    def record(self, base: Path) -> Record | None:
-        """Return what the finished run found, under its present names, or None where it is not finished."""
-        path = self.folder(base) / "run.json"
-        if not path.is_file():
-            return None
-        try:
-            found: Record = json.loads(path.read_text(encoding="utf-8"))
-            done = found["status"] == "done"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: is not the record of a run ({error}); remove it") from error
-        return found | self.labels if done else None
-
-
-def plan(config: StudyConfig) -> list[Run]:
-    """Return the runs of a study, in the order in which they are done: all with the first seed come first.
-
-    Raises:
-        ConfigError: two arms or two architectures are the same but for their names.
-    """
-    runs = [
-        _make_run(config, *choice)
-        for choice in product(config.seeds, config.datasets, config.architectures, config.arms)
-    ]
-    known: dict[str, Run] = {}
-    for run in runs:
-        same = known.setdefault(run.key, run)
-        if same is not run:
-            names = [f"{item.dataset}, {item.architecture}, {item.arm}" for item in (same, run)]
-            raise ConfigError(f"{names[1]}: is the same as {names[0]}; remove one of the two")
-    return runs
-
-
-def _make_run(config: StudyConfig, seed: int, data: StudyData, architecture: Architecture, arm: Arm) -> Run:
-    flip = config.augmentation.z_flip if arm.z_flip is None else arm.z_flip
-    return Run(
-        dataset=data.name,
-        architecture=architecture.name,
-        arm=arm.name,
-        seed=seed,
-        config=TrainConfig(
-            data=data.data(),
-            model=ModelConfig(
-                spec=architecture.spec,
-                weights=arm.weights or architecture.weights,
-                slices=config.slices,
-                step=config.step,
-                strategy=arm.strategy,
-                tie=arm.tie,
-            ),
-            augmentation=config.augmentation.model_copy(update={"z_flip": flip}),
-            training=data.training,
-            seed=seed,
-        ),
-        audit=config.audit,
-    )
-
-
-@cache
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def study(
@@ -415,8 +127,8 @@ def perform(run: Run, base: Path) -> Record:
 
     Returns:
         What ``run.json`` then holds: the labels of the run, ``key``, ``status`` ("done" or "failed"), ``error``
-        (one line, or None) and, where it is done, ``shares``, those of ``summarizing.FIGURES``, ``verdict``,
-        ``windows``, ``steps`` and ``seconds`` of training.
+        (one line, or None) and, where it is done, ``shares``, those of ``summarizing.FIGURES``, ``saliency`` (see
+        ``summarizing.saliency_percentiles``), ``verdict``, ``windows``, ``steps`` and ``seconds`` of training.
     """
     try:
         outcome = {"status": "done", "error": None, **_figures(run, run.folder(base))}
@@ -476,6 +188,7 @@ def _audited(found: Audit) -> Record:
         "imbalance": statistics.imbalance.estimate,
         "mirror_error": statistics.mirror_error.estimate,
         "mirror_disagreement": statistics.mirror_disagreement.estimate,
+        "saliency": saliency_percentiles(found.examples.saliency),
         "windows": len(found.measurements.volume),
     }
 

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-__all__ = ["FIGURES", "non_inferiority", "student_interval", "summarize_runs"]
+__all__ = [
+    "FIGURES",
+    "SALIENCY_PERCENTILES",
+    "non_inferiority",
+    "saliency_percentiles",
+    "student_interval",
+    "summarize_runs",
+]
 
 FIGURES = (
     "dice",
@@ -40,6 +47,8 @@ FIGURES = (
     "mirror_disagreement",
 )
 """The figures of a run; ``absolute_bias`` is the absolute value of the directional bias."""
+
+SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 LEVEL = 0.95
 
@@ -86,6 +95,25 @@ def non_inferiority(differences: ArrayLike, margin: float) -> dict[str, Any]:
     statistic = (mean + margin) / max(error, np.finfo(float).tiny)  # equal differences leave no doubt
     p = float(stdtr(len(known) - 1, -statistic))
     return {"margin": margin, "p": p, "holds": p < (1 - LEVEL) / 2}
+
+
+def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float]]:
+    """Describe how the saliency of pixels is distributed in each slice of the window.
+
+    Args:
+        saliency: (windows, slices, y, x), which sums to 1 over a window.
+
+    Returns:
+        For each slice the ``SALIENCY_PERCENTILES`` over all its pixels in all windows, in units of the mean over
+        pixels and slices, rounded to four digits.
+
+    Example: all saliency falls on the second of two slices.
+        >>> saliency_percentiles(np.array([[[[0.0, 0.0]], [[0.5, 0.5]]]]))[1][:2]
+        [2.0, 2.0]
+    """
+    pixels = saliency.swapaxes(0, 1).reshape(saliency.shape[1], -1) * saliency[0].size
+    values = np.percentile(pixels, SALIENCY_PERCENTILES, axis=1).T
+    return [[float(f"{value:.4g}") for value in row] for row in values]
 
 
 def summarize_runs(rows: Iterable[Row], *, baseline: str, margin: float) -> list[dict[str, Any]]:
