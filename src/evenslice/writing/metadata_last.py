@@ -1,0 +1,66 @@
+"""A Zarr store that keeps metadata back until all chunks are written."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from zarr.core.sync import sync
+from zarr.storage import WrapperStore
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+__all__ = ["MetadataLast", "settle"]
+
+
+def settle() -> None:
+    """Wait for what Zarr still writes after one of several chunks has failed, so that it can be removed."""
+    sync(_all_others())
+
+
+async def _all_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+class MetadataLast(WrapperStore["Store"]):
+    """Passes chunks on and holds metadata in memory; ``release`` writes them, those of the root last.
+
+    Args:
+        store: the store to write to.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._held: dict[str, Buffer] = {}
+
+    def release(self) -> None:
+        """Write the metadata, from the innermost to the root."""
+        for key in sorted(self._held, key=lambda key: (-key.count("/"), key)):
+            sync(self._store.set(key, self._held[key]))
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return what is held, or what is stored."""
+        if key in self._held:
+            return prototype.buffer.from_bytes(self._held[key].to_bytes())
+        return await super().get(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Hold metadata; store anything else."""
+        if key.rpartition("/")[2] == "zarr.json":
+            self._held[key] = value
+        else:
+            await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Do what ``set`` does, for a key that is neither held nor stored."""
+        if key not in self._held and not await self._store.exists(key):
+            await self.set(key, value)
+
+    async def exists(self, key: str) -> bool:
+        """Return whether a key is held or stored."""
+        return key in self._held or await super().exists(key)
