@@ -108,6 +108,22 @@ def test_the_same_seed_gives_the_same_audit_bit_for_bit(texture):
     assert np.array_equal(first.examples.saliency, again.examples.saliency)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_a_cluster_finds_what_one_process_finds(texture, dtype):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
+    one, many = (
+        evenslice.audit(network, texture, dtype=dtype, precision=0.02, workers=workers)
+        for workers in (None, 2)
+    )
+    apart = ("created", "seconds")
+    first, second = ({k: v for k, v in found.to_dict().items() if k not in apart} for found in (one, many))
+    assert first == second
+    assert first["stopped"] == "precision reached"
+    np.testing.assert_array_equal(one.measurements.shares, many.measurements.shares)
+    np.testing.assert_array_equal(one.examples.saliency, many.examples.saliency)
+
+
 def test_the_network_is_left_as_it_was(texture):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}

@@ -39,6 +39,7 @@ __all__ = [
     "data_part",
     "directional_bias",
     "measure",
+    "measure_outputs",
     "model_part",
     "next_look",
     "pair_bias",
@@ -191,6 +192,20 @@ def measure(
         "shares": _ratio(sums, sums.sum(axis=1, keepdims=True)),
         "mirrored_shares": _ratio(mirrored_sums, mirrored_sums.sum(axis=1, keepdims=True)),
         "wasserstein": _ratio(_wasserstein(attribution, mirrored_attribution), mean),
+        **measure_outputs(output, mirrored_output),
+    }
+
+
+def measure_outputs(output: Tensor, mirrored_output: Tensor) -> dict[str, Floats]:
+    """Measure what a mirror does to the outputs of a batch: the last two figures of ``measure``.
+
+    Example:
+        >>> import torch
+        >>> rows = measure_outputs(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 1.0]]))
+        >>> rows["mirror_error"].tolist(), rows["mirror_disagreement"].tolist()
+        ([0.5], [0.0])
+    """
+    return {
         "mirror_error": _mirror_error(output, mirrored_output),
         "mirror_disagreement": _mirror_disagreement(output, mirrored_output),
     }

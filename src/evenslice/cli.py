@@ -9,7 +9,7 @@ import traceback
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ import evenslice
 from evenslice.errors import EvensliceError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from rich.console import RenderableType
@@ -73,6 +73,26 @@ Select = Annotated[
     list[str] | None,
     typer.Option("--select", metavar="AXIS=INDEX", help="Pick one entry of an axis, such as t=0."),
 ]
+Step = Annotated[int, typer.Option("--step", help="Distance between the slices of a window.")]
+Tile = Annotated[tuple[int, int] | None, typer.Option("--tile", metavar="Y X", help="Size of the tiles.")]
+Intensity = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--intensity", metavar="LOW HIGH", help="Voxel values to scale to 0 and 1; by default percentiles."
+    ),
+]
+Fill = Annotated[float | None, typer.Option("--fill", help="Voxel value that replaces NaN and infinity.")]
+Batch = Annotated[
+    int | None, typer.Option("--batch", help="Windows in one pass; by default as many as are fastest.")
+]
+Precision = Annotated[str, typer.Option("--dtype", help="auto, bfloat16 or float32.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", help="Processes to work with, on this machine.")
+]
+Scheduler = Annotated[
+    str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Dask scheduler to work with.")
+]
 Level = Annotated[int, typer.Option("--level", help="Resolution level of a multiscale volume, 0 the finest.")]
 
 
@@ -94,26 +114,37 @@ def demo(
     force: Force = False,
     json: AsJson = False,
 ) -> None:
-    """Audit a pretrained U-Net on real MRI before and after it was made fair, offline."""
+    """Audit a pretrained U-Net on real MRI before and after it was made fair, then train it, offline."""
     from evenslice.compare import AUDITS, RENDERED, write_results
-    from evenslice.demo import run_demo
+    from evenslice.console import course_table
+    from evenslice.demo import run_demo, train_demo
     from evenslice.outputs import staged_folder
 
     with staged_folder(out, AUDITS + RENDERED, force=force) as folder:
         audits = list(run_demo(seed=seed, command=_command()))
         write_results(audits, folder)
-    _show_audits(audits, out, json=json)
+    if not json:
+        _show_audits(audits, out, json=False)
+    trained = train_demo(out / "training", seed=seed, force=force)
+    if json:
+        _show_json({"audits": [audit.to_dict() for audit in audits], "training": trained.summary})
+        return
+    _show(course_table(trained.runs))
+    _show(f"report: {out / 'training' / 'report.html'}")
 
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A volume.")],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="PATH", help="A volume: file, folder, file.h5:/path or address (https, s3)."),
+    ],
     axes: Axes = None,
     select: Select = None,
     level: Level = 0,
     json: AsJson = False,
 ) -> None:
-    """Describe a volume: format, shape, spacing, size, intensities, classes."""
+    """Describe a volume: format, shape, spacing, orientation, size, intensities, classes."""
     from dataclasses import asdict
 
     from evenslice.console import info_table
@@ -162,30 +193,21 @@ def audit(
     tie: Tie = None,
     mean: Mean = None,
     std: Std = None,
-    step: Annotated[int, typer.Option("--step", help="Distance between the slices of a window.")] = 1,
-    tile: Annotated[
-        tuple[int, int] | None, typer.Option("--tile", metavar="Y X", help="Size of the tiles.")
-    ] = None,
-    intensity: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            "--intensity",
-            metavar="LOW HIGH",
-            help="Voxel values to scale to 0 and 1; by default percentiles.",
-        ),
-    ] = None,
-    fill: Annotated[
-        float | None, typer.Option("--fill", help="Voxel value that replaces NaN and infinity.")
-    ] = None,
+    step: Step = 1,
+    tile: Tile = None,
+    intensity: Intensity = None,
+    fill: Fill = None,
     axes: Axes = None,
     select: Select = None,
     level: Level = 0,
     max_windows: Annotated[
         int | None, typer.Option("--max-windows", help="Stop after so many windows.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Windows in one pass.")] = 4,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, bfloat16 or float32.")] = "auto",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    batch: Batch = None,
+    dtype: Precision = "auto",
+    device: Device = "auto",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     seed: Seed = 0,
     force: Force = False,
     json: AsJson = False,
@@ -226,6 +248,8 @@ def audit(
             batch=batch,
             dtype=dtype,
             device=device,
+            workers=workers,
+            scheduler=scheduler,
             seed=seed,
         )
         if folder is not None:
@@ -307,22 +331,103 @@ def train(
 
 
 @app.command()
+def segment(
+    volume: Annotated[str, typer.Option("--volume", metavar="PATH", help="A volume.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            metavar="PATH",
+            help="For the labels: .tif, .nii.gz, .ome.zarr (s3:// too), .h5:/path, .mha, .nrrd, .npy.",
+        ),
+    ],
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="A folder that `evenslice train` wrote.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="SPEC", help=MODEL_HELP)] = None,
+    weights: Annotated[str | None, typer.Option("--weights", metavar="W", help=WEIGHTS_HELP)] = None,
+    slices: Slices = None,
+    step: Annotated[
+        int | None, typer.Option("--step", help="Distance between the slices of a window.")
+    ] = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Std = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write the probability of each class, not labels.")
+    ] = False,
+    tile: Tile = None,
+    batch: Batch = None,
+    intensity: Intensity = None,
+    fill: Fill = None,
+    axes: Axes = None,
+    select: Select = None,
+    level: Level = 0,
+    dtype: Precision = "auto",
+    device: Device = "auto",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option("--scratch", metavar="DIR", help="Folder for unfinished work; by default beside --out."),
+    ] = None,
+    force: Force = False,
+    json: AsJson = False,
+) -> None:
+    """Segment a volume of any size; what was interrupted goes on from there."""
+    from dataclasses import asdict
+
+    from evenslice.console import info_table
+    from evenslice.segmenting import load_segmenter
+    from evenslice.segmenting import segment as segment_volume
+    from evenslice.volumes import describe, open_volume
+
+    opened = open_volume(volume, axes=axes, select=_parse_select(select), level=level)
+    with _quiet(json):
+        network, options = load_segmenter(
+            run,
+            model,
+            weights,
+            slices=slices,
+            step=step,
+            classes=classes,
+            mean=_parse_numbers("--mean", mean),
+            std=_parse_numbers("--std", std),
+            intensity=intensity,
+            fill=fill,
+        )
+        written = segment_volume(
+            network,
+            opened,
+            out,
+            probabilities=probabilities,
+            tile=tile,
+            batch=batch,
+            dtype=dtype,
+            device=device,
+            workers=workers,
+            scheduler=scheduler,
+            scratch=scratch,
+            force=force,
+            **options,
+        )
+    described = describe(written)
+    _show_json(asdict(described)) if json else _show(info_table(described))
+
+
+@app.command()
 def study(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG.yaml", help="Arms, networks, data sets and seeds.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the runs and results.")],
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Runs to do at once, on this machine.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Dask scheduler to do the runs with.")
-    ] = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     json: AsJson = False,
 ) -> None:
     """Compare strategies on your data: train, test and audit each; what is finished is not repeated."""
     from evenslice.config import load_config
-    from evenslice.console import run_line, study_tables
+    from evenslice.console import run_line
     from evenslice.study_config import StudyConfig
     from evenslice.studying import study as run_study
 
@@ -333,20 +438,23 @@ def study(
         scheduler=scheduler,
         on_finished=lambda *progress: typer.echo(run_line(*progress), err=True),
     )
-    if json:
-        _show_json(summary)
-        return
-    for table in study_tables(summary):
-        _show(table)
-    _show(f"results: {out / 'results.csv'}")
+    _show_study(summary, out, json=json)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that holds audits.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that holds audits, or a study.")],
     json: AsJson = False,
 ) -> None:
-    """Write the report of all audits in a folder, and in the folders right below it, anew."""
+    """Write the report anew: of a study, or of all audits in a folder and in the folders right below it."""
+    from evenslice.report import write_study_report
+    from evenslice.study_results import is_study, load_study
+
+    if is_study(folder):
+        results = load_study(folder)
+        write_study_report(results, folder / "report.html")
+        _show_study(results.summary, folder, json=json)
+        return
     from evenslice.compare import RENDERED, write_rendered
     from evenslice.outputs import staged_folder
     from evenslice.results import load_audits
@@ -440,3 +548,15 @@ def _show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> No
     _show(audit_table(audits))
     if out is not None:
         _show(f"report: {out / 'report.html'}")
+
+
+def _show_study(summary: Mapping[str, Any], out: Path, *, json: bool) -> None:
+    from evenslice.console import study_tables
+
+    if json:
+        _show_json(summary)
+        return
+    for table in study_tables(summary):
+        _show(table)
+    _show(f"results: {out / 'results.csv'}")
+    _show(f"report: {out / 'report.html'}")

@@ -190,7 +190,7 @@ def _open_source(config: DataConfig, split: str, place: str, source: Source) -> 
         raise ConfigError(
             f"{place}.slices: [{start}, {stop}]: {volume.path} has {len(volume)} slices; end at {len(volume)} at the latest"
         )
-    location = None if volume.location is None else volume.location.resolve()
+    location = volume.location.resolve() if isinstance(volume.location, Path) else volume.location
     origin = (location, *sorted(source.image.select.items()))
     return _Draft(split, place, str(source.image.path), origin, volume, labels, start, stop)
 

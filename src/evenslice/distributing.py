@@ -11,7 +11,10 @@ Dask cluster does it: one started on this machine, or one that runs already; fun
 from __future__ import annotations
 
 import os
+import warnings
+from collections import deque
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from evenslice.errors import ConfigError, needs_extra
@@ -19,12 +22,13 @@ from evenslice.errors import ConfigError, needs_extra
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["finished", "open_cluster"]
+__all__ = ["finished", "in_order", "open_cluster"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10
+AHEAD = 2  # items at a worker, the one that it works on included
 
 
 @contextmanager
@@ -58,18 +62,20 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
         with _connect(Client, scheduler) as client:
             yield client
         return
+    threads = max(1, (os.cpu_count() or 1) // (workers or 1))
     settings = {
-        # Dask would give each worker one thread, and take it down by 95 % of its share of the memory.
-        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": max(
-            1, (os.cpu_count() or 1) // (workers or 1)
-        ),
+        # Dask would give each worker one thread; and with a limit to what malloc keeps, as Dask sets one, the system
+        # would hand out, and clear, the memory of every tensor anew: a training step then takes twice as long.
+        "distributed.nanny.pre-spawn-environ": {
+            f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")
+        },
         # A daemon may have no children, and those that load data are some.
         "distributed.worker.daemon": False,
     }
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None
+            n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -86,7 +92,7 @@ def _connect(connect: Callable[..., Any], scheduler: str) -> Any:
 
 
 def finished(
-    function: Callable[[Item], Result], items: Iterable[Item], client: Any = None
+    function: Callable[..., Result], items: Iterable[Item], client: Any = None, *, common: Any = None
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Apply a function to items and yield each with its result, in the order in which they are finished.
 
@@ -96,18 +102,65 @@ def finished(
         function: what to do; on a cluster, it may be started again for an item that it was applied to before.
         items: what to do it to.
         client: of a Dask cluster, or None for this process.
+        common: what the function takes after the item, where it is not None; a worker gets it once.
 
     Yields:
         An item and its result; on a cluster, the exception where there is none, as after several workers died with it.
     """
+    rest = () if common is None else (common,)
     if client is None:
         for item in items:
-            yield item, function(item)
+            yield item, function(item, *rest)
         return
     from distributed import as_completed
 
-    futures = {client.submit(function, item, pure=False): item for item in items}
+    rest = _send(client, rest)
+    futures = {client.submit(function, item, *rest, pure=False): item for item in items}
     for future in as_completed(list(futures)):
         error = future.exception()
         yield futures[future], future.result() if error is None else error
         future.release()
+
+
+def in_order(
+    function: Callable[..., Result], items: Iterable[Item], client: Any = None, *, common: Any = None
+) -> Iterator[Result]:
+    """Apply a function to items one after another, or on a cluster to a few at a time, and yield the results in order.
+
+    Whoever asks for no more results leaves the other items alone, but for those that the workers have at hand.
+
+    Args:
+        function: what to do.
+        items: what to do it to; taken from as workers get free.
+        client: of a Dask cluster, or None for this process.
+        common: what the function takes after the item, where it is not None; a worker gets it once.
+
+    Example:
+        >>> list(in_order(pow, [2, 3], common=2))
+        [4, 9]
+    """
+    rest = () if common is None else (common,)
+    if client is None:
+        for item in items:
+            yield function(item, *rest)
+        return
+    rest, items = _send(client, rest), iter(items)
+    workers = max(1, len(client.nthreads()))
+    waiting: deque[Any] = deque()
+    while True:
+        for item in islice(items, AHEAD * workers - len(waiting)):
+            waiting.append(client.submit(function, item, *rest, pure=False))
+        if not waiting:
+            return
+        yield waiting.popleft().result()
+
+
+def _send(client: Any, objects: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Hold objects where workers fetch them once; as results of a task, they survive the workers that hold them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # a network is
+        return tuple(client.submit(_same, item, pure=False) for item in objects)
+
+
+def _same(item: Item) -> Item:
+    return item

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from evenslice.depthwise import keep_depthwise_exact
 from evenslice.errors import ConfigError, ModelError
+from evenslice.fusing import fuse_batch_norms
 from evenslice.models import logits, normalization
 from evenslice.neutralizing import record_of, untie
 
@@ -109,6 +111,8 @@ class ReadyNetwork(nn.Module):
         untie(module)
         module.eval().requires_grad_(False).to(self.device)
         self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
+        if self.device.type == "cpu":
+            keep_depthwise_exact(self.module)
         mean, std = input_scaling(model, slices)
         self.register_buffer("mean", torch.tensor(mean, device=self.device).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, device=self.device).view(1, -1, 1, 1))
@@ -118,16 +122,17 @@ class ReadyNetwork(nn.Module):
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             return self.module((windows - self.mean) / self.std)
 
-    @torch.no_grad()
-    def check(self, slices: int, tile: tuple[int, int]) -> None:
-        """Run one blank window through the network.
+    def prepare(self, slices: int, tile: tuple[int, int]) -> None:
+        """Run one window through the network, and take its batch norms into the convolutions before them.
 
         Raises:
-            ModelError: the network refuses it, or returns something in which there are no logits.
+            ModelError: the network refuses the window, or returns something in which there are no logits.
         """
         shape = (1, slices, *tile)
+        windows = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         try:
-            output = self(torch.zeros(shape, device=self.device))
+            with torch.no_grad():
+                output = self(windows)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
@@ -135,3 +140,4 @@ class ReadyNetwork(nn.Module):
                 f"evenslice.neutralize(model, slices={slices}) gives it {slices} inputs, --tile another size"
             ) from error
         logits(output)
+        fuse_batch_norms(self.module, (windows - self.mean) / self.std)

@@ -1,0 +1,52 @@
+"""The progress bar of everything that takes more than a moment."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["progress_bar"]
+
+
+@contextmanager
+def progress_bar(
+    title: str, total: int, unit: str, *, show: bool | None, remaining: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error; yield what advances it by a number of steps.
+
+    Args:
+        title: what is being done.
+        total: how many steps there are.
+        unit: what a step is, in the plural.
+        show: whether to show it; with None, where standard error is a terminal.
+        remaining: tell the time that is left, else the time that has passed.
+
+    Example:
+        >>> with progress_bar("audit", 8, "windows", show=False) as advance:
+        ...     advance(4)
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn() if remaining else TimeElapsedColumn(),
+    )
+    hidden = not (console.is_terminal if show is None else show)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
