@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install test check format demo benchmarks clean
+.PHONY: help install test check format demo benchmarks fuzz results clean
 
 help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
@@ -11,6 +11,8 @@ help:
 	@echo "make check       lint, types, order of imports"
 	@echo "make format      format the code"
 	@echo "make benchmarks  speed, memory and calibration (long)"
+	@echo "make fuzz        open damaged volumes of every format by the thousand (long)"
+	@echo "make results     docs/results.md, from what the studies found"
 
 install: $(STAMP)
 
@@ -39,6 +41,12 @@ benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/audit_speed.py
 	$(BIN)/python benchmarks/audit_memory.py
 	$(BIN)/python benchmarks/calibration.py
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz_volumes.py --count 2000
+
+results: $(STAMP)
+	$(BIN)/python studies/write_results.py
 
 clean:
 	rm -rf .venv evenslice-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

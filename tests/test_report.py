@@ -5,7 +5,6 @@ import dataclasses
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pages import HOSTILE, Page, plain
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 
 from evenslice.errors import ConfigError, MissingExtraError, OutputError
@@ -26,48 +26,7 @@ from evenslice.report.style import AUDIT_COLOURS, audit_colour, audit_marker
 from evenslice.report.wording import context_sentence, headline, interval, one_line
 from evenslice.results import StemKernels, load_audits
 
-HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{1}{2$ =1+1 {{ 7*7 }} \x00\n面 %s'
 NAN = Interval(float("nan"), float("nan"), float("nan"))
-
-
-class Page(HTMLParser):
-    """Collects what a page could load, its identifiers and its text, and checks that tags are balanced."""
-
-    VOID = frozenset({"meta", "link", "input"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.references: list[str] = []
-        self.text: list[str] = []
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        for key, value in attrs:
-            assert not key.startswith("on")
-            if key in {"src", "href", "xlink:href", "action", "data", "poster"}:
-                self.links.append(value)
-            if key == "id":
-                self.ids.append(value)
-            self.references += re.findall(r"url\(#([^)]*)\)", value or "")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in {"script", "style"}:
-            self.text.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +113,6 @@ def test_intervals_as_text():
 def test_labels_are_short_and_on_one_line():
     assert one_line("a\n\tb\x00c") == "a b c"
     assert one_line("x" * 50, 10) == "x" * 9 + "…"
-
-
-def plain(text):
-    return text.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " ")
 
 
 # Numbers.
@@ -451,7 +406,8 @@ def test_figures_of_an_earlier_report_do_not_stay(audits, tmp_path):
 
 
 def test_the_extra_is_named_where_it_is_missing(audits, tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith(("evenslice.report.page", "jinja2"))]:
+    users = ("evenslice.report.page", "evenslice.report.rendering", "jinja2")
+    for name in [name for name in sys.modules if name.startswith(users)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match=r"writing a report needs .*evenslice\[report\]"):

@@ -1,15 +1,11 @@
 """The report as headless Chromium shows it: no error, no request, a slider that works, readable on light and dark."""
 
 import base64
-import io
 import json
-import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
+from browsing import CONTRASTS, look, open_browser, picture_of
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
@@ -18,49 +14,11 @@ from evenslice.report import write_report
 
 pytestmark = pytest.mark.browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
-
-CONTRASTS = """
-const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
-const luminance = (colour) => {
-  const [r, g, b] = channels(colour).slice(0, 3).map((c) => c / 255).map(
-    (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-};
-const ground = (element) => {
-  for (let at = element; at; at = at.parentElement) {
-    const colour = getComputedStyle(at).backgroundColor;
-    if ((channels(colour)[3] ?? 1) > 0) return colour;
-  }
-  return "rgb(255, 255, 255)";
-};
-const selectors = "h1, h2, h3, h4, p, td, th, small, figcaption, label, output, .slice span, .strip span, .chart text";
-return [...document.querySelectorAll(selectors)].filter((element) => element.getClientRects().length).map((element) => {
-  const style = getComputedStyle(element);
-  const [one, two] = [element instanceof SVGElement ? style.fill : style.color, ground(element)].map(luminance);
-  return [(Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05), element.tagName, element.textContent.slice(0, 40)];
-});
-"""
-
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no chromium and chromedriver found; install Debian's chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=Service(driver))
-    yield chrome
-    chrome.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as chrome:
+        yield chrome
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +39,6 @@ def page(browser, report):
         browser.get_log(kind)  # forget what earlier tests did
     browser.get(report.as_uri())
     return browser
-
-
-def look(browser, *, width, scheme):
-    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def shown(page):
@@ -181,7 +132,3 @@ def test_without_scripts_every_example_shows(page, report):
         assert not page.find_element(By.CLASS_NAME, "controls").is_displayed()
     finally:
         page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-
-
-def picture_of(png):
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)

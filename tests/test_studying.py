@@ -17,7 +17,7 @@ from scipy import ndimage
 from evenslice import cli, distributing, planning, studying
 from evenslice.config import load_config, to_yaml
 from evenslice.distributing import finished, open_cluster
-from evenslice.errors import ConfigError, EvensliceError, VolumeError
+from evenslice.errors import ConfigError, EvensliceError, MissingExtraError, VolumeError
 from evenslice.planning import plan
 from evenslice.study_config import StudyConfig
 from evenslice.studying import study
@@ -171,6 +171,27 @@ def test_a_study_writes_what_it_found(done):
     assert load_config(out / "config.yaml", StudyConfig).arms == config().arms
 
 
+def test_a_study_ends_with_its_page(done, monkeypatch):
+    out, _, _ = done
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "4 of 4 runs are done" in page
+    assert "blobs, small" in page
+    for section in ("forest", "learning", "trajectories", "saliency", "examples"):
+        assert f'<section id="{section}">' in page
+    assert (out / "figures" / "forest.svg").exists()
+    (out / "report.html").unlink()
+    monkeypatch.setattr(studying, "perform", None)
+    study(config(seeds=[0, 1]), out)  # nothing is left to do
+    assert "4 of 4 runs are done" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_the_extra_of_the_page_no_run_begins(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtraError, match=r"evenslice\[report\]"):
+        study(config(), folder / "undrawn")
+    assert not (folder / "undrawn").exists()
+
+
 def test_the_arms_are_what_they_should_be(done):
     _, summary, _ = done
     pretrained, tied = summary["comparisons"][0]["arms"]
@@ -220,7 +241,7 @@ def test_a_study_can_be_given_more(done, monkeypatch):
     out, _, _ = done
     seen = []
 
-    def pretend(run, base):
+    def pretend(run, base, progress):
         seen.append((run.seed, run.arm))
         return {"status": "failed", "error": "", **run.labels}
 
@@ -346,6 +367,7 @@ def test_the_command_prints_tables(done, folder, monkeypatch, capsys):
     assert "blobs, small" in printed
     assert "tied" in printed
     assert "results.csv" in printed
+    assert "report.html" in printed
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--json"])
     with pytest.raises(SystemExit):
         cli.main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from evenslice.neutralizing import Record
     from evenslice.results import Audit
+    from evenslice.study_results import StudyRun
     from evenslice.volumes import VolumeInfo
 
-__all__ = ["audit_table", "info_table", "record_table", "run_line", "run_table", "study_tables"]
+__all__ = [
+    "audit_table",
+    "course_table",
+    "info_table",
+    "record_table",
+    "run_line",
+    "run_table",
+    "study_tables",
+]
 
 VERDICT_STYLES = {"symmetric": "green", "biased": "red", "inconclusive": "yellow", "not applicable": "dim"}
 
@@ -55,6 +68,8 @@ def audit_table(audits: Sequence[Audit]) -> Table:
 def info_table(info: VolumeInfo) -> Table:
     """Return a volume's figures, one a row."""
     table = _facts(info.path)
+    if info.part is not None:
+        table.add_row("data set", escape(info.part))
     table.add_row("format", info.format)
     table.add_row("shape", f"{_by_axis(info.shape)} voxels (z, y, x)")
     table.add_row("type", info.dtype)
@@ -63,7 +78,9 @@ def info_table(info: VolumeInfo) -> Table:
     )
     table.add_row("spacing", spacing)
     table.add_row("read in chunks of", "not stated" if info.chunks is None else _by_axis(info.chunks))
-    table.add_row("size on disk", "in memory" if info.bytes_on_disk is None else decimal(info.bytes_on_disk))
+    if info.orientation is not None:
+        table.add_row("orientation", f"{info.orientation} (to where x, y, z run)")
+    table.add_row("size on disk", "not known" if info.bytes_on_disk is None else decimal(info.bytes_on_disk))
     table.add_row("size in memory", decimal(info.bytes_in_memory))
     table.add_row("intensities", f"{info.minimum:g} to {info.maximum:g} in a sample of {info.sampled} voxels")
     table.add_row(
@@ -140,6 +157,28 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         yield table
     if summary["failed"]:
         yield _failed_table(summary["failed"])
+
+
+def course_table(runs: Sequence[StudyRun]) -> Table:
+    """Return one row for each run of a study: Dice and bias before and after training."""
+    table = Table(title="training", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("start", "validation Dice", "test Dice", "D_m"):
+        table.add_column(column, no_wrap=True)
+    for run in runs:
+        table.add_row(
+            escape(run.arm),
+            _course(run.curves.get("validation_dice"), ".3f"),
+            re.sub(r"\b0\.", ".", f"{run.figures['dice']:.3f}"),
+            _course(run.curves.get("directional_bias"), "+.3f"),
+        )
+    return table
+
+
+def _course(values: NDArray[np.float64] | None, form: str) -> str:
+    """Write the first and the last of what was logged."""
+    known = [] if values is None else [value for value in values.tolist() if not math.isnan(value)]
+    text = f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}" if known else "none"
+    return re.sub(r"\b0\.", ".", text)
 
 
 def _arm_cells(arm: Mapping[str, Any]) -> Iterator[str]:

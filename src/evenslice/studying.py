@@ -31,8 +31,11 @@ from evenslice.inference import ReadyNetwork
 from evenslice.outputs import json_text, staged_file
 from evenslice.planning import LABELS, plan
 from evenslice.predicting import predict, predicted_classes
+from evenslice.report import need_drawing, write_study_report
 from evenslice.results import save_audits
 from evenslice.runs import RunFolder
+from evenslice.study_files import EXAMPLE
+from evenslice.study_results import FORMAT, load_study
 from evenslice.summarizing import FIGURES, saliency_percentiles, summarize_runs
 from evenslice.training import train
 
@@ -51,9 +54,6 @@ if TYPE_CHECKING:
 
 __all__ = ["perform", "study", "write_results"]
 
-FORMAT = 1
-EXAMPLE = 256  # pixels along y and x
-
 
 def study(
     config: StudyConfig,
@@ -67,7 +67,8 @@ def study(
 
     The folder gets ``config.yaml``, ``results.csv``, ``summary.json`` and, below ``runs``, a folder for each run: what
     ``train`` writes, without the checkpoints, ``audit.json`` with ``audit.npz``, ``example.npz`` (``image``, ``labels``
-    and ``predicted`` (y, x) of a test slice) and ``run.json``. The results are written anew after each run.
+    and ``predicted`` (y, x) of a test slice) and ``run.json``. The results are written anew after each run, and at the
+    end the page of the study, ``report.html``, with the folders ``figures`` and ``tables``; see ``write_study_report``.
 
     Args:
         config: everything that the study depends on.
@@ -85,8 +86,9 @@ def study(
             goes wrong in a single run is recorded with it, and the others go on.
         VolumeError: a data set cannot be used.
         OutputError: the folder cannot be written.
-        MissingExtraError: a package is missing.
+        MissingExtraError: a package is missing, that of the page included: this shows before the first run.
     """
+    need_drawing("the page of a study")
     out = Path(out).absolute()
     base = out / "runs"
     runs = plan(config)
@@ -102,7 +104,9 @@ def study(
         write_results(config, records.values(), out)
         if on_finished is not None:
             on_finished(record, len(records), len(runs))
-    return write_results(config, records.values(), out)
+    summary = write_results(config, records.values(), out)
+    write_study_report(load_study(out), out / "report.html")
+    return summary
 
 
 def _perform_all(
@@ -111,19 +115,22 @@ def _perform_all(
     if not runs:
         return
     with open_cluster(workers, scheduler) as client:
-        for run, outcome in finished(partial(perform, base=base), runs, client):
+        for run, outcome in finished(
+            partial(perform, base=base, progress=None if client is None else False), runs, client
+        ):
             if isinstance(outcome, Exception):  # several workers died with the run
                 yield run, _write_record(run, base, _failure(outcome))
             else:
                 yield run, outcome
 
 
-def perform(run: Run, base: Path) -> Record:
+def perform(run: Run, base: Path, progress: bool | None = False) -> Record:
     """Train, test and audit one run, or go on with it where it was interrupted, and record what came of it.
 
     Args:
         run: what to do.
         base: the folder in which the run has, or gets, its own.
+        progress: show progress bars on standard error; with None, where that is a terminal.
 
     Returns:
         What ``run.json`` then holds: the labels of the run, ``key``, ``status`` ("done" or "failed"), ``error``
@@ -131,7 +138,7 @@ def perform(run: Run, base: Path) -> Record:
         ``summarizing.saliency_percentiles``), ``verdict``, ``windows``, ``steps`` and ``seconds`` of training.
     """
     try:
-        outcome = {"status": "done", "error": None, **_figures(run, run.folder(base))}
+        outcome = {"status": "done", "error": None, **_figures(run, run.folder(base), progress)}
     except Exception as error:  # noqa: BLE001  # whatever breaks a run, the others go on
         outcome = _failure(error)
     return _write_record(run, base, outcome)
@@ -154,13 +161,13 @@ def _write_record(run: Run, base: Path, outcome: Record) -> Record:
     return record
 
 
-def _figures(run: Run, folder: Path) -> Record:
+def _figures(run: Run, folder: Path, progress: bool | None) -> Record:
     """Train, test and audit a network, and return its figures."""
     config, files = run.config, RunFolder(folder)
-    result = train(config, folder, resume=True, progress=False)
+    result = train(config, folder, resume=True, progress=progress)
     tested = open_data(config.data, config.model, seed=config.seed).test
     network, _, _ = load_network(config.model.spec, str(files.network))
-    found = _audit(network, tested, run)
+    found = _audit(network, tested, run, progress)
     save_audits([found], folder)
     _save_example(network, tested[0], config, folder / "example.npz")
     shutil.rmtree(files.last.parent, ignore_errors=True)
@@ -193,7 +200,7 @@ def _audited(found: Audit) -> Record:
     }
 
 
-def _audit(network: nn.Module, parts: Sequence[Part], run: Run) -> Audit:
+def _audit(network: nn.Module, parts: Sequence[Part], run: Run, progress: bool | None) -> Audit:
     found = audit(
         network,
         [part.volume for part in parts],
@@ -201,7 +208,7 @@ def _audit(network: nn.Module, parts: Sequence[Part], run: Run) -> Audit:
         scalings=[part.scaling for part in parts],
         seed=run.seed,
         device=_device(run.config),
-        progress=False,
+        progress=progress,
         **run.audit.model_dump(),
     )
     return found.renamed(run.arm)
@@ -262,7 +269,6 @@ def write_results(config: StudyConfig, records: Iterable[Record], out: Path) -> 
     with staged_file(out / "summary.json", force=True) as beside:
         beside.write_text(text, encoding="utf-8")
     _write_table(ordered, config.slices, out / "results.csv")
-    # The page of the study, report.html, will be written here, from these two files and the runs' folders.
     written: dict[str, Any] = json.loads(text)
     return written
 

@@ -3,6 +3,7 @@
     write_report(audits, "report.html")    # one self-contained page; it asks nothing of any network
     write_figures(audits, "figures")       # every figure of the page, as PNG and SVG
     write_tables(audits, "tables")         # every figure as a number, every window, and what was run, as CSV
+    write_study_report(results, "report.html")    # the page of a study, its figures and tables beside it
 
 Several audits (before and after, several strategies or methods) stand side by side in the same figures and tables, each
 in one colour throughout. They may have different numbers of slices.
@@ -10,21 +11,36 @@ in one colour throughout. They may have different numbers of slices.
 
 from __future__ import annotations
 
+from glob import escape
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenslice.errors import ConfigError, needs_extra
 from evenslice.outputs import staged_file, staged_folder
+from evenslice.report.study_tables import TABLES as STUDY_TABLES
+from evenslice.report.study_tables import csv_tables as study_csv_tables
 from evenslice.report.tables import csv_tables
 from evenslice.report.wording import verdict_sentence
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from evenslice.report.drawing import Drawing
     from evenslice.results import Audit
+    from evenslice.study_results import StudyResults
 
-__all__ = ["FIGURES", "TABLES", "verdict_sentence", "write_figures", "write_report", "write_tables"]
+__all__ = [
+    "FIGURES",
+    "TABLES",
+    "need_drawing",
+    "verdict_sentence",
+    "write_figures",
+    "write_report",
+    "write_study_report",
+    "write_tables",
+]
 
 FIGURES = tuple(
     f"{name}.{kind}"
@@ -35,6 +51,16 @@ FIGURES = tuple(
 
 TABLES = ("figures.csv", "windows.csv", "run.csv")
 """Names of everything that ``write_tables`` writes."""
+
+STUDY_RESULTS = (
+    *(
+        f"figures/{name}.{kind}"
+        for name in ("forest", "learning", "trajectories", "saliency", "example-*")
+        for kind in ("png", "svg")
+    ),
+    *(f"tables/{name}" for name in STUDY_TABLES),
+)
+"""Patterns of everything that ``write_study_report`` writes beside the page."""
 
 
 def write_report(audits: Sequence[Audit], path: str | os.PathLike[str]) -> Path:
@@ -81,13 +107,11 @@ def write_figures(audits: Sequence[Audit], folder: str | os.PathLike[str]) -> li
     _need_audits(audits)
     with needs_extra("report", "drawing figures"):
         from evenslice.report.figures import draw
-        from evenslice.report.style import NO_METADATA, settings
+        from evenslice.report.style import settings
     with settings():
         drawings = draw(audits)
         with staged_folder(folder, FIGURES, force=True) as beside:
-            for drawing in drawings:
-                drawing.figure.savefig(beside / f"{drawing.name}.png", dpi=150, metadata={"Software": None})
-                drawing.figure.savefig(beside / f"{drawing.name}.svg", metadata=NO_METADATA)
+            _save_figures(drawings, beside)
     return [Path(folder) / f"{drawing.name}{suffix}" for drawing in drawings for suffix in (".png", ".svg")]
 
 
@@ -115,6 +139,62 @@ def write_tables(audits: Sequence[Audit], folder: str | os.PathLike[str]) -> lis
         for name, text in tables.items():
             (beside / name).write_text(text, encoding="utf-8", newline="")
     return [Path(folder) / name for name in tables]
+
+
+def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> Path:
+    """Write the page of a study as one self-contained HTML file, and beside it the folders ``figures`` and ``tables``.
+
+    The page needs no network, no other file and no JavaScript. ``figures`` gets every figure of it as PNG and SVG.
+    ``tables`` gets ``arms.csv`` (a row for every mean and paired difference of every arm), ``curves.csv`` (a row for
+    every step that a run logged) and ``saliency.csv`` (percentiles by run and slice).
+
+    Args:
+        results: what the study found; see ``study_results.load_study``.
+        path: the file to write; what an earlier call wrote is replaced.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        OutputError: the files cannot be written.
+        MissingExtraError: Jinja2 or Matplotlib is not installed.
+    """
+    path = Path(path)
+    need_drawing("the page of a study")
+    from evenslice.report.study_page import draw_charts, draw_examples, render
+    from evenslice.report.style import settings
+
+    with settings(), staged_folder(path.parent, (escape(path.name), *STUDY_RESULTS), force=True) as beside:
+        charts = draw_charts(results)
+        (beside / path.name).write_text(render(results, charts), encoding="utf-8")
+        (beside / "figures").mkdir()
+        _save_figures([*charts, *draw_examples(results)], beside / "figures")
+        (beside / "tables").mkdir()
+        for name, text in study_csv_tables(results).items():
+            (beside / "tables" / name).write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def need_drawing(what: str) -> None:
+    """Make sure that pages and figures can be made, before a long work that ends with one.
+
+    Args:
+        what: the thing that needs it, as it should read in the message.
+
+    Raises:
+        MissingExtraError: Jinja2 or Matplotlib is not installed.
+    """
+    with needs_extra("report", what):
+        for name in ("jinja2", "matplotlib"):
+            import_module(name)
+
+
+def _save_figures(drawings: Iterable[Drawing], folder: Path) -> None:
+    from evenslice.report.style import NO_METADATA
+
+    for drawing in drawings:
+        drawing.figure.savefig(folder / f"{drawing.name}.png", dpi=150, metadata={"Software": None})
+        drawing.figure.savefig(folder / f"{drawing.name}.svg", metadata=NO_METADATA)
 
 
 def _need_audits(audits: Sequence[Audit]) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
-import jinja2
 from markupsafe import Markup
 
 from evenslice.report import style, wording
 from evenslice.report.figures import draw_charts
 from evenslice.report.pictures import data_uri, example_panels
+from evenslice.report.rendering import inline_charts, read_template, render_template
 from evenslice.report.tables import figure_groups, run_rows
 
 if TYPE_CHECKING:
@@ -21,14 +20,6 @@ if TYPE_CHECKING:
 
     from evenslice.report.pictures import Panel
     from evenslice.results import Audit
-
-
-@dataclass(frozen=True)
-class _Chart:
-    name: str
-    title: str
-    reading: str
-    svg: Markup
 
 
 @dataclass(frozen=True)
@@ -63,52 +54,26 @@ class _Example:
 
 def render(audits: Sequence[Audit]) -> str:
     """Return the report of one audit or more as HTML."""
-    templates = files("evenslice.report") / "templates"
-    sheet, script = ((templates / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("evenslice.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "interval": wording.interval,
-        "number": wording.number,
-        "percent": wording.percent,
-        "signed": wording.signed,
-    }
+    script = read_template("report.js")
+    with style.settings():
+        charts = inline_charts(draw_charts(audits), "The numbers are in the table below.")
     pictures: dict[str, _Picture] = {}
-    return environment.get_template("report.html").render(
+    return render_template(
+        "report.html",
+        "report.css",
         audits=audits,
         headline=wording.headline(audits),
         verdicts=[wording.verdict_sentence(audit) for audit in audits],
         contexts=[wording.context_sentence(audit) for audit in audits],
-        colours=[f"var(--audit-{index % len(style.AUDIT_COLOURS)})" for index in range(len(audits))],
-        charts=_charts(audits),
+        colours=[style.colour_variable(index) for index in range(len(audits))],
+        charts=charts,
         examples=[_example(panel, pictures) for panel in example_panels(audits)],
         pictures=list(pictures.values()),
         groups=figure_groups(audits),
         run=run_rows(audits),
-        sheet=Markup(_themes() + sheet),  # noqa: S704 - the package's own text
         script=Markup(script),  # noqa: S704 - the package's own text
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
-
-
-def _charts(audits: Sequence[Audit]) -> list[_Chart]:
-    with style.settings():
-        return [
-            _Chart(
-                drawing.name,
-                drawing.title,
-                drawing.reading,
-                style.inline_svg(
-                    drawing.figure, drawing.name, f"{drawing.title}. The numbers are in the table below."
-                ),
-            )
-            for drawing in draw_charts(audits)
-        ]
 
 
 def _example(panel: Panel, pictures: dict[str, _Picture]) -> _Example:
@@ -131,11 +96,3 @@ def _example(panel: Panel, pictures: dict[str, _Picture]) -> _Example:
             )
         strips.append(_Strip(row.audit, row.name, tuple(slices)))
     return _Example(panel.title, tuple(strips))
-
-
-def _themes() -> str:
-    """Return the colours of the figures as variables of the page, for light and for dark ground."""
-    light, dark = (
-        "".join(f"--{name}:{colours[ground]};" for name, colours in style.THEME.items()) for ground in (0, 1)
-    )
-    return f":root{{{light}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}\n"

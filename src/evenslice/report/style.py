@@ -23,7 +23,7 @@ AUDIT_COLOURS: Final = (
     ("#0072b2", "#4fb3f0"),
     ("#c24e00", "#ff8a3d"),
     ("#00815d", "#2fc79a"),
-    ("#b4549a", "#e08cc6"),
+    ("#b15097", "#e08cc6"),
     ("#7a6a00", "#e0cf4a"),
     ("#5b5bd6", "#a3a3ff"),
     ("#0f7d93", "#62d0e6"),
@@ -33,6 +33,8 @@ AUDIT_COLOURS: Final = (
 
 MARKERS: Final = "osD^vPX*"
 """The second thing that tells audits apart, should colour not be enough."""
+
+LINE_STYLES: Final = ("-", "--", ":", "-.")
 
 THEME: Final = {
     "ink": (INK, "#e6edf3"),
@@ -78,6 +80,16 @@ def audit_colour(index: int) -> str:
     return AUDIT_COLOURS[index % len(AUDIT_COLOURS)][0]
 
 
+def colour_variable(index: int) -> str:
+    """Return the same colour as a style sheet takes it: it follows the ground."""
+    return f"var(--audit-{index % len(AUDIT_COLOURS)})"
+
+
+def line_style(index: int) -> str:
+    """Return the line style of the audit at ``index``; it differs where a colour comes round again."""
+    return LINE_STYLES[index // len(AUDIT_COLOURS) % len(LINE_STYLES)]
+
+
 def audit_marker(index: int) -> str:
     """Return the marker of the audit at ``index``; it differs where a colour comes round again."""
     return MARKERS[(index + index // len(AUDIT_COLOURS)) % len(MARKERS)]
@@ -92,6 +104,22 @@ def settings() -> Iterator[None]:
         yield
 
 
+def compact_svg(text: str) -> str:
+    r"""Return an SVG without what nobody sees: fractions of hundredths of a point, indents, names of fallback fonts.
+
+    Example:
+        >>> compact_svg('<path d="M 39.904146 225.198979 L 7 8"/>\n   <text x="1.23456">1.23456</text>')
+        '<path d="M 39.9 225.2 L 7 8"/>\n<text x="1.23">1.23456</text>'
+    """
+    text = re.sub(r' (?:d|x|y)="[^"]*"', lambda places: re.sub(r"\d+\.\d{3,}", _hundredths, places[0]), text)
+    text = re.sub(r">\n +<", ">\n<", text)
+    return re.sub(r"(font-family: '[^']*'), [^;\"]*sans-serif", r"\1, sans-serif", text)
+
+
+def _hundredths(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
 def inline_svg(figure: Figure, name: str, description: str) -> Markup:
     """Return a figure as an SVG element that takes its colours and fonts from the page around it.
 
@@ -103,7 +131,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> Markup:
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
-    text = buffer.getvalue()
+    text = compact_svg(buffer.getvalue())
     text = text[text.index("<svg") :]
     # The figure's own style sheet would apply to the whole page; the page has the same rule for figures alone.
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)

@@ -147,7 +147,7 @@ def figure_groups(audits: Sequence[Audit]) -> list[FigureGroup]:
 
 def run_rows(audits: Sequence[Audit]) -> list[RunRow]:
     """List what was run, the command first: one row a setting, nested settings under dotted names."""
-    settings = [dict(_flatten(audit.run)) for audit in audits]
+    settings = [dict(flatten(audit.run)) for audit in audits]
     keys = dict.fromkeys(key for setting in settings for key in setting)
     rows = []
     for key in sorted(keys, key=lambda key: key not in ("command", "created")):
@@ -159,9 +159,9 @@ def run_rows(audits: Sequence[Audit]) -> list[RunRow]:
 def csv_tables(audits: Sequence[Audit]) -> dict[str, str]:
     """Return the text of every CSV file by its name."""
     return {
-        "figures.csv": _csv(_figure_lines(audits)),
-        "windows.csv": _csv(_window_lines(audits)),
-        "run.csv": _csv(_run_lines(audits)),
+        "figures.csv": csv_text(_figure_lines(audits)),
+        "windows.csv": csv_text(_window_lines(audits)),
+        "run.csv": csv_text(_run_lines(audits)),
     }
 
 
@@ -209,7 +209,8 @@ def _run_lines(audits: Sequence[Audit]) -> Iterator[list[Any]]:
         yield [row.key, *(row.values if len(row.values) == len(audits) else row.values * len(audits))]
 
 
-def _csv(lines: Iterable[Sequence[Any]]) -> str:
+def csv_text(lines: Iterable[Sequence[Any]]) -> str:
+    """Return lines as a CSV file that a spreadsheet can open without harm."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([_cell(value) for value in line] for line in lines)
     return buffer.getvalue()
@@ -228,14 +229,14 @@ def _at(values: Sequence[Interval], index: int) -> Interval | None:
     return values[index] if 0 <= index < len(values) else None
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the leaves of nested settings with their dotted names; a list of plain values is one leaf."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, list | tuple) and any(isinstance(item, dict | list | tuple) for item in value):
         for index, item in enumerate(value, start=1):
-            yield from _flatten(item, f"{prefix}.{index}")
+            yield from flatten(item, f"{prefix}.{index}")
     elif isinstance(value, list | tuple):
         yield prefix, ", ".join(_leaf(item) for item in value)
     else:

@@ -1,0 +1,69 @@
+"""Headless Chromium for the tests of pages."""
+
+import io
+import shutil
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+
+CONTRASTS = """
+const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const luminance = (colour) => {
+  const [r, g, b] = channels(colour).slice(0, 3).map((c) => c / 255).map(
+    (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = (element) => {
+  for (let at = element; at; at = at.parentElement) {
+    const colour = getComputedStyle(at).backgroundColor;
+    if ((channels(colour)[3] ?? 1) > 0) return colour;
+  }
+  return "rgb(255, 255, 255)";
+};
+const selectors = "h1, h2, h3, h4, p, td, th, small, figcaption, label, output, .slice span, .strip span, .chart text, .arms li, .badge, summary, pre";
+return [...document.querySelectorAll(selectors)].filter((element) => element.getClientRects().length).map((element) => {
+  const style = getComputedStyle(element);
+  const [one, two] = [element instanceof SVGElement ? style.fill : style.color, ground(element)].map(luminance);
+  return [(Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05), element.tagName, element.textContent.slice(0, 40)];
+});
+"""
+
+
+@contextmanager
+def open_browser(profile):
+    """Yield a browser that logs what it does; skip where there is none."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no chromium and chromedriver found; install Debian's chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    try:
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+def look(browser, *, width, scheme):
+    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def picture_of(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
