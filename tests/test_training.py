@@ -233,6 +233,7 @@ def test_the_log_has_a_row_for_each_step_at_which_something_was_logged(undisturb
     assert all({"validation_dice", "share_-1", "asymmetry", "loss"} <= rows[i].keys() for i in (2, 4, 6))
     assert rows[0].keys() == {
         "step",
+        "validation_dice",
         "share_-1",
         "share_0",
         "share_1",
@@ -337,7 +338,7 @@ def test_steps_need_not_be_a_multiple_of_those_between_validations(folder, tmp_p
     result = train(make_config(folder, training__steps=25), tmp_path / "run")
     rows = RunFolder(tmp_path / "run").read_metrics()
     assert result["steps"] == 25
-    assert [row["step"] for row in rows if "validation_dice" in row] == [20, 25]
+    assert [row["step"] for row in rows if "validation_dice" in row] == [0, 20, 25]
     assert [row["step"] for row in rows if "asymmetry" in row] == [0, 20, 25]
 
 
@@ -579,7 +580,7 @@ def test_biases_and_normalisations_do_not_decay(folder):
 class FakeTrainer:
     """As much of a trainer as validation needs."""
 
-    is_global_zero, loggers, should_stop = True, (), False
+    is_global_zero, loggers, should_stop, global_step = True, (), False, 0
 
     class strategy:  # noqa: N801
         @staticmethod
@@ -588,16 +589,17 @@ class FakeTrainer:
 
 
 def test_the_best_is_kept_and_nan_is_never_best():
-    scores, kept = iter([math.nan, 0.5, 0.4, math.nan, 0.6]), []
+    scores, kept = iter([0.9, math.nan, 0.5, 0.4, math.nan, 0.6, 0.5995, 0.59]), []
     module = nn.ModuleDict({"network": nn.Identity()})
-    keep = KeepBest(lambda _: next(scores), lambda _: kept.append(keep.best), patience=3)
+    keep = KeepBest(lambda _: next(scores), lambda _: kept.append(len(stops)), patience=3)
     trainer, stops = FakeTrainer(), []
-    for _ in range(5):
+    keep.on_train_start(trainer, module)  # the score before the first step is no candidate
+    for _ in range(7):
         keep.on_train_epoch_end(trainer, module)
         stops.append(trainer.should_stop)
-    assert kept == [0.5, 0.6]
-    assert stops == [False] * 5
-    assert keep.state_dict() == {"best": 0.6, "worse": 0}
+    assert kept == [1, 4, 5]  # the sixth is as good as the fifth but for noise, the seventh is not
+    assert stops == [False] * 7
+    assert keep.state_dict() == {"best": 0.6, "worse": 2}
 
 
 def test_fixed_windows_are_spread_over_parts(folder):

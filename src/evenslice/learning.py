@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KeepBest", "SegmentationLoss", "SegmentationModule", "learning_rate_factor", "output_channels"]
 
+TIE = 0.002  # of validation scores
 LOG_EVERY = 10  # steps; a row of the log holds their mean loss
 
 
@@ -207,6 +208,9 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
 class KeepBest(Callback):
     """Validates at the end of each epoch, keeps the best network, and stops where none gets better.
 
+    Of networks whose scores differ by less than ``TIE``, which is noise, the last one is kept: it has been trained for
+    longer and at a lower learning rate. What the network scores before the first step is logged for comparison.
+
     Args:
         score: from the network to a figure, higher is better, NaN is never; the first of several processes calls it.
         save: keeps the network; called by the first process.
@@ -227,19 +231,19 @@ class KeepBest(Callback):
         self.worse = 0
         self._score, self._save, self._patience = score, save, patience
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
-        """Stop a run that was interrupted after it had been stopped."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the network as it starts; stop a run that was interrupted after it had been stopped."""
+        if trainer.global_step == 0:
+            self._validate(trainer, pl_module)
         trainer.should_stop |= self._stops()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate; keep the network, or count."""
-        network = pl_module.get_submodule("network")
-        score = trainer.strategy.broadcast(self._score(network) if trainer.is_global_zero else math.nan)
-        log_metrics(trainer, {"validation_dice": score})
-        if score > self.best or (math.isnan(self.best) and not math.isnan(score)):
+        network, score = pl_module.get_submodule("network"), self._validate(trainer, pl_module)
+        if trainer.is_global_zero and (score > self.best - TIE or self._first(score)):
+            self._save(network)
+        if score > self.best or self._first(score):
             self.best, self.worse = score, 0
-            if trainer.is_global_zero:
-                self._save(network)
         else:
             self.worse += 1
         trainer.should_stop |= self._stops()
@@ -251,6 +255,17 @@ class KeepBest(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what a checkpoint holds."""
         self.best, self.worse = state_dict["best"], state_dict["worse"]
+
+    def _validate(self, trainer: Trainer, module: LightningModule) -> float:
+        network = module.get_submodule("network")
+        score: float = trainer.strategy.broadcast(
+            self._score(network) if trainer.is_global_zero else math.nan
+        )
+        log_metrics(trainer, {"validation_dice": score})
+        return score
+
+    def _first(self, score: float) -> bool:
+        return math.isnan(self.best) and not math.isnan(score)
 
     def _stops(self) -> bool:
         return self._patience is not None and self.worse >= self._patience

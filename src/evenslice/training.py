@@ -34,6 +34,7 @@ from evenslice.checkpoints import load_network, save_network
 from evenslice.config import to_yaml
 from evenslice.cropping import CropData
 from evenslice.datasets import open_data
+from evenslice.depthwise import keep_depthwise_exact
 from evenslice.errors import ConfigError, ModelError, needs_extra
 from evenslice.inference import choose_device, choose_dtype
 from evenslice.learning import KeepBest, SegmentationModule, output_channels
@@ -227,6 +228,9 @@ def _fit(
     """Train the network, from the last checkpoint if there is one, until the run's network stands in its folder."""
     options = config.training
     convert_conv2d_weight_memory_format(network.train(), torch.channels_last)
+    device = _device(options)
+    if device.type == "cpu":
+        keep_depthwise_exact(network)
     module = SegmentationModule(network, options, classes=config.data.classes, seed=config.seed)
     save = partial(save_network, record=record, source=source, force=True)
     callbacks: list[Callback] = [
@@ -246,7 +250,6 @@ def _fit(
     shows = Console(stderr=True).is_terminal if progress is None else progress
     if shows:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
-    device = _device(options)
     with _quiet(), torch.random.fork_rng(range(torch.cuda.device_count())):
         trainer = Trainer(
             accelerator=device.type,
@@ -406,7 +409,9 @@ def _quiet() -> Iterator[None]:
 
 def _summary(rows: Sequence[Mapping[str, float]], slices: int) -> dict[str, Any]:
     """Return what the log says of the run as a whole."""
-    validated = [row for row in rows if not math.isnan(row.get("validation_dice", math.nan))]
+    validated = [
+        row for row in rows if row["step"] > 0 and not math.isnan(row.get("validation_dice", math.nan))
+    ]
     best = max(validated, key=lambda row: row["validation_dice"], default=None)
     measured = [
         {name: row[name] for name in bias_columns(slices)} for row in rows if "directional_bias" in row
