@@ -27,6 +27,13 @@ class Weighted(nn.Module):
         return torch.cat([-logit, logit], dim=1)
 
 
+class Blurred(nn.Module):
+    """Reads beyond each pixel, so that a tile's border shows."""
+
+    def forward(self, windows):
+        return nn.functional.avg_pool2d(windows[:, :2], 9, stride=1, padding=4)
+
+
 def ready(network, slices=3):
     return ReadyNetwork(network, slices=slices, device="cpu", dtype="float32")
 
@@ -98,6 +105,16 @@ def test_tiles_cover_a_plane_without_a_seam():
     np.testing.assert_allclose(tiled, whole, rtol=1e-5)
 
 
+@given(y=st.integers(0, 69), x=st.integers(0, 100), tile=st.sampled_from([(32, 48), (64, 32), (96, 128)]))
+def test_regions_are_parts_of_the_whole(y, x, tile):
+    image = noise(3, 70, 101)
+    whole = predicted(Blurred(), image, tile=tile, centres=[1])
+    region = (slice(y, min(y + 20, 70)), slice(x, min(x + 30, 101)))
+    part = predicted(Blurred(), image, tile=tile, region=region, centres=[1])
+    assert part.shape[2:] == whole[:, :, *region].shape[2:]
+    np.testing.assert_allclose(part, whole[:, :, *region], rtol=1e-5, atol=1e-6)
+
+
 def test_tiles_are_blended_over_their_overlap():
     class TileNumber(nn.Module):
         """Answers with how often it was asked: every tile another value."""
@@ -108,7 +125,7 @@ def test_tiles_are_blended_over_their_overlap():
             self.calls += 1
             return torch.full((1, 2, *windows.shape[2:]), float(self.calls))
 
-    found = predicted(TileNumber(), noise(3, 32, 60), tile=(32, 32), centres=[1])[0, 0, 5]
+    found = predicted(TileNumber(), noise(3, 32, 60), tile=(32, 32), batch=1, centres=[1])[0, 0, 5]
     assert found[0] == 1
     assert found[-1] == 2
     assert (np.diff(found) >= 0).all()  # from one to the other in small steps

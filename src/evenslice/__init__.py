@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from evenslice.monitoring import AsymmetryMonitor
     from evenslice.neutralizing import Record, neutralize, record_of, untie
     from evenslice.results import Audit, load_audits
+    from evenslice.segmenting import segment
     from evenslice.studying import study
     from evenslice.training import train
     from evenslice.volumes import Volume, open_volume
@@ -50,6 +51,7 @@ __all__ = [
     "open_volume",
     "record_of",
     "save_network",
+    "segment",
     "study",
     "train",
     "untie",
@@ -68,6 +70,7 @@ _HOMES = {
     "open_volume": "volumes",
     "record_of": "neutralizing",
     "save_network": "checkpoints",
+    "segment": "segmenting",
     "study": "studying",
     "train": "training",
     "untie": "neutralizing",

@@ -1,25 +1,41 @@
-"""The main job on real weights and a real volume, offline: both come with Python packages."""
+"""The main job on real weights and a real volume, offline: both come with Python packages.
+
+First the audits: a U-Net as everyone builds it, and after each of three strategies. Then the training: the same network
+learns to tell gray from white matter, from a pretrained, a fair and a random start.
+"""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from evenslice.compare import audit_strategies
 from evenslice.errors import needs_extra
+from evenslice.study_results import load_study
 from evenslice.volumes import open_volume
+from evenslice.writing import write_volume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from evenslice.results import Audit
+    from evenslice.study_config import StudyConfig
+    from evenslice.study_results import StudyResults
     from evenslice.volumes import Volume
 
-__all__ = ["SPEC", "mni152", "run_demo"]
+__all__ = ["SPEC", "mni152", "run_demo", "train_demo"]
 
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 MOST_WINDOWS = 160
 CASES = (("pretrained", 3), ("uniform", 3), ("mirror", 3), ("center", 3), ("pretrained", 5))
+
+ARMS = ("pretrained", "uniform", "random")
+STEPS = 120
+TRAINED, TESTED = (30, 105), (108, 132)  # slices; no window sees both
+LABELS = "labels.nii.gz"
 
 
 def mni152() -> Volume:
@@ -28,10 +44,14 @@ def mni152() -> Volume:
     Raises:
         MissingExtraError: nilearn is not installed.
     """
+    return open_volume(_template("t1"))
+
+
+def _template(name: str) -> Path:
     with needs_extra("demo", "the demonstration volume"):
         import nilearn
     folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"
-    return open_volume(folder / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
+    return folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
 
 
 def run_demo(*, seed: int = 0, command: str | None = None) -> Iterator[Audit]:
@@ -54,3 +74,60 @@ def run_demo(*, seed: int = 0, command: str | None = None) -> Iterator[Audit]:
             max_windows=MOST_WINDOWS,
         )
         yield audit.renamed(name)
+
+
+def train_demo(
+    folder: Path,
+    *,
+    seed: int = 0,
+    force: bool = False,
+    on_finished: Callable[[dict[str, object], int, int], None] | None = None,
+) -> StudyResults:
+    """Train the U-Net for a short while to tell gray from white matter: pretrained, uniform and random.
+
+    Args:
+        folder: for what ``study`` writes, and the labels.
+        seed: of everything that is drawn.
+        force: do again what an earlier demonstration left there.
+        on_finished: called after each run, see ``study``.
+
+    Returns:
+        What was found, and how the networks came to it.
+    """
+    with needs_extra("train", "the training part of the demonstration"):
+        from evenslice.studying import study
+
+    if force and (folder / LABELS).exists():
+        shutil.rmtree(folder / "runs", ignore_errors=True)
+    _write_labels(folder / LABELS)
+    study(_study_config(folder, seed), folder, on_finished=on_finished)
+    return load_study(folder)
+
+
+def _write_labels(path: Path) -> None:
+    """Write the likeliest of background (0), gray matter (1) and white matter (2)."""
+    gray, white = (open_volume(_template(name))[...].astype(np.int16) for name in ("gm", "wm"))
+    labels = np.stack([255 - gray - white, gray, white]).argmax(0).astype(np.uint8)
+    write_volume(open_volume(labels), path, like=mni152(), labels=True, force=True)
+
+
+def _study_config(folder: Path, seed: int) -> StudyConfig:
+    from evenslice.study_config import StudyConfig
+
+    image, labels = str(_template("t1")), str((folder / LABELS).absolute())
+    train, test = ({"image": image, "labels": labels, "slices": part} for part in (TRAINED, TESTED))
+    return StudyConfig.model_validate(
+        {
+            "seeds": [seed],
+            "training": {
+                "steps": STEPS,
+                "crop": [128, 128],
+                "validate_every": 40,
+                "monitor_every": 20,
+            },
+            "arms": [{"name": name, "strategy": name} for name in ARMS],
+            "architectures": [{"name": "EfficientNet-Lite0 U-Net", "spec": SPEC}],
+            "datasets": [{"name": "MNI152", "classes": 3, "train": [train], "test": [test]}],
+            "audit": {"precision": 0.02, "max_windows": 40},
+        }
+    )

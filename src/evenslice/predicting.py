@@ -7,6 +7,7 @@ are blended.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice, product
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from evenslice.volumes import Volume
     from evenslice.windows import Scaling
 
-__all__ = ["class_logits", "predict", "predicted_classes"]
+__all__ = ["choose_tile", "class_logits", "predict", "predicted_classes"]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network whole."""
@@ -36,7 +37,7 @@ LARGEST_TILE = 1024
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
 
 
-def predict(
+def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     network: ReadyNetwork,
     volume: Volume,
     *,
@@ -44,6 +45,7 @@ def predict(
     slices: int,
     step: int = 1,
     centres: Sequence[int] | None = None,
+    region: tuple[slice, slice] | None = None,
     tile: tuple[int, int] | None = None,
     batch: int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
@@ -59,6 +61,8 @@ def predict(
         slices: N, odd.
         step: distance between neighbouring slices of a window.
         centres: which slices to predict, ascending; by default all.
+        region: which part of the plane to predict, along y and x; by default all of it. Where tiles lie does not
+            depend on it, so that regions fit together.
         tile: size (y, x) of the in-plane tiles; by default the size that the network insists on, else the whole plane
             rounded up to what the network takes, along an axis of more than ``LARGEST_TILE`` pixels that many.
         batch: windows in one pass of the network; by default as many as have a million pixels, at most 16.
@@ -85,15 +89,19 @@ def predict(
     grid = WindowGrid(volume, scaling, slices, (1, 1), step, edge="reflect")  # checks that windows fit
     if batch is not None and batch < 1:
         raise ConfigError(f"batch = {batch}: must be at least 1")
-    _, height, width = volume.shape
-    tile = tile or _choose_tile(network, (height, width))
+    plane = volume.shape[1:]
+    region = region or (slice(0, plane[0]), slice(0, plane[1]))
+    tile = tile or choose_tile(network, plane)
     batch = batch or max(1, min(LARGEST_BATCH, BATCH_PIXELS // (tile[0] * tile[1])))
-    centres = range(len(volume)) if centres is None else centres
-    windows = _windows(grid, centres, (max(height, tile[0]), max(width, tile[1])))
-    while chunk := list(islice(windows, batch)):
-        outputs = _predict_planes(network, np.stack([window for _, window in chunk]), tile)
+    rows, columns = (_Tiling.of(*axis) for axis in zip(plane, tile, region, strict=True))
+    windows = _windows(
+        grid, range(len(volume)) if centres is None else centres, (rows.extent, columns.extent)
+    )
+    at_once = -(-batch // (len(rows.tiles) * len(columns.tiles)))
+    while chunk := list(islice(windows, at_once)):
+        outputs = _predict_planes(network, np.stack([window for _, window in chunk]), rows, columns, batch)
         for (z, _), output in zip(chunk, outputs, strict=True):
-            yield z, output[:, :height, :width]
+            yield z, output[:, rows.inner, columns.inner]
 
 
 def predicted_classes(output: Tensor) -> Tensor:
@@ -130,7 +138,8 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
     return functional.interpolate(output, size=windows.shape[2:], mode="bilinear", align_corners=False)
 
 
-def _choose_tile(network: ReadyNetwork, plane: tuple[int, int]) -> tuple[int, int]:
+def choose_tile(network: ReadyNetwork, plane: tuple[int, int]) -> tuple[int, int]:
+    """Return the size (y, x) of the tiles in which a plane goes through a network, see ``predict``."""
     fixed = input_size(network.module)
     if fixed is not None:
         return fixed
@@ -139,47 +148,76 @@ def _choose_tile(network: ReadyNetwork, plane: tuple[int, int]) -> tuple[int, in
     return y, x
 
 
+@dataclass(frozen=True)
+class _Tiling:
+    """The tiles along one axis that a region needs.
+
+    Tiles overlap by an eighth. Their weights fade linearly over the overlap, since at its border a tile knows less of
+    what surrounds a pixel, and sum to 1 at each pixel.
+
+    Attributes:
+        extent: what has to be read; it may end beyond the plane.
+        tiles: where each tile lies within the extent, and its weights (tile,).
+        inner: where the region lies within the extent.
+    """
+
+    extent: slice
+    tiles: list[tuple[slice, Tensor]]
+    inner: slice
+
+    @classmethod
+    def of(cls, length: int, tile: int, region: slice) -> _Tiling:
+        """Lay tiles over an axis and keep those that touch the region."""
+        length = max(length, tile)
+        overlap = tile // 8
+        distance = torch.arange(1, tile + 1, dtype=torch.float32)
+        fade = torch.minimum(distance, distance.flip(0)).clamp_max(overlap + 1)
+        origins = tile_origins(length, tile, overlap=overlap)
+        total = torch.zeros(length)
+        for origin in origins:
+            total[origin : origin + tile] += fade
+        needed = [origin for origin in origins if origin < region.stop and origin + tile > region.start]
+        first = needed[0]
+        return cls(
+            extent=slice(first, needed[-1] + tile),
+            tiles=[
+                (slice(origin - first, origin - first + tile), fade / total[origin : origin + tile])
+                for origin in needed
+            ],
+            inner=slice(region.start - first, region.stop - first),
+        )
+
+
 def _windows(
-    grid: WindowGrid, centres: Sequence[int], plane: tuple[int, int]
+    grid: WindowGrid, centres: Sequence[int], extent: tuple[slice, slice]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield each of the centres z and the window (N, y, x) around it; no slice that two windows share is read twice."""
-    depth = len(grid.volume)
-    single = WindowGrid(grid.volume, grid.scaling, slices=1, tile=plane)
+    depth, (y, x) = len(grid.volume), extent
+    single = WindowGrid(grid.volume, grid.scaling, slices=1, tile=(y.stop - y.start, x.stop - x.start))
     planes: dict[int, NDArray[np.float32]] = {}
     for z in centres:
         indices = slice_indices(z, grid.slices, step=grid.step, depth=depth, edge=grid.edge).tolist()
         planes = {i: plane for i, plane in planes.items() if i >= z - grid.slices // 2 * grid.step}
         for i in sorted(set(indices) - set(planes)):
-            planes[i] = single.read(i, 0, 0)[0]
+            planes[i] = single.read(i, y.start, x.start)[0]
         yield z, np.stack([planes[i] for i in indices])
 
 
 @torch.no_grad()
-def _predict_planes(network: ReadyNetwork, windows: NDArray[np.float32], tile: tuple[int, int]) -> Tensor:
-    """Return the logits (batch, classes, y, x) of whole planes (batch, N, y, x), which are at least as large as a tile."""
+def _predict_planes(
+    network: ReadyNetwork, windows: NDArray[np.float32], rows: _Tiling, columns: _Tiling, batch: int
+) -> Tensor:
+    """Return the logits (planes, classes, y, x) of planes (planes, N, y, x), which are as large as the extent of the tiles."""
     planes = torch.from_numpy(windows).to(network.device, memory_format=torch.channels_last)
-    if planes.shape[2:] == tile:
+    if len(rows.tiles) == len(columns.tiles) == 1:
         return class_logits(network, planes)
-    rows, columns = (_blending(n, t) for n, t in zip(planes.shape[2:], tile, strict=True))
     total = torch.zeros((), device=network.device)
-    for (y, fade_y), (x, fade_x) in product(rows, columns):
-        part = class_logits(network, planes[:, :, y, x])
+    places = product(range(len(planes)), rows.tiles, columns.tiles)
+    while chunk := list(islice(places, batch)):
+        tiles = torch.stack([planes[index, :, y, x] for index, (y, _), (x, _) in chunk])
+        parts = class_logits(network, tiles.contiguous(memory_format=torch.channels_last))
         if total.ndim == 0:  # only now is the number of classes known
-            total = part.new_zeros(*part.shape[:2], *planes.shape[2:])
-        total[:, :, y, x] += part * (fade_y[:, None] * fade_x).to(part)
+            total = parts.new_zeros(len(planes), parts.shape[1], *planes.shape[2:])
+        for (index, (y, fade_y), (x, fade_x)), part in zip(chunk, parts, strict=True):
+            total[index, :, y, x] += part * (fade_y[:, None] * fade_x).to(part)
     return total
-
-
-def _blending(length: int, tile: int) -> list[tuple[slice, Tensor]]:
-    """Return tiles along an axis that overlap by an eighth, and their weights (tile,), which sum to 1 at each pixel.
-
-    The weights fade linearly over the overlap: at its border, a tile knows less of what surrounds a pixel.
-    """
-    overlap = tile // 8
-    distance = torch.arange(1, tile + 1, dtype=torch.float32)
-    fade = torch.minimum(distance, distance.flip(0)).clamp_max(overlap + 1)
-    places = [slice(origin, origin + tile) for origin in tile_origins(length, tile, overlap=overlap)]
-    total = torch.zeros(length)
-    for place in places:
-        total[place] += fade
-    return [(place, fade / total[place]) for place in places]

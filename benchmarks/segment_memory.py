@@ -1,0 +1,81 @@
+"""Peak memory and time of segmenting Zarr volumes of growing size, and of auditing the largest.
+
+    python benchmarks/segment_memory.py [--sizes 1 4 16]
+
+Sizes are in GiB. The volumes are made in a temporary folder; all but their first slices are constant chunks, which
+compress to nothing. The network is a small convolution, so that what is measured is evenslice; each call is a process of
+its own, and its peak is the largest resident size that the operating system saw, children excluded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+SIDE, CHUNK = 2048, (16, 512, 512)
+
+NETWORK = """
+from torch import nn
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+"""
+
+
+def make_volume(path: Path, gibibytes: int) -> None:
+    """Write a uint8 volume of this size: noise in the first chunks, 100 elsewhere."""
+    depth = gibibytes * 2**30 // SIDE**2
+    array = zarr.create_array(path, shape=(depth, SIDE, SIDE), chunks=CHUNK, dtype="uint8", fill_value=100)
+    array[: CHUNK[0]] = np.random.default_rng(0).integers(0, 255, (CHUNK[0], SIDE, SIDE), dtype=np.uint8)
+
+
+def run(arguments: list[str], folder: Path) -> tuple[float, float]:
+    """Run a command of evenslice in a process of its own: its seconds and peak resident size in MiB."""
+    command = [sys.executable, "-m", "evenslice", *arguments, "--model", "benchmark_network:network"]
+    command += ["--weights", "none", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    null = os.open(os.devnull, os.O_WRONLY)
+    start = time.perf_counter()
+    process = os.posix_spawn(command[0], command, environment, file_actions=[(os.POSIX_SPAWN_DUP2, null, 1)])
+    _, status, usage = os.wait4(process, 0)
+    if status:
+        raise SystemExit(f"{' '.join(arguments)} failed")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Print a line for each size."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "benchmark_network.py").write_text(NETWORK)
+        volume = folder / "volume.zarr"
+        for size in options.sizes:
+            volume = folder / f"{size}.zarr"
+            make_volume(volume, size)
+            out = folder / f"labels{size}.ome.zarr"
+            took, peak = run(["segment", "--volume", str(volume), "--out", str(out)], folder)
+            print(
+                f"segment {size:3d} GiB: {took:.0f} s ({took / size:.1f} s a GiB), peak {peak:.0f} MiB",
+                flush=True,
+            )
+        took, peak = run(
+            ["audit", "--volume", str(volume), "--max-windows", "200", "--precision", "1e-9"], folder
+        )
+        print(f"audit   {options.sizes[-1]:3d} GiB: {took:.0f} s, peak {peak:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
