@@ -16,8 +16,10 @@ help:
 
 install: $(STAMP)
 
+# The pip that comes with Python 3.11 cannot resolve what moto and s3fs ask of botocore.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 

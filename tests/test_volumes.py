@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from volume_checks import same
 
 from evenslice import errors
 from evenslice.volumes import Volume, open_volume
@@ -14,18 +15,6 @@ from evenslice.volumes.formats import FORMATS
 from evenslice.volumes.units import UNITS, common_unit, normal_unit
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
-
-
-def same(volume, array):
-    """Check shape, type, the whole, and a window in the middle."""
-    assert volume.shape == array.shape
-    assert volume.dtype == array.dtype.newbyteorder("=")
-    whole = volume[...]
-    assert whole.dtype == volume.dtype
-    assert whole.dtype.isnative
-    np.testing.assert_array_equal(whole, array)
-    np.testing.assert_array_equal(volume[1:5:2, 3:17, 20:31:3], array[1:5:2, 3:17, 20:31:3])
-    return True
 
 
 # TIFF

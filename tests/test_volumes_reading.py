@@ -6,17 +6,24 @@ import math
 import multiprocessing
 import pickle
 import shutil
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
+import h5py
+import mrcfile
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 import tifffile
 import zarr
+from dicom_files import write_series
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from evenslice import errors
 from evenslice.volumes import (
@@ -61,6 +68,39 @@ def write_zarr(folder):
     return folder / "a.zarr"
 
 
+def write_slices(folder):
+    (folder / "slices").mkdir()
+    for z, pixels in enumerate(STACK):
+        Image.fromarray(pixels).save(folder / "slices" / f"{z}.png")
+    return folder / "slices"
+
+
+def write_dicom(folder):
+    write_series(folder / "dicom", STACK)
+    return folder / "dicom"
+
+
+def write_metaimage(folder):
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(STACK), str(folder / "a.mha"), useCompression=True)
+    return folder / "a.mha"
+
+
+def write_nrrd(folder):
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(STACK), str(folder / "a.nhdr"))
+    return folder / "a.nhdr"
+
+
+def write_hdf5(folder):
+    with h5py.File(folder / "a.h5", "w") as file:
+        file.create_dataset("raw", data=STACK, chunks=(3, 16, 16), compression="gzip")
+    return folder / "a.h5:raw"
+
+
+def write_mrc(folder):
+    mrcfile.write(folder / "a.mrc", STACK)
+    return folder / "a.mrc"
+
+
 WRITERS = [
     write_npy,
     write_mapped_tiff,
@@ -68,6 +108,12 @@ WRITERS = [
     write_nifti,
     write_compressed_nifti,
     write_zarr,
+    write_slices,
+    write_dicom,
+    write_metaimage,
+    write_nrrd,
+    write_hdf5,
+    write_mrc,
 ]
 
 
@@ -221,6 +267,51 @@ def test_only_the_pages_under_a_window_are_decoded(tmp_path):
     np.testing.assert_array_equal(volume[5, 16:], STACK[5, 16:])
     with pytest.raises(errors.VolumeError, match="cannot be read as TIFF"):
         volume[5]
+
+
+def bytes_read():
+    """How many bytes this process has read so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process reads")
+@pytest.mark.parametrize(
+    "writer",
+    [
+        write_compressed_tiff,
+        write_zarr,
+        write_slices,
+        write_dicom,
+        write_hdf5,
+        write_nrrd,
+        write_mrc,
+        write_nifti,
+    ],
+)
+def test_opening_and_reading_a_slice_reads_little_else(tmp_path, monkeypatch, writer):
+    stack = np.random.default_rng(1).integers(0, 2**16, (48, 128, 128), np.uint16)
+    monkeypatch.setattr(sys.modules[__name__], "STACK", stack)
+    path = writer(tmp_path)
+    open_volume(path)[0]  # so that no module is read later
+    start = bytes_read()
+    volume = open_volume(path)
+    opened = bytes_read()
+    part = volume[30]
+    np.testing.assert_array_equal(part, stack[30])
+    # Sixteen kilobytes a file for its header, and the slices that share chunks with the one that was asked for.
+    assert opened - start < 2**14 * 49 + 2**17
+    assert bytes_read() - opened < 6 * part.nbytes
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_user_may_name_a_link(tmp_path, writer):
+    (tmp_path / "real").mkdir()
+    name = writer(tmp_path / "real").name
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    np.testing.assert_array_equal(open_volume(tmp_path / "folder" / name)[2], STACK[2])
+    if not name.endswith((":raw", ".nhdr")):  # no file by that name; and one whose voxels lie beside it
+        (tmp_path / name).symlink_to(tmp_path / "real" / name)
+        np.testing.assert_array_equal(open_volume(tmp_path / name)[2], STACK[2])
 
 
 # Blocks

@@ -5,17 +5,17 @@
     volume.spacing    (1.0, 1.0, 1.0) in volume.unit, or None
     volume[90:95]     reads five slices, and only those
 
-What is read: multi-page TIFF (plain, ImageJ, OME, BigTIFF; compressed or not), NIfTI (.nii, .nii.gz), NumPy .npy, Zarr
-(formats 2 and 3, OME-Zarr images too), and NumPy arrays. A file with other axes than z, y and x is refused until
-``axes`` and ``select`` say what to read of it. ``formats.FORMATS`` is the table in which a new format takes its place.
+What is read: multi-page TIFF (plain, ImageJ, OME, BigTIFF; compressed or not), NIfTI (.nii, .nii.gz), DICOM (a folder or
+a multi-frame file), MetaImage (.mha, .mhd), NRRD (.nrrd, .nhdr), HDF5 (file.h5:/path), MRC, NumPy .npy, Zarr (formats 2
+and 3, OME-Zarr images too; also at https:// and s3:// addresses), folders of TIFF, PNG or JPEG slices, and NumPy arrays.
+A file with other axes than z, y and x is refused until ``axes`` and ``select`` say what to read of it.
+``formats.FORMATS`` is the table in which a new format takes its place.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +26,14 @@ from evenslice.volumes.blocks import first_nonfinite, iterate_blocks, sample
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.formats import open_source
 from evenslice.volumes.info import VolumeInfo, describe
+from evenslice.volumes.places import Place, locate
 from evenslice.volumes.source import ArraySource, Source
 from evenslice.volumes.units import UNITS, normal_unit, positive
 from evenslice.volumes.views import hold_in_memory, map_voxels, take_slices
 from evenslice.volumes.volume import Volume
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
@@ -63,10 +65,12 @@ def open_volume(
     """Open a volume; nothing but its metadata is read.
 
     Args:
-        path: a file or a Zarr folder, a NumPy array, or an open volume, which is returned as it is.
+        path: a file, a folder of slices, a Zarr folder or its address (https://..., s3://...), a data set in an HDF5 file
+            (file.h5:/path), a NumPy array, or an open volume, which is returned as it is.
         axes: one letter for each stored dimension in stored order, z, y and x among them ("xyz", "tzyx"); by default
             what the file says, and z, y, x for an array of three dimensions that says nothing.
-        select: which index to read of the other axes, as ``{"t": 0}``. Those of length 1 need no pick.
+        select: which index to read of the other axes, as ``{"t": 0}``. Those of length 1 need no pick. Of a DICOM folder
+            with several series, ``{"series": 0}`` picks one.
         level: resolution level of an OME-Zarr image, 0 the finest.
         spacing: voxel size along z, y, x, instead of the file's.
         unit: unit of the spacing ("nm", "um", "mm", ...), instead of the file's.
@@ -95,33 +99,20 @@ def open_volume(
     if isinstance(path, np.ndarray):
         if level:
             raise ConfigError(f"<array>: an array in memory has no level {level}; leave it out")
-        label, location, opener = "<array>", None, partial(ArraySource, path)
+        place = Place("<array>", "")
+        opener = partial(ArraySource, path)
     else:
-        label, location = _locate(path)
-        opener = partial(open_source, location, label, level)
-    volume = _arranged(label, location, opener, names, select or {})
+        place = locate(path, level, (select or {}).get("series"))
+        opener = partial(open_source, place)
+    volume = _arranged(place, opener, names, select or {})
     return _with_spacing(volume, spacing, unit)
 
 
-def _locate(path: str | os.PathLike[str]) -> tuple[str, Path]:
-    """Return a path as the user wrote it, and where it lies whatever the working directory becomes."""
-    try:
-        label = os.fspath(path)
-    except TypeError:
-        raise ConfigError(f"a volume is a path or a NumPy array, not {type(path).__name__}") from None
-    if not label:
-        raise VolumeError("the path of the volume is empty; name a file or a Zarr folder")
-    return label, Path(label).absolute()
-
-
 def _arranged(
-    label: str,
-    location: Path | None,
-    opener: Callable[[], Source],
-    names: str | None,
-    select: Mapping[str, int],
+    place: Place, opener: Callable[[], Source], names: str | None, select: Mapping[str, int]
 ) -> Volume:
     """Open the source and lay a volume over it."""
+    label = place.label
     source = opener()
     if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
         raise VolumeError(
@@ -131,21 +122,25 @@ def _arranged(
         raise ConfigError(
             f"{label}: --axes {names} names {len(names)} axes, its shape {source.shape} has {len(source.shape)}; give one letter each"
         )
-    arrangement = arrange(source.shape, names or source.names, select, label)
+    picks = {axis: index for axis, index in select.items() if axis not in source.picked}
+    arrangement = arrange(source.shape, names or source.names, picks, label)
     z, y, x = arrangement.zyx
     sizes = source.spacing
-    spacing = (sizes[z], sizes[y], sizes[x]) if sizes is not None else None
+    spacing = source.voxel_size or (None if sizes is None else (sizes[z], sizes[y], sizes[x]))
     known = spacing is not None and positive(spacing)
     return Volume(
         path=label,
-        location=location,
+        location=place.location or None,
+        part=source.part,
         format=source.format,
         shape=(source.shape[z], source.shape[y], source.shape[x]),
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
         unit=source.unit if known else None,
         chunks=None if source.chunks is None else (source.chunks[z], source.chunks[y], source.chunks[x]),
-        affine=source.affine if arrangement.zyx == (2, 1, 0) else None,
+        # It speaks of the axes as the file names them.
+        affine=source.affine if source.names is not None and names in (None, source.names) else None,
+        files=source.files,
         _open=opener,
         _arrangement=arrangement,
         _sources=[source],

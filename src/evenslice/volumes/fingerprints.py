@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenslice.volumes.places import files_under
 from evenslice.volumes.source import reading
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["files_of", "fingerprint"]
+__all__ = ["fingerprint"]
 
 WHOLE_BYTES = 2**32
 END_BYTES = 2**26
@@ -26,12 +27,13 @@ def fingerprint(volume: Volume) -> str:
     """Hash the bytes that a volume was opened from.
 
     Args:
-        volume: a volume in a file, in a Zarr folder, or in memory.
+        volume: a volume in files, in a Zarr folder, at an address, or in memory.
 
     Returns:
-        "sha256:" and the hexadecimal SHA-256 of the file, as ``sha256sum`` prints it; of a folder, that of the relative
-        names, sizes and contents of its files in the order of their names; of an array, that of its bytes in the order
-        z, y, x. Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last 64 MiB.
+        "sha256:" and the hexadecimal SHA-256 of the file, as ``sha256sum`` prints it; of several files, that of their
+        relative names, sizes and contents, those of a Zarr folder in the order of their names; of an array, that of its
+        bytes in the order z, y, x. Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last
+        64 MiB; at an address, that of address, format, shape, type, and the first and the last chunk.
 
     Raises:
         VolumeError: a file cannot be read.
@@ -42,30 +44,40 @@ def fingerprint(volume: Volume) -> str:
         >>> fingerprint(open_volume(np.zeros((1, 1, 1), np.uint8)))
         'sha256:6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d'
     """
-    digest = hashlib.sha256()
     if volume.location is None:
+        digest = hashlib.sha256()
         for z in range(len(volume)):
             digest.update(np.ascontiguousarray(volume[z]).tobytes())
         return f"sha256:{digest.hexdigest()}"
+    if isinstance(volume.location, str):
+        return _fingerprint_of_voxels(volume, volume.location)
     with reading(volume.path, volume.format):
-        files = [(file, file.stat().st_size) for file in files_of(volume.location)]
-        partial = sum(size for _, size in files) > WHOLE_BYTES
-        if partial or volume.location.is_dir():
-            for file, size in files:
-                digest.update(f"{file.relative_to(volume.location).as_posix()}\0{size}\0".encode())
-        for file, start, stop in _spans(files) if partial else [(file, 0, size) for file, size in files]:
-            _update(digest, file, start, stop)
+        return _fingerprint_of_files(volume, volume.location)
+
+
+def _fingerprint_of_files(volume: Volume, location: Path) -> str:
+    digest = hashlib.sha256()
+    named = volume.files or tuple(files_under(location))
+    files = [(file, file.stat().st_size) for file in named]
+    partial = sum(size for _, size in files) > WHOLE_BYTES
+    folder = location if location.is_dir() or len(files) == 1 else location.parent
+    if partial or len(files) > 1 or location.is_dir():
+        for file, size in files:
+            digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
+    for file, start, stop in _spans(files) if partial else [(file, 0, size) for file, size in files]:
+        _update(digest, file, start, stop)
     return f"sha256{'-partial' if partial else ''}:{digest.hexdigest()}"
 
 
-def files_of(path: Path) -> list[Path]:
-    """Return the file, or the files in a folder in the order of their relative names."""
-    if not path.is_dir():
-        return [path]
-    return sorted(
-        (file for file in path.rglob("*") if file.is_file()),
-        key=lambda file: file.relative_to(path).as_posix(),
-    )
+def _fingerprint_of_voxels(volume: Volume, address: str) -> str:
+    """Hash what tells one volume at an address from another, without loading it whole."""
+    digest = hashlib.sha256(f"{address}\0{volume.format}\0{volume.shape}\0{volume.dtype.str}\0".encode())
+    chunk = volume.chunks or volume.shape
+    ends = zip(chunk, volume.shape, strict=True)
+    last = tuple(slice((length - 1) // size * size, length) for size, length in ends)
+    for window in (tuple(slice(0, size) for size in chunk), last):
+        digest.update(volume[window].tobytes())
+    return f"sha256-partial:{digest.hexdigest()}"
 
 
 def _spans(files: list[tuple[Path, int]]) -> Iterator[tuple[Path, int, int]]:

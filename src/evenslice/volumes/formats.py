@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evenslice.errors import ConfigError, VolumeError, nearest
+from evenslice.volumes.dicom import DicomSource, dicom_files
+from evenslice.volumes.dicom_headers import is_dicom
+from evenslice.volumes.hdf5 import Hdf5Source
+from evenslice.volumes.metaimage import MetaImageSource
+from evenslice.volumes.mrc import MrcSource
 from evenslice.volumes.nifti import NiftiSource
 from evenslice.volumes.npy import NpySource
+from evenslice.volumes.nrrd import NrrdSource
+from evenslice.volumes.slices import SliceFolderSource, slice_files
 from evenslice.volumes.source import Source, reading
 from evenslice.volumes.tiff import TiffSource
 from evenslice.volumes.zarr import ZarrSource, is_zarr
@@ -16,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["FORMATS", "Format", "find_format", "open_source"]
+    from evenslice.volumes.places import Place
+
+__all__ = ["FOLDERS", "FORMATS", "Format", "find_format", "open_source"]
 
 
 @dataclass(frozen=True)
@@ -26,37 +35,64 @@ class Format:
     Attributes:
         name: how messages call it.
         suffixes: endings of file names, in lower case.
-        open: makes the source of a path, given its label and resolution level.
+        open: makes the source of a place.
         levels: whether it stores several resolution levels to choose from.
+        parts: whether a file holds several data sets to choose from, as ``file:/path``.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    open: Callable[[Path, str, int], Source]
+    open: Callable[[Place], Source]
     levels: bool = False
+    parts: bool = False
 
 
 ZARR = Format(
     "Zarr", (".zarr",), ZarrSource, levels=True
 )  # any folder with Zarr metadata, whatever its suffix
+DICOM = Format(
+    "DICOM",
+    (".dcm", ".dicom", ".ima"),
+    lambda place: DicomSource([place.path], place.label, place.series),
+)
 FORMATS = (
-    Format("TIFF", (".tif", ".tiff", ".btf", ".tf8"), lambda path, label, _: TiffSource(path, label)),
-    Format("NIfTI", (".nii", ".nii.gz"), lambda path, label, _: NiftiSource(path, label)),
-    Format("NumPy array", (".npy",), lambda path, label, _: NpySource(path, label)),
+    Format("TIFF", (".tif", ".tiff", ".btf", ".tf8"), lambda place: TiffSource(place.path, place.label)),
+    Format("NIfTI", (".nii", ".nii.gz"), lambda place: NiftiSource(place.path, place.label)),
+    DICOM,
+    Format("MetaImage", (".mha", ".mhd"), lambda place: MetaImageSource(place.path, place.label)),
+    Format("NRRD", (".nrrd", ".nhdr"), lambda place: NrrdSource(place.path, place.label)),
+    Format(
+        "HDF5",
+        (".h5", ".hdf5", ".hdf", ".he5", ".nxs", ".ims"),
+        lambda place: Hdf5Source(place.path, place.label, place.part),
+        parts=True,
+    ),
+    Format("MRC", (".mrc", ".mrcs", ".map", ".rec"), lambda place: MrcSource(place.path, place.label)),
+    Format("NumPy array", (".npy",), lambda place: NpySource(place.path, place.label)),
     ZARR,
 )
+FOLDERS = (
+    Format("DICOM", (), lambda place: DicomSource(dicom_files(place.path), place.label, place.series)),
+    Format(
+        "folder of slices",
+        (),
+        lambda place: SliceFolderSource(slice_files(place.path, place.label), place.label),
+    ),
+)
+"""Folders of files that are one slice each; what a folder holds tells which."""
 
 
-def find_format(path: Path, label: str) -> Format:
-    """Return the format of what lies at a path: a folder is Zarr, a file is what its suffix says.
+def find_format(place: Place) -> Format:
+    """Return the format of what lies at a place: an address is Zarr, a folder what it holds, a file what its suffix says.
 
     Raises:
         VolumeError: there is nothing, or nothing of a known format.
     """
+    if isinstance(place.location, str):
+        return ZARR
+    path, label = place.path, place.label
     if path.is_dir():
-        if is_zarr(path):
-            return ZARR
-        raise VolumeError(f"{label}: is a folder without Zarr metadata; name a volume file or a Zarr folder")
+        return _find_folder_format(path, label)
     if not path.exists():
         raise VolumeError(f"{label}: no such file or folder; check the path")
     name = path.name.lower()
@@ -65,6 +101,8 @@ def find_format(path: Path, label: str) -> Format:
             if file_format is ZARR:
                 raise VolumeError(f"{label}: is a file, and a Zarr volume is a folder; name the folder")
             return file_format
+    if is_dicom(path):
+        return DICOM  # scanners and archives name files as they like
     suffix = path.suffix.lower()
     known = [suffix for file_format in FORMATS for suffix in file_format.suffixes]
     raise VolumeError(
@@ -72,23 +110,37 @@ def find_format(path: Path, label: str) -> Format:
     )
 
 
-def open_source(path: Path, label: str, level: int) -> Source:
-    """Open what lies at a path.
+def _find_folder_format(path: Path, label: str) -> Format:
+    if is_zarr(path):
+        return ZARR
+    if dicom_files(path):
+        return FOLDERS[0]
+    if slice_files(path, label):
+        return FOLDERS[1]
+    folders = sorted(item.name for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
+    inside = f"; it holds the folders {', '.join(folders[:6])}" if folders else ""
+    raise VolumeError(
+        f"{label}: is a folder without Zarr metadata, DICOM files, or TIFF, PNG or JPEG slices; name a volume file, or a folder that holds one{inside}"
+    )
 
-    Args:
-        path: where it lies.
-        label: the path as the user wrote it, for messages.
-        level: the resolution level, 0 the finest.
+
+def open_source(place: Place) -> Source:
+    """Open what lies at a place.
 
     Raises:
         VolumeError: it cannot be opened.
-        ConfigError: it has no such level.
+        ConfigError: it has no such level, or no parts.
     """
+    label = place.label
     with reading(label, "a volume"):
-        file_format = find_format(path, label)
-    if level and not file_format.levels:
+        file_format = find_format(place)
+    if place.level and not file_format.levels:
         raise ConfigError(
-            f"{label}: a {file_format.name} file has one resolution level, not a level {level}; leave it out"
+            f"{label}: a {file_format.name} file has one resolution level, not a level {place.level}; leave it out"
+        )
+    if place.part is not None and not file_format.parts:
+        raise ConfigError(
+            f"{label}: a {file_format.name} volume has no data sets inside; leave {place.part} out"
         )
     with reading(label, file_format.name):
-        return file_format.open(path, label, level)
+        return file_format.open(place)

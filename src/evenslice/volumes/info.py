@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice.volumes.blocks import sample_stored
-from evenslice.volumes.fingerprints import files_of
+from evenslice.volumes.places import files_under
+from evenslice.volumes.source import reading
+from evenslice.volumes.spatial import axis_codes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,13 +30,16 @@ class VolumeInfo:
 
     Attributes:
         path: as the user wrote it.
+        part: the path of the data set inside the file, or None where a file holds one volume.
         format: the name of the file format.
         shape: number of voxels along z, y, x.
         dtype: name of the data type.
         spacing: voxel size along z, y, x, or None.
         unit: unit of the spacing, or None.
         chunks: what is decoded as one, along z, y, x, or None.
-        bytes_on_disk: size of the file, or of all files of the folder; None for an array in memory.
+        orientation: to which side of the patient x, y and z run, as "LPS" (L left, R right; P back, A front; I feet, S
+            head), or None if the file does not say.
+        bytes_on_disk: size of the file, or of all files of the volume; None for an array in memory or at an address.
         bytes_in_memory: size of all voxels in memory.
         sampled: number of voxels in the sample.
         nonfinite: how many of them are NaN or infinite; the figures below leave those out.
@@ -46,12 +51,14 @@ class VolumeInfo:
     """
 
     path: str
+    part: str | None
     format: str
     shape: tuple[int, int, int]
     dtype: str
     spacing: tuple[float, float, float] | None
     unit: Unit | None
     chunks: tuple[int, int, int] | None
+    orientation: str | None
     bytes_on_disk: int | None
     bytes_in_memory: int
     sampled: int
@@ -83,16 +90,17 @@ def describe(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> VolumeIn
     """
     values = sample_stored(volume, voxels, seed)
     finite = values[np.isfinite(values)] if volume.dtype.kind == "f" else values
-    location = volume.location
     return VolumeInfo(
         path=volume.path,
+        part=volume.part,
         format=volume.format,
         shape=volume.shape,
         dtype=str(volume.dtype),
         spacing=volume.spacing,
         unit=volume.unit,
         chunks=volume.chunks,
-        bytes_on_disk=None if location is None else sum(file.stat().st_size for file in files_of(location)),
+        orientation=None if volume.affine is None else axis_codes(volume.affine),
+        bytes_on_disk=_bytes_on_disk(volume),
         bytes_in_memory=volume.nbytes,
         sampled=values.size,
         nonfinite=values.size - finite.size,
@@ -101,6 +109,13 @@ def describe(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> VolumeIn
         percentiles=_percentiles(finite),
         classes=_classes(finite) if volume.dtype.kind in "biu" else None,
     )
+
+
+def _bytes_on_disk(volume: Volume) -> int | None:
+    if volume.location is None or isinstance(volume.location, str):
+        return None
+    with reading(volume.path, volume.format):
+        return sum(file.stat().st_size for file in volume.files or files_under(volume.location))
 
 
 def _percentiles(values: NDArray[Any]) -> tuple[tuple[float, float], ...]:

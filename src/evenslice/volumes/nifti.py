@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice.errors import VolumeError, needs_extra
+from evenslice.volumes.deflate import MOST_COMPRESSION
 from evenslice.volumes.source import Source, content
 from evenslice.volumes.units import normal_unit
 
@@ -31,8 +32,6 @@ IN_MEMORY = 2**27
 
 _HEADER_BYTES = 540
 _PIECE_BYTES = 2**20
-_MOST_COMPRESSION = 1032
-"""Deflate makes at most 1,032 bytes out of one (Adler and Gailly, the zlib technical details)."""
 
 
 class NiftiSource(Source):
@@ -134,8 +133,8 @@ def _check_size(path: Path, label: str, needed: int, *, compressed: bool) -> Non
     """
     held = path.stat().st_size
     if compressed:
-        if needed > held * _MOST_COMPRESSION:
-            held *= _MOST_COMPRESSION  # what it holds at the very most
+        if needed > held * MOST_COMPRESSION:
+            held *= MOST_COMPRESSION  # what it holds at the very most
         elif _noted_length(path) == needed % 2**32:
             return
         else:

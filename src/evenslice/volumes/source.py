@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import math
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from evenslice.errors import EvensliceError, VolumeError
 
@@ -12,12 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from evenslice.volumes.units import Unit
 
-__all__ = ["LARGEST_CHUNK", "ArraySource", "Source", "content", "one_line", "reading", "require_signature"]
+__all__ = [
+    "LARGEST_CHUNK",
+    "ArraySource",
+    "BoundedFile",
+    "Source",
+    "content",
+    "map_file",
+    "one_line",
+    "reading",
+    "require_bytes",
+    "require_chunk",
+    "require_signature",
+]
 
 LARGEST_CHUNK = 2**31
 """Bytes of the largest compressed piece that is decoded; a header that claims more is not believed."""
@@ -53,8 +68,14 @@ class Source(ABC):
         names: one lower-case letter a dimension (z, y, x; t time, c channel, s colour sample), or None if unnamed.
         spacing: voxel size along each stored dimension, NaN for those that are not spatial; or None if unknown.
         unit: the unit of ``spacing``, or None if unknown.
+        voxel_size: voxel size along z, y, x where the file states it so, whatever the order in which the array is
+            stored; it goes before ``spacing``.
         chunks: shape of the pieces that are stored (and have to be decoded) as one, or None if there are none.
-        affine: (4, 4) map from stored voxel indices (i, j, k, 1) to patient space, or None.
+        affine: (4, 4) map from voxel indices (x, y, z, 1), as ``names`` has them, to patient space (x to the right, y to
+            the front, z to the head) in mm, or None.
+        files: the files that the voxels come from where those are not the whole path that was opened, or None.
+        part: the path of the data set inside the file, or None where a file holds one volume.
+        picked: the names among the user's picks that the format itself has obeyed.
     """
 
     format: str
@@ -63,8 +84,12 @@ class Source(ABC):
     names: str | None = None
     spacing: tuple[float, ...] | None = None
     unit: Unit | None = None
+    voxel_size: tuple[float, float, float] | None = None
     chunks: tuple[int, ...] | None = None
     affine: NDArray[np.float64] | None = None
+    files: tuple[Path, ...] | None = None
+    part: str | None = None
+    picked: tuple[str, ...] = ()
 
     @abstractmethod
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
@@ -159,3 +184,75 @@ def require_signature(path: Path, label: str, file_format: str) -> None:
         raise VolumeError(
             f"{label}: is not {file_format}, its content is {content(head)}; name a file that is what its suffix says"
         )
+
+
+class BoundedFile(io.BufferedReader):
+    """A file of which never more is asked than it has: Python makes room for what is asked, whatever is there.
+
+    Args:
+        path: the file.
+
+    Example:
+        >>> import tempfile; from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "a"
+        >>> _ = path.write_bytes(b"abc")
+        >>> with BoundedFile(path) as file:
+        ...     file.read(2**40)
+        b'abc'
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to so many bytes."""
+        rest = max(self._size - self.tell(), 0)
+        return super().read(rest if size is None or size < 0 else min(size, rest))
+
+
+def require_bytes(path: Path, label: str, needed: int) -> None:
+    """Raise if a file is shorter than what its header claims.
+
+    Raises:
+        VolumeError: it is.
+    """
+    held = path.stat().st_size
+    if held < needed:
+        raise VolumeError(
+            f"{label}: is truncated, its voxels reach to byte {needed:,} and {path.name} has {held:,}; copy it again"
+        )
+
+
+def require_chunk(label: str, what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise if a piece that has to be decoded as one is larger than ``LARGEST_CHUNK``.
+
+    Raises:
+        VolumeError: it is.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > LARGEST_CHUNK:
+        raise VolumeError(
+            f"{label}: {what} {shape} take {size:,} bytes each; store it in pieces below {LARGEST_CHUNK:,} bytes"
+        )
+
+
+def map_file(
+    path: Path,
+    label: str,
+    dtype: np.dtype[Any],
+    offset: int,
+    shape: tuple[int, ...],
+    order: Literal["C", "F"] = "C",
+) -> NDArray[Any]:
+    """Map uncompressed voxels that lie in one piece.
+
+    Raises:
+        VolumeError: the file is too short to hold them.
+    """
+    if 0 in shape:
+        return np.empty(
+            shape, dtype
+        )  # there is nothing to map; why it is no volume is said where the axes are
+    require_bytes(path, label, offset + math.prod(shape) * dtype.itemsize)
+    return np.memmap(path, dtype, "r", offset, shape, order)

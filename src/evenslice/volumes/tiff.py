@@ -9,18 +9,25 @@ from __future__ import annotations
 import logging
 import math
 import struct
-from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 
 from evenslice.errors import VolumeError, needs_extra
-from evenslice.volumes.source import LARGEST_CHUNK, Source, reading, require_signature
+from evenslice.volumes.places import confined
+from evenslice.volumes.source import (
+    ArraySource,
+    Source,
+    map_file,
+    reading,
+    require_signature,
+)
+from evenslice.volumes.tiff_pages import PageReader
 from evenslice.volumes.units import common_unit, normal_unit
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from pathlib import Path
 
     import tifffile
     from numpy.typing import NDArray
@@ -45,6 +52,7 @@ class TiffSource(Source):
         with tifffile.TiffFile(path) as tif:
             _check_chain(tif, label)
             _check_description(tif, label)
+            _check_companions(tif, path, label)
             series = _only_series(tif, label)
             self.format = _variant(tif)
             self.shape = tuple(series.shape)
@@ -53,141 +61,16 @@ class TiffSource(Source):
             self.spacing, self.unit = _spacing(tif, series)
             if series.dataoffset is not None and not series.is_multifile:
                 stored = self.dtype.newbyteorder(tif.byteorder)
-                self._reader: _MappedReader | _PageReader = _MappedReader(
-                    path, label, stored, series.dataoffset, self.shape
-                )
+                mapped = map_file(path, label, stored, series.dataoffset, self.shape)
+                self._reader: ArraySource | PageReader = ArraySource(mapped)
             else:
-                self._reader = _PageReader(series, label)
+                self._reader = PageReader(series, path, label)
                 self.chunks = self._reader.chunks
+                self.files = self._reader.files if series.is_multifile else None
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Map, or decode the strips and tiles under ``key``."""
         return self._reader.read(key)
-
-
-class _MappedReader:
-    """Uncompressed voxels in one piece."""
-
-    def __init__(
-        self, path: Path, label: str, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]
-    ) -> None:
-        needed = offset + math.prod(shape) * dtype.itemsize
-        _require_bytes(path, label, needed)
-        self._array = np.memmap(path, dtype, "r", offset, shape)
-
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        return self._array[key]
-
-
-class _PageReader:
-    """Pages of strips or tiles, read and decoded one by one.
-
-    A page has the dimensions of ``keyframe.shape``: y and x, and possibly samples or depth beside them. The decoder of
-    tifffile places segments in a normalised page (separate sample, depth, y, x, contiguous sample).
-    """
-
-    def __init__(self, series: tifffile.TiffPageSeries, label: str) -> None:
-        self._label = label
-        self._keyframe = series.keyframe
-        self._pages = _complete_pages(series, label)
-        page_shape = self._keyframe.shape
-        self._leading = tuple(series.shape[: len(series.shape) - len(page_shape)])
-        if (*self._leading, *page_shape) != tuple(series.shape) or math.prod(self._leading) != len(
-            self._pages
-        ):
-            raise VolumeError(
-                f"{label}: has {len(self._pages)} pages {page_shape} for an image {series.shape}; save it as plain multi-page TIFF"
-            )
-        self._y, self._x = self._keyframe.axes.index("Y"), self._keyframe.axes.index("X")
-        size = math.prod(self._keyframe.chunks) * series.dtype.itemsize
-        if size > LARGEST_CHUNK:
-            raise VolumeError(
-                f"{label}: a strip or tile {self._keyframe.chunks} takes {size:,} bytes; save it in smaller ones"
-            )
-        self._segments = self._locate_segments()
-        self.chunks = self._chunks(page_shape)
-
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        count = len(self._leading)
-        pages = np.arange(len(self._pages)).reshape(self._leading)[key[:count]]
-        with ExitStack() as stack:
-            files: dict[Path, BinaryIO] = {}
-            blocks = [self._read_page(int(page), key[count:], files, stack) for page in pages.flat]
-        return np.stack(blocks).reshape(*pages.shape, *blocks[0].shape)
-
-    def _read_page(
-        self, number: int, key: tuple[slice, ...], files: dict[Path, BinaryIO], stack: ExitStack
-    ) -> NDArray[Any]:
-        """Decode what lies under ``key`` of one page."""
-        page, keyframe = self._pages[number], self._keyframe
-        path = Path(page.parent.filehandle.path)
-        if path not in files:
-            files[path] = stack.enter_context(path.open("rb"))
-        y, x = key[self._y], key[self._x]
-        samples, depth, _, _, contiguous = keyframe.shaped
-        window = np.full(
-            (samples, depth, y.stop - y.start, x.stop - x.start, contiguous), keyframe.nodata, keyframe.dtype
-        )
-        for index in self._under(y, x):
-            data = self._segment(page, index, files[path])
-            if data is not None:
-                _paste(window, data, self._segments[index], y.start, x.start)
-        shape = list(keyframe.shape)
-        shape[self._y], shape[self._x] = window.shape[2], window.shape[3]
-        rest = list(key)
-        rest[self._y], rest[self._x] = slice(None, None, y.step), slice(None, None, x.step)
-        return window.reshape(shape)[tuple(rest)]
-
-    def _under(self, y: slice, x: slice) -> NDArray[np.intp]:
-        """Return the numbers of the segments that overlap rows y and columns x."""
-        _, _, top, left, height, width = self._segments.T
-        return np.flatnonzero(
-            (top < y.stop) & (top + height > y.start) & (left < x.stop) & (left + width > x.start)
-        )
-
-    def _segment(self, page: Any, index: int, file: BinaryIO) -> NDArray[Any] | None:
-        """Read and decode one strip or tile; None if the file leaves it out as empty."""
-        offset, length = page.dataoffsets[index], page.databytecounts[index]
-        if not length:
-            return None
-        file.seek(offset)
-        data, _, _ = self._keyframe.decode(
-            file.read(length), int(index), jpegtables=page.jpegtables, jpegheader=self._keyframe.jpegheader
-        )
-        return data
-
-    def _locate_segments(self) -> NDArray[np.int64]:
-        """Return for each strip or tile its separate sample, depth, top, left, height and width."""
-        count = math.prod(self._keyframe.chunked)
-        short = [i for i, page in enumerate(self._pages) if len(page.dataoffsets) < count]
-        if short:
-            raise VolumeError(
-                f"{self._label}: page {short[0]} lacks strips or tiles, the file is damaged; save it again"
-            )
-        rows = []
-        for index in range(count):
-            _, (sample, depth, top, left, _), (_, height, width, _) = self._keyframe.decode(None, index)
-            rows.append((sample, depth, top, left, height, width))
-        return np.array(rows, np.int64)
-
-    def _chunks(self, page_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return the stored shape of what is decoded as one, where pages are y and x alone."""
-        if len(page_shape) != 2:
-            return None
-        chunk = self._keyframe.chunks
-        return (*(1 for _ in self._leading), min(chunk[0], page_shape[0]), min(chunk[1], page_shape[1]))
-
-
-def _paste(window: NDArray[Any], data: NDArray[Any], place: NDArray[np.int64], y: int, x: int) -> None:
-    """Copy the part of a decoded segment (depth, rows, columns, samples) that a window starting at (y, x) shows."""
-    sample, depth, top, left = (int(value) for value in place[:4])
-    target = window[sample, depth : depth + data.shape[0]]
-    data = data[: target.shape[0]]
-    rows = slice(max(top, y), min(top + data.shape[1], y + target.shape[1]))
-    columns = slice(max(left, x), min(left + data.shape[2], x + target.shape[2]))
-    target[:, rows.start - y : rows.stop - y, columns.start - x : columns.stop - x] = data[
-        :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-    ]
 
 
 def _check_chain(tif: tifffile.TiffFile, label: str) -> None:
@@ -220,6 +103,22 @@ def _check_description(tif: tifffile.TiffFile, label: str) -> None:
         raise VolumeError(
             f"{label}: is truncated, the description of its axes lies beyond its end; copy it again"
         )
+
+
+def _check_companions(tif: tifffile.TiffFile, path: Path, label: str) -> None:
+    """Raise if the OME-XML says that pages lie in a file of another folder, before tifffile opens it."""
+    if not tif.is_ome:
+        return
+    with reading(label, "OME-TIFF"):
+        root = ET.fromstring(tif.ome_metadata or "")  # noqa: S314  # tifffile parses the same text
+        names = [
+            str(element.get("FileName"))
+            for element in root.iter()
+            # What has the identity of the file itself is in this file, whatever it was called when it was written.
+            if element.tag.endswith("UUID") and element.get("FileName") and element.text != root.get("UUID")
+        ]
+    for name in names:
+        confined(path.parent, name, label)
 
 
 def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:
@@ -255,36 +154,6 @@ def _names(axes: str) -> str | None:
     if len(unknown) == 1 and "z" not in names:
         names = names.replace(unknown[0], "z")
     return names if len(set(names)) == len(names) else None
-
-
-def _complete_pages(series: tifffile.TiffPageSeries, label: str) -> list[Any]:
-    """Return all pages of a series.
-
-    Raises:
-        VolumeError: pages are missing, or their data lie beyond the end of their file.
-    """
-    pages = list(series)
-    ends: dict[Path, int] = {}
-    for number, page in enumerate(pages):
-        if page is None:
-            raise VolumeError(
-                f"{label}: page {number} of {len(pages)} is missing; copy all files of the image again"
-            )
-        path = Path(page.parent.filehandle.path)
-        end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
-        ends[path] = max(ends.get(path, 0), end)
-    for path, end in ends.items():
-        _require_bytes(path, label, end)
-    return pages
-
-
-def _require_bytes(path: Path, label: str, needed: int) -> None:
-    """Raise if a file is shorter than what its pages point to."""
-    held = path.stat().st_size
-    if held < needed:
-        raise VolumeError(
-            f"{label}: is truncated, its pages reach to byte {needed:,} and the file has {held:,}; copy it again"
-        )
 
 
 def _spacing(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["UNITS", "Unit", "common_unit", "normal_unit", "positive"]
+__all__ = ["UNITS", "Unit", "common_unit", "normal_unit", "positive", "scale_to"]
 
 Unit = Literal["pm", "angstrom", "nm", "um", "mm", "cm", "m", "inch"]
 
@@ -83,3 +83,13 @@ def common_unit(
 def positive(sizes: Sequence[float]) -> bool:
     """Return whether all sizes can be those of a voxel: finite and above zero."""
     return all(math.isfinite(size) and size > 0 for size in sizes)
+
+
+def scale_to(unit: Unit, other: Unit) -> float:
+    """Return how many of the other unit one unit is.
+
+    Example:
+        >>> scale_to("um", "mm")
+        0.001
+    """
+    return float(f"{_METRES[unit] / _METRES[other]:.12g}")

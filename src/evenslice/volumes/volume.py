@@ -38,15 +38,18 @@ class Volume:
     Made by :func:`evenslice.volumes.open_volume`.
 
     Attributes:
-        path: the file or folder as the user wrote it; "<array>" for an array in memory.
-        location: the absolute path, or None for an array in memory.
+        path: the file, folder or address as the user wrote it; "<array>" for an array in memory.
+        location: the absolute path, the address as text, or None for an array in memory.
+        part: the path of the data set inside the file, or None where a file holds one volume.
         format: the name of the file format.
         shape: number of voxels along z, y, x; each at least 1.
         dtype: data type of the voxels: bool, integer or real, in native byte order.
         spacing: voxel size along z, y, x, finite and positive, or None if unknown.
         unit: unit of the spacing, or None if unknown.
         chunks: size along z, y, x of the pieces that are decoded as one, or None if any part is read as cheaply.
-        affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space in mm, or None if the file has none.
+        affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
+            head, as in NIfTI) in mm, or None if the file has none.
+        files: the files that the voxels come from where those are not all at the location, or None.
 
     Example:
         >>> import numpy as np
@@ -59,7 +62,8 @@ class Volume:
     """
 
     path: str
-    location: Path | None
+    location: Path | str | None
+    part: str | None
     format: str
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
@@ -67,6 +71,7 @@ class Volume:
     unit: Unit | None
     chunks: tuple[int, int, int] | None
     affine: NDArray[np.float64] | None = field(repr=False)
+    files: tuple[Path, ...] | None = field(repr=False)
     _open: Callable[[], Source] = field(repr=False)
     _arrangement: Arrangement = field(repr=False)
     _sources: list[Source] = field(

@@ -1,25 +1,34 @@
-"""Zarr arrays (format 2 and 3) and OME-Zarr images (0.1 to 0.5) in a folder."""
+"""Zarr arrays (format 2 and 3) and OME-Zarr images (0.1 to 0.5), in a folder or at an address."""
 
 from __future__ import annotations
 
 import math
+import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenslice.errors import ConfigError, VolumeError, needs_extra
-from evenslice.volumes.source import LARGEST_CHUNK, Source
+from evenslice.volumes.remote import reaching, remote_store
+from evenslice.volumes.source import Source, require_chunk
 from evenslice.volumes.units import common_unit, normal_unit
+from evenslice.volumes.zarr_guard import LARGEST_INDEX, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from evenslice.volumes.places import Place
     from evenslice.volumes.units import Unit
 
 __all__ = ["ZarrSource", "is_zarr"]
+
+LARGEST_FILE = 2**34
+"""Bytes of the largest file of a Zarr folder, a chunk or a whole shard, that is read as one."""
 
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
@@ -32,29 +41,38 @@ def is_zarr(path: Path) -> bool:
 class ZarrSource(Source):
     """A Zarr array, or one resolution level of an OME-Zarr image."""
 
-    def __init__(self, path: Path, label: str, level: int) -> None:
+    def __init__(self, place: Place) -> None:
+        self._place, self._process = place, os.getpid()
         with needs_extra("volumes", "reading a Zarr volume"):
             import zarr
-        node = zarr.open(str(path), mode="r")
+        with self._reaching():
+            node = zarr.open(_store(place.location, look_around=True), mode="r")
+        label, level = place.label, place.level
         if isinstance(node, zarr.Array):
             if level:
                 raise ConfigError(
                     f"{label}: is a plain Zarr array and has no level {level}; leave the level out"
                 )
-            self._array = node
+            array = node
             self.names = _dimension_names(node)
         else:
-            image = _first_image(node, label)
-            self._array = self._open_level(node, image, level, label)
-        self.format = f"{'Zarr' if self._array is node else 'OME-Zarr'} v{self._array.metadata.zarr_format}"
-        self.shape = self._array.shape
-        self.dtype = np.dtype(self._array.dtype)
-        self.chunks = self._array.chunks
-        size = math.prod(self.chunks) * self.dtype.itemsize
-        if size > LARGEST_CHUNK:
+            with self._reaching():
+                image = _first_image(node, label)
+                array = self._open_level(node, image, level, label)
+        self.format = f"{'Zarr' if array is node else 'OME-Zarr'} v{array.metadata.zarr_format}"
+        self.shape = array.shape
+        self.dtype = np.dtype(array.dtype)
+        self.chunks = array.chunks
+        require_chunk(label, "its chunks", self.chunks, self.dtype)
+        if array.shards and 16 * math.prod(array.shards) // math.prod(array.chunks) > LARGEST_INDEX:
             raise VolumeError(
-                f"{label}: its chunks {self.chunks} take {size:,} bytes each; store it with chunks below {LARGEST_CHUNK:,} bytes"
+                f"{label}: its shards {array.shards} hold more chunks {array.chunks} than an index can list; store smaller shards"
             )
+        self.array = guarded(array, _store(place.location))
+
+    def _reaching(self) -> AbstractContextManager[None]:
+        """Word errors as those of the network, where there is one."""
+        return reaching(self._place.label) if isinstance(self._place.location, str) else nullcontext()
 
     def _open_level(self, group: Any, image: Mapping[str, Any], level: int, label: str) -> Any:
         """Open the array of a level and take over the names, the spacing and the unit of its axes."""
@@ -80,7 +98,31 @@ class ZarrSource(Source):
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the chunks under ``key``."""
-        return np.asarray(self._array[key])
+        if isinstance(self._place.location, str) and self._process != os.getpid():
+            # Connections do not survive a fork.
+            self.array, self._process = ZarrSource(self._place).array, os.getpid()
+        with self._reaching():
+            return np.asarray(self.array[key])
+
+
+def _store(location: Path | str, *, look_around: bool = False) -> Any:
+    if isinstance(location, str):
+        return remote_store(location, look_around=look_around)
+    return _local_store(location)
+
+
+def _local_store(path: Path) -> Any:
+    """Return a store that reads no file larger than anything that belongs to a volume."""
+    from zarr.storage import LocalStore
+
+    class Bounded(LocalStore):
+        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+            file = self.root / key
+            if byte_range is None and file.is_file() and file.stat().st_size > LARGEST_FILE:
+                raise ValueError(f"the file {key[:80]} has {file.stat().st_size:,} bytes")
+            return await super().get(key, prototype, byte_range)
+
+    return Bounded(path, read_only=True)
 
 
 def _dimension_names(array: Any) -> str | None:
@@ -103,9 +145,10 @@ def _first_image(group: Any, label: str) -> Mapping[str, Any]:
     if images:
         entry: Mapping[str, Any] = images[0]
         return entry
-    inside = [
-        name for name in ("0", *sorted(group.array_keys()), *sorted(group.group_keys())) if name in group
-    ]
+    try:
+        inside = ["0"] * ("0" in group) + sorted(group.array_keys()) + sorted(group.group_keys())
+    except NotImplementedError:  # the web lists no folders
+        inside = ["0"] * ("0" in group)
     if not inside:
         raise VolumeError(
             f"{label}: is a Zarr group with nothing in it; name a Zarr array or an OME-Zarr image"

@@ -1,0 +1,191 @@
+"""What stands between a Zarr array from somebody else and this machine's memory.
+
+Zarr unpacks a chunk to whatever the compressed bytes make of themselves. Here, it is never unpacked to more than its
+shape allows. (The codecs that make Python objects, one of which unpickles, go with types of data that Zarr itself no
+longer reads.)
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import math
+import struct
+import zlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["guarded"]
+
+_SLACK_BYTES = 2**16
+_WIDEST = 8
+"""By how much filters on numbers may widen them: from one byte to eight."""
+
+LARGEST_INDEX = 2**26
+"""Bytes of the largest index of the chunks in a shard."""
+
+
+def guarded(array: Any, store: Any) -> Any:
+    """Return a Zarr array that reads the same voxels, and fails where a chunk unpacks to more than it holds.
+
+    Args:
+        array: an open ``zarr.Array``.
+        store: the store to read its chunks from.
+    """
+    import zarr
+
+    metadata = array.metadata
+    size = math.prod(array.chunks) * array.dtype.itemsize
+    if metadata.zarr_format == 2:
+        changes = _bounded_v2(metadata, size)
+    else:
+        changes = {"codecs": tuple(_bounded_v3(metadata.codecs, size))}
+    inner = array.async_array
+    place = type(inner.store_path)(store, inner.store_path.path)
+    return zarr.Array(type(inner)(replace(metadata, **changes), place))
+
+
+def _bounded_v2(metadata: Any, size: int) -> Mapping[str, Any]:
+    from numcodecs.abc import Codec
+
+    class Bounded(Codec):  # type: ignore[misc]  # numcodecs has no types
+        """A codec of format 2 that unpacks no more than a chunk."""
+
+        codec_id = "bounded"  # Zarr wants a name of the class; nothing is ever written with it
+
+        def __init__(self, inner: Any, most: int) -> None:
+            self.inner, self.most = inner, most
+
+        def encode(self, buf: Any) -> Any:
+            return self.inner.encode(buf)
+
+        def decode(self, buf: Any, out: Any = None) -> Any:
+            unpacked = _unpack(self.inner.codec_id, buf, self.most)
+            return self.inner.decode(buf, out) if unpacked is None else unpacked
+
+        def get_config(self) -> dict[str, Any]:
+            return dict(self.inner.get_config())
+
+    most = size * (_WIDEST if metadata.filters else 1) + _SLACK_BYTES
+    filters = None if metadata.filters is None else tuple(Bounded(item, most) for item in metadata.filters)
+    return {
+        "compressor": None if metadata.compressor is None else Bounded(metadata.compressor, most),
+        "filters": filters,
+    }
+
+
+def _bounded_v3(codecs: tuple[Any, ...], size: int) -> list[Any]:
+    from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec
+    from zarr.codecs import ShardingCodec
+
+    class Bounded(BytesBytesCodec):
+        """A codec of format 3 that unpacks no more than a chunk."""
+
+        is_fixed_size = False
+
+        def __init__(self, inner: Any, most: int) -> None:
+            self.inner, self.most = inner, most
+            self.name = str(inner.to_dict()["name"]).removeprefix("numcodecs.")
+
+        def evolve_from_array_spec(self, array_spec: Any) -> Any:
+            return Bounded(self.inner.evolve_from_array_spec(array_spec), self.most)
+
+        async def _decode_single(self, chunk_data: Any, chunk_spec: Any) -> Any:
+            unpacked = _unpack(self.name, chunk_data.as_numpy_array(), self.most)
+            if unpacked is None:
+                return await self.inner._decode_single(chunk_data, chunk_spec)  # noqa: SLF001
+            return chunk_spec.prototype.buffer.from_bytes(unpacked)
+
+        def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
+            return int(self.inner.compute_encoded_size(input_byte_length, chunk_spec))
+
+        def to_dict(self) -> Any:
+            return self.inner.to_dict()
+
+    widened = any(isinstance(codec, ArrayArrayCodec) for codec in codecs)
+    most = size * (_WIDEST if widened else 1) + _SLACK_BYTES
+    result: list[Any] = []
+    for codec in codecs:
+        if isinstance(codec, ShardingCodec):
+            inner = _bounded_v3(codec.codecs, size)
+            index = _bounded_v3(codec.index_codecs, LARGEST_INDEX)
+            result.append(replace(codec, codecs=tuple(inner), index_codecs=tuple(index)))
+        elif isinstance(codec, BytesBytesCodec):
+            result.append(Bounded(codec, most))
+        else:
+            result.append(codec)
+    return result
+
+
+def _unpack(name: str, buffer: Any, most: int) -> bytes | None:
+    """Unpack a chunk here, where the codec's own decoder knows no limit; else check the size that it claims.
+
+    Returns:
+        What was packed, or None if the codec's own decoder may do it.
+
+    Raises:
+        ValueError: it is more than ``most`` bytes.
+    """
+    if name not in ("gzip", "zlib", "bz2", "lzma", "blosc", "lz4", "zstd"):
+        return None  # a checksum or a filter, which changes the size by no more than its kind of number
+    packed = memoryview(buffer).cast("B")
+    claimed = 0
+    unpacked = None
+    if name in ("gzip", "zlib"):
+        unpacked = _inflate(bytes(packed), most + 1)
+    elif name == "bz2":
+        unpacked = bz2.BZ2Decompressor().decompress(packed, most + 1)
+    elif name == "lzma":
+        unpacked = lzma.LZMADecompressor(memlimit=2**28 + most).decompress(packed, most + 1)
+    elif name == "blosc" and len(packed) >= 16:
+        claimed = struct.unpack_from("<I", packed, 4)[0]
+    elif name == "lz4" and len(packed) >= 4:
+        claimed = struct.unpack_from("<I", packed)[0]
+    elif name == "zstd":
+        claimed = _zstd_size(bytes(packed))
+    found = claimed if unpacked is None else len(unpacked)
+    if found > most:
+        raise ValueError(f"a chunk unpacks to more than the {most:,} bytes that its shape allows")
+    return unpacked
+
+
+def _inflate(packed: bytes, most: int) -> bytes:
+    """Unpack gzip of one or several members, or zlib."""
+    content = bytearray()
+    while packed and len(content) < most:
+        decompressor = zlib.decompressobj(wbits=47)
+        content += decompressor.decompress(packed, most - len(content))
+        if not decompressor.eof:
+            if len(content) < most:
+                raise ValueError("a chunk is truncated")
+            break
+        packed = decompressor.unused_data if decompressor.unused_data.startswith(b"\x1f\x8b") else b""
+    return bytes(content)
+
+
+def _zstd_size(packed: bytes) -> int:
+    """Return the most that Zstandard frames can unpack to, from their headers alone.
+
+    Source: RFC 8878, section 3.1.1: a frame states its size, or consists of blocks of at most 128 KiB.
+    """
+    total, position = 0, 0
+    while position + 5 <= len(packed) and packed[position : position + 4] == b"\x28\xb5\x2f\xfd":
+        descriptor = packed[position + 4]
+        single = descriptor >> 5 & 1
+        position += 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
+        width = (single, 2, 4, 8)[descriptor >> 6]
+        stated = int.from_bytes(packed[position : position + width], "little") + (256 if width == 2 else 0)
+        position += width
+        blocks, last = 0, 0
+        while not last and position + 3 <= len(packed):
+            header = int.from_bytes(packed[position : position + 3], "little")
+            last, kind, size = header & 1, header >> 1 & 3, header >> 3
+            position += 3 + (1 if kind == 1 else size)
+            blocks += 1
+        position += 4 if descriptor >> 2 & 1 else 0
+        # A block of more than 128 KiB is against the format; its decoder refuses it.
+        total += stated if width else blocks * 2**17
+    return total

@@ -1,0 +1,319 @@
+"""Small valid volumes of every format, for :mod:`fuzz_volumes` to damage."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import shutil
+import struct
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import mrcfile
+import nibabel
+import numcodecs
+import numpy as np
+import pydicom
+import SimpleITK
+import tifffile
+import zarr
+from dicom_files import enhanced, save, write_series
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.uid import RLELossless
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+STACK = (np.arange(5 * 24 * 20) % 251).reshape(5, 24, 20).astype(np.uint16)
+BYTES = STACK.astype(np.uint8)
+
+
+@dataclass
+class Seed:
+    """A valid volume.
+
+    Attributes:
+        path: what to open.
+        files: what to damage, one file at a time.
+        options: what to open it with.
+        unpack: takes a file's packed content apart, so that what is inside can be damaged.
+        pack: puts it together again.
+        edit: damages the meaning of a file and keeps its form.
+    """
+
+    path: str
+    files: list[Path]
+    options: dict[str, Any] = field(default_factory=dict)
+    unpack: Callable[[bytes], bytes] | None = None
+    pack: Callable[[bytes], bytes] | None = None
+    edit: Callable[[bytes, random.Random], bytes] | None = None
+
+    @contextmanager
+    def damaged(self, damage: Callable[[bytes], bytes], chance: random.Random) -> Iterator[None]:
+        """Damage a file for the length of a block."""
+        file = chance.choice(self.files)
+        content = file.read_bytes()
+        inside = chance.random() < 0.6
+        if inside and self.edit is not None:
+            changed = self.edit(content, chance)
+        elif inside and self.unpack is not None and self.pack is not None:
+            changed = self.pack(damage(self.unpack(content)))
+        else:
+            changed = damage(content)
+        file.write_bytes(changed)
+        try:
+            yield
+        finally:
+            file.write_bytes(content)
+
+
+def make(name: str, folder: Path) -> list[Seed]:
+    """Write the seeds of a format."""
+    return list(FORMATS[name](folder))
+
+
+def _alone(path: Path, **options: Any) -> Seed:
+    return Seed(str(path), [path], options)
+
+
+def _tiff(folder: Path) -> Iterator[Seed]:
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "bare": {"metadata": None},
+        "imagej": {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 2, "unit": "nm"}},
+        "ome": {
+            "ome": True,
+            "metadata": {"axes": "ZYX", "PhysicalSizeX": 1, "PhysicalSizeY": 1, "PhysicalSizeZ": 1},
+        },
+        "big": {"bigtiff": True, "byteorder": ">"},
+        "zlib": {"compression": "zlib", "tile": (16, 16)},
+        "lzw": {"compression": "lzw", "predictor": True, "rowsperstrip": 7},
+        "zstd": {"compression": "zstd"},
+    }
+    for name, options in kinds.items():
+        tifffile.imwrite(folder / f"{name}.tif", STACK, **options)
+        yield _alone(folder / f"{name}.tif")
+    for name in ("jpeg", "jpeg2000", "packbits"):
+        tifffile.imwrite(folder / f"{name}.tif", BYTES, compression=name)
+        yield _alone(folder / f"{name}.tif")
+
+
+def _nifti(folder: Path) -> Iterator[Seed]:
+    for number, image in enumerate((nibabel.Nifti1Image, nibabel.Nifti2Image)):
+        for suffix in (".nii", ".nii.gz"):
+            path = folder / f"{number}{suffix}"
+            nibabel.save(image(STACK.T, np.eye(4), dtype=np.uint16), path)
+            seed = _alone(path)
+            if suffix.endswith("gz"):
+                seed.unpack, seed.pack = gzip.decompress, gzip.compress
+            yield seed
+
+
+def _npy(folder: Path) -> Iterator[Seed]:
+    for name, array in (("c", STACK), ("f", np.asfortranarray(STACK)), ("big", STACK.astype(">f8"))):
+        np.save(folder / f"{name}.npy", array)
+        yield _alone(folder / f"{name}.npy")
+
+
+def _zarr(folder: Path) -> Iterator[Seed]:
+    kinds: dict[str, dict[str, Any]] = {
+        "v3": {},
+        "v3 gzip": {"compressors": zarr.codecs.GzipCodec()},
+        "v3 blosc": {"compressors": zarr.codecs.BloscCodec()},
+        "v3 shards": {"shards": (2, 16, 16)},
+        "v2 blosc": {"zarr_format": 2, "compressors": numcodecs.Blosc()},
+        "v2 zlib": {"zarr_format": 2, "compressors": numcodecs.Zlib(), "filters": [numcodecs.Delta("<u2")]},
+        "v2 lz4": {"zarr_format": 2, "compressors": numcodecs.LZ4()},
+    }
+    for name, options in kinds.items():
+        path = folder / f"{name}.zarr"
+        zarr.create_array(path, data=STACK, chunks=(1, 8, 8), **options)
+        metadata = [file for file in path.rglob("*") if file.name in ("zarr.json", ".zarray")]
+        chunks = [file for file in path.rglob("*") if file.is_file() and file not in metadata]
+        yield Seed(str(path), metadata, edit=_edit_json)
+        yield Seed(str(path), chunks)
+
+
+def _ome_zarr(folder: Path) -> Iterator[Seed]:
+    for zarr_format in (2, 3):
+        path = folder / f"{zarr_format}.ome.zarr"
+        group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+        group.create_array("0", data=STACK[None], chunks=(1, 1, 8, 8))
+        axes = [{"name": "c", "type": "channel"}] + [
+            {"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"
+        ]
+        scale = [{"type": "scale", "scale": [1, 2, 0.5, 0.5]}]
+        image = {
+            "axes": axes,
+            "datasets": [{"path": "0", "coordinateTransformations": scale}],
+            "version": "0.4",
+        }
+        group.attrs.update(
+            {"ome": {"version": "0.5", "multiscales": [image]}}
+            if zarr_format == 3
+            else {"multiscales": [image]}
+        )
+        names = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
+        metadata = [file for file in path.rglob("*") if file.name in names]
+        yield Seed(str(path), metadata, edit=_edit_json)
+
+
+def _edit_json(content: bytes, chance: random.Random) -> bytes:
+    """Change one to three values in a JSON document to what stands in none."""
+    document = json.loads(content)
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        places = list(_places(document))
+        if places:
+            holder, key = chance.choice(places)
+            kind = chance.randrange(4)
+            if kind == 0 and isinstance(holder, dict):
+                del holder[key]
+            elif kind == 1 and isinstance(holder, list):
+                holder.append(copy.deepcopy(holder[key]))
+            else:
+                holder[key] = copy.deepcopy(chance.choice(_ODD_VALUES))
+    return json.dumps(document).encode()
+
+
+_ODD_VALUES = (
+    None, True, -1, 0, 1, 3, 2**31, 2**63, 1e308, float("nan"), "", "x", "../..", "/etc/passwd", "a/../../b", [], {},
+    [[]], [0], [-1, -1, -1], [2**40] * 3, [1, 1, 1], "gzip", {"name": "gzip", "configuration": {"level": 1}}, "|O",
+    "<U9999999999", "float64", {"id": "pickle"}, "NaN", "0x" + "f" * 64,
+)  # fmt: skip
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every holder and key of a value in a JSON document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield value, key
+        yield from _places(item)
+
+
+def _hdf5(folder: Path) -> Iterator[Seed]:
+    kinds: dict[str, dict[str, Any]] = {
+        "contiguous": {},
+        "gzip": {"chunks": (1, 8, 8), "compression": "gzip", "shuffle": True},
+        "lzf": {"chunks": (1, 8, 8), "compression": "lzf", "fletcher32": True},
+        "scaleoffset": {"chunks": (1, 8, 8), "scaleoffset": 0},
+    }
+    for version in ("earliest", "latest"):
+        for name, options in kinds.items():
+            path = folder / f"{name} {version}.h5"
+            with h5py.File(path, "w", libver=version) as file:
+                data = file.create_dataset("group/volume", data=STACK, **options)
+                data.attrs["element_size_um"] = (1.0, 2.0, 3.0)
+                file["link"] = h5py.SoftLink("/group")
+                if name == "lzf":  # labels are read in a process of their own, which takes its time
+                    scale = file.create_dataset("z", data=np.arange(5.0))
+                    scale.make_scale("z")
+                    data.dims[0].attach_scale(scale)
+                    data.dims[0].label = "z"
+            yield _alone(path)
+            yield Seed(f"{path}:/link/volume", [path])
+
+
+def _mrc(folder: Path) -> Iterator[Seed]:
+    for name, array in (("u2", STACK), ("f4", STACK.astype(np.float32)), ("i1", STACK.astype(np.int8))):
+        mrcfile.write(folder / f"{name}.mrc", array, voxel_size=(1, 2, 3))
+        yield _alone(folder / f"{name}.mrc")
+
+
+def _metaimage(folder: Path) -> Iterator[Seed]:
+    yield from _itk(folder, ("mha", "mhd"))
+
+
+def _nrrd(folder: Path) -> Iterator[Seed]:
+    yield from _itk(folder, ("nrrd", "nhdr"))
+
+
+def _itk(folder: Path, suffixes: tuple[str, str]) -> Iterator[Seed]:
+    for suffix in suffixes:
+        for compress in (False, True):
+            inner = folder / f"{suffix} {compress}"
+            inner.mkdir()
+            SimpleITK.WriteImage(
+                SimpleITK.GetImageFromArray(STACK), str(inner / f"a.{suffix}"), useCompression=compress
+            )
+            yield Seed(str(inner / f"a.{suffix}"), list(inner.iterdir()))
+
+
+def _dicom(folder: Path) -> Iterator[Seed]:
+    for name in ("raw", "rle"):
+        paths = write_series(folder / name, STACK, RescaleSlope=2, RescaleIntercept=-5)
+        for path in paths:
+            file = pydicom.dcmread(path)
+            if name == "rle":
+                file.compress(RLELossless)
+            save(file, path)
+        yield Seed(str(folder / name), paths)
+    for name in (
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "SC_rgb_jpeg_gdcm.dcm",
+        "MR_small_bigendian.dcm",
+        "MR_small_implicit.dcm",
+    ):
+        shutil.copy(get_testdata_file(name), folder / name)
+        yield _alone(folder / name, select={"s": 0} if "rgb" in name else {})
+    save(enhanced(STACK, slopes=[1, 2, 3, 4, 5]), folder / "enhanced.dcm")
+    yield _alone(folder / "enhanced.dcm")
+
+
+def _png(folder: Path) -> Iterator[Seed]:
+    for name, stack in (("bytes", BYTES), ("words", STACK), ("bits", STACK > 99)):
+        (folder / name).mkdir()
+        for z, pixels in enumerate(stack):
+            Image.fromarray(pixels).save(folder / name / f"{z}.png")
+        yield Seed(str(folder / name), list((folder / name).iterdir()), {}, bytes, _with_checksums)
+
+
+def _with_checksums(content: bytes) -> bytes:
+    """Make the checksums of a PNG file right again, so that damage gets past them."""
+    result, position = content[:8], 8
+    while position + 12 <= len(content):
+        length = struct.unpack(">I", content[position : position + 4])[0]
+        body = content[position + 4 : position + 8 + length]
+        result += content[position : position + 4] + body + struct.pack(">I", zlib.crc32(body))
+        position += 12 + length
+    return result
+
+
+def _jpeg(folder: Path) -> Iterator[Seed]:
+    for name, options in (("plain", {}), ("progressive", {"progressive": True})):
+        (folder / name).mkdir()
+        for z, pixels in enumerate(BYTES):
+            Image.fromarray(pixels).save(folder / name / f"{z}.jpg", **options)
+        yield Seed(str(folder / name), list((folder / name).iterdir()))
+
+
+def _tiff_slices(folder: Path) -> Iterator[Seed]:
+    for name, options in (("plain", {}), ("zlib", {"compression": "zlib", "tile": (16, 16)})):
+        (folder / name).mkdir()
+        for z, pixels in enumerate(STACK):
+            tifffile.imwrite(folder / name / f"{z}.tif", pixels, **options)
+        yield Seed(str(folder / name), list((folder / name).iterdir()))
+
+
+FORMATS: dict[str, Callable[[Path], Iterator[Seed]]] = {
+    "tiff": _tiff,
+    "nifti": _nifti,
+    "npy": _npy,
+    "zarr": _zarr,
+    "ome-zarr": _ome_zarr,
+    "hdf5": _hdf5,
+    "mrc": _mrc,
+    "metaimage": _metaimage,
+    "nrrd": _nrrd,
+    "dicom": _dicom,
+    "png": _png,
+    "jpeg": _jpeg,
+    "tiff-slices": _tiff_slices,
+}
