@@ -1,0 +1,94 @@
+"""How much faster two workers of one thread are than one such worker.
+
+    python benchmarks/scaling.py [--volume PATH] [--slices 96] [--rounds 3]
+
+The demonstration's network segments and audits the middle of a volume on a Dask cluster of this machine, of one and of
+two workers in turn, each with one thread; the ratios are of times taken in turn within one run. A small segmentation
+before each makes the workers import what they need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dask
+from distributed import LocalCluster
+
+import evenslice
+from evenslice.checkpoints import load_network
+from evenslice.demo import SPEC, mni152
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+THREADS = {f"{name}_NUM_THREADS": 1 for name in ("OMP", "MKL", "OPENBLAS")}
+
+
+@contextmanager
+def scheduler(workers: int) -> Iterator[str]:
+    """Start workers of one thread each and yield the address of their scheduler."""
+    with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ": THREADS}),
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=":0"
+        ) as cluster,
+    ):
+        yield cluster.scheduler_address
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--volume", help="a volume of your own; by default the MNI152 template")
+    parser.add_argument("--slices", type=int, default=96, help="from the middle of the volume")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    volume = evenslice.open_volume(options.volume) if options.volume else mni152()
+    first = (len(volume) - options.slices) // 2
+    volume = evenslice.open_volume(volume[first : first + options.slices])
+    model, _, _ = load_network(SPEC, "imagenet", slices=3, strategy="uniform")
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "labels.npy"
+
+        def segment(address: str, image: evenslice.Volume = volume) -> None:
+            evenslice.segment(
+                model, image, out, scheduler=address, dtype="float32", force=True, progress=False
+            )
+
+        def audit(address: str) -> None:
+            evenslice.audit(
+                model,
+                volume,
+                scheduler=address,
+                dtype="float32",
+                precision=1e-9,
+                max_windows=options.slices,
+                progress=False,
+            )
+
+        def seconds(run: Callable[[str], None], workers: int) -> float:
+            with scheduler(workers) as address:
+                segment(address, evenslice.open_volume(volume[: 8 * workers]))
+                start = time.perf_counter()
+                run(address)
+                return time.perf_counter() - start
+
+        for run in (segment, audit):
+            ratios = [seconds(run, 1) / seconds(run, 2) for _ in range(options.rounds)]
+            print(
+                f"{run.__name__}, one worker / two: median {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
