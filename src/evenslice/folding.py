@@ -24,13 +24,13 @@ from evenslice.models import normalization
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from evenslice.stems import Layout, Stem
+    from evenslice.probing import Layout
+    from evenslice.stems import Stem
 
 __all__ = [
     "ChannelScaling",
     "Met",
     "add_constant",
-    "constant_taker",
     "find_scaling",
     "kernels_as_met",
     "restorer",
@@ -123,7 +123,8 @@ def kernels_as_met(stem: Stem, layout: Layout, scaling: ChannelScaling) -> Met:
         scaling: how the channels are scaled now.
 
     Example:
-        >>> from evenslice.stems import find_stems, probe
+        >>> from evenslice.probing import probe
+        >>> from evenslice.stems import find_stems
         >>> layer = nn.Conv2d(2, 1, 1)
         >>> layer.weight.data = torch.tensor([1.0, 1.0]).reshape(1, 2, 1, 1)
         >>> found = find_stems(layer, channels=[2])
@@ -171,14 +172,9 @@ def set_width(layer: nn.Conv2d | nn.Linear, width: int) -> None:
     setattr(layer, _width_name(layer), width)
 
 
-def constant_taker(stem: Stem) -> nn.Module:
-    """Return the module that takes a constant: the stem if it has a bias, else the batch norm behind it, else the stem."""
-    return stem.module if stem.module.bias is not None or stem.norm is None else stem.norm
-
-
 def add_constant(stem: Stem, constant: Tensor) -> None:
     """Add a constant (out,) to the response of a stem."""
-    taker = constant_taker(stem)
+    taker = stem.taker
     if taker is stem.norm:
         running_mean = taker.get_buffer("running_mean")
         running_mean.sub_(constant.to(running_mean))

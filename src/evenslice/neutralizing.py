@@ -13,7 +13,7 @@ Example:
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,44 +21,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evenslice.errors import ModelError
-from evenslice.folding import (
-    ChannelScaling,
-    Met,
-    add_constant,
-    constant_taker,
-    find_scaling,
-    kernels_as_met,
-    restorer,
-    set_width,
-    write_kernels,
-)
-from evenslice.models import logits
-from evenslice.records import Kernels, Record, keep_record, record_of
-from evenslice.stems import Layout, Stems, find_stems, interior, probe, undisturbed
-from evenslice.strategies import STRATEGIES, Strategy, find_strategy, spread
-from evenslice.tying import check_tie, is_tied, symmetric, tie_weight, untie_weight
+from evenslice.checking import IMAGES, Outputs, check_promises, listening, measure, old_borders, trial_images
+from evenslice.errors import ConfigError, ModelError, nearest
+from evenslice.folding import kernels_as_met
+from evenslice.mixing import has_mixer
+from evenslice.observing import Given, Numbers, observe
+from evenslice.probing import run_to_stems
+from evenslice.records import CHECKS, Kernels, Record, keep_record, record_of
+from evenslice.rewriting import Change, Wish, mix, rewrite
+from evenslice.running import random_image, undisturbed
+from evenslice.strategies import STRATEGIES, find_strategy
+from evenslice.tying import check_tie, is_tied, untie_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from evenslice.folding import ChannelScaling
+
 __all__ = ["STRATEGIES", "Record", "neutralize", "record_of", "untie"]
 
-_Mask = tuple[nn.Module, Tensor]  # a module, and what to multiply its output by
 
-
-def neutralize(
+def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, and how to check
     model: nn.Module,
     slices: int = 3,
     *,
     strategy: str | Sequence[float] = "uniform",
     tie: str | None = None,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
+    mean: Numbers = None,
+    std: Numbers = None,
     seed: int = 0,
     size: tuple[int, int] | None = None,
+    check: str = "network",
 ) -> Record:
     """Make a network take windows of slices by a strategy, in place, and check what the strategy promises.
 
@@ -79,6 +74,9 @@ def neutralize(
             weights say another number of values than the network has channels, their average serves for all.
         std: what they were divided by afterwards, likewise; 1 where nothing is known.
         seed: of what "shuffle", "reinit" and "random" draw. The state of torch's own random numbers is left alone.
+        check: "network" runs the whole network, twice. "stems" stops behind the stems and compares what they write (or the
+            batch norms behind them), for networks too large to run; all but the stems, the batch norms behind them and what
+            is in front of them may then lie on the meta device.
         size: in-plane size (y, x) in pixels of the images for the check; by default the first that the network accepts of
             the one it states itself and of 64, 224, 256, 384 and 512.
 
@@ -100,48 +98,33 @@ def neutralize(
     """
     chosen = find_strategy(strategy, slices)
     check_tie(tie)
+    if check not in CHECKS:
+        raise ConfigError(f"unknown check {check!r}; {nearest(str(check), CHECKS)}")
     if any(is_tied(module) for module in model.modules()):
         raise ModelError("the network is tied; call evenslice.untie(model) before neutralizing it again")
-    present = record_of(model)
+    whole, mixing = check == "network", chosen.name == "mixer" and not has_mixer(model)
     with undisturbed(model), torch.no_grad(), ExitStack() as undo:
-        stems = find_stems(model, channels=(present.slices,) if present else (), size=size)
-        known = (present.mean, present.std) if present else None
-        scaling = find_scaling(model, stems.channels, mean, std, known)
-        shared = scaling.shared(slices)
-        layouts = probe(model, stems, stems.channels)
-        before = _met(stems, layouts, scaling)
-        masks = _masks(stems, layouts, before)
-        reference = _gray_output(model, stems, scaling, masks)
-
-        undo.callback(restorer(list(model.modules()) if chosen.name == "random" else list(_touched(stems))))
-        _switch_off_transform_input(model, undo)
-        layouts = probe(model, stems, slices)
-        _rewrite(model, stems, layouts, before, chosen, tie, seed)
-        for stem, layout in zip(stems.items, layouts, strict=True):
-            if tie is not None:
-                tie_weight(stem.module, layout, tie)
-                undo.callback(untie_weight, stem.module, bake=False)
-
-        mirror_error, permutation_error, rounding = _order_errors(model, stems, shared)
-        after = _met(stems, layouts, shared)
+        given = Given(mean, std, size, record_of(model))
+        seen = observe(model, given, whole=whole, stems=not mixing)
+        change = (mix if mixing else rewrite)(model, seen, Wish(slices, chosen, tie, seed), undo)
+        shared = seen.scaling.shared(slices)
+        errors = measure(seen.gray, _outputs(model, change, shared, whole=whole))
         record = Record(
             strategy=chosen.name,
             profile=chosen.profile,
             tie=tie,
             slices=slices,
             seed=seed,
-            stems=tuple(stem.name for stem in stems.items),
-            mean=scaling.mean,
-            std=scaling.std,
-            mirror_error=mirror_error,
-            permutation_error=permutation_error,
-            gray_error=_difference(reference, _gray_output(model, stems, shared, masks)),
-            kernels=tuple(
-                Kernels(stem.name, _picture(old.kernels), _picture(new.kernels))
-                for stem, old, new in zip(stems.items, before, after, strict=True)
-            ),
+            stems=tuple(stem.name for stem in change.stems.items),
+            mean=shared.mean,
+            std=shared.std,
+            mirror_error=errors.mirror,
+            permutation_error=errors.permutation,
+            gray_error=errors.gray,
+            check=check,
+            kernels=tuple(_kernels(change, shared)),
         )
-        _check(record, chosen, stems, rounding)
+        check_promises(record, chosen, seen.stems.channels, errors.rounding, change.stems.items)
         undo.pop_all()
     keep_record(model, record)
     return record
@@ -170,154 +153,26 @@ def untie(model: nn.Module) -> None:
         keep_record(model, replace(record, tie=None))
 
 
-def _met(stems: Stems, layouts: Sequence[Layout], scaling: ChannelScaling) -> list[Met]:
-    return [kernels_as_met(stem, layout, scaling) for stem, layout in zip(stems.items, layouts, strict=True)]
+def _outputs(model: nn.Module, change: Change, scaling: ChannelScaling, *, whole: bool) -> Outputs:
+    """Return the outputs of a changed network that are compared with those before."""
+    slices, size = len(scaling.means), change.stems.size
+    gray = scaling.apply(random_image(model, (1, 1, *size)).repeat(1, slices, 1, 1))
+    images = trial_images(gray, scaling.apply(random_image(model, (1, slices, *size), seed=1)))
+    if whole:
+        with listening(model) as choose, old_borders(change.borders):
+            return choose(model(images), IMAGES)
+    passages = run_to_stems(model, change.stems, images, run=True)
+    borders = {border.stem.name: border for border in change.borders}
+    return {
+        stem.name: borders[stem.name].patched(passage.wrote, 0) if stem.name in borders else passage.wrote
+        for stem, passage in zip(change.stems.items, passages, strict=True)
+    }
 
 
-def _touched(stems: Stems) -> Iterator[nn.Module]:
-    for stem in stems.items:
-        yield stem.module
-        if stem.norm is not None:
-            yield stem.norm
-
-
-def _switch_off_transform_input(model: nn.Module, undo: ExitStack) -> None:
-    """Switch off torchvision's scaling of exactly three channels, which the probe has seen and which gets folded."""
-    for module in model.modules():
-        if getattr(module, "transform_input", None) is True:
-            undo.callback(setattr, module, "transform_input", True)
-            setattr(module, "transform_input", False)  # noqa: B010  # torch types attributes of modules as modules
-
-
-def _rewrite(
-    model: nn.Module,
-    stems: Stems,
-    layouts: Sequence[Layout],
-    before: Sequence[Met],
-    strategy: Strategy,
-    tie: str | None,
-    seed: int,
-) -> None:
-    """Give the stems their new weights; the state of torch's random numbers is the caller's to keep."""
-    torch.manual_seed(seed)
-    for number, (stem, layout, met) in enumerate(zip(stems.items, layouts, before, strict=True)):
-        if strategy.drawn:
-            set_width(stem.module, layout.index.numel())
-            stem.module.reset_parameters()
-            continue
-        kernels = spread(met.kernels, layout.index.shape[1], strategy, seed=seed + number)
-        if tie is not None:
-            kernels = symmetric(kernels, tie)
-        constant = met.constant - write_kernels(stem, layout, kernels)
-        if constant.abs().max() > 1e-9 * kernels.abs().max():  # less is rounding, and worth no new bias
-            add_constant(stem, constant)
-    if strategy.name == "random":
-        _draw_anew(model)
-
-
-def _draw_anew(model: nn.Module) -> None:
-    """Draw every parameter of a network by its module's own rule.
-
-    A parameter without one is drawn from the normal distribution of its own values' mean and standard deviation; the
-    constants of a frozen batch norm become those of a fresh one.
-    """
-    for module in model.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
-            continue
-        for parameter in module.parameters(recurse=False):
-            if parameter.is_floating_point():
-                parameter.normal_(parameter.mean().item(), parameter.std(correction=0).item())
-        for name, buffer in module.named_buffers(recurse=False):
-            if isinstance(getattr(module, "running_mean", None), Tensor) and buffer.is_floating_point():
-                buffer.fill_(name in ("weight", "running_var"))
-
-
-def _masks(stems: Stems, layouts: Sequence[Layout], met: Sequence[Met]) -> list[_Mask]:
-    """Return the masks that take padding out of the comparison of gray images, where it makes a difference."""
-    return [
-        (constant_taker(stem), interior(stem, layout))
-        for stem, layout, item in zip(stems.items, layouts, met, strict=True)
-        if item.shifted
-    ]
-
-
-@contextmanager
-def _masked(masks: Sequence[_Mask]) -> Iterator[None]:
-    def hook(mask: Tensor) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
-        return lambda _module, _args, output: output * mask
-
-    handles = [module.register_forward_hook(hook(mask)) for module, mask in masks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _gray_output(model: nn.Module, stems: Stems, scaling: ChannelScaling, masks: Sequence[_Mask]) -> Tensor:
-    """Return the output for one random gray image, given as every channel."""
-    gray = _random(model, (1, 1, *stems.size))
-    with _masked(masks):
-        return logits(model(scaling.apply(gray)))
-
-
-def _order_errors(model: nn.Module, stems: Stems, scaling: ChannelScaling) -> tuple[float, float, float]:
-    """Return the mirror error, the permutation error and the effect of rounding for one random window.
-
-    The latter is what changing the last bit of every voxel does to the output, up or down at random.
-    """
-    window = scaling.apply(_random(model, (1, len(scaling.means), *stems.size)))
-    exchanged = torch.cat([window[:, :2].flip(1), window[:, 2:]], dim=1)
-    rounded = window * (1 + torch.finfo(window.dtype).eps * (window - window.flip(-1)).sign())
-    images = torch.cat([window, window.flip(1), window.roll(1, dims=1), exchanged, rounded])
-    output, *others = logits(model(images)).chunk(5)
-    *errors, rounding = (_difference(output, other) for other in others)
-    return errors[0], max(errors), rounding
-
-
-def _random(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    return torch.rand(shape, generator=torch.Generator().manual_seed(1)).to(like)
-
-
-def _difference(first: Tensor, second: Tensor) -> float:
-    """Return the largest absolute difference of two outputs, relative to the largest absolute value of both."""
-    if first.shape != second.shape:
-        raise ModelError(
-            f"the shape of the network's output went from {tuple(first.shape)} to {tuple(second.shape)};"
-            " evenslice needs an output whose shape does not depend on the number of slices"
-        )
-    largest = max(first.abs().max().item(), second.abs().max().item())
-    if not math.isfinite(largest):
-        raise ModelError(
-            "the output of the network for a random image is not finite; mend its weights or its normalisation first"
-        )
-    return (first.double() - second.double()).abs().max().item() / largest if largest else 0.0
-
-
-def _check(record: Record, strategy: Strategy, stems: Stems, rounding: float) -> None:
-    """Raise ModelError unless the errors measured are within what the strategy and the tie promise."""
-    symmetry = {"uniform": "permutation", "mirror": "mirror"}.get(record.tie or "", strategy.symmetry)
-    promises = [
-        ("reversing the slices", record.mirror_error, 1e-5, symmetry is not None),
-        ("reordering the slices", record.permutation_error, 1e-5, symmetry == "permutation"),
-        (
-            "giving it a gray image as slices, not as channels,",
-            record.gray_error,
-            1e-4,
-            strategy.promises_gray(stems.channels, record.slices),
-        ),
-    ]
-    for what, error, precise, promised in promises:
-        limit = max(precise, 4 * rounding)  # no network keeps a promise better than it computes
-        if promised and error > limit:
-            raise ModelError(
-                f"the network does not keep what the strategy {strategy.name!r} promises: {what} changes its output"
-                f" by {error:.2g} of its largest value, where at most {limit:.2g} was promised;"
-                f" look for what reads the image beside {', '.join(stem.label for stem in stems.items)}"
-            )
+def _kernels(change: Change, scaling: ChannelScaling) -> Iterator[Kernels]:
+    for stem, layout, before in zip(change.stems.items, change.layouts, change.before, strict=True):
+        after = kernels_as_met(stem, layout, scaling).kernels
+        yield Kernels(stem.name, _picture(before), _picture(after))
 
 
 def _picture(kernels: Tensor) -> NDArray[np.float32]:

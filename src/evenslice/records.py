@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evenslice.errors import ConfigError, ModelError
+from evenslice.errors import ConfigError, ModelError, nearest
 from evenslice.strategies import find_strategy
 from evenslice.tying import check_tie
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ["Kernels", "Record", "keep_record", "record_of"]
+__all__ = ["CHECKS", "Kernels", "Record", "keep_record", "record_of"]
 
 _ATTRIBUTE = "evenslice_record"
+CHECKS: tuple[str, ...] = ("network", "stems")
+"""What `neutralize` compares to see that its promise holds: what the whole network returns, or what its stems write."""
 MOST_SLICES = 1001  # that a record from a file may state
 
 
@@ -61,7 +63,9 @@ class Record:
         gray_error: largest absolute difference between the output before, for a random gray image given as every
             channel, and after, for the same given as every slice, relative to the output's largest absolute value. Where
             a constant was folded into a stem that pads with zeros, the outputs of the stem whose taps reach into the
-            padding are set to 0 on both sides: zeros do not mean the same intensity before and after.
+            padding keep the values they had before: zeros do not mean the same intensity before and after.
+        check: what the errors are those of, one of `CHECKS`: "network" the network's output (of a detector, which returns a
+            list of detections, what its parts write), "stems" what the stems write, or the batch norms behind them.
         kernels: the kernels of each stem before and after; not part of `to_dict`.
     """
 
@@ -76,6 +80,7 @@ class Record:
     mirror_error: float
     permutation_error: float
     gray_error: float
+    check: str = "network"
     kernels: tuple[Kernels, ...] = field(default=(), repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,6 +143,8 @@ def _parsed(values: Mapping[str, Any]) -> Record:
         raise ValueError(f"slices {values['slices']!r} is no number of slices")
     if not (isinstance(values["seed"], int) and 0 <= values["seed"] < 2**63):
         raise ValueError(f"seed {values['seed']!r} is no seed")
+    if values["check"] not in CHECKS:
+        raise ValueError(f"check {values['check']!r}; {nearest(str(values['check']), CHECKS)}")
     find_strategy(values["profile"] or values["strategy"], values["slices"])
     check_tie(values["tie"])
     record = Record(
@@ -152,6 +159,7 @@ def _parsed(values: Mapping[str, Any]) -> Record:
         mirror_error=float(values["mirror_error"]),
         permutation_error=float(values["permutation_error"]),
         gray_error=float(values["gray_error"]),
+        check=values["check"],
     )
     if not (math.isfinite(record.mean) and math.isfinite(record.std) and record.std > 0):
         raise ValueError(f"mean {record.mean} and std {record.std} scale nothing")

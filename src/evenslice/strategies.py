@@ -69,6 +69,7 @@ _TABLE = {
         Strategy("mirror", symmetry="mirror", keeps_gray=True),
         Strategy("shuffle", keeps_gray="multiples"),
         Strategy("equalize"),
+        Strategy("mixer", symmetry="permutation", keeps_gray=True),
         Strategy("reinit", drawn=True),
         Strategy("random", drawn=True),
     )
@@ -128,6 +129,7 @@ def spread(
     - ``shuffle``: ``pretrained``, then one random permutation of the slices for each filter.
     - ``equalize``: ``pretrained``, then each kernel is rescaled to an N-th of the energy (sum of squares) of its filter;
       a kernel of zeros stays one.
+    - ``mixer``: ``uniform``; the kernels are those of a mixer in front of the network, see `evenslice.mixing`.
 
     Args:
         kernels: (filters, C, ...) weights; any C of 1 or more.
@@ -227,4 +229,5 @@ _SPREAD: dict[str, Callable[[Tensor, int, Sequence[float], int], Tensor]] = {
     "mirror": _mirror,
     "shuffle": _shuffle,
     "equalize": _equalize,
+    "mixer": _uniform,
 }

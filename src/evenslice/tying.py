@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from evenslice.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from evenslice.stems import Layout
+    from evenslice.probing import Layout
 
 __all__ = ["TIES", "Tied", "check_tie", "is_tied", "symmetric", "tie_weight", "untie_weight"]
 

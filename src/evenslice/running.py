@@ -1,0 +1,159 @@
+"""A network run to learn something of it: without leaving a trace, in its plain precision, on random images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+__all__ = [
+    "MIXER_HELPS",
+    "as_tensors",
+    "call",
+    "describe",
+    "first_tensor",
+    "label",
+    "on_meta",
+    "random_image",
+    "undisturbed",
+]
+
+MIXER_HELPS = "strategy='mixer' leaves the layer alone and puts a mixer of slices in front of the network"
+"""The end of every message about a network whose stems cannot be rewritten."""
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a network in the block without leaving a trace, and in its plain precision.
+
+    In the block the network is in evaluation mode and neither autocast nor TF32 coarsens what it computes. Afterwards
+    each module's mode, and the state of torch's random numbers on every device the network is on, are as before.
+
+    Example:
+        >>> network = nn.Dropout()
+        >>> with undisturbed(network):
+        ...     network.training
+        False
+        >>> network.training
+        True
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta}
+    with ExitStack() as stack:
+        cuda = [device for device in devices if device.type == "cuda"]
+        stack.enter_context(torch.random.fork_rng(cuda, device_type="cuda"))
+        for kind in {device.type for device in devices}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        for owner, name, exact in _precision_settings():
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, exact)
+        stack.callback(_restore_modes, modes)
+        model.eval()
+        yield
+
+
+def _precision_settings() -> list[tuple[Any, str, Any]]:
+    """Return torch's settings of float32 precision, each as an object, an attribute and the value that is exact.
+
+    Newer versions of torch have settings of their own for each backend, and refuse to read the older ones after any of
+    the newer was set.
+    """
+    backends: Any = torch.backends
+    if not hasattr(backends.cudnn, "conv"):
+        return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+    newer = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    return [(backend, "fp32_precision", "ieee") for backend in newer]
+
+
+def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
+
+
+def on_meta(model: nn.Module) -> bool:
+    """Say whether any part of a network lies on the meta device, where tensors have shapes and no values.
+
+    Example:
+        >>> on_meta(nn.Conv2d(3, 8, 3)), on_meta(nn.Conv2d(3, 8, 3, device="meta"))
+        (False, True)
+    """
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def random_image(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Return a random image in 0..1 on a network's own device and in its dtype.
+
+    Example:
+        >>> random_image(nn.Conv2d(3, 8, 3).double(), (1, 3, 4, 4)).dtype
+        torch.float64
+    """
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    like = next((p for p in floating if not p.is_meta), None)
+    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return drawn.to(next(iter(floating), torch.empty(0)).dtype) if like is None else drawn.to(like)
+
+
+def call(model: nn.Module, image: Tensor) -> Any:
+    """Run a network on an image; for one on the meta device on shapes alone, wherever the network lies.
+
+    Example:
+        >>> call(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 4, 4, device="meta"))
+        tensor(..., device='meta', size=(1, 8, 2, 2), grad_fn=<ConvolutionBackward0>)
+    """
+    if not image.is_meta:
+        return model(image)
+    state = {name: buffer.to("meta") for name, buffer in model.named_buffers()}
+    for name, parameter in model.named_parameters():
+        state[name] = parameter.detach().to("meta").requires_grad_(parameter.requires_grad)
+    with torch.device("meta"):
+        return functional_call(model, state, (image,))
+
+
+def first_tensor(values: Iterable[Any]) -> Tensor | None:
+    """Return the first of some values that is a tensor.
+
+    Example:
+        >>> first_tensor([None, 2, torch.ones(1)])
+        tensor([1.])
+    """
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def as_tensors(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in a nest of mappings, lists and tuples.
+
+    Example:
+        >>> [tensor.item() for tensor in as_tensors({"a": torch.tensor(1), "b": [torch.tensor(2), None]})]
+        [1, 2]
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from as_tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from as_tensors(item)
+
+
+def label(name: str, module: nn.Module) -> str:
+    """Return how a message names a layer.
+
+    Example:
+        >>> label("stem.0", nn.ReLU()), label("", nn.ReLU())
+        ('stem.0 (ReLU)', 'ReLU')
+    """
+    return f"{name} ({type(module).__name__})" if name else type(module).__name__
+
+
+def describe(error: Exception | None) -> str:
+    r"""Return an exception in one line, for a message.
+
+    Example:
+        >>> describe(ValueError("of two\nlines"))
+        'ValueError: of two lines'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
