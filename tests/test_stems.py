@@ -132,7 +132,10 @@ def test_padding_on_the_way_is_outside():
             nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Conv2d(3, 2, 3)),
             r"0 \(BatchNorm2d\) reads the image itself.*strategy='mixer'",
         ),
-        (nn.Sequential(Scaled(), nn.Conv2d(3, 2, 3)), r"0 \(Scaled\) reads the image itself.*strategy='mixer'"),
+        (
+            nn.Sequential(Scaled(), nn.Conv2d(3, 2, 3)),
+            r"0 \(Scaled\) reads the image itself.*strategy='mixer'",
+        ),
         (nn.Sequential(nn.ReLU()), "no layer of this Sequential reads the image first"),
         (
             nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(5, 2)),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice.errors import ModelError, OutputError
 from evenslice.libraries import Plan
+from evenslice.mixing import MIXER
 from evenslice.models import ModelSource, build_model
 from evenslice.neutralizing import neutralize
 from evenslice.outputs import staged_file
@@ -99,6 +100,8 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> tuple[nn.M
     _check_asked(spec, weights, asked, record, saved)
     classes = asked["classes"] if saved is None else saved.classes
     model, source = build_model(spec, "none", classes=classes)
+    if record.stems == (MIXER,) and record.strategy != "mixer":  # an earlier change put it there
+        neutralize(model, record.slices, strategy="mixer", check=record.check)
     # Neutralizing what was drawn at random gives the parameters their shapes; then the file gives them their values.
     drawn = neutralize(
         model,
@@ -108,6 +111,7 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> tuple[nn.M
         mean=record.mean,
         std=record.std,
         seed=record.seed,
+        check=record.check,
     )
     if drawn.stems != record.stems:
         raise ModelError(

@@ -38,7 +38,7 @@ MODEL_HELP = "The network: smp:Unet/resnet34, timm:NAME, torchvision:NAME, or pa
 WEIGHTS_HELP = "Its weights: imagenet, none (random) or a file (.safetensors, .pt, .pth, .ckpt)."
 STRATEGY_HELP = (
     "How colour kernels become slice kernels: pretrained (the network as it is built), uniform, center, profile, "
-    "mirror, shuffle, equalize, reinit, random"
+    "mirror, shuffle, equalize, mixer, reinit, random"
 )
 
 Model = Annotated[str, typer.Option("--model", metavar="SPEC", help=MODEL_HELP)]
