@@ -362,3 +362,35 @@ def test_file_that_lacks_a_part(saved):
     save_file(state, saved, {"evenslice": json.dumps(document)})
     with pytest.raises(ModelError, match="lacks the network's fc"):
         load_network("timm:test_resnet", str(saved))
+
+
+# Stems that were replaced, and the mixer
+
+
+@pytest.mark.parametrize("tie", [None, "mirror"])
+@pytest.mark.parametrize(
+    ("spec", "strategy"), [("timm:test_nfnet", "uniform"), ("timm:test_nfnet", "mixer"), (SMALL, "mixer")]
+)
+def test_baked_and_mixed_networks_come_back(tmp_path, spec, strategy, tie):
+    model, record, source = load_network(spec, "none", slices=5, strategy=strategy, tie=tie)
+    save_network(model, tmp_path / "fair.safetensors", source=source)
+    again, loaded, _ = load_network(spec, tmp_path / "fair.safetensors")
+    assert loaded == record
+    assert torch.equal(scores(again, window(5)), scores(model, window(5)))
+
+
+@pytest.mark.parametrize("strategy", ["center", "mixer"])
+def test_a_network_whose_mixer_was_changed_again_comes_back(tmp_path, strategy):
+    model, _, source = load_network(SMALL, "none", slices=3, strategy="mixer")
+    record = neutralize(model, 5, strategy=strategy)
+    save_network(model, tmp_path / "fair.safetensors", source=source)
+    again, loaded, _ = load_network(SMALL, tmp_path / "fair.safetensors")
+    assert loaded == record
+    assert torch.equal(scores(again, window(5)), scores(model, window(5)))
+
+
+def test_a_record_without_a_check_is_of_the_whole_network(tmp_path):
+    model, record, source = load_network(SMALL, "none", strategy="uniform")
+    save_network(model, tmp_path / "fair.safetensors", source=source)
+    rewrite(tmp_path / "fair.safetensors", lambda document: document["record"].pop("check"))
+    assert load_network(SMALL, tmp_path / "fair.safetensors")[1] == record

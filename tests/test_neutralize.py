@@ -15,6 +15,7 @@ from evenslice.errors import ConfigError, ModelError
 from evenslice.models import logits
 from evenslice.neutralizing import STRATEGIES, Record, neutralize, record_of
 from evenslice.records import keep_record
+from evenslice.stems import find_stems
 
 PLANTED = [
     planted.conv_bias,
@@ -380,6 +381,89 @@ def test_equalize_and_shuffle_promise_no_symmetry():
         assert neutralize(planted.conv_bias(), 5, strategy=strategy).mirror_error > 0.01
 
 
+# What it costs, and what may be left out.
+
+
+def count_calls(module):
+    batches = []
+    module.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    return batches
+
+
+@pytest.mark.parametrize("build", [planted.conv_norm, lambda: planted.Normalizing(planted.conv_norm())])
+@pytest.mark.parametrize("strategy", ["uniform", "random", "mixer"])
+def test_the_whole_network_runs_twice(build, strategy):
+    model = build()
+    head = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
+    batches = count_calls(head)
+    neutralize(model, 5, strategy=strategy, **IMAGENET)
+    assert batches == [1, 6]
+
+
+def test_checking_the_stems_alone_runs_nothing_else():
+    model = planted.conv_norm()
+    batches = count_calls(model[3])
+    record = neutralize(model, 5, check="stems", **IMAGENET)
+    assert [batch for batch in batches if batch > 1] == []  # but for a pass of shapes
+    assert record.check == "stems"
+    assert max(record.permutation_error, record.gray_error) <= 1e-5
+    assert neutralize(model, 5).check == "network"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("build", PLANTED)
+def test_the_stems_keep_the_promises(build, strategy):
+    model = build()
+    other = copy.deepcopy(model)
+    record = neutralize(model, 3, strategy=strategy, check="stems", **IMAGENET)
+    neutralize(other, 3, strategy=strategy, **IMAGENET)
+    for (name, first), second in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(first, second), name
+    assert (record.permutation_error > 1e-3) == (strategy not in ("uniform", "mixer"))
+
+
+def test_what_is_behind_the_stems_may_lie_on_the_meta_device():
+    model = planted.TwoStems()
+    body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).to("meta")
+    model.norm = nn.Sequential(body, nn.Linear(30, 2, device="meta"))
+    real = copy.deepcopy(model.fine.weight)
+    record = neutralize(model, 5, check="stems", size=(64, 64))
+    assert record.stems == ("fine", "coarse")
+    assert max(record.permutation_error, record.gray_error) <= 1e-5
+    torch.testing.assert_close(model.fine.weight.sum(1), real.sum(1))
+    assert body[0].weight.is_meta
+
+
+@pytest.mark.parametrize("name", ["fastvit_t8", "test_nfnet", "crossvit_tiny_240", "test_efficientnet"])
+def test_networks_of_the_field_on_the_meta_device(name):
+    from timm import create_model
+
+    with torch.device("meta"):
+        model = create_model(name)
+    for stem in find_stems(model).items:
+        for layer in filter(None, (stem.reader, stem.norm)):
+            layer.to_empty(device="cpu")
+            for parameter in layer.parameters():
+                nn.init.normal_(parameter, 0.1)
+            unequal(layer)
+    record = neutralize(model, 5, check="stems")
+    assert max(record.permutation_error, record.gray_error) <= 1e-5
+    assert any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_network_that_shapes_alone_do_not_run():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = planted.conv_norm()
+
+        def forward(self, x):
+            return self.body(x) * (1.0 if x.mean().item() > 0 else 2.0)
+
+    model = Reads()
+    assert neutralize(model, 5, check="stems").stems == ("body.0",)
+
+
 # The record.
 
 
@@ -426,6 +510,7 @@ def test_the_kernels_in_the_record():
         {"slices": 4},
         {"strategy": "none"},
         {"tie": "knot"},
+        {"check": "nothing"},
         {"mean": math.nan},
         {"std": 0},
         {"std": "x"},
@@ -512,6 +597,7 @@ def test_an_output_that_depends_on_the_number_of_slices():
         ({"slices": 4}, "odd number of slices"),
         ({"strategy": "unifrom"}, "did you mean 'uniform'"),
         ({"tie": "mirrored"}, "did you mean 'mirror'"),
+        ({"check": "stem"}, "did you mean 'stems'"),
         ({"mean": [0.1, 0.2]}, "mean has 2 values; the network has 3 inputs"),
         ({"std": [1, 1, 0]}, "has to be positive"),
         ({"mean": math.inf}, "has to be finite"),

@@ -19,6 +19,8 @@ from evenslice.errors import ModelError
 from evenslice.running import MIXER_HELPS, describe, first_tensor, on_meta, random_image, undisturbed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch.utils.hooks import RemovableHandle
 
     from evenslice.stems import Stem, Stems
@@ -115,7 +117,8 @@ def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -
     with ExitStack() as stack:
         for stem in stems.items:
             stack.callback(watch.before(stem).remove)
-            stack.callback(watch.after(stem).remove)
+            for handle in watch.after(stem):
+                stack.callback(handle.remove)
         try:
             model(images)
         except _Reached:
@@ -160,18 +163,24 @@ class _Watch:
 
         return stem.reader.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def after(self, stem: Stem) -> RemovableHandle:
-        """Hook the stem for what it writes."""
+    def after(self, stem: Stem) -> Iterator[RemovableHandle]:
+        """Hook the stem, and the batch norm behind it, for what they write."""
+        last = stem.reader if stem.norm is None or _lies_on_meta(stem.norm) else stem.norm
+        taker = stem.norm if stem.norm is not None and stem.taker is stem.norm else stem.reader
 
-        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if self.run and stem.name not in self.written:
-                normed = stem.norm is not None and stem.taker is stem.norm
-                self.written[stem.name] = (stem.taker(output) if normed else output).clone()
+        def hook(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if self.run and module is taker:
+                self.written.setdefault(stem.name, output.clone())
                 if len(self.written) == len(self.stems.items):
                     raise _Reached
-            return output.to("meta") if self.elsewhere else None
+            return output.to("meta") if self.elsewhere and module is last else None
 
-        return stem.reader.register_forward_hook(hook)
+        for module in dict.fromkeys((taker, last)):
+            yield module.register_forward_hook(hook)
+
+
+def _lies_on_meta(module: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
 
 
 class _Reached(Exception):  # noqa: N818  # not an error: it ends a forward pass when every stem has been reached

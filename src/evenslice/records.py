@@ -101,7 +101,7 @@ class Record:
             True
         """
         try:
-            return _parsed(values)
+            return _parsed({"check": "network", **values})  # which older records do not state
         except (AttributeError, TypeError, ValueError, ConfigError) as error:
             raise ModelError(
                 f"not the record of a neutralized network ({error}); neutralize the network again"
