@@ -19,7 +19,7 @@ from evenslice.models import ModelSource, build_model
 from evenslice.neutralizing import neutralize
 from evenslice.outputs import staged_file
 from evenslice.records import Record, keep_record, record_of
-from evenslice.stems import find_stems
+from evenslice.stems import input_channels
 from evenslice.tying import is_tied
 from evenslice.weights import METADATA_KEY, fill, read_metadata, read_weights
 
@@ -88,7 +88,7 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
             del asked["strategy"]
         return _load_saved(spec, weights, asked)
     model, source = build_model(spec, weights, classes=classes, seed=seed)
-    inputs = source.inputs or find_stems(model).channels
+    inputs = source.inputs or input_channels(model)
     count = inputs if slices is None else slices
     record = neutralize(model, count, strategy=strategy, tie=tie, mean=mean, std=std, seed=seed)
     return model, record, replace(source, inputs=inputs)

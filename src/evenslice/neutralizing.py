@@ -63,6 +63,11 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     where m and s are the means of m_c and s_c. A constant that is left goes into the bias of the stem, else into the
     running mean of the batch norm that follows, else into a new bias.
 
+    A stem that computes its weight, such as a weight-standardised convolution, or works in groups, is replaced by a plain
+    layer that does the same (see `evenslice.baking`); it does not standardise what it learns from now on. Batch norms and
+    normalisations in front of the stems go or come to treat all slices alike (see `evenslice.leveling`). The strategy
+    "mixer" leaves the stems alone and puts a layer in front of the network (see `evenslice.mixing`).
+
     Args:
         model: takes (batch, channels, y, x); any number of channels. Weights keep their dtype, device and
             `requires_grad`; a weight whose shape changes is a new parameter, so make the optimizer afterwards.

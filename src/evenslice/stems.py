@@ -34,7 +34,7 @@ from evenslice.running import (
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Stem", "Stems", "Trace", "find_stems", "first_accepted", "plain_stems", "trace"]
+__all__ = ["Stem", "Stems", "Trace", "find_stems", "first_accepted", "input_channels", "plain_stems", "trace"]
 
 SIZES = (64, 224, 256, 384, 512)
 """In-plane sizes tried in turn, in pixels, for a network that does not state its own."""
@@ -133,6 +133,25 @@ def find_stems(
 
     with undisturbed(model):
         return trace(model, draw, channels=channels, size=size).stems
+
+
+def input_channels(model: nn.Module) -> int:
+    """Return how many channels a network reads, by trying; it is left as it was.
+
+    Raises:
+        ModelError: the network refuses every image that `find_stems` would try.
+
+    Example:
+        >>> input_channels(nn.Conv2d(4, 8, 3))
+        4
+    """
+
+    def run(count: int, size: tuple[int, int]) -> int:
+        call(model, random_image(model, (1, count, *size)))
+        return count
+
+    with undisturbed(model), torch.no_grad():
+        return first_accepted(model, run)
 
 
 def trace(
