@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from evenslice.results import Audit, load_audits
     from evenslice.segmenting import segment
     from evenslice.studying import study
+    from evenslice.surveying import survey
+    from evenslice.surveys import Survey
     from evenslice.training import train
     from evenslice.volumes import Volume, open_volume
     from evenslice.windows import Scaling
@@ -42,6 +44,7 @@ __all__ = [
     "OutputError",
     "Record",
     "Scaling",
+    "Survey",
     "Volume",
     "VolumeError",
     "audit",
@@ -53,6 +56,7 @@ __all__ = [
     "save_network",
     "segment",
     "study",
+    "survey",
     "train",
     "untie",
 ]
@@ -62,6 +66,7 @@ _HOMES = {
     "Audit": "results",
     "Record": "neutralizing",
     "Scaling": "windows",
+    "Survey": "surveys",
     "Volume": "volumes",
     "audit": "auditing",
     "load_audits": "results",
@@ -72,6 +77,7 @@ _HOMES = {
     "save_network": "checkpoints",
     "segment": "segmenting",
     "study": "studying",
+    "survey": "surveying",
     "train": "training",
     "untie": "neutralizing",
 }

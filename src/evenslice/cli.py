@@ -296,6 +296,63 @@ def neutralize(
 
 
 @app.command()
+def survey(
+    specs: Annotated[
+        list[str], typer.Argument(metavar="SPEC...", help=MODEL_HELP.replace("The network:", "Networks:"))
+    ],
+    weights: Annotated[
+        str,
+        typer.Option("--weights", metavar="W", help="Of all: imagenet or none; of one network also a file."),
+    ] = "imagenet",
+    volume: Annotated[
+        str | None,
+        typer.Option("--volume", metavar="PATH", help="What to show them; by default an MRI template."),
+    ] = None,
+    slices: Slices = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for survey.json, survey.csv and report."),
+    ] = None,
+    windows: Annotated[int, typer.Option("--windows", help="How many to show each network.")] = 32,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    force: Force = False,
+    json: AsJson = False,
+) -> None:
+    """Compare networks: how their stems weigh colours, and which way that makes them lean."""
+    from evenslice.console import survey_tables
+    from evenslice.outputs import staged_folder
+    from evenslice.surveying import survey as survey_networks
+    from evenslice.surveys import RESULTS
+
+    staged = nullcontext() if out is None else staged_folder(out, RESULTS, force=force)
+    with _quiet(json), staged as folder:
+        found = survey_networks(
+            specs,
+            weights=weights,
+            volume=volume,
+            slices=slices,
+            windows=windows,
+            mean=_parse_numbers("--mean", mean),
+            std=_parse_numbers("--std", std),
+            seed=seed,
+            device=device,
+            command=_command(),
+        )
+        if folder is not None:
+            found.write(folder)
+    if json:
+        _show_json(found.to_dict())
+        return
+    for table in survey_tables(found):
+        _show(table)
+    if out is not None:
+        _show(f"report: {out / 'report.html'}")
+
+
+@app.command()
 def train(
     config: Annotated[
         Path | None,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from evenslice.neutralizing import Record
     from evenslice.results import Audit
     from evenslice.study_results import StudyRun
+    from evenslice.surveys import Survey
     from evenslice.volumes import VolumeInfo
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "run_line",
     "run_table",
     "study_tables",
+    "survey_tables",
 ]
 
 VERDICT_STYLES = {"symmetric": "green", "biased": "red", "inconclusive": "yellow", "not applicable": "dim"}
@@ -157,6 +159,40 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         yield table
     if summary["failed"]:
         yield _failed_table(summary["failed"])
+
+
+def survey_tables(survey: Survey) -> Iterator[Table]:
+    """Yield a table of the networks of a survey, one a row, and one of those that failed; the first fits 80 columns.
+
+    Energy is that of each channel of the stem; "chromatic" is the part of it that a gray image never meets.
+    """
+    table = Table(title="colour balance and slice bias", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("network", "energy\nR G B", "chro-\nmatic", "shares", "D_m", "mirror\nerror"):
+        table.add_column(column, no_wrap=column not in {"network", "shares"})
+        table.columns[-1].overflow = "fold"
+    for item in survey.measured:
+        bias = item.directional_bias
+        table.add_row(
+            escape(item.spec),
+            "\n".join(
+                " ".join(map(_short, item.energy[start : start + 3]))
+                for start in range(0, len(item.energy), 3)
+            ),
+            _short(item.chromatic),
+            " ".join(_short(share.estimate) for share in item.shares),
+            "none"
+            if math.isnan(bias.estimate)
+            else f"{bias.estimate:+.3f}\n± {_short((bias.high - bias.low) / 2)}",
+            f"{item.mirror_error.estimate:.1g}",
+        )
+    yield table
+    if survey.failed:
+        failed = Table(title="failed", title_justify="left", box=SIMPLE_HEAD)
+        for column in ("network", "error"):
+            failed.add_column(column, overflow="fold")
+        for item in survey.failed:
+            failed.add_row(escape(item.spec), escape(item.error))
+        yield failed
 
 
 def course_table(runs: Sequence[StudyRun]) -> Table:

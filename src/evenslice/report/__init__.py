@@ -4,6 +4,7 @@
     write_figures(audits, "figures")       # every figure of the page, as PNG and SVG
     write_tables(audits, "tables")         # every figure as a number, every window, and what was run, as CSV
     write_study_report(results, "report.html")    # the page of a study, its figures and tables beside it
+    write_survey_report(survey, "report.html")    # the page of a survey
 
 Several audits (before and after, several strategies or methods) stand side by side in the same figures and tables, each
 in one colour throughout. They may have different numbers of slices.
@@ -20,6 +21,7 @@ from evenslice.errors import ConfigError, needs_extra
 from evenslice.outputs import staged_file, staged_folder
 from evenslice.report.study_tables import TABLES as STUDY_TABLES
 from evenslice.report.study_tables import csv_tables as study_csv_tables
+from evenslice.report.survey_tables import survey_csv
 from evenslice.report.tables import csv_tables
 from evenslice.report.wording import verdict_sentence
 
@@ -30,15 +32,19 @@ if TYPE_CHECKING:
     from evenslice.report.drawing import Drawing
     from evenslice.results import Audit
     from evenslice.study_results import StudyResults
+    from evenslice.surveys import Survey
 
 __all__ = [
     "FIGURES",
     "TABLES",
     "need_drawing",
+    "survey_csv",
     "verdict_sentence",
     "write_figures",
     "write_report",
     "write_study_report",
+    "write_survey_figures",
+    "write_survey_report",
     "write_tables",
 ]
 
@@ -173,6 +179,49 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
         for name, text in study_csv_tables(results).items():
             (beside / "tables" / name).write_text(text, encoding="utf-8", newline="")
     return path
+
+
+def write_survey_report(survey: Survey, path: str | os.PathLike[str]) -> Path:
+    """Write the page of a survey as one self-contained HTML file.
+
+    The page needs no network, no other file and no JavaScript.
+
+    Args:
+        survey: what it found; at least one network was measured.
+        path: the file to write; a file of that name is replaced.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        OutputError: the file cannot be written.
+        MissingExtraError: Jinja2 or Matplotlib is not installed.
+    """
+    need_drawing("the page of a survey")
+    from evenslice.report.survey_page import render_survey
+
+    text = render_survey(survey)
+    with staged_file(path, force=True) as beside:
+        beside.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_survey_figures(survey: Survey, folder: str | os.PathLike[str]) -> None:
+    """Write the figures of a survey as ``NAME.png`` and ``NAME.svg`` into a folder, which is made if need be.
+
+    Raises:
+        OutputError: the files cannot be written.
+        MissingExtraError: Matplotlib is not installed.
+    """
+    need_drawing("the figures of a survey")
+    from evenslice.report.style import settings
+    from evenslice.report.survey_page import draw_charts
+
+    with settings():
+        drawings = draw_charts(survey)
+        names = [f"{drawing.name}{suffix}" for drawing in drawings for suffix in (".png", ".svg")]
+        with staged_folder(folder, names, force=True) as beside:
+            _save_figures(drawings, beside)
 
 
 def need_drawing(what: str) -> None:

@@ -1,0 +1,162 @@
+"""What a survey of networks found, and how it travels to files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenslice.intervals import Interval
+from evenslice.outputs import json_text, staged_file, staged_folder
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["RESULTS", "Survey", "Surveyed"]
+
+FORMAT = 1
+
+RESULTS = ("survey.json", "survey.csv", "report.html", "figures/balance.png", "figures/balance.svg")
+"""Names of everything that ``Survey.save`` writes."""
+
+_UNKNOWN = Interval(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """One network of a survey; of a network that failed, only ``spec``, ``weights`` and ``error`` say anything.
+
+    Attributes:
+        spec: which network.
+        weights: ``"imagenet"``, ``"none"`` or the path of a file.
+        origin: where the weights came from: a package and its version, a hub, a digest, a seed.
+        random: top-level parts of the network that were drawn at random.
+        stems: dotted names of the layers that read the image.
+        energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.balance``.
+        chromatic: part of that energy that a gray image never meets, 0..1.
+        verdict: of the audit.
+        shares: (N,) share of each slice in the attribution, with its interval.
+        pairs: (K,) model part of each pair bias, with its interval.
+        directional_bias: D_m, with its interval.
+        mirror_error: change of the output when a window is reversed, relative to its largest value.
+        mirror_disagreement: share of the predictions that change then.
+        windows: how many the network was shown.
+        seconds: what it took.
+        error: why the network could not be surveyed, in one line; empty where it could.
+    """
+
+    spec: str
+    weights: str
+    origin: str = ""
+    random: tuple[str, ...] = ()
+    stems: tuple[str, ...] = ()
+    energy: tuple[float, ...] = ()
+    chromatic: float = math.nan
+    verdict: str = ""
+    shares: tuple[Interval, ...] = ()
+    pairs: tuple[Interval, ...] = ()
+    directional_bias: Interval = _UNKNOWN
+    mirror_error: Interval = _UNKNOWN
+    mirror_disagreement: Interval = _UNKNOWN
+    windows: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The window's offsets, -K..K."""
+        half = len(self.shares) // 2
+        return tuple(range(-half, len(self.shares) - half))
+
+    @property
+    def order(self) -> tuple[bool, float, float]:
+        """The place in a table: largest absolute D_m first, then largest pair bias; what is not known or failed comes last."""
+        bias = abs(self.directional_bias.estimate)
+        largest = max((abs(pair.estimate) for pair in self.pairs), default=0.0)
+        return bool(self.error), math.inf if math.isnan(bias) else -bias, -largest
+
+
+@dataclass(frozen=True, repr=False)
+class Survey:
+    """What a survey found: its networks, that with the largest absolute D_m first and those that failed last.
+
+    Attributes:
+        networks: all of them.
+        run: what was run, ready for JSON: slices, windows, seed, volumes, command, versions, created, seconds.
+    """
+
+    networks: tuple[Surveyed, ...]
+    run: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        lines = (
+            f"{item.spec} {item.error or f'{item.directional_bias.estimate:+.3f}'}" for item in self.networks
+        )
+        return f"<Survey: {'; '.join(lines)}>"
+
+    @property
+    def measured(self) -> tuple[Surveyed, ...]:
+        """The networks that could be surveyed."""
+        return tuple(item for item in self.networks if not item.error)
+
+    @property
+    def failed(self) -> tuple[Surveyed, ...]:
+        """The networks that could not."""
+        return tuple(item for item in self.networks if item.error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the survey as plain values, as ``survey.json`` holds them."""
+        return {"format": FORMAT, "networks": [_plain(item) for item in self.networks], **self.run}
+
+    def to_json(self) -> str:
+        """Return the survey as one JSON document; figures that do not exist are null."""
+        return json_text(self.to_dict())
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write one row a network as a CSV file, which is replaced if it is there, and return its path.
+
+        ``energy_1`` .. ``energy_C`` belong to the channels in their order, which is red, green and blue for a network
+        of photographs; ``share_-1`` and ``pair_1`` to offsets. What does not exist is left empty.
+        """
+        from evenslice.report import survey_csv
+
+        with staged_file(path, force=True) as beside:
+            beside.write_text(survey_csv(self), encoding="utf-8", newline="")
+        return Path(path)
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report as a self-contained HTML file, which is replaced if it is there, and return its path."""
+        from evenslice.report import write_survey_report
+
+        return write_survey_report(self, path)
+
+    def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write ``survey.json``, ``survey.csv``, ``report.html`` and its figure as files into a folder.
+
+        Args:
+            folder: it is made where it does not exist.
+            force: replace such files that the folder holds.
+
+        Raises:
+            OutputError: the folder holds such files and ``force`` is not given, or it cannot be written.
+            MissingExtraError: Jinja2 or Matplotlib is not installed.
+        """
+        with staged_folder(folder, RESULTS, force=force) as beside:
+            self.write(beside)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of ``save`` into a folder that exists."""
+        from evenslice.report import write_survey_figures
+
+        (folder / "survey.json").write_text(self.to_json(), encoding="utf-8")
+        self.to_csv(folder / "survey.csv")
+        self.to_html(folder / "report.html")
+        write_survey_figures(self, folder / "figures")
+
+
+def _plain(item: Surveyed) -> dict[str, Any]:
+    values = asdict(item)
+    for name, offsets in (("shares", item.offsets), ("pairs", range(1, len(item.pairs) + 1))):
+        values[name] = [{"offset": k, **value} for k, value in zip(offsets, values[name], strict=True)]
+    return values
