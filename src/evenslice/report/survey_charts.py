@@ -49,7 +49,7 @@ def balance_figure(survey: Survey) -> Drawing:
     energy.set_title("energy of the stem")
     energy.set_xlabel("share of each channel")
     bias.set_title("lean of the network")
-    bias.set_xlabel("← slice before · directional bias · slice after →")
+    bias.set_xlabel("← before · directional bias · after →")
     for axes in (energy, bias):
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
@@ -60,7 +60,7 @@ def balance_figure(survey: Survey) -> Drawing:
     return Drawing(
         "balance",
         "The colours of the stem, and which way they make the network lean",
-        "Where red and blue, the outer slices of a window of three, have unequal energy, the network leans to one side; it "
+        "Where red and blue, the outer slices of a window of three, differ in energy, a network tends to lean to one side; it "
         "is fair where its marker on the right, with its 95 % interval, lies within the shaded tolerance."
         + (
             f" The {MOST} that lean most are shown; {left_out} more are in the table below."
@@ -82,8 +82,9 @@ def _bar(axes: Axes, item: Surveyed, y: int) -> None:
 def _biases(axes: Axes, networks: Sequence[Surveyed]) -> None:
     biases = [(y, item.directional_bias) for y, item in enumerate(networks)]
     known = [(y, bias) for y, bias in biases if np.isfinite(bias.estimate)]
-    reach = max([3 * TOLERANCE, *(abs(bias.estimate) for _, bias in known)])
-    limit = min(1.15 * reach, 1.05)
+    ends = (end for _, bias in known for end in (bias.estimate, bias.low, bias.high))
+    reach = max([3 * TOLERANCE, *(abs(end) for end in ends if np.isfinite(end))])
+    limit = min(1.05 * reach, 1.05)
     axes.axvspan(-TOLERANCE, TOLERANCE, color=style.BAND, linewidth=0, zorder=0.5)
     axes.axvline(0, color=style.QUIET, linewidth=1)
     for y, bias in known:
