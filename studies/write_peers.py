@@ -47,7 +47,7 @@ SLICES = (3, 5, 7)
 STRATEGIES = ("uniform", "center", "profile", "mirror", "shuffle", "equalize")
 SHOWN = ("timm, smp", "fastai", "MONAI", "uniform", "mirror")  # in the figure
 PACKAGES = ("evenslice", "torch", "timm", "segmentation-models-pytorch", "fastai", "monai")
-WINDOWS, COMPARED, TILE = 40, 8, (256, 256)
+WINDOWS, COMPARED, TILE = 24, 8, (256, 256)
 
 
 @dataclass(frozen=True)

