@@ -298,7 +298,7 @@ def neutralize(
 @app.command()
 def survey(
     specs: Annotated[
-        list[str], typer.Argument(metavar="SPEC...", help=MODEL_HELP.replace("The network:", "Networks:"))
+        list[str], typer.Argument(metavar="SPEC...", help="Networks, each as --model of the audit takes it.")
     ],
     weights: Annotated[
         str,

@@ -188,5 +188,6 @@ def _kernels(model: nn.Module, record: Record) -> list[NDArray[Any]]:
 def _all_failed(found: Sequence[Surveyed]) -> str:
     if len(found) == 1:
         return found[0].error
-    reasons = "; ".join(dict.fromkeys(item.error for item in found))
-    return f"none of the {len(found)} networks could be surveyed: {reasons}"
+    reasons = list(dict.fromkeys(item.error for item in found))
+    shown = "; ".join(reasons[:3] + ["…"] * (len(reasons) > 3))
+    return f"none of the {len(found)} networks could be surveyed: {shown}"
