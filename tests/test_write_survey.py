@@ -116,11 +116,18 @@ def test_findings_are_counted(script):
         network("b", (0.5, 0.3, 0.2), 0.1),  # leans against the stronger of red and blue
         replace(network("c", (0.1, 0.6, 0.3), 0.01, "symmetric"), chromatic=0.125),
     )
-    found = [plain(text) for text in script.findings(Survey(networks))]
+    names = {"a": "A net", "b": "B net", "c": "C net"}
+    found = [plain(text) for text in script.findings(Survey(networks), names)]
     assert found[0] == "Green has most of the stem's energy in 2 of 3, red more than blue in 2."
     assert found[1].startswith("2 of 3 are biased")
     assert found[2].startswith("2 of 3 lean to the slice")
-    assert found[3].startswith("12 % to 50 % of the energy is chromatic")
+    assert found[3] == (
+        "Equal energy does not make a network fair: red and blue are closest in A net (.200 and .100), whose directional "
+        "bias is -0.200."
+    )
+    assert found[4].startswith("12 % to 50 % of the energy is chromatic")
+    fair = replace(networks[0], verdict="symmetric")
+    assert len(list(script.findings(Survey((fair,)), names))) == 4
 
 
 def test_the_table_has_a_row_a_network(script):
@@ -136,9 +143,13 @@ def test_the_page_says_what_was_found_and_what_is_missing(script, tmp_path, monk
     monkeypatch.setattr(script, "WINDOWS", 4)
     networks = [
         script.Pretrained(
-            "A net", "`a-package`", "none", "leaning_networks:network", "leaning_networks:network?third=0.0"
+            "A net",
+            "the package `a`",
+            "none",
+            "leaning_networks:network",
+            "leaning_networks:network?third=0.0",
         ),
-        script.Pretrained("Another net", "`b-package`", None, "x:y"),
+        script.Pretrained("Another net", "the package `b`", None, "x:y"),
     ]
     monkeypatch.setattr(script, "find_networks", lambda *_: networks)
     monkeypatch.setattr(sys, "argv", ["write_survey.py", "--docs", str(tmp_path)])
@@ -146,6 +157,6 @@ def test_the_page_says_what_was_found_and_what_is_missing(script, tmp_path, monk
     text = plain((tmp_path / "survey.md").read_text())
     assert "| A net | .071 | .286 | .643 |" in text  # 1, 4 and 9 of 14
     assert "| A net | .200 | .800 | .000 |" in text
-    assert "Another net (`b-package`)." in text
+    assert "Another net (the package `b`)." in text
     assert str(tmp_path) not in text
     assert (tmp_path / "survey.svg").read_text().startswith("<?xml")

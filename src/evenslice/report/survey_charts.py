@@ -59,9 +59,10 @@ def balance_figure(survey: Survey) -> Drawing:
     left_out = len(survey.measured) - len(networks)
     return Drawing(
         "balance",
-        "The colours of the stem, and which way they make the network lean",
-        "Where red and blue, the outer slices of a window of three, differ in energy, a network tends to lean to one side; it "
-        "is fair where its marker on the right, with its 95 % interval, lies within the shaded tolerance."
+        "The colours of the stem, and which way the network leans",
+        "On the left the share of each channel in the energy of the stem, on the right which way the network leans when "
+        "slices take the channels' places: it is fair where its marker, with its 95 % interval, lies within the shaded "
+        "tolerance."
         + (
             f" The {MOST} that lean most are shown; {left_out} more are in the table below."
             if left_out
