@@ -87,6 +87,7 @@ def observe(model: nn.Module, given: Given, *, whole: bool, stems: bool) -> Seen
 
     Example:
         >>> from evenslice.running import undisturbed
+        >>> from torch import nn
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
         >>> with undisturbed(network):
         ...     seen = observe(network, Given(size=(8, 8)), whole=True, stems=True)
