@@ -179,7 +179,7 @@ def test_a_regression_is_explained_by_its_sum():
     found = attribute(Regression(), torch.rand(2, 3, 4, 4), target="sum")
     np.testing.assert_allclose(shares(found), [[0.25, 0, 0.75]] * 2, atol=1e-6)
     with pytest.raises(ModelError, match="use the target 'sum'"):
-        attribute(Regression(), torch.rand(2, 3, 4, 4))
+        attribute(Regression(), torch.rand(2, 3, 4, 4), target="predicted")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,8 @@ def test_a_wrong_option_is_refused(options, message):
 
 
 def test_a_target_is_read_as_written():
-    assert [parse_target(text) for text in ("predicted", "labels", "sum", "0")] == [
+    assert [parse_target(text) for text in ("auto", "predicted", "labels", "sum", "0")] == [
+        "auto",
         "predicted",
         "labels",
         "sum",

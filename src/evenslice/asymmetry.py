@@ -50,6 +50,9 @@ __all__ = [
 Verdict = Literal["symmetric", "biased", "inconclusive", "not applicable"]
 
 FIRST_LOOK = 40  # windows; fewer say too little about how much neighbours depend on each other
+NEGLIGIBLE = (
+    1e-6  # attribution, as a part of the output; float32 rounds to 1e-7, and a network adds up many roundings
+)
 SALIENCY_SAMPLE = 4096  # pixels of a map that the Wasserstein distance looks at
 BIASED_LEVEL = 0.95
 # The 90 % intervals of "symmetric", drawn at 94 %: exact ones would be wrong in 5 % of audits of a network at the
@@ -71,7 +74,8 @@ class Measurements:
         wasserstein: (n, K) Wasserstein-1 distance between the saliency distributions of offsets k and -k, pooled over
             the window and its mirror, in units of their mean saliency.
         mirror_error: (n,) largest output change when the window is reversed, relative to the largest output.
-        mirror_disagreement: (n,) share of output pixels whose predicted class changes when the window is reversed.
+        mirror_disagreement: (n,) share of output pixels whose predicted class changes when the window is reversed; NaN
+            where the output has no classes.
     """
 
     volume: NDArray[np.int64]
@@ -160,21 +164,30 @@ def _contrast(right: Floats, left: Floats) -> Floats:
 
 
 def measure(
-    attribution: Tensor, mirrored_attribution: Tensor, output: Tensor, mirrored_output: Tensor
+    attribution: Tensor,
+    mirrored_attribution: Tensor,
+    output: Tensor,
+    mirrored_output: Tensor,
+    *,
+    classes: bool = True,
 ) -> dict[str, Floats]:
     """Measure a batch of windows, each beside its mirror.
 
     Args:
         attribution: (B, N, y, x) absolute attribution of the windows, any real type.
         mirrored_attribution: (B, N, y, x) that of the mirrored windows, in the order in which the network saw them.
-        output: what the network returned for the windows, batch first; (B, C, ...) holds the logits of C classes,
-            or of one class against the background where C is 1; (B,) has no classes.
+        output: what the network returned for the windows, batch first; (B, C) and (B, C, y, x) hold the logits of C
+            classes, or of one class against the background where C is 1; whole numbers are classes themselves; any
+            other output has no classes.
         mirrored_output: the same for the mirrored windows.
+        classes: False where the output has no classes, whatever its shape.
 
     Returns:
         The fields of `Measurements` other than the volume and the position, one row a window. Shares are NaN where the
-        attribution is 0 everywhere. The Wasserstein distances of large maps are those of a regular sample of about
-        4,096 of their pixels. The mirror disagreement is NaN where the output has no classes.
+        attribution is 0 everywhere, or adds up to less than a millionth of the output: it then is the rounding of an
+        output that does not depend on the window. The Wasserstein distances of large maps are those of a regular
+        sample of about 4,096 of their pixels. The mirror disagreement is NaN where the output has no classes, the
+        mirror error where it has nothing else.
 
     Example:
         >>> import torch
@@ -185,18 +198,19 @@ def measure(
         >>> rows["wasserstein"].tolist(), rows["mirror_error"].tolist(), rows["mirror_disagreement"].tolist()
         ([[1.0]], [1.5], [1.0])
     """
-    sums, mirrored_sums = _sums(attribution), _sums(mirrored_attribution)
+    sums = _sums(attribution, output)
+    mirrored_sums = _sums(mirrored_attribution, mirrored_output)
     pixels = attribution[0, 0].numel()
     mean = (sums + mirrored_sums).sum(axis=1, keepdims=True) / (2 * sums.shape[1] * pixels)
     return {
         "shares": _ratio(sums, sums.sum(axis=1, keepdims=True)),
         "mirrored_shares": _ratio(mirrored_sums, mirrored_sums.sum(axis=1, keepdims=True)),
         "wasserstein": _ratio(_wasserstein(attribution, mirrored_attribution), mean),
-        **measure_outputs(output, mirrored_output),
+        **measure_outputs(output, mirrored_output, classes=classes),
     }
 
 
-def measure_outputs(output: Tensor, mirrored_output: Tensor) -> dict[str, Floats]:
+def measure_outputs(output: Tensor, mirrored_output: Tensor, *, classes: bool = True) -> dict[str, Floats]:
     """Measure what a mirror does to the outputs of a batch: the last two figures of ``measure``.
 
     Example:
@@ -207,12 +221,17 @@ def measure_outputs(output: Tensor, mirrored_output: Tensor) -> dict[str, Floats
     """
     return {
         "mirror_error": _mirror_error(output, mirrored_output),
-        "mirror_disagreement": _mirror_disagreement(output, mirrored_output),
+        "mirror_disagreement": _mirror_disagreement(output, mirrored_output, classes=classes),
     }
 
 
-def _sums(attribution: Tensor) -> Floats:
-    return _numpy(attribution.float().sum(dim=(2, 3)))
+def _sums(attribution: Tensor, output: Tensor) -> Floats:
+    """Return the attribution of each slice (B, N); 0 where all of it is no more than rounding of the output."""
+    sums = _numpy(attribution.float().sum(dim=(2, 3)))
+    if output.is_floating_point():
+        size = _numpy(output.float().abs().reshape(len(output), -1).sum(dim=1))
+        sums[sums.sum(axis=1) <= NEGLIGIBLE * size] = 0
+    return sums
 
 
 def _numpy(tensor: Tensor) -> Floats:
@@ -239,7 +258,9 @@ def _wasserstein(attribution: Tensor, mirrored_attribution: Tensor) -> Floats:
 
 
 def _mirror_error(output: Tensor, mirrored_output: Tensor) -> Floats:
-    """Return max|f(x) - f(x')| / max|f(x)| (B,): 0 where nothing changes, NaN where only f(x) is 0."""
+    """Return max|f(x) - f(x')| / max|f(x)| (B,): 0 where nothing changes, NaN where only f(x) is 0 or f is a class."""
+    if not output.is_floating_point():
+        return np.full(len(output), np.nan)
     output = output.float()
     change = _largest(output - mirrored_output.float())
     error = _ratio(change, _largest(output))
@@ -253,16 +274,18 @@ def _largest(output: Tensor) -> Floats:
     return _numpy(output.abs().amax(dim=tuple(range(1, output.ndim))))
 
 
-def _mirror_disagreement(output: Tensor, mirrored_output: Tensor) -> Floats:
+def _mirror_disagreement(output: Tensor, mirrored_output: Tensor, *, classes: bool) -> Floats:
     """Return the share of predictions (B,) that change; NaN where the output has no classes."""
-    if output.ndim < 2:
+    if not classes or (output.is_floating_point() and output.ndim not in (2, 4)):
         return np.full(len(output), np.nan)
     changed = _classes(output) != _classes(mirrored_output)
-    return _numpy(changed.float().flatten(1).mean(dim=1))
+    return _numpy(changed.float().reshape(len(output), -1).mean(dim=1))
 
 
 def _classes(output: Tensor) -> Tensor:
     """Return the predicted classes; ``max`` finds them several times faster than ``argmax``."""
+    if not output.is_floating_point():
+        return output
     return (output > 0) if output.shape[1] == 1 else output.max(dim=1, keepdim=True).indices
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from evenslice.asymmetry import (
     Measurements,
@@ -28,13 +29,15 @@ from evenslice.asymmetry import (
     precise_enough,
     summarize,
 )
-from evenslice.attribution import Mirrored, Target, attribute, check_method, parse_target
-from evenslice.distributing import in_order, open_cluster
-from evenslice.errors import ConfigError, VolumeError
+from evenslice.attribution import Mirrored, Target, attribute, check_method, parse_target, settle_target
+from evenslice.blackboxes import BlackBox
+from evenslice.distributing import check_sendable, in_order, open_cluster
+from evenslice.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import ReadyNetwork
 from evenslice.models import input_multiple, input_size, logits
 from evenslice.neutralizing import record_of
 from evenslice.progress import progress_bar
+from evenslice.reductions import function_name
 from evenslice.results import Audit, Examples, StemKernels
 from evenslice.volumes import Volume, fingerprint, open_volume
 from evenslice.windows import WindowGrid, fit_scaling, fit_tile
@@ -44,13 +47,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from evenslice.attribution import Attributed
     from evenslice.neutralizing import Record
     from evenslice.windows import Scaling
 
     VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
+    Function = Callable[[Any], Any]
+    Network = ReadyNetwork | BlackBox
 
 __all__ = ["audit"]
 
@@ -60,6 +65,7 @@ EXACT, EXACT_EVERY = (
     64,
 )  # of so many windows in the fast precision, so many have their output in float32 as well
 SHARE_TOLERANCE = 0.002  # between the mean shares of the first windows in the fast precision and in float32
+SILENT = 200  # windows without any attribution after which an audit gives up
 PACKAGES = (
     "evenslice",
     "torch",
@@ -69,17 +75,19 @@ PACKAGES = (
     "timm",
     "segmentation-models-pytorch",
     "torchvision",
+    "onnxruntime",
 )
 
 
 def audit(  # noqa: PLR0913  # the one entry to the main job: all but two arguments have defaults and names
-    model: nn.Module,
+    model: nn.Module | Function,
     volume: VolumeLike | Sequence[VolumeLike],
     *,
     slices: int | None = None,
     step: int = 1,
-    method: str = "gradient",
-    target: Target = "predicted",
+    method: str | None = None,
+    target: Target = "auto",
+    outputs: Function | None = None,
     labels: VolumeLike | Sequence[VolumeLike] | None = None,
     intensity: tuple[float, float] | None = None,
     fill: float | None = None,
@@ -101,13 +109,20 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
     The network itself is left as it is; a frozen copy runs.
 
     Args:
-        model: maps (batch, slices, y, x) to logits. What ``neutralize`` recorded on it says how slices are scaled.
+        model: maps (batch, slices, y, x) to logits. What ``neutralize`` recorded on it says how slices are scaled. Or any
+            function, such as ``load_onnx`` returns: see ``evenslice.blackboxes.BlackBox`` for what it is given.
         volume: what to show it: a volume, an array (z, y, x), a path, or several of these; several volumes are
             treated as independent samples.
-        slices: N, odd; by default as many as ``neutralize`` recorded, else 3.
+        slices: N, odd; by default as many as ``neutralize`` recorded, or as the function states, else 3.
         step: distance between neighbouring slices of a window.
-        method: of attribution, one of ``evenslice.attribution.METHODS``.
-        target: which class's logit is explained: "predicted", a class number, "labels" or "sum".
+        method: of attribution, one of ``evenslice.attribution.METHODS``; by default "gradient", or "occlusion" for a
+            function, for which there is no other.
+        target: what is explained: the logit of the class that is "predicted", of a class number or of the "labels", or
+            the "sum" of all outputs. "auto" is "predicted" where the output has classes, which is what two or four
+            dimensions are taken for, else "sum"; ``run["target"]`` says which it was. With "sum" no disagreement of
+            classes is measured.
+        outputs: maps what the network returns to the tensor of its outputs, batch first, in place of the rule of
+            ``evenslice.models.logits``.
         labels: class maps of the volumes' shapes, for the target "labels".
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that stands in for NaN and infinity.
@@ -128,8 +143,9 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
 
     Raises:
         VolumeError: a volume cannot be read, has too few slices, is constant or not finite, or labels do not fit it.
-        ModelError: the network refuses the windows, or its output does not suit the target.
-        ConfigError: an option out of range.
+        ModelError: the network refuses the windows, its output does not suit the target, or it does not depend on the
+            windows: none of the first 200, or of fewer where there are no more, has an attribution.
+        ConfigError: an option is out of range or has no effect, or the function cannot be sent to workers.
 
     Example: a network that reads the slice before the middle alone.
         >>> network = torch.nn.Conv2d(3, 1, 1, bias=False)
@@ -141,15 +157,15 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
     """
     started = time.monotonic()
     _check_ranges(tolerance=tolerance, precision=precision, max_windows=max_windows, batch=batch, seed=seed)
-    check_method(method)
     target = parse_target(str(target))
     if (labels is not None) != (target == "labels"):
         raise ConfigError(
             "label volumes and the target 'labels' go together: give --labels and --target labels, or neither"
         )
-    record = record_of(model)
+    record = record_of(model) if isinstance(model, nn.Module) else None
+    method = _choose_method(model, method)
     if slices is None:
-        slices = record.slices if record else 3
+        slices = _choose_slices(model, record)
     volumes = _open_all(volume)
     tile = tile or _choose_tile(model, volumes)
     if min(tile) < 1:
@@ -162,10 +178,12 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
         WindowGrid(item, scaling, slices, tile, step) for item, scaling in zip(volumes, scalings, strict=True)
     ]
     stream = _Stream(grids, seed, max_windows)
-    network = ReadyNetwork(model, slices=slices, device=device, dtype=dtype)
-    network.prepare(slices, tile)
+    network = _make_ready(model, slices, outputs=outputs, device=device, dtype=dtype)
+    target = settle_target(target, network.prepare(slices, tile))
     explain = partial(attribute, method=method, target=target, seed=seed)
-    job = _Job(network, grids, _open_labels(labels, volumes), explain)
+    job = _Job(network, grids, _open_labels(labels, volumes), explain, classes=target != "sum")
+    if workers is not None or scheduler is not None:
+        _check_sendable(network)
     with open_cluster(workers, scheduler) as client:
         collected, stopped = _collect(
             stream, job, precision, batch=batch, check_dtype=dtype == "auto", client=client, progress=progress
@@ -185,8 +203,11 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
             "tie": record.tie if record else None,
             "method": method,
             "target": target,
+            "outputs": None if outputs is None else function_name(outputs),
             "precision": precision,
             "windows_available": stream.available,
+            "windows_without_attribution": len(measurements.volume)
+            - _told(measurements.shares, measurements.mirrored_shares),
             "stopped": stopped,
             "tile": list(tile),
             "batch": batch or _batch_size(network),
@@ -194,7 +215,7 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
             "device": str(network.device),
             "dtype": str(network.dtype).removeprefix("torch."),
             "scaling": {"mean": network.mean.flatten().tolist(), "std": network.std.flatten().tolist()},
-            "model": {"class": type(model).__name__},
+            "model": {"class": network.name},
             "stems": [{"name": stem.name, "shape": list(stem.after.shape)} for stem in kernels],
             "volumes": [_describe(grid) for grid in grids],
             "command": None,
@@ -273,10 +294,11 @@ class _Measured:
 class _Job:
     """All that it takes to measure a batch; on a cluster, each worker gets it once."""
 
-    network: ReadyNetwork
+    network: Network
     grids: list[WindowGrid]
     labels: list[Volume] | None
     explain: Callable[..., Attributed]
+    classes: bool
 
     def read(self, batch: _Batch) -> tuple[Tensor, Tensor | None]:
         """Read windows (batch, N, y, x) and the label maps (batch, y, x) of their middle slices."""
@@ -328,9 +350,15 @@ def _measure_windows(
     """Measure windows of which the attribution, and perhaps the first outputs in float32, are at hand."""
     network = job.network
     mirrored = job.explain(Mirrored(network), windows, labels=labels)
-    rows = measure(found.attribution, mirrored.attribution.flip(1), found.output, mirrored.output)
+    rows = measure(
+        found.attribution,
+        mirrored.attribution.flip(1),
+        found.output,
+        mirrored.output,
+        classes=job.classes,
+    )
     if network.dtype != torch.float32:
-        rows |= _measure_exactly(batch, network, windows, exact_output)
+        rows |= _measure_exactly(batch, job, windows, exact_output)
     saliency = found.attribution[: batch.pictures]
     total = saliency.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return _Measured(
@@ -343,7 +371,7 @@ def _measure_windows(
 
 @torch.no_grad()
 def _measure_exactly(
-    batch: _Batch, network: ReadyNetwork, windows: Tensor, output: Tensor | None
+    batch: _Batch, job: _Job, windows: Tensor, output: Tensor | None
 ) -> dict[str, NDArray[np.float64]]:
     """Measure in float32 what a mirror does to the output, of the first windows; that of the others stays open.
 
@@ -352,14 +380,14 @@ def _measure_exactly(
     rows = {name: np.full(len(windows), np.nan) for name in ("mirror_error", "mirror_disagreement")}
     if not batch.exact:
         return rows
-    windows, fast = windows[: batch.exact], network.dtype
+    network, windows, fast = job.network, windows[: batch.exact], job.network.dtype
     network.dtype = torch.float32
     try:
         exact = logits(network(windows)) if output is None else output
         mirrored = logits(network(windows.flip(1)))
     finally:
         network.dtype = fast
-    for name, values in measure_outputs(exact, mirrored).items():
+    for name, values in measure_outputs(exact, mirrored, classes=job.classes).items():
         rows[name][: batch.exact] = values
     return rows
 
@@ -381,18 +409,25 @@ def _collect(
     client: Any,
     progress: bool | None,
 ) -> tuple[list[_Measured], str]:
-    """Measure windows until the pair biases are known precisely; say why it stopped."""
+    """Measure windows until the pair biases are known precisely; say why it stopped.
+
+    Only windows with an attribution count: a detector may find something in few of them.
+    """
     collected: list[_Measured] = []
+    seen, told = 0, 0
     batches, look = stream.batches(lambda: batch or _batch_size(job.network)), next_look(0)
     with progress_bar("audit", stream.limit, "windows at most", show=progress, remaining=False) as advance:
         for measured in _measured(batches, job, precision, check_dtype=check_dtype, client=client):
             collected.append(measured)
             advance(len(measured.places))
-            done = sum(len(batch.places) for batch in collected)
-            if done >= look:
+            seen += len(measured.places)
+            told += _told(measured.rows["shares"], measured.rows["mirrored_shares"])
+            if told >= look:
                 if precise_enough(_measurements(collected), precision):
                     return collected, "precision reached"
-                look = next_look(done)
+                look = next_look(told)
+            if not told and seen >= min(SILENT, stream.limit):
+                raise _silent(seen, classes=job.classes)
     return collected, "all windows used" if stream.limit == stream.available else "limit reached"
 
 
@@ -408,8 +443,58 @@ def _measured(
     yield from in_order(_measure_batch, batches, client, common=job)
 
 
-def _batch_size(network: ReadyNetwork) -> int:
+def _told(shares: NDArray[np.float64], mirrored_shares: NDArray[np.float64]) -> int:
+    """Count the windows that have an attribution, they and their mirrors."""
+    return int((~np.isnan(shares + mirrored_shares).any(axis=1)).sum())
+
+
+def _silent(seen: int, *, classes: bool) -> ModelError:
+    advice = (
+        "see to the network, or" if classes else "if it detects nothing, lower its threshold of scores; else"
+    )
+    return ModelError(
+        f"the network's output does not depend on its input: none of {seen} windows has an attribution; {advice} explain "
+        "another output (--target, --outputs)"
+    )
+
+
+def _make_ready(
+    model: nn.Module | Function, slices: int, *, outputs: Function | None, device: str, dtype: str
+) -> Network:
+    if isinstance(model, nn.Module):
+        return ReadyNetwork(model, slices=slices, device=device, dtype=dtype, outputs=outputs)
+    return BlackBox(model, outputs=outputs, device=device, dtype=dtype)
+
+
+def _choose_method(model: nn.Module | Function, method: str | None) -> str:
+    network = isinstance(model, nn.Module)
+    method = method or ("gradient" if network else "occlusion")
+    check_method(method)
+    if not network and method != "occlusion":
+        raise ConfigError(
+            f"method {method!r}: follows gradients, which only a torch.nn.Module has; use the method 'occlusion'"
+        )
+    return method
+
+
+def _choose_slices(model: nn.Module | Function, record: Record | None) -> int:
+    if record is not None:
+        return record.slices
+    return (None if isinstance(model, nn.Module) else getattr(model, "slices", None)) or 3
+
+
+def _check_sendable(network: Network) -> None:
+    """Check that functions of the user's can be sent to workers; networks can, as they can be copied."""
+    if isinstance(network, BlackBox):
+        check_sendable(network.function, f"the function {network.name}")
+    if network.outputs is not None:
+        check_sendable(network.outputs, f"outputs={function_name(network.outputs)}")
+
+
+def _batch_size(network: Network) -> int:
     """Return how many windows in one pass are fastest: on a CPU, in float32, few stay in its cache."""
+    if isinstance(network, BlackBox):
+        return 8
     return 2 if network.device.type == "cpu" and network.dtype == torch.float32 else 8
 
 
@@ -474,18 +559,19 @@ def _open_labels(
     return opened
 
 
-def _choose_tile(model: nn.Module, volumes: list[Volume]) -> tuple[int, int]:
-    fixed = input_size(model)
+def _choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:
+    network = model if isinstance(model, nn.Module) else None
+    fixed: tuple[int, int] | None = getattr(model, "tile", None) if network is None else input_size(network)
     if fixed is not None:
         return fixed
     planes = [volume.shape[1:] for volume in volumes]
     smallest = (min(plane[0] for plane in planes), min(plane[1] for plane in planes))
-    return fit_tile(smallest, multiple=input_multiple(model))
+    return fit_tile(smallest, multiple=32 if network is None else input_multiple(network))
 
 
-def _kernels(model: nn.Module, record: Record | None) -> tuple[StemKernels, ...]:
+def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKernels, ...]:
     """Return the stems' kernels as ``neutralize`` recorded them, or as they stand in a network read from a file."""
-    if record is None:
+    if record is None or not isinstance(model, nn.Module):
         return ()
     if record.kernels:
         return tuple(StemKernels(name, before, after) for name, before, after in record.kernels)

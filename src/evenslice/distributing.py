@@ -22,7 +22,7 @@ from evenslice.errors import ConfigError, needs_extra
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["finished", "in_order", "open_cluster"]
+__all__ = ["check_sendable", "finished", "in_order", "open_cluster"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -88,6 +88,32 @@ def _connect(connect: Callable[..., Any], scheduler: str) -> Any:
     except (OSError, ValueError, TypeError) as error:  # a timeout is an OSError
         raise ConfigError(
             f"scheduler {scheduler!r}: does not answer ({error}); give the address that `dask scheduler` printed"
+        ) from error
+
+
+def check_sendable(item: Any, what: str) -> None:
+    """Check that workers can be sent something of the user's.
+
+    Args:
+        item: such as a function.
+        what: what to call it in the message.
+
+    Raises:
+        ConfigError: it cannot be pickled.
+        MissingExtraError: Dask is not installed.
+
+    Example:
+        >>> check_sendable(abs, "the function abs")
+    """
+    with needs_extra("cluster", "working in several processes"):
+        from distributed.protocol.pickle import dumps
+    try:
+        dumps(item)
+    except Exception as error:  # what pickling calls may raise anything
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise ConfigError(
+            f"{what} cannot be sent to workers ({type(error).__name__}: {reason}); define it at the top of a module, with "
+            "what it needs, or leave --workers and --scheduler out"
         ) from error
 
 

@@ -18,14 +18,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from evenslice.models import logits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["fuse_batch_norms"]
 
 TOLERANCE = 1e-4  # of the largest output
 
 
-def fuse_batch_norms(network: nn.Module, windows: Tensor) -> int:
+def fuse_batch_norms(network: nn.Module, windows: Tensor, outputs: Callable[[Any], Tensor] = logits) -> int:
     """Take batch norms into the convolutions before them, in place.
 
     What does not follow its convolution directly, or is of a kind that is not known, stays as it is; so does everything
@@ -34,6 +34,7 @@ def fuse_batch_norms(network: nn.Module, windows: Tensor) -> int:
     Args:
         network: in evaluation mode, on float32.
         windows: (batch, slices, y, x) to try it with.
+        outputs: reduces what the network returns to a tensor.
 
     Returns:
         How many there were.
@@ -45,11 +46,11 @@ def fuse_batch_norms(network: nn.Module, windows: Tensor) -> int:
     """
     if not any(_successor(module) for module in network.modules()):
         return 0
-    before, pairs = _watch(network, windows)
+    before, pairs = _watch(network, windows, outputs)
     changes = [_fuse(network, *pair) for pair in pairs]
     try:
         with torch.no_grad():
-            difference = (logits(network(windows)) - before).abs().max()
+            difference = (outputs(network(windows)) - before).abs().max()
         fine = bool(difference <= TOLERANCE * before.abs().max())
     except (RuntimeError, AttributeError, TypeError, ValueError):  # the network looks for its batch norms
         fine = False
@@ -70,7 +71,9 @@ def _successor(batch_norm: nn.Module) -> nn.Module | None:
     return None
 
 
-def _watch(network: nn.Module, windows: Tensor) -> tuple[Tensor, list[tuple[nn.Conv2d, str, nn.Module]]]:
+def _watch(
+    network: nn.Module, windows: Tensor, outputs: Callable[[Any], Tensor]
+) -> tuple[Tensor, list[tuple[nn.Conv2d, str, nn.Module]]]:
     """Run the network; return its output, and convolutions with the batch norms that alone read what they give."""
     made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     read: list[tuple[str, nn.Module, int]] = []
@@ -95,7 +98,7 @@ def _watch(network: nn.Module, windows: Tensor) -> tuple[Tensor, list[tuple[nn.C
             )
     try:
         with torch.enable_grad():
-            output = logits(network(windows.detach().requires_grad_()))
+            output = outputs(network(windows.detach().requires_grad_()))
     finally:
         for hook in hooks:
             hook.remove()
@@ -114,7 +117,8 @@ def _watch(network: nn.Module, windows: Tensor) -> tuple[Tensor, list[tuple[nn.C
 
 def _graph(root: Any) -> Iterator[Any]:
     """Yield each node of an autograd graph as often as others read it."""
-    seen, waiting = {root}, [root]
+    waiting = [] if root is None else [root]  # classes, or nothing detected, have no graph
+    seen = set(waiting)
     while waiting:
         for node, _ in waiting.pop().next_functions:
             if node is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +15,14 @@ from evenslice.errors import ConfigError, ModelError
 from evenslice.fusing import fuse_batch_norms
 from evenslice.models import logits, normalization
 from evenslice.neutralizing import record_of, untie
+from evenslice.reductions import function_name, reduce_output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
-__all__ = ["ReadyNetwork", "choose_device", "choose_dtype", "input_scaling"]
+__all__ = ["ReadyNetwork", "check_output", "choose_device", "choose_dtype", "input_scaling", "trial_windows"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
@@ -85,7 +89,8 @@ class ReadyNetwork(nn.Module):
         model: maps (batch, slices, y, x), scaled as it wants them, to logits.
         slices: N, the number of slices it is given.
         device: where it runs: "auto", or a PyTorch device name.
-        dtype: "auto", "bfloat16" or "float32".
+        dtype: "auto", "bfloat16" or "float32"; the weights are float32 in any case.
+        outputs: maps what the network returns to the tensor of its outputs; by default ``evenslice.models.logits`` does.
 
     Raises:
         ModelError: the network cannot be copied.
@@ -100,8 +105,18 @@ class ReadyNetwork(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, *, slices: int, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        slices: int,
+        device: str = "auto",
+        dtype: str = "auto",
+        outputs: Callable[[Any], Any] | None = None,
+    ) -> None:
         super().__init__()
+        self.name = type(model).__name__
+        self.outputs = outputs
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         try:
@@ -109,7 +124,7 @@ class ReadyNetwork(nn.Module):
         except (RuntimeError, TypeError) as error:
             raise ModelError(f"the network {type(model).__name__} cannot be copied: {error}") from error
         untie(module)
-        module.eval().requires_grad_(False).to(self.device)
+        module.eval().requires_grad_(False).float().to(self.device)
         self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
         if self.device.type == "cpu":
             keep_depthwise_exact(self.module)
@@ -118,26 +133,56 @@ class ReadyNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std, device=self.device).view(1, -1, 1, 1))
 
     def forward(self, windows: Tensor) -> Any:
-        """Run the network on windows (batch, slices, y, x) in 0..1 and return whatever it returns."""
+        """Run the network on windows (batch, slices, y, x) in 0..1 and return whatever it, or ``outputs``, returns."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return self.module((windows - self.mean) / self.std)
+            returned = self.module((windows - self.mean) / self.std)
+        return returned if self.outputs is None else _reduced(returned, self.outputs)
 
-    def prepare(self, slices: int, tile: tuple[int, int]) -> None:
+    def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
         """Run one window through the network, and take its batch norms into the convolutions before them.
+
+        Returns:
+            What the network gave for the window.
 
         Raises:
             ModelError: the network refuses the window, or returns something in which there are no logits.
         """
-        shape = (1, slices, *tile)
-        windows = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        windows = trial_windows(slices, tile).to(self.device)
         try:
             with torch.no_grad():
-                output = self(windows)
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+                returned = self(windows)
+        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
-                f"the network {type(self.module).__name__} refuses windows of shape {shape}: {reason}; "
+                f"the network {self.name} refuses windows of shape {tuple(windows.shape)}: {reason}; "
                 f"evenslice.neutralize(model, slices={slices}) gives it {slices} inputs, --tile another size"
             ) from error
-        logits(output)
-        fuse_batch_norms(self.module, (windows - self.mean) / self.std)
+        check_output(returned, self.name)
+        reduced = logits if self.outputs is None else partial(_reduced, function=self.outputs)
+        fuse_batch_norms(self.module, (windows - self.mean) / self.std, reduced)
+        return returned
+
+
+def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
+    """Return a window (1, slices, y, x) of noise, to try a network with."""
+    return torch.rand((1, slices, *tile), generator=torch.Generator().manual_seed(0))
+
+
+def check_output(returned: Any, name: str) -> None:
+    """Check what a network gave for the trial window.
+
+    Raises:
+        ModelError: there are no logits in it, or they hold NaN.
+    """
+    output = logits(returned)
+    if output.is_floating_point() and bool(output.isnan().any()):
+        raise ModelError(f"the network {name} returns NaN for a window of noise in 0..1; see to its weights")
+
+
+def _reduced(returned: Any, function: Callable[[Any], Any]) -> Tensor:
+    output = reduce_output(returned, function)
+    if not isinstance(output, torch.Tensor):
+        raise ModelError(
+            f"outputs={function_name(function)} returns {type(output).__name__}; it has to return a tensor, batch first"
+        )
+    return output

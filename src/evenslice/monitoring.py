@@ -64,9 +64,7 @@ class AsymmetryMonitor(Callback):
         ('share_-1', 'share_0', 'share_1', 'directional_bias', 'asymmetry', 'imbalance')
     """
 
-    def __init__(
-        self, windows: Tensor, *, every: int = 200, target: Target = "predicted", batch: int = 4
-    ) -> None:
+    def __init__(self, windows: Tensor, *, every: int = 200, target: Target = "auto", batch: int = 4) -> None:
         if windows.ndim != 4 or len(windows) == 0 or windows.shape[1] % 2 == 0:
             raise ConfigError(
                 f"windows of shape {tuple(windows.shape)}: give at least one, as (windows, slices, y, x) with an odd "
@@ -120,7 +118,7 @@ class AsymmetryMonitor(Callback):
 
 
 def measure_bias(
-    network: nn.Module, windows: Tensor, *, target: Target = "predicted", batch: int = 4
+    network: nn.Module, windows: Tensor, *, target: Target = "auto", batch: int = 4
 ) -> dict[str, float]:
     """Measure the shares and biases of a network, by gradients, on some windows and their mirrors.
 
@@ -129,7 +127,7 @@ def measure_bias(
     Args:
         network: maps windows to logits.
         windows: (n, N, y, x), as the network takes them.
-        target: which class's logit is explained at each pixel.
+        target: what is explained at each pixel.
         batch: windows in one pass.
 
     Returns:

@@ -81,8 +81,8 @@ class Audit:
         examples: a few windows with their saliency.
         kernels: the stems before and after the strategy; before is the same as after where that is not known, and
             there are none for a network that ``neutralize`` has not seen.
-        run: what was run, ready for JSON: slices, step, strategy, tie, method, target, precision, windows_available,
-            stopped, tile, seed, dtype, device, scaling, model, stems, volumes, command, versions, created, seconds.
+        run: what was run, ready for JSON: slices, step, strategy, tie, method, target, outputs, precision,
+            windows_available, windows_without_attribution, stopped, tile, seed, dtype, device, scaling, model, stems, volumes, command, versions, created, seconds.
     """
 
     name: str

@@ -1,0 +1,89 @@
+"""A user's own function from what a network returns to the one tensor of its outputs, in place of a rule.
+
+``evenslice.models.logits`` finds the outputs of most networks. Where they have to be made of several things first, as
+the masks and classes of queries are, a function does it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenslice.errors import ConfigError, EvensliceError, ModelError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["find_function", "function_name", "reduce_output"]
+
+
+def reduce_output(returned: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a user's function to what a network returned.
+
+    Args:
+        returned: whatever the network returned for windows.
+        function: maps it to the outputs, batch first.
+
+    Raises:
+        ModelError: the function raises.
+
+    Example:
+        >>> reduce_output({"depth": 3.0}, operator.itemgetter("depth"))
+        3.0
+    """
+    try:
+        return function(returned)
+    except EvensliceError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise ModelError(
+            f"outputs={function_name(function)} fails on what the network returned, {type(returned).__name__}: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """Return how a function is called, ``package.module:function`` where it has a name of its own.
+
+    Example:
+        >>> function_name(abs), function_name(operator.itemgetter("depth"))
+        ('builtins:abs', 'itemgetter')
+    """
+    name = getattr(function, "__qualname__", None)
+    return f"{function.__module__}:{name}" if isinstance(name, str) else type(function).__name__
+
+
+def find_function(text: str) -> Callable[..., Any]:
+    """Return the function that ``package.module:function`` names; the current directory is importable.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no function.
+
+    Example:
+        >>> find_function("operator:neg")(3)
+        -3
+    """
+    path, colon, name = text.partition(":")
+    if not (path and colon and name):
+        raise ConfigError(f"{text!r} names no function; write package.module:function")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(path)
+        function = operator.attrgetter(name)(module)
+    except AttributeError as error:
+        names = [key for key, item in vars(module).items() if callable(item) and not key.startswith("_")]
+        raise ConfigError(f"{text}: {path} has no {name!r}; {nearest(name, names)}") from error
+    except Exception as error:  # a module of the user's may raise anything
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise ConfigError(f"{text}: cannot be imported ({type(error).__name__}: {reason})") from error
+    finally:
+        sys.path.remove(here)
+    if not callable(function):
+        raise ConfigError(f"{text}: is {type(function).__name__}, not a function")
+    found: Callable[..., Any] = function
+    return found
