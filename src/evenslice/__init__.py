@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from evenslice.monitoring import AsymmetryMonitor
     from evenslice.neutralizing import Record, neutralize, record_of, untie
+    from evenslice.onnx_files import load_onnx
     from evenslice.results import Audit, load_audits
     from evenslice.segmenting import segment
     from evenslice.studying import study
@@ -50,6 +51,7 @@ __all__ = [
     "audit",
     "load_audits",
     "load_network",
+    "load_onnx",
     "neutralize",
     "open_volume",
     "record_of",
@@ -71,6 +73,7 @@ _HOMES = {
     "audit": "auditing",
     "load_audits": "results",
     "load_network": "checkpoints",
+    "load_onnx": "onnx_files",
     "neutralize": "neutralizing",
     "open_volume": "volumes",
     "record_of": "neutralizing",

@@ -33,8 +33,8 @@ class BlackBox(nn.Module):
     Args:
         function: maps an array (batch, slices, y, x), float32 in 0..1, to an array or a tensor, batch first, or to
             whatever ``outputs`` or ``evenslice.models.logits`` reduces to one. It scales and moves its input itself.
-            Where it has attributes ``slices`` and ``tile`` that are not None, it takes no other; where it has ``mean``
-            and ``std``, they are noted.
+            Where it has attributes ``slices`` and ``tile`` that are not None, it takes no other; where it has ``name``,
+            ``mean`` and ``std``, they are noted.
         outputs: maps what the function returns to the outputs.
         device: "auto"; anything else would have no effect, and is refused.
         dtype: likewise.
@@ -73,7 +73,7 @@ class BlackBox(nn.Module):
                 )
         self.function = function
         self.outputs = outputs
-        self.name = function_name(function)
+        self.name = str(getattr(function, "name", function_name(function)))
         self.mean, self.std = (
             torch.tensor(getattr(function, name, default), dtype=torch.float32)
             for name, default in (("mean", 0.0), ("std", 1.0))
@@ -91,7 +91,12 @@ class BlackBox(nn.Module):
 
         Raises:
             ModelError: it refuses the window, or returns something in which there are no outputs.
+            ConfigError: it states that it takes other windows.
         """
+        for name, asked in (("slices", slices), ("tile", tuple(tile))):
+            stated = getattr(self.function, name, None)
+            if stated is not None and stated != asked:
+                raise ConfigError(f"{name} = {asked}: {self.name} takes {stated}; leave {name} out")
         windows = trial_windows(slices, tile)
         try:
             returned = self(windows)

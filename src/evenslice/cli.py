@@ -156,8 +156,10 @@ def info(
 
 @app.command()
 def audit(
-    model: Model,
-    weights: Weights,
+    model: Annotated[str, typer.Option("--model", metavar="SPEC", help=f"{MODEL_HELP} Or onnx.")],
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="W", help=f"{WEIGHTS_HELP} For onnx, the file of the network.")
+    ],
     volume: Annotated[
         list[str], typer.Option("--volume", metavar="PATH", help="A volume; several may be given.")
     ],
@@ -168,7 +170,7 @@ def audit(
         typer.Option(
             "--method",
             metavar="M",
-            help="Of attribution: gradient (the default), input_x_gradient, integrated_gradients, smoothgrad, gradient_shap, occlusion; several may be given.",
+            help="Of attribution: gradient (the default), input_x_gradient, integrated_gradients, smoothgrad, gradient_shap, occlusion (the only one for ONNX); several may be given.",
         ),
     ] = None,
     out: Annotated[
@@ -184,8 +186,20 @@ def audit(
         bool, typer.Option("--fail-on-bias", help="Exit with status 1 if biased.")
     ] = False,
     target: Annotated[
-        str, typer.Option("--target", help="Explain: predicted, labels, sum or a class.")
-    ] = "predicted",
+        str,
+        typer.Option(
+            "--target",
+            help="Explain: auto (predicted where the output has classes, else sum), predicted, labels, sum or a class.",
+        ),
+    ] = "auto",
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            "--outputs",
+            metavar="MODULE:FUNCTION",
+            help="Makes the tensor to explain of what the network returns; by default its logits, by a rule.",
+        ),
+    ] = None,
     labels: Annotated[
         list[str] | None, typer.Option("--labels", metavar="PATH", help="Class map of each volume.")
     ] = None,
@@ -216,6 +230,7 @@ def audit(
     from evenslice.attribution import parse_target
     from evenslice.compare import AUDITS, RENDERED, audit_strategies, write_results
     from evenslice.outputs import staged_folder
+    from evenslice.reductions import find_function
     from evenslice.volumes import open_volume
 
     opened = partial(open_volume, axes=axes, select=_parse_select(select), level=level)
@@ -226,7 +241,7 @@ def audit(
             weights,
             [opened(path) for path in volume],
             strategies=strategy or ["pretrained"],
-            methods=method or ["gradient"],
+            methods=method or [],
             network={
                 "slices": slices,
                 "tie": tie,
@@ -238,6 +253,7 @@ def audit(
             command=_command(),
             labels=[opened(path) for path in labels] if labels else None,
             target=parse_target(target),
+            outputs=None if outputs is None else find_function(outputs),
             tolerance=tolerance,
             precision=precision,
             step=step,

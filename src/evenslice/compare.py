@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 from evenslice.attribution import check_method
 from evenslice.auditing import audit
 from evenslice.checkpoints import load_network
+from evenslice.errors import ConfigError
+from evenslice.onnx_files import load_onnx
 from evenslice.report import FIGURES, TABLES, write_figures, write_report, write_tables
 from evenslice.results import save_audits
 from evenslice.strategies import find_strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from torch import nn
+
     from evenslice.auditing import VolumeLike
+    from evenslice.onnx_files import OnnxNetwork
     from evenslice.results import Audit
 
 __all__ = ["AUDITS", "RENDERED", "audit_strategies", "write_rendered", "write_results"]
@@ -27,6 +32,9 @@ AUDITS = ("audit*.json", "audit*.npz")
 RENDERED = ("report.html", *(f"figures/{name}" for name in FIGURES), *(f"tables/{name}" for name in TABLES))
 """Name patterns of what is drawn from them."""
 
+ONNX = "onnx"
+"""The specification of a network in an ONNX file."""
+
 
 def audit_strategies(
     spec: str,
@@ -34,7 +42,7 @@ def audit_strategies(
     volume: VolumeLike | Sequence[VolumeLike],
     *,
     strategies: Sequence[str] = ("pretrained",),
-    methods: Sequence[str] = ("gradient",),
+    methods: Sequence[str] = (),
     network: dict[str, Any] | None = None,
     command: str | None = None,
     **options: Any,
@@ -42,31 +50,68 @@ def audit_strategies(
     """Load a network once for each strategy and audit it by each method.
 
     Args:
-        spec: the network, as ``load_network`` takes it.
-        weights: its weights, likewise.
+        spec: the network, as ``load_network`` takes it, or "onnx".
+        weights: its weights, likewise; the file of an ONNX network.
         volume: one volume or several, as ``audit`` takes them.
         strategies: how the stem's colour kernels become slice kernels; "pretrained" is the network as it is built.
-        methods: of attribution.
-        network: further keyword arguments of ``load_network``: slices, tie, classes, seed.
+        methods: of attribution; by default what ``audit`` chooses.
+        network: further keyword arguments of ``load_network``: slices, tie, classes, seed, mean, std.
         command: the command line to note in the results.
         options: further keyword arguments of ``audit``.
 
     Returns:
         One audit for each strategy and method, named after what differs among them.
+
+    Raises:
+        ConfigError: an option that an ONNX network, which stays as it is, does not have.
     """
+    network = network or {}
     for strategy in strategies:
-        find_strategy(strategy, (network or {}).get("slices") or 3)
+        find_strategy(strategy, network.get("slices") or 3)
     for method in methods:
         check_method(method)
+    if spec == ONNX:
+        options["slices"] = network.get("slices")
     audits = []
-    for strategy in strategies:
-        model, record, source = load_network(spec, weights, strategy=strategy, **(network or {}))
-        for method in methods:
-            found = audit(model, volume, method=method, **options)
-            run = {**found.run, "model": found.run["model"] | source.to_dict(), "command": command}
-            name = _name(record.strategy, method, several=(len(strategies) > 1, len(methods) > 1))
-            audits.append(replace(found, name=name, run=run))
+    for model, strategy, source in _networks(spec, weights, strategies, network):
+        for chosen in methods or (None,):
+            found = audit(model, volume, method=chosen, **options)
+            run = {**found.run, "model": found.run["model"] | source, "command": command}
+            several = (len(strategies) > 1, len(methods) > 1)
+            audits.append(replace(found, name=_name(strategy, found.run["method"], several=several), run=run))
     return audits
+
+
+def _networks(
+    spec: str, weights: str, strategies: Sequence[str], network: dict[str, Any]
+) -> Iterator[tuple[nn.Module | OnnxNetwork, str, dict[str, Any]]]:
+    """Yield the network for each strategy, the strategy's name, and what the network was built from."""
+    if spec == ONNX:
+        yield _load_onnx(weights, strategies, network)
+        return
+    for strategy in strategies:
+        model, record, source = load_network(spec, weights, strategy=strategy, **network)
+        yield model, record.strategy, source.to_dict()
+
+
+def _load_onnx(
+    path: str, strategies: Sequence[str], network: dict[str, Any]
+) -> tuple[OnnxNetwork, str, dict[str, Any]]:
+    """Load a network from an ONNX file; refuse the options that would change it."""
+    changes = {
+        "strategy": [name for name in strategies if name != "pretrained"],
+        "tie": network.get("tie"),
+        "classes": network.get("classes"),
+    }
+    for name, value in changes.items():
+        if value:
+            raise ConfigError(
+                f"--{name}: an ONNX network stays as it is; leave the option out, or neutralize the network that the file "
+                "was exported from"
+            )
+    scaling = {name: network[name] for name in ("mean", "std") if network.get(name) is not None}
+    model = load_onnx(path, **scaling)
+    return model, "audit", {"spec": ONNX, "weights": str(path), "origin": model.origin}
 
 
 def _name(strategy: str, method: str, *, several: tuple[bool, bool]) -> str:

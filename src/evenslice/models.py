@@ -195,7 +195,11 @@ def logits(output: Any) -> Tensor:
 
 def _candidates(output: Any) -> Iterator[Any]:
     """Yield the places where logits may be, the likeliest first."""
+    import torch
+
     yield output
+    if isinstance(output, list) and output and all(isinstance(x, Mapping) and "scores" in x for x in output):
+        yield torch.stack([found["scores"].sum().reshape(1) for found in output])  # detections
     yield getattr(output, "logits", None)
     if isinstance(output, Mapping):
         yield output.get("out")
