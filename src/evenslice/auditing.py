@@ -214,7 +214,7 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
             "seed": seed,
             "device": str(network.device),
             "dtype": str(network.dtype).removeprefix("torch."),
-            "scaling": {"mean": network.mean.flatten().tolist(), "std": network.std.flatten().tolist()},
+            "scaling": network.scaling,
             "model": {"class": network.name},
             "stems": [{"name": stem.name, "shape": list(stem.after.shape)} for stem in kernels],
             "volumes": [_describe(grid) for grid in grids],

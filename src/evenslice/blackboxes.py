@@ -74,10 +74,10 @@ class BlackBox(nn.Module):
         self.function = function
         self.outputs = outputs
         self.name = str(getattr(function, "name", function_name(function)))
-        self.mean, self.std = (
-            torch.tensor(getattr(function, name, default), dtype=torch.float32)
+        self.scaling = {
+            name: np.atleast_1d(getattr(function, name, default)).tolist()
             for name, default in (("mean", 0.0), ("std", 1.0))
-        )
+        }
 
     def forward(self, windows: Tensor) -> Any:
         """Call the function on windows (batch, slices, y, x) in 0..1, and return what it returns as tensors."""

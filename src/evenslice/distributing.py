@@ -11,10 +11,12 @@ Dask cluster does it: one started on this machine, or one that runs already; fun
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections import deque
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from evenslice.errors import ConfigError, needs_extra
@@ -74,12 +76,27 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
     }
     with (
         dask.config.set(settings),
+        _importable_here(),
         LocalCluster(
             n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextmanager
+def _importable_here() -> Iterator[None]:
+    """Let workers import what lies in the current directory: they look where this process looks.
+
+    A user's own network or function is imported from there, and a worker that does not find it dies, again and again.
+    """
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def _connect(connect: Callable[..., Any], scheduler: str) -> Any:

@@ -136,7 +136,13 @@ class ReadyNetwork(nn.Module):
         """Run the network on windows (batch, slices, y, x) in 0..1 and return whatever it, or ``outputs``, returns."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             returned = self.module((windows - self.mean) / self.std)
-        return returned if self.outputs is None else _reduced(returned, self.outputs)
+            # Within: what the function multiplies may be in the fast precision and in float32.
+            return returned if self.outputs is None else _reduced(returned, self.outputs)
+
+    @property
+    def scaling(self) -> dict[str, list[float]]:
+        """The ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each."""
+        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
         """Run one window through the network, and take its batch norms into the convolutions before them.

@@ -53,8 +53,9 @@ def function_name(function: Callable[..., Any]) -> str:
         >>> function_name(abs), function_name(operator.itemgetter("depth"))
         ('builtins:abs', 'itemgetter')
     """
-    name = getattr(function, "__qualname__", None)
-    return f"{function.__module__}:{name}" if isinstance(name, str) else type(function).__name__
+    name = getattr(function, "__qualname__", type(function).__name__)
+    module = getattr(function, "__module__", None)
+    return f"{module}:{name}" if module and hasattr(function, "__qualname__") else str(name)
 
 
 def find_function(text: str) -> Callable[..., Any]:
