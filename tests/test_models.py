@@ -6,9 +6,7 @@ import pickle
 import sys
 import threading
 import time
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +30,7 @@ UNET = "smp:Unet/tu-tf_efficientnet_lite0"
 SMALL = "smp:Unet/resnet18?encoder_depth=3&decoder_channels=[16,8,8]"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)
+PLAIN = ((0.0,) * 3, (1.0,) * 3)
 
 
 def build_model(spec, weights="imagenet", **options) -> tuple[Any, models.ModelSource]:
@@ -61,47 +60,6 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-# What a network returns
-
-
-class Named(NamedTuple):
-    logits: torch.Tensor
-    aux_logits: torch.Tensor
-
-
-@dataclass
-class Segmentation:
-    loss: torch.Tensor | None
-    logits: torch.Tensor
-
-
-SCORES = torch.zeros(1, 2, 4, 4)
-OTHER = torch.ones(1)
-
-
-@pytest.mark.parametrize(
-    "output",
-    [
-        SCORES,
-        {"aux": OTHER, "out": SCORES},
-        {"loss": OTHER, "logits": SCORES},
-        {"loss": None, "prediction": SCORES, "features": OTHER},
-        (SCORES, OTHER),
-        [None, SCORES],
-        Named(SCORES, OTHER),
-        Segmentation(OTHER, SCORES),
-    ],
-)
-def test_logits_are_found(output):
-    assert logits(output) is SCORES
-
-
-@pytest.mark.parametrize("output", [None, "scores", {}, [], {"out": None}, SimpleNamespace(scores=SCORES)])
-def test_output_without_logits_is_named_by_its_type(output):
-    with pytest.raises(ModelError, match=f"returned {type(output).__name__}, in which no logits"):
-        logits(output)
-
-
 # What a network says of itself
 
 
@@ -115,6 +73,8 @@ def test_output_without_logits_is_named_by_its_type(output):
         ("smp:FPN/dpn68", ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)),
         ("timm:convnext_atto", IMAGENET),
         ("torchvision:squeezenet1_1", IMAGENET),
+        ("torchvision:ssdlite320_mobilenet_v3_large", PLAIN),  # scales its input itself
+        ("monai:FlexibleUNet/efficientnet-b0", IMAGENET),
     ],
 )
 @pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated")
@@ -147,6 +107,16 @@ def test_normalization_of_a_network_that_states_none():
         ("torchvision:vit_b_32", (224, 224), 32),
         (SMALL, None, 8),
         ("torchvision:lraspp_mobilenet_v3_large", None, 32),
+        ("monai:UNet?channels=[8,16]&strides=[2]", None, 2),
+        ("monai:DynUNet?strides=[[1,1],[2,2],[2,2],[2,4]]", None, 16),
+        ("monai:UNETR", (96, 96), 32),
+        ("monai:ViT?img_size=[64,32]", (64, 32), 32),
+        ("monai:HoVerNet", (256, 256), 32),
+        ("transformers:vit?image_size=64&patch_size=8", (64, 64), 32),
+        ("transformers:swin", (224, 224), 32),
+        ("transformers:dinov2", None, 224),
+        ("transformers:clip", (224, 224), 32),
+        ("transformers:mask2former", None, 32),
     ],
 )
 def test_input_size(spec, size, multiple):
@@ -249,6 +219,10 @@ def test_seed_decides_random_parts_and_leaves_the_global_state():
         ("torchvision:squeezenet1_1", 3, 3),
         ("torchvision:lraspp_mobilenet_v3_large", None, 21),
         ("torchvision:lraspp_mobilenet_v3_large", 2, 2),
+        ("torchvision:lraspp_mobilenet_v3_large", 1, 1),
+        ("monai:UNet", None, 2),
+        ("monai:resnet10", 5, 5),
+        ("monai:HighResNet", 3, 3),
         ("smp:unet/tu-test_vit?encoder_depth=3", None, None),
     ],
 )

@@ -24,8 +24,25 @@ ENCODERS = {
 }
 # Model types of transformers whose networks take images of the size in their configuration and no other.
 FIXED_TYPES = frozenset(
-    {"beit", "data2vec-vision", "deit", "eomt", "hiera", "ijepa", "levit", "pvt", "sam_hq_vision_model"}
-    | {"sam_vision_model", "vit", "vit_mae", "vit_msn"}
+    [
+        "clip",
+        "clip_vision_model",
+        "data2vec-vision",
+        "deit",
+        "eomt",
+        "hiera",
+        "ijepa",
+        "levit",
+        "pvt",
+        "sam_hq_vision_model",
+        "sam_vision_model",
+        "siglip",
+        "siglip_vision_model",
+        "swin",
+        "vit",
+        "vit_mae",
+        "vit_msn",
+    ]
 )
 
 
@@ -72,6 +89,11 @@ def _reads_images(module: nn.Module) -> bool:
     return bool(_model_type(module)) and getattr(module, "main_input_name", None) == "pixel_values"
 
 
+def _is_backbone(module: nn.Module) -> bool:
+    """Say whether a network of transformers is the backbone of another, which takes images of any size."""
+    return type(module).__name__.endswith("Backbone")
+
+
 def _model_type(module: nn.Module) -> str:
     """Return what transformers calls the type of a network; nothing for what is none of its networks."""
     return str(getattr(getattr(module, "config", None), "model_type", None) or "")
@@ -104,6 +126,11 @@ def input_size(model: nn.Module) -> tuple[int, int] | None:
             return stated
         if hasattr(module, "strict_img_size"):  # timm's patch embeddings, where they take any size
             return None
+    # The outermost decides: a network of any size may hold, as a part, one that alone takes one size.
+    outermost = next(filter(_reads_images, model.modules()), None)
+    if outermost is not None and _model_type(outermost) in FIXED_TYPES and not _is_backbone(outermost):
+        whole: Any = outermost.config
+        return _pair(getattr(getattr(whole, "vision_config", whole), "image_size", None))
     for config in _pretrained_configs(model):
         if config.get("fixed_input_size"):
             built = filter(None, (getattr(module, "img_size", None) for module in model.modules()))
@@ -117,11 +144,6 @@ def _fixed_size(module: Any) -> tuple[int, int] | None:
         return _pair(getattr(module, "img_size", None))
     if hasattr(module, "seq_length") and hasattr(module, "image_size"):  # torchvision's vision transformers
         return _pair(module.image_size)
-    if _reads_images(module) and _model_type(module) in FIXED_TYPES:
-        return _pair(getattr(module.config, "image_size", None))
-    if hasattr(module, "feat_size") and hasattr(module, "patch_size"):  # MONAI's UNETR
-        y, x = (cells * pixels for cells, pixels in zip(module.feat_size, module.patch_size, strict=True))
-        return y, x
     return None
 
 

@@ -383,7 +383,11 @@ class _View:
         if not self.common or self.reshaped:
             return False
         if not self.part:
-            return not self.unexpected and _tops(self.missing) <= HEADS - _tops(self.common)
+            filled = _tops(self.common)
+            # Another head than the file's is drawn at random, and the file's is left over.
+            return _tops(self.missing) <= HEADS - filled and _tops(self.unexpected) <= HEADS - _tops(
+                self.wanted
+            )
         # Whole further parts are the head of a classifier; more within a shared part is another, deeper backbone.
         surplus = _tops(self.unexpected) | _tops(map(_flat, self.unexpected))
         return not self.missing and not surplus & _tops(self.wanted)

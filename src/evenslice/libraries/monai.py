@@ -23,7 +23,7 @@ _PATCHES = {"img_size": (96, 96), "patch_size": (16, 16)}
 NETWORKS: dict[str, Mapping[str, Any]] = {
     "AHNet": {},
     "AttentionUnet": _LEVELS,
-    "AutoEncoder": _LEVELS,
+    "AutoEncoder": {"channels": (16, 32, 64), "strides": (2, 2, 2)},
     "BasicUNet": {},
     "BasicUNetPlusPlus": {},
     "Classifier": {**_LEVELS, "in_shape": (96, 96)},
@@ -86,20 +86,43 @@ def _build(plan: Plan, pretrained: bool) -> Built:
     _check_variant(plan, name, variant)
     builder = getattr(nets, name)
     known = _parameters(builder)
-    if "in_shape" in known:
-        arguments["in_shape"] = (plan.inputs, *arguments["in_shape"])
-    arguments |= {name: plan.inputs for name in _INPUTS if name in known}
-    arguments |= {name: plan.outputs for name in _OUTPUTS if name in known}
-    arguments |= {"spatial_dims": 2} if "spatial_dims" in known else {}
+    arguments |= _own_arguments(plan, known, arguments)
     if pretrained:
         _check_pretrained(plan, variant)
     if "pretrained" in known:
         arguments["pretrained"] = pretrained
     model = builder(**arguments)
-    if variant.startswith("efficientnet"):
-        model.pretrained_cfg = IMAGENET  # read by evenslice's normalization, as timm's networks carry it
-    random = [part for part, _ in model.named_children() if part != "encoder"]
-    return model, tuple(random) if name == "FlexibleUNet" else () if plan.outputs == 1000 else ("_fc",)
+    model.pretrained_cfg = _stated(name, variant, arguments)
+    if name == "FlexibleUNet":
+        return model, tuple(part for part, _ in model.named_children() if part != "encoder")
+    return model, () if plan.outputs == 1000 else ("_fc",)
+
+
+def _own_arguments(plan: Plan, known: set[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that evenslice sets."""
+    own: dict[str, Any] = {name: plan.inputs for name in _INPUTS if name in known}
+    own |= {name: plan.outputs for name in _OUTPUTS if name in known}
+    if "spatial_dims" in known:
+        own["spatial_dims"] = 2
+    if "in_shape" in known:
+        own["in_shape"] = (plan.inputs, *_sides(arguments["in_shape"]))
+    return own
+
+
+def _stated(name: str, variant: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what evenslice reads of a network's input, in the form in which timm's networks carry it."""
+    stated: dict[str, Any] = dict(IMAGENET) if variant.startswith("efficientnet") else {}
+    size = arguments.get("img_size", arguments.get("in_shape", arguments.get("input_image_size")))
+    if name == "HoVerNet":
+        size = 270 if str(arguments.get("mode", "fast")).lower() == "original" else 256
+    if size is not None:
+        stated |= {"fixed_input_size": True, "input_size": (3, *_sides(size))}
+    return stated
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    y, x = (size, size) if isinstance(size, int) else size[-2:]
+    return int(y), int(x)
 
 
 def _parameters(builder: Callable[..., Any]) -> set[str]:

@@ -97,9 +97,11 @@ class _Place:
 
         if self.kind == "type":
             changes = {**_DEFAULTS.get(self.name, {}), **changes}
-            plain = AutoConfig.for_model(self.name)
+            plain = AutoConfig.for_model(
+                self.name
+            )  # which would take any change, also one that means nothing
             unknown = {key: value for key, value in changes.items() if not hasattr(plain, key)}
-            return AutoConfig.for_model(self.name, **changes), unknown
+            return (plain if unknown else AutoConfig.for_model(self.name, **changes)), unknown
         options = {"return_unused_kwargs": True, "trust_remote_code": False, **changes}
         if self.kind == "local":
             config, unused = AutoConfig.from_pretrained(self.name, local_files_only=True, **options)
