@@ -1,0 +1,206 @@
+"""Neutralize every network of every library, and write down what came of it.
+
+    python studies/sweep.py --jobs 2                # goes on where it was; hours
+    python studies/sweep.py --only 'timm:vit_*'     # those alone
+    python studies/sweep.py --sample 60             # some of each library
+    python studies/sweep.py --retry                 # those again that failed, crashed or were not built
+
+Every network has random weights that are unequal by colour; it is neutralized by the strategy "uniform" for 3 and for 5
+slices, and held to what that promises. Where it fails, the strategy "mixer" is tried. Networks work in child
+processes, with limits on memory and time, so that one that crashes or hangs is a row of the results like any other.
+``write_coverage.py`` makes docs/coverage.md of the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import random
+import select
+import subprocess
+import sys
+import threading
+import time
+from fnmatch import fnmatchcase
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep_networks import Network, all_networks
+from sweep_rows import RESULTS, SLICES, Result, Row, append, read_rows, write_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CHILD = Path(__file__).parent / "sweep_checks.py"
+NETWORKS_A_CHILD = 60  # after which a child makes room for a new one
+
+
+class Child:
+    """A process that checks one network after another.
+
+    Args:
+        memory: GiB that it may use.
+        timeout: seconds that it may take for one network.
+    """
+
+    def __init__(self, memory: int, timeout: float) -> None:
+        self.memory = memory
+        self.timeout = timeout
+        self._process: subprocess.Popen[str] | None = None
+        self._checked = 0
+
+    def check(self, network: Network, limits: Sequence[float]) -> Row:
+        """Check one network; what kills the process, or takes too long, is a finding."""
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018  # pipes, as asked for
+        request = {"network": list(network), "limits": list(limits)}
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], self.timeout)
+            answer = process.stdout.readline() if ready else None
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            self._checked += 1
+            if self._checked >= NETWORKS_A_CHILD:
+                self.stop()
+            return _row(json.loads(answer)["row"])
+        self.stop()
+        reason = (
+            f"took longer than {self.timeout:g} seconds"
+            if answer is None
+            else f"crashed the process (exit status {process.returncode})"
+        )
+        return Row(*network, results=dict.fromkeys(SLICES, Result("failed", error=reason)))
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._checked = 0
+        self._process = subprocess.Popen(  # noqa: S603  # this interpreter, a file of ours
+            [sys.executable, str(CHILD), str(self.memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        return self._process
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def _row(values: dict[str, Any]) -> Row:
+    results = {int(slices): Result(**found) for slices, found in values["results"].items()}
+    return Row(**{**values, "results": results})
+
+
+def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
+    """Check networks in several processes, and append a row for each to the results as it is done."""
+    waiting: queue.SimpleQueue[Network] = queue.SimpleQueue()
+    for network in networks:
+        waiting.put(network)
+    lock, started, done = threading.Lock(), time.monotonic(), 0
+
+    def work() -> None:
+        nonlocal done
+        child = Child(options.memory, options.timeout)
+        try:
+            while True:
+                network = waiting.get_nowait()
+                row = child.check(network, (options.largest, options.work))
+                with lock:
+                    append(row, options.results)
+                    done += 1
+                    pace = (time.monotonic() - started) / done
+                    print(f"[{done}/{len(networks)}, {pace:.1f} s each] {_said(row)}", flush=True)
+        except queue.Empty:
+            pass
+        finally:
+            child.stop()
+
+    threads = [threading.Thread(target=work) for _ in range(options.jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _said(row: Row) -> str:
+    outcomes = [
+        f"{slices}: {found.outcome}{f', mixer {found.mixer}' if found.mixer else ''}"
+        for slices, found in sorted(row.results.items())
+    ]
+    why = next((found.error for found in row.results.values() if found.error), row.unbuilt)
+    stem = " (stem)" if row.checked == "stem" else ""
+    return f"{row.library}:{row.name}{stem} {'; '.join(outcomes) or 'not built'}{f' -- {why}' if why else ''}"
+
+
+def _chosen(options: argparse.Namespace) -> list[Network]:
+    """Return the networks that are to be checked, and take those out of the results that are checked again."""
+    rows = read_rows(options.results)
+    if options.retry:
+        rows = [row for row in rows if _is_fine(row) or not _matches(row, options.only)]
+        write_rows(rows, options.results)
+    done = {(row.library, row.name) for row in rows}
+    networks = [network for network in all_networks() if _matches(network, options.only)]
+    if options.sample is not None:
+        networks = _sample(networks, options.sample, options.seed)
+    return [network for network in networks if (network.library, network.name) not in done]
+
+
+def _is_fine(row: Row) -> bool:
+    return not row.unbuilt and all(row.results[slices].outcome == "ok" for slices in SLICES)
+
+
+def _matches(item: Network | Row, patterns: Sequence[str]) -> bool:
+    name = f"{item.library}:{item.name}"
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _sample(networks: Sequence[Network], number: int, seed: int) -> list[Network]:
+    """Draw about a number of networks, an equal part of every library as far as it goes."""
+    generator = random.Random(seed)  # noqa: S311  # no secret
+    groups = [list(group) for _, group in groupby(networks, key=lambda network: network.library)]
+    share = -(-number // max(1, len(groups)))
+    return [network for group in groups for network in generator.sample(group, min(share, len(group)))]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, sweep, and leave the results sorted."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN", help="LIBRARY:NAME, * for any text"
+    )
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="about N networks, an equal part of every library"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--retry", action="store_true", help="again what failed or was not built")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one network")
+    parser.add_argument("--memory", type=int, default=10, help="GiB of address space for one process")
+    parser.add_argument(
+        "--largest", type=float, default=400.0, help="million parameters, above which the stem alone"
+    )
+    parser.add_argument(
+        "--work", type=float, default=200.0, help="million parameters times (pixels / 224 x 224), likewise"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV to go on with")
+    options = parser.parse_args(arguments)
+    networks = _chosen(options)
+    try:
+        sweep(networks, options)
+    finally:
+        write_rows(read_rows(options.results), options.results)
+
+
+if __name__ == "__main__":
+    main()

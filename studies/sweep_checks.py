@@ -1,0 +1,326 @@
+"""One network of the sweep: built with unequal random weights, neutralized, its promise checked.
+
+Run as a script, it takes requests from standard input and answers on standard output, one JSON document a line; see
+``sweep.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import inspect
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sweep_rows import SLICES, Result, Row
+from torch import Tensor, nn
+
+import evenslice
+from evenslice.errors import EvensliceError
+from evenslice.models import build_model, input_size, logits
+from evenslice.neutralizing import STRATEGIES
+from evenslice.stems import find_stems
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Limits", "check_network"]
+
+PERMUTATION, GRAY = 1e-5, 1e-4  # what the errors may be at most
+SMALL = 64  # pixels, of the image where a network can be built for it
+COLOURS = (0.5, 2.0, 0.2)  # by what the colours of a stem are scaled, so that they are far from equal
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is too large to run here.
+
+    Attributes:
+        parameters: in millions.
+        work: millions of parameters at 224 x 224 pixels, or the more the fewer pixels the image has.
+    """
+
+    parameters: float = 400.0
+    work: float = 200.0
+
+    def exceeded(self, millions: float, size: tuple[int, int] | None) -> bool:
+        """Say whether a network is too large for the image that it insists on."""
+        pixels = 1.0 if size is None else max(1.0, size[0] * size[1] / 224**2)
+        return millions > self.parameters or (millions * pixels > self.work and size is not None)
+
+
+def check_network(library: str, name: str, spec: str, limits: Limits) -> Row:
+    """Build one network, neutralize it for every number of slices, and return what came of it."""
+    row = Row(library, name, spec)
+    try:
+        spec, sketch = _smallest(spec)
+    except _Refused as refused:
+        return replace(row, unbuilt=str(refused))
+    row = replace(row, spec=spec)
+    if sketch is not None:
+        millions = sum(parameter.numel() for parameter in sketch.parameters()) / 1e6
+        row = replace(row, parameters=millions)
+        if limits.exceeded(millions, input_size(sketch)):
+            return replace(row, checked="stem", results=_stem_results(sketch))
+    network = _Network(spec)
+    try:
+        model = network.fresh()
+    except _Refused as refused:
+        return replace(row, unbuilt=str(refused))
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    results = {slices: _result(network, slices) for slices in reversed(SLICES)}
+    return replace(row, parameters=millions, pixels=network.pixels, results=results)
+
+
+class _Refused(Exception):  # noqa: N818  # no error of ours: the library does not build what it lists
+    pass
+
+
+def _smallest(spec: str) -> tuple[str, nn.Module | None]:
+    """Return the specification for as small an image as the network can be built for, and its network without weights.
+
+    The latter is None where a network cannot be built on the meta device.
+    """
+    sketch = _sketch(spec)
+    stated = None if sketch is None else input_size(sketch)
+    argument = {"timm": "img_size", "torchvision": "image_size"}.get(spec.partition(":")[0])
+    if stated is None or argument is None or "?" in spec:
+        return spec, sketch
+    smaller = f"{spec}?{argument}={SMALL}"
+    other = _sketch(smaller)
+    if other is not None and _runs(other):
+        return smaller, other
+    return spec, sketch
+
+
+def _sketch(spec: str) -> nn.Module | None:
+    try:
+        with torch.device("meta"):
+            return build_model(spec, "none")[0]
+    except Exception:  # noqa: BLE001  # libraries raise anything
+        return None
+
+
+def _runs(sketch: nn.Module) -> bool:
+    try:
+        with torch.no_grad():
+            logits(sketch(torch.empty(1, 3, SMALL, SMALL, device="meta")))
+    except Exception:  # noqa: BLE001
+        return False
+    return True
+
+
+class _Network:
+    """A network that is built once, and copied for each attempt but for what no attempt changes."""
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        self.pixels: int | None = None
+        self._model: nn.Module | None = None
+        self._versions: dict[int, int] = {}
+
+    def fresh(self) -> nn.Module:
+        """Return the network as it was built."""
+        if self._model is None or self._versions != _versions(self._model):
+            self._model = None
+            self._model = _built(self.spec)
+            self._versions = _versions(self._model)
+        shared = {id(tensor): tensor for tensor in _tensors(self._model) if tensor.ndim > 1}
+        try:
+            return copy.deepcopy(self._model, dict(shared))
+        except (RuntimeError, TypeError):  # it cannot be copied
+            model, self._model = self._model, None
+            return model
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())
+
+
+def _versions(model: nn.Module) -> dict[int, int]:
+    """Return how often each tensor was changed in place."""
+    return {id(tensor): tensor._version for tensor in _tensors(model)}  # noqa: SLF001  # public in all but name
+
+
+def _built(spec: str) -> nn.Module:
+    try:
+        with _cheap_draws():
+            model, _ = build_model(spec, "none")
+    except EvensliceError as error:
+        raise _Refused(_line(error)) from error
+    return unequal(model)
+
+
+def unequal(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Make a network's colours and statistics as unequal as training does, in place, and its zeros alive."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.tensor(COLOURS)[:, None, None]
+    with torch.no_grad():
+        for module in model.modules():
+            mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+            if isinstance(mean, Tensor) and isinstance(variance, Tensor) and not mean.is_meta:
+                mean.copy_(torch.randn(mean.shape, generator=generator) * 0.1)
+                variance.copy_(torch.rand(variance.shape, generator=generator) + 0.5)
+            weight = getattr(module, "weight", None)
+            if isinstance(module, nn.Conv2d) and isinstance(weight, nn.Parameter) and weight.shape[1] == 3:
+                weight.mul_(colours.to(weight))
+        for parameter in model.parameters():
+            # A head that starts as zeros would make any promise hold.
+            if parameter.ndim > 1 and not parameter.is_meta and not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return model
+
+
+def _result(network: _Network, slices: int, **options: Any) -> Result:
+    started = time.process_time()
+    try:
+        record = _neutralized(network, slices, **options)
+    except Exception as error:  # noqa: BLE001  # what is no ModelError is a finding too
+        result = Result("failed", error=_line(error))
+    else:
+        result = _judged(record)
+    if result.outcome == "failed" and "mixer" in STRATEGIES:
+        result = replace(result, **_with_mixer(network, slices, **options))
+    return replace(result, seconds=time.process_time() - started)
+
+
+def _with_mixer(network: _Network, slices: int, **options: Any) -> dict[str, str]:
+    try:
+        result = _judged(_neutralized(network, slices, strategy="mixer", **options))
+    except Exception as error:  # noqa: BLE001
+        return {"mixer": "failed", "mixer_error": _line(error)}
+    return {"mixer": result.outcome, "mixer_error": result.error}
+
+
+def _neutralized(network: _Network, slices: int, **options: Any) -> Any:
+    model = network.fresh()
+    sizes: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args: sizes.append(args[0].shape[-2]) if args else None
+    )
+    try:
+        return evenslice.neutralize(model, slices, **options)
+    finally:
+        handle.remove()
+        network.pixels = sizes[-1] if sizes else network.pixels
+
+
+def _judged(record: Any) -> Result:
+    errors = {"permutation_error": record.permutation_error, "gray_error": record.gray_error}
+    if record.permutation_error <= PERMUTATION and record.gray_error <= GRAY:
+        return Result("ok", **errors)
+    return Result("failed", **errors, error="the promise holds only to the network's own rounding")
+
+
+class _Sketched(_Network):
+    """A network that lies on the meta device but for what its stems need."""
+
+    def __init__(self, sketch: nn.Module) -> None:
+        super().__init__("")
+        self._sketch = sketch
+
+    def fresh(self) -> nn.Module:
+        """Return a copy whose stems, and the batch norms at them, have weights."""
+        model = copy.deepcopy(self._sketch)
+        found: Any = find_stems(model)
+        names = dict(model.named_modules())
+        needed = [getattr(stem, "reader", stem.module) for stem in found.items]
+        needed += [stem.norm for stem in found.items if stem.norm is not None]
+        needed += [names[name] for name in getattr(found, "norms", ())]
+        for module in needed:
+            _materialize(module)
+        return unequal(model)
+
+
+def _materialize(module: nn.Module) -> None:
+    module.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in _tensors(module):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1 + (tensor.ndim == 1))
+            else:
+                tensor.zero_()
+
+
+def _stem_results(sketch: nn.Module) -> dict[int, Result]:
+    if "check" not in inspect.signature(evenslice.neutralize).parameters:
+        error = "too large to run here, and this version cannot check the stem alone"
+        return {slices: Result("failed", error=error) for slices in SLICES}
+    network = _Sketched(sketch)
+    return {slices: _result(network, slices, check="stems") for slices in SLICES}
+
+
+@contextmanager
+def _cheap_draws() -> Iterator[None]:
+    """Draw large tensors from a block of numbers in the block: it takes a tenth of the time, and nobody trains them."""
+    block = torch.rand(999_983, generator=torch.Generator().manual_seed(0)) * 2 - 1  # a prime: rows differ
+    uniform, normal, erfinv = Tensor.uniform_, Tensor.normal_, Tensor.erfinv_
+
+    def filled(tensor: Tensor, centre: float, reach: float) -> Tensor:
+        flat, whole = tensor.view(-1), tensor.numel() // block.numel()
+        with torch.no_grad():
+            flat[: whole * block.numel()].view(whole, block.numel()).copy_(block)
+            flat[whole * block.numel() :].copy_(block[: flat.numel() - whole * block.numel()])
+            return tensor.mul_(reach).add_(centre) if centre else tensor.mul_(reach)
+
+    def is_large(tensor: Tensor) -> bool:
+        return tensor.numel() > 50_000 and tensor.is_contiguous() and tensor.device.type == "cpu"
+
+    def fast_uniform(tensor: Tensor, low: float = 0.0, high: float = 1.0, **options: Any) -> Tensor:
+        if is_large(tensor):
+            return filled(tensor, (low + high) / 2, (high - low) / 2)
+        return uniform(tensor, low, high, **options)
+
+    def fast_normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0, **options: Any) -> Tensor:
+        if is_large(tensor):
+            return filled(tensor, mean, std * 3**0.5)
+        return normal(tensor, mean, std, **options)
+
+    def fast_erfinv(tensor: Tensor) -> Tensor:
+        return tensor if is_large(tensor) else erfinv(tensor)
+
+    patches = {"uniform_": fast_uniform, "normal_": fast_normal, "erfinv_": fast_erfinv}
+    for name, function in patches.items():
+        setattr(Tensor, name, function)
+    try:
+        yield
+    finally:
+        for name, function in {"uniform_": uniform, "normal_": normal, "erfinv_": erfinv}.items():
+            setattr(Tensor, name, function)
+
+
+def _line(error: BaseException) -> str:
+    """Return an error as one line; of one that evenslice did not raise on purpose, its type as well."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, EvensliceError) else f"{type(error).__name__}: {text}"
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    memory = int(sys.argv[1]) * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print; the answers go where nobody else writes
+    for line in sys.stdin:
+        request = json.loads(line)
+        started = time.process_time()
+        row = check_network(*request["network"], Limits(*request["limits"]))
+        gc.collect()
+        answer = {"row": asdict(row), "seconds": time.process_time() - started}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The networks of the sweep, by library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Network", "all_networks"]
+
+
+class Network(NamedTuple):
+    """A network of the sweep: its library, its name there, and the specification that builds it."""
+
+    library: str
+    name: str
+    spec: str
+
+
+# The smallest encoder of each of smp's own families, then some of timm's.
+ENCODERS = (
+    "resnet18",
+    "resnext50_32x4d",
+    "dpn68",
+    "vgg11",
+    "vgg11_bn",
+    "se_resnet50",
+    "se_resnext50_32x4d",
+    "densenet121",
+    "inceptionresnetv2",
+    "inceptionv4",
+    "efficientnet-b0",
+    "mobilenet_v2",
+    "xception",
+    "timm-efficientnet-b0",
+    "timm-tf_efficientnet_lite0",
+    "timm-skresnet18",
+    "mit_b0",
+    "mobileone_s0",
+    "tu-convnext_atto",
+    "tu-regnety_002",
+    "tu-tf_efficientnet_lite0",
+    "tu-tresnet_m",
+    "tu-vit_tiny_patch16_224",
+)
+
+# Every detection passes, so that what is compared hangs on the image; the image stays as small as it is.
+_DETECTORS = {
+    "fasterrcnn": "min_size=64&max_size=64&box_score_thresh=0",
+    "fcos": "min_size=64&max_size=64&score_thresh=0",
+    "keypointrcnn": "min_size=64&max_size=64&box_score_thresh=0",
+    "maskrcnn": "min_size=64&max_size=64&box_score_thresh=0",
+    "retinanet": "min_size=64&max_size=64&score_thresh=0",
+    "ssd": "score_thresh=0",
+}
+
+_VIT = "hidden_size=192&num_attention_heads=3&intermediate_size=768"
+_STAGES = "'out_features':['stage1','stage2','stage3','stage4']"
+_SWIN = "{'model_type':'swin','embed_dim':48,'depths':[1,1,2,1]," + _STAGES + "}"
+_CONVNEXT = "{'model_type':'convnext','hidden_sizes':[48,96,192,384],'depths':[1,1,2,1]," + _STAGES + "}"
+_RESNET = "{'model_type':'resnet','depths':[1,1,2,1]," + _STAGES + "}"
+_QUERIES = f"num_queries=16&decoder_layers=3&backbone_config={_SWIN}"
+
+# Name to configuration: the library's own architecture, made narrow or shallow where it is large.
+_TRANSFORMERS = {
+    "segformer": "segformer",
+    "segformer-image-classification": "segformer?task=image-classification",
+    "upernet-resnet": f"upernet?backbone_config={_RESNET}",
+    "upernet-swin": f"upernet?backbone_config={_SWIN}&auxiliary_in_channels=192",
+    "upernet-convnext": f"upernet?backbone_config={_CONVNEXT}&auxiliary_in_channels=192",
+    "mask2former": f"mask2former?encoder_layers=2&{_QUERIES}",
+    "maskformer": f"maskformer?backbone_config={_SWIN}",
+    "dpt": f"dpt?{_VIT}&image_size=64&num_hidden_layers=4&backbone_out_indices=[0,1,2,3]",
+    "dpt-depth-estimation": (
+        f"dpt?task=depth-estimation&{_VIT}&image_size=64&num_hidden_layers=4&backbone_out_indices=[0,1,2,3]"
+    ),
+    "depth_anything": "depth_anything",
+    "glpn": "glpn",
+    "beit": f"beit?{_VIT}&image_size=64",
+    "beit-image-classification": f"beit?task=image-classification&{_VIT}&image_size=64",
+    "data2vec-vision": f"data2vec-vision?{_VIT}&image_size=64",
+    "vit": f"vit?{_VIT}&image_size=64",
+    "vit-feature-extraction": f"vit?task=feature-extraction&{_VIT}&image_size=64",
+    "deit": f"deit?{_VIT}&image_size=64",
+    "vit_msn": f"vit_msn?{_VIT}&image_size=64",
+    "dinov2": "dinov2?hidden_size=192&num_attention_heads=3",
+    "dinov2_with_registers": "dinov2_with_registers?hidden_size=192&num_attention_heads=3",
+    "dinov3_vit": "dinov3_vit",
+    "dinov3_convnext": "dinov3_convnext",
+    "swin": "swin",
+    "swinv2": "swinv2?image_size=64",
+    "convnext": "convnext",
+    "convnextv2": "convnextv2",
+    "sam-image-encoder": "sam_vision_model?image_size=128&num_hidden_layers=2&global_attn_indexes=[1]",
+    "eomt": "eomt?image_size=64&hidden_size=192&num_attention_heads=3&num_hidden_layers=4&num_blocks=1&num_queries=16",
+    "clip-image-classification": "clip",
+    "siglip-image-classification": "siglip",
+    "hiera": "hiera",
+    "resnet": "resnet",
+    "regnet": "regnet",
+    "mobilevit": "mobilevit",
+    "mobilevitv2": "mobilevitv2",
+    "mobilenet_v2": "mobilenet_v2",
+    "poolformer": "poolformer",
+    "pvt": "pvt?image_size=64",
+    "pvt_v2": "pvt_v2",
+    "focalnet": "focalnet",
+    "levit": "levit",
+    "yolos": f"yolos?{_VIT}&image_size=[64,64]&num_hidden_layers=4",
+    "detr": "detr?task=object-detection&encoder_layers=2&decoder_layers=2",
+}
+
+
+def all_networks() -> list[Network]:
+    """Return every network of the sweep, in the order of the libraries."""
+    return [*_timm(), *_torchvision(), *_smp(), *_monai(), *_transformers()]
+
+
+def _timm() -> Iterator[Network]:
+    import timm
+
+    yield from (Network("timm", name, f"timm:{name}") for name in timm.list_models())
+
+
+def _torchvision() -> Iterator[Network]:
+    from torchvision import models as zoo
+
+    for name in [*zoo.list_models(module=zoo), *zoo.list_models(module=zoo.segmentation)]:
+        yield Network("torchvision", name, f"torchvision:{name}")
+    for name in zoo.list_models(module=zoo.detection):
+        arguments = next(value for key, value in _DETECTORS.items() if name.startswith(key))
+        yield Network("torchvision", name, f"torchvision:{name}?{arguments}")
+
+
+def _smp() -> Iterator[Network]:
+    import segmentation_models_pytorch as smp
+
+    for decoder in smp.MODEL_ARCHITECTURES_MAPPING.values():
+        for encoder in ENCODERS:
+            name = f"{decoder.__name__}/{encoder}"
+            yield Network("smp", name, f"smp:{name}")
+
+
+def _monai() -> Iterator[Network]:
+    from evenslice.libraries.monai import NETWORKS
+
+    for name in NETWORKS:
+        small = {"ViT": "?img_size=64", "ViTAutoEnc": "?img_size=64", "UNETR": "?img_size=64"}.get(name, "")
+        yield Network("monai", name, f"monai:{name}{small}")
+    for encoder in ("efficientnet-b4", "resnet18"):
+        yield Network("monai", f"FlexibleUNet/{encoder}", f"monai:FlexibleUNet/{encoder}")
+
+
+def _transformers() -> Iterator[Network]:
+    for name, configuration in _TRANSFORMERS.items():
+        yield Network("transformers", name, f"transformers:{configuration}")
