@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install test check format demo benchmarks fuzz results clean
+.PHONY: help install test check format demo benchmarks fuzz results sweep coverage clean
 
 help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
@@ -13,6 +13,8 @@ help:
 	@echo "make benchmarks  speed, memory and calibration (long)"
 	@echo "make fuzz        open damaged volumes of every format by the thousand (long)"
 	@echo "make results     docs/results.md, from what the studies found"
+	@echo "make sweep       neutralize every network of every library; goes on where it was (hours)"
+	@echo "make coverage    docs/coverage.md, from what the sweep found"
 
 install: $(STAMP)
 
@@ -49,6 +51,13 @@ fuzz: $(STAMP)
 
 results: $(STAMP)
 	$(BIN)/python studies/write_results.py
+
+sweep: $(STAMP)
+	$(BIN)/python studies/sweep.py $(SWEEP)
+	$(BIN)/python studies/write_coverage.py
+
+coverage: $(STAMP)
+	$(BIN)/python studies/write_coverage.py
 
 clean:
 	rm -rf .venv evenslice-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -25,6 +25,7 @@ class Result:
         permutation_error: as the record states it.
         gray_error: as the record states it.
         seconds: of one CPU core that neutralizing took, with copying the network; the mixer included where it was tried.
+        precision: of the numbers in which it held: "float32", or "float64" where the network magnifies rounding too much.
         error: why it failed, in one line.
         mixer: "ok" or "failed" where the strategy "mixer" was tried after a failure; empty where not.
         mixer_error: why that failed.
@@ -34,6 +35,7 @@ class Result:
     permutation_error: float | None = None
     gray_error: float | None = None
     seconds: float | None = None
+    precision: str = ""
     error: str = ""
     mixer: str = ""
     mixer_error: str = ""
