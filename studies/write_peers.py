@@ -281,7 +281,7 @@ def _row(row: Measured) -> list[str]:
 
 def size(error: float) -> str:
     """Write an error with two figures, which is what it is good for."""
-    return f"{error:.2f}".removeprefix("0") if 0.01 <= error < 1 else f"{error:.2g}"
+    return f"{error:.2f}".removeprefix("0") if 0.01 <= error < 0.995 else f"{error:.2g}"
 
 
 def bias(value: float) -> str:

@@ -45,6 +45,7 @@ def test_monai_leaves_a_stem_of_another_width_random(script, built, colours):
     assert drawn.abs().max() < 0.2 * colours.abs().max()  # nothing of what was pretrained
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fastai uses torch.jit.script
 @pytest.mark.parametrize("slices", [3, 5])
 def test_fastai_keeps_three_and_sets_the_others_to_zero(script, built, colours, slices):
     pytest.importorskip("fastai", reason="the extra peers is not installed")
@@ -103,7 +104,8 @@ def test_libraries_whose_stems_are_equal_share_a_network(script, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.694, ".69"), (1.23, "1.2"), (2.1e-6, "2.1e-06"), (0.0, "0"), (0.004, "0.004")]
+    ("value", "text"),
+    [(0.694, ".69"), (1.23, "1.2"), (2.1e-6, "2.1e-06"), (0.0, "0"), (0.004, "0.004"), (0.998, "1")],
 )
 def test_errors_have_two_figures(script, value, text):
     assert script.size(value) == text
