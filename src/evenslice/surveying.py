@@ -13,8 +13,9 @@ from evenslice.demo import mni152
 from evenslice.errors import ConfigError, EvensliceError, ModelError
 from evenslice.folding import find_scaling, kernels_as_met
 from evenslice.neutralizing import untie
+from evenslice.probing import probe
 from evenslice.progress import progress_bar
-from evenslice.stems import find_stems, probe
+from evenslice.stems import find_stems
 from evenslice.strategies import find_strategy
 from evenslice.surveys import Survey, Surveyed
 from evenslice.volumes import open_volume
