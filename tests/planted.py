@@ -122,3 +122,15 @@ class HardCoded(nn.Module):
 
     def forward(self, x):
         return self.model(torch.stack([x[:, 0], x[:, 1], x[:, 2]], dim=1))
+
+
+class Added(nn.Module):
+    """Adds the image to what its stem writes, as often as it fits in."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.stem(x) + x.repeat(1, 6 // x.shape[1], 1, 1))

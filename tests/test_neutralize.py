@@ -570,6 +570,17 @@ def test_a_network_made_for_three_channels():
     assert_same(model, before)
 
 
+def test_a_network_that_takes_three_channels_behind_its_stem():
+    model = planted.Added()
+    before = snapshot(model)
+    with pytest.raises(
+        ModelError, match=r"reads the image elsewhere too, and refuses 5 slices.*strategy='mixer'"
+    ):
+        neutralize(model, 5)
+    assert_same(model, before)
+    assert neutralize(model, 5, strategy="mixer").permutation_error <= 1e-5
+
+
 def test_an_output_that_is_not_finite():
     model = planted.conv_bias()
     with torch.no_grad():

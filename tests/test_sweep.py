@@ -23,11 +23,6 @@ with pytest.MonkeyPatch.context() as patch:
     import write_coverage
     from sweep_rows import Result, Row
 
-# Neutralizing states the number of channels where a layer checks it from the version on that checks stems alone.
-WIDE = pytest.mark.skipif(
-    "check" not in evenslice.neutralize.__kwdefaults__, reason="layers that count channels"
-)
-
 SAMPLE = [
     "timm:test_convnext",
     "timm:test_efficientnet",
@@ -41,7 +36,7 @@ SAMPLE = [
     "monai:UNet",
     "monai:AttentionUnet",
     "transformers:segformer",
-    pytest.param("transformers:vit", marks=WIDE),
+    "transformers:vit",
 ]
 
 
