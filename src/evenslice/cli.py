@@ -34,7 +34,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-MODEL_HELP = "The network: smp:Unet/resnet34, timm:NAME, torchvision:NAME, or package.module:function."
+MODEL_HELP = (
+    "The network: smp:Unet/resnet34, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME (on the hub, a folder or a "
+    "model type), or package.module:function."
+)
 WEIGHTS_HELP = "Its weights: imagenet, none (random) or a file (.safetensors, .pt, .pth, .ckpt)."
 STRATEGY_HELP = (
     "How colour kernels become slice kernels: pretrained (the network as it is built), uniform, center, profile, "
