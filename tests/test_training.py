@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +214,7 @@ def test_the_folder_holds_everything_needed_to_run_again(folder, undisturbed):
     assert result["seed"] == 0
     assert result["steps"] == 60
     assert result["config"] == config.model_dump(mode="json")
-    assert result["versions"]["torch"] == torch.__version__
+    assert result["versions"]["torch"] == metadata.version("torch")
     assert result["validation"]["step"] in (20, 40, 60)
     assert result["bias"]["directional_bias"] == RunFolder(undisturbed).read_metrics()[-1]["directional_bias"]
     assert [part["shape"] for part in result["data"]["test"]] == [[8, 64, 64]]

@@ -174,7 +174,9 @@ def _measure(reference: Tensor, outputs: Tensor) -> Errors:
         )
     gray, window, *others = outputs.chunk(IMAGES)
     *orders, rounding = (_difference(window, other) for other in others)
-    return Errors(orders[0], max(orders), _difference(reference, gray), rounding)
+    # What a window gives counts too: a gray image may give nothing but rounding, where the kernels sum to zero.
+    grays = _difference(torch.cat([reference, window]), torch.cat([gray, window]))
+    return Errors(orders[0], max(orders), grays, rounding)
 
 
 def _worst(errors: Sequence[Errors]) -> Errors:
