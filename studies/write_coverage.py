@@ -27,8 +27,10 @@ Every network below was built with random weights, those of its stem far from eq
 strategy `uniform` for windows of 3 and of 5 slices. "ok" says that it then holds what that promises, as the record of
 `neutralize` measures it on the running network: the output changes by at most 1e-5 of its largest value when the slices
 are put in another order, and a window of identical slices gives the output of the gray image to 1e-4. Where that fails, the
-strategy `mixer` is tried. Images are as small as the network can be built for; where it is too large to run on the machine
-of the sweep, only its stem is checked, and it is counted apart.
+strategy `mixer` is tried. A promise that is broken in float32 is tried again in float64, since deep networks with random
+weights magnify rounding; the column `precision` says where. Images are as small as the network can be built for. Of a
+network with more than 60 million parameters, or as much work for its smallest image, only the stem was checked, for the
+time that it takes, and it is counted apart.
 
 [`studies/sweep/coverage.csv`](../studies/sweep/coverage.csv) has a row a network; `make sweep` goes on with it, and
 `python studies/write_coverage.py` writes this page from it. (This page is written by that script; do not edit it.)
