@@ -7,6 +7,7 @@ anonymously.
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from evenslice.volumes.source import one_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["reaching", "remote_store"]
+__all__ = ["reaching", "remote_store", "s3_endpoint"]
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -64,7 +65,23 @@ def _s3_options() -> dict[str, Any]:
         "read_timeout": READ_SECONDS,
         "retries": {"max_attempts": 3, "mode": "standard"},
     }
-    return {"anon": botocore.session.get_session().get_credentials() is None, "config_kwargs": limits}
+    anonymous = botocore.session.get_session().get_credentials() is None
+    return {"anon": anonymous, "config_kwargs": limits, **s3_endpoint()}
+
+
+def s3_endpoint() -> dict[str, str]:
+    """Return the endpoint that the environment states, as an option of s3fs, which would find it by itself.
+
+    But fsspec keeps its connections by their options: unless it is one of these, another endpoint would be overlooked.
+
+    Example:
+        >>> os.environ["AWS_ENDPOINT_URL_S3"] = "https://minio.example.org"
+        >>> s3_endpoint()
+        {'endpoint_url': 'https://minio.example.org'}
+        >>> del os.environ["AWS_ENDPOINT_URL_S3"]
+    """
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return {"endpoint_url": url} if url else {}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from evenslice.errors import EvensliceError, OutputError, needs_extra
+from evenslice.volumes.remote import s3_endpoint
 from evenslice.volumes.source import one_line
 from evenslice.writing.zarr import write_zarr_store
 
@@ -84,7 +85,8 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _options(url: str) -> dict[str, Any]:
-    return _OPTIONS.get(url.partition("://")[0], {})
+    protocol = url.partition("://")[0]
+    return _OPTIONS.get(protocol, {}) | (s3_endpoint() if protocol == "s3" else {})
 
 
 @contextmanager
