@@ -54,7 +54,7 @@ __all__ = ["load_segmenter", "segment"]
 FORMAT = 1
 CHUNK = 1024  # largest side of a chunk of the staging folder, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
-BLOCK_VOXELS = 2**22
+BLOCK_VOXELS = 2**20  # a full batch; few large blocks would leave workers idle at the end
 
 
 def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
