@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from planted import IMAGENET, unequal
 from torch import nn
 
+from evenslice import strategies
 from evenslice.errors import ConfigError, ModelError
 from evenslice.models import logits
 from evenslice.neutralizing import STRATEGIES, Record, neutralize, record_of
@@ -579,6 +580,21 @@ def test_a_network_that_takes_three_channels_behind_its_stem():
         neutralize(model, 5)
     assert_same(model, before)
     assert neutralize(model, 5, strategy="mixer").permutation_error <= 1e-5
+
+
+def test_kernels_that_sum_to_zero_keep_their_promise():
+    model = nn.Conv2d(3, 1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([0.1, -0.3, 0.2]).reshape(1, 3, 1, 1))
+    assert neutralize(model, 3, strategy="pretrained").gray_error <= 1e-5
+
+
+@pytest.mark.parametrize("part", [0.999, 1.001])
+def test_a_small_change_for_gray_images_is_found(part, monkeypatch):
+    spread = strategies.spread
+    monkeypatch.setattr("evenslice.rewriting.spread", lambda *given, **named: part * spread(*given, **named))
+    with pytest.raises(ModelError, match="giving it a gray image as slices"):
+        neutralize(planted.conv_norm(), 3)
 
 
 def test_an_output_that_is_not_finite():

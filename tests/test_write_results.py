@@ -179,7 +179,7 @@ def test_the_machine_is_noted_without_its_name(script, folder, tmp_path, monkeyp
     assert machine["versions"]["python"] == platform.python_version()
     assert f'"{platform.node()}"' not in json.dumps(machine)
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
-    assert f"The machine: {machine['processor']}, {machine['cores']} core" in text
+    assert f"no benchmark): {machine['processor']}, {machine['cores']} core" in text
 
 
 def test_without_a_study_the_page_stays(script, tmp_path, monkeypatch, capsys):

@@ -61,8 +61,8 @@ class Record:
         permutation_error: the same, the largest over three orders: reversed, rotated by one slice, the first two
             exchanged (the latter two generate all orders).
         gray_error: largest absolute difference between the output before, for a random gray image given as every
-            channel, and after, for the same given as every slice, relative to the output's largest absolute value. Where
-            a constant was folded into a stem that pads with zeros, the outputs of the stem whose taps reach into the
+            channel, and after, for the same given as every slice, relative to the output's largest absolute value, that for
+            a random window included: kernels that sum to zero give a gray image nothing but rounding. Where a constant was folded into a stem that pads with zeros, the outputs of the stem whose taps reach into the
             padding keep the values they had before: zeros do not mean the same intensity before and after.
         check: what the errors are those of, one of `CHECKS`: "network" the network's output (of a detector, which returns a
             list of detections, what its parts write), "stems" what the stems write, or the batch norms behind them.
