@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from PIL import Image
 
-from evenslice.config import load_config
 from evenslice.outputs import json_text, staged_file, staged_folder
 from evenslice.report import style
 from evenslice.report.study_page import draw_charts
@@ -40,6 +39,7 @@ from evenslice.report.study_wording import (
     removed_part,
 )
 from evenslice.report.wording import NOTHING, interval, number, percent
+from evenslice.sections import load_config
 from evenslice.study_config import StudyConfig
 from evenslice.study_results import load_study
 

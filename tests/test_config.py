@@ -4,18 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from evenslice.config import (
-    DataConfig,
-    ModelConfig,
-    Section,
-    Source,
-    TrainConfig,
-    TrainingConfig,
-    default_yaml,
-    load_config,
-    to_yaml,
-)
+from evenslice.config import DataConfig, ModelConfig, Source, TrainConfig, TrainingConfig, default_yaml
 from evenslice.errors import ConfigError
+from evenslice.sections import Section, load_config, to_yaml
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 DATA = "data: {train: [{image: a.tif, labels: b.tif}]}\n"

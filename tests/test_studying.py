@@ -15,10 +15,10 @@ import torch
 from scipy import ndimage
 
 from evenslice import cli, distributing, planning, studying
-from evenslice.config import load_config, to_yaml
 from evenslice.distributing import finished, open_cluster
 from evenslice.errors import ConfigError, EvensliceError, MissingExtraError, VolumeError
 from evenslice.planning import plan
+from evenslice.sections import load_config, to_yaml
 from evenslice.study_config import StudyConfig
 from evenslice.studying import study
 

@@ -21,10 +21,11 @@ from torch import nn
 
 from evenslice import cli
 from evenslice.checkpoints import load_network
-from evenslice.config import TrainConfig, load_config, to_yaml
+from evenslice.config import TrainConfig
 from evenslice.errors import ConfigError, EvensliceError, ModelError, OutputError
 from evenslice.learning import KeepBest, SegmentationLoss, SegmentationModule
 from evenslice.runs import RunFolder
+from evenslice.sections import load_config, to_yaml
 from evenslice.training import fixed_windows, train
 
 NETWORKS = """

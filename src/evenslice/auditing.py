@@ -10,10 +10,8 @@ import datetime as dt
 import platform
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,19 +20,17 @@ from torch import nn
 
 from evenslice.asymmetry import (
     Measurements,
-    measure,
-    measure_outputs,
     next_look,
-    pair_bias,
     precise_enough,
     summarize,
 )
-from evenslice.attribution import Mirrored, Target, attribute, check_method, parse_target, settle_target
+from evenslice.attribution import Target, attribute, check_method, parse_target, settle_target
 from evenslice.blackboxes import BlackBox
-from evenslice.distributing import check_sendable, in_order, open_cluster
+from evenslice.distributing import check_sendable, open_cluster
 from evenslice.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import ReadyNetwork
-from evenslice.models import input_multiple, input_size, logits
+from evenslice.measuring import Job, WindowStream, measured
+from evenslice.models import input_multiple, input_size
 from evenslice.neutralizing import record_of
 from evenslice.progress import progress_bar
 from evenslice.reductions import function_name
@@ -44,27 +40,20 @@ from evenslice.windows import WindowGrid, fit_scaling, fit_tile
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.attribution import Attributed
+    from evenslice.measuring import Measured, Network
     from evenslice.neutralizing import Record
     from evenslice.windows import Scaling
 
     VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
     Function = Callable[[Any], Any]
-    Network = ReadyNetwork | BlackBox
 
 __all__ = ["audit"]
 
-EXAMPLES = 8
-EXACT, EXACT_EVERY = (
-    4,
-    64,
-)  # of so many windows in the fast precision, so many have their output in float32 as well
-SHARE_TOLERANCE = 0.002  # between the mean shares of the first windows in the fast precision and in float32
 SILENT = 200  # windows without any attribution after which an audit gives up
 PACKAGES = (
     "evenslice",
@@ -177,11 +166,11 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
     grids = [
         WindowGrid(item, scaling, slices, tile, step) for item, scaling in zip(volumes, scalings, strict=True)
     ]
-    stream = _Stream(grids, seed, max_windows)
+    stream = WindowStream(grids, seed, max_windows)
     network = _make_ready(model, slices, outputs=outputs, device=device, dtype=dtype)
     target = settle_target(target, network.prepare(slices, tile))
     explain = partial(attribute, method=method, target=target, seed=seed)
-    job = _Job(network, grids, _open_labels(labels, volumes), explain, classes=target != "sum")
+    job = Job(network, grids, _open_labels(labels, volumes), explain, classes=target != "sum")
     if workers is not None or scheduler is not None:
         _check_sendable(network)
     with open_cluster(workers, scheduler) as client:
@@ -226,202 +215,29 @@ def audit(  # noqa: PLR0913  # the one entry to the main job: all but two argume
     )
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """The windows of several volumes, taken from each in turn, in batches."""
-
-    grids: list[WindowGrid]
-    seed: int
-    max_windows: int | None
-
-    @property
-    def available(self) -> int:
-        return sum(len(grid) for grid in self.grids)
-
-    @property
-    def limit(self) -> int:
-        return min(self.available, self.max_windows or self.available)
-
-    def batches(self, size: Callable[[], int]) -> Iterator[_Batch]:
-        """Yield the windows in batches of a size that may change on the way."""
-        places, seen = islice(self._places(), self.limit), 0
-        while chunk := list(islice(places, size())):
-            exact = -seen % EXACT_EVERY < len(chunk)
-            yield _Batch(
-                np.array(chunk, dtype=np.int64),
-                exact=min(EXACT, len(chunk)) if exact else 0,
-                pictures=min(max(EXAMPLES - seen, 0), len(chunk)),
-            )
-            seen += len(chunk)
-
-    def _places(self) -> Iterator[tuple[int, int, int, int]]:
-        visits = {index: grid.visits(seed=self.seed + index) for index, grid in enumerate(self.grids)}
-        while visits:
-            for index, visit in list(visits.items()):
-                place = next(visit, None)
-                if place is None:
-                    del visits[index]
-                else:
-                    yield (index, *place)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Windows to be measured at once.
-
-    Attributes:
-        places: (batch, 4) volume, z, y, x of each.
-        exact: of how many of the windows what a mirror does to the output is wanted, which takes outputs in float32.
-        pictures: how many of the windows are wanted as pictures.
-    """
-
-    places: NDArray[np.int64]
-    exact: int
-    pictures: int
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What an audit keeps of a batch: a row of numbers for each window, and the pictures."""
-
-    places: NDArray[np.int64]
-    rows: dict[str, NDArray[np.float64]]
-    images: NDArray[np.uint8]
-    saliency: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """All that it takes to measure a batch; on a cluster, each worker gets it once."""
-
-    network: Network
-    grids: list[WindowGrid]
-    labels: list[Volume] | None
-    explain: Callable[..., Attributed]
-    classes: bool
-
-    def read(self, batch: _Batch) -> tuple[Tensor, Tensor | None]:
-        """Read windows (batch, N, y, x) and the label maps (batch, y, x) of their middle slices."""
-        device, places = self.network.device, batch.places.tolist()
-        windows = np.stack([self.grids[volume].read(*place) for volume, *place in places])
-        read = torch.from_numpy(windows).to(device, memory_format=torch.channels_last)
-        if self.labels is None:
-            return read, None
-        maps = [self.grids[volume].read_labels(self.labels[volume], *place) for volume, *place in places]
-        return read, torch.from_numpy(np.stack(maps)).to(device)
-
-
-def _measure_first(batch: _Batch, job: _Job, precision: float) -> tuple[_Measured, torch.dtype]:
-    """Measure the first batch, in float32 where the fast precision gives other shares or pair biases on its first windows.
-
-    It does on windows with large constant areas: there every rounding error of a layer is the same at all pixels, and
-    does not average out.
-
-    Returns:
-        What was measured, and the precision that is exact enough.
-    """
-    network, (windows, labels), count = job.network, job.read(batch), batch.exact
-    fast = network.dtype
-    found = job.explain(network, windows, labels=labels)
-    network.dtype = torch.float32
-    exact = job.explain(network, windows[:count], labels=None if labels is None else labels[:count])
-    given, right = _shares(found.attribution[:count]), _shares(exact.attribution)
-    shares = np.abs((given - right).mean(0))
-    biases = np.abs((pair_bias(given) - pair_bias(right)).mean(0))
-    if shares.max() <= SHARE_TOLERANCE and biases.max(initial=0) <= precision / 2:
-        network.dtype = fast
-        return _measure_windows(batch, job, windows, labels, found, exact.output), fast
-    return _measure_batch(batch, job), torch.float32
-
-
-def _measure_batch(batch: _Batch, job: _Job) -> _Measured:
-    windows, labels = job.read(batch)
-    return _measure_windows(batch, job, windows, labels, job.explain(job.network, windows, labels=labels))
-
-
-def _measure_windows(
-    batch: _Batch,
-    job: _Job,
-    windows: Tensor,
-    labels: Tensor | None,
-    found: Attributed,
-    exact_output: Tensor | None = None,
-) -> _Measured:
-    """Measure windows of which the attribution, and perhaps the first outputs in float32, are at hand."""
-    network = job.network
-    mirrored = job.explain(Mirrored(network), windows, labels=labels)
-    rows = measure(
-        found.attribution,
-        mirrored.attribution.flip(1),
-        found.output,
-        mirrored.output,
-        classes=job.classes,
-    )
-    if network.dtype != torch.float32:
-        rows |= _measure_exactly(batch, job, windows, exact_output)
-    saliency = found.attribution[: batch.pictures]
-    total = saliency.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return _Measured(
-        places=batch.places,
-        rows=rows,
-        images=(windows[: batch.pictures] * 255).round().byte().cpu().numpy(),
-        saliency=(saliency / total).cpu().numpy(),
-    )
-
-
-@torch.no_grad()
-def _measure_exactly(
-    batch: _Batch, job: _Job, windows: Tensor, output: Tensor | None
-) -> dict[str, NDArray[np.float64]]:
-    """Measure in float32 what a mirror does to the output, of the first windows; that of the others stays open.
-
-    What it does to the output of a fair network is less than the rounding of the fast precision.
-    """
-    rows = {name: np.full(len(windows), np.nan) for name in ("mirror_error", "mirror_disagreement")}
-    if not batch.exact:
-        return rows
-    network, windows, fast = job.network, windows[: batch.exact], job.network.dtype
-    network.dtype = torch.float32
-    try:
-        exact = logits(network(windows)) if output is None else output
-        mirrored = logits(network(windows.flip(1)))
-    finally:
-        network.dtype = fast
-    for name, values in measure_outputs(exact, mirrored, classes=job.classes).items():
-        rows[name][: batch.exact] = values
-    return rows
-
-
-def _shares(attribution: Tensor) -> NDArray[np.float64]:
-    sums: NDArray[np.float64] = attribution.sum(dim=(2, 3)).double().cpu().numpy()
-    with np.errstate(invalid="ignore"):  # no attribution at all: NaN, which agrees with nothing
-        sums /= sums.sum(1, keepdims=True)
-    return sums
-
-
 def _collect(
-    stream: _Stream,
-    job: _Job,
+    stream: WindowStream,
+    job: Job,
     precision: float,
     *,
     batch: int | None,
     check_dtype: bool,
     client: Any,
     progress: bool | None,
-) -> tuple[list[_Measured], str]:
+) -> tuple[list[Measured], str]:
     """Measure windows until the pair biases are known precisely; say why it stopped.
 
     Only windows with an attribution count: a detector may find something in few of them.
     """
-    collected: list[_Measured] = []
+    collected: list[Measured] = []
     seen, told = 0, 0
     batches, look = stream.batches(lambda: batch or _batch_size(job.network)), next_look(0)
     with progress_bar("audit", stream.limit, "windows at most", show=progress, remaining=False) as advance:
-        for measured in _measured(batches, job, precision, check_dtype=check_dtype, client=client):
-            collected.append(measured)
-            advance(len(measured.places))
-            seen += len(measured.places)
-            told += _told(measured.rows["shares"], measured.rows["mirrored_shares"])
+        for found in measured(batches, job, precision, check_dtype=check_dtype, client=client):
+            collected.append(found)
+            advance(len(found.places))
+            seen += len(found.places)
+            told += _told(found.rows["shares"], found.rows["mirrored_shares"])
             if told >= look:
                 if precise_enough(_measurements(collected), precision):
                     return collected, "precision reached"
@@ -429,18 +245,6 @@ def _collect(
             if not told and seen >= min(SILENT, stream.limit):
                 raise _silent(seen, classes=job.classes)
     return collected, "all windows used" if stream.limit == stream.available else "limit reached"
-
-
-def _measured(
-    batches: Iterator[_Batch], job: _Job, precision: float, *, check_dtype: bool, client: Any
-) -> Iterator[_Measured]:
-    """Measure batches, in order; the first one settles the precision."""
-    if check_dtype and job.network.dtype != torch.float32:
-        first = partial(_measure_first, precision=precision)
-        for measured, dtype in in_order(first, islice(batches, 1), client, common=job):
-            job.network.dtype = dtype
-            yield measured
-    yield from in_order(_measure_batch, batches, client, common=job)
 
 
 def _told(shares: NDArray[np.float64], mirrored_shares: NDArray[np.float64]) -> int:
@@ -498,13 +302,13 @@ def _batch_size(network: Network) -> int:
     return 2 if network.device.type == "cpu" and network.dtype == torch.float32 else 8
 
 
-def _measurements(collected: list[_Measured]) -> Measurements:
+def _measurements(collected: list[Measured]) -> Measurements:
     places = np.concatenate([batch.places for batch in collected])
     rows = {key: np.concatenate([batch.rows[key] for batch in collected]) for key in collected[0].rows}
     return Measurements(volume=places[:, 0], position=places[:, 1:], **rows)
 
 
-def _examples(collected: list[_Measured]) -> Examples:
+def _examples(collected: list[Measured]) -> Examples:
     places = np.concatenate([batch.places[: len(batch.images)] for batch in collected])
     return Examples(
         volume=places[:, 0],

@@ -1,52 +1,41 @@
-"""Configurations: YAML files checked before anything runs.
+"""The options of ``train``, by section: what each means, its default and its range.
 
     config = load_config("train.yaml", TrainConfig)
     config.training.steps
-    print(to_yaml(config))      every option, with what it means as a comment
 
-A ``Section`` is a group of options. Those of ``train`` are in ``TrainConfig`` and the sections it names; the options of
-another command are a ``Section`` of their own. What is checked here needs no file but the configuration; whether the data
-are what the configuration says, ``evenslice.datasets`` checks.
+What is checked here needs no file but the configuration; whether the data are what the configuration says,
+``evenslice.datasets`` checks.
 """
 
 from __future__ import annotations
 
-import reprlib
-import textwrap
 from contextlib import contextmanager
 from pathlib import Path  # pydantic reads the annotations at run time
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from evenslice.errors import ConfigError, nearest, needs_extra
+from evenslice.sections import Section, to_yaml
 
 with needs_extra("train", "a configuration"):
-    import yaml
     from pydantic import (
         AfterValidator,
-        BaseModel,
-        ConfigDict,
         Field,
         ModelWrapValidatorHandler,
         SerializerFunctionWrapHandler,
-        ValidationError,
         ValidationInfo,
         field_validator,
         model_serializer,
         model_validator,
     )
-    from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from pydantic_core import ErrorDetails
 
 __all__ = [
     "AugmentationConfig",
     "DataConfig",
     "ModelConfig",
-    "Section",
     "Slices",
     "Source",
     "Strategy",
@@ -57,42 +46,7 @@ __all__ = [
     "Weights",
     "check_strategy",
     "default_yaml",
-    "load_config",
-    "to_yaml",
 ]
-
-LARGEST_FILE = 2**20
-"""Bytes of the largest configuration that is read."""
-
-Config = TypeVar("Config", bound="Section")
-
-
-class Section(BaseModel):
-    """A group of options: immutable, unknown names refused, each option with a description.
-
-    Example:
-        >>> class Colours(Section):
-        ...     shade: int = Field(default=3, ge=0, description="How dark.")
-        >>> print(to_yaml(Colours()), end="")
-        # How dark.
-        shade: 3
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, values: Any) -> Any:
-        if values is None:  # a section whose options are all commented out
-            return {}
-        if isinstance(values, dict):
-            unknown = [str(key) for key in values if key not in cls.model_fields]
-            if unknown:
-                help_ = nearest(unknown[0], cls.model_fields)
-                raise PydanticCustomError(
-                    "unknown_key", "no such option; {help}", {"key": unknown[0], "help": help_}
-                )
-        return values
 
 
 class VolumeFile(Section):
@@ -408,42 +362,6 @@ class TrainConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="Of everything that is drawn.")
 
 
-def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
-    r"""Read a configuration from a YAML file.
-
-    Relative paths of data, and of a file of weights that lies there, start from the folder of the file; in what is
-    returned they are absolute.
-
-    Args:
-        path: the file.
-        kind: what it configures, such as ``TrainConfig``.
-
-    Raises:
-        ConfigError: the file cannot be read or is no YAML, or an option is wrong; the one line says where it stands, as
-            ``data.train[0].slices``, what it is, and what would be right.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> file = Path(tempfile.mkdtemp()) / "train.yaml"
-        >>> _ = file.write_text("data: {train: [{image: a.tif, labels: b.tif}]}\ntraining: {step: 500}")
-        >>> load_config(file, TrainConfig)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        evenslice.errors.ConfigError: ...train.yaml: training.step: no such option; did you mean 'steps'? known: ...
-    """
-    path = Path(path)
-    values = _read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: holds {_shown(values)}, no options; write them as 'name: value', one a line"
-        )
-    try:
-        return kind.model_validate(values, context={"folder": path.absolute().parent})
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_describe(error, values)}") from error
-
-
 def default_yaml() -> str:
     """Return a configuration of ``train`` to start from: every option with its default and its meaning.
 
@@ -458,121 +376,6 @@ def default_yaml() -> str:
         for s in ("train", "test")
     ]
     return to_yaml(TrainConfig(data=DataConfig(train=(pairs[0],), test=(pairs[1],))))
-
-
-def to_yaml(config: Section) -> str:
-    """Return a configuration as YAML with every option and, as a comment, what it means.
-
-    Example:
-        >>> print(to_yaml(AugmentationConfig(flips=False)).splitlines()[1])
-        flips: false
-    """
-    return "\n".join(_lines(config, config.model_dump(mode="json"))) + "\n"
-
-
-def _lines(section: Section, values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Write the options of a section, each below its description."""
-    for name, info in type(section).model_fields.items():
-        for line in textwrap.wrap(info.description or "", 100 - len(indent)):
-            yield f"{indent}# {line}"
-        inner, value = getattr(section, name), values[name]
-        if isinstance(inner, Section) and isinstance(value, dict):
-            yield f"{indent}{name}:"
-            yield from _lines(inner, value, indent + "  ")
-        elif isinstance(inner, tuple) and any(isinstance(item, Section) for item in inner):
-            yield f"{indent}{name}:"
-            for item in inner:
-                yield f"{indent}  - {_flow(item.model_dump(mode='json', exclude_defaults=True))}"
-        else:
-            yield f"{indent}{name}: {_flow(value)}"
-
-
-def _flow(value: Any) -> str:
-    """Write a value in one line of YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=2**20, sort_keys=False, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values alone, and no name twice: YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{name!r} stands twice in one section; leave one", problem_mark=node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from error
-    if len(text) > LARGEST_FILE:
-        raise ConfigError(f"{path}: has more than {LARGEST_FILE:,} bytes; name a YAML file of options")
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path}: is not valid YAML ({reason}); write options as 'name: value'") from error
-
-
-def _describe(error: ValidationError, values: Any) -> str:
-    """Word the first of the faults that pydantic found in values: where, what, and what would be right."""
-    faults = error.errors(include_url=False)
-    more = len({_place(fault, values) for fault in faults}) - 1
-    return _worded(faults[0], values) + (f" (and {more} more)" if more else "")
-
-
-# Pydantic speaks of Python's types; a configuration has lists and sections.
-_REASONS = {
-    "dict_type": "should be 'name: value' pairs",
-    "missing": "has too few values",
-    "model_type": "should be a section of options, 'name: value' one a line",
-    "path_type": "should be a path",
-    "too_long": "has too many values",
-    "tuple_type": "should be a list",
-}
-
-
-def _worded(fault: ErrorDetails, values: Any) -> str:
-    place, kind = _place(fault, values), fault["type"]
-    if kind == "unknown_key":
-        return f"{place}: {fault['msg']}"
-    if kind == "missing" and isinstance(fault["loc"][-1], str):
-        return f"{place}: is missing; give one"
-    reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{place}: {_shown(fault['input'])}: {_REASONS.get(kind, reason)}"
-
-
-def _shown(value: Any) -> str:
-    """Return what the user wrote, cut short: references within YAML can make a little text a huge value."""
-    short = reprlib.Repr()
-    short.maxlevel = 2
-    return short.repr(value)
-
-
-def _place(fault: ErrorDetails, values: Any) -> str:
-    """Return the path of a fault as a user would write it; pydantic's goes on into what a type is made of."""
-    path = ""
-    for key in fault["loc"]:
-        if isinstance(values, list) and isinstance(key, int) and key < len(values):
-            path, values = f"{path}[{key}]", values[key]
-        elif (
-            isinstance(values, dict)
-            and isinstance(key, str)
-            and (key in values or fault["type"] == "missing")
-        ):
-            path, values = f"{path}.{key}", values.get(key)
-        else:
-            break
-    if fault["type"] == "unknown_key":
-        path += f".{fault['ctx']['key']}"
-    return path.removeprefix(".")
 
 
 @contextmanager

@@ -7,8 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evenslice.config import TrainConfig, load_config
+from evenslice.config import TrainConfig
 from evenslice.errors import ConfigError, OutputError
+from evenslice.sections import load_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from evenslice.config import (
     AugmentationConfig,
     DataConfig,
-    Section,
     Slices,
     Source,
     Strategy,
@@ -17,6 +16,7 @@ from evenslice.config import (
     check_strategy,
 )
 from evenslice.errors import needs_extra
+from evenslice.sections import Section
 
 with needs_extra("train", "a study"):
     from pydantic import (

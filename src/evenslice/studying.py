@@ -23,7 +23,7 @@ import numpy as np
 
 from evenslice.auditing import audit
 from evenslice.checkpoints import load_network
-from evenslice.config import ModelConfig, TrainConfig, to_yaml
+from evenslice.config import ModelConfig, TrainConfig
 from evenslice.datasets import open_data
 from evenslice.distributing import finished, open_cluster
 from evenslice.errors import EvensliceError
@@ -34,6 +34,7 @@ from evenslice.predicting import predict, predicted_classes
 from evenslice.report import need_drawing, write_study_report
 from evenslice.results import save_audits
 from evenslice.runs import RunFolder
+from evenslice.sections import to_yaml
 from evenslice.study_files import EXAMPLE
 from evenslice.study_results import FORMAT, load_study
 from evenslice.summarizing import FIGURES, saliency_percentiles, summarize_runs

@@ -31,7 +31,6 @@ from rich.console import Console
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from evenslice.checkpoints import load_network, save_network
-from evenslice.config import to_yaml
 from evenslice.cropping import CropData
 from evenslice.datasets import open_data
 from evenslice.depthwise import keep_depthwise_exact
@@ -45,6 +44,7 @@ from evenslice.monitoring import AsymmetryMonitor, CsvLog, bias_columns
 from evenslice.outputs import json_text, staged_file
 from evenslice.predicting import class_logits
 from evenslice.runs import RunFolder
+from evenslice.sections import to_yaml
 from evenslice.volumes import fingerprint
 from evenslice.windows import WindowGrid
 
