@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from evenslice import predicting
 from evenslice.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import ReadyNetwork
 from evenslice.predicting import class_logits, predict, predicted_classes
@@ -84,6 +86,47 @@ def test_no_slice_is_read_twice(monkeypatch):
     for _ in predict(ready(Weighted(*[1.0] * 5), 5), volume, scaling=Scaling(0, 1), slices=5, step=2):
         pass
     assert sorted(part if isinstance(part, int) else part.start for part in reads) == list(range(12))
+
+
+@pytest.mark.parametrize(("most", "lengths"), [(2**25, [4, 4, 4, 1]), (3 * 32 * 32, [3, 1, 3, 1, 3, 1, 1])])
+@pytest.mark.parametrize("step", [1, 2])
+def test_slices_that_are_stored_as_one_are_read_as_one_as_far_as_memory_allows(
+    tmp_path, monkeypatch, most, lengths, step
+):
+    image = noise(13, 24, 16)
+    zarr.create_array(tmp_path / "image.zarr", data=image, chunks=(4, 8, 8))
+    volume, reads = open_volume(tmp_path / "image.zarr"), []
+    monkeypatch.setattr(predicting, "READ_VOXELS", most)
+    read = type(volume).__getitem__
+    monkeypatch.setattr(
+        type(volume), "__getitem__", lambda self, key: reads.append(key[0]) or read(self, key)
+    )
+    network = ready(Weighted(1.0, 2.0, 4.0))
+    found = [output for _, output in predict(network, volume, scaling=Scaling(0, 1), slices=3, step=step)]
+    assert [part.stop - part.start for part in reads] == lengths
+    monkeypatch.undo()
+    for output, right in zip(found, predicted(network.module, image, step=step), strict=True):
+        np.testing.assert_allclose(output.numpy(), right, rtol=1e-6)
+
+
+def test_no_more_is_read_than_the_chosen_slices_need(tmp_path, monkeypatch):
+    zarr.create_array(tmp_path / "image.zarr", data=noise(12, 16, 16), chunks=(6, 16, 16))
+    volume, reads = open_volume(tmp_path / "image.zarr"), []
+    read = type(volume).__getitem__
+    monkeypatch.setattr(
+        type(volume), "__getitem__", lambda self, key: reads.append(key[0]) or read(self, key)
+    )
+    assert (
+        len(
+            list(
+                predict(
+                    ready(Weighted(1.0, 2.0, 4.0)), volume, scaling=Scaling(0, 1), slices=3, centres=[7, 8]
+                )
+            )
+        )
+        == 2
+    )
+    assert reads == [slice(6, 10)]
 
 
 def test_planes_are_scaled_and_filled():

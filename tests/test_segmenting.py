@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from torch import nn
 
 from evenslice import cli, segment, segmenting
@@ -69,6 +70,39 @@ def test_blocks_and_regions_change_nothing(tmp_path, image, small_blocks):
     labels = segment(model, image, tmp_path / "labels.npy", tile=(48, 32), dtype="float32")
     right = predicted_classes(expected(model, np.load(image), tile=(48, 32)).movedim(0, 1)).numpy()
     np.testing.assert_array_equal(labels[...], right)
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "unit", "lengths"),
+    [
+        (160, 22, 1, [20] * 8),
+        (10, 4, 1, [3, 3, 4]),
+        (3, 9, 1, [3]),
+        (50, 20, 8, [8, 16, 16, 10]),
+        (9, 1, 4, [4, 4, 1]),
+    ],
+)
+def test_blocks_are_of_one_size_as_far_as_stored_slices_allow(length, most, unit, lengths):
+    parts = segmenting._divide(length, most, unit)
+    assert [part.stop - part.start for part in parts] == lengths
+    assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
+    assert all(part.start % unit == 0 for part in parts)
+
+
+@pytest.mark.parametrize(("depth", "starts"), [(32, [0, 4, 8, 12, 16, 20, 24, 28]), (20, list(range(20)))])
+def test_blocks_span_slices_that_are_stored_as_one_where_there_are_enough(
+    tmp_path, monkeypatch, depth, starts
+):
+    path = tmp_path / "image.zarr"
+    zarr.create_array(path, data=noise(depth, 70, 90), chunks=(4, 70, 90))
+    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 70 * 90)
+    blocks = []
+    work = segmenting._segment_blocks
+    monkeypatch.setattr(
+        segmenting, "_segment_blocks", lambda waiting, job: blocks.extend(waiting) or work(waiting, job)
+    )
+    segment(network(), path, tmp_path / "labels.npy", dtype="float32")
+    assert [block[0].start for block in blocks] == starts
 
 
 @pytest.mark.parametrize("name", ["p.npy", "p.tif", "p.nii.gz", "p.ome.zarr", "p.h5:/p", "p.mha", "p.nrrd"])

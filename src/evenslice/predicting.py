@@ -7,7 +7,7 @@ are blended.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import TYPE_CHECKING
 
@@ -29,12 +29,15 @@ if TYPE_CHECKING:
     from evenslice.volumes import Volume
     from evenslice.windows import Scaling
 
-__all__ = ["choose_tile", "class_logits", "predict", "predicted_classes"]
+__all__ = ["READ_VOXELS", "choose_tile", "class_logits", "predict", "predicted_classes"]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network whole."""
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
+
+READ_VOXELS = 2**25
+"""Voxels that are read at once where slices are stored as one."""
 
 
 def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
@@ -191,15 +194,23 @@ class _Tiling:
 def _windows(
     grid: WindowGrid, centres: Sequence[int], extent: tuple[slice, slice]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield each of the centres z and the window (N, y, x) around it; no slice that two windows share is read twice."""
-    depth, (y, x) = len(grid.volume), extent
-    single = WindowGrid(grid.volume, grid.scaling, slices=1, tile=(y.stop - y.start, x.stop - x.start))
+    """Yield each of the centres z and the window (N, y, x) around it; no slice that two windows share is read twice.
+
+    Slices that are stored as one are read as one, as far as memory allows: each read would decode them all.
+    """
+    depth, (y, x), reach = len(grid.volume), extent, grid.slices // 2 * grid.step
+    grid = replace(grid, tile=(y.stop - y.start, x.stop - x.start))
+    stored = (grid.volume.chunks or (1,))[0]
+    run = min(stored, max(1, READ_VOXELS // (grid.tile[0] * grid.tile[1])))
+    last = min(max(centres, default=0) + reach, depth - 1)
     planes: dict[int, NDArray[np.float32]] = {}
     for z in centres:
         indices = slice_indices(z, grid.slices, step=grid.step, depth=depth, edge=grid.edge).tolist()
-        planes = {i: plane for i, plane in planes.items() if i >= z - grid.slices // 2 * grid.step}
-        for i in sorted(set(indices) - set(planes)):
-            planes[i] = single.read(i, y.start, x.start)[0]
+        planes = {i: plane for i, plane in planes.items() if i >= z - reach}
+        for i in sorted(indices):
+            if i not in planes:
+                stop = min(i - i % stored % run + run, i - i % stored + stored, last + 1)
+                planes |= zip(range(i, stop), grid.read_run(i, stop, y.start, x.start), strict=True)
         yield z, np.stack([planes[i] for i in indices])
 
 

@@ -30,7 +30,7 @@ from evenslice.distributing import finished, open_cluster
 from evenslice.errors import ConfigError, OutputError, VolumeError, needs_extra
 from evenslice.inference import ReadyNetwork
 from evenslice.outputs import json_text, staged_file
-from evenslice.predicting import choose_tile, class_logits, predict, predicted_classes
+from evenslice.predicting import READ_VOXELS, choose_tile, class_logits, predict, predicted_classes
 from evenslice.progress import progress_bar
 from evenslice.records import record_of
 from evenslice.volumes import Volume, fingerprint, open_volume
@@ -55,6 +55,7 @@ FORMAT = 1
 CHUNK = 1024  # largest side of a chunk of the staging folder, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; few large blocks would leave workers idle at the end
+FEWEST = 8  # blocks along z where each has to span slices that are stored as one
 
 
 def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
@@ -177,8 +178,9 @@ def load_segmenter(
             raise ConfigError("what segments is missing: give --run RUN, or --model SPEC and --weights W")
         network, record, _ = load_network(spec, weights, **given)
         return network, {"slices": record.slices, **use}
-    from evenslice.config import TrainConfig, load_config
+    from evenslice.config import TrainConfig
     from evenslice.runs import RunFolder
+    from evenslice.sections import load_config
 
     stated = [name for name in (*given, "step") if name in given or name in use]
     if spec is not None or weights is not None or stated:
@@ -241,8 +243,10 @@ class _Job:
         depth, height, width = self.volume.shape
         rows, columns = (_cut(length, LARGEST_REGION) for length in (height, width))
         area = min(height, LARGEST_REGION) * min(width, LARGEST_REGION)
-        deep = max(1, BLOCK_VOXELS // area)
-        return [(z, y, x) for y, x, z in product(rows, columns, _cut(depth, deep))]
+        stored = (self.volume.chunks or (1,))[0]
+        aligned = stored * area <= READ_VOXELS and stored * FEWEST <= depth
+        parts = _divide(depth, max(1, BLOCK_VOXELS // area), stored if aligned else 1)
+        return [(z, y, x) for y, x, z in product(rows, columns, parts)]
 
     def note(self, block: Region) -> Path:
         return self.notes / "-".join(str(part.start) for part in block)
@@ -265,6 +269,14 @@ class _Job:
 
 def _cut(length: int, most: int) -> list[slice]:
     return [slice(start, min(start + most, length)) for start in range(0, length, most)]
+
+
+def _divide(length: int, most: int, unit: int) -> list[slice]:
+    """Cut into parts of whole units that differ by no more than one: workers are then done at about the same time."""
+    units = -(-length // unit)
+    parts = -(-units // max(1, most // unit))
+    ends = [min(length, units * part // parts * unit) for part in range(parts + 1)]
+    return [slice(*ends[part : part + 2]) for part in range(parts)]
 
 
 def _count_classes(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> int:

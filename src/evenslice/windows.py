@@ -306,10 +306,15 @@ class WindowGrid:
         depth = self.volume.shape[0]
         indices = slice_indices(z, self.slices, step=self.step, depth=depth, edge=self.edge)
         plane = (slice(y, y + self.tile[0]), slice(x, x + self.tile[1]))
-        window = self.scaling(self._read_slices(indices, plane))
-        if self.scaling.fill is None and not np.isfinite(window).all():
-            _check_finite(self.volume)
-        return self._fill_tile(window)
+        return self._prepare(self._read_slices(indices, plane))
+
+    def read_run(self, first: int, stop: int, y: int, x: int) -> NDArray[np.float32]:
+        """Read neighbouring slices in the tile whose corner is (y, x): (stop - first, tile y, tile x) in 0..1.
+
+        Raises:
+            VolumeError: as for ``read``.
+        """
+        return self._prepare(self.volume[first:stop, y : y + self.tile[0], x : x + self.tile[1]])
 
     def read_labels(self, labels: Volume, z: int, y: int, x: int) -> NDArray[np.int64]:
         """Read the class map (tile y, tile x) that belongs to the middle slice of a window."""
@@ -322,6 +327,13 @@ class WindowGrid:
             first, last = int(indices.min()), int(indices.max())
             return self.volume[(slice(first, last + 1), *plane)][indices - first]
         return np.stack([self.volume[(int(index), *plane)] for index in indices])
+
+    def _prepare(self, voxels: NDArray[Any]) -> NDArray[np.float32]:
+        """Scale slices (n, y, x) and fill the tile."""
+        window = self.scaling(voxels)
+        if self.scaling.fill is None and not np.isfinite(window).all():
+            _check_finite(self.volume)
+        return self._fill_tile(window)
 
     def _fill_tile(self, window: NDArray[Any]) -> NDArray[Any]:
         missing = [(0, size - length) for size, length in zip(self.tile, window.shape[1:], strict=True)]
