@@ -11,9 +11,10 @@ import pytest
 from pages import HOSTILE, Page, plain
 
 import evenslice
+from evenslice import cli
 from evenslice.errors import ConfigError, ModelError, OutputError, VolumeError
 from evenslice.intervals import Interval
-from evenslice.surveys import Survey, Surveyed
+from evenslice.surveys import Survey, Surveyed, load_survey
 
 NETWORKS = """
 import torch
@@ -250,6 +251,43 @@ def test_what_is_written_says_the_same(survey, tmp_path):
     with pytest.raises(OutputError, match="holds another result"):
         found.save(tmp_path / "out")
     found.save(tmp_path / "out", force=True)
+
+
+def test_the_report_is_drawn_again_from_what_was_written(survey, tmp_path, capsys, monkeypatch):
+    found = survey("leaning", "before", "broken")
+    found.save(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert load_survey(tmp_path).to_json() == found.to_json()
+    for name in ("report.html", "survey.csv"):
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(sys, "argv", ["evenslice", "report", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert "report: " in capsys.readouterr().out
+    assert (tmp_path / "report.html").read_text() == page
+    assert (tmp_path / "survey.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Expecting"),
+        ("[]", "."),
+        ('{"format": 9, "networks": []}', "this version reads format 1"),
+        ('{"format": 1, "networks": [{"spec": "x"}]}', "'weights'"),
+        ('{"format": 1, "networks": 3}', "not iterable"),
+    ],
+)
+def test_what_is_no_survey_is_refused_in_one_line(tmp_path, text, reason):
+    with pytest.raises(ConfigError, match="holds no survey"):
+        load_survey(tmp_path)
+    (tmp_path / "survey.json").write_text(text)
+    with pytest.raises(
+        ConfigError, match=rf"survey\.json: cannot be read as a survey \(.*{reason}"
+    ) as caught:
+        load_survey(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def make(spec, bias, **values):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from evenslice.results import Audit
+    from evenslice.surveys import Survey
 
 __all__ = ["app", "main"]
 
@@ -341,7 +342,6 @@ def survey(
     json: AsJson = False,
 ) -> None:
     """Compare networks: how their stems weigh colours, and which way that makes them lean."""
-    from evenslice.console import survey_tables
     from evenslice.outputs import staged_folder
     from evenslice.surveying import survey as survey_networks
     from evenslice.surveys import RESULTS
@@ -362,13 +362,7 @@ def survey(
         )
         if folder is not None:
             found.write(folder)
-    if json:
-        _show_json(found.to_dict())
-        return
-    for table in survey_tables(found):
-        _show(table)
-    if out is not None:
-        _show(f"report: {out / 'report.html'}")
+    _show_survey(found, out, json=json)
 
 
 @app.command()
@@ -387,7 +381,8 @@ def train(
     json: AsJson = False,
 ) -> None:
     """Train a segmenter of slice windows and test it."""
-    from evenslice.config import TrainConfig, default_yaml, load_config, to_yaml
+    from evenslice.config import TrainConfig, default_yaml
+    from evenslice.sections import load_config, to_yaml
 
     if print_config:
         text = default_yaml() if config is None else to_yaml(load_config(config, TrainConfig))
@@ -502,8 +497,8 @@ def study(
     json: AsJson = False,
 ) -> None:
     """Compare strategies on your data: train, test and audit each; what is finished is not repeated."""
-    from evenslice.config import load_config
     from evenslice.console import run_line
+    from evenslice.sections import load_config
     from evenslice.study_config import StudyConfig
     from evenslice.studying import study as run_study
 
@@ -519,17 +514,25 @@ def study(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that holds audits, or a study.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that holds audits, a study or a survey.")
+    ],
     json: AsJson = False,
 ) -> None:
-    """Write the report anew: of a study, or of all audits in a folder and in the folders right below it."""
+    """Write the report anew: of a study, of a survey, or of all audits in a folder and in the folders right below it."""
     from evenslice.report import write_study_report
     from evenslice.study_results import is_study, load_study
+    from evenslice.surveys import is_survey, load_survey
 
     if is_study(folder):
         results = load_study(folder)
         write_study_report(results, folder / "report.html")
         _show_study(results.summary, folder, json=json)
+        return
+    if is_survey(folder):
+        found = load_survey(folder)
+        found.save(folder, force=True)
+        _show_survey(found, folder, json=json)
         return
     from evenslice.compare import RENDERED, write_rendered
     from evenslice.outputs import staged_folder
@@ -622,6 +625,18 @@ def _show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> No
         _show_json(documents[0] if len(documents) == 1 else documents)
         return
     _show(audit_table(audits))
+    if out is not None:
+        _show(f"report: {out / 'report.html'}")
+
+
+def _show_survey(found: Survey, out: Path | None, *, json: bool) -> None:
+    from evenslice.console import survey_tables
+
+    if json:
+        _show_json(found.to_dict())
+        return
+    for table in survey_tables(found):
+        _show(table)
     if out is not None:
         _show(f"report: {out / 'report.html'}")
 

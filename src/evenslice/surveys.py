@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evenslice.errors import ConfigError
 from evenslice.intervals import Interval
 from evenslice.outputs import json_text, staged_file, staged_folder
 
 if TYPE_CHECKING:
     import os
 
-__all__ = ["RESULTS", "Survey", "Surveyed"]
+__all__ = ["RESULTS", "Survey", "Surveyed", "is_survey", "load_survey"]
 
 FORMAT = 1
 
@@ -160,3 +162,56 @@ def _plain(item: Surveyed) -> dict[str, Any]:
     for name, offsets in (("shares", item.offsets), ("pairs", range(1, len(item.pairs) + 1))):
         values[name] = [{"offset": k, **value} for k, value in zip(offsets, values[name], strict=True)]
     return values
+
+
+def is_survey(folder: str | os.PathLike[str]) -> bool:
+    """Say whether a folder is that of a survey."""
+    return (Path(folder) / "survey.json").is_file()
+
+
+def load_survey(folder: str | os.PathLike[str]) -> Survey:
+    """Read what ``Survey.save`` wrote into a folder.
+
+    Raises:
+        ConfigError: it holds no survey, or one that cannot be read.
+    """
+    path = Path(folder) / "survey.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: holds no survey; name a folder that `evenslice survey --out` wrote")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document.pop("format") != FORMAT:
+            raise ValueError(f"this version reads format {FORMAT}")
+        networks = tuple(_from_plain(item) for item in document.pop("networks"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a survey ({error}); run the survey again") from error
+    return Survey(networks, document)
+
+
+def _from_plain(item: dict[str, Any]) -> Surveyed:
+    return Surveyed(
+        spec=str(item["spec"]),
+        weights=str(item["weights"]),
+        origin=str(item["origin"]),
+        random=tuple(map(str, item["random"])),
+        stems=tuple(map(str, item["stems"])),
+        energy=tuple(map(_number, item["energy"])),
+        chromatic=_number(item["chromatic"]),
+        verdict=str(item["verdict"]),
+        shares=tuple(map(_interval, item["shares"])),
+        pairs=tuple(map(_interval, item["pairs"])),
+        directional_bias=_interval(item["directional_bias"]),
+        mirror_error=_interval(item["mirror_error"]),
+        mirror_disagreement=_interval(item["mirror_disagreement"]),
+        windows=int(item["windows"]),
+        seconds=float(item["seconds"]),
+        error=str(item["error"]),
+    )
+
+
+def _interval(value: dict[str, Any]) -> Interval:
+    return Interval(*(_number(value[name]) for name in ("estimate", "low", "high")))
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
