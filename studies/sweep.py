@@ -3,7 +3,8 @@
     python studies/sweep.py --jobs 2                # goes on where it was; hours
     python studies/sweep.py --only 'timm:vit_*'     # those alone
     python studies/sweep.py --sample 60             # some of each library
-    python studies/sweep.py --retry                 # those again that failed, crashed or were not built
+    python studies/sweep.py --retry                 # those again that failed, crashed or were not built, or of which the
+                                                    # stem alone was checked and that are not too large now
 
 Every network has random weights that are unequal by colour; it is neutralized by the strategy "uniform" for 3 and for 5
 slices, and held to what that promises. Where it fails, the strategy "mixer" is tried. Networks work in child
@@ -144,20 +145,26 @@ def _said(row: Row) -> str:
 
 
 def _chosen(options: argparse.Namespace) -> list[Network]:
-    """Return the networks that are to be checked, and take those out of the results that are checked again."""
-    rows = read_rows(options.results)
-    if options.retry:
-        rows = [row for row in rows if _is_fine(row) or not _matches(row, options.only)]
-        write_rows(rows, options.results)
-    done = {(row.library, row.name) for row in rows}
+    """Return the networks that are to be checked; the smallest first of those that are checked again."""
+    rows = {(row.library, row.name): row for row in read_rows(options.results)}
+    done = {name for name, row in rows.items() if not options.retry or _is_final(row, options.largest)}
     networks = [network for network in all_networks() if _matches(network, options.only)]
     if options.sample is not None:
         networks = _sample(networks, options.sample, options.seed)
-    return [network for network in networks if (network.library, network.name) not in done]
+    waiting = [network for network in networks if (network.library, network.name) not in done]
+
+    def size(network: Network) -> float:
+        row = rows.get((network.library, network.name))
+        return 0.0 if row is None else row.parameters or 0.0
+
+    return sorted(waiting, key=size)
 
 
-def _is_fine(row: Row) -> bool:
-    return not row.unbuilt and all(row.results[slices].outcome == "ok" for slices in SLICES)
+def _is_final(row: Row, largest: float) -> bool:
+    """Say whether nothing better can be found out about a network that is no larger than so many million parameters."""
+    if row.unbuilt or any(row.results[slices].outcome != "ok" for slices in SLICES):
+        return False
+    return row.checked == "network" or (row.parameters or 0.0) > largest
 
 
 def _matches(item: Network | Row, patterns: Sequence[str]) -> bool:
@@ -184,7 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--sample", type=int, metavar="N", help="about N networks, an equal part of every library"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--retry", action="store_true", help="again what failed or was not built")
+    parser.add_argument(
+        "--retry",
+        action="store_true",
+        help="again what failed, was not built, or was checked at its stem for want of time",
+    )
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one network")
     parser.add_argument("--memory", type=int, default=10, help="GiB of address space for one process")
     parser.add_argument(

@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sweep_rows import SLICES, Result, Row
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 import evenslice
 from evenslice.errors import EvensliceError
@@ -189,14 +190,14 @@ def _result(network: _Network, slices: int, **options: Any) -> Result:
 
 
 def _attempt(network: _Network, slices: int, **options: Any) -> Result:
-    """Neutralize a network; where it breaks its promise, once more in double precision.
+    """Neutralize a network; where it breaks its promise, once more in double precision, and once more settled.
 
     There are networks that make a rounding error a thousand times as large, random ones above all.
     """
     result = Result()
-    for precision in (torch.float32, torch.float64):
+    for precision, settled in ((torch.float32, False), (torch.float64, False), (torch.float64, True)):
         try:
-            record = _neutralized(network, slices, precision, **options)
+            record = _neutralized(network, slices, precision, settled=settled, **options)
         except EvensliceError as error:
             result = Result("failed", error=_line(error))
             if "does not keep what the strategy" not in result.error:
@@ -204,14 +205,19 @@ def _attempt(network: _Network, slices: int, **options: Any) -> Result:
         except Exception as error:  # noqa: BLE001  # what is no ModelError is a finding too
             return Result("failed", error=_line(error))
         else:
-            result = replace(_judged(record), precision=str(precision).removeprefix("torch."))
+            name = str(precision).removeprefix("torch.") + (", settled" if settled else "")
+            result = replace(_judged(record), precision=name)
             if result.outcome == "ok":
                 return result
     return result
 
 
-def _neutralized(network: _Network, slices: int, precision: torch.dtype, **options: Any) -> Any:
+def _neutralized(
+    network: _Network, slices: int, precision: torch.dtype, *, settled: bool, **options: Any
+) -> Any:
     model = network.fresh().to(precision)
+    if settled and network.pixels is not None:
+        _settle(model, network.pixels)
     sizes: list[int] = []
     handle = model.register_forward_pre_hook(
         lambda _, args: sizes.append(args[0].shape[-2]) if args else None
@@ -221,6 +227,14 @@ def _neutralized(network: _Network, slices: int, precision: torch.dtype, **optio
     finally:
         handle.remove()
         network.pixels = sizes[-1] if sizes else network.pixels
+
+
+def _settle(model: nn.Module, pixels: int) -> None:
+    """Give batch norms the statistics of what they meet, as training does; with others, deep networks are chaotic."""
+    weight = next(model.parameters())
+    image = torch.rand(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    with suppress(Exception):  # a detector wants targets as well; it is then checked as it stands
+        update_bn([image], model)
 
 
 def _judged(record: Any) -> Result:

@@ -28,9 +28,9 @@ strategy `uniform` for windows of 3 and of 5 slices. "ok" says that it then hold
 `neutralize` measures it on the running network: the output changes by at most 1e-5 of its largest value when the slices
 are put in another order, and a window of identical slices gives the output of the gray image to 1e-4. Where that fails, the
 strategy `mixer` is tried. A promise that is broken in float32 is tried again in float64, since deep networks with random
-weights magnify rounding; the column `precision` says where. Images are as small as the network can be built for. Of a
-network with more than 60 million parameters, or as much work for its smallest image, only the stem was checked, for the
-time that it takes, and it is counted apart.
+weights magnify rounding, and once more with batch norms that have the statistics of what they meet; the column
+`precision` says where. Images are as small as the network can be built for. Of the
+largest, only the stem was checked, for the time and the memory that they take, and they are counted apart.
 
 [`studies/sweep/coverage.csv`](../studies/sweep/coverage.csv) has a row a network; `make sweep` goes on with it, and
 `python studies/write_coverage.py` writes this page from it. (This page is written by that script; do not edit it.)
@@ -48,8 +48,12 @@ def _summary(rows: Sequence[Row]) -> str:
     for checked, title in (("network", "Checked as a whole"), ("stem", "Checked at the stem alone")):
         chosen = [row for row in rows if row.checked == checked and not row.unbuilt]
         if chosen:
-            lines += [f"{title}:", "", *_table(chosen), ""]
-    exact = sum(any(row.results[n].precision == "float64" for n in SLICES) for row in rows if not row.unbuilt)
+            sizes = [row.parameters for row in chosen if row.parameters is not None]
+            extent = f" ({min(sizes):.0f} to {max(sizes):.0f} million parameters)" if sizes else ""
+            lines += [f"{title}{extent}:", "", *_table(chosen), ""]
+    exact = sum(
+        any(row.results[n].precision.startswith("float64") for n in SLICES) for row in rows if not row.unbuilt
+    )
     if exact:
         lines += [
             f"{exact} of them magnify rounding, with random weights, beyond what is promised, and were checked in double",

@@ -166,6 +166,24 @@ def test_network_that_magnifies_rounding_is_checked_in_double_precision(monkeypa
     assert result.permutation_error <= 1e-5
 
 
+class Unsettled(nn.Module):
+    """Magnifies what its stem gives beyond any precision, unless its batch norm knows how large that is."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, image):
+        return self.norm(self.stem(image).tanh() * 1e13).sin()
+
+
+def test_network_that_is_chaotic_even_so_is_checked_with_batch_norms_as_training_leaves_them(monkeypatch):
+    monkeypatch.setattr(sweep_checks, "_built", lambda _: sweep_checks.unequal(Unsettled()))
+    result = sweep_checks._result(sweep_checks._Network(""), 3)
+    assert (result.outcome, result.precision) == ("ok", "float64, settled")
+    assert result.permutation_error <= 1e-5
+
+
 def test_too_large_a_network_is_checked_at_its_stem(networks):
     row = check(networks["timm:test_convnext"], parameters=0.1)
     assert row.checked == "stem"
@@ -236,6 +254,20 @@ def test_finished_networks_are_not_checked_again_unless_they_failed(small_sweep,
     assert "[1/1" in capsys.readouterr().out
 
 
+def test_networks_checked_at_their_stem_are_checked_whole_where_the_limit_allows(
+    small_sweep, tmp_path, capsys
+):
+    good = Result("ok", 1e-7, 0.0, 0.5)
+    for name, parameters in (("best", 90.0), ("better", 80.0), ("huge", 2000.0)):
+        row = Row("b", name, f"b:{name}", parameters, checked="stem", results={3: good, 5: good})
+        sweep_rows.append(row, tmp_path / "results.csv")
+    assert small_sweep("--only", "b:*e*t*")["best"].checked == "stem"
+    rows = small_sweep("--retry", "--only", "b:*e*t*", "--largest", "85")
+    assert [rows[name].checked for name in ("better", "best", "huge")] == ["network", "stem", "stem"]
+    small_sweep("--retry", "--only", "b:*e*t*", "--largest", "400", "--jobs", "1")
+    assert "[1/1" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_sample_takes_as_many_of_every_library(small_sweep):
     first = small_sweep("--sample", "2", "--seed", "1")
     assert {row.library for row in first.values()} == {"a", "b"}
@@ -263,6 +295,7 @@ def test_page_counts_what_there_is(tmp_path):
         sweep_rows.append(row, tmp_path / "rows.csv")
     text = write_coverage.page(sweep_rows.read_rows(tmp_path / "rows.csv"))
     assert "| timm | 3 | 2 (66.7 %) | 1 (33.3 %) | 2 (66.7 %) | 2 (66.7 %) | 1 |" in text
+    assert "Checked at the stem alone (2000 to 2000 million parameters):" in text
     assert "| timm | 1 | 1 (100 %) | 1 (100 %) | 1 (100 %) | 1 (100 %) | 0 |" in text
     assert "| two | 5 | no\\_way | ok |" in text
     assert "| three | 3, 5 | no \\<b\\>way\\</b\\> | failed: it \\| too |" in text
