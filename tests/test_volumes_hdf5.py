@@ -1,6 +1,7 @@
 """HDF5 data sets: which one, voxel size, names of axes, and files that name others."""
 
 import json
+import struct
 import zlib
 
 import h5py
@@ -210,6 +211,21 @@ def test_a_bomb_in_a_chunk(tmp_path):
     assert not volume[0].any()
     with pytest.raises(errors.VolumeError, match="a chunk unpacks to more than its 4,096 bytes"):
         volume[1]
+
+
+def test_a_chunk_of_no_bytes(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        data = file.create_dataset("raw", data=STACK, chunks=(2, 40, 32), compression="lzf")
+        size = data.id.get_chunk_info_by_coord((2, 0, 0)).size
+    entry = struct.pack("<II4Q", size, 0, 2, 0, 0, 0)  # of the tree of chunks: size, filters, corner
+    content = path.read_bytes()
+    assert content.count(entry) == 1
+    path.write_bytes(content.replace(entry, struct.pack("<I", 0) + entry[4:]))
+    volume = open_volume(path)
+    np.testing.assert_array_equal(volume[1], STACK[1])
+    with pytest.raises(errors.VolumeError, match="a chunk claims 0 bytes for 5,120; the file is damaged"):
+        volume[2]
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.5, 0.99])
