@@ -1,8 +1,8 @@
 """How much faster two workers of one thread are than one such worker.
 
-    python benchmarks/scaling.py [--volume PATH] [--slices 96] [--rounds 3]
+    python benchmarks/scaling.py [--volume PATH] [--slices N] [--rounds 3]
 
-The demonstration's network segments and audits the middle of a volume on a Dask cluster of this machine, of one and of
+The demonstration's network segments and audits a volume on a Dask cluster of this machine, of one and of
 two workers in turn, each with one thread; the ratios are of times taken in turn within one run. A small segmentation
 before each makes the workers import what they need.
 """
@@ -48,13 +48,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--volume", help="a volume of your own; by default the MNI152 template")
-    parser.add_argument("--slices", type=int, default=96, help="from the middle of the volume")
+    parser.add_argument("--slices", type=int, help="so many from the middle of the volume; by default all")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     volume = evenslice.open_volume(options.volume) if options.volume else mni152()
-    first = (len(volume) - options.slices) // 2
-    volume = evenslice.open_volume(volume[first : first + options.slices])
-    model, _, _ = load_network(SPEC, "imagenet", slices=3, strategy="uniform")
+    count = min(options.slices or len(volume), len(volume))
+    first = (len(volume) - count) // 2
+    volume = evenslice.open_volume(volume[first : first + count])
+    model, _, _ = load_network(SPEC, "imagenet", slices=3, strategy="pretrained")
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "labels.npy"
@@ -71,7 +72,7 @@ def main() -> None:
                 scheduler=address,
                 dtype="float32",
                 precision=1e-9,
-                max_windows=options.slices,
+                max_windows=count,
                 progress=False,
             )
 

@@ -14,9 +14,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from evenslice import cli, distributing, planning, studying
-from evenslice.distributing import finished, open_cluster
-from evenslice.errors import ConfigError, EvensliceError, MissingExtraError, VolumeError
+from evenslice import cli, planning, studying
+from evenslice.errors import ConfigError, MissingExtraError, VolumeError
 from evenslice.planning import plan
 from evenslice.sections import load_config, to_yaml
 from evenslice.study_config import StudyConfig
@@ -461,16 +460,3 @@ def test_a_broken_record_is_named(done, folder):
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"run\.json: is not the record of a run"):
         study(config(), out)
-
-
-def test_clusters_are_asked_for_rightly(monkeypatch):
-    monkeypatch.setattr(distributing, "CONNECT_SECONDS", 0.5)
-    for options_, message in [
-        ({"workers": 2, "scheduler": "tcp://127.0.0.1:1"}, "give one of the two"),
-        ({"workers": 0}, "workers = 0"),
-        ({"scheduler": "tcp://127.0.0.1:1"}, "does not answer"),
-    ]:
-        with pytest.raises(EvensliceError, match=message), open_cluster(**options_):
-            pass
-    with open_cluster() as client:
-        assert list(finished(str, [3, 1], client)) == [(3, "3"), (1, "1")]

@@ -199,10 +199,15 @@ def in_order(
 
 
 def _send(client: Any, objects: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Hold objects where workers fetch them once; as results of a task, they survive the workers that hold them."""
+    """Hold objects at every worker; as results of a task, they survive the workers that hold them.
+
+    A worker that came for them later would wait: one that is at work takes its time to answer.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # a network is
-        return tuple(client.submit(_same, item, pure=False) for item in objects)
+        futures = tuple(client.submit(_same, item, pure=False) for item in objects)
+    client.replicate(futures)
+    return futures
 
 
 def _same(item: Item) -> Item:

@@ -1,0 +1,28 @@
+"""Functions applied to items in this process and on the workers of a cluster."""
+
+import pytest
+
+from evenslice import distributing
+from evenslice.distributing import finished, in_order, open_cluster
+from evenslice.errors import EvensliceError
+
+
+def test_clusters_are_asked_for_rightly(monkeypatch):
+    monkeypatch.setattr(distributing, "CONNECT_SECONDS", 0.5)
+    for options_, message in [
+        ({"workers": 2, "scheduler": "tcp://127.0.0.1:1"}, "give one of the two"),
+        ({"workers": 0}, "workers = 0"),
+        ({"scheduler": "tcp://127.0.0.1:1"}, "does not answer"),
+    ]:
+        with pytest.raises(EvensliceError, match=message), open_cluster(**options_):
+            pass
+    with open_cluster() as client:
+        assert list(finished(str, [3, 1], client)) == [(3, "3"), (1, "1")]
+
+
+@pytest.mark.slow
+def test_every_worker_has_what_items_have_in_common_before_it_starts():
+    with open_cluster(workers=2) as client:
+        (common,) = distributing._send(client, (10,))
+        assert len(client.who_has([common])[common.key]) == 2
+        assert list(in_order(pow, [2, 3, 4], client, common=10)) == [1024, 59049, 1048576]
