@@ -268,7 +268,7 @@ def _detected_nothing(returned: Any) -> bool:
 def _predicted(output: Tensor) -> Tensor:
     if not output.is_floating_point():
         return output
-    return (output > 0).squeeze(1).long() if output.shape[1] == 1 else output.argmax(1)
+    return (output > 0).squeeze(1).long() if output.shape[1] == 1 else output.detach().max(1).indices
 
 
 def _labels_for(output: Tensor, labels: Tensor | None, count: int | None) -> Tensor:

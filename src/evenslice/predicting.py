@@ -7,6 +7,7 @@ are blended.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ __all__ = ["READ_VOXELS", "choose_tile", "class_logits", "predict", "predicted_c
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network whole."""
+
+OVERLAP = 8
+"""What part of a tile lies over its neighbour: one in so many pixels along each axis."""
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
 
@@ -67,7 +71,8 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
         region: which part of the plane to predict, along y and x; by default all of it. Where tiles lie does not
             depend on it, so that regions fit together.
         tile: size (y, x) of the in-plane tiles; by default the size that the network insists on, else the whole plane
-            rounded up to what the network takes, along an axis of more than ``LARGEST_TILE`` pixels that many.
+            rounded up to what the network takes; an axis of more than ``LARGEST_TILE`` pixels is covered by as few tiles as that
+            allows.
         batch: windows in one pass of the network; by default as many as have a million pixels, at most 16.
 
     Yields:
@@ -102,7 +107,9 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     )
     at_once = -(-batch // (len(rows.tiles) * len(columns.tiles)))
     while chunk := list(islice(windows, at_once)):
-        outputs = _predict_planes(network, np.stack([window for _, window in chunk]), rows, columns, batch)
+        planes = np.stack([plane for _, window in chunk for plane in window])
+        planes = planes.reshape(len(chunk), slices, *planes.shape[1:])
+        outputs = _predict_planes(network, planes, rows, columns, batch)
         for (z, _), output in zip(chunk, outputs, strict=True):
             yield z, output[:, rows.inner, columns.inner]
 
@@ -110,13 +117,14 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
 def predicted_classes(output: Tensor) -> Tensor:
     """Return the class that logits (..., classes, y, x) predict for each pixel: (..., y, x) int64.
 
-    A single channel l stands for two classes, of which class 1 is predicted where l > 0.
+    A single channel l stands for two classes, of which class 1 is predicted where l > 0. (``max`` finds the class several
+    times faster than ``argmax``.)
 
     Example:
         >>> predicted_classes(torch.tensor([[[-1.0, 2.0]]])).tolist()
         [[0, 1]]
     """
-    return (output > 0).squeeze(-3).long() if output.shape[-3] == 1 else output.argmax(-3)
+    return (output > 0).squeeze(-3).long() if output.shape[-3] == 1 else output.max(-3).indices
 
 
 def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
@@ -147,15 +155,27 @@ def choose_tile(network: ReadyNetwork, plane: tuple[int, int]) -> tuple[int, int
     if fixed is not None:
         return fixed
     multiple = input_multiple(network.module)
-    y, x = (-(-min(length, LARGEST_TILE) // multiple) * multiple for length in plane)
+    y, x = (_even_tile(length, multiple) for length in plane)
     return y, x
+
+
+def _even_tile(length: int, multiple: int) -> int:
+    """Return the size of as few tiles as cover an axis, and of those the smallest.
+
+    Tiles of the largest size would overlap by far more than need be: three of 1,024 pixels cover 2,048, and so do three
+    of 768.
+    """
+    tiles = 1
+    while (size := math.ceil(length / (tiles - (tiles - 1) / OVERLAP))) > LARGEST_TILE:
+        tiles += 1
+    return -(-size // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class _Tiling:
     """The tiles along one axis that a region needs.
 
-    Tiles overlap by an eighth. Their weights fade linearly over the overlap, since at its border a tile knows less of
+    Tiles overlap by an eighth of their size. Their weights fade linearly over the overlap, since at its border a tile knows less of
     what surrounds a pixel, and sum to 1 at each pixel.
 
     Attributes:
@@ -172,7 +192,7 @@ class _Tiling:
     def of(cls, length: int, tile: int, region: slice) -> _Tiling:
         """Lay tiles over an axis and keep those that touch the region."""
         length = max(length, tile)
-        overlap = tile // 8
+        overlap = tile // OVERLAP
         distance = torch.arange(1, tile + 1, dtype=torch.float32)
         fade = torch.minimum(distance, distance.flip(0)).clamp_max(overlap + 1)
         origins = tile_origins(length, tile, overlap=overlap)
@@ -193,8 +213,8 @@ class _Tiling:
 
 def _windows(
     grid: WindowGrid, centres: Sequence[int], extent: tuple[slice, slice]
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield each of the centres z and the window (N, y, x) around it; no slice that two windows share is read twice.
+) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
+    """Yield each of the centres z and the N slices (y, x) of the window around it; none of them is read twice.
 
     Slices that are stored as one are read as one, as far as memory allows: each read would decode them all.
     """
@@ -211,7 +231,7 @@ def _windows(
             if i not in planes:
                 stop = min(i - i % stored % run + run, i - i % stored + stored, last + 1)
                 planes |= zip(range(i, stop), grid.read_run(i, stop, y.start, x.start), strict=True)
-        yield z, np.stack([planes[i] for i in indices])
+        yield z, [planes[i] for i in indices]
 
 
 @torch.no_grad()
