@@ -2,6 +2,7 @@
 
     python studies/write_results.py                     # reads studies/*/, writes docs/results.md and docs/results/
     python studies/write_results.py --record-machine    # and first notes what machine this is, in studies/machine.json
+    python studies/write_results.py --record runs/best  # and first notes what a training gave, in studies/trainings.json
 
 A study is a folder with ``summary.json`` beside the configuration of the same name: ``studies/datasets/`` came from
 ``studies/datasets.yaml``. Every number of the page is computed; the prose around them is in ``studies/results.md.j2``.
@@ -285,6 +286,48 @@ def _data(study: Study, name: str) -> StudyData:
     return next(data for data in study.config.datasets if data.name == name)
 
 
+# Single networks.
+
+
+def describe_training(run: Path) -> dict[str, Any]:
+    """Say what one training gave, without paths that belong to one machine alone.
+
+    Args:
+        run: the folder that ``evenslice train`` wrote.
+    """
+    found = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    return {
+        "command": found["command"],
+        "model": {name: found["config"]["model"][name] for name in ("spec", "slices", "strategy")},
+        "data": found["name"],
+        "steps": found["steps"],
+        "seconds": found["seconds"],
+        "dice": found["dice"]["mean"],
+        "iou": found["iou"]["mean"],
+        "directional_bias": found["bias"]["directional_bias"],
+        "versions": found["versions"],
+    }
+
+
+def training_table(trainings: Iterable[dict[str, Any]]) -> str:
+    """Return what single trainings gave, a row for each."""
+    header = ("command", "slices", "start", "steps", "minutes", "Dice", "IoU", "directional bias")
+    return table(header, (_training_row(training) for training in trainings))
+
+
+def _training_row(training: dict[str, Any]) -> list[str]:
+    return [
+        f"`{training['command']}`",
+        str(training["model"]["slices"]),
+        training["model"]["strategy"],
+        str(training["steps"]),
+        f"{training['seconds'] / 60:.1f}",
+        f"{training['dice']:.3f}",
+        f"{training['iou']:.3f}",
+        f"{training['directional_bias']:+.3f}".replace("-", "−"),
+    ]
+
+
 # Machine.
 
 
@@ -320,10 +363,10 @@ def write_page(studies: Sequence[Study], folder: Path, docs: Path) -> None:
 
     Args:
         studies: what to show.
-        folder: that of the studies, with the template and ``machine.json``.
+        folder: that of the studies, with ``machine.json`` and ``trainings.json``.
         docs: where to write.
     """
-    machine = folder / "machine.json"
+    machine, trainings = _noted(folder / "machine.json"), _noted(folder / "trainings.json")
     with style.settings(), staged_folder(docs / "results", ("*.svg", "*.webp"), force=True) as beside:
         shown = [_shown(study, beside) for study in studies]
     environment = jinja2.Environment(  # noqa: S701  # it writes Markdown
@@ -337,10 +380,21 @@ def write_page(studies: Sequence[Study], folder: Path, docs: Path) -> None:
         studies=shown,
         expectations=expectations(studies),
         runs=run_table(studies),
-        machine=json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else None,
+        trainings=training_table(trainings.values()) if trainings else None,
+        machine=machine,
     )
     with staged_file(docs / "results.md", force=True) as path:
         path.write_text(text, encoding="utf-8")
+
+
+def _noted(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found
+
+
+def _note(file: Path, content: dict[str, Any]) -> None:
+    with staged_file(file, force=True) as beside:
+        beside.write_text(json_text(content), encoding="utf-8")
 
 
 def _shown(study: Study, folder: Path) -> dict[str, Any]:
@@ -386,12 +440,15 @@ def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description="Write docs/results.md from the results of the studies.")
     parser.add_argument("--record-machine", action="store_true", help="note what machine this is")
+    parser.add_argument("--record", type=Path, metavar="RUN", help="note what a training in this folder gave")
     parser.add_argument("--studies", type=Path, default=STUDIES, help="folder of the studies")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
     options = parser.parse_args()
     if options.record_machine:
-        with staged_file(options.studies / "machine.json", force=True) as beside:
-            beside.write_text(json_text(describe_machine()), encoding="utf-8")
+        _note(options.studies / "machine.json", describe_machine())
+    if options.record is not None:
+        file = options.studies / "trainings.json"
+        _note(file, _noted(file) | {options.record.name: describe_training(options.record)})
     studies = find_studies(options.studies)
     if not studies:
         print(f"{options.studies}: no study has results yet; docs/results.md stays as it is")

@@ -182,6 +182,36 @@ def test_the_machine_is_noted_without_its_name(script, folder, tmp_path, monkeyp
     assert f"no benchmark): {machine['processor']}, {machine['cores']} core" in text
 
 
+def test_what_single_trainings_gave_is_noted_and_shown(script, folder, tmp_path, monkeypatch):
+    run = tmp_path / "best"
+    run.mkdir()
+    found = {
+        "command": "evenslice train studies/best.yaml --out runs/best",
+        "config": {
+            "data": {"root": "/home/somebody"},
+            "model": {"spec": "x", "slices": 5, "strategy": "mirror"},
+        },
+        "name": "Lucchi++",
+        "steps": 2300,
+        "seconds": 1170.0,
+        "dice": {"mean": 0.95, "per_class": [0.99, 0.95]},
+        "iou": {"mean": 0.9, "per_class": [0.98, 0.9]},
+        "bias": {"directional_bias": -0.012},
+        "versions": {"torch": "2"},
+        "machine": {"platform": "somewhere"},
+    }
+    (run / "result.json").write_text(json.dumps(found))
+    studies = shutil.copytree(folder, tmp_path / "studies")
+    arguments = ["--studies", str(studies), "--docs", str(tmp_path / "docs"), "--record", str(run)]
+    monkeypatch.setattr(sys, "argv", ["write_results.py", *arguments])
+    assert script.main() == 0
+    noted = (studies / "trainings.json").read_text()
+    assert list(json.loads(noted)) == ["best"]
+    assert "some" not in noted
+    row = "| `evenslice train studies/best.yaml --out runs/best` | 5 | mirror | 2300 | 19.5 | 0.950 | 0.900 | −0.012 |"
+    assert row in (tmp_path / "docs" / "results.md").read_text()
+
+
 def test_without_a_study_the_page_stays(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["write_results.py", "--studies", str(tmp_path), "--docs", str(tmp_path)]
