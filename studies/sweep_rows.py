@@ -53,7 +53,8 @@ class Row:
         parameters: in millions; None where not even that could be found.
         pixels: size of the image along y; None where the network was not run.
         checked: "network", or "stem" where the network is too large to run here.
-        unbuilt: why the library itself cannot build the network, and nothing could be tried; empty where it can.
+        unbuilt: why the library itself cannot build the network, or what it builds cannot be run, and nothing could be
+            tried; empty where it can.
         results: by number of slices.
     """
 

@@ -134,7 +134,7 @@ def _unbuilt(rows: Sequence[Row]) -> str:
     lines = [f"| {row.library} | {row.name} | {_escaped(_reason(row))} |" for row in chosen]
     return "\n".join(
         [
-            "## What the libraries do not build",
+            "## What the libraries do not build, or cannot run",
             "",
             f"Counted nowhere above, since there is nothing to neutralize: {listed}. Most are encoders that a decoder of smp",
             "does not take.",

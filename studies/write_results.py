@@ -324,7 +324,7 @@ def _training_row(training: dict[str, Any]) -> list[str]:
         f"{training['seconds'] / 60:.1f}",
         f"{training['dice']:.3f}",
         f"{training['iou']:.3f}",
-        f"{training['directional_bias']:+.3f}".replace("-", "−"),
+        f"{training['directional_bias']:+.3f}".replace("-", "\N{MINUS SIGN}"),
     ]
 
 

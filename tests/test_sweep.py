@@ -184,6 +184,25 @@ def test_network_that_is_chaotic_even_so_is_checked_with_batch_norms_as_training
     assert result.permutation_error <= 1e-5
 
 
+class Refusing(nn.Module):
+    """Runs on no image at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+
+    def forward(self, image):
+        return self.stem(image) @ torch.ones(7, 5)
+
+
+def test_network_that_its_library_cannot_run_is_not_counted(monkeypatch):
+    monkeypatch.setattr(sweep_checks, "_built", lambda _: sweep_checks.unequal(Refusing()))
+    monkeypatch.setattr(sweep_checks, "_smallest", lambda spec: (spec, None))
+    row = sweep_checks.check_network("made", "up", "made:up", sweep_checks.Limits())
+    assert row.unbuilt.startswith("the network refuses images of 3 channels at 64x64")
+    assert row.results == {}
+
+
 def test_too_large_a_network_is_checked_at_its_stem(networks):
     row = check(networks["timm:test_convnext"], parameters=0.1)
     assert row.checked == "stem"

@@ -208,7 +208,7 @@ def test_what_single_trainings_gave_is_noted_and_shown(script, folder, tmp_path,
     noted = (studies / "trainings.json").read_text()
     assert list(json.loads(noted)) == ["best"]
     assert "some" not in noted
-    row = "| `evenslice train studies/best.yaml --out runs/best` | 5 | mirror | 2300 | 19.5 | 0.950 | 0.900 | −0.012 |"
+    row = "| `evenslice train studies/best.yaml --out runs/best` | 5 | mirror | 2300 | 19.5 | 0.950 | 0.900 | \N{MINUS SIGN}0.012 |"
     assert row in (tmp_path / "docs" / "results.md").read_text()
 
 
