@@ -7,12 +7,10 @@ the masks and classes of queries are, a function does it.
 from __future__ import annotations
 
 import importlib
-import operator
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice.errors import ConfigError, EvensliceError, ModelError, nearest
+from evenslice.errors import ConfigError, EvensliceError, ModelError
+from evenslice.importing import find_member, importable_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +29,7 @@ def reduce_output(returned: Any, function: Callable[[Any], Any]) -> Any:
         ModelError: the function raises.
 
     Example:
+        >>> import operator
         >>> reduce_output({"depth": 3.0}, operator.itemgetter("depth"))
         3.0
     """
@@ -50,6 +49,7 @@ def function_name(function: Callable[..., Any]) -> str:
     """Return how a function is called, ``package.module:function`` where it has a name of its own.
 
     Example:
+        >>> import operator
         >>> function_name(abs), function_name(operator.itemgetter("depth"))
         ('builtins:abs', 'itemgetter')
     """
@@ -71,19 +71,13 @@ def find_function(text: str) -> Callable[..., Any]:
     path, colon, name = text.partition(":")
     if not (path and colon and name):
         raise ConfigError(f"{text!r} names no function; write package.module:function")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        module = importlib.import_module(path)
-        function = operator.attrgetter(name)(module)
-    except AttributeError as error:
-        names = [key for key, item in vars(module).items() if callable(item) and not key.startswith("_")]
-        raise ConfigError(f"{text}: {path} has no {name!r}; {nearest(name, names)}") from error
+        with importable_here():
+            module = importlib.import_module(path)
     except Exception as error:  # a module of the user's may raise anything
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise ConfigError(f"{text}: cannot be imported ({type(error).__name__}: {reason})") from error
-    finally:
-        sys.path.remove(here)
+    function = find_member(module, name, text, ConfigError)
     if not callable(function):
         raise ConfigError(f"{text}: is {type(function).__name__}, not a function")
     found: Callable[..., Any] = function

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import operator
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evenslice.errors import ModelError, nearest
+from evenslice.importing import find_member, importable_here
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from types import ModuleType
 
     from torch import nn
@@ -36,24 +34,12 @@ def build_imported(plan: Plan, pretrained: bool, libraries: Iterable[str]) -> nn
             f"{plan.spec}: a function has no imagenet weights; give a file, or none to keep its own"
         )
     path, _, attribute = plan.name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        model = _find_function(plan, path, attribute, libraries)(**plan.arguments)
-    finally:
-        sys.path.remove(str(Path.cwd()))
+    with importable_here():
+        module = _import(plan, path, libraries)
+        model = find_member(module, attribute, plan.spec, ModelError)(**plan.arguments)
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"{plan.spec}: returned {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-def _find_function(plan: Plan, path: str, attribute: str, libraries: Iterable[str]) -> Callable[..., Any]:
-    module = _import(plan, path, libraries)
-    try:
-        function: Callable[..., Any] = operator.attrgetter(attribute)(module)
-    except AttributeError as error:
-        names = [name for name, item in vars(module).items() if callable(item) and not name.startswith("_")]
-        raise ModelError(f"{plan.spec}: {path} has no {attribute!r}; {nearest(attribute, names)}") from error
-    return function
 
 
 def _import(plan: Plan, path: str, libraries: Iterable[str]) -> ModuleType:
