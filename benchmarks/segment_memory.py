@@ -2,7 +2,7 @@
 
     python benchmarks/segment_memory.py [--sizes 1 4 16]
 
-Sizes are in GiB. The volumes are made in a temporary folder; all but their first slices are constant chunks, which
+Sizes are in GiB; seconds of all cores grow as they do, whatever else the machine does. The volumes are made in a temporary folder; all but their first slices are constant chunks, which
 compress to nothing. The network is a small convolution, so that what is measured is evenslice; each call is a process of
 its own, and its peak is the largest resident size that the operating system saw, children excluded.
 """
@@ -37,8 +37,8 @@ def make_volume(path: Path, gibibytes: int) -> None:
     array[: CHUNK[0]] = np.random.default_rng(0).integers(0, 255, (CHUNK[0], SIDE, SIDE), dtype=np.uint8)
 
 
-def run(arguments: list[str], folder: Path) -> tuple[float, float]:
-    """Run a command of evenslice in a process of its own: its seconds and peak resident size in MiB."""
+def run(arguments: list[str], folder: Path) -> tuple[float, float, float]:
+    """Run a command of evenslice in a process of its own: its seconds, those of all cores, and peak resident size in MiB."""
     command = [sys.executable, "-m", "evenslice", *arguments, "--model", "benchmark_network:network"]
     command += ["--weights", "none", "--json"]
     environment = os.environ | {"PYTHONPATH": str(folder)}
@@ -48,7 +48,7 @@ def run(arguments: list[str], folder: Path) -> tuple[float, float]:
     _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit(f"{' '.join(arguments)} failed")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -66,12 +66,13 @@ def main() -> None:
             volume = folder / f"{size}.zarr"
             make_volume(volume, size)
             out = folder / f"labels{size}.ome.zarr"
-            took, peak = run(["segment", "--volume", str(volume), "--out", str(out)], folder)
+            took, cores, peak = run(["segment", "--volume", str(volume), "--out", str(out)], folder)
             print(
-                f"segment {size:3d} GiB: {took:.0f} s ({took / size:.1f} s a GiB), peak {peak:.0f} MiB",
+                f"segment {size:3d} GiB: {took:.0f} s, of all cores {cores:.0f} s ({cores / size:.1f} s a GiB), "
+                f"peak {peak:.0f} MiB",
                 flush=True,
             )
-        took, peak = run(
+        took, _, peak = run(
             ["audit", "--volume", str(volume), "--max-windows", "200", "--precision", "1e-9"], folder
         )
         print(f"audit   {options.sizes[-1]:3d} GiB: {took:.0f} s, peak {peak:.0f} MiB")

@@ -20,6 +20,37 @@ def test_clusters_are_asked_for_rightly(monkeypatch):
         assert list(finished(str, [3, 1], client)) == [(3, "3"), (1, "1")]
 
 
+class Growing:
+    """A client whose cluster gets a worker more with each question, and loses all but one after the fifth."""
+
+    def __init__(self):
+        self.asked, self.ahead, self.most = 0, 0, []
+
+    def nthreads(self):
+        self.asked += 1
+        return dict.fromkeys(range(self.asked if self.asked < 6 else 1))
+
+    def submit(self, function, *arguments, **_):
+        self.ahead += 1
+        return Pending(self, function(*arguments))
+
+
+class Pending:
+    def __init__(self, client, value):
+        self.client, self.value = client, value
+
+    def result(self):
+        self.client.most.append(self.client.ahead)
+        self.client.ahead -= 1
+        return self.value
+
+
+def test_workers_that_come_and_go_are_counted():
+    client = Growing()
+    assert list(in_order(str, range(20), client)) == [str(item) for item in range(20)]
+    assert client.most == [2, 4, 6, 8, 10, 9, 8, 7, 6, 5, 4, 3, *[2] * 7, 1]
+
+
 @pytest.mark.slow
 def test_every_worker_has_what_items_have_in_common_before_it_starts():
     with open_cluster(workers=2) as client:

@@ -188,10 +188,10 @@ def in_order(
             yield function(item, *rest)
         return
     rest, items = _send(client, rest), iter(items)
-    workers = max(1, len(client.nthreads()))
     waiting: deque[Any] = deque()
     while True:
-        for item in islice(items, AHEAD * workers - len(waiting)):
+        workers = max(1, len(client.nthreads()))  # some may have come, as jobs start, or gone
+        for item in islice(items, max(0, AHEAD * workers - len(waiting))):
             waiting.append(client.submit(function, item, *rest, pure=False))
         if not waiting:
             return
@@ -206,7 +206,8 @@ def _send(client: Any, objects: tuple[Any, ...]) -> tuple[Any, ...]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # a network is
         futures = tuple(client.submit(_same, item, pure=False) for item in objects)
-    client.replicate(futures)
+    if futures:
+        client.replicate(futures)
     return futures
 
 
