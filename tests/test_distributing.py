@@ -4,7 +4,7 @@ import pytest
 
 from evenslice import distributing
 from evenslice.distributing import finished, in_order, open_cluster
-from evenslice.errors import EvensliceError
+from evenslice.errors import ConfigError, EvensliceError
 
 
 def test_clusters_are_asked_for_rightly(monkeypatch):
@@ -57,3 +57,22 @@ def test_every_worker_has_what_items_have_in_common_before_it_starts():
         (common,) = distributing._send(client, (10,))
         assert len(client.who_has([common])[common.key]) == 2
         assert list(in_order(pow, [2, 3, 4], client, common=10)) == [1024, 59049, 1048576]
+
+
+def load():
+    raise ModuleNotFoundError("No module named 'mine'")
+
+
+class Unknown:
+    """What no other process can load."""
+
+    def __reduce__(self):
+        return load, ()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_cluster_cannot_load_is_told_in_one_line():
+    message = r"the cluster cannot load what it is sent \(ModuleNotFoundError: No module named 'mine'\); what is yours"
+    with open_cluster(workers=1) as client, pytest.raises(ConfigError, match=message):
+        list(in_order(pow, [2], client, common=Unknown()))

@@ -202,12 +202,25 @@ def _send(client: Any, objects: tuple[Any, ...]) -> tuple[Any, ...]:
     """Hold objects at every worker; as results of a task, they survive the workers that hold them.
 
     A worker that came for them later would wait: one that is at work takes its time to answer.
+
+    Raises:
+        ConfigError: they cannot be loaded there.
     """
+    if not objects:
+        return ()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # a network is
         futures = tuple(client.submit(_same, item, pure=False) for item in objects)
-    if futures:
-        client.replicate(futures)
+    for future in futures:
+        error = future.exception()
+        if error is not None:
+            cause = error.__cause__ or error
+            reason = (str(cause).splitlines() or ["no reason given"])[0]
+            raise ConfigError(
+                f"the cluster cannot load what it is sent ({type(cause).__name__}: {reason}); what is yours must come from "
+                "a module that the scheduler and every worker can import, and they need the same packages as are here"
+            ) from error
+    client.replicate(futures)
     return futures
 
 
