@@ -111,6 +111,17 @@ def test_the_page_is_readable(page, scheme, width):
     assert picture.std() > 10
 
 
+def test_no_card_stands_alone_below_the_others(page, tmp_path):
+    audits = [make_audit(f"audit {number}", PRETRAINED, examples=1) for number in range(5)]
+    page.get(write_report(audits, tmp_path / "five.html").as_uri())
+    places = [card.rect for card in page.find_elements(By.CLASS_NAME, "verdict")]
+    rows = [
+        [place["x"] for place in places if place["y"] == y] for y in sorted({place["y"] for place in places})
+    ]
+    assert [len(row) for row in rows] == [3, 2]
+    assert rows[1] == rows[0][:2]
+
+
 def test_figures_take_the_colours_of_dark_ground(page):
     bar = page.find_element(By.CSS_SELECTOR, "#shares path[style*='--audit-0']")
     light = bar.value_of_css_property("fill")

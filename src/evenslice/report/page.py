@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from evenslice.results import Audit
 
 
+MOST_CARDS = 4  # side by side on the widest page
+
+
 @dataclass(frozen=True)
 class _Picture:
     """An image that is in the page once; ``height`` in units of which its width has 100."""
@@ -63,6 +66,7 @@ def render(audits: Sequence[Audit]) -> str:
         "report.css",
         audits=audits,
         headline=wording.headline(audits),
+        columns=_cards_in_a_row(len(audits)),
         verdicts=[wording.verdict_sentence(audit) for audit in audits],
         contexts=[wording.context_sentence(audit) for audit in audits],
         colours=[style.colour_variable(index) for index in range(len(audits))],
@@ -74,6 +78,12 @@ def render(audits: Sequence[Audit]) -> str:
         script=Markup(script),  # noqa: S704 - the package's own text
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
+
+
+def _cards_in_a_row(cards: int) -> int:
+    """Return how many of the verdicts' cards stand side by side at most: as few in the last row as can be avoided."""
+    rows = -(-cards // MOST_CARDS)
+    return -(-cards // rows)
 
 
 def _example(panel: Panel, pictures: dict[str, _Picture]) -> _Example:
