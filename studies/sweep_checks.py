@@ -38,6 +38,7 @@ __all__ = ["Limits", "check_network"]
 PERMUTATION, GRAY = 1e-5, 1e-4  # what the errors may be at most
 SMALL = 64  # pixels, of the image where a network can be built for it
 REFUSES = "the network refuses images of"  # of any size, as the library built it
+NO_MEMORY = "allocate memory"
 COLOURS = (0.5, 2.0, 0.2)  # by what the colours of a stem are scaled, so that they are far from equal
 
 
@@ -80,7 +81,7 @@ def check_network(library: str, name: str, spec: str, limits: Limits) -> Row:
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     results = {slices: _result(network, slices) for slices in reversed(SLICES)}
     refusals = [result.error for result in results.values() if result.error.startswith(REFUSES)]
-    if len(refusals) == len(results):
+    if len(refusals) == len(results) and not any(NO_MEMORY in error for error in refusals):
         return replace(row, parameters=millions, unbuilt=refusals[0])
     return replace(row, parameters=millions, pixels=network.pixels, results=results)
 
