@@ -29,7 +29,7 @@ from evenslice.observing import Given, Numbers, observe
 from evenslice.probing import run_to_stems
 from evenslice.records import CHECKS, Kernels, Record, keep_record, record_of
 from evenslice.rewriting import Change, Wish, mix, rewrite
-from evenslice.running import MIXER_HELPS, describe, random_image, undisturbed
+from evenslice.running import MIXER_HELPS, describe, random_image, undisturbed, where
 from evenslice.strategies import STRATEGIES, find_strategy
 from evenslice.tying import check_tie, is_tied, untie_weight
 
@@ -169,7 +169,7 @@ def _outputs(model: nn.Module, change: Change, scaling: ChannelScaling, *, whole
                 output = model(images)
             except Exception as error:  # a network may refuse an image by any exception
                 raise ModelError(
-                    f"the network reads the image elsewhere too, and refuses {slices} slices there"
+                    f"the network reads the image elsewhere too, and refuses {slices} slices in {where(error, model)}"
                     f" ({describe(error)}); {MIXER_HELPS}"
                 ) from error
             return choose(output, IMAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "on_meta",
     "random_image",
     "undisturbed",
+    "where",
 ]
 
 MIXER_HELPS = "strategy='mixer' leaves the layer alone and puts a mixer of slices in front of the network"
@@ -147,6 +149,25 @@ def label(name: str, module: nn.Module) -> str:
         ('stem.0 (ReLU)', 'ReLU')
     """
     return f"{name} ({type(module).__name__})" if name else type(module).__name__
+
+
+def where(error: Exception, model: nn.Module) -> str:
+    """Return how a message names the innermost part of a network that raised an error; the network where none did.
+
+    Example:
+        >>> network = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 1, 1))
+        >>> try:
+        ...     network(torch.zeros(1, 2, 4, 4))
+        ... except RuntimeError as error:
+        ...     where(error, network)
+        '1 (Conv2d)'
+    """
+    names, found = {module: name for name, module in model.named_modules()}, model
+    for frame, _ in walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and owner in names:
+            found = owner
+    return label(names[found], found)
 
 
 def describe(error: Exception | None) -> str:
