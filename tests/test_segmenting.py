@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,23 @@ def test_blocks_are_of_one_size_as_far_as_stored_slices_allow(length, most, unit
     assert [part.stop - part.start for part in parts] == lengths
     assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
     assert all(part.start % unit == 0 for part in parts)
+
+
+def test_what_was_done_in_blocks_of_another_size_is_done_again(tmp_path, image, monkeypatch):
+    right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
+    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 2 * 70 * 90)
+    work = segmenting._segment_blocks
+
+    def first(blocks, job):
+        yield from islice(work(blocks, job), 1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(segmenting, "_segment_blocks", first)
+        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 5 * 70 * 90)
+    labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+    np.testing.assert_array_equal(labels[...], right)
 
 
 @pytest.mark.parametrize(("depth", "starts"), [(32, [0, 4, 8, 12, 16, 20, 24, 28]), (20, list(range(20)))])

@@ -277,6 +277,7 @@ def test_the_report_is_drawn_again_from_what_was_written(survey, tmp_path, capsy
         ('{"format": 9, "networks": []}', "this version reads format 1"),
         ('{"format": 1, "networks": [{"spec": "x"}]}', "'weights'"),
         ('{"format": 1, "networks": 3}', "not iterable"),
+        ('{"format": 1, "networks": []}', "no network in it"),
     ],
 )
 def test_what_is_no_survey_is_refused_in_one_line(tmp_path, text, reason):

@@ -249,7 +249,7 @@ class _Job:
         return [(z, y, x) for y, x, z in product(rows, columns, parts)]
 
     def note(self, block: Region) -> Path:
-        return self.notes / "-".join(str(part.start) for part in block)
+        return self.notes / "-".join(f"{part.start}_{part.stop}" for part in block)
 
     def describe(self) -> dict[str, Any]:
         """Return all that the outcome depends on."""

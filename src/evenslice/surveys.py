@@ -182,10 +182,12 @@ def load_survey(folder: str | os.PathLike[str]) -> Survey:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document.pop("format") != FORMAT:
             raise ValueError(f"this version reads format {FORMAT}")
-        networks = tuple(_from_plain(item) for item in document.pop("networks"))
+        survey = Survey(tuple(_from_plain(item) for item in document.pop("networks")), document)
+        if not survey.measured or not all(item.energy and item.shares for item in survey.measured):
+            raise ValueError("there is no network in it, or one of which nothing was measured")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: cannot be read as a survey ({error}); run the survey again") from error
-    return Survey(networks, document)
+    return survey
 
 
 def _from_plain(item: dict[str, Any]) -> Surveyed:
