@@ -11,7 +11,7 @@ from torch import nn
 from evenslice import predicting
 from evenslice.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import ReadyNetwork
-from evenslice.predicting import class_logits, predict, predicted_classes
+from evenslice.predicting import class_logits, predict
 from evenslice.volumes import open_volume
 from evenslice.windows import Scaling, slice_indices
 
@@ -208,11 +208,6 @@ def test_a_coarse_output_is_resized():
     found = predicted(Coarse(), image.copy())
     assert found.shape == (3, 2, 32, 32)
     np.testing.assert_allclose(found[1, 0, 16, 2:-2], image[1, 16, 2:-2], atol=1e-6)
-
-
-def test_classes_of_one_channel_and_of_several():
-    assert predicted_classes(torch.tensor([[[[-0.1, 0.1]]]])).tolist() == [[[0, 1]]]
-    assert predicted_classes(torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]], [[0.0, 2.0]]])).tolist() == [[0, 2]]
 
 
 def test_a_classifier_is_refused():

@@ -15,6 +15,7 @@ from torch import nn
 from evenslice import neutralize, record_of, untie
 from evenslice.errors import ModelError
 from evenslice.models import Reduced, logits, normalization
+from evenslice.scores import predicted_classes
 from evenslice.stems import find_stems
 
 
@@ -158,3 +159,12 @@ def test_function_that_gives_no_tensor_is_named():
     network = Reduced(Depths(), dict)
     with pytest.raises(ModelError, match="the function dict for the outputs of Depths returned dict"):
         network(torch.rand(1, 3, 8, 8))
+
+
+def test_predicted_classes_of_one_channel_of_several_and_of_class_numbers():
+    assert predicted_classes(torch.tensor([[[[-0.1, 0.1]]]]), dim=1).tolist() == [[[0, 1]]]
+    scores = torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]], [[0.0, 2.0]]])
+    assert predicted_classes(scores, dim=0).tolist() == [[0, 2]]
+    assert predicted_classes(scores.squeeze(1).T, dim=1).tolist() == [0, 2]
+    numbers = torch.tensor([[3, 1]])
+    assert predicted_classes(numbers, dim=1) is numbers

@@ -19,7 +19,8 @@ from evenslice.checkpoints import save_network
 from evenslice.errors import ConfigError, OutputError, VolumeError
 from evenslice.inference import ReadyNetwork
 from evenslice.neutralizing import neutralize
-from evenslice.predicting import predict, predicted_classes
+from evenslice.predicting import predict
+from evenslice.scores import predicted_classes
 from evenslice.segmenting import load_segmenter
 from evenslice.volumes import open_volume
 from evenslice.windows import fit_scaling
@@ -60,7 +61,7 @@ def small_blocks(monkeypatch):
 def test_labels_are_those_of_the_network(tmp_path, image):
     model = network()
     labels = segment(model, image, tmp_path / "labels.npy", dtype="float32")
-    right = predicted_classes(expected(model, np.load(image)).movedim(0, 1)).numpy()
+    right = predicted_classes(expected(model, np.load(image)), dim=0).numpy()
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels[...], right)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["image.npy", "labels.npy"]
@@ -69,7 +70,7 @@ def test_labels_are_those_of_the_network(tmp_path, image):
 def test_blocks_and_regions_change_nothing(tmp_path, image, small_blocks):
     model = network()
     labels = segment(model, image, tmp_path / "labels.npy", tile=(48, 32), dtype="float32")
-    right = predicted_classes(expected(model, np.load(image), tile=(48, 32)).movedim(0, 1)).numpy()
+    right = predicted_classes(expected(model, np.load(image), tile=(48, 32)), dim=0).numpy()
     np.testing.assert_array_equal(labels[...], right)
 
 
@@ -187,7 +188,7 @@ def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, ima
     with pytest.raises(OutputError, match="the beginning of a segmentation by another network"):
         segment(other, image, tmp_path / "labels.npy", dtype="float32")
     labels = segment(other, image, tmp_path / "labels.npy", dtype="float32", force=True)
-    right = predicted_classes(expected(other, np.load(image)).movedim(0, 1)).numpy()
+    right = predicted_classes(expected(other, np.load(image)), dim=0).numpy()
     np.testing.assert_array_equal(labels[...], right)
 
 

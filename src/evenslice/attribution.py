@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from evenslice.errors import ConfigError, ModelError, nearest
-from evenslice.models import logits
+from evenslice.scores import logits, predicted_classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -250,25 +250,19 @@ class _Score:
         if not _has_classes(output):
             raise _no_classes(self.target, f"{tuple(output.shape)}")
         if self.target in ("auto", "predicted"):
-            return _predicted(output)
+            return predicted_classes(output, dim=1)
         count = max(output.shape[1], 2) if output.is_floating_point() else None
         if self.target == "labels":
             return _labels_for(output, self.labels, count)
         number = cast("int", self.target)
         if count is not None and number >= count:
             raise ConfigError(f"target {number}: the network has the classes 0 to {count - 1}")
-        return torch.full_like(_predicted(output), number)
+        return torch.full_like(predicted_classes(output, dim=1), number)
 
 
 def _detected_nothing(returned: Any) -> bool:
     found = _detections(returned)
     return found is not None and not any(len(item["scores"]) for item in found)
-
-
-def _predicted(output: Tensor) -> Tensor:
-    if not output.is_floating_point():
-        return output
-    return (output > 0).squeeze(1).long() if output.shape[1] == 1 else output.detach().max(1).indices
 
 
 def _labels_for(output: Tensor, labels: Tensor | None, count: int | None) -> Tensor:

@@ -1,7 +1,9 @@
-"""Strided depthwise convolutions, which a CPU is slow at in bfloat16.
+"""Depthwise convolutions that a CPU is slow at in bfloat16.
 
-oneDNN has no fast gradient for them there: at a stride of 2, those of EfficientNet take up to twenty times as long as in
-float32, and all in all a sixth of the time of an audit. So they keep to float32, whatever the rest runs in.
+oneDNN has no fast gradient for some of them there. With a stride, those of EfficientNet take up to twenty times as long as
+in float32, and all in all a sixth of the time of an audit. With kernels larger than 3 x 3 the gradient of the weights,
+which training alone asks for, takes three times as long as in float32: a sixth of a step. So they keep to float32, whatever
+the rest runs in.
 """
 
 from __future__ import annotations
@@ -17,9 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["keep_depthwise_exact"]
 
+LARGEST_FAST = 3  # kernel size up to which the gradient of the weights is fast
+
 
 def keep_depthwise_exact(network: nn.Module) -> None:
-    """Let strided depthwise convolutions run in float32 on a CPU under autocast, in place; no parameter is renamed.
+    """Let depthwise convolutions that are slow in bfloat16 run in float32 on a CPU under autocast, in place.
+
+    No parameter is renamed. Whether a weight is trained is asked here, so freeze those that are not before.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, groups=4, bias=False))
@@ -35,7 +41,9 @@ def keep_depthwise_exact(network: nn.Module) -> None:
 
 
 def _is_slow(convolution: nn.Conv2d) -> bool:
-    return convolution.groups == convolution.in_channels > 1 and max(convolution.stride) > 1
+    depthwise = convolution.groups == convolution.in_channels > 1
+    strided, large = max(convolution.stride) > 1, max(convolution.kernel_size) > LARGEST_FAST
+    return depthwise and (strided or (large and convolution.weight.requires_grad))
 
 
 class _Exact:

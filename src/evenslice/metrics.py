@@ -20,7 +20,8 @@ from scipy.ndimage import distance_transform_edt
 from evenslice.errors import ConfigError, ModelError, needs_extra
 from evenslice.inference import ReadyNetwork
 from evenslice.neutralizing import record_of
-from evenslice.predicting import predict, predicted_classes
+from evenslice.predicting import predict
+from evenslice.scores import predicted_classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -358,7 +359,7 @@ def _classes(output: Tensor, classes: int) -> NDArray[np.int64]:
         raise ModelError(
             f"the network gives {channels} classes, the labels have {classes}; build it with classes={classes}"
         )
-    return predicted_classes(output).cpu().numpy()
+    return predicted_classes(output, dim=0).cpu().numpy()
 
 
 def _confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

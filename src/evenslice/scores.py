@@ -13,7 +13,7 @@ from evenslice.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Reduced", "logits"]
+__all__ = ["Reduced", "logits", "predicted_classes"]
 
 # Names under which libraries return what evenslice looks for, the likeliest first: torchvision; transformers, of
 # classifiers and segmenters, of depth estimators, of encoders without a head.
@@ -60,6 +60,22 @@ def logits(output: Any) -> Tensor:
         f"the network returned {type(output).__name__}, in which no logits were found;"
         " return a tensor, a tuple or list that holds one, or a mapping with 'out' or 'logits'"
     )
+
+
+def predicted_classes(output: Tensor, dim: int) -> Tensor:
+    """Return which class scores predict: that with the highest one along ``dim``, which goes; int64.
+
+    A single score l stands for two classes, of which class 1 is predicted where l > 0. Integers are class numbers
+    already, and returned as they are. (``max`` finds the class several times faster than ``argmax``.)
+
+    Example:
+        >>> predicted_classes(torch.tensor([[[-1.0, 2.0]]]), dim=0).tolist()
+        [[0, 1]]
+    """
+    if not output.is_floating_point():
+        return output
+    output = output.detach()
+    return (output > 0).squeeze(dim).long() if output.shape[dim] == 1 else output.max(dim).indices
 
 
 def _candidates(output: Any) -> Iterator[Any]:

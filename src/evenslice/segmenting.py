@@ -30,9 +30,10 @@ from evenslice.distributing import finished, open_cluster
 from evenslice.errors import ConfigError, OutputError, VolumeError, needs_extra
 from evenslice.inference import ReadyNetwork
 from evenslice.outputs import json_text, staged_file
-from evenslice.predicting import READ_VOXELS, choose_tile, class_logits, predict, predicted_classes
+from evenslice.predicting import READ_VOXELS, choose_tile, class_logits, predict
 from evenslice.progress import progress_bar
 from evenslice.records import record_of
+from evenslice.scores import predicted_classes
 from evenslice.volumes import Volume, fingerprint, open_volume
 from evenslice.windows import fit_scaling
 from evenslice.writing import check_target, is_remote, write_channels, write_volume
@@ -393,7 +394,7 @@ def _voxels(output: Tensor, job: _Job) -> NDArray[Any]:
         output = torch.cat([-output, output]) / 2 if len(output) == 1 else output
         probabilities: NDArray[Any] = output.softmax(0).cpu().numpy()
         return probabilities
-    classes = predicted_classes(output).cpu().numpy()
+    classes = predicted_classes(output, dim=0).cpu().numpy()
     labels: NDArray[Any] = np.asarray(job.values, job.dtype)[classes]
     return labels
 

@@ -30,10 +30,11 @@ from evenslice.errors import EvensliceError
 from evenslice.inference import ReadyNetwork
 from evenslice.outputs import json_text, staged_file
 from evenslice.planning import LABELS, plan
-from evenslice.predicting import predict, predicted_classes
+from evenslice.predicting import predict
 from evenslice.report import need_drawing, write_study_report
 from evenslice.results import save_audits
 from evenslice.runs import RunFolder
+from evenslice.scores import predicted_classes
 from evenslice.sections import to_yaml
 from evenslice.study_files import EXAMPLE
 from evenslice.study_results import FORMAT, load_study
@@ -232,7 +233,7 @@ def _save_example(network: nn.Module, part: Part, config: TrainConfig, path: Pat
             beside,
             image=np.rint(part.scaling(part.volume[z]) * 255).astype(np.uint8)[middle],
             labels=part.labels[z].astype(np.uint8)[middle],
-            predicted=predicted_classes(output).cpu().numpy().astype(np.uint8)[middle],
+            predicted=predicted_classes(output, dim=0).cpu().numpy().astype(np.uint8)[middle],
         )
 
 
