@@ -254,6 +254,13 @@ def test_the_network_that_was_best_in_validation_is_kept(folder, undisturbed):
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
 
 
+def test_what_a_run_resumes_from_is_not_taken_for_its_network(undisturbed):
+    with pytest.raises(
+        ModelError, match=r"last\.ckpt: is what a training run resumes from.* take network\.safetensors"
+    ):
+        load_network("trainable:small", str(RunFolder(undisturbed).last))
+
+
 def test_one_seed_gives_one_network_whatever_was_drawn_before(folder, undisturbed, tmp_path):
     torch.manual_seed(77)
     state = torch.get_rng_state()

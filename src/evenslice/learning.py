@@ -14,6 +14,7 @@ from torch.nn import functional
 from evenslice.errors import ModelError, needs_extra
 from evenslice.monitoring import log_metrics
 from evenslice.predicting import class_logits
+from evenslice.weights import METADATA_KEY
 
 with needs_extra("train", "training"):
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -159,11 +160,11 @@ class SegmentationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how long the training took."""
-        checkpoint["seconds"] = self.seconds
+        checkpoint[METADATA_KEY] = {"seconds": self.seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up how long the training took."""
-        self.seconds = checkpoint["seconds"]
+        self.seconds = checkpoint[METADATA_KEY]["seconds"]
 
     def _factor(self, step: int) -> float:
         return learning_rate_factor(step, self.config.steps, self.config.warmup)

