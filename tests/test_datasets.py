@@ -6,8 +6,8 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenslice.config import DataConfig, ModelConfig
-from evenslice.datasets import class_volume, index_classes, open_data
+from evenslice.config import DataConfig, ModelConfig, Source
+from evenslice.datasets import class_volume, fingerprints, index_classes, open_data
 from evenslice.errors import ConfigError, EvensliceError, VolumeError
 from evenslice.volumes import open_volume
 
@@ -77,7 +77,8 @@ def test_scaling_is_fitted_to_what_trains_of_a_file(load):
 
 def test_scaling_of_another_file_is_its_own(load, folder):
     np.save(folder / "other.npy", 3.0 * np.load(folder / "image.npy"))
-    data = load([{}], test=[{"image": "other.npy"}])
+    np.save(folder / "other_labels.npy", np.load(folder / "labels.npy"))
+    data = load([{}], test=[{"image": "other.npy", "labels": "other_labels.npy"}])
     assert data.test[0].scaling.high == pytest.approx(3 * data.train[0].volume[...].max(), rel=0.4)
     assert data.test[0].name == "other.npy"
 
@@ -98,9 +99,12 @@ def test_the_last_slices_are_kept_out_for_validation(load):
 def test_whole_pairs_are_kept_out_where_there_are_many(load, folder):
     for number in range(5):
         np.save(folder / f"{number}.npy", np.load(folder / "image.npy"))
-    data = load([{"image": f"{number}.npy"} for number in range(5)])
+        np.save(folder / f"labels{number}.npy", np.load(folder / "labels.npy"))
+    data = load([{"image": f"{number}.npy", "labels": f"labels{number}.npy"} for number in range(5)])
     assert [part.name for part in data.validation] == ["4.npy"]
     assert [part.name for part in data.train] == [f"{number}.npy" for number in range(4)]
+    alike = load([{"image": f"{number}.npy"} for number in range(5)])  # five images of one piece of the world
+    assert [part.name for part in alike.validation] == [f"{number}.npy[36:40]" for number in range(5)]
 
 
 def test_stored_label_values_become_classes(load, folder):
@@ -238,6 +242,40 @@ def test_splits_that_overlap_or_lie_too_close(error, splits, slices, expected):
 def test_a_file_is_the_same_under_another_name(error, folder):
     (folder / "link.npy").symlink_to(folder / "image.npy")
     assert "overlap" in error([[0, 20]], test=[{"image": "link.npy"}])[1]
+
+
+def test_copies_of_an_image_with_the_same_labels(error, load, folder):
+    np.save(folder / "copy.npy", np.load(folder / "image.npy"))
+    copy = {"image": "copy.npy", "slices": [10, 30]}
+    _, text = error([[0, 20]], test=[copy])
+    assert text.startswith("data.train[0] and data.test[0] both read ")
+    assert "labels.npy, and overlap in slices 10 to 19" in text
+    assert len(load([[0, 20], copy], validation_fraction=0).train) == 2  # two images of one piece to train on
+
+
+def test_an_address_stays_one(error, folder):
+    address = "http://127.0.0.1:1/cells.ome.zarr"
+    kind, text = error([{"image": address}])
+    assert kind is VolumeError
+    assert text.startswith(f"data.train[0].image: {address}: cannot be read")
+    assert Source(image=folder / "image.npy", labels="b").image.path == str(folder / "image.npy")
+
+
+def test_an_intensity_range_that_makes_all_voxels_alike(error):
+    kind, text = error([[0, 20]], intensity=[100, 200])
+    assert kind is ConfigError
+    assert "all voxels are alike within data.intensity, [100.0, 200.0]" in text
+
+
+def test_files_are_known_by_their_fingerprints(load, folder):
+    source = {"image": "image.npy", "labels": "labels.npy"}
+    config = DataConfig.model_validate(
+        {"root": folder, "train": [{**source, "slices": [0, 20]}, {**source, "slices": [30, 40]}]}
+    )
+    before = fingerprints(config)
+    assert len(before) == 2
+    np.save(folder / "labels.npy", np.load(folder / "labels.npy") ^ 1)
+    assert len(before & fingerprints(config)) == 1
 
 
 def test_splits_that_keep_their_distance(load):

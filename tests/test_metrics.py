@@ -1,6 +1,7 @@
 """Scores against closed forms, against MONAI's own, and on whole volumes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,8 +115,10 @@ def test_surfaces_of_shifted_balls():
 
 def test_surfaces_of_what_is_not_there():
     nothing = np.zeros((24, 24, 24), bool)
-    assert surface_scores(ball(6), nothing) == (np.inf, 0)
-    assert surface_scores(nothing, ball(6)) == (np.inf, 0)
+    diagonal = pytest.approx(24 * np.sqrt(3))
+    assert surface_scores(ball(6), nothing) == (diagonal, 0)
+    assert surface_scores(nothing, ball(6)) == (diagonal, 0)
+    assert surface_scores(nothing, ball(6), spacing=(4, 3, 0))[0] == 24 * 5
     assert np.isnan(surface_scores(nothing, nothing)).all()
 
 
@@ -194,6 +197,29 @@ def test_some_slices_stand_for_all():
     few = scores((labels, labels), (short, short), surfaces=False, most_slices=1)
     assert [volume.confusion.sum() // 256 for volume in few.volumes] == [1, 0]
     assert few.mean_dice == 1
+
+
+def test_a_class_that_the_slices_looked_at_miss_has_one_more():
+    labels = np.zeros((9, 8, 8), int)
+    labels[4], labels[8, 0, 0], labels[7, :4] = 1, 2, 2
+    positions = (np.array([], int), np.flatnonzero(labels == 1)[::3], np.flatnonzero(labels == 2)[::2])
+    held = replace(part(labels, labels, 3), index=ClassIndex(np.bincount(labels.ravel()), positions))
+
+    def seen(most):
+        options = {"surfaces": False, "most_slices": most, "device": "cpu", "dtype": "float32"}
+        return evaluate(Levels(3), [held], classes=3, **options).volumes[0].confusion.diagonal()
+
+    assert seen(1).tolist() == [64 // 2, 64, 64 // 2]  # the middle slice, and that with most of class 2
+    assert seen(9).tolist() == np.bincount(labels.ravel()).tolist()
+
+
+def test_distances_in_different_units_have_no_mean():
+    masks = ball(6, shift=2).astype(int), ball(6).astype(int)
+    parts = [part(*masks, 2), part(*masks, 2, spacing=(5, 5, 5), unit="nm")]
+    found = evaluate(Levels(2), parts, classes=2, device="cpu", dtype="float32").to_dict()
+    assert np.isnan(found["hd95"]["mean"])
+    assert found["volumes"][1]["hd95"][1] == 5 * found["volumes"][0]["hd95"][1]
+    assert found["surface_dice"]["mean"] > 0
 
 
 def test_one_channel_stands_for_two_classes():

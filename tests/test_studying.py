@@ -15,10 +15,11 @@ import torch
 from scipy import ndimage
 
 from evenslice import cli, planning, studying
+from evenslice.config import TrainingConfig
 from evenslice.errors import ConfigError, MissingExtraError, VolumeError
 from evenslice.planning import plan
 from evenslice.sections import load_config, to_yaml
-from evenslice.study_config import StudyConfig
+from evenslice.study_config import StudyConfig, StudyData
 from evenslice.studying import study
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "study.yaml"
@@ -211,6 +212,7 @@ def test_a_run_leaves_what_a_report_needs(done):
             "audit.json",
             "audit.npz",
             "config.yaml",
+            "data.json",
             "example.npz",
             "log",
             "network.safetensors",
@@ -234,6 +236,42 @@ def test_a_finished_study_repeats_nothing(done, monkeypatch):
     again = study(StudyConfig.model_validate(moved), out)
     assert again["finished"] == 4
     assert [arm["arm"] for arm in again["comparisons"][0]["arms"]] == ["pretrained", "symmetric"]
+
+
+def test_other_options_of_the_audit_repeat_the_audit_alone(folder, monkeypatch):
+    out = folder / "audited"
+    before = study(config(), out)
+    (folder_of_run,) = (path.parent for path in run_files(out) if "tied" in path.parent.name)
+    trained = (folder_of_run / "network.safetensors").stat().st_mtime_ns
+    after = study(config(audit={"max_windows": 5}), out)
+    assert (folder_of_run / "network.safetensors").stat().st_mtime_ns == trained
+    assert json.loads((folder_of_run / "run.json").read_text())["audit"]["max_windows"] == 5
+    assert {row["windows"] for row in rows(out)} == {"5"}
+    dice, again = (
+        [arm["figures"]["dice"] for arm in found["comparisons"][0]["arms"]] for found in (before, after)
+    )
+    assert dice == again
+    monkeypatch.setattr(studying, "perform", None)
+    assert study(config(audit={"max_windows": 5}), out) == after
+
+
+def test_a_study_does_not_mix_runs_on_other_data(folder, monkeypatch):
+    out, data = folder / "mixed", folder / "mixed_data"
+    data.mkdir()
+    for name in ("image.npy", "labels.npy"):
+        (data / name).write_bytes((folder / name).read_bytes())
+    values = options()
+    values["datasets"][0]["root"] = str(data)
+    study(StudyConfig.model_validate(values), out)
+    np.save(data / "labels.npy", 1 - np.load(data / "labels.npy"))
+    with pytest.raises(
+        ConfigError,
+        match="datasets: 'blobs': its files are not what .*mixed/runs/.* was trained and tested on",
+    ):
+        study(StudyConfig.model_validate({**values, "seeds": [0, 1]}), out)
+    (data / "labels.npy").unlink()
+    monkeypatch.setattr(studying, "perform", None)
+    assert study(StudyConfig.model_validate(values), out)["finished"] == 2  # nothing is read of what is gone
 
 
 def test_a_study_can_be_given_more(done, monkeypatch):
@@ -411,7 +449,7 @@ def test_the_key_is_that_of_what_matters(tmp_path):
     assert key() == key(lambda values: values["datasets"][0].update(root=str(tmp_path)))
     assert key() != key(lambda values: values["training"].update(steps=7))
     assert key() != key(lambda values: values["datasets"][0].update(training={"steps": 7}))
-    assert key() != key(lambda values: values["audit"].update(max_windows=9))
+    assert key() == key(lambda values: values["audit"].update(max_windows=9))
     assert key() != key(lambda values: values.update(seeds=[1]))
     assert weights(b"one") != weights(b"two")
     assert weights(b"one") == weights(b"one")
@@ -421,7 +459,13 @@ def test_the_key_is_that_of_what_matters(tmp_path):
     ("change", "message"),
     [
         ({"baseline": "uniform"}, "baseline: 'uniform': no arm has this name; the arms are pretrained, tied"),
+        (
+            {"arms": [{"name": "uniform"}]},
+            "baseline: 'pretrained': no arm has this name; the arms are uniform",
+        ),
+        ({"audit": {"method": "gradeint"}}, "audit.method: 'gradeint': did you mean 'gradient'"),
         ({"seeds": [1, 1]}, "seeds: .*different seeds"),
+        ({"seeds": [0, 2**33]}, "seeds: .*from 0 to 4294967295"),
         ({"seed": [1]}, "seed: no such option; did you mean 'seeds'"),
         ({"slices": 4}, "slices: 4: a window has an odd number"),
         ({"training": {"steps": 0}}, "training.steps: 0"),
@@ -443,6 +487,28 @@ def test_a_wrong_option_is_refused(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message) as error:
         load_config(tmp_path / "bad.yaml", StudyConfig)
     assert "\n" not in str(error.value)
+
+
+def test_options_given_as_objects_count_as_those_of_a_file():
+    pair = {"image": "image.npy", "labels": "labels.npy"}
+    data = StudyData(name="blobs", train=[pair], test=[pair], training={"batch": 3})
+    given = StudyConfig.model_validate(
+        {**options(), "datasets": (data,), "training": TrainingConfig(steps=6, crop=(32, 32))}
+    )
+    (training,) = {run.config.training for run in plan(given)}
+    assert (training.steps, training.batch, training.crop) == (6, 3, (32, 32))
+    as_tuple = StudyConfig.model_validate({**options(), "datasets": tuple(options()["datasets"])})
+    assert as_tuple == config()
+
+
+def test_a_study_with_failed_runs_ends_with_a_status_of_its_own(folder, monkeypatch, capsys):
+    broken = options(architectures=[{"name": "crashing", "spec": "studied:crashing", "weights": "none"}])
+    (folder / "failing.yaml").write_text(json.dumps(broken))
+    monkeypatch.setattr(sys, "argv", ["evenslice", "study", "failing.yaml", "--out", "failing"])
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert status.value.code == 1
+    assert "no luck" in capsys.readouterr().out
 
 
 def test_arms_that_are_the_same_are_refused(folder):

@@ -86,6 +86,25 @@ def diverging():
     return Diverging()
 
 
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main = small()
+        self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+
+    def forward(self, x):
+        scores = self.main(x)
+        return scores + self.context(scores)
+
+
+def pooled():
+    return Pooled()
+
+
+def frozen():
+    return small().requires_grad_(False)
+
+
 def classifier():
     return nn.Sequential(small(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -216,12 +235,13 @@ def test_the_folder_holds_everything_needed_to_run_again(folder, undisturbed):
     assert result["steps"] == 60
     assert result["config"] == config.model_dump(mode="json")
     assert result["versions"]["torch"] == metadata.version("torch")
-    assert result["validation"]["step"] in (20, 40, 60)
+    assert result["validation"]["step"] == 60
     assert result["bias"]["directional_bias"] == RunFolder(undisturbed).read_metrics()[-1]["directional_bias"]
     assert [part["shape"] for part in result["data"]["test"]] == [[8, 64, 64]]
     assert result["data"]["train"][0]["image"].startswith("sha256:")
     assert {path.name for path in undisturbed.iterdir()} == {
         "config.yaml",
+        "data.json",
         "log",
         "checkpoints",
         "network.safetensors",
@@ -246,9 +266,26 @@ def test_the_log_has_a_row_for_each_step_at_which_something_was_logged(undisturb
     assert rows[1]["learning_rate"] > rows[-1]["learning_rate"] > 0
 
 
-def test_the_network_that_was_best_in_validation_is_kept(folder, undisturbed):
-    best = load_file(RunFolder(undisturbed).best)
-    assert same(best, weights(undisturbed))
+def test_the_last_network_comes_out_unless_the_best_in_validation_is_asked_for(folder, undisturbed, tmp_path):
+    last = torch.load(RunFolder(undisturbed).last, weights_only=True)["state_dict"]
+    assert same(weights(undisturbed), {key.removeprefix("network."): value for key, value in last.items()})
+    # A validation that labels all backgrounds as objects falls while the network learns.
+    np.save(folder / "inverted.npy", 1 - np.load("labels.npy"))
+    validation = [{"image": "image.npy", "labels": "inverted.npy", "slices": [32, 40]}]
+    config = make_config(folder, data__validation=validation, data__test=[], training__keep="best")
+    result = train(config, tmp_path / "run")
+    scores = {
+        row["step"]: row["validation_dice"]
+        for row in RunFolder(tmp_path / "run").read_metrics()
+        if "validation_dice" in row
+    }
+    assert result["validation"] == {"step": 20, "dice": scores[20]}
+    assert scores[20] > scores[60] + 0.01
+    assert same(weights(tmp_path / "run"), load_file(RunFolder(tmp_path / "run").best))
+    assert not same(weights(tmp_path / "run"), weights(undisturbed))
+
+
+def test_the_network_of_a_run_is_read_as_any_other(undisturbed):
     network, record, _ = load_network("trainable:small", str(RunFolder(undisturbed).network))
     assert record.strategy == "uniform"
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
@@ -333,6 +370,37 @@ def test_a_run_is_not_overwritten_nor_resumed_as_another(folder, undisturbed):
         train(make_config(folder, training__steps=80), undisturbed, resume=True)
 
 
+def test_a_run_without_a_checkpoint_begins_anew_with_whatever_options(folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    train(make_config(folder, training__steps=5), run.path)
+    for path in (run.result, run.network, run.best, run.last):
+        path.unlink()
+    assert train(make_config(folder, training__steps=3), run.path, resume=True)["steps"] == 3
+    assert load_config(run.config, TrainConfig).training.steps == 3
+
+
+def test_what_another_run_left_is_not_taken_for_this_one(folder, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    RunFolder(run).config.unlink()
+    for resume in (False, True):
+        with pytest.raises(OutputError, match=r"result.json: is of a run whose config.yaml is not there"):
+            train(make_config(folder), run, resume=resume)
+
+
+def test_a_run_does_not_go_on_with_other_data(folder, undisturbed, tmp_path):
+    run, data = RunFolder(tmp_path / "run"), tmp_path / "data"
+    shutil.copytree(undisturbed, run.path)
+    run.result.unlink()
+    data.mkdir()
+    shutil.copy(folder / "image.npy", data)
+    np.save(data / "labels.npy", 1 - np.load(folder / "labels.npy"))
+    with pytest.raises(
+        ConfigError, match=r"data.train: image.npy\[0:26\]: the files are not those with which the run"
+    ):
+        train(make_config(folder, data__root=str(data)), run.path, resume=True)
+
+
 def test_resuming_where_nothing_is_begins(folder, tmp_path):
     result = train(make_config(folder, training__steps=3), tmp_path / "run", resume=True)
     assert result["steps"] == 3
@@ -357,7 +425,13 @@ def test_training_stops_where_validation_gets_no_better_and_stays_stopped(folder
         folder, training__learning_rate=1e-12, training__validate_every=5, training__patience=2
     )
     result = train(config, run)
-    assert result["steps"] == result["validation"]["step"] + 10 < 60
+    scores = [
+        row["validation_dice"]
+        for row in RunFolder(run).read_metrics()
+        if row["step"] > 0 and "validation_dice" in row
+    ]
+    assert result["steps"] == 5 * (np.argmax(scores) + 1) + 10 < 60
+    assert result["validation"]["step"] == result["steps"]  # of scores that tie, the last
     RunFolder(run).result.unlink()
     RunFolder(run).network.unlink()  # as if it had been killed right after the last step
     assert train(config, run, resume=True)["steps"] == result["steps"]
@@ -370,6 +444,27 @@ def test_without_validation_the_last_network_comes_out(folder, tmp_path):
     assert not RunFolder(run).best.exists()
     last = torch.load(RunFolder(run).last, weights_only=True)["state_dict"]
     assert torch.equal(weights(run)["6.weight"], last["network.6.weight"])
+
+
+@pytest.mark.parametrize(("option", "value"), [("patience", 3), ("keep", "best")])
+def test_without_validation_nothing_is_chosen_by_it(folder, tmp_path, option, value):
+    config = make_config(folder, data__validation_fraction=0, **{f"training__{option}": value})
+    with pytest.raises(ConfigError, match=f"training.{option}: {value}: there is nothing to validate on"):
+        train(config, tmp_path / "run")
+
+
+def test_a_network_that_cannot_learn_from_one_crop_is_refused_before_anything_is_written(folder, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(ModelError, match=r"trainable:pooled: cannot be trained on 1 of these crops at once"):
+        train(make_config(folder, model__spec="trainable:pooled", training__batch=1), run)
+    assert not run.exists()
+    config = make_config(folder, model__spec="trainable:pooled", training__steps=2)
+    assert train(config, run)["steps"] == 2
+
+
+def test_a_network_without_anything_to_train(folder, tmp_path):
+    with pytest.raises(ModelError, match=r"trainable:frozen: has no parameter that asks for a gradient"):
+        train(make_config(folder, model__spec="trainable:frozen"), tmp_path / "run")
 
 
 def test_without_test_volumes_there_are_no_scores(folder, tmp_path):
@@ -429,7 +524,7 @@ def test_more_classes_than_two(folder, tmp_path, loss):
         data__classes=3,
         model__spec="trainable:small?classes=3",
         training__loss=loss,
-        training__steps=120,
+        training__steps=240,
     )
     result = train(config, tmp_path / "run")
     assert len(result["dice"]["per_class"]) == 3

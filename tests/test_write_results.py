@@ -130,18 +130,21 @@ def test_figures_of_earlier_studies_do_not_stay(script, folder, docs, tmp_path):
 def test_expectations_are_judged(script, folder):
     (study,) = script.find_studies(folder)
     assert outcomes(script, study) == ["confirmed", "confirmed", "confirmed", "confirmed"]
-    lost = Interval(-0.02, -0.03, -0.01)
+    lost = Interval(-0.02, -0.03, -0.011)
     assert outcomes(script, with_arm(study, "uniform", bias_removed=0.89))[0] == "refuted"
     refuted = with_arm(study, "uniform", differences={"dice": lost}, holds=False)
     assert outcomes(script, refuted)[1] == "refuted"
-    open_ = with_arm(study, "uniform", differences={"dice": Interval(0.0, -0.02, 0.02)}, holds=False)
-    assert outcomes(script, open_)[1] == "open"
+    for unsettled in (Interval(0.0, -0.02, 0.02), Interval(-0.02, -0.03, -0.009)):
+        open_ = with_arm(study, "uniform", differences={"dice": unsettled}, holds=False)
+        assert outcomes(script, open_)[1] == "open"
     untested = with_arm(study, "uniform", holds=None)
     assert outcomes(script, untested)[1] == "open"
     assert (
         outcomes(script, with_arm(study, "random", differences={"dice": Interval(-0.02, -0.05, 0.01)}))[3]
         == "open"
     )
+    higher = Interval(0.01, -0.005, 0.02)
+    assert outcomes(script, with_arm(study, "random", differences={"dice": higher}))[3] == "open"
     gained = Interval(0.01, 0.005, 0.02)
     assert outcomes(script, with_arm(study, "random", differences={"dice": gained}))[3] == "refuted"
 

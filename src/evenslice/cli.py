@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import sys
@@ -510,6 +511,8 @@ def study(
         on_finished=lambda *progress: typer.echo(run_line(*progress), err=True),
     )
     _show_study(summary, out, json=json)
+    if summary["failed"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -547,8 +550,8 @@ def report(
 def main() -> None:
     """Run the command line and exit.
 
-    The status is 0 when done, 1 when ``--fail-on-bias`` found a bias, 2 when the user's input is at fault, 70 after an
-    error of evenslice itself, 130 when interrupted.
+    The status is 0 when done, 1 when ``--fail-on-bias`` found a bias or runs of a study failed, 2 when the user's input is
+    at fault, 70 after an error of evenslice itself, 130 when interrupted.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
@@ -563,6 +566,8 @@ def main() -> None:
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         if text:  # without arguments, the help was shown
             typer.echo(f"error: {' '.join(text.split())}", err=True)
+        # Requests to a store that were under way when one of them failed have complaints of their own at the very end.
+        atexit.register(setattr, sys, "unraisablehook", lambda _: None)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130

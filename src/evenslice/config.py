@@ -19,6 +19,7 @@ from evenslice.sections import Section, to_yaml
 with needs_extra("train", "a configuration"):
     from pydantic import (
         AfterValidator,
+        BeforeValidator,
         Field,
         ModelWrapValidatorHandler,
         SerializerFunctionWrapHandler,
@@ -49,10 +50,20 @@ __all__ = [
 ]
 
 
+def _as_text(path: Any) -> str:
+    if not isinstance(path, str | Path):
+        raise ValueError("should be a path")  # pydantic adds the place to a ValueError
+    return str(path)
+
+
+FileName = Annotated[str, Field(min_length=1), BeforeValidator(_as_text)]
+"""An option that names a file; an address, which has two slashes in it, stays as it is."""
+
+
 class VolumeFile(Section):
     """A file that holds a volume; a path alone will do."""
 
-    path: Path = Field(description="The file, or the Zarr folder.")
+    path: FileName = Field(description="The file, or the Zarr folder or its address.")
     axes: str | None = Field(default=None, description="Names of its axes as stored, such as xyz or tzyx.")
     select: dict[str, int] = Field(
         default={}, description="Which entry to read of other axes, such as {t: 0}."
@@ -104,7 +115,7 @@ class DataConfig(Section):
     train: tuple[Source, ...] = Field(description="Pairs of image and labels to train on.")
     validation: tuple[Source, ...] = Field(
         default=(),
-        description="Pairs to choose the best network on; without any, the last of the training pairs are kept out for it, or the last slices of each if there are fewer than four.",
+        description="Pairs to validate on; without any, the last of the training pairs are kept out for it, or the last slices of each if there are fewer than four.",
     )
     test: tuple[Source, ...] = Field(default=(), description="Pairs to test the final network on.")
     validation_fraction: float = Field(
@@ -236,7 +247,7 @@ class ModelConfig(Section):
     step: int = Field(default=1, ge=1, description="Distance between the slices of a window.")
     strategy: Strategy = Field(
         default="uniform",
-        description="How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, shuffle, equalize, reinit, random; or the weights of a symmetric profile.",
+        description="How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, shuffle, equalize, reinit, random, mixer; or the weights of a symmetric profile.",
     )
     tie: Tie = Field(default=None, description="Keep the symmetry while training: mirror or uniform.")
 
@@ -304,11 +315,19 @@ class TrainingConfig(Section):
         le=1,
         description="Share of the crops drawn around a voxel of the foreground, each class as often as the others.",
     )
-    validate_every: int = Field(default=200, ge=1, description="Steps between validations.")
+    validate_every: int = Field(
+        default=200,
+        ge=1,
+        description="Steps between validations, each of about a tenth of the pixels that were trained on, but at least 8 slices.",
+    )
     patience: int | None = Field(
         default=None,
         ge=1,
         description="Stop after so many validations without a better one; null never stops early.",
+    )
+    keep: Literal["auto", "last", "best"] = Field(
+        default="auto",
+        description="Which network comes out: the last, the best in validation, or auto: the best where patience may stop training early, else the last, which has been trained for longest and at the lowest learning rate.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
@@ -341,6 +360,16 @@ class TrainingConfig(Section):
         if batch % devices:
             raise ValueError(f"must divide the batch of {batch}, so that each device gets as many crops")
         return devices
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the network that comes out is the best in validation, not the last.
+
+        Example:
+            >>> TrainingConfig().keeps_best, TrainingConfig(patience=5).keeps_best
+            (False, True)
+        """
+        return self.keep == "best" or (self.keep == "auto" and self.patience is not None)
 
 
 class TrainConfig(Section):

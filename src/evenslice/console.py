@@ -114,7 +114,7 @@ def run_table(result: Mapping[str, Any], out: Path) -> Table:
     table.add_row("steps", f"{result['steps']} in {result['seconds']:.0f} s")
     if result["validation"] is not None:
         found = result["validation"]
-        table.add_row("best validation", f"Dice {found['dice']:.3f} at step {found['step']}")
+        table.add_row("kept", f"of step {found['step']}, with Dice {found['dice']:.3f} in validation")
     for name, title in (("dice", "Dice"), ("iou", "IoU")):
         if result[name] is not None:
             per_class = ", ".join(

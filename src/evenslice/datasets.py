@@ -23,11 +23,14 @@ import numpy as np
 from evenslice.errors import ConfigError, EvensliceError, VolumeError
 from evenslice.volumes import (
     Volume,
+    fingerprint,
     first_nonfinite,
     hold_in_memory,
+    is_address,
     iterate_blocks,
     map_voxels,
     open_volume,
+    sample,
     take_slices,
 )
 from evenslice.windows import Scaling, fit_scaling
@@ -39,13 +42,16 @@ if TYPE_CHECKING:
 
     from evenslice.config import DataConfig, ModelConfig, Source, VolumeFile
 
-__all__ = ["ClassIndex", "Data", "Part", "class_volume", "index_classes", "open_data"]
+__all__ = ["ClassIndex", "Data", "Part", "class_volume", "fingerprints", "index_classes", "open_data"]
 
 IN_MEMORY = 2**30
 """Bytes of all images and labels together up to which they are kept in memory."""
 
 POSITIONS = 2**18
 """How many voxels of each foreground class are remembered, over all training parts."""
+
+FEW = 1024
+"""How many are of a part at the most where they only show which slices hold the class."""
 
 WHOLE_PAIRS = 4
 """How many training pairs there have to be for whole ones to be kept out for validation."""
@@ -61,7 +67,7 @@ class ClassIndex:
     Attributes:
         counts: (classes,) voxels of each class.
         positions: for each class the flat indices (z, y, x in C order) of a random sample of its voxels, sorted; empty
-            for class 0, the background.
+            for class 0, the background, and in what is only tested on.
     """
 
     counts: NDArray[np.int64]
@@ -94,7 +100,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, checked: what to train on, to choose the best network on, and to test on."""
+    """A data set, checked: what to train on, to validate on, and to test on."""
 
     train: tuple[Part, ...]
     validation: tuple[Part, ...]
@@ -142,14 +148,28 @@ def open_data(config: DataConfig, model: ModelConfig, *, seed: int = 0) -> Data:
     return Data(**{split: tuple(items) for split, items in parts.items()})
 
 
+def fingerprints(config: DataConfig) -> set[str]:
+    """Return the fingerprints of all files that a data set names, images and labels.
+
+    Raises:
+        VolumeError: a file is missing, damaged or no volume.
+        ConfigError: an option does not suit a file.
+    """
+    volumes: dict[tuple[Any, ...], Volume] = {}
+    for draft in _open_sources(config):
+        volumes |= {draft.origin: draft.volume, draft.labels_origin: draft.labels}
+    return {fingerprint(volume) for volume in volumes.values()}
+
+
 @dataclass(frozen=True)
 class _Draft:
-    """A part on its way: where the configuration names it, which data it is of, and its slices of the file."""
+    """A part on its way: where the configuration names it, which data its image and labels are of, and its slices."""
 
     split: str
     place: str
     name: str
     origin: tuple[Any, ...]
+    labels_origin: tuple[Any, ...]
     volume: Volume
     labels: Volume
     start: int
@@ -190,13 +210,18 @@ def _open_source(config: DataConfig, split: str, place: str, source: Source) -> 
         raise ConfigError(
             f"{place}.slices: [{start}, {stop}]: {volume.path} has {len(volume)} slices; end at {len(volume)} at the latest"
         )
+    origins = (_origin(volume, source.image), _origin(labels, source.labels))
+    return _Draft(split, place, source.image.path, *origins, volume, labels, start, stop)
+
+
+def _origin(volume: Volume, file: VolumeFile) -> tuple[Any, ...]:
+    """Return what is the same for two sources that read the same voxels."""
     location = volume.location.resolve() if isinstance(volume.location, Path) else volume.location
-    origin = (location, *sorted(source.image.select.items()))
-    return _Draft(split, place, str(source.image.path), origin, volume, labels, start, stop)
+    return (location, *sorted(file.select.items()))
 
 
 def _open(root: Path, file: VolumeFile, **options: Any) -> Volume:
-    path = root / file.path.expanduser()
+    path = file.path if is_address(file.path) else root / Path(file.path).expanduser()
     return open_volume(path, axes=file.axes, select=file.select, level=file.level, **options)
 
 
@@ -223,12 +248,15 @@ def _check_ranges(drafts: Sequence[_Draft], model: ModelConfig) -> None:
             )
     for one, other in combinations(drafts, 2):
         if one.origin == other.origin:
-            _check_distance(one, other, model)
+            _check_distance(one, other, model, one.volume.path)
+        elif one.labels_origin == other.labels_origin and one.split != other.split:
+            # Copies or channels of one image, it seems: what is labelled alike is the same piece of the world.
+            _check_distance(one, other, model, one.labels.path)
 
 
-def _check_distance(one: _Draft, other: _Draft, model: ModelConfig) -> None:
+def _check_distance(one: _Draft, other: _Draft, model: ModelConfig, path: str) -> None:
     distance = max(one.start, other.start) - min(one.stop, other.stop)
-    both = f"{one.place} and {other.place} both read {one.volume.path}"
+    both = f"{one.place} and {other.place} both read {path}"
     if distance < 0:
         first, last = max(one.start, other.start), min(one.stop, other.stop) - 1
         raise ConfigError(f"{both}, and overlap in slices {first} to {last}; give them slices of their own")
@@ -246,7 +274,11 @@ def _hold_out(drafts: Sequence[_Draft], fraction: float, model: ModelConfig) -> 
     at all. The last slices of each pair where there are few, or where several are of one file.
     """
     training = [draft for draft in drafts if draft.split == "train"]
-    if len(training) >= WHOLE_PAIRS and len({draft.origin for draft in training}) == len(training):
+    apart = all(
+        len({getattr(draft, origin) for draft in training}) == len(training)
+        for origin in ("origin", "labels_origin")
+    )
+    if len(training) >= WHOLE_PAIRS and apart:
         count = max(round(fraction * len(training)), 1)
         whole = [_kept_out(draft) for draft in training[-count:]]
         split = training[:-count] + whole
@@ -374,7 +406,7 @@ def _with_classes(draft: _Draft, config: DataConfig) -> _Draft:
 
 
 def _index(draft: _Draft, config: DataConfig, seed: int) -> ClassIndex:
-    keep = max(POSITIONS // len(config.train), 1024) if draft.split == "train" else 0
+    keep = {"train": max(POSITIONS // len(config.train), FEW), "validation": FEW, "test": 0}[draft.split]
     with _at(f"{draft.place}.labels"):
         return index_classes(draft.labels, config.classes, keep=keep, seed=seed)
 
@@ -390,12 +422,13 @@ def _check_classes(drafts: Sequence[_Draft], indices: Sequence[ClassIndex], conf
             f"data.train: has no voxel of class {number} (label value {value}) in the slices to train on; "
             "give others, or set data.classes or data.label_values to what the labels hold"
         )
-    if counts["validation"].any() and not counts["validation"][1:].any():
-        place = next(draft.place for draft in drafts if draft.split == "validation")
-        raise ConfigError(
-            f"{place}: holds voxels of class 0 alone, which tell no network from another; "
-            "give slices with other classes as data.validation"
-        )
+    for split in ("validation", "test"):
+        if counts[split].any() and not counts[split][1:].any():
+            place = next(draft.place for draft in drafts if draft.split == split)
+            raise ConfigError(
+                f"{place}: holds voxels of class 0 alone, which tell no network from another; "
+                f"give slices with other classes as data.{split}"
+            )
 
 
 def _fit_scalings(drafts: Sequence[_Draft], config: DataConfig, seed: int) -> list[Scaling]:
@@ -406,10 +439,18 @@ def _fit_scalings(drafts: Sequence[_Draft], config: DataConfig, seed: int) -> li
         with _at(f"{draft.place}.image"):
             _check_finite(draft.volume, config)
             if draft.origin not in largest or draft is largest[draft.origin]:
-                scalings[draft.place] = fit_scaling(
-                    draft.volume, intensity=config.intensity, fill=config.fill, seed=seed
-                )
+                scalings[draft.place] = _fit_scaling(draft.volume, config, seed)
     return [scalings[largest.get(draft.origin, draft).place] for draft in drafts]
+
+
+def _fit_scaling(volume: Volume, config: DataConfig, seed: int) -> Scaling:
+    scaling = fit_scaling(volume, intensity=config.intensity, fill=config.fill, seed=seed)
+    if config.intensity is not None and np.ptp(scaling(sample(volume, seed=seed))) == 0:
+        raise ConfigError(
+            f"{volume.path}: all voxels are alike within data.intensity, {list(config.intensity)}; give the voxel values that "
+            "should become black and white, or leave it out"
+        )
+    return scaling
 
 
 def _check_finite(volume: Volume, config: DataConfig) -> None:

@@ -39,7 +39,12 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"device {name!r} is not available here: {_sentence(error)}") from error
+
+
+def _sentence(error: Exception) -> str:
+    """Return the first sentence: PyTorch goes on with all that the device might have been missing."""
+    return str(error).splitlines()[0].partition(". ")[0]
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -21,14 +21,21 @@ with needs_extra("train", "training"):
     from monai.losses import DiceLoss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from torch import Tensor
 
     from evenslice.config import TrainingConfig
 
-__all__ = ["KeepBest", "SegmentationLoss", "SegmentationModule", "learning_rate_factor", "output_channels"]
+__all__ = [
+    "KeepBest",
+    "SegmentationLoss",
+    "SegmentationModule",
+    "kept_validation",
+    "learning_rate_factor",
+    "output_channels",
+]
 
 TIE = 0.002  # of validation scores
 LOG_EVERY = 10  # steps; a row of the log holds their mean loss
@@ -204,6 +211,21 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
+
+
+def kept_validation(rows: Iterable[Mapping[str, float]]) -> Mapping[str, float] | None:
+    """Return the row of a log at whose step ``KeepBest`` kept the network for the last time; None where it never did.
+
+    Example:
+        >>> kept_validation([{"step": 200 * n, "validation_dice": dice} for n, dice in enumerate([0.9, 0.5, 0.8, 0.799])])
+        {'step': 600, 'validation_dice': 0.799}
+    """
+    kept, best = None, -math.inf
+    for row in rows:
+        score = row.get("validation_dice", math.nan)
+        if row["step"] > 0 and score > best - TIE:
+            kept, best = row, max(best, score)
+    return kept
 
 
 class KeepBest(Callback):

@@ -10,6 +10,7 @@ volumes is the mean over those that have one; the mean over classes leaves out c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,8 @@ class Scores:
         """Return the figures as plain values, as ``result.json`` holds them.
 
         ``dice``, ``iou``, ``hd95`` and ``surface_dice`` have their ``mean`` over the classes 1..C-1 and
-        ``per_class``; ``confusion`` is the sum over the volumes; ``volumes`` lists the figures of each.
+        ``per_class``; there is no ``hd95`` over volumes that are measured in different units. ``confusion`` is the sum
+        over the volumes; ``volumes`` lists the figures of each.
         """
         figures = {name: self._mean(name) for name in ("dice", "iou", "hd95", "surface_dice")}
         return {
@@ -133,7 +135,9 @@ class Scores:
         }
 
     def _mean(self, name: str) -> Floats:
-        return _nanmean([getattr(volume, name) for volume in self.volumes])
+        values = _nanmean([getattr(volume, name) for volume in self.volumes])
+        one_unit = len({volume.unit for volume in self.volumes}) == 1
+        return values if one_unit or name != "hd95" else np.full_like(values, np.nan)
 
 
 def evaluate(  # noqa: PLR0913  # all but three arguments have defaults and names
@@ -165,7 +169,8 @@ def evaluate(  # noqa: PLR0913  # all but three arguments have defaults and name
         boundaries: compare the objects too, whose boundaries class 1 is.
         surfaces: compare the surfaces too, of volumes up to ``LARGEST_SURFACE`` voxels. A volume's labels and
             prediction are then held in memory.
-        most_slices: look at no more than so many slices, spread evenly over all volumes; not with ``surfaces``.
+        most_slices: look at no more than so many slices, spread evenly over all volumes, and at one more for each class
+            that they do not seem to hold; not with ``surfaces``.
         tile: as ``predict`` takes it, like ``batch``.
         batch: windows in one pass of the network.
         device: "auto" (a GPU if there is one) or a PyTorch device name.
@@ -200,7 +205,7 @@ def evaluate(  # noqa: PLR0913  # all but three arguments have defaults and name
     slices = slices or (record.slices if record else 3)
     network = ReadyNetwork(model, slices=slices, device=device, dtype=dtype)
     run = partial(predict, network, slices=slices, step=step, tile=tile, batch=batch)
-    chosen = _choose_slices([len(part.volume) for part in parts], most_slices)
+    chosen = _choose_slices(parts, most_slices)
     return Scores(
         tuple(
             _evaluate_volume(
@@ -215,15 +220,26 @@ def evaluate(  # noqa: PLR0913  # all but three arguments have defaults and name
     )
 
 
-def _choose_slices(depths: Sequence[int], most: int | None) -> list[list[int]]:
-    """Choose slices of volumes that lie evenly when the volumes are laid end to end: for each volume, ascending."""
-    total = sum(depths)
+def _choose_slices(parts: Sequence[Part], most: int | None) -> list[list[int]]:
+    """Choose slices that lie evenly when the volumes are laid end to end: for each volume, ascending.
+
+    Of each foreground class that is known to lie in other slices alone, the slice that seems to hold the most is added.
+    """
+    depths = [len(part.volume) for part in parts]
+    total, starts = sum(depths), np.cumsum([0, *depths[:-1]])
     count = total if most is None else min(most, total)
-    places = (np.arange(count) + 0.5) * total // count
-    ends = np.cumsum(depths)
+    chosen = set(((np.arange(count) + 0.5) * total // count).astype(int).tolist())
+    for samples in zip(*(part.index.positions for part in parts), strict=True):
+        slices = [
+            start + positions // math.prod(part.volume.shape[1:])
+            for part, start, positions in zip(parts, starts, samples, strict=True)
+        ]
+        held = np.bincount(np.concatenate(slices), minlength=total)
+        if held.any() and not held[list(chosen)].any():
+            chosen.add(int(held.argmax()))
     return [
-        (places[(places >= end - depth) & (places < end)] - (end - depth)).astype(int).tolist()
-        for depth, end in zip(depths, ends, strict=True)
+        sorted(place - start for place in chosen if start <= place < start + depth)
+        for start, depth in zip(starts.tolist(), depths, strict=True)
     ]
 
 
@@ -278,7 +294,8 @@ def surface_scores(
 
     Returns:
         HD95, the 95th percentile of the distances from a surface's voxels to the other surface, the larger of the two
-        directions; infinite where one of the masks is empty, NaN where both are.
+        directions; the diagonal of the volume, which no distance exceeds, where one of the masks is empty; NaN where both
+        are.
         Surface Dice, the share of the voxels of both surfaces that are within the tolerance of the other (Nikolov et
         al., arXiv 1809.04430), 0..1; NaN where both masks are empty.
 
@@ -297,7 +314,9 @@ def surface_scores(
     masks = np.asarray(predicted, bool), np.asarray(labels, bool)
     if not all(mask.any() for mask in masks):
         neither = not any(mask.any() for mask in masks)
-        return (np.nan, np.nan) if neither else (np.inf, 0.0)
+        return (
+            (np.nan, np.nan) if neither else (math.dist(np.multiply(masks[0].shape, spacing), (0, 0, 0)), 0.0)
+        )
     first, second = get_mask_edges(*masks)
     # MONAI searches a tree here, which takes hours where a prediction is noise; the transform takes the same for all.
     distances = [

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LABELS", "Run", "plan"]
 
-FORMAT = 1
+FORMAT = 2
 LABELS = ("dataset", "architecture", "arm", "seed")
 """What tells the runs of a study apart for a reader."""
 
@@ -54,7 +54,7 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """A hash of all options that the outcome depends on, and of the file of weights if there is one.
+        """A hash of all options that training depends on, and of the file of weights if there is one.
 
         Data are known by the name of their set and their paths, without the folder that these start from.
         """
@@ -63,7 +63,7 @@ class Run:
         weights = Path(self.config.model.weights)
         if weights.is_file():
             options["model.weights"] = _digest(weights)
-        text = json.dumps([FORMAT, options, self.audit.model_dump(mode="json")], sort_keys=True)
+        text = json.dumps([FORMAT, options], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def folder(self, base: Path) -> Path:
@@ -72,13 +72,16 @@ class Run:
         return next(iter(sorted(base.glob(f"*-{self.key}"))), base / f"{slug}-{self.key}")
 
     def record(self, base: Path) -> Record | None:
-        """Return what the finished run found, under its present names, or None where it is not finished."""
+        """Return what the finished run found, under its present names, or None where it is not finished.
+
+        One that was audited with other options is not: its audit is to be made anew.
+        """
         path = self.folder(base) / "run.json"
         if not path.is_file():
             return None
         try:
             found: Record = json.loads(path.read_text(encoding="utf-8"))
-            done = found["status"] == "done"
+            done = found["status"] == "done" and found["audit"] == self.audit.model_dump(mode="json")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: is not the record of a run ({error}); remove it") from error
         return found | self.labels if done else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from evenslice.config import TrainConfig
@@ -42,6 +43,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def data(self) -> Path:
+        """The files of the data, each part with their fingerprints, as they were when the run began."""
+        return self.path / "data.json"
+
+    @property
     def log(self) -> Path:
         """The folder of what was logged."""
         return self.path / "log"
@@ -63,7 +69,7 @@ class RunFolder:
 
     @property
     def network(self) -> Path:
-        """The network that came out, once training has ended: the best in validation, else the last."""
+        """The network that came out, once training has ended: the last, or the best in validation, as ``keep`` says."""
         return self.path / "network.safetensors"
 
     @property
@@ -91,15 +97,23 @@ class RunFolder:
             resume: whether that is meant.
 
         Raises:
-            OutputError: there is a run, and none to resume was meant.
-            ConfigError: it began with other options.
+            OutputError: there is a run, and none to resume was meant; or there is what a run leaves, without its
+                configuration.
+            ConfigError: it began with other options, and got as far as its first checkpoint.
         """
+        left = [file for file in (self.result, self.network, self.last, self.best) if file.exists()]
         if not self.config.exists():
+            if left:
+                raise OutputError(
+                    f"{left[0]}: is of a run whose config.yaml is not there; remove it, or choose another folder"
+                )
             return False
         if not resume:
             raise OutputError(
                 f"{self.path}: holds a run; go on with it by --resume, or choose another folder"
             )
+        if not left:
+            return False
         before, now = (
             flat_options(each.model_dump(mode="json"))
             for each in (load_config(self.config, TrainConfig), config)
@@ -111,6 +125,23 @@ class RunFolder:
                     "that, or begin another one in another folder"
                 )
         return True
+
+    def check_data(self, now: Any) -> None:
+        """Refuse to go on with data that are not what the run began with.
+
+        Raises:
+            ConfigError: they differ; the first part that does is named.
+        """
+        if not self.data.exists():
+            return
+        before = json.loads(self.data.read_text(encoding="utf-8"))
+        for split, parts in now.items():
+            for old, new in zip_longest(before[split], parts):
+                if old != new:
+                    raise ConfigError(
+                        f"data.{split}: {(new or old)['name']}: the files are not those with which the run in {self.path} "
+                        "began; bring these back, or begin another one in another folder"
+                    )
 
 
 def flat_options(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

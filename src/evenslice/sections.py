@@ -214,7 +214,7 @@ def _place(fault: ErrorDetails, values: Any) -> str:
         elif (
             isinstance(values, dict)
             and isinstance(key, str)
-            and (key in values or fault["type"] == "missing")
+            and (key in values or not path or fault["type"] == "missing")
         ):
             path, values = f"{path}.{key}", values.get(key)
         else:

@@ -15,7 +15,7 @@ from evenslice.config import (
     Weights,
     check_strategy,
 )
-from evenslice.errors import needs_extra
+from evenslice.errors import nearest, needs_extra
 from evenslice.sections import Section
 
 with needs_extra("train", "a study"):
@@ -81,10 +81,21 @@ class StudyData(DataConfig):
         return DataConfig.model_validate(self.model_dump(exclude={"training"}))
 
 
+def _known_method(method: str) -> str:
+    from evenslice.attribution import METHODS
+
+    if method not in METHODS:
+        raise ValueError(nearest(method, METHODS))
+    return method
+
+
+Method = Annotated[str, AfterValidator(_known_method)]
+
+
 class AuditOptions(Section):
     """How trained networks are audited, on the test volumes."""
 
-    method: str = Field(default="gradient", description="Of attribution.")
+    method: Method = Field(default="gradient", description="Of attribution.")
     precision: float = Field(
         default=0.01, gt=0, description="Half-width of the 95 % intervals of the pair biases to stop at."
     )
@@ -93,6 +104,22 @@ class AuditOptions(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="float32", description="Precision; in bfloat16 rounding alone makes biases of 0.001."
     )
+
+
+def _given(training: Any) -> dict[str, Any] | None:
+    """Return the options of training that someone set; None where they are nothing of the kind, which shows later."""
+    if isinstance(training, TrainingConfig):
+        return training.model_dump(exclude_unset=True)
+    return {} if training is None else training if isinstance(training, dict) else None
+
+
+def _completed(data: Any, common: dict[str, Any]) -> Any:
+    """Give a data set the options of training that it does not change."""
+    if isinstance(data, StudyData):
+        training = TrainingConfig.model_validate(common | (_given(data.training) or {}))
+        return data.model_copy(update={"training": training})
+    own = _given(data.get("training")) if isinstance(data, dict) else None
+    return data if own is None else {**data, "training": common | own}
 
 
 class StudyConfig(Section):
@@ -122,7 +149,9 @@ class StudyConfig(Section):
     training: OneDevice = Field(default=TrainingConfig(), description="How networks are trained.")
     audit: AuditOptions = Field(default=AuditOptions(), description="How they are audited.")
     arms: tuple[Arm, ...] = Field(min_length=1, description="What is compared.")
-    baseline: str = Field(default="pretrained", description="The arm that the others are compared with.")
+    baseline: str = Field(
+        default="pretrained", validate_default=True, description="The arm that the others are compared with."
+    )
     margin: float = Field(
         default=0.01, gt=0, lt=1, description="The loss of Dice against the baseline that would matter."
     )
@@ -133,16 +162,10 @@ class StudyConfig(Section):
     @classmethod
     def _complete_training(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Give each data set the options of training that it does not change."""
-        common, datasets = (values.get(name) for name in ("training", "datasets"))
-        if not isinstance(common, dict) or not isinstance(datasets, list):
-            return values
-        completed = [
-            {**data, "training": common | (data.get("training") or {})}
-            if isinstance(data, dict) and isinstance(data.get("training"), dict | None)
-            else data
-            for data in datasets
-        ]
-        return {**values, "datasets": completed}
+        common, datasets = _given(values.get("training")), values.get("datasets")
+        if common and isinstance(datasets, list | tuple):
+            return {**values, "datasets": [_completed(data, common) for data in datasets]}
+        return values
 
     @field_validator("arms", "architectures", "datasets")
     @classmethod
@@ -156,8 +179,8 @@ class StudyConfig(Section):
     @field_validator("seeds")
     @classmethod
     def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError("give different seeds of at least 0")
+        if len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32:
+            raise ValueError("give different seeds, from 0 to 4294967295")
         return seeds
 
     @field_validator("arms")

@@ -24,9 +24,9 @@ import numpy as np
 from evenslice.auditing import audit
 from evenslice.checkpoints import load_network
 from evenslice.config import ModelConfig, TrainConfig
-from evenslice.datasets import open_data
+from evenslice.datasets import fingerprints, open_data
 from evenslice.distributing import finished, open_cluster
-from evenslice.errors import EvensliceError
+from evenslice.errors import ConfigError, EvensliceError, VolumeError
 from evenslice.inference import ReadyNetwork
 from evenslice.outputs import json_text, staged_file
 from evenslice.planning import LABELS, plan
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from evenslice.datasets import Part
     from evenslice.planning import Run
     from evenslice.results import Audit
-    from evenslice.study_config import StudyConfig
+    from evenslice.study_config import StudyConfig, StudyData
 
     Record = dict[str, Any]
 
@@ -84,8 +84,9 @@ def study(
         What ``summary.json`` holds; see ``write_results``.
 
     Raises:
-        ConfigError: the data do not suit the configuration, arms are the same, or the scheduler does not answer. What
-            goes wrong in a single run is recorded with it, and the others go on.
+        ConfigError: the data do not suit the configuration or are not those of the runs that are finished, arms are the
+            same, or the scheduler does not answer. What goes wrong in a single run is recorded with it, and the others
+            go on.
         VolumeError: a data set cannot be used.
         OutputError: the folder cannot be written.
         MissingExtraError: a package is missing, that of the page included: this shows before the first run.
@@ -99,6 +100,7 @@ def study(
     for data in config.datasets:  # all mistakes in the data show before the first run
         if any(run.dataset == data.name for run in waiting):
             open_data(data.data(), ModelConfig(slices=config.slices, step=config.step))
+        _check_unchanged(data, [run for run in runs if run.key in records], records, base)
     with staged_file(out / "config.yaml", force=True) as beside:
         beside.write_text(to_yaml(config), encoding="utf-8")
     for run, record in _perform_all(waiting, base, workers, scheduler):
@@ -109,6 +111,23 @@ def study(
     summary = write_results(config, records.values(), out)
     write_study_report(load_study(out), out / "report.html")
     return summary
+
+
+def _check_unchanged(data: StudyData, runs: Iterable[Run], records: Mapping[str, Record], base: Path) -> None:
+    """Refuse to count runs on files that have changed since."""
+    finished = [run for run in runs if run.dataset == data.name and "data" in records[run.key]]
+    if not finished:
+        return
+    try:
+        now = sorted(fingerprints(data.data()))
+    except VolumeError:
+        return  # gone altogether: what was found on them can still be read
+    for run in finished:
+        if records[run.key]["data"] != now:
+            raise ConfigError(
+                f"datasets: {data.name!r}: its files are not what {run.folder(base)} was trained and tested on; bring those "
+                "back, or do the study in another folder"
+            )
 
 
 def _perform_all(
@@ -136,8 +155,9 @@ def perform(run: Run, base: Path, progress: bool | None = False) -> Record:
 
     Returns:
         What ``run.json`` then holds: the labels of the run, ``key``, ``status`` ("done" or "failed"), ``error``
-        (one line, or None) and, where it is done, ``shares``, those of ``summarizing.FIGURES``, ``saliency`` (see
-        ``summarizing.saliency_percentiles``), ``verdict``, ``windows``, ``steps`` and ``seconds`` of training.
+        (one line, or None), ``audit`` (its options) and, where it is done, ``shares``, those of ``summarizing.FIGURES``,
+        ``saliency`` (see ``summarizing.saliency_percentiles``), ``verdict``, ``windows``, ``steps`` and ``seconds`` of
+        training, and ``data`` (the fingerprints of the files).
     """
     try:
         outcome = {"status": "done", "error": None, **_figures(run, run.folder(base), progress)}
@@ -156,7 +176,7 @@ def _failure(error: Exception) -> Record:
 
 
 def _write_record(run: Run, base: Path, outcome: Record) -> Record:
-    text = json_text(run.labels | {"key": run.key} | outcome)
+    text = json_text(run.labels | {"key": run.key} | outcome | {"audit": run.audit.model_dump(mode="json")})
     with staged_file(run.folder(base) / "run.json", force=True) as beside:
         beside.write_text(text, encoding="utf-8")
     record: Record = json.loads(text)
@@ -173,7 +193,16 @@ def _figures(run: Run, folder: Path, progress: bool | None) -> Record:
     save_audits([found], folder)
     _save_example(network, tested[0], config, folder / "example.npz")
     shutil.rmtree(files.last.parent, ignore_errors=True)
-    return _tested(result) | _audited(found) | {"steps": result["steps"], "seconds": result["seconds"]}
+    files_used = {
+        part[kind] for parts in result["data"].values() for part in parts for kind in ("image", "labels")
+    }
+    return {
+        **_tested(result),
+        **_audited(found),
+        "steps": result["steps"],
+        "seconds": result["seconds"],
+        "data": sorted(files_used),
+    }
 
 
 def _tested(result: Mapping[str, Any]) -> Record:

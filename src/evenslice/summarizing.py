@@ -1,8 +1,8 @@
 """What the runs of a study say together: means over seeds, differences to a baseline, and whether Dice was lost.
 
 For each data set and architecture, every arm was run with several seeds. A figure of an arm is the mean over its seeds
-with Student's t interval. Two arms are compared seed by seed: a run and that of the baseline with the same seed start
-from the same random parts and see the same crops. An arm is not inferior to the baseline when the 95 % interval of the
+with Student's t interval. Two arms are compared seed by seed: a run and that of the baseline with the same seed see the
+same crops and start from the same random parts, unless one of them is random as a whole. An arm is not inferior to the baseline when the 95 % interval of the
 difference in Dice lies above minus the margin. Intervals are not adjusted for the number of arms.
 """
 

@@ -36,7 +36,7 @@ from evenslice.datasets import open_data
 from evenslice.depthwise import keep_depthwise_exact
 from evenslice.errors import ConfigError, ModelError, needs_extra
 from evenslice.inference import choose_device, choose_dtype
-from evenslice.learning import KeepBest, SegmentationModule, output_channels
+from evenslice.learning import KeepBest, SegmentationModule, kept_validation, output_channels
 from evenslice.libraries import Plan
 from evenslice.metrics import evaluate
 from evenslice.models import input_multiple, input_size
@@ -70,7 +70,10 @@ if TYPE_CHECKING:
 __all__ = ["fixed_windows", "train"]
 
 MONITORED = 8  # windows
-VALIDATION_SHARE = 0.1  # of the pixels that are trained on between two validations, at most
+VALIDATION_SHARE = (
+    0.1  # of the pixels that are trained on between two validations; fewer slices than that make
+)
+LEAST_VALIDATED = 8  # slices, because a score of less is noise
 
 _TALKATIVE = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
 
@@ -126,10 +129,15 @@ def train(
         return run.read_result()
     _device(config.training)  # is it there?
     data = open_data(config.data, config.model, seed=config.seed)
+    _check_validation(config, data)
     network, record, source = _build(config)
-    if first and not began:
-        with staged_file(run.config) as beside:
-            beside.write_text(to_yaml(config), encoding="utf-8")
+    described = _describe(data)
+    if began:
+        run.check_data(described)
+    elif first:
+        for path, text in ((run.data, json_text(described)), (run.config, to_yaml(config))):
+            with staged_file(path, force=True) as beside:
+                beside.write_text(text, encoding="utf-8")
     if not run.network.exists():
         _fit(network, record, source, data, config, run, progress)
     if not first:
@@ -138,11 +146,11 @@ def train(
     scores = _scores(network, data.test, config)
     result = {
         **scores,
-        **_summary(run.read_metrics(), config.model.slices),
+        **_summary(run.read_metrics(), config),
         "name": config.data.name,
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
-        "data": _describe(data),
+        "data": described,
         "network": source.to_dict(),
         "record": record.to_dict(),
         "command": command,
@@ -171,6 +179,15 @@ def fixed_windows(parts: Sequence[Part], model: ModelConfig, size: tuple[int, in
     rounds = zip(*(zip(repeat(grid), grid.visits(), strict=False) for grid in grids), strict=False)
     chosen = islice(chain.from_iterable(rounds), count)
     return torch.from_numpy(np.stack([grid.read(*place) for grid, place in chosen]))
+
+
+def _check_validation(config: TrainConfig, data: Data) -> None:
+    for name, asks in (("patience", config.training.patience), ("keep", config.training.keep == "best")):
+        if asks and not data.validation:
+            raise ConfigError(
+                f"training.{name}: {getattr(config.training, name)}: there is nothing to validate on; give data.validation, "
+                f"set data.validation_fraction above 0, or leave {name} out"
+            )
 
 
 def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
@@ -211,9 +228,31 @@ def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> No
             f"{config.training.loss} need {channels}"
         )
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ModelError(f"{spec}: has no parameter that asks for a gradient, so there is nothing to train")
     gradients = torch.autograd.grad(scores.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
+    _check_batch(network, config)
+
+
+def _check_batch(network: nn.Module, config: TrainConfig) -> None:
+    """Check that a network can be trained with as few crops at once: batch norms need several values of a channel."""
+    options = config.training
+    crops = min(options.batch // options.devices, 2)
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            network.train()(torch.zeros(crops, config.model.slices, *options.crop))
+    except ValueError as error:
+        raise ModelError(
+            f"{config.model.spec}: cannot be trained on {crops} of these crops at once ({error}); "
+            "set training.batch or training.crop higher"
+        ) from error
+    finally:
+        network.eval()
+        for buffer, values in before:
+            buffer.copy_(values)
 
 
 def _fit(
@@ -271,7 +310,7 @@ def _fit(
         crops = CropData(config, data, (record.mean, record.std))
         _run_trainer(trainer, module, crops, run.last if run.last.exists() else None)
     if trainer.is_global_zero:
-        if run.best.exists():
+        if options.keeps_best and run.best.exists():
             with staged_file(run.network) as beside:
                 shutil.copyfile(run.best, beside)
         else:
@@ -303,7 +342,7 @@ def _validate(network: nn.Module, *, parts: Sequence[Part], config: TrainConfig)
         surfaces=False,
         device=str(next(network.parameters()).device),
         dtype=options.dtype,
-        most_slices=max(1, round(VALIDATION_SHARE * trained / plane)),
+        most_slices=max(LEAST_VALIDATED, round(VALIDATION_SHARE * trained / plane)),
     ).mean_dice
 
 
@@ -336,7 +375,10 @@ def _device(options: TrainingConfig) -> torch.device:
         raise ConfigError(
             f"training.accelerator: {options.accelerator}: name the kind alone; CUDA_VISIBLE_DEVICES chooses among GPUs"
         )
-    device = choose_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
+    try:
+        device = choose_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
+    except ConfigError as error:
+        raise ConfigError(f"training.accelerator: {error}; known: auto, cpu, gpu, cuda, mps") from error
     if device.type == "cuda" and torch.cuda.device_count() < options.devices:
         raise ConfigError(
             f"training.devices: {options.devices}: this machine has {torch.cuda.device_count()} GPUs; ask for no more"
@@ -407,17 +449,14 @@ def _quiet() -> Iterator[None]:
             log.setLevel(level)
 
 
-def _summary(rows: Sequence[Mapping[str, float]], slices: int) -> dict[str, Any]:
+def _summary(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, Any]:
     """Return what the log says of the run as a whole."""
-    validated = [
-        row for row in rows if row["step"] > 0 and not math.isnan(row.get("validation_dice", math.nan))
-    ]
-    best = max(validated, key=lambda row: row["validation_dice"], default=None)
-    measured = [
-        {name: row[name] for name in bias_columns(slices)} for row in rows if "directional_bias" in row
-    ]
+    validated = [row for row in rows if row["step"] > 0 and "validation_dice" in row]
+    kept = kept_validation(validated) if config.training.keeps_best else next(reversed(validated), None)
+    columns = bias_columns(config.model.slices)
+    measured = [{name: row[name] for name in columns} for row in rows if "directional_bias" in row]
     return {
-        "validation": best and {"step": int(best["step"]), "dice": best["validation_dice"]},
+        "validation": kept and {"step": int(kept["step"]), "dice": kept["validation_dice"]},
         "bias": measured[-1] if measured else None,
         "steps": int(rows[-1]["step"]),
         "seconds": max(row.get("seconds", 0) for row in rows),

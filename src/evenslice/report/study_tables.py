@@ -138,7 +138,7 @@ def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group:
     return Group(
         f"Compared with {baseline}, seed by seed",
         (
-            "Mean paired differences: runs with the same seed start from the same random parts and see the same crops. "
+            "Mean paired differences: runs with the same seed see the same crops. "
             f"Dice is not inferior where the interval of its difference lies above {MINUS}{min(margins, default=0):g}, which is "
             f"tested one-sidedly; it is inferior where the interval lies below. Intervals are not adjusted for the number of arms."
         ),

@@ -26,7 +26,7 @@ from evenslice.volumes.blocks import first_nonfinite, iterate_blocks, sample
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.formats import open_source
 from evenslice.volumes.info import VolumeInfo, describe
-from evenslice.volumes.places import Place, locate
+from evenslice.volumes.places import Place, is_address, locate
 from evenslice.volumes.source import ArraySource, Source
 from evenslice.volumes.units import UNITS, normal_unit, positive
 from evenslice.volumes.views import hold_in_memory, map_voxels, take_slices
@@ -45,6 +45,7 @@ __all__ = [
     "fingerprint",
     "first_nonfinite",
     "hold_in_memory",
+    "is_address",
     "iterate_blocks",
     "map_voxels",
     "open_volume",

@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 
 from evenslice.errors import ConfigError, VolumeError
 
-__all__ = ["Place", "confined", "data_file", "files_under", "locate"]
+__all__ = ["Place", "confined", "data_file", "files_under", "is_address", "locate"]
 
 PROTOCOLS = ("https", "s3", "http")
 """What an address may start with; fsspec knows more, among them some that chain to other files."""
@@ -45,6 +45,16 @@ class Place:
         return self.location
 
 
+def is_address(path: str) -> bool:
+    """Return whether a name is an address on the web, not that of a file.
+
+    Example:
+        >>> is_address("s3://bucket/cells.ome.zarr"), is_address("cells.ome.zarr")
+        (True, False)
+    """
+    return _URL.match(path) is not None
+
+
 def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = None) -> Place:
     """Return where a volume lies whatever the working directory becomes.
 
@@ -70,8 +80,8 @@ def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = No
         raise VolumeError("the path of the volume is empty; name a file or a Zarr folder")
     if _CRUSHED.match(label):
         raise ConfigError(f"{label}: an address lost a slash, as it does in a pathlib.Path; give it as text")
-    if found := _URL.match(label):
-        _check_address(label, found[1])
+    if is_address(label):
+        _check_address(label, label.partition("://")[0])
         return Place(label, label.rstrip("/"), level=level, series=series)
     inside = _DATASET.fullmatch(label)
     if inside and not Path(label).exists():
