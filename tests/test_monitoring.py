@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from evenslice.errors import ConfigError
-from evenslice.monitoring import AsymmetryMonitor, CsvLog, measure_bias
+from evenslice.logs import CsvLog
+from evenslice.monitoring import AsymmetryMonitor, measure_bias
 
 
 class Linear(nn.Module):

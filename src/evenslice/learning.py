@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from evenslice.errors import ModelError, needs_extra
-from evenslice.monitoring import log_metrics
+from evenslice.logs import log_metrics
 from evenslice.predicting import class_logits
 from evenslice.weights import METADATA_KEY
 

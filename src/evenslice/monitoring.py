@@ -1,16 +1,14 @@
-"""What is watched while a network trains: its slice bias, and a log of every figure.
+"""The slice bias of a network, watched while it trains.
 
     monitor = AsymmetryMonitor(windows, every=200)
     Trainer(callbacks=[monitor], logger=CsvLog("metrics.csv", ["loss", *monitor.columns]))
 
-Both are plain Lightning: they suit modules that know nothing of evenslice.
+The monitor is plain Lightning, as the log is (``evenslice.logs``): they suit modules that know nothing of evenslice.
 """
 
 from __future__ import annotations
 
-import csv
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,21 +17,19 @@ import torch
 from evenslice.asymmetry import directional_bias, measure, model_part
 from evenslice.attribution import Mirrored, attribute
 from evenslice.errors import ConfigError, needs_extra
+from evenslice.logs import log_metrics
 
 with needs_extra("train", "watching a network train"):
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.loggers import Logger
-    from lightning.pytorch.utilities import rank_zero_only
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
     from torch import Tensor, nn
 
     from evenslice.attribution import Target
 
-__all__ = ["AsymmetryMonitor", "CsvLog", "bias_columns", "log_metrics", "measure_bias"]
+__all__ = ["AsymmetryMonitor", "bias_columns", "measure_bias"]
 
 
 class AsymmetryMonitor(Callback):
@@ -172,85 +168,6 @@ def bias_columns(slices: int) -> tuple[str, ...]:
     """
     half = slices // 2
     return (*(f"share_{k}" for k in range(-half, half + 1)), "directional_bias", "asymmetry", "imbalance")
-
-
-def log_metrics(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Give figures to every logger of a trainer, under the number of optimizer steps done."""
-    for logger in trainer.loggers:
-        logger.log_metrics(dict(values), step=trainer.global_step)
-
-
-class CsvLog(Logger):
-    """A Lightning logger that writes one CSV file, a row for each step at which something was logged.
-
-    What is logged lies on disk at once. A run that is resumed at an earlier step goes on from there: the rows after it
-    are dropped, and the file becomes what it would have been without the interruption.
-
-    Args:
-        path: the file; its folder is made.
-        columns: what it has columns for beside ``step``; anything else is left out.
-
-    Example:
-        >>> import tempfile
-        >>> log = CsvLog(Path(tempfile.mkdtemp()) / "metrics.csv", ["loss", "dice"])
-        >>> for step, values in (10, {"loss": 0.5}), (10, {"dice": 0.25}), (20, {"loss": 0.125}):
-        ...     log.log_metrics(values, step)
-        >>> log.path.read_text().split()
-        ['step,loss,dice', '10,0.5,0.25', '20,0.125,']
-        >>> CsvLog(log.path, ["loss", "dice"]).log_metrics({"loss": 0.75}, 20)
-        >>> log.path.read_text().split()
-        ['step,loss,dice', '10,0.5,0.25', '20,0.75,']
-    """
-
-    def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]) -> None:
-        super().__init__()
-        self.path = Path(path)
-        self._columns = ["step", *columns]
-        self._row: dict[str, Any] | None = None
-        self._start = 0  # where the row at hand begins in the file
-
-    @property
-    def name(self) -> str:
-        """The name of the log."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """A log has one version."""
-        return ""
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: a run's options stand in its configuration."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write figures to the row of a step, which is never before that of the last ones."""
-        if self._row is None:
-            self._begin(step or 0)
-        elif self._row["step"] != step:
-            self._start = self.path.stat().st_size
-            self._row = {}
-        self._row = {**(self._row or {}), "step": step, **metrics}
-        with self.path.open("r+", newline="") as file:
-            file.seek(self._start)
-            file.truncate()
-            self._writer(file).writerow(self._row)
-
-    def _begin(self, step: int) -> None:
-        """Write the file anew with the rows before a step."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-        with self.path.open("w", newline="") as file:
-            writer = self._writer(file)
-            writer.writeheader()
-            writer.writerows(rows)
-        self._start = self.path.stat().st_size
-
-    def _writer(self, file: Any) -> csv.DictWriter[str]:
-        return csv.DictWriter(file, self._columns, extrasaction="ignore", lineterminator="\n")
 
 
 def _mean(values: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:

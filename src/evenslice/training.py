@@ -34,17 +34,17 @@ from evenslice.checkpoints import load_network, save_network
 from evenslice.cropping import CropData
 from evenslice.datasets import open_data
 from evenslice.depthwise import keep_depthwise_exact
-from evenslice.errors import ConfigError, ModelError, needs_extra
+from evenslice.errors import ConfigError, needs_extra
 from evenslice.inference import choose_device, choose_dtype
 from evenslice.learning import KeepBest, SegmentationModule, kept_validation, output_channels
 from evenslice.libraries import Plan
+from evenslice.logs import is_first_process, run_loggers
 from evenslice.metrics import evaluate
-from evenslice.models import input_multiple, input_size
-from evenslice.monitoring import AsymmetryMonitor, CsvLog, bias_columns
+from evenslice.monitoring import AsymmetryMonitor, bias_columns
 from evenslice.outputs import json_text, staged_file
-from evenslice.predicting import class_logits
 from evenslice.runs import RunFolder
 from evenslice.sections import to_yaml
+from evenslice.trials import check_network
 from evenslice.volumes import fingerprint
 from evenslice.windows import WindowGrid
 
@@ -53,13 +53,11 @@ with needs_extra("train", "training"):
     from lightning.fabric.utilities.warnings import PossibleUserWarning
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-    from lightning.pytorch.utilities import rank_zero_only
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
-    from lightning.pytorch.loggers import Logger
     from torch import Tensor, nn
 
     from evenslice.config import ModelConfig, TrainConfig, TrainingConfig
@@ -123,7 +121,7 @@ def train(
         ModelError: the network cannot be built or used for this, or its loss is no longer finite.
         MissingExtraError: a package is missing.
     """
-    run, first = RunFolder(Path(out).absolute()), _is_first()
+    run, first = RunFolder(Path(out).absolute()), is_first_process()
     began = first and run.has_begun(config, resume=resume)
     if began and run.result.exists():
         return run.read_result()
@@ -203,56 +201,8 @@ def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
         classes=channels if Plan.read(model.spec, None, 0).library else None,
         seed=config.seed,
     )
-    _check_network(network, config, channels)
+    check_network(network, config, channels)
     return network, record, source
-
-
-def _check_network(network: nn.Module, config: TrainConfig, channels: int) -> None:
-    """Check that a network takes crops and gives the right channels; freeze what its logits do not depend on.
-
-    Auxiliary heads are such parts: nothing is learned from them, and several processes would wait for their gradients.
-    """
-    spec, crop = config.model.spec, config.training.crop
-    try:
-        scores = class_logits(network, torch.zeros(1, config.model.slices, *crop))
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        size = input_size(network)
-        right = f"[{size[0]}, {size[1]}]" if size else f"multiples of {input_multiple(network)}"
-        raise ModelError(
-            f"{spec}: refuses crops of {crop[0]} x {crop[1]} ({reason}); try {right} for training.crop"
-        ) from error
-    if scores.shape[1] != channels:
-        raise ModelError(
-            f"{spec}: gives {scores.shape[1]} channels; {config.data.classes} classes with the loss "
-            f"{config.training.loss} need {channels}"
-        )
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ModelError(f"{spec}: has no parameter that asks for a gradient, so there is nothing to train")
-    gradients = torch.autograd.grad(scores.sum(), parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
-    _check_batch(network, config)
-
-
-def _check_batch(network: nn.Module, config: TrainConfig) -> None:
-    """Check that a network can be trained with as few crops at once: batch norms need several values of a channel."""
-    options = config.training
-    crops = min(options.batch // options.devices, 2)
-    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
-            network.train()(torch.zeros(crops, config.model.slices, *options.crop))
-    except ValueError as error:
-        raise ModelError(
-            f"{config.model.spec}: cannot be trained on {crops} of these crops at once ({error}); "
-            "set training.batch or training.crop higher"
-        ) from error
-    finally:
-        network.eval()
-        for buffer, values in before:
-            buffer.copy_(values)
 
 
 def _fit(
@@ -286,6 +236,7 @@ def _fit(
     if data.validation:
         score = partial(_validate, parts=data.validation, config=config)
         callbacks.append(KeepBest(score, lambda network: save(network, run.best), options.patience))
+    columns = ("loss", "learning_rate", "seconds", "validation_dice", *bias_columns(config.model.slices))
     shows = Console(stderr=True).is_terminal if progress is None else progress
     if shows:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
@@ -298,7 +249,7 @@ def _fit(
             max_epochs=math.ceil(options.steps / options.validate_every),
             reload_dataloaders_every_n_epochs=1,  # each epoch has steps of its own
             use_distributed_sampler=False,
-            logger=_loggers(config, run),
+            logger=run_loggers(config, run, columns),
             log_every_n_steps=1,
             callbacks=callbacks,
             # Lightning would resume a job that SLURM starts again in the middle of an epoch; --resume does better.
@@ -360,11 +311,6 @@ def _scores(network: nn.Module, parts: Sequence[Part], config: TrainConfig) -> d
     ).to_dict()
 
 
-def _is_first() -> bool:
-    """Say whether this is the first of several processes, or the only one."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
 def _device(options: TrainingConfig) -> torch.device:
     """Return the kind of device to train on.
 
@@ -388,48 +334,6 @@ def _device(options: TrainingConfig) -> torch.device:
 
 def _dtype(options: TrainingConfig) -> torch.dtype:
     return choose_dtype(options.dtype, _device(options))
-
-
-def _loggers(config: TrainConfig, run: RunFolder) -> list[Logger]:
-    columns = ("loss", "learning_rate", "seconds", "validation_dice", *bias_columns(config.model.slices))
-    loggers: list[Logger] = [CsvLog(run.metrics, columns)]
-    if config.training.tensorboard:
-        loggers.append(_tensorboard_logger(run))
-    if config.training.mlflow:
-        loggers.append(_mlflow_logger(config, run))
-    return loggers
-
-
-def _tensorboard_logger(run: RunFolder) -> Logger:
-    with needs_extra("tensorboard", "a TensorBoard log"):
-        import tensorboard  # noqa: F401  # Lightning names its extra, not ours
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    return TensorBoardLogger(run.log, name="tensorboard", version="")
-
-
-def _mlflow_logger(config: TrainConfig, run: RunFolder) -> Logger:
-    """Return a logger to the run's own store; a resumed run goes on with the one that it began there."""
-    with needs_extra("mlflow", "an MLflow log"):
-        import alembic  # noqa: F401  # what the store is made with
-        import sqlalchemy  # noqa: F401
-        from mlflow import MlflowClient
-    from lightning.pytorch.loggers import MLFlowLogger
-
-    run.log.mkdir(parents=True, exist_ok=True)
-    store, name = f"sqlite:///{run.log / 'mlflow.db'}", config.data.name
-    began: Sequence[Any] = ()
-    if (run.log / "mlflow.db").exists() and _is_first():
-        client = MlflowClient(store)
-        experiment = client.get_experiment_by_name(name)
-        began = client.search_runs([experiment.experiment_id]) if experiment else ()
-    return MLFlowLogger(
-        name,
-        run_name=run.path.name,
-        tracking_uri=store,
-        artifact_location=(run.log / "mlflow").as_uri(),
-        run_id=began[0].info.run_id if began else None,
-    )
 
 
 @contextmanager
