@@ -301,7 +301,7 @@ class TrainingConfig(Section):
         default="dice_ce",
         description="Dice with cross entropy (dice_ce) or with binary cross entropy (dice_bce).",
     )
-    learning_rate: float = Field(default=1e-3, gt=0, description="The highest learning rate, of AdamW.")
+    learning_rate: float = Field(default=5e-4, gt=0, description="The highest learning rate, of AdamW.")
     weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay of AdamW.")
     warmup: float = Field(
         default=0.05,

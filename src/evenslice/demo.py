@@ -122,6 +122,7 @@ def _study_config(folder: Path, seed: int) -> StudyConfig:
             "training": {
                 "steps": STEPS,
                 "crop": [128, 128],
+                "learning_rate": 1e-3,  # so few steps have to be large ones
                 "validate_every": 40,
                 "monitor_every": 20,
             },
