@@ -39,7 +39,7 @@ def load(folder):
             "test": options.pop("test", []),
         }
         splits = {split: [source(item) for item in items] for split, items in splits.items()}
-        config = DataConfig.model_validate({"root": folder, **splits, **options})
+        config = DataConfig.model_validate({"root": folder, "validation_fraction": 0.1, **splits, **options})
         return open_data(config, ModelConfig(**(model or {})))
 
     return load
@@ -353,7 +353,13 @@ def test_real_volumes(shared_data):
     pairs = [f"hippocampus_{number}.nii.gz" for number in ("001", "003", "004", "006", "007", "008")]
     sources = [{"image": f"images/{name}", "labels": f"labels/{name}"} for name in pairs]
     config = DataConfig.model_validate(
-        {"root": shared_data / "msd_hippocampus", "classes": 3, "train": sources[:4], "test": sources[4:]}
+        {
+            "root": shared_data / "msd_hippocampus",
+            "classes": 3,
+            "validation_fraction": 0.1,
+            "train": sources[:4],
+            "test": sources[4:],
+        }
     )
     data = open_data(config, ModelConfig())
     assert [len(split) for split in (data.train, data.validation, data.test)] == [3, 1, 2]

@@ -114,6 +114,7 @@ def options(**changes):
         "datasets": [
             {
                 "name": "blobs",
+                "validation_fraction": 0.1,
                 "train": [pair | {"slices": [0, 16]}],
                 "test": [pair | {"slices": [17, 24]}],
             }

@@ -150,10 +150,11 @@ def make_config(folder, **changes):
         "data": {
             "name": "blobs",
             "root": str(folder),
+            "validation_fraction": 0.1,
             "train": [{**source, "slices": [0, 30]}],
             "test": [{**source, "slices": [32, 40]}],
         },
-        "model": {"spec": "trainable:small", "weights": "none"},
+        "model": {"spec": "trainable:small", "weights": "none", "slices": 3},
         "training": {
             "steps": 60,
             "batch": 4,

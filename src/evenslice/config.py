@@ -115,14 +115,14 @@ class DataConfig(Section):
     train: tuple[Source, ...] = Field(description="Pairs of image and labels to train on.")
     validation: tuple[Source, ...] = Field(
         default=(),
-        description="Pairs to validate on; without any, the last of the training pairs are kept out for it, or the last slices of each if there are fewer than four.",
+        description="Pairs to validate on; without any, a share of what trains can be kept out for it.",
     )
     test: tuple[Source, ...] = Field(default=(), description="Pairs to test the final network on.")
     validation_fraction: float = Field(
-        default=0.1,
+        default=0,
         ge=0,
         le=0.5,
-        description="Share of what trains to keep out where no pairs for validation are given; 0 validates on nothing.",
+        description="Share of what trains to keep out where no pairs for validation are given: the last of the training pairs, or the last slices of each if there are fewer than four. 0 trains on everything and validates on nothing.",
     )
     classes: int = Field(default=2, ge=2, description="Number of classes, background included.")
     label_values: tuple[int, ...] | None = Field(

@@ -128,7 +128,15 @@ def _study_config(folder: Path, seed: int) -> StudyConfig:
             },
             "arms": [{"name": name, "strategy": name} for name in ARMS],
             "architectures": [{"name": "EfficientNet-Lite0 U-Net", "spec": SPEC}],
-            "datasets": [{"name": "MNI152", "classes": 3, "train": [train], "test": [test]}],
+            "datasets": [
+                {
+                    "name": "MNI152",
+                    "classes": 3,
+                    "train": [train],
+                    "test": [test],
+                    "validation_fraction": 0.1,
+                }
+            ],
             "audit": {"precision": 0.02, "max_windows": 40},
         }
     )
