@@ -69,9 +69,9 @@ __all__ = ["fixed_windows", "train"]
 
 MONITORED = 8  # windows
 VALIDATION_SHARE = (
-    0.1  # of the pixels that are trained on between two validations; fewer slices than that make
+    0.1  # of the pixels that are trained on between two validations, but at least so many slices:
 )
-LEAST_VALIDATED = 8  # slices, because a score of less is noise
+LEAST_VALIDATED = 8
 
 _TALKATIVE = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
 
@@ -355,7 +355,9 @@ def _quiet() -> Iterator[None]:
 
 def _summary(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, Any]:
     """Return what the log says of the run as a whole."""
-    validated = [row for row in rows if row["step"] > 0 and "validation_dice" in row]
+    validated = [
+        row for row in rows if row["step"] > 0 and not math.isnan(row.get("validation_dice", math.nan))
+    ]
     kept = kept_validation(validated) if config.training.keeps_best else next(reversed(validated), None)
     columns = bias_columns(config.model.slices)
     measured = [{name: row[name] for name in columns} for row in rows if "directional_bias" in row]
