@@ -47,7 +47,7 @@ benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/calibration.py
 
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz_volumes.py --count 2000
+	$(BIN)/python tests/helpers/fuzz_volumes.py --count 2000
 
 results: $(STAMP)
 	$(BIN)/python studies/write_results.py

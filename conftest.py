@@ -10,7 +10,11 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 docstrings = Sybil(
     parsers=[DocTestParser(optionflags=ELLIPSIS | NORMALIZE_WHITESPACE)],
     document_types={".py": PythonDocStringDocument},
-    patterns=["src/*/*.py", "src/*/*/*.py"],  # "**" stands for one folder before Python 3.13
+    patterns=[
+        "src/*/*.py",
+        "src/*/*/*.py",
+        "src/*/*/*/*.py",
+    ],  # "**" stands for one folder before Python 3.13
 )
 pages = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "docs/*.md"])
 

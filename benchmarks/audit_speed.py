@@ -28,9 +28,10 @@ from captum.attr import Saliency
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import evenslice
-from evenslice.checkpoints import load_network
-from evenslice.demo import SPEC, mni152
-from evenslice.windows import WindowGrid, fit_scaling, fit_tile
+from evenslice.cli.demonstration import SPEC
+from evenslice.neutralizing.network_files import load_network
+from evenslice.volumes import mni152
+from evenslice.volumes.windows import WindowGrid, fit_scaling, fit_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

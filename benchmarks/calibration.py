@@ -7,7 +7,7 @@
 
 In a simulated audit the model part of a pair bias varies from window to window around a known mean as a first-order
 autoregression along z. Windows are visited in the order of an audit, which stops by its rule at its default precision;
-the spread of the windows decides when that is. Intervals and verdicts are those of `evenslice.asymmetry`. The exit
+the spread of the windows decides when that is. Intervals and verdicts are those of `evenslice.results.asymmetry`. The exit
 status is 1 if a required figure is missed.
 """
 
@@ -26,16 +26,16 @@ from zlib import crc32
 import numpy as np
 from scipy.signal import lfilter
 
-from evenslice.asymmetry import BIASED_LEVEL, SYMMETRIC_LEVEL, next_look
-from evenslice.intervals import fit_means
-from evenslice.windows import visiting_order
+from evenslice.results.asymmetry import BIASED_LEVEL, SYMMETRIC_LEVEL, next_look
+from evenslice.results.intervals import fit_means
+from evenslice.volumes.windows import visiting_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from evenslice.intervals import MeanFit
+    from evenslice.results.intervals import MeanFit
 
     Floats = NDArray[np.float64]
 

@@ -21,9 +21,9 @@ from monai.transforms import (
     RandScaleIntensityd,
 )
 
-from evenslice.config import AugmentationConfig, DataConfig, ModelConfig
-from evenslice.cropping import CropDataset
-from evenslice.datasets import open_data
+from evenslice.training.config import AugmentationConfig, DataConfig, ModelConfig
+from evenslice.training.crops import CropDataset
+from evenslice.training.data import open_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice.checkpoints import load_network
-from evenslice.config import TrainConfig
-from evenslice.inference import choose_dtype
-from evenslice.learning import SegmentationLoss
-from evenslice.monitoring import measure_bias
-from evenslice.training import MONITORED, train
+from evenslice.inference.ready_network import choose_dtype
+from evenslice.neutralizing.network_files import load_network
+from evenslice.training.config import TrainConfig
+from evenslice.training.lightning_module import SegmentationLoss
+from evenslice.training.monitor import measure_bias
+from evenslice.training.trainer import MONITORED, train
 
 
 def make_config(folder: Path, steps: int) -> TrainConfig:

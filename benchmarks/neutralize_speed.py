@@ -21,7 +21,7 @@ import torch
 from torchvision.models import resnet50
 
 import evenslice
-from evenslice.checking import IMAGES
+from evenslice.neutralizing.verification import IMAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,8 +21,9 @@ import dask
 from distributed import LocalCluster
 
 import evenslice
-from evenslice.checkpoints import load_network
-from evenslice.demo import SPEC, mni152
+from evenslice.cli.demonstration import SPEC
+from evenslice.neutralizing.network_files import load_network
+from evenslice.volumes import mni152
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -29,10 +29,11 @@ from monai.inferers import SlidingWindowInferer
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import evenslice
-from evenslice.checkpoints import load_network
-from evenslice.demo import SPEC, mni152
-from evenslice.predicting import BATCH_PIXELS, LARGEST_BATCH
-from evenslice.windows import WindowGrid, fit_scaling, tile_origins
+from evenslice.cli.demonstration import SPEC
+from evenslice.inference.prediction import BATCH_PIXELS, LARGEST_BATCH
+from evenslice.neutralizing.network_files import load_network
+from evenslice.volumes import mni152
+from evenslice.volumes.windows import WindowGrid, fit_scaling, tile_origins
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from evenslice.errors import ConfigError
-from evenslice.outputs import staged_file
-from evenslice.report import style
+from evenslice._core.errors import ConfigError
+from evenslice._core.staging import staged_file
+from evenslice.report.base import style
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from evenslice.report.drawing import Drawing
+    from evenslice.report.base.drawing import Drawing
 
 STUDIES = Path(__file__).parent
 DOCS = STUDIES.parent / "docs"

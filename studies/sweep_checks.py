@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import evenslice
-from evenslice.errors import EvensliceError
-from evenslice.models import build_model, input_size, logits
-from evenslice.neutralizing import STRATEGIES
-from evenslice.stems import find_stems
+from evenslice._core.errors import EvensliceError
+from evenslice.networks.inputs import input_size
+from evenslice.networks.models import build_model
+from evenslice.networks.outputs import logits
+from evenslice.neutralizing.stems import find_stems
+from evenslice.neutralizing.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sweep_rows import RESULTS, SLICES, Row, read_rows
 
-from evenslice.outputs import staged_file
+from evenslice._core.staging import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -24,21 +24,21 @@ import torch
 from paging import DOCS, shared_folder, table, versions, write_figure, write_page
 
 import evenslice
-from evenslice.demo import mni152
-from evenslice.errors import ModelError, needs_extra
-from evenslice.report import style
-from evenslice.report.charts import shares_figure
-from evenslice.report.wording import number, signed
-from evenslice.weights import packaged_weights
-from evenslice.windows import WindowGrid, fit_scaling
+from evenslice._core.errors import ModelError, needs_extra
+from evenslice.networks.weights import packaged_weights
+from evenslice.report.audit.charts import shares_figure
+from evenslice.report.base import style
+from evenslice.report.base.wording import number, signed
+from evenslice.volumes import mni152
+from evenslice.volumes.windows import WindowGrid, fit_scaling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from evenslice.results import Audit
-    from evenslice.volumes import Volume
+    from evenslice.auditing import Audit
+    from evenslice.volumes.volume import Volume
 
 NETWORK = "tf_efficientnet_lite0"
 STEM = "encoder.model.conv_stem"
@@ -314,7 +314,7 @@ def build(scratch: Path) -> tuple[nn.Module, Path]:
         )
     path = scratch / "weights.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in packaged[0].items()}, path)
-    from evenslice.models import build_model
+    from evenslice.networks.models import build_model
 
     return build_model(f"smp:Unet/tu-{NETWORK}", "imagenet")[0], path
 

@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from PIL import Image
 
-from evenslice.outputs import json_text, staged_file, staged_folder
-from evenslice.report import style
-from evenslice.report.study_page import draw_charts
-from evenslice.report.study_pictures import example_figure, example_panels
-from evenslice.report.study_tables import figure_groups
-from evenslice.report.study_wording import (
+from evenslice._core.config_files import load_config
+from evenslice._core.staging import json_text, staged_file, staged_folder
+from evenslice.report.base import style
+from evenslice.report.base.wording import NOTHING, interval, number, percent
+from evenslice.report.study.page import draw_charts
+from evenslice.report.study.pictures import example_figure, example_panels
+from evenslice.report.study.tables import figure_groups
+from evenslice.report.study.wording import (
     comparison_sentence,
     difference,
     judgement,
@@ -39,17 +41,15 @@ from evenslice.report.study_wording import (
     p_value,
     removed_part,
 )
-from evenslice.report.wording import NOTHING, interval, number, percent
-from evenslice.sections import load_config
-from evenslice.study_config import StudyConfig
-from evenslice.study_results import load_study
+from evenslice.results.studies import load_study
+from evenslice.studying.config import StudyConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from evenslice.report.drawing import Drawing
-    from evenslice.study_config import Arm, StudyData
-    from evenslice.study_results import ArmSummary, Comparison, StudyResults
+    from evenslice.report.base.drawing import Drawing
+    from evenslice.results.studies import ArmSummary, Comparison, StudyResults
+    from evenslice.studying.config import Arm, StudyData
 
 STUDIES = Path(__file__).parent
 DOCS = STUDIES.parent / "docs"

@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING
 from paging import DOCS, shared_folder, table, versions, write_figure, write_page
 
 import evenslice
-from evenslice.errors import ModelError
-from evenslice.report import style
-from evenslice.report.survey_charts import balance_figure
-from evenslice.report.wording import NOTHING, interval, number, percent
-from evenslice.weights import packaged_weights, read_weights
+from evenslice._core.errors import ModelError
+from evenslice.networks.weights import packaged_weights, read_weights
+from evenslice.report.base import style
+from evenslice.report.base.wording import NOTHING, interval, number, percent
+from evenslice.report.survey.charts import balance_figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
-    from evenslice.surveys import Survey, Surveyed
+    from evenslice.auditing import Survey
+    from evenslice.results.surveys import Surveyed
 
 PACKAGES = ("evenslice", "torch", "timm", "segmentation-models-pytorch", "torchvision")
 WINDOWS = 40

@@ -7,83 +7,11 @@
 Importing the package imports nothing heavy: a public name brings its module, and with it PyTorch, on first use.
 """
 
-from __future__ import annotations
+from typing import Any
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from evenslice.auditing import audit
-    from evenslice.checkpoints import load_network, save_network
-    from evenslice.errors import (
-        ConfigError,
-        EvensliceError,
-        MissingExtraError,
-        ModelError,
-        OutputError,
-        VolumeError,
-    )
-    from evenslice.monitoring import AsymmetryMonitor
-    from evenslice.neutralizing import Record, neutralize, record_of, untie
-    from evenslice.onnx_files import load_onnx
-    from evenslice.results import Audit, load_audits
-    from evenslice.segmenting import segment
-    from evenslice.studying import study
-    from evenslice.surveying import survey
-    from evenslice.surveys import Survey
-    from evenslice.training import train
-    from evenslice.volumes import Volume, open_volume
-    from evenslice.windows import Scaling
-
-__all__ = [
-    "AsymmetryMonitor",
-    "Audit",
-    "ConfigError",
-    "EvensliceError",
-    "MissingExtraError",
-    "ModelError",
-    "OutputError",
-    "Record",
-    "Scaling",
-    "Survey",
-    "Volume",
-    "VolumeError",
-    "audit",
-    "load_audits",
-    "load_network",
-    "load_onnx",
-    "neutralize",
-    "open_volume",
-    "record_of",
-    "save_network",
-    "segment",
-    "study",
-    "survey",
-    "train",
-    "untie",
-]
-
-_HOMES = {
-    "AsymmetryMonitor": "monitoring",
-    "Audit": "results",
-    "Record": "neutralizing",
-    "Scaling": "windows",
-    "Survey": "surveys",
-    "Volume": "volumes",
-    "audit": "auditing",
-    "load_audits": "results",
-    "load_network": "checkpoints",
-    "load_onnx": "onnx_files",
-    "neutralize": "neutralizing",
-    "open_volume": "volumes",
-    "record_of": "neutralizing",
-    "save_network": "checkpoints",
-    "segment": "segmenting",
-    "study": "studying",
-    "survey": "surveying",
-    "train": "training",
-    "untie": "neutralizing",
-}
+_attached, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
@@ -92,9 +20,5 @@ def __getattr__(name: str) -> Any:
 
         return version("evenslice")
     if name in __all__:
-        return getattr(import_module(f"evenslice.{_HOMES.get(name, 'errors')}"), name)
+        return _attached(name)
     raise AttributeError(f"module 'evenslice' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]

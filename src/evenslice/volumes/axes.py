@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evenslice.errors import ConfigError, VolumeError, nearest
+from evenslice._core import ConfigError, VolumeError, nearest, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +89,7 @@ def _arrange_unnamed(shape: tuple[int, ...], select: Mapping[str, int], label: s
     example = "tzyx" if count == 4 else "uvwtczyx"[-count:] if 4 < count <= 8 else "zyx"
     if select:
         raise ConfigError(
-            f"{label}: its {count} dimensions {shape} have no names to select by; name them with --axes, as --axes {example}"
+            f"{label}: its {count} dimensions {shape} have no names to select by; name them, as {option('axes', example)}"
         )
     if count < 3:
         raise VolumeError(f"{label}: {_no_volume(shape, None, ['z'])}")
@@ -98,9 +98,9 @@ def _arrange_unnamed(shape: tuple[int, ...], select: Mapping[str, int], label: s
         return Arrangement((0, 1, 2), {})
     if len(long) == 3:
         return Arrangement((long[0], long[1], long[2]), {d: 0 for d in range(count) if d not in long})
-    picks = " ".join(f"--select {name}=0" for name in example if name not in "zyx")
+    picks = option("select", {name: 0 for name in example if name not in "zyx"})
     raise VolumeError(
-        f"{label}: has {count} dimensions {shape}; name them with --axes, as --axes {example}, and pick with {picks}"
+        f"{label}: has {count} dimensions {shape}; name them, as {option('axes', example)}, and pick with {picks}"
     )
 
 
@@ -110,9 +110,9 @@ def _no_volume(shape: tuple[int, ...], names: str | None, missing: list[str]) ->
     if len(shape) < 3:
         return f"is {len(shape)}-D ({named}); a volume needs three axes z, y, x: put all slices into one file"
     if names is not None and "s" in names and len(shape) == 3:
-        return f"is one colour image ({named}), not a volume z, y, x; if axis S counts slices, say --axes {names.replace('s', 'z')}"
+        return f"is one colour image ({named}), not a volume z, y, x; if axis S counts slices, give {option('axes', names.replace('s', 'z'))}"
     lacking = " and ".join(missing)
-    return f"has {named} and no axis {lacking}; say which axis is which with --axes, as --axes {'zyx' if len(shape) == 3 else 'tzyx'}"
+    return f"has {named} and no axis {lacking}; say which axis is which, as {option('axes', 'zyx' if len(shape) == 3 else 'tzyx')}"
 
 
 def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int], label: str) -> dict[int, int]:
@@ -123,11 +123,13 @@ def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int], lab
         name = axis.lower()
         if name not in choices:
             known = nearest(name, choices) if choices else "it has only z, y and x"
-            raise ConfigError(f"{label}: --select {axis}={index} names no axis to pick from; {known}")
+            raise ConfigError(
+                f"{label}: {option('select', {axis: index})} names no axis to pick from; {known}"
+            )
         dimension = names.index(name)
         if not 0 <= index < shape[dimension]:
             raise ConfigError(
-                f"{label}: --select {axis}={index} is out of range; axis {name} has 0 to {shape[dimension] - 1}"
+                f"{label}: {option('select', {axis: index})} is out of range; axis {name} has 0 to {shape[dimension] - 1}"
             )
         fixed[dimension] = index
     return fixed
@@ -139,7 +141,7 @@ def _refuse_open_axes(shape: tuple[int, ...], names: str, settled: set[int], lab
     if not rest:
         return
     axes = ("axis " if len(rest) == 1 else "each of axes ") + ", ".join(name.upper() for name in rest)
-    picks = " ".join(f"--select {name}=0" for name in rest)
+    picks = option("select", dict.fromkeys(rest, 0))
     one = "one of " if len(rest) == 1 else "one index of "
     raise VolumeError(
         f"{label}: has {len(shape)} axes {names.upper()} {shape}; pick {one}{axes} with {picks}"

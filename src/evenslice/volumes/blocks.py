@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.errors import ConfigError
+from evenslice._core import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.volumes.places import files_under
-from evenslice.volumes.source import reading
+from evenslice.volumes.read.places import files_under
+from evenslice.volumes.read.source import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

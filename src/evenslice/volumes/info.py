@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice.volumes.blocks import sample_stored
-from evenslice.volumes.places import files_under
-from evenslice.volumes.source import reading
-from evenslice.volumes.spatial import axis_codes
+from evenslice.volumes.orientation import axis_codes
+from evenslice.volumes.read.places import files_under
+from evenslice.volumes.read.source import reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

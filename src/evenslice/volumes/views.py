@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.errors import VolumeError
+from evenslice._core import VolumeError
 from evenslice.volumes.axes import Arrangement
-from evenslice.volumes.source import ArraySource, Source
+from evenslice.volumes.read.source import ArraySource, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

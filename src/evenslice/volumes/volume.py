@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from evenslice.errors import VolumeError
-from evenslice.volumes.source import reading
+from evenslice._core import VolumeError
+from evenslice.volumes.read.source import reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from evenslice.volumes.axes import Arrangement
-    from evenslice.volumes.source import Source
+    from evenslice.volumes.read.source import Source
     from evenslice.volumes.units import Unit
 
 __all__ = ["Index", "Volume"]
@@ -35,7 +35,7 @@ class Volume:
     may be changed freely. No file stays open between reads, so a volume needs no closing, and it may be used from
     several threads, after a fork and, since it pickles as a path with its options, in other processes.
 
-    Made by :func:`evenslice.volumes.open_volume`.
+    Made by :func:`evenslice.open_volume`.
 
     Attributes:
         path: the file, folder or address as the user wrote it; "<array>" for an array in memory.

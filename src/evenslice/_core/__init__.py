@@ -1,0 +1,5 @@
+"""What every room stands on: errors, files that appear whole, clusters, progress, configuration files."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

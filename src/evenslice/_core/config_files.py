@@ -1,0 +1,224 @@
+"""Configuration files: sections of options, read from YAML and checked before anything runs.
+
+    class Audit(Section):
+        windows: int = Field(default=200, ge=2, description="How many windows to show the network.")
+
+    config = load_config("audit.yaml", Audit)
+    print(to_yaml(config))      every option, with what it means as a comment
+
+What is wrong with a file is said in one line: where, what, and what would be right.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from evenslice._core.errors import ConfigError, nearest, needs_extra
+
+with needs_extra("train", "a configuration"):
+    import yaml
+    from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+    from pydantic_core import PydanticCustomError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from pydantic_core import ErrorDetails
+
+__all__ = ["Section", "load_config", "to_yaml"]
+
+LARGEST_FILE = 2**20
+"""Bytes of the largest configuration that is read."""
+
+Config = TypeVar("Config", bound="Section")
+
+
+class Section(BaseModel):
+    """A group of options: immutable, unknown names refused, each option with a description.
+
+    Example:
+        >>> from pydantic import Field
+        >>> class Colours(Section):
+        ...     shade: int = Field(default=3, ge=0, description="How dark.")
+        >>> print(to_yaml(Colours()), end="")
+        # How dark.
+        shade: 3
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: Any) -> Any:
+        if values is None:  # a section whose options are all commented out
+            return {}
+        if isinstance(values, dict):
+            unknown = [str(key) for key in values if key not in cls.model_fields]
+            if unknown:
+                help_ = nearest(unknown[0], cls.model_fields)
+                raise PydanticCustomError(
+                    "unknown_key", "no such option; {help}", {"key": unknown[0], "help": help_}
+                )
+        return values
+
+
+def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
+    r"""Read a configuration from a YAML file.
+
+    Relative paths of data, and of a file of weights that lies there, start from the folder of the file; in what is
+    returned they are absolute.
+
+    Args:
+        path: the file.
+        kind: what it configures, such as ``TrainConfig``.
+
+    Raises:
+        ConfigError: the file cannot be read or is no YAML, or an option is wrong; the one line says where it stands, as
+            ``data.train[0].slices``, what it is, and what would be right.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pydantic import Field
+        >>> file = Path(tempfile.mkdtemp()) / "train.yaml"
+        >>> _ = file.write_text("stepps: 500")
+        >>> class Training(Section):
+        ...     steps: int = Field(default=2000, description="How many.")
+        >>> load_config(file, Training)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        evenslice.ConfigError: ...train.yaml: stepps: no such option; did you mean 'steps'? known: steps
+    """
+    path = Path(path)
+    values = _read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: holds {_shown(values)}, no options; write them as 'name: value', one a line"
+        )
+    try:
+        return kind.model_validate(values, context={"folder": path.absolute().parent})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_describe(error, values)}") from error
+
+
+def to_yaml(config: Section) -> str:
+    """Return a configuration as YAML with every option and, as a comment, what it means.
+
+    Example:
+        >>> from pydantic import Field
+        >>> class Augmentation(Section):
+        ...     flips: bool = Field(default=True, description="Flip crops.")
+        >>> print(to_yaml(Augmentation(flips=False)), end="")
+        # Flip crops.
+        flips: false
+    """
+    return "\n".join(_lines(config, config.model_dump(mode="json"))) + "\n"
+
+
+def _lines(section: Section, values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Write the options of a section, each below its description."""
+    for name, info in type(section).model_fields.items():
+        for line in textwrap.wrap(info.description or "", 100 - len(indent)):
+            yield f"{indent}# {line}"
+        inner, value = getattr(section, name), values[name]
+        if isinstance(inner, Section) and isinstance(value, dict):
+            yield f"{indent}{name}:"
+            yield from _lines(inner, value, indent + "  ")
+        elif isinstance(inner, tuple) and any(isinstance(item, Section) for item in inner):
+            yield f"{indent}{name}:"
+            for item in inner:
+                yield f"{indent}  - {_flow(item.model_dump(mode='json', exclude_defaults=True))}"
+        else:
+            yield f"{indent}{name}: {_flow(value)}"
+
+
+def _flow(value: Any) -> str:
+    """Write a value in one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=2**20, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone, and no name twice: YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{name!r} stands twice in one section; leave one", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from error
+    if len(text) > LARGEST_FILE:
+        raise ConfigError(f"{path}: has more than {LARGEST_FILE:,} bytes; name a YAML file of options")
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path}: is not valid YAML ({reason}); write options as 'name: value'") from error
+
+
+def _describe(error: ValidationError, values: Any) -> str:
+    """Word the first of the faults that pydantic found in values: where, what, and what would be right."""
+    faults = error.errors(include_url=False)
+    more = len({_place(fault, values) for fault in faults}) - 1
+    return _worded(faults[0], values) + (f" (and {more} more)" if more else "")
+
+
+# Pydantic speaks of Python's types; a configuration has lists and sections.
+_REASONS = {
+    "dict_type": "should be 'name: value' pairs",
+    "missing": "has too few values",
+    "model_type": "should be a section of options, 'name: value' one a line",
+    "path_type": "should be a path",
+    "too_long": "has too many values",
+    "tuple_type": "should be a list",
+}
+
+
+def _worded(fault: ErrorDetails, values: Any) -> str:
+    place, kind = _place(fault, values), fault["type"]
+    if kind == "unknown_key":
+        return f"{place}: {fault['msg']}"
+    if kind == "missing" and isinstance(fault["loc"][-1], str):
+        return f"{place}: is missing; give one"
+    reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{place}: {_shown(fault['input'])}: {_REASONS.get(kind, reason)}"
+
+
+def _shown(value: Any) -> str:
+    """Return what the user wrote, cut short: references within YAML can make a little text a huge value."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return short.repr(value)
+
+
+def _place(fault: ErrorDetails, values: Any) -> str:
+    """Return the path of a fault as a user would write it; pydantic's goes on into what a type is made of."""
+    path = ""
+    for key in fault["loc"]:
+        if isinstance(values, list) and isinstance(key, int) and key < len(values):
+            path, values = f"{path}[{key}]", values[key]
+        elif (
+            isinstance(values, dict)
+            and isinstance(key, str)
+            and (key in values or not path or fault["type"] == "missing")
+        ):
+            path, values = f"{path}.{key}", values.get(key)
+        else:
+            break
+    if fault["type"] == "unknown_key":
+        path += f".{fault['ctx']['key']}"
+    return path.removeprefix(".")

@@ -1,0 +1,5 @@
+"""Inference: networks ready to run, whole volumes segmented and scored."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

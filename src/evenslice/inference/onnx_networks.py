@@ -1,0 +1,166 @@
+"""ONNX files as functions from windows to outputs, through onnxruntime.
+
+    network = evenslice.load_onnx("network.onnx", mean=0.5, std=0.25)
+    audit = evenslice.audit(network, volume)
+
+The file is read by onnxruntime alone. It has no way to bring code of its own: libraries of custom operators are never
+loaded, and since version 1.24 weights in files beside it are taken from its own folder only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import ConfigError, ModelError, needs_extra
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["OnnxNetwork", "load_onnx"]
+
+CPU = ("CPUExecutionProvider",)
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+class OnnxNetwork:
+    """A network in an ONNX file, as a function of windows; ``load_onnx`` makes it.
+
+    It pickles as its path and is opened anew where it arrives, so that a cluster's workers must find the file there.
+
+    Attributes:
+        path: the file, absolute.
+        slices: the number of slices it takes; None where the file leaves that open.
+        tile: the size (y, x) it takes; None where the file leaves either open.
+        batch: the number of windows it takes at once; None for any. Others are filled up to it.
+        mean: what is subtracted from slices in 0..1, one value or one for each slice.
+        std: what they are divided by afterwards, likewise.
+        outputs: the names of its outputs.
+    """
+
+    def __init__(
+        self, path: Path, mean: tuple[float, ...], std: tuple[float, ...], providers: tuple[str, ...]
+    ) -> None:
+        self.path, self.mean, self.std, self.providers = path, mean, std, providers
+        self._session = _open(path, providers)
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in TYPES:
+            given = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs) or "none"
+            raise ModelError(
+                f"{path}: its inputs are {given}; one of floating-point numbers (batch, slices, y, x) is needed"
+            )
+        self._input, self._type = inputs[0].name, TYPES[inputs[0].type]
+        sizes = [size if isinstance(size, int) else None for size in inputs[0].shape]
+        self.batch, self.slices, y, x = sizes
+        self.tile = None if y is None or x is None else (y, x)
+        self.outputs = tuple(item.name for item in self._session.get_outputs())
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, self.slices or len(values)):
+                raise ConfigError(f"{name} has {len(values)} values; {path} takes {self.slices} slices")
+
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[Any] | dict[str, NDArray[Any]]:
+        """Run the network on windows (batch, slices, y, x) in 0..1.
+
+        Returns:
+            Its output; where it has several, all of them by name.
+
+        Raises:
+            ModelError: onnxruntime refuses them, or an output has no row for each window.
+        """
+        mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
+        scaled = ((windows - mean) / std).astype(self._type)
+        step = self.batch or len(scaled)
+        chunks = [self._run(scaled[start : start + step]) for start in range(0, len(scaled), step)]
+        outputs = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+        return outputs[0] if len(outputs) == 1 else dict(zip(self.outputs, outputs, strict=True))
+
+    def _run(self, windows: NDArray[Any]) -> list[NDArray[Any]]:
+        """Run one batch, repeating its last window where the file wants more."""
+        count = len(windows)
+        given = np.concatenate([windows, *[windows[-1:]] * ((self.batch or count) - count)])
+        try:
+            outputs = [np.asarray(output) for output in self._session.run(None, {self._input: given})]
+        except Exception as error:
+            raise ModelError(
+                f"{self.path}: refuses windows of shape {given.shape}: {_reason(error)}"
+            ) from error
+        for name, output in zip(self.outputs, outputs, strict=True):
+            if output.shape[:1] != (len(given),):
+                raise ModelError(
+                    f"{self.path}: its output {name} is {output.shape} for {len(given)} windows; the first dimension has to "
+                    "be that of the windows"
+                )
+        return [output[:count] for output in outputs]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OnnxNetwork, (self.path, self.mean, self.std, self.providers)
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.path.name
+
+    @property
+    def origin(self) -> str:
+        """The file's digest, ``"sha256:..."``; that of weights in other files is not in it."""
+        with self.path.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def load_onnx(
+    path: str | os.PathLike[str],
+    *,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    providers: Sequence[str] = CPU,
+) -> OnnxNetwork:
+    """Read a network from an ONNX file, as a function that ``audit`` takes.
+
+    Args:
+        path: the file. It has one input (batch, slices, y, x) of floating-point numbers; each but the first may have one
+            size or any, and a first of one size is filled up.
+        mean: what the network wants subtracted from slices in 0..1, one value or one for each slice.
+        std: what it wants them divided by afterwards, likewise.
+        providers: of onnxruntime's that shall compute, the first that can; a build of it for a GPU has more than one.
+
+    Raises:
+        ModelError: the file cannot be read, is no ONNX, takes weights from another folder, or has other inputs.
+        ConfigError: a mean, a std or a provider will not do.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    centre, spread = (tuple(np.atleast_1d(np.asarray(value, dtype=float)).tolist()) for value in (mean, std))
+    if not np.isfinite([*centre, *spread]).all() or 0 in spread:
+        raise ConfigError(f"mean {mean}, std {std}: finite numbers are needed, and no std of 0")
+    return OnnxNetwork(Path(path).absolute(), centre, spread, tuple(providers))
+
+
+def _open(path: Path, providers: tuple[str, ...]) -> Any:
+    with needs_extra("onnx", f"reading {path.name}"):
+        import onnxruntime
+    import torch
+
+    available = onnxruntime.get_available_providers()
+    if missing := [name for name in providers if name not in available]:
+        raise ConfigError(f"provider {missing[0]!r}: this onnxruntime has {', '.join(available)}")
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file; name one that holds an ONNX network")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised as well
+    options.intra_op_num_threads = torch.get_num_threads()  # as many as the worker of a cluster may have
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:
+        raise ModelError(f"{path}: cannot be read as an ONNX network: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return an error of onnxruntime without the codes that it starts with."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text) or type(error).__name__

@@ -1,0 +1,240 @@
+"""From a volume to a network's output, slice by slice: the one place where whole volumes are predicted.
+
+Every slice is read once, and what is held at any time is the slices of the windows at hand, so a volume may be larger
+than memory. Planes go through the network whole where they are not too large for that, else in tiles that overlap and
+are blended.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from evenslice._core import ConfigError, ModelError
+from evenslice.networks import input_multiple, input_size, logits
+from evenslice.volumes import WindowGrid, slice_indices, tile_origins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from evenslice.inference.ready_network import ReadyNetwork
+    from evenslice.volumes import Scaling, Volume
+
+__all__ = ["READ_VOXELS", "choose_tile", "class_logits", "predict"]
+
+LARGEST_TILE = 1024
+"""Pixels along y and x up to which a plane goes through the network whole."""
+
+OVERLAP = 8
+"""What part of a tile lies over its neighbour: one in so many pixels along each axis."""
+
+BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
+
+READ_VOXELS = 2**25
+"""Voxels that are read at once where slices are stored as one."""
+
+
+def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
+    network: ReadyNetwork,
+    volume: Volume,
+    *,
+    scaling: Scaling,
+    slices: int,
+    step: int = 1,
+    centres: Sequence[int] | None = None,
+    region: tuple[slice, slice] | None = None,
+    tile: tuple[int, int] | None = None,
+    batch: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Predict the slices of a volume, in order.
+
+    Windows at the ends of the volume are completed by reflection. Beyond its far borders a plane is mirrored until it
+    is as large as the tile.
+
+    Args:
+        network: what predicts.
+        volume: what to predict.
+        scaling: voxel values to 0..1.
+        slices: N, odd.
+        step: distance between neighbouring slices of a window.
+        centres: which slices to predict, ascending; by default all.
+        region: which part of the plane to predict, along y and x; by default all of it. Where tiles lie does not
+            depend on it, so that regions fit together.
+        tile: size (y, x) of the in-plane tiles; by default the size that the network insists on, else the whole plane
+            rounded up to what the network takes; an axis of more than ``LARGEST_TILE`` pixels is covered by as few tiles as that
+            allows.
+        batch: windows in one pass of the network; by default as many as have a million pixels, at most 16.
+
+    Yields:
+        z and the logits (classes, y, x) of the slice, float32, on the network's device. A network whose output is
+        smaller than its input, as those with a stride are, has it resized bilinearly.
+
+    Raises:
+        VolumeError: the volume cannot be read, has fewer slices than a window, or holds NaN or infinity and the
+            scaling has no fill value.
+        ModelError: the network does not give a map of logits.
+        ConfigError: an option out of range.
+
+    Example:
+        >>> from evenslice.inference import ReadyNetwork
+        >>> from evenslice.volumes import open_volume
+        >>> from evenslice.volumes import Scaling
+        >>> network = ReadyNetwork(torch.nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
+        >>> volume = open_volume(np.zeros((5, 40, 50), np.uint8))
+        >>> [(z, tuple(output.shape)) for z, output in predict(network, volume, scaling=Scaling(0, 255), slices=3)][-1]
+        (4, (2, 40, 50))
+    """
+    grid = WindowGrid(volume, scaling, slices, (1, 1), step, edge="reflect")  # checks that windows fit
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch = {batch}: must be at least 1")
+    plane = volume.shape[1:]
+    region = region or (slice(0, plane[0]), slice(0, plane[1]))
+    tile = tile or choose_tile(network, plane)
+    batch = batch or max(1, min(LARGEST_BATCH, BATCH_PIXELS // (tile[0] * tile[1])))
+    rows, columns = (_Tiling.of(*axis) for axis in zip(plane, tile, region, strict=True))
+    windows = _windows(
+        grid, range(len(volume)) if centres is None else centres, (rows.extent, columns.extent)
+    )
+    at_once = -(-batch // (len(rows.tiles) * len(columns.tiles)))
+    while chunk := list(islice(windows, at_once)):
+        planes = np.stack([plane for _, window in chunk for plane in window])
+        planes = planes.reshape(len(chunk), slices, *planes.shape[1:])
+        outputs = _predict_planes(network, planes, rows, columns, batch)
+        for (z, _), output in zip(chunk, outputs, strict=True):
+            yield z, output[:, rows.inner, columns.inner]
+
+
+def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
+    """Run a network on windows (batch, slices, y, x) and return its logits as float32 (batch, classes, y, x).
+
+    Raises:
+        ModelError: the network gives something else than a map of logits.
+
+    Example:
+        >>> class_logits(torch.nn.Conv2d(3, 2, 4, stride=4), torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 2, 64, 64])
+    """
+    output = logits(network(windows))
+    if output.ndim != 4:
+        raise ModelError(
+            f"the network gives an output of shape {tuple(output.shape)}; to segment it has to give "
+            "(batch, classes, y, x)"
+        )
+    output = output.float()
+    if output.shape[2:] == windows.shape[2:]:
+        return output
+    return functional.interpolate(output, size=windows.shape[2:], mode="bilinear", align_corners=False)
+
+
+def choose_tile(network: ReadyNetwork, plane: tuple[int, int]) -> tuple[int, int]:
+    """Return the size (y, x) of the tiles in which a plane goes through a network, see ``predict``."""
+    fixed = input_size(network.module)
+    if fixed is not None:
+        return fixed
+    multiple = input_multiple(network.module)
+    y, x = (_even_tile(length, multiple) for length in plane)
+    return y, x
+
+
+def _even_tile(length: int, multiple: int) -> int:
+    """Return the size of as few tiles as cover an axis, and of those the smallest.
+
+    Tiles of the largest size would overlap by far more than need be: three of 1,024 pixels cover 2,048, and so do three
+    of 768.
+    """
+    tiles = 1
+    while (size := math.ceil(length / (tiles - (tiles - 1) / OVERLAP))) > LARGEST_TILE:
+        tiles += 1
+    return -(-size // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """The tiles along one axis that a region needs.
+
+    Tiles overlap by an eighth of their size. Their weights fade linearly over the overlap, since at its border a tile knows less of
+    what surrounds a pixel, and sum to 1 at each pixel.
+
+    Attributes:
+        extent: what has to be read; it may end beyond the plane.
+        tiles: where each tile lies within the extent, and its weights (tile,).
+        inner: where the region lies within the extent.
+    """
+
+    extent: slice
+    tiles: list[tuple[slice, Tensor]]
+    inner: slice
+
+    @classmethod
+    def of(cls, length: int, tile: int, region: slice) -> _Tiling:
+        """Lay tiles over an axis and keep those that touch the region."""
+        length = max(length, tile)
+        overlap = tile // OVERLAP
+        distance = torch.arange(1, tile + 1, dtype=torch.float32)
+        fade = torch.minimum(distance, distance.flip(0)).clamp_max(overlap + 1)
+        origins = tile_origins(length, tile, overlap=overlap)
+        total = torch.zeros(length)
+        for origin in origins:
+            total[origin : origin + tile] += fade
+        needed = [origin for origin in origins if origin < region.stop and origin + tile > region.start]
+        first = needed[0]
+        return cls(
+            extent=slice(first, needed[-1] + tile),
+            tiles=[
+                (slice(origin - first, origin - first + tile), fade / total[origin : origin + tile])
+                for origin in needed
+            ],
+            inner=slice(region.start - first, region.stop - first),
+        )
+
+
+def _windows(
+    grid: WindowGrid, centres: Sequence[int], extent: tuple[slice, slice]
+) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
+    """Yield each of the centres z and the N slices (y, x) of the window around it; none of them is read twice.
+
+    Slices that are stored as one are read as one, as far as memory allows: each read would decode them all.
+    """
+    depth, (y, x), reach = len(grid.volume), extent, grid.slices // 2 * grid.step
+    grid = replace(grid, tile=(y.stop - y.start, x.stop - x.start))
+    stored = (grid.volume.chunks or (1,))[0]
+    run = min(stored, max(1, READ_VOXELS // (grid.tile[0] * grid.tile[1])))
+    last = min(max(centres, default=0) + reach, depth - 1)
+    planes: dict[int, NDArray[np.float32]] = {}
+    for z in centres:
+        indices = slice_indices(z, grid.slices, step=grid.step, depth=depth, edge=grid.edge).tolist()
+        planes = {i: plane for i, plane in planes.items() if i >= z - reach}
+        for i in sorted(indices):
+            if i not in planes:
+                stop = min(i - i % stored % run + run, i - i % stored + stored, last + 1)
+                planes |= zip(range(i, stop), grid.read_run(i, stop, y.start, x.start), strict=True)
+        yield z, [planes[i] for i in indices]
+
+
+@torch.no_grad()
+def _predict_planes(
+    network: ReadyNetwork, windows: NDArray[np.float32], rows: _Tiling, columns: _Tiling, batch: int
+) -> Tensor:
+    """Return the logits (planes, classes, y, x) of planes (planes, N, y, x), which are as large as the extent of the tiles."""
+    planes = torch.from_numpy(windows).to(network.device, memory_format=torch.channels_last)
+    if len(rows.tiles) == len(columns.tiles) == 1:
+        return class_logits(network, planes)
+    total = torch.zeros((), device=network.device)
+    places = product(range(len(planes)), rows.tiles, columns.tiles)
+    while chunk := list(islice(places, batch)):
+        tiles = torch.stack([planes[index, :, y, x] for index, (y, _), (x, _) in chunk])
+        parts = class_logits(network, tiles.contiguous(memory_format=torch.channels_last))
+        if total.ndim == 0:  # only now is the number of classes known
+            total = parts.new_zeros(len(planes), parts.shape[1], *planes.shape[2:])
+        for (index, (y, fade_y), (x, fade_x)), part in zip(chunk, parts, strict=True):
+            total[index, :, y, x] += part * (fade_y[:, None] * fade_x).to(part)
+    return total

@@ -1,0 +1,198 @@
+"""A network made ready to run: a frozen copy on its device, in its precision, with the input scaling it expects."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from evenslice._core import ConfigError, ModelError, option
+from evenslice.inference.depthwise import keep_depthwise_exact
+from evenslice.inference.fusion import fuse_batch_norms
+from evenslice.networks import function_name, logits, normalization, reduce_output
+from evenslice.neutralizing import record_of, untie
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ["ReadyNetwork", "check_output", "choose_device", "choose_dtype", "input_scaling", "trial_windows"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device to run on: the one named, or a CUDA GPU if there is one, else the CPU.
+
+    Raises:
+        ConfigError: PyTorch does not know the device or does not have it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} is not available here: {_sentence(error)}") from error
+
+
+def _sentence(error: Exception) -> str:
+    """Return the first sentence: PyTorch goes on with all that the device might have been missing."""
+    return str(error).splitlines()[0].partition(". ")[0]
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the precision to compute in: the one named, or bfloat16 where the hardware has it, else float32.
+
+    Example:
+        >>> choose_dtype("float32", torch.device("cpu"))
+        torch.float32
+    """
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise ConfigError(f"dtype {name!r}: known: auto, bfloat16, float32")
+    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in BFLOAT16_CAPABILITIES)
+
+
+def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and std by which a network wants slices in 0..1 scaled: one for all, or one for each slice.
+
+    A network that ``neutralize`` has seen states its own; else the pretrained configuration does where it speaks of as
+    many channels as there are slices, and its average where it does not; else slices go in as they are.
+    """
+    record = record_of(model)
+    if record is not None:
+        return (record.mean,), (record.std,)
+    mean, std = normalization(model) or ((0.0,), (1.0,))
+    if len(mean) in (1, slices):
+        return mean, std
+    return (sum(mean) / len(mean),), (sum(std) / len(std),)
+
+
+class ReadyNetwork(nn.Module):
+    """A frozen copy of a network in evaluation mode that reads windows scaled to 0..1; the original is left alone.
+
+    Ties are baked in, weights are laid out channels-last, the forward pass runs in the precision asked for.
+
+    Args:
+        model: maps (batch, slices, y, x), scaled as it wants them, to logits.
+        slices: N, the number of slices it is given.
+        device: where it runs: "auto", or a PyTorch device name.
+        dtype: "auto", "bfloat16" or "float32"; the weights are float32 in any case.
+        outputs: maps what the network returns to the tensor of its outputs; by default ``evenslice.networks.models.logits`` does.
+
+    Raises:
+        ModelError: the network cannot be copied.
+        ConfigError: a device that is not there, a precision that is not known.
+
+    Example:
+        >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
+        >>> network(torch.rand(1, 3, 8, 8)).shape
+        torch.Size([1, 2, 8, 8])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        slices: int,
+        device: str = "auto",
+        dtype: str = "auto",
+        outputs: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = type(model).__name__
+        self.outputs = outputs
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        try:
+            module = copy.deepcopy(model)
+        except (RuntimeError, TypeError) as error:
+            raise ModelError(f"the network {type(model).__name__} cannot be copied: {error}") from error
+        untie(module)
+        module.eval().requires_grad_(False).float().to(self.device)
+        self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
+        if self.device.type == "cpu":
+            keep_depthwise_exact(self.module)
+        mean, std = input_scaling(model, slices)
+        self.register_buffer("mean", torch.tensor(mean, device=self.device).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, device=self.device).view(1, -1, 1, 1))
+
+    def forward(self, windows: Tensor) -> Any:
+        """Run the network on windows (batch, slices, y, x) in 0..1 and return whatever it, or ``outputs``, returns."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            returned = self.module((windows - self.mean) / self.std)
+            # Within: what the function multiplies may be in the fast precision and in float32.
+            return returned if self.outputs is None else _reduced(returned, self.outputs)
+
+    @property
+    def scaling(self) -> dict[str, list[float]]:
+        """The ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each."""
+        return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+
+    def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
+        """Run one window through the network, and take its batch norms into the convolutions before them.
+
+        Returns:
+            What the network gave for the window.
+
+        Raises:
+            ModelError: the network refuses the window, or returns something in which there are no logits.
+        """
+        windows = trial_windows(slices, tile).to(self.device)
+        try:
+            with torch.no_grad():
+                returned = self(windows)
+        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(
+                f"the network {self.name} refuses windows of shape {tuple(windows.shape)}: {reason}; "
+                f"evenslice.neutralize(model, slices={slices}) gives it {slices} inputs, {option('tile')} another size"
+            ) from error
+        check_output(returned, self.name)
+        reduced = logits if self.outputs is None else partial(_reduced, function=self.outputs)
+        fuse_batch_norms(self.module, (windows - self.mean) / self.std, reduced)
+        return returned
+
+
+def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
+    """Return a window (1, slices, y, x) of noise, to try a network with."""
+    return torch.rand((1, slices, *tile), generator=torch.Generator().manual_seed(0))
+
+
+def check_output(returned: Any, name: str) -> None:
+    """Check what a network gave for the trial window.
+
+    Raises:
+        ModelError: there are no logits in it, or they hold NaN.
+    """
+    output = logits(returned)
+    if output.is_floating_point() and bool(output.isnan().any()):
+        raise ModelError(f"the network {name} returns NaN for a window of noise in 0..1; see to its weights")
+
+
+def _reduced(returned: Any, function: Callable[[Any], Any]) -> Tensor:
+    output = reduce_output(returned, function)
+    if not isinstance(output, torch.Tensor):
+        raise ModelError(
+            f"outputs={function_name(function)} returns {type(output).__name__}; it has to return a tensor, batch first"
+        )
+    return output

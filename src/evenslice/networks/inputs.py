@@ -1,0 +1,190 @@
+"""What a network says of the input that it wants: its scaling, its size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from evenslice.networks.libraries.library import HALF, IMAGENET
+from evenslice.networks.libraries.transformers import TYPE_SCALINGS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["input_multiple", "input_size", "normalization"]
+
+# How smp's own encoders want their input, where it is not ImageNet's way; from the pretrained_settings of smp 0.4.
+ENCODERS = {
+    "dpn": {"mean": (124 / 255, 117 / 255, 104 / 255), "std": (1 / (0.0167 * 255),) * 3},
+    "inception": HALF,
+    "timm-tf_efficientnet_lite": HALF,
+    "xception": HALF,
+}
+# Model types of transformers whose networks take images of the size in their configuration and no other.
+FIXED_TYPES = frozenset(
+    [
+        "clip",
+        "clip_vision_model",
+        "data2vec-vision",
+        "deit",
+        "eomt",
+        "hiera",
+        "ijepa",
+        "levit",
+        "pvt",
+        "sam_hq_vision_model",
+        "sam_vision_model",
+        "siglip",
+        "siglip_vision_model",
+        "swin",
+        "vit",
+        "vit_mae",
+        "vit_msn",
+    ]
+)
+
+
+def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the per-channel scaling of the input that a network's pretrained weights were trained with.
+
+    An input in [0, 1] becomes (input - mean) / std. Timm's networks state it in ``pretrained_cfg``, also inside
+    another network; ``build_model`` gives the networks of the other libraries the same attribute; for smp's own encoders
+    it follows from the encoder's name, for those of transformers from the model type. It does not depend on whether the
+    pretrained weights were loaded.
+
+    Args:
+        model: the network.
+
+    Returns:
+        Mean and std of each channel, in units of the full intensity range; None where the network states none.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp
+        >>> normalization(smp.Unet("resnet18", encoder_weights=None))
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    """
+    for config in _pretrained_configs(model):
+        if config.get("mean") is not None and config.get("std") is not None:
+            return _floats(config["mean"]), _floats(config["std"])
+    return None
+
+
+def _pretrained_configs(model: nn.Module) -> Iterator[Mapping[str, Any]]:
+    for module, name in product(model.modules(), ("pretrained_cfg", "default_cfg")):
+        config = getattr(module, name, None)
+        if isinstance(config, Mapping):
+            yield config
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, Mapping) and "encoder_name" in config:
+            yield _encoder_config(config)
+        elif _reads_images(module):
+            yield TYPE_SCALINGS.get(_model_type(module), IMAGENET)
+
+
+def _reads_images(module: nn.Module) -> bool:
+    """Say whether a module is one of transformers' networks for images."""
+    return bool(_model_type(module)) and getattr(module, "main_input_name", None) == "pixel_values"
+
+
+def _is_backbone(module: nn.Module) -> bool:
+    """Say whether a network of transformers is the backbone of another, which takes images of any size."""
+    return type(module).__name__.endswith("Backbone")
+
+
+def _model_type(module: nn.Module) -> str:
+    """Return what transformers calls the type of a network; nothing for what is none of its networks."""
+    return str(getattr(getattr(module, "config", None), "model_type", None) or "")
+
+
+def _encoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return how one of smp's own encoders wants its input, offline: smp itself would ask its hub."""
+    name = str(config["encoder_name"])
+    if config.get("encoder_weights") == "advprop":
+        return HALF
+    return next((scaling for family, scaling in ENCODERS.items() if name.startswith(family)), IMAGENET)
+
+
+def _floats(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def input_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return the one in-plane size (y, x), in pixels, that a network takes, or None where it takes many.
+
+    Example:
+        >>> import timm
+        >>> input_size(timm.create_model("vit_tiny_patch16_224"))
+        (224, 224)
+        >>> input_size(timm.create_model("resnet18")) is None
+        True
+    """
+    for module in model.modules():
+        if stated := _fixed_size(module):
+            return stated
+        if hasattr(module, "strict_img_size"):  # timm's patch embeddings, where they take any size
+            return None
+    # The outermost decides: a network of any size may hold, as a part, one that alone takes one size.
+    outermost = next(filter(_reads_images, model.modules()), None)
+    if outermost is not None and _model_type(outermost) in FIXED_TYPES and not _is_backbone(outermost):
+        whole: Any = outermost.config
+        return _pair(getattr(getattr(whole, "vision_config", whole), "image_size", None))
+    for config in _pretrained_configs(model):
+        if config.get("fixed_input_size"):
+            built = filter(None, (getattr(module, "img_size", None) for module in model.modules()))
+            return _pair(next(built, config["input_size"][1:]))
+    return None
+
+
+def _fixed_size(module: Any) -> tuple[int, int] | None:
+    """Return the one size that a module takes, if it is one of those that are known to insist."""
+    if getattr(module, "strict_img_size", False):  # timm's patch embeddings
+        return _pair(getattr(module, "img_size", None))
+    if hasattr(module, "seq_length") and hasattr(module, "image_size"):  # torchvision's vision transformers
+        return _pair(module.image_size)
+    return None
+
+
+def input_multiple(model: nn.Module) -> int:
+    """Return a number of pixels such that in-plane sizes that are its multiples suit the network.
+
+    It is the stride of smp's encoders, the product of the strides of MONAI's networks that state them, and 32, the stride
+    of most networks, elsewhere; with a patch embedding it is a multiple of the patch as well.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp
+        >>> input_multiple(smp.Unet("resnet18", encoder_weights=None, encoder_depth=4, decoder_channels=(64, 32, 16, 8)))
+        16
+    """
+    multiple = next(filter(None, (_stride(*item) for item in model.named_modules())), 32)
+    for module in model.modules():
+        if hasattr(module, "strict_img_size") or _reads_images(module):
+            stated = module if hasattr(module, "strict_img_size") else module.config
+            multiple = math.lcm(multiple, *_patch(getattr(stated, "patch_size", None)))
+    return multiple
+
+
+def _stride(name: str, module: Any) -> int | None:
+    """Return by how much a module shrinks the image on its way to its deepest features, if it is one that says so."""
+    stride = getattr(module, "output_stride", None)
+    if isinstance(stride, int) and name.rpartition(".")[2] == "encoder":  # smp's
+        return stride
+    strides = getattr(module, "strides", None)  # MONAI's
+    if isinstance(strides, list | tuple) and type(module).__module__.startswith("monai."):
+        steps: list[int] = [max(step) if isinstance(step, list | tuple) else step for step in strides]
+        return max(2, math.prod(steps))
+    return None
+
+
+def _patch(size: Any) -> tuple[int, ...]:
+    """Return the sides of a patch; nothing where a network has patches of several sizes."""
+    return () if size is None or (isinstance(size, list) and len(size) != 2) else _pair(size) or ()
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    y, x = (size, size) if isinstance(size, int) else size
+    return int(y), int(x)

@@ -1,0 +1,173 @@
+"""Networks of MONAI, in two dimensions: ``monai:NAME``."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import ModelError, nearest
+from evenslice.networks.libraries.library import IMAGENET, Library
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from evenslice.networks.libraries.library import Built
+    from evenslice.networks.specification import Specification
+
+__all__ = ["MONAI", "NETWORKS"]
+
+CLASSES = 2  # unless another number is asked for: background and one thing
+_LEVELS = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2)}
+_PATCHES = {"img_size": (96, 96), "patch_size": (16, 16)}
+
+NETWORKS: dict[str, Mapping[str, Any]] = {
+    "AHNet": {},
+    "AttentionUnet": _LEVELS,
+    "AutoEncoder": {"channels": (16, 32, 64), "strides": (2, 2, 2)},
+    "BasicUNet": {},
+    "BasicUNetPlusPlus": {},
+    "Classifier": {**_LEVELS, "in_shape": (96, 96)},
+    "DenseNet121": {},
+    "DenseNet169": {},
+    "DenseNet201": {},
+    "DenseNet264": {},
+    "DynUNet": {"kernel_size": (3, 3, 3, 3), "strides": (1, 2, 2, 2), "upsample_kernel_size": (2, 2, 2)},
+    "EfficientNetBN": {"model_name": "efficientnet-b0"},
+    "FlexibleUNet": {"backbone": "efficientnet-b0"},
+    "HighResNet": {},
+    "HoVerNet": {},
+    "MedNeXt": {},
+    "Quicknat": {},
+    "SEResNet50": {},
+    "SEResNet101": {},
+    "SEResNet152": {},
+    "SEResNext50": {},
+    "SEResNext101": {},
+    "SENet154": {},
+    "SegResNet": {},
+    "SegResNetDS": {},
+    "SegResNetVAE": {"input_image_size": (96, 96)},
+    "SwinUNETR": {},
+    "UNet": _LEVELS,
+    "UNETR": {"img_size": (96, 96)},
+    "ViT": {**_PATCHES, "classification": True},
+    "ViTAutoEnc": _PATCHES,
+    "VNet": {"dropout_dim": 2},
+    "resnet10": {},
+    "resnet18": {},
+    "resnet34": {},
+    "resnet50": {},
+    "resnet101": {},
+    "resnet152": {},
+    "resnet200": {},
+}
+"""MONAI's networks that take one 2-D image, with values for those of their arguments that MONAI leaves to the user."""
+
+# What stands after a slash, as in FlexibleUNet/efficientnet-b0.
+_AFTER_SLASH = {"FlexibleUNet": "backbone", "EfficientNetBN": "model_name"}
+# What MONAI calls the channels of the input and of the output.
+_INPUTS = ("in_channels", "n_input_channels", "num_channels")
+_OUTPUTS = ("out_channels", "num_classes", "classes", "out_classes")
+
+
+def _build(specification: Specification, pretrained: bool) -> Built:
+    from monai.networks import nets
+
+    head, slash, variant = specification.name.partition("/")
+    name = {known.lower(): known for known in NETWORKS}.get(head.lower())
+    if name is None:
+        raise ModelError(
+            f"{specification.text}: MONAI has no 2-D network {head!r}; {nearest(head, NETWORKS)}"
+        )
+    arguments = {**NETWORKS[name], **specification.arguments}
+    if slash:
+        if name not in _AFTER_SLASH:
+            raise ModelError(
+                f"{specification.text}: {name} has no variants; write monai:{name}?argument=value"
+            )
+        arguments[_AFTER_SLASH[name]] = variant
+    variant = str(arguments.get(_AFTER_SLASH.get(name, ""), ""))
+    _check_variant(specification, name, variant)
+    builder = getattr(nets, name)
+    known = _parameters(builder)
+    arguments |= _own_arguments(specification, known, arguments)
+    if pretrained:
+        _check_pretrained(specification, variant)
+    if "pretrained" in known:
+        arguments["pretrained"] = pretrained
+    model = builder(**arguments)
+    model.pretrained_cfg = _stated(name, variant, arguments)
+    if name == "FlexibleUNet":
+        return model, tuple(part for part, _ in model.named_children() if part != "encoder")
+    return model, () if specification.outputs == 1000 else ("_fc",)
+
+
+def _own_arguments(
+    specification: Specification, known: set[str], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments that evenslice sets."""
+    own: dict[str, Any] = {name: specification.inputs for name in _INPUTS if name in known}
+    own |= {name: specification.outputs for name in _OUTPUTS if name in known}
+    if "spatial_dims" in known:
+        own["spatial_dims"] = 2
+    if "in_shape" in known:
+        own["in_shape"] = (specification.inputs, *_sides(arguments["in_shape"]))
+    return own
+
+
+def _stated(name: str, variant: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what evenslice reads of a network's input, in the form in which timm's networks carry it."""
+    stated: dict[str, Any] = dict(IMAGENET) if variant.startswith("efficientnet") else {}
+    size = arguments.get("img_size", arguments.get("in_shape", arguments.get("input_image_size")))
+    if name == "HoVerNet":
+        size = 270 if str(arguments.get("mode", "fast")).lower() == "original" else 256
+    if size is not None:
+        stated |= {"fixed_input_size": True, "input_size": (3, *_sides(size))}
+    return stated
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    y, x = (size, size) if isinstance(size, int) else size[-2:]
+    return int(y), int(x)
+
+
+def _parameters(builder: Callable[..., Any]) -> set[str]:
+    """Return the arguments of a builder, and those that it passes on to the class that it builds or derives from."""
+    from monai.networks.nets import ResNet
+
+    sources = inspect.getmro(builder) if inspect.isclass(builder) else (builder, ResNet)
+    own = [source for source in sources if source.__module__.startswith("monai.")]
+    return {name for source in own for name in inspect.signature(source).parameters}
+
+
+def _check_variant(specification: Specification, name: str, variant: str) -> None:
+    from monai.networks.nets.efficientnet import efficientnet_params
+    from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE
+
+    variants = {"FlexibleUNet": FLEXUNET_BACKBONE.register_dict, "EfficientNetBN": efficientnet_params}
+    if name in variants and variant not in variants[name]:
+        raise ModelError(
+            f"{specification.text}: {name} has no {_AFTER_SLASH[name]} {variant!r}; {nearest(variant, variants[name])}"
+        )
+
+
+def _check_pretrained(specification: Specification, variant: str) -> None:
+    """Refuse a network of which MONAI has no weights for 2-D images, or only pickled ones."""
+    from monai.networks.nets.efficientnet import url_map
+
+    if variant not in url_map:
+        raise ModelError(
+            f"{specification.text}: evenslice reads imagenet weights from MONAI for efficientnet-b0 to -b7 only, as in"
+            " monai:FlexibleUNet/efficientnet-b0; give a weights file, or none"
+        )
+
+
+MONAI = Library(
+    package="monai",
+    extra="train",
+    build=_build,
+    reserved=frozenset({*_INPUTS, *_OUTPUTS, "pretrained", "spatial_dims"}),
+    classes=CLASSES,
+    # VNet adds its input, repeated, to 16 features.
+    inputs={"vnet": 1},
+)

@@ -1,0 +1,88 @@
+"""Networks of torchvision: ``torchvision:NAME``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import ModelError, nearest
+from evenslice.networks.libraries.library import IMAGENET, PLAIN, Library
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from evenslice.networks.libraries.library import Built
+    from evenslice.networks.specification import Specification
+
+__all__ = ["TORCHVISION"]
+
+
+def _build(specification: Specification, pretrained: bool) -> Built:
+    from torchvision import models as zoo
+
+    detectors = zoo.list_models(module=zoo.detection)
+    on_backbones = [*zoo.list_models(module=zoo.segmentation), *detectors]
+    known = [*zoo.list_models(module=zoo), *on_backbones]
+    if specification.name not in known:
+        raise ModelError(
+            f"{specification.text}: torchvision has no network {specification.name!r}; {nearest(specification.name, known)}"
+        )
+    if specification.inputs != 3:
+        raise ModelError(
+            f"{specification.text}: torchvision builds networks of 3 inputs only, these weights have {specification.inputs}"
+        )
+    if specification.name in on_backbones:
+        model, random = _on_backbone(specification, pretrained)
+    else:
+        model, random = _classifier(specification, pretrained)
+    # Read by evenslice's normalization, as timm's networks carry it. A detector scales its input itself.
+    model.pretrained_cfg = PLAIN if specification.name in detectors else IMAGENET
+    return model, random
+
+
+def _classes(specification: Specification) -> dict[str, Any]:
+    return {} if specification.classes is None else {"num_classes": specification.classes}
+
+
+def _classifier(specification: Specification, pretrained: bool) -> tuple[Any, tuple[str, ...]]:
+    from torchvision import models as zoo
+
+    classes = _classes(specification)
+    if not pretrained:
+        return zoo.get_model(specification.name, weights=None, **classes, **specification.arguments), ()
+    model = zoo.get_model(specification.name, weights="DEFAULT", **specification.arguments)
+    if not classes:
+        return model, ()
+    donor = zoo.get_model(specification.name, weights=None, **classes, **specification.arguments)
+    return model, _transplant_heads(model, donor)
+
+
+def _on_backbone(specification: Specification, pretrained: bool) -> tuple[Any, tuple[str, ...]]:
+    """Build a segmentation or a detection network, of which ImageNet's weights are the backbone's."""
+    from torchvision import models as zoo
+
+    backbone = {} if pretrained else {"weights_backbone": None}
+    model: Any = zoo.get_model(
+        specification.name, weights=None, **backbone, **_classes(specification), **specification.arguments
+    )
+    parts = [name for name, part in model.named_children() if next(part.parameters(), None) is not None]
+    return model, tuple(name for name in parts if name != "backbone")
+
+
+def _transplant_heads(model: nn.Module, donor: nn.Module) -> tuple[str, ...]:
+    """Replace the layers whose number of classes differs by those of another network; return their top-level parts."""
+    replaced = []
+    for name, module in list(model.named_modules()):
+        shapes = [tuple(parameter.shape) for parameter in module.parameters(recurse=False)]
+        other = donor.get_submodule(name) if shapes else module
+        if shapes != [tuple(parameter.shape) for parameter in other.parameters(recurse=False)]:
+            model.set_submodule(name, other)
+            replaced.append(name.partition(".")[0])
+    return tuple(dict.fromkeys(replaced))
+
+
+TORCHVISION = Library(
+    package="torchvision",
+    extra="models",
+    build=_build,
+    reserved=frozenset({"num_classes", "weights", "weights_backbone"}),
+)

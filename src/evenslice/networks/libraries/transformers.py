@@ -1,0 +1,249 @@
+"""Networks of transformers: ``transformers:TYPE``, a name on the hub, or a folder or file with a configuration.
+
+A model type, as ``segformer``, stands for the library's own configuration of it, changed by the arguments. Which head the
+network has is what the configuration says under ``architectures``; where it says nothing, the first of `TASKS` for
+which the library has one. Only safetensors files are read, and no code that comes with a network is run.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import ModelError, nearest
+from evenslice.networks.hubs import impatient_hub
+from evenslice.networks.libraries.library import HALF, IMAGENET, PLAIN, Library
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from evenslice.networks.libraries.library import Built
+    from evenslice.networks.specification import Specification
+
+__all__ = ["TASKS", "TRANSFORMERS", "TYPE_SCALINGS"]
+
+TASKS = (
+    "semantic-segmentation",
+    "universal-segmentation",
+    "instance-segmentation",
+    "depth-estimation",
+    "image-classification",
+    "object-detection",
+    "feature-extraction",
+)
+"""What the head of a network may be for, as the argument ``task`` names it; the first that there is, unless it is given."""
+
+TYPE_SCALINGS = {
+    **dict.fromkeys(
+        ("beit", "data2vec-vision", "dpt", "mobilenet_v1", "mobilenet_v2", "vit", "zoedepth"), HALF
+    ),
+    **dict.fromkeys(("glpn", "mobilevit", "mobilevitv2"), PLAIN),
+}
+"""How the published networks of a model type want their input, where it is not ImageNet's way."""
+
+_HEADLESS = ("depth-estimation", "feature-extraction")  # tasks without classes
+# What the library's own configuration lacks for a task.
+_DEFAULTS = {"beit": {"out_indices": [3, 5, 7, 11]}}
+_PARTS = ("backbone_config", "vision_config")  # configurations inside a configuration that read the image
+
+
+def _build(specification: Specification, pretrained: bool) -> Built:
+    place = _Place.find(specification)
+    if place.kind == "type" and pretrained:
+        raise ModelError(
+            f"{specification.text}: a model type has no weights; name a network on the hub, as transformers:nvidia/mit-b0, a"
+            " folder, or a weights file, or take none"
+        )
+    config = _image_part(_configured(specification, place))
+    network = _network(specification, config)
+    _set_inputs(specification, config)
+    if pretrained:
+        model, random = _load(specification, place, network, config)
+    else:
+        model, random = network(config), ()
+    # Read by evenslice's normalization, as timm's networks carry it.
+    model.pretrained_cfg = place.scaling(config)
+    return model, random
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a configuration comes from: a model "type", a "local" folder or file, or the "hub"."""
+
+    kind: str
+    name: str
+
+    @classmethod
+    def find(cls, specification: Specification) -> _Place:
+        from transformers import CONFIG_MAPPING
+
+        path = Path(specification.name)
+        if (path / "config.json").is_file() or (path.suffix == ".json" and path.is_file()):
+            return cls("local", specification.name)
+        if specification.name in CONFIG_MAPPING:
+            return cls("type", specification.name)
+        if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", specification.name):
+            raise ModelError(
+                f"{specification.text}: {specification.name} is no folder that holds a config.json, no model type of transformers and no"
+                f" OWNER/NAME on the hub; {nearest(specification.name, CONFIG_MAPPING)}"
+            )
+        return cls("hub", specification.name)
+
+    def read(self, **changes: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Read the configuration; return it with those of the changes that it has no place for."""
+        from transformers import AutoConfig
+
+        if self.kind == "type":
+            changes = {**_DEFAULTS.get(self.name, {}), **changes}
+            plain = AutoConfig.for_model(
+                self.name
+            )  # which would take any change, also one that means nothing
+            unknown = {key: value for key, value in changes.items() if not hasattr(plain, key)}
+            return (plain if unknown else AutoConfig.for_model(self.name, **changes)), unknown
+        options = {"return_unused_kwargs": True, "trust_remote_code": False, **changes}
+        if self.kind == "local":
+            config, unused = AutoConfig.from_pretrained(self.name, local_files_only=True, **options)
+            return config, unused
+        with impatient_hub():
+            config, unused = AutoConfig.from_pretrained(self.name, **options)
+            return config, unused
+
+    def scaling(self, config: Any) -> Mapping[str, Any]:
+        """Return how the network wants its input: what lies beside its configuration says, else its type."""
+        from transformers import ImageProcessingMixin
+
+        default = TYPE_SCALINGS.get(config.model_type, IMAGENET)
+        if self.kind == "type" or Path(self.name).is_file():
+            return default
+        try:
+            stated, _ = ImageProcessingMixin.get_image_processor_dict(
+                self.name, local_files_only=self.kind == "local"
+            )
+        except OSError:  # there is no such file
+            return default
+        if stated.get("do_normalize") is False:
+            return PLAIN
+        mean, std = stated.get("image_mean"), stated.get("image_std")
+        return {"mean": mean, "std": std} if mean and std else default
+
+
+def _configured(specification: Specification, place: _Place) -> Any:
+    changes = {key: value for key, value in specification.arguments.items() if key != "task"}
+    if specification.classes is not None:
+        changes["num_labels"] = specification.classes
+    try:
+        config, unknown = place.read(**changes)
+    except OSError as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise ModelError(
+            f"{specification.text}: its configuration is neither here nor cached, and the hub did not give it ({reason}); name a"
+            " folder that holds a config.json, or a model type, as transformers:segformer"
+        ) from error
+    if unknown:
+        name = min(unknown)
+        raise ModelError(
+            f"{specification.text}: the configuration of {config.model_type} has no {name!r}; {nearest(name, config.to_dict())}"
+        )
+    return config
+
+
+def _image_part(config: Any) -> Any:
+    """Return the configuration of the image encoder where a model asks for more than an image, as SAM for prompts."""
+    heads = [task for task, _ in _heads(config, TASKS) if task != "feature-extraction"]
+    return config if heads else getattr(config, "vision_config", config)
+
+
+def _network(specification: Specification, config: Any) -> Any:
+    """Return the class of the network."""
+    import transformers
+
+    task = specification.arguments.get("task")
+    if task is not None and task not in TASKS:
+        raise ModelError(f"{specification.text}: unknown task {task!r}; {nearest(str(task), TASKS)}")
+    found = dict(_heads(config, [task] if task else TASKS))
+    stated = next(iter(config.architectures or ()), "")
+    network = getattr(transformers, stated, None)
+    if task is None and isinstance(network, type) and issubclass(network, transformers.PreTrainedModel):
+        chosen = next((task for task, head in found.items() if head is network), None)
+    else:
+        chosen, network = next(iter(found.items()), (None, None))
+    if network is None:
+        having = [task for task, _ in _heads(config, TASKS)]
+        raise ModelError(
+            f"{specification.text}: transformers has no {config.model_type} for {task or 'images'};"
+            f" it has it for {', '.join(having) or 'none of the tasks that evenslice knows'}"
+        )
+    if specification.classes is not None and chosen in _HEADLESS:
+        raise ModelError(f"{specification.text}: a {network.__name__} has no classes; leave their number out")
+    return network
+
+
+def _heads(config: Any, tasks: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yield those of some tasks for which the library has a network of a configuration, with its class."""
+    import transformers
+
+    for task in tasks:
+        mapping = "MODEL" if task == "feature-extraction" else f"MODEL_FOR_{task.replace('-', '_').upper()}"
+        network = getattr(transformers, f"{mapping}_MAPPING").get(type(config), None)
+        if network is not None:
+            yield task, network[0] if isinstance(network, tuple) else network
+
+
+def _set_inputs(specification: Specification, config: Any) -> None:
+    """State the number of input channels wherever a configuration has a place for it."""
+    parts = [config, *(getattr(config, part, None) for part in _PARTS)]
+    places = [part for part in parts if hasattr(part, "num_channels")]
+    if specification.inputs != 3 and not places:
+        raise ModelError(
+            f"{specification.text}: transformers builds {config.model_type} for 3 inputs only, these weights have {specification.inputs}"
+        )
+    for part in places:
+        part.num_channels = specification.inputs
+
+
+def _load(
+    specification: Specification, place: _Place, network: Any, config: Any
+) -> tuple[Any, tuple[str, ...]]:
+    """Build a network with its weights, and refuse them where they are not the network's."""
+    import torch
+
+    local = place.kind == "local"
+    if local and not any(Path(place.name).glob("*.safetensors")):
+        raise ModelError(
+            f"{specification.text}: the folder holds no .safetensors file, and evenslice opens no pickled one; save the network"
+            " again with save_pretrained, or take none for random weights"
+        )
+    model, info = network.from_pretrained(
+        place.name,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=local,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=specification.classes is not None,
+    )
+    missing, resized = set(info["missing_keys"]), {key for key, *_ in info["mismatched_keys"]}
+    filled = {key.partition(".")[0] for key in model.state_dict().keys() - missing - resized}
+    random = {key.partition(".")[0] for key in missing}
+    if random & filled or not filled:
+        first = min(key for key in missing if key.partition(".")[0] in filled or not filled)
+        raise ModelError(
+            f"{specification.text}: its weights lack {first}; they are not those of a {network.__name__}"
+        )
+    wrong = [key for key, have, want in info["mismatched_keys"] if tuple(have)[1:] != tuple(want)[1:]]
+    if wrong:
+        raise ModelError(
+            f"{specification.text}: {wrong[0]} has another shape in its weights than its configuration says"
+        )
+    return model, tuple(sorted(random | {key.partition(".")[0] for key in resized}))
+
+
+TRANSFORMERS = Library(
+    package="transformers",
+    extra="transformers",
+    build=_build,
+    reserved=frozenset({"id2label", "label2id", "num_channels", "num_labels", "trust_remote_code"}),
+)

@@ -1,0 +1,108 @@
+"""The slice mixer: a learnable 1 x 1 convolution from N slices to C channels in front of a whole network.
+
+It serves where the stems cannot be rewritten: where the way to them mixes the channels, or takes exactly three of them
+by name. With the channels c of an image g scaled as (g - m_c) / s_c until now, and all slices as u = (g - m) / s from now
+on, it starts out by giving channel c
+
+    s / s_c * mean_k(u_k) + (m - m_c) / s_c
+
+so any order of the slices gives the same, and N equal slices give what the gray image gave as C channels, borders included.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from evenslice._core import ModelError
+from evenslice.networks import label, random_image
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+__all__ = ["MIXER", "add_mixer", "has_mixer"]
+
+MIXER = "slice_mixer"
+"""The name of the mixer in the network."""
+
+_CHAINS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # their forward passes run all parts in order
+
+
+def has_mixer(model: nn.Module) -> bool:
+    """Say whether a network has a slice mixer in front.
+
+    Example:
+        >>> has_mixer(nn.Sequential(nn.Conv2d(3, 8, 3)))
+        False
+    """
+    return MIXER in dict(model.named_children())
+
+
+def add_mixer(model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo: ExitStack) -> nn.Conv2d:
+    """Put a slice mixer in front of a network, in place.
+
+    It is a part of the network, called `MIXER`, which a forward pre-hook of the network feeds; in a `torch.nn.Sequential`
+    it is the first part. The hook mixes the network's first input, given by position or by name, or each image of a list.
+
+    Args:
+        model: takes (batch, C, y, x).
+        scale: (C,) by what the mean over the slices is multiplied for each channel.
+        shift: (C,) what is added afterwards.
+        slices: N.
+        undo: takes what undoes this.
+
+    Returns:
+        The mixer.
+
+    Raises:
+        ModelError: the network has another part of this name.
+
+    Example:
+        >>> from contextlib import ExitStack
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3))
+        >>> add_mixer(network, torch.ones(3), torch.zeros(3), 5, ExitStack())
+        Conv2d(5, 3, kernel_size=(1, 1), stride=(1, 1))
+        >>> network(torch.zeros(1, 5, 4, 4)).shape
+        torch.Size([1, 8, 2, 2])
+    """
+    if hasattr(model, MIXER):
+        raise ModelError(f"{label('', model)} has something called {MIXER!r} already; rename it")
+    like = random_image(model, ())
+    mixer = nn.Conv2d(slices, len(scale), 1, device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        mixer.weight.copy_((scale / slices)[:, None, None, None].expand_as(mixer.weight))
+        mixer.bias.copy_(shift)  # type: ignore[union-attr]  # it has one
+    model.add_module(MIXER, mixer.train(model.training))
+    undo.callback(model._modules.pop, MIXER)  # noqa: SLF001  # torch has no public way to take a part out
+    if isinstance(model, _CHAINS):
+        for name in [name for name, _ in model.named_children() if name != MIXER]:
+            model._modules[name] = model._modules.pop(name)  # noqa: SLF001  # nor to put one first
+    else:
+        undo.callback(model.register_forward_pre_hook(_mix_first, with_kwargs=True).remove)
+    return mixer
+
+
+def _mix_first(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Mix the first input of a network; a function of the module, so that networks with the hook can be pickled."""
+    mixer = model.get_submodule(MIXER)
+    for place, value in enumerate(args):
+        if _is_image(value):
+            return (*args[:place], _mixed(mixer, value), *args[place + 1 :]), kwargs
+    for name, value in kwargs.items():
+        if _is_image(value):
+            return args, {**kwargs, name: _mixed(mixer, value)}
+    raise ModelError(f"no image among the inputs of {label('', model)}; its slice mixer needs one")
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) or (
+        isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Tensor) for item in value)
+    )
+
+
+def _mixed(mixer: nn.Module, value: Any) -> Any:
+    return mixer(value) if isinstance(value, Tensor) else [mixer(image) for image in value]

@@ -1,0 +1,167 @@
+"""The record of a neutralized network: what was done to it, and how its slices have to be scaled from now on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from evenslice._core import ConfigError, ModelError, nearest
+from evenslice.neutralizing.strategies import find_strategy
+from evenslice.neutralizing.ties import check_tie
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+__all__ = ["CHECKS", "Kernels", "Record", "keep_record", "record_of"]
+
+_ATTRIBUTE = "evenslice_record"
+CHECKS: tuple[str, ...] = ("network", "stems")
+"""What `neutralize` compares to see that its promise holds: what the whole network returns, or what its stems write."""
+MOST_SLICES = 1001  # that a record from a file may state
+
+
+class Kernels(NamedTuple):
+    """The kernels of one stem as the image meets them, for pictures.
+
+    Where one channel feeds P features of the stem, as in space to depth, the taps of these lie side by side, in a
+    square if P is a square number.
+
+    Attributes:
+        name: the stem.
+        before: (filters, C, ky, kx) float32, the response to one unit of each channel on the scale that all slices
+            share from now on, so that what a normalisation by channel did to the colours is in them.
+        after: (filters, N, ky, kx) float32, the response to one unit of each slice.
+    """
+
+    name: str
+    before: NDArray[np.float32]
+    after: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `neutralize` did to a network, and how its slices have to be scaled from now on.
+
+    Attributes:
+        strategy: the name of the strategy.
+        profile: the weights of the strategy "profile" where the user gave them; empty otherwise.
+        tie: "mirror", "uniform" or None.
+        slices: N, the number of slices that the network takes.
+        seed: of whatever the strategy drew.
+        stems: dotted names of the layers that were rewritten.
+        mean: what to subtract from every slice, in the unit in which the network's mean was stated.
+        std: what to divide every slice by afterwards.
+        mirror_error: largest absolute change of the output when a random window is reversed, relative to the output's
+            largest absolute value.
+        permutation_error: the same, the largest over three orders: reversed, rotated by one slice, the first two
+            exchanged (the latter two generate all orders).
+        gray_error: largest absolute difference between the output before, for a random gray image given as every
+            channel, and after, for the same given as every slice, relative to the output's largest absolute value, that for
+            a random window included: kernels that sum to zero give a gray image nothing but rounding. Where a constant was folded into a stem that pads with zeros, the outputs of the stem whose taps reach into the
+            padding keep the values they had before: zeros do not mean the same intensity before and after.
+        check: what the errors are those of, one of `CHECKS`: "network" the network's output (of a detector, which returns a
+            list of detections, what its parts write), "stems" what the stems write, or the batch norms behind them.
+        kernels: the kernels of each stem before and after; not part of `to_dict`.
+    """
+
+    strategy: str
+    profile: tuple[float, ...]
+    tie: str | None
+    slices: int
+    seed: int
+    stems: tuple[str, ...]
+    mean: float
+    std: float
+    mirror_error: float
+    permutation_error: float
+    gray_error: float
+    check: str = "network"
+    kernels: tuple[Kernels, ...] = field(default=(), repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record, without its kernels, as plain values for JSON."""
+        values = {name: getattr(self, name) for name in _stated()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Record:
+        """Rebuild a record, without kernels, from what `to_dict` gave.
+
+        Raises:
+            ModelError: an entry is missing or unknown, or has a type or value that no record has.
+
+        Example:
+            >>> record = Record("uniform", (), None, 3, 0, ("conv1",), 0.5, 0.5, 0.0, 0.0, 0.0)
+            >>> Record.from_dict(record.to_dict()) == record
+            True
+        """
+        try:
+            return _parsed({"check": "network", **values})  # which older records do not state
+        except (AttributeError, TypeError, ValueError, ConfigError) as error:
+            raise ModelError(
+                f"not the record of a neutralized network ({error}); neutralize the network again"
+            ) from error
+
+
+def record_of(model: nn.Module) -> Record | None:
+    """Return the record that `neutralize` left on a network, or on one inside it (a wrapper changes nothing).
+
+    Example:
+        >>> from torch import nn
+        >>> record_of(nn.Conv2d(3, 8, 3)) is None
+        True
+    """
+    return next((vars(module)[_ATTRIBUTE] for module in _holders(model)), None)
+
+
+def keep_record(model: nn.Module, record: Record) -> None:
+    """Leave a record on a network, in the place of an earlier one.
+
+    It is a plain attribute: it travels with `copy.deepcopy` and pickle, and is not part of the state dict.
+    """
+    # The first of the modules is the network itself, or the network that a wrapper stands for.
+    setattr(next(_holders(model), next(model.modules())), _ATTRIBUTE, record)
+
+
+def _holders(model: nn.Module) -> Iterator[nn.Module]:
+    return (module for module in model.modules() if _ATTRIBUTE in vars(module))
+
+
+def _stated() -> list[str]:
+    return [entry.name for entry in fields(Record) if entry.name != "kernels"]
+
+
+def _parsed(values: Mapping[str, Any]) -> Record:
+    wrong = set(values.keys()) ^ set(_stated())
+    if wrong:
+        raise ValueError(f"entries missing or unknown: {', '.join(sorted(wrong))}")
+    if not (isinstance(values["slices"], int) and 1 <= values["slices"] <= MOST_SLICES):
+        raise ValueError(f"slices {values['slices']!r} is no number of slices")
+    if not (isinstance(values["seed"], int) and 0 <= values["seed"] < 2**63):
+        raise ValueError(f"seed {values['seed']!r} is no seed")
+    if values["check"] not in CHECKS:
+        raise ValueError(f"check {values['check']!r}; {nearest(str(values['check']), CHECKS)}")
+    find_strategy(values["profile"] or values["strategy"], values["slices"])
+    check_tie(values["tie"])
+    record = Record(
+        strategy=str(values["strategy"]),
+        profile=tuple(float(weight) for weight in values["profile"]),
+        tie=values["tie"],
+        slices=int(values["slices"]),
+        seed=int(values["seed"]),
+        stems=tuple(str(name) for name in values["stems"]),
+        mean=float(values["mean"]),
+        std=float(values["std"]),
+        mirror_error=float(values["mirror_error"]),
+        permutation_error=float(values["permutation_error"]),
+        gray_error=float(values["gray_error"]),
+        check=values["check"],
+    )
+    if not (math.isfinite(record.mean) and math.isfinite(record.std) and record.std > 0):
+        raise ValueError(f"mean {record.mean} and std {record.std} scale nothing")
+    return record

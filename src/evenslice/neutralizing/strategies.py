@@ -1,0 +1,233 @@
+"""Strategies: how the kernels of a stem's colours become the kernels of slices.
+
+A strategy is a pure function from weights to weights. It knows nothing of networks: it takes kernels with their
+channel axis, (filters, C, ...), and gives kernels with a slice axis, (filters, N, ...), computed in float64. C is 3 for
+colours, and any other number for a network that already has so many inputs.
+
+Example:
+    >>> import torch
+    >>> colours = torch.tensor([[1.0, 5.0, 3.0]]).double()      # one filter, its three colour kernels 1 x 1
+    >>> spread(colours, 3, "uniform")
+    tensor([[3., 3., 3.]], dtype=torch.float64)
+    >>> spread(colours, 5, "mirror")
+    tensor([[1., 1., 5., 1., 1.]], dtype=torch.float64)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from evenslice._core import ConfigError, ModelError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["STRATEGIES", "Strategy", "find_strategy", "spread"]
+
+Symmetry = Literal["mirror", "permutation"]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One strategy, with what it promises.
+
+    Attributes:
+        name: one of `STRATEGIES`.
+        symmetry: "permutation" where any order of the slices gives the same output, "mirror" where only the reversed
+            order does, None where neither is promised.
+        keeps_gray: True where the slice kernels always sum to the colour kernels, "multiples" where they do when N is 1
+            or a multiple of C, False where they need not.
+        drawn: the stem is drawn anew, not derived from its kernels.
+        profile: the N weights of the strategy "profile"; empty stands for the binomial weights.
+    """
+
+    name: str
+    symmetry: Symmetry | None = None
+    keeps_gray: bool | Literal["multiples"] = False
+    drawn: bool = False
+    profile: tuple[float, ...] = ()
+
+    def promises_gray(self, channels: int, slices: int) -> bool:
+        """Say whether N equal slices get the response that C equal channels got."""
+        if self.keeps_gray == "multiples":
+            return slices == 1 or slices % channels == 0
+        return self.keeps_gray
+
+
+_TABLE = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy("pretrained", keeps_gray="multiples"),
+        Strategy("uniform", symmetry="permutation", keeps_gray=True),
+        Strategy("center", symmetry="mirror", keeps_gray=True),
+        Strategy("profile", symmetry="mirror", keeps_gray=True),
+        Strategy("mirror", symmetry="mirror", keeps_gray=True),
+        Strategy("shuffle", keeps_gray="multiples"),
+        Strategy("equalize"),
+        Strategy("mixer", symmetry="permutation", keeps_gray=True),
+        Strategy("reinit", drawn=True),
+        Strategy("random", drawn=True),
+    )
+}
+
+STRATEGIES: tuple[str, ...] = tuple(_TABLE)
+"""The names of all strategies."""
+
+
+def find_strategy(strategy: str | Sequence[float], slices: int) -> Strategy:
+    """Return the strategy that a user asked for.
+
+    Args:
+        strategy: a name, or the N weights of a symmetric profile, offsets -K..K, which sum to 1.
+        slices: N, odd.
+
+    Raises:
+        ConfigError: N is not a positive odd number; no strategy has this name; the weights are not N in number, not
+            symmetric, or do not sum to 1.
+
+    Example:
+        >>> find_strategy("uniform", 3).symmetry
+        'permutation'
+        >>> find_strategy([0.25, 0.5, 0.25], 3).name
+        'profile'
+    """
+    if slices < 1 or slices % 2 != 1:
+        raise ConfigError(f"slices={slices!r}: a window has an odd number of slices, 1 or 3 or 5 ...")
+    if isinstance(strategy, str):
+        if strategy not in _TABLE:
+            raise ConfigError(f"unknown strategy {strategy!r}; {nearest(strategy, STRATEGIES)}")
+        return _TABLE[strategy]
+    profile = tuple(float(weight) for weight in strategy)
+    if len(profile) != slices:
+        raise ConfigError(f"the profile has {len(profile)} weights; {slices} slices need {slices}")
+    if not math.isclose(math.fsum(profile), 1.0, abs_tol=1e-6):
+        raise ConfigError(f"the weights of the profile sum to {math.fsum(profile):g}; they have to sum to 1")
+    if profile != profile[::-1]:
+        raise ConfigError(f"the profile {profile} is not symmetric; it has to read the same from both ends")
+    return Strategy("profile", symmetry="mirror", keeps_gray=True, profile=profile)
+
+
+def spread(
+    kernels: Tensor, slices: int, strategy: str | Sequence[float] | Strategy = "uniform", *, seed: int = 0
+) -> Tensor:
+    """Turn the kernels of C channels into the kernels of N slices.
+
+    With W_c the kernel of channel c and V_k that of offset k = -K..K, per filter:
+
+    - ``pretrained``: V = W repeated cyclically and cut to N, times C / N; at N = 1 the sum. This is
+      `timm.models.adapt_input_conv`.
+    - ``uniform``: V_k = sum_c W_c / N.
+    - ``center``: V_0 = sum_c W_c, the others 0.
+    - ``profile``: V_k = a_k sum_c W_c; a is the given profile, or the binomial weights (2K over K + k) / 4^K.
+    - ``mirror``: each pair of opposite channels shares its mean. The outermost pair is spread evenly over the offsets
+      beyond the others where N > C, and offsets beyond the window are folded onto its ends where N < C.
+    - ``shuffle``: ``pretrained``, then one random permutation of the slices for each filter.
+    - ``equalize``: ``pretrained``, then each kernel is rescaled to an N-th of the energy (sum of squares) of its filter;
+      a kernel of zeros stays one.
+    - ``mixer``: ``uniform``; the kernels are those of a mixer in front of the network, see `evenslice.neutralizing.mixer`.
+
+    Args:
+        kernels: (filters, C, ...) weights; any C of 1 or more.
+        slices: N, odd.
+        strategy: a name that derives kernels (not "reinit" or "random"), N profile weights, or a `Strategy`.
+        seed: of the permutations of ``shuffle``.
+
+    Returns:
+        (filters, N, ...) weights, float64.
+
+    Raises:
+        ConfigError: as `find_strategy` does; or the strategy draws kernels instead of deriving them.
+        ModelError: ``mirror`` was asked of an even number of channels, which has no middle.
+
+    Example:
+        >>> kernels = torch.tensor([[1.0, 5.0, 3.0]])
+        >>> spread(kernels, 5, "pretrained") * 5 / 3
+        tensor([[1., 5., 3., 1., 5.]], dtype=torch.float64)
+        >>> spread(kernels, 5, "profile")
+        tensor([[0.5625, 2.2500, 3.3750, 2.2500, 0.5625]], dtype=torch.float64)
+    """
+    if not isinstance(strategy, Strategy):
+        strategy = find_strategy(strategy, slices)
+    if strategy.name not in _SPREAD:
+        raise ConfigError(f"the strategy {strategy.name!r} draws kernels anew, it does not derive them")
+    return _SPREAD[strategy.name](kernels.double(), slices, strategy.profile, seed)
+
+
+def _pretrained(kernels: Tensor, slices: int, *_: object) -> Tensor:
+    channels = kernels.shape[1]
+    if slices == 1:
+        return kernels.sum(dim=1, keepdim=True)
+    cycle = torch.arange(slices, device=kernels.device) % channels
+    return kernels.index_select(1, cycle) * (channels / slices)
+
+
+def _profile(kernels: Tensor, slices: int, profile: Sequence[float], *_: object) -> Tensor:
+    weights = torch.tensor(profile or _binomial(slices), dtype=kernels.dtype, device=kernels.device)
+    return _along_slices(weights[None], kernels) * kernels.sum(dim=1, keepdim=True)
+
+
+def _uniform(kernels: Tensor, slices: int, *_: object) -> Tensor:
+    return _profile(kernels, slices, [1 / slices] * slices)
+
+
+def _center(kernels: Tensor, slices: int, *_: object) -> Tensor:
+    return _profile(kernels, slices, [float(k == slices // 2) for k in range(slices)])
+
+
+def _mirror(kernels: Tensor, slices: int, *_: object) -> Tensor:
+    channels = kernels.shape[1]
+    if channels % 2 == 0:
+        raise ModelError(
+            f"the strategy 'mirror' needs a middle channel, and the network has {channels} inputs;"
+            " use 'uniform', 'center' or 'profile'"
+        )
+    pairs = (kernels + kernels.flip(1)) / 2
+    last, end = channels // 2, slices // 2
+    result = kernels.new_zeros(kernels.shape[0], slices, *kernels.shape[2:])
+    for offset in range(last + 1):
+        # the outermost pair goes wherever the inner ones leave room, every other stays where it is or is folded
+        reach = range(min(offset, end), end + 1) if offset == last else [min(offset, end)]
+        places = sorted({side * k for k in reach for side in (-1, 1)})
+        total = pairs[:, last + offset] * (2 if offset else 1)
+        result[:, [end + place for place in places]] += (total / len(places))[:, None]
+    return result
+
+
+def _shuffle(kernels: Tensor, slices: int, _: object, seed: int) -> Tensor:
+    spreaded = _pretrained(kernels, slices)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(spreaded.shape[:2], generator=generator).argsort(dim=1).to(kernels.device)
+    return spreaded.gather(1, _along_slices(order, spreaded).expand_as(spreaded))
+
+
+def _equalize(kernels: Tensor, slices: int, *_: object) -> Tensor:
+    spreaded = _pretrained(kernels, slices)
+    energy = spreaded.flatten(2).square().sum(dim=2) if spreaded.ndim > 2 else spreaded.square()
+    factor = (energy.mean(dim=1, keepdim=True) / energy).sqrt()
+    return spreaded * _along_slices(torch.where(energy > 0, factor, 0.0), spreaded)
+
+
+def _binomial(slices: int) -> tuple[float, ...]:
+    return tuple(math.comb(slices - 1, k) / 2 ** (slices - 1) for k in range(slices))
+
+
+def _along_slices(values: Tensor, kernels: Tensor) -> Tensor:
+    """Give (filters, N) values as many trailing axes as the kernels have."""
+    return values.reshape(*values.shape, *[1] * (kernels.ndim - 2))
+
+
+_SPREAD: dict[str, Callable[[Tensor, int, Sequence[float], int], Tensor]] = {
+    "pretrained": _pretrained,
+    "uniform": _uniform,
+    "center": _center,
+    "profile": _profile,
+    "mirror": _mirror,
+    "shuffle": _shuffle,
+    "equalize": _equalize,
+    "mixer": _uniform,
+}

@@ -1,0 +1,149 @@
+"""A study as one page of HTML that stands alone, and as figures and tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evenslice.report.audit.pictures import data_uri
+from evenslice.report.base import style
+from evenslice.report.base.rendering import inline_charts, render_template
+from evenslice.report.study import wording as study_wording
+from evenslice.report.study.charts import forest_figure, saliency_figure
+from evenslice.report.study.curves import learning_figure, shares_figure
+from evenslice.report.study.pictures import READING, example_figure, example_panels
+from evenslice.report.study.tables import effort_rows, figure_groups, run_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evenslice.report.base.drawing import Drawing
+    from evenslice.report.study.pictures import ExamplePanel
+    from evenslice.report.study.tables import Group
+    from evenslice.results import Comparison, StudyResults
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """An arm in the summary of a comparison."""
+
+    name: str
+    colour: str
+    badge: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A comparison in the page: what it says in words, and its table."""
+
+    title: str
+    sentence: str
+    arms: tuple[_Arm, ...]
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An image that is in the page once; ``height`` in units of which its width has 100."""
+
+    name: str
+    uri: str
+    height: float
+
+
+@dataclass(frozen=True)
+class _Outlined:
+    """A picture with its outlines, as the page shows it."""
+
+    name: str
+    colour: str
+    image: _Picture
+    outlines: str
+    description: str
+
+
+@dataclass(frozen=True)
+class _Example:
+    title: str
+    pictures: tuple[_Outlined, ...]
+
+
+def draw_charts(results: StudyResults) -> list[Drawing]:
+    """Draw every chart that the study has something for; call it inside ``style.settings()``."""
+    if not results.comparisons:
+        return []
+    charts = (
+        forest_figure(results),
+        learning_figure(results),
+        shares_figure(results),
+        saliency_figure(results),
+    )
+    drawn = [chart for chart in charts if chart is not None]
+    for chart in drawn:  # it is saved several times: lay it out once
+        chart.figure.draw_without_rendering()
+        chart.figure.set_layout_engine("none")
+    return drawn
+
+
+def draw_examples(results: StudyResults) -> list[Drawing]:
+    """Draw the example of each comparison, likewise; the page shows them in a way of its own."""
+    return [
+        example_figure(panel, f"example-{number}")
+        for number, panel in enumerate(example_panels(results), start=1)
+    ]
+
+
+def render(results: StudyResults, charts: Sequence[Drawing]) -> str:
+    """Return the page of a study as HTML; call it inside ``style.settings()``."""
+    pictures: dict[str, _Picture] = {}
+    return render_template(
+        "study.html",
+        "report.css",
+        "study.css",
+        baseline=results.baseline,
+        headline=study_wording.study_headline(results),
+        blocks=[_block(results, item) for item in results.comparisons],
+        charts=inline_charts(
+            charts, "The numbers are in the tables below, and in the folder of tables beside this page."
+        ),
+        examples=[_example(panel, pictures) for panel in example_panels(results)],
+        example_reading=READING,
+        pictures=list(pictures.values()),
+        failed=results.summary["failed"],
+        efforts=effort_rows(results),
+        run=run_rows(results),
+        config=results.config,
+    )
+
+
+def _block(results: StudyResults, item: Comparison) -> _Block:
+    arms = tuple(
+        _Arm(
+            arm.arm,
+            style.colour_variable(results.arms.index(arm.arm)),
+            "baseline" if arm.arm == results.baseline else study_wording.judgement(arm),
+            study_wording.arm_sentence(arm, results.baseline),
+        )
+        for arm in item.arms
+    )
+    sentence = study_wording.comparison_sentence(item, results.baseline)
+    return _Block(item.title, sentence, arms, tuple(figure_groups(results, item)))
+
+
+def _example(panel: ExamplePanel, pictures: dict[str, _Picture]) -> _Example:
+    """Prepare an example for the page; an image that several arms share goes into ``pictures`` once."""
+    shown = []
+    for item in panel.pictures:
+        height = 100 * item.image.shape[0] / item.image.shape[1]
+        picture = _Picture(f"picture-{len(pictures) + 1}", data_uri(item.image), height)
+        shown.append(
+            _Outlined(
+                item.name,
+                style.colour_variable(item.arm),
+                pictures.setdefault(picture.uri, picture),
+                data_uri(item.outlines),
+                f"Test slice of {panel.title} with the outlines of its labels and of what {item.name} predicts",
+            )
+        )
+    return _Example(panel.title, tuple(shown))

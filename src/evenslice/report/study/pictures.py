@@ -1,0 +1,117 @@
+"""Test slices as pictures: the image, with the outlines of what is there and of what the network found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from evenslice.report.base.drawing import WIDTH, Drawing
+from evenslice.report.base.style import audit_colour
+from evenslice.report.base.wording import one_line
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from evenslice.results import Example, StudyResults
+
+LABELLED, PREDICTED, BOTH = "#00c2ff", "#ff8c1a", "#ffffff"
+"""Colours of the outlines: of the labels alone, of the prediction alone, and where both run."""
+
+SIDE: Final = 192  # pixels along the longer side of the outlines, at least
+PANELS: Final = 6  # beside one another
+
+
+@dataclass(frozen=True)
+class ArmPicture:
+    """A test slice as one arm segments it.
+
+    Attributes:
+        arm: the index of the arm in the study.
+        name: its name.
+        image: (y, x) uint8.
+        outlines: (y, x, 4) uint8, colour and opacity, of the same place with more pixels.
+    """
+
+    arm: int
+    name: str
+    image: NDArray[np.uint8]
+    outlines: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ExamplePanel:
+    """A test slice of one comparison, as every arm segments it that kept an example, each with its first seed."""
+
+    title: str
+    pictures: tuple[ArmPicture, ...]
+
+
+def example_panels(results: StudyResults) -> list[ExamplePanel]:
+    """Gather the examples of a study, comparison by comparison; those without any are left out."""
+    panels = []
+    for item in results.comparisons:
+        pictures = []
+        for arm in item.arms:
+            run = next((run for run in results.runs_of(item, arm.arm) if run.example is not None), None)
+            if run is not None and run.example is not None:
+                index = results.arms.index(arm.arm)
+                pictures.append(ArmPicture(index, arm.arm, run.example.image, outlines(run.example)))
+        if pictures:
+            panels.append(ExamplePanel(item.title, tuple(pictures)))
+    return panels
+
+
+def outlines(example: Example) -> NDArray[np.uint8]:
+    """Draw where classes meet in the labels and in the prediction: (y, x, 4) uint8, clear elsewhere."""
+    scale = max(1, -(-SIDE // max(example.image.shape)))
+    labelled, predicted = (
+        _meeting(np.kron(classes, np.ones((scale, scale), np.uint8)))
+        for classes in (example.labels, example.predicted)
+    )
+    layer = np.zeros((*labelled.shape, 4), np.uint8)
+    for where, colour in (
+        (labelled & ~predicted, LABELLED),
+        (predicted & ~labelled, PREDICTED),
+        (labelled & predicted, BOTH),
+    ):
+        layer[where] = [*(round(255 * part) for part in to_rgb(colour)), 255]
+    return layer
+
+
+def _meeting(classes: NDArray[Any]) -> NDArray[np.bool_]:
+    """Mark the pixels on both sides of where two classes meet."""
+    found = np.zeros(classes.shape, np.bool_)
+    for axis in (0, 1):
+        both = np.moveaxis(found, axis, 0), np.moveaxis(classes, axis, 0)
+        differ = both[1][1:] != both[1][:-1]
+        both[0][1:] |= differ
+        both[0][:-1] |= differ
+    return found
+
+
+def example_figure(panel: ExamplePanel, name: str) -> Drawing:
+    """Draw a test slice as every arm segments it."""
+    columns = min(PANELS, len(panel.pictures))
+    lines = -(-len(panel.pictures) // columns)
+    cell = min(3.2, WIDTH / columns)
+    figure = Figure(figsize=(WIDTH, 0.1 + (cell + 0.3) * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, picture in zip(grid.flat, panel.pictures, strict=False):
+        height, width = picture.image.shape
+        box = (-0.5, width - 0.5, height - 0.5, -0.5)
+        axes.imshow(picture.image, cmap="gray", vmin=0, vmax=255, interpolation="none", extent=box)
+        axes.imshow(picture.outlines, interpolation="none", extent=box)
+        axes.set_title(one_line(picture.name), fontsize=9, color=audit_colour(picture.arm))
+    return Drawing(name, f"Example: {one_line(panel.title, 80)}", READING, figure)
+
+
+READING: Final = (
+    "A test slice with the outlines of what the labels say (blue) and of what each arm predicts (orange), each with its first "
+    "seed; white where both run together."
+)

@@ -1,0 +1,238 @@
+"""The figures of a study as rows, for its page and for CSV files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from evenslice.report.audit.tables import csv_text, flatten
+from evenslice.report.base.wording import MINUS, NOTHING, interval, signed
+from evenslice.report.study.wording import difference, judgement, p_value, removed_part, verdicts
+from evenslice.results import SALIENCY_PERCENTILES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from evenslice.results import ArmSummary, Comparison, StudyResults
+
+TABLES: Final = ("arms.csv", "curves.csv", "saliency.csv")
+"""Names of the files."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of all arms, as text."""
+
+    label: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that belong together, with a sentence that says what they are."""
+
+    title: str
+    meaning: str
+    rows: tuple[Row, ...]
+
+
+_GROUPS: Final = (
+    (
+        "On the test volumes",
+        (
+            ("dice", "Dice"),
+            ("iou", "IoU"),
+            ("surface_dice", "Surface Dice"),
+            ("hd95", "HD95"),
+            ("adapted_rand_error", "Adapted Rand error"),
+            ("variation_of_information", "Variation of information"),
+        ),
+        (
+            "Means over classes and volumes. Dice, IoU and surface Dice: 1 is perfect. HD95, the 95th percentile of the "
+            "distances between surfaces, in the unit of the voxels' spacing; adapted Rand error and variation of "
+            "information, of objects kept apart by boundaries: 0 is perfect."
+        ),
+    ),
+    (
+        "Bias of the network",
+        (
+            ("directional_bias", "D, model part"),
+            ("absolute_bias", "|D|, its size"),
+            ("asymmetry", "A, asymmetry"),
+            ("imbalance", "U, imbalance"),
+        ),
+        (
+            f"Directional bias D: which way the network leans, {MINUS}1 all to the slices before, 0 fair, +1 all to those "
+            "after; its size does not cancel over seeds. Asymmetry: distance of the mean shares from their mirror. "
+            "Imbalance: their distance from an even split. Both 0 to 1."
+        ),
+    ),
+    (
+        "What it does to the result",
+        (("mirror_error", "Mirror error"), ("mirror_disagreement", "Mirror disagreement")),
+        (
+            "Mirror error: largest change of the output when a window is reversed, relative to the largest output. "
+            "Mirror disagreement: the share of pixels whose predicted class changes."
+        ),
+    ),
+)
+
+_LABELS: Final = {name: label for _, figures, _ in _GROUPS for name, label in figures}
+_COMPARED: Final = (*dict(_GROUPS[0][1]), "absolute_bias")
+
+
+def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group]:
+    """Arrange every figure of a comparison in groups of rows, one column an arm; what no arm has is left out."""
+    arms = comparison.arms
+    runs = [results.runs_of(comparison, arm.arm) for arm in arms]
+    test, bias, effect = (
+        Group(title, meaning, tuple(_figure_rows(arms, dict(figures)))) for title, figures, meaning in _GROUPS
+    )
+    found = Row("Verdict of the audits", tuple(verdicts([run.verdict for run in items]) for items in runs))
+    groups = [
+        test,
+        Group(bias.title, bias.meaning, (found, *bias.rows)),
+        Group(
+            "Shares of the attention",
+            "Mean part of the total absolute attribution that falls on each slice of the window; they sum to 1.",
+            tuple(_share_rows(arms)),
+        ),
+        effect,
+        _difference_group(results.baseline, arms),
+    ]
+    return [group for group in groups if group.rows]
+
+
+def _figure_rows(arms: tuple[ArmSummary, ...], labels: dict[str, str]) -> Iterator[Row]:
+    for name, label in labels.items():
+        row = Row(label, tuple(interval(arm.figures[name]) for arm in arms))
+        if set(row.cells) != {NOTHING}:
+            yield row
+
+
+def _share_rows(arms: tuple[ArmSummary, ...]) -> Iterator[Row]:
+    slices = max(len(arm.shares) for arm in arms)
+    for index in range(slices):
+        cells = tuple(interval(arm.shares[index]) if index < len(arm.shares) else NOTHING for arm in arms)
+        yield Row(f"slice {signed(index - slices // 2)}", cells)
+
+
+def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group:
+    """Return the paired differences and the tests; no rows where nothing was compared."""
+
+    def row(label: str, write: Callable[[ArmSummary], str]) -> Row:
+        return Row(label, tuple(write(arm) if arm.differences else NOTHING for arm in arms))
+
+    rows = [row(_LABELS[name], partial(_difference, name)) for name in _COMPARED]
+    rows = [item for item in rows if set(item.cells) != {NOTHING}]
+    if rows:
+        rows += [
+            row("Directional bias removed", lambda arm: removed_part(arm.bias_removed)),
+            row("Dice not inferior?", judgement),
+            row("Test of that", lambda arm: p_value(arm.p)),
+        ]
+    margins = [arm.margin for arm in arms if arm.differences]
+    return Group(
+        f"Compared with {baseline}, seed by seed",
+        (
+            "Mean paired differences: runs with the same seed see the same crops. "
+            f"Dice is not inferior where the interval of its difference lies above {MINUS}{min(margins, default=0):g}, which is "
+            f"tested one-sidedly; it is inferior where the interval lies below. Intervals are not adjusted for the number of arms."
+        ),
+        tuple(rows),
+    )
+
+
+def _difference(name: str, arm: ArmSummary) -> str:
+    return difference(arm.differences[name])
+
+
+def run_rows(results: StudyResults) -> list[tuple[str, str]]:
+    """List the circumstances of the runs: setting and what it was, several values where runs differ."""
+    found: dict[str, dict[str, None]] = {}
+    for run in results.runs:
+        settings = {name: value for name, value in run.circumstances.items() if name != "created"}
+        for key, value in flatten(settings):
+            found.setdefault(key, {})[value] = None
+    days = sorted(
+        {str(run.circumstances["created"])[:10] for run in results.runs if "created" in run.circumstances}
+    )
+    rows = [("finished", days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}")] if days else []
+    return rows + [(key, "; ".join(values)) for key, values in found.items()]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What was run of one comparison."""
+
+    title: str
+    cells: tuple[str, ...]
+
+
+def effort_rows(results: StudyResults) -> list[Effort]:
+    """Count the runs of each comparison: arms, seeds, steps, windows of an audit, minutes of training."""
+    rows = []
+    for item in results.comparisons:
+        runs = [run for arm in item.arms for run in results.runs_of(item, arm.arm)]
+        if runs:
+            seeds = sorted({run.seed for run in runs})
+            cells = (
+                str(len(item.arms)),
+                ", ".join(map(str, seeds)),
+                _span([run.steps for run in runs]),
+                _span([run.windows for run in runs]),
+                _span([round(run.seconds / 60, 1) for run in runs if run.seconds >= 0]),
+            )
+            rows.append(Effort(item.title, cells))
+    return rows
+
+
+def _span(values: list[Any]) -> str:
+    if not values:
+        return NOTHING
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def csv_tables(results: StudyResults) -> dict[str, str]:
+    """Return the text of every CSV file by its name."""
+    lines = (_arm_lines, _curve_lines, _saliency_lines)
+    return {name: csv_text(write(results)) for name, write in zip(TABLES, lines, strict=True)}
+
+
+def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:
+    yield ["dataset", "architecture", "arm", "seeds", "kind", "figure", "estimate", "low", "high"]
+    for item in results.comparisons:
+        for arm in item.arms:
+            start = [item.dataset, item.architecture, arm.arm, len(arm.seeds)]
+            for kind, figures in (("mean", arm.figures), ("difference", arm.differences)):
+                for name, value in figures.items():
+                    yield [*start, kind, name, value.estimate, value.low, value.high]
+            for index, share in enumerate(arm.shares):
+                name = f"share_{index - len(arm.shares) // 2}"
+                yield [*start, "mean", name, share.estimate, share.low, share.high]
+            if arm.differences:
+                yield [*start, "part", "bias_removed", arm.bias_removed, None, None]
+                yield [*start, "p", "dice_not_inferior", arm.p, None, None]
+
+
+def _curve_lines(results: StudyResults) -> Iterator[list[Any]]:
+    names = list(dict.fromkeys(name for run in results.runs for name in run.curves))
+    yield ["dataset", "architecture", "arm", "seed", *names]
+    for run in results.runs:
+        length = len(run.curves["step"]) if run.curves else 0
+        missing = np.full(length, np.nan)
+        columns = [run.curves.get(name, missing).tolist() for name in names]
+        for values in zip(*columns, strict=True):
+            yield [run.dataset, run.architecture, run.arm, run.seed, *values]
+
+
+def _saliency_lines(results: StudyResults) -> Iterator[list[Any]]:
+    yield ["dataset", "architecture", "arm", "seed", "offset", *(f"p{q}" for q in SALIENCY_PERCENTILES)]
+    for run in results.runs:
+        for index, values in enumerate(() if run.saliency is None else run.saliency.tolist()):
+            offset = index - len(run.shares) // 2
+            yield [run.dataset, run.architecture, run.arm, run.seed, offset, *values]

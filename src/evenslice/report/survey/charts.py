@@ -1,0 +1,100 @@
+"""The chart of a survey: the colour balance of each network's stem beside the way the network leans."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from evenslice.report.base import style
+from evenslice.report.base.drawing import WIDTH, Drawing
+from evenslice.report.base.wording import one_line
+from evenslice.report.survey.tables import channel_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from evenslice.results import Surveyed, SurveyResult
+
+MOST: Final = 60
+"""Networks in the chart; the table has all of them."""
+
+TOLERANCE: Final = 0.05
+"""Of the audits that a survey makes."""
+
+COLOURS: Final = (1, 2, 0, 3, 4, 5, 6, 7)
+"""Which of the report's colours stands for each channel: those nearest to red, green and blue come first."""
+
+
+def channel_colour(channel: int) -> int:
+    """Return the index of the colour that stands for a channel, as ``style.audit_colour`` takes it."""
+    return COLOURS[channel % len(COLOURS)]
+
+
+def balance_figure(survey: SurveyResult) -> Drawing:
+    """Draw the energy of each channel of the stems, and D_m with its interval, one network a row."""
+    networks = survey.measured[:MOST]
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.32 * len(networks)), layout="constrained")
+    energy, bias = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for y, item in enumerate(networks):
+        _bar(energy, item, y)
+    _biases(bias, networks)
+    energy.set_yticks(range(len(networks)), [one_line(item.spec, 38) for item in networks])
+    energy.set_ylim(len(networks) - 0.4, -0.6)
+    energy.set_xlim(0, 1)
+    energy.set_title("energy of the stem")
+    energy.set_xlabel("share of each channel")
+    bias.set_title("lean of the network")
+    bias.set_xlabel("← before · directional bias · after →")
+    for axes in (energy, bias):
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+    names = channel_names(max(len(item.energy) for item in networks))
+    handles = [Patch(color=style.audit_colour(channel_colour(i)), label=name) for i, name in enumerate(names)]
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 8))
+    left_out = len(survey.measured) - len(networks)
+    return Drawing(
+        "balance",
+        "The colours of the stem, and which way the network leans",
+        "On the left the share of each channel in the energy of the stem, on the right which way the network leans when "
+        "slices take the channels' places: it is fair where its marker, with its 95 % interval, lies within the shaded "
+        "tolerance."
+        + (
+            f" The {MOST} that lean most are shown; {left_out} more are in the table below."
+            if left_out
+            else ""
+        ),
+        figure,
+    )
+
+
+def _bar(axes: Axes, item: Surveyed, y: int) -> None:
+    """Draw the energies of one network end to end."""
+    starts = np.cumsum((0.0, *item.energy[:-1]))
+    for channel, (start, part) in enumerate(zip(starts.tolist(), item.energy, strict=True)):
+        colour = style.audit_colour(channel_colour(channel))
+        axes.barh(y, part, 0.75, left=start, color=colour, edgecolor="none")
+
+
+def _biases(axes: Axes, networks: Sequence[Surveyed]) -> None:
+    biases = [(y, item.directional_bias) for y, item in enumerate(networks)]
+    known = [(y, bias) for y, bias in biases if np.isfinite(bias.estimate)]
+    ends = (end for _, bias in known for end in (bias.estimate, bias.low, bias.high))
+    reach = max([3 * TOLERANCE, *(abs(end) for end in ends if np.isfinite(end))])
+    limit = min(1.05 * reach, 1.05)
+    axes.axvspan(-TOLERANCE, TOLERANCE, color=style.BAND, linewidth=0, zorder=0.5)
+    axes.axvline(0, color=style.QUIET, linewidth=1)
+    for y, bias in known:
+        axes.plot(
+            np.clip([bias.low, bias.high], -limit, limit),
+            [y, y],
+            color=style.INK,
+            linewidth=2.5,
+            solid_capstyle="butt",
+        )
+        axes.plot(bias.estimate, y, "o", color=style.INK, markersize=5)
+    axes.set_xlim(-limit, limit)

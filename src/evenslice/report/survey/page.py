@@ -1,0 +1,92 @@
+"""A survey as one page of HTML that stands alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evenslice.report.base import style, wording
+from evenslice.report.base.rendering import inline_charts, render_template
+from evenslice.report.survey.charts import balance_figure, channel_colour
+from evenslice.report.survey.tables import channel_names, run_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from evenslice.report.base.drawing import Drawing
+    from evenslice.results import Surveyed, SurveyResult
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of a strip: what it is, how large it is of the whole, and its colour."""
+
+    name: str
+    share: float
+    colour: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A network in the table."""
+
+    item: Surveyed
+    context: str
+    energy: tuple[_Part, ...]
+    shares: tuple[_Part, ...]
+
+
+def draw_charts(survey: SurveyResult) -> list[Drawing]:
+    """Draw the charts of a survey; call it inside ``style.settings()``."""
+    return [balance_figure(survey)]
+
+
+def render_survey(survey: SurveyResult) -> str:
+    """Return the page of a survey as HTML."""
+    with style.settings():
+        charts = inline_charts(draw_charts(survey), "The numbers are in the table below.")
+    return render_template(
+        "survey.html",
+        "report.css",
+        "survey.css",
+        headline=headline(survey),
+        charts=charts,
+        rows=[_row(item) for item in survey.measured],
+        failed=survey.failed,
+        run=run_rows(survey),
+    )
+
+
+def headline(survey: SurveyResult) -> str:
+    """Count the verdicts of a survey in one sentence."""
+    verdicts = [item.verdict for item in survey.measured]
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts))]
+    failed = [f"{len(survey.failed)} failed"] if survey.failed else []
+    plural = "" if len(survey.networks) == 1 else "s"
+    return f"{len(survey.networks)} network{plural}: {', '.join(counts + failed)}."
+
+
+def _row(item: Surveyed) -> _Row:
+    energy = zip(channel_names(len(item.energy)), item.energy, strict=True)
+    return _Row(
+        item=item,
+        context="; ".join(_context(item)),
+        energy=tuple(
+            _Part(name, share, style.colour_variable(channel_colour(channel)))
+            for channel, (name, share) in enumerate(energy)
+        ),
+        shares=tuple(
+            _Part(wording.signed(k), share.estimate, "var(--quiet)")
+            for k, share in zip(item.offsets, item.shares, strict=True)
+        ),
+    )
+
+
+def _context(item: Surveyed) -> Iterator[str]:
+    """Say where a network's weights came from, which layers read the image, and what was drawn at random."""
+    yield f"weights: {item.origin}"
+    yield f"stem: {', '.join(item.stems) or 'the network itself'}"
+    if item.random == ("*",):
+        yield "all of it random"
+    elif item.random:
+        yield f"random: {', '.join(item.random)}"

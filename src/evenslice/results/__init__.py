@@ -1,0 +1,5 @@
+"""Results: the statistics of audits, surveys and studies, and the documents that hold them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .config import StudyConfig as StudyConfig
+from .experiment import study as study

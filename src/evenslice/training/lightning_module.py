@@ -1,0 +1,294 @@
+"""How a segmenter of slice windows learns: loss, optimizer, learning rate, and which weights are kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from evenslice._core import ModelError, needs_extra
+from evenslice.inference import class_logits
+from evenslice.networks import METADATA_KEY
+from evenslice.training.logs import log_metrics
+
+with needs_extra("train", "training"):
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from monai.losses import DiceLoss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+    from torch import Tensor
+
+    from evenslice.training.config import TrainingConfig
+
+__all__ = [
+    "KeepBest",
+    "SegmentationLoss",
+    "SegmentationModule",
+    "kept_validation",
+    "learning_rate_factor",
+    "output_channels",
+]
+
+TIE = 0.002  # of validation scores
+LOG_EVERY = 10  # steps; a row of the log holds their mean loss
+
+
+def output_channels(loss: str, classes: int) -> int:
+    """Return how many channels a network needs: one for each class, or one alone where a single sigmoid will do.
+
+    Example:
+        >>> output_channels("dice_ce", 2), output_channels("dice_bce", 2), output_channels("dice_bce", 3)
+        (2, 1, 3)
+    """
+    return 1 if loss == "dice_bce" and classes == 2 else classes
+
+
+class SegmentationLoss(nn.Module):
+    """Dice loss plus cross entropy, both of MONAI or PyTorch, with equal weight.
+
+    The Dice loss is that of the classes without the background, over all pixels of a batch at once (a crop without a
+    class then costs nothing); the cross entropy is the mean over pixels.
+
+    Args:
+        kind: "dice_ce", softmax over the classes, or "dice_bce", a sigmoid for each class, or for class 1 alone where
+            there are two.
+        classes: C, 2 or more.
+
+    Example:
+        >>> loss = SegmentationLoss("dice_ce", classes=2)
+        >>> labels = torch.tensor([[[0, 1]]])
+        >>> right = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
+        >>> loss(right, labels).item() < 0.001 < 1 < loss(-right, labels).item()
+        True
+    """
+
+    def __init__(self, kind: str, classes: int) -> None:
+        super().__init__()
+        self.channels = output_channels(kind, classes)
+        self.exclusive = kind == "dice_ce"
+        self.dice = DiceLoss(
+            include_background=self.channels == 1,
+            softmax=self.exclusive,
+            sigmoid=not self.exclusive,
+            batch=True,
+        )
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Compare logits (B, channels, y, x) with class numbers (B, y, x) and return one number."""
+        target = labels[:, None].to(scores)
+        if self.channels > 1:
+            target = functional.one_hot(labels, self.channels).movedim(-1, 1).to(scores)
+        if self.exclusive:
+            entropy = functional.cross_entropy(scores, labels)
+        else:
+            entropy = functional.binary_cross_entropy_with_logits(scores, target)
+        dice: Tensor = self.dice(scores, target)
+        return dice + entropy
+
+
+class SegmentationModule(LightningModule):
+    """A network of slice windows in training.
+
+    What a step draws at random depends on the seed, the number of the step and the process alone.
+
+    Args:
+        network: maps windows (batch, slices, y, x), scaled as it wants them, to logits.
+        config: how it is trained.
+        classes: number of classes, background included.
+        seed: of what the network draws, as dropout does.
+
+    Attributes:
+        seconds: how long the training took so far, interrupted runs that were resumed included.
+
+    Raises:
+        ModelError: the loss is no longer finite.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainingConfig, *, classes: int, seed: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.loss = SegmentationLoss(config.loss, classes)
+        self.seconds = 0.0
+        self._seed = seed
+        self._losses: list[Tensor] = []
+        self._clock = time.monotonic()
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Return the logits (batch, channels, y, x) of windows (batch, slices, y, x)."""
+        return class_logits(self.network, windows)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002  # Lightning's
+        """Return the loss of a batch of windows with the classes of their middle slices."""
+        windows, labels = batch
+        loss: Tensor = self.loss(self(windows.contiguous(memory_format=torch.channels_last)), labels)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return AdamW, which lets biases and normalisations be as large as they like, and the learning rate's course."""
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            groups, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self._clock = time.monotonic()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
+        """Seed what the network draws in this step."""
+        state = np.random.SeedSequence([self._seed, self.global_step, self.global_rank])
+        torch.manual_seed(int(state.generate_state(1)[0]))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
+        """Log the mean loss of the last steps now and then."""
+        self._losses.append(outputs["loss"].detach())
+        if self.global_step % LOG_EVERY == 0:
+            self._log_losses()
+
+    def on_train_epoch_end(self) -> None:
+        """Log what is left, so that a run that goes on from here logs what an undisturbed one does."""
+        self._log_losses()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how long the training took."""
+        checkpoint[METADATA_KEY] = {"seconds": self.seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up how long the training took."""
+        self.seconds = checkpoint[METADATA_KEY]["seconds"]
+
+    def _factor(self, step: int) -> float:
+        return learning_rate_factor(step, self.config.steps, self.config.warmup)
+
+    def _log_losses(self) -> None:
+        if not self._losses:
+            return
+        loss = torch.stack(self._losses).mean().item()
+        self._losses.clear()
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"the loss is {loss} at step {self.global_step}; lower training.learning_rate, or set "
+                "training.dtype: float32"
+            )
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        rate = self.config.learning_rate * self._factor(self.global_step - 1)
+        log_metrics(self.trainer, {"loss": loss, "learning_rate": rate, "seconds": round(self.seconds, 2)})
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Return what the highest learning rate is multiplied by in a step: it rises linearly, then falls as a cosine.
+
+    Args:
+        step: number of the step, 0..steps - 1.
+        steps: how many there are.
+        warmup: share of the steps in which it rises, 0..1.
+
+    Returns:
+        A factor above 0, at most 1.
+
+    Example:
+        >>> [round(learning_rate_factor(step, 8, 0.25), 2) for step in range(8)]
+        [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07]
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    return (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
+
+
+def kept_validation(rows: Iterable[Mapping[str, float]]) -> Mapping[str, float] | None:
+    """Return the row of a log at whose step ``KeepBest`` kept the network for the last time; None where it never did.
+
+    Example:
+        >>> kept_validation([{"step": 200 * n, "validation_dice": dice} for n, dice in enumerate([0.9, 0.5, 0.8, 0.799])])
+        {'step': 600, 'validation_dice': 0.799}
+    """
+    kept, best = None, -math.inf
+    for row in rows:
+        score = row.get("validation_dice", math.nan)
+        if row["step"] > 0 and score > best - TIE:
+            kept, best = row, max(best, score)
+    return kept
+
+
+class KeepBest(Callback):
+    """Validates at the end of each epoch, keeps the best network, and stops where none gets better.
+
+    Of networks whose scores differ by less than ``TIE``, which is noise, the last one is kept: it has been trained for
+    longer and at a lower learning rate. What the network scores before the first step is logged for comparison.
+
+    Args:
+        score: from the network to a figure, higher is better, NaN is never; the first of several processes calls it.
+        save: keeps the network; called by the first process.
+        patience: how many validations in a row may be no better than the best before training stops; None never stops.
+
+    Attributes:
+        best: the highest score so far; NaN where there was none.
+        worse: how many validations came after the best one.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[nn.Module], float],
+        save: Callable[[nn.Module], None],
+        patience: int | None = None,
+    ) -> None:
+        self.best = math.nan
+        self.worse = 0
+        self._score, self._save, self._patience = score, save, patience
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the network as it starts; stop a run that was interrupted after it had been stopped."""
+        if trainer.global_step == 0:
+            self._validate(trainer, pl_module)
+        trainer.should_stop |= self._stops()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate; keep the network, or count."""
+        network, score = pl_module.get_submodule("network"), self._validate(trainer, pl_module)
+        if trainer.is_global_zero and (score > self.best - TIE or self._first(score)):
+            self._save(network)
+        if score > self.best or self._first(score):
+            self.best, self.worse = score, 0
+        else:
+            self.worse += 1
+        trainer.should_stop |= self._stops()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score and how long ago it was, for a checkpoint."""
+        return {"best": self.best, "worse": self.worse}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what a checkpoint holds."""
+        self.best, self.worse = state_dict["best"], state_dict["worse"]
+
+    def _validate(self, trainer: Trainer, module: LightningModule) -> float:
+        network = module.get_submodule("network")
+        score: float = trainer.strategy.broadcast(
+            self._score(network) if trainer.is_global_zero else math.nan
+        )
+        log_metrics(trainer, {"validation_dice": score})
+        return score
+
+    def _first(self, score: float) -> bool:
+        return math.isnan(self.best) and not math.isnan(score)
+
+    def _stops(self) -> bool:
+        return self._patience is not None and self.worse >= self._patience

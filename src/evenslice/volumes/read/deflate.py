@@ -1,0 +1,135 @@
+"""Random access to a stream that was compressed as one with deflate (gzip or zlib).
+
+Such a stream can only be entered where somebody was before. While it is read, a copy of the decompressor is kept every
+few MiB; a later read starts from the nearest copy. The package indexed_gzip does this for gzip files alone; MetaImage
+stores zlib, and NRRD puts its header before the gzip stream.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evenslice._core import VolumeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import BinaryIO
+
+__all__ = ["MOST_COMPRESSION", "DeflatedFile"]
+
+MOST_COMPRESSION = 1032
+"""Deflate makes at most 1,032 bytes out of one (Adler and Gailly, the zlib technical details)."""
+
+_PIECE_BYTES = 2**18
+_STEP_BYTES = 2**22
+_MOST_COPIES = 1024  # each takes about 50 kB
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A place to go on from: ``done`` bytes came out of the ``used`` bytes of the file before it."""
+
+    used: int
+    done: int
+    decompressor: zlib._Decompress
+
+
+class DeflatedFile:
+    """The uncompressed bytes of a file from an offset on.
+
+    It keeps no file open, and may be used from several threads.
+
+    Args:
+        path: the file.
+        label: what the user opened, for messages.
+        offset: where the compressed stream starts.
+        length: number of uncompressed bytes that the header claims.
+
+    Raises:
+        VolumeError: the file cannot hold so many.
+
+    Example:
+        >>> import tempfile; from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "a"
+        >>> _ = path.write_bytes(b"head" + zlib.compress(b"0123456789"))
+        >>> DeflatedFile(path, "a", 4, 10).read(3, 5)
+        b'34567'
+    """
+
+    def __init__(self, path: Path, label: str, offset: int, length: int) -> None:
+        held = path.stat().st_size - offset
+        if length > held * MOST_COMPRESSION:
+            raise VolumeError(
+                f"{label}: is truncated, its header claims {length:,} bytes and {path.name} holds at most {max(held, 0) * MOST_COMPRESSION:,}; copy it again"
+            )
+        self._path, self._label = path, label
+        self._step = max(_STEP_BYTES, length // _MOST_COPIES)
+        # Entry n is one from which all bytes from n * step on can be reached.
+        self._entries = {0: _Entry(offset, 0, _decompressor())}
+
+    def read(self, start: int, count: int) -> bytes:
+        """Return ``count`` bytes from the uncompressed byte ``start`` on.
+
+        Raises:
+            VolumeError: the stream ends before, or is damaged.
+        """
+        entries = self._entries
+        nearest = start // self._step
+        while nearest not in entries:
+            nearest -= 1
+        with self._path.open("rb") as file:
+            pieces = _Pieces(file, entries[nearest])
+            while pieces.done < start:
+                skipped = pieces.take(min(self._step - pieces.done % self._step, start - pieces.done))
+                if not skipped:
+                    break
+                if pieces.done % self._step == 0:
+                    entries.setdefault(pieces.done // self._step, pieces.entry())
+            content = bytearray()
+            while len(content) < count and (piece := pieces.take(count - len(content))):
+                content += piece
+        if len(content) < count:
+            raise VolumeError(
+                f"{self._label}: is truncated, {self._path.name} ends after {pieces.done:,} uncompressed bytes; copy it again"
+            )
+        return bytes(content)
+
+
+class _Pieces:
+    """A stream that is decompressed piece by piece, never more at once than was asked for."""
+
+    def __init__(self, file: BinaryIO, entry: _Entry) -> None:
+        self._file, self._decompressor = file, entry.decompressor.copy()
+        self._used, self.done = entry.used, entry.done
+        file.seek(entry.used)
+        self._waiting = b""
+        self._ended = False
+
+    def take(self, most: int) -> bytes:
+        """Return the next bytes, at most so many; nothing at the end of the stream."""
+        piece = b""
+        while not piece and not self._ended:
+            self._waiting = self._waiting or self._file.read(_PIECE_BYTES)
+            given = len(self._waiting)
+            piece = self._decompressor.decompress(self._waiting, min(most, _PIECE_BYTES))
+            self._waiting = self._decompressor.unconsumed_tail or self._decompressor.unused_data
+            self._used += given - len(self._waiting)
+            if self._decompressor.eof:
+                # A gzip file may consist of several members, one after the other.
+                self._waiting = self._waiting or self._file.read(_PIECE_BYTES)
+                self._ended = not self._waiting.startswith(b"\x1f\x8b")
+                self._decompressor = _decompressor()
+            elif not given and not piece:
+                self._ended = True  # the file ends within the stream
+        self.done += len(piece)
+        return piece
+
+    def entry(self) -> _Entry:
+        """Return the place that was reached, to start from again."""
+        return _Entry(self._used, self.done, self._decompressor.copy())
+
+
+def _decompressor() -> zlib._Decompress:
+    return zlib.decompressobj(wbits=47)  # zlib or gzip, as its first bytes say

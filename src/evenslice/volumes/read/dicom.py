@@ -1,0 +1,200 @@
+"""DICOM: the slices of a series in a folder, or the frames of one file, sorted by where they lie in the patient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import ConfigError, VolumeError, option
+from evenslice.volumes.orientation import affine_from_lps
+from evenslice.volumes.read.dicom_frames import Series, decode, read_series
+from evenslice.volumes.read.dicom_headers import is_dicom
+from evenslice.volumes.read.slice_folder import KINDS, natural_order
+from evenslice.volumes.read.source import Source, content
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.read.dicom_frames import Frame
+
+__all__ = ["DicomSource", "dicom_files"]
+
+EVEN = 0.05
+"""By which part two distances of slices may differ and still be the same."""
+
+
+class DicomSource(Source):
+    """The frames of one series as z, y, x; an axis t before z where several lie at each position."""
+
+    format = "DICOM"
+
+    def __init__(self, files: Sequence[Path], label: str, series: int | None) -> None:
+        if len(files) == 1 and not is_dicom(files[0]):
+            with files[0].open("rb") as file:
+                found = content(file.read(512))
+            raise VolumeError(
+                f"{label}: is not a DICOM file, its content is {found}; name a DICOM file or folder"
+            )
+        chosen = _choose(read_series(natural_order(files), label), label, series)
+        self._label = label
+        self.picked = () if series is None else ("series",)
+        self.files = tuple(dict.fromkeys(frame.path for frame in chosen.frames))
+        first = _check_alike(chosen.frames, label)
+        self._frames = _stack(chosen.frames, label)
+        times, depth = self._frames.shape
+        self.shape = ((times,) if times > 1 else ()) + (depth, *first.shape)
+        self.names = ("t" if times > 1 else "") + "zyx" + ("s" if len(first.shape) > 2 else "")
+        self.chunks = (*[1] * (len(self.shape) - len(first.shape)), *first.shape)
+        scaled = any((frame.slope, frame.intercept) != (1.0, 0.0) for frame in chosen.frames)
+        # Single precision holds rescaled 16-bit values exactly enough, as in NIfTI.
+        self.dtype = np.result_type(first.dtype, np.float32) if scaled else first.dtype
+        self._place()
+
+    def _place(self) -> None:
+        """Take over voxel size and place in the patient from the first and the last slice."""
+        first, last = self._frames[0, 0], self._frames[0, -1]
+        depth = self._frames.shape[1]
+        if first.pixel is None:
+            return
+        step: NDArray[np.float64] | None = None
+        if first.position is not None and first.orientation is not None:
+            if depth > 1 and last.position is not None:
+                step = (np.array(last.position) - np.array(first.position)) / (depth - 1)
+            elif first.gap is not None:
+                step = np.cross(first.orientation[:3], first.orientation[3:]) * first.gap
+        distance = float(np.linalg.norm(step)) if step is not None else first.gap
+        if distance is None:
+            return
+        sizes = {"z": distance, "y": first.pixel[0], "x": first.pixel[1]}
+        self.spacing = tuple(sizes.get(name, float("nan")) for name in self.names or "")
+        self.unit = "mm"
+        if step is not None and first.orientation is not None and first.position is not None:
+            row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+            directions = np.stack([row * first.pixel[1], column * first.pixel[0], step], axis=1)
+            self.affine = affine_from_lps(directions, first.position)
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Decode the frames under ``key``."""
+        count = (self.names or "").index("y")
+        grid = self._frames if count == 2 else self._frames[0]
+        frames = grid[key[:count]]
+        blocks = [pixels[key[count:]] for pixels in decode(list(frames.flat), self._label)]
+        return np.stack(blocks).astype(self.dtype, copy=False).reshape(*frames.shape, *blocks[0].shape)
+
+
+def dicom_files(path: Path) -> list[Path]:
+    """Return the DICOM files right in a folder, by whatever names but those of other images; hidden ones are left out."""
+    return [
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() not in KINDS
+        and not file.name.startswith(".")
+        and file.is_file()
+        and is_dicom(file)
+    ]
+
+
+def _choose(found: list[Series], label: str, wanted: int | None) -> Series:
+    """Return the one series, or the one that the user picked.
+
+    Raises:
+        VolumeError: there is none, or there are several and the user picked none.
+        ConfigError: there is no such series.
+    """
+    if not found:
+        raise VolumeError(f"{label}: its DICOM files hold no image; name a folder of CT, MR or other slices")
+    if wanted is None:
+        if len(found) == 1:
+            return found[0]
+        listing = "; ".join(
+            f"{number}: {series.title} ({len(series.frames)} images, UID …{series.uid[-12:]})"
+            for number, series in enumerate(found[:8])
+        )
+        raise VolumeError(
+            f"{label}: holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one with {option('select', {'series': 0})}, or name a folder that holds one"
+        )
+    if not 0 <= wanted < len(found):
+        raise ConfigError(
+            f"{label}: {option('select', {'series': wanted})} is out of range; it holds series 0 to {len(found) - 1}"
+        )
+    return found[wanted]
+
+
+def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
+    """Raise if the frames of a series differ in size, type or direction; return the first."""
+    first = frames[0]
+    for frame in frames[1:]:
+        if (frame.shape, frame.dtype) != (first.shape, first.dtype):
+            raise VolumeError(
+                f"{label}: images of one series differ, {first.path.name} is {first.shape} {first.dtype} and {frame.path.name} {frame.shape} {frame.dtype}; name a folder that holds those of one kind"
+            )
+        if (frame.orientation is None) != (first.orientation is None) or (
+            frame.orientation is not None
+            and first.orientation is not None
+            and not np.allclose(frame.orientation, first.orientation, atol=1e-3)
+        ):
+            raise VolumeError(
+                f"{label}: images of one series lie in different directions ({first.path.name}, {frame.path.name}), as in a localizer; name a folder that holds those of one direction"
+            )
+        if (
+            frame.pixel is not None
+            and first.pixel is not None
+            and not np.allclose(frame.pixel, first.pixel, rtol=1e-3)
+        ):
+            raise VolumeError(
+                f"{label}: pixels of one series differ in size ({first.path.name}, {frame.path.name}); name a folder that holds those of one size"
+            )
+    return first
+
+
+def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
+    """Sort frames by position, and those at one position by time.
+
+    Returns:
+        The frames as an array (t, z).
+
+    Raises:
+        VolumeError: positions hold different numbers of frames, or their distances are uneven.
+    """
+    first = frames[0]
+    grid = np.empty((1, len(frames)), object)
+    if first.orientation is None or any(frame.position is None for frame in frames):
+        grid[0] = sorted(frames, key=lambda frame: frame.order)
+        return grid
+    normal = np.cross(first.orientation[:3], first.orientation[3:])
+    heights = np.array([np.dot(frame.position or (0, 0, 0), normal) for frame in frames])
+    order = np.argsort(heights, kind="stable")
+    near = 0.01 * min(first.pixel) if first.pixel and min(first.pixel) > 0 else 1e-4
+    starts = [0, *(np.flatnonzero(np.diff(heights[order]) > near) + 1).tolist()]
+    groups = [
+        sorted((frames[int(i)] for i in part), key=lambda frame: frame.order)
+        for part in np.split(order, starts[1:])
+    ]
+    counts = [len(group) for group in groups]
+    if min(counts) != max(counts):
+        odd = groups[counts.index(min(counts))][0]
+        raise VolumeError(
+            f"{label}: {max(counts)} images lie at some positions and {min(counts)} at that of {odd.path.name}; images are missing, or several volumes are mixed: name a folder that holds one"
+        )
+    _check_even(groups, heights[order][starts], label)
+    grid = np.empty((counts[0], len(groups)), object)
+    for z, group in enumerate(groups):
+        grid[:, z] = group
+    return grid
+
+
+def _check_even(groups: Sequence[Sequence[Frame]], heights: NDArray[np.float64], label: str) -> None:
+    """Raise if the slices of a volume do not lie at equal distances."""
+    distances = np.diff(heights)
+    if not len(distances):
+        return
+    usual = float(np.median(distances))
+    odd = int(np.argmax(np.abs(distances - usual)))
+    if abs(distances[odd] - usual) > EVEN * usual:
+        raise VolumeError(
+            f"{label}: slices lie {usual:.4g} mm apart, but {groups[odd][0].path.name} and {groups[odd + 1][0].path.name} lie {distances[odd]:.4g} mm apart; slices are missing, or were taken unevenly: complete the series, or name a folder with an even part of it"
+        )

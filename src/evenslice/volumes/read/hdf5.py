@@ -1,0 +1,215 @@
+"""HDF5 data sets, as ``file.h5:/path``.
+
+A file can name others: by external links, virtual data sets and raw data stored outside. None of these is followed.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import VolumeError, nearest, needs_extra
+from evenslice.volumes.read.deflate import MOST_COMPRESSION
+from evenslice.volumes.read.hdf5_labels import has_labels, read_labels
+from evenslice.volumes.read.source import Source, require_chunk, require_signature
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.units import Unit
+
+__all__ = ["Hdf5Source"]
+
+MOST_OBJECTS = 10_000
+"""How many groups and data sets are looked through for the one that is a volume."""
+
+_TRUSTED_BYTES = 2**28
+"""What a compressed chunk may grow to without being looked at first."""
+
+
+class Hdf5Source(Source):
+    """One data set of an HDF5 file, opened anew for each read."""
+
+    format = "HDF5"
+
+    def __init__(self, path: Path, label: str, part: str | None) -> None:
+        require_signature(path, label, "an HDF5 file")
+        self._path, self._label = path, label
+        with _opened(path) as file:
+            self.part = _only_volume(file, label) if part in (None, "/") else str(part)
+            dataset = _dataset(file, self.part, label)
+            self.shape = tuple(int(length) for length in dataset.shape or ())
+            self.dtype = np.dtype(dataset.dtype)
+            self.chunks = dataset.chunks
+            if self.chunks:
+                require_chunk(label, "its chunks", self.chunks, self.dtype)
+            self.voxel_size, self.unit = _element_size(dataset)
+            labelled = has_labels(dataset)
+        if labelled:
+            labels = read_labels(path, self.part, label)
+            self.names = labels.names
+            if self.voxel_size is None:
+                self.spacing, self.unit = labels.spacing, labels.unit
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Decode the chunks under ``key``."""
+        with _opened(self._path) as file:
+            dataset = _dataset(file, self.part or "/", self._label)
+            if dataset.chunks:
+                _check_chunks(dataset, key, self._label)
+            return np.asarray(dataset[key])
+
+
+def _opened(path: Path) -> Any:
+    with needs_extra("volumes", "reading an HDF5 volume"):
+        import h5py
+    # A file that another program writes to, or that lies where locks do not work, can still be read.
+    return h5py.File(path, "r", locking="best-effort")
+
+
+def _dataset(file: Any, part: str, label: str) -> Any:
+    """Return a data set, walking to it step by step so that no step leaves the file.
+
+    Raises:
+        VolumeError: there is none, or it or its voxels lie in another file.
+    """
+    import h5py
+
+    node = _walk(file, [name for name in part.split("/") if name], label)
+    if isinstance(node, h5py.Group):
+        inside = [f"{part.rstrip('/')}/{name}" for name in list(node)[:6]]
+        raise VolumeError(
+            f"{label}: {part} is a group; name what is inside ({', '.join(inside) or 'nothing'})"
+        )
+    if not isinstance(node, h5py.Dataset):
+        raise VolumeError(f"{label}: {part} is no data set; name one, as file.h5:/path")
+    if node.external or node.is_virtual:
+        how = "stored in" if node.external else "gathered from"
+        raise VolumeError(
+            f"{label}: the voxels of {part} are {how} other files, which are not opened; copy it into one data set"
+        )
+    return node
+
+
+def _walk(file: Any, names: list[str], label: str) -> Any:
+    """Follow names and soft links from the root; an external link ends the walk."""
+    import h5py
+
+    node, todo, steps = file, list(names), 0
+    while todo:
+        name, steps = todo.pop(0), steps + 1
+        link = node.get(name, getlink=True) if isinstance(node, h5py.Group) and name in node.keys() else None  # noqa: SIM118  # `in node` follows links
+        if link is None:
+            known = list(node)[:100] if isinstance(node, h5py.Group) else []
+            raise VolumeError(f"{label}: holds no /{'/'.join(names)}; {nearest(name, known)}")
+        if isinstance(link, h5py.ExternalLink):
+            raise VolumeError(
+                f"{label}: {name} links to another file ({str(link.filename)[:80]!r}), which is not opened; name that file"
+            )
+        if isinstance(link, h5py.SoftLink):
+            if steps > 100:
+                raise VolumeError(
+                    f"{label}: the links to /{'/'.join(names)} go round in circles; name the data set"
+                )
+            target = [part for part in link.path.split("/") if part not in ("", ".")]
+            if link.path.startswith("/"):
+                node = file
+            todo = target + todo
+            continue
+        node = node[name]
+    return node
+
+
+def _only_volume(file: Any, label: str) -> str:
+    """Return the path of the one data set of three dimensions, else of the one of more.
+
+    Raises:
+        VolumeError: there is none, or there are several; the message lists what is there.
+    """
+    found = list(_datasets(file))
+    for wanted in (
+        [item for item in found if len(item[1]) == 3],
+        [item for item in found if len(item[1]) > 3],
+    ):
+        if len(wanted) == 1:
+            return wanted[0][0]
+        if wanted:
+            listing = ", ".join(f"{path} {shape} {dtype}" for path, shape, dtype in wanted[:8])
+            raise VolumeError(
+                f"{label}: holds {len(wanted)} volumes ({listing}{', …' if len(wanted) > 8 else ''}); name one, as {label}:{wanted[0][0]}"
+            )
+    listing = ", ".join(f"{path} {shape}" for path, shape, _ in found[:8]) or "none"
+    raise VolumeError(
+        f"{label}: holds no data set of three dimensions (data sets: {listing}); name a volume file"
+    )
+
+
+def _datasets(file: Any) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Yield path, shape and type of the data sets of a file, following hard links alone."""
+    import h5py
+
+    found: list[tuple[str, tuple[int, ...], str]] = []
+    seen = 0
+
+    def look(name: str, node: Any) -> bool | None:
+        nonlocal seen
+        seen += 1
+        if isinstance(node, h5py.Dataset) and node.shape is not None and node.dtype.kind in "biuf":
+            found.append((f"/{name}", tuple(node.shape), str(node.dtype)))
+        return True if seen >= MOST_OBJECTS else None
+
+    file.visititems(look)
+    yield from found
+
+
+def _element_size(dataset: Any) -> tuple[tuple[float, float, float] | None, Unit | None]:
+    """Read the voxel size along z, y, x in micrometres, as Fiji, ilastik and PlantSeg write it."""
+    name = "element_size_um"
+    if name not in dataset.attrs or dataset.attrs.get_id(name).dtype.kind not in "iuf":
+        return None, None
+    if math.prod(dataset.attrs.get_id(name).shape) != 3:
+        return None, None
+    z, y, x = np.asarray(dataset.attrs[name], float).ravel().tolist()
+    return (z, y, x), "um"
+
+
+def _check_chunks(dataset: Any, key: tuple[slice, ...], label: str) -> None:
+    """Raise if a chunk under ``key`` is none: HDF5 itself would crash, or unpack whatever there is.
+
+    A filter ends the process where it is given nothing; and a few bytes may unpack to more than a chunk holds.
+    """
+    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    packs = dataset.compression == "gzip"
+    trusted = max(4 * size, _TRUSTED_BYTES) // MOST_COMPRESSION
+    for index in _chunks_under(key, dataset.chunks):
+        stored = dataset.id.get_chunk_info_by_coord(index)
+        if stored.byte_offset is None:  # never written
+            continue
+        if not 0 < stored.size <= 2 * size + _TRUSTED_BYTES:
+            raise VolumeError(
+                f"{label}: a chunk claims {stored.size:,} bytes for {size:,}; the file is damaged"
+            )
+        if packs and stored.size > trusted:
+            _, packed = dataset.id.read_direct_chunk(index)
+            if len(zlib.decompressobj().decompress(packed, size + 2**16 + 1)) > size + 2**16:
+                raise VolumeError(
+                    f"{label}: a chunk unpacks to more than its {size:,} bytes; the file is damaged"
+                )
+
+
+def _chunks_under(key: tuple[slice, ...], chunks: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield the first index of each chunk that a window overlaps."""
+    from itertools import product
+
+    yield from product(
+        *(
+            range(part.start // length * length, part.stop, length)
+            for part, length in zip(key, chunks, strict=True)
+        )
+    )

@@ -1,0 +1,155 @@
+"""MetaImage, the format of ITK: a text header with the voxels behind it (``.mha``) or in a file of their own (``.mhd``).
+
+Source: the documentation of MetaIO, https://itk.org/Wiki/ITK/MetaIO/Documentation; where it is silent, what ITK's own
+reader does (lengths in mm, positions as in DICOM).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import VolumeError
+from evenslice.volumes.orientation import affine_from_lps
+from evenslice.volumes.read.places import data_file
+from evenslice.volumes.read.raw import Encoding, RawVoxels, head_of
+from evenslice.volumes.read.source import Source, content
+from evenslice.volumes.units import normal_unit, scale_to
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["MetaImageSource"]
+
+_TYPES = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+
+
+class MetaImageSource(Source):
+    """The voxels of a MetaImage in stored order: channel (where there are several), x, y, z, t."""
+
+    format = "MetaImage"
+
+    def __init__(self, path: Path, label: str) -> None:
+        head = head_of(path)
+        header, end = _parse(head, label)
+        sizes = [int(size) for size in header["DimSize"].split()]
+        if len(sizes) != int(header["NDims"]) or not 1 <= len(sizes) <= 7:
+            raise VolumeError(
+                f"{label}: its header claims {header['NDims']} axes of sizes {sizes}; the file is damaged"
+            )
+        channels = int(header.get("ElementNumberOfChannels", 1))
+        lead = (channels,) if channels > 1 else ()
+        self.shape = (*lead, *sizes)
+        self.dtype = _data_type(header, label)
+        self.names = ("c" if lead else "") + "xyzt"[: len(sizes)] if len(sizes) <= 4 else None
+        self._place(header, len(lead))
+        data, offset = _find_data(path, label, header, end)
+        if data != path:
+            self.files = (path, data)
+        if offset < 0:  # the voxels are the last of the file, whatever comes before them
+            offset = data.stat().st_size - int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        compressed = _true(header.get("CompressedData"))
+        encoding: Encoding = "deflate" if compressed else "raw"
+        self._voxels = RawVoxels(data, label, self.dtype, self.shape, offset, encoding)
+
+    def _place(self, header: Mapping[str, str], lead: int) -> None:
+        """Take over voxel size and position."""
+        count = len(self.shape) - lead
+        stated = header.get("ElementSpacing", header.get("ElementSize"))
+        if stated is None:
+            return
+        sizes = _numbers(stated, count)
+        self.spacing = (*[float("nan")] * lead, *sizes)
+        self.unit = normal_unit(header.get("DistanceUnits", "mm")) or "mm"
+        if count < 3:
+            return
+        rows = header.get("TransformMatrix", header.get("Rotation", header.get("Orientation")))
+        axes = np.eye(count) if rows is None else np.reshape(_numbers(rows, count * count), (count, count))
+        origin = header.get("Offset", header.get("Position", header.get("Origin")))
+        first = np.zeros(count) if origin is None else np.array(_numbers(origin, count))
+        millimetres = scale_to(self.unit, "mm")
+        # Each row is the direction of an axis.
+        directions = (axes[:3, :3] * np.reshape(sizes[:3], (3, 1))).T * millimetres
+        self.affine = affine_from_lps(directions, first[:3] * millimetres)
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Map, or decompress."""
+        return self._voxels.read(key)
+
+
+def _parse(head: bytes, label: str) -> tuple[dict[str, str], int]:
+    """Read the lines ``key = value`` up to the one that says where the voxels are.
+
+    Returns:
+        The header, and where it ends.
+    """
+    header: dict[str, str] = {}
+    end = 0
+    for line in head.splitlines(keepends=True):
+        end += len(line)
+        key, equals, value = line.decode("latin-1").partition("=")
+        if not equals or not key.strip().isidentifier() or len(key) > 80:
+            break
+        header[key.strip()] = value.strip()
+        if key.strip() == "ElementDataFile":
+            missing = [name for name in ("NDims", "DimSize", "ElementType") if name not in header]
+            if missing:
+                raise VolumeError(f"{label}: its header lacks {', '.join(missing)}; the file is damaged")
+            return header, end
+    if "NDims" in header:
+        raise VolumeError(f"{label}: its header lacks ElementDataFile; the file is damaged")
+    raise VolumeError(
+        f"{label}: is not a MetaImage, its content is {content(head)}; name a file that is what its suffix says"
+    )
+
+
+def _data_type(header: Mapping[str, str], label: str) -> np.dtype[Any]:
+    kind = header["ElementType"].removesuffix("_ARRAY")
+    if kind not in _TYPES:
+        raise VolumeError(
+            f"{label}: its voxels are {kind[:40]}, which are not read; save it as one of {', '.join(_TYPES)}"
+        )
+    if header.get("BinaryData") is not None and not _true(header["BinaryData"]):
+        raise VolumeError(f"{label}: its voxels are written as text; save it as binary data")
+    msb = header.get("ElementByteOrderMSB", header.get("BinaryDataByteOrderMSB"))
+    return np.dtype(_TYPES[kind]).newbyteorder(">" if _true(msb) else "<")
+
+
+def _find_data(path: Path, label: str, header: Mapping[str, str], end: int) -> tuple[Path, int]:
+    """Return the file that holds the voxels and where they start; -1 stands for the end less their size."""
+    name = header["ElementDataFile"]
+    if name.upper() == "LOCAL":
+        return path, end
+    if name.upper().startswith("LIST") or "%" in name:
+        raise VolumeError(
+            f"{label}: its voxels are spread over several files ({name[:40]}); save it as one .mha file"
+        )
+    return data_file(path.parent, name, label), int(header.get("HeaderSize", 0))
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    numbers = [float(part) for part in text.split()]
+    if len(numbers) < count:
+        raise ValueError(f"{count} numbers expected in {text[:60]!r}")
+    return numbers[:count]
+
+
+def _true(value: str | None) -> bool:
+    return (value or "").strip().lower() in ("true", "1", "t", "yes")

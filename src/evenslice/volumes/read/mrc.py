@@ -1,0 +1,84 @@
+"""MRC and CCP4 maps, memory-mapped. mrcfile reads and checks the header."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import VolumeError, needs_extra
+from evenslice.volumes.read.source import ArraySource, content, map_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+__all__ = ["MrcSource"]
+
+_HEADER_BYTES = 1024
+
+
+class MrcSource(ArraySource):
+    """A volume, a stack of images, or a stack of volumes, which has an axis t before z."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        header = _read_header(path, label)
+        columns, rows, sections = (int(header[name]) for name in ("nx", "ny", "nz"))
+        if min(columns, rows, sections) < 0 or int(header.nsymbt) < 0:
+            raise VolumeError(
+                f"{label}: its header claims the impossible shape {(sections, rows, columns)}; the file is damaged"
+            )
+        names = _names(header)
+        shape: tuple[int, ...] = (sections, rows, columns)
+        depth = int(header.mz)
+        stacked = int(header.ispg) > 400  # MRC2014: a stack of volumes adds 400 to the space group
+        if stacked:
+            if depth < 1 or sections % depth:
+                raise VolumeError(
+                    f"{label}: its {sections} sections are no whole number of volumes of {depth}; the file is damaged"
+                )
+            shape, names = (sections // depth, depth, rows, columns), f"t{names}"
+        super().__init__(
+            map_file(path, label, _data_type(header, label), _HEADER_BYTES + int(header.nsymbt), shape)
+        )
+        self.format = "MRC volume stack" if stacked else "MRC"
+        self.names = names
+        # mz is 1 in a stack of images, whose distance nothing states.
+        if stacked or depth == sections:
+            sizes = {axis: float(header.cella[axis]) / max(int(header[f"m{axis}"]), 1) for axis in "xyz"}
+            self.spacing = tuple(sizes.get(name, float("nan")) for name in names)
+            self.unit = "angstrom"
+
+
+def _read_header(path: Path, label: str) -> Any:
+    with needs_extra("volumes", "reading an MRC volume"):
+        import mrcfile
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+    if head[208:212] not in (b"MAP ", b"MAP\0"):
+        raise VolumeError(
+            f"{label}: is not an MRC file, its content is {content(head)}; name a file that is what its suffix says"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what matters of the header is checked here
+        with mrcfile.open(path, header_only=True) as file:
+            return file.header
+
+
+def _data_type(header: Any, label: str) -> np.dtype[Any]:
+    from mrcfile.utils import dtype_from_mode
+
+    mode = int(header.mode)
+    if mode in (3, 4, 101):  # complex numbers, and two voxels in a byte
+        raise VolumeError(
+            f"{label}: its voxels are of the kind {mode}, which is not read; save it as integers or reals (mode 0, 1, 2, 6, 12)"
+        )
+    kind: np.dtype[Any] = np.dtype(dtype_from_mode(header.mode))
+    return kind.newbyteorder(header.mode.dtype.byteorder)
+
+
+def _names(header: Any) -> str:
+    """Name sections, rows and columns by the header's axes; files without them store z, y, x."""
+    axes = [int(header[name]) for name in ("maps", "mapr", "mapc")]
+    return "".join(" xyz"[axis] for axis in axes) if sorted(axes) == [1, 2, 3] else "zyx"

@@ -1,0 +1,164 @@
+"""NIfTI-1 and NIfTI-2 files (``.nii``, ``.nii.gz``), read slab by slab through nibabel.
+
+Only the fixed-size header is parsed; header extensions, whose claimed length nothing bounds, are skipped. A gzip stream
+cannot be entered in the middle: a small one is decompressed once, a large one is read through an index of entry points
+(the package indexed_gzip, which nibabel uses where it is installed), a few MiB of decompression a read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import VolumeError, needs_extra
+from evenslice.volumes.read.deflate import MOST_COMPRESSION
+from evenslice.volumes.read.source import Source, content
+from evenslice.volumes.units import normal_unit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["NiftiSource"]
+
+IN_MEMORY = 2**27
+"""Bytes up to which a compressed volume is decompressed once and kept."""
+
+_HEADER_BYTES = 540
+_PIECE_BYTES = 2**20
+
+
+class NiftiSource(Source):
+    """The voxels of a NIfTI file in stored order (x, y, z, ...), with the header's scaling applied."""
+
+    format = "NIfTI"
+
+    def __init__(self, path: Path, label: str) -> None:
+        header = _read_header(path, label)
+        self._compressed = path.name.lower().endswith(".gz")
+        self.shape = tuple(int(length) for length in header.get_data_shape())
+        stored = header.get_data_dtype()
+        offset = header.get_data_offset()
+        slope, inter = header.get_slope_inter()
+        self._slope, self._inter = slope or 1.0, inter or 0.0
+        self._scaled = (self._slope, self._inter) != (1.0, 0.0)
+        # Single precision holds scaled 16-bit integers exactly enough, at half the memory of nibabel's double.
+        self.dtype = np.result_type(stored, np.float32) if self._scaled and stored.kind in "iuf" else stored
+        count = len(self.shape)
+        self.names = "xyztc"[:count] if count <= 5 else None
+        zooms = [float(zoom) for zoom in header.get_zooms()]
+        self.spacing = (*zooms[:3], *(math.nan for _ in zooms[3:]))
+        self.unit = normal_unit(header.get_xyzt_units()[0])
+        self.affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        self._nbytes = math.prod(self.shape) * stored.itemsize
+        if self._nbytes > 0:
+            _check_size(path, label, offset + self._nbytes, compressed=self._compressed)
+        self._proxy = _nibabel().arrayproxy.ArrayProxy(str(path), (self.shape, stored, offset))
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Read and scale; a large compressed file is decompressed by whole slices, then cropped."""
+        if not self._compressed:
+            raw = self._proxy[key]
+        elif self._nbytes <= IN_MEMORY:
+            raw = self._in_memory[key]
+        else:
+            # Each row of a crop would be a seek of its own, and each seek decompresses up to 4 MiB.
+            whole = tuple(slice(part.start, part.stop) for part in key[2:])
+            steps = tuple(slice(None, None, part.step) for part in key[2:])
+            raw = self._proxy[(slice(None), slice(None), *whole)][(*key[:2], *steps)]
+        if not self._scaled:
+            return np.asarray(raw)
+        return (np.asarray(raw, np.float64) * self._slope + self._inter).astype(self.dtype)
+
+    @cached_property
+    def _in_memory(self) -> NDArray[Any]:
+        """The stored voxels; what follows them is decompressed too, for the checksum stands at the end."""
+        with gzip.open(self._proxy.file_like) as stream:
+            stream.seek(self._proxy.offset)
+            content = stream.read(self._nbytes)
+            for _ in range(IN_MEMORY // _PIECE_BYTES):  # no further, whatever somebody hid there
+                if not stream.read(_PIECE_BYTES):
+                    break
+        return np.frombuffer(content, self._proxy.dtype).reshape(self.shape, order="F")
+
+
+def _nibabel() -> Any:
+    """Import nibabel, whose own types are partial."""
+    with needs_extra("volumes", "reading a NIfTI volume"):
+        import nibabel
+    return nibabel
+
+
+def _read_header(path: Path, label: str) -> Any:
+    """Parse the fixed-size header of either version.
+
+    Raises:
+        VolumeError: the file is no NIfTI file, or its header claims an impossible array.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+    if path.name.lower().endswith(".gz"):
+        if not head.startswith(b"\x1f\x8b"):
+            raise VolumeError(
+                f"{label}: is not gzip-compressed, its content is {content(head)}; name a .nii.gz file"
+            )
+        with gzip.open(path) as stream:
+            head = stream.read(_HEADER_BYTES)
+    if head[344:348] == b"n+1\0":
+        header = _nibabel().Nifti1Header(head[:348], check=False)
+    elif head[4:8] == b"n+2\0" and len(head) == _HEADER_BYTES:
+        header = _nibabel().Nifti2Header(head, check=False)
+    else:
+        raise VolumeError(
+            f"{label}: is not a NIfTI file, its content is {content(head)}; name a .nii or .nii.gz file"
+        )
+    if not 1 <= int(header["dim"][0]) <= 7 or min(header.get_data_shape()) < 0:
+        raise VolumeError(
+            f"{label}: its header claims the impossible shape {header.get_data_shape()}; the file is damaged"
+        )
+    return header
+
+
+def _check_size(path: Path, label: str, needed: int, *, compressed: bool) -> None:
+    """Raise if a file cannot hold the bytes its header claims.
+
+    A compressed file is decompressed for this, piece by piece, only if the length noted at its end (modulo 2**32, and
+    of its last part alone) is not the claimed one.
+    """
+    held = path.stat().st_size
+    if compressed:
+        if needed > held * MOST_COMPRESSION:
+            held *= MOST_COMPRESSION  # what it holds at the very most
+        elif _noted_length(path) == needed % 2**32:
+            return
+        else:
+            held = _decompressed_length(path, needed)
+    if held < needed:
+        raise VolumeError(
+            f"{label}: is truncated, its header claims {needed:,} bytes and the file holds at most {held:,}; copy it again"
+        )
+
+
+def _noted_length(path: Path) -> int:
+    """Return the length of the uncompressed data that the last four bytes of a gzip file state."""
+    with path.open("rb") as file:
+        file.seek(-4, 2)
+        return int.from_bytes(file.read(4), "little")
+
+
+def _decompressed_length(path: Path, enough: int) -> int:
+    """Count decompressed bytes up to ``enough``, stopping where the stream breaks off or is damaged."""
+    count = 0
+    with gzip.open(path) as stream:
+        try:
+            while count < enough and (piece := stream.read(_PIECE_BYTES)):
+                count += len(piece)
+        except (EOFError, OSError, zlib.error):
+            pass  # what could be read until here is the answer
+    return count

@@ -1,0 +1,222 @@
+"""NRRD, the format of Teem and 3D Slicer: a text header with the voxels behind it or in a file of their own.
+
+pynrrd parses the fields. Source of their meaning: https://teem.sourceforge.net/nrrd/format.html.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import VolumeError, needs_extra
+from evenslice.volumes.orientation import affine_from_lps
+from evenslice.volumes.read.places import data_file
+from evenslice.volumes.read.raw import RawVoxels, head_of
+from evenslice.volumes.read.source import Source, content
+from evenslice.volumes.units import common_unit, normal_unit, scale_to
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.read.raw import Encoding
+    from evenslice.volumes.units import Unit
+
+__all__ = ["NrrdSource"]
+
+_ENCODINGS: dict[str, Encoding] = {
+    "raw": "raw",
+    "gzip": "deflate",
+    "gz": "deflate",
+    "bzip2": "bzip2",
+    "bz2": "bzip2",
+}
+_SIGNS = {
+    "left-posterior-superior": (1, 1, 1),
+    "lps": (1, 1, 1),
+    "right-anterior-superior": (-1, -1, 1),
+    "ras": (-1, -1, 1),
+    "left-anterior-superior": (1, -1, 1),
+    "las": (1, -1, 1),
+}
+"""What turns the axes of an anatomical space into left, back, head."""
+
+_SPATIAL_KINDS = {"domain", "space"}
+
+
+class NrrdSource(Source):
+    """The voxels of a NRRD file in stored order, the fastest axis first."""
+
+    format = "NRRD"
+
+    def __init__(self, path: Path, label: str) -> None:
+        header, end = _parse(head_of(path), label)
+        self.shape = tuple(int(size) for size in header["sizes"])
+        if len(self.shape) != header["dimension"] or not 1 <= len(self.shape) <= 7:
+            raise VolumeError(
+                f"{label}: its header claims {header['dimension']} axes of sizes {self.shape}; the file is damaged"
+            )
+        self.dtype = _data_type(header, label)
+        directions = _directions(header, len(self.shape))
+        spatial = _spatial_axes(header, directions, len(self.shape))
+        self.names = _names(header, spatial, len(self.shape))
+        self.spacing, self.unit = _spacing(header, directions, spatial, len(self.shape))
+        if len(spatial) == 3 and directions is not None:
+            self.affine = _affine(header, [directions[axis] for axis in spatial], self.unit)
+        encoding = _ENCODINGS.get(str(header["encoding"]).lower())
+        if encoding is None:
+            raise VolumeError(
+                f"{label}: its voxels are encoded as {str(header['encoding'])[:40]!r}; save it as raw or gzip"
+            )
+        data, offset = _find_data(path, label, header, end)
+        if data != path:
+            self.files = (path, data)
+        if offset < 0:
+            offset = data.stat().st_size - math.prod(self.shape) * self.dtype.itemsize
+        self._voxels = RawVoxels(data, label, self.dtype, self.shape, offset, encoding)
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Map, or decompress."""
+        return self._voxels.read(key)
+
+
+def _parse(head: bytes, label: str) -> tuple[Mapping[str, Any], int]:
+    """Read the fields up to the empty line.
+
+    Returns:
+        The fields by name without spaces ("datafile" for "data file"), and where the header ends.
+    """
+    if not head.startswith(b"NRRD000"):
+        raise VolumeError(
+            f"{label}: is not a NRRD file, its content is {content(head)}; name a file that is what its suffix says"
+        )
+    with needs_extra("medical", "reading a NRRD volume"):
+        from nrrd import read_header
+    lines: list[bytes] = []
+    for line in head.splitlines(keepends=True):
+        lines.append(line)
+        if not line.strip():
+            break
+    fields = {name.replace(" ", ""): value for name, value in read_header(lines).items()}
+    missing = [name for name in ("dimension", "type", "encoding", "sizes") if name not in fields]
+    if missing:
+        raise VolumeError(f"{label}: its header lacks {', '.join(missing)}; the file is damaged")
+    return fields, sum(map(len, lines))
+
+
+def _data_type(header: Mapping[str, Any], label: str) -> np.dtype[Any]:
+    """Translate Teem's many spellings of a type."""
+    words = str(header["type"]).lower().removesuffix("_t").split()
+    name = "".join(word for word in words if word not in ("signed", "int")) or "int"
+    if name.startswith("unsigned"):
+        name = f"u{name.removeprefix('unsigned') or 'int'}"
+    code = {
+        "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1",
+        "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
+        "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4",
+        "longlong": "i8", "int64": "i8", "ulonglong": "u8", "uint64": "u8",
+        "float": "f4", "double": "f8",
+    }.get(name)  # fmt: skip
+    if code is None:
+        raise VolumeError(
+            f"{label}: its voxels are of the type {str(header['type'])[:40]!r}, which is not read"
+        )
+    return np.dtype(code).newbyteorder(">" if str(header.get("endian", "little")).lower() == "big" else "<")
+
+
+def _directions(header: Mapping[str, Any], count: int) -> list[NDArray[np.float64] | None] | None:
+    """Return the step in space along each axis, None for an axis that is not spatial; None if nothing is stated."""
+    stated = header.get("spacedirections")
+    if stated is None:
+        return None
+    rows = [None if row is None or np.isnan(row).any() else np.asarray(row, float) for row in stated]
+    if len(rows) != count:
+        raise ValueError(f"{len(rows)} space directions for {count} axes")
+    return rows
+
+
+def _spatial_axes(
+    header: Mapping[str, Any], directions: Sequence[NDArray[np.float64] | None] | None, count: int
+) -> list[int]:
+    """Return which axes are x, y, z: those with a direction, else those of a spatial kind, else the only three."""
+    if directions is not None:
+        return [axis for axis, step in enumerate(directions) if step is not None]
+    kinds = [str(kind).lower() for kind in header.get("kinds", ())]
+    named = [axis for axis, kind in enumerate(kinds[:count]) if kind in _SPATIAL_KINDS]
+    return named or (list(range(count)) if count <= 3 else [])
+
+
+def _names(header: Mapping[str, Any], spatial: Sequence[int], count: int) -> str | None:
+    """Name three spatial axes x, y, z; another is time if the file says so, else a channel."""
+    if len(spatial) > 3 or (count >= 3 and len(spatial) != 3):
+        return None
+    kinds = [str(kind).lower() for kind in header.get("kinds", ())] + [""] * count
+    names = ["t" if kind == "time" else "c" for kind in kinds[:count]]
+    for axis, name in zip(spatial, "xyz", strict=False):
+        names[axis] = name
+    joined = "".join(names)
+    return joined if len(set(joined)) == count else None
+
+
+def _spacing(
+    header: Mapping[str, Any],
+    directions: Sequence[NDArray[np.float64] | None] | None,
+    spatial: Sequence[int],
+    count: int,
+) -> tuple[tuple[float, ...] | None, Unit | None]:
+    """Return voxel sizes from the directions in space, or from the spacings of the axes, each with a unit of its own."""
+    if directions is not None:
+        steps = [math.nan if step is None else float(np.linalg.norm(step)) for step in directions]
+        units = {normal_unit(unit) for unit in header.get("spaceunits", ())}
+        anatomical = _space(header) in _SIGNS
+        unit = units.pop() if len(units) == 1 else "mm" if anatomical and not units else None
+        return tuple(steps), unit
+    if "spacings" not in header or not spatial:
+        return None, None
+    stated = [float(size) for size in header["spacings"]]
+    names = [normal_unit(unit) for unit in header.get("units", ())] + [None] * count
+    sizes, unit = common_unit([stated[axis] for axis in spatial], [names[axis] for axis in spatial])
+    if sizes is None:
+        return None, None
+    by_axis = dict(zip(spatial, sizes, strict=True))
+    return tuple(by_axis.get(axis, math.nan) for axis in range(count)), unit
+
+
+def _space(header: Mapping[str, Any]) -> str:
+    return str(header.get("space", "")).lower().removesuffix("-time")
+
+
+def _affine(
+    header: Mapping[str, Any], steps: Sequence[NDArray[np.float64] | None], unit: Unit | None
+) -> NDArray[np.float64] | None:
+    """Return the map to patient space, where the file names an anatomical space."""
+    signs = _SIGNS.get(_space(header))
+    if signs is None or unit is None:
+        return None
+    millimetres = np.array(signs) * scale_to(unit, "mm")
+    columns = np.stack([step for step in steps if step is not None], axis=1)
+    origin = np.asarray(header.get("spaceorigin", np.zeros(3)), float)
+    if columns.shape != (3, 3) or origin.shape != (3,):
+        return None
+    return affine_from_lps(columns * millimetres[:, None], origin * millimetres)
+
+
+def _find_data(path: Path, label: str, header: Mapping[str, Any], end: int) -> tuple[Path, int]:
+    """Return the file that holds the voxels and where they start; -1 stands for the end less their size."""
+    if header.get("lineskip"):
+        raise VolumeError(f"{label}: lines of text come before its voxels; save it as one .nrrd file")
+    skip = int(header.get("byteskip", 0))
+    if skip < 0 and str(header["encoding"]).lower() != "raw":
+        raise VolumeError(f"{label}: its byte skip {skip} applies to raw voxels alone; the file is damaged")
+    name = header.get("datafile")
+    if name is None:
+        return path, end + skip if skip >= 0 else -1
+    if str(name).upper().startswith("LIST") or "%" in str(name):
+        raise VolumeError(
+            f"{label}: its voxels are spread over several files ({str(name)[:40]}); save it as one .nrrd file"
+        )
+    return data_file(path.parent, str(name), label), skip

@@ -1,0 +1,110 @@
+"""Voxels that follow a text header, as MetaImage and NRRD have them: as they are, or compressed as one stream."""
+
+from __future__ import annotations
+
+import bz2
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from evenslice._core import VolumeError
+from evenslice.volumes.read.deflate import DeflatedFile
+from evenslice.volumes.read.source import map_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["IN_MEMORY", "Encoding", "RawVoxels", "head_of"]
+
+IN_MEMORY = 2**27
+"""Bytes up to which compressed voxels are decompressed once and kept."""
+
+Encoding = Literal["raw", "deflate", "bzip2"]
+
+_HEADER_BYTES = 2**16
+
+
+class RawVoxels:
+    """The voxels of a file from an offset on, the first axis varying fastest.
+
+    Args:
+        path: the file that holds them.
+        label: what the user opened, for messages.
+        dtype: data type as stored, with its byte order.
+        shape: number of voxels along each axis, the fastest first.
+        offset: where they start.
+        encoding: how they are stored.
+
+    Raises:
+        VolumeError: the file cannot hold what the header claims.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        label: str,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        offset: int,
+        encoding: Encoding,
+    ) -> None:
+        self._path, self._label, self._dtype, self._shape, self._offset = path, label, dtype, shape, offset
+        self._nbytes = math.prod(shape) * dtype.itemsize
+        if offset < 0 or min(shape, default=0) < 0:
+            raise VolumeError(
+                f"{label}: its header claims the impossible shape {shape} from byte {offset:,} on; the file is damaged"
+            )
+        self._mapped = map_file(path, label, dtype, offset, shape, "F") if encoding == "raw" else None
+        self._deflated = (
+            DeflatedFile(path, label, offset, self._nbytes)
+            if encoding == "deflate" and self._nbytes
+            else None
+        )
+        if encoding == "bzip2" and self._nbytes > IN_MEMORY:
+            raise VolumeError(
+                f"{label}: is compressed with bzip2, which is read up to {IN_MEMORY:,} bytes and not in part; save it with gzip"
+            )
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Return the part under ``key``; of a large compressed file, decompress from its first voxel to its last."""
+        if self._mapped is not None:
+            return self._mapped[key]
+        if self._deflated is None or self._nbytes <= IN_MEMORY:
+            return self._in_memory[key]
+        strides = np.cumprod([self._dtype.itemsize, *self._shape[:-1]], dtype=np.int64).tolist()
+        first = sum(part.start * stride for part, stride in zip(key, strides, strict=True))
+        last = sum((part.stop - 1) * stride for part, stride in zip(key, strides, strict=True))
+        content = self._deflated.read(first, last + self._dtype.itemsize - first)
+        lengths = [len(range(part.start, part.stop, part.step or 1)) for part in key]
+        steps = [stride * (part.step or 1) for part, stride in zip(key, strides, strict=True)]
+        return np.ndarray(lengths, self._dtype, content, 0, steps)
+
+    @cached_property
+    def _in_memory(self) -> NDArray[Any]:
+        """All voxels of a compressed file."""
+        if self._deflated is not None:
+            content = self._deflated.read(0, self._nbytes)
+        else:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                content = _unzip_bzip2(file.read(self._nbytes + _HEADER_BYTES), self._nbytes)
+        if len(content) < self._nbytes:
+            raise VolumeError(
+                f"{self._label}: is truncated, its header claims {self._nbytes:,} bytes and {self._path.name} holds {len(content):,}; copy it again"
+            )
+        return np.frombuffer(content, self._dtype).reshape(self._shape, order="F")
+
+
+def _unzip_bzip2(content: bytes, most: int) -> bytes:
+    """Decompress at most so many bytes; bzip2 never grows what it compresses by more than a little."""
+    return bz2.BZ2Decompressor().decompress(content, most)
+
+
+def head_of(path: Path) -> bytes:
+    """Return the first bytes of a file, in which its text header has to end."""
+    with path.open("rb") as file:
+        return file.read(_HEADER_BYTES)

@@ -1,0 +1,201 @@
+"""A folder of single images (TIFF, PNG or JPEG), one a slice, in the natural order of their names.
+
+"slice2" comes before "slice10". Each file is opened once to check that all are alike, and again when it is read.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import VolumeError, needs_extra
+from evenslice.volumes.read.deflate import MOST_COMPRESSION
+from evenslice.volumes.read.source import BoundedFile, Source, reading, require_chunk, require_signature
+from evenslice.volumes.read.tiff import TiffSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["KINDS", "SliceFolderSource", "natural_order", "slice_files"]
+
+KINDS = {
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+}
+"""What single images are called by the endings of their names."""
+
+_MODES = {
+    "1": (np.bool_, 1),
+    "L": (np.uint8, 1),
+    "P": (np.uint8, 1),  # the index into the palette: the class, in an image of labels
+    "I;16": (np.uint16, 1),
+    "I;16B": (np.uint16, 1),
+    "I": (np.int32, 1),
+    "LA": (np.uint8, 2),
+    "RGB": (np.uint8, 3),
+    "RGBA": (np.uint8, 4),
+    "CMYK": (np.uint8, 4),
+}
+"""Pillow's modes: the type of a sample, and how many a pixel has."""
+
+
+class SliceFolderSource(Source):
+    """The images of a folder as z, y, x; an axis s holds the samples of a pixel where there are several."""
+
+    def __init__(self, files: list[Path], label: str) -> None:
+        self.files = tuple(files)
+        self._label = label
+        kind = KINDS[files[0].suffix.lower()]
+        self.format = f"folder of {kind} slices"
+        shape, self.dtype = _describe(files[0], label)
+        for file in files[1:]:
+            other = _describe(file, label)
+            if other != (shape, self.dtype):
+                raise VolumeError(
+                    f"{label}: slices differ, {files[0].name} has {_words(shape, self.dtype)} and {file.name} {_words(*other)}; make them alike, or name another folder"
+                )
+        self.shape = (len(files), *shape)
+        self.names = "zyxs"[: len(self.shape)]
+        self.chunks = (1, *shape)
+        require_chunk(label, "its slices", shape, self.dtype)
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Decode the slices under ``key``."""
+        files = self.files or ()
+        slices = [_read(file, self._label, self.shape[1:], key[1:]) for file in files[key[0]]]
+        return np.stack(slices)
+
+
+def slice_files(path: Path, label: str) -> list[Path]:
+    """Return the images of a folder in natural order; none if there are none.
+
+    Raises:
+        VolumeError: there are images of different kinds.
+    """
+    files = [
+        file for file in path.iterdir() if _kind(file) and not file.name.startswith(".") and file.is_file()
+    ]
+    kinds = sorted({_kind(file) for file in files})
+    if len(kinds) > 1:
+        raise VolumeError(
+            f"{label}: is a folder of {' and '.join(kinds)} images; keep one kind, or name a folder that holds one"
+        )
+    return natural_order(files)
+
+
+def natural_order(files: Iterable[Path]) -> list[Path]:
+    """Sort files by name, numbers in it by value.
+
+    Example:
+        >>> from pathlib import Path
+        >>> [file.name for file in natural_order([Path("z10.png"), Path("z9.png"), Path("z9b.png")])]
+        ['z9.png', 'z9b.png', 'z10.png']
+    """
+    return sorted(files, key=lambda file: (_natural_key(file.stem), file.name))
+
+
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    # Text and numbers alternate, so that text is never compared with a number.
+    return [
+        (int(part), "") if number % 2 else (0, part.lower())
+        for number, part in enumerate(re.split(r"([0-9]{1,18})", name))
+    ]
+
+
+def _kind(file: Path) -> str:
+    return KINDS.get(file.suffix.lower(), "")
+
+
+def _words(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    return f"{' x '.join(map(str, shape))} {dtype}"
+
+
+def _describe(file: Path, label: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape (y, x) or (y, x, sample) and the data type of an image, from its header."""
+    if _kind(file) == "TIFF":
+        with reading(f"{label}: {file.name}", "TIFF"):
+            return _tiff_plane(file, label)[:2]
+    with _image(file, label) as image:
+        dtype, samples = _MODES[image.mode]
+        shape = (image.height, image.width, *((samples,) if samples > 1 else ()))
+        return shape, np.dtype(dtype)
+
+
+def _read(file: Path, label: str, shape: tuple[int, ...], key: tuple[slice, ...]) -> NDArray[Any]:
+    """Decode the part of an image under ``key``."""
+    with reading(f"{label}: {file.name}", _kind(file)):
+        if _kind(file) == "TIFF":
+            found, _, source, lead = _tiff_plane(file, label)
+            _require_shape(found, shape, file, label)
+            part = source.read((*lead, *key))
+            return part.reshape(part.shape[len(lead) :])
+        with _image(file, label) as image:
+            pixels = np.asarray(image)
+            _require_shape(pixels.shape, shape, file, label)
+            return pixels[key]
+
+
+def _require_shape(found: tuple[int, ...], shape: tuple[int, ...], file: Path, label: str) -> None:
+    if found != shape:
+        raise VolumeError(f"{label}: {file.name} has changed since the folder was opened; open it again")
+
+
+def _tiff_plane(
+    file: Path, label: str
+) -> tuple[tuple[int, ...], np.dtype[Any], TiffSource, tuple[slice, ...]]:
+    """Open a TIFF file of one image; return its shape, type, source, and the index of what stands before y and x.
+
+    Raises:
+        VolumeError: it holds several pages, or its samples lie in planes of their own.
+    """
+    source = TiffSource(file, f"{label}: {file.name}")
+    planes = 3 if (source.names or "").endswith("s") else 2
+    lead = source.shape[: len(source.shape) - planes]
+    if len(source.shape) < planes or any(length > 1 for length in lead):
+        raise VolumeError(
+            f"{label}: {file.name} holds {' x '.join(map(str, source.shape))} voxels, not one slice; name that file, or keep only single slices"
+        )
+    return source.shape[len(lead) :], source.dtype.newbyteorder("="), source, (slice(0, 1),) * len(lead)
+
+
+@contextmanager
+def _image(file: Path, label: str) -> Iterator[Any]:
+    """Open a PNG or JPEG image for the length of a block; nothing but its header is read.
+
+    Pillow's own limit of pixels, which holds for the whole process, does not apply to the readers of single formats:
+    slices of electron microscopy are larger. What the file can hold at most is the limit here.
+    """
+    with needs_extra("volumes", "reading PNG and JPEG slices"):
+        from PIL.JpegImagePlugin import JpegImageFile
+        from PIL.PngImagePlugin import PngImageFile
+    kind = _kind(file)
+    where = f"{label}: {file.name}"
+    require_signature(file, where, f"a {kind} image")
+    with reading(where, kind), BoundedFile(file) as stream:
+        image = PngImageFile(stream) if kind == "PNG" else JpegImageFile(stream)
+        if image.mode not in _MODES:
+            raise VolumeError(f"{where}: its pixels are of the kind {image.mode}; save it as grayscale")
+        _check_image(image, kind, file.stat().st_size, where)
+        yield image
+
+
+def _check_image(image: Any, kind: str, held: int, where: str) -> None:
+    """Raise if an image claims more than its file can hold, or holds what would be cut to 8 bits."""
+    dtype, samples = _MODES[image.mode]
+    pixels = image.width * image.height
+    if kind == "PNG" and pixels * samples * np.dtype(dtype).itemsize // 8 > held * MOST_COMPRESSION:
+        raise VolumeError(
+            f"{where}: claims {image.width} x {image.height} pixels in {held:,} bytes; it is damaged"
+        )
+    require_chunk(where, "its pixels", (image.height, image.width, samples), np.dtype(dtype))
+    if samples > 1 and any(";16" in str(tile[3]) for tile in image.tile):
+        raise VolumeError(f"{where}: is a colour image of 16 bits; save it as grayscale, or as TIFF")

@@ -1,0 +1,192 @@
+"""Multi-page TIFF: plain, ImageJ, OME and BigTIFF, compressed or not, in strips or tiles.
+
+tifffile parses the file; the voxels are then read from the positions it found. What is stored uncompressed in one piece
+is memory-mapped; otherwise the strips or tiles that lie under a window are read and decoded one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from evenslice._core import VolumeError, needs_extra
+from evenslice.volumes.read.places import confined
+from evenslice.volumes.read.source import ArraySource, Source, map_file, reading, require_signature
+from evenslice.volumes.read.tiff_pages import PageReader
+from evenslice.volumes.units import common_unit, normal_unit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import tifffile
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.units import Unit
+
+__all__ = ["TiffSource"]
+
+# Without any handler, logging prints what tifffile says about damaged files beside the one line of our own error.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+class TiffSource(Source):
+    """The one image of a TIFF file, in the order of its pages."""
+
+    format = "TIFF"
+
+    def __init__(self, path: Path, label: str) -> None:
+        with needs_extra("volumes", "reading a TIFF volume"):
+            import tifffile
+        require_signature(path, label, "a TIFF file")
+        with tifffile.TiffFile(path) as tif:
+            _check_chain(tif, label)
+            _check_description(tif, label)
+            _check_companions(tif, path, label)
+            series = _only_series(tif, label)
+            self.format = _variant(tif)
+            self.shape = tuple(series.shape)
+            self.dtype = np.dtype(series.dtype)
+            self.names = _names(series.axes)
+            self.spacing, self.unit = _spacing(tif, series)
+            if series.dataoffset is not None and not series.is_multifile:
+                stored = self.dtype.newbyteorder(tif.byteorder)
+                mapped = map_file(path, label, stored, series.dataoffset, self.shape)
+                self._reader: ArraySource | PageReader = ArraySource(mapped)
+            else:
+                self._reader = PageReader(series, path, label)
+                self.chunks = self._reader.chunks
+                self.files = self._reader.files if series.is_multifile else None
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Map, or decode the strips and tiles under ``key``."""
+        return self._reader.read(key)
+
+
+def _check_chain(tif: tifffile.TiffFile, label: str) -> None:
+    """Raise if the chain of pages does not end with a zero; tifffile takes a broken one for a short one."""
+    with reading(label, "TIFF"):
+        last = tif.pages.next_page_offset
+        size = tif.tiff.offsetsize
+        tif.filehandle.seek(last or 0)
+        pointer = tif.filehandle.read(size)
+    if len(pointer) < size or any(pointer):
+        raise VolumeError(
+            f"{label}: is truncated, only {len(tif.pages)} of its pages can be found in {tif.filehandle.size:,} bytes; copy it again"
+        )
+
+
+def _check_description(tif: tifffile.TiffFile, label: str) -> None:
+    """Raise if the first page points to a description that is not there.
+
+    tifffile goes on without it; then the order of the pages, which OME and ImageJ state there, would be a guess.
+    """
+    page = tif.pages.first
+    if 270 in page.tags:
+        return
+    file, layout = tif.filehandle, tif.tiff
+    file.seek(page.offset)
+    (count,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    entries = file.read(count * layout.tagsize)
+    codes = [entries[start : start + 2] for start in range(0, len(entries), layout.tagsize)]
+    if struct.pack(f"{tif.byteorder}H", 270) in codes:
+        raise VolumeError(
+            f"{label}: is truncated, the description of its axes lies beyond its end; copy it again"
+        )
+
+
+def _check_companions(tif: tifffile.TiffFile, path: Path, label: str) -> None:
+    """Raise if the OME-XML says that pages lie in a file of another folder, before tifffile opens it."""
+    if not tif.is_ome:
+        return
+    with reading(label, "OME-TIFF"):
+        root = ET.fromstring(tif.ome_metadata or "")  # noqa: S314  # tifffile parses the same text
+        names = [
+            str(element.get("FileName"))
+            for element in root.iter()
+            # What has the identity of the file itself is in this file, whatever it was called when it was written.
+            if element.tag.endswith("UUID") and element.get("FileName") and element.text != root.get("UUID")
+        ]
+    for name in names:
+        confined(path.parent, name, label)
+
+
+def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:
+    """Return the image of the file.
+
+    Raises:
+        VolumeError: the file holds several images, or voxels of a kind that tifffile does not decode.
+    """
+    found = tif.series
+    if len(found) != 1:
+        shapes = ", ".join(str(series.shape) for series in found[:4])
+        raise VolumeError(
+            f"{label}: holds {len(found)} images of different kinds ({shapes}); save the volume to a file of its own"
+        )
+    series = found[0]
+    if series.keyframe.dtype is None or series.transform is not None:
+        raise VolumeError(
+            f"{label}: its voxels are encoded in a way that cannot be read; save it as plain TIFF"
+        )
+    return series
+
+
+def _variant(tif: tifffile.TiffFile) -> str:
+    """Return the name of the TIFF dialect."""
+    dialect = "ImageJ TIFF" if tif.is_imagej else "OME-TIFF" if tif.is_ome else "TIFF"
+    return f"{dialect} (BigTIFF)" if tif.is_bigtiff else dialect
+
+
+def _names(axes: str) -> str | None:
+    """Translate tifffile's axis letters: the one axis of pages whose meaning nobody stated is z."""
+    names = axes.lower()
+    unknown = [letter for letter in names if letter in "qi"]
+    if len(unknown) == 1 and "z" not in names:
+        names = names.replace(unknown[0], "z")
+    return names if len(set(names)) == len(names) else None
+
+
+def _spacing(
+    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries
+) -> tuple[tuple[float, ...] | None, Unit | None]:
+    """Return the voxel size along each dimension of a series, from OME-XML or from ImageJ's or tifffile's notes."""
+    sizes: tuple[float, ...] | None
+    if tif.is_ome:
+        sizes, unit = _ome_spacing(tif.ome_metadata)
+    else:
+        shaped = tif.shaped_metadata
+        sizes, unit = _noted_spacing(tif.imagej_metadata or (shaped[0] if shaped else {}), series.keyframe)
+    names = _names(series.axes)
+    if sizes is None or names is None:
+        return None, None
+    by_name = dict(zip("zyx", sizes, strict=True))
+    return tuple(by_name.get(name, math.nan) for name in names), unit
+
+
+def _ome_spacing(xml: str | None) -> tuple[tuple[float, ...] | None, Unit | None]:
+    """Read PhysicalSizeZ, Y and X of the first image; micrometres unless it states a unit, as OME-XML has it."""
+    from tifffile import xml2dict
+
+    image = xml2dict(xml or "")["OME"]["Image"]
+    pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+    keys = [f"PhysicalSize{axis}" for axis in "ZYX"]
+    if not all(key in pixels for key in keys):
+        return None, None
+    units = [normal_unit(pixels.get(f"{key}Unit", "um")) for key in keys]
+    return common_unit([float(pixels[key]) for key in keys], units)
+
+
+def _noted_spacing(
+    notes: dict[str, Any], page: tifffile.TiffPage
+) -> tuple[tuple[float, float, float] | None, Unit | None]:
+    """Read the distance of slices from the notes; the resolution tags give pixels per the same unit, as in ImageJ."""
+    x, y = page.resolution
+    try:
+        z = float(notes["spacing"])
+    except (KeyError, TypeError, ValueError):
+        return None, None
+    return ((z, 1 / y, 1 / x), normal_unit(notes.get("unit"))) if x > 0 and y > 0 else (None, None)

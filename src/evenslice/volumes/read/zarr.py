@@ -1,0 +1,185 @@
+"""Zarr arrays (format 2 and 3) and OME-Zarr images (0.1 to 0.5), in a folder or at an address."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import ConfigError, VolumeError, needs_extra
+from evenslice.volumes.read.remote import reaching, remote_store
+from evenslice.volumes.read.source import Source, require_chunk
+from evenslice.volumes.read.zarr_guard import LARGEST_INDEX, guarded
+from evenslice.volumes.units import common_unit, normal_unit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.read.places import Place
+    from evenslice.volumes.units import Unit
+
+__all__ = ["ZarrSource", "is_zarr"]
+
+LARGEST_FILE = 2**34
+"""Bytes of the largest file of a Zarr folder, a chunk or a whole shard, that is read as one."""
+
+_METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
+
+
+def is_zarr(path: Path) -> bool:
+    """Return whether a folder is a Zarr array or group, of either format."""
+    return any((path / name).is_file() for name in _METADATA_FILES)
+
+
+class ZarrSource(Source):
+    """A Zarr array, or one resolution level of an OME-Zarr image."""
+
+    def __init__(self, place: Place) -> None:
+        self._place, self._process = place, os.getpid()
+        with needs_extra("volumes", "reading a Zarr volume"):
+            import zarr
+        with self._reaching():
+            node = zarr.open(_store(place.location, look_around=True), mode="r")
+        label, level = place.label, place.level
+        if isinstance(node, zarr.Array):
+            if level:
+                raise ConfigError(
+                    f"{label}: is a plain Zarr array and has no level {level}; leave the level out"
+                )
+            array = node
+            self.names = _dimension_names(node)
+        else:
+            with self._reaching():
+                image = _first_image(node, label)
+                array = self._open_level(node, image, level, label)
+        self.format = f"{'Zarr' if array is node else 'OME-Zarr'} v{array.metadata.zarr_format}"
+        self.shape = array.shape
+        self.dtype = np.dtype(array.dtype)
+        self.chunks = array.chunks
+        require_chunk(label, "its chunks", self.chunks, self.dtype)
+        if array.shards and 16 * math.prod(array.shards) // math.prod(array.chunks) > LARGEST_INDEX:
+            raise VolumeError(
+                f"{label}: its shards {array.shards} hold more chunks {array.chunks} than an index can list; store smaller shards"
+            )
+        self.array = guarded(array, _store(place.location))
+
+    def _reaching(self) -> AbstractContextManager[None]:
+        """Word errors as those of the network, where there is one."""
+        return reaching(self._place.label) if isinstance(self._place.location, str) else nullcontext()
+
+    def _open_level(self, group: Any, image: Mapping[str, Any], level: int, label: str) -> Any:
+        """Open the array of a level and take over the names, the spacing and the unit of its axes."""
+        import zarr
+
+        datasets = image["datasets"]
+        if not 0 <= level < len(datasets):
+            raise ConfigError(
+                f"{label}: has no level {level}; it has levels 0 to {len(datasets) - 1}, 0 the finest"
+            )
+        array = group[datasets[level]["path"]]
+        if not isinstance(array, zarr.Array):
+            raise VolumeError(f"{label}: level {level} of its metadata is no array; write the image again")
+        axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes") or "tczyx"]
+        if len(axes) != array.ndim:
+            raise VolumeError(
+                f"{label}: its metadata names {len(axes)} axes, its array has {array.ndim}; write the image again"
+            )
+        names = [str(axis["name"]).lower() for axis in axes]
+        self.names = _letters(names)
+        self.spacing, self.unit = _spacing(names, axes, [datasets[level], image])
+        return array
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Decode the chunks under ``key``."""
+        if isinstance(self._place.location, str) and self._process != os.getpid():
+            # Connections do not survive a fork.
+            self.array, self._process = ZarrSource(self._place).array, os.getpid()
+        with self._reaching():
+            return np.asarray(self.array[key])
+
+
+def _store(location: Path | str, *, look_around: bool = False) -> Any:
+    if isinstance(location, str):
+        return remote_store(location, look_around=look_around)
+    return _local_store(location)
+
+
+def _local_store(path: Path) -> Any:
+    """Return a store that reads no file larger than anything that belongs to a volume."""
+    from zarr.storage import LocalStore
+
+    class Bounded(LocalStore):
+        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+            file = self.root / key
+            if byte_range is None and file.is_file() and file.stat().st_size > LARGEST_FILE:
+                raise ValueError(f"the file {key[:80]} has {file.stat().st_size:,} bytes")
+            return await super().get(key, prototype, byte_range)
+
+    return Bounded(path, read_only=True)
+
+
+def _dimension_names(array: Any) -> str | None:
+    """Return the names that Zarr 3 or xarray gave the dimensions, if they are single letters."""
+    named = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    return _letters([str(name).lower() for name in named]) if named else None
+
+
+def _letters(names: list[str]) -> str | None:
+    """Join names of one letter each, all different; longer ones say nothing that evenslice relies on."""
+    joined = "".join(names)
+    return joined if joined.isalpha() and len(joined) == len(names) == len(set(names)) else None
+
+
+def _first_image(group: Any, label: str) -> Mapping[str, Any]:
+    """Return the multiscales entry of an OME-Zarr group: under "ome" since 0.5, at the top before."""
+    attributes = dict(group.attrs)
+    ome = attributes.get("ome", attributes)
+    images = ome.get("multiscales") if isinstance(ome, dict) else None
+    if images:
+        entry: Mapping[str, Any] = images[0]
+        return entry
+    try:
+        inside = ["0"] * ("0" in group) + sorted(group.array_keys()) + sorted(group.group_keys())
+    except NotImplementedError:  # the web lists no folders
+        inside = ["0"] * ("0" in group)
+    if not inside:
+        raise VolumeError(
+            f"{label}: is a Zarr group with nothing in it; name a Zarr array or an OME-Zarr image"
+        )
+    listing = ", ".join(dict.fromkeys(inside[:6]))
+    raise VolumeError(
+        f"{label}: is a Zarr group without OME-Zarr metadata; name what is inside, as {label.rstrip('/')}/{inside[0]} (it holds {listing})"
+    )
+
+
+def _spacing(
+    names: list[str], axes: Sequence[Mapping[str, Any]], transformed: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[float, ...] | None, Unit | None]:
+    """Multiply the scales of a level and of its image, in one unit for z, y and x.
+
+    Source: OME-Zarr 0.4 and 0.5, section "multiscales" metadata: the transformations of a dataset are applied first,
+    those of the image after them.
+    """
+    scale = np.ones(len(names))
+    found = False
+    for entry in transformed:
+        for transformation in entry.get("coordinateTransformations") or []:
+            if transformation.get("type") == "scale":
+                scale = scale * np.asarray(transformation["scale"], float)
+                found = True
+    space = [names.index(name) for name in "zyx" if name in names]
+    if not found or not space:
+        return None, None
+    units = [normal_unit(axes[dimension].get("unit")) for dimension in space]
+    sizes, unit = common_unit([float(scale[dimension]) for dimension in space], units)
+    if sizes is None:
+        return None, None
+    spacing = dict(zip(space, sizes, strict=True))
+    return tuple(spacing.get(dimension, math.nan) for dimension in range(len(names))), unit

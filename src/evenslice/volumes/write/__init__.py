@@ -1,0 +1,1 @@
+"""Writers: one file a format, each importing its library on first use."""

@@ -1,0 +1,167 @@
+"""What is written: the voxels of one volume or of several channels, slab by slab, with their place in space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice.volumes.units import common_unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.units import Unit
+    from evenslice.volumes.volume import Volume
+
+__all__ = ["Image", "Tally", "chunk_shape", "cut", "sizes_in"]
+
+SLAB_BYTES = 2**26
+"""Bytes of the slices that are held at once, unless a single slice of all channels takes more."""
+
+CHUNK_BYTES = 2**21
+DEEPEST_CHUNK = 32
+
+
+class Tally:
+    """Counts written voxels and reports them.
+
+    Args:
+        total: how many there are to write.
+        report: is called with the number of voxels written, and of all, after each piece.
+    """
+
+    def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
+        self._done, self._total, self._report = 0, total, report
+
+    def expect(self, voxels: int) -> None:
+        """Make the total larger: there is more to write than the voxels of the image."""
+        self._total += voxels
+
+    def add(self, voxels: int) -> None:
+        """Count voxels that are written."""
+        self._done += voxels
+        if self._report is not None:
+            self._report(self._done, self._total)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """The voxels to write and what is known of them.
+
+    Attributes:
+        channels: volumes of one shape, data type and place; one of them unless ``stacked``.
+        stacked: whether they lie along a channel axis of their own, which comes first.
+        labels: whether voxels are class numbers, between which there is nothing.
+        dtype: the data type to store, which holds every value of the volumes'.
+        spacing: voxel size along z, y, x, or None if unknown.
+        unit: unit of the spacing, or None if unknown.
+        affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None.
+        tally: is told of every voxel written.
+    """
+
+    channels: tuple[Volume, ...]
+    stacked: bool
+    labels: bool
+    dtype: np.dtype[Any]
+    spacing: tuple[float, float, float] | None
+    unit: Unit | None
+    affine: NDArray[np.float64] | None
+    tally: Tally
+
+    @property
+    def zyx(self) -> tuple[int, int, int]:
+        """The number of voxels along z, y, x."""
+        return self.channels[0].shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape (z, y, x), or (channel, z, y, x)."""
+        return (len(self.channels), *self.zyx) if self.stacked else self.zyx
+
+    @property
+    def size(self) -> int:
+        """The number of voxels of all channels."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of all voxels as they are stored."""
+        return self.size * self.dtype.itemsize
+
+    def slabs(self, multiple: int = 1) -> Iterator[tuple[int, slice, NDArray[Any]]]:
+        """Read channel after channel in slabs of whole slices.
+
+        Args:
+            multiple: the number of slices of a slab is a multiple of it, as far as there are slices.
+
+        Yields:
+            The channel, the slices, and their voxels (z, y, x), C-contiguous, of the data type to store.
+        """
+        depth = self._slab_depth(multiple, 1)
+        for number, channel in enumerate(self.channels):
+            for part in cut(self.zyx[0], depth):
+                voxels = channel[part].astype(self.dtype, copy=False)
+                yield number, part, voxels
+                self.tally.add(voxels.size)
+
+    def stacks(self) -> Iterator[NDArray[Any]]:
+        """Read all channels at once in slabs of whole slices.
+
+        Yields:
+            Voxels (channel, z, y, x) of the data type to store.
+        """
+        for part in cut(self.zyx[0], self._slab_depth(1, len(self.channels))):
+            voxels = np.stack([channel[part].astype(self.dtype, copy=False) for channel in self.channels])
+            yield voxels
+            self.tally.add(voxels.size)
+
+    def _slab_depth(self, multiple: int, channels: int) -> int:
+        """Return how many slices to read at once: whole chunks of the volumes, if those are not too large."""
+        itemsize = max(self.dtype.itemsize, self.channels[0].dtype.itemsize)
+        most = max(1, SLAB_BYTES // (math.prod(self.zyx[1:]) * itemsize * channels))
+        stored = max(channel.chunks[0] if channel.chunks else 1 for channel in self.channels)
+        step = -(-stored // multiple) * multiple
+        step = step if step <= most else multiple
+        return max(step, most // step * step)
+
+
+def cut(length: int, step: int) -> list[slice]:
+    """Cut an axis into parts of ``step``, the last one of what is left.
+
+    Example:
+        >>> cut(5, 2)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def chunk_shape(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int, int]:
+    """Return the shape of chunks of about 2 MiB for an array (z, y, x).
+
+    They are flatter than cubes, for volumes are looked at and segmented slice by slice, and so much the flatter the
+    larger a slice is, so that a whole layer of chunks fits into a slab.
+
+    Example:
+        >>> chunk_shape((500, 1000, 1000), 1), chunk_shape((500, 8000, 8000), 1), chunk_shape((9, 50, 50), 4)
+        ((32, 256, 256), (1, 1024, 1024), (9, 50, 50))
+    """
+    layers = max(1, min(DEEPEST_CHUNK, SLAB_BYTES // (shape[1] * shape[2] * itemsize)))
+    depth = 2 ** int(math.log2(layers))
+    side = 2 ** int(math.log2(max(1, CHUNK_BYTES / itemsize / depth)) / 2)
+    return min(depth, shape[0]), min(side, shape[1]), min(side, shape[2])
+
+
+def sizes_in(sizes: Sequence[float], unit: Unit | None, target: Unit) -> tuple[float, ...]:
+    """Return lengths in another unit; an unknown one is taken for it.
+
+    Example:
+        >>> sizes_in([50.0, 5.3], "nm", "mm"), sizes_in([1.5], None, "mm")
+        ((5e-05, 5.3e-06), (1.5,))
+    """
+    converted, _ = common_unit([*sizes, 1.0], [*(unit or target for _ in sizes), target])
+    return (converted or tuple(sizes))[: len(sizes)]

@@ -1,0 +1,102 @@
+"""OME-Zarr in object storage, through fsspec. Nothing can be renamed there, so only what does not exist is written."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import EvensliceError, OutputError, needs_extra
+from evenslice.volumes.read.remote import s3_endpoint
+from evenslice.volumes.read.source import one_line
+from evenslice.volumes.write.zarr import write_zarr_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from evenslice.volumes.write.image import Image
+
+__all__ = ["check_remote", "write_remote"]
+
+WRITABLE = ("s3",)
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    # Credentials and the endpoint come from where the AWS tools look for them, as for reading.
+    "s3": {
+        "config_kwargs": {
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            "retries": {"max_attempts": 3, "mode": "standard"},
+        }
+    }
+}
+
+
+def check_remote(url: str, label: str) -> None:
+    """Check that an address can be written to and that nothing is there.
+
+    Raises:
+        OutputError: it is of a kind that cannot be written, something is there, or it cannot be reached.
+        MissingExtraError: a package that it takes is not installed.
+    """
+    protocol = url.partition("://")[0]
+    if protocol not in WRITABLE:
+        known = ", ".join(f"{name}://" for name in WRITABLE)
+        raise OutputError(
+            f"{label}: {protocol}:// addresses are not written to; name a folder, or start it with {known}"
+        )
+    with _reaching(label):
+        system, root = _file_system(url)
+        system.invalidate_cache()
+        there = system.exists(root)
+    if there:
+        raise OutputError(
+            f"{label}: exists, and what is remote cannot be replaced in one step; choose another name, or remove it first"
+        )
+
+
+def write_remote(url: str, label: str, image: Image) -> None:
+    """Write an image to an address where nothing is; what a failure leaves behind there is removed.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from zarr.storage import FsspecStore
+
+    with _reaching(label):
+        try:
+            write_zarr_store(FsspecStore.from_url(url, _options(url)), image, url.rpartition("/")[2])
+        except BaseException:
+            system, root = _file_system(url)
+            with suppress(Exception):  # most likely the reason is that of the failure itself
+                system.invalidate_cache()
+                system.rm(root, recursive=True)
+            raise
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the path in it."""
+    with needs_extra("remote", "writing to an address"):
+        import fsspec
+
+        if url.startswith("s3:"):
+            import s3fs  # noqa: F401  # fsspec imports it by name
+    system, root = fsspec.url_to_fs(url, **_options(url))
+    return system, root
+
+
+def _options(url: str) -> dict[str, Any]:
+    protocol = url.partition("://")[0]
+    return _OPTIONS.get(protocol, {}) | (s3_endpoint() if protocol == "s3" else {})
+
+
+@contextmanager
+def _reaching(label: str) -> Iterator[None]:
+    """Turn whatever the client of a storage service raises into one line."""
+    try:
+        yield
+    except EvensliceError:
+        raise
+    except Exception as error:
+        raise OutputError(
+            f"{label}: cannot be written ({one_line(error)}); check the address, the credentials and the network"
+        ) from error

@@ -1,0 +1,209 @@
+"""Networks whose attribution is known in closed form."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from evenslice._core.errors import ConfigError, ModelError
+from evenslice.auditing.attribution import METHODS, Mirrored, attribute, parse_target
+
+GRADIENTS = [
+    "gradient",
+    "smoothgrad",
+]  # methods that need no particular window to give the weights of a linear network
+
+
+def linear(weights, classes=1):
+    """A network with the logit sum_k w_k x_k for class 0, and its negative for class 1 where there is one."""
+    network = nn.Conv2d(len(weights), classes, 1, bias=False).requires_grad_(False)
+    signs = torch.tensor([1.0, -1.0])[:classes]
+    network.weight.copy_((signs[:, None] * torch.tensor(weights))[..., None, None])
+    return network
+
+
+def equal_slices(slices, seed=0):
+    """A window whose slices are all the same, so that only the network can tell them apart."""
+    slice_ = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return slice_.expand(-1, slices, -1, -1).contiguous()
+
+
+def shares(found):
+    total = found.attribution.sum(dim=(2, 3))
+    return total / total.sum(1, keepdim=True)
+
+
+weight_lists = st.integers(0, 3).flatmap(
+    lambda k: st.lists(
+        st.floats(-3, 3, width=32).filter(lambda w: abs(w) > 0.05), min_size=2 * k + 1, max_size=2 * k + 1
+    )
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("classes", [1, 2])
+@given(weights=weight_lists)
+@settings(max_examples=15)
+def test_a_linear_network_gets_its_weights(method, classes, weights):
+    expected = np.abs(weights) / np.abs(weights).sum()
+    found = attribute(linear(weights, classes), equal_slices(len(weights)), method=method, target=0)
+    np.testing.assert_allclose(shares(found), np.tile(expected, (2, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("read", [0, 1, 4])
+def test_a_network_that_reads_one_slice_gives_it_everything(method, read):
+    class Reader(nn.Module):
+        def forward(self, windows):
+            return torch.stack([windows[:, read] ** 2, torch.sin(windows[:, read])], dim=1)
+
+    found = attribute(Reader(), torch.rand(2, 5, 8, 8), method=method)
+    expected = np.zeros((2, 5))
+    expected[:, read] = 1
+    np.testing.assert_allclose(shares(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_attribution_of_the_mirror_is_the_mirror(method):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(5, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 1)).requires_grad_(
+        False
+    )
+    symmetric = network[0].weight
+    symmetric.copy_((symmetric + symmetric.flip(1)) / 2)
+    windows = torch.rand(2, 5, 16, 16)
+    found = attribute(network, windows, method=method, seed=3)
+    mirrored = attribute(Mirrored(network), windows, method=method, seed=3)
+    torch.testing.assert_close(mirrored.output, found.output, atol=1e-6, rtol=0)
+    torch.testing.assert_close(mirrored.attribution, found.attribution, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_keeps_the_contract(method):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).requires_grad_(
+        False
+    )
+    windows = torch.rand(2, 3, 12, 10)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    found, again = (attribute(network, windows, method=method, seed=7) for _ in range(2))
+    assert found.attribution.shape == windows.shape
+    assert found.attribution.dtype == torch.float32
+    assert found.attribution.min() >= 0
+    assert not windows.requires_grad
+    assert torch.equal(found.attribution, again.attribution)
+    torch.testing.assert_close(found.output, network(windows))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_gradient_agrees_with_finite_differences():
+    torch.manual_seed(0)
+    network = (
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 1))
+        .double()
+        .requires_grad_(False)
+    )
+    windows = torch.rand(1, 3, 6, 6, dtype=torch.double)
+    found = attribute(network, windows, target=1)
+    nudge = torch.zeros_like(windows)
+    nudge[0, 2, 3, 4] = 1e-4
+    slope = (network(windows + nudge)[:, 1].sum() - network(windows - nudge)[:, 1].sum()) / 2e-4
+    assert float(found.attribution[0, 2, 3, 4]) == pytest.approx(abs(float(slope)), rel=1e-4)
+
+
+def two_class_network():
+    """Class 0 reads slice 0, class 1 reads slice 2; class 0 is predicted where slice 0 is the brighter."""
+    network = nn.Conv2d(3, 2, 1, bias=False).requires_grad_(False)
+    network.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 0, 1]])[..., None, None])
+    windows = torch.zeros(1, 3, 4, 4)
+    windows[:, 0, :, :3], windows[:, 2, :, 3:] = 1, 1
+    return network, windows
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [("predicted", [12, 0, 4]), (0, [16, 0, 0]), (1, [0, 0, 16])]
+)
+def test_the_target_decides_what_is_explained(target, expected):
+    network, windows = two_class_network()
+    found = attribute(network, windows, target=target)
+    assert found.attribution.sum(dim=(0, 2, 3)).tolist() == expected
+
+
+def test_labels_as_target():
+    network, windows = two_class_network()
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    labels[:, 0] = 1
+    found = attribute(network, windows, target="labels", labels=labels)
+    assert found.attribution.sum(dim=(0, 2, 3)).tolist() == [12, 0, 4]
+
+
+def test_labels_follow_an_output_of_another_size():
+    network = nn.Sequential(nn.AvgPool2d(2), two_class_network()[0])
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    labels[:, :4] = 1
+    found = attribute(network, torch.rand(1, 3, 8, 8), target="labels", labels=labels)
+    np.testing.assert_allclose(shares(found), [[0.5, 0, 0.5]], atol=1e-6)
+
+
+def test_one_logit_is_explained_for_the_class_it_predicts():
+    found = attribute(linear([1.0, -2.0, 1.0]), torch.rand(1, 3, 4, 4))
+    np.testing.assert_allclose(shares(found), [[0.25, 0.5, 0.25]], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "occlusion"])
+def test_a_classifier_is_explained(method):
+    network = nn.Sequential(linear([1.0, 2.0, 1.0], classes=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = attribute(network, equal_slices(3), method=method)
+    np.testing.assert_allclose(shares(found), [[0.25, 0.5, 0.25]] * 2, atol=1e-5)
+
+
+def test_a_classifier_is_explained_by_occlusion():
+    class Squares(
+        nn.Module
+    ):  # a linear one sees only the mean of a slice, which the mean gray does not change
+        def forward(self, windows):
+            return (windows**2 * torch.tensor([1.0, 2, 1]).view(1, 3, 1, 1)).mean(dim=(1, 2, 3))[:, None]
+
+    found = attribute(Squares(), equal_slices(3), method="occlusion")
+    np.testing.assert_allclose(shares(found), [[0.25, 0.5, 0.25]] * 2, atol=1e-5)
+
+
+def test_a_regression_is_explained_by_its_sum():
+    class Regression(nn.Module):
+        def forward(self, windows):
+            return (windows * torch.tensor([1.0, 0, 3]).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
+
+    found = attribute(Regression(), torch.rand(2, 3, 4, 4), target="sum")
+    np.testing.assert_allclose(shares(found), [[0.25, 0, 0.75]] * 2, atol=1e-6)
+    with pytest.raises(ModelError, match="use the target 'sum'"):
+        attribute(Regression(), torch.rand(2, 3, 4, 4), target="predicted")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "gradeint"}, "did you mean 'gradient'"),
+        ({"target": 5}, "target 5: the network has the classes 0 to 1"),
+        ({"target": "labels"}, "give one with --labels"),
+        ({"target": "labels", "labels": torch.full((1, 4, 4), 7)}, "values from 7 to 7"),
+    ],
+)
+def test_a_wrong_option_is_refused(options, message):
+    network, windows = two_class_network()
+    with pytest.raises(ConfigError, match=message):
+        attribute(network, windows, **options)
+
+
+def test_a_target_is_read_as_written():
+    assert [parse_target(text) for text in ("auto", "predicted", "labels", "sum", "0")] == [
+        "auto",
+        "predicted",
+        "labels",
+        "sum",
+        0,
+    ]
+    with pytest.raises(ConfigError, match="did you mean 'labels'"):
+        parse_target("label")

@@ -1,0 +1,247 @@
+"""Audits whose outcome is known: planted networks, planted data."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import evenslice
+from evenslice._core.errors import ConfigError, ModelError, VolumeError
+from evenslice.inference.ready_network import choose_dtype
+from evenslice.volumes.windows import Scaling
+
+
+class Linear(nn.Module):
+    """Two classes whose logits are +-sum_k w_k x_k: the shares are |w| / sum |w|, whatever the data."""
+
+    def __init__(self, *weights):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor(weights).view(1, -1, 1, 1))
+
+    def forward(self, windows):
+        logit = (self.weights * windows).sum(1, keepdim=True)
+        return torch.cat([logit, -logit], dim=1)
+
+
+class Squares(Linear):
+    """Its gradient grows with the brightness of a slice, so that what the data hold shows in the shares."""
+
+    def forward(self, windows):
+        return super().forward(windows**2)
+
+
+@pytest.fixture(scope="module")
+def texture():
+    return np.random.default_rng(0).random((48, 40, 40))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 2.0, 1.0), (3.0, 2.0, 1.0), (1.0, 0.0, -4.0, 2.0, 1.0)])
+def test_planted_weights_are_found(texture, weights):
+    found = evenslice.audit(Linear(*weights), texture, slices=len(weights), dtype="float32")
+    expected = np.abs(weights) / np.abs(weights).sum()
+    np.testing.assert_allclose([share.estimate for share in found.shares], expected, atol=1e-5)
+    half = len(weights) // 2
+    ahead, behind = expected[half + 1 :], expected[:half][::-1]
+    np.testing.assert_allclose(
+        [p.estimate for p in found.pairs], (ahead - behind) / (ahead + behind), atol=1e-5
+    )
+    direction = (ahead.sum() - behind.sum()) / (ahead.sum() + behind.sum())
+    assert found.directional_bias.estimate == pytest.approx(direction, abs=1e-5)
+    assert found.statistics.data_direction.estimate == pytest.approx(0, abs=1e-6)
+    assert found.verdict == ("symmetric" if np.allclose(ahead, behind) else "biased")
+
+
+def test_mirror_error_and_disagreement_are_measured(texture):
+    fair = evenslice.audit(Linear(1.0, 2.0, 1.0), texture, dtype="float32").statistics
+    assert fair.mirror_error.estimate < 1e-6
+    assert fair.mirror_disagreement.estimate == 0
+    unfair = evenslice.audit(Linear(1.0, 0.0, -1.0), texture, dtype="float32").statistics
+    assert unfair.mirror_error.estimate == pytest.approx(
+        2, rel=1e-5
+    )  # the mirror turns the sign of every output
+    assert unfair.mirror_disagreement.estimate == pytest.approx(1, abs=1e-3)  # but for pixels at 0
+
+
+def test_a_direction_in_the_data_is_not_blamed_on_the_network():
+    brighter = np.linspace(0.2, 1, 64)[:, None, None] * np.random.default_rng(0).random((64, 40, 40))
+    found = evenslice.audit(Squares(1.0, 1.0, 1.0), brighter, dtype="float32")
+    assert found.verdict == "symmetric"
+    assert abs(found.directional_bias.estimate) < 1e-6
+    assert found.statistics.data_direction.low > 0
+
+
+def test_a_middle_that_counts_more_is_imbalance_not_asymmetry(texture):
+    found = evenslice.audit(Linear(1.0, 2.0, 1.0), texture, dtype="float32").statistics
+    assert found.asymmetry.estimate == pytest.approx(0, abs=1e-6)
+    assert found.imbalance.estimate == pytest.approx(1 / 6, abs=1e-5)
+
+
+def test_one_slice_has_nothing_to_judge(texture):
+    found = evenslice.audit(Linear(1.0), texture, slices=1, dtype="float32")
+    assert found.verdict == "not applicable"
+    assert found.pairs == ()
+
+
+def test_an_audit_stops_when_it_knows_enough_and_says_so(texture):
+    network = Linear(1.0, 2.0, 1.0)
+    early = evenslice.audit(network, texture, dtype="float32")
+    assert early.run["stopped"] == "precision reached"
+    assert len(early.measurements.volume) < early.run["windows_available"]
+    squares = Squares(3.0, 2.0, 1.0)
+    limited = evenslice.audit(squares, texture, dtype="float32", precision=1e-12, max_windows=50)
+    assert limited.run["stopped"] == "limit reached"
+    assert len(limited.measurements.volume) == 50
+    whole = evenslice.audit(squares, texture, dtype="float32", precision=1e-12)
+    assert whole.run["stopped"] == "all windows used"
+    assert len(whole.measurements.volume) == whole.run["windows_available"] == 46 * 4
+    places = {tuple(row) for row in whole.measurements.position}
+    assert len(places) == 46 * 4
+
+
+def test_the_same_seed_gives_the_same_audit_bit_for_bit(texture):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    first, again = (evenslice.audit(network, texture, seed=5, method="smoothgrad") for _ in range(2))
+    volatile = ("created", "seconds")
+    documents = [{k: v for k, v in audit.to_dict().items() if k not in volatile} for audit in (first, again)]
+    assert documents[0] == documents[1]
+    assert np.array_equal(first.examples.saliency, again.examples.saliency)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_a_cluster_finds_what_one_process_finds(texture, dtype):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
+    one, many = (
+        evenslice.audit(network, texture, dtype=dtype, precision=0.02, workers=workers)
+        for workers in (None, 2)
+    )
+    apart = ("created", "seconds")
+    first, second = ({k: v for k, v in found.to_dict().items() if k not in apart} for found in (one, many))
+    assert first == second
+    assert first["stopped"] == "precision reached"
+    np.testing.assert_array_equal(one.measurements.shares, many.measurements.shares)
+    np.testing.assert_array_equal(one.examples.saliency, many.examples.saliency)
+
+
+def test_the_network_is_left_as_it_was(texture):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    evenslice.audit(network, texture)
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_several_volumes_are_visited_in_turn(texture):
+    found = evenslice.audit(Linear(3.0, 2.0, 1.0), [texture, texture[:20]], dtype="float32")
+    first = found.measurements.volume[:20]
+    assert np.bincount(first).tolist() == [10, 10]
+    assert len(found.run["volumes"]) == 2
+
+
+def test_examples_show_what_the_network_saw(texture):
+    found = evenslice.audit(Linear(3.0, 2.0, 1.0), texture, dtype="float32", intensity=(0, 1))
+    examples = found.examples
+    assert examples.images.shape == examples.saliency.shape == (8, 3, 32, 32)
+    z, y, x = examples.position[3]
+    expected = np.rint(texture[z - 1 : z + 2, y : y + 32, x : x + 32] * 255)
+    np.testing.assert_allclose(examples.images[3], expected, atol=1)
+    np.testing.assert_allclose(examples.saliency.sum(axis=(1, 2, 3)), 1, rtol=1e-4)
+
+
+def test_labels_as_target(texture):
+    class TwoReaders(nn.Module):
+        def forward(self, windows):
+            return torch.stack([windows[:, 0], windows[:, 2]], dim=1)
+
+    labels = np.zeros(texture.shape, dtype=np.uint8)
+    labels[:, :, 20:] = 1
+    found = evenslice.audit(
+        TwoReaders(), texture, labels=labels, target="labels", tile=(40, 40), dtype="float32"
+    )
+    np.testing.assert_allclose([share.estimate for share in found.shares], [0.5, 0, 0.5], atol=1e-6)
+
+
+def test_a_step_between_slices(texture):
+    found = evenslice.audit(Linear(3.0, 2.0, 1.0), texture, step=4, dtype="float32")
+    assert found.run["windows_available"] == (48 - 8) * 4
+    assert found.verdict == "biased"
+
+
+@pytest.mark.skipif(
+    choose_dtype("auto", torch.device("cpu")) == torch.float32, reason="no bfloat16 on this machine"
+)
+def test_bfloat16_is_used_only_where_it_gives_the_same_shares(texture):
+    class Threshold(nn.Module):
+        """Slice 0 counts above 0.4985; bfloat16 rounds the weight to 1 and the threshold to 0.5."""
+
+        def __init__(self):
+            super().__init__()
+            self.read = nn.Conv2d(3, 3, 1)
+            with torch.no_grad():
+                self.read.weight.copy_(torch.diag(torch.tensor([1.003, 1, 1]))[..., None, None])
+                self.read.bias.copy_(torch.tensor([-0.5, 0, 0]))
+
+        def forward(self, windows):
+            logit = torch.relu(self.read(windows)).sum(1, keepdim=True)
+            return torch.cat([logit, -logit], dim=1)
+
+    background = evenslice.audit(Threshold(), np.full((48, 40, 40), 0.5), intensity=(0, 1), device="cpu")
+    assert background.run["dtype"] == "float32"
+    np.testing.assert_allclose([s.estimate for s in background.shares], [1 / 3] * 3, atol=0.01)
+    assert evenslice.audit(Threshold(), texture, intensity=(0, 1), device="cpu").run["dtype"] == "bfloat16"
+
+
+def test_bfloat16_agrees_with_float32(texture):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
+    exact, fast = (evenslice.audit(network, texture, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert fast.run["dtype"] == "bfloat16"
+    for a, b in zip(exact.shares, fast.shares, strict=True):
+        assert a.estimate == pytest.approx(b.estimate, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"slices": 4}, ConfigError, "slices = 4"),
+        ({"slices": 51}, VolumeError, "has 48 slices, fewer than the 51"),
+        ({"slices": 5}, ModelError, "refuses windows of shape"),
+        ({"tolerance": 0}, ConfigError, "tolerance = 0"),
+        ({"precision": 0}, ConfigError, "precision = 0"),
+        ({"batch": 0}, ConfigError, "batch = 0"),
+        ({"max_windows": 0}, ConfigError, "max_windows = 0"),
+        ({"method": "saliencey"}, ConfigError, "method 'saliencey'"),
+        ({"dtype": "float8"}, ConfigError, "known: auto, bfloat16, float32"),
+        ({"device": "cuda:77"}, ConfigError, "device 'cuda:77' is not available"),
+        ({"device": "toaster"}, ConfigError, "device 'toaster' is not available"),
+        ({"labels": np.zeros((48, 40, 39), np.uint8), "target": "labels"}, VolumeError, "labels of shape"),
+        ({"labels": np.zeros((48, 40, 40)), "target": "labels"}, VolumeError, "labels of type float64"),
+        ({"scalings": [Scaling(0, 1)], "fill": 0}, ConfigError, "no effect beside scalings"),
+        ({"labels": [], "target": "labels"}, ConfigError, "no volume was given"),
+        ({"target": "labels"}, ConfigError, "--labels"),
+    ],
+)
+def test_a_wrong_option_is_refused(texture, options, error, message):
+    network = nn.Conv2d(3, 2, 3, padding=1)
+    with pytest.raises(error, match=message):
+        evenslice.audit(network, texture, **options)
+
+
+def test_a_gpu_is_used_where_there_is_one(texture):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU on this machine")
+    found = evenslice.audit(Linear(3.0, 2.0, 1.0), texture)
+    assert found.run["device"].startswith("cuda")
+    assert found.verdict == "biased"
+
+
+def test_scalings_known_from_training_are_used(texture):
+    network = Linear(3.0, 2.0, 1.0)
+    fixed = evenslice.audit(network, [texture, texture], intensity=(0.2, 0.7), dtype="float32")
+    known = [evenslice.Scaling(0.2, 0.7), evenslice.Scaling(0.1, 0.9)]
+    given = evenslice.audit(network, [texture, texture], scalings=known, dtype="float32")
+    assert [volume["intensity"] for volume in given.run["volumes"]] == [[0.2, 0.7], [0.1, 0.9]]
+    of_first = given.examples.volume == 0
+    assert np.array_equal(given.examples.images[of_first], fixed.examples.images[of_first])

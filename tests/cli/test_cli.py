@@ -1,0 +1,388 @@
+"""Whole commands: what they print, what they write, how they fail."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from evenslice.cli import app as cli
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def unequal():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        network[0].weight *= torch.tensor([1.0, 4.0, 0.2]).view(1, 3, 1, 1)
+    return network
+
+def slow():
+    import time
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = unequal()
+        def forward(self, x):
+            print("running", flush=True)
+            time.sleep(0.2)
+            return self.inner(x)
+    return Slow()
+
+def classes_only():
+    class ClassesOnly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = unequal()
+        def forward(self, x):
+            return (self.inner(x) > 0).float()
+    return ClassesOnly()
+
+def talkative():
+    class Talkative(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = unequal()
+        def forward(self, x):
+            print("running")
+            return self.inner(x)
+    return Talkative()
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a network to import and a few volumes, good and bad."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "my_networks.py").write_text(NETWORKS)
+    rng = np.random.default_rng(0)
+    good = rng.integers(0, 255, (30, 48, 40), dtype=np.uint8)
+    tifffile.imwrite(
+        folder / "good.tif",
+        good,
+        imagej=True,
+        resolution=(0.25, 0.25),
+        metadata={"axes": "ZYX", "spacing": 50, "unit": "nm"},
+    )
+    tifffile.imwrite(folder / "labels.tif", (good > 128).astype(np.uint8))
+    tifffile.imwrite(folder / "short_labels.tif", good[:20])
+    np.save(folder / "two.npy", good[0])
+    np.save(folder / "four.npy", np.stack([good, good]))
+    np.save(folder / "constant.npy", np.full((20, 40, 40), 7, np.uint8))
+    broken = good.astype(np.float32)
+    broken[3, 4, 5] = np.nan
+    np.save(folder / "nan.npy", broken)
+    np.save(folder / "thin.npy", good[:2])
+    (folder / "text.tif").write_text("not a picture")
+    (folder / "cut.tif").write_bytes((folder / "good.tif").read_bytes()[:20000])
+    torch.manual_seed(0)
+    torch.save(dict.fromkeys(["other.weight"], torch.zeros(2)), folder / "other.pt")
+    torch.save(torch.nn.Conv2d(3, 2, 1), folder / "pickled.pt")
+    (folder / "junk.pt").write_bytes(b"junk")
+    sys.path.insert(0, str(folder))
+    import my_networks
+
+    torch.save(my_networks.unequal().state_dict(), folder / "weights.pt")
+    sys.path.remove(str(folder))
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Run the command line within this process, in the folder of volumes."""
+
+    def run(*arguments):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["evenslice", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    return run
+
+
+def run_process(folder, *arguments, **options):
+    command = [sys.executable, "-m", "evenslice", *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=120, **options
+    )
+
+
+AUDIT = ["audit", "--model", "my_networks:unequal", "--weights", "weights.pt", "--max-windows", "40"]
+
+
+def test_audit_writes_its_results_and_prints_a_table(folder, tmp_path):
+    done = run_process(folder, *AUDIT, "--volume", "good.tif", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "biased" in done.stdout
+    assert done.stderr == ""
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"audit.json", "audit.npz", "report.html", "figures", "tables"} == names
+    document = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert document["verdict"] == "biased"
+    assert document["strategy"] == "pretrained"
+    assert document["command"].startswith("evenslice audit --model my_networks:unequal")
+    assert document["volumes"][0]["spacing"] == [50, 4, 4]
+    assert document["volumes"][0]["fingerprint"].startswith("sha256:")
+
+
+def test_json_stands_alone_on_standard_output(folder):
+    done = run_process(folder, *AUDIT, "--volume", "good.tif", "--json", "--fail-on-bias")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["verdict"] == "biased"
+
+
+def test_a_network_that_prints_does_not_spoil_the_json(folder):
+    arguments = ["audit", "--model", "my_networks:talkative", "--weights", "none", "--max-windows", "8"]
+    done = run_process(folder, *arguments, "--volume", "good.tif", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["windows"] == 8
+    assert "running" in done.stderr
+
+
+def test_an_error_of_our_own_is_not_taken_for_a_bias(run, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("evenslice.cli.comparison.audit_strategies", fail)
+    code, _, err = run(*AUDIT, "--volume", "good.tif")
+    assert code == 70
+    assert "Traceback" in err
+
+
+def test_a_fair_network_passes(run):
+    code, out, _ = run(*AUDIT, "--volume", "good.tif", "--strategy", "uniform", "--fail-on-bias", "--json")
+    assert code == 0
+    assert json.loads(out)["verdict"] == "symmetric"
+
+
+def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
+    arguments = [
+        "--strategy",
+        "pretrained",
+        "--strategy",
+        "mirror",
+        "--method",
+        "gradient",
+        "--method",
+        "occlusion",
+    ]
+    code, out, _ = run(*AUDIT, "--volume", "good.tif", *arguments, "--out", str(tmp_path), "--json")
+    assert code == 0
+    names = [document["name"] for document in json.loads(out)]
+    assert names == ["pretrained, gradient", "pretrained, occlusion", "mirror, gradient", "mirror, occlusion"]
+    assert len(list(tmp_path.glob("audit*.json"))) == 4
+
+
+def test_report_writes_the_page_anew(run, tmp_path):
+    run(*AUDIT, "--volume", "good.tif", "--out", str(tmp_path / "before"))
+    run(*AUDIT, "--volume", "good.tif", "--strategy", "uniform", "--out", str(tmp_path / "after"))
+    code, out, _ = run("report", str(tmp_path))
+    assert code == 0
+    assert "symmetric" in out
+    page = (tmp_path / "report.html").read_text()
+    assert "uniform" in page
+    assert "pretrained" in page
+
+
+def test_neutralize_writes_weights_that_an_audit_finds_fair(run, tmp_path):
+    fair = str(tmp_path / "fair.safetensors")
+    code, out, _ = run(
+        "neutralize",
+        "--model",
+        "my_networks:unequal",
+        "--weights",
+        "weights.pt",
+        "--out",
+        fair,
+        "--slices",
+        "5",
+        "--json",
+    )
+    assert code == 0
+    record = json.loads(out)
+    assert record["slices"] == 5
+    assert record["permutation_error"] < 1e-5
+    code, out, _ = run(
+        "audit", "--model", "my_networks:unequal", "--weights", fair, "--volume", "good.tif", "--json"
+    )
+    assert code == 0, out
+    document = json.loads(out)
+    assert document["verdict"] == "symmetric"
+    assert document["slices"] == 5
+    assert document["strategy"] == "uniform"
+
+
+def test_the_scaling_of_a_network_that_was_not_trained_on_photographs(run, tmp_path):
+    fair = str(tmp_path / "fair.safetensors")
+    arguments = [
+        "neutralize",
+        "--model",
+        "smp:Unet/resnet18",
+        "--weights",
+        "none",
+        "--json",
+        "--force",
+        "--out",
+        fair,
+    ]
+    _, out, _ = run(*arguments)
+    assert json.loads(out)["mean"] == pytest.approx(0.449, abs=1e-3)
+    code, out, _ = run(*arguments, "--mean", "0", "--std", "1")
+    assert code == 0
+    assert json.loads(out)["mean"] == 0
+    code, _, err = run(
+        "audit", "--model", "smp:Unet/resnet18", "--weights", fair, "--volume", "good.tif", "--mean", "0.5"
+    )
+    assert code == 2
+    assert "states its own mean and std" in err
+
+
+def test_the_version(folder):
+    assert run_process(folder, "--version").stdout.startswith("evenslice ")
+
+
+def test_info_describes_a_volume(run):
+    code, out, _ = run("info", "good.tif", "--json")
+    assert code == 0
+    described = json.loads(out)
+    assert described["shape"] == [30, 48, 40]
+    code, out, _ = run("info", "labels.tif")
+    assert code == 0
+    assert "30 x 48 x 40" in out
+
+
+BAD = [
+    (["--volume", "missing.tif"], r"missing.tif"),
+    (["--volume", "text.tif"], r"text.tif"),
+    (["--volume", "cut.tif"], r"cut.tif"),
+    (["--volume", "two.npy"], r"two.npy.*2"),
+    (["--volume", "four.npy"], r"four.npy.*--axes"),
+    (["--volume", "nan.npy"], r"1 voxels? .*\(3, 4, 5\).*--fill"),
+    (["--volume", "constant.npy"], r"constant"),
+    (["--volume", "thin.npy"], r"2 slices, fewer than the 3"),
+    (["--volume", "good.tif", "--slices", "4"], r"4.*odd"),
+    (["--volume", "good.tif", "--strategy", "unifrom"], r"did you mean 'uniform'"),
+    (["--volume", "good.tif", "--method", "gradeint"], r"did you mean 'gradient'"),
+    (["--volume", "good.tif", "--tie", "miror"], r"did you mean 'mirror'"),
+    (["--volume", "good.tif", "--model", "my_networks:unequl"], r"did you mean 'unequal'"),
+    (["--volume", "good.tif", "--model", "my_networks:nothing"], r"nothing"),
+    (["--volume", "good.tif", "--model", "smpp:Unet/resnet18"], r"did you mean 'smp'"),
+    (["--volume", "good.tif", "--model", "smp:Unett/resnet18"], r"did you mean 'Unet'"),
+    (["--volume", "good.tif", "--model", "timm:resnet188"], r"did you mean 'resnet18'"),
+    (["--volume", "good.tif", "--weights", "missing.pt"], r"missing.pt"),
+    (["--volume", "good.tif", "--weights", "other.pt"], r"other.pt.*0\.weight"),
+    (["--volume", "good.tif", "--weights", "pickled.pt"], r"pickled.pt.*pickle"),
+    (["--volume", "good.tif", "--weights", "good.tif"], r"good.tif"),
+    (["--volume", "good.tif", "--weights", "junk.pt"], r"junk.pt"),
+    (["--volume", "good.tif", "--mean", "half"], r"--mean half: numbers"),
+    (["--volume", "good.tif", "--std", "1,2"], r"std"),
+    (
+        ["--volume", "good.tif", "--labels", "short_labels.tif", "--target", "labels"],
+        r"short_labels.tif.*\(20, 48, 40\)",
+    ),
+    (["--volume", "good.tif", "--intensity", "9", "2"], r"intensity range 9 to 2"),
+    (["--volume", "good.tif", "--select", "t"], r"--select"),
+    (["--volume", "good.tif", "--labels", "labels.tif"], r"--target labels"),
+    (["--volume", "good.tif", "--seed", "-1"], r"--seed"),
+    (["--volume", "good.tif", "--tile", "0", "32"], r"tile = 0 x 32"),
+    (
+        ["--volume", "good.tif", "--model", "my_networks:classes_only", "--weights", "none"],
+        r"--?occlusion|'occlusion'",
+    ),
+    (["--volume", "good.tif", "--strategy", "uniform", "--strategy", "unifrom"], r"did you mean 'uniform'"),
+    (["--volume", "good.tif", "--no-such-option"], r"--no-such-option"),
+    ([], r"--volume"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=[" ".join(case[0][-2:]) or "no volume" for case in BAD]
+)
+def test_a_mistake_is_one_clear_line_and_nothing_is_written(run, tmp_path, arguments, message):
+    import re
+
+    code, out, err = run(*AUDIT, *arguments, "--out", str(tmp_path / "out"))
+    assert code == 2, out + err
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert re.search(message, err), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_not_overwritten_without_force(run, tmp_path):
+    (tmp_path / "audit.json").write_text("{}")
+    code, _, err = run(*AUDIT, "--volume", "good.tif", "--out", str(tmp_path))
+    assert code == 2
+    assert "holds another result" in err
+    code, _, err = run(*AUDIT, "--volume", "good.tif", "--out", str(tmp_path), "--force")
+    assert code == 0, err
+
+
+def test_an_output_folder_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run(*AUDIT, "--volume", "good.tif", "--out", str(tmp_path / "file" / "out"))
+    assert code == 2
+    assert "cannot be written" in err
+
+
+def test_debug_shows_the_traceback(folder):
+    done = run_process(folder, *AUDIT, "--volume", "missing.tif", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: missing.tif")
+
+
+def test_ctrl_c_stops_cleanly(folder, tmp_path):
+    arguments = [
+        "audit",
+        "--model",
+        "my_networks:slow",
+        "--weights",
+        "none",
+        "--volume",
+        "good.tif",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evenslice", *arguments, "--precision", "1e-9", "--batch", "1"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(8):
+        process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert err.strip() == "interrupted"
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_help_is_quick_and_names_every_command(folder):
+    done = run_process(folder, "--help")
+    assert done.returncode == 0
+    for command in ("demo", "info", "audit", "neutralize", "report"):
+        assert command in done.stdout
+
+
+def test_a_reader_that_stops_reading_is_no_error(folder):
+    code = (
+        "import sys; sys.argv = ['evenslice', 'info', 'good.tif']; from evenslice.cli.app import main; main()"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=folder, **pipes) as process:
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()

@@ -1,0 +1,32 @@
+import pytest
+
+from evenslice._core import errors
+from evenslice._core.errors import EvensliceError, MissingExtraError, nearest, needs_extra
+
+
+def test_every_error_hangs_under_the_root_and_stands_in_the_documented_tree():
+    for name in errors.__all__:
+        item = getattr(errors, name)
+        if isinstance(item, type):
+            assert issubclass(item, EvensliceError)
+            assert name in errors.__doc__
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(
+        MissingExtraError, match=r"flying needs the package 'no_such_package'.*evenslice\[wings\]"
+    ):
+        with needs_extra("wings", "flying"):
+            import no_such_package  # noqa: F401
+
+
+def test_a_missing_extra_is_an_import_error_too():
+    assert issubclass(MissingExtraError, ImportError)
+
+
+def test_long_lists_are_cut_to_the_nearest():
+    known = [f"network_{i}" for i in range(100)] + ["uniform"]
+    text = nearest("unifrm", known)
+    assert text.startswith("did you mean 'uniform'?")
+    assert text.endswith("(101 in all)")
+    assert len(text) < 200

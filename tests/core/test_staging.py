@@ -1,0 +1,94 @@
+import errno
+import os
+
+import pytest
+
+from evenslice._core.errors import OutputError
+from evenslice._core.staging import staged_file, staged_folder
+
+PATTERNS = ("audit*.json", "figures/*.svg")
+
+
+def test_a_file_appears_only_when_whole(tmp_path):
+    with staged_file(tmp_path / "new" / "a.txt") as beside:
+        beside.write_text("half")
+        assert not (tmp_path / "new" / "a.txt").exists()
+    assert (tmp_path / "new" / "a.txt").read_text() == "half"
+
+
+def test_an_error_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError), staged_file(tmp_path / "a.txt") as beside:
+        beside.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_replaced_only_by_force(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(OutputError, match="exists; .*--force"), staged_file(tmp_path / "a.txt"):
+        pass
+    with staged_file(tmp_path / "a.txt", force=True) as beside:
+        beside.write_text("new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(OutputError, match="name a file"), staged_file(tmp_path, force=True):
+        pass
+
+
+def test_results_replace_results_only_by_force_and_leave_other_files(tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name in ("notes.txt", "audit.old.json", "figures/old.svg", "figures/thesis.tex"):
+        (tmp_path / name).write_text("old")
+    with pytest.raises(OutputError, match=r"holds another result \(audit.old.json\).*--force"):
+        with staged_folder(tmp_path, PATTERNS):
+            pass
+    with staged_folder(tmp_path, PATTERNS, force=True) as folder:
+        (folder / "audit.json").write_text("new")
+        (folder / "figures").mkdir()
+        (folder / "figures" / "new.svg").write_text("new")
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert names == ["audit.json", "figures", "figures/new.svg", "figures/thesis.tex", "notes.txt"]
+
+
+def test_a_move_that_fails_takes_everything_back(tmp_path):
+    (tmp_path / "audit.json").write_text("old")
+    (tmp_path / "figures").write_text("a file where a folder should be")
+    with pytest.raises(OutputError, match="cannot be written"):
+        with staged_folder(tmp_path, PATTERNS, force=True) as folder:
+            (folder / "audit.json").write_text("new")
+            (folder / "figures").mkdir()
+            (folder / "figures" / "new.svg").write_text("new")
+    assert (tmp_path / "audit.json").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["audit.json", "figures"]
+
+
+def test_a_folder_made_for_a_result_that_failed_is_taken_away(tmp_path):
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out", PATTERNS):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    with pytest.raises(OutputError, match="No space left on device"), staged_file(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_result_leaves_the_old_one(tmp_path):
+    (tmp_path / "audit.json").write_text("old")
+    with pytest.raises(RuntimeError), staged_folder(tmp_path, PATTERNS, force=True) as folder:
+        (folder / "audit.json").write_text("half")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == ["audit.json"]
+    assert (tmp_path / "audit.json").read_text() == "old"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match="cannot be written"),
+        staged_folder(tmp_path / "file" / "out", PATTERNS),
+    ):
+        pass

@@ -1,0 +1,458 @@
+"""Functions audited by occlusion alone, and networks in ONNX files."""
+
+import json
+import pickle
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import evenslice
+import evenslice.cli.app
+from evenslice._core.errors import ConfigError, ModelError
+from evenslice.report.files import write_report
+
+
+@pytest.fixture(scope="module")
+def texture():
+    return np.random.default_rng(0).random((24, 40, 40))
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    return network.requires_grad_(False)
+
+
+def audit(function, volume, **options):
+    return evenslice.audit(function, volume, **{"max_windows": 8, **options})
+
+
+def as_function(network):
+    return lambda windows: network(torch.from_numpy(windows)).numpy()
+
+
+def squares(windows):
+    """A regression that reads the outer slices, the last three times as much."""
+    return (windows[:, 0] ** 2 + 3 * windows[:, 2] ** 2).mean(axis=(1, 2))
+
+
+def test_occlusion_on_a_function_agrees_with_occlusion_on_the_module(texture, network):
+    module = audit(network, texture, method="occlusion", dtype="float32", device="cpu")
+    function = audit(as_function(network), texture)
+    for name in ("shares", "mirrored_shares", "wasserstein", "mirror_error", "mirror_disagreement"):
+        expected, given = (getattr(found.measurements, name) for found in (module, function))
+        np.testing.assert_allclose(given, expected, atol=1e-6)
+    np.testing.assert_array_equal(function.measurements.position, module.measurements.position)
+    np.testing.assert_allclose(function.examples.saliency, module.examples.saliency, atol=1e-6)
+    assert function.run["method"] == "occlusion"
+    assert function.run["target"] == "predicted"
+
+
+def test_a_function_is_given_plain_arrays_in_0_to_1(texture):
+    given = []
+
+    def function(windows):
+        given.append(windows)
+        return squares(windows)
+
+    found = audit(function, texture, slices=3, tile=(32, 16), batch=4)
+    assert all(type(windows) is np.ndarray and windows.dtype == np.float32 for windows in given)
+    assert all(windows.flags.c_contiguous and windows.shape[1:] == (3, 32, 16) for windows in given)
+    assert max(len(windows) for windows in given) == 4
+    assert min(windows.min() for windows in given) >= 0
+    assert max(windows.max() for windows in given) <= 1
+    assert found.run["target"] == "sum"
+    assert found.shares[1].estimate == 0
+    assert found.run["model"]["class"].endswith("function")
+
+
+def readonly(array):
+    array.setflags(write=False)
+    return array
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        torch.from_numpy,
+        lambda a: torch.from_numpy(a).double(),
+        lambda a: a.astype(np.float16),
+        lambda a: readonly(a[:, None]),
+        lambda a: {"out": a, "other": a[:1]},
+        lambda a: (a, None),
+        lambda a: [{"boxes": np.zeros((1, 4)), "scores": value[None]} for value in a],
+    ],
+)
+def test_whatever_a_function_returns_is_understood(texture, returned):
+    expected = audit(squares, texture)
+    found = audit(lambda windows: returned(squares(windows)), texture)
+    for share, right in zip(found.shares, expected.shares, strict=True):
+        assert share.estimate == pytest.approx(right.estimate, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.uint16, bool])
+def test_a_function_may_return_class_numbers(texture, dtype):
+    found = audit(lambda windows: (windows[:, 0] + 3 * windows[:, 2] > 2).astype(dtype), texture)
+    assert found.run["target"] == "predicted"
+    assert found.shares[1].estimate == 0
+    assert 0 < found.shares[0].estimate < found.shares[2].estimate
+    assert 0 < found.statistics.mirror_disagreement.estimate < 1
+
+
+def test_a_reduction_makes_the_outputs_of_a_function(texture):
+    found = audit(
+        lambda windows: {"no": 1, "depth": squares(windows)}, texture, outputs=lambda found: found["depth"]
+    )
+    assert found.run["outputs"].endswith("<lambda>")
+    assert [s.estimate for s in found.shares] == [s.estimate for s in audit(squares, texture).shares]
+
+
+def fails(windows):
+    raise KeyError("weights")
+
+
+class Stated:
+    slices, tile = 5, (16, 16)
+
+    def __call__(self, windows):
+        return windows.mean(axis=(1, 2, 3)) ** 2 + windows[:, 4].std(axis=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "error", "message"),
+    [
+        (squares, {"method": "gradient"}, ConfigError, "only a torch.nn.Module has; use the method 'occlusion'"),
+        (squares, {"method": "oclusion"}, ConfigError, "did you mean 'occlusion'"),
+        (squares, {"device": "cpu"}, ConfigError, "device 'cpu' has no effect"),
+        (squares, {"dtype": "float32"}, ConfigError, "dtype 'float32' has no effect"),
+        (squares, {"target": "predicted"}, ModelError, "use the target 'sum'"),
+        (squares, {"slices": 4}, ConfigError, "slices = 4"),
+        (Stated(), {"slices": 3}, ConfigError, "slices = 3: Stated takes 5; leave slices out"),
+        (Stated(), {"tile": (8, 8)}, ConfigError, "leave tile out"),
+        ("network.onnx", {}, ModelError, "str is no network; give a torch.nn.Module, or a function"),
+        (fails, {}, ModelError, r"fails on an array of shape \(1, 3, 32, 32\): KeyError: 'weights'"),
+        (lambda _: "no", {}, ModelError, "no logits were found"),
+        (lambda _: np.array(["a"]), {}, ModelError, "returns an array of type <U1"),
+        (lambda windows: windows.mean(), {}, ModelError, r"gives \(\) for 8 windows"),
+        (lambda windows: squares(windows)[:1], {}, ModelError, r"gives \(1,\) for 8 windows"),
+        (lambda windows: squares(windows) * np.nan, {}, ModelError, "returns NaN"),
+        (lambda windows: np.ones(len(windows)), {}, ModelError, "does not depend on its input"),
+    ],
+)  # fmt: skip
+def test_what_does_not_do_is_refused(texture, function, options, error, message):
+    with pytest.raises(error, match=message):
+        audit(function, texture, **options)
+
+
+def test_a_function_may_state_what_it_takes(texture):
+    found = audit(Stated(), texture)
+    assert (found.run["slices"], found.run["tile"]) == (5, [16, 16])
+
+
+def test_a_cluster_finds_what_one_process_finds(texture, network):
+    one, many = (audit(as_function(network), texture, workers=workers) for workers in (None, 1))
+    np.testing.assert_allclose(one.measurements.shares, many.measurements.shares, atol=1e-6)
+
+
+def test_a_function_that_cannot_be_sent_says_so(texture):
+    lock = threading.Lock()
+
+    def locked(windows):
+        with lock:
+            return squares(windows)
+
+    with pytest.raises(ConfigError, match="locked cannot be sent to workers"):
+        audit(locked, texture, workers=1)
+    with pytest.raises(ConfigError, match="outputs=.*cannot be sent to workers"):
+        audit(squares, texture, outputs=lambda found: found if lock else None, workers=1)
+
+
+def test_the_report_of_a_function_renders(texture, tmp_path):
+    found = audit(squares, texture)
+    assert found.kernels == ()
+    write_report([found], tmp_path / "report.html")
+    assert "occlusion" in (tmp_path / "report.html").read_text()
+
+
+# ONNX
+
+
+def write_onnx(
+    path, network, *, batch="batch", plane=("y", "x"), kind=np.float32, outputs=("out",), where=None
+):
+    """Write a convolution, a ReLU and a convolution to an ONNX file, by hand: no exporter can change under the test."""
+    number = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    tensors = {
+        name: numpy_helper.from_array(tensor.numpy().astype(kind), name)
+        for name, tensor in network.state_dict().items()
+    }
+    if where is not None:
+        weight = tensors["0.weight"]
+        entry = weight.external_data.add()
+        entry.key, entry.value = "location", where
+        weight.data_location = TensorProto.EXTERNAL
+        weight.ClearField("raw_data")
+    nodes = [
+        helper.make_node("Conv", ["windows", "0.weight", "0.bias"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "2.weight", "2.bias"], ["out"]),
+        helper.make_node("Neg", ["out"], ["negative"]),
+        helper.make_node("ReduceMax", ["out"], ["largest"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("windows", number, [batch, network[0].in_channels, *plane])],
+        [helper.make_tensor_value_info(name, number, None) for name in outputs],
+        list(tensors.values()),
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, network):
+    return write_onnx(tmp_path_factory.mktemp("onnx") / "network.onnx", network)
+
+
+def test_a_network_in_an_onnx_file_gets_the_shares_of_the_module(texture, network, file):
+    expected = audit(network, texture, method="occlusion", dtype="float32", device="cpu")
+    found = audit(evenslice.load_onnx(file), texture)
+    np.testing.assert_allclose(found.measurements.shares, expected.measurements.shares, atol=1e-6)
+    np.testing.assert_allclose(found.measurements.mirror_error, expected.measurements.mirror_error, atol=1e-5)
+    assert found.run["model"]["class"] == "network.onnx"
+
+
+def test_what_torch_exports_is_read(texture, network, tmp_path):
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("y"), 3: torch.export.Dim("x")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own
+        torch.onnx.export(
+            network, (torch.rand(2, 3, 32, 32),), tmp_path / "n.onnx", dynamic_shapes=(sizes,), verbose=False
+        )
+    assert (tmp_path / "n.onnx.data").is_file()  # weights beside the file
+    windows = np.random.default_rng(0).random((3, 3, 24, 40), dtype=np.float32)
+    given = evenslice.load_onnx(tmp_path / "n.onnx")(windows)
+    np.testing.assert_allclose(given, network(torch.from_numpy(windows)).numpy(), atol=1e-6)
+
+
+def test_a_fixed_shape_is_stated_and_filled_up(texture, network, tmp_path):
+    path = write_onnx(tmp_path / "fixed.onnx", network, batch=4, plane=(16, 24))
+    fixed = evenslice.load_onnx(path)
+    assert (fixed.batch, fixed.slices, fixed.tile) == (4, 3, (16, 24))
+    windows = np.random.default_rng(0).random((6, 3, 16, 24), dtype=np.float32)
+    np.testing.assert_allclose(fixed(windows), network(torch.from_numpy(windows)).numpy(), atol=1e-6)
+    found = audit(fixed, texture)
+    assert found.run["tile"] == [16, 24]
+    with pytest.raises(ConfigError, match="slices = 5: fixed.onnx takes 3; leave slices out"):
+        audit(fixed, texture, slices=5)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.25), ([0.1, 0.2, 0.3], [1, 2, 4])])
+def test_slices_are_scaled_as_the_network_wants_them(network, file, mean, std):
+    windows = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
+    scaled = (windows - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
+    expected = network(torch.from_numpy(scaled.astype(np.float32)))
+    np.testing.assert_allclose(
+        evenslice.load_onnx(file, mean=mean, std=std)(windows), expected.numpy(), atol=1e-5
+    )
+
+
+def test_files_of_other_precisions_are_fed_in_theirs(network, tmp_path):
+    windows = np.random.default_rng(0).random((1, 3, 8, 8), dtype=np.float32)
+    half = evenslice.load_onnx(write_onnx(tmp_path / "half.onnx", network, kind=np.float16))(windows)
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half, network(torch.from_numpy(windows)).numpy(), atol=0.01)
+    write_other(tmp_path / "double.onnx", op="Identity", kind=TensorProto.DOUBLE)
+    double = evenslice.load_onnx(tmp_path / "double.onnx")(windows)
+    assert double.dtype == np.float64
+    np.testing.assert_array_equal(double, windows)
+
+
+def test_several_outputs_come_by_name(network, tmp_path):
+    several = evenslice.load_onnx(write_onnx(tmp_path / "n.onnx", network, outputs=("negative", "out")))
+    given = several(np.zeros((2, 3, 8, 8), np.float32))
+    assert list(given) == ["negative", "out"]
+    np.testing.assert_array_equal(given["negative"], -given["out"])
+
+
+def test_a_network_in_a_file_travels_by_its_path(file, monkeypatch, tmp_path):
+    monkeypatch.chdir(file.parent)
+    windows = np.random.default_rng(0).random((1, 3, 8, 8), dtype=np.float32)
+    sent = pickle.dumps(evenslice.load_onnx("network.onnx", mean=0.5))
+    monkeypatch.chdir(tmp_path)
+    assert len(sent) < 1000
+    given = pickle.loads(sent)(windows)  # noqa: S301  # made above
+    np.testing.assert_array_equal(given, evenslice.load_onnx(file, mean=0.5)(windows))
+
+
+def write_other(path, op="Conv", domain="", shape=(1, 3, 8, 8), kind=TensorProto.FLOAT, inputs=("x",)):
+    """Write one node that is not what is wanted."""
+    graph = helper.make_graph(
+        [helper.make_node(op, list(inputs), ["out"], domain=domain)],
+        "other",
+        [helper.make_tensor_value_info(name, kind, shape) for name in inputs],
+        [helper.make_tensor_value_info("out", kind, None)],
+    )
+    opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory, network):
+    """A folder of files that will not do."""
+    top = tmp_path_factory.mktemp("bad")
+    (top / "secret.bin").write_bytes(network[0].weight.numpy().tobytes())
+    folder = top / "files"
+    folder.mkdir()
+    (folder / "link.bin").symlink_to(top / "secret.bin")
+    write_onnx(folder / "escapes.onnx", network, where="../secret.bin")
+    write_onnx(folder / "absolute.onnx", network, where=str(top / "secret.bin"))
+    write_onnx(folder / "linked.onnx", network, where="link.bin")
+    write_onnx(folder / "lost.onnx", network, where="lost.bin")
+    write_onnx(folder / "single.onnx", network, outputs=("largest",))
+    (folder / "text.onnx").write_text("no network")
+    (folder / "empty.onnx").touch()
+    write_other(folder / "flat.onnx", op="Relu", shape=(1, 3, 64))
+    write_other(folder / "bytes.onnx", op="Identity", kind=TensorProto.UINT8)
+    write_other(folder / "two.onnx", op="Add", inputs=("x", "y"))
+    write_other(folder / "custom.onnx", op="Evil", domain="own.ops")
+    return folder
+
+
+ONNX_ERRORS = {
+    "escapes.onnx": "escapes model directory",
+    "absolute.onnx": "Absolute path not allowed",
+    "linked.onnx": "escapes model directory",
+    "lost.onnx": "does not exist",
+    "text.onnx": "cannot be read as an ONNX network",
+    "empty.onnx": "cannot be read as an ONNX network",
+    "flat.onnx": r"inputs are x tensor\(float\) \[1, 3, 64\]; one of floating-point numbers",
+    "bytes.onnx": r"tensor\(uint8\)",
+    "two.onnx": r"inputs are x tensor.*, y tensor",
+    "custom.onnx": "own.ops:Evil.* is not a registered function/op",
+    "missing.onnx": "there is no such file",
+}
+
+
+@pytest.mark.parametrize("name", ONNX_ERRORS)
+def test_a_file_that_does_not_do_is_refused(bad, name):
+    with pytest.raises(ModelError, match=ONNX_ERRORS[name]) as caught:
+        evenslice.load_onnx(bad / name)
+    assert str(bad / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_without_windows_is_refused(bad, texture):
+    with pytest.raises(ModelError, match=r"single.onnx: its output largest is \(\) for 1 windows"):
+        audit(evenslice.load_onnx(bad / "single.onnx"), texture)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"std": 0}, "no std of 0"),
+        ({"mean": float("nan")}, "finite"),
+        ({"mean": [0.1, 0.2]}, "mean has 2 values"),
+        ({"providers": ["ToasterExecutionProvider"]}, "provider 'ToasterExecutionProvider': this onnxruntime has"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_of_a_file_is_refused(file, options, message):
+    with pytest.raises(ConfigError, match=message):
+        evenslice.load_onnx(file, **options)
+
+
+def run(folder, *arguments):
+    """Run the installed command's way: without the current directory on the path."""
+    command = [sys.executable, "-P", "-m", "evenslice", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, texture, network):
+    folder = tmp_path_factory.mktemp("commands")
+    np.save(folder / "volume.npy", texture)
+    write_onnx(folder / "network.onnx", network)
+    write_onnx(folder / "two.onnx", network, outputs=("negative", "out"))
+    (folder / "reducing.py").write_text(
+        "def negative(returned):\n    return returned['negative']\nnumber = 3\n"
+    )
+    return folder
+
+
+ONNX = [
+    "audit",
+    "--model",
+    "onnx",
+    "--weights",
+    "network.onnx",
+    "--volume",
+    "volume.npy",
+    "--max-windows",
+    "8",
+]
+
+
+def test_the_command_audits_an_onnx_file_to_a_report(folder, texture):
+    done = run(folder, *ONNX, "--mean", "0.5", "--std", "0.25", "--out", "found")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    document = json.loads((folder / "found" / "audit.json").read_text())
+    assert document["name"] == "audit"
+    assert document["method"] == "occlusion"
+    assert document["strategy"] is None
+    assert document["scaling"] == {"mean": [0.5], "std": [0.25]}
+    assert document["model"]["weights"] == "network.onnx"
+    assert document["model"]["origin"].startswith("sha256:")
+    expected = audit(evenslice.load_onnx(folder / "network.onnx", mean=0.5, std=0.25), texture)
+    assert [share["mean"] for share in document["shares"]] == pytest.approx(
+        [share.estimate for share in expected.shares], abs=1e-6
+    )
+    assert (folder / "found" / "report.html").is_file()
+
+
+def test_the_command_takes_a_reduction_and_workers(folder):
+    arguments = [*ONNX, "--json", "--outputs", "reducing:negative", "--workers", "1"]
+    arguments[4] = "two.onnx"
+    done = run(folder, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outputs"] == "reducing:negative"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "uniform"], "--strategy: an ONNX network stays as it is"),
+        (["--tie", "mirror"], "--tie: an ONNX network stays as it is"),
+        (["--classes", "2"], "--classes: an ONNX network stays as it is"),
+        (["--slices", "5"], "slices = 5: network.onnx takes 3"),
+        (["--method", "gradient"], "use the method 'occlusion'"),
+        (["--device", "cpu"], "device 'cpu' has no effect"),
+        (["--weights", "none"], "none: there is no such file"),
+        (["--weights", "reducing.py"], "reducing.py: cannot be read as an ONNX network"),
+        (["--outputs", "reducing"], "'reducing' names no function; write package.module:function"),
+        (["--outputs", "reducing:negativ"], "did you mean 'negative'"),
+        (["--outputs", "reducing:number"], "is int, not a function"),
+        (["--outputs", "missing:function"], "missing:function: cannot be imported (ModuleNotFoundError"),
+        (["--target", "labels"], "give --labels"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(folder, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["evenslice", *ONNX, *arguments])
+    with pytest.raises(SystemExit) as end:
+        evenslice.cli.app.main()
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error

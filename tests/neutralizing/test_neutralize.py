@@ -1,0 +1,662 @@
+import copy
+import json
+import math
+import pickle
+
+import planted
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import IMAGENET, unequal
+from torch import nn
+
+from evenslice._core.errors import ConfigError, ModelError
+from evenslice.networks.outputs import logits
+from evenslice.neutralizing import strategies
+from evenslice.neutralizing.neutralization import neutralize
+from evenslice.neutralizing.record import Record, keep_record, record_of
+from evenslice.neutralizing.stems import find_stems
+from evenslice.neutralizing.strategies import STRATEGIES
+
+PLANTED = [
+    planted.conv_bias,
+    planted.conv_norm,
+    planted.conv_alone,
+    planted.focus,
+    planted.Interleaved,
+    planted.TwoStems,
+    lambda: planted.Normalizing(planted.conv_norm()),
+]
+
+
+def relative(first, second):
+    return ((first - second).abs().max() / torch.maximum(first.abs().max(), second.abs().max())).item()
+
+
+def windows(record, *shape, seed=3):
+    """Random intensities in [0, 1], scaled as the record says."""
+    intensities = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return (intensities - record.mean) / record.std
+
+
+def colours(gray, mean=(0.0,) * 3, std=(1.0,) * 3):
+    """A gray image (batch, 1, y, x) as the network was given it before: three channels, each scaled its own way."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (gray - mean) / std
+
+
+@torch.no_grad()
+def run(model, images):
+    return logits(model(images))
+
+
+def assert_same(model, before):
+    """Nothing about a network has changed: not its values, nor which objects they are, nor its attributes."""
+    modes, state, objects, extra = before
+    assert [module.training for module in model.modules()] == modes
+    assert {key: id(value) for key, value in model.named_parameters()} == objects
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert [repr(module) for module in model.modules()] == extra
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert record_of(model) is None
+
+
+def snapshot(model):
+    return (
+        [module.training for module in model.modules()],
+        copy.deepcopy(model.state_dict()),
+        {key: id(value) for key, value in model.named_parameters()},
+        [repr(module) for module in model.modules()],
+    )
+
+
+# What the table promises, measured here and not by neutralize itself.
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(PLANTED),
+    st.sampled_from(["uniform", "center", "profile", "mirror"]),
+    st.sampled_from([1, 3, 5, 7, 9]),
+    st.booleans(),
+)
+def test_symmetric_strategies_are_symmetric(build, strategy, slices, normalized):
+    model = build()
+    record = neutralize(model, slices, strategy=strategy, **IMAGENET if normalized else {})
+    window = windows(record, 1, slices, 48, 40)
+    assert relative(run(model, window), run(model, window.flip(1))) <= 1e-5
+    assert record.mirror_error <= 1e-5
+    if strategy == "uniform":
+        order = torch.randperm(slices)
+        assert relative(run(model, window), run(model, window[:, order])) <= 1e-5
+        assert record.permutation_error <= 1e-5
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from([build for build in PLANTED if build not in (planted.Interleaved, planted.TwoStems)]),
+    st.sampled_from(["pretrained", "uniform", "center", "profile", "mirror", "shuffle"]),
+    st.sampled_from([1, 3, 5, 7, 9]),
+    st.booleans(),
+)
+def test_a_gray_image_gets_the_response_it_got(build, strategy, slices, normalized):
+    model = build()
+    if strategy in ("pretrained", "shuffle"):
+        slices = 3
+    options = IMAGENET if normalized else {}
+    gray = torch.rand(1, 1, 48, 40)
+    before = run(model, colours(gray, **options))
+    record = neutralize(model, slices, strategy=strategy, **options)
+    after = run(model, ((gray - record.mean) / record.std).expand(-1, slices, -1, -1))
+    inside = (..., slice(2, -2), slice(2, -2))  # the stems pad by one
+    assert relative(before[inside], after[inside]) <= 1e-4
+    assert record.gray_error <= 1e-4
+
+
+@pytest.mark.parametrize("build", [planted.Interleaved, planted.TwoStems])
+@pytest.mark.parametrize("slices", [1, 3, 5])
+def test_a_gray_image_gets_the_response_it_got_everywhere_without_padding(build, slices):
+    model = build()
+    gray = torch.rand(1, 1, 48, 40)
+    before = run(model, colours(gray, **IMAGENET))
+    record = neutralize(model, slices, **IMAGENET)
+    after = run(model, ((gray - record.mean) / record.std).expand(-1, slices, -1, -1))
+    assert relative(before, after) <= 1e-5
+
+
+def smp(name, encoder):
+    import segmentation_models_pytorch
+
+    return lambda: getattr(segmentation_models_pytorch, name)(encoder, encoder_weights=None, classes=2)
+
+
+def timm(name):
+    from timm import create_model
+
+    return lambda: create_model(name, num_classes=5)
+
+
+def torchvision(name, **options):
+    from torchvision.models import get_model
+
+    return lambda: get_model(name, weights=None, **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "stems", "slices"),
+    [
+        *[
+            (smp(name, encoder), (stem,), slices)
+            for name, slices in (("Unet", 5), ("FPN", 3), ("DeepLabV3Plus", 7))
+            for encoder, stem in (
+                ("resnet18", "encoder.conv1"),
+                ("tu-tf_efficientnet_lite0", "encoder.model.conv_stem"),
+                ("vgg11", "encoder.features.0"),
+            )
+            if (name, encoder) != ("DeepLabV3Plus", "vgg11")  # smp does not offer it
+        ],
+        (timm("convnext_atto"), ("stem.0",), 5),
+        (timm("vit_tiny_patch16_224"), ("patch_embed.proj",), 3),
+        (timm("crossvit_tiny_240"), ("patch_embed.0.proj", "patch_embed.1.proj"), 5),
+        (timm("fastvit_t8"), ("stem.0.conv_scale.conv", "stem.0.conv_kxk.0.conv"), 5),
+        (timm("tresnet_m"), ("body.conv1.conv",), 5),
+        (
+            torchvision("deeplabv3_resnet50", weights_backbone=None, aux_loss=False),
+            ("backbone.conv1",),
+            5,
+        ),
+    ],
+    ids=str,
+)
+def test_networks_of_the_field(build, stems, slices):
+    torch.manual_seed(0)
+    model = unequal(build())
+    size = (
+        (240, 240)
+        if "patch_embed.1.proj" in stems
+        else (224, 224)
+        if stems[0] == "patch_embed.proj"
+        else (64, 64)
+    )
+    reference = copy.deepcopy(model)
+    record = neutralize(model, slices, **IMAGENET)
+    assert record.stems == stems
+    window = windows(record, 1, slices, *size)
+    output = run(model, window)
+    assert output.std() > 1e-8  # the network does say something
+    assert relative(output, run(model, window.flip(1))) <= 1e-5
+    assert relative(output, run(model, window.roll(1, dims=1))) <= 1e-5
+    assert max(record.mirror_error, record.permutation_error) <= 1e-5
+    assert record.gray_error <= 1e-4
+    if stems[0].startswith("patch_embed") or stems == ("stem.0",):  # no padding in front: equal everywhere
+        gray = torch.rand(1, 1, *size)
+        before = run(reference, colours(gray, **IMAGENET))
+        after = run(model, ((gray - record.mean) / record.std).expand(-1, slices, -1, -1))
+        assert relative(before, after) <= 1e-4
+
+
+@pytest.mark.parametrize("slices", [3, 5])
+def test_torchvision_transform_input_is_folded_and_switched_off(slices):
+    torch.manual_seed(0)
+    model = unequal(torchvision("inception_v3", transform_input=True, init_weights=False)())
+    gray = torch.rand(1, 1, 96, 96)
+    before = run(model, gray.expand(-1, 3, -1, -1))
+    record = neutralize(model, slices, size=(96, 96))
+    assert not model.transform_input
+    assert (record.mean, record.std) == (0.0, 1.0)
+    after = run(model, gray.expand(-1, slices, -1, -1))
+    assert relative(before, after) <= 1e-4  # its stem does not pad
+    assert record.permutation_error <= 1e-5
+
+
+# Normalisation: what is folded, and where to.
+
+
+def test_the_normalisation_comes_from_the_pretrained_configuration():
+    from timm import create_model
+
+    model = create_model("test_resnet", num_classes=2)
+    record = neutralize(model)
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    assert record.mean == pytest.approx(sum(mean) / 3)
+    assert record.std == pytest.approx(sum(std) / 3)
+    assert (record_of(model).mean, record_of(model).std) == (record.mean, record.std)
+
+
+def test_without_a_normalisation_nothing_is_scaled():
+    assert (neutralize(planted.conv_bias()).mean, neutralize(planted.conv_bias()).std) == (0.0, 1.0)
+
+
+def test_the_constant_goes_into_the_bias_there_is():
+    model = planted.conv_bias()
+    weight, bias = model[0].weight.detach().clone(), model[0].bias
+    value = bias.detach().clone()
+    neutralize(model, mean=[0.3, 0.5, 0.7])
+    assert model[0].bias is bias
+    expected = value + (weight.sum((2, 3)) * (0.5 - torch.tensor([0.3, 0.5, 0.7]))).sum(1)
+    torch.testing.assert_close(bias.detach(), expected)
+
+
+def test_else_into_the_batch_norm_that_follows():
+    model = planted.conv_norm()
+    keys, mean = list(model.state_dict()), model[1].running_mean.clone()
+    neutralize(model, mean=[0.3, 0.5, 0.7])
+    assert model[0].bias is None
+    assert not torch.equal(model[1].running_mean, mean)
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("build", [planted.conv_alone, planted.SharedOutput])
+def test_else_into_a_new_bias(build):
+    model = build()
+    stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    stem.weight.requires_grad_(False)
+    neutralize(model, mean=[0.3, 0.5, 0.7])
+    assert isinstance(stem.bias, nn.Parameter)
+    assert not stem.bias.requires_grad
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm"])
+def test_a_frozen_batch_norm_takes_the_constant_too(name):
+    from timm.layers import FrozenBatchNormAct2d
+    from torchvision.ops import FrozenBatchNorm2d
+
+    norm = {"torchvision": FrozenBatchNorm2d, "timm": FrozenBatchNormAct2d}[name](8)
+    model = unequal(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm))
+    assert neutralize(model, **IMAGENET).gray_error <= 1e-5
+    assert model[0].bias is None
+
+
+def test_nothing_is_folded_where_the_channels_are_scaled_alike():
+    model = planted.conv_alone()
+    neutralize(model, mean=[0.1, 0.1, 0.1], std=0.1)
+    assert model[0].bias is None
+
+
+def test_pretrained_at_three_slices_changes_no_weight():
+    model = planted.conv_norm()
+    state = copy.deepcopy(model.state_dict())
+    record = neutralize(model, strategy="pretrained", mean=0.5, std=[0.5, 0.5, 0.5])
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert record.gray_error <= 1e-6
+    assert record.mirror_error > 0.01
+
+
+# What the weights keep, and what is left alone.
+
+
+def test_what_the_weights_keep():
+    model = planted.conv_norm().double().train()
+    model[1].eval()
+    model.requires_grad_(False)
+    random = torch.get_rng_state()
+    with torch.no_grad():
+        neutralize(model, 5, strategy="shuffle", **IMAGENET)
+    assert model[0].weight.dtype == torch.float64
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert [module.training for module in model] == [True, False, True, True]
+    assert torch.equal(random, torch.get_rng_state())
+    assert (model[0].in_channels, model[0].weight.shape) == (5, (8, 5, 3, 3))
+    assert "Conv2d(5, 8" in repr(model)
+
+
+def test_a_weight_of_the_same_shape_stays_the_same_parameter():
+    model = planted.conv_bias()
+    weight = model[0].weight
+    neutralize(model)
+    assert model[0].weight is weight
+    neutralize(model, 5)
+    assert model[0].weight is not weight
+    assert model[0].weight.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    model = planted.conv_norm().to(dtype)
+    record = neutralize(model, 5, **IMAGENET)
+    assert model[0].weight.dtype == dtype
+    assert record.permutation_error < 0.05
+
+
+def test_any_number_of_inputs():
+    model = unequal(nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)))
+    gray = torch.rand(1, 1, 20, 20)
+    before = run(model, gray.expand(-1, 4, -1, -1))
+    neutralize(model, 5)
+    torch.testing.assert_close(run(model, gray.expand(-1, 5, -1, -1)), before)
+    with pytest.raises(ModelError, match="odd number|has 4 inputs"):
+        neutralize(unequal(nn.Sequential(nn.Conv2d(4, 8, 3))), 3, strategy="mirror")
+
+
+def test_again_from_the_record():
+    model = planted.conv_norm()
+    first = neutralize(model, 5, strategy="center", **IMAGENET)
+    window = windows(first, 1, 1, 32, 32)
+    before = run(model, window.expand(-1, 5, -1, -1))
+    second = neutralize(model, 7)
+    assert (second.mean, second.std, second.slices) == (first.mean, first.std, 7)
+    torch.testing.assert_close(run(model, window.expand(-1, 7, -1, -1)), before, rtol=1e-4, atol=1e-5)
+
+
+def test_the_controls():
+    model, other = planted.conv_norm(), planted.conv_norm()
+    head = model[3].weight.detach().clone()
+    record = neutralize(model, 5, strategy="reinit", seed=4)
+    assert torch.equal(model[3].weight, head)
+    assert record.mirror_error > 0.01
+    neutralize(other, 5, strategy="reinit", seed=4)
+    assert torch.equal(model[0].weight, other[0].weight)
+    neutralize(other, 5, strategy="reinit", seed=5)
+    assert not torch.equal(model[0].weight, other[0].weight)
+
+
+def test_random_draws_everything_anew():
+    from torchvision.ops import FrozenBatchNorm2d
+
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = planted.conv_norm()
+            self.frozen = unequal(FrozenBatchNorm2d(2))
+            self.scale = nn.Parameter(torch.randn(1000) * 2 + 5)
+
+        def forward(self, x):
+            return self.frozen(self.body(x)) * self.scale.mean()
+
+    model = Bare()
+    before = copy.deepcopy(model.state_dict())
+    neutralize(model, strategy="random")
+    after = model.state_dict()
+    assert not any(torch.equal(before[key], after[key]) for key in before if key.endswith("0.weight"))
+    assert after["body.1.running_mean"].eq(0).all()
+    assert after["frozen.running_mean"].eq(0).all()
+    assert after["frozen.running_var"].eq(1).all()
+    assert not torch.equal(before["scale"], after["scale"])
+    assert after["scale"].mean() == pytest.approx(5, abs=0.3)
+    assert after["scale"].std() == pytest.approx(2, abs=0.3)
+
+
+def test_equalize_and_shuffle_promise_no_symmetry():
+    for strategy in ("equalize", "shuffle"):
+        assert neutralize(planted.conv_bias(), 5, strategy=strategy).mirror_error > 0.01
+
+
+# What it costs, and what may be left out.
+
+
+def count_calls(module):
+    batches = []
+    module.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    return batches
+
+
+@pytest.mark.parametrize("build", [planted.conv_norm, lambda: planted.Normalizing(planted.conv_norm())])
+@pytest.mark.parametrize("strategy", ["uniform", "random", "mixer"])
+def test_the_whole_network_runs_twice(build, strategy):
+    model = build()
+    head = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
+    batches = count_calls(head)
+    neutralize(model, 5, strategy=strategy, **IMAGENET)
+    assert batches == [1, 6]
+
+
+def test_checking_the_stems_alone_runs_nothing_else():
+    model = planted.conv_norm()
+    batches = count_calls(model[3])
+    record = neutralize(model, 5, check="stems", **IMAGENET)
+    assert [batch for batch in batches if batch > 1] == []  # but for a pass of shapes
+    assert record.check == "stems"
+    assert max(record.permutation_error, record.gray_error) <= 1e-5
+    assert neutralize(model, 5).check == "network"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("build", PLANTED)
+def test_the_stems_keep_the_promises(build, strategy):
+    model = build()
+    other = copy.deepcopy(model)
+    record = neutralize(model, 3, strategy=strategy, check="stems", **IMAGENET)
+    neutralize(other, 3, strategy=strategy, **IMAGENET)
+    for (name, first), second in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(first, second), name
+    assert (record.permutation_error > 1e-3) == (strategy not in ("uniform", "mixer"))
+
+
+def test_what_is_behind_the_stems_may_lie_on_the_meta_device():
+    model = planted.TwoStems()
+    body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).to("meta")
+    model.norm = nn.Sequential(body, nn.Linear(30, 2, device="meta"))
+    real = copy.deepcopy(model.fine.weight)
+    record = neutralize(model, 5, check="stems", size=(64, 64))
+    assert record.stems == ("fine", "coarse")
+    assert max(record.permutation_error, record.gray_error) <= 1e-5
+    torch.testing.assert_close(model.fine.weight.sum(1), real.sum(1))
+    assert body[0].weight.is_meta
+
+
+@pytest.mark.parametrize("name", ["fastvit_t8", "test_nfnet", "crossvit_tiny_240", "test_efficientnet"])
+def test_networks_of_the_field_on_the_meta_device(name):
+    from timm import create_model
+
+    with torch.device("meta"):
+        model = create_model(name)
+    for stem in find_stems(model).items:
+        for layer in filter(None, (stem.reader, stem.norm)):
+            layer.to_empty(device="cpu")
+            for parameter in layer.parameters():
+                nn.init.normal_(parameter, 0.1)
+            unequal(layer)
+    record = neutralize(model, 5, check="stems")
+    assert max(record.permutation_error, record.gray_error) <= 1e-5
+    assert any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_network_that_shapes_alone_do_not_run():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = planted.conv_norm()
+
+        def forward(self, x):
+            return self.body(x) * (1.0 if x.mean().item() > 0 else 2.0)
+
+    model = Reads()
+    assert neutralize(model, 5, check="stems").stems == ("body.0",)
+
+
+# The record.
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, [0.1, 0.2, 0.4, 0.2, 0.1]])
+def test_the_record_travels_as_json(strategy):
+    model = planted.conv_bias()
+    record = neutralize(model, 5, strategy=strategy, **IMAGENET)
+    assert record_of(model) is record
+    assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    assert record.strategy == (strategy if isinstance(strategy, str) else "profile")
+
+
+def test_the_record_travels_with_the_network():
+    model = planted.conv_bias()
+    record = neutralize(model, 5)
+    assert record_of(copy.deepcopy(model)) == record
+    assert record_of(pickle.loads(pickle.dumps(model))) == record  # noqa: S301  # our own pickle
+    assert record_of(nn.Sequential(model)) == record
+    wrapped = nn.Sequential(model)
+    assert record_of(model) == record
+    assert neutralize(wrapped, 3).slices == record_of(model).slices == 3
+
+
+def test_the_kernels_in_the_record():
+    model = planted.conv_bias()
+    weight = model[0].weight.detach().clone()
+    (kernels,) = neutralize(model, 5, mean=0.5, std=[0.1, 0.2, 0.3]).kernels
+    assert kernels.name == "0"
+    torch.testing.assert_close(
+        torch.tensor(kernels.before), weight * 0.2 / torch.tensor([0.1, 0.2, 0.3])[:, None, None]
+    )
+    torch.testing.assert_close(torch.tensor(kernels.after), model[0].weight.detach())
+    assert neutralize(planted.focus(), 5).kernels[0].after.shape == (8, 5, 6, 6)
+    linear = planted.Interleaved()
+    weight = linear.embed.weight.detach().clone()
+    (kernels,) = neutralize(linear, 5).kernels
+    assert kernels.after.shape == (8, 5, 4, 4)
+    torch.testing.assert_close(torch.tensor(kernels.before), weight.reshape(8, 4, 4, 3).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slices": 4},
+        {"strategy": "none"},
+        {"tie": "knot"},
+        {"check": "nothing"},
+        {"mean": math.nan},
+        {"std": 0},
+        {"std": "x"},
+        {"stems": 3},
+        {"extra": 1},
+    ],
+)
+def test_what_is_no_record(change):
+    good = neutralize(planted.conv_bias()).to_dict()
+    with pytest.raises(ModelError, match="not the record of a neutralized network"):
+        Record.from_dict({**good, **change})
+    with pytest.raises(ModelError, match="not the record of a neutralized network"):
+        Record.from_dict({key: value for key, value in good.items() if key != "mean"})
+
+
+# What goes wrong, and leaves the network as it was.
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "mirror", "center"])
+def test_a_hidden_second_read_is_found_out(strategy):
+    model = planted.SecondRead().train()
+    before = snapshot(model)
+    with pytest.raises(
+        ModelError, match=r"reversing the slices changes its output by .* beside body.0 \(Conv2d\)"
+    ):
+        neutralize(model, strategy=strategy, **IMAGENET)
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("slices", [3, 5])
+def test_after_a_failure_at_the_end_everything_is_as_it_was(strategy, slices, monkeypatch):
+    torch.manual_seed(0)
+    models = [planted.conv_norm(), planted.conv_alone(), planted.TwoStems()]
+    models.append(torchvision("googlenet", transform_input=True, init_weights=False, aux_logits=False)())
+
+    def fail(*_):
+        raise ModelError("at the end")
+
+    monkeypatch.setattr("evenslice.neutralizing.neutralization.check_promises", fail)
+    for model in models:
+        before, random = snapshot(model), torch.get_rng_state()
+        with pytest.raises(ModelError, match="at the end"):
+            neutralize(model, slices, strategy=strategy, tie="mirror", **IMAGENET)
+        assert_same(model, before)
+        assert torch.equal(random, torch.get_rng_state())
+        assert getattr(model, "transform_input", True)
+
+
+def test_a_network_made_for_three_channels():
+    model = planted.HardCoded()
+    assert neutralize(model, 3).permutation_error <= 1e-5
+    model = planted.HardCoded()
+    before = snapshot(model)
+    with pytest.raises(ModelError, match=r"model\.0 \(Conv2d\).*made for.*strategy='mixer'"):
+        neutralize(model, 5)
+    assert_same(model, before)
+
+
+def test_a_network_that_takes_three_channels_behind_its_stem():
+    model = planted.Added()
+    before = snapshot(model)
+    with pytest.raises(
+        ModelError, match=r"elsewhere too, and refuses 5 slices in Added \(RuntimeError.*strategy='mixer'"
+    ):
+        neutralize(model, 5)
+    assert_same(model, before)
+    assert neutralize(model, 5, strategy="mixer").permutation_error <= 1e-5
+
+
+def test_kernels_that_sum_to_zero_keep_their_promise():
+    model = nn.Conv2d(3, 1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([0.1, -0.3, 0.2]).reshape(1, 3, 1, 1))
+    assert neutralize(model, 3, strategy="pretrained").gray_error <= 1e-5
+
+
+@pytest.mark.parametrize("part", [0.999, 1.001])
+def test_a_small_change_for_gray_images_is_found(part, monkeypatch):
+    spread = strategies.spread
+    monkeypatch.setattr(
+        "evenslice.neutralizing.rewriting.spread", lambda *given, **named: part * spread(*given, **named)
+    )
+    with pytest.raises(ModelError, match="giving it a gray image as slices"):
+        neutralize(planted.conv_norm(), 3)
+
+
+def test_an_output_that_is_not_finite():
+    model = planted.conv_bias()
+    with torch.no_grad():
+        model[2].bias.fill_(math.nan)
+    with pytest.raises(ModelError, match="not finite"):
+        neutralize(model)
+
+
+def test_an_output_that_depends_on_the_number_of_slices():
+    class Slices(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = planted.conv_bias()
+
+        def forward(self, x):
+            return self.body(x).repeat(1, x.shape[1], 1, 1)
+
+    with pytest.raises(ModelError, match="shape of the network's output went from"):
+        neutralize(Slices(), 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slices": 4}, "odd number of slices"),
+        ({"strategy": "unifrom"}, "did you mean 'uniform'"),
+        ({"tie": "mirrored"}, "did you mean 'mirror'"),
+        ({"check": "stem"}, "did you mean 'stems'"),
+        ({"mean": [0.1, 0.2]}, "mean has 2 values; the network has 3 inputs"),
+        ({"std": [1, 1, 0]}, "has to be positive"),
+        ({"mean": math.inf}, "has to be finite"),
+    ],
+)
+def test_options_that_are_wrong(options, message):
+    model = planted.conv_norm()
+    before = snapshot(model)
+    with pytest.raises(ConfigError, match=message) as caught:
+        neutralize(model, **options)
+    assert "\n" not in str(caught.value)
+    assert_same(model, before)
+
+
+def test_a_record_can_be_put_back():
+    model, other = planted.conv_bias(), planted.conv_bias()
+    record = neutralize(model)
+    keep_record(other, Record.from_dict(record.to_dict()))
+    assert record_of(other) == record
+
+
+def test_a_network_that_magnifies_rounding_is_not_blamed():
+    class Magnifying(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = planted.conv_bias()
+
+        def forward(self, x):
+            return (self.body(x) * 1e4).sin()
+
+    record = neutralize(Magnifying(), 5)
+    assert 1e-5 < record.mirror_error < 1e-2

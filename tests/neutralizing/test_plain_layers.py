@@ -1,0 +1,214 @@
+"""Layers that compute their weight, and grouped ones, as plain layers that do the same."""
+
+import copy
+
+import planted
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from evenslice._core.errors import ModelError
+from evenslice.neutralizing.neutralization import neutralize, untie
+from evenslice.neutralizing.plain_layers import SameConv2d, plain_layer
+from evenslice.neutralizing.stems import find_stems
+from evenslice.neutralizing.strategies import STRATEGIES
+
+timm_layers = pytest.importorskip("timm.layers")
+
+
+def old_weight_norm(layer):
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return torch.nn.utils.weight_norm(layer)
+
+
+def shifted(layer):
+    """A parametrization that is not linear."""
+
+    class Shift(nn.Module):
+        def forward(self, weight):
+            return weight.tanh() + 0.1
+
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Shift())
+    return layer
+
+
+COMPUTED = {
+    "StdConv2d": lambda: timm_layers.StdConv2d(3, 6, 3, stride=2, bias=True),
+    "StdConv2dSame": lambda: timm_layers.StdConv2dSame(3, 6, 3, stride=2),
+    "ScaledStdConv2d": lambda: timm_layers.ScaledStdConv2d(3, 6, 3, gamma=1.7),
+    "ScaledStdConv2dSame": lambda: timm_layers.ScaledStdConv2dSame(3, 6, (5, 3), stride=(2, 3)),
+    "weight_norm": lambda: parametrizations.weight_norm(nn.Conv2d(3, 6, 3, padding=1)),
+    "spectral_norm": lambda: parametrizations.spectral_norm(nn.Conv2d(3, 6, 3, padding="same")),
+    "orthogonal": lambda: parametrizations.orthogonal(nn.Conv2d(3, 6, 3, dilation=2)),
+    "old weight_norm": lambda: old_weight_norm(nn.Conv2d(3, 6, 3, stride=2, padding=(1, 0))),
+    "own": lambda: shifted(nn.Conv2d(3, 6, 3, bias=False)),
+    "reflecting": lambda: shifted(nn.Conv2d(3, 6, 3, padding=2, padding_mode="reflect")),
+    "depthwise": lambda: nn.Conv2d(3, 6, 3, padding=1, groups=3),
+    "depthwise, same": lambda: timm_layers.Conv2dSame(3, 6, 3, stride=2, groups=3),
+}
+
+
+@pytest.fixture(params=COMPUTED)
+def computed(request):
+    torch.manual_seed(0)
+    return COMPUTED[request.param]().eval()
+
+
+def seen_as(layer):
+    return plain_layer("stem", layer, torch.rand(1, 3, 9, 12))
+
+
+def test_a_plain_layer_does_the_same_at_every_size(computed):
+    plain = seen_as(computed)
+    assert type(plain) in (nn.Conv2d, SameConv2d)
+    assert plain.groups == 1
+    for size in ((9, 12), (10, 7), (16, 16)):
+        image = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(plain(image), computed(image), rtol=1e-5, atol=1e-5)
+
+
+def test_the_weight_is_the_standardised_one():
+    """The formula of weight standardisation, arXiv 1903.10520."""
+    layer = timm_layers.StdConv2d(3, 6, 3)
+    flat = layer.weight.detach().flatten(1)
+    expected = (flat - flat.mean(1, keepdim=True)) / (
+        flat.var(1, correction=0, keepdim=True) + layer.eps
+    ).sqrt()
+    torch.testing.assert_close(seen_as(layer).weight.detach().flatten(1), expected)
+
+
+def test_a_depthwise_convolution_becomes_block_diagonal():
+    layer = nn.Conv2d(3, 6, 1, groups=3, bias=False)
+    weight = layer.weight.detach().flatten()
+    dense = seen_as(layer).weight.detach().flatten(1)
+    expected = torch.zeros(6, 3)
+    for filter_ in range(6):
+        expected[filter_, filter_ // 2] = weight[filter_]
+    assert torch.equal(dense, expected)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 6, 3),
+        timm_layers.Conv2dSame(3, 6, 3, stride=2),
+        nn.Conv2d(3, 6, 3, padding_mode="circular"),
+    ],
+)
+def test_a_layer_that_is_plain_is_left_alone(layer):
+    assert seen_as(layer) is layer
+
+
+def test_linear_layers():
+    layer = parametrizations.weight_norm(nn.Linear(4, 2)).requires_grad_(False)
+    plain = plain_layer("embed", layer, torch.rand(1, 5, 4))
+    assert type(plain) is nn.Linear
+    assert not plain.weight.requires_grad
+    assert torch.equal(plain.weight, layer.weight)
+
+
+class Twice(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) + super().forward(x.flip(-1))
+
+
+class Bent(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight * 2, self.bias).sin()
+
+
+@pytest.mark.parametrize("layer", [Twice(3, 2, 3), Bent(3, 2, 3), nn.PReLU(3)])
+def test_what_is_no_convolution(layer):
+    with pytest.raises(ModelError, match=r"stem \(.*does something else.*strategy='mixer'") as caught:
+        seen_as(layer)
+    assert "\n" not in str(caught.value)
+
+
+# In a network.
+
+
+def network(layer):
+    torch.manual_seed(0)
+    return planted.unequal(nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)))
+
+
+@pytest.mark.parametrize("slices", [1, 3, 5, 7])
+def test_a_gray_image_gets_the_response_it_got(computed, slices):
+    model = network(computed)
+    gray = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        before = model(gray.expand(-1, 3, -1, -1))
+    record = neutralize(model, slices)
+    assert record.stems == ("0",)
+    window = torch.rand(1, slices, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(gray.expand(-1, slices, -1, -1)), before, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(window), model(window.flip(1)), rtol=1e-4, atol=1e-5)
+    assert max(record.permutation_error, record.gray_error) <= 1e-5
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_ties_and_can_be_done_again(computed, strategy):
+    model = network(computed)
+    assert neutralize(model, 5, strategy=strategy, tie="mirror", **planted.IMAGENET).mirror_error <= 1e-5
+    twin = copy.deepcopy(model)
+    untie(twin)
+    window = torch.rand(1, 5, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(window), model(window))
+    assert neutralize(twin, 3).slices == 3
+
+
+def test_pretrained_keeps_the_network(computed):
+    model = network(computed)
+    image = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        before = model(image)
+        assert neutralize(model, 3, strategy="pretrained").gray_error <= 1e-5
+        torch.testing.assert_close(model(image), before)
+
+
+def test_after_an_error_the_layer_is_back(computed, monkeypatch):
+    def fail(*_):
+        raise ModelError("at the end")
+
+    monkeypatch.setattr("evenslice.neutralizing.neutralization.check_promises", fail)
+    model = network(computed)
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(ModelError, match="at the end"):
+        neutralize(model, 5, **planted.IMAGENET)
+    assert model[0] is computed
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert not computed._forward_hooks
+
+
+def test_a_layer_that_is_the_network_itself():
+    with pytest.raises(ModelError, match="is the network itself"):
+        neutralize(timm_layers.StdConv2d(3, 6, 3))
+
+
+def test_a_layer_in_two_places():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = timm_layers.StdConv2d(3, 6, 3)
+            self.second = self.first
+
+        def forward(self, x):
+            return self.second(x)
+
+    model = Twins()
+    neutralize(model, 5)
+    assert type(model.first) is nn.Conv2d
+    assert model.second is model.first
+
+
+def test_finding_stems_replaces_nothing():
+    model = network(timm_layers.StdConv2d(3, 6, 3))
+    (stem,) = find_stems(model).items
+    assert stem.reader is model[0]
+    assert stem.module is not model[0]
+    assert stem.label == "0 (StdConv2d)"

@@ -1,0 +1,302 @@
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from evenslice.results.asymmetry import (
+    Measurements,
+    data_part,
+    directional_bias,
+    measure,
+    model_part,
+    next_look,
+    pair_bias,
+    precise_enough,
+    summarize,
+)
+
+
+def measurements(shares, mirrored_shares=None, volume=None):
+    shares = np.asarray(shares, dtype=float)
+    mirrored_shares = shares if mirrored_shares is None else np.asarray(mirrored_shares, dtype=float)
+    count = len(shares)
+    position = np.zeros((count, 3), dtype=np.int64)
+    position[:, 0] = np.arange(count)
+    return Measurements(
+        volume=np.zeros(count, dtype=np.int64) if volume is None else np.asarray(volume),
+        position=position,
+        shares=shares,
+        mirrored_shares=mirrored_shares,
+        wasserstein=np.abs(pair_bias(shares)),
+        mirror_error=np.abs(directional_bias(shares)),
+        mirror_disagreement=np.full(count, np.nan),
+    )
+
+
+def shares_of(bias, middle=0.4):
+    """Shares of three slices with a given pair bias (n,)."""
+    outer = (1 - middle) / 2
+    return np.stack([outer * (1 - bias), np.full_like(bias, middle), outer * (1 + bias)], axis=1)
+
+
+@st.composite
+def share_rows(draw, count=6):
+    half = draw(st.integers(0, 4))
+    raw = draw(hnp.arrays(float, (count, 2 * half + 1), elements=st.floats(0, 1, width=32)))
+    raw[:, half] += 1e-3
+    return raw / raw.sum(axis=1, keepdims=True)
+
+
+def test_biases_by_hand():
+    shares = np.array([[0.1, 0.2, 0.3, 0.2, 0.2], [0.0, 0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]])
+    np.testing.assert_allclose(pair_bias(shares), [[0, 1 / 3], [-1, 0], [0, 0]], atol=1e-15)
+    np.testing.assert_allclose(directional_bias(shares), [0.1 / 0.7, -1, 0])
+
+
+@given(share_rows(), share_rows())
+def test_biases_lie_between_minus_one_and_one_and_split_exactly(shares, mirrored):
+    for function in (pair_bias, directional_bias):
+        bias = function(shares)
+        assert (np.abs(bias) <= 1).all()
+        np.testing.assert_allclose(function(shares[:, ::-1]), -bias, atol=1e-12)
+        other = function(mirrored) if mirrored.shape == shares.shape else -bias
+        np.testing.assert_allclose(model_part(bias, other) + data_part(bias, other), bias, atol=1e-15)
+
+
+@given(share_rows())
+def test_a_mirror_symmetric_network_has_no_model_part_whatever_the_data(shares):
+    found = summarize(measurements(shares, shares[:, ::-1]))
+    for interval in (*found.pairs, found.directional_bias, found.asymmetry):
+        assert abs(interval.estimate) < 1e-12
+    assert found.verdict == ("symmetric" if shares.shape[1] > 1 else "not applicable")
+    np.testing.assert_allclose(found.data_direction.estimate, directional_bias(shares).mean(), atol=1e-12)
+
+
+@given(share_rows())
+def test_reversing_the_stack_flips_the_data_part_and_keeps_the_model_part(shares):
+    mirrored = np.roll(shares, 1, axis=0)
+    found, swapped = summarize(measurements(shares, mirrored)), summarize(measurements(mirrored, shares))
+    assert found.directional_bias.estimate == pytest.approx(swapped.directional_bias.estimate, abs=1e-12)
+    assert found.data_direction.estimate == pytest.approx(-swapped.data_direction.estimate, abs=1e-12)
+    assert found.asymmetry.estimate == pytest.approx(swapped.asymmetry.estimate, abs=1e-12)
+
+
+@given(share_rows())
+def test_figures_lie_in_their_range_and_inside_their_interval(shares):
+    found = summarize(measurements(shares, np.roll(shares, 2, axis=0)))
+    assert sum(share.estimate for share in found.shares) == pytest.approx(1)
+    for interval in (*found.shares, found.asymmetry, found.imbalance):
+        assert -1e-12 <= interval.low <= interval.estimate + 1e-12
+        assert interval.estimate - 1e-12 <= interval.high <= 1 + 1e-12
+    for interval in (*found.pairs, *found.data_pairs, found.directional_bias, found.data_direction):
+        assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
+
+
+@given(share_rows(), st.randoms(use_true_random=False))
+def test_the_order_of_the_windows_does_not_matter(shares, random):
+    mine = measurements(shares, np.roll(shares, 1, axis=0))
+    order = random.sample(range(len(shares)), len(shares))
+    shuffled = Measurements(**{entry.name: getattr(mine, entry.name)[order] for entry in fields(mine)})
+    found, again = summarize(mine), summarize(shuffled)
+    assert found.verdict == again.verdict
+    for one, other in zip(found.shares + found.pairs, again.shares + again.pairs, strict=True):
+        figures, others = (one.estimate, one.low, one.high), (other.estimate, other.low, other.high)
+        np.testing.assert_allclose(figures, others, atol=1e-7)
+
+
+def test_asymmetry_and_imbalance_by_hand():
+    found = summarize(measurements(np.tile([0.1, 0.2, 0.4, 0.1, 0.2], (50, 1))))
+    assert found.asymmetry.estimate == pytest.approx((0.1 + 0.1 + 0.1 + 0.1) / 2)
+    assert found.imbalance.estimate == pytest.approx((0.1 + 0 + 0.2 + 0.1 + 0) / 2)
+    assert found.asymmetry.low == pytest.approx(found.asymmetry.high) == pytest.approx(0.2)
+
+
+def test_the_interval_of_asymmetry_reaches_zero_where_there_is_none():
+    bias = np.random.default_rng(0).normal(0, 0.2, size=100)
+    found = summarize(measurements(shares_of(bias)))
+    assert found.asymmetry.low == 0
+    assert 0 < found.asymmetry.estimate < found.asymmetry.high < 0.1
+
+
+def test_the_cyclic_repeat_is_biased_although_its_directional_bias_vanishes():
+    """Five slices fed as R G B R G: the biases of the two pairs have opposite signs and cancel in D."""
+    rng = np.random.default_rng(1)
+    shares = np.array([0.149, 0.309, 0.083, 0.149, 0.309]) + rng.normal(0, 0.01, size=(60, 5))
+    shares /= shares.sum(axis=1, keepdims=True)
+    found = summarize(measurements(shares))
+    assert abs(found.directional_bias.estimate) < 0.02
+    assert [pair.estimate for pair in found.pairs] == pytest.approx([-0.35, 0.35], abs=0.02)
+    assert found.verdict == "biased"
+
+
+@pytest.mark.parametrize(
+    ("bias", "spread", "verdict"),
+    [(0.0, 0.05, "symmetric"), (0.2, 0.05, "biased"), (-0.2, 0.05, "biased"), (0.05, 0.05, "inconclusive"),
+     (0.0, 0.9, "inconclusive")],
+)  # fmt: skip
+def test_verdicts(bias, spread, verdict):
+    values = np.clip(np.random.default_rng(2).normal(bias, spread, size=60), -1, 1)
+    assert summarize(measurements(shares_of(values))).verdict == verdict
+
+
+def test_one_biased_pair_among_symmetric_ones_is_enough():
+    shares = np.tile([0.2, 0.1, 0.1, 0.1, 0.2, 0.1, 0.2], (50, 1))
+    assert summarize(measurements(shares)).verdict == "biased"
+
+
+def test_a_wider_tolerance_accepts_more():
+    mine = measurements(shares_of(np.random.default_rng(3).normal(0.1, 0.01, size=60)))
+    assert summarize(mine).verdict == "biased"
+    assert summarize(mine, tolerance=0.2).verdict == "symmetric"
+
+
+def test_a_single_slice_has_nothing_to_judge():
+    mine = measurements(np.ones((45, 1)))
+    found = summarize(mine)
+    assert (found.verdict, found.pairs, found.wasserstein) == ("not applicable", (), ())
+    assert found.imbalance.estimate == found.asymmetry.estimate == found.directional_bias.estimate == 0
+    assert precise_enough(mine)
+
+
+def test_one_window_is_inconclusive():
+    found = summarize(measurements([[0.2, 0.5, 0.3]]))
+    assert found.verdict == "inconclusive"
+    assert (found.pairs[0].low, found.pairs[0].high) == (-1, 1)
+
+
+def test_windows_without_attribution_are_left_out():
+    shares = shares_of(np.random.default_rng(4).normal(0.1, 0.05, size=50))
+    mine = measurements(shares)
+    shares = np.vstack([shares, np.full((2, 3), np.nan)])
+    assert summarize(measurements(shares)).pairs == summarize(mine).pairs
+    none = summarize(measurements(np.full((3, 3), np.nan)))
+    assert none.verdict == "inconclusive"
+    assert math.isnan(none.directional_bias.estimate)
+
+
+def test_volumes_are_the_units():
+    bias = np.repeat([0.0, 0.2], 50) + np.random.default_rng(5).normal(0, 0.01, size=100)
+    pooled, clustered = (
+        summarize(measurements(shares_of(bias), volume=volume)) for volume in (None, np.repeat([0, 1], 50))
+    )
+    assert clustered.verdict == "inconclusive"
+    width = [found.pairs[0].high - found.pairs[0].low for found in (pooled, clustered)]
+    assert width[1] > 2 * width[0]
+
+
+def test_looks_come_ever_later():
+    looks = [next_look(windows) for windows in range(200)]
+    assert looks == sorted(looks)
+    assert all(look > windows for windows, look in enumerate(looks))
+    assert sorted(set(looks)) == [40, 50, 62, 77, 96, 120, 150, 187, 233]
+
+
+def test_precision():
+    rng = np.random.default_rng(6)
+    mine = measurements(shares_of(rng.normal(0.3, 0.05, size=100)))
+    half = (summarize(mine).pairs[0].high - summarize(mine).pairs[0].low) / 2
+    assert 0.008 < half < 0.02
+    assert precise_enough(mine, precision=1.01 * half)
+    assert not precise_enough(mine, precision=0.99 * half)
+    assert not precise_enough(measurements([[0.2, 0.5, 0.3]]), precision=0.01)
+
+
+def batch(shape=(3, 5, 32, 48), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=generator) ** 3
+
+
+def test_measure_agrees_with_numpy_and_scipy():
+    one, other = batch(seed=1), batch(seed=2)
+    output, mirrored = batch((3, 4, 8, 8), seed=3) - 0.5, batch((3, 4, 8, 8), seed=4) - 0.5
+    rows = measure(one, other, output, mirrored)
+    a, b = one.double().numpy(), other.double().numpy()
+    np.testing.assert_allclose(rows["shares"], a.sum((2, 3)) / a.sum((1, 2, 3))[:, None], rtol=1e-5)
+    np.testing.assert_allclose(rows["mirrored_shares"], b.sum((2, 3)) / b.sum((1, 2, 3))[:, None], rtol=1e-5)
+    for i in range(3):
+        mean = np.concatenate([a[i], b[i]]).mean()
+        for k in (1, 2):
+            right, left = (np.concatenate([m[i, 2 + j].ravel() for m in (a, b)]) for j in (k, -k))
+            expected = stats.wasserstein_distance(right, left) / mean
+            assert rows["wasserstein"][i, k - 1] == pytest.approx(expected, rel=1e-4)
+    f, g = output.numpy(), mirrored.numpy()
+    expected = np.abs(f - g).max((1, 2, 3)) / np.abs(f).max((1, 2, 3))
+    np.testing.assert_allclose(rows["mirror_error"], expected, rtol=1e-6)
+    np.testing.assert_allclose(rows["mirror_disagreement"], (f.argmax(1) != g.argmax(1)).mean((1, 2)))
+
+
+def test_the_rows_fill_the_measurements():
+    rows = measure(batch(), batch(), torch.zeros(3, 2, 4, 4), torch.zeros(3, 2, 4, 4))
+    rest = {entry.name for entry in fields(Measurements)} - {"volume", "position"}
+    assert set(rows) == rest
+    assert all(value.dtype == np.float64 and len(value) == 3 for value in rows.values())
+
+
+def test_a_mirror_symmetric_network_measures_exactly_zero():
+    one, output = batch(), batch((3, 1, 4, 4))
+    rows = measure(one, one.flip(1), output, output)
+    assert (rows["wasserstein"] == 0).all()
+    assert (rows["mirror_error"] == 0).all()
+    assert (rows["mirror_disagreement"] == 0).all()
+    np.testing.assert_allclose(
+        model_part(pair_bias(rows["shares"]), pair_bias(rows["mirrored_shares"])), 0, atol=1e-6
+    )
+
+
+def test_large_maps_are_sampled_closely():
+    one, other = (
+        batch((1, 3, 512, 384), seed=1) * torch.tensor([1.0, 2.0, 3.0])[:, None, None],
+        batch((1, 3, 512, 384), seed=2),
+    )
+    found = measure(one, other, torch.zeros(1), torch.zeros(1))["wasserstein"][0, 0]
+    right, left = (np.concatenate([m[0, j].numpy().ravel() for m in (one, other)]) for j in (2, 0))
+    assert found == pytest.approx(
+        stats.wasserstein_distance(right, left) / float(torch.cat([one, other]).mean()), rel=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "mirrored", "disagreement"),
+    [
+        (torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 2.0]]), 1.0),  # classification
+        (torch.tensor([[[[1.0, -1.0]]]]), torch.tensor([[[[1.0, 1.0]]]]), 0.5),  # one logit
+        (torch.tensor([3.0]), torch.tensor([1.0]), math.nan),  # no classes
+    ],
+)
+def test_predictions_that_change(output, mirrored, disagreement):
+    rows = measure(batch((1, 3, 4, 4)), batch((1, 3, 4, 4)), output, mirrored)
+    np.testing.assert_equal(rows["mirror_disagreement"], [disagreement])
+
+
+def test_outputs_that_are_zero():
+    output = torch.tensor([[0.0], [0.0], [2.0]])
+    rows = measure(batch(), batch(), output, torch.tensor([[0.0], [1.0], [1.0]]))
+    np.testing.assert_equal(rows["mirror_error"], [0, math.nan, 0.5])
+
+
+def test_attribution_that_is_zero():
+    one = torch.zeros(1, 3, 4, 4)
+    rows = measure(one, one, torch.ones(1, 1), torch.ones(1, 1))
+    assert np.isnan(rows["shares"]).all()
+    assert np.isnan(rows["wasserstein"]).all()
+
+
+def test_half_precision_is_compared_in_single():
+    output = torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16)
+    mirrored = torch.tensor([[1.0078125, 2.0]], dtype=torch.bfloat16)
+    rows = measure(batch((1, 3, 4, 4)).bfloat16(), batch((1, 3, 4, 4)).bfloat16(), output, mirrored)
+    assert rows["mirror_error"][0] == pytest.approx(0.0078125 / 2)
+    assert rows["shares"].sum() == pytest.approx(1)
+
+
+def test_summaries_keep_the_tolerance():
+    mine = replace(measurements(shares_of(np.zeros(50))), mirror_disagreement=np.linspace(0, 0.2, 50))
+    found = summarize(mine, tolerance=0.07)
+    assert found.tolerance == 0.07
+    assert found.mirror_disagreement.estimate == pytest.approx(0.1)

@@ -1,0 +1,118 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
+
+from evenslice._core.errors import ConfigError
+from evenslice.auditing.documents import load_audits
+from evenslice.results.audits import save_audits
+
+
+@pytest.fixture
+def audits():
+    runs = [{"created": f"2025-01-0{day}T00:00:00+00:00"} for day in (1, 2, 3)]
+    cases = [("pretrained", PRETRAINED), ("uniform", UNIFORM), ("pretrained, 5 slices", CYCLIC)]
+    made = [
+        make_audit(name, shares, size=32, run=run) for (name, shares), run in zip(cases, runs, strict=True)
+    ]
+    stems = [[{"name": k.name, "shape": list(k.after.shape)} for k in audit.kernels] for audit in made]
+    return [
+        dataclasses.replace(audit, run=audit.run | {"stems": names})
+        for audit, names in zip(made, stems, strict=True)
+    ]
+
+
+def assert_same(a, b):
+    if dataclasses.is_dataclass(a):
+        assert type(a) is type(b)
+        for entry in dataclasses.fields(a):
+            assert_same(getattr(a, entry.name), getattr(b, entry.name))
+    elif isinstance(a, tuple | list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        np.testing.assert_equal(a, b)
+
+
+def test_audits_come_back_from_their_files_as_they_were(audits, tmp_path):
+    save_audits(audits, tmp_path)
+    loaded = load_audits(tmp_path)
+    assert len(loaded) == 3
+    assert_same(loaded, audits)
+
+
+def test_the_first_audit_has_the_plain_name(audits, tmp_path):
+    save_audits(audits, tmp_path)
+    names = sorted(path.name for path in tmp_path.glob("*.json"))
+    assert names == ["audit.1-uniform.json", "audit.2-pretrained-5-slices.json", "audit.json"]
+    document = json.loads((tmp_path / "audit.json").read_text())
+    assert document["verdict"] == "biased"
+    assert [share["offset"] for share in document["shares"]] == [-1, 0, 1]
+    assert set(document["shares"][0]) == {"offset", "mean", "low", "high"}
+    assert set(document["pairs"][0]) == {"offset", "estimate", "low", "high"}
+    for key in (
+        "directional_bias",
+        "data_direction",
+        "asymmetry",
+        "imbalance",
+        "mirror_error",
+        "mirror_disagreement",
+    ):
+        assert set(document[key]) == {"estimate", "low", "high"}
+    for key in ("tolerance", "slices", "strategy", "method", "windows"):
+        assert key in document
+
+
+def test_an_audit_shows_itself_in_one_line(audits):
+    assert repr(audits[0]).startswith("<Audit 'pretrained': biased, shares 0.2")
+    assert len(repr(audits[0])) < 200
+
+
+def test_json_knows_no_nan(audits):
+    broken = dataclasses.replace(audits[0].statistics.mirror_error, estimate=math.nan, high=math.inf)
+    audit = dataclasses.replace(
+        audits[0], statistics=dataclasses.replace(audits[0].statistics, mirror_disagreement=broken)
+    )
+    document = json.loads(audit.to_json())
+    assert document["mirror_disagreement"]["estimate"] is None
+    assert document["mirror_disagreement"]["high"] is None
+
+
+def test_audits_of_one_name_are_told_apart_by_their_folders(audits, tmp_path):
+    for folder in ("before", "after"):
+        (tmp_path / folder).mkdir()
+        save_audits(audits[:1], tmp_path / folder)
+    assert sorted(audit.name for audit in load_audits(tmp_path)) == [
+        "after: pretrained",
+        "before: pretrained",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["json", "npz", "keys", "format", "pickle"])
+def test_a_damaged_audit_is_one_clear_error(audits, tmp_path, damage):
+    save_audits(audits[:1], tmp_path)
+    file = tmp_path / "audit.json"
+    document = json.loads(file.read_text())
+    if damage == "json":
+        file.write_text(file.read_text()[:100])
+    elif damage == "npz":
+        (tmp_path / "audit.npz").write_bytes(b"PK not quite")
+    elif damage == "keys":
+        file.write_text(json.dumps({key: value for key, value in document.items() if key != "pairs"}))
+    elif damage == "format":
+        file.write_text(json.dumps(document | {"format": 99}))
+    else:
+        np.savez(tmp_path / "audit.npz", **{"measurements/volume": np.array([object()])})
+    with pytest.raises(ConfigError, match="audit.json: cannot be read as an audit"):
+        load_audits(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_a_folder_without_audits_is_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no audit"):
+        load_audits(tmp_path / name)

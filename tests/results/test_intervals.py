@@ -1,0 +1,155 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from evenslice.results import intervals
+from evenslice.results.intervals import MeanFit, fit_means, mean_interval
+
+
+def half_width(interval):
+    return (interval.high - interval.low) / 2
+
+
+def test_the_filter_agrees_with_dense_matrices():
+    rng = np.random.default_rng(0)
+    volumes, z, values = rng.integers(0, 2, 25), rng.permutation(40)[:25], rng.normal(size=(25, 3))
+    steps = np.concatenate([np.diff(np.sort(z[volumes == volume])) for volume in (0, 1)])
+    unit = steps.mean()
+    found = fit_means(values, z, volumes)
+    scales, log_weights = [], []
+    for rho, fraction, prior in zip(intervals.CORRELATION, intervals.FRACTION, intervals.PRIOR, strict=True):
+        residual, log_determinant, variance = np.zeros(3), 0.0, 0.0
+        for volume in (0, 1):
+            here = z[volumes == volume]
+            y, one = values[volumes == volume], np.ones(len(here))
+            distance = np.abs(here[:, None] - here) / unit
+            matrix = fraction * rho**distance + (1 - fraction) * np.eye(len(here))
+            inverse = np.linalg.inv(matrix)
+            information = one @ inverse @ one
+            residual += np.einsum("iq,ij,jq->q", y, inverse, y) - (one @ inverse @ y) ** 2 / information
+            log_determinant += np.linalg.slogdet(matrix)[1] + np.log(information)
+            variance += one @ matrix @ one / len(here) ** 2 / 2**2
+        scales.append(np.sqrt(residual / 23 * variance))
+        log_weights.append(np.log(prior) - log_determinant / 2 - 23 / 2 * np.log(residual))
+    weights = np.exp(np.array(log_weights) - np.max(log_weights, axis=0))
+    np.testing.assert_allclose(found.scale, scales, rtol=1e-8)
+    np.testing.assert_allclose(found.weight, weights / weights.sum(axis=0), rtol=1e-6, atol=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 500), st.sampled_from([0.1, 0.05, 0.01, 0.001]))
+def test_the_width_leaves_the_tail_of_the_mixture_outside(seed, dof, tail):
+    rng = np.random.default_rng(seed)
+    scale, weight = np.exp(rng.normal(size=(41, 3))), rng.dirichlet(np.full(41, 0.1), size=3).T
+    fit = MeanFit(np.zeros(3), dof, scale, weight, 1, np.zeros(3))
+    outside = (weight * 2 * stats.t.sf(fit.half_width(1 - tail) / scale, dof)).sum(axis=0)
+    np.testing.assert_allclose(outside, tail, rtol=1e-3)
+
+
+def test_independent_windows_get_about_the_interval_of_students_t():
+    values = np.random.default_rng(1).normal(size=(400, 50))
+    found = fit_means(values, np.arange(400)).half_width()
+    exact = stats.t.ppf(0.975, 399) * values.std(axis=0, ddof=1) / 20
+    assert np.median(found / exact) == pytest.approx(1, abs=0.05)
+
+
+def test_dependent_windows_get_wider_intervals():
+    rng = np.random.default_rng(2)
+    values = np.cumsum(rng.normal(size=100)) * 0.1
+    shuffled = rng.permutation(values)
+    z = np.arange(100)
+    assert half_width(mean_interval(values, z)) > 3 * half_width(mean_interval(shuffled, z))
+
+
+def test_the_windows_of_a_slice_count_as_one():
+    rng = np.random.default_rng(3)
+    means, rest = rng.normal(size=20), rng.normal(size=(20, 5))
+    tiles = means[:, None] + rest - rest.mean(axis=1, keepdims=True)
+    found = mean_interval(tiles.ravel(), np.repeat(np.arange(20), 5))
+    expected = mean_interval(means, np.arange(20))
+    assert found.estimate == pytest.approx(expected.estimate)
+    assert half_width(found) == pytest.approx(half_width(expected))
+
+
+def test_the_estimate_is_the_mean_of_all_windows():
+    assert mean_interval([1.0, 0.0, 0.0, 0.0], [5, 9, 9, 9]).estimate == 0.25
+
+
+def test_several_volumes_are_the_units():
+    rng = np.random.default_rng(5)
+    volumes = np.repeat(np.arange(4), 50)
+    values = rng.normal(size=200) * 0.01 + np.array([0.0, 1.0, 2.0, 5.0])[volumes]
+    found = mean_interval(values, np.tile(np.arange(50), 4), volumes)
+    means = values.reshape(4, 50).mean(axis=1)
+    assert found.estimate == pytest.approx(means.mean())
+    assert half_width(found) == pytest.approx(stats.t.ppf(0.975, 3) * stats.sem(means))
+
+
+def test_volumes_that_agree_by_chance_do_not_narrow_the_interval():
+    values = np.random.default_rng(6).normal(size=100)
+    values -= np.repeat(values.reshape(2, 50).mean(axis=1), 50)
+    found = mean_interval(values, np.tile(np.arange(50), 2), np.repeat([0, 1], 50))
+    assert half_width(found) > 1.9 / 10 * 0.9
+
+
+def test_each_volume_counts_the_same():
+    found = mean_interval([0.0, 0.0, 0.0, 1.0], [0, 1, 2, 0], volumes=[7, 7, 7, 9])
+    assert found.estimate == 0.5
+
+
+def test_one_window_a_volume_is_students_t():
+    values = [0.1, 0.4, 0.2]
+    found = mean_interval(values, [5, 5, 5], volumes=[0, 1, 2])
+    assert half_width(found) == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(values))
+
+
+def test_few_windows():
+    none = mean_interval([], [])
+    assert math.isnan(none.estimate + none.low + none.high)
+    one = mean_interval([0.3], [4])
+    assert (one.estimate, one.low, one.high) == (0.3, -math.inf, math.inf)
+    assert half_width(mean_interval([0.3, 0.5], [4, 9])) > 1
+    assert mean_interval([0.3], [4], bounds=(0, 1)).high == 1
+
+
+def test_missing_values_are_left_out():
+    values, z = np.array([0.1, np.nan, 0.3, 0.2]), np.array([0, 1, 2, 3])
+    kept = ~np.isnan(values)
+    assert mean_interval(values, z) == mean_interval(values[kept], z[kept])
+    assert math.isnan(mean_interval([np.nan], [0]).estimate)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e-9, 1 / 3])
+def test_constant_values_have_no_width(value):
+    found = mean_interval(np.full(60, value), np.arange(60))
+    assert found.estimate == pytest.approx(value)
+    assert half_width(found) <= 1e-15
+
+
+def test_width_scales_with_the_values():
+    values, z = np.random.default_rng(7).normal(size=60), np.arange(60)
+    tiny = mean_interval(1e-7 * values, z)
+    assert half_width(tiny) == pytest.approx(1e-7 * half_width(mean_interval(values, z)))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(1, 3))
+def test_order_units_and_origin_do_not_matter(seed, count, volumes):
+    rng = np.random.default_rng(seed)
+    values, z, volume = rng.normal(size=count), rng.integers(0, 30, count), rng.integers(0, volumes, count)
+    found = mean_interval(values, z, volume)
+    order = rng.permutation(count)
+    again = mean_interval(values[order] + 3, 2.5 * z[order] - 7, volume[order])
+    assert again.estimate - 3 == pytest.approx(found.estimate, abs=1e-9)
+    if math.isfinite(found.high):
+        assert half_width(again) == pytest.approx(half_width(found), rel=1e-6)
+    assert found.low <= found.estimate <= found.high
+
+
+def test_more_confidence_is_wider():
+    fit = fit_means(np.random.default_rng(8).normal(size=(30, 4)), np.arange(30))
+    widths = [fit.half_width(0.9), fit.half_width(0.95), fit.half_width(0.95, comparisons=3)]
+    assert (np.diff(widths, axis=0) > 0).all()
+    np.testing.assert_allclose(widths[2], fit.half_width(1 - 0.05 / 3))

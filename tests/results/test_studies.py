@@ -1,0 +1,287 @@
+"""What a study found comes back from its folder, and nothing that is wrong with the folder does harm."""
+
+import csv
+import json
+import math
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from synthetic_study import ARMS, make_study
+
+from evenslice._core.errors import ConfigError
+from evenslice.results.studies import is_study, load_study
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_study(tmp_path / "study", seeds=(0, 1), size=32)
+
+
+def run_folder(folder):
+    """The folder of the first run of the table."""
+    key = rows(folder)[0]["key"]
+    return next(folder.glob(f"runs/*-{key}"))
+
+
+def rows(folder):
+    with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(folder, changed):
+    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, changed[0])
+        table.writeheader()
+        table.writerows(changed)
+
+
+def change(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_was_written_comes_back(folder):
+    results = load_study(folder)
+    assert results.summary == json.loads((folder / "summary.json").read_text())
+    assert results.baseline == "pretrained"
+    assert results.arms == tuple(ARMS)
+    assert "steps: 300" in results.config
+    (comparison,) = results.comparisons
+    assert comparison.title == "Lucchi++, EfficientNet-Lite0 U-Net"
+    document = results.summary["comparisons"][0]["arms"]
+    for arm, written in zip(comparison.arms, document, strict=True):
+        assert arm.seeds == (0, 1)
+        assert arm.figures["dice"].low == written["figures"]["dice"]["low"]
+        assert [share.estimate for share in arm.shares] == [item["estimate"] for item in written["shares"]]
+        assert math.isnan(arm.figures["adapted_rand_error"].estimate)
+    uniform = comparison.arms[2]
+    assert uniform.bias_removed == document[2]["bias_removed"]
+    assert (uniform.margin, uniform.p) == (0.01, document[2]["non_inferiority"]["p"])
+    assert uniform.holds is document[2]["non_inferiority"]["holds"]
+    assert uniform.differences["dice"].estimate == pytest.approx(
+        uniform.figures["dice"].estimate - comparison.arms[0].figures["dice"].estimate
+    )
+    assert comparison.arms[0].differences == {}
+    assert comparison.arms[0].holds is None
+
+
+def test_runs_come_with_their_logs_and_examples(folder):
+    results = load_study(folder)
+    assert [(run.arm, run.seed) for run in results.runs] == [(arm, seed) for arm in ARMS for seed in (0, 1)]
+    run = results.runs_of(results.comparisons[0], "pretrained")[1]
+    record = json.loads(next(folder.glob(f"runs/*-{rows(folder)[1]['key']}/run.json")).read_text())
+    assert run.figures["dice"] == record["dice"]
+    assert math.isnan(run.figures["variation_of_information"])
+    assert run.shares == tuple(record["shares"])
+    np.testing.assert_array_equal(run.saliency, record["saliency"])
+    assert (run.verdict, run.windows, run.steps, run.seconds) == ("biased", 96, 300, 330.5)
+    curves = run.curves
+    assert curves["step"].tolist() == list(range(0, 301, 10))
+    assert np.isfinite(curves["share_-1"]).sum() == 7
+    assert math.isnan(curves["loss"][0])
+    assert {values.shape for values in curves.values()} == {(31,)}
+    with np.load(run_folder(folder) / "example.npz") as example:
+        for name in ("image", "labels", "predicted"):
+            np.testing.assert_array_equal(getattr(results.runs[0].example, name), example[name])
+    assert run.circumstances["versions"]["torch"] == "2.9.0"
+
+
+def test_only_what_was_finished_is_a_run_and_the_table_names_it(folder):
+    table = rows(folder)
+    table[0] |= {"status": "failed", "error": "no luck"}
+    for row in table:
+        row["arm"] = row["arm"].replace("uniform tied to mirror", "tied")
+    write_rows(folder, table)
+    runs = load_study(folder).runs
+    assert len(runs) == 11
+    assert {run.arm for run in runs} == {"pretrained", "random", "uniform", "mirror", "center", "tied"}
+
+
+def test_the_small_files_suffice(folder):
+    for pattern in ("config.yaml", "runs/*/result.json", "runs/*/example.npz", "runs/*/log/metrics.csv"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    for path in folder.glob("runs/*/run.json"):  # of a version that kept no saliency
+        record = json.loads(path.read_text())
+        del record["saliency"]
+        path.write_text(json.dumps(record))
+    results = load_study(folder)
+    assert results.config == ""
+    assert len(results.runs) == 12
+    for run in results.runs:
+        assert (run.saliency, run.curves, run.example, run.circumstances) == (None, {}, None, {})
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    assert not is_study(tmp_path)
+    with pytest.raises(ConfigError, match="holds no study; name a folder that"):
+        load_study(tmp_path)
+
+
+def refuse(folder, file, reason):
+    with pytest.raises(ConfigError, match=reason) as error:
+        load_study(folder)
+    assert f"{file}: cannot be read as part of a study" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "results.csv"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[1, 2", b"\xff\xfe\x00", b"{}", b"[]", b"x\n1,2\n", b"[" * 100_000]
+)
+def test_garbage_is_named(folder, name, content):
+    (folder / name).write_bytes(content)
+    refuse(folder, name, "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": 2}, "format 2, this version reads 1"),
+        ({"baseline": 3}, "baseline: 3 is no text"),
+        ({"planned": -1}, "no whole number"),
+        ({"planned": True}, "no whole number"),
+        ({"failed": [{"dataset": "d"}]}, "'architecture'"),
+        ({"failed": 3}, "not iterable"),
+        ({"comparisons": [{"dataset": "d", "architecture": "a", "arms": [{"arm": "x"}]}]}, "seeds"),
+        (
+            {"comparisons": [{"dataset": "d", "architecture": None, "arms": []}]},
+            "architecture: None is no text",
+        ),
+    ],
+)
+def test_a_wrong_summary_is_refused(folder, changes, reason):
+    change(folder / "summary.json", **changes)
+    refuse(folder, "summary.json", reason)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("0.8", "'0.8' is no number"), (1e300, "beyond what a study can find"), (True, "True is no number")],
+)
+def test_a_figure_is_a_number(folder, value, reason):
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["comparisons"][0]["arms"][0]["figures"]["dice"]["estimate"] = value
+    (folder / "summary.json").write_text(json.dumps(summary))
+    refuse(folder, "summary.json", reason)
+
+
+def test_the_test_of_dice_says_yes_or_no(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["comparisons"][0]["arms"][1]["non_inferiority"]["holds"] = "yes"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    refuse(folder, "summary.json", "'yes' is neither true nor false")
+
+
+@pytest.mark.parametrize("key", ["", "*", "../../etc", "0" * 65, "ABCDEF"])
+def test_a_key_cannot_lead_elsewhere(folder, key):
+    table = rows(folder)
+    table[0]["key"] = key
+    write_rows(folder, table)
+    refuse(folder, "results.csv", "is no key of a run")
+
+
+def test_a_run_that_is_not_there_is_named(folder):
+    table = rows(folder)
+    table[0]["key"] = "0" * 12
+    write_rows(folder, table)
+    refuse(folder, "results.csv", r"there is no folder runs/\*-000000000000")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"shares": ["a", "b", "c"]}, "'a' is no number"),
+        ({"shares": 5}, "not iterable"),
+        ({"verdict": None}, "verdict: None is no text"),
+        ({"saliency": [[1.0, 2.0]]}, r"saliency has the shape \(1, 2\)"),
+        ({"saliency": [[1.0], [2.0, 3.0]]}, "shape"),
+        ({"steps": 2.5}, "no whole number"),
+        ({"dice": [1]}, "no number"),
+    ],
+)
+def test_a_wrong_record_is_refused(folder, changes, reason):
+    change(run_folder(folder) / "run.json", **changes)
+    refuse(folder, "run.json", reason)
+
+
+def test_runs_of_another_study_are_refused(folder):
+    change(run_folder(folder) / "run.json", shares=[0.2] * 5, saliency=None)
+    with pytest.raises(ConfigError, match="differ in their number of slices"):
+        load_study(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "0 columns"),
+        ("step,loss\n1,many\n", "could not convert"),
+        ("step,loss\n1,inf\n", "beyond what a study can find"),
+        ("step,loss\n,0.5\n", "its steps do not rise"),
+        ("step,loss\n20,0.5\n10,0.4\n", "its steps do not rise"),
+        ("loss\n0.5\n", "no column 'step'"),
+        ("step,loss\n1,2,3\n", "longer than the first"),
+        ("step" + ",a" * 2000 + "\n1\n", "2001 columns"),
+        ("step\n" + "1\n" * 100_001, "more than 100000 rows"),
+        ("step\n" + "1" * 17_000_000, "more than 16 MiB"),
+    ],
+)
+def test_a_wrong_log_is_refused(folder, text, reason):
+    (run_folder(folder) / "log" / "metrics.csv").write_text(text)
+    refuse(folder, "metrics.csv", reason)
+
+
+def test_a_log_that_has_just_begun_is_empty(folder):
+    (run_folder(folder) / "log" / "metrics.csv").write_text("step,loss\n")
+    assert load_study(folder).runs[0].curves == {}
+
+
+class Danger:
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
+
+
+def write_example(folder, **arrays):
+    good = {name: np.zeros((4, 5), np.uint8) for name in ("image", "labels", "predicted")}
+    np.savez_compressed(run_folder(folder) / "example.npz", **{**good, **arrays})
+
+
+def claim(shape):
+    """The bytes of an array whose header claims a shape that its few values do not have."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\x00" * 20
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"image": np.zeros((4, 5))}, "is float64 of the shape"),
+        ({"image": np.zeros((4, 5, 3), np.uint8)}, r"of the shape \(4, 5, 3\)"),
+        ({"image": np.zeros((0, 5), np.uint8)}, r"of the shape \(0, 5\)"),
+        ({"image": np.zeros((5, 4), np.uint8)}, "differ in shape"),
+        ({"image": np.zeros((1, 300), np.uint8)}, r"of the shape \(1, 300\)"),
+        ({"image": np.zeros((3000, 3000), np.uint8)}, "more than 256 x 256 pixels"),
+        ({"image": np.array([[Danger()]], dtype=object)}, "allow_pickle=False"),
+    ],
+)
+def test_a_wrong_example_is_refused(folder, arrays, reason):
+    write_example(folder, **arrays)
+    refuse(folder, "example.npz", reason)
+
+
+@pytest.mark.parametrize(
+    "content", [claim((2**40, 2**40)), claim((2**18, 2**14)), claim((-4, 5)), b"", pickle.dumps(Danger())]
+)
+def test_a_header_can_claim_what_it_likes(folder, content):
+    write_example(folder)
+    with zipfile.ZipFile(run_folder(folder) / "example.npz", "w") as file:
+        for name in ("image", "labels", "predicted"):
+            file.writestr(f"{name}.npy", content)
+    refuse(folder, "example.npz", "cannot be read")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK not quite", b"\x00" * 1000])
+def test_an_example_that_is_no_archive_is_refused(folder, content):
+    (run_folder(folder) / "example.npz").write_bytes(content)
+    refuse(folder, "example.npz", "cannot be read")

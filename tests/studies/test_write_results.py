@@ -1,0 +1,242 @@
+"""docs/results.md is made of what studies found: nothing on it is typed, and expectations are judged strictly."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from pages import plain
+from synthetic_study import ARMS, make_study
+
+from evenslice.results.intervals import Interval
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """# Does it hold? A study made up
+# for this test.
+#
+#     evenslice study made-up
+
+arms:
+  - {name: pretrained, strategy: pretrained}
+  - {name: random, strategy: random}
+  - {name: uniform, strategy: uniform}
+  - {name: uniform tied to mirror, strategy: uniform, tie: mirror}
+training: {steps: 300, batch: 8, crop: [128, 128]}
+architectures:
+  - {name: net, spec: "smp:Unet/resnet18"}
+datasets:
+  - {name: Lucchi++, train: [{image: a, labels: b}], test: [{image: c, labels: d}]}
+  - name: ISBI 2012
+    train: [{image: a, labels: b}]
+    test: [{image: c, labels: d}]
+    training: {crop: [64, 96]}
+"""
+
+NAMES = ("pretrained", "random", "uniform", "uniform tied to mirror")
+
+
+@pytest.fixture(scope="module")
+def script():
+    specification = importlib.util.spec_from_file_location(
+        "write_results", ROOT / "studies" / "write_results.py"
+    )
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["write_results"] = module
+    specification.loader.exec_module(module)
+    yield module
+    del sys.modules["write_results"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of a study of which only what is committed is there."""
+    folder = tmp_path_factory.mktemp("studies")
+    (folder / "made-up.yaml").write_text(CONFIG)
+    make_study(
+        folder / "made-up",
+        comparisons=[("Lucchi++", "net"), ("ISBI 2012", "net")],
+        arms={name: ARMS[name] for name in NAMES},
+        size=48,
+    )
+    for path in [*folder.glob("*/config.yaml"), *folder.glob("*/runs/*/result.json")]:
+        path.unlink()
+    for path in folder.glob("*/runs/run-[12]-*/example.npz"):
+        path.unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def docs(script, folder, tmp_path_factory):
+    docs = tmp_path_factory.mktemp("docs")
+    script.write_page(script.find_studies(folder), folder, docs)
+    return docs
+
+
+def with_arm(study, name, **changes):
+    """The study with an arm's summary changed in its first comparison."""
+    first, *others = study.results.comparisons
+    arms = tuple(dataclasses.replace(arm, **changes) if arm.arm == name else arm for arm in first.arms)
+    comparisons = (dataclasses.replace(first, arms=arms), *others)
+    return dataclasses.replace(study, results=dataclasses.replace(study.results, comparisons=comparisons))
+
+
+def outcomes(script, study):
+    return [item.outcome for item in script.expectations([study])]
+
+
+def test_the_page_tells_what_was_run_and_what_came_out(script, folder, docs):
+    (study,) = script.find_studies(folder)
+    text = plain((docs / "results.md").read_text(encoding="utf-8"))
+    assert "## Does it hold? A study made up for this test.\n" in text
+    assert "\n    evenslice study studies/made-up.yaml --out studies/made-up\n" in text
+    assert "| Lucchi++ | net | 4 | 0, 1, 2 | 3 | 300 | 8 of 128 x 128 | 5.5 |" in text
+    assert "| ISBI 2012 | net | 4 | 0, 1, 2 | 3 | 300 | 8 of 64 x 96 | 5.5 |" in text
+    assert "24 of 24 runs are done.\n" in text
+    uniform = study.results.comparisons[0].arms[2]
+    change = uniform.differences["dice"]
+    assert f"| uniform | {uniform.figures['dice'].estimate:.3f} [" in text
+    assert f"+{change.estimate:.3f} [{change.low:.3f}, {change.high:.3f}] | not inferior (p = " in text
+    assert "| Adapted Rand error |" in text
+    assert "machine" not in text  # nobody has said what it was
+    assert "nan" not in text.lower().split()
+
+
+def test_every_figure_of_the_page_is_there_and_small(docs):
+    text = (docs / "results.md").read_text(encoding="utf-8")
+    files = {path.name for path in (docs / "results").iterdir()}
+    charts = ("forest", "learning", "trajectories", "saliency")
+    assert files == {
+        *(f"made-up-{name}.svg" for name in charts),
+        "made-up-example-1.webp",
+        "made-up-example-2.webp",
+    }
+    for name in files:
+        assert f"](results/{name})" in text
+        assert (docs / "results" / name).stat().st_size < 150_000
+
+
+def test_figures_of_earlier_studies_do_not_stay(script, folder, docs, tmp_path):
+    again = shutil.copytree(docs, tmp_path / "docs")
+    (again / "results" / "gone-forest.svg").write_text("")
+    script.write_page(script.find_studies(folder), folder, again)
+    assert not (again / "results" / "gone-forest.svg").exists()
+    assert (again / "results.md").read_bytes() == (docs / "results.md").read_bytes()
+
+
+def test_expectations_are_judged(script, folder):
+    (study,) = script.find_studies(folder)
+    assert outcomes(script, study) == ["confirmed", "confirmed", "confirmed", "confirmed"]
+    lost = Interval(-0.02, -0.03, -0.011)
+    assert outcomes(script, with_arm(study, "uniform", bias_removed=0.89))[0] == "refuted"
+    refuted = with_arm(study, "uniform", differences={"dice": lost}, holds=False)
+    assert outcomes(script, refuted)[1] == "refuted"
+    for unsettled in (Interval(0.0, -0.02, 0.02), Interval(-0.02, -0.03, -0.009)):
+        open_ = with_arm(study, "uniform", differences={"dice": unsettled}, holds=False)
+        assert outcomes(script, open_)[1] == "open"
+    untested = with_arm(study, "uniform", holds=None)
+    assert outcomes(script, untested)[1] == "open"
+    assert (
+        outcomes(script, with_arm(study, "random", differences={"dice": Interval(-0.02, -0.05, 0.01)}))[3]
+        == "open"
+    )
+    higher = Interval(0.01, -0.005, 0.02)
+    assert outcomes(script, with_arm(study, "random", differences={"dice": higher}))[3] == "open"
+    gained = Interval(0.01, 0.005, 0.02)
+    assert outcomes(script, with_arm(study, "random", differences={"dice": gained}))[3] == "refuted"
+
+
+def test_a_tied_network_is_judged_by_its_worst_run(script, folder):
+    (study,) = script.find_studies(folder)
+    runs = list(study.results.runs)
+    index = next(i for i, run in enumerate(runs) if run.arm == "uniform tied to mirror")
+    runs[index] = dataclasses.replace(runs[index], figures=runs[index].figures | {"absolute_bias": 2e-4})
+    worse = dataclasses.replace(study, results=dataclasses.replace(study.results, runs=tuple(runs)))
+    (expectation,) = [item for item in script.expectations([worse]) if "tied" in item.text]
+    assert expectation.outcome == "refuted"
+    assert "Lucchi++, net: 2.0e-4 at most; ISBI 2012, net: 0 at most." in plain(expectation.evidence)
+
+
+def test_what_was_not_run_is_not_judged(script, folder):
+    (study,) = script.find_studies(folder)
+    arms = tuple(arm for arm in study.config.arms if arm.name in {"pretrained", "random"})
+    only = dataclasses.replace(study, config=study.config.model_copy(update={"arms": arms}))
+    assert [item.text for item in script.expectations([only])] == [
+        "A network that starts at random loses Dice."
+    ]
+
+
+def test_the_machine_is_noted_without_its_name(script, folder, tmp_path, monkeypatch):
+    import platform
+
+    copy = shutil.copytree(folder, tmp_path / "studies")
+    arguments = ["write_results.py", "--studies", str(copy), "--docs", str(tmp_path), "--record-machine"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert script.main() == 0
+    machine = json.loads((copy / "machine.json").read_text())
+    assert set(machine) == {"processor", "cores", "memory", "system", "versions"}
+    assert machine["cores"] >= 1
+    assert machine["versions"]["python"] == platform.python_version()
+    assert f'"{platform.node()}"' not in json.dumps(machine)
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert f"no benchmark): {machine['processor']}, {machine['cores']} core" in text
+
+
+def test_what_single_trainings_gave_is_noted_and_shown(script, folder, tmp_path, monkeypatch):
+    run = tmp_path / "best"
+    run.mkdir()
+    found = {
+        "command": "evenslice train studies/best.yaml --out runs/best",
+        "config": {
+            "data": {"root": "/home/somebody"},
+            "model": {"spec": "x", "slices": 5, "strategy": "mirror"},
+        },
+        "name": "Lucchi++",
+        "steps": 2300,
+        "seconds": 1170.0,
+        "dice": {"mean": 0.95, "per_class": [0.99, 0.95]},
+        "iou": {"mean": 0.9, "per_class": [0.98, 0.9]},
+        "bias": {"directional_bias": -0.012},
+        "versions": {"torch": "2"},
+        "machine": {"platform": "somewhere"},
+    }
+    (run / "result.json").write_text(json.dumps(found))
+    studies = shutil.copytree(folder, tmp_path / "studies")
+    arguments = ["--studies", str(studies), "--docs", str(tmp_path / "docs"), "--record", str(run)]
+    monkeypatch.setattr(sys, "argv", ["write_results.py", *arguments])
+    assert script.main() == 0
+    noted = (studies / "trainings.json").read_text()
+    assert list(json.loads(noted)) == ["best"]
+    assert "some" not in noted
+    row = "| `evenslice train studies/best.yaml --out runs/best` | 5 | mirror | 2300 | 19.5 | 0.950 | 0.900 | \N{MINUS SIGN}0.012 |"
+    assert row in (tmp_path / "docs" / "results.md").read_text()
+
+
+def test_without_a_study_the_page_stays(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["write_results.py", "--studies", str(tmp_path), "--docs", str(tmp_path)]
+    )
+    assert script.main() == 0
+    assert "no study has results yet" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_studies_of_the_project_are_readable(script, tmp_path):
+    """Their own configurations, with results that are made up."""
+    for name in ("datasets", "architectures"):
+        shutil.copy(ROOT / "studies" / f"{name}.yaml", tmp_path)
+    make_study(tmp_path / "datasets", comparisons=[("MSD hippocampus", "EfficientNet-Lite0 U-Net")], size=24)
+    make_study(
+        tmp_path / "architectures",
+        comparisons=[("Lucchi++", "VGG16 U-Net")],
+        arms={name: ARMS[name] for name in ("pretrained", "random", "uniform")},
+        seeds=(0, 1),
+        size=24,
+    )
+    studies = script.find_studies(tmp_path)
+    assert [study.name for study in studies] == ["datasets", "architectures"]  # the larger one first
+    assert len(script.expectations(studies)) == 4
+    assert "| MSD hippocampus | EfficientNet-Lite0 U-Net | 6 |" in script.run_table(studies)

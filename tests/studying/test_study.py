@@ -1,0 +1,531 @@
+"""Studies of tiny networks: what they write, and that nothing disturbs them."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from evenslice._core.config_files import load_config, to_yaml
+from evenslice._core.errors import ConfigError, MissingExtraError, VolumeError
+from evenslice.cli import app as cli
+from evenslice.studying import experiment as studying
+from evenslice.studying import plan as planning
+from evenslice.studying.config import StudyConfig, StudyData
+from evenslice.studying.experiment import study
+from evenslice.studying.plan import plan
+from evenslice.training.config import TrainingConfig
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "study.yaml"
+
+NETWORKS = """
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Watched(nn.Module):
+    "Takes its time in training, and says which process it is in."
+
+    def forward(self, x):
+        if self.training and "WATCHED" in os.environ:
+            Path(os.environ["WATCHED"], str(os.getpid())).touch()
+            time.sleep(float(os.environ["SLOW"]))
+        return x
+
+
+def small():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1), Watched())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        network[0].weight.copy_((torch.rand(4, 3, 3, 3) - 0.4) * torch.tensor([1.0, 4.0, 0.2]).view(3, 1, 1))
+    return network
+
+
+class Crashing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main = small()
+
+    def forward(self, x):
+        if self.training:
+            raise RuntimeError("no luck,\\ntoday")
+        return self.main(x)
+
+
+def crashing():
+    return Crashing().eval()
+"""
+
+
+def write_data(folder):
+    rng = np.random.default_rng(0)
+    blobs = ndimage.gaussian_filter(rng.standard_normal((24, 48, 48)), (1, 3, 3))
+    blobs /= blobs.std()
+    np.save(
+        folder / "image.npy",
+        np.clip(100 + 30 * blobs + 20 * rng.standard_normal(blobs.shape), 0, 255).astype("u1"),
+    )
+    np.save(folder / "labels.npy", (blobs > 0.8).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of data and of networks to import; the current one."""
+    folder = tmp_path_factory.mktemp("studying")
+    (folder / "studied.py").write_text(NETWORKS)
+    write_data(folder)
+    before, threads = Path.cwd(), torch.get_num_threads()
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
+    os.chdir(before)
+
+
+def options(**changes):
+    pair = {"image": "image.npy", "labels": "labels.npy"}
+    return {
+        "seeds": [0],
+        "training": {
+            "steps": 6,
+            "validate_every": 2,
+            "batch": 2,
+            "crop": [32, 32],
+            "monitor_every": 3,
+            "dtype": "float32",
+            "accelerator": "cpu",
+        },
+        "audit": {"max_windows": 8},
+        "arms": [
+            {"name": "pretrained", "strategy": "pretrained"},
+            {"name": "tied", "tie": "mirror"},
+        ],
+        "architectures": [{"name": "small", "spec": "studied:small", "weights": "none"}],
+        "datasets": [
+            {
+                "name": "blobs",
+                "validation_fraction": 0.1,
+                "train": [pair | {"slices": [0, 16]}],
+                "test": [pair | {"slices": [17, 24]}],
+            }
+        ],
+        **changes,
+    }
+
+
+def config(**changes):
+    return StudyConfig.model_validate(options(**changes))
+
+
+def rows(out):
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run_files(out):
+    return sorted(out.glob("runs/*/run.json"))
+
+
+def figures(out):
+    """What runs found, without what differs from one time to another."""
+    found = [json.loads(path.read_text()) for path in run_files(out)]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in found]
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """An undisturbed study of two arms and two seeds."""
+    out = folder / "done"
+    seen = []
+    summary = study(config(seeds=[0, 1]), out, on_finished=lambda *progress: seen.append(progress))
+    return out, summary, seen
+
+
+def test_a_study_writes_what_it_found(done):
+    out, summary, seen = done
+    assert (summary["planned"], summary["finished"], summary["failed"]) == (4, 4, [])
+    assert [(count, total) for _, count, total in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(record["seed"], record["arm"]) for record, _, _ in seen] == [
+        (seed, arm) for seed in (0, 1) for arm in ("pretrained", "tied")
+    ]
+    assert json.loads((out / "summary.json").read_text()) == summary
+    table = rows(out)
+    assert [(row["arm"], row["seed"]) for row in table] == [
+        (arm, seed) for arm in ("pretrained", "tied") for seed in "01"
+    ]
+    columns = "dataset,architecture,arm,seed,dice,iou,directional_bias,asymmetry,imbalance,share_-1,share_0,share_1,seconds"
+    assert (out / "results.csv").read_text().startswith(columns)
+    for row in table:
+        assert 0 <= float(row["dice"]) <= 1
+        assert sum(float(row[f"share_{k}"]) for k in (-1, 0, 1)) == pytest.approx(1)
+        assert row["status"] == "done"
+    assert load_config(out / "config.yaml", StudyConfig).arms == config().arms
+
+
+def test_a_study_ends_with_its_page(done, monkeypatch):
+    out, _, _ = done
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "4 of 4 runs are done" in page
+    assert "blobs, small" in page
+    for section in ("forest", "learning", "trajectories", "saliency", "examples"):
+        assert f'<section id="{section}">' in page
+    assert (out / "figures" / "forest.svg").exists()
+    (out / "report.html").unlink()
+    monkeypatch.setattr(studying, "perform", None)
+    study(config(seeds=[0, 1]), out)  # nothing is left to do
+    assert "4 of 4 runs are done" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_the_extra_of_the_page_no_run_begins(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtraError, match=r"evenslice\[report\]"):
+        study(config(), folder / "undrawn")
+    assert not (folder / "undrawn").exists()
+
+
+def test_the_arms_are_what_they_should_be(done):
+    _, summary, _ = done
+    pretrained, tied = summary["comparisons"][0]["arms"]
+    assert pretrained["figures"]["directional_bias"]["estimate"] < -0.3
+    assert tied["figures"]["absolute_bias"]["estimate"] < 1e-5
+    assert tied["bias_removed"] > 0.99
+    assert tied["seeds"] == [0, 1]
+    assert tied["differences"]["dice"]["estimate"] == pytest.approx(
+        tied["figures"]["dice"]["estimate"] - pretrained["figures"]["dice"]["estimate"]
+    )
+
+
+def test_a_run_leaves_what_a_report_needs(done):
+    out, _, _ = done
+    for path in run_files(out):
+        kept = {item.name for item in path.parent.iterdir()}
+        assert kept == {
+            "audit.json",
+            "audit.npz",
+            "config.yaml",
+            "data.json",
+            "example.npz",
+            "log",
+            "network.safetensors",
+        } | {
+            "result.json",
+            "run.json",
+        }
+        with np.load(path.parent / "example.npz") as example:
+            assert example["image"].shape == example["labels"].shape == example["predicted"].shape == (48, 48)
+            assert example["labels"].sum() > 0
+
+
+def test_a_finished_study_repeats_nothing(done, monkeypatch):
+    out, summary, _ = done
+    monkeypatch.setattr(studying, "perform", None)
+    assert study(config(seeds=[0, 1]), out) == summary
+    moved = options(seeds=[1, 0])
+    moved["training"] |= {"accelerator": "auto", "workers": 1}
+    moved["datasets"][0]["root"] = "."
+    moved["arms"][1]["name"] = "symmetric"
+    again = study(StudyConfig.model_validate(moved), out)
+    assert again["finished"] == 4
+    assert [arm["arm"] for arm in again["comparisons"][0]["arms"]] == ["pretrained", "symmetric"]
+
+
+def test_other_options_of_the_audit_repeat_the_audit_alone(folder, monkeypatch):
+    out = folder / "audited"
+    before = study(config(), out)
+    (folder_of_run,) = (path.parent for path in run_files(out) if "tied" in path.parent.name)
+    trained = (folder_of_run / "network.safetensors").stat().st_mtime_ns
+    after = study(config(audit={"max_windows": 5}), out)
+    assert (folder_of_run / "network.safetensors").stat().st_mtime_ns == trained
+    assert json.loads((folder_of_run / "run.json").read_text())["audit"]["max_windows"] == 5
+    assert {row["windows"] for row in rows(out)} == {"5"}
+    dice, again = (
+        [arm["figures"]["dice"] for arm in found["comparisons"][0]["arms"]] for found in (before, after)
+    )
+    assert dice == again
+    monkeypatch.setattr(studying, "perform", None)
+    assert study(config(audit={"max_windows": 5}), out) == after
+
+
+def test_a_study_does_not_mix_runs_on_other_data(folder, monkeypatch):
+    out, data = folder / "mixed", folder / "mixed_data"
+    data.mkdir()
+    for name in ("image.npy", "labels.npy"):
+        (data / name).write_bytes((folder / name).read_bytes())
+    values = options()
+    values["datasets"][0]["root"] = str(data)
+    study(StudyConfig.model_validate(values), out)
+    np.save(data / "labels.npy", 1 - np.load(data / "labels.npy"))
+    with pytest.raises(
+        ConfigError,
+        match="datasets: 'blobs': its files are not what .*mixed/runs/.* was trained and tested on",
+    ):
+        study(StudyConfig.model_validate({**values, "seeds": [0, 1]}), out)
+    (data / "labels.npy").unlink()
+    monkeypatch.setattr(studying, "perform", None)
+    assert study(StudyConfig.model_validate(values), out)["finished"] == 2  # nothing is read of what is gone
+
+
+def test_a_study_can_be_given_more(done, monkeypatch):
+    out, _, _ = done
+    seen = []
+
+    def pretend(run, base, progress):
+        seen.append((run.seed, run.arm))
+        return {"status": "failed", "error": "", **run.labels}
+
+    monkeypatch.setattr(studying, "perform", pretend)
+    grown = options(seeds=[0, 1, 2])
+    grown["arms"].append({"name": "uniform"})
+    study(StudyConfig.model_validate(grown), out)
+    assert sorted(seen) == [
+        (0, "uniform"),
+        (1, "uniform"),
+        (2, "pretrained"),
+        (2, "tied"),
+        (2, "uniform"),
+    ]
+
+
+def test_a_crashed_run_is_recorded_and_the_rest_goes_on(folder):
+    broken = options()
+    broken["arms"].append({"name": "lost", "weights": "missing.safetensors"})
+    broken["architectures"].insert(0, {"name": "crashing", "spec": "studied:crashing", "weights": "none"})
+    out = folder / "broken"
+    summary = study(StudyConfig.model_validate(broken), out)
+    assert summary["finished"] == 2
+    errors = {(run["architecture"], run["arm"]): run["error"] for run in summary["failed"]}
+    assert set(errors) == {
+        ("crashing", "pretrained"),
+        ("crashing", "tied"),
+        ("crashing", "lost"),
+        ("small", "lost"),
+    }
+    assert errors["crashing", "tied"] == "RuntimeError: no luck, today"
+    assert "missing.safetensors" in errors["small", "lost"]
+    crashed = json.loads(next(out.glob("runs/*crashing-tied*/run.json")).read_text())
+    assert "in forward" in crashed["traceback"]
+    table = rows(out)
+    assert [row["status"] for row in table].count("failed") == 4
+    assert all(row["dice"] == "" for row in table if row["status"] == "failed")
+    tried = []
+    study(StudyConfig.model_validate(broken), out, on_finished=lambda record, *_: tried.append(record["arm"]))
+    assert sorted(tried) == ["lost", "lost", "pretrained", "tied"]  # those that failed, and no others
+
+
+def test_bad_data_stop_a_study_before_its_first_run(folder):
+    missing = options()
+    missing["datasets"].append(
+        {**missing["datasets"][0], "name": "other", "train": [{"image": "no.npy", "labels": "no.npy"}]}
+    )
+    with pytest.raises(VolumeError, match=r"no\.npy"):
+        study(StudyConfig.model_validate(missing), folder / "bad")
+    assert not (folder / "bad").exists()
+
+
+def start(folder, name, *arguments, slow, **changes):
+    (folder / f"{name}.yaml").write_text(json.dumps(options(**changes)))
+    watched = folder / f"{name}_watched"
+    watched.mkdir(exist_ok=True)
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "evenslice",
+        "study",
+        f"{name}.yaml",
+        "--out",
+        name,
+        *arguments,
+    ]
+    environment = {**os.environ, "WATCHED": str(watched), "SLOW": str(slow), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True), watched
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_where_it_was(folder, done):
+    process, _ = start(folder, "killed", slow=0.15, seeds=[0, 1])
+    out = folder / "killed"
+    wait_for(lambda: len(run_files(out)) == 1 and list(out.glob("runs/*/checkpoints/last.ckpt")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    (finished_run,) = run_files(out)
+    written = finished_run.stat().st_mtime_ns
+    tried = []
+    summary = study(config(seeds=[0, 1]), out, on_finished=lambda record, *_: tried.append(record["key"]))
+    assert summary["finished"] == 4
+    assert len(tried) == 3
+    assert finished_run.stat().st_mtime_ns == written
+    assert figures(out) == figures(done[0])  # as if nothing had happened
+
+
+@pytest.mark.slow
+def test_a_study_survives_the_death_of_a_worker(folder, done):
+    process, watched = start(folder, "spread", "--workers", "2", slow=0.1)
+    wait_for(lambda: list(watched.iterdir()), process)
+    worker = int(next(watched.iterdir()).name)
+    assert worker != process.pid
+    os.kill(worker, signal.SIGKILL)
+    error = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, error
+    assert "2/2 blobs, small" in error
+    assert len(list(watched.iterdir())) > 1
+    assert figures(folder / "spread") == [record for record in figures(done[0]) if record["seed"] == 0]
+
+
+def test_the_command_prints_tables(done, folder, monkeypatch, capsys):
+    out, _, _ = done
+    file = folder / "again.yaml"
+    file.write_text(json.dumps(options(seeds=[0, 1])))
+    monkeypatch.setattr(sys, "argv", ["evenslice", "study", str(file), "--out", str(out)])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert status.value.code == 0
+    printed = capsys.readouterr().out
+    assert "blobs, small" in printed
+    assert "tied" in printed
+    assert "results.csv" in printed
+    assert "report.html" in printed
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--json"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert json.loads(capsys.readouterr().out)["finished"] == 4
+
+
+def test_the_example_is_a_study():
+    example = load_config(EXAMPLE, StudyConfig)
+    runs = plan(example)
+    assert len(runs) == 3 * 2 * 5
+    assert len({run.key for run in runs}) == len(runs)
+    assert [data.training.steps for data in example.datasets] == [1000, 600]
+    assert [run.config.augmentation.z_flip for run in runs[:5]] == [True, False, True, True, True]
+
+
+def test_a_configuration_is_written_as_it_is_read(tmp_path):
+    changed = options()
+    changed["training"]["steps"] = 500
+    changed["datasets"][0]["training"] = {"steps": 2000}  # the default, but not the study's
+    (tmp_path / "a.yaml").write_text(json.dumps(changed))
+    first = load_config(tmp_path / "a.yaml", StudyConfig)
+    (tmp_path / "b.yaml").write_text(to_yaml(first))
+    second = load_config(tmp_path / "b.yaml", StudyConfig)
+    assert first == second
+    assert second.datasets[0].training.steps == 2000
+    assert second.datasets[0].training.batch == 2
+
+
+def test_the_key_is_that_of_what_matters(tmp_path):
+    def key(change=lambda _: None):
+        values = options()
+        change(values)
+        return plan(StudyConfig.model_validate(values))[0].key
+
+    def weights(content):
+        (tmp_path / "w.pt").write_bytes(content)
+        planning._digest.cache_clear()
+        return key(lambda values: values["architectures"][0].update(weights=str(tmp_path / "w.pt")))
+
+    assert key() == key(lambda values: values["arms"][0].update(name="pretrained"))
+    assert key() == key(lambda values: values["training"].update(accelerator="auto", tensorboard=True))
+    assert key() == key(lambda values: values["datasets"][0].update(root=str(tmp_path)))
+    assert key() != key(lambda values: values["training"].update(steps=7))
+    assert key() != key(lambda values: values["datasets"][0].update(training={"steps": 7}))
+    assert key() == key(lambda values: values["audit"].update(max_windows=9))
+    assert key() != key(lambda values: values.update(seeds=[1]))
+    assert weights(b"one") != weights(b"two")
+    assert weights(b"one") == weights(b"one")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baseline": "uniform"}, "baseline: 'uniform': no arm has this name; the arms are pretrained, tied"),
+        (
+            {"arms": [{"name": "uniform"}]},
+            "baseline: 'pretrained': no arm has this name; the arms are uniform",
+        ),
+        ({"audit": {"method": "gradeint"}}, "audit.method: 'gradeint': did you mean 'gradient'"),
+        ({"seeds": [1, 1]}, "seeds: .*different seeds"),
+        ({"seeds": [0, 2**33]}, "seeds: .*from 0 to 4294967295"),
+        ({"seed": [1]}, "seed: no such option; did you mean 'seeds'"),
+        ({"slices": 4}, "slices: 4: a window has an odd number"),
+        ({"training": {"steps": 0}}, "training.steps: 0"),
+        ({"training": {"stepz": 4}}, "training.stepz: no such option; did you mean 'steps'"),
+        ({"training": {"devices": 2}}, "training.*one device"),
+        (
+            {"arms": [{"name": "pretrained", "strategy": "unifrom"}]},
+            r"arms\[0\].strategy: 'unifrom': did you mean",
+        ),
+        ({"arms": [{"name": "pretrained"}] * 2}, "arms: .*'pretrained' stands twice"),
+        (
+            {"datasets": [{"name": "a", "train": [{"image": "i", "labels": "l"}]}]},
+            r"datasets\[0\].test: is missing",
+        ),
+    ],
+)
+def test_a_wrong_option_is_refused(tmp_path, change, message):
+    (tmp_path / "bad.yaml").write_text(json.dumps(options(**change)))
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(tmp_path / "bad.yaml", StudyConfig)
+    assert "\n" not in str(error.value)
+
+
+def test_options_given_as_objects_count_as_those_of_a_file():
+    pair = {"image": "image.npy", "labels": "labels.npy"}
+    data = StudyData(name="blobs", train=[pair], test=[pair], training={"batch": 3})
+    given = StudyConfig.model_validate(
+        {**options(), "datasets": (data,), "training": TrainingConfig(steps=6, crop=(32, 32))}
+    )
+    (training,) = {run.config.training for run in plan(given)}
+    assert (training.steps, training.batch, training.crop) == (6, 3, (32, 32))
+    as_tuple = StudyConfig.model_validate({**options(), "datasets": tuple(options()["datasets"])})
+    assert as_tuple == config()
+
+
+def test_a_study_with_failed_runs_ends_with_a_status_of_its_own(folder, monkeypatch, capsys):
+    broken = options(architectures=[{"name": "crashing", "spec": "studied:crashing", "weights": "none"}])
+    (folder / "failing.yaml").write_text(json.dumps(broken))
+    monkeypatch.setattr(sys, "argv", ["evenslice", "study", "failing.yaml", "--out", "failing"])
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert status.value.code == 1
+    assert "no luck" in capsys.readouterr().out
+
+
+def test_arms_that_are_the_same_are_refused(folder):
+    same = options()
+    same["arms"].append({"name": "again", "strategy": "uniform", "tie": "mirror"})
+    with pytest.raises(ConfigError, match="blobs, small, again: is the same as blobs, small, tied"):
+        study(StudyConfig.model_validate(same), folder / "same")
+
+
+def test_a_broken_record_is_named(done, folder):
+    out = folder / "garbled"
+    run = plan(config())[0]
+    path = run.folder(out / "runs") / "run.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"run\.json: is not the record of a run"):
+        study(config(), out)

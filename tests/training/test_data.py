@@ -1,0 +1,368 @@
+import pickle
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evenslice._core.errors import ConfigError, EvensliceError, VolumeError
+from evenslice.training.config import DataConfig, ModelConfig, Source
+from evenslice.training.data import fingerprints, open_data
+from evenslice.volumes.labels import class_volume, index_classes
+from evenslice.volumes.opening import open_volume
+
+SHAPE = (40, 24, 32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with an image whose slices are bright as their number, and labels of two classes."""
+    random = np.random.default_rng(0)
+    image = np.broadcast_to(np.arange(SHAPE[0], dtype=np.uint8)[:, None, None], SHAPE)
+    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / "labels.npy", (random.random(SHAPE) < 0.2).astype(np.uint8))
+    return tmp_path
+
+
+@pytest.fixture
+def load(folder):
+    """Open a data set; sources are given as a range of slices or in full."""
+
+    def load(train, *, model=None, **options):
+        def source(given):
+            defaults = {"image": "image.npy", "labels": "labels.npy"}
+            return defaults | (given if isinstance(given, dict) else {"slices": given})
+
+        splits = {
+            "train": train,
+            "validation": options.pop("validation", []),
+            "test": options.pop("test", []),
+        }
+        splits = {split: [source(item) for item in items] for split, items in splits.items()}
+        config = DataConfig.model_validate({"root": folder, "validation_fraction": 0.1, **splits, **options})
+        return open_data(config, ModelConfig(**(model or {})))
+
+    return load
+
+
+@pytest.fixture
+def error(load):
+    """The one line that a data set is refused with."""
+
+    def error(*args, **options):
+        with pytest.raises(EvensliceError) as caught:
+            load(*args, **options)
+        assert "\n" not in str(caught.value)
+        return type(caught.value), str(caught.value)
+
+    return error
+
+
+def test_splits_by_range_are_volumes_of_their_own(load, folder):
+    data = load([[0, 20]], validation=[[21, 30]], test=[[31, 40]])
+    (train,), (validation,), (test,) = data.train, data.validation, data.test
+    assert (train.volume.shape[0], validation.volume.shape[0], test.volume.shape[0]) == (20, 9, 9)
+    assert test.name == "image.npy[31:40]"
+    assert test.volume[0, 0, 0] == 31
+    assert test.classes == 2
+    assert np.array_equal(test.labels[...], np.load(folder / "labels.npy")[31:])
+    assert test.labels.dtype == np.int64
+
+
+def test_scaling_is_fitted_to_what_trains_of_a_file(load):
+    data = load([[0, 20]], validation=[[21, 30]], test=[[31, 40]])
+    assert data.train[0].scaling.high <= 19
+    assert data.train[0].scaling == data.validation[0].scaling == data.test[0].scaling
+
+
+def test_scaling_of_another_file_is_its_own(load, folder):
+    np.save(folder / "other.npy", 3.0 * np.load(folder / "image.npy"))
+    np.save(folder / "other_labels.npy", np.load(folder / "labels.npy"))
+    data = load([{}], test=[{"image": "other.npy", "labels": "other_labels.npy"}])
+    assert data.test[0].scaling.high == pytest.approx(3 * data.train[0].volume[...].max(), rel=0.4)
+    assert data.test[0].name == "other.npy"
+
+
+def test_the_intensity_range_of_the_configuration_is_for_all(load):
+    data = load([[0, 20]], test=[[31, 40]], intensity=[0, 100], fill=5)
+    assert {(part.scaling.low, part.scaling.high, part.scaling.fill) for part in data.train + data.test} == {
+        (0, 100, 5)
+    }
+
+
+def test_the_last_slices_are_kept_out_for_validation(load):
+    data = load([[0, 30]], test=[[32, 40]], model={"slices": 5})
+    assert (data.train[0].name, data.validation[0].name) == ("image.npy[0:23]", "image.npy[25:30]")
+    assert not load([{}], validation_fraction=0).validation
+
+
+def test_whole_pairs_are_kept_out_where_there_are_many(load, folder):
+    for number in range(5):
+        np.save(folder / f"{number}.npy", np.load(folder / "image.npy"))
+        np.save(folder / f"labels{number}.npy", np.load(folder / "labels.npy"))
+    data = load([{"image": f"{number}.npy", "labels": f"labels{number}.npy"} for number in range(5)])
+    assert [part.name for part in data.validation] == ["4.npy"]
+    assert [part.name for part in data.train] == [f"{number}.npy" for number in range(4)]
+    alike = load([{"image": f"{number}.npy"} for number in range(5)])  # five images of one piece of the world
+    assert [part.name for part in alike.validation] == [f"{number}.npy[36:40]" for number in range(5)]
+
+
+def test_stored_label_values_become_classes(load, folder):
+    np.save(folder / "masks.npy", np.load(folder / "labels.npy") * np.uint8(255))
+    part = load([{"labels": "masks.npy"}], label_values=[0, 255]).train[0]
+    assert np.array_equal(part.labels[...], np.load(folder / "labels.npy")[: part.labels.shape[0]])
+
+
+def test_options_of_a_file_and_the_spacing(load, folder):
+    stack = np.stack([np.zeros(SHAPE, np.uint8), np.load(folder / "image.npy")])
+    np.save(folder / "channels.npy", stack)
+    image = {"path": "channels.npy", "axes": "czyx", "select": {"c": 1}}
+    part = load([{"image": image, "spacing": [5, 4, 4], "unit": "nm"}]).train[0]
+    assert part.volume.spacing == (5, 4, 4)
+    assert part.volume.unit == "nm"
+    assert part.volume[7, 0, 0] == 7
+
+
+def test_parts_can_be_pickled(load):
+    part = pickle.loads(pickle.dumps(load([[0, 20]], test=[[31, 40]]).test[0]))  # noqa: S301  # our own
+    assert part.volume[0, 0, 0] == 31
+    assert part.labels[...].max() == 1
+
+
+def test_large_data_sets_stay_in_their_files(load, monkeypatch):
+    kept = load([[0, 20]])
+    monkeypatch.setattr("evenslice.training.data.IN_MEMORY", 100)
+    lazy = load([[0, 20]])
+    assert np.array_equal(kept.train[0].volume[...], lazy.train[0].volume[...])
+    assert len(pickle.dumps(lazy.train[0].volume)) < 5000 < len(pickle.dumps(kept.train[0].volume))
+
+
+def test_missing_file(error):
+    kind, text = error([{"image": "nothing.tif"}])
+    assert kind is VolumeError
+    assert text.startswith("data.train[0].image: ")
+    assert "nothing.tif" in text
+
+
+def test_a_file_of_four_axes_names_the_options_of_a_configuration(error, folder):
+    np.save(folder / "channels.npy", np.zeros((2, *SHAPE), np.uint8))
+    _, text = error([{"image": "channels.npy"}])
+    assert text.endswith("name them with axes, as axes tzyx, and pick with select t=0")
+
+
+def test_a_damaged_file(error, folder):
+    (folder / "damaged.tif").write_bytes(b"II*\0" + bytes(40))
+    assert error([{"labels": "damaged.tif"}])[1].startswith("data.train[0].labels: ")
+
+
+def test_shapes_that_differ(error, folder):
+    np.save(folder / "short.npy", np.zeros((39, 24, 32), np.uint8))
+    kind, text = error([{}], validation=[{"labels": "short.npy"}])
+    assert kind is VolumeError
+    assert text.startswith("data.validation[0]: ")
+    assert "(40, 24, 32)" in text
+    assert "(39, 24, 32)" in text
+
+
+def test_slices_that_are_not_there(error):
+    kind, text = error([[0, 50]])
+    assert kind is ConfigError
+    assert text.startswith("data.train[0].slices: [0, 50]: ")
+    assert text.endswith("has 40 slices; end at 40 at the latest")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_label_values_of_no_class(error, folder, split):
+    labels = np.load(folder / "labels.npy")
+    labels[31, 3, 3] = 255
+    np.save(folder / "wrong.npy", labels)
+    splits = {"train": [[0, 30]], split: [{"labels": "wrong.npy", "slices": [31, 40]}]}
+    kind, text = error(splits.pop("train"), validation_fraction=0, **splits)
+    assert kind is VolumeError
+    assert text.startswith(f"data.{split}[0].labels: ")
+    assert "wrong.npy[31:40]: holds the label value 255, but the 2 classes have the values 0, 1" in text
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, -1, 2, 1e30])
+def test_real_labels_have_to_be_classes(value):
+    labels = class_volume(open_volume(np.array([[[0.0, 1.0, value]]])), 2)
+    with pytest.raises(VolumeError, match="holds the label value"):
+        labels[...]
+    assert labels[0, 0, :2].tolist() == [0, 1]
+
+
+def test_labels_of_any_data_type():
+    for dtype in (bool, np.uint8, np.int16, np.uint64, np.float32):
+        labels = class_volume(open_volume(np.array([[[0, 1]]], dtype)), 2)
+        assert labels[...].tolist() == [[[0, 1]]]
+    with pytest.raises(VolumeError, match="label value 1.84467e\\+19"):
+        class_volume(open_volume(np.array([[[2**64 - 1]]], np.uint64)), 2)[...]
+
+
+def test_a_class_without_a_pixel_in_training(error, folder):
+    labels = np.load(folder / "labels.npy")
+    labels[30:, 0, 0] = 2
+    np.save(folder / "three.npy", labels)
+    three = {"labels": "three.npy", "slices": [0, 25]}
+    kind, text = error([three], classes=3)
+    assert kind is ConfigError
+    assert text.startswith("data.train: has no voxel of class 2 (label value 2) in the slices to train on; ")
+
+
+def test_a_validation_of_background_alone(error, folder):
+    labels = np.load(folder / "labels.npy")
+    labels[30:] = 0
+    np.save(folder / "empty.npy", labels)
+    kind, text = error([{"labels": "empty.npy"}])
+    assert kind is ConfigError
+    assert text.startswith("data.train[0] (kept out for validation): holds voxels of class 0 alone")
+
+
+@pytest.mark.parametrize(
+    ("splits", "slices", "expected"),
+    [
+        ({"train": [[0, 20]], "test": [[19, 30]]}, 3, "data.train[0] and data.test[0]"),
+        ({"train": [[0, 20]], "test": [[19, 30]]}, 1, "overlap in slices 19 to 19; "),
+        ({"train": [[0, 20]], "test": [[20, 30]]}, 3, "0 slices apart; leave at least 1 between them"),
+        ({"train": [[0, 20]], "test": [[21, 30]]}, 5, "1 slices apart; leave at least 2 between them"),
+        ({"train": [[22, 40]], "test": [[10, 21]]}, 5, "1 slices apart"),
+        ({"train": [[0, 20]], "validation": [[20, 30]]}, 3, "data.train[0] and data.validation[0]"),
+        ({"train": [[0, 20]], "validation": [[21, 30]], "test": [[25, 40]]}, 3, "data.validation[0] and data.test[0]"),
+        ({"train": [[0, 20], [10, 30]]}, 3, "data.train[0] and data.train[1]"),
+        ({"train": [[0, 20], [20, 40]]}, 3, "data.train[0] (kept out for validation)"),
+    ],
+)  # fmt: skip
+def test_splits_that_overlap_or_lie_too_close(error, splits, slices, expected):
+    splits = dict(splits)
+    kind, text = error(splits.pop("train"), model={"slices": slices}, **splits)
+    assert kind is ConfigError
+    assert expected in text
+
+
+def test_a_file_is_the_same_under_another_name(error, folder):
+    (folder / "link.npy").symlink_to(folder / "image.npy")
+    assert "overlap" in error([[0, 20]], test=[{"image": "link.npy"}])[1]
+
+
+def test_copies_of_an_image_with_the_same_labels(error, load, folder):
+    np.save(folder / "copy.npy", np.load(folder / "image.npy"))
+    copy = {"image": "copy.npy", "slices": [10, 30]}
+    _, text = error([[0, 20]], test=[copy])
+    assert text.startswith("data.train[0] and data.test[0] both read ")
+    assert "labels.npy, and overlap in slices 10 to 19" in text
+    assert len(load([[0, 20], copy], validation_fraction=0).train) == 2  # two images of one piece to train on
+
+
+def test_an_address_stays_one(error, folder):
+    address = "http://127.0.0.1:1/cells.ome.zarr"
+    kind, text = error([{"image": address}])
+    assert kind is VolumeError
+    assert text.startswith(f"data.train[0].image: {address}: cannot be read")
+    assert Source(image=folder / "image.npy", labels="b").image.path == str(folder / "image.npy")
+
+
+def test_an_intensity_range_that_makes_all_voxels_alike(error):
+    kind, text = error([[0, 20]], intensity=[100, 200])
+    assert kind is ConfigError
+    assert "all voxels are alike within data.intensity, [100.0, 200.0]" in text
+
+
+def test_files_are_known_by_their_fingerprints(load, folder):
+    source = {"image": "image.npy", "labels": "labels.npy"}
+    config = DataConfig.model_validate(
+        {"root": folder, "train": [{**source, "slices": [0, 20]}, {**source, "slices": [30, 40]}]}
+    )
+    before = fingerprints(config)
+    assert len(before) == 2
+    np.save(folder / "labels.npy", np.load(folder / "labels.npy") ^ 1)
+    assert len(before & fingerprints(config)) == 1
+
+
+def test_splits_that_keep_their_distance(load):
+    load([[0, 20], [20, 30]], validation=[[32, 35]], test=[[36, 40]])
+    load([[0, 20]], validation=[[22, 30]], test=[[32, 40]], model={"slices": 3, "step": 2})
+
+
+def test_a_split_shorter_than_a_window(error):
+    kind, text = error([[0, 20]], test=[[30, 34]], model={"slices": 3, "step": 2})
+    assert kind is ConfigError
+    assert text.startswith(
+        "data.test[0]: has 4 slices, fewer than the 5 that a window of 3 in steps of 2 spans"
+    )
+
+
+def test_too_few_slices_to_keep_some_out(error):
+    kind, text = error([[0, 6]])
+    assert kind is ConfigError
+    assert text.startswith("data.train[0]: its 6 slices are too few to keep 3 of them out for validation; ")
+
+
+def test_an_image_that_is_not_finite(error, load, folder):
+    image = np.load(folder / "image.npy").astype(np.float32)
+    image[33, 2, 1] = np.nan
+    np.save(folder / "image.npy", image)
+    kind, text = error([[0, 20]], test=[[30, 40]])
+    assert kind is VolumeError
+    assert text.startswith("data.test[0].image: ")
+    assert "1 voxels are NaN or infinite, the first at z, y, x = (3, 2, 1); " in text
+    assert text.endswith("set data.fill to the voxel value that stands in for them")
+    load([[0, 20]], test=[[30, 40]], fill=0)
+
+
+def test_a_constant_image(error, folder):
+    np.save(folder / "image.npy", np.full(SHAPE, 7, np.uint8))
+    assert "constant" in error([{}])[1]
+    assert "--" not in error([{}])[1]
+
+
+def test_compressed_files_are_read_once(load, folder):
+    tifffile.imwrite(folder / "image.tif", np.load(folder / "image.npy"), compression="zlib")
+    part = load([{"image": "image.tif", "slices": [10, 30]}]).train[0]
+    (folder / "image.tif").unlink()
+    assert part.volume[0, 0, 0] == 10
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=24, max_size=24),
+    keep=st.integers(1, 30),
+    seed=st.integers(0, 5),
+)
+def test_the_index_counts_all_and_remembers_some(labels, keep, seed):
+    array = np.array(labels).reshape(4, 3, 2)
+    index = index_classes(open_volume(array), 4, keep=keep, seed=seed)
+    assert index.counts.tolist() == [labels.count(number) for number in range(4)]
+    assert len(index.positions[0]) == 0
+    for number in (1, 2, 3):
+        found = index.positions[number]
+        assert len(set(found)) == len(found) == min(keep, labels.count(number))
+        assert (array.ravel()[found] == number).all()
+
+
+def test_every_voxel_has_the_same_chance_to_be_remembered(monkeypatch):
+    monkeypatch.setattr("evenslice.volumes.labels._BLOCK_BYTES", 8 * 40)  # many blocks
+    volume = open_volume(np.ones((4, 10, 10), np.int64))
+    found = [index_classes(volume, 2, keep=100, seed=seed).positions[1] for seed in range(60)]
+    times = np.bincount(np.concatenate(found), minlength=400)
+    assert times.sum() == 6000
+    # Each voxel is drawn 60 times with chance 1/4; a slab of 100 differs from 1500 by less than 5 standard deviations.
+    assert np.abs(times.reshape(4, 100).sum(axis=1) - 1500).max() < 5 * np.sqrt(6000 / 4 * 0.75)
+    assert times.max() < 60
+
+
+def test_real_volumes(shared_data):
+    pairs = [f"hippocampus_{number}.nii.gz" for number in ("001", "003", "004", "006", "007", "008")]
+    sources = [{"image": f"images/{name}", "labels": f"labels/{name}"} for name in pairs]
+    config = DataConfig.model_validate(
+        {
+            "root": shared_data / "msd_hippocampus",
+            "classes": 3,
+            "validation_fraction": 0.1,
+            "train": sources[:4],
+            "test": sources[4:],
+        }
+    )
+    data = open_data(config, ModelConfig())
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [3, 1, 2]
+    assert all(part.volume.spacing == (1, 1, 1) for part in data.test)
+    assert all(len(found) for part in data.train for found in part.index.positions[1:])

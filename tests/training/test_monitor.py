@@ -1,0 +1,192 @@
+"""What is watched while a network trains: networks with a known bias, in LightningModules of any kind."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from evenslice._core.errors import ConfigError
+from evenslice.training.logs import CsvLog
+from evenslice.training.monitor import AsymmetryMonitor, measure_bias
+
+
+class Linear(nn.Module):
+    """Two classes whose logits are +-sum_k w_k x_k: the shares are |w| / sum |w|."""
+
+    def __init__(self, *weights):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor(weights).view(1, -1, 1, 1))
+
+    def forward(self, windows):
+        logit = (self.weights * windows).sum(1, keepdim=True)
+        return torch.cat([logit, -logit], dim=1)
+
+
+class Squares(nn.Module):
+    """Mirror-symmetric, with a gradient that grows with the brightness of the slice."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, windows):
+        logit = self.scale * (windows**2).sum(1, keepdim=True)
+        return torch.cat([logit, -logit], dim=1)
+
+
+class SomebodysModule(LightningModule):
+    """A module that knows nothing of evenslice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 2, 1)
+        )
+        self.frozen = nn.BatchNorm2d(3).eval()
+
+    def forward(self, windows):
+        return {"out": self.layers(self.frozen(windows))}
+
+    def training_step(self, batch):
+        windows, labels = batch
+        return nn.functional.cross_entropy(self(windows)["out"], labels)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(*callbacks, logger=False, **options):
+    """Train a module for 10 steps and return it."""
+    torch.manual_seed(0)
+    module = SomebodysModule()
+    module.frozen.eval()
+    data = TensorDataset(torch.rand(10, 3, 16, 16), torch.randint(2, (10, 16, 16)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`isinstance|.*does not have many workers|.*eval mode")
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            callbacks=list(callbacks),
+            logger=logger,
+            log_every_n_steps=1,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
+        trainer.fit(module, DataLoader(data, batch_size=1))
+    return module
+
+
+@pytest.fixture
+def windows():
+    return torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 2.0, 1.0), (3.0, 2.0, 1.0), (1.0, 0.0, -4.0, 2.0, 1.0)])
+def test_planted_shares_are_found(weights):
+    total = sum(abs(weight) for weight in weights)
+    shares = [abs(weight) / total for weight in weights]
+    found = measure_bias(Linear(*weights), torch.rand(5, len(weights), 8, 8))
+    half = len(weights) // 2
+    assert [found[f"share_{k}"] for k in range(-half, half + 1)] == pytest.approx(shares)
+    ahead, behind = sum(shares[half + 1 :]), sum(shares[:half])
+    assert found["directional_bias"] == pytest.approx((ahead - behind) / (ahead + behind), abs=1e-6)
+    skew = sum(abs(one - other) for one, other in zip(shares, shares[::-1], strict=True)) / 2
+    assert found["asymmetry"] == pytest.approx(skew, abs=1e-6)
+    uneven = sum(abs(share - 1 / len(shares)) for share in shares) / 2
+    assert found["imbalance"] == pytest.approx(uneven, abs=1e-6)
+
+
+def test_a_direction_in_the_data_is_not_blamed_on_the_network():
+    brighter = torch.rand(4, 3, 8, 8) * torch.tensor([0.2, 0.5, 1.0]).view(1, 3, 1, 1)
+    found = measure_bias(Squares(), brighter)
+    assert abs(found["directional_bias"]) < 1e-6
+    assert found["asymmetry"] < 1e-6
+
+
+def test_windows_that_no_gradient_reaches_have_no_shares(windows):
+    class Blind(Linear):
+        def forward(self, windows):
+            return super().forward(windows * 0)
+
+    assert all(math.isnan(value) for value in measure_bias(Blind(1.0, 2.0, 3.0), windows).values())
+
+
+def test_a_network_is_left_as_it_was(windows):
+    module = SomebodysModule()
+    module.train()
+    module.frozen.eval()
+    module.layers[0].weight.grad = torch.ones_like(module.layers[0].weight)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        measure_bias(module, windows)
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    assert torch.equal(module.layers[0].weight.grad, torch.ones_like(module.layers[0].weight))
+    assert module.layers[4].weight.grad is None
+    assert module.training
+    assert module.layers[3].training
+    assert not module.frozen.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_monitor_works_in_any_module_and_changes_nothing(windows):
+    monitor = AsymmetryMonitor(windows, every=4)
+    watched, alone = fit(monitor), fit()
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(watched.state_dict().values(), alone.state_dict().values(), strict=True)
+    )
+    assert [row["step"] for row in monitor.history] == [0, 4, 8, 10]
+    assert all(set(monitor.columns) < row.keys() for row in monitor.history)
+    assert monitor.history[-1] == {"step": 10, **measure_bias(watched, windows)}
+
+
+def test_the_monitor_measures_once_a_step_where_several_batches_make_one(windows):
+    monitor = AsymmetryMonitor(windows, every=1)
+    fit(monitor, accumulate_grad_batches=5)
+    assert [row["step"] for row in monitor.history] == [0, 1, 2]
+
+
+def test_the_monitor_logs_to_every_logger(windows, tmp_path):
+    monitor = AsymmetryMonitor(windows, every=5)
+    log = CsvLog(tmp_path / "log" / "metrics.csv", monitor.columns)
+    fit(monitor, logger=log)
+    header, *rows = log.path.read_text().splitlines()
+    assert header == "step,share_-1,share_0,share_1,directional_bias,asymmetry,imbalance"
+    assert [row.split(",")[0] for row in rows] == ["0", "5", "10"]
+
+
+def test_the_history_travels_in_checkpoints(windows):
+    monitor = AsymmetryMonitor(windows, every=5)
+    fit(monitor)
+    other = AsymmetryMonitor(windows)
+    other.load_state_dict(monitor.state_dict())
+    assert other.history == monitor.history
+    assert other.history is not monitor.history
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((0, 3, 8, 8), {}), ((4, 2, 8, 8), {}), ((3, 8, 8), {}), ((4, 3, 8, 8), {"every": 0})],
+)
+def test_windows_that_are_none_are_refused(shape, options):
+    with pytest.raises(ConfigError):
+        AsymmetryMonitor(torch.zeros(shape), **options)
+
+
+def test_the_log_drops_what_a_resumed_run_writes_again(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = CsvLog(path, ["loss", "dice"])
+    for step in (0, 10, 20, 30):
+        log.log_metrics({"loss": step / 100}, step)
+        log.log_metrics({"dice": step / 50, "epoch": 7}, step)
+    again = CsvLog(path, ["loss", "dice"])
+    again.log_metrics({"loss": 0.5}, 20)
+    again.log_metrics({"loss": 0.6}, 30)
+    assert path.read_text().split() == ["step,loss,dice", "0,0.0,0.0", "10,0.1,0.2", "20,0.5,", "30,0.6,"]

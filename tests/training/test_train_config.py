@@ -1,0 +1,199 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evenslice._core.config_files import Section, load_config, to_yaml
+from evenslice._core.errors import ConfigError
+from evenslice.training.config import (
+    DataConfig,
+    ModelConfig,
+    Source,
+    TrainConfig,
+    TrainingConfig,
+    default_yaml,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+DATA = "data: {train: [{image: a.tif, labels: b.tif}]}\n"
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, kind=TrainConfig):
+        (tmp_path / "run.yaml").write_text(text)
+        return load_config(tmp_path / "run.yaml", kind)
+
+    return load
+
+
+@pytest.fixture
+def message(load):
+    """The error of a configuration, after the name of its file."""
+
+    def message(text):
+        with pytest.raises(ConfigError) as caught:
+            load(text)
+        text = str(caught.value)
+        assert "\n" not in text
+        assert len(text) < 700
+        return text.partition("run.yaml: ")[2]
+
+    return message
+
+
+def test_a_few_lines_are_a_whole_configuration(load, tmp_path):
+    config = load(DATA + "training: {steps: 500}")
+    assert config.training == TrainingConfig(steps=500)
+    assert config.model == ModelConfig()
+    assert config.data.root == tmp_path
+    assert config.seed == 0
+
+
+def test_the_default_configuration_loads_and_states_every_option(load):
+    text = default_yaml()
+    config = load(text)
+    pair = Source.model_validate({"image": "train_image.tif", "labels": "train_labels.tif"})
+    assert config == TrainConfig(data=DataConfig(root=config.data.root, train=(pair,), test=config.data.test))
+    for section in (TrainConfig, DataConfig, ModelConfig, TrainingConfig):
+        for name, info in section.model_fields.items():
+            assert f"{name}:" in text
+            assert info.description.endswith(".")
+
+
+def test_what_is_written_is_what_is_loaded(load):
+    config = load("""
+seed: 7
+data:
+  name: "no"
+  root: /somewhere
+  train:
+    - {image: {path: a.zarr, axes: czyx, select: {c: 1}, level: 2}, labels: "b: c.tif", slices: [3, 9]}
+    - {image: ä.tif, labels: '1.5', spacing: [5, 0.004, 4], unit: nm}
+  classes: 3
+  label_values: [0, 128, 255]
+  intensity: [-1000, 400.5]
+model: {slices: 5, strategy: [0.1, 0.2, 0.4, 0.2, 0.1]}
+training: {patience: 3, monitor_every: null, learning_rate: 1e-4}
+""")
+    assert config.data.name == "no"
+    assert config.model.strategy == (0.1, 0.2, 0.4, 0.2, 0.1)
+    assert config.training.learning_rate == 1e-4
+    assert load(to_yaml(config)) == config
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        TrainingConfig().steps = 3
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("train*.yaml")), ids=lambda path: path.name)
+def test_the_examples_load(path):
+    config = load_config(path, TrainConfig)
+    assert config.data.train
+    assert to_yaml(config)
+
+
+def test_relative_paths_start_from_the_folder_of_the_file(load, tmp_path):
+    (tmp_path / "net.safetensors").touch()
+    config = load(
+        "data: {root: sub, train: [{image: a.tif, labels: b.tif}]}\nmodel: {weights: net.safetensors}"
+    )
+    assert config.data.root == tmp_path / "sub"
+    assert config.model.weights == str(tmp_path / "net.safetensors")
+
+
+def test_paths_made_in_python_are_left_alone():
+    config = DataConfig.model_validate({"train": [{"image": "a.tif", "labels": "b.tif"}]})
+    assert config.root is None
+    assert str(config.train[0].image.path) == "a.tif"
+
+
+def test_an_empty_section_has_its_defaults(load):
+    assert load(DATA + "training:\n  # steps: 5\nmodel:\n").training == TrainingConfig()
+
+
+def test_other_commands_make_sections_of_their_own(load):
+    class Study(Section):
+        data: DataConfig
+        seeds: tuple[int, ...] = (0, 1)
+
+    study = load(DATA + "seeds: [3]", Study)
+    assert study.seeds == (3,)
+    assert study.data.root is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (DATA + "training: {stepss: 3}", "training.stepss: no such option; did you mean 'steps'?"),
+        (DATA + "learning_rate: 3", "learning_rate: no such option; known: augmentation, data, model, seed"),
+        (DATA + "1: 3", "1: no such option"),
+        (DATA + "training: {crop: 3}", "training.crop: 3: should be a list"),
+        (DATA + "training: {crop: [3]}", "training.crop: [3]: has too few values"),
+        (DATA + "training: {crop: [3, 4, 5]}", "training.crop: [3, 4, 5]: has too many values"),
+        (DATA + "training: {crop: [3, 0]}", "training.crop: [3, 0]: both sizes must be at least 1"),
+        (DATA + "training: {crop: [3, a]}", "training.crop[1]: 'a': should be a valid integer"),
+        (DATA + "training: {steps: 2.5}", "training.steps: 2.5: should be a valid integer"),
+        (DATA + "training: {loss: ce}", "training.loss: 'ce': should be 'dice_ce' or 'dice_bce'"),
+        (DATA + "training: {foreground: 2}", "training.foreground: 2: should be less than or equal to 1"),
+        (DATA + "training: {foreground: .nan}", "training.foreground: nan: should be a finite number"),
+        (DATA + "training: {devices: 3}", "training.devices: 3: must divide the batch of 8"),
+        (DATA + "training: {steps: x, batch: x}", "training.steps: 'x': should be a valid integer, unable to parse string as an integer (and 1 more)"),
+        (DATA + "training: 3", "training: 3: should be a section of options"),
+        (DATA + "model: {strategy: unifrom}", "model.strategy: 'unifrom': did you mean 'uniform'?"),
+        (DATA + "model: {strategy: [0.3, 0.3, 0.4]}", "model.strategy: [0.3, 0.3, 0.4]: the profile (0.3, 0.3, 0.4) is not symmetric"),
+        (DATA + "model: {slices: 5, strategy: [0.3, 0.4, 0.3]}", "model.strategy: [0.3, 0.4, 0.3]: the profile has 3 weights; 5 slices need 5"),
+        (DATA + "model: {slices: 4}", "model.slices: 4: a window has an odd number of slices"),
+        (DATA + "model: {tie: miror}", "model.tie: 'miror': did you mean 'mirror'?"),
+        ("seed: 3", "data: is missing; give one"),
+        ("data: {}", "data.train: is missing; give one"),
+        ("data: {train: []}", "data.train: []: give at least one pair of image and labels"),
+        ("data: {train: a.tif}", "data.train: 'a.tif': should be a list"),
+        ("data: {train: [{image: a.tif}]}", "data.train[0].labels: is missing; give one"),
+        ("data: {train: [{image: , labels: b}]}", "data.train[0].image: None: should be a path"),
+        ("data: {train: [{image: [a], labels: b}]}", "data.train[0].image: ['a']: should be a path"),
+        ("data: {train: [{image: {path: a, leve: 1}, labels: b}]}", "data.train[0].image.leve: no such option; did you mean 'level'?"),
+        ("data: {train: [{image: {path: a, select: {c: x}}, labels: b}]}", "data.train[0].image.select.c: 'x': should be a valid integer"),
+        ("data: {train: [{image: a, labels: b, slices: [9, 3]}]}", "data.train[0].slices: [9, 3]: give the first slice and the one after the last"),
+        ("data: {classes: 3, label_values: [0, 255], train: [{image: a, labels: b}]}", "data.label_values: [0, 255]: give a different value for each of the 3 classes"),
+        ("data: {classes: 3, boundaries: true, train: [{image: a, labels: b}]}", "data.boundaries: True: boundaries need classes: 2"),
+        ("data: {intensity: [3, 3], train: [{image: a, labels: b}]}", "data.intensity: [3, 3]: the first value must be below the second"),
+        ("", "holds None, no options; write them as 'name: value'"),
+        ("- a", "holds ['a'], no options"),
+        (DATA + DATA, "is not valid YAML ('data' stands twice in one section"),
+        ("a: [b", "is not valid YAML (while parsing"),
+        ("[" * 10_000, "is not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "is not valid YAML (could not determine a constructor"),
+        ("x" * 2**21, "has more than 1,048,576 bytes"),
+    ],
+)  # fmt: skip
+def test_errors_say_where_what_and_what_would_be_right(message, text, expected):
+    assert message(text).startswith(expected)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="nothing.yaml: cannot be read"):
+        load_config(tmp_path / "nothing.yaml", TrainConfig)
+
+
+def test_a_file_of_no_text(message, tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\0\xff")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        load_config(tmp_path / "run.yaml", TrainConfig)
+
+
+def test_references_that_grow_without_end_stay_small(message):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    bomb = "[" + ", ".join(line.partition(": ")[2] for line in lines) + "]"
+    assert message(DATA + f"training: {{crop: {bomb}}}").startswith("training.crop: [[")
+    assert message(DATA + f"model: {{spec: {bomb}}}").startswith("model.spec: [[")
+    assert message(bomb).startswith("holds [[")
+
+
+def test_without_the_extra_an_error_names_it():
+    code = "import sys; sys.modules['pydantic'] = None; import evenslice.training.config"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'evenslice[train]'" in done.stderr

@@ -1,0 +1,726 @@
+"""Training runs on a task that is easily learned: bright blobs under noise."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy import ndimage
+from torch import nn
+
+from evenslice._core.config_files import load_config, to_yaml
+from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError
+from evenslice.cli import app as cli
+from evenslice.neutralizing.network_files import load_network
+from evenslice.training.config import TrainConfig
+from evenslice.training.lightning_module import KeepBest, SegmentationLoss, SegmentationModule
+from evenslice.training.run_folder import RunFolder
+from evenslice.training.trainer import fixed_windows, train
+
+NETWORKS = """
+import os
+import time
+
+import torch
+from torch import nn
+
+
+class Slow(nn.Module):
+    def forward(self, x):
+        time.sleep(float(os.environ.get("SLOW", 0)))
+        return x
+
+
+def small(classes=2, drop=0.2):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(drop),
+        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, classes, 1), Slow(),
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(torch.rand_like(weight) - 0.5)
+        network[0].weight *= torch.tensor([1.0, 4.0, 0.2]).view(1, 3, 1, 1)
+    return network
+
+
+def plain():
+    network = small()
+    return nn.Sequential(network[0], *network[4:])
+
+
+class Auxiliary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main, self.head = small(), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return {"out": self.main(x), "aux": self.head(x)}
+
+
+def auxiliary():
+    return Auxiliary()
+
+
+class Diverging(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main = small()
+
+    def forward(self, x):
+        return self.main(x) * (float("nan") if self.training else 1.0)
+
+
+def diverging():
+    return Diverging()
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main = small()
+        self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+
+    def forward(self, x):
+        scores = self.main(x)
+        return scores + self.context(scores)
+
+
+def pooled():
+    return Pooled()
+
+
+def frozen():
+    return small().requires_grad_(False)
+
+
+def classifier():
+    return nn.Sequential(small(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def halving():
+    return nn.Sequential(small(), nn.PixelUnshuffle(2), nn.Conv2d(8, 2, 1))
+"""
+
+
+def write_data(folder):
+    rng = np.random.default_rng(0)
+    blobs = ndimage.gaussian_filter(rng.standard_normal((40, 64, 64)), (1, 3, 3))
+    blobs /= blobs.std()
+    image = np.clip(100 + 30 * blobs + 20 * rng.standard_normal(blobs.shape), 0, 255).astype(np.uint8)
+    labels = (blobs > 0.8).astype(np.uint8)
+    np.save(folder / "image.npy", image)
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / "three.npy", labels + (blobs > 1.6))
+    np.save(folder / "few.npy", labels * (np.arange(40) >= 32)[:, None, None].astype(np.uint8))
+    np.save(folder / "short.npy", labels[:30])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of data and of networks to import; the current one."""
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "trainable.py").write_text(NETWORKS)
+    write_data(folder)
+    before, threads = Path.cwd(), torch.get_num_threads()
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
+    sys.path.remove(str(folder))
+    os.chdir(before)
+
+
+def make_config(folder, **changes):
+    """Return a configuration of 60 steps, changed where names with double underscores say so."""
+    source = {"image": "image.npy", "labels": "labels.npy"}
+    values = {
+        "data": {
+            "name": "blobs",
+            "root": str(folder),
+            "validation_fraction": 0.1,
+            "train": [{**source, "slices": [0, 30]}],
+            "test": [{**source, "slices": [32, 40]}],
+        },
+        "model": {"spec": "trainable:small", "weights": "none", "slices": 3},
+        "training": {
+            "steps": 60,
+            "batch": 4,
+            "crop": [32, 32],
+            "learning_rate": 0.01,
+            "validate_every": 20,
+            "monitor_every": 20,
+            "dtype": "float32",
+            "accelerator": "cpu",
+        },
+    }
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if key:
+            values.setdefault(section, {})[key] = value
+        else:
+            values[section] = value
+    return TrainConfig.model_validate(values)
+
+
+def weights(path):
+    return load_file(RunFolder(path).network)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    """A run from beginning to end."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(make_config(folder), run)
+    return run
+
+
+def start(folder, run, config, *arguments, **environment):
+    """Start the command in a process of its own."""
+    path = run.parent / f"{run.name}.yaml"
+    path.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "evenslice", "train", str(path), "--out", str(run), *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(process, run, step):
+    """Wait until a run has logged a step."""
+    metrics = RunFolder(run).metrics
+    for _ in range(2400):
+        if metrics.exists() and any(row["step"] >= step for row in RunFolder(run).read_metrics()):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    pytest.fail("the run does not come to its step")
+
+
+def test_training_learns_and_beats_chance(undisturbed):
+    rows = RunFolder(undisturbed).read_metrics()
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < 0.6 * losses[0]
+    result = RunFolder(undisturbed).read_result()
+    labels = np.load("labels.npy")[32:40]
+    assert result["dice"]["mean"] > 0.8 > 3 * labels.mean()  # all foreground would have 2p / (1 + p)
+    assert result["dice"]["per_class"][1] == result["dice"]["mean"]
+    assert result["iou"]["mean"] == pytest.approx(result["dice"]["mean"] / (2 - result["dice"]["mean"]))
+
+
+def test_the_folder_holds_everything_needed_to_run_again(folder, undisturbed):
+    config = load_config(undisturbed / "config.yaml", TrainConfig)
+    assert config == make_config(folder)
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert result["seed"] == 0
+    assert result["steps"] == 60
+    assert result["config"] == config.model_dump(mode="json")
+    assert result["versions"]["torch"] == metadata.version("torch")
+    assert result["validation"]["step"] == 60
+    assert result["bias"]["directional_bias"] == RunFolder(undisturbed).read_metrics()[-1]["directional_bias"]
+    assert [part["shape"] for part in result["data"]["test"]] == [[8, 64, 64]]
+    assert result["data"]["train"][0]["image"].startswith("sha256:")
+    assert {path.name for path in undisturbed.iterdir()} == {
+        "config.yaml",
+        "data.json",
+        "log",
+        "checkpoints",
+        "network.safetensors",
+        "result.json",
+    }
+
+
+def test_the_log_has_a_row_for_each_step_at_which_something_was_logged(undisturbed):
+    rows = RunFolder(undisturbed).read_metrics()
+    assert [row["step"] for row in rows] == [0, 10, 20, 30, 40, 50, 60]
+    assert all({"validation_dice", "share_-1", "asymmetry", "loss"} <= rows[i].keys() for i in (2, 4, 6))
+    assert rows[0].keys() == {
+        "step",
+        "validation_dice",
+        "share_-1",
+        "share_0",
+        "share_1",
+        "directional_bias",
+        "asymmetry",
+        "imbalance",
+    }
+    assert rows[1]["learning_rate"] > rows[-1]["learning_rate"] > 0
+
+
+def test_the_last_network_comes_out_unless_the_best_in_validation_is_asked_for(folder, undisturbed, tmp_path):
+    last = torch.load(RunFolder(undisturbed).last, weights_only=True)["state_dict"]
+    assert same(weights(undisturbed), {key.removeprefix("network."): value for key, value in last.items()})
+    # A validation that labels all backgrounds as objects falls while the network learns.
+    np.save(folder / "inverted.npy", 1 - np.load("labels.npy"))
+    validation = [{"image": "image.npy", "labels": "inverted.npy", "slices": [32, 40]}]
+    config = make_config(folder, data__validation=validation, data__test=[], training__keep="best")
+    result = train(config, tmp_path / "run")
+    scores = {
+        row["step"]: row["validation_dice"]
+        for row in RunFolder(tmp_path / "run").read_metrics()
+        if "validation_dice" in row
+    }
+    assert result["validation"] == {"step": 20, "dice": scores[20]}
+    assert scores[20] > scores[60] + 0.01
+    assert same(weights(tmp_path / "run"), load_file(RunFolder(tmp_path / "run").best))
+    assert not same(weights(tmp_path / "run"), weights(undisturbed))
+
+
+def test_the_network_of_a_run_is_read_as_any_other(undisturbed):
+    network, record, _ = load_network("trainable:small", str(RunFolder(undisturbed).network))
+    assert record.strategy == "uniform"
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+
+
+def test_what_a_run_resumes_from_is_not_taken_for_its_network(undisturbed):
+    with pytest.raises(
+        ModelError, match=r"last\.ckpt: is what a training run resumes from.* take network\.safetensors"
+    ):
+        load_network("trainable:small", str(RunFolder(undisturbed).last))
+
+
+def test_one_seed_gives_one_network_whatever_was_drawn_before(folder, undisturbed, tmp_path):
+    torch.manual_seed(77)
+    state = torch.get_rng_state()
+    train(make_config(folder), tmp_path / "again")
+    assert same(weights(tmp_path / "again"), weights(undisturbed))
+    assert torch.equal(torch.get_rng_state(), state)
+    train(make_config(folder, seed=1), tmp_path / "other")
+    assert not same(weights(tmp_path / "other"), weights(undisturbed))
+
+
+def test_a_run_that_was_interrupted_and_killed_ends_as_an_undisturbed_one(folder, undisturbed, tmp_path):
+    run, config = tmp_path / "run", make_config(folder)
+    process = start(folder, run, config, SLOW="0.05")
+    wait_for_step(process, run, 30)  # in the middle of the second epoch
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip() == "interrupted"
+
+    process = start(folder, run, config, "--resume", SLOW="0.05")
+    wait_for_step(process, run, 50)  # in the middle of the third
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not RunFolder(run).network.exists()
+
+    train(config, run, resume=True)
+    assert same(weights(run), weights(undisturbed))
+    last, undisturbed_last = (
+        torch.load(RunFolder(path).last, weights_only=True) for path in (run, undisturbed)
+    )
+    assert same(last["state_dict"], undisturbed_last["state_dict"])
+    rows, undisturbed_rows = (RunFolder(path).read_metrics() for path in (run, undisturbed))
+    for row in rows + undisturbed_rows:
+        row.pop("seconds", None)
+    assert rows == undisturbed_rows
+
+
+def test_a_run_that_was_killed_while_it_was_tested_is_not_trained_again(folder, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    before = train(make_config(folder), run)
+    network = RunFolder(run).network
+    trained = network.stat().st_mtime_ns
+    RunFolder(run).result.unlink()
+    after = train(make_config(folder), run, resume=True)
+    assert after["dice"] == before["dice"]
+    assert after["seconds"] == before["seconds"]
+    assert network.stat().st_mtime_ns == trained
+
+
+def test_a_run_may_be_resumed_in_another_place(folder, undisturbed, tmp_path):
+    run = tmp_path / "moved"
+    shutil.copytree(undisturbed, run)
+    RunFolder(run).network.unlink()
+    RunFolder(run).result.unlink()
+    train(make_config(folder), run, resume=True)
+    assert same(weights(run), weights(undisturbed))
+
+
+def test_a_finished_run_is_left_alone(folder, undisturbed):
+    written = RunFolder(undisturbed).result.stat().st_mtime_ns
+    again = train(make_config(folder, training__tensorboard=True), undisturbed, resume=True)
+    assert again == RunFolder(undisturbed).read_result()
+    assert RunFolder(undisturbed).result.stat().st_mtime_ns == written
+
+
+def test_a_run_is_not_overwritten_nor_resumed_as_another(folder, undisturbed):
+    with pytest.raises(OutputError, match="holds a run; go on with it by --resume"):
+        train(make_config(folder), undisturbed)
+    with pytest.raises(ConfigError, match=r"training.steps: 80: the run in .* began with 60"):
+        train(make_config(folder, training__steps=80), undisturbed, resume=True)
+
+
+def test_a_run_without_a_checkpoint_begins_anew_with_whatever_options(folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    train(make_config(folder, training__steps=5), run.path)
+    for path in (run.result, run.network, run.best, run.last):
+        path.unlink()
+    assert train(make_config(folder, training__steps=3), run.path, resume=True)["steps"] == 3
+    assert load_config(run.config, TrainConfig).training.steps == 3
+
+
+def test_what_another_run_left_is_not_taken_for_this_one(folder, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    RunFolder(run).config.unlink()
+    for resume in (False, True):
+        with pytest.raises(OutputError, match=r"result.json: is of a run whose config.yaml is not there"):
+            train(make_config(folder), run, resume=resume)
+
+
+def test_a_run_does_not_go_on_with_other_data(folder, undisturbed, tmp_path):
+    run, data = RunFolder(tmp_path / "run"), tmp_path / "data"
+    shutil.copytree(undisturbed, run.path)
+    run.result.unlink()
+    data.mkdir()
+    shutil.copy(folder / "image.npy", data)
+    np.save(data / "labels.npy", 1 - np.load(folder / "labels.npy"))
+    with pytest.raises(
+        ConfigError, match=r"data.train: image.npy\[0:26\]: the files are not those with which the run"
+    ):
+        train(make_config(folder, data__root=str(data)), run.path, resume=True)
+
+
+def test_resuming_where_nothing_is_begins(folder, tmp_path):
+    result = train(make_config(folder, training__steps=3), tmp_path / "run", resume=True)
+    assert result["steps"] == 3
+
+
+def test_crops_that_other_processes_cut_are_the_same(folder, undisturbed, tmp_path):
+    train(make_config(folder, training__workers=2), tmp_path / "run")
+    assert same(weights(tmp_path / "run"), weights(undisturbed))
+
+
+def test_steps_need_not_be_a_multiple_of_those_between_validations(folder, tmp_path):
+    result = train(make_config(folder, training__steps=25), tmp_path / "run")
+    rows = RunFolder(tmp_path / "run").read_metrics()
+    assert result["steps"] == 25
+    assert [row["step"] for row in rows if "validation_dice" in row] == [0, 20, 25]
+    assert [row["step"] for row in rows if "asymmetry" in row] == [0, 20, 25]
+
+
+def test_training_stops_where_validation_gets_no_better_and_stays_stopped(folder, tmp_path):
+    run = tmp_path / "run"
+    config = make_config(
+        folder, training__learning_rate=1e-12, training__validate_every=5, training__patience=2
+    )
+    result = train(config, run)
+    scores = [
+        row["validation_dice"]
+        for row in RunFolder(run).read_metrics()
+        if row["step"] > 0 and "validation_dice" in row
+    ]
+    assert result["steps"] == 5 * (np.argmax(scores) + 1) + 10 < 60
+    assert result["validation"]["step"] == result["steps"]  # of scores that tie, the last
+    RunFolder(run).result.unlink()
+    RunFolder(run).network.unlink()  # as if it had been killed right after the last step
+    assert train(config, run, resume=True)["steps"] == result["steps"]
+
+
+def test_without_validation_the_last_network_comes_out(folder, tmp_path):
+    run = tmp_path / "run"
+    result = train(make_config(folder, data__validation_fraction=0, training__steps=20), run)
+    assert result["validation"] is None
+    assert not RunFolder(run).best.exists()
+    last = torch.load(RunFolder(run).last, weights_only=True)["state_dict"]
+    assert torch.equal(weights(run)["6.weight"], last["network.6.weight"])
+
+
+@pytest.mark.parametrize(("option", "value"), [("patience", 3), ("keep", "best")])
+def test_without_validation_nothing_is_chosen_by_it(folder, tmp_path, option, value):
+    config = make_config(folder, data__validation_fraction=0, **{f"training__{option}": value})
+    with pytest.raises(ConfigError, match=f"training.{option}: {value}: there is nothing to validate on"):
+        train(config, tmp_path / "run")
+
+
+def test_a_network_that_cannot_learn_from_one_crop_is_refused_before_anything_is_written(folder, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(ModelError, match=r"trainable:pooled: cannot be trained on 1 of these crops at once"):
+        train(make_config(folder, model__spec="trainable:pooled", training__batch=1), run)
+    assert not run.exists()
+    config = make_config(folder, model__spec="trainable:pooled", training__steps=2)
+    assert train(config, run)["steps"] == 2
+
+
+def test_a_network_without_anything_to_train(folder, tmp_path):
+    with pytest.raises(ModelError, match=r"trainable:frozen: has no parameter that asks for a gradient"):
+        train(make_config(folder, model__spec="trainable:frozen"), tmp_path / "run")
+
+
+def test_without_test_volumes_there_are_no_scores(folder, tmp_path):
+    result = train(make_config(folder, data__test=[], training__steps=2), tmp_path / "run")
+    assert result["dice"] is None
+    assert result["iou"] is None
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(folder, tmp_path):
+    options = {"model__spec": "trainable:plain", "training__steps": 20, "training__learning_rate": 0.002}
+    process = start(folder, tmp_path / "two", make_config(folder, training__devices=2, **options), "--json")
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    result = json.loads(out)
+    assert result == RunFolder(tmp_path / "two").read_result()
+    assert result["machine"]["devices"] == 2
+    assert [row["step"] for row in RunFolder(tmp_path / "two").read_metrics()] == [0, 10, 20]
+
+    def distance(run):
+        return sum((tensor - two[key]).square().sum().item() for key, tensor in weights(run).items())
+
+    train(make_config(folder, **options), tmp_path / "one")
+    train(make_config(folder, seed=1, **options), tmp_path / "other")
+    two = weights(tmp_path / "two")
+    # The Dice loss of a batch is not the mean of those of its halves: nearly the same, not quite.
+    assert distance(tmp_path / "one") < 0.2 * distance(tmp_path / "other")
+
+
+@pytest.mark.parametrize(("strategy", "tie"), [("uniform", "uniform"), ("mirror", "mirror")])
+def test_a_tied_network_is_as_symmetric_after_training_as_before(folder, tmp_path, strategy, tie):
+    config = make_config(folder, model__strategy=strategy, model__tie=tie)
+    result = train(config, tmp_path / "tied")
+    assert result["record"]["tie"] == tie
+    assert abs(result["bias"]["directional_bias"]) < 1e-5
+    network, _, _ = load_network("trainable:small", str(RunFolder(tmp_path / "tied").network))
+    window = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(network(window), network(window.flip(1)))
+
+
+def test_an_untied_network_drifts(undisturbed):
+    network, _, _ = load_network("trainable:small", str(RunFolder(undisturbed).network))
+    window = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert (network(window) - network(window.flip(1))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("loss", ["dice_ce", "dice_bce"])
+def test_more_classes_than_two(folder, tmp_path, loss):
+    pair = {"image": "image.npy", "labels": "three.npy"}
+    config = make_config(
+        folder,
+        data__train=[{**pair, "slices": [0, 30]}],
+        data__test=[{**pair, "slices": [32, 40]}],
+        data__classes=3,
+        model__spec="trainable:small?classes=3",
+        training__loss=loss,
+        training__steps=240,
+    )
+    result = train(config, tmp_path / "run")
+    assert len(result["dice"]["per_class"]) == 3
+    assert result["dice"]["mean"] > 0.4
+
+
+def test_one_sigmoid_will_do_for_two_classes(folder, tmp_path):
+    config = make_config(folder, model__spec="trainable:small?classes=1", training__loss="dice_bce")
+    assert train(config, tmp_path / "run")["dice"]["mean"] > 0.7
+
+
+def test_what_the_logits_do_not_depend_on_is_left_as_it_was(folder, tmp_path):
+    train(make_config(folder, model__spec="trainable:auxiliary", training__steps=5), tmp_path / "run")
+    import trainable
+
+    torch.manual_seed(0)
+    first = trainable.auxiliary().state_dict()
+    trained = weights(tmp_path / "run")
+    assert not torch.equal(trained["main.6.weight"], first["main.6.weight"])
+    last = torch.load(RunFolder(tmp_path / "run").last, weights_only=True)
+    moved = len(last["optimizer_states"][0]["state"])
+    assert moved == sum(1 for name, _ in trainable.auxiliary().named_parameters() if "head" not in name)
+
+
+def test_logs_for_tensorboard_and_mlflow(folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("sqlalchemy")
+    from mlflow import MlflowClient
+
+    run = tmp_path / "run"
+    config = make_config(folder, training__tensorboard=True, training__mlflow=True, training__steps=20)
+    train(config, run)
+    RunFolder(run).network.unlink()
+    RunFolder(run).result.unlink()
+    train(config, run, resume=True)
+    assert list((run / "log" / "tensorboard").glob("events*"))
+    client = MlflowClient(f"sqlite:///{run}/log/mlflow.db")
+    experiment = client.get_experiment_by_name("blobs")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.data.metrics["validation_dice"] > 0
+    assert {path.name for path in folder.iterdir()} & {"mlruns", "mlartifacts", "lightning_logs"} == set()
+
+
+PAIR = {"image": "image.npy", "labels": "labels.npy"}
+BAD = {
+    "missing file": ({"data__train": [{**PAIR, "image": "no.npy"}]}, r"data.train\[0\].image: .*no.npy"),
+    "other shape": ({"data__train": [{**PAIR, "labels": "short.npy"}]}, r"data.train\[0\].*\(30, 64, 64\)"),
+    "label outside": ({"data__train": [{**PAIR, "labels": "three.npy"}], "data__test": []}, "label value 2"),
+    "overlap": ({"data__test": [{**PAIR, "slices": [20, 40]}]}, "overlap in slices 20 to 29"),
+    "no guard": ({"data__test": [{**PAIR, "slices": [30, 40]}]}, "leave at least 1"),
+    "short split": ({"data__test": [{**PAIR, "slices": [38, 40]}]}, "2 slices, fewer than the 3"),
+    "empty class": (
+        {"data__train": [{**PAIR, "labels": "few.npy", "slices": [0, 30]}], "data__test": []},
+        "no voxel of class 1",
+    ),
+    "channels": ({"model__spec": "trainable:small?classes=5"}, r"gives 5 channels; 2 classes .* need 2"),
+    "no map": ({"model__spec": "trainable:classifier"}, r"\(1, 2\)"),
+    "crop": ({"model__spec": "trainable:halving", "training__crop": [32, 33]}, "training.crop"),
+    "no network": ({"model__spec": "trainable:smal"}, "did you mean 'small'"),
+    "numbered device": ({"training__accelerator": "cpu:0"}, "name the kind alone"),
+    "no GPU": ({"training__accelerator": "gpu"}, "not available"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_line_before_anything_is_written(folder, tmp_path, case):
+    changes, message = BAD[case]
+    if case == "no GPU" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(EvensliceError, match=message) as error:
+        train(make_config(folder, **changes), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_longer_finite_ends_the_run(folder, tmp_path):
+    with pytest.raises(ModelError, match=r"the loss is nan at step 10; lower training.learning_rate"):
+        train(make_config(folder, model__spec="trainable:diverging"), tmp_path / "run")
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Run the command line within this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_the_command_shows_what_came_out(folder, undisturbed, run):
+    code, out, err = run("train", undisturbed / "config.yaml", "--out", undisturbed, "--resume")
+    assert (code, err) == (0, "")
+    assert "test Dice" in out
+    assert "60 in " in out
+
+
+def test_print_config_prints_a_configuration_that_can_be_used(folder, undisturbed, run, tmp_path):
+    code, out, _ = run("train", undisturbed / "config.yaml", "--print-config")
+    assert code == 0
+    (tmp_path / "printed.yaml").write_text(out)
+    assert load_config(tmp_path / "printed.yaml", TrainConfig) == make_config(folder)
+    code, out, _ = run("train", "--print-config")
+    assert code == 0
+    (tmp_path / "printed.yaml").write_text(out)
+    assert load_config(tmp_path / "printed.yaml", TrainConfig).training.steps > 0
+
+
+def test_a_misspelt_option_is_one_line(folder, run, tmp_path):
+    (tmp_path / "bad.yaml").write_text(
+        "data: {train: [{image: a.npy, labels: b.npy}]}\ntraining: {step: 5}\n"
+    )
+    code, out, err = run("train", tmp_path / "bad.yaml", "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert "training.step: no such option; did you mean 'steps'?" in err
+    assert err.count("\n") == 1
+    code, _, err = run("train", tmp_path / "bad.yaml")
+    assert code == 2
+    assert "--out RUN" in err
+
+
+def test_the_loss_is_dice_plus_cross_entropy():
+    torch.manual_seed(0)
+    scores, labels = torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))
+    chances = scores.softmax(1)
+    dice = []
+    for number in (1, 2):
+        chance, truth = chances[:, number], labels == number
+        dice.append(1 - 2 * (chance * truth).sum() / (chance.sum() + truth.sum()))
+    expected = torch.stack(dice).mean() + nn.functional.cross_entropy(scores, labels)
+    assert SegmentationLoss("dice_ce", 3)(scores, labels).item() == pytest.approx(expected.item(), rel=1e-4)
+
+    score, label = scores[:, :1], labels > 1
+    chance = score.sigmoid()[:, 0]
+    expected = 1 - 2 * (chance * label).sum() / (chance.sum() + label.sum())
+    expected += nn.functional.binary_cross_entropy_with_logits(score[:, 0], label.float())
+    assert SegmentationLoss("dice_bce", 2)(score, label.long()).item() == pytest.approx(
+        expected.item(), rel=1e-4
+    )
+
+
+def test_biases_and_normalisations_do_not_decay(folder):
+    import trainable
+
+    config = make_config(folder).training
+    module = SegmentationModule(trainable.small(), config, classes=2)
+    decayed, free = module.configure_optimizers()["optimizer"].param_groups
+    assert [group["weight_decay"] for group in (decayed, free)] == [config.weight_decay, 0]
+    assert {parameter.ndim for parameter in decayed["params"]} == {4}
+    assert {parameter.ndim for parameter in free["params"]} == {1}
+
+
+class FakeTrainer:
+    """As much of a trainer as validation needs."""
+
+    is_global_zero, loggers, should_stop, global_step = True, (), False, 0
+
+    class strategy:  # noqa: N801
+        @staticmethod
+        def broadcast(value):
+            return value
+
+
+def test_the_best_is_kept_and_nan_is_never_best():
+    scores, kept = iter([0.9, math.nan, 0.5, 0.4, math.nan, 0.6, 0.5995, 0.59]), []
+    module = nn.ModuleDict({"network": nn.Identity()})
+    keep = KeepBest(lambda _: next(scores), lambda _: kept.append(len(stops)), patience=3)
+    trainer, stops = FakeTrainer(), []
+    keep.on_train_start(trainer, module)  # the score before the first step is no candidate
+    for _ in range(7):
+        keep.on_train_epoch_end(trainer, module)
+        stops.append(trainer.should_stop)
+    assert kept == [1, 4, 5]  # the sixth is as good as the fifth but for noise, the seventh is not
+    assert stops == [False] * 7
+    assert keep.state_dict() == {"best": 0.6, "worse": 2}
+
+
+def test_fixed_windows_are_spread_over_parts(folder):
+    from evenslice.training.data import open_data
+
+    config = make_config(folder)
+    data = open_data(config.data, config.model)
+    windows = fixed_windows([*data.train, *data.test], config.model, (32, 32), 6)
+    assert windows.shape == (6, 3, 32, 32)
+    assert 0 <= windows.min() < windows.max() <= 1
+    assert len({window.sum().item() for window in windows}) == 6
+    assert torch.equal(windows, fixed_windows([*data.train, *data.test], config.model, (32, 32), 6))
+
+
+def test_the_log_is_plain_csv(undisturbed):
+    with RunFolder(undisturbed).metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["loss"] == ""
+    assert float(rows[2]["validation_dice"]) > 0

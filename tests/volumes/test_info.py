@@ -1,0 +1,95 @@
+"""``evenslice info`` on formats that say more, or less, than a plain TIFF."""
+
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from dicom_files import write_series
+from PIL import Image
+from typer.testing import CliRunner
+
+from evenslice.cli.app import app
+from evenslice.volumes.orientation import axis_codes
+
+STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
+
+
+def info(*arguments):
+    """Run the command in this process; return what it prints, its lines joined."""
+    result = CliRunner().invoke(app, ["info", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return " ".join(result.stdout.split())
+
+
+def test_dicom(tmp_path):
+    write_series(tmp_path / "scan", STACK)
+    described = json.loads(info(tmp_path / "scan", "--json"))
+    assert described["format"] == "DICOM"
+    assert described["shape"] == [6, 40, 32]
+    assert described["spacing"] == [3.0, 0.7, 0.5]
+    assert (described["unit"], described["orientation"], described["dtype"]) == ("mm", "LPS", "uint16")
+    assert described["chunks"] == [1, 40, 32]
+    assert (described["minimum"], described["maximum"]) == (0, 1020)
+    assert described["classes"] is None
+    assert described["bytes_in_memory"] == STACK.nbytes
+    text = info(tmp_path / "scan")
+    assert "LPS (to where x, y, z run)" in text
+    assert "3 x 0.7 x 0.5 mm" in text
+
+
+def test_labels_in_an_hdf5_file(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"] = STACK
+        file["labels"] = (STACK > 509).astype(np.uint8)
+    text = info(f"{tmp_path}/a.h5:/labels")
+    assert "classes" in text
+    share = (STACK > 509).mean()
+    assert f"0: {1 - share:.2%}, 1: {share:.2%}" in text
+    assert "not stated" in text  # the spacing
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["raw"]
+    assert "data set │ /labels" in info(tmp_path / "a.h5")
+
+
+def test_slices_of_a_series_that_was_picked(tmp_path):
+    write_series(tmp_path, STACK, SeriesNumber=1, SeriesDescription="first")
+    for path in tmp_path.iterdir():
+        path.rename(tmp_path / f"a{path.name}")
+    write_series(tmp_path, STACK[:4], SeriesNumber=2, SeriesDescription="second")
+    assert json.loads(info(tmp_path, "--select", "series=1", "--json"))["shape"] == [4, 40, 32]
+    ran = subprocess.run(
+        [sys.executable, "-m", "evenslice", "info", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert ran.stderr.startswith(f"error: {tmp_path}: holds 2 series (0: CT first (6 images, UID …")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_folder_of_slices(tmp_path):
+    for z, pixels in enumerate(STACK):
+        Image.fromarray(pixels).save(tmp_path / f"{z}.png")
+    described = json.loads(info(tmp_path, "--json"))
+    assert described["format"] == "folder of PNG slices"
+    assert described["orientation"] is None
+    assert described["bytes_on_disk"] == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LIP", "SAR", "PSR", "AIL"])
+def test_axis_codes(codes):
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, code in enumerate(codes):
+        side = next(number for number, pair in enumerate(("LR", "PA", "IS")) if code in pair)
+        affine[side, axis] = (1 if code in "RAS" else -1) * (axis + 1)
+    tilt = np.eye(4)
+    tilt[:3, :3] = np.linalg.qr(np.eye(3) + 0.2 * np.random.default_rng(0).standard_normal((3, 3)))[0]
+    tilt *= np.sign(np.diag(tilt))
+    assert axis_codes(affine) == codes
+    assert axis_codes(tilt @ affine) == codes

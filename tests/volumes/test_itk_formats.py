@@ -1,0 +1,327 @@
+"""MetaImage and NRRD, written by ITK itself: values, spacing, place in the patient; and what a header may not do."""
+
+import bz2
+import gzip
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+import SimpleITK
+from hypothesis import given
+from hypothesis import strategies as st
+from volume_checks import fails, same
+
+from evenslice._core import errors
+from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.info import describe
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read.deflate import DeflatedFile
+
+STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
+VOXELS = STACK.tobytes()
+SUFFIXES = ["mha", "mhd", "nrrd", "nhdr"]
+
+
+def oblique():
+    """A turned box: directions of x, y, z as columns."""
+    a, b = 0.3, -0.2
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    return about_z @ about_x
+
+
+def write(path, array, *, compress=False, vector=False):
+    image = SimpleITK.GetImageFromArray(array, isVector=vector)
+    if image.GetDimension() == 3:
+        image.SetSpacing((0.5, 0.7, 3.0))
+        image.SetOrigin((-10.0, 20.0, 30.5))
+        image.SetDirection(oblique().ravel().tolist())
+    SimpleITK.WriteImage(image, str(path), useCompression=compress)
+    return image
+
+
+def placed(image, index):
+    """Where ITK puts a voxel, in the axes of NIfTI."""
+    x, y, z = image.TransformIndexToPhysicalPoint(index)
+    return [-x, -y, z]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_round_trip(tmp_path, suffix, compress):
+    path = tmp_path / f"scan.{suffix}"
+    image = write(path, STACK, compress=compress)
+    volume = open_volume(path)
+    assert same(volume, STACK)
+    assert volume.spacing == pytest.approx((3.0, 0.7, 0.5))
+    assert volume.unit == "mm"
+    for index in ((0, 0, 0), (31, 0, 0), (0, 39, 0), (3, 20, 5)):
+        np.testing.assert_allclose((volume.affine @ [*index, 1])[:3], placed(image, index), atol=1e-6)
+    assert volume.format == ("MetaImage" if suffix.startswith("m") else "NRRD")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_large_compressed_volumes_are_read_in_part(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr("evenslice.volumes.read.raw.IN_MEMORY", 0)
+    monkeypatch.setattr("evenslice.volumes.read.deflate._STEP_BYTES", 4000)
+    path = tmp_path / f"scan.{suffix}"
+    write(path, STACK, compress=True)
+    volume = open_volume(path)
+    for z in (5, 0, 3, 5):
+        np.testing.assert_array_equal(volume[z, ::3, 5:], STACK[z, ::3, 5:])
+    assert same(volume, STACK)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
+)
+@pytest.mark.parametrize("suffix", ["mha", "nrrd"])
+def test_data_types(tmp_path, suffix, dtype):
+    path = tmp_path / f"scan.{suffix}"
+    write(path, (STACK % 101).astype(dtype))
+    assert same(open_volume(path), (STACK % 101).astype(dtype))
+
+
+@pytest.mark.parametrize("suffix", ["mha", "nrrd"])
+def test_vectors_are_channels(tmp_path, suffix):
+    path = tmp_path / f"scan.{suffix}"
+    write(path, np.stack([STACK, STACK + 1], axis=-1), vector=True)
+    with pytest.raises(errors.VolumeError, match=r"has 4 axes CXYZ \(2, 32, 40, 6\); pick one of axis C"):
+        open_volume(path)
+    volume = open_volume(path, select={"c": 1})
+    assert same(volume, STACK + 1)
+    assert volume.spacing == pytest.approx((3.0, 0.7, 0.5))
+    assert volume.affine is not None
+
+
+def test_time_in_a_metaimage(tmp_path):
+    path = tmp_path / "scan.mha"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.stack([STACK, STACK + 1]), isVector=False), str(path))
+    fails(str(path), "has 4 axes XYZT .* pick one of axis T with --select t=0")
+    assert same(open_volume(path, select={"t": 1}), STACK + 1)
+
+
+def mha(tmp_path, name="a.mha", data=VOXELS, **changes):
+    """Write a MetaImage by hand."""
+    header = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "DimSize": "32 40 6",
+        "ElementType": "MET_USHORT",
+        "ElementDataFile": "LOCAL",
+    }
+    file = header.pop("ElementDataFile")
+    header.update(changes)
+    header["ElementDataFile"] = header.pop("ElementDataFile", file)
+    text = "".join(f"{key} = {value}\n" for key, value in header.items() if value is not None)
+    (tmp_path / name).write_bytes(text.encode() + (data if header["ElementDataFile"] == "LOCAL" else b""))
+    return str(tmp_path / name)
+
+
+def nrrd(tmp_path, name="a.nrrd", data=VOXELS, **changes):
+    """Write a NRRD file by hand."""
+    header = {"type": "uint16", "dimension": "3", "sizes": "32 40 6", "encoding": "raw", "endian": "little"}
+    header |= {key.replace("_", " "): value for key, value in changes.items()}
+    text = "NRRD0004\n" + "".join(f"{key}: {value}\n" for key, value in header.items() if value is not None)
+    (tmp_path / name).write_bytes(text.encode() + b"\n" + (b"" if "data file" in header else data))
+    return str(tmp_path / name)
+
+
+def test_bare_headers(tmp_path):
+    for path in (mha(tmp_path), nrrd(tmp_path)):
+        volume = open_volume(path)
+        assert same(volume, STACK)
+        assert (volume.spacing, volume.affine) == (None, None)
+
+
+def test_metaimage_in_microns(tmp_path):
+    volume = open_volume(mha(tmp_path, ElementSpacing="2 3 4", DistanceUnits="um"))
+    assert (volume.spacing, volume.unit) == ((4, 3, 2), "um")
+    np.testing.assert_allclose(volume.affine, np.diag([-0.002, -0.003, 0.004, 1]))
+
+
+def test_nrrd_spacings_units_and_kinds(tmp_path):
+    volume = open_volume(nrrd(tmp_path, spacings="4 5 50", units='"nm" "nm" "nm"'))
+    assert (volume.spacing, volume.unit) == ((50, 5, 4), "nm")
+    both = np.stack([STACK, STACK + 1], axis=-1)
+    path = nrrd(
+        tmp_path, dimension="4", sizes="2 32 40 6", kinds="vector domain domain domain", data=both.tobytes(),
+        spacings="nan 4 5 50",
+    )  # fmt: skip
+    volume = open_volume(path, select={"c": 1})
+    assert same(volume, STACK + 1)
+    assert (volume.spacing, volume.unit) == ((50, 5, 4), None)
+
+
+@pytest.mark.parametrize(
+    ("space", "signs"), [("RAS", (1, 1, 1)), ("left-anterior-superior", (-1, 1, 1)), ("LPS", (-1, -1, 1))]
+)
+def test_nrrd_spaces(tmp_path, space, signs):
+    directions = "(2,0,0) (0,3,0) (0,0,4)"
+    volume = open_volume(nrrd(tmp_path, space=space, space_directions=directions, space_origin="(5,6,7)"))
+    x, y, z = signs
+    assert volume.affine.tolist() == [
+        [2 * x, 0, 0, 5 * x],
+        [0, 3 * y, 0, 6 * y],
+        [0, 0, 4 * z, 7 * z],
+        [0, 0, 0, 1],
+    ]
+    assert describe(volume).orientation == {1: "R", -1: "L"}[x] + {1: "A", -1: "P"}[y] + "S"
+    unknown = open_volume(nrrd(tmp_path, space_dimension="3", space_directions=directions))
+    assert (unknown.spacing, unknown.unit, unknown.affine) == ((4, 3, 2), None, None)
+
+
+def test_byte_order(tmp_path):
+    big = STACK.astype(">u2").tobytes()
+    assert same(open_volume(mha(tmp_path, data=big, BinaryDataByteOrderMSB="True")), STACK)
+    assert same(open_volume(nrrd(tmp_path, data=big, endian="big")), STACK)
+
+
+def test_voxels_at_the_end_of_a_file(tmp_path):
+    (tmp_path / "v.raw").write_bytes(b"something before" + STACK.tobytes())
+    assert same(open_volume(mha(tmp_path, ElementDataFile="v.raw", HeaderSize=-1)), STACK)
+    assert same(open_volume(mha(tmp_path, ElementDataFile="v.raw", HeaderSize=16)), STACK)
+    assert same(open_volume(nrrd(tmp_path, data_file="v.raw", byte_skip=-1)), STACK)
+    assert same(open_volume(nrrd(tmp_path, data_file="./v.raw", byte_skip=16)), STACK)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gz", "bzip2"])
+def test_nrrd_encodings(tmp_path, encoding):
+    pack = bz2.compress if encoding == "bzip2" else gzip.compress
+    assert same(open_volume(nrrd(tmp_path, encoding=encoding, data=pack(STACK.tobytes()))), STACK)
+
+
+def test_detached_files_belong_to_the_volume(tmp_path):
+    write(tmp_path / "scan.mhd", STACK)
+    volume = open_volume(tmp_path / "scan.mhd")
+    assert [file.name for file in volume.files] == ["scan.mhd", "scan.raw"]
+    assert describe(volume).bytes_on_disk > STACK.nbytes
+    first = fingerprint(volume)
+    raw = bytearray((tmp_path / "scan.raw").read_bytes())
+    raw[5] ^= 1
+    (tmp_path / "scan.raw").write_bytes(raw)
+    assert fingerprint(open_volume(tmp_path / "scan.mhd")) != first
+
+
+# What a header may not do
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.raw", "/etc/passwd", "sub/../../secret.raw", "C:\\a.raw", "\\\\host\\a", "link.raw"]
+)
+def test_headers_that_lead_out_of_their_folder(tmp_path, name):
+    (tmp_path / "secret.raw").write_bytes(STACK.tobytes())
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "link.raw").symlink_to(tmp_path / "secret.raw")
+    fails(mha(folder, "a.mhd", ElementDataFile=name), "lies outside its folder, where nothing is read")
+    fails(nrrd(folder, "a.nhdr", data_file=name), "lies outside its folder, where nothing is read")
+
+
+def test_data_files_that_are_missing_or_many(tmp_path):
+    for path, file in (
+        (mha(tmp_path, "a.mhd", ElementDataFile="none.raw"), "none.raw"),
+        (nrrd(tmp_path, "a.nhdr", data_file="none.raw"), "none.raw"),
+    ):
+        fails(path, f"its data file '{file}' is missing; copy it too")
+    for name in ("LIST", "slice%03d.raw 1 6 1"):
+        fails(mha(tmp_path, "a.mhd", ElementDataFile=name), "spread over several files")
+        fails(nrrd(tmp_path, "a.nhdr", data_file=name), "spread over several files")
+
+
+@pytest.mark.parametrize("encoding", ["raw", "compressed"])
+def test_claims_that_nothing_stands_behind(tmp_path, encoding):
+    size = "1048576 1048576 1"  # 2 TiB
+    packed = zlib.compress(bytes(2**20))
+    compressed = encoding != "raw"
+    tracemalloc.start()
+    fails(mha(tmp_path, DimSize=size, data=packed, CompressedData=compressed), "is truncated")
+    fails(nrrd(tmp_path, sizes=size, data=packed, encoding="gzip" if compressed else "raw"), "is truncated")
+    # As large as the bytes could unpack to, and not what they unpack to.
+    fails(
+        mha(tmp_path, DimSize="700 700 1", data=packed[:-500], CompressedData=True),
+        "is truncated|cannot be read",
+    )
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def test_a_bomb_behind_the_voxels_is_not_unpacked(tmp_path):
+    packed = zlib.compress(STACK.tobytes() + bytes(2**28))
+    tracemalloc.start()
+    assert same(open_volume(mha(tmp_path, data=packed, CompressedData=True)), STACK)
+    assert same(open_volume(nrrd(tmp_path, data=packed, encoding="gzip")), STACK)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"NDims": "9"}, "claims 9 axes of sizes"),
+        ({"DimSize": "32 40 -6"}, "impossible shape"),
+        ({"DimSize": "a b c"}, "cannot be read as MetaImage"),
+        ({"ElementType": "MET_OTHER"}, "its voxels are MET_OTHER, which are not read"),
+        ({"ElementType": None}, "its header lacks ElementType"),
+        ({"BinaryData": "False"}, "written as text"),
+        ({"ElementSpacing": "1 2"}, "3 numbers expected"),
+        ({"DimSize": "0 40 6"}, "has an empty axis"),
+        ({"NDims": "2", "DimSize": "32 40"}, "is 2-D"),
+    ],
+)
+def test_metaimage_headers_that_make_no_sense(tmp_path, changes, pattern):
+    fails(mha(tmp_path, **changes), pattern)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"dimension": "4"}, "claims 4 axes of sizes"),
+        ({"sizes": "32 40 -6"}, "impossible shape"),
+        ({"sizes": "a b c"}, "cannot be read as NRRD"),
+        ({"type": "block"}, "of the type 'block', which is not read"),
+        ({"type": None}, "its header lacks type"),
+        ({"encoding": "hex"}, "encoded as 'hex'; save it as raw or gzip"),
+        ({"line_skip": "3"}, "lines of text come before its voxels"),
+        ({"byte_skip": "-1", "encoding": "gzip"}, "applies to raw voxels alone"),
+        ({"byte_skip": "99"}, "is truncated"),
+        ({"sizes": "0 40 6"}, "has an empty axis"),
+    ],
+)
+def test_nrrd_headers_that_make_no_sense(tmp_path, changes, pattern):
+    fails(nrrd(tmp_path, **changes), pattern)
+
+
+def test_misnamed(tmp_path):
+    for suffix in SUFFIXES:
+        (tmp_path / f"a.{suffix}").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))
+        fails(str(tmp_path / f"a.{suffix}"), "its content is a PNG image")
+
+
+# Random access to a compressed stream
+
+
+@given(
+    parts=st.lists(st.binary(max_size=300), max_size=4),
+    reads=st.lists(st.tuples(st.integers(0, 900), st.integers(1, 900)), max_size=6),
+    packer=st.sampled_from([zlib.compress, gzip.compress]),
+)
+def test_any_part_of_a_compressed_stream(tmp_path_factory, parts, reads, packer):
+    path = tmp_path_factory.getbasetemp() / "stream"
+    if packer is zlib.compress:
+        parts = [b"".join(parts)]
+    content = b"".join(parts)
+    path.write_bytes(b"head" + b"".join(packer(part) for part in parts))
+    if not content:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evenslice.volumes.read.deflate._STEP_BYTES", 64)
+        patch.setattr("evenslice.volumes.read.deflate._PIECE_BYTES", 17)
+        stream = DeflatedFile(path, "stream", 4, len(content))
+        for start, count in reads:
+            if start + count <= len(content):
+                assert stream.read(start, count) == content[start : start + count]
+            else:
+                with pytest.raises(errors.VolumeError, match="is truncated"):
+                    stream.read(start, count)

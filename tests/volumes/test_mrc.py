@@ -1,0 +1,98 @@
+"""MRC maps, written by mrcfile: values, voxel size, order of axes, stacks."""
+
+import struct
+
+import mrcfile
+import numpy as np
+import pytest
+from volume_checks import fails, same
+
+from evenslice.volumes.opening import open_volume
+
+STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
+
+
+def write(path, array, voxel=(4, 5, 50), **header):
+    with mrcfile.new(path, overwrite=True) as file:
+        file.set_data(array)
+        file.voxel_size = voxel
+        for name, value in header.items():
+            file.header[name] = value
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "float16", "float32"])
+def test_round_trip(tmp_path, dtype):
+    array = (STACK % 101).astype(dtype)
+    volume = open_volume(write(tmp_path / "a.mrc", array))
+    assert same(volume, array)
+    assert volume.spacing == pytest.approx((50, 5, 4))
+    assert (volume.unit, volume.format, volume.chunks) == ("angstrom", "MRC", None)
+
+
+def test_big_endian_with_an_extended_header(tmp_path):
+    path = write(tmp_path / "a.map", STACK)
+    content = (tmp_path / "a.map").read_bytes()
+    words = struct.unpack("<256I", content[:1024])
+    head = bytearray(struct.pack(">256I", *words))
+    head[104:108] = content[104:108]  # text
+    head[208:212], head[212:216] = b"MAP ", b"\x11\x11\x00\x00"
+    head[92:96] = struct.pack(">i", 32)
+    (tmp_path / "a.map").write_bytes(bytes(head) + bytes(32) + STACK.astype(">u2").tobytes())
+    assert same(open_volume(path), STACK)
+
+
+def test_a_stack_of_volumes(tmp_path):
+    with mrcfile.new(tmp_path / "a.mrcs") as file:
+        file.set_data(np.stack([STACK, STACK + 1]))
+        file.voxel_size = (4, 5, 50)
+    fails(str(tmp_path / "a.mrcs"), r"has 4 axes TZYX \(2, 6, 40, 32\); pick one of axis T with --select t=0")
+    volume = open_volume(tmp_path / "a.mrcs", select={"t": 1})
+    assert same(volume, STACK + 1)
+    assert volume.spacing == pytest.approx((50, 5, 4))
+
+
+def test_a_stack_of_images_states_no_distance(tmp_path):
+    with mrcfile.new(tmp_path / "a.mrc") as file:
+        file.set_data(STACK)
+        file.set_image_stack()
+        file.voxel_size = (4, 5, 50)
+    volume = open_volume(tmp_path / "a.mrc")
+    assert same(volume, STACK)
+    assert volume.spacing is None
+
+
+def test_axes_in_another_order(tmp_path):
+    volume = open_volume(write(tmp_path / "a.mrc", STACK.T, voxel=(50, 5, 4), mapc=3, mapr=2, maps=1))
+    assert same(volume, STACK)
+
+
+def test_no_voxel_size(tmp_path):
+    assert open_volume(write(tmp_path / "a.mrc", STACK, voxel=(0, 0, 0))).spacing is None
+
+
+@pytest.mark.parametrize(
+    ("header", "pattern"),
+    [
+        ({"nz": 2**30}, r"is truncated, its voxels reach to byte 2,748,779,070,464"),
+        ({"nz": -3}, "impossible shape"),
+        ({"nsymbt": 2**30}, "is truncated|cannot be read as MRC"),
+        ({"mode": 4}, "its voxels are of the kind 4, which is not read"),
+        ({"mode": 77}, "cannot be read as MRC"),
+        ({"ispg": 401, "mz": 4}, "its 6 sections are no whole number of volumes of 4"),
+    ],
+)
+def test_headers_that_make_no_sense(tmp_path, header, pattern):
+    path = write(tmp_path / "a.mrc", STACK)
+    offsets = {"nz": 8, "mode": 12, "mz": 36, "ispg": 88, "nsymbt": 92}
+    with (tmp_path / "a.mrc").open("r+b") as file:
+        for name, value in header.items():
+            file.seek(offsets[name])
+            file.write(struct.pack("<i", value))
+    fails(path, pattern)
+
+
+def test_misnamed(tmp_path):
+    for content, pattern in ((b"\x89PNG\r\n\x1a\n" + bytes(1200), "a PNG image"), (b"", "nothing")):
+        (tmp_path / "a.mrc").write_bytes(content)
+        fails(str(tmp_path / "a.mrc"), f"is not an MRC file, its content is {pattern}")

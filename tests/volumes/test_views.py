@@ -1,0 +1,78 @@
+import pickle
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evenslice._core.errors import VolumeError
+from evenslice.volumes.blocks import sample
+from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.info import describe
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.views import hold_in_memory, map_voxels, take_slices
+
+
+@pytest.fixture
+def stack(tmp_path):
+    array = np.arange(12 * 6 * 8, dtype=np.uint16).reshape(12, 6, 8)
+    tifffile.imwrite(tmp_path / "stack.tif", array, compression="zlib")
+    return array, open_volume(tmp_path / "stack.tif")
+
+
+def negative(voxels):
+    return -voxels.astype(np.int64)
+
+
+@given(
+    start=st.integers(0, 11), length=st.integers(1, 12), inner=st.slices(12), row=st.slices(6), column=st.slices(8)
+)  # fmt: skip
+def test_some_slices_read_as_the_array_does(start, length, inner, row, column):
+    array = np.arange(12 * 6 * 8).reshape(12, 6, 8)
+    part = take_slices(open_volume(array), start, min(start + length, 12))
+    assert np.array_equal(part[inner, row, column], array[start : start + length][inner, row, column])
+
+
+def test_some_slices_of_a_file(stack):
+    array, volume = stack
+    part = take_slices(take_slices(volume, 2, 10), 3, 6)
+    assert part.shape == (3, 6, 8)
+    assert part.path.endswith("stack.tif[2:10][3:6]")
+    assert np.array_equal(part[...], array[5:8])
+    assert np.array_equal(sample(part), array[5:8].ravel())
+    assert fingerprint(part) == fingerprint(volume)
+    assert describe(part).shape == (3, 6, 8)
+    assert take_slices(volume, 0, 12) is volume
+
+
+def test_slices_that_are_not_there(stack):
+    for start, stop in ((-1, 3), (3, 3), (5, 13)):
+        with pytest.raises(VolumeError, match="has the slices 0 to 11, not"):
+            take_slices(stack[1], start, stop)
+
+
+def test_some_slices_keep_their_place_in_space(tmp_path):
+    affine = np.array([[2, 0, 0, 5], [0, 3, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1.0]])
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), affine), tmp_path / "scan.nii")
+    part = take_slices(open_volume(tmp_path / "scan.nii"), 2, 4)
+    assert part.shape == (2, 5, 4)
+    assert np.allclose(part.affine @ [0, 0, 0, 1], [5, 6, 15, 1])
+
+
+def test_a_copy_in_memory_outlives_its_file(stack):
+    array, volume = stack
+    held = hold_in_memory(take_slices(volume, 4, 8))
+    volume.location.unlink()
+    assert held.chunks is None
+    assert held.path.endswith("stack.tif[4:8]")
+    assert np.array_equal(pickle.loads(pickle.dumps(held))[1:, 2], array[5:8, 2])  # noqa: S301  # our own
+
+
+def test_mapped_voxels(stack):
+    array, volume = stack
+    mapped = map_voxels(take_slices(volume, 4, 8), negative, np.int64)
+    assert mapped.dtype == np.int64
+    for item in (mapped, pickle.loads(pickle.dumps(mapped)), hold_in_memory(mapped)):  # noqa: S301  # our own
+        assert np.array_equal(item[1:3, ::-1], negative(array[5:7, ::-1]))

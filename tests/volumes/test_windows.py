@@ -1,0 +1,211 @@
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evenslice._core.errors import ConfigError, VolumeError
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.windows import (
+    Scaling,
+    WindowGrid,
+    fit_scaling,
+    fit_tile,
+    slice_indices,
+    tile_origins,
+    visiting_order,
+)
+
+odd = st.integers(0, 4).map(lambda k: 2 * k + 1)
+
+
+@given(z=st.integers(0, 19), slices=odd, step=st.integers(1, 4))
+def test_reflected_windows_agree_with_numpy(z, slices, step):
+    reach = slices // 2 * step
+    padded = np.pad(np.arange(20), reach, mode="reflect") if reach else np.arange(20)
+    expected = padded[z : z + 2 * reach + 1 : step]
+    assert slice_indices(z, slices, step=step, depth=20, edge="reflect").tolist() == expected.tolist()
+
+
+@given(z=st.integers(0, 6), slices=odd, step=st.integers(1, 4))
+def test_nearest_windows_stay_inside_and_are_centred(z, slices, step):
+    indices = slice_indices(z, slices, step=step, depth=7, edge="nearest")
+    assert indices[slices // 2] == z
+    assert indices.min() >= 0
+    assert indices.max() <= 6
+
+
+def test_one_slice_is_reflected_onto_itself():
+    assert slice_indices(0, 5, depth=1, edge="reflect").tolist() == [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slices": 4}, "slices = 4: a window has an odd number"),
+        ({"step": 0}, "step = 0"),
+        ({"edge": "reflct"}, "did you mean 'reflect'"),
+        ({"edge": "valid"}, "slice 0 of 9 has no room"),
+    ],
+)
+def test_a_wrong_window_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        slice_indices(0, **({"slices": 3, "depth": 9, "step": 1, "edge": "reflect"} | change))
+
+
+@given(length=st.integers(1, 300), tile=st.integers(1, 80), data=st.data())
+def test_tiles_cover_the_axis(length, tile, data):
+    overlap = data.draw(st.integers(0, tile - 1))
+    origins = tile_origins(length, tile, overlap=overlap)
+    covered = {i for origin in origins for i in range(origin, min(origin + tile, length))}
+    assert covered == set(range(length))
+    assert origins[-1] + tile >= length
+    assert all(b - a <= tile - overlap for a, b in pairwise(origins))
+
+
+@given(st.integers(1, 1000), st.integers(1, 1000))
+def test_tiles_fit_what_networks_need(height, width):
+    y, x = fit_tile((height, width))
+    assert y % 32 == x % 32 == 0
+    assert 32 <= y <= 256
+    assert y <= max(height, 32)
+    assert x <= max(width, 32)
+
+
+@given(depth=st.integers(1, 40), tiles=st.integers(1, 9), seed=st.integers(0, 99))
+def test_every_window_is_visited_once(depth, tiles, seed):
+    visits = list(visiting_order(depth, tiles, seed=seed))
+    assert sorted(visits) == [(z, t) for z in range(depth) for t in range(tiles)]
+    assert visits == list(visiting_order(depth, tiles, seed=seed))
+
+
+def test_any_beginning_of_the_visits_is_spread_over_depth_and_plane():
+    visits = np.array(list(islice(visiting_order(512, 9, seed=3), 90)))
+    along_z = np.histogram(visits[:, 0], bins=9, range=(0, 512))[0]
+    over_tiles = np.bincount(visits[:, 1], minlength=9)
+    both = np.histogram2d(visits[:, 0], visits[:, 1], bins=(2, 3), range=((0, 512), (0, 9)))[0]
+    assert along_z.min() >= 8
+    assert along_z.max() <= 12
+    assert over_tiles.min() >= 7
+    assert both.min() >= 12
+
+
+def test_seeds_differ():
+    assert list(visiting_order(50, 2, seed=0)) != list(visiting_order(50, 2, seed=1))
+
+
+@given(low=st.floats(-1e3, 1e3), width=st.floats(1e-2, 1e3))
+def test_scaling_maps_the_range_to_one(low, width):
+    scaled = Scaling(low, low + width)(
+        np.array([low - 1, low, low + width / 2, low + width, low + 2 * width])
+    )
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, [0, 0, 0.5, 1, 1], atol=0.02)
+
+
+def test_scaling_leaves_its_input_alone_and_fills():
+    voxels = np.array([0.0, np.nan, np.inf, 4.0], dtype=np.float32)
+    np.testing.assert_array_equal(Scaling(0, 4, fill=2)(voxels), [0, 0.5, 0.5, 1])
+    assert np.isnan(voxels[1])
+
+
+def test_a_range_upside_down_is_refused():
+    with pytest.raises(ConfigError, match="the first must be below the second"):
+        Scaling(3, 3)
+
+
+def volume_of(array):
+    return open_volume(np.asarray(array))
+
+
+def test_percentiles_ignore_a_few_extremes():
+    voxels = np.random.default_rng(0).normal(100, 10, (20, 50, 50)).astype(np.float32)
+    voxels[3, 4, 5] = 1e6
+    scaling = fit_scaling(volume_of(voxels))
+    assert 60 < scaling.low < 80
+    assert 120 < scaling.high < 140
+
+
+def test_a_fixed_range_needs_no_look_at_the_voxels():
+    assert fit_scaling(volume_of(np.zeros((3, 4, 5))), intensity=(0, 255)) == Scaling(0, 255)
+
+
+def test_a_constant_volume_is_refused():
+    with pytest.raises(VolumeError, match="constant, all 60 voxels looked at are 7.*--intensity"):
+        fit_scaling(volume_of(np.full((3, 4, 5), 7)))
+
+
+def test_a_sparse_volume_is_scaled_by_its_extremes():
+    voxels = np.zeros((10, 20, 20), dtype=np.uint8)
+    voxels[5, 5, 5] = 9
+    assert fit_scaling(volume_of(voxels)) == Scaling(0, 9)
+
+
+def test_nonfinite_voxels_are_counted_and_located():
+    voxels = np.random.default_rng(0).random((6, 8, 8)).astype(np.float32)
+    voxels[2, 3, 4] = np.nan
+    voxels[5, 0, 0] = np.inf
+    with pytest.raises(
+        VolumeError, match=r"2 voxels are NaN or infinite, the first at z, y, x = \(2, 3, 4\).*--fill"
+    ):
+        fit_scaling(volume_of(voxels))
+    assert fit_scaling(volume_of(voxels), fill=0).fill == 0
+    grid = WindowGrid(volume_of(voxels), Scaling(0, 1), 3, (8, 8))
+    with pytest.raises(VolumeError, match="2 voxels are NaN"):
+        grid.read(2, 0, 0)
+    assert np.isfinite(WindowGrid(volume_of(voxels), Scaling(0, 1, fill=0.5), 3, (8, 8)).read(2, 0, 0)).all()
+
+
+def test_one_nan_in_a_large_volume_is_found_whether_a_range_is_given_or_not():
+    voxels = np.random.default_rng(0).random((60, 200, 200)).astype(np.float32)
+    voxels[40, 30, 20] = np.nan
+    for intensity in (None, (0, 1)):
+        with pytest.raises(
+            VolumeError, match=r"1 voxels are NaN or infinite, the first at z, y, x = \(40, 30, 20\)"
+        ):
+            fit_scaling(volume_of(voxels), intensity=intensity)
+
+
+def test_values_beyond_float32_are_no_nan():
+    voxels = np.random.default_rng(0).random((5, 8, 8))
+    voxels[1, 2, 3] = 1e300
+    with pytest.raises(VolumeError, match="beyond the range of float32"):
+        fit_scaling(volume_of(voxels))
+    assert Scaling(0, 1)(voxels).max() == 1
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_window_holds_the_slices_around_its_centre(step):
+    voxels = np.random.default_rng(0).random((9, 12, 10))
+    grid = WindowGrid(volume_of(voxels), Scaling(0, 1), 3, (5, 4), step=step)
+    z = int(grid.centres[1])
+    expected = voxels[[z - step, z, z + step], 7:12, 4:8]
+    np.testing.assert_allclose(grid.read(z, 7, 4), expected, rtol=1e-6)
+
+
+def test_a_plane_smaller_than_the_tile_is_mirrored():
+    voxels = np.random.default_rng(0).random((5, 6, 7))
+    window = WindowGrid(volume_of(voxels), Scaling(0, 1), 3, (8, 8)).read(2, 0, 0)
+    assert window.shape == (3, 8, 8)
+    np.testing.assert_array_equal(window[:, 6:], window[:, 5:3:-1])
+
+
+def test_labels_belong_to_the_middle_slice():
+    labels = np.arange(5 * 6 * 7).reshape(5, 6, 7)
+    grid = WindowGrid(volume_of(labels.astype(np.float32)), Scaling(0, 1), 3, (4, 4))
+    np.testing.assert_array_equal(grid.read_labels(volume_of(labels), 2, 2, 3), labels[2, 2:6, 3:7])
+
+
+def test_too_few_slices_are_refused():
+    with pytest.raises(VolumeError, match="has 4 slices, fewer than the 5"):
+        WindowGrid(volume_of(np.zeros((4, 8, 8))), Scaling(0, 1), 3, (8, 8), step=2)
+
+
+def test_windows_of_the_volume_ends_need_an_edge_policy():
+    volume = volume_of(np.random.default_rng(0).random((5, 8, 8)))
+    assert WindowGrid(volume, Scaling(0, 1), 3, (8, 8)).centres.tolist() == [1, 2, 3]
+    grid = WindowGrid(volume, Scaling(0, 1), 3, (8, 8), edge="reflect")
+    assert grid.centres.tolist() == [0, 1, 2, 3, 4]
+    window = grid.read(0, 0, 0)
+    np.testing.assert_array_equal(window[0], window[2])

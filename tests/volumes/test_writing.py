@@ -1,0 +1,415 @@
+"""Volumes written in every format, and read back by the format's own reference reader."""
+
+import tracemalloc
+from dataclasses import dataclass
+from functools import partial
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813  # its users' name for it
+import tifffile
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evenslice._core.errors import ConfigError, VolumeError
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.write import image as image_module
+from evenslice.volumes.write import tiff as tiff_module
+from evenslice.volumes.write.writer import write_channels, write_volume
+
+SPACING = (50.0, 4.0, 5.5)  # z, y, x in nm
+LABELS = np.random.default_rng(0).integers(0, 4, (6, 33, 40)).astype(np.uint8)
+PROBABILITIES = np.random.default_rng(1).random((3, 6, 33, 40), np.float32)
+
+
+@dataclass
+class Found:
+    """What a reference reader makes of a file: voxels (z, y, x) or (c, z, y, x), and nm along z, y, x, or None."""
+
+    voxels: np.ndarray
+    spacing: tuple[float, ...] | None
+
+
+def read_tiff(path):
+    with tifffile.TiffFile(path) as tif:
+        voxels = tif.asarray()
+        if tif.is_ome:
+            pixels = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]["Pixels"]
+            assert {pixels[f"PhysicalSize{axis}Unit"] for axis in "ZYX"} == {"nm"}
+            spacing = [pixels[f"PhysicalSize{axis}"] for axis in "ZYX"]
+        else:
+            notes = tif.imagej_metadata or tif.shaped_metadata[0]
+            assert notes["unit"] == "nm"
+            x, y = tif.pages[0].resolution
+            spacing = [notes["spacing"], 1 / y, 1 / x]
+    return Found(voxels if voxels.ndim == 3 else voxels.swapaxes(0, 1), tuple(spacing))
+
+
+def read_nifti(path):
+    image = nib.load(path)
+    assert image.header.get_xyzt_units()[0] == "micron"
+    return Found(np.asarray(image.dataobj).T, tuple(1e3 * zoom for zoom in image.header.get_zooms()[2::-1]))
+
+
+def read_zarr(path):
+    group = zarr.open_group(path, mode="r")
+    multiscale = group.attrs["ome"]["multiscales"][0]
+    assert {axis["unit"] for axis in multiscale["axes"] if axis["type"] == "space"} == {"nanometer"}
+    scale = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"]
+    return Found(group[multiscale["datasets"][0]["path"]][...], tuple(scale[-3:]))
+
+
+def read_hdf5(path):
+    with h5py.File(path, "r") as file:
+        names = [name for name in ("labels", "volume") if name in file]
+        array = file[names[0]]
+        return Found(array[...], tuple(1e3 * array.attrs["element_size_um"]))
+
+
+def read_itk(path):
+    image = sitk.ReadImage(path)
+    voxels = sitk.GetArrayFromImage(image)
+    spacing = tuple(1e6 * size for size in image.GetSpacing()[::-1])
+    return Found(voxels if voxels.ndim == 3 else np.moveaxis(voxels, -1, 0), spacing)
+
+
+READERS = {
+    "a.tif": read_tiff,
+    "a.ome.tif": read_tiff,
+    "a.btf": read_tiff,
+    "a.nii": read_nifti,
+    "a.nii.gz": read_nifti,
+    "a.ome.zarr": read_zarr,
+    "a.h5": read_hdf5,
+    "a.mha": read_itk,
+    "a.nrrd": read_itk,
+    "a.npy": lambda path: Found(np.load(path), None),
+}
+every_format = pytest.mark.parametrize("name", READERS)
+
+
+def volume_of(array, **options):
+    return open_volume(array, **({"spacing": SPACING, "unit": "nm"} | options))
+
+
+def channels_of(array):
+    return [volume_of(channel) for channel in array]
+
+
+@every_format
+@pytest.mark.parametrize(
+    "dtype",
+    ["bool", "uint8", "int16", "uint16", "uint32", "int64", "uint64", "float16", "float32", "float64"],
+)
+def test_every_format_keeps_every_value_and_the_spacing(name, dtype, tmp_path):
+    array = (LABELS > 1) if dtype == "bool" else LABELS.astype(dtype) * np.dtype(dtype).type(63)
+    if dtype in {"int64", "uint64"}:
+        array[0, 0, :2] = np.iinfo(dtype).min, np.iinfo(dtype).max
+    write_volume(volume_of(array), tmp_path / name)
+    found = READERS[name](str(tmp_path / name))
+    np.testing.assert_array_equal(found.voxels, array)
+    if found.spacing is not None:
+        assert found.spacing == pytest.approx(SPACING, rel=1e-6)
+
+
+@every_format
+def test_every_format_keeps_channels(name, tmp_path):
+    write_channels(channels_of(PROBABILITIES), tmp_path / name)
+    found = READERS[name](str(tmp_path / name))
+    np.testing.assert_array_equal(found.voxels, PROBABILITIES)
+    if found.spacing is not None:
+        assert found.spacing == pytest.approx(SPACING, rel=1e-6)
+
+
+@every_format
+def test_what_is_written_opens_as_the_volume_it_was(name, tmp_path):
+    volume = volume_of(LABELS, spacing=(3.0, 0.5, 0.25), unit="mm")
+    write_volume(volume, tmp_path / name)
+    again = open_volume(tmp_path / name)
+    np.testing.assert_array_equal(again[:], LABELS)
+    assert again.dtype == volume.dtype
+    if name == "a.npy":
+        return
+    in_um = name == "a.h5"
+    assert again.spacing == pytest.approx([1e3 * size if in_um else size for size in volume.spacing])
+    assert again.unit == ("um" if in_um else "mm")
+
+
+@every_format
+def test_channels_open_one_by_one(name, tmp_path):
+    write_channels(channels_of(PROBABILITIES), tmp_path / name)
+    axis = "t" if ".nii" in name else "c"
+    axes = "czyx" if name == "a.npy" else None
+    again = open_volume(tmp_path / name, axes=axes, select={axis: 1})
+    np.testing.assert_array_equal(again[:], PROBABILITIES[1])
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.nrrd"])
+def test_an_orientation_survives_from_format_to_format(name, tmp_path):
+    like = nifti_volume(tmp_path, ORTHOGONAL)
+    write_volume(open_volume(LABELS), tmp_path / name, like=like)
+    np.testing.assert_allclose(open_volume(tmp_path / name).affine, ORTHOGONAL, atol=1e-6)
+
+
+@every_format
+def test_a_volume_without_spacing_is_written_too(name, tmp_path):
+    write_volume(open_volume(LABELS), tmp_path / name)
+    if name.endswith((".tif", ".btf")):
+        assert open_volume(tmp_path / name).spacing is None
+    elif name == "a.h5":
+        with h5py.File(tmp_path / name) as file:
+            assert "element_size_um" not in file["labels"].attrs
+    elif name in {"a.mha", "a.nrrd"}:
+        assert sitk.ReadImage(str(tmp_path / name)).GetSpacing() == (1, 1, 1)
+
+
+@every_format
+def test_a_spacing_whose_unit_is_unknown_is_not_given_one(name, tmp_path):
+    write_volume(open_volume(LABELS, spacing=SPACING), tmp_path / name)
+    if name.endswith((".tif", ".btf", ".nii", ".gz", ".zarr")):
+        again = open_volume(tmp_path / name)
+        assert again.spacing == pytest.approx(SPACING)
+        assert again.unit is None
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "dialect"),
+    [
+        ("a.tif", "uint8", "imagej"),
+        ("a.tif", "float32", "imagej"),
+        ("a.tif", "int32", "ome"),
+        ("a.tif", "float64", "ome"),
+        ("a.tif", "uint64", "shaped"),
+        ("a.ome.tiff", "uint8", "ome"),
+    ],
+)
+def test_tiff_is_that_of_imagej_where_it_can_be(name, dtype, dialect, tmp_path):
+    write_volume(volume_of(LABELS.astype(dtype)), tmp_path / name)
+    with tifffile.TiffFile(tmp_path / name) as tif:
+        assert {kind for kind in ("imagej", "ome", "shaped") if getattr(tif, f"is_{kind}")} == {dialect}
+        assert not tif.is_bigtiff
+        assert {page.compression.name for page in tif.pages} == {"ADOBE_DEFLATE"}
+        assert [page.tags["Orientation"].value for page in tif.pages] == [1] * len(LABELS)
+
+
+def test_a_tiff_that_may_grow_too_large_is_bigtiff(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiff_module, "CLASSIC_BYTES", LABELS.nbytes - 1)
+    write_volume(volume_of(LABELS), tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert tif.is_bigtiff
+        assert tif.is_ome
+    assert read_tiff(tmp_path / "a.tif").spacing == pytest.approx(SPACING)
+
+
+def test_channels_are_an_imagej_hyperstack(tmp_path):
+    write_channels(channels_of(PROBABILITIES), tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert (tif.imagej_metadata["channels"], tif.imagej_metadata["slices"]) == (3, 6)
+        assert tif.imagej_metadata["hyperstack"]
+
+
+def test_an_axis_too_long_for_nifti_1_makes_nifti_2(tmp_path):
+    array = np.arange(2**15, dtype=np.uint16).reshape(2**15, 1, 1)
+    write_volume(volume_of(array), tmp_path / "a.nii")
+    image = nib.load(tmp_path / "a.nii")
+    assert isinstance(image, nib.Nifti2Image)
+    np.testing.assert_array_equal(np.asarray(image.dataobj).T, array)
+
+
+@pytest.mark.parametrize(("dtype", "intent"), [(np.uint8, "label"), (np.float32, "none")])
+def test_nifti_says_that_it_holds_labels(dtype, intent, tmp_path):
+    write_volume(volume_of(LABELS.astype(dtype)), tmp_path / "a.nii")
+    assert nib.load(tmp_path / "a.nii").header.get_intent()[0] == intent
+
+
+def test_hdf5_takes_the_name_of_the_dataset(tmp_path):
+    write_volume(volume_of(LABELS), f"{tmp_path}/a.h5:/nuclei/labels")
+    write_volume(volume_of(LABELS.astype(np.float32)), tmp_path / "b.h5")
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert [dim.label for dim in file["nuclei/labels"].dims] == ["z", "y", "x"]
+        assert file["nuclei/labels"].compression == "gzip"
+    with h5py.File(tmp_path / "b.h5") as file:
+        assert list(file) == ["volume"]
+
+
+# An OME-TIFF has an identifier of its own.
+@pytest.mark.parametrize("name", sorted(set(READERS) - {"a.ome.tif", "a.btf", "a.ome.zarr"}))
+def test_the_same_volume_makes_the_same_file(name, tmp_path):
+    contents = []
+    for folder in ("one", "two"):
+        write_volume(volume_of(LABELS), tmp_path / folder / name)
+        contents.append((tmp_path / folder / name).read_bytes())
+    assert contents[0] == contents[1]
+
+
+@every_format
+def test_progress_goes_from_nothing_to_all(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_module, "SLAB_BYTES", 2 * LABELS[0].size)
+    told = []
+    write_volume(volume_of(LABELS), tmp_path / name, progress=lambda done, total: told.append((done, total)))
+    done, totals = zip(*told, strict=True)
+    assert len(done) >= 3
+    assert list(done) == sorted(set(done))
+    assert set(totals) == {done[-1]}
+
+
+def test_progress_counts_resolution_levels(tmp_path):
+    told = []
+    array = np.zeros((4, 600, 520), np.uint8)
+    write_volume(open_volume(array), tmp_path / "a.zarr", progress=lambda *state: told.append(state))
+    levels = [zarr.open_array(tmp_path / "a.zarr" / name).size for name in "012"]
+    assert told[-1] == (sum(levels), sum(levels))
+
+
+@every_format
+def test_memory_is_bounded(name, tmp_path, monkeypatch):
+    # tifffile's compression runs in threads that hold a few strips of 256 KB each.
+    monkeypatch.setattr(image_module, "SLAB_BYTES", 2**20)
+    monkeypatch.setattr(tiff_module, "SLAB_BYTES", 2**20)
+    shape = (64, 512, 768)
+    volume = open_volume(np.broadcast_to(np.uint8(3), shape))
+    write_volume(
+        open_volume(np.zeros((2, 8, 8), np.uint8)), tmp_path / f"first-{name}"
+    )  # imports take memory
+    tracemalloc.start()
+    write_volume(volume, tmp_path / name)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert volume.nbytes == 24 * 2**20
+    assert peak < 9 * 2**20
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_slabs_cover_each_voxel_once(data, tmp_path_factory):
+    draw = data.draw
+    shape = tuple(draw(st.integers(1, 12)) for _ in range(3))
+    chunks = tuple(draw(st.integers(1, length)) for length in shape)
+    count = draw(st.integers(1, 3))
+    name = draw(st.sampled_from(["a.npy", "a.mha", "a.zarr", "a.h5"]))
+    folder = tmp_path_factory.mktemp("slabs")
+    array = np.arange(count * np.prod(shape), dtype=np.uint16).reshape(count, *shape)
+    zarr.create_array(folder / "in.zarr", data=array, chunks=(1, *chunks))
+    channels = [open_volume(folder / "in.zarr", axes="czyx", select={"c": c}) for c in range(count)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_module, "SLAB_BYTES", draw(st.integers(1, 3000)))
+        patch.setattr(image_module, "CHUNK_BYTES", draw(st.integers(1, 300)))
+        write_channels(channels, folder / name)
+    if name == "a.npy":
+        found = np.load(folder / name)
+    elif name == "a.zarr":
+        found = zarr.open_array(folder / name / "0")[...]
+    elif name == "a.h5":
+        with h5py.File(folder / name) as file:
+            found = file["volume"][...]
+    else:
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / name)))
+        found = np.moveaxis(found.reshape(*shape, count), -1, 0)
+    np.testing.assert_array_equal(found, array)
+
+
+def test_channels_must_be_alike(tmp_path):
+    with pytest.raises(ConfigError, match="no channel"):
+        write_channels([], tmp_path / "a.tif")
+    one, other = open_volume(LABELS), open_volume(LABELS.astype(np.uint16))
+    with pytest.raises(ConfigError, match=r"uint16 and the first channel .* uint8"):
+        write_channels([one, other], tmp_path / "a.tif")
+
+
+def test_like_must_have_the_same_shape(tmp_path):
+    with pytest.raises(ConfigError, match=r"\(6, 33, 40\) and that of <array> \(5, 33, 40\)"):
+        write_volume(open_volume(LABELS), tmp_path / "a.tif", like=open_volume(LABELS[1:]))
+
+
+def test_a_volume_that_cannot_be_read_is_no_fault_of_the_output(tmp_path):
+    np.save(tmp_path / "a.npy", LABELS)
+    volume = open_volume(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", LABELS[:2])
+    volume._sources.clear()
+    with pytest.raises(VolumeError, match="has changed"):
+        write_volume(volume, tmp_path / "b.tif")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+ORIENTED = np.array(
+    [[-0.9, 0.12, 0.1, 40.0], [0.1, 1.1, -0.2, -30.0], [0.05, 0.15, 2.0, 12.5], [0, 0, 0, 1]], np.float32
+).astype(float)
+ORTHOGONAL = np.array([[0, -2.0, 0, 9], [-0.5, 0, 0, -7], [0, 0, 3.0, 5], [0, 0, 0, 1]])
+
+
+def nifti_volume(folder, affine, unit="mm"):
+    image = nib.Nifti1Image(LABELS.T, affine)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, folder / "like.nii")
+    return open_volume(folder / "like.nii")
+
+
+@pytest.mark.parametrize("affine", [ORIENTED, ORTHOGONAL], ids=["oblique", "orthogonal"])
+def test_nifti_takes_the_affine_of_the_input(affine, tmp_path):
+    like = nifti_volume(tmp_path, affine)
+    write_volume(open_volume(LABELS), tmp_path / "a.nii.gz", like=like)
+    image = nib.load(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(image.affine, affine)
+    assert image.header.get_zooms() == pytest.approx(np.linalg.norm(affine[:3, :3], axis=0))
+    if affine is ORTHOGONAL:
+        np.testing.assert_allclose(image.header.get_qform(), affine, atol=1e-5)
+    else:
+        assert image.header["qform_code"] == 0  # sheared
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
+def test_itk_formats_take_the_affine_of_the_input(name, tmp_path):
+    like = nifti_volume(tmp_path, ORTHOGONAL)
+    write_volume(open_volume(LABELS), tmp_path / name, like=like)
+    mine, theirs = (sitk.ReadImage(str(tmp_path / file)) for file in (name, "like.nii"))
+    assert mine.GetSpacing() == pytest.approx(theirs.GetSpacing())
+    assert mine.GetOrigin() == pytest.approx(theirs.GetOrigin())
+    assert mine.GetDirection() == pytest.approx(theirs.GetDirection(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.mha", "a.nrrd"])
+def test_a_spacing_of_the_users_goes_before_that_of_the_affine(name, tmp_path):
+    nifti_volume(tmp_path, ORTHOGONAL)
+    like = open_volume(tmp_path / "like.nii", spacing=(6.0, 4.0, 1.0))
+    write_volume(open_volume(LABELS), tmp_path / name, like=like)
+    image = sitk.ReadImage(str(tmp_path / name))
+    assert image.GetSpacing() == pytest.approx((1.0, 4.0, 6.0))
+    assert image.GetOrigin() == pytest.approx((-9, 7, 5))
+    assert image.GetDirection() == pytest.approx((0, 1, 0, 1, 0, 0, 0, 0, 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
+def test_an_affine_in_micrometres_becomes_millimetres(name, tmp_path):
+    like = nifti_volume(tmp_path, ORTHOGONAL, unit="micron")
+    write_volume(open_volume(LABELS), tmp_path / name, like=like)
+    image = sitk.ReadImage(str(tmp_path / name))
+    assert image.GetSpacing() == pytest.approx((5e-4, 2e-3, 3e-3))
+
+
+def test_an_affine_that_cannot_be_inverted_is_left_out(tmp_path):
+    flat = open_volume(LABELS, spacing=SPACING, unit="mm")
+    object.__setattr__(flat, "affine", np.diag([1.0, 0.0, 1.0, 1.0]))
+    write_volume(flat, tmp_path / "a.mha")
+    assert sitk.ReadImage(str(tmp_path / "a.mha")).GetSpacing() == pytest.approx(SPACING[::-1])
+
+
+@pytest.mark.parametrize("like", [False, True], ids=["alone", "like"])
+@every_format
+def test_a_real_volume_comes_back(name, like, tmp_path, shared_data):
+    folder = shared_data / "lucchi_pp"
+    crop = (slice(0, 5), slice(200, 500), slice(100, 420))
+    picture, labels = (
+        open_volume(open_volume(folder / file)[crop], spacing=(5, 5, 5), unit="nm")
+        for file in ("test_image.tif", "test_mito.tif")
+    )
+    write = partial(write_volume, like=picture) if like else write_volume
+    write(labels, tmp_path / "labels" / name)
+    write(picture, tmp_path / "picture" / name)
+    for part, written in (("labels", labels), ("picture", picture)):
+        found = READERS[name](str(tmp_path / part / name))
+        np.testing.assert_array_equal(found.voxels, written[:])
+        if found.spacing is not None:
+            assert found.spacing == pytest.approx((5, 5, 5), rel=1e-6)

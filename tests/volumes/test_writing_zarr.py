@@ -1,0 +1,320 @@
+"""OME-Zarr: resolution levels, metadata that the field's validator accepts, and object storage."""
+
+import asyncio
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import yaozarrs
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from zarr.storage import LocalStore, MemoryStore
+
+from evenslice._core.errors import OutputError, VolumeError
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.write import image as image_module
+from evenslice.volumes.write import remote as remote_module
+from evenslice.volumes.write.image import Image, Tally, chunk_shape
+from evenslice.volumes.write.pyramid import halve, levels
+from evenslice.volumes.write.writer import write_channels, write_volume
+from evenslice.volumes.write.zarr import write_zarr_store
+
+arrays = hnp.arrays(
+    st.sampled_from([np.uint8, np.int16, np.uint64]),
+    st.tuples(*[st.integers(1, 5)] * 3),
+    elements=st.integers(0, 3) | st.integers(120, 127),
+)
+steps_of = st.tuples(*[st.integers(1, 2)] * 3)
+
+
+def boxes(array, steps):
+    """Yield the index of each box, and its voxels in C order."""
+    for index in np.ndindex(*(-(-length // step) for length, step in zip(array.shape, steps, strict=True))):
+        part = tuple(slice(i * step, (i + 1) * step) for i, step in zip(index, steps, strict=True))
+        yield index, array[part].ravel().tolist()
+
+
+@given(arrays, steps_of)
+def test_labels_become_the_most_frequent_of_a_box(array, steps):
+    halved = halve(array, steps, labels=True)
+    assert halved.dtype == array.dtype
+    seen = set()
+    for index, values in boxes(array, steps):
+        counts = Counter(values)
+        assert counts[halved[index]] == max(counts.values())
+        if len(values) == np.prod(steps):  # what a border cuts is counted with repeats, in another order
+            assert halved[index] == counts.most_common(1)[0][0]
+        seen.add(index)
+    assert len(seen) == halved.size
+
+
+@given(arrays, steps_of)
+def test_whole_numbers_become_the_mean_of_a_box(array, steps):
+    halved = halve(array, steps, labels=False)
+    assert halved.dtype == array.dtype
+    for index, values in boxes(array, steps):
+        assert abs(int(halved[index]) - sum(values) / len(values)) <= 0.5
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.uint64])
+def test_the_mean_of_extreme_numbers_does_not_overflow(dtype):
+    limits = np.iinfo(dtype)
+    for value in (limits.min, limits.max):
+        assert halve(np.full((2, 2, 2), value, dtype), (2, 2, 2), labels=False).item() == value
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_mean_of_real_numbers(dtype):
+    array = np.array([[[1.0, 2.0], [4.0, 8.0]]], dtype)
+    assert halve(array, (1, 2, 2), labels=False).tolist() == [[[3.75]]]
+    largest = np.full((2, 2, 2), np.finfo(dtype).max, dtype)
+    assert halve(largest, (2, 2, 2), labels=False).item() == np.finfo(dtype).max
+
+
+def test_thick_slices_are_halved_when_the_pixels_have_caught_up():
+    plan = levels((40, 3000, 2000), (50.0, 4.0, 4.0))
+    assert [level.factors for level in plan] == [(1, 1, 1), (1, 2, 2), (1, 4, 4), (1, 8, 8), (2, 16, 16)]
+    assert plan[-1].shape == (20, 188, 125)
+    assert len(levels((500, 256, 256), None)) == 1
+
+
+@given(st.tuples(*[st.integers(1, 100_000)] * 3), st.sampled_from([1, 2, 4, 8]))
+def test_a_layer_of_chunks_fits_into_a_slab_and_a_chunk_is_no_crumb(shape, itemsize):
+    z, y, x = chunk_shape(shape, itemsize)
+    assert all(1 <= part <= length for part, length in zip((z, y, x), shape, strict=True))
+    assert z == 1 or z * shape[1] * shape[2] * itemsize <= image_module.SLAB_BYTES
+    assert z * y * x * itemsize <= image_module.CHUNK_BYTES
+    if (y, x) < shape[1:] and y < shape[1] and x < shape[2]:
+        assert z * y * x * itemsize > image_module.CHUNK_BYTES / 8 or z == shape[0]
+
+
+SHAPE = (5, 700, 530)
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return np.random.default_rng(0).choice([0, 3, 9], SHAPE).astype(np.uint16)
+
+
+def test_levels_hold_what_the_metadata_say(labels, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_module, "SLAB_BYTES", 2**19)
+    write_volume(open_volume(labels, spacing=(30, 8, 8), unit="nm"), tmp_path / "a.ome.zarr")
+    group = zarr.open_group(tmp_path / "a.ome.zarr", mode="r")
+    ome = group.attrs["ome"]
+    expected = labels
+    for number, scale in enumerate([(30, 8, 8), (30, 16, 16), (60, 32, 32)]):
+        dataset = ome["multiscales"][0]["datasets"][number]
+        found = group[dataset["path"]][...]
+        if number:
+            expected = halve(expected, (number, 2, 2), labels=True)
+            shift = [0, 4, 4] if number == 1 else [15, 12, 12]
+            assert dataset["coordinateTransformations"][1] == {"type": "translation", "translation": shift}
+        np.testing.assert_array_equal(found, expected)
+        assert set(np.unique(found)) <= {0, 3, 9}
+        assert dataset["coordinateTransformations"][0] == {"type": "scale", "scale": list(scale)}
+        assert open_volume(tmp_path / "a.ome.zarr", level=number).spacing == scale
+    assert len(ome["multiscales"][0]["datasets"]) == 3
+
+
+@pytest.mark.parametrize("unit", ["nm", "um", "mm", "angstrom", "inch", None])
+def test_the_metadata_are_valid(unit, labels, tmp_path):
+    write_volume(open_volume(labels, spacing=(30, 8, 8), unit=unit), tmp_path / "labels.ome.zarr")
+    group = yaozarrs.validate_zarr_store(str(tmp_path / "labels.ome.zarr"))
+    image = group.ome_metadata()
+    assert isinstance(image, yaozarrs.v05.LabelImage)
+    assert image.multiscales[0].ndim == 3
+    picture = open_volume(labels.astype(np.float32))
+    write_channels([picture, picture], tmp_path / "picture.ome.zarr")
+    image = yaozarrs.validate_zarr_store(str(tmp_path / "picture.ome.zarr")).ome_metadata()
+    assert not isinstance(image, yaozarrs.v05.LabelImage)
+    assert [axis.name for axis in image.multiscales[0].axes] == ["c", "z", "y", "x"]
+
+
+def test_intensities_in_whole_numbers_are_mixed_where_asked_for(labels, tmp_path):
+    write_volume(open_volume(labels), tmp_path / "a.zarr", labels=False)
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    assert "image-label" not in group.attrs["ome"]
+    np.testing.assert_array_equal(group["1"][...], halve(labels, (2, 2, 2), labels=False))
+
+
+def test_each_channel_has_levels_of_its_own(tmp_path):
+    array = np.random.default_rng(0).random((2, *SHAPE), np.float32)
+    write_channels([open_volume(channel) for channel in array], tmp_path / "a.zarr")
+    found = zarr.open_array(tmp_path / "a.zarr" / "1")
+    assert found.metadata.dimension_names == ("c", "z", "y", "x")
+    assert found.chunks[0] == 1
+    for channel in range(2):
+        np.testing.assert_array_equal(found[channel], halve(array[channel], (2, 2, 2), labels=False))
+
+
+def unfinished(volume, path):
+    """Write a volume and stop after the chunks."""
+
+    def stop(done, total):
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_volume(volume, path, progress=stop)
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """A storage service in memory."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr(remote_module, "WRITABLE", ("s3", "memory"))
+    system = fsspec.filesystem("memory")
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+def test_a_remote_image_is_the_local_one(labels, memory, tmp_path):
+    volume = open_volume(labels, spacing=(30, 8, 8), unit="nm")
+    write_volume(volume, tmp_path / "a.ome.zarr")
+    write_volume(volume, "memory://bucket/a.ome.zarr")
+    local = {
+        path.relative_to(tmp_path).as_posix(): path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    }
+    remote = {path.removeprefix("/bucket/"): memory.cat(path) for path in memory.find("/bucket")}
+    assert remote == local
+
+
+def test_remote_metadata_come_last_and_those_of_the_root_at_the_end(labels, memory, monkeypatch):
+    written = []
+    pipe = type(memory).pipe_file
+
+    def note(self, path, value, **options):
+        written.append(path.removeprefix("/bucket/a.zarr/"))
+        pipe(self, path, value, **options)
+
+    monkeypatch.setattr(type(memory), "pipe_file", note)
+    write_volume(open_volume(labels), "memory://bucket/a.zarr")
+    assert written[-4:] == ["0/zarr.json", "1/zarr.json", "2/zarr.json", "zarr.json"]
+    assert not any(name.endswith("zarr.json") for name in written[:-4])
+    assert len(written) > 4
+
+
+def test_a_remote_failure_leaves_nothing(labels, memory):
+    unfinished(open_volume(labels), "memory://bucket/a.zarr")
+    assert memory.find("/bucket") == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_remote_is_never_replaced(force, memory):
+    memory.pipe("/bucket/a.zarr/0/c/0/0/0", b"precious")
+    with pytest.raises(OutputError, match="cannot be replaced in one step"):
+        write_volume(open_volume(np.zeros((2, 2, 2))), "memory://bucket/a.zarr", force=force)
+    assert memory.cat("/bucket/a.zarr/0/c/0/0/0") == b"precious"
+
+
+def test_a_service_that_fails_is_one_line(labels, memory, monkeypatch):
+    def refuse(self, path, value, **options):
+        raise PermissionError("An error occurred (AccessDenied)\nwhen calling PutObject")
+
+    monkeypatch.setattr(type(memory), "pipe_file", refuse)
+    with pytest.raises(OutputError, match=r"^memory://bucket/a.zarr: cannot be written \(An error .* PutObj"):
+        write_volume(open_volume(labels), "memory://bucket/a.zarr")
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """The address of a bucket of an S3 service on this machine."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "something",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        pytest.importorskip("boto3").client("s3").create_bucket(Bucket="volumes")
+        yield "s3://volumes"
+    server.stop()
+
+
+def test_an_image_goes_to_s3_and_opens_from_there(labels, bucket):
+    volume = open_volume(labels, spacing=(30, 8, 8), unit="nm")
+    write_volume(volume, f"{bucket}/sub/labels.ome.zarr/")
+    again = open_volume(f"{bucket}/sub/labels.ome.zarr")
+    np.testing.assert_array_equal(again[:], labels)
+    assert (again.spacing, again.unit) == (volume.spacing, "nm")
+    with pytest.raises(OutputError, match="labels.ome.zarr, which is read"):
+        write_volume(again, f"{bucket}/sub/labels.ome.zarr/labels/cells.zarr")
+    with pytest.raises(OutputError, match="exists, and what is remote cannot be replaced"):
+        write_volume(volume, f"{bucket}/sub/labels.ome.zarr", force=True)
+
+
+def test_a_failure_on_s3_leaves_nothing(labels, bucket):
+    import boto3
+
+    unfinished(open_volume(labels), f"{bucket}/failed/a.zarr")
+    assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="volumes", Prefix="failed/")
+
+
+def test_a_bucket_that_is_not_there_is_one_line(labels, bucket):
+    with pytest.raises(
+        OutputError, match=r"^s3://no-such-bucket/a.zarr: cannot be written \(.*bucket does not"
+    ):
+        write_volume(open_volume(labels), "s3://no-such-bucket/a.zarr")
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("https://example.org/a.zarr", "https:// addresses are not written to; .*s3://"),
+        ("gs://bucket/a.zarr", "gs:// addresses are not written to"),
+        ("s3://bucket/a.tif", "TIFF is written to files only"),
+        ("s3://bucket/a", "has no suffix"),
+        ("s3://key:secret@bucket/a.zarr", "holds a password"),
+        ("s3://bucket/a.zarr?versionId=1", "holds a password, a query"),
+    ],
+)
+def test_addresses_that_cannot_be_written(address, reason):
+    with pytest.raises(OutputError, match=reason) as caught:
+        write_volume(open_volume(np.zeros((2, 2, 2))), address)
+    assert "secret" not in str(caught.value)
+
+
+def image_of(volume, progress=None):
+    return Image((volume,), False, True, volume.dtype, None, None, None, Tally(volume.size, progress))
+
+
+def test_nothing_is_written_any_more_after_a_failure(labels):
+    class Failing(MemoryStore):
+        async def set(self, key, value, byte_range=None):
+            if key == "0/c/0/0/0":
+                raise OSError("no space left")
+            await asyncio.sleep(0.05)
+            await super().set(key, value, byte_range)
+            written.append(key)
+
+    written = []
+    with pytest.raises(OSError, match="no space left"):
+        write_zarr_store(Failing(), image_of(open_volume(labels)), "a")
+    settled = list(written)
+    time.sleep(0.2)
+    assert written == settled != []
+
+
+def test_an_unfinished_folder_does_not_open(labels, tmp_path):
+    def stop(done, total):
+        if done == total:
+            raise KeyboardInterrupt
+
+    image = image_of(open_volume(labels), stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_zarr_store(LocalStore(tmp_path / "a.zarr"), image, "a")
+    assert any((tmp_path / "a.zarr").rglob("*"))
+    for path in (tmp_path / "a.zarr", tmp_path / "a.zarr" / "0"):
+        with pytest.raises(VolumeError):
+            open_volume(path)

@@ -1,0 +1,218 @@
+"""Zarr from somebody else: chunks that unpack to more than they hold, pickles, paths that climb out."""
+
+import bz2
+import gzip
+import json
+import lzma
+import pickle
+import struct
+import tracemalloc
+import zlib
+from contextlib import suppress
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from volume_checks import fails, same
+from zarr.codecs import BloscCodec, GzipCodec, TransposeCodec, ZstdCodec
+
+from evenslice._core import errors
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read.zarr_guard import _unpack, _zstd_size
+
+STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
+BOMB = bytes(2**25)
+
+V3 = {
+    "gzip": GzipCodec(),
+    "zstd": ZstdCodec(),
+    "zstd with a checksum": ZstdCodec(checksum=True),
+    "blosc": BloscCodec(),
+}
+V2 = {
+    name: numcodecs.get_codec({"id": name})
+    for name in ("gzip", "zlib", "bz2", "lzma", "zstd", "blosc", "lz4")
+}
+
+
+@pytest.mark.parametrize("codec", V3.values(), ids=V3)
+@pytest.mark.parametrize(
+    "options", [{}, {"filters": [TransposeCodec(order=(2, 0, 1))]}, {"shards": (6, 48, 32)}]
+)
+def test_codecs_of_format_3(tmp_path, codec, options):
+    zarr.create_array(tmp_path / "a.zarr", data=STACK, chunks=(2, 16, 16), compressors=[codec], **options)
+    assert same(open_volume(tmp_path / "a.zarr"), STACK)
+
+
+@pytest.mark.parametrize("codec", V2.values(), ids=V2)
+@pytest.mark.parametrize(
+    "filters", [None, [numcodecs.Delta("<u2")], [numcodecs.FixedScaleOffset(0, 1, "<u2", "<u8")]]
+)
+def test_codecs_of_format_2(tmp_path, codec, filters):
+    zarr.create_array(
+        tmp_path / "a.zarr", data=STACK, chunks=(2, 16, 16), compressors=codec, filters=filters, zarr_format=2
+    )
+    assert same(open_volume(tmp_path / "a.zarr"), STACK)
+
+
+def small_chunk(path, zarr_format, codec):
+    """A volume of one chunk of 4,096 bytes; return the chunk's file."""
+    zarr.create_array(
+        path,
+        data=np.ones((1, 64, 64), np.uint8),
+        chunks=(1, 64, 64),
+        compressors=codec,
+        zarr_format=zarr_format,
+    )
+    return path / ("c/0/0/0" if zarr_format == 3 else "0.0.0")
+
+
+BOMBS = {
+    "gzip": (GzipCodec(), gzip.compress(BOMB)),
+    "gzip of two members": (GzipCodec(), gzip.compress(bytes(100)) + gzip.compress(BOMB)),
+    "zstd": (ZstdCodec(), numcodecs.zstd.compress(BOMB)),
+}
+
+
+@pytest.mark.parametrize(("codec", "content"), BOMBS.values(), ids=BOMBS)
+def test_bombs_of_format_3(tmp_path, codec, content):
+    small_chunk(tmp_path / "a.zarr", 3, codec).write_bytes(content)
+    refused(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("zlib", zlib.compress),
+        ("bz2", bz2.compress),
+        ("lzma", lzma.compress),
+        ("zstd", numcodecs.zstd.compress),
+        ("blosc", lambda content: numcodecs.Blosc().encode(content)),
+        ("lz4", lambda content: numcodecs.LZ4().encode(content)),
+    ],
+)
+def test_bombs_of_format_2(tmp_path, name, pack):
+    small_chunk(tmp_path / "a.zarr", 2, V2[name]).write_bytes(pack(BOMB))
+    refused(tmp_path / "a.zarr")
+
+
+def refused(path):
+    volume = open_volume(path)
+    tracemalloc.start()
+    with pytest.raises(
+        errors.VolumeError, match=r"a chunk unpacks to more than the [\d,]+ bytes that its shape allows"
+    ):
+        volume[...]
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def test_a_chunk_file_larger_than_anything(tmp_path, monkeypatch):
+    file = small_chunk(tmp_path / "a.zarr", 3, None)
+    monkeypatch.setattr("evenslice.volumes.read.zarr.LARGEST_FILE", 10_000)
+    assert open_volume(tmp_path / "a.zarr")[...].all()
+    with file.open("ab") as stream:
+        stream.truncate(10_001)
+    with pytest.raises(errors.VolumeError, match="the file c/0/0/0 has 10,001 bytes"):
+        open_volume(tmp_path / "a.zarr")[...]
+
+
+@given(
+    parts=st.lists(st.binary(max_size=400) | st.integers(0, 300_000).map(bytes), min_size=1, max_size=3),
+    checksum=st.booleans(),
+)
+def test_the_size_that_zstandard_frames_claim(parts, checksum):
+    codec = numcodecs.Zstd(checksum=checksum)
+    assert _zstd_size(b"".join(bytes(codec.encode(part)) for part in parts)) == sum(map(len, parts))
+
+
+def test_a_zstandard_frame_without_a_size():
+    # Magic, a descriptor without size, a window of 1 MiB, then three blocks that repeat one byte, the last marked so.
+    blocks = b"".join(((2**17 << 3) | 2 | last).to_bytes(3, "little") + b"x" for last in (0, 0, 1))
+    assert _zstd_size(b"\x28\xb5\x2f\xfd\x00\x50" + blocks) == 3 * 2**17
+
+
+@given(
+    st.sampled_from(["gzip", "zlib", "bz2", "lzma", "blosc", "lz4", "zstd", "shuffle"]),
+    st.binary(max_size=60),
+)
+def test_rubbish_is_refused_or_left_to_the_decoder(name, packed):
+    with suppress(ValueError, OSError, zlib.error, lzma.LZMAError):
+        assert _unpack(name, packed, 100) is None or len(_unpack(name, packed, 100)) <= 100
+
+
+# Pickles
+
+
+class Trap:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_filter_that_unpickles(tmp_path):
+    path = tmp_path / "a.zarr"
+    file = small_chunk(path, 2, None)
+    metadata = json.loads((path / ".zarray").read_text())
+    codec = {"id": "pickle", "protocol": 5}
+    file.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    for changes in ({"compressor": codec}, {"filters": [codec]}, {"filters": [{"id": "shuffle"}, codec]}):
+        for kind in ("|u1", "|O"):
+            (path / ".zarray").write_text(json.dumps(metadata | changes | {"dtype": kind}))
+            fails(str(path), "cannot be read as Zarr")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_objects(tmp_path):
+    path = tmp_path / "a.zarr"
+    small_chunk(path, 2, None)
+    metadata = json.loads((path / ".zarray").read_text())
+    (path / ".zarray").write_text(json.dumps(metadata | {"dtype": "|O", "fill_value": 0}))
+    fails(str(path), "cannot be read as Zarr|Python objects|data type is object")
+
+
+# Paths that climb out
+
+
+@pytest.mark.parametrize(
+    "inner",
+    ["../../secret.zarr", "/etc", "..", "a/../../../secret.zarr", "file:///etc/x", "..\\..\\secret.zarr"],
+)
+def test_levels_that_lead_out_of_the_image(tmp_path, inner):
+    zarr.create_array(tmp_path / "secret.zarr", data=STACK)
+    group = zarr.open_group(tmp_path / "folder" / "a.zarr", mode="w")
+    group.attrs["ome"] = {
+        "version": "0.5",
+        "multiscales": [{"axes": list("zyx"), "datasets": [{"path": inner}]}],
+    }
+    fails(f"{tmp_path}/folder/a.zarr", "cannot be read as Zarr|is no array", errors.EvensliceError)
+
+
+def test_an_index_that_no_shard_can_have(tmp_path):
+    zarr.create_array(
+        tmp_path / "a.zarr", shape=(2**10,) * 3, shards=(2**9,) * 3, chunks=(1, 1, 1), dtype=np.uint8
+    )
+    fails(str(tmp_path / "a.zarr"), "hold more chunks .* than an index can list")
+
+
+def test_shard_indices_that_point_anywhere(tmp_path):
+    google_crc32c = pytest.importorskip("google_crc32c", reason="Zarr before 3.1.4 uses another package")
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, data=STACK, shards=(6, 40, 32), chunks=(3, 40, 32), compressors=None)
+    file = path / "c/0/0/0"
+    content = file.read_bytes()
+    for offset, length in ((0, 2**62), (2**63, 100), (2**40, 2**40)):
+        index = struct.pack("<QQQQ", offset, length, 0, 10)
+        crc = struct.pack("<I", google_crc32c.value(index))
+        file.write_bytes(content[: -len(index) - 4] + index + crc)
+        volume = open_volume(path)
+        with pytest.raises(errors.VolumeError, match="cannot be read as Zarr"):
+            volume[0]
