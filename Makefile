@@ -1,32 +1,43 @@
-# Everything runs from .venv, which the first call makes. PYTHON names the interpreter to make it with.
+# Everything runs from a virtual environment, which the first call makes: VENV names it, PYTHON the interpreter to make it
+# with. `make PYTHON=python3.13 VENV=.venv-3.13 test-fast` tests another version of Python beside the first.
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 
-.PHONY: help install test check format demo benchmarks fuzz results sweep coverage clean
+.PHONY: help install test test-fast attack check format demo benchmarks fuzz results modules sweep coverage clean
 
 help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
 	@echo "make test        run the tests"
+	@echo "make test-fast   the tests that take less than ten seconds and need no browser"
+	@echo "make attack      the tests of hostile files, names and moments (under ten minutes)"
 	@echo "make check       lint, types, order of imports"
 	@echo "make format      format the code"
 	@echo "make benchmarks  speed, memory and calibration (long)"
 	@echo "make fuzz        open damaged volumes of every format by the thousand (long)"
 	@echo "make results     docs/results.md, from what the studies found"
+	@echo "make modules     the table of modules in CONTRIBUTING.md, from their docstrings"
 	@echo "make sweep       neutralize every network of every library; goes on where it was (hours)"
 	@echo "make coverage    docs/coverage.md, from what the sweep found"
 
 install: $(STAMP)
 
-# The pip that comes with Python 3.11 cannot resolve what moto and s3fs ask of botocore.
+# The pip that comes with Python 3.11 knows no dependency groups, and cannot resolve what moto and s3fs ask of botocore.
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
 	@touch $@
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+attack: $(STAMP)
+	$(BIN)/python -m pytest -m attack
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -52,6 +63,9 @@ fuzz: $(STAMP)
 results: $(STAMP)
 	$(BIN)/python studies/write_results.py
 
+modules: $(STAMP)
+	$(BIN)/python studies/write_modules.py
+
 sweep: $(STAMP)
 	$(BIN)/python studies/sweep.py $(SWEEP)
 	$(BIN)/python studies/write_coverage.py
@@ -60,4 +74,4 @@ coverage: $(STAMP)
 	$(BIN)/python studies/write_coverage.py
 
 clean:
-	rm -rf .venv evenslice-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* evenslice-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,8 +2,8 @@
 
     python benchmarks/audit_memory.py [--small 64] [--large 4096]
 
-Sizes are in MiB. Each audit is a process of its own; the peak is the largest resident size that the operating system
-saw. The volumes are made in a temporary folder: random 16-pixel blocks, which compress, so that 4 GiB fit anywhere.
+Sizes are in MiB. Each audit runs in its own process; the peak is its largest resident size. The volumes are written to a
+temporary folder: random 16-pixel blocks, which compress well, so that 4 GiB need little space.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHUNK = (64, 256, 256)
 
 
 def make_volume(path: Path, mebibytes: int) -> None:
-    """Write a uint8 volume of about this size, 1024 pixels square (256 for small ones) and as deep as it takes."""
+    """Write a uint8 volume of about this size, with slices of 1024 x 1024 pixels (512 x 512 for small ones)."""
     side = 1024 if mebibytes >= 1024 else 512
     depth = mebibytes * 2**20 // side**2
     array = zarr.create_array(path, shape=(depth, side, side), chunks=CHUNK, dtype="uint8")
@@ -32,7 +32,7 @@ def make_volume(path: Path, mebibytes: int) -> None:
 
 
 def peak_mebibytes(volume: Path) -> float:
-    """Audit a volume in a process of its own and return its peak resident size."""
+    """Audit a volume in a new process and return its peak resident size."""
     command = [sys.executable, "-m", "evenslice", "audit", "--model", "smp:Unet/tu-tf_efficientnet_lite0"]
     command += [
         "--weights",

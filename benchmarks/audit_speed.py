@@ -1,14 +1,14 @@
-"""How close an audit runs to the bare cost of the network's own passes, and to Captum as its documentation uses it.
+"""Speed of an audit compared with the bare passes of the network, and with Captum used as in its documentation.
 
-All figures are ratios of times taken in turn within one run, on the demonstration's network:
+All results are ratios of alternating measurements within one run, on the network of the demonstration:
 
     python benchmarks/audit_speed.py [--volume PATH] [--windows 96] [--rounds 5]
 
-The volume is by default the MNI152 template with noise of 1 % of its range, as a scan has it: the template's background
-is exactly constant, on which bfloat16 is not exact enough, so that an audit falls back to float32 (--no-noise shows it).
+The default volume is the MNI152 template with noise of 1 % of its range, like that of a scan: the template's background
+is exactly constant, for which bfloat16 is not exact enough, so that an audit falls back to float32 (see --no-noise).
 
 - bare: forward pass and gradient of each window and of its mirror, weights frozen, channels-last, float32, in batches
-  of the size that is fastest here; the windows lie in memory already.
+  of the fastest size; the windows are in memory.
 - captum: `captum.attr.Saliency` on the network as it was built, with a wrapper that sums the logits of the predicted
   class, as Captum's tutorial on segmentation does; the same windows and mirrors.
 - audit: `evenslice.audit`, everything included: opening, scaling, reading, attribution, statistics, stopping.
@@ -31,7 +31,8 @@ import evenslice
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
-from evenslice.volumes.windows import WindowGrid, fit_scaling, fit_tile
+from evenslice.volumes.scaling import fit_scaling
+from evenslice.volumes.windows import WindowGrid, fit_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,19 +40,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-BATCH = 4  # of Captum
+BATCH = 4  # for Captum
 BARE_BATCHES = (1, 2, 4, 8)
 
 
 def open_template(noise: float) -> evenslice.Volume:
-    """Return the MNI152 template with Gaussian noise whose deviation is this part of its range."""
+    """Return the MNI152 template with Gaussian noise; its standard deviation is a fraction of the range."""
     voxels = mni152()[:].astype(np.float32)
     voxels += np.random.default_rng(0).normal(0, noise * voxels.max(), voxels.shape)
     return evenslice.open_volume(voxels)
 
 
 def read_windows(volume: evenslice.Volume, count: int, mean: float, std: float) -> Tensor:
-    """Read the windows that an audit visits first, scaled as the network wants them: (count, 3, y, x)."""
+    """Read the windows that an audit visits first, scaled for the network: (count, 3, y, x)."""
     grid = WindowGrid(volume, fit_scaling(volume), 3, fit_tile((volume.shape[1], volume.shape[2])))
     windows = np.stack([grid.read(*place) for place, _ in zip(grid.visits(), range(count), strict=False)])
     return (torch.from_numpy(windows) - mean) / std
@@ -63,7 +64,7 @@ def predicted(output: Tensor) -> Tensor:
 
 
 def bare(network: nn.Module, windows: Tensor, size: int) -> None:
-    """Run forward pass and gradient of every window and mirror, and nothing else."""
+    """Compute the forward pass and the gradient of every window and mirror."""
     for batch in torch.split(windows, size):
         for given in (batch, batch.flip(1)):
             pixels = given.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -95,7 +96,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--windows", type=int, default=96)
-    parser.add_argument("--volume", help="a volume of your own")
+    parser.add_argument("--volume", help="another volume")
     parser.add_argument("--no-noise", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -112,7 +113,7 @@ def main() -> None:
         return evenslice.audit(model, volume, dtype=dtype, max_windows=options.windows)
 
     exact, default = audit("float32"), audit("auto")
-    # The audits stop when they know enough; the others get the very windows that they used.
+    # The audits stop early; the other methods get exactly the windows that the audits used.
     for_bare, for_captum = (windows[: len(found.measurements.volume)] for found in (exact, default))
     shares = captum(as_built, for_captum)
     bare(frozen, for_bare, BATCH)  # the first passes of a process are slower
@@ -126,12 +127,12 @@ def main() -> None:
             seconds(lambda: captum(as_built, for_captum)) / seconds(lambda: audit("auto"))
         )
     print(f"bare: batches of {size}")
-    print(f"windows: {len(for_bare)} in float32, {len(for_captum)} by default ({default.run['dtype']})")
+    print(f"windows: {len(for_bare)} in float32, {len(for_captum)} by default ({default.run.dtype})")
     for name, values in ratios.items():
         print(f"{name}: median {statistics.median(values):.2f} (from {min(values):.2f} to {max(values):.2f})")
     difference = np.abs(shares - [share.estimate for share in default.shares]).max()
     print(
-        f"largest difference of a mean share, default precision ({default.run['dtype']}) to captum: {difference:.5f}"
+        f"largest difference of a mean share, default precision ({default.run.dtype}) to captum: {difference:.5f}"
     )
 
 

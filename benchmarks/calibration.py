@@ -1,14 +1,14 @@
-"""How often the intervals and verdicts of an audit are right: simulated audits whose truth is known.
+"""How often the intervals and verdicts of an audit are right, in simulated audits with known truth.
 
     python benchmarks/calibration.py                            # the tables, five to six minutes on an idle core
-    python benchmarks/calibration.py --results runs.json        # keeps what is finished; start again to go on
-    python benchmarks/calibration.py --docs                     # and puts tables and figure into docs/
-    python benchmarks/calibration.py --quick                    # a first look
+    python benchmarks/calibration.py --results runs.json        # saves finished settings; run again to continue
+    python benchmarks/calibration.py --docs                     # also writes the tables and the figure to docs/
+    python benchmarks/calibration.py --quick                    # 200 audits of each setting
 
 In a simulated audit the model part of a pair bias varies from window to window around a known mean as a first-order
 autoregression along z. Windows are visited in the order of an audit, which stops by its rule at its default precision;
 the spread of the windows decides when that is. Intervals and verdicts are those of `evenslice.results.asymmetry`. The exit
-status is 1 if a required figure is missed.
+status is 1 if a requirement is not met.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).parents[1] / "docs"
 PRECISION, TOLERANCE = 0.01, 0.05  # the defaults of an audit
-ORDER_SHARED_BY = 100  # simulated audits that visit the windows in one and the same order
-# When the rule stops, and what the half-width of all windows is then in units of the precision.
+ORDER_SHARED_BY = 100  # number of simulated audits that visit the windows in the same order
+# When the rule stops an audit: half-width with all windows, in units of the precision.
 STOPS = {
     "never": 1.5,
     "in the middle": 1 / 1.3,
@@ -59,14 +59,14 @@ class Setting:
 
     Attributes:
         slices: windows along z in each volume.
-        autocorrelation: of what neighbouring slices share.
+        autocorrelation: of the part shared by neighbouring slices.
         stop: when the stopping rule ends the audit, a key of ``STOPS``.
         pairs: K, pair biases that vary independently.
-        noise: fraction of a window's variance that is its own, not that of its slice.
-        tiles: windows of each slice, which share its part.
+        noise: fraction of a window's variance that is not shared by its slice.
+        tiles: number of windows in each slice.
         volumes: number of volumes.
         between: standard deviation of the volume means in units of that of the windows.
-        skewed: log-normal windows, of skewness 1.75, instead of normal ones.
+        skewed: log-normal windows with a skewness of 1.75 instead of normal ones.
     """
 
     slices: int
@@ -86,14 +86,14 @@ class Setting:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the windows with which the rule stops when it should."""
+        """Standard deviation of the windows for which the rule stops at the intended time."""
         inflation = (1 + self.autocorrelation) / (1 - self.autocorrelation)
         variance = (1 - self.noise) * inflation / (self.slices * self.volumes) + self.noise / self.windows
         return STOPS[self.stop] * PRECISION / (1.96 * float(np.sqrt(variance)))
 
 
 class Audits(NamedTuple):
-    """What R simulated audits found, less the truth: (R, K), and how many windows (R,) each of them used."""
+    """Results of R simulated audits minus the truth, (R, K), and the number of windows (R,) that each used."""
 
     error: Floats
     half_width: Floats
@@ -103,7 +103,7 @@ class Audits(NamedTuple):
 
 
 def simulate(setting: Setting, audits: int, seed: int = 0) -> Audits:
-    """Run simulated audits to their end; every setting draws its own random numbers."""
+    """Run simulated audits; every setting has its own random numbers."""
     key = [seed, crc32(str(setting).encode())]
     blocks = [
         _block(setting, min(ORDER_SHARED_BY, audits - start), np.random.default_rng([*key, start]))
@@ -138,7 +138,7 @@ def _block(setting: Setting, audits: int, rng: np.random.Generator) -> Audits:
 
 
 def _visits(setting: Setting, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return volume, z and tile of all windows as an audit visits them: each volume in turn."""
+    """Return volume, z and tile of all windows in the order of an audit, which alternates between volumes."""
     orders = [visiting_order(setting.slices, setting.tiles, seed=seed + i) for i in range(setting.volumes)]
     places = [(volume, *place) for turn in zip(*orders, strict=True) for volume, place in enumerate(turn)]
     volume, z, tile = np.array(places).T
@@ -146,7 +146,7 @@ def _visits(setting: Setting, seed: int) -> tuple[NDArray[np.int64], NDArray[np.
 
 
 def _draw(setting: Setting, columns: int, rng: np.random.Generator) -> Floats:
-    """Return (volume, z, tile, column) values with mean 0 and variance 1, less what differs between volumes."""
+    """Return (volume, z, tile, column) values with mean 0 and variance 1, not counting the differences between volumes."""
     rho = setting.autocorrelation
     shocks = rng.standard_normal((setting.volumes, setting.slices, 1, columns))
     shocks[:, 1:] *= np.sqrt(1 - rho**2)
@@ -182,7 +182,7 @@ def verdicts(audits: Audits, truth: Floats) -> tuple[float, float]:
 
 
 def rates(setting: Setting, audits: int, seed: int) -> dict[str, float]:
-    """Return what the tables show of one setting, the verdicts where they are hardest to get right."""
+    """Return the table entries of one setting, with the verdicts for the most difficult truths."""
     found = simulate(setting, audits, seed)
     all_at_tolerance = np.full(setting.pairs, TOLERANCE)
     one_at_tolerance = TOLERANCE * (np.arange(setting.pairs) == 0)
@@ -195,7 +195,7 @@ def rates(setting: Setting, audits: int, seed: int) -> dict[str, float]:
 
 
 def required_settings() -> Iterator[Setting]:
-    """Yield the settings whose figures are required."""
+    """Yield the settings with requirements."""
     for pairs, slices, rho, stop in product((1, 3), (100, 300), (0.0, 0.5, 0.8), REQUIRED_STOPS):
         yield Setting(slices, rho, stop, pairs)
     for pairs, rho in product((1, 3), (0.0, 0.5, 0.8)):
@@ -203,7 +203,7 @@ def required_settings() -> Iterator[Setting]:
 
 
 def further_settings() -> list[tuple[str, Setting]]:
-    """Return settings beyond the requirements by description; they show where the intervals begin to fail."""
+    """Return further settings with their descriptions, which show where the intervals begin to fail."""
     return [
         ("autocorrelation 0, stops at the first look", Setting(300, 0.0, "at the first look")),
         ("autocorrelation 0.8, stops at the first look", Setting(300, 0.8, "at the first look")),
@@ -232,14 +232,14 @@ def further_settings() -> list[tuple[str, Setting]]:
 
 
 def missed(setting: Setting, found: dict[str, float]) -> bool:
-    """Say whether a required figure is missed."""
+    """Return whether a setting fails its requirements."""
     lowest, highest = (0.90, 1.0) if setting.windows == 40 else (0.93, 0.97)
     covered = lowest <= found["coverage"] <= highest
     return not covered or max(found["biased"], found["symmetric"]) > 0.05
 
 
-class Runs:
-    """The rates of settings, kept in a file between runs if there is one."""
+class Cache:
+    """The rates of settings, saved to a file if one is given."""
 
     def __init__(self, audits: int, seed: int, path: Path | None) -> None:
         self.audits, self.seed, self.path = audits, seed, path
@@ -248,7 +248,7 @@ class Runs:
             self.known = json.loads(path.read_text(encoding="utf-8"))
 
     def rates(self, setting: Setting) -> dict[str, float]:
-        """Return the rates of a setting, simulated unless they are known."""
+        """Return the rates of a setting, simulating it only once."""
         key = f"{setting}, {self.audits} audits, seed {self.seed}"
         if key not in self.known:
             self.known[key] = rates(setting, self.audits, self.seed)
@@ -267,29 +267,29 @@ def _cells(found: dict[str, float]) -> list[str]:
     return [*percents, f"{found['used']:.0f}"]
 
 
-FIGURES = ["covers, %", "wrongly biased, %", "wrongly symmetric, %", "windows used"]
+COLUMNS = ["covers, %", "wrongly biased, %", "wrongly symmetric, %", "windows used"]
 
 
-def required_table(runs: Runs) -> str:
+def required_table(cache: Cache) -> str:
     """Return the table of the required settings."""
     rows = [
-        [str(s.slices), f"{s.autocorrelation:g}", str(s.pairs), s.stop, *_cells(runs.rates(s))]
+        [str(s.slices), f"{s.autocorrelation:g}", str(s.pairs), s.stop, *_cells(cache.rates(s))]
         for s in required_settings()
     ]
-    return _table(["windows", "autocorrelation", "pairs", "stops", *FIGURES], rows)
+    return _table(["windows", "autocorrelation", "pairs", "stops", *COLUMNS], rows)
 
 
-def further_table(runs: Runs) -> str:
-    """Return the table of the further settings; 300 windows and no early stop unless it says so."""
-    rows = [[what, *_cells(runs.rates(setting))] for what, setting in further_settings()]
-    return _table(["setting", *FIGURES], rows)
+def further_table(cache: Cache) -> str:
+    """Return the table of the further settings."""
+    rows = [[what, *_cells(cache.rates(setting))] for what, setting in further_settings()]
+    return _table(["setting", *COLUMNS], rows)
 
 
 POWER_SPREAD, POWER_AUTOCORRELATION = 0.1, 0.5
 
 
 def power_figure(path: Path, audits: int, seed: int) -> None:
-    """Draw the shares of verdicts against the true pair bias for audits of several lengths."""
+    """Plot the shares of verdicts against the true pair bias for audits of several lengths."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -313,7 +313,7 @@ def power_figure(path: Path, audits: int, seed: int) -> None:
 
 
 def _power_audits(count: int, audits: int, seed: int) -> Audits:
-    """Run audits that use all windows, whose spread is ``POWER_SPREAD``."""
+    """Run audits that use all windows, with a standard deviation of ``POWER_SPREAD``."""
     setting = Setting(count, POWER_AUTOCORRELATION, "at the end")
     error, half_width, symmetric_half, biased_half, used = simulate(setting, audits, seed)
     scale = POWER_SPREAD / setting.spread
@@ -321,7 +321,7 @@ def _power_audits(count: int, audits: int, seed: int) -> Audits:
 
 
 def write_docs(tables: dict[str, str], folder: Path = DOCS) -> None:
-    """Put the tables into docs/statistics.md, each between its two markers."""
+    """Insert the tables into docs/statistics.md, each between its two markers."""
     page = folder / "statistics.md"
     text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
@@ -332,27 +332,27 @@ def write_docs(tables: dict[str, str], folder: Path = DOCS) -> None:
 
 
 def main() -> int:
-    """Run what the command line asks for."""
+    """Run the simulations."""
     parser = argparse.ArgumentParser(
         description="How often the intervals and verdicts of an audit are right."
     )
     parser.add_argument("--audits", type=int, default=4000, help="simulated audits of each setting (4000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--quick", action="store_true", help="200 audits of each setting, too few to judge by"
+        "--quick", action="store_true", help="200 audits of each setting, too few for conclusions"
     )
-    parser.add_argument("--results", type=Path, help="JSON file that keeps what is finished")
+    parser.add_argument("--results", type=Path, help="JSON file for finished settings")
     parser.add_argument("--docs", action="store_true", help="write the tables and the figure into docs/")
     options = parser.parse_args()
     started = time.monotonic()
     audits = 200 if options.quick else options.audits
-    runs = Runs(audits, options.seed, options.results)
-    tables = {"required": required_table(runs), "further": further_table(runs)}
+    cache = Cache(audits, options.seed, options.results)
+    tables = {"required": required_table(cache), "further": further_table(cache)}
     print(f"{audits} simulated audits of each setting, seed {options.seed}", *tables.values(), sep="\n\n")
     if options.docs:
         write_docs(tables)
         power_figure(DOCS / "power.svg", audits, options.seed)
-    misses = [] if options.quick else [s for s in required_settings() if missed(s, runs.rates(s))]
+    misses = [] if options.quick else [s for s in required_settings() if missed(s, cache.rates(s))]
     for setting in misses:
         print(f"missed: {setting}")
     print(f"\n{time.monotonic() - started:.0f} s")

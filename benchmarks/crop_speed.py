@@ -1,4 +1,4 @@
-"""What a training crop costs, and what the same augmentation costs with MONAI's transforms, on one core.
+"""Time of a training crop, and of the same augmentation with MONAI's transforms, on one core.
 
 python benchmarks/crop_speed.py
 """
@@ -21,9 +21,10 @@ from monai.transforms import (
     RandScaleIntensityd,
 )
 
-from evenslice.training.config import AugmentationConfig, DataConfig, ModelConfig
+from evenslice.training.config import AugmentationConfig, ModelConfig
 from evenslice.training.crops import CropDataset
 from evenslice.training.data import open_data
+from evenslice.training.data_config import DataConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,7 @@ SIZE = 192
 
 
 def main() -> None:
-    """Print milliseconds a crop, and the ratio to MONAI's transforms."""
+    """Print milliseconds per crop, and the ratio to MONAI's transforms."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         random = np.random.default_rng(0)
@@ -64,13 +65,15 @@ def main() -> None:
         window, labels = plain[index]
         return monai({"window": window[None], "labels": labels[None, None]})
 
-    cut, ours, theirs = (measure(crop) for crop in (plain.__getitem__, augmented.__getitem__, with_monai))
-    print(f"cut alone {cut:.2f} ms, augmented {ours:.2f} ms, augmented by MONAI {theirs:.2f} ms")
+    cut, ours, theirs = (
+        milliseconds(crop) for crop in (plain.__getitem__, augmented.__getitem__, with_monai)
+    )
+    print(f"crop only {cut:.2f} ms, augmented {ours:.2f} ms, augmented by MONAI {theirs:.2f} ms")
     print(f"augmentation: MONAI's transforms cost {(theirs - cut) / (ours - cut):.1f} times as much")
 
 
-def measure(crop: Callable[[int], object]) -> float:
-    """Return the milliseconds that a crop takes on average."""
+def milliseconds(crop: Callable[[int], object]) -> float:
+    """Return the mean time of a crop in milliseconds."""
     crop(0)
     start = time.perf_counter()
     for index in range(CROPS):

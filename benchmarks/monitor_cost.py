@@ -1,15 +1,15 @@
-"""What a training run costs beside the bare passes of its network, and what watching its slice bias adds.
+"""Time of a training run compared with the bare passes of its network, and of monitoring its slice bias.
 
-All figures are ratios of processor times on one core, taken in turn within one run, with the defaults of
-`evenslice train` (U-Net on EfficientNet-Lite0, batches of 8 crops of 192 x 192, 8 watched windows every 200 steps) on
+All results are ratios of processor times on one core, from alternating measurements within one run, with the defaults of
+`evenslice train` (U-Net on EfficientNet-Lite0, batches of 8 crops of 192 x 192, 8 monitored windows every 200 steps) on
 a volume of noise:
 
     python benchmarks/monitor_cost.py [--steps 10] [--rounds 3]
 
-- bare: forward pass, loss, backward pass and AdamW on one batch that lies in memory, in the same precision and memory
+- bare: forward pass, loss, backward pass and AdamW on one batch in memory, in the same precision and memory
   layout.
-- training: a step of `train`, with cutting and varying the crops, the schedule and the log.
-- monitor: one measurement, divided by the 200 steps that it is made for.
+- training: a step of `train`, including crops, augmentation, schedule and log.
+- monitor: one measurement, divided by 200 steps.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make_config(folder: Path, steps: int) -> TrainConfig:
 
 
 class Bare:
-    """The network's passes and nothing else."""
+    """The bare passes of the network."""
 
     def __init__(self, config: TrainConfig) -> None:
         model, training = config.model, config.training
@@ -76,7 +76,7 @@ class Bare:
 
 
 def training_seconds(config: TrainConfig, out: Path) -> float:
-    """Return what a step of a run takes: the difference between a run of three times as many and this one."""
+    """Return the time of a training step, from the difference between runs of different lengths."""
     spent = []
     for factor in (1, 3):
         steps = factor * config.training.steps

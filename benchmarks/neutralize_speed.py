@@ -1,10 +1,9 @@
-"""What neutralizing costs, beside forward passes of the same network.
+"""Time of neutralizing, compared with forward passes of the same network.
 
     python benchmarks/neutralize_speed.py [--slices 5] [--rounds 5]
 
-For each network one line: the seconds of one core that `evenslice.neutralize` takes, those that two forward passes of the
-batch that it gives the network take plus 0.2, and the ratio of the two, the median of some rounds in turn. At most 1 is
-promised.
+One line for each network: the seconds of one core for `evenslice.neutralize`, those for two forward passes of the batch
+that it gives the network plus 0.2 s, and their ratio, all medians over alternating rounds. The ratio should be at most 1.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def passes_seconds(model: nn.Module, size: int) -> float:
 
 
 def neutralize_seconds(model: nn.Module, slices: int, size: int) -> float:
-    """Time the change of a copy of a network."""
+    """Time neutralizing a copy of a network."""
     network = copy.deepcopy(model)
     start = time.process_time()
     evenslice.neutralize(network, slices, size=(size, size))

@@ -1,10 +1,10 @@
-"""How much faster two workers of one thread are than one such worker.
+"""Speed of two workers with one thread each, compared with one such worker.
 
     python benchmarks/scaling.py [--volume PATH] [--slices N] [--rounds 3]
 
-The demonstration's network segments and audits a volume on a Dask cluster of this machine, of one and of
-two workers in turn, each with one thread; the ratios are of times taken in turn within one run. A small segmentation
-before each makes the workers import what they need.
+The network of the demonstration segments and audits a volume on a local Dask cluster of one and two workers, each with
+one thread; the ratios are of alternating measurements within one run. A small segmentation before each measurement makes
+the workers import their modules.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ THREADS = {f"{name}_NUM_THREADS": 1 for name in ("OMP", "MKL", "OPENBLAS")}
 
 @contextmanager
 def scheduler(workers: int) -> Iterator[str]:
-    """Start workers of one thread each and yield the address of their scheduler."""
+    """Start workers with one thread each and yield the address of their scheduler."""
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": THREADS}),
         LocalCluster(
@@ -48,15 +48,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--volume", help="a volume of your own; by default the MNI152 template")
-    parser.add_argument("--slices", type=int, help="so many from the middle of the volume; by default all")
+    parser.add_argument("--volume", help="a volume; by default the MNI152 template")
+    parser.add_argument(
+        "--slices", type=int, help="number of slices from the middle of the volume; by default all"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     volume = evenslice.open_volume(options.volume) if options.volume else mni152()
     count = min(options.slices or len(volume), len(volume))
     first = (len(volume) - count) // 2
     volume = evenslice.open_volume(volume[first : first + count])
-    model, _, _ = load_network(SPEC, "imagenet", slices=3, strategy="pretrained")
+    model = load_network(SPEC, "imagenet", slices=3, strategy="pretrained").model
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "labels.npy"

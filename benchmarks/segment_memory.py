@@ -2,9 +2,10 @@
 
     python benchmarks/segment_memory.py [--sizes 1 4 16]
 
-Sizes are in GiB; seconds of all cores grow as they do, whatever else the machine does. The volumes are made in a temporary folder; all but their first slices are constant chunks, which
-compress to nothing. The network is a small convolution, so that what is measured is evenslice; each call is a process of
-its own, and its peak is the largest resident size that the operating system saw, children excluded.
+Sizes are in GiB; the seconds summed over cores do not depend on the load of the machine. The volumes are written to a
+temporary folder; all but their first slices are constant chunks, which compress to almost nothing. The network is a small
+convolution, so that the time is that of evenslice; each call runs in its own process, and the peak is its largest
+resident size, without children.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def make_volume(path: Path, gibibytes: int) -> None:
 
 
 def run(arguments: list[str], folder: Path) -> tuple[float, float, float]:
-    """Run a command of evenslice in a process of its own: its seconds, those of all cores, and peak resident size in MiB."""
+    """Run a command of evenslice in a new process; return seconds, seconds of all cores, and peak resident size in MiB."""
     command = [sys.executable, "-m", "evenslice", *arguments, "--model", "benchmark_network:network"]
     command += ["--weights", "none", "--json"]
     environment = os.environ | {"PYTHONPATH": str(folder)}

@@ -1,14 +1,14 @@
-"""How close segmenting runs to the bare cost of the network's own passes, and to MONAI's sliding window.
+"""Speed of segmenting compared with the bare passes of the network, and with MONAI's sliding window.
 
-All figures are ratios of times taken in turn within one run, on the demonstration's network (uniform, 3 slices):
+All results are ratios of alternating measurements within one run, on the network of the demonstration (uniform, 3 slices):
 
     python benchmarks/segment_speed.py [--volume PATH] [--slices 32] [--tile 128] [--rounds 5]
 
 - bare: a forward pass over each tile that `evenslice.segment` computes, weights frozen, channels-last, float32, in the
-  same batches; the tiles lie in memory already.
+  same batches; the tiles are in memory.
 - monai, same tiles: `monai.inferers.SlidingWindowInferer` with the same network, tile, overlap and batch, float32.
-- monai, as documented: the same inferer as its documentation uses it (float32, weights as they were built, windows of
-  the size of the tile, four at once, a quarter of overlap) on each window of slices in memory.
+- monai, as documented: the same inferer as its documentation uses it (float32, weights as built, windows of the
+  size of the tile, batches of four, an overlap of a quarter) on each window of slices in memory.
 - segment: `evenslice.segment`, everything included: opening, scaling, reading, blending, writing the labels.
 """
 
@@ -33,7 +33,8 @@ from evenslice.cli.demonstration import SPEC
 from evenslice.inference.prediction import BATCH_PIXELS, LARGEST_BATCH
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
-from evenslice.volumes.windows import WindowGrid, fit_scaling, tile_origins
+from evenslice.volumes.scaling import fit_scaling
+from evenslice.volumes.windows import WindowGrid, tile_origins
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def read_windows(volume: evenslice.Volume, mean: float, std: float) -> Tensor:
-    """Read the window of every slice, scaled as the network wants them: (z, 3, y, x)."""
+    """Read the window of every slice, scaled for the network: (z, 3, y, x)."""
     grid = WindowGrid(volume, fit_scaling(volume), 3, (volume.shape[1], volume.shape[2]), edge="reflect")
     windows = np.stack([grid.read(z, 0, 0) for z in range(len(volume))])
     return (torch.from_numpy(windows) - mean) / std
@@ -58,14 +59,14 @@ def cut_tiles(windows: Tensor, tile: int) -> Tensor:
 
 @torch.no_grad()
 def bare(network: nn.Module, tiles: Tensor, batch: int) -> None:
-    """Run every tile through the network, and nothing else."""
+    """Run every tile through the network."""
     for chunk in torch.split(tiles, batch):
         network(chunk.contiguous(memory_format=torch.channels_last))
 
 
 @torch.no_grad()
 def monai(network: nn.Module, windows: Tensor, inferer: SlidingWindowInferer) -> None:
-    """Segment each slice by MONAI's sliding window."""
+    """Segment each slice with MONAI's sliding window."""
     for window in windows:
         inferer(window[None], network).argmax(1)
 
@@ -82,11 +83,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--volume", help="a volume of your own; by default the MNI152 template")
-    parser.add_argument("--slices", type=int, default=32, help="from the middle of the volume")
+    parser.add_argument("--volume", help="a volume; by default the MNI152 template")
+    parser.add_argument(
+        "--slices", type=int, default=32, help="number of slices from the middle of the volume"
+    )
     parser.add_argument("--tile", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--weights", default="imagenet", help="of the network, as of a trained one")
+    parser.add_argument("--weights", default="imagenet", help="weights of the network, e.g. of a trained one")
     options = parser.parse_args()
 
     volume = evenslice.open_volume(options.volume) if options.volume else mni152()
@@ -131,7 +134,7 @@ def main() -> None:
                 f"{name}: median {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})",
                 flush=True,
             )
-    print(f"voxels labelled otherwise by default than in float32: {np.mean(exact != default):.4%}")
+    print(f"voxels labelled differently by default than in float32: {np.mean(exact != default):.4%}")
 
 
 if __name__ == "__main__":

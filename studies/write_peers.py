@@ -1,9 +1,9 @@
 """docs/peers.md, with its figure: what other libraries do to a pretrained stem for N slices, beside evenslice.
 
-    pip install '.[all,peers]'
+    pip install '.[all]' --group peers
     python studies/write_peers.py --shared FOLDER     # or EVENSLICE_SHARED=FOLDER; else the volume is a template of MRI
 
-The functions that run are the libraries' own. fastai comes with the extra ``peers``; to keep its many dependencies out
+The functions that run are the libraries' own. fastai comes with the dependency group ``peers``; to keep its many dependencies out
 of an environment, ``pip install --target ELSEWHERE fastai`` and ``PYTHONPATH=ELSEWHERE`` do as well. The prose is in
 ``studies/peers.md.j2``.
 """
@@ -24,13 +24,14 @@ import torch
 from paging import DOCS, shared_folder, table, versions, write_figure, write_page
 
 import evenslice
-from evenslice._core.errors import ModelError, needs_extra
-from evenslice.networks.weights import packaged_weights
+from evenslice._core.errors import ModelError
+from evenslice.networks.weight_files import packaged_weights
 from evenslice.report.audit.charts import shares_figure
 from evenslice.report.base import style
 from evenslice.report.base.wording import number, signed
 from evenslice.volumes import mni152
-from evenslice.volumes.windows import WindowGrid, fit_scaling
+from evenslice.volumes.scaling import fit_scaling
+from evenslice.volumes.windows import WindowGrid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -128,8 +129,7 @@ def smp_stem(model: nn.Module, slices: int) -> Tensor:
 
 def fastai_stem(model: nn.Module, slices: int) -> Tensor:
     """Apply fastai's rule, which ``n_in`` of its learners calls."""
-    with needs_extra("peers", "running fastai's rule"):
-        from fastai.vision.learner import _update_first_layer
+    from fastai.vision.learner import _update_first_layer
 
     changed = copy.deepcopy(model)
     _update_first_layer(changed, slices, pretrained=True)
@@ -293,8 +293,7 @@ def bias(value: float) -> str:
 
 def lost_padding(model: nn.Module) -> bool:
     """Say whether the layer that fastai puts in the place of the stem pads less than the stem did."""
-    with needs_extra("peers", "running fastai's rule"):
-        from fastai.vision.learner import _update_first_layer
+    from fastai.vision.learner import _update_first_layer
 
     changed, image = copy.deepcopy(model), torch.zeros(1, 5, 64, 64)
     _update_first_layer(changed, 5, pretrained=True)

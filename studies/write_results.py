@@ -18,29 +18,23 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 from PIL import Image
+from run_archive import ARCHIVE, unpack
 
 from evenslice._core.config_files import load_config
 from evenslice._core.staging import json_text, staged_file, staged_folder
+from evenslice._core.versions import package_versions
 from evenslice.report.base import style
-from evenslice.report.base.wording import NOTHING, interval, number, percent
+from evenslice.report.base.wording import NOTHING, interval, listed, number, percent
 from evenslice.report.study.page import draw_charts
 from evenslice.report.study.pictures import example_figure, example_panels
 from evenslice.report.study.tables import figure_groups
-from evenslice.report.study.wording import (
-    comparison_sentence,
-    difference,
-    judgement,
-    listed,
-    p_value,
-    removed_part,
-)
+from evenslice.report.study.wording import comparison_sentence, difference, judgement, p_value, removed_part
 from evenslice.results.studies import load_study
 from evenslice.studying.config import StudyConfig
 
@@ -48,7 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from evenslice.report.base.drawing import Drawing
-    from evenslice.results.studies import ArmSummary, Comparison, StudyResults
+    from evenslice.results.seeds import ArmSummary, Comparison
+    from evenslice.results.studies import StudyResults
     from evenslice.studying.config import Arm, StudyData
 
 STUDIES = Path(__file__).parent
@@ -98,6 +93,8 @@ def find_studies(folder: Path) -> list[Study]:
     studies = []
     for path in sorted(folder.glob("*/summary.json")):
         name = path.parent.name
+        if (path.parent / ARCHIVE).exists():
+            unpack(path.parent)
         file = folder / f"{name}.yaml"
         config = load_config(file, StudyConfig)
         studies.append(Study(name, _about(file), config, load_study(path.parent)))
@@ -207,7 +204,7 @@ def _loses_dice(found: Sequence[Found]) -> Iterator[Expectation]:
 
 def _largest_bias(item: Found) -> float:
     runs = item.study.results.runs_of(item.comparison, item.arm.arm)
-    return max(run.figures["absolute_bias"] for run in runs)
+    return max(run.metrics["absolute_bias"] for run in runs)
 
 
 def _dice(item: Found) -> str:
@@ -247,12 +244,12 @@ def _result_row(arm: ArmSummary) -> list[str]:
     tested = f"{judgement(arm)} ({p_value(arm.p)})" if not math.isnan(arm.p) else NOTHING
     return [
         arm.arm,
-        interval(arm.figures["dice"]),
+        interval(arm.metrics["dice"]),
         difference(arm.differences["dice"]) if compared else NOTHING,
         tested,
-        interval(arm.figures["directional_bias"]),
+        interval(arm.metrics["directional_bias"]),
         removed_part(arm.bias_removed),
-        percent(arm.figures["mirror_disagreement"].estimate),
+        percent(arm.metrics["mirror_disagreement"].estimate),
     ]
 
 
@@ -340,18 +337,12 @@ def _training_row(training: dict[str, Any]) -> list[str]:
 
 def describe_machine() -> dict[str, Any]:
     """Say what machine this is, without names that belong to it alone."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions,
+        "versions": package_versions(PACKAGES),
     }
 
 

@@ -21,7 +21,7 @@ from paging import DOCS, shared_folder, table, versions, write_figure, write_pag
 
 import evenslice
 from evenslice._core.errors import ModelError
-from evenslice.networks.weights import packaged_weights, read_weights
+from evenslice.networks.weight_files import packaged_weights, read_weights
 from evenslice.report.base import style
 from evenslice.report.base.wording import NOTHING, interval, number, percent
 from evenslice.report.survey.charts import balance_figure
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evenslice.auditing import Survey
-    from evenslice.results.surveys import Surveyed
+    from evenslice.results.surveys import SurveyedNetwork
 
 PACKAGES = ("evenslice", "torch", "timm", "segmentation-models-pytorch", "torchvision")
 WINDOWS = 40
@@ -161,7 +161,7 @@ def survey_table(survey: Survey, names: Mapping[str, str]) -> str:
     return table(header, (_row(item, names[item.spec]) for item in survey.networks))
 
 
-def _row(item: Surveyed, name: str) -> list[str]:
+def _row(item: SurveyedNetwork, name: str) -> list[str]:
     return [
         name,
         *(share(part) for part in item.energy),
@@ -202,7 +202,7 @@ def findings(survey: Survey, names: Mapping[str, str]) -> Iterator[str]:
     yield f"{percent(min(parts))} to {percent(max(parts))} of the energy is chromatic: no gray image ever meets it."
 
 
-def _red(networks: Sequence[Surveyed]) -> int:
+def _red(networks: Sequence[SurveyedNetwork]) -> int:
     return sum(item.energy[0] > item.energy[2] for item in networks)
 
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError
-from evenslice.auditing.attribution import METHODS, Mirrored, attribute, parse_target
+from evenslice.auditing.attribution import Mirrored, attribute
+from evenslice.auditing.methods import METHODS
+from evenslice.auditing.targets import parse_target
 
 GRADIENTS = [
     "gradient",
@@ -186,8 +187,8 @@ def test_a_regression_is_explained_by_its_sum():
     ("options", "message"),
     [
         ({"method": "gradeint"}, "did you mean 'gradient'"),
-        ({"target": 5}, "target 5: the network has the classes 0 to 1"),
-        ({"target": "labels"}, "give one with --labels"),
+        ({"target": 5}, "target 5: the network only has the classes 0 to 1"),
+        ({"target": "labels"}, "give them as labels"),
         ({"target": "labels", "labels": torch.full((1, 4, 4), 7)}, "values from 7 to 7"),
     ],
 )

@@ -8,7 +8,7 @@ from torch import nn
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference.ready_network import choose_dtype
-from evenslice.volumes.windows import Scaling
+from evenslice.volumes.scaling import Scaling
 
 
 class Linear(nn.Module):
@@ -85,15 +85,15 @@ def test_one_slice_has_nothing_to_judge(texture):
 def test_an_audit_stops_when_it_knows_enough_and_says_so(texture):
     network = Linear(1.0, 2.0, 1.0)
     early = evenslice.audit(network, texture, dtype="float32")
-    assert early.run["stopped"] == "precision reached"
-    assert len(early.measurements.volume) < early.run["windows_available"]
+    assert early.run.stopped == "precision reached"
+    assert len(early.measurements.volume) < early.run.windows_available
     squares = Squares(3.0, 2.0, 1.0)
     limited = evenslice.audit(squares, texture, dtype="float32", precision=1e-12, max_windows=50)
-    assert limited.run["stopped"] == "limit reached"
+    assert limited.run.stopped == "limit reached"
     assert len(limited.measurements.volume) == 50
     whole = evenslice.audit(squares, texture, dtype="float32", precision=1e-12)
-    assert whole.run["stopped"] == "all windows used"
-    assert len(whole.measurements.volume) == whole.run["windows_available"] == 46 * 4
+    assert whole.run.stopped == "all windows used"
+    assert len(whole.measurements.volume) == whole.run.windows_available == 46 * 4
     places = {tuple(row) for row in whole.measurements.position}
     assert len(places) == 46 * 4
 
@@ -137,7 +137,7 @@ def test_several_volumes_are_visited_in_turn(texture):
     found = evenslice.audit(Linear(3.0, 2.0, 1.0), [texture, texture[:20]], dtype="float32")
     first = found.measurements.volume[:20]
     assert np.bincount(first).tolist() == [10, 10]
-    assert len(found.run["volumes"]) == 2
+    assert len(found.run.volumes) == 2
 
 
 def test_examples_show_what_the_network_saw(texture):
@@ -165,7 +165,7 @@ def test_labels_as_target(texture):
 
 def test_a_step_between_slices(texture):
     found = evenslice.audit(Linear(3.0, 2.0, 1.0), texture, step=4, dtype="float32")
-    assert found.run["windows_available"] == (48 - 8) * 4
+    assert found.run.windows_available == (48 - 8) * 4
     assert found.verdict == "biased"
 
 
@@ -188,16 +188,16 @@ def test_bfloat16_is_used_only_where_it_gives_the_same_shares(texture):
             return torch.cat([logit, -logit], dim=1)
 
     background = evenslice.audit(Threshold(), np.full((48, 40, 40), 0.5), intensity=(0, 1), device="cpu")
-    assert background.run["dtype"] == "float32"
+    assert background.run.dtype == "float32"
     np.testing.assert_allclose([s.estimate for s in background.shares], [1 / 3] * 3, atol=0.01)
-    assert evenslice.audit(Threshold(), texture, intensity=(0, 1), device="cpu").run["dtype"] == "bfloat16"
+    assert evenslice.audit(Threshold(), texture, intensity=(0, 1), device="cpu").run.dtype == "bfloat16"
 
 
 def test_bfloat16_agrees_with_float32(texture):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
     exact, fast = (evenslice.audit(network, texture, dtype=dtype) for dtype in ("float32", "bfloat16"))
-    assert fast.run["dtype"] == "bfloat16"
+    assert fast.run.dtype == "bfloat16"
     for a, b in zip(exact.shares, fast.shares, strict=True):
         assert a.estimate == pytest.approx(b.estimate, abs=0.002)
 
@@ -207,7 +207,7 @@ def test_bfloat16_agrees_with_float32(texture):
     [
         ({"slices": 4}, ConfigError, "slices = 4"),
         ({"slices": 51}, VolumeError, "has 48 slices, fewer than the 51"),
-        ({"slices": 5}, ModelError, "refuses windows of shape"),
+        ({"slices": 5}, ModelError, "rejects windows of shape"),
         ({"tolerance": 0}, ConfigError, "tolerance = 0"),
         ({"precision": 0}, ConfigError, "precision = 0"),
         ({"batch": 0}, ConfigError, "batch = 0"),
@@ -219,8 +219,8 @@ def test_bfloat16_agrees_with_float32(texture):
         ({"labels": np.zeros((48, 40, 39), np.uint8), "target": "labels"}, VolumeError, "labels of shape"),
         ({"labels": np.zeros((48, 40, 40)), "target": "labels"}, VolumeError, "labels of type float64"),
         ({"scalings": [Scaling(0, 1)], "fill": 0}, ConfigError, "no effect beside scalings"),
-        ({"labels": [], "target": "labels"}, ConfigError, "no volume was given"),
-        ({"target": "labels"}, ConfigError, "--labels"),
+        ({"labels": [], "target": "labels"}, ConfigError, "no volume given"),
+        ({"target": "labels"}, ConfigError, "give labels and target='labels'"),
     ],
 )
 def test_a_wrong_option_is_refused(texture, options, error, message):
@@ -233,7 +233,7 @@ def test_a_gpu_is_used_where_there_is_one(texture):
     if not torch.cuda.is_available():
         pytest.skip("no GPU on this machine")
     found = evenslice.audit(Linear(3.0, 2.0, 1.0), texture)
-    assert found.run["device"].startswith("cuda")
+    assert found.run.device.startswith("cuda")
     assert found.verdict == "biased"
 
 
@@ -242,6 +242,6 @@ def test_scalings_known_from_training_are_used(texture):
     fixed = evenslice.audit(network, [texture, texture], intensity=(0.2, 0.7), dtype="float32")
     known = [evenslice.Scaling(0.2, 0.7), evenslice.Scaling(0.1, 0.9)]
     given = evenslice.audit(network, [texture, texture], scalings=known, dtype="float32")
-    assert [volume["intensity"] for volume in given.run["volumes"]] == [[0.2, 0.7], [0.1, 0.9]]
+    assert [volume.intensity for volume in given.run.volumes] == [(0.2, 0.7), (0.1, 0.9)]
     of_first = given.examples.volume == 0
     assert np.array_equal(given.examples.images[of_first], fixed.examples.images[of_first])

@@ -14,8 +14,9 @@ import evenslice
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
 from evenslice.auditing.documents import Survey
 from evenslice.cli import app as cli
+from evenslice.results.audits import AuditedVolume
 from evenslice.results.intervals import Interval
-from evenslice.results.surveys import Surveyed
+from evenslice.results.surveys import SurveyedNetwork, SurveyRun
 
 NETWORKS = """
 import torch
@@ -208,7 +209,7 @@ def test_efficientnet_lite_has_the_energies_that_are_known_of_it(survey):
 @pytest.mark.parametrize(
     ("names", "options", "error", "message"),
     [
-        ((), {}, ConfigError, "no network to survey"),
+        ((), {}, ConfigError, "no network given"),
         (("fair", "before"), {"weights": "w.pt"}, ConfigError, "a file fits one network, not 2"),
         (("fair", "before"), {"weights": ["none"]}, ConfigError, "1 weights for 2 networks"),
         (("fair",), {"windows": 1}, ConfigError, "windows = 1: at least 2"),
@@ -277,8 +278,8 @@ def test_the_report_is_drawn_again_from_what_was_written(survey, tmp_path, capsy
         ("[]", "."),
         ('{"format": 9, "networks": []}', "this version reads format 1"),
         ('{"format": 1, "networks": [{"spec": "x"}]}', "'weights'"),
-        ('{"format": 1, "networks": 3}', "not iterable"),
-        ('{"format": 1, "networks": []}', "no network in it"),
+        ('{"format": 1, "networks": 3}', "3 is not of type"),
+        ('{"format": 1, "networks": []}', "no network that was measured"),
     ],
 )
 def test_what_is_no_survey_is_refused_in_one_line(tmp_path, text, reason):
@@ -295,7 +296,7 @@ def test_what_is_no_survey_is_refused_in_one_line(tmp_path, text, reason):
 def make(spec, bias, **values):
     known = Interval(bias, bias - 0.1, bias + 0.1)
     shares = tuple(Interval(share, share, share) for share in (0.3, 0.5, 0.2))
-    return Surveyed(
+    return SurveyedNetwork(
         **{
             "spec": spec,
             "weights": "none",
@@ -319,9 +320,11 @@ def test_the_page_shows_every_network_and_lets_nothing_in(tmp_path):
     networks = (
         make(HOSTILE, -0.4, origin=HOSTILE),
         make("timm:net", 0.25),
-        Surveyed("x:y", HOSTILE, error=HOSTILE),
+        SurveyedNetwork("x:y", HOSTILE, error=HOSTILE),
     )
-    path = Survey(networks, {"command": HOSTILE, "volumes": [{"path": HOSTILE}]}).to_html(tmp_path / "r.html")
+    path = Survey(networks, SurveyRun(command=HOSTILE, volumes=(AuditedVolume(path=HOSTILE),))).to_html(
+        tmp_path / "r.html"
+    )
     page = Page(path.read_text(encoding="utf-8"))
     text = plain(" ".join(page.text))
     assert "script" not in page.tags
@@ -331,13 +334,13 @@ def test_the_page_shows_every_network_and_lets_nothing_in(tmp_path):
     assert "3 networks: 2 biased, 1 failed." in text
     assert "0.250 [0.150, 0.350]" in text
     assert re.search(r"red 0\.200\s+green 0\.700\s+blue 0\.100", text)
-    assert "all of it random" in text
+    assert "all weights random" in text
 
 
 def test_a_page_of_many_networks_says_how_many_the_chart_leaves_out(tmp_path):
     networks = tuple(make(f"timm:net{i}", 0.9 - 0.01 * i) for i in range(62))
     text = plain(" ".join(Page(Survey(networks).to_html(tmp_path / "r.html").read_text()).text))
-    assert "The 60 that lean most are shown; 2 more are in the table below." in text
+    assert "The 60 most biased networks are shown; 2 more are in the table below." in text
     assert text.count("timm:net61") == 1
 
 

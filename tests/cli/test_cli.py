@@ -284,7 +284,7 @@ BAD = [
     (["--volume", "good.tif", "--weights", "pickled.pt"], r"pickled.pt.*pickle"),
     (["--volume", "good.tif", "--weights", "good.tif"], r"good.tif"),
     (["--volume", "good.tif", "--weights", "junk.pt"], r"junk.pt"),
-    (["--volume", "good.tif", "--mean", "half"], r"--mean half: numbers"),
+    (["--volume", "good.tif", "--mean", "half"], r"--mean': half: numbers"),
     (["--volume", "good.tif", "--std", "1,2"], r"std"),
     (
         ["--volume", "good.tif", "--labels", "short_labels.tif", "--target", "labels"],

@@ -3,7 +3,7 @@
 import pytest
 
 from evenslice._core import cluster as distributing
-from evenslice._core.cluster import finished, in_order, open_cluster
+from evenslice._core.cluster import map_as_finished, map_in_order, open_cluster
 from evenslice._core.errors import ConfigError, EvensliceError
 
 
@@ -17,11 +17,11 @@ def test_clusters_are_asked_for_rightly(monkeypatch):
         with pytest.raises(EvensliceError, match=message), open_cluster(**options_):
             pass
     with open_cluster() as client:
-        assert list(finished(str, [3, 1], client)) == [(3, "3"), (1, "1")]
+        assert list(map_as_finished(str, [3, 1], client)) == [(3, "3"), (1, "1")]
 
 
 class Growing:
-    """A client whose cluster gets a worker more with each question, and loses all but one after the fifth."""
+    """A client whose cluster gains a worker with each request, and loses all but one after the fifth."""
 
     def __init__(self):
         self.asked, self.ahead, self.most = 0, 0, []
@@ -47,7 +47,7 @@ class Pending:
 
 def test_workers_that_come_and_go_are_counted():
     client = Growing()
-    assert list(in_order(str, range(20), client)) == [str(item) for item in range(20)]
+    assert list(map_in_order(str, range(20), client)) == [str(item) for item in range(20)]
     assert client.most == [2, 4, 6, 8, 10, 9, 8, 7, 6, 5, 4, 3, *[2] * 7, 1]
 
 
@@ -56,7 +56,7 @@ def test_every_worker_has_what_items_have_in_common_before_it_starts():
     with open_cluster(workers=2) as client:
         (common,) = distributing._send(client, (10,))
         assert len(client.who_has([common])[common.key]) == 2
-        assert list(in_order(pow, [2, 3, 4], client, common=10)) == [1024, 59049, 1048576]
+        assert list(map_in_order(pow, [2, 3, 4], client, common=10)) == [1024, 59049, 1048576]
 
 
 def load():
@@ -73,6 +73,6 @@ class Unknown:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_a_cluster_cannot_load_is_told_in_one_line():
-    message = r"the cluster cannot load what it is sent \(ModuleNotFoundError: No module named 'mine'\); what is yours"
+    message = r"the cluster cannot load what it is sent \(ModuleNotFoundError: No module named 'mine'\); your own code"
     with open_cluster(workers=1) as client, pytest.raises(ConfigError, match=message):
-        list(in_order(pow, [2], client, common=Unknown()))
+        list(map_in_order(pow, [2], client, common=Unknown()))

@@ -1,7 +1,7 @@
 import pytest
 
 from evenslice._core import errors
-from evenslice._core.errors import EvensliceError, MissingExtraError, nearest, needs_extra
+from evenslice._core.errors import EvensliceError, MissingExtraError, did_you_mean, needs_extra, reason
 
 
 def test_every_error_hangs_under_the_root_and_stands_in_the_documented_tree():
@@ -26,7 +26,13 @@ def test_a_missing_extra_is_an_import_error_too():
 
 def test_long_lists_are_cut_to_the_nearest():
     known = [f"network_{i}" for i in range(100)] + ["uniform"]
-    text = nearest("unifrm", known)
+    text = did_you_mean("unifrm", known)
     assert text.startswith("did you mean 'uniform'?")
     assert text.endswith("(101 in all)")
     assert len(text) < 200
+
+
+def test_a_reason_is_one_short_printable_line():
+    assert reason(ValueError("\n\tbad \x1b[31m\nsecond line")) == "bad ?[31m"
+    assert reason(RuntimeError()) == "RuntimeError"
+    assert len(reason(ValueError("x" * 1000))) == 300

@@ -25,7 +25,7 @@ def test_an_error_leaves_nothing_behind(tmp_path):
 
 def test_a_file_is_replaced_only_by_force(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(OutputError, match="exists; .*--force"), staged_file(tmp_path / "a.txt"):
+    with pytest.raises(OutputError, match="exists; .*force"), staged_file(tmp_path / "a.txt"):
         pass
     with staged_file(tmp_path / "a.txt", force=True) as beside:
         beside.write_text("new")
@@ -41,7 +41,7 @@ def test_results_replace_results_only_by_force_and_leave_other_files(tmp_path):
     (tmp_path / "figures").mkdir()
     for name in ("notes.txt", "audit.old.json", "figures/old.svg", "figures/thesis.tex"):
         (tmp_path / name).write_text("old")
-    with pytest.raises(OutputError, match=r"holds another result \(audit.old.json\).*--force"):
+    with pytest.raises(OutputError, match=r"holds another result \(audit.old.json\).*force"):
         with staged_folder(tmp_path, PATTERNS):
             pass
     with staged_folder(tmp_path, PATTERNS, force=True) as folder:

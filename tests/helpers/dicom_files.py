@@ -9,7 +9,7 @@ AXIAL = (1, 0, 0, 0, 1, 0)
 
 
 def dataset(pixels, *, storage=CTImageStorage, **fields):
-    """A file of one image, or of several frames."""
+    """Return a file with one image or several frames."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = storage
     meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -38,7 +38,7 @@ def save(file, path):
 def write_series(
     folder, stack, *, gap=3.0, pixel=(0.7, 0.5), origin=(-10, 20, 30), orientation=AXIAL, order=None, **fields
 ):
-    """Write a stack, one file a slice, named against the order in space.
+    """Write a stack, one file per slice, named against the order in space.
 
     Returns:
         The paths in the order in space.
@@ -61,7 +61,7 @@ def write_series(
 
 
 def enhanced(stack, *, gap=3.0, pixel=(0.7, 0.5), slopes=None):
-    """A file that holds a stack as frames, each with a place of its own."""
+    """Return a file with a stack of frames, each with its own position."""
     file = dataset(stack, storage=EnhancedMRImageStorage, SeriesInstanceUID=generate_uid(), Modality="MR")
     shared, measures, tilt = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing = list(pixel)

@@ -57,7 +57,7 @@ class Seed:
 
     @contextmanager
     def damaged(self, damage: Callable[[bytes], bytes], chance: random.Random) -> Iterator[None]:
-        """Damage a file for the length of a block."""
+        """Damage a file in a context."""
         file = chance.choice(self.files)
         content = file.read_bytes()
         inside = chance.random() < 0.6
@@ -166,7 +166,7 @@ def _ome_zarr(folder: Path) -> Iterator[Seed]:
 
 
 def _edit_json(content: bytes, chance: random.Random) -> bytes:
-    """Change one to three values in a JSON document to what stands in none."""
+    """Change one to three values in a JSON document to invalid ones."""
     document = json.loads(content)
     for _ in range(chance.choice((1, 1, 2, 3))):
         places = list(_places(document))
@@ -190,7 +190,7 @@ _ODD_VALUES = (
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every holder and key of a value in a JSON document."""
+    """Yield the container and key of every value in a JSON document."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield value, key
@@ -276,7 +276,7 @@ def _png(folder: Path) -> Iterator[Seed]:
 
 
 def _with_checksums(content: bytes) -> bytes:
-    """Make the checksums of a PNG file right again, so that damage gets past them."""
+    """Correct the checksums of a PNG file, so that damage is not detected by them."""
     result, position = content[:8], 8
     while position + 12 <= len(content):
         length = struct.unpack(">I", content[position : position + 4])[0]

@@ -1,4 +1,4 @@
-"""Opens damaged volumes by the thousand: each opens and reads, or is refused in one line; none hangs, crashes or hoards.
+"""Open thousands of damaged volumes: each must be read or refused in one line, without a hang, crash or excess of memory.
 
     python tests/helpers/fuzz_volumes.py                        # 2,000 damaged files of each format
     python tests/helpers/fuzz_volumes.py --format hdf5 --count 500 --seed 7
@@ -68,7 +68,7 @@ _TEXTS = (
 
 @dataclass
 class Finding:
-    """A file that was not handled as it should be."""
+    """A file that was not handled correctly."""
 
     format: str
     number: int
@@ -79,7 +79,7 @@ class Finding:
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:
-    """Return content with one to four pieces of damage."""
+    """Return content with one to four defects."""
     for _ in range(chance.choice((1, 1, 1, 2, 2, 3, 4))):
         content = chance.choice(_KINDS_OF_DAMAGE)(bytearray(content), chance)
     return content
@@ -121,7 +121,7 @@ def _set_text(content, chance):
 
 
 def _grow_digits(content, chance):
-    """Change a number that is written as text."""
+    """Change a number in a text."""
     digits = [position for position in range(min(len(content), 4096)) if chr(content[position]).isdigit()]
     if digits:
         start = chance.choice(digits)
@@ -177,7 +177,7 @@ _KINDS_OF_DAMAGE = (
 
 
 def work(name: str, seed: int, first: int, count: int) -> None:
-    """Open damaged files and print one line of JSON for each; the last act of the process."""
+    """Open damaged files and print one line of JSON for each; the main function of the process."""
     from evenslice._core.errors import EvensliceError
     from evenslice.volumes.read import hdf5_labels, nifti, raw
 
@@ -214,7 +214,7 @@ def work(name: str, seed: int, first: int, count: int) -> None:
 
 
 def _judge(error: BaseException) -> str:
-    """Say whether an error is one that a user should see."""
+    """Return whether an error is one that a user should see."""
     text = str(error)
     if "\n" in text or not text or len(text) > 4000:
         return f"message of several lines or none: {text[:200]!r}"
@@ -227,7 +227,7 @@ def _judge(error: BaseException) -> str:
 
 
 def _look(item: fuzz_seeds.Seed) -> None:
-    """Open a volume, and read of it what fits into memory."""
+    """Open a volume, and read as much of it as fits into memory."""
     from evenslice.volumes.opening import open_volume
 
     volume = open_volume(item.path, **item.options)
@@ -255,7 +255,7 @@ def fuzz(name: str, count: int, seed: int = 0, first: int = 0) -> tuple[dict[str
 
 
 def _batch(name: str, seed: int, first: int, end: int, tally: dict[str, int], findings: list[Finding]) -> int:
-    """Run one process until it is done, or has to be replaced; return the next number."""
+    """Run one process until it is done or must be replaced; return the next number."""
     command = [
         sys.executable,
         __file__,
@@ -319,13 +319,13 @@ def _count(name: str, said: dict, tally: dict[str, int], findings: list[Finding]
 
 
 class _Lines:
-    """Lines of a pipe, with a limit of time for each."""
+    """Lines of a pipe, with a time limit for each."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._rest = descriptor, b""
 
     def next(self, limit: float) -> bytes | None:
-        """Return the next line, nothing at the end, None if it does not come in time."""
+        """Return the next line, "" at the end, None after the time limit."""
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._descriptor], [], [], max(limit - time.monotonic(), 0))
             if not ready:
@@ -339,7 +339,7 @@ class _Lines:
 
 
 def main() -> None:
-    """Fuzz the formats that were asked for, print what came of it, and exit with 1 if anything was found."""
+    """Fuzz the given formats, print the results, and exit with status 1 if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--format", action="append", choices=fuzz_seeds.FORMATS, help="by default all of them"

@@ -21,5 +21,5 @@ def script(name):
         yield module
     finally:
         sys.path.remove(str(STUDIES))
-        for other in {name, "paging"} - known:
+        for other in {name, "paging", "run_archive"} - known:
             sys.modules.pop(other, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice.auditing.documents import Audit
-from evenslice.results.asymmetry import Asymmetry, Measurements, Verdict
-from evenslice.results.audits import Examples, StemKernels
+from evenslice.networks.stem_kernels import StemKernels
+from evenslice.results.asymmetry import Asymmetry, Verdict
+from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows, StemShape
 from evenslice.results.intervals import Interval
+from evenslice.results.measurements import Measurements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,35 +53,38 @@ def make_audit(
         mirror_disagreement=np.full(windows, 0.12 if shares[0] != shares[-1] else 0.0),
     )
     kernels = tuple(_kernels(f"encoder.stem_{i}", shares) for i in range(stems))
-    described = [{"name": item.name, "shape": list(item.after.shape)} for item in kernels]
     return Audit(
         name=name,
         statistics=_statistics(measurements),
         measurements=measurements,
         examples=_examples(shares, examples, size),
         kernels=kernels,
-        run=RUN | {"strategy": name, "slices": len(shares), "stems": described} | (run or {}),
+        run=replace(
+            RUN,
+            strategy=name,
+            slices=len(shares),
+            stems=tuple(StemShape(item.name, item.after.shape) for item in kernels),
+            **(run or {}),
+        ),
     )
 
 
-RUN: dict[str, Any] = {
-    "step": 1,
-    "method": "gradient",
-    "target": "predicted",
-    "precision": 0.01,
-    "windows_available": 1683,
-    "stopped": "precision",
-    "tile": [192, 224],
-    "seed": 0,
-    "device": "cpu",
-    "scaling": {"mean": 0.5, "std": 0.5},
-    "model": {"spec": "smp:Unet/tu-tf_efficientnet_lite0", "weights": "imagenet", "sha256": "9f86d081" * 8},
-    "volumes": [{"path": "brain.nii.gz", "shape": [189, 233, 197], "sha256": "60303ae2" * 8}],
-    "command": "evenslice audit --model smp:Unet/tu-tf_efficientnet_lite0 --weights imagenet --volume brain.nii.gz",
-    "versions": {"evenslice": "0.1.0", "torch": "2.9.0", "timm": "1.0.15"},
-    "created": "2025-06-01T12:00:00+00:00",
-    "seconds": 41.3,
-}
+RUN = AuditRun(
+    method="gradient",
+    target="predicted",
+    precision=0.01,
+    windows_available=1683,
+    stopped="precision reached",
+    tile=(192, 224),
+    device="cpu",
+    scaling={"mean": 0.5, "std": 0.5},
+    model={"spec": "smp:Unet/tu-tf_efficientnet_lite0", "weights": "imagenet", "sha256": "9f86d081" * 8},
+    volumes=(AuditedVolume(path="brain.nii.gz", shape=(189, 233, 197), fingerprint="60303ae2" * 8),),
+    command="evenslice audit --model smp:Unet/tu-tf_efficientnet_lite0 --weights imagenet --volume brain.nii.gz",
+    versions={"evenslice": "0.1.0", "torch": "2.9.0", "timm": "1.0.15"},
+    created="2025-06-01T12:00:00+00:00",
+    seconds=41.3,
+)
 
 
 def _leaning(shares: Sequence[float], lean: Floats, random: np.random.Generator) -> Floats:
@@ -137,7 +143,7 @@ def _statistics(measured: Measurements, tolerance: float = 0.05) -> Asymmetry:
     )
 
 
-def _examples(shares: Sequence[float], count: int, size: int) -> Examples:
+def _examples(shares: Sequence[float], count: int, size: int) -> ExampleWindows:
     """Make windows of drifting blobs under grain, and saliency that sits on the blobs' edges."""
     random = np.random.default_rng(1)
     slices = len(shares)
@@ -152,7 +158,7 @@ def _examples(shares: Sequence[float], count: int, size: int) -> Examples:
     position = np.array([[8 + 20 * i, 0, 32 * (i % 3)] for i in range(count)], dtype=np.int64).reshape(
         count, 3
     )
-    return Examples(
+    return ExampleWindows(
         volume=np.zeros(count, dtype=np.int64),
         position=position,
         images=images[:count],

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice._core.staging import json_text
-from evenslice.results.seeds import FIGURES, SALIENCY_PERCENTILES, summarize_runs
+from evenslice.results.seeds import METRICS, SALIENCY_PERCENTILES, summarize_runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ def make_study(
         "finished": len(records),
         "failed": list(failed),
         "baseline": baseline,
-        "comparisons": summarize_runs(records, baseline=baseline, margin=0.01),
+        "comparisons": [item.to_dict() for item in summarize_runs(records, baseline=baseline, margin=0.01)],
     }
     (folder / "summary.json").write_text(json_text(summary), encoding="utf-8")
     (folder / "config.yaml").write_text("seeds: [0, 1, 2]\nslices: 3\ntraining:\n  steps: 300\n")
@@ -96,7 +96,7 @@ def _record(
         "mirror_error": 3 * abs(found) + 2e-7,
         "mirror_disagreement": abs(found) / 5,
     }
-    assert set(figures) == set(FIGURES)
+    assert set(figures) == set(METRICS)
     return {
         **labels,
         "key": key,

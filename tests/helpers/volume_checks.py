@@ -10,7 +10,7 @@ from evenslice.volumes.opening import open_volume
 
 
 def same(volume, array):
-    """Check shape, type, the whole, and a window in the middle."""
+    """Check shape, data type, all voxels, and a window in the middle."""
     assert volume.shape == array.shape
     assert volume.dtype == array.dtype.newbyteorder("=")
     whole = volume[...]
@@ -22,7 +22,7 @@ def same(volume, array):
 
 
 def fails(path, pattern, error=errors.VolumeError, **options):
-    """Check that opening (or else reading) gives one line that starts with the path."""
+    """Check that opening or reading raises a one-line error that starts with the path."""
     with pytest.raises(error) as caught:
         open_volume(path, **options)[...]
     message = str(caught.value)

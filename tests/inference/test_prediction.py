@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
@@ -13,7 +12,8 @@ from evenslice.inference import prediction as predicting
 from evenslice.inference.prediction import class_logits, predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.windows import Scaling, slice_indices
+from evenslice.volumes.scaling import Scaling
+from evenslice.volumes.windows import slice_indices
 
 
 class Weighted(nn.Module):

@@ -17,7 +17,7 @@ from torch import nn
 from evenslice import segment
 from evenslice._core.errors import ConfigError, OutputError, VolumeError
 from evenslice.cli import app as cli
-from evenslice.inference import segmentation as segmenting
+from evenslice.inference import segmentation, segmentation_job
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.networks.outputs import predicted_classes
@@ -25,7 +25,7 @@ from evenslice.neutralizing.network_files import save_network
 from evenslice.neutralizing.neutralization import neutralize
 from evenslice.training.segmenter import load_segmenter
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.windows import fit_scaling
+from evenslice.volumes.scaling import fit_scaling
 
 
 def network(classes=3, slices=3):
@@ -55,9 +55,9 @@ def image(tmp_path):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of two slices, of a quarter of the plane."""
-    monkeypatch.setattr(segmenting, "CHUNK", 32)
-    monkeypatch.setattr(segmenting, "LARGEST_REGION", 64)
-    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 2 * 64 * 64)
+    monkeypatch.setattr(segmentation_job, "CHUNK", 32)
+    monkeypatch.setattr(segmentation_job, "LARGEST_REGION", 64)
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 64 * 64)
 
 
 def test_labels_are_those_of_the_network(tmp_path, image):
@@ -87,7 +87,7 @@ def test_blocks_and_regions_change_nothing(tmp_path, image, small_blocks):
     ],
 )
 def test_blocks_are_of_one_size_as_far_as_stored_slices_allow(length, most, unit, lengths):
-    parts = segmenting._divide(length, most, unit)
+    parts = segmentation_job._divide(length, most, unit)
     assert [part.stop - part.start for part in parts] == lengths
     assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
     assert all(part.start % unit == 0 for part in parts)
@@ -95,17 +95,17 @@ def test_blocks_are_of_one_size_as_far_as_stored_slices_allow(length, most, unit
 
 def test_what_was_done_in_blocks_of_another_size_is_done_again(tmp_path, image, monkeypatch):
     right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
-    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 2 * 70 * 90)
-    work = segmenting._segment_blocks
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
+    work = segmentation_job._segment_blocks
 
     def first(blocks, job):
         yield from islice(work(blocks, job), 1)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmenting, "_segment_blocks", first)
+        patch.setattr(segmentation_job, "_segment_blocks", first)
         segment(network(), image, tmp_path / "labels.npy", dtype="float32")
-    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 5 * 70 * 90)
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 5 * 70 * 90)
     labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     np.testing.assert_array_equal(labels[...], right)
 
@@ -116,11 +116,11 @@ def test_blocks_span_slices_that_are_stored_as_one_where_there_are_enough(
 ):
     path = tmp_path / "image.zarr"
     zarr.create_array(path, data=noise(depth, 70, 90), chunks=(4, 70, 90))
-    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 70 * 90)
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 70 * 90)
     blocks = []
-    work = segmenting._segment_blocks
+    work = segmentation_job._segment_blocks
     monkeypatch.setattr(
-        segmenting, "_segment_blocks", lambda waiting, job: blocks.extend(waiting) or work(waiting, job)
+        segmentation_job, "_segment_blocks", lambda waiting, job: blocks.extend(waiting) or work(waiting, job)
     )
     segment(network(), path, tmp_path / "labels.npy", dtype="float32")
     assert [block[0].start for block in blocks] == starts
@@ -161,15 +161,15 @@ def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, sm
             yield block
             done.append(block)
 
-    work = segmenting._segment_blocks
-    monkeypatch.setattr(segmenting, "_segment_blocks", broken)
+    work = segmentation_job._segment_blocks
+    monkeypatch.setattr(segmentation_job, "_segment_blocks", broken)
     with pytest.raises(KeyboardInterrupt):
         segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     assert not (tmp_path / "labels.npy").exists()
 
     rest = []
     monkeypatch.setattr(
-        segmenting, "_segment_blocks", lambda blocks, job: rest.extend(blocks) or work(blocks, job)
+        segmentation_job, "_segment_blocks", lambda blocks, job: rest.extend(blocks) or work(blocks, job)
     )
     labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     np.testing.assert_array_equal(labels[...], right)
@@ -183,11 +183,11 @@ def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, ima
         yield
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmenting, "_segment_blocks", nothing)
+        patch.setattr(segmentation_job, "_segment_blocks", nothing)
         segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     other = network()
     other[0].bias.add_(1)
-    with pytest.raises(OutputError, match="the beginning of a segmentation by another network"):
+    with pytest.raises(OutputError, match="unfinished segmentation by another network"):
         segment(other, image, tmp_path / "labels.npy", dtype="float32")
     labels = segment(other, image, tmp_path / "labels.npy", dtype="float32", force=True)
     right = predicted_classes(expected(other, np.load(image)), dim=0).numpy()
@@ -195,11 +195,11 @@ def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, ima
 
 
 def test_each_slice_is_read_once(tmp_path, image, monkeypatch, small_blocks):
-    monkeypatch.setattr(segmenting, "LARGEST_REGION", 128)
+    monkeypatch.setattr(segmentation_job, "LARGEST_REGION", 128)
     reads = []
     volume = open_volume(image)
-    monkeypatch.setattr(segmenting, "fit_scaling", lambda *_, **__: fit_scaling(open_volume(image)))
-    monkeypatch.setattr(segmenting, "fingerprint", lambda _: "")
+    monkeypatch.setattr(segmentation, "fit_scaling", lambda *_, **__: fit_scaling(open_volume(image)))
+    monkeypatch.setattr(segmentation_job, "fingerprint", lambda _: "")
     read = type(volume).__getitem__
 
     def noted(self, key):
@@ -216,7 +216,7 @@ def test_an_input_is_never_written_over(tmp_path, image):
     with pytest.raises(OutputError, match=r"image\.npy"):
         segment(network(), image, image, force=True)
     assert np.load(image).shape == (20, 70, 90)
-    with pytest.raises(OutputError, match="suffix"):
+    with pytest.raises(OutputError, match="cannot write '.png' files"):
         segment(network(), image, tmp_path / "labels.png")
 
 
@@ -225,20 +225,20 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_segmentation as t
-from evenslice.inference import segmentation as segmenting
-segmenting.BLOCK_VOXELS = 2 * 70 * 90
-work = segmenting._segment_blocks
+from evenslice.inference import segmentation, segmentation_job
+segmentation_job.BLOCK_VOXELS = 2 * 70 * 90
+work = segmentation_job._segment_blocks
 def slow(blocks, job):
     for block in work(blocks, job):
         yield block
         time.sleep(0.2)
-segmenting._segment_blocks = slow
+segmentation_job._segment_blocks = slow
 t.segment(t.network(), Path({image!r}), Path({out!r}), dtype="float32")
 """
 
 
 def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch):
-    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 2 * 70 * 90)
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
     right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
     out = tmp_path / "labels.npy"
     script = KILLED.format(tests=str(Path(__file__).parent), image=str(image), out=str(out))
@@ -256,9 +256,9 @@ def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch):
     assert not out.exists()
 
     seen = []
-    work = segmenting._segment_blocks
+    work = segmentation_job._segment_blocks
     monkeypatch.setattr(
-        segmenting, "_segment_blocks", lambda blocks, job: seen.extend(blocks) or work(blocks, job)
+        segmentation_job, "_segment_blocks", lambda blocks, job: seen.extend(blocks) or work(blocks, job)
     )
     labels = segment(network(), image, out, dtype="float32")
     np.testing.assert_array_equal(labels[...], right)
@@ -282,7 +282,7 @@ class Dying(nn.Module):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Dask, about the worker that died
 def test_a_killed_worker_costs_its_blocks_alone(tmp_path, image, monkeypatch):
-    monkeypatch.setattr(segmenting, "BLOCK_VOXELS", 2 * 70 * 90)
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
     right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
     flag = tmp_path / "flag"
     dying = Dying(network(), flag)
@@ -336,11 +336,11 @@ def smp_network():
 
 
 def test_a_run_and_a_network_exclude_each_other(tmp_path):
-    with pytest.raises(ConfigError, match="give --run RUN, or --model SPEC and --weights W"):
+    with pytest.raises(ConfigError, match="give run, or model and weights"):
         load_segmenter()
-    with pytest.raises(ConfigError, match="--step: the run .* states its own"):
+    with pytest.raises(ConfigError, match="step: the run .* determines it"):
         load_segmenter(tmp_path, step=2)
-    with pytest.raises(ConfigError, match="--model: the run"):
+    with pytest.raises(ConfigError, match="model: the run"):
         load_segmenter(tmp_path, "smp:Unet/resnet18")
     with pytest.raises(ConfigError, match="holds no finished run"):
         load_segmenter(tmp_path)

@@ -11,7 +11,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 import evenslice
 from evenslice._core.errors import ModelError
-from evenslice.auditing.attribution import attribute, settle_target
+from evenslice.auditing.attribution import attribute
+from evenslice.auditing.targets import resolve_target
 from evenslice.inference.ready_network import ReadyNetwork
 
 WEIGHTS = (1.0, -3.0, 4.0)
@@ -125,7 +126,7 @@ def test_planted_shares_come_through_the_default_target(texture, task):
     found = audit(Mixed(build()), texture, outputs=outputs)
     np.testing.assert_allclose(shares(found), EXPECTED, atol=1e-5)
     assert found.pairs[0].estimate == pytest.approx(0.6, abs=1e-5)
-    assert found.run["target"] == target
+    assert found.run.target == target
     assert np.isfinite(found.statistics.mirror_error.estimate)
     assert found.statistics.mirror_error.estimate > 0
     classes = target == "predicted"
@@ -177,8 +178,8 @@ def torchvision_detector(kind, threshold=0.0):
 def test_detectors_of_torchvision(texture, kind):
     found = audit(torchvision_detector(kind), texture, max_windows=4)
     np.testing.assert_allclose(shares(found), EXPECTED, atol=1e-4)
-    assert found.run["target"] == "sum"
-    assert found.run["windows_without_attribution"] == 0
+    assert found.run.target == "sum"
+    assert found.run.windows_without_attribution == 0
     assert np.isnan(found.statistics.mirror_disagreement.estimate)
 
 
@@ -215,7 +216,7 @@ def test_windows_without_a_detection_are_left_out_and_counted(method):
     )
     told = ~np.isnan(found.measurements.shares + found.measurements.mirrored_shares).any(axis=1)
     assert 0 < told.sum() < len(told)
-    assert found.run["windows_without_attribution"] == (~told).sum()
+    assert found.run.windows_without_attribution == (~told).sum()
     assert np.isfinite(found.statistics.mirror_error.estimate)
     np.testing.assert_allclose(shares(found), EXPECTED, atol=1e-5)
 
@@ -261,9 +262,9 @@ def test_a_reduction_of_ones_own_is_used_and_recorded(texture):
     network = Mixed(Apply(lambda x: {"out": torch.zeros_like(x), "depth": x[:, 0]}))
     found = audit(network, texture, outputs=depth_of)
     np.testing.assert_allclose(shares(found), EXPECTED, atol=1e-5)
-    assert found.run["outputs"] == f"{__name__}:depth_of"
-    assert found.run["target"] == "sum"
-    assert audit(Mixed(head(2)), texture).run["outputs"] is None
+    assert found.run.outputs == f"{__name__}:depth_of"
+    assert found.run.target == "sum"
+    assert audit(Mixed(head(2)), texture).run.outputs is None
 
 
 def depth_of(returned):
@@ -274,9 +275,9 @@ def depth_of(returned):
     ("outputs", "message"),
     [
         (lambda returned: returned["no"], "fails on what the network returned, dict: KeyError: 'no'"),
-        (lambda returned: returned, "returns dict; it has to return a tensor"),
-        (lambda returned: returned["depth"].sum(), r"gives \(\) for 3 windows"),
-        (lambda returned: returned["depth"][0], r"gives \(32, 32\) for 3 windows"),
+        (lambda returned: returned, "returns dict; it must return a tensor"),
+        (lambda returned: returned["depth"].sum(), r"returns \(\) for 3 windows"),
+        (lambda returned: returned["depth"][0], r"returns \(32, 32\) for 3 windows"),
     ],
 )
 def test_a_reduction_that_does_not_do_is_refused(texture, outputs, message):
@@ -312,7 +313,7 @@ def test_a_network_with_batch_norms_that_returns_classes_is_occluded(texture):
         network[0].weight.copy_(torch.tensor([[1.0, 0, 2], [0, 0, 0]])[..., None, None])
         network[0].bias.copy_(torch.tensor([-1.4, 0]))
     found = audit(network.eval(), texture, method="occlusion")
-    assert found.run["target"] == "predicted"
+    assert found.run.target == "predicted"
     assert found.shares[1].estimate == 0
     assert 0 < found.shares[0].estimate < found.shares[2].estimate
     assert np.isnan(found.statistics.mirror_error.estimate)
@@ -346,13 +347,13 @@ def test_nan_is_refused(texture):
         audit(network, texture)
 
 
-def test_targets_settle_by_what_is_returned():
-    assert settle_target(3, torch.zeros(1, 5)) == 3
-    assert settle_target("sum", torch.zeros(1, 5)) == "sum"
-    assert settle_target("auto", torch.zeros(1, 1, 4, 4, dtype=torch.long)) == "predicted"
-    assert settle_target("auto", torch.zeros(1, 5, 4, 4, 4)) == "sum"
-    with pytest.raises(ModelError, match="the network gives detections"):
-        settle_target("predicted", [{"scores": torch.zeros(1)}])
+def test_targets_are_resolved_by_what_is_returned():
+    assert resolve_target(3, torch.zeros(1, 5)) == 3
+    assert resolve_target("sum", torch.zeros(1, 5)) == "sum"
+    assert resolve_target("auto", torch.zeros(1, 1, 4, 4, dtype=torch.long)) == "predicted"
+    assert resolve_target("auto", torch.zeros(1, 5, 4, 4, 4)) == "sum"
+    with pytest.raises(ModelError, match="the network returns detections"):
+        resolve_target("predicted", [{"scores": torch.zeros(1)}])
 
 
 def test_the_sum_counts_no_classes(texture):

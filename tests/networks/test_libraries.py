@@ -83,7 +83,7 @@ def test_file_decides_the_inputs_of_a_network_that_is_not_built_for_three(tmp_pa
         ("monai:UNet/resnet18", "none", "UNet has no variants"),
         ("monai:FlexibleUNet/resnet19", "none", "no backbone 'resnet19'; did you mean 'resnet1"),
         ("monai:EfficientNetBN/efficientnet-c0", "none", "no model_name 'efficientnet-c0'; did you mean"),
-        ("monai:UNet?spatial_dims=3", "none", "spatial_dims cannot stand here"),
+        ("monai:UNet?spatial_dims=3", "none", "spatial_dims is not allowed here"),
         ("monai:UNet?nonsense=1", "none", "cannot be built .*'nonsense'"),
         ("monai:UNet", "imagenet", "efficientnet-b0 to -b7 only"),
         ("monai:DenseNet121", "imagenet", "efficientnet-b0 to -b7 only"),
@@ -276,7 +276,9 @@ def test_pickled_weights_of_a_folder_are_not_opened(folder):
     path, state = folder
     (path / "model.safetensors").unlink()
     torch.save(state, path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"holds no \.safetensors file, and evenslice opens no pickled one"):
+    with pytest.raises(
+        ModelError, match=r"holds no \.safetensors file, and evenslice does not open pickled ones"
+    ):
         build_model(f"transformers:{path}", "imagenet")
 
 
@@ -296,17 +298,17 @@ def test_weights_of_another_network_are_refused(folder):
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("vitt", "none", "no model type of transformers .* did you mean 'vit'"),
-        (".", "none", r"\. is no folder that holds a config\.json"),
+        ("vitt", "none", "nor a model type of transformers,.* did you mean 'vit'"),
+        (".", "none", r"\. is not a folder with a config\.json"),
         ("vit?nonsense=1", "none", "the configuration of vit has no 'nonsense'"),
-        ("vit?num_labels=3", "none", "num_labels cannot stand here"),
-        ("vit?trust_remote_code=true", "none", "trust_remote_code cannot stand here"),
+        ("vit?num_labels=3", "none", "num_labels is not allowed here"),
+        ("vit?trust_remote_code=true", "none", "trust_remote_code is not allowed here"),
         ("vit?task=segmentation", "none", "unknown task 'segmentation'; did you mean"),
         ("vit?task=depth-estimation", "none", "has no vit for depth-estimation; it has it for image-class"),
         ("bert?task=semantic-segmentation", "none", "has no bert for semantic-segmentation"),
         ("vit", "imagenet", "a model type has no weights"),
-        ("nvidia/mit-b0", "none", "the hub did not give it"),
-        ("nvidia/mit-b0", "imagenet", "the hub did not give it"),
+        ("nvidia/mit-b0", "none", "the hub did not provide it"),
+        ("nvidia/mit-b0", "imagenet", "the hub did not provide it"),
     ],
 )
 def test_specification_of_transformers_that_means_nothing(name, weights, message, monkeypatch, tmp_path):

@@ -1,12 +1,12 @@
 """What a network returns, reduced to its scores."""
 
-import copy
-import pickle
+import operator
 from collections import OrderedDict
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from planted import conv_bias
@@ -14,9 +14,7 @@ from torch import nn
 
 from evenslice import neutralize, record_of, untie
 from evenslice._core.errors import ModelError
-from evenslice.networks.inputs import normalization
-from evenslice.networks.outputs import Reduced, logits, predicted_classes
-from evenslice.neutralizing.stems import find_stems
+from evenslice.networks.outputs import detections, logits, predicted_classes, reduce_output
 
 
 class Named(NamedTuple):
@@ -110,55 +108,67 @@ def depth(output):
     return output["depth"]
 
 
-def test_reduced_network_stands_for_the_network():
-    network = Depths()
-    reduced = Reduced(network, depth)
-    image = torch.rand(2, 3, 8, 8)
-    assert torch.equal(logits(reduced(image)), network.body(image))
-    assert reduced.state_dict().keys() == network.state_dict().keys()
-    assert [*dict(reduced.named_modules())] == [*dict(network.named_modules())]
-    assert [*dict(reduced.named_parameters())] == [*dict(network.named_parameters())]
-    assert reduced.get_submodule("body.0") is network.body[0]
-    assert [stem.name for stem in find_stems(reduced).items] == ["body.0"]
-    network.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.2,) * 3}
-    assert normalization(reduced) == ((0.5,) * 3, (0.2,) * 3)
+def test_function_is_applied_to_what_the_network_returned():
+    network, image = Depths(), torch.rand(2, 3, 8, 8)
+    assert torch.equal(reduce_output(network(image), depth), network.body(image))
+    array = np.zeros(3)
+    assert reduce_output({"depth": array}, depth) is array
 
 
-def test_neutralizing_a_reduced_network_neutralizes_and_marks_the_network():
+def test_network_is_neutralized_with_a_function_of_its_outputs():
+    """The rules would compare "out", which depends on nothing, and so would see no error."""
     network = Depths()
-    record = neutralize(Reduced(network, depth), slices=5, tie="mirror")
-    assert record.permutation_error < 1e-5
+    with pytest.raises(ModelError, match="shape of the network's output"):
+        neutralize(network, slices=5, outputs=lambda returned: returned["depth"].sum(0))
+    assert network.body[0].weight.shape[1] == 3
+    record = neutralize(network, slices=5, tie="mirror", outputs=depth)
+    assert 0 < record.permutation_error < 1e-5
     assert record.stems == ("body.0",)
-    assert record_of(network) == record_of(Reduced(network, depth)) == record
+    assert record_of(network) == record
     window = torch.rand(1, 5, 8, 8)
     torch.testing.assert_close(network(window)["depth"], network(window.flip(1))["depth"])
-    untie(Reduced(network, depth))
+    untie(network)
     assert record_of(network).tie is None
     assert network.body[0].weight.shape[1] == 5
 
 
-def test_reduced_network_is_copied_sent_and_loaded(tmp_path):
-    network = Reduced(Depths(), depth)
-    image = torch.rand(1, 3, 8, 8)
-    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):  # noqa: S301  # its own pickle
-        assert torch.equal(other(image), network(image))
-    around, other = nn.ModuleDict({"inside": network}), nn.ModuleDict({"inside": Reduced(Depths(), depth)})
-    with torch.no_grad():
-        network.model.body[0].weight.add_(1)
-    other.load_state_dict(around.state_dict())
-    assert torch.equal(other["inside"](image), network(image))
-    third = Reduced(Depths(), depth)
-    third.load_state_dict(network.state_dict())
-    assert torch.equal(third(image), network(image))
-    replaced = nn.Conv2d(3, 8, 1)
-    network.set_submodule("body.0", replaced)
-    assert network.model.body[0] is replaced
+def test_broken_promise_shows_in_the_outputs_of_the_function():
+    """The network reads the image beside its stem, in an output that the rules do not look at."""
+
+    class Leaking(Depths):
+        def forward(self, image):
+            return {"out": self.body(image), "depth": self.body(image) + image.square()[:, :1]}
+
+    assert neutralize(Leaking(), slices=3).permutation_error < 1e-5
+    with pytest.raises(ModelError, match="promises: reversing the slices changes its output"):
+        neutralize(Leaking(), slices=3, outputs=depth)
 
 
-def test_function_that_gives_no_tensor_is_named():
-    network = Reduced(Depths(), dict)
-    with pytest.raises(ModelError, match="the function dict for the outputs of Depths returned dict"):
-        network(torch.rand(1, 3, 8, 8))
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (dict, "outputs='builtins:dict' returns dict; it must return a tensor"),
+        (
+            operator.itemgetter("no"),
+            "outputs='itemgetter' fails on what the network returned, dict: KeyError: 'no'",
+        ),
+    ],
+)
+def test_function_that_gives_no_tensor_is_named(function, message):
+    with pytest.raises(ModelError, match=message):
+        neutralize(Depths(), outputs=function)
+
+
+@pytest.mark.parametrize(
+    "output", [SCORES, {"scores": OTHER}, [], [SCORES, {"scores": OTHER}], None, Named(SCORES, OTHER)]
+)
+def test_only_a_list_of_mappings_is_the_output_of_a_detector(output):
+    assert detections(output) is None
+
+
+@pytest.mark.parametrize("output", [[{"scores": OTHER}], ({"boxes": OTHER}, {})])
+def test_detections_come_one_mapping_an_image(output):
+    assert detections(output) is output
 
 
 def test_predicted_classes_of_one_channel_of_several_and_of_class_numbers():

@@ -260,7 +260,7 @@ def test_neutralize_leaves_files_alone(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(timm.create_model("test_resnet").state_dict(), path)
     before = path.read_bytes()
-    with pytest.raises(OutputError, match="holds the weights to read"):
+    with pytest.raises(OutputError, match="is the file of weights to read"):
         neutralize_file("timm:test_resnet", str(path), path, force=True)
     with pytest.raises(OutputError, match="written as .safetensors"):
         neutralize_file("timm:test_resnet", str(path), tmp_path / "out.pt")
@@ -303,7 +303,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"slices": 5}, "was saved with slices 3, not 5; leave slices out"),
+        ({"slices": 5}, "was saved with slices 3, not 5; leave out slices,"),
         ({"strategy": "center"}, "was saved with strategy uniform, not center"),
         ({"classes": 2}, "was saved with classes 3, not 2"),
         ({"tie": "mirror"}, "was saved untied"),
@@ -363,6 +363,22 @@ def test_file_that_lacks_a_part(saved):
     save_file(state, saved, {"evenslice": json.dumps(document)})
     with pytest.raises(ModelError, match="lacks the network's fc"):
         load_network("timm:test_resnet", str(saved))
+
+
+def test_file_whose_bias_has_another_shape(saved):
+    """The library's stem has no bias; the network, not the file, says what shape one may have."""
+    document, state = saved_record(saved), load_file(saved)
+    state["conv1.0.bias"] = torch.zeros(3)
+    save_file(state, saved, {"evenslice": json.dumps(document)})
+    with pytest.raises(ModelError, match=r"conv1.0.bias is \(3,\), not"):
+        load_network("timm:test_resnet", str(saved))
+
+
+def test_saved_network_is_not_neutralized_again(saved, monkeypatch):
+    monkeypatch.setattr(checkpoints, "neutralize", None)
+    loaded = checkpoints.load_network("timm:test_resnet", str(saved))
+    assert loaded.record == record_of(loaded.model)
+    assert loaded.source.classes == 3
 
 
 # Stems that were replaced, and the mixer

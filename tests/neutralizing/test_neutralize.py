@@ -6,8 +6,7 @@ import pickle
 import planted
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from planted import IMAGENET, unequal
 from torch import nn
 
@@ -536,7 +535,7 @@ def test_a_hidden_second_read_is_found_out(strategy):
     model = planted.SecondRead().train()
     before = snapshot(model)
     with pytest.raises(
-        ModelError, match=r"reversing the slices changes its output by .* beside body.0 \(Conv2d\)"
+        ModelError, match=r"reversing the slices changes its output by .* besides body.0 \(Conv2d\)"
     ):
         neutralize(model, strategy=strategy, **IMAGENET)
     assert_same(model, before)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from evenslice._core.errors import ModelError
-from evenslice.networks.dry_runs import undisturbed
+from evenslice.networks.dry_runs import exact_evaluation
 from evenslice.neutralizing.probing import interior, probe
 from evenslice.neutralizing.stems import find_stems
 
@@ -186,7 +186,7 @@ def test_undisturbed_restores_modes_precision_and_randomness():
     random = torch.get_rng_state()
     torch.set_float32_matmul_precision("high")
     try:
-        with pytest.raises(RuntimeError, match="inside"), undisturbed(model):
+        with pytest.raises(RuntimeError, match="inside"), exact_evaluation(model):
             assert not model[0].training
             assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
             torch.rand(1)

@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.neutralizing.strategies import STRATEGIES, find_strategy, spread
@@ -151,5 +150,5 @@ def test_a_strategy_that_is_none(strategy, slices, message):
 
 
 def test_drawn_strategies_derive_nothing():
-    with pytest.raises(ConfigError, match="'reinit' draws kernels anew"):
+    with pytest.raises(ConfigError, match="'reinit' draws new kernels"):
         spread(torch.ones(1, 3), 3, "reinit")

@@ -5,8 +5,7 @@ import pickle
 import planted
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from planted import IMAGENET
 from torch import nn
 

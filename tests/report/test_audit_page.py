@@ -11,21 +11,22 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from pages import HOSTILE, Page, plain
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
 from evenslice.auditing.documents import load_audits
-from evenslice.report.audit.biases import split_biases
+from evenslice.networks.stem_kernels import StemKernels
 from evenslice.report.audit.pictures import MAX_PIXELS, example_panels
+from evenslice.report.audit.wording import context_sentence, headline, verdict_sentence
 from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker
-from evenslice.report.base.wording import context_sentence, headline, interval, one_line, verdict_sentence
+from evenslice.report.base.wording import interval, one_line
 from evenslice.report.files import write_figures, write_report, write_tables
-from evenslice.results.audits import StemKernels
+from evenslice.results.audits import AuditRun
 from evenslice.results.intervals import Interval
+from evenslice.results.measurements import split_biases
 
 NAN = Interval(float("nan"), float("nan"), float("nan"))
 
@@ -236,7 +237,10 @@ def test_the_page_stays_small(tmp_path):
 
 def test_hostile_text_stays_text(tmp_path):
     audit = make_audit(
-        HOSTILE, PRETRAINED, examples=1, run={"command": HOSTILE, HOSTILE: [HOSTILE, {"x": HOSTILE}]}
+        HOSTILE,
+        PRETRAINED,
+        examples=1,
+        run={"command": HOSTILE, "model": {HOSTILE: [HOSTILE, {"x": HOSTILE}]}},
     )
     audit = dataclasses.replace(audit, kernels=(dataclasses.replace(audit.kernels[0], name=HOSTILE),))
     other = make_audit("other", UNIFORM)
@@ -320,7 +324,7 @@ def test_what_was_not_measured_is_left_out(tmp_path):
         measurements=dataclasses.replace(audit.measurements, shares=empty, mirrored_shares=empty),
         examples=dataclasses.replace(audit.examples, saliency=np.full_like(audit.examples.saliency, np.nan)),
         kernels=(),
-        run={},
+        run=AuditRun(),
     )
     text = " ".join(Page(write_report([audit], tmp_path / "report.html").read_text(encoding="utf-8")).text)
     assert "nan" not in text.lower().split()
@@ -370,7 +374,7 @@ def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path):
 
 def test_no_audit_is_an_error(tmp_path):
     for write in (write_report, write_figures, write_tables):
-        with pytest.raises(ConfigError, match="got no audit"):
+        with pytest.raises(ConfigError, match="needs one or more audits"):
             write([], tmp_path / "x")
 
 

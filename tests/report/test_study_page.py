@@ -18,7 +18,7 @@ from synthetic_study import ARMS, make_study
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
 from evenslice.cli import app as cli
 from evenslice.report.base.style import settings
-from evenslice.report.files import STUDY_RESULTS, write_study_report
+from evenslice.report.files import STUDY_FILES, write_study_report
 from evenslice.report.study.charts import forest_figure
 from evenslice.report.study.page import draw_charts, render
 from evenslice.report.study.pictures import BOTH, LABELLED, PREDICTED, example_panels, outlines
@@ -33,7 +33,7 @@ from evenslice.report.study.wording import (
     study_headline,
 )
 from evenslice.results.intervals import Interval
-from evenslice.results.studies import Example, load_study
+from evenslice.results.studies import ExampleSlice, load_study
 
 FEW = {name: ARMS[name] for name in ("pretrained", "uniform", "random")}
 NAN = Interval(math.nan, math.nan, math.nan)
@@ -202,8 +202,8 @@ def test_the_page_says_everything(results, page):
         for arm in comparison.arms:
             assert f"{arm.arm} {plain(arm_sentence(arm, 'pretrained'))}" in text
             for name in ("dice", "iou", "hd95", "absolute_bias", "asymmetry", "mirror_disagreement"):
-                estimate = plain(f"{arm.figures[name].estimate:.3f}")
-                assert estimate in text or arm.figures[name].estimate < 0.0005
+                estimate = plain(f"{arm.metrics[name].estimate:.3f}")
+                assert estimate in text or arm.metrics[name].estimate < 0.0005
     assert "24 of 25 runs are done" in text
     assert "RuntimeError: no luck, today" in text
     assert "steps: 300" in text
@@ -364,7 +364,7 @@ def test_what_lies_beyond_the_axis_is_written_at_its_end(results):
 def test_the_forest_shows_the_means_of_the_summary(results):
     figure = forest_figure(results).figure
     right = figure.axes[1]
-    means = [arm.figures["directional_bias"].estimate for arm in results.comparisons[0].arms]
+    means = [arm.metrics["directional_bias"].estimate for arm in results.comparisons[0].arms]
     drawn = [
         line.get_xdata()[0]
         for line in right.lines
@@ -377,7 +377,7 @@ def test_outlines_tell_labels_from_predictions():
     labels, predicted = np.zeros((2, 192, 192), np.uint8)
     labels[40:80, 40:80] = 1
     predicted[40:80, 40:100] = 1
-    layer = outlines(Example(np.zeros((192, 192), np.uint8), labels, predicted))
+    layer = outlines(ExampleSlice(np.zeros((192, 192), np.uint8), labels, predicted))
     assert layer.shape == (192, 192, 4)
 
     def colour(y, x):
@@ -425,7 +425,7 @@ def test_tables_hold_every_figure(results, folder):
         row for row in arms if (row["dataset"], row["arm"], row["figure"]) == ("Lucchi++", "uniform", "dice")
     ]
     assert [(row["kind"], float(row["estimate"]), float(row["low"])) for row in chosen] == [
-        ("mean", arm.figures["dice"].estimate, arm.figures["dice"].low),
+        ("mean", arm.metrics["dice"].estimate, arm.metrics["dice"].low),
         ("difference", arm.differences["dice"].estimate, arm.differences["dice"].low),
     ]
     others = {
@@ -452,7 +452,7 @@ def test_what_an_earlier_page_left_does_not_stay(tmp_path):
     assert (tmp_path / "figures" / "mine.svg").read_text() == "old"
     assert (tmp_path / "tables" / "arms.csv").read_text() != "old"
     assert all(
-        any(path.match(pattern) for pattern in STUDY_RESULTS) for path in (tmp_path / "tables").iterdir()
+        any(path.match(pattern) for pattern in STUDY_FILES) for path in (tmp_path / "tables").iterdir()
     )
 
 

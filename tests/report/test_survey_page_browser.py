@@ -9,14 +9,14 @@ from selenium.webdriver.common.by import By
 
 from evenslice.auditing.documents import Survey
 from evenslice.results.intervals import Interval
-from evenslice.results.surveys import Surveyed
+from evenslice.results.surveys import SurveyedNetwork, SurveyRun
 
 pytestmark = pytest.mark.browser
 
 
 def network(spec, bias, energy=(0.2, 0.7, 0.1), shares=(0.3, 0.5, 0.2)):
     known = Interval(bias, bias - 0.02, bias + 0.02)
-    return Surveyed(
+    return SurveyedNetwork(
         spec=spec,
         weights="imagenet",
         origin="a-package 0.1.0",
@@ -39,9 +39,9 @@ def report(tmp_path_factory):
         network("smp:Unet/tu-tf_efficientnet_lite0", -0.21),
         network("timm:mobilenetv1_100?pad_type=same&bn_eps=1e-3", 0.08, energy=(0.4, 0.35, 0.25)),
         network("package.module:five_slices", 0.0, energy=(0.2,) * 5, shares=(0.2,) * 5),
-        Surveyed("timm:nix", "imagenet", error="timm has no network 'nix'"),
+        SurveyedNetwork("timm:nix", "imagenet", error="timm has no network 'nix'"),
     )
-    run = {"slices": None, "windows": 32, "seed": 0, "command": "evenslice survey timm:nix"}
+    run = SurveyRun(windows=32, command="evenslice survey timm:nix")
     return Survey(networks, run).to_html(tmp_path_factory.mktemp("report") / "report.html")
 
 

@@ -4,22 +4,13 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from evenslice.results.asymmetry import (
-    Measurements,
-    data_part,
-    directional_bias,
-    measure,
-    model_part,
-    next_look,
-    pair_bias,
-    precise_enough,
-    summarize,
-)
+from evenslice.results.asymmetry import next_look, precise_enough, summarize
+from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
+from evenslice.results.measurements import Measurements, measure_windows
 
 
 def measurements(shares, mirrored_shares=None, volume=None):
@@ -215,7 +206,7 @@ def batch(shape=(3, 5, 32, 48), seed=0):
 def test_measure_agrees_with_numpy_and_scipy():
     one, other = batch(seed=1), batch(seed=2)
     output, mirrored = batch((3, 4, 8, 8), seed=3) - 0.5, batch((3, 4, 8, 8), seed=4) - 0.5
-    rows = measure(one, other, output, mirrored)
+    rows = measure_windows(one, other, output, mirrored)
     a, b = one.double().numpy(), other.double().numpy()
     np.testing.assert_allclose(rows["shares"], a.sum((2, 3)) / a.sum((1, 2, 3))[:, None], rtol=1e-5)
     np.testing.assert_allclose(rows["mirrored_shares"], b.sum((2, 3)) / b.sum((1, 2, 3))[:, None], rtol=1e-5)
@@ -232,7 +223,7 @@ def test_measure_agrees_with_numpy_and_scipy():
 
 
 def test_the_rows_fill_the_measurements():
-    rows = measure(batch(), batch(), torch.zeros(3, 2, 4, 4), torch.zeros(3, 2, 4, 4))
+    rows = measure_windows(batch(), batch(), torch.zeros(3, 2, 4, 4), torch.zeros(3, 2, 4, 4))
     rest = {entry.name for entry in fields(Measurements)} - {"volume", "position"}
     assert set(rows) == rest
     assert all(value.dtype == np.float64 and len(value) == 3 for value in rows.values())
@@ -240,7 +231,7 @@ def test_the_rows_fill_the_measurements():
 
 def test_a_mirror_symmetric_network_measures_exactly_zero():
     one, output = batch(), batch((3, 1, 4, 4))
-    rows = measure(one, one.flip(1), output, output)
+    rows = measure_windows(one, one.flip(1), output, output)
     assert (rows["wasserstein"] == 0).all()
     assert (rows["mirror_error"] == 0).all()
     assert (rows["mirror_disagreement"] == 0).all()
@@ -254,7 +245,7 @@ def test_large_maps_are_sampled_closely():
         batch((1, 3, 512, 384), seed=1) * torch.tensor([1.0, 2.0, 3.0])[:, None, None],
         batch((1, 3, 512, 384), seed=2),
     )
-    found = measure(one, other, torch.zeros(1), torch.zeros(1))["wasserstein"][0, 0]
+    found = measure_windows(one, other, torch.zeros(1), torch.zeros(1))["wasserstein"][0, 0]
     right, left = (np.concatenate([m[0, j].numpy().ravel() for m in (one, other)]) for j in (2, 0))
     assert found == pytest.approx(
         stats.wasserstein_distance(right, left) / float(torch.cat([one, other]).mean()), rel=0.1
@@ -270,19 +261,19 @@ def test_large_maps_are_sampled_closely():
     ],
 )
 def test_predictions_that_change(output, mirrored, disagreement):
-    rows = measure(batch((1, 3, 4, 4)), batch((1, 3, 4, 4)), output, mirrored)
+    rows = measure_windows(batch((1, 3, 4, 4)), batch((1, 3, 4, 4)), output, mirrored)
     np.testing.assert_equal(rows["mirror_disagreement"], [disagreement])
 
 
 def test_outputs_that_are_zero():
     output = torch.tensor([[0.0], [0.0], [2.0]])
-    rows = measure(batch(), batch(), output, torch.tensor([[0.0], [1.0], [1.0]]))
+    rows = measure_windows(batch(), batch(), output, torch.tensor([[0.0], [1.0], [1.0]]))
     np.testing.assert_equal(rows["mirror_error"], [0, math.nan, 0.5])
 
 
 def test_attribution_that_is_zero():
     one = torch.zeros(1, 3, 4, 4)
-    rows = measure(one, one, torch.ones(1, 1), torch.ones(1, 1))
+    rows = measure_windows(one, one, torch.ones(1, 1), torch.ones(1, 1))
     assert np.isnan(rows["shares"]).all()
     assert np.isnan(rows["wasserstein"]).all()
 
@@ -290,7 +281,7 @@ def test_attribution_that_is_zero():
 def test_half_precision_is_compared_in_single():
     output = torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16)
     mirrored = torch.tensor([[1.0078125, 2.0]], dtype=torch.bfloat16)
-    rows = measure(batch((1, 3, 4, 4)).bfloat16(), batch((1, 3, 4, 4)).bfloat16(), output, mirrored)
+    rows = measure_windows(batch((1, 3, 4, 4)).bfloat16(), batch((1, 3, 4, 4)).bfloat16(), output, mirrored)
     assert rows["mirror_error"][0] == pytest.approx(0.0078125 / 2)
     assert rows["shares"].sum() == pytest.approx(1)
 

@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy import stats
 
-from evenslice.results.seeds import FIGURES, non_inferiority, student_interval, summarize_runs
+from evenslice.results.seeds import METRICS, non_inferiority, student_interval, summarize_runs
 
 dices = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda values: np.std(values) > 1e-3)
 
@@ -48,42 +47,44 @@ def test_few_values_have_no_interval():
 def test_non_inferiority_is_a_t_test_against_the_margin(values, margin):
     differences = np.array(values) - 0.7
     found = non_inferiority(differences, margin)
-    assert found["p"] == pytest.approx(stats.ttest_1samp(differences, -margin, alternative="greater").pvalue)
-    assert found["holds"] == (student_interval(differences).low > -margin)
+    assert found.p == pytest.approx(stats.ttest_1samp(differences, -margin, alternative="greater").pvalue)
+    assert found.holds == (student_interval(differences).low > -margin)
 
 
 def test_differences_without_spread_leave_no_doubt():
-    assert non_inferiority([0.0, 0.0], 0.01)["holds"] is True
-    assert non_inferiority([-0.02, -0.02], 0.01) == {"margin": 0.01, "p": 1.0, "holds": False}
-    assert non_inferiority([0.1], 0.01) == {"margin": 0.01, "p": None, "holds": None}
+    assert non_inferiority([0.0, 0.0], 0.01).holds is True
+    assert non_inferiority([-0.02, -0.02], 0.01) == (0.01, 1.0, False)
+    alone = non_inferiority([0.1], 0.01)
+    assert (alone.margin, math.isnan(alone.p), alone.holds) == (0.01, True, None)
 
 
 def test_arms_are_compared_seed_by_seed():
     noise = [0.05, -0.02, 0.01]  # of the seeds: large, and the same in both arms
     rows = [row("pretrained", seed, dice=0.8 + noise[seed], bias=-0.2) for seed in range(3)]
     rows += [row("uniform", seed, dice=0.801 + noise[seed], bias=0.02) for seed in (2, 0, 1)]
-    baseline, uniform = summarize(rows)[0]["arms"]
-    assert "differences" not in baseline
-    assert baseline["figures"]["dice"]["low"] < 0.75
-    difference = uniform["differences"]["dice"]
-    assert [difference[key] for key in ("estimate", "low", "high")] == pytest.approx([0.001] * 3)
-    assert uniform["non_inferiority"]["holds"] is True
-    assert uniform["bias_removed"] == pytest.approx(0.9)
-    assert uniform["shares"] == [
+    baseline, uniform = summarize(rows)[0].arms
+    assert baseline.differences == {}
+    assert set(baseline.to_dict()) == {"arm", "seeds", "figures", "shares"}
+    assert baseline.metrics["dice"].low < 0.75
+    difference = uniform.differences["dice"]
+    assert [difference.estimate, difference.low, difference.high] == pytest.approx([0.001] * 3)
+    assert uniform.holds is True
+    assert uniform.bias_removed == pytest.approx(0.9)
+    assert uniform.to_dict()["shares"] == tuple(
         {"estimate": pytest.approx(share), "low": pytest.approx(share), "high": pytest.approx(share)}
         for share in (0.3, 0.4, 0.3)
-    ]
+    )
 
 
 def test_only_seeds_that_both_arms_have_are_compared():
     rows = [row("pretrained", 0, dice=0.5), row("pretrained", 1, dice=0.7)]
     rows += [row("uniform", 1, dice=0.8), row("uniform", 2, dice=0.1)]
-    uniform = summarize(rows)[0]["arms"][1]
-    assert uniform["seeds"] == [1, 2]
-    assert uniform["differences"]["dice"]["estimate"] == pytest.approx(0.1)
-    assert uniform["non_inferiority"]["holds"] is None
-    alone = summarize([row("uniform", 3, dice=0.8)])[0]["arms"][0]
-    assert "differences" not in alone
+    uniform = summarize(rows)[0].arms[1]
+    assert uniform.seeds == (1, 2)
+    assert uniform.differences["dice"].estimate == pytest.approx(0.1)
+    assert uniform.holds is None
+    alone = summarize([row("uniform", 3, dice=0.8)])[0].arms[0]
+    assert alone.differences == {}
 
 
 def test_data_sets_and_architectures_are_kept_apart():
@@ -95,14 +96,14 @@ def test_data_sets_and_architectures_are_kept_apart():
         for arm in ("pretrained", "uniform")
     ]
     found = summarize(rows)
-    assert [(item["dataset"], item["architecture"]) for item in found] == [(d, a) for d in "ab" for a in "xy"]
-    assert all(arm["seeds"] == [0, 1] for item in found for arm in item["arms"])
+    assert [(item.dataset, item.architecture) for item in found] == [(d, a) for d in "ab" for a in "xy"]
+    assert all(arm.seeds == (0, 1) for item in found for arm in item.arms)
 
 
 def test_figures_that_do_not_exist_stay_out():
     rows = [row(arm, seed, dice=None, hd95=None) for arm in ("pretrained", "uniform") for seed in range(2)]
-    uniform = summarize(rows)[0]["arms"][1]
-    assert set(uniform["figures"]) == set(uniform["differences"]) == set(FIGURES)
-    assert math.isnan(uniform["figures"]["hd95"]["estimate"])
-    assert uniform["non_inferiority"]["holds"] is None
-    assert uniform["bias_removed"] is None  # the baseline has none to remove
+    uniform = summarize(rows)[0].arms[1]
+    assert set(uniform.metrics) == set(uniform.differences) == set(METRICS)
+    assert math.isnan(uniform.metrics["hd95"].estimate)
+    assert uniform.holds is None
+    assert math.isnan(uniform.bias_removed)  # the baseline has none to remove

@@ -52,15 +52,15 @@ def test_what_was_written_comes_back(folder):
     document = results.summary["comparisons"][0]["arms"]
     for arm, written in zip(comparison.arms, document, strict=True):
         assert arm.seeds == (0, 1)
-        assert arm.figures["dice"].low == written["figures"]["dice"]["low"]
+        assert arm.metrics["dice"].low == written["figures"]["dice"]["low"]
         assert [share.estimate for share in arm.shares] == [item["estimate"] for item in written["shares"]]
-        assert math.isnan(arm.figures["adapted_rand_error"].estimate)
+        assert math.isnan(arm.metrics["adapted_rand_error"].estimate)
     uniform = comparison.arms[2]
     assert uniform.bias_removed == document[2]["bias_removed"]
     assert (uniform.margin, uniform.p) == (0.01, document[2]["non_inferiority"]["p"])
     assert uniform.holds is document[2]["non_inferiority"]["holds"]
     assert uniform.differences["dice"].estimate == pytest.approx(
-        uniform.figures["dice"].estimate - comparison.arms[0].figures["dice"].estimate
+        uniform.metrics["dice"].estimate - comparison.arms[0].metrics["dice"].estimate
     )
     assert comparison.arms[0].differences == {}
     assert comparison.arms[0].holds is None
@@ -71,8 +71,8 @@ def test_runs_come_with_their_logs_and_examples(folder):
     assert [(run.arm, run.seed) for run in results.runs] == [(arm, seed) for arm in ARMS for seed in (0, 1)]
     run = results.runs_of(results.comparisons[0], "pretrained")[1]
     record = json.loads(next(folder.glob(f"runs/*-{rows(folder)[1]['key']}/run.json")).read_text())
-    assert run.figures["dice"] == record["dice"]
-    assert math.isnan(run.figures["variation_of_information"])
+    assert run.metrics["dice"] == record["dice"]
+    assert math.isnan(run.metrics["variation_of_information"])
     assert run.shares == tuple(record["shares"])
     np.testing.assert_array_equal(run.saliency, record["saliency"])
     assert (run.verdict, run.windows, run.steps, run.seconds) == ("biased", 96, 300, 330.5)
@@ -139,15 +139,15 @@ def test_garbage_is_named(folder, name, content):
     ("changes", "reason"),
     [
         ({"format": 2}, "format 2, this version reads 1"),
-        ({"baseline": 3}, "baseline: 3 is no text"),
-        ({"planned": -1}, "no whole number"),
-        ({"planned": True}, "no whole number"),
+        ({"baseline": 3}, "baseline: 3 is not text"),
+        ({"planned": -1}, "not a whole number"),
+        ({"planned": True}, "not a whole number"),
         ({"failed": [{"dataset": "d"}]}, "'architecture'"),
         ({"failed": 3}, "not iterable"),
         ({"comparisons": [{"dataset": "d", "architecture": "a", "arms": [{"arm": "x"}]}]}, "seeds"),
         (
             {"comparisons": [{"dataset": "d", "architecture": None, "arms": []}]},
-            "architecture: None is no text",
+            "architecture: None is not text",
         ),
     ],
 )
@@ -158,7 +158,11 @@ def test_a_wrong_summary_is_refused(folder, changes, reason):
 
 @pytest.mark.parametrize(
     ("value", "reason"),
-    [("0.8", "'0.8' is no number"), (1e300, "beyond what a study can find"), (True, "True is no number")],
+    [
+        ("0.8", "'0.8' is not a number"),
+        (1e300, "too large for a result of a study"),
+        (True, "True is not a number"),
+    ],
 )
 def test_a_figure_is_a_number(folder, value, reason):
     summary = json.loads((folder / "summary.json").read_text())
@@ -179,26 +183,26 @@ def test_a_key_cannot_lead_elsewhere(folder, key):
     table = rows(folder)
     table[0]["key"] = key
     write_rows(folder, table)
-    refuse(folder, "results.csv", "is no key of a run")
+    refuse(folder, "results.csv", "is not the key of a run")
 
 
 def test_a_run_that_is_not_there_is_named(folder):
     table = rows(folder)
     table[0]["key"] = "0" * 12
     write_rows(folder, table)
-    refuse(folder, "results.csv", r"there is no folder runs/\*-000000000000")
+    refuse(folder, "results.csv", r"the folder runs/\*-000000000000 is missing")
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"shares": ["a", "b", "c"]}, "'a' is no number"),
+        ({"shares": ["a", "b", "c"]}, "'a' is not a number"),
         ({"shares": 5}, "not iterable"),
-        ({"verdict": None}, "verdict: None is no text"),
-        ({"saliency": [[1.0, 2.0]]}, r"saliency has the shape \(1, 2\)"),
+        ({"verdict": None}, "verdict: None is not text"),
+        ({"saliency": [[1.0, 2.0]]}, r"saliency has shape \(1, 2\)"),
         ({"saliency": [[1.0], [2.0, 3.0]]}, "shape"),
-        ({"steps": 2.5}, "no whole number"),
-        ({"dice": [1]}, "no number"),
+        ({"steps": 2.5}, "not a whole number"),
+        ({"dice": [1]}, "not a number"),
     ],
 )
 def test_a_wrong_record_is_refused(folder, changes, reason):
@@ -217,14 +221,14 @@ def test_runs_of_another_study_are_refused(folder):
     [
         ("", "0 columns"),
         ("step,loss\n1,many\n", "could not convert"),
-        ("step,loss\n1,inf\n", "beyond what a study can find"),
-        ("step,loss\n,0.5\n", "its steps do not rise"),
-        ("step,loss\n20,0.5\n10,0.4\n", "its steps do not rise"),
+        ("step,loss\n1,inf\n", "too large for a result of a study"),
+        ("step,loss\n,0.5\n", "its steps do not increase"),
+        ("step,loss\n20,0.5\n10,0.4\n", "its steps do not increase"),
         ("loss\n0.5\n", "no column 'step'"),
-        ("step,loss\n1,2,3\n", "longer than the first"),
+        ("step,loss\n1,2,3\n", "longer than the header"),
         ("step" + ",a" * 2000 + "\n1\n", "2001 columns"),
         ("step\n" + "1\n" * 100_001, "more than 100000 rows"),
-        ("step\n" + "1" * 17_000_000, "more than 16 MiB"),
+        ("step\n" + "1" * 17_000_000, "larger than 16 MiB"),
     ],
 )
 def test_a_wrong_log_is_refused(folder, text, reason):
@@ -256,11 +260,11 @@ def claim(shape):
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"image": np.zeros((4, 5))}, "is float64 of the shape"),
-        ({"image": np.zeros((4, 5, 3), np.uint8)}, r"of the shape \(4, 5, 3\)"),
-        ({"image": np.zeros((0, 5), np.uint8)}, r"of the shape \(0, 5\)"),
+        ({"image": np.zeros((4, 5))}, "is float64 of shape"),
+        ({"image": np.zeros((4, 5, 3), np.uint8)}, r"of shape \(4, 5, 3\)"),
+        ({"image": np.zeros((0, 5), np.uint8)}, r"of shape \(0, 5\)"),
         ({"image": np.zeros((5, 4), np.uint8)}, "differ in shape"),
-        ({"image": np.zeros((1, 300), np.uint8)}, r"of the shape \(1, 300\)"),
+        ({"image": np.zeros((1, 300), np.uint8)}, r"of shape \(1, 300\)"),
         ({"image": np.zeros((3000, 3000), np.uint8)}, "more than 256 x 256 pixels"),
         ({"image": np.array([[Danger()]], dtype=object)}, "allow_pickle=False"),
     ],

@@ -48,7 +48,7 @@ def test_monai_leaves_a_stem_of_another_width_random(script, built, colours):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fastai uses torch.jit.script
 @pytest.mark.parametrize("slices", [3, 5])
 def test_fastai_keeps_three_and_sets_the_others_to_zero(script, built, colours, slices):
-    pytest.importorskip("fastai", reason="the extra peers is not installed")
+    pytest.importorskip("fastai", reason="the dependency group peers is not installed")
     stem = script.fastai_stem(built[0], slices)
     assert torch.equal(stem[:, :3], colours)
     assert stem[:, 3:].abs().sum() == 0

@@ -1,13 +1,13 @@
 """docs/results.md is made of what studies found: nothing on it is typed, and expectations are judged strictly."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import scripts
 from pages import plain
 from synthetic_study import ARMS, make_study
 
@@ -41,14 +41,8 @@ NAMES = ("pretrained", "random", "uniform", "uniform tied to mirror")
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location(
-        "write_results", ROOT / "studies" / "write_results.py"
-    )
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["write_results"] = module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["write_results"]
+    with scripts.script("write_results") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +92,7 @@ def test_the_page_tells_what_was_run_and_what_came_out(script, folder, docs):
     assert "24 of 24 runs are done.\n" in text
     uniform = study.results.comparisons[0].arms[2]
     change = uniform.differences["dice"]
-    assert f"| uniform | {uniform.figures['dice'].estimate:.3f} [" in text
+    assert f"| uniform | {uniform.metrics['dice'].estimate:.3f} [" in text
     assert f"+{change.estimate:.3f} [{change.low:.3f}, {change.high:.3f}] | not inferior (p = " in text
     assert "| Adapted Rand error |" in text
     assert "machine" not in text  # nobody has said what it was
@@ -153,7 +147,7 @@ def test_a_tied_network_is_judged_by_its_worst_run(script, folder):
     (study,) = script.find_studies(folder)
     runs = list(study.results.runs)
     index = next(i for i, run in enumerate(runs) if run.arm == "uniform tied to mirror")
-    runs[index] = dataclasses.replace(runs[index], figures=runs[index].figures | {"absolute_bias": 2e-4})
+    runs[index] = dataclasses.replace(runs[index], metrics=runs[index].metrics | {"absolute_bias": 2e-4})
     worse = dataclasses.replace(study, results=dataclasses.replace(study.results, runs=tuple(runs)))
     (expectation,) = [item for item in script.expectations([worse]) if "tied" in item.text]
     assert expectation.outcome == "refuted"

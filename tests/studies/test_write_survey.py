@@ -11,7 +11,7 @@ from scripts import script as load_script
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.auditing.documents import Survey
 from evenslice.results.intervals import Interval
-from evenslice.results.surveys import Surveyed
+from evenslice.results.surveys import SurveyedNetwork
 
 LEANING = """
 import torch
@@ -97,7 +97,7 @@ def test_the_weights_of_the_tracker_fit_torchvision(script, tmp_path, monkeypatc
 def network(spec, energy, bias, verdict="biased"):
     known = Interval(bias, bias - 0.01, bias + 0.01)
     shares = tuple(Interval(share, share, share) for share in (0.25, 0.5, 0.25))
-    return Surveyed(
+    return SurveyedNetwork(
         spec,
         "imagenet",
         energy=energy,

@@ -17,11 +17,11 @@ from scipy import ndimage
 from evenslice._core.config_files import load_config, to_yaml
 from evenslice._core.errors import ConfigError, MissingExtraError, VolumeError
 from evenslice.cli import app as cli
-from evenslice.studying import experiment as studying
-from evenslice.studying import plan as planning
+from evenslice.studying import runs as runs_module, study_runner
 from evenslice.studying.config import StudyConfig, StudyData
-from evenslice.studying.experiment import study
-from evenslice.studying.plan import plan
+from evenslice.studying.outcome import RunOutcome
+from evenslice.studying.runs import plan_runs
+from evenslice.studying.study_runner import study
 from evenslice.training.config import TrainingConfig
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "study.yaml"
@@ -157,7 +157,7 @@ def test_a_study_writes_what_it_found(done):
     out, summary, seen = done
     assert (summary["planned"], summary["finished"], summary["failed"]) == (4, 4, [])
     assert [(count, total) for _, count, total in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [(record["seed"], record["arm"]) for record, _, _ in seen] == [
+    assert [(outcome.seed, outcome.arm) for outcome, _, _ in seen] == [
         (seed, arm) for seed in (0, 1) for arm in ("pretrained", "tied")
     ]
     assert json.loads((out / "summary.json").read_text()) == summary
@@ -183,7 +183,7 @@ def test_a_study_ends_with_its_page(done, monkeypatch):
         assert f'<section id="{section}">' in page
     assert (out / "figures" / "forest.svg").exists()
     (out / "report.html").unlink()
-    monkeypatch.setattr(studying, "perform", None)
+    monkeypatch.setattr(study_runner, "execute", None)
     study(config(seeds=[0, 1]), out)  # nothing is left to do
     assert "4 of 4 runs are done" in (out / "report.html").read_text(encoding="utf-8")
 
@@ -230,7 +230,7 @@ def test_a_run_leaves_what_a_report_needs(done):
 
 def test_a_finished_study_repeats_nothing(done, monkeypatch):
     out, summary, _ = done
-    monkeypatch.setattr(studying, "perform", None)
+    monkeypatch.setattr(study_runner, "execute", None)
     assert study(config(seeds=[0, 1]), out) == summary
     moved = options(seeds=[1, 0])
     moved["training"] |= {"accelerator": "auto", "workers": 1}
@@ -254,7 +254,7 @@ def test_other_options_of_the_audit_repeat_the_audit_alone(folder, monkeypatch):
         [arm["figures"]["dice"] for arm in found["comparisons"][0]["arms"]] for found in (before, after)
     )
     assert dice == again
-    monkeypatch.setattr(studying, "perform", None)
+    monkeypatch.setattr(study_runner, "execute", None)
     assert study(config(audit={"max_windows": 5}), out) == after
 
 
@@ -269,11 +269,11 @@ def test_a_study_does_not_mix_runs_on_other_data(folder, monkeypatch):
     np.save(data / "labels.npy", 1 - np.load(data / "labels.npy"))
     with pytest.raises(
         ConfigError,
-        match="datasets: 'blobs': its files are not what .*mixed/runs/.* was trained and tested on",
+        match="datasets: 'blobs': its files are not those on which .*mixed/runs/.* was trained and tested",
     ):
         study(StudyConfig.model_validate({**values, "seeds": [0, 1]}), out)
     (data / "labels.npy").unlink()
-    monkeypatch.setattr(studying, "perform", None)
+    monkeypatch.setattr(study_runner, "execute", None)
     assert study(StudyConfig.model_validate(values), out)["finished"] == 2  # nothing is read of what is gone
 
 
@@ -283,9 +283,9 @@ def test_a_study_can_be_given_more(done, monkeypatch):
 
     def pretend(run, base, progress):
         seen.append((run.seed, run.arm))
-        return {"status": "failed", "error": "", **run.labels}
+        return RunOutcome(**run.labels, key=run.key, status="failed", error="", audit={})
 
-    monkeypatch.setattr(studying, "perform", pretend)
+    monkeypatch.setattr(study_runner, "execute", pretend)
     grown = options(seeds=[0, 1, 2])
     grown["arms"].append({"name": "uniform"})
     study(StudyConfig.model_validate(grown), out)
@@ -320,7 +320,7 @@ def test_a_crashed_run_is_recorded_and_the_rest_goes_on(folder):
     assert [row["status"] for row in table].count("failed") == 4
     assert all(row["dice"] == "" for row in table if row["status"] == "failed")
     tried = []
-    study(StudyConfig.model_validate(broken), out, on_finished=lambda record, *_: tried.append(record["arm"]))
+    study(StudyConfig.model_validate(broken), out, on_finished=lambda outcome, *_: tried.append(outcome.arm))
     assert sorted(tried) == ["lost", "lost", "pretrained", "tied"]  # those that failed, and no others
 
 
@@ -373,7 +373,7 @@ def test_a_killed_study_goes_on_where_it_was(folder, done):
     (finished_run,) = run_files(out)
     written = finished_run.stat().st_mtime_ns
     tried = []
-    summary = study(config(seeds=[0, 1]), out, on_finished=lambda record, *_: tried.append(record["key"]))
+    summary = study(config(seeds=[0, 1]), out, on_finished=lambda outcome, *_: tried.append(outcome.key))
     assert summary["finished"] == 4
     assert len(tried) == 3
     assert finished_run.stat().st_mtime_ns == written
@@ -416,7 +416,7 @@ def test_the_command_prints_tables(done, folder, monkeypatch, capsys):
 
 def test_the_example_is_a_study():
     example = load_config(EXAMPLE, StudyConfig)
-    runs = plan(example)
+    runs = plan_runs(example)
     assert len(runs) == 3 * 2 * 5
     assert len({run.key for run in runs}) == len(runs)
     assert [data.training.steps for data in example.datasets] == [1000, 600]
@@ -440,11 +440,11 @@ def test_the_key_is_that_of_what_matters(tmp_path):
     def key(change=lambda _: None):
         values = options()
         change(values)
-        return plan(StudyConfig.model_validate(values))[0].key
+        return plan_runs(StudyConfig.model_validate(values))[0].key
 
     def weights(content):
         (tmp_path / "w.pt").write_bytes(content)
-        planning._digest.cache_clear()
+        runs_module._digest.cache_clear()
         return key(lambda values: values["architectures"][0].update(weights=str(tmp_path / "w.pt")))
 
     assert key() == key(lambda values: values["arms"][0].update(name="pretrained"))
@@ -478,7 +478,7 @@ def test_the_key_is_that_of_what_matters(tmp_path):
             {"arms": [{"name": "pretrained", "strategy": "unifrom"}]},
             r"arms\[0\].strategy: 'unifrom': did you mean",
         ),
-        ({"arms": [{"name": "pretrained"}] * 2}, "arms: .*'pretrained' stands twice"),
+        ({"arms": [{"name": "pretrained"}] * 2}, "arms: .*'pretrained' occurs twice"),
         (
             {"datasets": [{"name": "a", "train": [{"image": "i", "labels": "l"}]}]},
             r"datasets\[0\].test: is missing",
@@ -498,7 +498,7 @@ def test_options_given_as_objects_count_as_those_of_a_file():
     given = StudyConfig.model_validate(
         {**options(), "datasets": (data,), "training": TrainingConfig(steps=6, crop=(32, 32))}
     )
-    (training,) = {run.config.training for run in plan(given)}
+    (training,) = {run.config.training for run in plan_runs(given)}
     assert (training.steps, training.batch, training.crop) == (6, 3, (32, 32))
     as_tuple = StudyConfig.model_validate({**options(), "datasets": tuple(options()["datasets"])})
     assert as_tuple == config()
@@ -523,9 +523,9 @@ def test_arms_that_are_the_same_are_refused(folder):
 
 def test_a_broken_record_is_named(done, folder):
     out = folder / "garbled"
-    run = plan(config())[0]
+    run = plan_runs(config())[0]
     path = run.folder(out / "runs") / "run.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
-    with pytest.raises(ConfigError, match=r"run\.json: is not the record of a run"):
+    with pytest.raises(ConfigError, match=r"run\.json: is not the outcome of a run"):
         study(config(), out)

@@ -3,13 +3,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from evenslice.training.config import AugmentationConfig, DataConfig, ModelConfig, TrainConfig, TrainingConfig
+from evenslice.training.config import AugmentationConfig, ModelConfig, TrainConfig, TrainingConfig
 from evenslice.training.crops import CropData, CropDataset, StepSampler
 from evenslice.training.data import Data
+from evenslice.training.data_config import DataConfig
 from evenslice.volumes.labels import LabelledVolume, index_classes
 from evenslice.volumes.opening import open_volume
+from evenslice.volumes.scaling import Scaling
 from evenslice.volumes.views import take_slices
-from evenslice.volumes.windows import Scaling
 
 OFF = AugmentationConfig(flips=False, rotations=False, z_flip=False, intensity=False)
 

@@ -3,12 +3,12 @@ import pickle
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenslice._core.errors import ConfigError, EvensliceError, VolumeError
-from evenslice.training.config import DataConfig, ModelConfig, Source
+from evenslice.training.config import ModelConfig
 from evenslice.training.data import fingerprints, open_data
+from evenslice.training.data_config import DataConfig, LabelledFiles
 from evenslice.volumes.labels import class_volume, index_classes
 from evenslice.volumes.opening import open_volume
 
@@ -148,7 +148,8 @@ def test_missing_file(error):
 def test_a_file_of_four_axes_names_the_options_of_a_configuration(error, folder):
     np.save(folder / "channels.npy", np.zeros((2, *SHAPE), np.uint8))
     _, text = error([{"image": "channels.npy"}])
-    assert text.endswith("name them with axes, as axes tzyx, and pick with select t=0")
+    place = "data.train[0].image"
+    assert text.endswith(f"name them, as {place}.axes: tzyx, and pick with {place}.select: {{t: 0}}")
 
 
 def test_a_damaged_file(error, folder):
@@ -169,7 +170,7 @@ def test_slices_that_are_not_there(error):
     kind, text = error([[0, 50]])
     assert kind is ConfigError
     assert text.startswith("data.train[0].slices: [0, 50]: ")
-    assert text.endswith("has 40 slices; end at 40 at the latest")
+    assert text.endswith("has 40 slices; the range must end at 40 or before")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -207,7 +208,7 @@ def test_a_class_without_a_pixel_in_training(error, folder):
     three = {"labels": "three.npy", "slices": [0, 25]}
     kind, text = error([three], classes=3)
     assert kind is ConfigError
-    assert text.startswith("data.train: has no voxel of class 2 (label value 2) in the slices to train on; ")
+    assert text.startswith("data.train: has no voxel of class 2 (label value 2) in its slices; ")
 
 
 def test_a_validation_of_background_alone(error, folder):
@@ -216,7 +217,7 @@ def test_a_validation_of_background_alone(error, folder):
     np.save(folder / "empty.npy", labels)
     kind, text = error([{"labels": "empty.npy"}])
     assert kind is ConfigError
-    assert text.startswith("data.train[0] (kept out for validation): holds voxels of class 0 alone")
+    assert text.startswith("data.train[0] (held out for validation): contains only class 0")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_a_validation_of_background_alone(error, folder):
         ({"train": [[0, 20]], "validation": [[20, 30]]}, 3, "data.train[0] and data.validation[0]"),
         ({"train": [[0, 20]], "validation": [[21, 30]], "test": [[25, 40]]}, 3, "data.validation[0] and data.test[0]"),
         ({"train": [[0, 20], [10, 30]]}, 3, "data.train[0] and data.train[1]"),
-        ({"train": [[0, 20], [20, 40]]}, 3, "data.train[0] (kept out for validation)"),
+        ({"train": [[0, 20], [20, 40]]}, 3, "data.train[0] (held out for validation)"),
     ],
 )  # fmt: skip
 def test_splits_that_overlap_or_lie_too_close(error, splits, slices, expected):
@@ -259,13 +260,13 @@ def test_an_address_stays_one(error, folder):
     kind, text = error([{"image": address}])
     assert kind is VolumeError
     assert text.startswith(f"data.train[0].image: {address}: cannot be read")
-    assert Source(image=folder / "image.npy", labels="b").image.path == str(folder / "image.npy")
+    assert LabelledFiles(image=folder / "image.npy", labels="b").image.path == str(folder / "image.npy")
 
 
 def test_an_intensity_range_that_makes_all_voxels_alike(error):
     kind, text = error([[0, 20]], intensity=[100, 200])
     assert kind is ConfigError
-    assert "all voxels are alike within data.intensity, [100.0, 200.0]" in text
+    assert "all voxels are equal after scaling by data.intensity, [100.0, 200.0]" in text
 
 
 def test_files_are_known_by_their_fingerprints(load, folder):
@@ -295,7 +296,7 @@ def test_a_split_shorter_than_a_window(error):
 def test_too_few_slices_to_keep_some_out(error):
     kind, text = error([[0, 6]])
     assert kind is ConfigError
-    assert text.startswith("data.train[0]: its 6 slices are too few to keep 3 of them out for validation; ")
+    assert text.startswith("data.train[0]: its 6 slices are too few to hold out 3 of them for validation; ")
 
 
 def test_an_image_that_is_not_finite(error, load, folder):
@@ -306,7 +307,7 @@ def test_an_image_that_is_not_finite(error, load, folder):
     assert kind is VolumeError
     assert text.startswith("data.test[0].image: ")
     assert "1 voxels are NaN or infinite, the first at z, y, x = (3, 2, 1); " in text
-    assert text.endswith("set data.fill to the voxel value that stands in for them")
+    assert text.endswith("set data.fill to the voxel value that replaces them")
     load([[0, 20]], test=[[30, 40]], fill=0)
 
 

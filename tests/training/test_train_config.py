@@ -6,14 +6,8 @@ import pytest
 
 from evenslice._core.config_files import Section, load_config, to_yaml
 from evenslice._core.errors import ConfigError
-from evenslice.training.config import (
-    DataConfig,
-    ModelConfig,
-    Source,
-    TrainConfig,
-    TrainingConfig,
-    default_yaml,
-)
+from evenslice.training.config import ModelConfig, TrainConfig, TrainingConfig, default_yaml
+from evenslice.training.data_config import DataConfig, LabelledFiles
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 DATA = "data: {train: [{image: a.tif, labels: b.tif}]}\n"
@@ -54,7 +48,7 @@ def test_a_few_lines_are_a_whole_configuration(load, tmp_path):
 def test_the_default_configuration_loads_and_states_every_option(load):
     text = default_yaml()
     config = load(text)
-    pair = Source.model_validate({"image": "train_image.tif", "labels": "train_labels.tif"})
+    pair = LabelledFiles.model_validate({"image": "train_image.tif", "labels": "train_labels.tif"})
     assert config == TrainConfig(data=DataConfig(root=config.data.root, train=(pair,), test=config.data.test))
     for section in (TrainConfig, DataConfig, ModelConfig, TrainingConfig):
         for name, info in section.model_fields.items():
@@ -133,7 +127,7 @@ def test_other_commands_make_sections_of_their_own(load):
         (DATA + "training: {crop: 3}", "training.crop: 3: should be a list"),
         (DATA + "training: {crop: [3]}", "training.crop: [3]: has too few values"),
         (DATA + "training: {crop: [3, 4, 5]}", "training.crop: [3, 4, 5]: has too many values"),
-        (DATA + "training: {crop: [3, 0]}", "training.crop: [3, 0]: both sizes must be at least 1"),
+        (DATA + "training: {crop: [3, 0]}", "training.crop[1]: 0: should be greater than 0"),
         (DATA + "training: {crop: [3, a]}", "training.crop[1]: 'a': should be a valid integer"),
         (DATA + "training: {steps: 2.5}", "training.steps: 2.5: should be a valid integer"),
         (DATA + "training: {loss: ce}", "training.loss: 'ce': should be 'dice_ce' or 'dice_bce'"),
@@ -160,9 +154,9 @@ def test_other_commands_make_sections_of_their_own(load):
         ("data: {classes: 3, label_values: [0, 255], train: [{image: a, labels: b}]}", "data.label_values: [0, 255]: give a different value for each of the 3 classes"),
         ("data: {classes: 3, boundaries: true, train: [{image: a, labels: b}]}", "data.boundaries: True: boundaries need classes: 2"),
         ("data: {intensity: [3, 3], train: [{image: a, labels: b}]}", "data.intensity: [3, 3]: the first value must be below the second"),
-        ("", "holds None, no options; write them as 'name: value'"),
-        ("- a", "holds ['a'], no options"),
-        (DATA + DATA, "is not valid YAML ('data' stands twice in one section"),
+        ("", "holds None instead of options; write them as 'name: value'"),
+        ("- a", "holds ['a'] instead of options"),
+        (DATA + DATA, "is not valid YAML ('data' appears twice in one section"),
         ("a: [b", "is not valid YAML (while parsing"),
         ("[" * 10_000, "is not valid YAML"),
         ("a: !!python/object/apply:os.getcwd []", "is not valid YAML (could not determine a constructor"),

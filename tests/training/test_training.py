@@ -294,7 +294,7 @@ def test_the_network_of_a_run_is_read_as_any_other(undisturbed):
 
 def test_what_a_run_resumes_from_is_not_taken_for_its_network(undisturbed):
     with pytest.raises(
-        ModelError, match=r"last\.ckpt: is what a training run resumes from.* take network\.safetensors"
+        ModelError, match=r"last\.ckpt: is for resuming a training run.* use network\.safetensors"
     ):
         load_network("trainable:small", str(RunFolder(undisturbed).last))
 
@@ -365,7 +365,7 @@ def test_a_finished_run_is_left_alone(folder, undisturbed):
 
 
 def test_a_run_is_not_overwritten_nor_resumed_as_another(folder, undisturbed):
-    with pytest.raises(OutputError, match="holds a run; go on with it by --resume"):
+    with pytest.raises(OutputError, match="already holds a run; resume it with resume"):
         train(make_config(folder), undisturbed)
     with pytest.raises(ConfigError, match=r"training.steps: 80: the run in .* began with 60"):
         train(make_config(folder, training__steps=80), undisturbed, resume=True)
@@ -385,7 +385,7 @@ def test_what_another_run_left_is_not_taken_for_this_one(folder, undisturbed, tm
     shutil.copytree(undisturbed, run)
     RunFolder(run).config.unlink()
     for resume in (False, True):
-        with pytest.raises(OutputError, match=r"result.json: is of a run whose config.yaml is not there"):
+        with pytest.raises(OutputError, match=r"result.json: belongs to a run whose config.yaml is missing"):
             train(make_config(folder), run, resume=resume)
 
 
@@ -450,7 +450,7 @@ def test_without_validation_the_last_network_comes_out(folder, tmp_path):
 @pytest.mark.parametrize(("option", "value"), [("patience", 3), ("keep", "best")])
 def test_without_validation_nothing_is_chosen_by_it(folder, tmp_path, option, value):
     config = make_config(folder, data__validation_fraction=0, **{f"training__{option}": value})
-    with pytest.raises(ConfigError, match=f"training.{option}: {value}: there is nothing to validate on"):
+    with pytest.raises(ConfigError, match=f"training.{option}: {value}: there are no validation data"):
         train(config, tmp_path / "run")
 
 
@@ -464,7 +464,7 @@ def test_a_network_that_cannot_learn_from_one_crop_is_refused_before_anything_is
 
 
 def test_a_network_without_anything_to_train(folder, tmp_path):
-    with pytest.raises(ModelError, match=r"trainable:frozen: has no parameter that asks for a gradient"):
+    with pytest.raises(ModelError, match=r"trainable:frozen: has no parameter that requires a gradient"):
         train(make_config(folder, model__spec="trainable:frozen"), tmp_path / "run")
 
 
@@ -581,11 +581,11 @@ BAD = {
         {"data__train": [{**PAIR, "labels": "few.npy", "slices": [0, 30]}], "data__test": []},
         "no voxel of class 1",
     ),
-    "channels": ({"model__spec": "trainable:small?classes=5"}, r"gives 5 channels; 2 classes .* need 2"),
+    "channels": ({"model__spec": "trainable:small?classes=5"}, r"returns 5 channels; 2 classes .* need 2"),
     "no map": ({"model__spec": "trainable:classifier"}, r"\(1, 2\)"),
     "crop": ({"model__spec": "trainable:halving", "training__crop": [32, 33]}, "training.crop"),
     "no network": ({"model__spec": "trainable:smal"}, "did you mean 'small'"),
-    "numbered device": ({"training__accelerator": "cpu:0"}, "name the kind alone"),
+    "numbered device": ({"training__accelerator": "cpu:0"}, "give only the kind of device"),
     "no GPU": ({"training__accelerator": "gpu"}, "not available"),
 }
 
@@ -648,7 +648,7 @@ def test_a_misspelt_option_is_one_line(folder, run, tmp_path):
     assert err.count("\n") == 1
     code, _, err = run("train", tmp_path / "bad.yaml")
     assert code == 2
-    assert "--out RUN" in err
+    assert "--out" in err
 
 
 def test_the_loss_is_dice_plus_cross_entropy():

@@ -1,4 +1,4 @@
-"""HDF5 data sets: which one, voxel size, names of axes, and files that name others."""
+"""HDF5 datasets: which one, voxel size, names of axes, and files that name others."""
 
 import json
 import struct
@@ -11,7 +11,7 @@ from volume_checks import fails, same
 
 from evenslice._core import errors
 from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe
+from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
@@ -44,7 +44,7 @@ def test_round_trip(tmp_path, options):
         assert (volume.location, volume.part) == (path, "/volume/raw")
     assert volume.chunks == options.get("chunks")
     assert volume.format == "HDF5"
-    assert describe(volume).bytes_on_disk == path.stat().st_size
+    assert describe_volume(volume).bytes_on_disk == path.stat().st_size
     assert fingerprint(volume).startswith("sha256:")
 
 
@@ -78,7 +78,7 @@ def test_axis_tags(tmp_path):
     with h5py.File(path, "w") as file:
         data = file.create_dataset("exported_data", data=np.stack([STACK, STACK + 1], axis=-1))
         data.attrs["axistags"] = json.dumps(tags)
-    fails(str(path), r"has 4 axes ZYXC \(6, 40, 32, 2\); pick one of axis C with --select c=0")
+    fails(str(path), r"has 4 axes ZYXC \(6, 40, 32, 2\); pick one of axis C with select=\{'c': 0\}")
     assert same(open_volume(path, select={"c": 1}), STACK + 1)
 
 
@@ -111,7 +111,7 @@ def test_labels_are_read_in_a_process_that_can_be_stopped(tmp_path, monkeypatch)
     fails("a.h5", "the names or scales of its dimensions cannot be read, the file is damaged")
 
 
-# Which data set
+# Which dataset
 
 
 def test_what_a_file_holds_is_listed(tmp_path):
@@ -122,9 +122,9 @@ def test_what_a_file_holds_is_listed(tmp_path):
     )
     assert same(open_volume(f"{path}:/labels/cells"), STACK > 5)
     fails(f"{path}:/labels", r"/labels is a group; name what is inside \(/labels/cells\)")
-    fails(f"{path}:/labels/cell", "holds no /labels/cell; did you mean 'cells'")
-    fails(f"{path}:/raw/x", "holds no /raw/x")
-    fails(f"{path}:/name", "data type is object|cannot be read|no data set")
+    fails(f"{path}:/labels/cell", "has no /labels/cell; did you mean 'cells'")
+    fails(f"{path}:/raw/x", "has no /raw/x")
+    fails(f"{path}:/name", "data type is object|cannot be read|is not a dataset")
     fails(f"{path}:/table", "is 2-D")
 
 
@@ -134,9 +134,9 @@ def test_the_one_volume_is_taken(tmp_path):
     fails(write(tmp_path / "b.h5", movie=np.zeros((2, 3, 4, 5))), "has 4 dimensions")
     fails(
         write(tmp_path / "c.h5", table=np.zeros((5, 5))),
-        r"no data set of three dimensions \(data sets: /table \(5, 5\)\)",
+        r"no dataset of three dimensions \(datasets: /table \(5, 5\)\)",
     )
-    fails(write(tmp_path / "d.h5"), r"\(data sets: none\)")
+    fails(write(tmp_path / "d.h5"), r"\(datasets: none\)")
 
 
 def test_options_that_do_not_apply(tmp_path):
@@ -174,8 +174,8 @@ def test_external_links(secret):
         )
     assert open_volume(f"{path}:/inside").shape == (3, 3, 3)
     assert open_volume(path).part == "/own"  # links are not followed when looking around
-    fails(f"{path}:/round", "go round in circles")
-    fails(f"{path}:/dangling", "holds no /dangling")
+    fails(f"{path}:/round", "form a cycle")
+    fails(f"{path}:/dangling", "has no /dangling")
 
 
 def test_virtual_and_external_storage(secret, monkeypatch):
@@ -187,7 +187,7 @@ def test_virtual_and_external_storage(secret, monkeypatch):
         file.create_dataset("outside", STACK.shape, STACK.dtype, external=[("secret.raw", 0, STACK.nbytes)])
     fails(
         f"{secret}/a.h5:/virtual",
-        "the voxels of /virtual are gathered from other files, which are not opened",
+        "the voxels of /virtual are assembled from other files, which are not opened",
     )
     fails(f"{secret}/a.h5:/outside", "the voxels of /outside are stored in other files, which are not opened")
 
@@ -211,7 +211,7 @@ def test_a_bomb_in_a_chunk(tmp_path):
         data.id.write_direct_chunk((1, 0, 0), zlib.compress(bytes(2**29)))
     volume = open_volume(path)
     assert not volume[0].any()
-    with pytest.raises(errors.VolumeError, match="a chunk unpacks to more than its 4,096 bytes"):
+    with pytest.raises(errors.VolumeError, match="a chunk decompresses to more than its 4,096 bytes"):
         volume[1]
 
 

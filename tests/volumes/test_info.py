@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from evenslice.cli.app import app
-from evenslice.volumes.orientation import axis_codes
+from evenslice.volumes.affines import axis_codes
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
 
@@ -36,7 +36,7 @@ def test_dicom(tmp_path):
     assert described["classes"] is None
     assert described["bytes_in_memory"] == STACK.nbytes
     text = info(tmp_path / "scan")
-    assert "LPS (to where x, y, z run)" in text
+    assert "LPS (directions of x, y, z)" in text
     assert "3 x 0.7 x 0.5 mm" in text
 
 

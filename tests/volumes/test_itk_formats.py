@@ -8,13 +8,12 @@ import zlib
 import numpy as np
 import pytest
 import SimpleITK
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from volume_checks import fails, same
 
 from evenslice._core import errors
 from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe
+from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.deflate import DeflatedFile
 
@@ -98,7 +97,7 @@ def test_vectors_are_channels(tmp_path, suffix):
 def test_time_in_a_metaimage(tmp_path):
     path = tmp_path / "scan.mha"
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.stack([STACK, STACK + 1]), isVector=False), str(path))
-    fails(str(path), "has 4 axes XYZT .* pick one of axis T with --select t=0")
+    fails(str(path), r"has 4 axes XYZT .* pick one of axis T with select=\{'t': 0\}")
     assert same(open_volume(path, select={"t": 1}), STACK + 1)
 
 
@@ -120,7 +119,7 @@ def mha(tmp_path, name="a.mha", data=VOXELS, **changes):
 
 
 def nrrd(tmp_path, name="a.nrrd", data=VOXELS, **changes):
-    """Write a NRRD file by hand."""
+    """Write an NRRD file by hand."""
     header = {"type": "uint16", "dimension": "3", "sizes": "32 40 6", "encoding": "raw", "endian": "little"}
     header |= {key.replace("_", " "): value for key, value in changes.items()}
     text = "NRRD0004\n" + "".join(f"{key}: {value}\n" for key, value in header.items() if value is not None)
@@ -167,7 +166,7 @@ def test_nrrd_spaces(tmp_path, space, signs):
         [0, 0, 4 * z, 7 * z],
         [0, 0, 0, 1],
     ]
-    assert describe(volume).orientation == {1: "R", -1: "L"}[x] + {1: "A", -1: "P"}[y] + "S"
+    assert describe_volume(volume).orientation == {1: "R", -1: "L"}[x] + {1: "A", -1: "P"}[y] + "S"
     unknown = open_volume(nrrd(tmp_path, space_dimension="3", space_directions=directions))
     assert (unknown.spacing, unknown.unit, unknown.affine) == ((4, 3, 2), None, None)
 
@@ -196,7 +195,7 @@ def test_detached_files_belong_to_the_volume(tmp_path):
     write(tmp_path / "scan.mhd", STACK)
     volume = open_volume(tmp_path / "scan.mhd")
     assert [file.name for file in volume.files] == ["scan.mhd", "scan.raw"]
-    assert describe(volume).bytes_on_disk > STACK.nbytes
+    assert describe_volume(volume).bytes_on_disk > STACK.nbytes
     first = fingerprint(volume)
     raw = bytearray((tmp_path / "scan.raw").read_bytes())
     raw[5] ^= 1
@@ -215,8 +214,8 @@ def test_headers_that_lead_out_of_their_folder(tmp_path, name):
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
     (folder / "link.raw").symlink_to(tmp_path / "secret.raw")
-    fails(mha(folder, "a.mhd", ElementDataFile=name), "lies outside its folder, where nothing is read")
-    fails(nrrd(folder, "a.nhdr", data_file=name), "lies outside its folder, where nothing is read")
+    fails(mha(folder, "a.mhd", ElementDataFile=name), "is outside its folder and is not read")
+    fails(nrrd(folder, "a.nhdr", data_file=name), "is outside its folder and is not read")
 
 
 def test_data_files_that_are_missing_or_many(tmp_path):
@@ -262,9 +261,9 @@ def test_a_bomb_behind_the_voxels_is_not_unpacked(tmp_path):
         ({"NDims": "9"}, "claims 9 axes of sizes"),
         ({"DimSize": "32 40 -6"}, "impossible shape"),
         ({"DimSize": "a b c"}, "cannot be read as MetaImage"),
-        ({"ElementType": "MET_OTHER"}, "its voxels are MET_OTHER, which are not read"),
+        ({"ElementType": "MET_OTHER"}, "its voxels are MET_OTHER, which cannot be read"),
         ({"ElementType": None}, "its header lacks ElementType"),
-        ({"BinaryData": "False"}, "written as text"),
+        ({"BinaryData": "False"}, "stored as text"),
         ({"ElementSpacing": "1 2"}, "3 numbers expected"),
         ({"DimSize": "0 40 6"}, "has an empty axis"),
         ({"NDims": "2", "DimSize": "32 40"}, "is 2-D"),
@@ -280,11 +279,11 @@ def test_metaimage_headers_that_make_no_sense(tmp_path, changes, pattern):
         ({"dimension": "4"}, "claims 4 axes of sizes"),
         ({"sizes": "32 40 -6"}, "impossible shape"),
         ({"sizes": "a b c"}, "cannot be read as NRRD"),
-        ({"type": "block"}, "of the type 'block', which is not read"),
+        ({"type": "block"}, "have the type 'block', which cannot be read"),
         ({"type": None}, "its header lacks type"),
         ({"encoding": "hex"}, "encoded as 'hex'; save it as raw or gzip"),
-        ({"line_skip": "3"}, "lines of text come before its voxels"),
-        ({"byte_skip": "-1", "encoding": "gzip"}, "applies to raw voxels alone"),
+        ({"line_skip": "3"}, "lines of text precede its voxels"),
+        ({"byte_skip": "-1", "encoding": "gzip"}, "is valid for raw voxels only"),
         ({"byte_skip": "99"}, "is truncated"),
         ({"sizes": "0 40 6"}, "has an empty axis"),
     ],

@@ -46,7 +46,10 @@ def test_a_stack_of_volumes(tmp_path):
     with mrcfile.new(tmp_path / "a.mrcs") as file:
         file.set_data(np.stack([STACK, STACK + 1]))
         file.voxel_size = (4, 5, 50)
-    fails(str(tmp_path / "a.mrcs"), r"has 4 axes TZYX \(2, 6, 40, 32\); pick one of axis T with --select t=0")
+    fails(
+        str(tmp_path / "a.mrcs"),
+        r"has 4 axes TZYX \(2, 6, 40, 32\); pick one of axis T with select=\{'t': 0\}",
+    )
     volume = open_volume(tmp_path / "a.mrcs", select={"t": 1})
     assert same(volume, STACK + 1)
     assert volume.spacing == pytest.approx((50, 5, 4))
@@ -74,12 +77,12 @@ def test_no_voxel_size(tmp_path):
 @pytest.mark.parametrize(
     ("header", "pattern"),
     [
-        ({"nz": 2**30}, r"is truncated, its voxels reach to byte 2,748,779,070,464"),
+        ({"nz": 2**30}, r"is truncated, its voxels end at byte 2,748,779,070,464"),
         ({"nz": -3}, "impossible shape"),
         ({"nsymbt": 2**30}, "is truncated|cannot be read as MRC"),
-        ({"mode": 4}, "its voxels are of the kind 4, which is not read"),
+        ({"mode": 4}, "its voxels have mode 4, which cannot be read"),
         ({"mode": 77}, "cannot be read as MRC"),
-        ({"ispg": 401, "mz": 4}, "its 6 sections are no whole number of volumes of 4"),
+        ({"ispg": 401, "mz": 4}, "its 6 sections are not a multiple of the 4 of a volume"),
     ],
 )
 def test_headers_that_make_no_sense(tmp_path, header, pattern):

@@ -21,14 +21,13 @@ import SimpleITK
 import tifffile
 import zarr
 from dicom_files import write_series
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 
 from evenslice._core import errors
-from evenslice.volumes.blocks import first_nonfinite, iterate_blocks, sample
+from evenslice.volumes.blocks import find_nonfinite, iterate_blocks, sample_voxels
 from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe
+from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
 
 STACK = np.random.default_rng(0).integers(0, 1000, (7, 33, 30), np.uint16)
@@ -350,29 +349,29 @@ def test_first_nonfinite_in_chunks(where):
     expected = (len(where), min(where)) if where else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(iterate_blocks, "__defaults__", (80,))
-        assert first_nonfinite(chunked(array, (5, 2, 2))) == expected
+        assert find_nonfinite(chunked(array, (5, 2, 2))) == expected
 
 
 def test_integers_are_not_read_for_finiteness(tmp_path):
     path = write_npy(tmp_path)
     volume = repickled(open_volume(path))
     path.unlink()
-    assert first_nonfinite(volume) is None
+    assert find_nonfinite(volume) is None
 
 
 # Samples
 
 
 def test_a_small_volume_is_its_own_sample():
-    np.testing.assert_array_equal(sample(open_volume(STACK)), STACK.ravel())
-    assert sample(open_volume(STACK)).dtype == np.float32
+    np.testing.assert_array_equal(sample_voxels(open_volume(STACK)), STACK.ravel())
+    assert sample_voxels(open_volume(STACK)).dtype == np.float32
 
 
 def test_a_sample_depends_on_its_seed_alone(stored):
     volume = open_volume(stored)
-    first = sample(volume, 500, seed=3)
-    np.testing.assert_array_equal(first, sample(open_volume(stored), 500, seed=3))
-    assert not np.array_equal(first, sample(volume, 500, seed=4))
+    first = sample_voxels(volume, 500, seed=3)
+    np.testing.assert_array_equal(first, sample_voxels(open_volume(stored), 500, seed=3))
+    assert not np.array_equal(first, sample_voxels(volume, 500, seed=4))
     assert 400 <= first.size <= 600
 
 
@@ -381,16 +380,16 @@ def test_a_sample_is_spread_over_the_volume(chunks):
     z, y, x = np.indices((40, 100, 90), np.float32)
     for axis, limit in ((z, 40), (y, 100), (x, 90)):
         volume = chunked(axis, chunks)
-        means = [sample(volume, 20_000, seed).mean() for seed in range(8)]
+        means = [sample_voxels(volume, 20_000, seed).mean() for seed in range(8)]
         assert np.mean(means) == pytest.approx((limit - 1) / 2, rel=0.06)
-        assert sample(volume, 20_000).size == pytest.approx(20_000, rel=0.1)
+        assert sample_voxels(volume, 20_000).size == pytest.approx(20_000, rel=0.1)
 
 
 def test_a_sample_of_a_huge_volume_is_bounded(tmp_path):
     path = tmp_path / "a.zarr"
     zarr.create_array(path, shape=(2**14,) * 3, chunks=(128, 128, 128), dtype=np.uint8)
     tracemalloc.start()
-    assert sample(open_volume(path), 100_000).size == pytest.approx(100_000, rel=0.1)
+    assert sample_voxels(open_volume(path), 100_000).size == pytest.approx(100_000, rel=0.1)
     assert tracemalloc.get_traced_memory()[1] < 30e6
     tracemalloc.stop()
 
@@ -398,12 +397,12 @@ def test_a_sample_of_a_huge_volume_is_bounded(tmp_path):
 def test_percentiles_of_a_real_sample_are_near_the_whole(shared_data):
     volume = open_volume(shared_data / "lucchi_pp/train_image.tif")
     whole = np.percentile(volume[...], [1, 50, 99])
-    np.testing.assert_allclose(np.percentile(sample(volume), [1, 50, 99]), whole, atol=5)
+    np.testing.assert_allclose(np.percentile(sample_voxels(volume), [1, 50, 99]), whole, atol=5)
 
 
 def test_a_sample_of_nothing():
     with pytest.raises(errors.ConfigError, match="draw at least 1"):
-        sample(open_volume(STACK), 0)
+        sample_voxels(open_volume(STACK), 0)
 
 
 # Descriptions
@@ -414,7 +413,7 @@ def test_describe_intensities(tmp_path):
     array[0, 0, 5] = np.nan
     path = tmp_path / "a.npy"
     np.save(path, array)
-    info = describe(open_volume(path, spacing=(3, 1, 1), unit="um"))
+    info = describe_volume(open_volume(path, spacing=(3, 1, 1), unit="um"))
     assert info.shape == STACK.shape
     assert (info.dtype, info.spacing, info.unit, info.chunks) == ("float32", (3, 1, 1), "um", None)
     assert (info.sampled, info.nonfinite) == (STACK.size, 1)
@@ -428,20 +427,24 @@ def test_describe_intensities(tmp_path):
 def test_describe_labels():
     labels = np.zeros((2, 3, 4), np.int64)
     labels[0, 0, :3] = 2**40, 2**40 + 1, 2**40  # float32 could not tell them apart
-    assert describe(open_volume(labels)).classes == ((0, 21 / 24), (2**40, 2 / 24), (2**40 + 1, 1 / 24))
-    assert describe(open_volume(labels > 0)).classes == ((0, 21 / 24), (1, 3 / 24))
-    assert describe(open_volume(np.arange(33).reshape(1, 3, 11))).classes is None
+    assert describe_volume(open_volume(labels)).classes == (
+        (0, 21 / 24),
+        (2**40, 2 / 24),
+        (2**40 + 1, 1 / 24),
+    )
+    assert describe_volume(open_volume(labels > 0)).classes == ((0, 21 / 24), (1, 3 / 24))
+    assert describe_volume(open_volume(np.arange(33).reshape(1, 3, 11))).classes is None
 
 
 def test_describe_nothing_finite():
-    info = describe(open_volume(np.full((2, 2, 2), np.inf, np.float16)))
+    info = describe_volume(open_volume(np.full((2, 2, 2), np.inf, np.float16)))
     assert info.nonfinite == info.sampled == 8
     assert math.isnan(info.minimum)
     assert info.percentiles == ()
 
 
 def test_describe_half_precision_without_overflow():
-    info = describe(open_volume(np.full((2, 2, 2), 65504, np.float16)))
+    info = describe_volume(open_volume(np.full((2, 2, 2), 65504, np.float16)))
     assert {value for _, value in info.percentiles} == {65504.0}
 
 

@@ -6,14 +6,13 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 from volume_checks import fails, same
 
 from evenslice._core import errors
 from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe
+from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.slice_folder import natural_order
 
@@ -53,7 +52,7 @@ def test_round_trip(tmp_path, suffix, array, options):
         f"folder of {'PNG' if suffix == 'png' else 'TIFF'} slices",
     )
     assert len(volume.files) == 12
-    assert describe(volume).bytes_on_disk == sum(file.stat().st_size for file in volume.files)
+    assert describe_volume(volume).bytes_on_disk == sum(file.stat().st_size for file in volume.files)
 
 
 def test_jpeg(tmp_path):
@@ -72,14 +71,14 @@ def test_a_palette_is_a_map_of_classes(tmp_path):
         image.save(folder / f"{z}.png")
     volume = open_volume(folder)
     assert same(volume, (BYTES[:3] % 3).astype(np.uint8))
-    assert [value for value, _ in describe(volume).classes] == [0, 1, 2]
+    assert [value for value, _ in describe_volume(volume).classes] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("suffix", "options"), [("png", {}), ("tif", {"photometric": "rgb"})])
 def test_colour(tmp_path, suffix, options):
     colour = np.stack([BYTES, BYTES + 1, BYTES + 2], axis=-1)
     path = write(tmp_path / "stack", colour, suffix, **options)
-    fails(path, r"has 4 axes ZYXS \(12, 40, 32, 3\); pick one of axis S with --select s=0")
+    fails(path, r"has 4 axes ZYXS \(12, 40, 32, 3\); pick one of axis S with select=\{'s': 0\}")
     assert same(open_volume(path, select={"s": 2}), BYTES + 2)
 
 
@@ -132,7 +131,7 @@ def test_slices_that_differ(tmp_path):
 def test_folders_that_hold_no_stack(tmp_path):
     path = write(tmp_path / "stack", STACK)
     write(tmp_path / "stack", STACK[:2], "tif")
-    fails(path, "is a folder of PNG and TIFF images; keep one kind")
+    fails(path, "is a folder of PNG and TIFF images; keep one format")
     (tmp_path / "outer" / "run1").mkdir(parents=True)
     fails(
         str(tmp_path / "outer"),
@@ -182,7 +181,7 @@ def png(width, height, colour=0, depth=8, data=b""):
             png(2**16, 2**16, data=zlib.compress(bytes(2**24))),
             r"claims 65536 x 65536 pixels|take 4,294,967,296 bytes",
         ),
-        (png(8, 8, colour=2, depth=16, data=zlib.compress(bytes(8 * 49))), "is a colour image of 16 bits"),
+        (png(8, 8, colour=2, depth=16, data=zlib.compress(bytes(8 * 49))), "is a 16-bit colour image"),
     ],
 )
 def test_claims_that_nothing_stands_behind(tmp_path, content, pattern):

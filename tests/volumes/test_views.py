@@ -4,13 +4,12 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenslice._core.errors import VolumeError
-from evenslice.volumes.blocks import sample
+from evenslice.volumes.blocks import sample_voxels
 from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe
+from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.views import hold_in_memory, map_voxels, take_slices
 
@@ -41,15 +40,15 @@ def test_some_slices_of_a_file(stack):
     assert part.shape == (3, 6, 8)
     assert part.path.endswith("stack.tif[2:10][3:6]")
     assert np.array_equal(part[...], array[5:8])
-    assert np.array_equal(sample(part), array[5:8].ravel())
+    assert np.array_equal(sample_voxels(part), array[5:8].ravel())
     assert fingerprint(part) == fingerprint(volume)
-    assert describe(part).shape == (3, 6, 8)
+    assert describe_volume(part).shape == (3, 6, 8)
     assert take_slices(volume, 0, 12) is volume
 
 
 def test_slices_that_are_not_there(stack):
     for start, stop in ((-1, 3), (3, 3), (5, 13)):
-        with pytest.raises(VolumeError, match="has the slices 0 to 11, not"):
+        with pytest.raises(VolumeError, match="has slices 0 to 11, not"):
             take_slices(stack[1], start, stop)
 
 

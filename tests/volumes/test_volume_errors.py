@@ -55,9 +55,9 @@ def test_folders(tmp_path):
 
 def test_unknown_suffix(tmp_path):
     for name, pattern in {
-        "a.tiif": r"the suffix '.tiif' is none that evenslice reads; did you mean '.tiff?'",
-        "a.mp4": r"the suffix '.mp4' is none that evenslice reads; .*known: .* in all\)",
-        "a": "has no suffix that evenslice reads; known:",
+        "a.tiif": r"cannot read '.tiif' files; did you mean '.tiff?'",
+        "a.mp4": r"cannot read '.mp4' files; .*known: .* in all\)",
+        "a": "has no suffix that names a format; known:",
     }.items():
         (tmp_path / name).write_bytes(b"x")
         fails(str(tmp_path / name), pattern)
@@ -144,7 +144,7 @@ def test_truncated_npy(tmp_path):
     path.write_bytes(content[:-1])
     fails(
         str(path),
-        r"is truncated, its array of shape \(6, 40, 32\) needs 15,488 bytes and the file has 15,487",
+        r"is truncated, its voxels end at byte 15,488 and a.npy has 15,487",
     )
     path.write_bytes(content[:40])
     fails(str(path), "cannot be read as NumPy array")
@@ -224,7 +224,7 @@ def test_ome_tiff_that_leads_out_of_its_folder(tmp_path, name):
     tifffile.imwrite(tmp_path / "secret.tif", STACK[3:], metadata=None, photometric="minisblack")
     path = write_ome_pair(tmp_path / "a", name)
     (tmp_path / "a" / "link.tif").symlink_to(tmp_path / "secret.tif")
-    fails(path, "lies outside its folder, where nothing is read")
+    fails(path, "is outside its folder and is not read")
 
 
 # Claims that nothing stands behind
@@ -301,7 +301,7 @@ def test_zarr_metadata_that_makes_no_sense(tmp_path):
 
 def test_empty_zarr_group(tmp_path):
     zarr.open_group(tmp_path / "a.zarr", mode="w")
-    fails(str(tmp_path / "a.zarr"), "is a Zarr group with nothing in it")
+    fails(str(tmp_path / "a.zarr"), "is an empty Zarr group")
 
 
 # Data types
@@ -347,27 +347,27 @@ def test_two_dimensions(tmp_path):
 
 def test_four_dimensions(tmp_path):
     array = np.stack([STACK, STACK])
-    tail = r" \(2, 6, 40, 32\); pick one of axis T with --select t=0$"
+    tail = r" \(2, 6, 40, 32\); pick one of axis T with select=\{'t': 0\}$"
     path = saved(tmp_path, "a.tif", tifffile.imwrite, array, imagej=True, metadata={"axes": "TZYX"})
     fails(path, "has 4 axes TZYX" + tail)
     path = saved(tmp_path, "a.npy", np.save, array)
     fails(
         path,
-        r"has 4 dimensions \(2, 6, 40, 32\); name them with --axes, as --axes tzyx, and pick with --select t=0$",
+        r"has 4 dimensions \(2, 6, 40, 32\); name them, as axes='tzyx', and pick with select=\{'t': 0\}$",
     )
     fails(path, "has 4 axes TZYX" + tail, axes="tzyx")
 
 
 def test_five_dimensions():
     array = np.zeros((2, 3, 6, 5, 4))
-    fails(array, "as --axes tczyx, and pick with --select t=0 --select c=0$")
-    fails(array, "pick one index of each of axes T, C with --select t=0 --select c=0$", axes="tczyx")
-    fails(array, "pick one of axis C with --select c=0$", axes="tczyx", select={"t": 1})
+    fails(array, r"as axes='tczyx', and pick with select=\{'t': 0, 'c': 0\}$")
+    fails(array, r"pick one index of each of axes T, C with select=\{'t': 0, 'c': 0\}$", axes="tczyx")
+    fails(array, r"pick one of axis C with select=\{'c': 0\}$", axes="tczyx", select={"t": 1})
 
 
 def test_colour_image(tmp_path):
     path = saved(tmp_path, "a.tif", tifffile.imwrite, np.zeros((40, 32, 3), np.uint8), photometric="rgb")
-    fails(path, r"is one colour image \(axes YXS \(40, 32, 3\)\), not a volume z, y, x; .*--axes yxz$")
+    fails(path, r"is one colour image \(axes YXS \(40, 32, 3\)\), not a volume z, y, x; .*axes='yxz'$")
 
 
 def test_empty_axis(tmp_path):
@@ -383,17 +383,17 @@ def test_empty_axis(tmp_path):
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ({"axes": "zzx"}, "axes 'zzx': give one letter a stored dimension"),
-        ({"axes": "zy"}, "z, y and x among them"),
+        ({"axes": "zzx"}, "axes 'zzx': give one letter per stored dimension"),
+        ({"axes": "zy"}, "including z, y and x"),
         ({"axes": "z,y,x"}, "give one letter"),
-        ({"axes": "tzyx"}, r"--axes tzyx names 4 axes, its shape \(6, 40, 32\) has 3"),
-        ({"select": {"t": 0}}, "have no names to select by; name them with --axes, as --axes zyx"),
-        ({"axes": "zyx", "select": {"t": 0}}, "names no axis to pick from; it has only z, y and x"),
-        ({"axes": "zyx", "select": {"z": 0}}, "names no axis to pick from"),
+        ({"axes": "tzyx"}, r"axes='tzyx' names 4 axes, its shape \(6, 40, 32\) has 3"),
+        ({"select": {"t": 0}}, "have no names to select by; name them, as axes='zyx'"),
+        ({"axes": "zyx", "select": {"t": 0}}, "names no axis of the file; its only axes are z, y and x"),
+        ({"axes": "zyx", "select": {"z": 0}}, "names no axis of the file"),
         ({"level": 1}, "level 1"),
         ({"level": -1}, "level -1"),
-        ({"unit": "nm"}, "has no spacing that could be in nm; give the spacing too"),
-        ({"spacing": (1, 1, 1), "unit": "nn"}, "unit 'nn' is no unit of length; did you mean 'nm'"),
+        ({"unit": "nm"}, "has no spacing to be in nm; give the spacing too"),
+        ({"spacing": (1, 1, 1), "unit": "nn"}, "unit 'nn': unknown unit of length; did you mean 'nm'"),
         ({"spacing": (1, 1)}, "give three sizes above zero"),
         ({"spacing": (1, 0, 1)}, "give three sizes above zero"),
         ({"spacing": (1, float("nan"), 1)}, "give three sizes above zero"),
@@ -410,7 +410,7 @@ def test_selections_that_do_not_fit():
     array = np.zeros((2, 1, 6, 5, 4))
     fails(
         array,
-        "--select t=2 is out of range; axis t has 0 to 1",
+        r"select=\{'t': 2\} is out of range; axis t has 0 to 1",
         errors.ConfigError,
         axes="tczyx",
         select={"t": 2},

@@ -11,13 +11,11 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  # its users' name for it
 import tifffile
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evenslice._core.errors import ConfigError, VolumeError
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.write import image as image_module
-from evenslice.volumes.write import tiff as tiff_module
+from evenslice.volumes.write import image as image_module, tiff as tiff_module
 from evenslice.volumes.write.writer import write_channels, write_volume
 
 SPACING = (50.0, 4.0, 5.5)  # z, y, x in nm

@@ -1,4 +1,4 @@
-"""What every room stands on: errors, files that appear whole, clusters, progress, configuration files."""
+"""What every other package uses: errors, files written whole or not at all, clusters, progress bars, configuration files."""
 
 import lazy_loader
 

@@ -1,53 +1,31 @@
 from .cluster import (
     check_sendable as check_sendable,
-)
-from .cluster import (
-    finished as finished,
-)
-from .cluster import (
-    in_order as in_order,
-)
-from .cluster import (
+    map_as_finished as map_as_finished,
+    map_in_order as map_in_order,
     open_cluster as open_cluster,
 )
-from .config_files import Section as Section
-from .config_files import load_config as load_config
-from .config_files import to_yaml as to_yaml
+from .config_files import Section as Section, load_config as load_config, to_yaml as to_yaml
 from .errors import (
+    UNREADABLE as UNREADABLE,
     ConfigError as ConfigError,
-)
-from .errors import (
     EvensliceError as EvensliceError,
-)
-from .errors import (
     MissingExtraError as MissingExtraError,
-)
-from .errors import (
     ModelError as ModelError,
-)
-from .errors import (
     OutputError as OutputError,
-)
-from .errors import (
     VolumeError as VolumeError,
-)
-from .errors import (
-    nearest as nearest,
-)
-from .errors import (
+    did_you_mean as did_you_mean,
     needs_extra as needs_extra,
-)
-from .errors import (
     option as option,
-)
-from .errors import (
+    reason as reason,
     spelled_on_command_line as spelled_on_command_line,
 )
-from .importing import find_member as find_member
-from .importing import importable_here as importable_here
+from .import_paths import import_object as import_object, importable_here as importable_here
 from .progress import progress_bar as progress_bar
-from .staging import json_text as json_text
-from .staging import staged_file as staged_file
-from .staging import staged_folder as staged_folder
-from .trees import staged_tree as staged_tree
-from .trees import writing as writing
+from .staging import (
+    json_text as json_text,
+    reporting_write_errors as reporting_write_errors,
+    staged_file as staged_file,
+    staged_folder as staged_folder,
+    staged_tree as staged_tree,
+)
+from .versions import package_versions as package_versions

@@ -1,58 +1,57 @@
-"""The same function for one process and for many: items to results, as they are finished.
+"""One function applied to many items, in this process or on the workers of a Dask cluster.
 
     with open_cluster(workers=4) as client:
-        for item, outcome in finished(function, items, client):
+        for item, outcome in map_as_finished(function, items, client):
             ...
 
-Without workers and scheduler there is no client, and items are worked on one by one in this process. With a client, a
-Dask cluster does it: one started on this machine, or one that runs already; functions and items must then pickle.
+Without workers or a scheduler there is no client, and this process works through the items one by one. With a client, a
+Dask cluster does: one started on this machine or one that is already running. Functions and items must then pickle.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections import deque
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from evenslice._core.errors import ConfigError, needs_extra, option
+from evenslice._core.errors import ConfigError, needs_extra, option, reason
+from evenslice._core.import_paths import importable_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["check_sendable", "finished", "in_order", "open_cluster"]
+__all__ = ["check_sendable", "map_as_finished", "map_in_order", "open_cluster"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10
-AHEAD = 2  # items at a worker, the one that it works on included
+AHEAD = 2  # items sent to each worker, including the one in progress
 
 
 @contextmanager
 def open_cluster(workers: int | None = None, scheduler: str | None = None) -> Iterator[Any]:
-    """Yield a Dask client, or None where neither workers nor a scheduler are asked for.
+    """Yield a Dask client, or None if neither workers nor a scheduler is given.
 
     Args:
-        workers: processes to start on this machine; they share its cores.
-        scheduler: address of a running scheduler, as ``tcp://host:8786``.
+        workers: number of processes to start on this machine; they share its cores.
+        scheduler: address of a running scheduler, such as ``tcp://host:8786``.
 
     Raises:
-        ConfigError: both are given, there are no workers, or the scheduler does not answer.
+        ConfigError: both are given, ``workers`` is below 1, or the scheduler does not answer.
         MissingExtraError: Dask is not installed.
 
     Example:
         >>> with open_cluster() as client:
-        ...     list(finished(abs, [-1, 2], client))
+        ...     list(map_as_finished(abs, [-1, 2], client))
         [(-1, 1), (2, 2)]
     """
     if workers is not None and scheduler is not None:
         raise ConfigError(
-            f"{option('workers')} starts workers here, {option('scheduler')} uses others; give one of the two"
+            f"{option('workers')} starts workers here, {option('scheduler')} uses those of a cluster; give one of the two"
         )
     if workers is not None and workers < 1:
         raise ConfigError(f"workers = {workers}: must be at least 1")
@@ -68,37 +67,24 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
         return
     threads = max(1, (os.cpu_count() or 1) // (workers or 1))
     settings = {
-        # Dask would give each worker one thread; and with a limit to what malloc keeps, as Dask sets one, the system
-        # would hand out, and clear, the memory of every tensor anew: a training step then takes twice as long.
+        # Replaces Dask's defaults: one thread per worker, and a limit on the memory that malloc keeps. With that limit
+        # the system allocates and clears the memory of every tensor anew, and a training step takes twice as long.
         "distributed.nanny.pre-spawn-environ": {
             f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")
         },
-        # A daemon may have no children, and those that load data are some.
+        # Daemons may not have child processes, and data loaders are child processes.
         "distributed.worker.daemon": False,
     }
     with (
         dask.config.set(settings),
-        _importable_here(),
+        # Workers look for modules where this process does, and one that cannot import a user's function dies every time.
+        importable_here(first=False),
         LocalCluster(
             n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):
         yield client
-
-
-@contextmanager
-def _importable_here() -> Iterator[None]:
-    """Let workers import what lies in the current directory: they look where this process looks.
-
-    A user's own network or function is imported from there, and a worker that does not find it dies, again and again.
-    """
-    here = str(Path.cwd())
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _connect(connect: Callable[..., Any], scheduler: str) -> Any:
@@ -111,11 +97,11 @@ def _connect(connect: Callable[..., Any], scheduler: str) -> Any:
 
 
 def check_sendable(item: Any, what: str) -> None:
-    """Check that workers can be sent something of the user's.
+    """Check that an object can be sent to workers.
 
     Args:
-        item: such as a function.
-        what: what to call it in the message.
+        item: the object, such as a function.
+        what: how the message calls it.
 
     Raises:
         ConfigError: it cannot be pickled.
@@ -128,29 +114,28 @@ def check_sendable(item: Any, what: str) -> None:
         from distributed.protocol.pickle import dumps
     try:
         dumps(item)
-    except Exception as error:  # what pickling calls may raise anything
-        reason = (str(error).splitlines() or ["no reason given"])[0]
+    except Exception as error:  # __reduce__ may raise anything
         raise ConfigError(
-            f"{what} cannot be sent to workers ({type(error).__name__}: {reason}); define it at the top of a module, with "
-            f"what it needs, or leave {option('workers')} and {option('scheduler')} out"
+            f"{what} cannot be sent to workers ({type(error).__name__}: {reason(error)}); define it, and what it uses, "
+            f"at the top level of a module, or leave {option('workers')} and {option('scheduler')} out"
         ) from error
 
 
-def finished(
+def map_as_finished(
     function: Callable[..., Result], items: Iterable[Item], client: Any = None, *, common: Any = None
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """Apply a function to items and yield each with its result, in the order in which they are finished.
+    """Apply a function to items and yield each with its result, in the order in which they finish.
 
-    An item whose worker dies goes to another one.
+    If a worker dies, another one takes its items.
 
     Args:
-        function: what to do; on a cluster, it may be started again for an item that it was applied to before.
-        items: what to do it to.
-        client: of a Dask cluster, or None for this process.
-        common: what the function takes after the item, where it is not None; a worker gets it once.
+        function: what to apply; on a cluster it may run more than once for an item.
+        items: what to apply it to.
+        client: client of a Dask cluster, or None for this process.
+        common: second argument of the function, unless None; sent to each worker once.
 
     Yields:
-        An item and its result; on a cluster, the exception where there is none, as after several workers died with it.
+        An item and its result; on a cluster, the exception if there is no result, as when several workers died with it.
     """
     rest = () if common is None else (common,)
     if client is None:
@@ -167,21 +152,21 @@ def finished(
         future.release()
 
 
-def in_order(
+def map_in_order(
     function: Callable[..., Result], items: Iterable[Item], client: Any = None, *, common: Any = None
 ) -> Iterator[Result]:
-    """Apply a function to items one after another, or on a cluster to a few at a time, and yield the results in order.
+    """Apply a function to items one after another, or on a cluster a few at a time, and yield the results in order.
 
-    Whoever asks for no more results leaves the other items alone, but for those that the workers have at hand.
+    Items are submitted as results are consumed: those not yet sent to a worker when the caller stops are never run.
 
     Args:
-        function: what to do.
-        items: what to do it to; taken from as workers get free.
-        client: of a Dask cluster, or None for this process.
-        common: what the function takes after the item, where it is not None; a worker gets it once.
+        function: what to apply.
+        items: what to apply it to; consumed as workers become free.
+        client: client of a Dask cluster, or None for this process.
+        common: second argument of the function, unless None; sent to each worker once.
 
     Example:
-        >>> list(in_order(pow, [2, 3], common=2))
+        >>> list(map_in_order(pow, [2, 3], common=2))
         [4, 9]
     """
     rest = () if common is None else (common,)
@@ -192,7 +177,7 @@ def in_order(
     rest, items = _send(client, rest), iter(items)
     waiting: deque[Any] = deque()
     while True:
-        workers = max(1, len(client.nthreads()))  # some may have come, as jobs start, or gone
+        workers = max(1, len(client.nthreads()))  # workers come and go
         for item in islice(items, max(0, AHEAD * workers - len(waiting))):
             waiting.append(client.submit(function, item, *rest, pure=False))
         if not waiting:
@@ -201,26 +186,25 @@ def in_order(
 
 
 def _send(client: Any, objects: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Hold objects at every worker; as results of a task, they survive the workers that hold them.
+    """Copy objects to every worker, as results of tasks, which survive the loss of workers that hold them.
 
-    A worker that came for them later would wait: one that is at work takes its time to answer.
+    A worker that fetched them only when needed would wait, because busy workers are slow to answer.
 
     Raises:
-        ConfigError: they cannot be loaded there.
+        ConfigError: the workers cannot load them.
     """
     if not objects:
         return ()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # a network is
+        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # networks are large
         futures = tuple(client.submit(_same, item, pure=False) for item in objects)
     for future in futures:
         error = future.exception()
         if error is not None:
             cause = error.__cause__ or error
-            reason = (str(cause).splitlines() or ["no reason given"])[0]
             raise ConfigError(
-                f"the cluster cannot load what it is sent ({type(cause).__name__}: {reason}); what is yours must come from "
-                "a module that the scheduler and every worker can import, and they need the same packages as are here"
+                f"the cluster cannot load what it is sent ({type(cause).__name__}: {reason(cause)}); your own code must be in "
+                "a module that the scheduler and every worker can import, and they need the same packages as this process"
             ) from error
     client.replicate(futures)
     return futures

@@ -1,12 +1,12 @@
 """Configuration files: sections of options, read from YAML and checked before anything runs.
 
     class Audit(Section):
-        windows: int = Field(default=200, ge=2, description="How many windows to show the network.")
+        windows: int = Field(default=200, ge=2, description="Number of windows.")
 
     config = load_config("audit.yaml", Audit)
-    print(to_yaml(config))      every option, with what it means as a comment
+    print(to_yaml(config))      every option, with its description as a comment
 
-What is wrong with a file is said in one line: where, what, and what would be right.
+Errors are one line: where, what was wrong, and what would be right.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from evenslice._core.errors import ConfigError, nearest, needs_extra
+from evenslice._core.errors import ConfigError, did_you_mean, needs_extra
 
 with needs_extra("train", "a configuration"):
     import yaml
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Section", "load_config", "to_yaml"]
 
 LARGEST_FILE = 2**20
-"""Bytes of the largest configuration that is read."""
+"""Size limit of a configuration file in bytes."""
 
 Config = TypeVar("Config", bound="Section")
 
@@ -43,9 +43,9 @@ class Section(BaseModel):
     Example:
         >>> from pydantic import Field
         >>> class Colours(Section):
-        ...     shade: int = Field(default=3, ge=0, description="How dark.")
+        ...     shade: int = Field(default=3, ge=0, description="Darkness.")
         >>> print(to_yaml(Colours()), end="")
-        # How dark.
+        # Darkness.
         shade: 3
     """
 
@@ -59,7 +59,7 @@ class Section(BaseModel):
         if isinstance(values, dict):
             unknown = [str(key) for key in values if key not in cls.model_fields]
             if unknown:
-                help_ = nearest(unknown[0], cls.model_fields)
+                help_ = did_you_mean(unknown[0], cls.model_fields)
                 raise PydanticCustomError(
                     "unknown_key", "no such option; {help}", {"key": unknown[0], "help": help_}
                 )
@@ -69,16 +69,15 @@ class Section(BaseModel):
 def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
     r"""Read a configuration from a YAML file.
 
-    Relative paths of data, and of a file of weights that lies there, start from the folder of the file; in what is
-    returned they are absolute.
+    Relative paths of data, and of a weights file that exists there, are resolved against the folder of the file.
 
     Args:
         path: the file.
-        kind: what it configures, such as ``TrainConfig``.
+        kind: the class of the configuration, such as ``TrainConfig``.
 
     Raises:
-        ConfigError: the file cannot be read or is no YAML, or an option is wrong; the one line says where it stands, as
-            ``data.train[0].slices``, what it is, and what would be right.
+        ConfigError: the file cannot be read, is not YAML, or sets a wrong option; the message gives its place, such as
+            ``data.train[0].slices``, its value, and what would be right.
 
     Example:
         >>> import tempfile
@@ -87,7 +86,7 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
         >>> file = Path(tempfile.mkdtemp()) / "train.yaml"
         >>> _ = file.write_text("stepps: 500")
         >>> class Training(Section):
-        ...     steps: int = Field(default=2000, description="How many.")
+        ...     steps: int = Field(default=2000, description="Number of steps.")
         >>> load_config(file, Training)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
@@ -97,7 +96,7 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
     values = _read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path}: holds {_shown(values)}, no options; write them as 'name: value', one a line"
+            f"{path}: holds {_shown(values)} instead of options; write them as 'name: value', one per line"
         )
     try:
         return kind.model_validate(values, context={"folder": path.absolute().parent})
@@ -106,7 +105,7 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
 
 
 def to_yaml(config: Section) -> str:
-    """Return a configuration as YAML with every option and, as a comment, what it means.
+    """Return a configuration as YAML: every option, with its description as a comment.
 
     Example:
         >>> from pydantic import Field
@@ -143,14 +142,14 @@ def _flow(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values alone, and no name twice: YAML would silently take the last."""
+    """Loads plain values only, and refuses repeated names, of which YAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for name in names:
             if names.count(name) > 1:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"{name!r} stands twice in one section; leave one", problem_mark=node.start_mark
+                    problem=f"{name!r} appears twice in one section; keep one", problem_mark=node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -162,7 +161,7 @@ def _read_yaml(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from error
     if len(text) > LARGEST_FILE:
-        raise ConfigError(f"{path}: has more than {LARGEST_FILE:,} bytes; name a YAML file of options")
+        raise ConfigError(f"{path}: has more than {LARGEST_FILE:,} bytes; name a YAML configuration file")
     try:
         return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -171,17 +170,17 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _describe(error: ValidationError, values: Any) -> str:
-    """Word the first of the faults that pydantic found in values: where, what, and what would be right."""
+    """Describe the first of the errors that pydantic found: where, what, and what would be right."""
     faults = error.errors(include_url=False)
     more = len({_place(fault, values) for fault in faults}) - 1
     return _worded(faults[0], values) + (f" (and {more} more)" if more else "")
 
 
-# Pydantic speaks of Python's types; a configuration has lists and sections.
+# Pydantic names Python types; a configuration has lists and sections.
 _REASONS = {
     "dict_type": "should be 'name: value' pairs",
     "missing": "has too few values",
-    "model_type": "should be a section of options, 'name: value' one a line",
+    "model_type": "should be a section of options, 'name: value', one per line",
     "path_type": "should be a path",
     "too_long": "has too many values",
     "tuple_type": "should be a list",
@@ -199,14 +198,14 @@ def _worded(fault: ErrorDetails, values: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return what the user wrote, cut short: references within YAML can make a little text a huge value."""
+    """Return what the user wrote, shortened: references can make a huge value out of a short YAML file."""
     short = reprlib.Repr()
     short.maxlevel = 2
     return short.repr(value)
 
 
 def _place(fault: ErrorDetails, values: Any) -> str:
-    """Return the path of a fault as a user would write it; pydantic's goes on into what a type is made of."""
+    """Return the path of an error as a user would write it; pydantic's continues into the parts of a type."""
     path = ""
     for key in fault["loc"]:
         if isinstance(values, list) and isinstance(key, int) and key < len(values):

@@ -1,21 +1,24 @@
-"""Every error that evenslice raises on purpose, and what words their messages.
+"""The errors that evenslice raises, and helpers for their messages.
 
     EvensliceError
-    ├── VolumeError         a volume that cannot be opened, read or scaled
-    ├── ModelError          a network, its specification or its weights
-    ├── ConfigError         an option or a configuration value
-    ├── OutputError         a result that cannot be written where it was asked for
-    └── MissingExtraError   a feature whose optional dependency is not installed (also an ImportError)
+    ├── VolumeError         a volume cannot be opened, read or scaled
+    ├── ModelError          a network, its specification or its weights cannot be used
+    ├── ConfigError         an option or a configuration value is wrong
+    ├── OutputError         a result cannot be written where it should go
+    └── MissingExtraError   an optional dependency is not installed (also an ImportError)
 
-A message says what was wrong, where, and what would be right, in one line: the command line prints it after
-``error:`` and stops with exit status 2. An option that a message names is marked by ``option``, so that each reader sees
-it as they write it: ``fill`` in Python, ``--fill`` on the command line, ``data.fill`` in a configuration.
+A message is one line: where, what was wrong, and what would be right. The command line prints it after ``error:`` and
+stops with exit status 2. ``option`` marks an option inside a message, so that each reader sees it as they write it:
+``fill`` in Python, ``--fill`` on the command line, ``data.fill`` in a configuration.
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
+import zipfile
+import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,28 +29,36 @@ if TYPE_CHECKING:
     Spelling: TypeAlias = Callable[[str, Any], str]
 
 __all__ = [
+    "UNREADABLE",
     "ConfigError",
     "EvensliceError",
     "MissingExtraError",
     "ModelError",
     "OutputError",
     "VolumeError",
-    "nearest",
+    "did_you_mean",
     "needs_extra",
     "option",
+    "reason",
     "spelled_on_command_line",
 ]
 
 
-_MARK = "\x00"  # no path and no terminal has it
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError),
+    *(MemoryError, OverflowError, RecursionError, csv.Error, zipfile.BadZipFile, zlib.error),
+)
+"""What json, csv, zipfile and NumPy raise on damaged or hostile files."""
+
+_MARK = "\x00\x1f"  # no text that a person wrote has it
 
 
 def option(name: str, value: Any = None) -> str:
-    """Mark an option in the message of an error, for each reader to see as they write it.
+    """Mark an option in an error message, so that each reader sees it as they write it.
 
     Args:
         name: its name as a Python argument.
-        value: a value to show with it: a number, a string, a list or a mapping of these.
+        value: a value to show with it: a number, a string, or a list or mapping of these.
 
     Example:
         >>> error = ConfigError(f"has no names; give {option('axes', 'tzyx')}")
@@ -60,12 +71,12 @@ def option(name: str, value: Any = None) -> str:
 
 
 def spelled_in_python(name: str, value: Any) -> str:
-    """Spell an option as an argument."""
+    """Spell an option as a Python argument."""
     return name if value is None else f"{name}={value!r}"
 
 
 def spelled_on_command_line(name: str, value: Any) -> str:
-    """Spell an option as the command line takes it.
+    """Spell an option as on the command line.
 
     Example:
         >>> spelled_on_command_line("select", {"t": 0, "c": 1})
@@ -79,23 +90,27 @@ def spelled_on_command_line(name: str, value: Any) -> str:
 
 
 class EvensliceError(Exception):
-    """The root of the tree: catch this to catch everything that evenslice raises on purpose."""
+    """The base class of all errors that evenslice raises on purpose."""
 
     def __str__(self) -> str:
         return self.render(spelled_in_python)
 
     def render(self, spelling: Spelling) -> str:
-        """Return the message with its options in some spelling.
+        """Return the message with its options spelled for a reader.
 
         Args:
-            spelling: takes the name of an option and the value shown with it, or None, and returns its text.
+            spelling: takes the name of an option and the value shown with it (or None) and returns the text.
         """
-        parts = str(self.args[0] if self.args else "").split(_MARK)
-        parts[1::2] = [spelling(*json.loads(part)) for part in parts[1::2]]
+        message = str(self.args[0] if self.args else "")
+        parts = message.split(_MARK)
+        try:
+            parts[1::2] = [spelling(*json.loads(part)) for part in parts[1::2]]
+        except (ValueError, TypeError):  # the mark came from somewhere else
+            return message
         return "".join(parts)
 
     def within(self, place: str, spelling: Spelling) -> Self:
-        """Return the same error with the place in a configuration where it arose, and options as they are named there."""
+        """Return the same error, prefixed by its place in a configuration, with options spelled as they are there."""
         return type(self)(f"{place}: {self.render(spelling)}")
 
 
@@ -108,15 +123,30 @@ class ModelError(EvensliceError):
 
 
 class ConfigError(EvensliceError):
-    """An option or a configuration value is not one that evenslice knows."""
+    """An option or a configuration value is wrong."""
 
 
 class OutputError(EvensliceError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written where it should go."""
 
 
 class MissingExtraError(EvensliceError, ImportError):
     """A feature needs an optional dependency that is not installed."""
+
+
+def reason(error: BaseException) -> str:
+    r"""Return the first line of an exception's message, or its type if there is none, to quote in another message.
+
+    The text is printable and has at most 300 characters: damaged files can put anything into it.
+
+    Example:
+        >>> reason(ValueError("wrong shape\nmore about it"))
+        'wrong shape'
+        >>> reason(ValueError())
+        'ValueError'
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(character if character.isprintable() else "?" for character in line)[:300]
 
 
 @contextmanager
@@ -125,7 +155,7 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
 
     Args:
         extra: the optional dependency group, as in ``pip install 'evenslice[extra]'``.
-        what: the thing that needs it, as it should read in the message ("reading a TIFF volume").
+        what: what needs it, as the message should say ("reading a TIFF volume").
 
     Raises:
         MissingExtraError: a module imported in the block is not installed.
@@ -142,20 +172,20 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
         ) from error
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message that helps with a misspelt name.
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about a misspelt name: similar names, then the known ones.
 
     Args:
         name: what the user wrote.
-        known: every name that would have been right.
+        known: every correct name.
 
     Returns:
         ``"did you mean 'uniform'? known: center, uniform"``; long lists are cut to the six nearest.
 
     Example:
-        >>> nearest("unifrom", ["center", "uniform"])
+        >>> did_you_mean("unifrom", ["center", "uniform"])
         "did you mean 'uniform'? known: center, uniform"
-        >>> nearest("x", ["center", "uniform"])
+        >>> did_you_mean("x", ["center", "uniform"])
         'known: center, uniform'
     """
     known = sorted(known)
@@ -166,4 +196,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 for _kind in (EvensliceError, VolumeError, ModelError, ConfigError, OutputError, MissingExtraError):
-    _kind.__module__ = "evenslice"  # the one home that users know; tracebacks name it
+    _kind.__module__ = "evenslice"  # the public name, which tracebacks show

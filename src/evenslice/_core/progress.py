@@ -1,4 +1,4 @@
-"""The progress bar of everything that takes more than a moment."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["progress_bar"]
 def progress_bar(
     title: str, total: int, unit: str, *, show: bool | None, remaining: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on standard error; yield what advances it by a number of steps.
+    """Show a progress bar on standard error; yield a function that advances it by a number of steps.
 
     Args:
-        title: what is being done.
-        total: how many steps there are.
-        unit: what a step is, in the plural.
-        show: whether to show it; with None, where standard error is a terminal.
-        remaining: tell the time that is left, else the time that has passed.
+        title: what is in progress.
+        total: number of steps.
+        unit: name of the steps, in the plural.
+        show: whether to show it; None shows it if standard error is a terminal.
+        remaining: show the remaining time, else the elapsed time.
 
     Example:
         >>> with progress_bar("audit", 8, "windows", show=False) as advance:

@@ -1,4 +1,4 @@
-"""Results are written beside their final name and renamed at the end: nothing is lost, nothing half-written."""
+"""Files and folders written beside their final name and renamed at the end: old results are lost only to whole new ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["json_text", "staged_file", "staged_folder"]
 
 
 def json_text(value: Any) -> str:
-    """Return plain values as an indented JSON document; NaN and infinity, which JSON does not know, become null.
+    """Return plain values as an indented JSON document; NaN and infinity, which JSON lacks, become null.
 
     Example:
         >>> json_text([1.5, float("nan")]).split()
@@ -40,14 +40,14 @@ def _without_nan(value: Any) -> Any:
 
 @contextmanager
 def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """Yield a path to write to; what was written takes the final name when the block ends without an error.
+    """Yield a path to write to; the file takes its final name when the block ends without an error.
 
     Args:
         path: the final name.
-        force: replace a file that is there.
+        force: replace an existing file.
 
     Raises:
-        OutputError: something stands under that name and ``force`` is not given, or it cannot be written.
+        OutputError: the name exists and ``force`` is not given, or it cannot be written.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -62,15 +62,53 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
             "name a file" if path.is_dir() else f"choose another name, or replace it with {option('force')}"
         )
         raise OutputError(f"{path}: exists; {hint}")
-    with _written_as(path):
+    with reporting_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         with _room_for(path):
             yield folder / path.name
-        with _written_as(path):
+        with reporting_write_errors(path):
             (folder / path.name).replace(path)
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def staged_tree(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield the path of a folder to make and fill; it takes its final name when the block ends without an error.
+
+    Args:
+        path: the final name.
+        force: replace an existing folder as a whole; it is kept if anything fails.
+
+    Raises:
+        OutputError: the name exists when the block ends, and ``force`` is not given.
+        OSError: it cannot be written.
+
+    Example:
+        >>> final = Path(tempfile.mkdtemp()) / "volume.zarr"
+        >>> with staged_tree(final) as beside:
+        ...     beside.mkdir()
+        ...     _ = (beside / "zarr.json").write_text("{}")
+        >>> [item.name for item in final.iterdir()], len(list(final.parent.iterdir()))
+        (['zarr.json'], 1)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = folder / path.name, folder / "replaced"
+    try:
+        yield new
+        if path.exists():
+            if not force:
+                raise OutputError(
+                    f"{path}: exists; choose another name, or replace it with {option('force')}"
+                )
+            path.replace(old)
+        new.replace(path)
+    finally:
+        if old.exists() and not path.exists():
+            old.replace(path)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -78,45 +116,45 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
 def staged_folder(
     path: str | os.PathLike[str], results: Sequence[str], *, force: bool = False
 ) -> Iterator[Path]:
-    """Yield an empty folder to write results to; they move to their final folder when the block ends without an error.
+    """Yield an empty folder for results, which move to their final folder when the block ends without an error.
 
-    Files in the final folder that are no results of this kind stay where they are.
+    Other files in the final folder stay as they are.
 
     Args:
-        path: the final folder; it is made where it does not exist.
-        results: patterns of the files that this kind of result consists of; folders are never removed.
-        force: replace the results that the folder holds.
+        path: the final folder, created if missing.
+        results: glob patterns of the files that make up a result of this kind; folders are never removed.
+        force: replace existing results of this kind.
 
     Raises:
         OutputError: the folder holds such results and ``force`` is not given, or it cannot be written.
     """
     path = Path(path)
     made = not path.exists()
-    with _written_as(path):
+    with reporting_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         old = [item for pattern in results for item in path.glob(pattern) if item.is_file()]
     if old and not force:
         raise OutputError(
             f"{path}: holds another result ({old[0].name}); choose another folder, or replace it with {option('force')}"
         )
-    with _written_as(path):
+    with reporting_write_errors(path):
         folder = Path(tempfile.mkdtemp(prefix=".unfinished.", dir=path))
     try:
         with _room_for(path):
             yield folder
-        with _written_as(path):
+        with reporting_write_errors(path):
             _exchange(old, folder, path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         if made:
-            with suppress(OSError):  # somebody else may have put a file there meanwhile
+            with suppress(OSError):  # another process may have put a file there meanwhile
                 path.rmdir()
         raise
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _exchange(old: Sequence[Path], folder: Path, path: Path) -> None:
-    """Put the files of a staging folder in the place of the old ones; take everything back if that fails."""
+    """Replace old files by those of a staging folder; undo everything if that fails."""
     retired = folder / ".old"
     moves = [(item, retired / item.relative_to(path)) for item in old]
     moves += [(item, path / item.relative_to(folder)) for item in sorted(folder.rglob("*")) if item.is_file()]
@@ -133,8 +171,27 @@ def _exchange(old: Sequence[Path], folder: Path, path: Path) -> None:
 
 
 @contextmanager
+def reporting_write_errors(label: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an error of the operating system into one line about the output.
+
+    Args:
+        label: the output, as the user named it.
+
+    Raises:
+        OutputError: the block raised an OSError; reading a volume raises a VolumeError instead.
+    """
+    try:
+        yield
+    except OSError as error:
+        cause = " ".join((error.strerror or str(error)).split())
+        raise OutputError(
+            f"{label}: cannot be written ({cause}); make room, or choose a place where you may write"
+        ) from error
+
+
+@contextmanager
 def _room_for(path: Path) -> Iterator[None]:
-    """Say in one line that there is no room; other errors inside the block are not about the output."""
+    """Turn a full disk into an OutputError; other errors inside the block are not about the output."""
     try:
         yield
     except OSError as error:
@@ -143,14 +200,3 @@ def _room_for(path: Path) -> Iterator[None]:
                 f"{path}: cannot be written ({error.strerror}); make room or choose another place"
             ) from error
         raise
-
-
-@contextmanager
-def _written_as(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"{path}: cannot be written ({reason}); choose a place where you may write"
-        ) from error

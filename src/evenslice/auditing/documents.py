@@ -1,4 +1,4 @@
-"""Audits and surveys as a user holds them: what ``evenslice.results`` keeps of them, and their pages."""
+"""Audits and surveys as the user gets them: the results of ``evenslice.results`` with their reports."""
 
 from __future__ import annotations
 
@@ -17,50 +17,51 @@ __all__ = ["Audit", "Survey", "load_audits"]
 
 
 class Audit(AuditResult):
-    """What an audit found, with its page.
+    """The result of an audit.
 
-    The figures are at hand as attributes (``audit.verdict``, ``audit.directional_bias.low``); ``save`` and ``load``
-    keep them in files, ``to_html`` writes the report. See ``evenslice.results.AuditResult`` for the attributes.
+    The main statistics are attributes (``audit.verdict``, ``audit.directional_bias.low``); ``save`` writes the result
+    to files, ``load`` reads it and ``to_html`` writes the report. See ``evenslice.results.AuditResult`` for the
+    attributes.
     """
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Write the report of this one audit as a self-contained HTML file and return its path."""
+        """Write the report of this audit as a self-contained HTML file and return its path."""
         return write_report([self], path)
 
 
 class Survey(SurveyResult):
-    """What a survey found, with its table and page. See ``evenslice.results.SurveyResult`` for the attributes."""
+    """The result of a survey. See ``evenslice.results.SurveyResult`` for the attributes."""
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write one row a network as a CSV file, which is replaced if it is there, and return its path.
+        """Write one row for each network as a CSV file, replacing an existing one, and return its path.
 
         ``energy_1`` .. ``energy_C`` belong to the channels in their order, which is red, green and blue for a network
-        of photographs; ``share_-1`` and ``pair_1`` to offsets. What does not exist is left empty.
+        trained on photographs; ``share_-1`` and ``pair_1`` to offsets. Undefined values are left empty.
         """
         with staged_file(path, force=True) as beside:
             beside.write_text(survey_csv(self), encoding="utf-8", newline="")
         return Path(path)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Write the report as a self-contained HTML file, which is replaced if it is there, and return its path."""
+        """Write the report as a self-contained HTML file, replacing an existing one, and return its path."""
         return write_survey_report(self, path)
 
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
-        """Write ``survey.json``, ``survey.csv``, ``report.html`` and its figure as files into a folder.
+        """Write ``survey.json``, ``survey.csv``, ``report.html`` and its figure into a folder.
 
         Args:
-            folder: it is made where it does not exist.
-            force: replace such files that the folder holds.
+            folder: where to write; it is created if missing.
+            force: overwrite such files in the folder.
 
         Raises:
-            OutputError: the folder holds such files and ``force`` is not given, or it cannot be written.
+            OutputError: the folder holds such files and ``force`` is not set, or it cannot be written.
             MissingExtraError: Jinja2 or Matplotlib is not installed.
         """
         with staged_folder(folder, SURVEY_FILES, force=force) as beside:
             self.write(beside)
 
     def write(self, folder: Path) -> None:
-        """Write the files of ``save`` into a folder that exists."""
+        """Write the files of ``save`` into an existing folder."""
         (folder / "survey.json").write_text(self.to_json(), encoding="utf-8")
         self.to_csv(folder / "survey.csv")
         self.to_html(folder / "report.html")
@@ -68,9 +69,9 @@ class Survey(SurveyResult):
 
 
 def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
-    """Read every audit kept in a folder and in the folders right below it, oldest first.
+    """Read all audits in a folder and its immediate subfolders, oldest first.
 
-    Audits of the same name are told apart by the folder they lie in.
+    Audits of the same name get the name of their folder as a prefix.
 
     Raises:
         ConfigError: there is no audit, or one that cannot be read.
@@ -85,4 +86,4 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
         audit.renamed(f"{path.parent.name}: {audit.name}") if count[audit.name] > 1 else audit
         for path, audit in audits
     ]
-    return sorted(named, key=lambda audit: str(audit.run.get("created", "")))
+    return sorted(named, key=lambda audit: audit.run.created)

@@ -1,4 +1,4 @@
-"""Surveys: of many pretrained networks, how their stems weigh colours and which way that makes them lean."""
+"""Surveys of pretrained networks: how their stems weigh colours, and how that biases them towards earlier or later slices."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import datetime as dt
 import time
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, progress_bar
+from evenslice._core import ConfigError, EvensliceError, ModelError, progress_bar, reason
 from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
 from evenslice.neutralizing import (
+    effective_kernels,
     find_scaling,
     find_stems,
     find_strategy,
-    kernels_as_met,
     load_network,
     probe,
     untie,
 )
-from evenslice.results import Surveyed, colour_balance
+from evenslice.results import SurveyedNetwork, SurveyRun, colour_balance
 from evenslice.volumes import mni152, open_volume
 
 if TYPE_CHECKING:
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from evenslice.auditing.auditor import VolumeLike
     from evenslice.auditing.documents import Audit
+    from evenslice.auditing.preparation import VolumeLike
     from evenslice.neutralizing import Record
     from evenslice.volumes import Volume
 
 __all__ = ["WINDOWS", "survey"]
 
 WINDOWS = 32
-"""How many windows each network is shown, unless another number is asked for."""
+"""Default number of windows that each network is shown."""
 
-# An audit may stop early where fewer windows tell as much; here all networks are to see the same ones.
+# So small that no audit stops early: all networks are to see the same windows.
 PRECISION = 1e-9
 
 
@@ -57,29 +57,29 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
 ) -> Survey:
     """Measure the colour balance of networks' stems, and how unequally the networks treat slices because of it.
 
-    Each network is built as the libraries build it (the strategy "pretrained"), its normalisation folded in, and shown
-    the same few windows of one volume. Of a segmenter and of a classifier alike, the logit of the predicted class is
+    Each network is built as its library builds it (the strategy "pretrained"), with its normalisation folded in, and
+    shown the same few windows of one volume. For segmenters and classifiers alike, the logit of the predicted class is
     explained. A network that cannot be surveyed does not stop the others.
 
     Args:
-        specs: which networks; see ``evenslice.networks.specification``.
+        specs: the networks; see ``evenslice.networks.specification``.
         weights: ``"imagenet"``, ``"none"`` or a file, for all networks; a file for one network only. Or one of these
             for each network.
-        volume: what to show them, a volume, an array (z, y, x) or a path; by default the MNI152 template, real MRI,
-            which comes with nilearn.
-        slices: N, odd; by default as many as each network has inputs, which is 3 for one of colours.
-        windows: how many to show each network, at least 2.
-        mean: what the networks' inputs were centred by in training; by default what each one's weights say.
-        std: what they were divided by, likewise.
-        seed: of the windows, and of what is drawn at random in the networks.
-        device: "auto" (a GPU if there is one) or a PyTorch device name.
-        command: the command line to note in the results.
-        progress: show a progress bar on standard error; by default where that is a terminal.
+        volume: a volume, an array (z, y, x) or a path; by default the MNI152 template, real MRI, which comes with
+            nilearn.
+        slices: N, odd; by default the number of each network's inputs, which is 3 for colour images.
+        windows: number of windows for each network, at least 2.
+        mean: input mean used in training; by default as stated by each network's weights.
+        std: input standard deviation used in training, with the same default.
+        seed: random seed of the windows, and of random weights.
+        device: "auto" (a GPU if available) or a PyTorch device name.
+        command: the command line to record in the results.
+        progress: show a progress bar on standard error; by default if that is a terminal.
 
     Raises:
-        ConfigError: an option is out of range, or weights do not go with the networks.
+        ConfigError: an option is out of range, or the weights do not match the networks.
         VolumeError: the volume cannot be read.
-        ModelError: not one network could be surveyed.
+        ModelError: none of the networks could be surveyed.
 
     Example:
         >>> import numpy as np
@@ -96,64 +96,63 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
     if windows < 2:
         raise ConfigError(f"windows = {windows}: at least 2 are needed for an interval")
     if slices is not None:
-        find_strategy("pretrained", slices)  # which says what is wrong with a number of slices
+        find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)
     network = {"slices": slices, "mean": mean, "std": std, "seed": seed}
     options = {"max_windows": windows, "seed": seed, "device": device}
-    found: list[Surveyed] = []
-    run: dict[str, Any] = {}
+    found: list[SurveyedNetwork] = []
+    shared: dict[str, Any] = {}
     with progress_bar("survey", len(pairs), "networks", show=progress) as advance:
         for spec, which in pairs:
             item, details = _survey_one(spec, which, shown, network, options)
             found.append(item)
-            run = run or details
+            shared = shared or details
             advance(1)
     if all(item.error for item in found):
         raise ModelError(_all_failed(found))
     return Survey(
-        networks=tuple(sorted(found, key=lambda item: item.order)),
-        run={
-            "slices": slices,
-            "windows": windows,
-            "seed": seed,
-            **run,
-            "command": command,
-            "created": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-            "seconds": round(time.monotonic() - started, 2),
-        },
+        networks=tuple(sorted(found, key=lambda item: item.sort_key)),
+        run=SurveyRun(
+            slices=slices,
+            windows=windows,
+            seed=seed,
+            **shared,
+            command=command,
+            created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+            seconds=round(time.monotonic() - started, 2),
+        ),
     )
 
 
 def _paired(specs: Sequence[str], weights: str | Sequence[str]) -> list[tuple[str, str]]:
-    """Give each network its weights."""
+    """Return each network with its weights."""
     if not specs:
-        raise ConfigError("no network to survey; name one or more, such as timm:resnet18")
+        raise ConfigError("no network given; name one or more, such as timm:resnet18")
     if not isinstance(weights, str):
         if len(weights) != len(specs):
             raise ConfigError(f"{len(weights)} weights for {len(specs)} networks; give one for each")
         return list(zip(specs, weights, strict=True))
     if len(specs) > 1 and weights not in ("imagenet", "none"):
         raise ConfigError(
-            f"weights {weights}: a file fits one network, not {len(specs)}; survey each by itself, or use imagenet or none"
+            f"weights {weights}: a file fits one network, not {len(specs)}; survey them one by one, or use imagenet or none"
         )
     return [(spec, weights) for spec in specs]
 
 
 def _survey_one(
     spec: str, weights: str, volume: Volume, network: dict[str, Any], options: dict[str, Any]
-) -> tuple[Surveyed, dict[str, Any]]:
-    """Survey one network; return also what of its audit's description holds for all of them."""
+) -> tuple[SurveyedNetwork, dict[str, Any]]:
+    """Survey one network; also return the parts of its audit's run that are the same for all networks."""
     started = time.monotonic()
     try:
         model, record, source = load_network(spec, weights, **network)
         balance = colour_balance(_kernels(model, record))
         found = audit(model, volume, precision=PRECISION, progress=False, **options)
     except EvensliceError as error:
-        return Surveyed(spec, weights, error=str(error)), {}
-    except Exception as error:  # noqa: BLE001  # a network may fail by any exception; the others go on
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        return Surveyed(spec, weights, error=f"{type(error).__name__}: {reason}"), {}
-    item = Surveyed(
+        return SurveyedNetwork(spec, weights, error=str(error)), {}
+    except Exception as error:  # noqa: BLE001  # a network may raise anything; the others go on
+        return SurveyedNetwork(spec, weights, error=f"{type(error).__name__}: {reason(error)}"), {}
+    item = SurveyedNetwork(
         spec=spec,
         weights=weights,
         origin=source.origin,
@@ -162,19 +161,21 @@ def _survey_one(
         energy=balance.energy,
         chromatic=balance.chromatic,
         seconds=round(time.monotonic() - started, 2),
-        **_figures(found),
+        **_statistics(found),
     )
-    return item, {name: found.run[name] for name in ("method", "target", "device", "volumes", "versions")}
+    return item, {
+        name: getattr(found.run, name) for name in ("method", "target", "device", "volumes", "versions")
+    }
 
 
-def _figures(found: Audit) -> dict[str, Any]:
+def _statistics(found: Audit) -> dict[str, Any]:
     names = ("verdict", "shares", "pairs", "directional_bias", "mirror_error", "mirror_disagreement")
-    figures = {name: getattr(found.statistics, name) for name in names}
-    return {**figures, "windows": len(found.measurements.volume)}
+    values = {name: getattr(found.statistics, name) for name in names}
+    return {**values, "windows": len(found.measurements.volume)}
 
 
 def _kernels(model: nn.Module, record: Record) -> list[NDArray[Any]]:
-    """Return the kernels of each stem as the image meets them: of the colours, or of a saved network as it stands."""
+    """Return the effective kernels of each stem: those for colours, or those of a saved network as they are."""
     if record.kernels:
         return [stem.before for stem in record.kernels]
     untie(model)
@@ -182,12 +183,12 @@ def _kernels(model: nn.Module, record: Record) -> list[NDArray[Any]]:
     scaling = find_scaling(model, stems.channels, None, None, (record.mean, record.std))
     layouts = probe(model, stems, stems.channels)
     return [
-        kernels_as_met(stem, layout, scaling).kernels.numpy()
+        effective_kernels(stem, layout, scaling).kernels.numpy()
         for stem, layout in zip(stems.items, layouts, strict=True)
     ]
 
 
-def _all_failed(found: Sequence[Surveyed]) -> str:
+def _all_failed(found: Sequence[SurveyedNetwork]) -> str:
     if len(found) == 1:
         return found[0].error
     reasons = list(dict.fromkeys(item.error for item in found))

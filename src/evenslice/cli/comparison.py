@@ -1,15 +1,15 @@
-"""Audits side by side: of one network as it was pretrained and after each strategy, and all of them in one folder."""
+"""Several audits in one folder: of one network before and after each strategy, and by each method."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
-from evenslice._core import ConfigError
-from evenslice.auditing import audit, check_method
+from evenslice._core import ConfigError, option
+from evenslice.auditing import check_method
 from evenslice.inference import load_onnx
 from evenslice.neutralizing import find_strategy, load_network
-from evenslice.report import FIGURES, TABLES, write_figures, write_report, write_tables
+from evenslice.report import FIGURE_FILES, TABLE_FILES, write_figures, write_report, write_tables
 from evenslice.results import save_audits
 
 if TYPE_CHECKING:
@@ -18,97 +18,101 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from evenslice.auditing import Audit, VolumeLike
+    from evenslice.auditing import Audit
+    from evenslice.cli.options import Network
     from evenslice.inference import OnnxNetwork
+
+    class Measure(Protocol):
+        """``evenslice.audit`` with everything given but the network and the method."""
+
+        def __call__(
+            self, model: nn.Module | OnnxNetwork, *, slices: int | None, method: str | None
+        ) -> Audit: ...
+
 
 __all__ = ["AUDITS", "RENDERED", "audit_strategies", "write_rendered", "write_results"]
 
 AUDITS = ("audit*.json", "audit*.npz")
 """Name patterns of the audits in a folder of results."""
 
-RENDERED = ("report.html", *(f"figures/{name}" for name in FIGURES), *(f"tables/{name}" for name in TABLES))
-"""Name patterns of what is drawn from them."""
+RENDERED = (
+    "report.html",
+    *(f"figures/{name}" for name in FIGURE_FILES),
+    *(f"tables/{name}" for name in TABLE_FILES),
+)
+"""Name patterns of the files made from them."""
 
 ONNX = "onnx"
 """The specification of a network in an ONNX file."""
 
 
 def audit_strategies(
-    spec: str,
-    weights: str,
-    volume: VolumeLike | Sequence[VolumeLike],
+    network: Network,
+    measure: Measure,
     *,
     strategies: Sequence[str] = ("pretrained",),
-    methods: Sequence[str] = (),
-    network: dict[str, Any] | None = None,
+    methods: Sequence[str | None] = (None,),
+    seed: int = 0,
     command: str | None = None,
-    **options: Any,
 ) -> list[Audit]:
     """Load a network once for each strategy and audit it by each method.
 
     Args:
-        spec: the network, as ``load_network`` takes it, or "onnx".
-        weights: its weights, likewise; the file of an ONNX network.
-        volume: one volume or several, as ``audit`` takes them.
-        strategies: how the stem's colour kernels become slice kernels; "pretrained" is the network as it is built.
-        methods: of attribution; by default what ``audit`` chooses.
-        network: further keyword arguments of ``load_network``: slices, tie, classes, seed, mean, std.
+        network: the network; its specification may be "onnx" and its weights then the file.
+        measure: audits one network by one method.
+        strategies: how colour kernels become slice kernels; "pretrained" is the network as built.
+        methods: attribution methods; None stands for the default of ``audit``.
+        seed: random seed of the strategies.
         command: the command line to note in the results.
-        options: further keyword arguments of ``audit``.
 
     Returns:
         One audit for each strategy and method, named after what differs among them.
 
     Raises:
-        ConfigError: an option that an ONNX network, which stays as it is, does not have.
+        ConfigError: an unknown strategy or method, or an option that would change an ONNX network.
     """
-    network = network or {}
     for strategy in strategies:
-        find_strategy(strategy, network.get("slices") or 3)
-    for method in methods:
-        check_method(method)
-    if spec == ONNX:
-        options["slices"] = network.get("slices")
+        find_strategy(strategy, network.slices or 3)
+    for name in filter(None, methods):
+        check_method(name)
+    slices = network.slices if network.spec == ONNX else None  # any other network states its own
+    several = (len(strategies) > 1, len(methods) > 1)
     audits = []
-    for model, strategy, source in _networks(spec, weights, strategies, network):
-        for chosen in methods or (None,):
-            found = audit(model, volume, method=chosen, **options)
-            run = {**found.run, "model": found.run["model"] | source, "command": command}
-            several = (len(strategies) > 1, len(methods) > 1)
-            audits.append(replace(found, name=_name(strategy, found.run["method"], several=several), run=run))
+    for model, strategy, source in _networks(network, strategies, seed):
+        for method in methods:
+            found = measure(model, slices=slices, method=method)
+            run = replace(found.run, model=found.run.model | source, command=command)
+            audits.append(replace(found, name=_name(strategy, run.method, several=several), run=run))
     return audits
 
 
 def _networks(
-    spec: str, weights: str, strategies: Sequence[str], network: dict[str, Any]
+    network: Network, strategies: Sequence[str], seed: int
 ) -> Iterator[tuple[nn.Module | OnnxNetwork, str, dict[str, Any]]]:
     """Yield the network for each strategy, the strategy's name, and what the network was built from."""
-    if spec == ONNX:
-        yield _load_onnx(weights, strategies, network)
+    if network.spec == ONNX:
+        onnx = _load_onnx(network, strategies)
+        yield onnx, "audit", {"spec": ONNX, "weights": network.weights, "origin": onnx.origin}
         return
     for strategy in strategies:
-        model, record, source = load_network(spec, weights, strategy=strategy, **network)
-        yield model, record.strategy, source.to_dict()
+        loaded = load_network(**asdict(network), strategy=strategy, seed=seed)
+        yield loaded.model, loaded.record.strategy, loaded.source.to_dict()
 
 
-def _load_onnx(
-    path: str, strategies: Sequence[str], network: dict[str, Any]
-) -> tuple[OnnxNetwork, str, dict[str, Any]]:
-    """Load a network from an ONNX file; refuse the options that would change it."""
+def _load_onnx(network: Network, strategies: Sequence[str]) -> OnnxNetwork:
+    """Load a network from an ONNX file; refuse options that would change it."""
     changes = {
         "strategy": [name for name in strategies if name != "pretrained"],
-        "tie": network.get("tie"),
-        "classes": network.get("classes"),
+        "tie": network.tie,
+        "classes": network.classes,
     }
     for name, value in changes.items():
         if value:
             raise ConfigError(
-                f"--{name}: an ONNX network stays as it is; leave the option out, or neutralize the network that the file "
-                "was exported from"
+                f"{option(name)}: an ONNX network cannot be changed; omit the option, or neutralize the network that was "
+                "exported to the file"
             )
-    scaling = {name: network[name] for name in ("mean", "std") if network.get(name) is not None}
-    model = load_onnx(path, **scaling)
-    return model, "audit", {"spec": ONNX, "weights": str(path), "origin": model.origin}
+    return load_onnx(network.weights, mean=network.mean or 0.0, std=network.std or 1.0)
 
 
 def _name(strategy: str, method: str, *, several: tuple[bool, bool]) -> str:

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people."""
+"""The tables that commands print for people."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from evenslice.auditing import Audit, Survey
     from evenslice.neutralizing import Record
     from evenslice.results import StudyRun
+    from evenslice.studying import RunOutcome
     from evenslice.volumes import VolumeInfo
 
 __all__ = [
@@ -38,16 +39,13 @@ VERDICT_STYLES = {"symmetric": "green", "biased": "red", "inconclusive": "yellow
 
 
 def audit_table(audits: Sequence[Audit]) -> Table:
-    """Return one row for each audit: verdict, share of each slice, biases, what they do to the output.
+    """Return one row for each audit: verdict, share of each slice, biases, change of the output by a mirror.
 
-    It fits 80 columns at N = 3; biases stand with the half-width of their 95 % interval.
+    It fits 80 columns at N = 3; a pair bias has the half-width of its 95 % interval.
     """
-    table = Table(title="slice bias", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("network")
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("shares")
-    for title in ("pair bias", "D_m", "mirror\nerror"):
-        table.add_column(title, no_wrap=True)
+    table = _table("slice bias", "network", "verdict", "shares", "pair bias", "D_m", "mirror\nerror")
+    for column in (1, 3, 4, 5):
+        table.columns[column].no_wrap = True
     for audit in audits:
         table.add_row(
             escape(audit.name),
@@ -59,15 +57,12 @@ def audit_table(audits: Sequence[Audit]) -> Table:
             f"{audit.statistics.mirror_error.estimate:.1g}",
         )
     if any("*" in _extent(audit) for audit in audits):
-        table.caption = (
-            "* before the intervals were as narrow as asked: all windows were used, or as many as allowed"
-        )
-        table.caption_justify = "left"
+        table.caption, table.caption_justify = "* Stopped before reaching --precision.", "left"
     return table
 
 
 def info_table(info: VolumeInfo) -> Table:
-    """Return a volume's figures, one a row."""
+    """Return the properties of a volume, one in each row."""
     table = _facts(info.path)
     if info.part is not None:
         table.add_row("data set", escape(info.part))
@@ -78,29 +73,29 @@ def info_table(info: VolumeInfo) -> Table:
         "not stated" if info.spacing is None else f"{_by_axis(info.spacing)} {info.unit or ''} (z, y, x)"
     )
     table.add_row("spacing", spacing)
-    table.add_row("read in chunks of", "not stated" if info.chunks is None else _by_axis(info.chunks))
+    table.add_row("chunks", "not stated" if info.chunks is None else _by_axis(info.chunks))
     if info.orientation is not None:
-        table.add_row("orientation", f"{info.orientation} (to where x, y, z run)")
-    table.add_row("size on disk", "not known" if info.bytes_on_disk is None else decimal(info.bytes_on_disk))
+        table.add_row("orientation", f"{info.orientation} (directions of x, y, z)")
+    table.add_row("size on disk", "unknown" if info.bytes_on_disk is None else decimal(info.bytes_on_disk))
     table.add_row("size in memory", decimal(info.bytes_in_memory))
     table.add_row("intensities", f"{info.minimum:g} to {info.maximum:g} in a sample of {info.sampled} voxels")
     table.add_row(
         "percentiles", ", ".join(f"{percent:g} %: {value:g}" for percent, value in info.percentiles)
     )
     if info.nonfinite:
-        table.add_row("NaN or infinite", f"{info.nonfinite} voxels of the sample")
+        table.add_row("NaN or infinite", f"{info.nonfinite} voxels in the sample")
     if info.classes is not None:
         table.add_row("classes", ", ".join(f"{value}: {share:.2%}" for value, share in info.classes))
     return table
 
 
 def record_table(record: Record, out: Path) -> Table:
-    """Return what was done to a network, one fact a row."""
+    """Return the record of a neutralized network, one entry in each row."""
     table = _facts(str(out))
     table.add_row("strategy", record.strategy + (f", tied: {record.tie}" if record.tie else ""))
     table.add_row("slices", str(record.slices))
     table.add_row("layers rewritten", ", ".join(repr(name) for name in record.stems))
-    table.add_row("scale every slice by", f"(slice - {record.mean:g}) / {record.std:g}")
+    table.add_row("scaling of a slice", f"(slice - {record.mean:g}) / {record.std:g}")
     table.add_row("mirror error", f"{record.mirror_error:.2g}")
     table.add_row("permutation error", f"{record.permutation_error:.2g}")
     table.add_row("gray error", f"{record.gray_error:.2g}")
@@ -108,12 +103,12 @@ def record_table(record: Record, out: Path) -> Table:
 
 
 def run_table(result: Mapping[str, Any], out: Path) -> Table:
-    """Return what a training run came to, one fact a row; the result is that of ``RunFolder``."""
+    """Return the result of a training run, one entry in each row."""
     table = _facts(str(out))
     table.add_row("steps", f"{result['steps']} in {result['seconds']:.0f} s")
     if result["validation"] is not None:
         found = result["validation"]
-        table.add_row("kept", f"of step {found['step']}, with Dice {found['dice']:.3f} in validation")
+        table.add_row("checkpoint", f"step {found['step']}, validation Dice {found['dice']:.3f}")
     for name, title in (("dice", "Dice"), ("iou", "IoU")):
         if result[name] is not None:
             per_class = ", ".join(
@@ -129,46 +124,49 @@ def run_table(result: Mapping[str, Any], out: Path) -> Table:
     return table
 
 
-def run_line(record: Mapping[str, Any], count: int, total: int) -> str:
-    """Say in one line what a run of a study came to; the record is that of ``studying.perform``."""
-    place = f"{count}/{total} {record['dataset']}, {record['architecture']}, {record['arm']}, seed {record['seed']}"
-    if record["status"] == "failed":
-        return f"{place}: failed: {record['error']}"
+def run_line(outcome: RunOutcome, count: int, total: int) -> str:
+    """Return the result of a run of a study in one line."""
+    place = f"{count}/{total} {outcome.dataset}, {outcome.architecture}, {outcome.arm}, seed {outcome.seed}"
+    if outcome.status == "failed":
+        return f"{place}: failed: {outcome.error}"
     figures = " ".join(
-        f"{title} {record[name]:{form}}"
-        for name, title, form in (("dice", "Dice", ".3f"), ("directional_bias", "D_m", "+.4f"))
-        if record[name] is not None
+        f"{title} {value:{form}}"
+        for value, title, form in ((outcome.dice, "Dice", ".3f"), (outcome.directional_bias, "D_m", "+.4f"))
+        if value is not None
     )
-    return f"{place}: {figures} in {record['seconds']:.0f} s"
+    return f"{place}: {figures} in {outcome.seconds:.0f} s"
 
 
 def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield a table of the arms for each data set and architecture; the summary is that of ``studying.study``.
+    """Yield a table of the arms for each data set and architecture, and one of the runs that failed.
 
-    "no worse" says that the loss of Dice against the baseline is below the margin; "not shown" that it may not be.
+    "no worse" means that the loss of Dice against the baseline is below the margin, "not shown" that it may not be.
     """
-    baseline = summary["baseline"]
     for comparison in summary["comparisons"]:
         title = f"{comparison['dataset']}, {comparison['architecture']}: means over seeds with 95 % intervals"
-        table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_lines=True)
-        for column in ("arm", "n", "Dice", f"Dice less\n{baseline}", "D_m", "bias\nremoved"):
-            table.add_column(escape(column))
+        difference = f"Dice minus\n{summary['baseline']}"
+        table = _table(title, "arm", "n", "Dice", difference, "D_m", "bias\nremoved")
+        table.show_lines = True
         for arm in comparison["arms"]:
             table.add_row(*_arm_cells(arm))
         yield table
     if summary["failed"]:
-        yield _failed_table(summary["failed"])
+        failed = [
+            (f"{run['dataset']}, {run['architecture']}, {run['arm']}, seed {run['seed']}", run["error"])
+            for run in summary["failed"]
+        ]
+        yield _failed_table("failed; repeat the command to retry", "run", failed)
 
 
 def survey_tables(survey: Survey) -> Iterator[Table]:
-    """Yield a table of the networks of a survey, one a row, and one of those that failed; the first fits 80 columns.
+    """Yield a table of the networks of a survey, one in each row, and one of those that failed; the first fits 80 columns.
 
-    Energy is that of each channel of the stem; "chromatic" is the part of it that a gray image never meets.
+    Energy is that of each channel of the stem; "chromatic" is the part of it to which a gray image does not contribute.
     """
-    table = Table(title="colour balance and slice bias", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("network", "energy\nR G B", "chro-\nmatic", "shares", "D_m", "mirror\nerror"):
-        table.add_column(column, no_wrap=column not in {"network", "shares"})
-        table.columns[-1].overflow = "fold"
+    columns = ("network", "energy\nR G B", "chro-\nmatic", "shares", "D_m", "mirror\nerror")
+    table = _table("colour balance and slice bias", *columns)
+    for column in table.columns:
+        column.no_wrap = column.header not in {"network", "shares"}
     for item in survey.measured:
         bias = item.directional_bias
         table.add_row(
@@ -186,34 +184,26 @@ def survey_tables(survey: Survey) -> Iterator[Table]:
         )
     yield table
     if survey.failed:
-        failed = Table(title="failed", title_justify="left", box=SIMPLE_HEAD)
-        for column in ("network", "error"):
-            failed.add_column(column, overflow="fold")
-        for item in survey.failed:
-            failed.add_row(escape(item.spec), escape(item.error))
-        yield failed
+        yield _failed_table("failed", "network", [(item.spec, item.error) for item in survey.failed])
 
 
 def course_table(runs: Sequence[StudyRun]) -> Table:
-    """Return one row for each run of a study: Dice and bias before and after training."""
-    table = Table(title="training", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("start", "validation Dice", "test Dice", "D_m"):
-        table.add_column(column, no_wrap=True)
+    """Return one row for each run of a study: Dice and bias at the start and at the end of the training."""
+    table = _table("training", "start", "validation Dice", "test Dice", "D_m")
     for run in runs:
         table.add_row(
             escape(run.arm),
             _course(run.curves.get("validation_dice"), ".3f"),
-            re.sub(r"\b0\.", ".", f"{run.figures['dice']:.3f}"),
+            _without_zero(f"{run.metrics['dice']:.3f}"),
             _course(run.curves.get("directional_bias"), "+.3f"),
         )
     return table
 
 
 def _course(values: NDArray[np.float64] | None, form: str) -> str:
-    """Write the first and the last of what was logged."""
+    """Format the first and the last logged value."""
     known = [] if values is None else [value for value in values.tolist() if not math.isnan(value)]
-    text = f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}" if known else "none"
-    return re.sub(r"\b0\.", ".", text)
+    return _without_zero(f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}") if known else "none"
 
 
 def _arm_cells(arm: Mapping[str, Any]) -> Iterator[str]:
@@ -229,34 +219,43 @@ def _arm_cells(arm: Mapping[str, Any]) -> Iterator[str]:
     yield "" if removed is None else f"{removed:.0%}"
 
 
-def _failed_table(failed: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="failed; the next call tries again", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("run", "error"):
-        table.add_column(column)
-    for run in failed:
-        name = f"{run['dataset']}, {run['architecture']}, {run['arm']}, seed {run['seed']}"
-        table.add_row(escape(name), escape(run["error"]))
+def _failed_table(title: str, what: str, failed: Sequence[tuple[str, str]]) -> Table:
+    """Return a name and an error in each row."""
+    table = _table(title, what, "error")
+    for name, error in failed:
+        table.add_row(escape(name), escape(error))
     return table
 
 
 def _estimate(interval: Mapping[str, float | None], form: str) -> str:
-    """Write an estimate and, below it, its interval, where they exist; without the zeros before the points."""
+    """Format an estimate and, below it, its interval, if they exist; without the zeros before the points."""
     estimate, low, high = (interval[name] for name in ("estimate", "low", "high"))
     if estimate is None:
         return "none"
-    text = f"{estimate:{form}}" + ("" if low is None else f"\n[{low:{form}}, {high:{form}}]")
-    return re.sub(r"\b0\.", ".", text)
+    return _without_zero(f"{estimate:{form}}" + ("" if low is None else f"\n[{low:{form}}, {high:{form}}]"))
 
 
 def _extent(audit: Audit) -> str:
-    """Say how many windows were used, and where that was not enough for the precision asked for."""
+    """Return the number of windows, with a star if the requested precision was not reached."""
     windows = f"{len(audit.measurements.volume)} windows"
-    return windows if audit.run.get("stopped") in (None, "precision reached") else f"{windows} *"
+    return windows if audit.run.stopped in {"", "precision reached"} else f"{windows} *"
 
 
 def _short(value: float) -> str:
-    """Write a number between 0 and 1 without its zero."""
+    """Format a number between 0 and 1 without its zero."""
     return f"{value:.3f}".removeprefix("0")
+
+
+def _without_zero(text: str) -> str:
+    """Remove the zeros before decimal points."""
+    return re.sub(r"\b0\.", ".", text)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(escape(column), overflow="fold")
+    return table
 
 
 def _facts(title: str) -> Table:

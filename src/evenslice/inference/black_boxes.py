@@ -1,9 +1,9 @@
-"""Black boxes: a function from windows to outputs, made to look like a network that is ready to run.
+"""Black boxes: functions from windows to outputs, wrapped to behave like a network that is ready to run.
 
     audit = evenslice.audit(function, volume, slices=3)
 
-The function is given windows as a NumPy array (batch, slices, y, x), float32 in 0..1, and returns an array or a tensor
-of outputs, batch first. There is no gradient to follow, so only occlusion can explain it.
+The function gets windows as a NumPy array (batch, slices, y, x), float32 in 0..1, and returns an array or a tensor of
+outputs, batch first. It has no gradients, so only occlusion can explain it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, EvensliceError, ModelError
+from evenslice._core import ConfigError, EvensliceError, ModelError, reason
 from evenslice.inference.ready_network import check_output, trial_windows
 from evenslice.networks import function_name, reduce_output
 
@@ -28,20 +28,20 @@ __all__ = ["BlackBox"]
 
 
 class BlackBox(nn.Module):
-    """A function of the user's as a module on the CPU, whose gradients do not exist.
+    """A function wrapped as a module on the CPU, without gradients.
 
     Args:
         function: maps an array (batch, slices, y, x), float32 in 0..1, to an array or a tensor, batch first, or to
-            whatever ``outputs`` or ``evenslice.networks.models.logits`` reduces to one. It scales and moves its input itself.
-            Where it has attributes ``slices`` and ``tile`` that are not None, it takes no other; where it has ``name``,
-            ``mean`` and ``std``, they are noted.
+            anything that ``outputs`` or ``evenslice.networks.logits`` reduces to one. It scales and
+            moves its input itself. Attributes ``slices`` and ``tile``, if present and not None, state the only windows
+            that it accepts; ``name``, ``mean`` and ``std``, if present, are recorded.
         outputs: maps what the function returns to the outputs.
-        device: "auto"; anything else would have no effect, and is refused.
+        device: must be "auto": any other value would have no effect.
         dtype: likewise.
 
     Raises:
-        ModelError: it cannot be called.
-        ConfigError: a device or a precision was asked for.
+        ModelError: it is not callable.
+        ConfigError: a device or a precision was given.
 
     Example:
         >>> network = BlackBox(lambda windows: windows.mean(axis=(1, 2, 3)))
@@ -63,13 +63,13 @@ class BlackBox(nn.Module):
         super().__init__()
         if not callable(function):
             raise ModelError(
-                f"{type(function).__name__} is no network; give a torch.nn.Module, or a function from arrays of windows "
+                f"{type(function).__name__} is not a network; give a torch.nn.Module, or a function from arrays of windows "
                 "to outputs"
             )
         for name, value in (("device", device), ("dtype", dtype)):
             if value != "auto":
                 raise ConfigError(
-                    f"{name} {value!r} has no effect on a function, which computes where and how it likes; leave it out"
+                    f"{name} {value!r} has no effect on a function, which chooses where and how to compute; leave it out"
                 )
         self.function = function
         self.outputs = outputs
@@ -80,17 +80,17 @@ class BlackBox(nn.Module):
         }
 
     def forward(self, windows: Tensor) -> Any:
-        """Call the function on windows (batch, slices, y, x) in 0..1, and return what it returns as tensors."""
+        """Call the function on windows (batch, slices, y, x) in 0..1, and return its outputs as tensors."""
         returned = self.function(np.ascontiguousarray(windows.detach().cpu().numpy(), dtype=np.float32))
         if self.outputs is not None:
             returned = reduce_output(returned, self.outputs)
         return self._tensors(returned)
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
-        """Try the function on one window, and return what it gave.
+        """Call the function on one test window, and return the result.
 
         Raises:
-            ModelError: it refuses the window, or returns something in which there are no outputs.
+            ModelError: it rejects the window, or its result contains no outputs.
             ConfigError: it states that it takes other windows.
         """
         for name, asked in (("slices", slices), ("tile", tuple(tile))):
@@ -103,16 +103,15 @@ class BlackBox(nn.Module):
         except EvensliceError:
             raise
         except Exception as error:
-            reason = (str(error).splitlines() or ["no reason given"])[0]
             raise ModelError(
                 f"the function {self.name} fails on an array of shape {tuple(windows.shape)}: {type(error).__name__}: "
-                f"{reason}"
+                f"{reason(error)}"
             ) from error
         check_output(returned, self.name)
         return returned
 
     def _tensors(self, returned: Any) -> Any:
-        """Turn arrays, wherever they are in what was returned, into tensors."""
+        """Convert arrays, however nested in the returned value, to tensors."""
         if isinstance(returned, torch.Tensor):
             return returned.detach().cpu()
         if isinstance(returned, Mapping):
@@ -121,9 +120,9 @@ class BlackBox(nn.Module):
             return [self._tensors(item) for item in returned]
         if not hasattr(returned, "__array__"):
             return returned
-        array = np.array(returned)  # a copy: what is handed out may be read-only
+        array = np.array(returned)  # a copy: the original may be read-only
         if array.dtype.kind not in "fiub":
             raise ModelError(
-                f"the function {self.name} returns an array of type {array.dtype}; numbers are needed"
+                f"the function {self.name} returns an array of type {array.dtype}; it must return numbers"
             )
         return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))

@@ -1,9 +1,9 @@
-"""Depthwise convolutions that a CPU is slow at in bfloat16.
+"""Depthwise convolutions that are slow in bfloat16 on a CPU, kept in float32.
 
-oneDNN has no fast gradient for some of them there. With a stride, those of EfficientNet take up to twenty times as long as
-in float32, and all in all a sixth of the time of an audit. With kernels larger than 3 x 3 the gradient of the weights,
-which training alone asks for, takes three times as long as in float32: a sixth of a step. So they keep to float32, whatever
-the rest runs in.
+oneDNN has no fast gradient for some of them. With a stride, those of EfficientNet take up to twenty times as long as in
+float32: a sixth of the time of an audit. With kernels larger than 3 x 3, the gradient of the weights, which only training
+needs, takes three times as long as in float32: a sixth of a step. So they run in float32, whatever the precision of the
+rest.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["keep_depthwise_exact"]
 
-LARGEST_FAST = 3  # kernel size up to which the gradient of the weights is fast
+LARGEST_FAST = 3  # largest kernel size for which the gradient of the weights is fast
 
 
 def keep_depthwise_exact(network: nn.Module) -> None:
-    """Let depthwise convolutions that are slow in bfloat16 run in float32 on a CPU under autocast, in place.
+    """Make depthwise convolutions that are slow in bfloat16 run in float32 on a CPU under autocast, in place.
 
-    No parameter is renamed. Whether a weight is trained is asked here, so freeze those that are not before.
+    No parameter is renamed. Freeze weights that are not trained first: whether a weight is trained is decided here.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, groups=4, bias=False))
@@ -47,15 +47,15 @@ def _is_slow(convolution: nn.Conv2d) -> bool:
 
 
 class _Exact:
-    """What a convolution does, in float32."""
+    """The forward pass of a convolution, in float32."""
 
     def forward(self, pixels: Tensor) -> Any:
         with torch.autocast("cpu", enabled=False):
-            output: Tensor = super().forward(pixels.float())  # type: ignore[misc]  # of the convolution
+            output: Tensor = super().forward(pixels.float())  # type: ignore[misc]  # the convolution's
         return output.to(pixels.dtype)
 
 
 @cache
 def _exact(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    """Return a class of convolutions, with float32 for its precision."""
+    """Return a class of convolutions that computes in float32."""
     return type(kind.__name__, (_Exact, kind), {})

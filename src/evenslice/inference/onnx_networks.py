@@ -3,8 +3,8 @@
     network = evenslice.load_onnx("network.onnx", mean=0.5, std=0.25)
     audit = evenslice.audit(network, volume)
 
-The file is read by onnxruntime alone. It has no way to bring code of its own: libraries of custom operators are never
-loaded, and since version 1.24 weights in files beside it are taken from its own folder only.
+Only onnxruntime reads the file, which cannot bring code of its own: libraries of custom operators are never loaded, and
+since version 1.24 external weights are read only from the folder of the file.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(dou
 
 
 class OnnxNetwork:
-    """A network in an ONNX file, as a function of windows; ``load_onnx`` makes it.
+    """A network in an ONNX file, as a function of windows; created by ``load_onnx``.
 
-    It pickles as its path and is opened anew where it arrives, so that a cluster's workers must find the file there.
+    It is pickled as its path and reopened when unpickled, so workers of a cluster must find the file under that path.
 
     Attributes:
-        path: the file, absolute.
-        slices: the number of slices it takes; None where the file leaves that open.
-        tile: the size (y, x) it takes; None where the file leaves either open.
-        batch: the number of windows it takes at once; None for any. Others are filled up to it.
-        mean: what is subtracted from slices in 0..1, one value or one for each slice.
-        std: what they are divided by afterwards, likewise.
+        path: absolute path of the file.
+        slices: the number of slices it takes; None if the file allows any.
+        tile: the size (y, x) it takes; None if the file leaves either open.
+        batch: the number of windows it takes at once; None for any. Smaller batches are padded to it.
+        mean: subtracted from slices in 0..1; one value, or one for each slice.
+        std: the divisor applied afterwards, likewise.
         outputs: the names of its outputs.
     """
 
@@ -54,7 +54,7 @@ class OnnxNetwork:
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in TYPES:
             given = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs) or "none"
             raise ModelError(
-                f"{path}: its inputs are {given}; one of floating-point numbers (batch, slices, y, x) is needed"
+                f"{path}: its inputs are {given}; it must have one of floating-point numbers (batch, slices, y, x)"
             )
         self._input, self._type = inputs[0].name, TYPES[inputs[0].type]
         sizes = [size if isinstance(size, int) else None for size in inputs[0].shape]
@@ -69,10 +69,10 @@ class OnnxNetwork:
         """Run the network on windows (batch, slices, y, x) in 0..1.
 
         Returns:
-            Its output; where it has several, all of them by name.
+            Its output; a dictionary by name if there are several.
 
         Raises:
-            ModelError: onnxruntime refuses them, or an output has no row for each window.
+            ModelError: onnxruntime rejects the windows, or an output does not have one row for each of them.
         """
         mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
         scaled = ((windows - mean) / std).astype(self._type)
@@ -82,20 +82,20 @@ class OnnxNetwork:
         return outputs[0] if len(outputs) == 1 else dict(zip(self.outputs, outputs, strict=True))
 
     def _run(self, windows: NDArray[Any]) -> list[NDArray[Any]]:
-        """Run one batch, repeating its last window where the file wants more."""
+        """Run one batch, padded with its last window to the batch size of the file."""
         count = len(windows)
         given = np.concatenate([windows, *[windows[-1:]] * ((self.batch or count) - count)])
         try:
             outputs = [np.asarray(output) for output in self._session.run(None, {self._input: given})]
         except Exception as error:
             raise ModelError(
-                f"{self.path}: refuses windows of shape {given.shape}: {_reason(error)}"
+                f"{self.path}: rejects windows of shape {given.shape}: {_reason(error)}"
             ) from error
         for name, output in zip(self.outputs, outputs, strict=True):
             if output.shape[:1] != (len(given),):
                 raise ModelError(
-                    f"{self.path}: its output {name} is {output.shape} for {len(given)} windows; the first dimension has to "
-                    "be that of the windows"
+                    f"{self.path}: its output {name} is {output.shape} for {len(given)} windows; its first dimension "
+                    "must be that of the windows"
                 )
         return [output[:count] for output in outputs]
 
@@ -109,7 +109,7 @@ class OnnxNetwork:
 
     @property
     def origin(self) -> str:
-        """The file's digest, ``"sha256:..."``; that of weights in other files is not in it."""
+        """The digest of the file, ``"sha256:..."``, without external weights."""
         with self.path.open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
@@ -124,20 +124,20 @@ def load_onnx(
     """Read a network from an ONNX file, as a function that ``audit`` takes.
 
     Args:
-        path: the file. It has one input (batch, slices, y, x) of floating-point numbers; each but the first may have one
-            size or any, and a first of one size is filled up.
-        mean: what the network wants subtracted from slices in 0..1, one value or one for each slice.
-        std: what it wants them divided by afterwards, likewise.
-        providers: of onnxruntime's that shall compute, the first that can; a build of it for a GPU has more than one.
+        path: the file. It has one input (batch, slices, y, x) of floating-point numbers. Each dimension may be fixed or
+            free; smaller batches are padded to a fixed batch size.
+        mean: what the network expects to be subtracted from slices in 0..1; one value, or one for each slice.
+        std: the divisor that it expects afterwards, likewise.
+        providers: execution providers of onnxruntime in order of preference; a build for GPUs has more than one.
 
     Raises:
-        ModelError: the file cannot be read, is no ONNX, takes weights from another folder, or has other inputs.
-        ConfigError: a mean, a std or a provider will not do.
+        ModelError: the file cannot be read, is not ONNX, takes weights from another folder, or has other inputs.
+        ConfigError: a mean, a std or a provider is invalid.
         MissingExtraError: onnxruntime is not installed.
     """
     centre, spread = (tuple(np.atleast_1d(np.asarray(value, dtype=float)).tolist()) for value in (mean, std))
     if not np.isfinite([*centre, *spread]).all() or 0 in spread:
-        raise ConfigError(f"mean {mean}, std {std}: finite numbers are needed, and no std of 0")
+        raise ConfigError(f"mean {mean}, std {std}: give finite numbers, and no std of 0")
     return OnnxNetwork(Path(path).absolute(), centre, spread, tuple(providers))
 
 
@@ -150,10 +150,10 @@ def _open(path: Path, providers: tuple[str, ...]) -> Any:
     if missing := [name for name in providers if name not in available]:
         raise ConfigError(f"provider {missing[0]!r}: this onnxruntime has {', '.join(available)}")
     if not path.is_file():
-        raise ModelError(f"{path}: there is no such file; name one that holds an ONNX network")
+        raise ModelError(f"{path}: no such file; name an ONNX file")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised as well
-    options.intra_op_num_threads = torch.get_num_threads()  # as many as the worker of a cluster may have
+    options.log_severity_level = 4  # errors are raised anyway
+    options.intra_op_num_threads = torch.get_num_threads()  # the limit of a worker in a cluster
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:
@@ -161,6 +161,6 @@ def _open(path: Path, providers: tuple[str, ...]) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return an error of onnxruntime without the codes that it starts with."""
+    """Return the message of an onnxruntime error without its leading codes."""
     text = " ".join(str(error).split())
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text) or type(error).__name__

@@ -1,8 +1,7 @@
-"""From a volume to a network's output, slice by slice: the one place where whole volumes are predicted.
+"""Predict volumes slice by slice; all code that predicts whole volumes uses this module.
 
-Every slice is read once, and what is held at any time is the slices of the windows at hand, so a volume may be larger
-than memory. Planes go through the network whole where they are not too large for that, else in tiles that overlap and
-are blended.
+Every slice is read once, and only the slices of the current windows are held, so a volume may be larger than memory.
+Planes go through the network whole if they are small enough, else in overlapping tiles that are blended.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["READ_VOXELS", "choose_tile", "class_logits", "predict"]
 
 LARGEST_TILE = 1024
-"""Pixels along y and x up to which a plane goes through the network whole."""
+"""Pixels along y and x up to which a plane goes through the network as a whole."""
 
 OVERLAP = 8
-"""What part of a tile lies over its neighbour: one in so many pixels along each axis."""
+"""Tiles overlap their neighbours by their size divided by this number."""
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
 
 READ_VOXELS = 2**25
-"""Voxels that are read at once where slices are stored as one."""
+"""Voxels that are read at once if slices are stored together."""
 
 
 def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
@@ -57,37 +56,36 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
 ) -> Iterator[tuple[int, Tensor]]:
     """Predict the slices of a volume, in order.
 
-    Windows at the ends of the volume are completed by reflection. Beyond its far borders a plane is mirrored until it
-    is as large as the tile.
+    Windows at the ends of the volume are completed by reflection. A plane smaller than the tile is mirrored beyond its
+    far borders.
 
     Args:
-        network: what predicts.
-        volume: what to predict.
-        scaling: voxel values to 0..1.
+        network: the network.
+        volume: the volume to predict.
+        scaling: maps voxel values to 0..1.
         slices: N, odd.
         step: distance between neighbouring slices of a window.
-        centres: which slices to predict, ascending; by default all.
-        region: which part of the plane to predict, along y and x; by default all of it. Where tiles lie does not
+        centres: the slices to predict, ascending; by default all.
+        region: the part of the plane to predict, along y and x; by default all of it. The positions of tiles do not
             depend on it, so that regions fit together.
-        tile: size (y, x) of the in-plane tiles; by default the size that the network insists on, else the whole plane
-            rounded up to what the network takes; an axis of more than ``LARGEST_TILE`` pixels is covered by as few tiles as that
-            allows.
-        batch: windows in one pass of the network; by default as many as have a million pixels, at most 16.
+        tile: size (y, x) of the in-plane tiles; by default the fixed input size of the network, else the whole plane
+            rounded up to a size that the network accepts; an axis of more than ``LARGEST_TILE`` pixels is covered by as
+            few tiles as possible.
+        batch: windows per forward pass; by default as many as have a million pixels, at most 16.
 
     Yields:
-        z and the logits (classes, y, x) of the slice, float32, on the network's device. A network whose output is
-        smaller than its input, as those with a stride are, has it resized bilinearly.
+        z and the logits (classes, y, x) of the slice, float32, on the device of the network. An output smaller than the
+        input, as from a network with a stride, is resized bilinearly.
 
     Raises:
         VolumeError: the volume cannot be read, has fewer slices than a window, or holds NaN or infinity and the
             scaling has no fill value.
-        ModelError: the network does not give a map of logits.
-        ConfigError: an option out of range.
+        ModelError: the network does not return a map of logits.
+        ConfigError: an option is out of range.
 
     Example:
         >>> from evenslice.inference import ReadyNetwork
-        >>> from evenslice.volumes import open_volume
-        >>> from evenslice.volumes import Scaling
+        >>> from evenslice.volumes import Scaling, open_volume
         >>> network = ReadyNetwork(torch.nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
         >>> volume = open_volume(np.zeros((5, 40, 50), np.uint8))
         >>> [(z, tuple(output.shape)) for z, output in predict(network, volume, scaling=Scaling(0, 255), slices=3)][-1]
@@ -117,7 +115,7 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
     """Run a network on windows (batch, slices, y, x) and return its logits as float32 (batch, classes, y, x).
 
     Raises:
-        ModelError: the network gives something else than a map of logits.
+        ModelError: the network does not return a map of logits.
 
     Example:
         >>> class_logits(torch.nn.Conv2d(3, 2, 4, stride=4), torch.zeros(1, 3, 64, 64)).shape
@@ -126,7 +124,7 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
     output = logits(network(windows))
     if output.ndim != 4:
         raise ModelError(
-            f"the network gives an output of shape {tuple(output.shape)}; to segment it has to give "
+            f"the network returns an output of shape {tuple(output.shape)}; a segmentation network must return "
             "(batch, classes, y, x)"
         )
     output = output.float()
@@ -136,7 +134,7 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
 
 
 def choose_tile(network: ReadyNetwork, plane: tuple[int, int]) -> tuple[int, int]:
-    """Return the size (y, x) of the tiles in which a plane goes through a network, see ``predict``."""
+    """Return the size (y, x) of the tiles of a plane, see ``predict``."""
     fixed = input_size(network.module)
     if fixed is not None:
         return fixed
@@ -146,10 +144,10 @@ def choose_tile(network: ReadyNetwork, plane: tuple[int, int]) -> tuple[int, int
 
 
 def _even_tile(length: int, multiple: int) -> int:
-    """Return the size of as few tiles as cover an axis, and of those the smallest.
+    """Return the smallest size at which the fewest possible tiles cover an axis.
 
-    Tiles of the largest size would overlap by far more than need be: three of 1,024 pixels cover 2,048, and so do three
-    of 768.
+    Tiles of the largest size would overlap by far more than necessary: three of 1,024 pixels cover 2,048, and so do
+    three of 768.
     """
     tiles = 1
     while (size := math.ceil(length / (tiles - (tiles - 1) / OVERLAP))) > LARGEST_TILE:
@@ -161,13 +159,13 @@ def _even_tile(length: int, multiple: int) -> int:
 class _Tiling:
     """The tiles along one axis that a region needs.
 
-    Tiles overlap by an eighth of their size. Their weights fade linearly over the overlap, since at its border a tile knows less of
-    what surrounds a pixel, and sum to 1 at each pixel.
+    Tiles overlap by an eighth of their size. Their weights fade linearly over the overlap, since a tile sees less context
+    near its border, and sum to 1 at each pixel.
 
     Attributes:
-        extent: what has to be read; it may end beyond the plane.
-        tiles: where each tile lies within the extent, and its weights (tile,).
-        inner: where the region lies within the extent.
+        extent: the range to read; it may end beyond the plane.
+        tiles: the position of each tile within the extent, and its weights (tile,).
+        inner: the position of the region within the extent.
     """
 
     extent: slice
@@ -176,7 +174,7 @@ class _Tiling:
 
     @classmethod
     def of(cls, length: int, tile: int, region: slice) -> _Tiling:
-        """Lay tiles over an axis and keep those that touch the region."""
+        """Cover an axis with tiles, and keep those that touch the region."""
         length = max(length, tile)
         overlap = tile // OVERLAP
         distance = torch.arange(1, tile + 1, dtype=torch.float32)
@@ -200,9 +198,9 @@ class _Tiling:
 def _windows(
     grid: WindowGrid, centres: Sequence[int], extent: tuple[slice, slice]
 ) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
-    """Yield each of the centres z and the N slices (y, x) of the window around it; none of them is read twice.
+    """Yield each centre z and the N slices (y, x) of the window around it, reading each slice once.
 
-    Slices that are stored as one are read as one, as far as memory allows: each read would decode them all.
+    Slices stored together are read together, as far as memory allows: each read would decode all of them.
     """
     depth, (y, x), reach = len(grid.volume), extent, grid.slices // 2 * grid.step
     grid = replace(grid, tile=(y.stop - y.start, x.stop - x.start))
@@ -224,7 +222,7 @@ def _windows(
 def _predict_planes(
     network: ReadyNetwork, windows: NDArray[np.float32], rows: _Tiling, columns: _Tiling, batch: int
 ) -> Tensor:
-    """Return the logits (planes, classes, y, x) of planes (planes, N, y, x), which are as large as the extent of the tiles."""
+    """Return the logits (planes, classes, y, x) of planes (planes, N, y, x), which have the extent of the tiles."""
     planes = torch.from_numpy(windows).to(network.device, memory_format=torch.channels_last)
     if len(rows.tiles) == len(columns.tiles) == 1:
         return class_logits(network, planes)

@@ -1,4 +1,4 @@
-"""A network made ready to run: a frozen copy on its device, in its precision, with the input scaling it expects."""
+"""Networks ready to run: frozen copies on their device, in their precision, with the input scaling they expect."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice._core import ConfigError, ModelError, option
+from evenslice._core import ConfigError, ModelError, option, reason
+from evenslice.inference.batch_norm_fusion import fuse_batch_norms
 from evenslice.inference.depthwise import keep_depthwise_exact
-from evenslice.inference.fusion import fuse_batch_norms
-from evenslice.networks import function_name, logits, normalization, reduce_output
+from evenslice.networks import logits, normalization, reduce_output
 from evenslice.neutralizing import record_of, untie
 
 if TYPE_CHECKING:
@@ -28,26 +28,23 @@ BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device to run on: the one named, or a CUDA GPU if there is one, else the CPU.
+    """Return the named device; with "auto" a CUDA GPU if available, else the CPU.
 
     Raises:
-        ConfigError: PyTorch does not know the device or does not have it.
+        ConfigError: PyTorch does not know or have the device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not available here: {_sentence(error)}") from error
-
-
-def _sentence(error: Exception) -> str:
-    """Return the first sentence: PyTorch goes on with all that the device might have been missing."""
-    return str(error).splitlines()[0].partition(". ")[0]
+        raise ConfigError(
+            f"device {name!r} is not available here: {reason(error).partition('. ')[0]}"
+        ) from error
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision to compute in: the one named, or bfloat16 where the hardware has it, else float32.
+    """Return the named precision; with "auto" bfloat16 if the hardware supports it, else float32.
 
     Example:
         >>> choose_dtype("float32", torch.device("cpu"))
@@ -70,10 +67,10 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and std by which a network wants slices in 0..1 scaled: one for all, or one for each slice.
+    """Return the mean and std that a network expects of slices in 0..1: one for all, or one for each slice.
 
-    A network that ``neutralize`` has seen states its own; else the pretrained configuration does where it speaks of as
-    many channels as there are slices, and its average where it does not; else slices go in as they are.
+    They come from the record of ``neutralize``, else from the pretrained configuration, averaged if it has another
+    number of channels than there are slices; else they are 0 and 1.
     """
     record = record_of(model)
     if record is not None:
@@ -85,20 +82,20 @@ def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tup
 
 
 class ReadyNetwork(nn.Module):
-    """A frozen copy of a network in evaluation mode that reads windows scaled to 0..1; the original is left alone.
+    """A frozen copy of a network in evaluation mode that reads windows in 0..1; the original is left unchanged.
 
-    Ties are baked in, weights are laid out channels-last, the forward pass runs in the precision asked for.
+    Ties are resolved into plain weights in channels-last layout; the forward pass runs in the chosen precision.
 
     Args:
-        model: maps (batch, slices, y, x), scaled as it wants them, to logits.
-        slices: N, the number of slices it is given.
+        model: maps (batch, slices, y, x), with the scaling it expects, to logits.
+        slices: N, the number of slices of its windows.
         device: where it runs: "auto", or a PyTorch device name.
-        dtype: "auto", "bfloat16" or "float32"; the weights are float32 in any case.
-        outputs: maps what the network returns to the tensor of its outputs; by default ``evenslice.networks.models.logits`` does.
+        dtype: "auto", "bfloat16" or "float32"; the weights are always float32.
+        outputs: maps what the network returns to the tensor of its outputs; by default ``evenslice.networks.logits`` does.
 
     Raises:
         ModelError: the network cannot be copied.
-        ConfigError: a device that is not there, a precision that is not known.
+        ConfigError: the device is not available, or the precision unknown.
 
     Example:
         >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
@@ -137,62 +134,52 @@ class ReadyNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std, device=self.device).view(1, -1, 1, 1))
 
     def forward(self, windows: Tensor) -> Any:
-        """Run the network on windows (batch, slices, y, x) in 0..1 and return whatever it, or ``outputs``, returns."""
+        """Run the network on windows (batch, slices, y, x) in 0..1; return its output, reduced by ``outputs``."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             returned = self.module((windows - self.mean) / self.std)
-            # Within: what the function multiplies may be in the fast precision and in float32.
-            return returned if self.outputs is None else _reduced(returned, self.outputs)
+            # Within autocast: the function may multiply tensors of both precisions.
+            return returned if self.outputs is None else reduce_output(returned, self.outputs)
 
     @property
     def scaling(self) -> dict[str, list[float]]:
-        """The ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each."""
+        """The ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each slice."""
         return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
-        """Run one window through the network, and take its batch norms into the convolutions before them.
+        """Run one test window through the network, then fold its batch norms into the preceding convolutions.
 
         Returns:
-            What the network gave for the window.
+            The output of the network for the window.
 
         Raises:
-            ModelError: the network refuses the window, or returns something in which there are no logits.
+            ModelError: the network rejects the window, or its output contains no logits.
         """
         windows = trial_windows(slices, tile).to(self.device)
         try:
             with torch.no_grad():
                 returned = self(windows)
         except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
-                f"the network {self.name} refuses windows of shape {tuple(windows.shape)}: {reason}; "
+                f"the network {self.name} rejects windows of shape {tuple(windows.shape)}: {reason(error)}; "
                 f"evenslice.neutralize(model, slices={slices}) gives it {slices} inputs, {option('tile')} another size"
             ) from error
         check_output(returned, self.name)
-        reduced = logits if self.outputs is None else partial(_reduced, function=self.outputs)
+        reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)
         fuse_batch_norms(self.module, (windows - self.mean) / self.std, reduced)
         return returned
 
 
 def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
-    """Return a window (1, slices, y, x) of noise, to try a network with."""
+    """Return a window (1, slices, y, x) of noise, to test a network with."""
     return torch.rand((1, slices, *tile), generator=torch.Generator().manual_seed(0))
 
 
 def check_output(returned: Any, name: str) -> None:
-    """Check what a network gave for the trial window.
+    """Check the output of a network for the test window.
 
     Raises:
-        ModelError: there are no logits in it, or they hold NaN.
+        ModelError: it contains no logits, or they contain NaN.
     """
     output = logits(returned)
     if output.is_floating_point() and bool(output.isnan().any()):
-        raise ModelError(f"the network {name} returns NaN for a window of noise in 0..1; see to its weights")
-
-
-def _reduced(returned: Any, function: Callable[[Any], Any]) -> Tensor:
-    output = reduce_output(returned, function)
-    if not isinstance(output, torch.Tensor):
-        raise ModelError(
-            f"outputs={function_name(function)} returns {type(output).__name__}; it has to return a tensor, batch first"
-        )
-    return output
+        raise ModelError(f"the network {name} returns NaN for a window of noise in 0..1; check its weights")

@@ -1,4 +1,4 @@
-"""Builders: a specification to a network, by the library that it names."""
+"""Builders: from a specification to a network, by the library that it names."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenslice._core import EvensliceError, ModelError, needs_extra
-from evenslice.networks.hubs import impatient_hub
+from evenslice._core import EvensliceError, ModelError, needs_extra, option, reason
+from evenslice.networks.hubs import hub_with_timeout
 from evenslice.networks.libraries.imported import build_imported
 from evenslice.networks.libraries.monai import MONAI
 from evenslice.networks.libraries.smp import SMP
@@ -34,15 +34,15 @@ LIBRARIES = {
 
 
 def parse_specification(text: str, classes: int | None = None, seed: int = 0) -> Specification:
-    """Take a specification apart.
+    """Parse a specification.
 
     Args:
         text: the specification.
-        classes: channels of the output; None for the library's own number.
-        seed: what random parts are drawn under.
+        classes: channels of the output; None for the library's default.
+        seed: of random parts.
 
     Raises:
-        ModelError: it has no meaning.
+        ModelError: it is malformed, or sets what evenslice sets.
 
     Example:
         >>> parse_specification("smp:Unet/resnet34?encoder_depth=4").arguments
@@ -51,7 +51,7 @@ def parse_specification(text: str, classes: int | None = None, seed: int = 0) ->
     head, _, query = text.partition("?")
     library, colon, name = head.partition(":")
     if not (library and colon and name):
-        raise ModelError(f"{text!r} names no network; write LIBRARY:NETWORK, as smp:Unet/resnet34")
+        raise ModelError(f"{text!r} names no network; write LIBRARY:NETWORK, such as smp:Unet/resnet34")
     arguments = parse_arguments(text, query)
     known = LIBRARIES.get(library)
     if known is None:
@@ -62,7 +62,7 @@ def parse_specification(text: str, classes: int | None = None, seed: int = 0) ->
         return Specification(text, "", head, arguments, None, seed)
     if taken := sorted(known.reserved & arguments.keys()):
         raise ModelError(
-            f"{text}: {taken[0]} cannot stand here; weights and classes are options of their own"
+            f"{text}: {taken[0]} is not allowed here: {option('weights')} and {option('classes')} decide"
         )
     inputs = known.inputs.get(name.lower(), 3)
     return Specification(text, library, name, arguments, classes, seed, known.classes, inputs)
@@ -72,7 +72,7 @@ def build_network(specification: Specification, *, pretrained: bool = False) -> 
     """Build a network; return it with the top-level parts that the library's weights leave random.
 
     Raises:
-        ModelError: it cannot be built, or has no pretrained weights that can be reached.
+        ModelError: it cannot be built, or its pretrained weights do not exist or cannot be reached.
         MissingExtraError: the library is not installed.
     """
     library = LIBRARIES.get(specification.library)
@@ -84,7 +84,7 @@ def build_network(specification: Specification, *, pretrained: bool = False) -> 
             with needs_extra(library.extra, f"building {text}"):
                 importlib.import_module(library.package)
             hub = pretrained and not Path(specification.name).exists()
-            with impatient_hub() if hub else nullcontext():
+            with hub_with_timeout() if hub else nullcontext():
                 return library.build(specification, pretrained)
     except EvensliceError:
         raise
@@ -94,8 +94,7 @@ def build_network(specification: Specification, *, pretrained: bool = False) -> 
                 f"{text}: its imagenet weights are neither installed nor cached, and the hub cannot be reached"
                 f" ({type(error).__name__}); give a weights file, or none for random weights"
             ) from error
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise ModelError(f"{text}: cannot be built ({type(error).__name__}: {reason})") from error
+        raise ModelError(f"{text}: cannot be built ({type(error).__name__}: {reason(error)})") from error
 
 
 @contextmanager

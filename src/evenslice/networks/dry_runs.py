@@ -1,4 +1,4 @@
-"""A network run to learn something of it: without leaving a trace, in its plain precision, on random images."""
+"""Trial runs of a network: without side effects, in its plain precision, on random images."""
 
 from __future__ import annotations
 
@@ -12,32 +12,27 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 __all__ = [
-    "MIXER_HELPS",
-    "as_tensors",
-    "call",
-    "describe",
+    "exact_evaluation",
+    "failing_layer",
     "first_tensor",
-    "label",
-    "on_meta",
+    "is_on_meta",
+    "layer_label",
     "random_image",
-    "undisturbed",
-    "where",
+    "run_network",
+    "tensors_in",
 ]
-
-MIXER_HELPS = "strategy='mixer' leaves the layer alone and puts a mixer of slices in front of the network"
-"""The end of every message about a network whose stems cannot be rewritten."""
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a network in the block without leaving a trace, and in its plain precision.
+def exact_evaluation(model: nn.Module) -> Iterator[None]:
+    """Run a network in the block in evaluation mode, in its plain precision and without side effects.
 
-    In the block the network is in evaluation mode and neither autocast nor TF32 coarsens what it computes. Afterwards
-    each module's mode, and the state of torch's random numbers on every device the network is on, are as before.
+    In the block neither autocast nor TF32 reduces precision. Afterwards each module's mode, and the state of torch's random
+    numbers on every device of the network, are as before.
 
     Example:
         >>> network = nn.Dropout()
-        >>> with undisturbed(network):
+        >>> with exact_evaluation(network):
         ...     network.training
         False
         >>> network.training
@@ -59,10 +54,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _precision_settings() -> list[tuple[Any, str, Any]]:
-    """Return torch's settings of float32 precision, each as an object, an attribute and the value that is exact.
+    """Return torch's settings of float32 precision, each as an object, an attribute and the exact value.
 
-    Newer versions of torch have settings of their own for each backend, and refuse to read the older ones after any of
-    the newer was set.
+    Newer versions of torch have settings for each backend, and refuse to read the older ones once any of the newer is set.
     """
     backends: Any = torch.backends
     if not hasattr(backends.cudnn, "conv"):
@@ -76,18 +70,18 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
         module.training = training
 
 
-def on_meta(model: nn.Module) -> bool:
-    """Say whether any part of a network lies on the meta device, where tensors have shapes and no values.
+def is_on_meta(model: nn.Module) -> bool:
+    """Say whether any part of a network is on the meta device, where tensors have shapes and no values.
 
     Example:
-        >>> on_meta(nn.Conv2d(3, 8, 3)), on_meta(nn.Conv2d(3, 8, 3, device="meta"))
+        >>> is_on_meta(nn.Conv2d(3, 8, 3)), is_on_meta(nn.Conv2d(3, 8, 3, device="meta"))
         (False, True)
     """
     return any(parameter.is_meta for parameter in model.parameters())
 
 
 def random_image(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Return a random image in 0..1 on a network's own device and in its dtype.
+    """Return a random image in 0..1 on a network's device and in its dtype.
 
     Example:
         >>> random_image(nn.Conv2d(3, 8, 3).double(), (1, 3, 4, 4)).dtype
@@ -99,11 +93,11 @@ def random_image(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Ten
     return drawn.to(next(iter(floating), torch.empty(0)).dtype) if like is None else drawn.to(like)
 
 
-def call(model: nn.Module, image: Tensor) -> Any:
-    """Run a network on an image; for one on the meta device on shapes alone, wherever the network lies.
+def run_network(model: nn.Module, image: Tensor) -> Any:
+    """Run a network on an image; on shapes alone if the image is on the meta device, wherever the network is.
 
     Example:
-        >>> call(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 4, 4, device="meta"))
+        >>> run_network(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 4, 4, device="meta"))
         tensor(..., device='meta', size=(1, 8, 2, 2), grad_fn=<ConvolutionBackward0>)
     """
     if not image.is_meta:
@@ -125,41 +119,41 @@ def first_tensor(values: Iterable[Any]) -> Tensor | None:
     return next((value for value in values if isinstance(value, Tensor)), None)
 
 
-def as_tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield every tensor in a nest of mappings, lists and tuples.
 
     Example:
-        >>> [tensor.item() for tensor in as_tensors({"a": torch.tensor(1), "b": [torch.tensor(2), None]})]
+        >>> [tensor.item() for tensor in tensors_in({"a": torch.tensor(1), "b": [torch.tensor(2), None]})]
         [1, 2]
     """
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        yield from as_tensors(list(value.values()))
+        yield from tensors_in(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from as_tensors(item)
+            yield from tensors_in(item)
 
 
-def label(name: str, module: nn.Module) -> str:
-    """Return how a message names a layer.
+def layer_label(name: str, module: nn.Module) -> str:
+    """Return a layer's name and type, for messages.
 
     Example:
-        >>> label("stem.0", nn.ReLU()), label("", nn.ReLU())
+        >>> layer_label("stem.0", nn.ReLU()), layer_label("", nn.ReLU())
         ('stem.0 (ReLU)', 'ReLU')
     """
     return f"{name} ({type(module).__name__})" if name else type(module).__name__
 
 
-def where(error: Exception, model: nn.Module) -> str:
-    """Return how a message names the innermost part of a network that raised an error; the network where none did.
+def failing_layer(error: Exception, model: nn.Module) -> str:
+    """Return the label of the innermost part of a network that raised an error, or of the network.
 
     Example:
         >>> network = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 1, 1))
         >>> try:
         ...     network(torch.zeros(1, 2, 4, 4))
         ... except RuntimeError as error:
-        ...     where(error, network)
+        ...     failing_layer(error, network)
         '1 (Conv2d)'
     """
     names, found = {module: name for name, module in model.named_modules()}, model
@@ -167,14 +161,4 @@ def where(error: Exception, model: nn.Module) -> str:
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and owner in names:
             found = owner
-    return label(names[found], found)
-
-
-def describe(error: Exception | None) -> str:
-    r"""Return an exception in one line, for a message.
-
-    Example:
-        >>> describe(ValueError("of two\nlines"))
-        'ValueError: of two lines'
-    """
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return layer_label(names[found], found)

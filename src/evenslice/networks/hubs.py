@@ -1,4 +1,4 @@
-"""Hubs of weights, which may be out of reach."""
+"""Hubs of weights, which may be unreachable."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from evenslice._core import needs_extra
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["impatient_hub"]
+__all__ = ["hub_with_timeout"]
 
 TIMEOUT = 10.0  # seconds to wait for a hub's answer
 
 
 @contextmanager
-def impatient_hub() -> Iterator[None]:
-    """Where there is no network, let hubs say so at once instead of after minutes of retries.
+def hub_with_timeout() -> Iterator[None]:
+    """In the block, let hubs fail at once if there is no network, instead of after minutes of retries.
 
-    What a hub keeps in its cache is found either way. Progress goes to standard error.
+    What a hub has cached is found either way. Progress goes to standard error.
     """
     with needs_extra("models", "reading weights from a hub"):
         from huggingface_hub import constants
@@ -41,7 +41,7 @@ def impatient_hub() -> Iterator[None]:
 
 
 def _answers(url: str) -> bool:
-    """Tell whether anything answers at an address, be it with an error or a certificate that is not trusted."""
+    """Tell whether anything answers at an address, even with an error or an untrusted certificate."""
     try:
         urlopen(Request(url, method="HEAD")).close()  # noqa: S310  # the hub's address, from its own library
     except HTTPError:

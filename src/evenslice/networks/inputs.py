@@ -1,4 +1,4 @@
-"""What a network says of the input that it wants: its scaling, its size."""
+"""What a network states about its input: its scaling and its size."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["input_multiple", "input_size", "normalization"]
 
-# How smp's own encoders want their input, where it is not ImageNet's way; from the pretrained_settings of smp 0.4.
+# Input scaling of smp's own encoders where it is not ImageNet's; from the pretrained_settings of smp 0.4.
 ENCODERS = {
     "dpn": {"mean": (124 / 255, 117 / 255, 104 / 255), "std": (1 / (0.0167 * 255),) * 3},
     "inception": HALF,
     "timm-tf_efficientnet_lite": HALF,
     "xception": HALF,
 }
-# Model types of transformers whose networks take images of the size in their configuration and no other.
+# Model types of transformers that only take images of the size in their configuration.
 FIXED_TYPES = frozenset(
     [
         "clip",
@@ -49,16 +49,15 @@ FIXED_TYPES = frozenset(
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return the per-channel scaling of the input that a network's pretrained weights were trained with.
 
-    An input in [0, 1] becomes (input - mean) / std. Timm's networks state it in ``pretrained_cfg``, also inside
-    another network; ``build_model`` gives the networks of the other libraries the same attribute; for smp's own encoders
-    it follows from the encoder's name, for those of transformers from the model type. It does not depend on whether the
-    pretrained weights were loaded.
+    An input in [0, 1] becomes (input - mean) / std. Networks of timm state it in ``pretrained_cfg``, also inside another
+    network; ``build_model`` gives the networks of other libraries the same attribute; for smp's own encoders it follows from
+    the encoder's name, for transformers from the model type. It does not depend on whether the pretrained weights are loaded.
 
     Args:
         model: the network.
 
     Returns:
-        Mean and std of each channel, in units of the full intensity range; None where the network states none.
+        Mean and std of each channel, in units of the full intensity range; None if the network states none.
 
     Example:
         >>> import segmentation_models_pytorch as smp
@@ -95,12 +94,12 @@ def _is_backbone(module: nn.Module) -> bool:
 
 
 def _model_type(module: nn.Module) -> str:
-    """Return what transformers calls the type of a network; nothing for what is none of its networks."""
+    """Return the model type of a network of transformers; empty for any other."""
     return str(getattr(getattr(module, "config", None), "model_type", None) or "")
 
 
 def _encoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return how one of smp's own encoders wants its input, offline: smp itself would ask its hub."""
+    """Return the input scaling of one of smp's own encoders, offline: smp itself would ask its hub."""
     name = str(config["encoder_name"])
     if config.get("encoder_weights") == "advprop":
         return HALF
@@ -112,7 +111,7 @@ def _floats(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def input_size(model: nn.Module) -> tuple[int, int] | None:
-    """Return the one in-plane size (y, x), in pixels, that a network takes, or None where it takes many.
+    """Return the only in-plane size (y, x), in pixels, that a network takes, or None if it takes many.
 
     Example:
         >>> import timm
@@ -124,7 +123,7 @@ def input_size(model: nn.Module) -> tuple[int, int] | None:
     for module in model.modules():
         if stated := _fixed_size(module):
             return stated
-        if hasattr(module, "strict_img_size"):  # timm's patch embeddings, where they take any size
+        if hasattr(module, "strict_img_size"):  # timm's patch embeddings that take any size
             return None
     # The outermost decides: a network of any size may hold, as a part, one that alone takes one size.
     outermost = next(filter(_reads_images, model.modules()), None)
@@ -139,7 +138,7 @@ def input_size(model: nn.Module) -> tuple[int, int] | None:
 
 
 def _fixed_size(module: Any) -> tuple[int, int] | None:
-    """Return the one size that a module takes, if it is one of those that are known to insist."""
+    """Return the only size that a module takes, if it is known to be strict."""
     if getattr(module, "strict_img_size", False):  # timm's patch embeddings
         return _pair(getattr(module, "img_size", None))
     if hasattr(module, "seq_length") and hasattr(module, "image_size"):  # torchvision's vision transformers
@@ -148,10 +147,10 @@ def _fixed_size(module: Any) -> tuple[int, int] | None:
 
 
 def input_multiple(model: nn.Module) -> int:
-    """Return a number of pixels such that in-plane sizes that are its multiples suit the network.
+    """Return a number of pixels whose multiples suit the network as in-plane sizes.
 
     It is the stride of smp's encoders, the product of the strides of MONAI's networks that state them, and 32, the stride
-    of most networks, elsewhere; with a patch embedding it is a multiple of the patch as well.
+    of most networks, for others; with a patch embedding it is a multiple of the patch as well.
 
     Example:
         >>> import segmentation_models_pytorch as smp
@@ -167,7 +166,7 @@ def input_multiple(model: nn.Module) -> int:
 
 
 def _stride(name: str, module: Any) -> int | None:
-    """Return by how much a module shrinks the image on its way to its deepest features, if it is one that says so."""
+    """Return by how much a module shrinks the image down to its deepest features, if it states that."""
     stride = getattr(module, "output_stride", None)
     if isinstance(stride, int) and name.rpartition(".")[2] == "encoder":  # smp's
         return stride
@@ -179,7 +178,7 @@ def _stride(name: str, module: Any) -> int | None:
 
 
 def _patch(size: Any) -> tuple[int, ...]:
-    """Return the sides of a patch; nothing where a network has patches of several sizes."""
+    """Return the sides of a patch; empty for a network with patches of several sizes."""
     return () if size is None or (isinstance(size, list) and len(size) != 2) else _pair(size) or ()
 
 

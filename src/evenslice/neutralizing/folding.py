@@ -5,7 +5,7 @@ the stem's response to the image scaled as u = (g - m) / s instead is, where all
 
     sum_c W_c (a x_c + b)  =  sum_c (W_c a s / s_c) u  +  sum_c W_c (a (m - m_c) / s_c + b)
 
-so the kernels as the image meets them are W_c a s / s_c, and the second sum, over the taps too, is a constant.
+so the effective kernels are W_c a s / s_c, and the second sum, over the taps too, is a constant.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ConfigError
+from evenslice._core import ConfigError, option
 from evenslice.networks import normalization
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChannelScaling",
-    "Met",
+    "EffectiveKernels",
     "add_constant",
+    "effective_kernels",
     "find_scaling",
-    "kernels_as_met",
     "restorer",
     "set_width",
     "write_kernels",
@@ -48,12 +48,12 @@ class ChannelScaling:
 
     @property
     def mean(self) -> float:
-        """The mean of the means: what all slices are centred by from now on."""
+        """The mean of the means, by which all slices are centred from now on."""
         return _average(self.means)
 
     @property
     def std(self) -> float:
-        """The mean of the stds: what all slices are divided by from now on."""
+        """The mean of the stds, by which all slices are divided from now on."""
         return _average(self.stds)
 
     def shared(self, slices: int) -> ChannelScaling:
@@ -67,13 +67,13 @@ class ChannelScaling:
 
 
 @dataclass(frozen=True)
-class Met:
-    """A stem as an image meets it that all channels see scaled alike.
+class EffectiveKernels:
+    """A stem's response to an image in which all channels share one scaling.
 
     Attributes:
         kernels: (out, C, P, ...) float64, the kernels of each channel; P features come from it.
         constant: (out,) float64, the response to an image of zeros on the shared scale, away from padding.
-        shifted: whether any feature is shifted, so that zeros from padding do not mean 0 on the shared scale.
+        shifted: whether any feature is shifted, so that zeros of padding do not mean 0 on the shared scale.
     """
 
     kernels: Tensor
@@ -88,14 +88,14 @@ def find_scaling(
     std: float | Sequence[float] | None,
     known: tuple[float, float] | None,
 ) -> ChannelScaling:
-    """Find out how a network's channels are scaled.
+    """Find how a network's channels are scaled.
 
     Args:
-        model: the network; its pretrained weights may say.
+        model: the network; its pretrained weights may state it.
         channels: C.
-        mean: what the user says, one value a channel or one for all; None for nothing.
+        mean: as the user states it, one value a channel or one for all; None for nothing.
         std: likewise.
-        known: the (mean, std) of the record of an earlier `neutralize`.
+        known: the (mean, std) in the record of an earlier `neutralize`.
 
     Raises:
         ConfigError: the user's values are neither one nor C, or not finite, or a std is not positive.
@@ -105,16 +105,16 @@ def find_scaling(
         ChannelScaling(means=(0.2, 0.4, 0.6), stds=(1.0, 1.0, 1.0))
     """
     stated = ((known[0],), (known[1],)) if known else normalization(model) or ((0.0,), (1.0,))
-    if len(stated[0]) != channels:  # colours say nothing about other channels but what is typical
+    if len(stated[0]) != channels:  # values of colours say nothing about other channels, except on average
         stated = (_average(stated[0]),), (_average(stated[1]),)
     means = _by_channel("mean", stated[0] if mean is None else mean, channels)
     stds = _by_channel("std", stated[1] if std is None else std, channels)
     if min(stds) <= 0:
-        raise ConfigError(f"std={std}: what a slice is divided by has to be positive")
+        raise ConfigError(f"{option('std')} has to be positive, not {std}")
     return ChannelScaling(means, stds)
 
 
-def kernels_as_met(stem: Stem, layout: Layout, scaling: ChannelScaling) -> Met:
+def effective_kernels(stem: Stem, layout: Layout, scaling: ChannelScaling) -> EffectiveKernels:
     """Return the kernels and the constant of a stem for an image on the shared scale.
 
     Args:
@@ -127,16 +127,16 @@ def kernels_as_met(stem: Stem, layout: Layout, scaling: ChannelScaling) -> Met:
         >>> from evenslice.neutralizing import find_stems
         >>> layer = nn.Conv2d(2, 1, 1)
         >>> layer.weight.data = torch.tensor([1.0, 1.0]).reshape(1, 2, 1, 1)
-        >>> found = find_stems(layer, channels=[2])
-        >>> met = kernels_as_met(found.items[0], probe(layer, found, 2)[0], ChannelScaling((0.0, 1.0), (1.0, 3.0)))
-        >>> met.kernels.flatten(), met.constant
+        >>> stems = find_stems(layer, channels=[2])
+        >>> found = effective_kernels(stems.items[0], probe(layer, stems, 2)[0], ChannelScaling((0.0, 1.0), (1.0, 3.0)))
+        >>> found.kernels.flatten(), found.constant
         (tensor([2.0000, 0.6667], dtype=torch.float64), tensor([0.3333], dtype=torch.float64))
     """
     weight = stem.module.weight.detach().to("cpu", torch.float64)
     means, stds = (torch.tensor(values, dtype=torch.float64) for values in (scaling.means, scaling.stds))
     taps = weight[:, layout.index.T]
     shift = (layout.scale * ((scaling.mean - means) / stds) + layout.shift).T
-    return Met(
+    return EffectiveKernels(
         kernels=taps * _over_taps((layout.scale * (scaling.std / stds)).T, taps),
         constant=(taps * _over_taps(shift, taps)).flatten(1).sum(dim=1),
         shifted=bool(shift.any()),
@@ -148,11 +148,11 @@ def write_kernels(stem: Stem, layout: Layout, kernels: Tensor) -> Tensor:
 
     Args:
         stem: the layer, which gets as many input features as the layout has.
-        layout: which slice each feature comes from; what it says of a scaling on the way is undone in the weights.
-        kernels: (out, N, P, ...) as the image is to meet them.
+        layout: which slice each feature comes from; its scaling is undone in the weights.
+        kernels: (out, N, P, ...) effective kernels.
 
     Returns:
-        (out,) float64, the constant that shifts on the way add to the response.
+        (out,) float64, the constant that shifts in front of the stem add to the response.
     """
     taps = kernels / _over_taps(layout.scale.T, kernels)
     weight = taps.new_empty(taps.shape[0], layout.index.numel(), *taps.shape[3:])
@@ -163,7 +163,7 @@ def write_kernels(stem: Stem, layout: Layout, kernels: Tensor) -> Tensor:
 
 
 def set_width(layer: nn.Conv2d | nn.Linear, width: int) -> None:
-    """Give a layer as many input features as asked for; its weight is a new parameter, to be filled, if they change."""
+    """Set the number of input features of a layer; if it changes, its weight is a new parameter without values."""
     weight = layer.weight
     if width == weight.shape[1]:
         return
@@ -174,9 +174,9 @@ def set_width(layer: nn.Conv2d | nn.Linear, width: int) -> None:
 
 def add_constant(stem: Stem, constant: Tensor) -> None:
     """Add a constant (out,) to the response of a stem."""
-    taker = stem.taker
-    if taker is stem.norm:
-        running_mean = taker.get_buffer("running_mean")
+    bias_owner = stem.bias_owner
+    if bias_owner is stem.norm:
+        running_mean = bias_owner.get_buffer("running_mean")
         running_mean.sub_(constant.to(running_mean))
     elif stem.module.bias is not None:
         stem.module.bias.add_(constant.to(stem.module.bias))
@@ -186,7 +186,7 @@ def add_constant(stem: Stem, constant: Tensor) -> None:
 
 
 def restorer(modules: Sequence[nn.Module]) -> Callable[[], None]:
-    """Remember the parameters and buffers of some modules, and return what puts them back, the same objects."""
+    """Remember the parameters and buffers of some modules, and return a function that restores them, the same objects."""
     kept = [
         (module, name, tensor, tensor.detach().clone())
         for module in modules
@@ -216,7 +216,7 @@ def _over_taps(values: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _average(values: Sequence[float]) -> float:
-    """Return the mean, and of equal values that value to the last bit, so that nothing is folded for nothing."""
+    """Return the mean; equal values give that value to the last bit, so that nothing is folded needlessly."""
     return values[0] if len(set(values)) == 1 else math.fsum(values) / len(values)
 
 
@@ -224,9 +224,9 @@ def _by_channel(name: str, values: float | Sequence[float], channels: int) -> tu
     given = (values,) if isinstance(values, int | float) else tuple(values)
     if len(given) not in (1, channels):
         raise ConfigError(
-            f"{name} has {len(given)} values; the network has {channels} inputs, so give 1 or {channels}"
+            f"{option(name)} has {len(given)} values; the network has {channels} inputs, so give 1 or {channels}"
         )
     numbers = tuple(float(value) for value in given)
     if not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"{name}={values}: has to be finite")
+        raise ConfigError(f"{option(name)} has to be finite, not {values}")
     return numbers if len(numbers) == channels else numbers * channels

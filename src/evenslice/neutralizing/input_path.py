@@ -1,9 +1,9 @@
-"""Leveling: whatever stands between the image and the stems is made to treat all channels alike.
+"""The path from the image to the stems, made to treat all channels alike.
 
-A batch norm on the image goes; torchvision's ``transform_input`` is switched off; constants with one value a channel, such
-as the mean and std of a normalisation inside the network, become their average; and what states the number of channels
-states that of the slices. What these did to the image, the layouts say that were probed before; `evenslice.neutralizing.folding` moves
-it into the stems.
+A batch norm on the image is removed; torchvision's ``transform_input`` is switched off; constants with one value a
+channel, such as the mean and std of a normalization inside the network, become their average; and attributes that state
+the number of channels state that of the slices. The layouts that were probed before tell what these did to the image;
+`evenslice.neutralizing.folding` moves it into the stems.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import EvensliceError, ModelError
-from evenslice.networks import label, random_image
+from evenslice.networks import layer_label, random_image
 from evenslice.neutralizing.probing import run_to_stems
 
 if TYPE_CHECKING:
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from evenslice.neutralizing.probing import Layout
     from evenslice.neutralizing.stems import Stems
 
-__all__ = ["install_plain", "level", "replace_module"]
+__all__ = ["equalize_input_path", "install_plain_stems", "replace_module"]
 
 WIDTHS = ("in_channels", "in_chans", "num_channels")
-"""Attributes that say how many channels an image has, on what contains a stem or on its configuration."""
+"""Attributes of modules that contain a stem, or of their configuration, that state the number of channels."""
 
 
-def install_plain(model: nn.Module, stems: Stems, undo: ExitStack) -> Stems:
-    """Put plain layers where the stems of a network are computed or grouped ones, in place.
+def install_plain_stems(model: nn.Module, stems: Stems, undo: ExitStack) -> Stems:
+    """Put plain layers in the place of a network's computed or grouped stems.
 
     Args:
         model: the network.
-        stems: what `evenslice.neutralizing.stems.find_stems` found in it.
+        stems: from `evenslice.neutralizing.stems.find_stems`.
         undo: takes what undoes this.
 
     Returns:
@@ -48,14 +48,16 @@ def install_plain(model: nn.Module, stems: Stems, undo: ExitStack) -> Stems:
     return replace(stems, items=tuple(replace(stem, reader=stem.module) for stem in stems.items))
 
 
-def level(model: nn.Module, stems: Stems, layouts: Sequence[Layout], slices: int, undo: ExitStack) -> None:
-    """Make what stands between the image and the stems treat all channels alike, in place.
+def equalize_input_path(
+    model: nn.Module, stems: Stems, layouts: Sequence[Layout], slices: int, undo: ExitStack
+) -> None:
+    """Make the path from the image to the stems treat all channels alike, in place.
 
     Args:
         model: the network.
-        stems: what `evenslice.neutralizing.stems.find_stems` found in it.
-        layouts: what `evenslice.neutralizing.probing.probe` says for the channels that the network takes now.
-        slices: N, the number of channels that it is to take.
+        stems: from `evenslice.neutralizing.stems.find_stems`.
+        layouts: from `evenslice.neutralizing.probing.probe`, for the channels that the network takes now.
+        slices: N, the number of channels that it will take.
         undo: takes what undoes this.
     """
     for name in stems.norms:
@@ -72,15 +74,15 @@ def level(model: nn.Module, stems: Stems, layouts: Sequence[Layout], slices: int
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module, undo: ExitStack) -> None:
-    """Put a module in the place of another, wherever in a network that is registered.
+    """Replace a module wherever it is registered in a network.
 
     Raises:
-        ModelError: the other is the network itself.
+        ModelError: it is the network itself.
     """
     if old is model:
         raise ModelError(
-            f"{label('', model)} is the network itself, and cannot be replaced in place; give evenslice"
-            " torch.nn.Sequential(it)"
+            f"{layer_label('', model)} is the network itself and cannot be replaced in place;"
+            " wrap it in torch.nn.Sequential"
         )
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # noqa: SLF001  # the public ways skip what comes twice
@@ -99,16 +101,16 @@ def _constants_on_the_way(model: nn.Module, stems: Stems) -> list[tuple[nn.Modul
     if not constants:
         return []
     image = random_image(model, (1, stems.channels, *stems.size))
-    usual = [passage.arrived for passage in run_to_stems(model, stems, image, run=False)]
+    usual = [call.input for call in run_to_stems(model, stems, image, run=False)]
     found = []
     for owner, name in constants:
         value = getattr(owner, name)
         setattr(owner, name, _moved(value))
         try:
-            arrived = [passage.arrived for passage in run_to_stems(model, stems, image, run=False)]
+            arrived = [call.input for call in run_to_stems(model, stems, image, run=False)]
             if any(not torch.equal(old, new) for old, new in zip(usual, arrived, strict=True)):
                 found.append((owner, name))
-        except EvensliceError:  # it is not a number to scale by
+        except EvensliceError:  # not a number to scale by
             pass
         finally:
             setattr(owner, name, value)
@@ -116,7 +118,7 @@ def _constants_on_the_way(model: nn.Module, stems: Stems) -> list[tuple[nn.Modul
 
 
 def _constants(model: nn.Module, channels: int) -> Iterator[tuple[nn.Module, str]]:
-    """Yield what holds one number a channel and is no parameter: buffers, other tensors, lists and tuples of floats."""
+    """Yield constants with one number a channel: buffers, other tensors, lists and tuples of floats."""
     if channels == 1:
         return
     for module in model.modules():
@@ -147,7 +149,7 @@ def _moved(value: Any) -> Any:
 
 
 def _averaged(value: Any, slices: int) -> Any:
-    """Return a constant for N slices: its average for each, so that padding with 0 goes on meaning much the same."""
+    """Return a constant for N slices, its average for each, so that padding with 0 keeps about the same meaning."""
     if not isinstance(value, Tensor):
         return type(value)([sum(value) / len(value)] * slices)
     shape = [slices if length == value.numel() else length for length in value.shape]

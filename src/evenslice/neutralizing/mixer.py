@@ -1,8 +1,8 @@
 """The slice mixer: a learnable 1 x 1 convolution from N slices to C channels in front of a whole network.
 
-It serves where the stems cannot be rewritten: where the way to them mixes the channels, or takes exactly three of them
-by name. With the channels c of an image g scaled as (g - m_c) / s_c until now, and all slices as u = (g - m) / s from now
-on, it starts out by giving channel c
+It serves if the stems cannot be rewritten, because the path to them mixes the channels, or takes exactly three of them by
+name. With the channels c of an image g scaled as (g - m_c) / s_c before, and all slices as u = (g - m) / s from now on, it
+starts out by giving channel c
 
     s / s_c * mean_k(u_k) + (m - m_c) / s_c
 
@@ -16,16 +16,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ModelError
-from evenslice.networks import label, random_image
+from evenslice._core import ModelError, option
+from evenslice.networks import layer_label, random_image
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-__all__ = ["MIXER", "add_mixer", "has_mixer"]
+__all__ = ["MIXER", "MIXER_HINT", "add_mixer", "has_mixer"]
 
 MIXER = "slice_mixer"
 """The name of the mixer in the network."""
+
+MIXER_HINT = (
+    f"{option('strategy', 'mixer')} leaves the layer alone and puts a mixer of slices in front of the network"
+)
+"""The end of every message about a network whose stems cannot be rewritten."""
 
 _CHAINS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # their forward passes run all parts in order
 
@@ -43,8 +48,8 @@ def has_mixer(model: nn.Module) -> bool:
 def add_mixer(model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo: ExitStack) -> nn.Conv2d:
     """Put a slice mixer in front of a network, in place.
 
-    It is a part of the network, called `MIXER`, which a forward pre-hook of the network feeds; in a `torch.nn.Sequential`
-    it is the first part. The hook mixes the network's first input, given by position or by name, or each image of a list.
+    It is a part of the network, called `MIXER`, that a forward pre-hook of the network runs; in a `torch.nn.Sequential` it is
+    the first part. The hook mixes the network's first input, given by position or by name, or each image of a list.
 
     Args:
         model: takes (batch, C, y, x).
@@ -57,7 +62,7 @@ def add_mixer(model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo:
         The mixer.
 
     Raises:
-        ModelError: the network has another part of this name.
+        ModelError: the network has another attribute of this name.
 
     Example:
         >>> from contextlib import ExitStack
@@ -68,17 +73,17 @@ def add_mixer(model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo:
         torch.Size([1, 8, 2, 2])
     """
     if hasattr(model, MIXER):
-        raise ModelError(f"{label('', model)} has something called {MIXER!r} already; rename it")
+        raise ModelError(f"{layer_label('', model)} already has an attribute {MIXER!r}; rename it")
     like = random_image(model, ())
     mixer = nn.Conv2d(slices, len(scale), 1, device=like.device, dtype=like.dtype)
     with torch.no_grad():
         mixer.weight.copy_((scale / slices)[:, None, None, None].expand_as(mixer.weight))
         mixer.bias.copy_(shift)  # type: ignore[union-attr]  # it has one
     model.add_module(MIXER, mixer.train(model.training))
-    undo.callback(model._modules.pop, MIXER)  # noqa: SLF001  # torch has no public way to take a part out
+    undo.callback(model._modules.pop, MIXER)  # noqa: SLF001  # torch has no public way to remove a part
     if isinstance(model, _CHAINS):
         for name in [name for name, _ in model.named_children() if name != MIXER]:
-            model._modules[name] = model._modules.pop(name)  # noqa: SLF001  # nor to put one first
+            model._modules[name] = model._modules.pop(name)  # noqa: SLF001  # nor to reorder them
     else:
         undo.callback(model.register_forward_pre_hook(_mix_first, with_kwargs=True).remove)
     return mixer
@@ -95,7 +100,7 @@ def _mix_first(
     for name, value in kwargs.items():
         if _is_image(value):
             return args, {**kwargs, name: _mixed(mixer, value)}
-    raise ModelError(f"no image among the inputs of {label('', model)}; its slice mixer needs one")
+    raise ModelError(f"no image among the inputs of {layer_label('', model)}; its slice mixer needs one")
 
 
 def _is_image(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Networks to and from one file, with the record that says how their slices are scaled.
 
-The file is a safetensors file with the network's plain keys, so that others can read it too; its metadata hold, under
+It is a safetensors file with the network's plain keys, so that others can read it too; its metadata contain, under
 ``evenslice``, the record and the source of the network as JSON.
 """
 
@@ -10,33 +10,53 @@ import json
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evenslice._core import ModelError, OutputError, staged_file
+import torch
+from torch import nn
+
+from evenslice._core import ModelError, OutputError, option, staged_file
 from evenslice.networks import (
     METADATA_KEY,
     ModelSource,
     build_model,
-    fill,
+    exact_evaluation,
+    fill_network,
     parse_specification,
     read_metadata,
     read_weights,
 )
+from evenslice.neutralizing.inspection import KnownInput, locate_stems
 from evenslice.neutralizing.mixer import MIXER
 from evenslice.neutralizing.neutralization import neutralize
 from evenslice.neutralizing.record import Record, keep_record, record_of
-from evenslice.neutralizing.stems import input_channels
+from evenslice.neutralizing.rewriting import shape_mixer, shape_stems
+from evenslice.neutralizing.stems import find_stems, input_channels
 from evenslice.neutralizing.ties import is_tied
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["load_network", "neutralize_file", "save_network"]
+__all__ = ["LoadedNetwork", "load_network", "neutralize_file", "save_network"]
 
 FORMAT = 1
+
+
+class LoadedNetwork(NamedTuple):
+    """A network in evaluation mode.
+
+    Attributes:
+        model: the network.
+        record: what was done to it; it states how its slices are scaled.
+        source: what it was built from.
+    """
+
+    model: nn.Module
+    record: Record
+    source: ModelSource
 
 
 def load_network(  # noqa: PLR0913  # what to build, and one argument for each choice of neutralize
@@ -50,32 +70,29 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
     seed: int = 0,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
-) -> tuple[nn.Module, Record, ModelSource]:
+) -> LoadedNetwork:
     """Build a network that takes windows of slices on one common scale.
 
     A file that ``save_network`` wrote comes back as it was saved. Any other network is built as ``build_model`` does and
-    neutralized; with the default strategy, which is what the libraries do, that only folds in the scaling by colour.
+    neutralized; the default strategy, which is what the libraries do, only folds in the scaling by colour.
 
     Args:
         spec: which network; see ``evenslice.networks.specification``.
         weights: ``"imagenet"``, ``"none"``, or the path of a file.
         slices: N, odd. None: as many as the network has inputs, which is 3 unless its file or function says otherwise.
-        strategy: how the stem's colour kernels become slice kernels, as ``neutralize`` takes it. For a file of
-            ``save_network``, ``"pretrained"`` leaves the network as it was saved, by whatever strategy that was.
-        tie: what to tie for ever, as ``neutralize`` takes it.
-        classes: channels of the output, as ``build_model`` takes it.
-        seed: what random parts are drawn under.
-        mean: what the network's inputs were centred by in training, one value or one for each, as ``neutralize`` takes
-            it; by default what the pretrained weights say. 0 for a network that was trained on slices in 0..1.
-        std: what they were divided by afterwards, likewise; 1 for such a network.
-
-    Returns:
-        The network in evaluation mode; the record, which states the scaling of the slices; and the source.
+        strategy: how the stem's colour kernels become slice kernels, as for ``neutralize``. For a file of
+            ``save_network``, ``"pretrained"`` leaves the network as it was saved, whatever its strategy.
+        tie: which slices to tie permanently, as for ``neutralize``.
+        classes: channels of the output, as for ``build_model``.
+        seed: of random parts.
+        mean: by which the network's inputs were centred in training, one value or one for each, as for ``neutralize``; by
+            default as for the pretrained weights. 0 for a network that was trained on slices in 0..1.
+        std: by which they were divided afterwards, likewise; 1 for such a network.
 
     Raises:
-        ModelError: the specification or the weights do not do, or not together; the network cannot be neutralized; or a
-            file of ``save_network`` was saved with other slices, strategy, tie or classes than asked for.
-        ConfigError: an option is not one that evenslice knows.
+        ModelError: the specification or the weights cannot be used, or not together; the network cannot be neutralized;
+            or a file of ``save_network`` was saved with other slices, strategy, tie or classes than requested.
+        ConfigError: unknown option, or a bad value of one.
 
     Example:
         >>> import torch
@@ -87,7 +104,9 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
     """
     if METADATA_KEY in read_metadata(weights):
         if mean is not None or std is not None:
-            raise ModelError(f"{weights}: states its own mean and std; leave them out")
+            raise ModelError(
+                f"{weights}: states its own mean and std; leave out {option('mean')} and {option('std')}"
+            )
         asked = {"slices": slices, "strategy": strategy, "tie": tie, "classes": classes}
         if strategy == "pretrained":
             del asked["strategy"]
@@ -96,44 +115,42 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
     inputs = source.inputs or input_channels(model)
     count = inputs if slices is None else slices
     record = neutralize(model, count, strategy=strategy, tie=tie, mean=mean, std=std, seed=seed)
-    return model, record, replace(source, inputs=inputs)
+    return LoadedNetwork(model, record, replace(source, inputs=inputs))
 
 
-def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> tuple[nn.Module, Record, ModelSource]:
+def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetwork:
     file = read_weights(weights)
     record, saved = _read_saved(weights, file.metadata[METADATA_KEY])
     _check_asked(spec, weights, asked, record, saved)
-    classes = asked["classes"] if saved is None else saved.classes
-    model, source = build_model(spec, "none", classes=classes)
-    if record.stems == (MIXER,) and record.strategy != "mixer":  # an earlier change put it there
-        neutralize(model, record.slices, strategy="mixer", check=record.check)
-    # Neutralizing what was drawn at random gives the parameters their shapes; then the file gives them their values.
-    drawn = neutralize(
-        model,
-        record.slices,
-        strategy=record.profile or record.strategy,
-        tie=record.tie,
-        mean=record.mean,
-        std=record.std,
-        seed=record.seed,
-        check=record.check,
-    )
-    if drawn.stems != record.stems:
-        raise ModelError(
-            f"{weights}: was saved with the stems {', '.join(record.stems)}, but {spec} has {', '.join(drawn.stems)}"
-        )
+    model, source = build_model(spec, "none", classes=asked["classes"] if saved is None else saved.classes)
+    _shape_stems(model, source, record, weights)
     state = dict(file.state)
     _match_stems(model, record.stems, state)
-    filled = fill(model, state, source=weights, target=spec)
+    filled = fill_network(model, state, source=weights, target=spec)
     if filled.random:
         raise ModelError(f"{weights}: lacks the network's {', '.join(filled.random)}; save the network again")
     keep_record(model, record)
     source = replace(source if saved is None else saved, spec=spec, weights=str(weights), origin=file.origin)
-    return model, record, replace(source, random=() if saved is None else saved.random)
+    return LoadedNetwork(model, record, replace(source, random=() if saved is None else saved.random))
+
+
+def _shape_stems(model: nn.Module, source: ModelSource, record: Record, weights: str) -> None:
+    """Give the stems of a network the shapes and ties of a saved one."""
+    if record.stems == (MIXER,):
+        shape_mixer(model, source.inputs or input_channels(model), record.slices, record.tie)
+        return
+    with exact_evaluation(model), torch.no_grad():
+        stems = find_stems(model) if record.check == "network" else locate_stems(model, KnownInput())[0]
+        names = tuple(stem.name for stem in stems.items)
+        if names != record.stems:
+            raise ModelError(
+                f"{weights}: was saved with the stems {', '.join(record.stems)}, but {source.spec} has {', '.join(names)}"
+            )
+        shape_stems(model, stems, record.slices, record.tie)
 
 
 def _read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:
-    """Read what evenslice said in a file's metadata; the file may come from anywhere."""
+    """Parse the metadata that evenslice wrote into a file; the file may come from anywhere."""
     try:
         document = json.loads(text)
         if document["format"] != FORMAT:
@@ -142,7 +159,7 @@ def _read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:
         return Record.from_dict(document["record"]), None if source is None else _parsed_source(source)
     except (ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
         raise ModelError(
-            f"{weights}: what evenslice said in it cannot be read ({error}); save it again"
+            f"{weights}: the metadata of evenslice in it cannot be read ({error}); save the network again"
         ) from error
 
 
@@ -156,7 +173,7 @@ def _parsed_source(values: Mapping[str, Any]) -> ModelSource:
         "inputs": int | None,
     }.items():
         if not isinstance(values[name], kinds):
-            raise ValueError(f"{name} {values[name]!r} is not what it should be")
+            raise ValueError(f"{name}: bad value {values[name]!r}")
     return ModelSource(**{entry.name: values[entry.name] for entry in fields(ModelSource)} | lists)
 
 
@@ -173,29 +190,29 @@ def _check_asked(
         wanted = value if isinstance(value, str | int | None) else tuple(value)
         if wanted is not None and has[name] is not None and wanted != has[name]:
             raise ModelError(
-                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave {name} out, or start from the"
-                " weights it was made of"
+                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(name)}, or start from the"
+                " original weights"
             )
     if asked["tie"] is not None and record.tie is None:
-        raise ModelError(f"{weights}: was saved untied; tie the network it was made of, or leave tie out")
+        raise ModelError(
+            f"{weights}: was saved untied; leave out {option('tie')}, or start from the original weights"
+        )
     # Another argument of the builder may fit as well and compute something else; a function may have moved.
     if saved is not None and saved.spec != spec and parse_specification(saved.spec).library:
         raise ModelError(f"{weights}: was saved as {saved.spec}, not {spec}")
 
 
 def _match_stems(model: nn.Module, stems: Sequence[str], state: dict[str, Tensor]) -> None:
-    """Bring a network's stems and a saved state dict to the same keys, in place.
+    """Give a network's stems and a saved state dict the same keys, in place.
 
-    A normalisation may have been folded into a bias that the library's network does not have, and a tied weight has
+    A normalization may have been folded into a bias that the library's network does not have, and a tied weight has
     another key.
     """
-    import torch
-
     for name in stems:
         stem, prefix = model.get_submodule(name), f"{name}." if name else ""
-        bias = state.get(f"{prefix}bias")
-        if bias is not None and getattr(stem, "bias", None) is None:
-            stem.register_parameter("bias", torch.nn.Parameter(torch.zeros_like(bias)))
+        if f"{prefix}bias" in state and getattr(stem, "bias", None) is None:
+            weight: Any = stem.weight
+            stem.register_parameter("bias", nn.Parameter(weight.new_zeros(len(weight))))
         if is_tied(stem) and f"{prefix}weight" in state:
             state[f"{prefix}parametrizations.weight.original"] = state.pop(f"{prefix}weight")
 
@@ -210,26 +227,26 @@ def save_network(
 ) -> None:
     """Write a neutralized network to a safetensors file that ``load_network`` reads.
 
-    The file has the network's plain keys: ties are baked in, and tied again when it is loaded.
+    The file has the network's plain keys: ties are baked in, and tied again on loading.
 
     Args:
         model: the network.
-        path: the file, ``.safetensors``; it appears once it is whole.
+        path: the file, ``.safetensors``; it appears once it is complete.
         record: what was done to the network; by default what ``neutralize`` left on it.
         source: what the network was built from; without it, ``load_network`` must be told the classes.
-        force: replace a file that is there.
+        force: overwrite an existing file.
 
     Raises:
         ModelError: the network has no record.
-        OutputError: the path has another suffix, is taken, or cannot be written.
+        OutputError: the path has another suffix, exists, or cannot be written.
 
     Example:
         >>> import tempfile
         >>> model, record, source = load_network("timm:test_resnet", "none", strategy="uniform")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_network(model, f"{folder}/fair.safetensors", source=source)
-        ...     again, loaded, _ = load_network("timm:test_resnet", f"{folder}/fair.safetensors")
-        >>> loaded == record
+        ...     again = load_network("timm:test_resnet", f"{folder}/fair.safetensors")
+        >>> again.record == record
         True
     """
     record = record or record_of(model)
@@ -253,7 +270,7 @@ def _write(model: nn.Module, path: Path, record: Record, source: ModelSource | N
 
 
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return a network's state dict with the ties baked in; each tensor is a copy, as safetensors shares no memory."""
+    """Return a network's state dict with ties baked in; tensors are copies, as safetensors refuses shared memory."""
     state = model.state_dict()
     for name, module in model.named_modules():
         if is_tied(module):
@@ -266,7 +283,7 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 def _check_suffix(path: str | os.PathLike[str]) -> None:
     if Path(path).suffix != ".safetensors":
-        raise OutputError(f"{path}: networks are written as .safetensors; name the file so")
+        raise OutputError(f"{path}: networks are written as .safetensors; choose this suffix")
 
 
 def neutralize_file(  # noqa: PLR0913  # one for each option of the command
@@ -291,12 +308,12 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
         out: the file to write, ``.safetensors``.
         slices: see ``load_network``, as for the options below.
         strategy: how the stem's colour kernels become slice kernels.
-        tie: what to tie for ever.
+        tie: which slices to tie permanently.
         classes: channels of the output.
-        seed: what random parts are drawn under.
-        mean: what the network's inputs were centred by in training.
-        std: what they were divided by afterwards.
-        force: replace a file that is there.
+        seed: of random parts.
+        mean: by which the network's inputs were centred in training.
+        std: by which they were divided afterwards.
+        force: overwrite an existing file.
 
     Returns:
         What was done.
@@ -304,13 +321,13 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
     Raises:
         ModelError: see ``load_network``.
         ConfigError: see ``load_network``.
-        OutputError: the file is taken or cannot be written, or is the one that holds the weights.
+        OutputError: the file exists, cannot be written, or contains the weights.
     """
     if Path(weights).is_file() and Path(out).exists() and Path(out).samefile(weights):
-        raise OutputError(f"{out}: holds the weights to read; write to another file")
+        raise OutputError(f"{out}: is the file of weights to read; write to another file")
     _check_suffix(out)
     with staged_file(out, force=force) as beside:
-        model, record, source = load_network(
+        loaded = load_network(
             spec,
             weights,
             slices=slices,
@@ -321,5 +338,5 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
             mean=mean,
             std=std,
         )
-        _write(model, beside, record, source)
-    return record
+        _write(loaded.model, beside, loaded.record, loaded.source)
+    return loaded.record

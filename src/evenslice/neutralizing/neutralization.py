@@ -15,40 +15,40 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ConfigError, ModelError, nearest
-from evenslice.networks import MIXER_HELPS, describe, random_image, undisturbed, where
-from evenslice.neutralizing.folding import kernels_as_met
-from evenslice.neutralizing.inspection import Given, Numbers, observe
-from evenslice.neutralizing.mixer import has_mixer
+from evenslice._core import ConfigError, ModelError, did_you_mean, reason
+from evenslice.networks import StemKernels, exact_evaluation, failing_layer, random_image
+from evenslice.neutralizing.folding import effective_kernels
+from evenslice.neutralizing.inspection import ChannelValues, KnownInput, inspect_network
+from evenslice.neutralizing.mixer import MIXER_HINT, has_mixer
 from evenslice.neutralizing.probing import run_to_stems
-from evenslice.neutralizing.record import CHECKS, Kernels, Record, keep_record, record_of
-from evenslice.neutralizing.rewriting import Change, Wish, mix, rewrite
-from evenslice.neutralizing.strategies import STRATEGIES, find_strategy
+from evenslice.neutralizing.record import CHECKS, Record, keep_record, record_of
+from evenslice.neutralizing.rewriting import Request, RewrittenStems, mix, rewrite
+from evenslice.neutralizing.strategies import find_strategy
 from evenslice.neutralizing.ties import check_tie, is_tied, untie_weight
 from evenslice.neutralizing.verification import (
     IMAGES,
-    Outputs,
+    ComparedOutputs,
     check_promises,
-    listening,
-    measure,
+    compare_outputs,
     old_borders,
+    recording_outputs,
     trial_images,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from evenslice.neutralizing.folding import ChannelScaling
 
-__all__ = ["STRATEGIES", "Record", "neutralize", "record_of", "untie"]
+__all__ = ["neutralize", "untie"]
 
 
 def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, and how to check
@@ -57,51 +57,55 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     *,
     strategy: str | Sequence[float] = "uniform",
     tie: str | None = None,
-    mean: Numbers = None,
-    std: Numbers = None,
+    mean: ChannelValues = None,
+    std: ChannelValues = None,
     seed: int = 0,
     size: tuple[int, int] | None = None,
     check: str = "network",
+    outputs: Callable[[Any], Any] | None = None,
 ) -> Record:
-    """Make a network take windows of slices by a strategy, in place, and check what the strategy promises.
+    """Make a network take windows of slices by a strategy, in place, and verify what the strategy promises.
 
-    The stems are found (see `evenslice.neutralizing.stems`), their colour kernels become slice kernels (see `evenslice.neutralizing.strategies`),
-    and the scaling by channel that the network was trained with moves into the weights (see `evenslice.neutralizing.folding`). With
-    the channels c of an image g scaled as (g - m_c) / s_c until now, all slices are scaled as (g - m) / s from now on,
-    where m and s are the means of m_c and s_c. A constant that is left goes into the bias of the stem, else into the
-    running mean of the batch norm that follows, else into a new bias.
+    The stems are found (see `evenslice.neutralizing.stems`), their colour kernels become slice kernels (see
+    `evenslice.neutralizing.strategies`), and the scaling by channel that the network was trained with moves into the
+    weights (see `evenslice.neutralizing.folding`). If each channel c of an image g was scaled as (g - m_c) / s_c, all
+    slices are scaled as (g - m) / s from now on, where m and s are the means of m_c and s_c. A remaining constant goes into
+    the bias of the stem, else into the running mean of the batch norm that follows, else into a new bias.
 
-    A stem that computes its weight, such as a weight-standardised convolution, or works in groups, is replaced by a plain
-    layer that does the same (see `evenslice.neutralizing.plain_layers`); it does not standardise what it learns from now on. Batch norms and
-    normalisations in front of the stems go or come to treat all slices alike (see `evenslice.neutralizing.input_path`). The strategy
-    "mixer" leaves the stems alone and puts a layer in front of the network (see `evenslice.neutralizing.mixer`).
+    A stem that computes its weight, such as a weight-standardized convolution, or works in groups is replaced by an
+    equivalent plain layer (see `evenslice.neutralizing.plain_layers`), which no longer standardizes what it learns.
+    Normalizations in front of the stems are removed, or made to treat all slices alike (see
+    `evenslice.neutralizing.input_path`). The strategy "mixer" leaves the stems alone and puts a layer in front of the
+    network (see `evenslice.neutralizing.mixer`).
 
     Args:
         model: takes (batch, channels, y, x); any number of channels. Weights keep their dtype, device and
-            `requires_grad`; a weight whose shape changes is a new parameter, so make the optimizer afterwards.
+            `requires_grad`; a weight whose shape changes is a new parameter, so create the optimizer afterwards.
         slices: N, odd.
         strategy: one of `STRATEGIES`, or N symmetric weights that sum to 1 for the strategy "profile".
         tie: "mirror" keeps opposite slices equal whatever is learned, "uniform" all slices, None neither. See `untie`.
-        mean: what the network's channels were centred by, one value for each or one for all. By default what the
-            record of an earlier `neutralize` says, else what the pretrained weights say, else 0. Where the pretrained
-            weights say another number of values than the network has channels, their average serves for all.
-        std: what they were divided by afterwards, likewise; 1 where nothing is known.
-        seed: of what "shuffle", "reinit" and "random" draw. The state of torch's own random numbers is left alone.
-        check: "network" runs the whole network, twice. "stems" stops behind the stems and compares what they write (or the
-            batch norms behind them), for networks too large to run; all but the stems, the batch norms behind them and what
-            is in front of them may then lie on the meta device.
-        size: in-plane size (y, x) in pixels of the images for the check; by default the first that the network accepts of
-            the one it states itself and of 64, 224, 256, 384 and 512.
+        mean: by which the network's channels were centred, one value for each or one for all. By default as in the
+            record of an earlier `neutralize`, else as for the pretrained weights, else 0. If the pretrained weights state
+            another number of values than the network has channels, their average applies to all.
+        std: by which they were divided afterwards, likewise; 1 by default.
+        seed: of the strategies "shuffle", "reinit" and "random". The state of torch's random numbers is left alone.
+        size: in-plane size (y, x) in pixels of the images for the verification; by default the first that the network
+            accepts of its stated size and of 64, 224, 256, 384 and 512.
+        check: "network" runs the whole network, twice. "stems" stops behind the stems and compares what they return (or
+            the batch norms behind them), for networks too large to run; all but the stems, the batch norms behind them and
+            what is in front of them may then be on the meta device.
+        outputs: maps what the network returns to one tensor, batch first, for the verification; by default
+            `evenslice.networks.logits` does.
 
     Returns:
-        What was done, how to scale the slices, and the errors measured. `record_of` gives it again.
+        What was done, how to scale the slices, and the errors measured. `record_of` returns it again.
 
     Raises:
-        ConfigError: an option is not one that evenslice knows.
-        ModelError: the stems cannot be found or rewritten, the network is tied, or it does not keep what the strategy
-            promises: mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times what
-            changing the last bit of its input does, if that is more, as in half precision and in networks that magnify
-            rounding. After any error the network is as it was before.
+        ConfigError: unknown option, or a bad value of one.
+        ModelError: the stems cannot be found or rewritten, the network is tied, or it breaks a promise of the strategy:
+            mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times the effect of
+            changing the last bit of its input if that is more, as in half precision and in networks that amplify rounding.
+            After any error the network is as it was before.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -112,16 +116,17 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     chosen = find_strategy(strategy, slices)
     check_tie(tie)
     if check not in CHECKS:
-        raise ConfigError(f"unknown check {check!r}; {nearest(str(check), CHECKS)}")
+        raise ConfigError(f"unknown check {check!r}; {did_you_mean(str(check), CHECKS)}")
     if any(is_tied(module) for module in model.modules()):
         raise ModelError("the network is tied; call evenslice.untie(model) before neutralizing it again")
     whole, mixing = check == "network", chosen.name == "mixer" and not has_mixer(model)
-    with undisturbed(model), torch.no_grad(), ExitStack() as undo:
-        given = Given(mean, std, size, record_of(model))
-        seen = observe(model, given, whole=whole, stems=not mixing)
-        change = (mix if mixing else rewrite)(model, seen, Wish(slices, chosen, tie, seed), undo)
-        shared = seen.scaling.shared(slices)
-        errors = measure(seen.gray, _outputs(model, change, shared, whole=whole))
+    with exact_evaluation(model), torch.no_grad(), ExitStack() as undo:
+        known = KnownInput(mean, std, size, record_of(model), outputs)
+        before = inspect_network(model, known, whole=whole, stems=not mixing)
+        change = (mix if mixing else rewrite)(model, before, Request(slices, chosen, tie, seed), undo)
+        shared = before.scaling.shared(slices)
+        after = (_outputs if whole else _stem_outputs)(model, change, _trial(model, change, shared), outputs)
+        errors = compare_outputs(before.gray, after)
         record = Record(
             strategy=chosen.name,
             profile=chosen.profile,
@@ -137,7 +142,7 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
             check=check,
             kernels=tuple(_kernels(change, shared)),
         )
-        check_promises(record, chosen, seen.stems.channels, errors.rounding, change.stems.items)
+        check_promises(record, chosen, before.stems.channels, errors.rounding, change.stems.items)
         undo.pop_all()
     keep_record(model, record)
     return record
@@ -166,33 +171,41 @@ def untie(model: nn.Module) -> None:
         keep_record(model, replace(record, tie=None))
 
 
-def _outputs(model: nn.Module, change: Change, scaling: ChannelScaling, *, whole: bool) -> Outputs:
-    """Return the outputs of a changed network that are compared with those before."""
+def _trial(model: nn.Module, change: RewrittenStems, scaling: ChannelScaling) -> Tensor:
     slices, size = len(scaling.means), change.stems.size
     gray = scaling.apply(random_image(model, (1, 1, *size)).repeat(1, slices, 1, 1))
-    images = trial_images(gray, scaling.apply(random_image(model, (1, slices, *size), seed=1)))
-    if whole:
-        with listening(model) as choose, old_borders(change.borders):
-            try:
-                output = model(images)
-            except Exception as error:  # a network may refuse an image by any exception
-                raise ModelError(
-                    f"the network reads the image elsewhere too, and refuses {slices} slices in {where(error, model)}"
-                    f" ({describe(error)}); {MIXER_HELPS}"
-                ) from error
-            return choose(output, IMAGES)
-    passages = run_to_stems(model, change.stems, images, run=True)
+    return trial_images(gray, scaling.apply(random_image(model, (1, slices, *size), seed=1)))
+
+
+def _outputs(
+    model: nn.Module, change: RewrittenStems, images: Tensor, reduce: Callable[[Any], Any] | None
+) -> ComparedOutputs:
+    """Return the outputs of a changed network to compare with those before."""
+    with recording_outputs(model, reduce) as choose, old_borders(change.borders):
+        try:
+            output = model(images)
+        except Exception as error:  # a network may refuse an image by any exception
+            raise ModelError(
+                f"the network reads the image elsewhere too, and refuses {images.shape[1]} slices in"
+                f" {failing_layer(error, model)} ({type(error).__name__}: {reason(error)}); {MIXER_HINT}"
+            ) from error
+        return choose(output, IMAGES)
+
+
+def _stem_outputs(model: nn.Module, change: RewrittenStems, images: Tensor, _: object) -> ComparedOutputs:
+    """Return the outputs of changed stems to compare with those before."""
+    calls = run_to_stems(model, change.stems, images, run=True)
     borders = {border.stem.name: border for border in change.borders}
     return {
-        stem.name: borders[stem.name].patched(passage.wrote, 0) if stem.name in borders else passage.wrote
-        for stem, passage in zip(change.stems.items, passages, strict=True)
+        stem.name: borders[stem.name].patched(call.output, 0) if stem.name in borders else call.output
+        for stem, call in zip(change.stems.items, calls, strict=True)
     }
 
 
-def _kernels(change: Change, scaling: ChannelScaling) -> Iterator[Kernels]:
+def _kernels(change: RewrittenStems, scaling: ChannelScaling) -> Iterator[StemKernels]:
     for stem, layout, before in zip(change.stems.items, change.layouts, change.before, strict=True):
-        after = kernels_as_met(stem, layout, scaling).kernels
-        yield Kernels(stem.name, _picture(before), _picture(after))
+        after = effective_kernels(stem, layout, scaling).kernels
+        yield StemKernels(stem.name, _picture(before), _picture(after))
 
 
 def _picture(kernels: Tensor) -> NDArray[np.float32]:

@@ -1,9 +1,9 @@
-"""Baking: a layer that computes its weight, or works in groups, as a plain layer that does the same.
+"""Plain layers: an equivalent of a layer that computes its weight or works in groups.
 
-New kernels reach the image as they are only where a layer uses its weight as it is. A weight-standardised convolution, a
-layer with a parametrization, or one with torch's older weight normalisation makes its weight up at every pass. What it
-made up is seen by listening to the one call of `torch.nn.functional.conv2d` or `linear` in its forward pass, so no list
-of such layers is needed. A grouped convolution is a dense one whose other kernels are zero.
+New kernels reach the image unchanged only if a layer uses its weight as it is. A weight-standardized convolution, a layer
+with a parametrization, or one with torch's older weight normalization computes its weight in every pass. What it
+computed is seen in the one call of `torch.nn.functional.conv2d` or `linear` in its forward pass, so no list of such
+layers is needed. A grouped convolution is a dense one whose other kernels are zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ModelError
-from evenslice.networks import MIXER_HELPS, label
+from evenslice.networks import layer_label
+from evenslice.neutralizing.mixer import MIXER_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ __all__ = ["SameConv2d", "plain_layer"]
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution that pads as TensorFlow's "SAME" does: so much that the output is the input's size over the stride.
+    """A convolution that pads like TensorFlow's "SAME": the size of the output is that of the input over the stride.
 
     Example:
         >>> SameConv2d(3, 8, 3, stride=2)(torch.zeros(1, 3, 7, 8)).shape
@@ -45,17 +46,17 @@ class SameConv2d(nn.Conv2d):
 
 
 def plain_layer(name: str, layer: nn.Module, arrived: Tensor) -> nn.Conv2d | nn.Linear:
-    """Return a layer if it is a plain one, else a plain one that does the same.
+    """Return a layer if it is plain, else an equivalent plain one.
 
     A plain layer is a `torch.nn.Conv2d` without groups or a `torch.nn.Linear` that uses its own weight as it is.
 
     Args:
         name: its dotted name in the network, for messages.
-        layer: whatever reads the image; it is left as it was.
+        layer: what reads the image; it is left as it was.
         arrived: an input of the layer.
 
     Raises:
-        ModelError: no plain convolution or linear layer gives the same response.
+        ModelError: no plain convolution or linear layer is equivalent.
 
     Example:
         >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
@@ -72,14 +73,14 @@ def plain_layer(name: str, layer: nn.Module, arrived: Tensor) -> nn.Conv2d | nn.
                 if _responds_alike(made, layer, arrived):
                     return made
     raise ModelError(
-        f"the layer {label(name, layer)} reads the image itself, and does something else with it than one convolution"
-        f" or linear layer; evenslice cannot rewrite it; {MIXER_HELPS}"
+        f"the layer {layer_label(name, layer)} reads the image itself, and does something else with it than one convolution"
+        f" or linear layer; evenslice cannot rewrite it; {MIXER_HINT}"
     )
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of conv2d or linear: what went in, and the options by name."""
+    """One call of conv2d or linear: its input, and its options by name."""
 
     input: Tensor
     weight: Tensor
@@ -137,7 +138,7 @@ def _is_plain(layer: nn.Conv2d | nn.Linear, call: _Call) -> bool:
 
 
 def _candidates(layer: nn.Module, call: _Call, arrived: Tensor) -> Iterator[nn.Conv2d | nn.Linear]:
-    """Yield plain layers that may do what a layer was seen to do; which does is for a trial to tell."""
+    """Yield plain layers that may be equivalent to a layer, given one of its calls."""
     if not call.options:
         yield _filled(nn.Linear, (call.weight.shape[1], call.weight.shape[0]), {}, layer, call, call.weight)
         return
@@ -149,14 +150,14 @@ def _candidates(layer: nn.Module, call: _Call, arrived: Tensor) -> Iterator[nn.C
         yield _filled(nn.Conv2d, channels, {**options, **mode}, layer, call, weight)
     elif call.input.shape == arrived.shape:
         yield _filled(nn.Conv2d, channels, options, layer, call, weight)
-    else:  # zeros were put round it before: as many on every side, or as the stride asks for
+    else:  # it was padded with zeros before, the same on every side or as the stride requires
         added = [(a - b) // 2 for a, b in zip(call.input.shape[-2:], arrived.shape[-2:], strict=True)]
         yield _filled(SameConv2d, channels, {**options, "padding": 0}, layer, call, weight)
         yield _filled(nn.Conv2d, channels, {**options, "padding": tuple(added)}, layer, call, weight)
 
 
 def _dense(weight: Tensor, groups: int) -> Tensor:
-    """Return the weight of a dense convolution that does what a grouped one does."""
+    """Return the weight of the dense convolution that is equivalent to a grouped one."""
     if groups == 1:
         return weight
     out, width = weight.shape[:2]
@@ -175,7 +176,7 @@ def _filled(
     call: _Call,
     weight: Tensor,
 ) -> nn.Conv2d | nn.Linear:
-    """Make a plain layer with the weights of a call, which learns if the other did."""
+    """Make a plain layer with the weights of a call; it is trainable if the other layer is."""
     made = make(*shape, bias=call.bias is not None, device=weight.device, dtype=weight.dtype, **options)
     made.weight.copy_(weight)
     if call.bias is not None and made.bias is not None:
@@ -185,7 +186,7 @@ def _filled(
 
 
 def _responds_alike(made: nn.Module, layer: nn.Module, arrived: Tensor) -> bool:
-    """Say whether two layers respond alike, to an image of another size too where sizes come in."""
+    """Say whether two layers respond alike, to an image of another size too if sizes matter."""
     images = [arrived]
     if isinstance(made, nn.Conv2d):
         images.append(

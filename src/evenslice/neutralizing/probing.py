@@ -1,8 +1,7 @@
 """Probing: which channel of the image each input feature of a stem comes from.
 
-Pushing images whose channels are distinct constants through the parameter-free part in front of the stems tells,
-whatever is done to the image on the way: unfolding, space to depth, resizing, a fixed scaling. The passes end where the
-last stem has been reached.
+Images whose channels are distinct constants, sent through the parameter-free part in front of the stems, tell it whatever
+happens to the image on the way: unfolding, space to depth, resizing, a fixed scaling. The passes end at the last stem.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ModelError
-from evenslice.networks import MIXER_HELPS, describe, first_tensor, on_meta, random_image, undisturbed
+from evenslice._core import ModelError, reason
+from evenslice.networks import exact_evaluation, first_tensor, is_on_meta, random_image
+from evenslice.neutralizing.mixer import MIXER_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from evenslice.neutralizing.stems import Stem, Stems
 
-__all__ = ["Layout", "Passage", "interior", "probe", "run_to_stems"]
+__all__ = ["Layout", "StemCall", "interior", "probe", "run_to_stems"]
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,29 @@ class Layout:
         return bool((self.scale == 1).all() and not self.shift.any())
 
 
-class Passage(NamedTuple):
-    """What passed a stem: what arrived, and what its `Stem.taker` wrote; nothing where the stem was not run."""
+class StemCall(NamedTuple):
+    """One call of a stem: its input, and the output of its `Stem.bias_owner`, empty if the stem was not run."""
 
-    arrived: Tensor
-    wrote: Tensor
+    input: Tensor
+    output: Tensor
 
 
 def probe(model: nn.Module, stems: Stems, channels: int) -> tuple[Layout, ...]:
-    """Learn which channel each input feature of the stems comes from, for images of some number of channels.
+    """Find which channel each input feature of the stems comes from, for images of some number of channels.
 
-    Only the parameter-free part in front of the stems is asked, so the number of channels need not be the one that
-    the stems are made for.
+    Only the parameter-free part in front of the stems is run, so the number of channels need not be the one that the
+    stems are made for.
 
     Args:
         model: the network; it is left as it was.
-        stems: what `find_stems` found in it.
+        stems: from `find_stems`.
         channels: number of channels of the images.
 
     Returns:
         One layout a stem.
 
     Raises:
-        ModelError: the way to a stem does not take so many channels, or mixes, drops or centres them.
+        ModelError: the path to a stem does not accept so many channels, or mixes, drops or centres them.
 
     Example:
         >>> from evenslice.neutralizing import find_stems
@@ -90,30 +90,30 @@ def probe(model: nn.Module, stems: Stems, channels: int) -> tuple[Layout, ...]:
     images = random_image(model, (channels + 1, channels, *stems.size)).zero_()
     for channel in range(channels):
         images[channel + 1, channel] = 1
-    with undisturbed(model), torch.no_grad():
-        passages = run_to_stems(model, stems, images, run=False)
+    with exact_evaluation(model), torch.no_grad():
+        calls = run_to_stems(model, stems, images, run=False)
     return tuple(
-        _layout(stem, passage.arrived, channels, tolerance=_mixing(images.dtype))
-        for stem, passage in zip(stems.items, passages, strict=True)
+        _layout(stem, call.input, channels, tolerance=_mixing(images.dtype))
+        for stem, call in zip(stems.items, calls, strict=True)
     )
 
 
-def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -> tuple[Passage, ...]:
-    """Run a network on images until the last stem has been passed, and no further; call it inside of `undisturbed`.
+def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -> tuple[StemCall, ...]:
+    """Run a network up to its last stem; call it inside `evenslice.networks.exact_evaluation`.
 
     Args:
-        model: the network; what is behind the stems may lie on the meta device.
-        stems: what `find_stems` found in it.
+        model: the network; what is behind the stems may be on the meta device.
+        stems: from `find_stems`.
         images: (batch, channels, y, x).
-        run: run the stems too; otherwise the number of channels may be another than they take.
+        run: run the stems too; otherwise the number of channels may differ from theirs.
 
     Returns:
-        The first passage of each stem.
+        The first call of each stem.
 
     Raises:
-        ModelError: the way to a stem refuses the images.
+        ModelError: the path to a stem refuses the images.
     """
-    watch = _Watch(stems, run=run, elsewhere=on_meta(model))
+    watch = _Watch(stems, run=run, elsewhere=is_on_meta(model))
     with ExitStack() as stack:
         for stem in stems.items:
             stack.callback(watch.before(stem).remove)
@@ -124,23 +124,23 @@ def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -
         except _Reached:
             nothing = images.new_empty(0)
             return tuple(
-                Passage(watch.arrivals[stem.name], watch.written.get(stem.name, nothing))
+                StemCall(watch.arrivals[stem.name], watch.written.get(stem.name, nothing))
                 for stem in stems.items
             )
         except Exception as error:  # noqa: BLE001  # a network may refuse an image by any exception
-            refusal = describe(error)
+            refusal = f"{type(error).__name__}: {reason(error)}"
         else:
             refusal = "nothing arrives"
     passed = watch.written if run else watch.arrivals
     missed = next(stem for stem in stems.items if stem.name not in passed)
     raise ModelError(
         f"the way from the image to the layer {missed.label} does not take {images.shape[1]} channels"
-        f" ({refusal}); it seems to be made for {stems.channels}; {MIXER_HELPS}"
+        f" ({refusal}); it seems to be made for {stems.channels}; {MIXER_HINT}"
     )
 
 
 class _Watch:
-    """Hooks on the stems of a network that note what passes, and end the pass behind the last of them."""
+    """Hooks on the stems of a network that record their calls, and end the pass behind the last stem."""
 
     def __init__(self, stems: Stems, *, run: bool, elsewhere: bool) -> None:
         self.arrivals: dict[str, Tensor] = {}
@@ -148,7 +148,7 @@ class _Watch:
         self.stems, self.run, self.elsewhere = stems, run, elsewhere
 
     def before(self, stem: Stem) -> RemovableHandle:
-        """Hook the stem for what arrives."""
+        """Hook the stem for its input."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             arrived = first_tensor((*args, *kwargs.values()))
@@ -158,24 +158,24 @@ class _Watch:
                 return None
             if len(self.arrivals) == len(self.stems.items):
                 raise _Reached
-            # The others are yet to come: go on with an input of the width that the layer is made for.
+            # Others follow: continue with an input of the width that the layer is made for.
             return (_of_width(self.arrivals[stem.name], stem.module),), {}
 
         return stem.reader.register_forward_pre_hook(hook, with_kwargs=True)
 
     def after(self, stem: Stem) -> Iterator[RemovableHandle]:
-        """Hook the stem, and the batch norm behind it, for what they write."""
+        """Hook the stem, and the batch norm behind it, for their outputs."""
         last = stem.reader if stem.norm is None or _lies_on_meta(stem.norm) else stem.norm
-        taker = stem.norm if stem.norm is not None and stem.taker is stem.norm else stem.reader
+        bias_owner = stem.norm if stem.norm is not None and stem.bias_owner is stem.norm else stem.reader
 
         def hook(module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if self.run and module is taker:
+            if self.run and module is bias_owner:
                 self.written.setdefault(stem.name, output.clone())
                 if len(self.written) == len(self.stems.items):
                     raise _Reached
             return output.to("meta") if self.elsewhere and module is last else None
 
-        for module in dict.fromkeys((taker, last)):
+        for module in dict.fromkeys((bias_owner, last)):
             yield module.register_forward_hook(hook)
 
 
@@ -192,7 +192,7 @@ def interior(stem: Stem, layout: Layout) -> Tensor:
 
     Args:
         stem: the layer.
-        layout: its layout for the channels that the layer is made for now.
+        layout: its layout for the channels that the layer takes now.
 
     Returns:
         A boolean mask that broadcasts against the output of the stem for one image.
@@ -219,20 +219,20 @@ def interior(stem: Stem, layout: Layout) -> Tensor:
 
 
 def _of_width(tensor: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """Return zeros of a tensor's shape, but as wide along the feature axis as a layer takes."""
+    """Return zeros of a tensor's shape, except for the feature axis, which is as wide as a layer takes."""
     shape = list(tensor.shape)
     shape[_feature_axis(layer)] = layer.weight.shape[1]
     return tensor.new_zeros(shape)
 
 
 def _layout(stem: Stem, arrived: Tensor, channels: int, tolerance: float) -> Layout:
-    """Read the layout off what arrived for the images 0, e_1 .. e_C."""
+    """Derive the layout from the inputs for the images 0, e_1 .. e_C."""
     where = f"the layer {stem.label}, given images of {channels} channels"
     axis = _feature_axis(stem.module)
     moved = arrived.detach().to("cpu", torch.float64).movedim(axis, -1)
     if moved.shape[0] % (channels + 1):
         raise ModelError(
-            f"{where}, gets {moved.shape[0]} inputs for {channels + 1} images; it mixes images; {MIXER_HELPS}"
+            f"{where}, gets {moved.shape[0]} inputs for {channels + 1} images; it mixes images; {MIXER_HINT}"
         )
     by_image = moved.reshape(channels + 1, -1, moved.shape[-1])  # (images, positions, features)
     typical = by_image.median(dim=1).values  # borders that were padded on the way are few
@@ -241,13 +241,13 @@ def _layout(stem: Stem, arrived: Tensor, channels: int, tolerance: float) -> Lay
     if (strength < tolerance).any() or (gain.abs().sum(dim=0) > strength * (1 + channels * tolerance)).any():
         raise ModelError(
             f"{where}, gets features that no channel or several channels enter; evenslice needs each to come from one;"
-            f" {MIXER_HELPS}"
+            f" {MIXER_HINT}"
         )
     counts = source.bincount(minlength=channels)
     if counts.min() != counts.max():
         raise ModelError(
             f"{where}, gets {'/'.join(map(str, counts.tolist()))} features from them, where each should give as many;"
-            f" the way to it seems to be made for another number of channels; {MIXER_HELPS}"
+            f" the way to it seems to be made for another number of channels; {MIXER_HINT}"
         )
     index = source.argsort(stable=True).reshape(channels, -1).T
     follows = torch.isclose(by_image, typical[:, None], rtol=tolerance, atol=tolerance).all(dim=0)
@@ -261,12 +261,12 @@ def _layout(stem: Stem, arrived: Tensor, channels: int, tolerance: float) -> Lay
 
 
 def _snapped(values: Tensor, to: float) -> Tensor:
-    """Undo the rounding of values that are meant to be a round number: resizing an image of ones gives 0.9999999."""
+    """Undo the rounding of values meant to be a round number: resizing an image of ones gives 0.9999999."""
     return torch.where((values - to).abs() < 1e-6, to, values)
 
 
 def _mixing(dtype: torch.dtype) -> float:
-    """Return the part of a feature below which the trace of another channel is taken for rounding."""
+    """Return the share of a feature below which the trace of another channel counts as rounding."""
     return 50 * torch.finfo(dtype).eps
 
 

@@ -4,43 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, ModelError, nearest
+from evenslice._core import ConfigError, ModelError, did_you_mean
 from evenslice.neutralizing.strategies import find_strategy
 from evenslice.neutralizing.ties import check_tie
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ["CHECKS", "Kernels", "Record", "keep_record", "record_of"]
+    from evenslice.networks import StemKernels
+
+__all__ = ["CHECKS", "Record", "keep_record", "record_of"]
 
 _ATTRIBUTE = "evenslice_record"
 CHECKS: tuple[str, ...] = ("network", "stems")
-"""What `neutralize` compares to see that its promise holds: what the whole network returns, or what its stems write."""
-MOST_SLICES = 1001  # that a record from a file may state
-
-
-class Kernels(NamedTuple):
-    """The kernels of one stem as the image meets them, for pictures.
-
-    Where one channel feeds P features of the stem, as in space to depth, the taps of these lie side by side, in a
-    square if P is a square number.
-
-    Attributes:
-        name: the stem.
-        before: (filters, C, ky, kx) float32, the response to one unit of each channel on the scale that all slices
-            share from now on, so that what a normalisation by channel did to the colours is in them.
-        after: (filters, N, ky, kx) float32, the response to one unit of each slice.
-    """
-
-    name: str
-    before: NDArray[np.float32]
-    after: NDArray[np.float32]
+"""Which outputs `neutralize` verifies: those of the whole network, or of its stems."""
+MOST_SLICES = 1001  # in a record from a file
 
 
 @dataclass(frozen=True)
@@ -49,23 +31,24 @@ class Record:
 
     Attributes:
         strategy: the name of the strategy.
-        profile: the weights of the strategy "profile" where the user gave them; empty otherwise.
+        profile: the weights that the user gave for the strategy "profile"; else empty.
         tie: "mirror", "uniform" or None.
         slices: N, the number of slices that the network takes.
-        seed: of whatever the strategy drew.
+        seed: of what the strategy drew.
         stems: dotted names of the layers that were rewritten.
-        mean: what to subtract from every slice, in the unit in which the network's mean was stated.
+        mean: what to subtract from every slice, in the unit of the network's mean.
         std: what to divide every slice by afterwards.
         mirror_error: largest absolute change of the output when a random window is reversed, relative to the output's
             largest absolute value.
         permutation_error: the same, the largest over three orders: reversed, rotated by one slice, the first two
             exchanged (the latter two generate all orders).
-        gray_error: largest absolute difference between the output before, for a random gray image given as every
-            channel, and after, for the same given as every slice, relative to the output's largest absolute value, that for
-            a random window included: kernels that sum to zero give a gray image nothing but rounding. Where a constant was folded into a stem that pads with zeros, the outputs of the stem whose taps reach into the
-            padding keep the values they had before: zeros do not mean the same intensity before and after.
-        check: what the errors are those of, one of `CHECKS`: "network" the network's output (of a detector, which returns a
-            list of detections, what its parts write), "stems" what the stems write, or the batch norms behind them.
+        gray_error: largest absolute difference between the outputs before, for a random gray image given as every
+            channel, and after, for the same given as every slice, relative to the output's largest absolute value. A random
+            window counts for that value too, since kernels that sum to zero turn a gray image into nothing but rounding. If a
+            constant was folded into a stem that pads with zeros, outputs of the stem whose taps reach into the padding keep
+            their old values: zeros do not mean the same intensity before and after.
+        check: which outputs the errors are of, one of `CHECKS`: "network" the network's (of a detector, its parts'),
+            "stems" those of the stems, or of the batch norms behind them.
         kernels: the kernels of each stem before and after; not part of `to_dict`.
     """
 
@@ -81,7 +64,7 @@ class Record:
     permutation_error: float
     gray_error: float
     check: str = "network"
-    kernels: tuple[Kernels, ...] = field(default=(), repr=False, compare=False)
+    kernels: tuple[StemKernels, ...] = field(default=(), repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record, without its kernels, as plain values for JSON."""
@@ -90,10 +73,10 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Record:
-        """Rebuild a record, without kernels, from what `to_dict` gave.
+        """Rebuild a record, without kernels, from the result of `to_dict`.
 
         Raises:
-            ModelError: an entry is missing or unknown, or has a type or value that no record has.
+            ModelError: an entry is missing or unknown, or has a bad type or value.
 
         Example:
             >>> record = Record("uniform", (), None, 3, 0, ("conv1",), 0.5, 0.5, 0.0, 0.0, 0.0)
@@ -101,7 +84,7 @@ class Record:
             True
         """
         try:
-            return _parsed({"check": "network", **values})  # which older records do not state
+            return _parsed({"check": "network", **values})  # not in older records
         except (AttributeError, TypeError, ValueError, ConfigError) as error:
             raise ModelError(
                 f"not the record of a neutralized network ({error}); neutralize the network again"
@@ -120,12 +103,11 @@ def record_of(model: nn.Module) -> Record | None:
 
 
 def keep_record(model: nn.Module, record: Record) -> None:
-    """Leave a record on a network, in the place of an earlier one.
+    """Leave a record on a network, replacing an earlier one.
 
-    It is a plain attribute: it travels with `copy.deepcopy` and pickle, and is not part of the state dict.
+    It is a plain attribute: it is copied by `copy.deepcopy` and pickle, and is not part of the state dict.
     """
-    # The first of the modules is the network itself, or the network that a wrapper stands for.
-    setattr(next(_holders(model), next(model.modules())), _ATTRIBUTE, record)
+    setattr(next(_holders(model), model), _ATTRIBUTE, record)
 
 
 def _holders(model: nn.Module) -> Iterator[nn.Module]:
@@ -141,11 +123,11 @@ def _parsed(values: Mapping[str, Any]) -> Record:
     if wrong:
         raise ValueError(f"entries missing or unknown: {', '.join(sorted(wrong))}")
     if not (isinstance(values["slices"], int) and 1 <= values["slices"] <= MOST_SLICES):
-        raise ValueError(f"slices {values['slices']!r} is no number of slices")
+        raise ValueError(f"slices {values['slices']!r} is not a number of slices")
     if not (isinstance(values["seed"], int) and 0 <= values["seed"] < 2**63):
-        raise ValueError(f"seed {values['seed']!r} is no seed")
+        raise ValueError(f"seed {values['seed']!r} is not a seed")
     if values["check"] not in CHECKS:
-        raise ValueError(f"check {values['check']!r}; {nearest(str(values['check']), CHECKS)}")
+        raise ValueError(f"check {values['check']!r}; {did_you_mean(str(values['check']), CHECKS)}")
     find_strategy(values["profile"] or values["strategy"], values["slices"])
     check_tie(values["tie"])
     record = Record(
@@ -163,5 +145,5 @@ def _parsed(values: Mapping[str, Any]) -> Record:
         check=values["check"],
     )
     if not (math.isfinite(record.mean) and math.isfinite(record.std) and record.std > 0):
-        raise ValueError(f"mean {record.mean} and std {record.std} scale nothing")
+        raise ValueError(f"bad scaling: mean {record.mean}, std {record.std}")
     return record

@@ -1,7 +1,8 @@
-"""Rewriting: the colour kernels of a network's stems become slice kernels, in place, or a mixer goes in front of it."""
+"""Rewriting: the colour kernels of a network's stems become slice kernels, in place, or a mixer is put in front of it."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,48 +10,47 @@ import torch
 from torch import Tensor, nn
 
 from evenslice.neutralizing.folding import (
-    Met,
+    EffectiveKernels,
     add_constant,
-    kernels_as_met,
+    effective_kernels,
     restorer,
     set_width,
     write_kernels,
 )
-from evenslice.neutralizing.input_path import install_plain, level
+from evenslice.neutralizing.input_path import equalize_input_path, install_plain_stems
 from evenslice.neutralizing.mixer import MIXER, add_mixer
 from evenslice.neutralizing.probing import Layout, interior, probe
 from evenslice.neutralizing.stems import Stem, Stems
-from evenslice.neutralizing.strategies import Strategy, spread
+from evenslice.neutralizing.strategies import KernelStrategy, spread
 from evenslice.neutralizing.ties import symmetric, tie_weight, untie_weight
 from evenslice.neutralizing.verification import Border
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import ExitStack
+    from collections.abc import Iterator, Sequence
 
-    from evenslice.neutralizing.inspection import Seen
+    from evenslice.neutralizing.inspection import Inspection
 
-__all__ = ["Change", "Wish", "mix", "rewrite"]
+__all__ = ["Request", "RewrittenStems", "mix", "rewrite", "shape_mixer", "shape_stems"]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the user asks for; see `evenslice.neutralize`."""
+class Request:
+    """What the user requests; see `evenslice.neutralize`."""
 
     slices: int
-    strategy: Strategy
+    strategy: KernelStrategy
     tie: str | None
     seed: int
 
 
 @dataclass(frozen=True)
-class Change:
+class RewrittenStems:
     """What was done to a network.
 
     Attributes:
         stems: what was rewritten, as it is in the network now.
         layouts: for each, which slice its features come from.
-        before: for each, its kernels (out, C, P, ...) as the image met them.
+        before: for each, its effective kernels (out, C, P, ...) before.
         borders: what takes padding out of the comparison of gray images, where it makes a difference.
     """
 
@@ -60,77 +60,111 @@ class Change:
     borders: tuple[Border, ...] = ()
 
 
-def rewrite(model: nn.Module, seen: Seen, wish: Wish, undo: ExitStack) -> Change:
-    """Give the stems of a network slice kernels; torch's random numbers are the caller's to keep.
+def rewrite(model: nn.Module, before: Inspection, request: Request, undo: ExitStack) -> RewrittenStems:
+    """Give the stems of a network slice kernels; the caller restores torch's random numbers.
 
     Args:
         model: the network, which is changed in place.
-        seen: how it was, with its stems.
-        wish: what to do.
+        before: how it was, with its stems.
+        request: what to do.
         undo: takes what undoes this.
 
     Raises:
-        ModelError: the way to a stem does not take so many slices, or mixes its channels.
+        ModelError: the path to a stem does not accept so many slices, or mixes its channels.
     """
-    stems = install_plain(model, seen.stems, undo)
-    old = probe(model, stems, stems.channels)
-    before = [
-        kernels_as_met(stem, layout, seen.scaling) for stem, layout in zip(stems.items, old, strict=True)
+    stems, old, layouts = _open_path(model, before.stems, request.slices, undo)
+    kernels = [
+        effective_kernels(stem, layout, before.scaling) for stem, layout in zip(stems.items, old, strict=True)
     ]
     borders = tuple(
-        Border(stem, interior(stem, layout), wrote)
-        for stem, layout, met, wrote in zip(stems.items, old, before, seen.wrote, strict=True)
-        if met.shifted
+        Border(stem, interior(stem, layout), outputs)
+        for stem, layout, colours, outputs in zip(stems.items, old, kernels, before.stem_outputs, strict=True)
+        if colours.shifted
     )
-    everything = wish.strategy.name == "random"
+    everything = request.strategy.name == "random"
     undo.callback(restorer(list(model.modules()) if everything else list(_touched(stems))))
-    level(model, stems, old, wish.slices, undo)
-    same = wish.slices == stems.channels and all(layout.is_bare for layout in old)
-    layouts = old if same else probe(model, stems, wish.slices)
-    torch.manual_seed(wish.seed)
-    for number, (stem, layout, met) in enumerate(zip(stems.items, layouts, before, strict=True)):
-        _rewrite(stem, layout, met, wish, number)
+    torch.manual_seed(request.seed)
+    for number, (stem, layout, colours) in enumerate(zip(stems.items, layouts, kernels, strict=True)):
+        _rewrite(stem, layout, colours, request, number)
     if everything:
         _draw_anew(model)
-    change = Change(stems, layouts, tuple(met.kernels for met in before), borders)
-    _tie(change, wish.tie, undo)
-    return change
+    _tie(stems.items, layouts, request.tie, undo)
+    return RewrittenStems(stems, layouts, tuple(colours.kernels for colours in kernels), borders)
 
 
-def mix(model: nn.Module, seen: Seen, wish: Wish, undo: ExitStack) -> Change:
+def mix(model: nn.Module, before: Inspection, request: Request, undo: ExitStack) -> RewrittenStems:
     """Put a slice mixer in front of a network; see `evenslice.neutralizing.mixer`.
 
     Args:
         model: the network, which is changed in place.
-        seen: how it was.
-        wish: what to do.
+        before: how it was.
+        request: what to do.
         undo: takes what undoes this.
 
     Raises:
         ModelError: the network has another part of the mixer's name.
     """
-    means, stds = (
-        torch.tensor(values, dtype=torch.float64) for values in (seen.scaling.means, seen.scaling.stds)
-    )
-    scale, shift = seen.scaling.std / stds, (seen.scaling.mean - means) / stds
-    mixer = add_mixer(model, scale, shift, wish.slices, undo)
-    stem = Stem(MIXER, mixer, None, mixer)
+    scaling = before.scaling
+    means, stds = (torch.tensor(values, dtype=torch.float64) for values in (scaling.means, scaling.stds))
+    scale, shift = scaling.std / stds, (scaling.mean - means) / stds
+    stem, layout = _add_mixer(model, scale, shift, request.slices, undo)
+    _tie([stem], [layout], request.tie, undo)
+    stems = replace(before.stems, items=(stem,))
+    return RewrittenStems(stems, (layout,), (torch.diag(scale)[:, :, None, None, None],))
+
+
+def shape_stems(model: nn.Module, stems: Stems, slices: int, tie: str | None) -> None:
+    """Give the stems of a network the shapes and ties that `rewrite` gives them, but no values; it has no undo.
+
+    Raises:
+        ModelError: as for `rewrite`.
+    """
+    undo = ExitStack()  # never closed
+    stems, _, layouts = _open_path(model, stems, slices, undo)
+    for stem, layout in zip(stems.items, layouts, strict=True):
+        set_width(stem.module, layout.index.numel())
+    _tie(stems.items, layouts, tie, undo)
+
+
+def shape_mixer(model: nn.Module, channels: int, slices: int, tie: str | None) -> None:
+    """Put a slice mixer in front of a network as `mix` does, for weights to be loaded into; it has no undo."""
+    undo = ExitStack()  # never closed
+    stem, layout = _add_mixer(model, torch.ones(channels), torch.zeros(channels), slices, undo)
+    _tie([stem], [layout], tie, undo)
+
+
+def _open_path(
+    model: nn.Module, stems: Stems, slices: int, undo: ExitStack
+) -> tuple[Stems, tuple[Layout, ...], tuple[Layout, ...]]:
+    """Make the stems plain layers, and what is in front of them treat all slices alike.
+
+    Returns:
+        The stems in the network now; the layout of each for the channels before; and that for the slices.
+    """
+    stems = install_plain_stems(model, stems, undo)
+    old = probe(model, stems, stems.channels)
+    equalize_input_path(model, stems, old, slices, undo)
+    same = slices == stems.channels and all(layout.is_bare for layout in old)
+    return stems, old, old if same else probe(model, stems, slices)
+
+
+def _add_mixer(
+    model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo: ExitStack
+) -> tuple[Stem, Layout]:
+    mixer = add_mixer(model, scale, shift, slices, undo)
     layout = Layout(
-        index=torch.arange(wish.slices)[None],
-        scale=torch.ones(1, wish.slices, dtype=torch.float64),
-        shift=torch.zeros(1, wish.slices, dtype=torch.float64),
-        where=torch.ones(1, wish.slices, 1, 1),
+        index=torch.arange(slices)[None],
+        scale=torch.ones(1, slices, dtype=torch.float64),
+        shift=torch.zeros(1, slices, dtype=torch.float64),
+        where=torch.ones(1, slices, 1, 1),
     )
-    stems = replace(seen.stems, items=(stem,))
-    change = Change(stems, (layout,), (torch.diag(scale)[:, :, None, None, None],))
-    _tie(change, wish.tie, undo)
-    return change
+    return Stem(MIXER, mixer, None, mixer), layout
 
 
-def _tie(change: Change, tie: str | None, undo: ExitStack) -> None:
+def _tie(stems: Sequence[Stem], layouts: Sequence[Layout], tie: str | None, undo: ExitStack) -> None:
     if tie is None:
         return
-    for stem, layout in zip(change.stems.items, change.layouts, strict=True):
+    for stem, layout in zip(stems, layouts, strict=True):
         tie_weight(stem.module, layout, tie)
         undo.callback(untie_weight, stem.module, bake=False)
 
@@ -142,25 +176,25 @@ def _touched(stems: Stems) -> Iterator[nn.Module]:
             yield stem.norm
 
 
-def _rewrite(stem: Stem, layout: Layout, met: Met, wish: Wish, number: int) -> None:
+def _rewrite(stem: Stem, layout: Layout, colours: EffectiveKernels, request: Request, number: int) -> None:
     """Give one stem its new weights."""
-    if wish.strategy.drawn:
+    if request.strategy.drawn:
         set_width(stem.module, layout.index.numel())
         stem.module.reset_parameters()
         return
-    kernels = spread(met.kernels, layout.index.shape[1], wish.strategy, seed=wish.seed + number)
-    if wish.tie is not None:
-        kernels = symmetric(kernels, wish.tie)
-    constant = met.constant - write_kernels(stem, layout, kernels)
-    if constant.abs().max() > 1e-9 * kernels.abs().max():  # less is rounding, and worth no new bias
+    kernels = spread(colours.kernels, layout.index.shape[1], request.strategy, seed=request.seed + number)
+    if request.tie is not None:
+        kernels = symmetric(kernels, request.tie)
+    constant = colours.constant - write_kernels(stem, layout, kernels)
+    if constant.abs().max() > 1e-9 * kernels.abs().max():  # less is rounding, not worth a new bias
         add_constant(stem, constant)
 
 
 def _draw_anew(model: nn.Module) -> None:
-    """Draw every parameter of a network by its module's own rule.
+    """Redraw every parameter of a network by its module's own rule.
 
-    A parameter without one is drawn from the normal distribution of its own values' mean and standard deviation; the
-    constants of a frozen batch norm become those of a fresh one.
+    A parameter without one is drawn from the normal distribution with the mean and standard deviation of its values; the
+    constants of a frozen batch norm become those of a new one.
     """
     for module in model.modules():
         reset = getattr(module, "reset_parameters", None)

@@ -22,28 +22,28 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from evenslice._core import ConfigError, ModelError, nearest
+from evenslice._core import ConfigError, ModelError, did_you_mean, option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["STRATEGIES", "Strategy", "find_strategy", "spread"]
+__all__ = ["STRATEGIES", "KernelStrategy", "find_strategy", "spread"]
 
 Symmetry = Literal["mirror", "permutation"]
 
 
 @dataclass(frozen=True)
-class Strategy:
+class KernelStrategy:
     """One strategy, with what it promises.
 
     Attributes:
         name: one of `STRATEGIES`.
-        symmetry: "permutation" where any order of the slices gives the same output, "mirror" where only the reversed
-            order does, None where neither is promised.
-        keeps_gray: True where the slice kernels always sum to the colour kernels, "multiples" where they do when N is 1
-            or a multiple of C, False where they need not.
-        drawn: the stem is drawn anew, not derived from its kernels.
-        profile: the N weights of the strategy "profile"; empty stands for the binomial weights.
+        symmetry: "permutation" if any order of the slices gives the same output, "mirror" if the reversed order does, None
+            if neither is promised.
+        keeps_gray: True if the slice kernels always sum to the colour kernels, "multiples" if they do when N is 1 or a
+            multiple of C, False if they need not.
+        drawn: the stem is drawn at random, not derived from its kernels.
+        profile: the N weights of the strategy "profile"; empty for the binomial weights.
     """
 
     name: str
@@ -62,16 +62,16 @@ class Strategy:
 _TABLE = {
     strategy.name: strategy
     for strategy in (
-        Strategy("pretrained", keeps_gray="multiples"),
-        Strategy("uniform", symmetry="permutation", keeps_gray=True),
-        Strategy("center", symmetry="mirror", keeps_gray=True),
-        Strategy("profile", symmetry="mirror", keeps_gray=True),
-        Strategy("mirror", symmetry="mirror", keeps_gray=True),
-        Strategy("shuffle", keeps_gray="multiples"),
-        Strategy("equalize"),
-        Strategy("mixer", symmetry="permutation", keeps_gray=True),
-        Strategy("reinit", drawn=True),
-        Strategy("random", drawn=True),
+        KernelStrategy("pretrained", keeps_gray="multiples"),
+        KernelStrategy("uniform", symmetry="permutation", keeps_gray=True),
+        KernelStrategy("center", symmetry="mirror", keeps_gray=True),
+        KernelStrategy("profile", symmetry="mirror", keeps_gray=True),
+        KernelStrategy("mirror", symmetry="mirror", keeps_gray=True),
+        KernelStrategy("shuffle", keeps_gray="multiples"),
+        KernelStrategy("equalize"),
+        KernelStrategy("mixer", symmetry="permutation", keeps_gray=True),
+        KernelStrategy("reinit", drawn=True),
+        KernelStrategy("random", drawn=True),
     )
 }
 
@@ -79,8 +79,8 @@ STRATEGIES: tuple[str, ...] = tuple(_TABLE)
 """The names of all strategies."""
 
 
-def find_strategy(strategy: str | Sequence[float], slices: int) -> Strategy:
-    """Return the strategy that a user asked for.
+def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrategy:
+    """Return the strategy that a user requested.
 
     Args:
         strategy: a name, or the N weights of a symmetric profile, offsets -K..K, which sum to 1.
@@ -97,10 +97,10 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> Strategy:
         'profile'
     """
     if slices < 1 or slices % 2 != 1:
-        raise ConfigError(f"slices={slices!r}: a window has an odd number of slices, 1 or 3 or 5 ...")
+        raise ConfigError(f"{option('slices', slices)}: a window has an odd number of slices: 1, 3, 5, ...")
     if isinstance(strategy, str):
         if strategy not in _TABLE:
-            raise ConfigError(f"unknown strategy {strategy!r}; {nearest(strategy, STRATEGIES)}")
+            raise ConfigError(f"unknown strategy {strategy!r}; {did_you_mean(strategy, STRATEGIES)}")
         return _TABLE[strategy]
     profile = tuple(float(weight) for weight in strategy)
     if len(profile) != slices:
@@ -108,12 +108,16 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> Strategy:
     if not math.isclose(math.fsum(profile), 1.0, abs_tol=1e-6):
         raise ConfigError(f"the weights of the profile sum to {math.fsum(profile):g}; they have to sum to 1")
     if profile != profile[::-1]:
-        raise ConfigError(f"the profile {profile} is not symmetric; it has to read the same from both ends")
-    return Strategy("profile", symmetry="mirror", keeps_gray=True, profile=profile)
+        raise ConfigError(f"the profile {profile} is not symmetric; give the same weight to opposite offsets")
+    return KernelStrategy("profile", symmetry="mirror", keeps_gray=True, profile=profile)
 
 
 def spread(
-    kernels: Tensor, slices: int, strategy: str | Sequence[float] | Strategy = "uniform", *, seed: int = 0
+    kernels: Tensor,
+    slices: int,
+    strategy: str | Sequence[float] | KernelStrategy = "uniform",
+    *,
+    seed: int = 0,
 ) -> Tensor:
     """Turn the kernels of C channels into the kernels of N slices.
 
@@ -134,7 +138,7 @@ def spread(
     Args:
         kernels: (filters, C, ...) weights; any C of 1 or more.
         slices: N, odd.
-        strategy: a name that derives kernels (not "reinit" or "random"), N profile weights, or a `Strategy`.
+        strategy: a name that derives kernels (not "reinit" or "random"), N profile weights, or a `KernelStrategy`.
         seed: of the permutations of ``shuffle``.
 
     Returns:
@@ -151,10 +155,10 @@ def spread(
         >>> spread(kernels, 5, "profile")
         tensor([[0.5625, 2.2500, 3.3750, 2.2500, 0.5625]], dtype=torch.float64)
     """
-    if not isinstance(strategy, Strategy):
+    if not isinstance(strategy, KernelStrategy):
         strategy = find_strategy(strategy, slices)
     if strategy.name not in _SPREAD:
-        raise ConfigError(f"the strategy {strategy.name!r} draws kernels anew, it does not derive them")
+        raise ConfigError(f"the strategy {strategy.name!r} draws new kernels instead of deriving them")
     return _SPREAD[strategy.name](kernels.double(), slices, strategy.profile, seed)
 
 

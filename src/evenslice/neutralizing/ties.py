@@ -1,4 +1,4 @@
-"""Tying: kernels of a stem that stay symmetric whatever is learned.
+"""Ties: kernels of a stem that stay symmetric whatever is learned.
 
 A tied weight is a `torch.nn.utils.parametrize` parametrization: the layer computes with the mean over the slices that
 are tied to each other, and training moves them together.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from evenslice._core import ConfigError, nearest
+from evenslice._core import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from evenslice.neutralizing.probing import Layout
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["TIES", "Tied", "check_tie", "is_tied", "symmetric", "tie_weight", "untie_weight"]
 
 TIES: tuple[str, ...] = ("mirror", "uniform")
-"""The names of all ways to tie."""
+"""The names of all ties."""
 
 
 class Tied(nn.Module):
-    """The parametrization of a tied weight: every input feature takes the mean over those it is tied to.
+    """The parametrization of a tied weight: every input feature is the mean over the features it is tied to.
 
     Args:
         partners: (G, F) the features that each of F features is averaged over, itself included.
-        scale: (F,) by how much the way to the layer multiplies each feature; the mean is over the kernels as the image
-            meets them, so a fixed scaling in front of the layer does not undo the symmetry.
+        scale: (F,) by how much the path to the layer multiplies each feature; the mean is over effective kernels, so a
+            fixed scaling in front of the layer does not undo the symmetry.
 
     Example:
         >>> tied = Tied(torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.ones(3))
@@ -48,8 +48,8 @@ class Tied(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the symmetric weight (out, F, ...) of a free one."""
         trailing = [1] * (weight.ndim - 2)
-        # Term by term, for memory; bit for bit the same in every slice, since a sum of two does not depend on their order
-        # and the lists of larger groups are in one order.
+        # Term by term, to save memory; identical to the bit in every slice, as the order of two terms does not matter
+        # and larger groups are always in the same order.
         total = torch.zeros_like(weight)
         for partner, ratio in zip(self.partners, self.ratio, strict=True):
             total = total + weight.index_select(1, partner) * ratio.to(weight).reshape(-1, *trailing)
@@ -57,17 +57,19 @@ class Tied(nn.Module):
 
 
 def check_tie(tie: str | None) -> None:
-    """Raise ConfigError unless a way to tie is known or None.
+    """Raise ConfigError unless a tie is known or None.
 
     Example:
         >>> check_tie("mirror")
     """
     if tie is not None and tie not in TIES:
-        raise ConfigError(f"unknown tie {tie!r}; {nearest(str(tie), TIES)}, or None to leave the slices free")
+        raise ConfigError(
+            f"unknown tie {tie!r}; {did_you_mean(str(tie), TIES)}, or None to leave the slices free"
+        )
 
 
 def symmetric(kernels: Tensor, tie: str) -> Tensor:
-    """Return the kernels nearest to some (filters, N, ...) that a tie allows.
+    """Return the kernels that a tie allows and that are nearest to some (filters, N, ...).
 
     Example:
         >>> symmetric(torch.tensor([[1.0, 5.0, 3.0]]), "mirror")
@@ -117,7 +119,7 @@ def is_tied(layer: nn.Module) -> bool:
 
 
 def untie_weight(layer: nn.Module, *, bake: bool = True) -> None:
-    """Take the tie off a layer's weight, which stays the same parameter and may move freely from now on.
+    """Remove the tie of a layer's weight, which stays the same parameter and may move freely from now on.
 
     Args:
         layer: a layer that `tie_weight` tied.
@@ -125,7 +127,7 @@ def untie_weight(layer: nn.Module, *, bake: bool = True) -> None:
     """
     parametrize.remove_parametrizations(layer, "weight", leave_parametrized=bake)
     bias = dict(layer.named_parameters(recurse=False)).get("bias")
-    if bias is not None:  # torch has put the weight behind it; the state dict has the weight first
+    if bias is not None:  # torch has put the weight behind it, but it comes first in a state dict
         del layer.bias
         layer.register_parameter("bias", bias)
 
@@ -137,13 +139,13 @@ def _parametrizations(layer: nn.Module) -> nn.ModuleList:
 
 
 def _make_picklable(layer: nn.Module) -> None:
-    """Let a tied layer be pickled, which torch refuses to parametrized modules since it makes up their class.
+    """Let a tied layer be pickled, which torch refuses for parametrized modules, as their class is made at run time.
 
-    Workers of a cluster get networks by pickle. What is pickled is the layer without its tie, and the tie.
+    Workers of a cluster receive networks by pickle. What is pickled is the layer without its tie, and the tie.
     """
     cls: Any = type(layer)
     cls.__reduce_ex__ = _reduce
-    # With torch's own, copies would share the made-up class, and untying one would break the others.
+    # With torch's own, copies would share that class, and untying one would break the others.
     if "__deepcopy__" in vars(cls):
         del cls.__deepcopy__
 

@@ -1,7 +1,7 @@
-"""Checking: what a neutralized network's output says of the promises of its strategy.
+"""Verification: whether a neutralized network's output keeps the promises of its strategy.
 
-Two calls of the network are compared: the one before the change, for a gray image given as every channel, and one after it,
-for the same given as every slice, and for a window in four orders and with its last bits changed.
+Two calls of the network are compared: one before the change, on a gray image given as every channel, and one after it, on
+the same image given as every slice, and on a window in four orders and with its last bits changed.
 """
 
 from __future__ import annotations
@@ -15,49 +15,50 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ModelError
-from evenslice.networks import MIXER_HELPS, as_tensors, logits
+from evenslice.networks import detections, logits, reduce_output, tensors_in
+from evenslice.neutralizing.mixer import MIXER_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from evenslice.neutralizing.record import Record
     from evenslice.neutralizing.stems import Stem
-    from evenslice.neutralizing.strategies import Strategy
+    from evenslice.neutralizing.strategies import KernelStrategy
 
 __all__ = [
     "Border",
-    "Errors",
-    "Outputs",
+    "ComparedOutputs",
+    "OutputErrors",
     "check_promises",
-    "listening",
-    "measure",
+    "compare_outputs",
     "old_borders",
+    "recording_outputs",
     "trial_images",
 ]
 
-Outputs = dict[Any, Tensor]
-"""What is compared of a network's output, by where it came from; the first axis counts images."""
+ComparedOutputs = dict[Any, Tensor]
+"""The tensors of a network that are compared, by where they come from; the first axis counts images."""
 
-IMAGES = 6  # that `trial_images` gives for one gray image and one window
+IMAGES = 6  # in what `trial_images` returns for one gray image and one window
 
 
 @dataclass(frozen=True)
 class Border:
-    """What takes the padding of one stem out of the comparison of gray images.
+    """The border of a stem's output that padding reaches, which is left out of the comparison of gray images.
 
     Attributes:
         stem: the stem.
-        inside: where the taps of its outputs all lie inside the image; broadcasts against the output for one image.
-        wrote: what its `Stem.taker` wrote before the change, call by call.
+        inside: whether all taps of an output lie inside the image; broadcasts against the output for one image.
+        outputs: what its `Stem.bias_owner` returned before the change, call by call.
     """
 
     stem: Stem
     inside: Tensor
-    wrote: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
 
     def patched(self, output: Tensor, call: int) -> Tensor:
-        """Return the output of a call, with the old values on the border of what is the gray image's."""
-        old = self.wrote[call] if call < len(self.wrote) else output[:0]
+        """Return the output of a call, with the old values on the border of the gray images."""
+        old = self.outputs[call] if call < len(self.outputs) else output[:0]
         gray = output[: len(old)]
         if not len(old) or gray.shape != old.shape or not _fits(self.inside, old):
             return output
@@ -71,8 +72,8 @@ def _fits(mask: Tensor, tensor: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Errors:
-    """What was measured; see `evenslice.neutralizing.record.Record`. Rounding is what changing last bits does to the output."""
+class OutputErrors:
+    """The errors of a `Record`, and the effect of rounding: of changing the last bits of the input."""
 
     mirror: float
     permutation: float
@@ -81,31 +82,35 @@ class Errors:
 
 
 @contextmanager
-def listening(model: nn.Module) -> Iterator[Callable[[Any, int], Outputs]]:
-    """Listen to the parts of a network in the block, and yield what tells what of its output is to be compared.
+def recording_outputs(
+    model: nn.Module, reduce: Callable[[Any], Any] | None = None
+) -> Iterator[Callable[[Any, int], ComparedOutputs]]:
+    """Record what a network's parts return in the block, and yield the choice of what is compared.
 
-    That is its logits (see `evenslice.networks.models.logits`); but where it returns a list of results, one an image, as detectors
-    do, it is what the network's parts wrote: whether a detection passes a threshold may hang on the last bit.
+    That is `reduce` of what the network returns, or its `evenslice.networks.logits`. For a detector, it is what the
+    network's parts return: whether a detection passes a threshold may depend on the last bit.
 
     Yields:
-        A function from what the network returned and the number of images to the outputs.
+        A function from what the network returned and the number of images to the tensors to compare.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 2, 1))
-        >>> with listening(network) as choose:
+        >>> with recording_outputs(network) as choose:
         ...     outputs = choose(network(torch.zeros(1, 3, 4, 4)), 1)
         >>> [tuple(output.shape) for output in outputs.values()]
         [(1, 2, 4, 4)]
     """
     heard: list[tuple[str, Any]] = []
 
-    def choose(output: Any, images: int) -> Outputs:
-        if not _is_list_of_results(output):
+    def choose(output: Any, images: int) -> ComparedOutputs:
+        if reduce is not None:
+            output = reduce_output(output, reduce)
+        if detections(output) is None:
             return {"output": logits(output).detach()}
         return {
             (name, number): tensor.detach()
             for name, value in heard
-            for number, tensor in enumerate(as_tensors(value))
+            for number, tensor in enumerate(tensors_in(value))
             if tensor.is_floating_point() and tensor.ndim > 1 and len(tensor) == images
         }
 
@@ -116,18 +121,12 @@ def listening(model: nn.Module) -> Iterator[Callable[[Any, int], Outputs]]:
         yield choose
 
 
-def _is_list_of_results(output: Any) -> bool:
-    return (
-        isinstance(output, list | tuple) and bool(output) and all(isinstance(item, dict) for item in output)
-    )
-
-
 def trial_images(gray: Tensor, window: Tensor) -> Tensor:
-    """Return the images to give to a neutralized network.
+    """Return the images to run a neutralized network on.
 
     Args:
-        gray: (1, slices, y, x) an image whose slices are all alike.
-        window: (1, slices, y, x) one whose slices are not.
+        gray: (1, slices, y, x) an image whose slices are all equal.
+        window: (1, slices, y, x) an image whose slices differ.
 
     Returns:
         (6, slices, y, x): the gray image; the window, reversed, rotated by one slice, with its first two slices exchanged,
@@ -140,46 +139,46 @@ def trial_images(gray: Tensor, window: Tensor) -> Tensor:
 
 @contextmanager
 def old_borders(borders: Sequence[Border]) -> Iterator[None]:
-    """In the block, let stems write what they wrote before the change for the border of the gray image."""
+    """In the block, stems return their values of before the change on the border of the gray image."""
 
     def hook(border: Border) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
-        calls = iter(range(len(border.wrote)))
-        return lambda _module, _args, output: border.patched(output, next(calls, len(border.wrote)))
+        calls = iter(range(len(border.outputs)))
+        return lambda _module, _args, output: border.patched(output, next(calls, len(border.outputs)))
 
     with ExitStack() as stack:
         for border in borders:
-            stack.callback(border.stem.taker.register_forward_hook(hook(border)).remove)
+            stack.callback(border.stem.bias_owner.register_forward_hook(hook(border)).remove)
         yield
 
 
-def measure(before: Outputs, after: Outputs) -> Errors:
+def compare_outputs(before: ComparedOutputs, after: ComparedOutputs) -> OutputErrors:
     """Compare the outputs for `trial_images` with those before the change for the gray image.
 
     Raises:
-        ModelError: an output is not finite, or not of the shape that it had.
+        ModelError: an output is not finite, or its shape has changed.
     """
     common = [(before[key], after[key]) for key in before if key in after]
     if not common:
-        raise ModelError(f"the network returns other things than before the change; {MIXER_HELPS}")
-    return _worst([_measure(old, new) for old, new in common])
+        raise ModelError(f"the network no longer returns what it did before the change; {MIXER_HINT}")
+    return _worst([_compare(old, new) for old, new in common])
 
 
-def _measure(reference: Tensor, outputs: Tensor) -> Errors:
+def _compare(reference: Tensor, outputs: Tensor) -> OutputErrors:
     expected = (IMAGES * reference.shape[0], *reference.shape[1:]) if reference.ndim else ()
     if outputs.shape != expected or not expected:
         raise ModelError(
             f"the shape of the network's output went from {tuple(reference.shape)} for 1 image to"
-            f" {tuple(outputs.shape)} for {IMAGES}; evenslice needs an output whose shape depends on nothing else"
+            f" {tuple(outputs.shape)} for {IMAGES}; it must depend on the number of images alone"
         )
     gray, window, *others = outputs.chunk(IMAGES)
     *orders, rounding = (_difference(window, other) for other in others)
-    # What a window gives counts too: a gray image may give nothing but rounding, where the kernels sum to zero.
+    # Relative to both, since kernels that sum to zero turn a gray image into nothing but rounding.
     grays = _difference(torch.cat([reference, window]), torch.cat([gray, window]))
-    return Errors(orders[0], max(orders), grays, rounding)
+    return OutputErrors(orders[0], max(orders), grays, rounding)
 
 
-def _worst(errors: Sequence[Errors]) -> Errors:
-    return Errors(
+def _worst(errors: Sequence[OutputErrors]) -> OutputErrors:
+    return OutputErrors(
         max(error.mirror for error in errors),
         max(error.permutation for error in errors),
         max(error.gray for error in errors),
@@ -194,25 +193,25 @@ def _difference(first: Tensor, second: Tensor) -> float:
     largest = max(first.abs().max().item(), second.abs().max().item())
     if not math.isfinite(largest):
         raise ModelError(
-            "the output of the network for a random image is not finite; mend its weights or its normalisation first"
+            "the output of the network for a random image is not finite; check its weights and its normalization"
         )
     return (first.double() - second.double()).abs().max().item() / largest if largest else 0.0
 
 
 def check_promises(
-    record: Record, strategy: Strategy, channels: int, rounding: float, stems: Sequence[Stem]
+    record: Record, strategy: KernelStrategy, channels: int, rounding: float, stems: Sequence[Stem]
 ) -> None:
-    """Check the errors that a record states.
+    """Check the errors of a record against what was promised.
 
     Args:
-        record: what was done, and measured.
+        record: what was done, and the errors.
         strategy: what promises.
-        channels: C, as many as the network took before.
+        channels: C, the number of inputs before.
         rounding: the effect of rounding on the output; no network keeps a promise better than it computes.
         stems: what was rewritten, for messages.
 
     Raises:
-        ModelError: an error is more than what the strategy and the tie promise.
+        ModelError: an error exceeds what the strategy and the tie promise.
     """
     symmetry = {"uniform": "permutation", "mirror": "mirror"}.get(record.tie or "", strategy.symmetry)
     promises = [
@@ -228,9 +227,9 @@ def check_promises(
     for what, error, precise, promised in promises:
         limit = max(precise, 4 * rounding)
         if promised and error > limit:
-            helps = "" if strategy.name == "mixer" else f"; {MIXER_HELPS}"
+            hint = "" if strategy.name == "mixer" else f"; {MIXER_HINT}"
             raise ModelError(
-                f"the network does not keep what the strategy {strategy.name!r} promises: {what} changes its output"
-                f" by {error:.2g} of its largest value, where at most {limit:.2g} was promised;"
-                f" look for what reads the image beside {', '.join(stem.label for stem in stems)}{helps}"
+                f"the network breaks what the strategy {strategy.name!r} promises: {what} changes its output"
+                f" by {error:.2g} of its largest value, more than {limit:.2g};"
+                f" look for what else reads the image, besides {', '.join(stem.label for stem in stems)}{hint}"
             )

@@ -1,93 +1,44 @@
-from .asymmetry import (
-    Measurements as Measurements,
-)
-from .asymmetry import (
-    data_part as data_part,
-)
-from .asymmetry import (
-    directional_bias as directional_bias,
-)
-from .asymmetry import (
-    measure as measure,
-)
-from .asymmetry import (
-    measure_outputs as measure_outputs,
-)
-from .asymmetry import (
-    model_part as model_part,
-)
-from .asymmetry import (
-    next_look as next_look,
-)
-from .asymmetry import (
-    pair_bias as pair_bias,
-)
-from .asymmetry import (
-    precise_enough as precise_enough,
-)
-from .asymmetry import (
-    summarize as summarize,
-)
+from .asymmetry import next_look as next_look, precise_enough as precise_enough, summarize as summarize
 from .audits import (
+    AuditedVolume as AuditedVolume,
     AuditResult as AuditResult,
-)
-from .audits import (
-    Examples as Examples,
-)
-from .audits import (
-    StemKernels as StemKernels,
-)
-from .audits import (
+    AuditRun as AuditRun,
+    ExampleWindows as ExampleWindows,
+    StemShape as StemShape,
     save_audits as save_audits,
 )
-from .color_balance import colour_balance as colour_balance
+from .biases import directional_bias as directional_bias, model_part as model_part, pair_bias as pair_bias
+from .channel_balance import colour_balance as colour_balance
 from .intervals import Interval as Interval
-from .seeds import (
-    FIGURES as FIGURES,
+from .measurements import (
+    BiasParts as BiasParts,
+    Measurements as Measurements,
+    measure_outputs as measure_outputs,
+    measure_windows as measure_windows,
+    split_biases as split_biases,
 )
 from .seeds import (
+    METRICS as METRICS,
     SALIENCY_PERCENTILES as SALIENCY_PERCENTILES,
-)
-from .seeds import (
+    ArmSummary as ArmSummary,
+    Comparison as Comparison,
     saliency_percentiles as saliency_percentiles,
-)
-from .seeds import (
     summarize_runs as summarize_runs,
 )
 from .studies import (
     STUDY_FORMAT as STUDY_FORMAT,
-)
-from .studies import (
-    ArmSummary as ArmSummary,
-)
-from .studies import (
-    Comparison as Comparison,
-)
-from .studies import (
-    Example as Example,
-)
-from .studies import (
+    ExampleSlice as ExampleSlice,
     StudyResults as StudyResults,
-)
-from .studies import (
     StudyRun as StudyRun,
-)
-from .studies import (
+    StudySummary as StudySummary,
     is_study as is_study,
-)
-from .studies import (
     load_study as load_study,
 )
-from .study_files import EXAMPLE as EXAMPLE
+from .study_files import EXAMPLE_SIZE as EXAMPLE_SIZE
 from .surveys import (
     SURVEY_FILES as SURVEY_FILES,
-)
-from .surveys import (
-    Surveyed as Surveyed,
-)
-from .surveys import (
+    SurveyedNetwork as SurveyedNetwork,
     SurveyResult as SurveyResult,
-)
-from .surveys import (
+    SurveyRun as SurveyRun,
     is_survey as is_survey,
 )

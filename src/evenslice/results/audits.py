@@ -1,25 +1,25 @@
-"""What an audit found, and how it travels to and from files.
+"""The result of an audit, and the files that hold it.
 
-An audit is kept in two files of its folder: ``audit.json`` holds every figure with its interval and what was run,
-``audit.npz`` the measurements behind the figures and the pictures of the report. Audits that were made together to be
-compared lie in one folder, the second and later ones as ``audit.1-NAME.json`` and so on.
+An audit is kept in two files: ``audit.json`` holds the statistics with their intervals and what was run, ``audit.npz``
+the measurements behind them and the example windows of the report. Audits made together for comparison are kept in one
+folder, the second and later ones as ``audit.1-NAME.json`` and so on.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, json_text, staged_file
-from evenslice.results.asymmetry import Asymmetry, Measurements
-from evenslice.results.intervals import Interval
+from evenslice._core import UNREADABLE, ConfigError, json_text, reason, staged_file
+from evenslice.networks import StemKernels
+from evenslice.results.asymmetry import Asymmetry
+from evenslice.results.measurements import Measurements
+from evenslice.results.plain_values import from_plain
 
 if TYPE_CHECKING:
     import os
@@ -29,20 +29,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.results.asymmetry import Verdict
+    from evenslice.results.intervals import Interval
 
-__all__ = ["AuditResult", "Examples", "StemKernels", "save_audits"]
+__all__ = [
+    "AuditResult",
+    "AuditRun",
+    "AuditedVolume",
+    "ExampleWindows",
+    "StemShape",
+    "save_audits",
+]
 
 FORMAT = 1
 
-_UNREADABLE = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError),
-    *(MemoryError, OverflowError, RecursionError, zipfile.BadZipFile, zlib.error),
-)  # what json, zipfile and NumPy raise on damaged or hostile files
-
 
 @dataclass(frozen=True)
-class Examples:
-    """A few windows to look at.
+class ExampleWindows:
+    """A few windows for the report.
 
     Attributes:
         volume: (e,) index of the volume a window was taken from.
@@ -57,39 +60,121 @@ class Examples:
     saliency: NDArray[np.float32]
 
 
+@dataclass(frozen=True, kw_only=True)
+class AuditedVolume:
+    """A volume that an audit read.
+
+    Attributes:
+        path: the file, folder or address.
+        format: name of its file format.
+        shape: (z, y, x).
+        dtype: NumPy type of the voxels.
+        spacing: voxel size (z, y, x) in ``unit``; None if unknown.
+        unit: of the spacing; None if unknown.
+        fingerprint: digest of its content.
+        intensity: the voxel values that became 0 and 1.
+        fill: the voxel value that replaced NaN and infinity; None if none was given.
+    """
+
+    path: str = ""
+    format: str = ""
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    spacing: tuple[float, ...] | None = None
+    unit: str | None = None
+    fingerprint: str = ""
+    intensity: tuple[float, ...] = ()
+    fill: float | None = None
+
+
 @dataclass(frozen=True)
-class StemKernels:
-    """One stem's kernels before and after: (filters, inputs, ky, kx) float32; a linear stem has ky = kx = 1."""
+class StemShape:
+    """The name of a stem and the shape of its kernels."""
 
     name: str
-    before: NDArray[np.float32]
-    after: NDArray[np.float32]
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRun:
+    """What an audit ran; an entry missing from an older document has its default.
+
+    Attributes:
+        slices: N, the slices of a window.
+        step: distance between neighbouring slices of a window.
+        strategy: that of ``neutralize``; None for a network without a record of it.
+        tie: the constraint that ``neutralize`` put on training.
+        method: of attribution.
+        target: what was explained, "auto" resolved.
+        outputs: name of the function that reduced the network's output.
+        precision: half-width of the 95 % intervals at which the audit was to stop.
+        windows_available: number of windows in all volumes.
+        windows_without_attribution: number of windows left out because nothing in them moved the output.
+        stopped: "precision reached", "limit reached" or "all windows used".
+        tile: size (y, x) of a window in the plane.
+        batch: windows in one pass of the network.
+        seed: random seed.
+        device: PyTorch device.
+        dtype: PyTorch type of the computation.
+        scaling: ``mean`` and ``std`` by which slices in 0..1 were scaled.
+        model: ``class`` of the network; if the command line built it, also its specification and weights.
+        stems: the layers that read the image.
+        volumes: the volumes.
+        command: the command line.
+        versions: of Python and of the packages involved.
+        created: date and time in UTC, ISO 8601.
+        seconds: duration.
+    """
+
+    slices: int = 0
+    step: int = 1
+    strategy: str | None = None
+    tie: str | None = None
+    method: str = ""
+    target: int | str = ""
+    outputs: str | None = None
+    precision: float | None = None
+    windows_available: int | None = None
+    windows_without_attribution: int | None = None
+    stopped: str = ""
+    tile: tuple[int, ...] = ()
+    batch: int | None = None
+    seed: int = 0
+    device: str = ""
+    dtype: str = ""
+    scaling: dict[str, Any] | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    stems: tuple[StemShape, ...] = ()
+    volumes: tuple[AuditedVolume, ...] = ()
+    command: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class AuditResult:
-    """What an audit found.
+    """The result of an audit.
 
-    The figures are at hand as attributes (``audit.verdict``, ``audit.directional_bias.low``); ``save`` and ``load``
-    keep them in files. ``evenslice.Audit`` is this with its page.
+    The main statistics are attributes (``audit.verdict``, ``audit.directional_bias.low``); ``save`` writes the result
+    to files and ``load`` reads it. ``evenslice.Audit`` adds the report.
 
     Attributes:
-        name: what tells this audit from those it is compared with: a strategy, a method, "audit".
-        statistics: the figures with their intervals.
+        name: distinguishes this audit from those it is compared with: a strategy, a method, "audit".
+        statistics: the statistics with their intervals.
         measurements: what was measured on each window.
         examples: a few windows with their saliency.
-        kernels: the stems before and after the strategy; before is the same as after where that is not known, and
-            there are none for a network that ``neutralize`` has not seen.
-        run: what was run, ready for JSON: slices, step, strategy, tie, method, target, outputs, precision,
-            windows_available, windows_without_attribution, stopped, tile, seed, dtype, device, scaling, model, stems, volumes, command, versions, created, seconds.
+        kernels: the stems before and after the strategy, both the same if the former are unknown; empty for a network
+            without a record of ``neutralize``.
+        run: what was run.
     """
 
     name: str
     statistics: Asymmetry
     measurements: Measurements
-    examples: Examples
+    examples: ExampleWindows
     kernels: tuple[StemKernels, ...] = ()
-    run: dict[str, Any] = field(default_factory=dict)
+    run: AuditRun = field(default_factory=AuditRun)
 
     def __repr__(self) -> str:
         shares = " ".join(f"{share.estimate:.3f}" for share in self.shares)
@@ -101,7 +186,7 @@ class AuditResult:
 
     @property
     def verdict(self) -> Verdict:
-        """What the statistics say: symmetric, biased, inconclusive or, at N = 1, not applicable."""
+        """The verdict: "symmetric", "biased", "inconclusive" or, at N = 1, "not applicable"."""
         return self.statistics.verdict
 
     @property
@@ -126,10 +211,10 @@ class AuditResult:
         return tuple(range(-half, half + 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the audit as plain values, as ``audit.json`` holds them."""
+        """Return the audit as plain values, with the keys of ``audit.json``."""
         statistics = asdict(self.statistics)
         shares = statistics.pop("shares")
-        figures = {
+        by_offset = {
             "shares": [
                 {"offset": k, "mean": share["estimate"], "low": share["low"], "high": share["high"]}
                 for k, share in zip(self.offsets, shares, strict=True)
@@ -145,21 +230,21 @@ class AuditResult:
             "verdict": statistics.pop("verdict"),
             "tolerance": statistics.pop("tolerance"),
             "windows": len(self.measurements.volume),
-            **figures,
+            **by_offset,
             **statistics,
-            **self.run,
+            **asdict(self.run),
         }
 
     def to_json(self) -> str:
-        """Return the audit as one JSON document; figures that do not exist are null."""
+        """Return the audit as a JSON document; undefined values are null."""
         return json_text(self.to_dict())
 
     def renamed(self, name: str) -> Self:
-        """Return the same audit under another name."""
+        """Return this audit under another name."""
         return replace(self, name=name)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the audit to a ``.json`` file and, beside it, an ``.npz`` file of the same name."""
+        """Write the audit to a ``.json`` file and an ``.npz`` file of the same name beside it."""
         path = Path(path)
         arrays = {
             **{f"measurements/{key}": value for key, value in _arrays(self.measurements).items()},
@@ -178,7 +263,7 @@ class AuditResult:
         """Read what ``save`` wrote.
 
         Args:
-            path: the ``.json`` file; the ``.npz`` file lies beside it.
+            path: the ``.json`` file; the ``.npz`` file of the same name is read too.
 
         Raises:
             ConfigError: one of the two cannot be read, or is not part of an audit.
@@ -189,39 +274,38 @@ class AuditResult:
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
                 arrays = dict(file)
             return cls._from_files(document, arrays)
-        except _UNREADABLE as error:
-            raise ConfigError(f"{path}: cannot be read as an audit ({error}); run the audit again") from error
+        except UNREADABLE as error:
+            raise ConfigError(
+                f"{path}: cannot be read as an audit ({reason(error)}); run the audit again"
+            ) from error
 
     @classmethod
     def _from_files(cls, document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
-        known = {entry.name for entry in fields(Asymmetry)}
-        names = [stem["name"] for stem in document.get("stems", [])]
+        shares = [{**share, "estimate": share["mean"]} for share in document["shares"]]
+        run = from_plain(AuditRun, document)
         return cls(
             name=str(document["name"]),
-            statistics=Asymmetry(**{key: _figure(value) for key, value in document.items() if key in known}),
+            statistics=from_plain(Asymmetry, {**document, "shares": shares}),
             measurements=Measurements(**_group(arrays, "measurements")),
-            examples=Examples(**_group(arrays, "examples")),
+            examples=ExampleWindows(**_group(arrays, "examples")),
             kernels=tuple(
-                StemKernels(name, **_group(arrays, f"kernels/{i}")) for i, name in enumerate(names)
+                StemKernels(stem.name, **_group(arrays, f"kernels/{index}"))
+                for index, stem in enumerate(run.stems)
             ),
-            run={
-                key: value
-                for key, value in document.items()
-                if key not in known | {"format", "name", "windows"}
-            },
+            run=run,
         )
 
 
 def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> None:
-    """Write audits into a folder that exists: the first as ``audit.json``, others as ``audit.NAME.json``."""
+    """Write audits into an existing folder: the first as ``audit.json``, the others as ``audit.INDEX-NAME.json``."""
     for index, audit in enumerate(audits):
         slug = re.sub(r"[^a-z0-9]+", "-", audit.name.lower()).strip("-")
         audit.save(Path(folder) / ("audit.json" if index == 0 else f"audit.{index}-{slug}.json"))
 
 
-def _arrays(item: Measurements | Examples) -> dict[str, NDArray[Any]]:
+def _arrays(item: Measurements | ExampleWindows) -> dict[str, NDArray[Any]]:
     return {entry.name: getattr(item, entry.name) for entry in fields(item)}
 
 
@@ -229,15 +313,3 @@ def _group(arrays: dict[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]
     return {
         key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")
     }
-
-
-def _figure(value: Any) -> Any:
-    """Rebuild one entry of the statistics: an interval, a list of them by offset, or a plain value."""
-    if isinstance(value, list):
-        return tuple(_figure(item) for item in value)
-    if isinstance(value, dict):
-        estimate = value["mean"] if "mean" in value else value["estimate"]
-        return Interval(
-            *(float("nan") if x is None else float(x) for x in (estimate, value["low"], value["high"]))
-        )
-    return value

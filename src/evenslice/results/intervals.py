@@ -1,19 +1,18 @@
 """Confidence intervals for the mean of a quantity measured on windows that lie near each other.
 
-Neighbouring windows show almost the same tissue, so n of them tell less than n independent ones would, and how much
-less has to be learnt from the same few values. The windows of one slice count as one, by their mean; the model behind
-the intervals is that such a value is
+Neighbouring windows show almost the same tissue, so n of them carry less information than n independent ones, and how
+much less has to be estimated from the same few values. The windows of one slice count as one, by their mean; the model
+behind the intervals is that such a value is
 
-    mean of the volume + part shared with neighbouring slices + part of its own
+    mean of the volume + part shared with neighbouring slices + individual part
 
 where the shared parts have correlation ``rho ** distance`` along z (a first-order autoregression read at irregular
 positions) and make up a fraction of the variance. For a given correlation and fraction the interval of the mean is
 that of Student's t. Because neither is known, the intervals of a grid of both are mixed, each weighted by how well it
 explains the values (its restricted likelihood) and by a prior; Kitanidis (1986, doi:10.1029/WR022i004p00499) does so
-for means over space. One estimate of the correlation taken as certain would give intervals that are too narrow.
+for means over space. A single estimate of the correlation, taken as certain, would give intervals that are too narrow.
 
-Volumes are the independent units where there are several: an interval is then never narrower than that of Student's t
-on the volume means.
+Several volumes are independent units: an interval is then never narrower than that of Student's t on the volume means.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _CORRELATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _FRACTIONS = (0.5, 1.0)
 CORRELATION = np.array([0.0, *(rho for rho in _CORRELATIONS for _ in _FRACTIONS)])
 FRACTION = np.array([0.0, *(fraction for _ in _CORRELATIONS for fraction in _FRACTIONS)])
-NO_WIDTH = 1e-100  # what the residual of a constant quantity leaves
+NO_WIDTH = 1e-100  # half-widths below this come from the residual of a constant quantity
 PRIOR = np.array([0.75, *np.full(len(CORRELATION) - 1, 0.25 / (len(CORRELATION) - 1))])
 
 
@@ -54,11 +53,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class MeanFit:
-    """The means of q quantities and what is needed for their intervals at any confidence.
+    """The means of q quantities, with everything needed for their intervals at any confidence.
 
     Attributes:
         estimate: (q,) the means; each volume counts the same, whatever its number of windows.
-        dof: degrees of freedom within volumes: slices less volumes.
+        dof: degrees of freedom within volumes: slices minus volumes.
         scale: (grid, q) standard errors of the means with the volumes taken as given, one for each correlation and
             fraction on the grid.
         weight: (grid, q) their weights, which sum to 1.
@@ -78,10 +77,10 @@ class MeanFit:
 
         Args:
             level: confidence, between 0 and 1.
-            comparisons: number of intervals that shall hold at once with that confidence (Bonferroni).
+            comparisons: number of intervals that hold simultaneously with that confidence (Bonferroni).
 
         Returns:
-            Infinity for a single slice, which tells nothing about its own spread.
+            Infinity for a single slice, which says nothing about its spread.
 
         Example:
             >>> fit = fit_means([[0.1], [0.3], [0.2], [0.4]], positions=[0, 10, 20, 30])
@@ -96,21 +95,17 @@ class MeanFit:
             half = np.maximum(half, -stdtrit(self.volumes - 1, tail / 2) * self.between)
         return np.where(half < NO_WIDTH, 0.0, half)
 
-    def intervals(
-        self, level: float = 0.95, comparisons: int = 1, bounds: tuple[float, float] = (-np.inf, np.inf)
-    ) -> tuple[Interval, ...]:
-        """Return the q intervals.
+    def intervals(self, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[Interval, ...]:
+        """Return the q 95 % intervals.
 
         Args:
-            level: confidence, between 0 and 1.
-            comparisons: number of intervals that shall hold at once with that confidence.
-            bounds: the range of the quantity; what an interval has beyond it is cut off.
+            bounds: the range of the quantity, to which the intervals are clipped.
 
         Example:
             >>> fit_means([[0.5], [0.5]], positions=[0, 1]).intervals()
             (Interval(estimate=0.5, low=0.5, high=0.5),)
         """
-        half = self.half_width(level, comparisons)
+        half = self.half_width()
         low, high = np.clip([self.estimate - half, self.estimate + half], *bounds)
         return tuple(Interval(*map(float, figures)) for figures in zip(self.estimate, low, high, strict=True))
 
@@ -119,23 +114,19 @@ def mean_interval(
     values: ArrayLike,
     positions: ArrayLike,
     volumes: ArrayLike | None = None,
-    level: float = 0.95,
-    comparisons: int = 1,
     bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
-    """Return the mean of a quantity over windows and its confidence interval.
+    """Return the mean of a quantity over windows and its 95 % interval.
 
     Args:
         values: (n,) the quantity; windows where it is NaN are left out.
         positions: (n,) position of the windows along z, in any unit and order; equal for windows of one slice.
-        volumes: (n,) index of the volume of each window; None if there is one volume. With several, the mean is that
+        volumes: (n,) index of the volume of each window; None for a single volume. With several, the mean is that
             of the volume means.
-        level: confidence, between 0 and 1.
-        comparisons: number of intervals that shall hold at once with that confidence (Bonferroni).
-        bounds: the range of the quantity; what the interval has beyond it is cut off.
+        bounds: the range of the quantity, to which the interval is clipped.
 
     Returns:
-        The interval; with a single slice its bounds are infinite, with no window all of it is NaN.
+        The interval; its bounds are infinite for a single slice, and all of it is NaN without windows.
 
     Example:
         >>> interval = mean_interval([0.11, 0.14, 0.09, 0.12, 0.13], positions=[3, 40, 21, 60, 77])
@@ -148,19 +139,19 @@ def mean_interval(
     volumes = np.zeros(len(values), dtype=np.int64) if volumes is None else np.asarray(volumes)
     valid = ~np.isnan(values)
     fit = fit_means(values[valid, None], positions[valid], volumes[valid])
-    return fit.intervals(level, comparisons, bounds)[0]
+    return fit.intervals(bounds)[0]
 
 
 def fit_means(values: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None = None) -> MeanFit:
-    """Estimate the means of several quantities measured on the same windows, and the precision of these means.
+    """Estimate the means of several quantities measured on the same windows, and their precision.
 
     Args:
         values: (n, q) finite values.
         positions: (n,) position of the windows along z, as for ``mean_interval``.
-        volumes: (n,) index of the volume of each window; None if there is one volume.
+        volumes: (n,) index of the volume of each window; None for a single volume.
 
     Returns:
-        The fit; ask it for intervals.
+        The fit, from which intervals can be computed.
 
     Example:
         >>> fit = fit_means([[1.0, 0.0], [3.0, 0.5], [2.0, 0.1]], positions=[0, 1, 2], volumes=[0, 0, 1])
@@ -175,7 +166,7 @@ def fit_means(values: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None
         return MeanFit(nothing, 0, np.empty((0, 0)), np.empty((0, 0)), 0, nothing)
     unit = _mean_step([part.positions for part in parts])
     residuals, log_determinants, variances = zip(*(_filter(part, unit) for part in parts), strict=True)
-    # A constant quantity leaves no residual, give or take rounding.
+    # A constant quantity leaves no residual except rounding errors.
     residual = np.maximum(sum(residuals), np.finfo(float).tiny)
     count, dof = len(parts), sum(len(part.positions) for part in parts) - len(parts)
     log_weight = np.log(PRIOR) - sum(log_determinants) / 2
@@ -191,13 +182,13 @@ def fit_means(values: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None
 
 
 class _Slices(NamedTuple):
-    """The m visited slices of one volume, ascending along z.
+    """The m visited slices of one volume, in ascending order along z.
 
     Attributes:
         positions: (m,) along z.
-        parts: (m,) parts of the windows that lie in each; they sum to 1.
+        parts: (m,) share of the windows in each; they sum to 1.
         mean: (q,) of all windows.
-        values: (m, q) mean of the windows of each slice, less ``mean``.
+        values: (m, q) mean of the windows of each slice, minus ``mean``.
     """
 
     positions: Floats
@@ -215,13 +206,13 @@ def _slices(values: Floats, positions: Floats) -> _Slices:
 
 
 def _mean_step(positions: list[Floats]) -> float:
-    """Return the mean distance of neighbouring visited slices, so that the grid suits the spacing whatever it is."""
+    """Return the mean distance of neighbouring visited slices, to which the grid is scaled."""
     steps = np.concatenate([np.diff(at) for at in positions])
     return float(steps.mean()) if len(steps) else 1.0
 
 
 def _filter(slices: _Slices, unit: float) -> tuple[Floats, Floats, Floats]:
-    """Whiten one volume's values by a Kalman filter, for every point of the grid at once.
+    """Whiten one volume's values by a Kalman filter, at all points of the grid at once.
 
     With R the correlation matrix of the slices and 1 a vector of ones, generalised least squares needs the residual
     ``v' inv(R) v - (1' inv(R) v)^2 / (1' inv(R) 1)`` and, for the restricted likelihood, ``log|R| + log(1' inv(R) 1)``
@@ -230,10 +221,10 @@ def _filter(slices: _Slices, unit: float) -> tuple[Floats, Floats, Floats]:
 
     Args:
         slices: the values.
-        unit: of distance along z, in which the correlations of the grid are those at distance 1.
+        unit: the distance along z at which the correlations of the grid apply.
 
     Returns:
-        The residuals (grid, q), the log-determinants (grid,) and the variances (grid,), for a variance of 1.
+        The residuals (grid, q), the log-determinants (grid,) and the variances (grid,), for unit variance.
     """
     state = np.zeros((len(FRACTION), slices.values.shape[1]))  # prediction of v, and below of 1
     ones = np.zeros(len(FRACTION))
@@ -271,8 +262,8 @@ def _softmax(log_weight: Floats) -> Floats:
 def _mixture_quantile(dof: int, scale: Floats, weight: Floats, tail: float) -> Floats:
     """Return for each column the distance from 0 beyond which a mixture of Student's t has the given two-sided tail.
 
-    The tail is convex in the distance, so Newton's steps from below never overshoot; a dozen bring it within a
-    thousandth of its value.
+    The tail is convex in the distance, so Newton steps from below never overshoot; a dozen steps reach a relative error of
+    a thousandth.
     """
     peak = np.exp(gammaln((dof + 1) / 2) - gammaln(dof / 2)) / np.sqrt(dof * np.pi)
     distance = -stdtrit(dof, tail / 2) * scale.min(axis=0)

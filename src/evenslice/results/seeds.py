@@ -1,18 +1,19 @@
-"""What the runs of a study say together: means over seeds, differences to a baseline, and whether Dice was lost.
+"""Statistics over the runs of a study: means over seeds, differences from a baseline, and whether Dice was lost.
 
-For each data set and architecture, every arm was run with several seeds. A figure of an arm is the mean over its seeds
-with Student's t interval. Two arms are compared seed by seed: a run and that of the baseline with the same seed see the
-same crops and start from the same random parts, unless one of them is random as a whole. An arm is not inferior to the baseline when the 95 % interval of the
-difference in Dice lies above minus the margin. Intervals are not adjusted for the number of arms.
+For each data set and architecture, every arm was run with several seeds. A metric of an arm is the mean over its seeds
+with Student's t interval. Two arms are compared seed by seed: runs with the same seed see the same crops and start from
+the same random weights, unless the whole network is random. An arm is not inferior to the baseline when the 95 %
+interval of the difference in Dice lies above minus the margin. Intervals are not adjusted for the number of arms.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from evenslice.results.intervals import Interval
 
@@ -21,18 +22,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    Row = Mapping[str, Any]
+    RunRecord = Mapping[str, Any]
 
 __all__ = [
-    "FIGURES",
+    "METRICS",
     "SALIENCY_PERCENTILES",
+    "ArmSummary",
+    "Comparison",
+    "NonInferiority",
     "non_inferiority",
     "saliency_percentiles",
     "student_interval",
     "summarize_runs",
 ]
 
-FIGURES = (
+METRICS = (
     "dice",
     "iou",
     "hd95",
@@ -46,11 +50,87 @@ FIGURES = (
     "mirror_error",
     "mirror_disagreement",
 )
-"""The figures of a run; ``absolute_bias`` is the absolute value of the directional bias."""
+"""Names of the metrics of a run; ``absolute_bias`` is the absolute value of the directional bias."""
 
 SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 LEVEL = 0.95
+
+
+class NonInferiority(NamedTuple):
+    """A test that a metric is not inferior to the baseline's; see ``ArmSummary``."""
+
+    margin: float
+    p: float
+    holds: bool | None
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """The runs of one arm in a comparison.
+
+    Attributes:
+        arm: its name.
+        seeds: those of its finished runs.
+        metrics: mean over seeds by name (``METRICS``), with its 95 % interval.
+        shares: the same for each slice.
+        differences: mean paired difference from the baseline by name; empty for the baseline and without common seeds.
+        margin: of the non-inferiority test of Dice: the loss that would matter; NaN if ``differences`` is empty.
+        p: of the one-sided paired t test of a mean difference of at most -margin; NaN without a test.
+        holds: whether Dice is not inferior; None without a test.
+        bias_removed: the share of the baseline's absolute directional bias that the arm does not have; NaN if unknown.
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    metrics: dict[str, Interval]
+    shares: tuple[Interval, ...]
+    differences: dict[str, Interval] = field(default_factory=dict)
+    margin: float = math.nan
+    p: float = math.nan
+    holds: bool | None = None
+    bias_removed: float = math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain values, with the keys of ``summary.json``."""
+        values = asdict(self)
+        summary = {
+            "arm": self.arm,
+            "seeds": self.seeds,
+            "figures": values["metrics"],
+            "shares": values["shares"],
+        }
+        if not self.differences:
+            return summary
+        test = {name: values[name] for name in NonInferiority._fields}
+        return {
+            **summary,
+            "differences": values["differences"],
+            "non_inferiority": test,
+            "bias_removed": values["bias_removed"],
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The arms on one data set with one architecture."""
+
+    dataset: str
+    architecture: str
+    arms: tuple[ArmSummary, ...]
+
+    @property
+    def title(self) -> str:
+        """The names of both."""
+        return f"{self.dataset}, {self.architecture}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain values, with the keys of ``summary.json``."""
+        return {
+            "dataset": self.dataset,
+            "architecture": self.architecture,
+            "arms": [arm.to_dict() for arm in self.arms],
+        }
 
 
 def student_interval(values: ArrayLike) -> Interval:
@@ -65,43 +145,39 @@ def student_interval(values: ArrayLike) -> Interval:
     known = _known(values)
     if len(known) < 2:
         return Interval(float(known[0]) if len(known) else math.nan, math.nan, math.nan)
-    mean, error = _mean_and_error(known)
-    half = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2)) * error
-    return Interval(mean, mean - half, mean + half)
+    low, high = _t_test(known).confidence_interval(LEVEL)
+    return Interval(float(known.mean()), float(low), float(high))
 
 
-def non_inferiority(differences: ArrayLike, margin: float) -> dict[str, Any]:
-    """Test that a figure of which more is better is lower than the baseline's by less than a margin.
+def non_inferiority(differences: ArrayLike, margin: float) -> NonInferiority:
+    """Test that a metric of which more is better is lower than the baseline's by less than a margin.
 
     Args:
-        differences: the figure less that of the baseline, one for each seed; NaN values are left out.
+        differences: the metric less that of the baseline, one for each seed; NaN values are left out.
         margin: the loss that would matter, above 0.
 
     Returns:
-        ``margin``; ``p``, of the one-sided paired t test of a mean difference of at most -margin; ``holds``, whether p
-        is below 0.025, which is to say that the two-sided 95 % interval lies above -margin. With fewer than two seeds
-        there is no test, and both are None.
+        The test, which holds if p is below 0.025, that is, if the two-sided 95 % interval lies above -margin. With
+        fewer than two seeds there is no test.
 
     Example:
         >>> non_inferiority([0.002, -0.001, 0.001], margin=0.01)
-        {'margin': 0.01, 'p': 0.003..., 'holds': True}
-        >>> non_inferiority([-0.02, 0.01, 0.0], margin=0.01)["holds"]
+        NonInferiority(margin=0.01, p=0.003..., holds=True)
+        >>> non_inferiority([-0.02, 0.01, 0.0], margin=0.01).holds
         False
     """
     known = _known(differences)
     if len(known) < 2:
-        return {"margin": margin, "p": None, "holds": None}
-    mean, error = _mean_and_error(known)
-    statistic = (mean + margin) / max(error, np.finfo(float).tiny)  # equal differences leave no doubt
-    p = float(stdtr(len(known) - 1, -statistic))
-    return {"margin": margin, "p": p, "holds": p < (1 - LEVEL) / 2}
+        return NonInferiority(margin, math.nan, None)
+    p = float(_t_test(known, -margin, alternative="greater").pvalue)
+    return NonInferiority(margin, p, p < (1 - LEVEL) / 2)
 
 
 def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float]]:
-    """Describe how the saliency of pixels is distributed in each slice of the window.
+    """Return percentiles of the saliency of pixels in each slice of the window.
 
     Args:
-        saliency: (windows, slices, y, x), which sums to 1 over a window.
+        saliency: (windows, slices, y, x), summing to 1 over each window.
 
     Returns:
         For each slice the ``SALIENCY_PERCENTILES`` over all its pixels in all windows, in units of the mean over
@@ -116,77 +192,71 @@ def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float
     return [[float(f"{value:.4g}") for value in row] for row in values]
 
 
-def summarize_runs(rows: Iterable[Row], *, baseline: str, margin: float) -> list[dict[str, Any]]:
-    """Summarize the finished runs of a study, data set by data set and architecture by architecture.
+def summarize_runs(rows: Iterable[RunRecord], *, baseline: str, margin: float) -> list[Comparison]:
+    """Summarize the finished runs of a study.
 
     Args:
-        rows: for each run ``dataset``, ``architecture``, ``arm``, ``seed``, ``shares`` and those of ``FIGURES`` that it
-            has; None stands for a figure that does not exist.
-        baseline: the arm that others are compared with.
+        rows: for each run ``dataset``, ``architecture``, ``arm``, ``seed``, ``shares`` and its ``METRICS``; a metric
+            that is missing or None is undefined.
+        baseline: the arm that the others are compared with.
         margin: of the non-inferiority test of Dice.
 
     Returns:
-        For each data set and architecture, in the order in which they come: ``dataset``, ``architecture`` and
-        ``arms``; for each arm ``arm``, ``seeds``, ``figures`` and ``shares``, each with ``estimate``, ``low`` and
-        ``high``; and, except for the baseline, where it was run with the same seeds: ``differences`` likewise,
-        ``non_inferiority`` of Dice, and ``bias_removed``, the share of the baseline's absolute directional bias that
-        the arm does not have.
+        One comparison for each data set and architecture, in the order of the rows.
 
     Example:
         >>> rows = [
         ...     {"dataset": "d", "architecture": "a", "arm": arm, "seed": seed, "shares": None, "dice": dice + seed / 100}
         ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.81)] for seed in range(2)
         ... ]
-        >>> uniform = summarize_runs(rows, baseline="pretrained", margin=0.01)[0]["arms"][1]
-        >>> round(uniform["differences"]["dice"]["estimate"], 6), uniform["non_inferiority"]["holds"]
+        >>> uniform = summarize_runs(rows, baseline="pretrained", margin=0.01)[0].arms[1]
+        >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
         (0.01, True)
     """
-    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    groups: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
     for row in rows:
         arms = groups.setdefault((row["dataset"], row["architecture"]), {})
         arms.setdefault(row["arm"], []).append(row)
     return [
-        {
-            "dataset": dataset,
-            "architecture": architecture,
-            "arms": [
+        Comparison(
+            dataset,
+            architecture,
+            tuple(
                 _summarize_arm(arm, runs, [] if arm == baseline else arms.get(baseline, []), margin)
                 for arm, runs in arms.items()
-            ],
-        }
+            ),
+        )
         for (dataset, architecture), arms in groups.items()
     ]
 
 
-def _summarize_arm(arm: str, runs: Sequence[Row], baseline: Sequence[Row], margin: float) -> dict[str, Any]:
-    summary = {
-        "arm": arm,
-        "seeds": [run["seed"] for run in runs],
-        "figures": {name: _plain(student_interval(_column(runs, name))) for name in FIGURES},
-        "shares": _summarize_shares(runs),
-    }
+def _summarize_arm(
+    arm: str, runs: Sequence[RunRecord], baseline: Sequence[RunRecord], margin: float
+) -> ArmSummary:
+    seeds = tuple(run["seed"] for run in runs)
+    metrics = {name: student_interval(_column(runs, name)) for name in METRICS}
+    profiles = [run["shares"] for run in runs if run["shares"]]
+    shares = tuple(student_interval(column) for column in zip(*profiles, strict=True))
     by_seed = {run["seed"]: run for run in baseline}
     pairs = [(run, by_seed[run["seed"]]) for run in runs if run["seed"] in by_seed]
     if not pairs:
-        return summary
+        return ArmSummary(arm, seeds, metrics, shares)
     own, other = zip(*pairs, strict=True)
-    differences = {name: _column(own, name) - _column(other, name) for name in FIGURES}
+    differences = {name: _column(own, name) - _column(other, name) for name in METRICS}
     bias, expected = (student_interval(_column(side, "absolute_bias")).estimate for side in (own, other))
-    return {
-        **summary,
-        "differences": {name: _plain(student_interval(values)) for name, values in differences.items()},
-        "non_inferiority": non_inferiority(differences["dice"], margin),
-        "bias_removed": 1 - bias / expected if expected > 0 else None,
-    }
+    return ArmSummary(
+        arm,
+        seeds,
+        metrics,
+        shares,
+        {name: student_interval(values) for name, values in differences.items()},
+        *non_inferiority(differences["dice"], margin),
+        1 - bias / expected if expected > 0 else math.nan,
+    )
 
 
-def _summarize_shares(runs: Sequence[Row]) -> list[dict[str, Any]]:
-    profiles = [run["shares"] for run in runs if run["shares"]]
-    return [_plain(student_interval(column)) for column in zip(*profiles, strict=True)]
-
-
-def _column(runs: Sequence[Row], name: str) -> NDArray[np.float64]:
-    """Return one figure of runs; NaN where it does not exist."""
+def _column(runs: Sequence[RunRecord], name: str) -> NDArray[np.float64]:
+    """Return one metric of runs, NaN where undefined."""
     return np.array([run.get(name) for run in runs], dtype=np.float64)
 
 
@@ -195,9 +265,11 @@ def _known(values: ArrayLike) -> NDArray[np.float64]:
     return known[~np.isnan(known)]
 
 
-def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+def _t_test(values: NDArray[np.float64], mean: float = 0.0, **options: Any) -> Any:
+    from scipy.stats import ttest_1samp  # slow to import
 
-
-def _plain(interval: Interval) -> dict[str, float]:
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Precision loss", RuntimeWarning
+        )  # equal values: an interval without width
+        return ttest_1samp(values, mean, **options)

@@ -1,7 +1,7 @@
-"""Files of a study, read with care: they may come from others.
+"""Readers of a study's files that are safe for files of unknown origin.
 
-No more of a file is read than a study writes, nothing is unpickled, and what is not of the right kind is refused. All
-refusals are errors of the ``UNREADABLE`` kinds, which ``reading`` turns into one line that names the file.
+They read no more of a file than a study writes, unpickle nothing and check every type. All their errors are of the
+kinds ``UNREADABLE``, which ``reading`` turns into one line that names the file.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import io
 import json
 import math
 import zipfile
-import zlib
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError
+from evenslice._core import UNREADABLE, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -27,37 +26,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "EXAMPLE",
-    "figure",
+    "EXAMPLE_SIZE",
+    "count",
+    "number",
     "read_json",
     "read_pictures",
     "read_rows",
     "read_text",
     "reading",
-    "whole",
-    "word",
+    "text",
 ]
 
-EXAMPLE = 256
-"""Pixels along y and x of the examples that runs keep, at most."""
+EXAMPLE_SIZE = 256
+"""Largest number of pixels along y and x of the example that a run keeps."""
 
 MAX_BYTES = 16 * 2**20
 MAX_COLUMNS = 1000
-LARGEST = 1e9  # figure that a study could find
-
-UNREADABLE = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError),
-    *(MemoryError, OverflowError, RecursionError, csv.Error, zipfile.BadZipFile, zlib.error),
-)
-"""What json, csv, zipfile and NumPy raise on damaged or hostile files."""
+LARGEST = 1e9  # no metric of a study can be larger
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Path]:
-    """Yield a path to read, and what is to be taken from it.
+    """Yield the path of a file to read in the block.
 
     Raises:
-        ConfigError: what the block raised says that the file is not what it should be.
+        ConfigError: the block raised an error that means that the file is damaged.
     """
     try:
         yield path
@@ -65,24 +58,24 @@ def reading(path: Path) -> Iterator[Path]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
             f"{path}: cannot be read as part of a study ({reason}); remove it and start the study again, which repeats "
-            "nothing else"
+            "only what is missing"
         ) from error
 
 
 def read_text(path: Path) -> str:
-    """Return what a file of at most ``MAX_BYTES`` holds."""
+    """Return the text of a file of at most ``MAX_BYTES``."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
+        raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
     return content.decode("utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the one object of a JSON file."""
+    """Return the object in a JSON file."""
     document = json.loads(read_text(path))
     if not isinstance(document, dict):
-        raise TypeError("it holds no object")
+        raise TypeError("it is not a JSON object")
     return document
 
 
@@ -91,8 +84,8 @@ def read_rows(path: Path, needed: Collection[str], most: int) -> list[dict[str, 
 
     Args:
         path: the file.
-        needed: columns that it must have.
-        most: how many rows it may have.
+        needed: required columns.
+        most: largest number of rows.
     """
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
     columns = reader.fieldnames or ()
@@ -104,12 +97,12 @@ def read_rows(path: Path, needed: Collection[str], most: int) -> list[dict[str, 
     if len(rows) > most:
         raise ValueError(f"it has more than {most} rows")
     if any(None in row for row in rows):
-        raise ValueError("a row is longer than the first")
+        raise ValueError("a row is longer than the header")
     return rows
 
 
 def read_pictures(path: Path, *names: str) -> dict[str, NDArray[np.uint8]]:
-    """Return arrays (y, x) of an ``.npz`` file, all of one shape of at most ``EXAMPLE`` along y and x."""
+    """Return arrays (y, x) of an ``.npz`` file, all of one shape of at most ``EXAMPLE_SIZE`` along y and x."""
     with zipfile.ZipFile(path) as file:
         pictures = {name: _picture(file, f"{name}.npy") for name in names}
     if len({picture.shape for picture in pictures.values()}) > 1:
@@ -118,43 +111,43 @@ def read_pictures(path: Path, *names: str) -> dict[str, NDArray[np.uint8]]:
 
 
 def _picture(file: zipfile.ZipFile, name: str) -> NDArray[np.uint8]:
-    most = EXAMPLE**2 + 1024  # with its header
+    most = EXAMPLE_SIZE**2 + 1024  # with its header
     with file.open(name) as member:
         content = member.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"{name} has more than {EXAMPLE} x {EXAMPLE} pixels")
+        raise ValueError(f"{name} has more than {EXAMPLE_SIZE} x {EXAMPLE_SIZE} pixels")
     array: NDArray[np.uint8] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    if array.dtype != np.uint8 or array.ndim != 2 or array.size == 0 or max(array.shape) > EXAMPLE:
-        raise ValueError(f"{name} is {array.dtype} of the shape {array.shape}")
+    if array.dtype != np.uint8 or array.ndim != 2 or array.size == 0 or max(array.shape) > EXAMPLE_SIZE:
+        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
     return array
 
 
-def figure(value: Any) -> float:
-    """Return a figure, NaN where there is none.
+def number(value: Any) -> float:
+    """Return a number as a float; None is NaN.
 
     Example:
-        >>> figure(None), figure(2)
+        >>> number(None), number(2)
         (nan, 2.0)
     """
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r:.40} is no number")
+        raise TypeError(f"{value!r:.40} is not a number")
     if abs(value) > LARGEST:
-        raise ValueError(f"{value:g} is beyond what a study can find")
+        raise ValueError(f"{value:g} is too large for a result of a study")
     return float(value)
 
 
-def whole(value: Any) -> int:
+def count(value: Any) -> int:
     """Return a whole number of at least 0."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError(f"{value!r:.40} is no whole number of at least 0")
+        raise TypeError(f"{value!r:.40} is not a whole number of at least 0")
     return value
 
 
-def word(record: Mapping[str, Any], name: str) -> str:
-    """Return the text of a record that has this name."""
-    text = record[name]
-    if not isinstance(text, str):
-        raise TypeError(f"{name}: {text!r:.40} is no text")
-    return text
+def text(record: Mapping[str, Any], name: str) -> str:
+    """Return an entry of a record that has to be text."""
+    value = record[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: {value!r:.40} is not text")
+    return value

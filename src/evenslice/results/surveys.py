@@ -1,4 +1,4 @@
-"""What a survey of networks found, and how it travels to files."""
+"""The result of a survey of networks, and the file that holds it."""
 
 from __future__ import annotations
 
@@ -8,44 +8,46 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, json_text
+from evenslice._core import UNREADABLE, ConfigError, json_text, reason
+from evenslice.results.audits import AuditedVolume  # noqa: TC001  # ``from_plain`` reads the annotation
 from evenslice.results.intervals import Interval
+from evenslice.results.plain_values import from_plain
 
 if TYPE_CHECKING:
     import os
     from typing import Self
 
-__all__ = ["SURVEY_FILES", "SurveyResult", "Surveyed", "is_survey"]
+__all__ = ["SURVEY_FILES", "SurveyResult", "SurveyRun", "SurveyedNetwork", "is_survey"]
 
 FORMAT = 1
 
 SURVEY_FILES = ("survey.json", "survey.csv", "report.html", "figures/balance.png", "figures/balance.svg")
-"""Names of everything that ``Survey.save`` writes."""
+"""Names of the files that ``Survey.save`` writes."""
 
 _UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
-class Surveyed:
-    """One network of a survey; of a network that failed, only ``spec``, ``weights`` and ``error`` say anything.
+class SurveyedNetwork:
+    """One network of a survey; if it failed, only ``spec``, ``weights`` and ``error`` are set.
 
     Attributes:
-        spec: which network.
+        spec: the specification of the network.
         weights: ``"imagenet"``, ``"none"`` or the path of a file.
-        origin: where the weights came from: a package and its version, a hub, a digest, a seed.
-        random: top-level parts of the network that were drawn at random.
+        origin: source of the weights: a package and its version, a hub, a digest, a seed.
+        random: top-level parts of the network with random weights.
         stems: dotted names of the layers that read the image.
-        energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.results.color_balance``.
-        chromatic: part of that energy that a gray image never meets, 0..1.
+        energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.results.channel_balance``.
+        chromatic: part of that energy to which a gray image does not contribute, 0..1.
         verdict: of the audit.
-        shares: (N,) share of each slice in the attribution, with its interval.
-        pairs: (K,) model part of each pair bias, with its interval.
-        directional_bias: D_m, with its interval.
+        shares: (N,) share of each slice in the attribution.
+        pairs: (K,) model part of each pair bias.
+        directional_bias: D_m.
         mirror_error: change of the output when a window is reversed, relative to its largest value.
-        mirror_disagreement: share of the predictions that change then.
-        windows: how many the network was shown.
-        seconds: what it took.
-        error: why the network could not be surveyed, in one line; empty where it could.
+        mirror_disagreement: share of the predictions that change when a window is reversed.
+        windows: number of windows that the network was shown.
+        seconds: duration.
+        error: why the network could not be surveyed, in one line; empty if it could.
     """
 
     spec: str
@@ -72,24 +74,55 @@ class Surveyed:
         return tuple(range(-half, len(self.shares) - half))
 
     @property
-    def order(self) -> tuple[bool, float, float]:
-        """The place in a table: largest absolute D_m first, then largest pair bias; what is not known or failed comes last."""
+    def sort_key(self) -> tuple[bool, float, float]:
+        """The key that sorts networks by absolute D_m, then by largest pair bias, descending; unknown and failed last."""
         bias = abs(self.directional_bias.estimate)
         largest = max((abs(pair.estimate) for pair in self.pairs), default=0.0)
         return bool(self.error), math.inf if math.isnan(bias) else -bias, -largest
 
 
-@dataclass(frozen=True, repr=False)
-class SurveyResult:
-    """What a survey found: its networks, that with the largest absolute D_m first and those that failed last.
+@dataclass(frozen=True, kw_only=True)
+class SurveyRun:
+    """What a survey ran; an entry missing from an older document has its default.
 
     Attributes:
-        networks: all of them.
-        run: what was run, ready for JSON: slices, windows, seed, volumes, command, versions, created, seconds.
+        slices: N as requested; None for as many as each network has inputs.
+        windows: number of windows that each network was shown.
+        seed: random seed.
+        method: of attribution.
+        target: what was explained, "auto" resolved.
+        device: PyTorch device.
+        volumes: the volume.
+        versions: of Python and of the packages involved.
+        command: the command line.
+        created: date and time in UTC, ISO 8601.
+        seconds: duration.
     """
 
-    networks: tuple[Surveyed, ...]
-    run: dict[str, Any] = field(default_factory=dict)
+    slices: int | None = None
+    windows: int = 0
+    seed: int = 0
+    method: str = ""
+    target: int | str = ""
+    device: str = ""
+    volumes: tuple[AuditedVolume, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
+    created: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class SurveyResult:
+    """The result of a survey.
+
+    Attributes:
+        networks: all networks, the one with the largest absolute D_m first, those that failed last.
+        run: what was run.
+    """
+
+    networks: tuple[SurveyedNetwork, ...]
+    run: SurveyRun = field(default_factory=SurveyRun)
 
     def __repr__(self) -> str:
         lines = (
@@ -98,48 +131,49 @@ class SurveyResult:
         return f"<Survey: {'; '.join(lines)}>"
 
     @property
-    def measured(self) -> tuple[Surveyed, ...]:
-        """The networks that could be surveyed."""
+    def measured(self) -> tuple[SurveyedNetwork, ...]:
+        """The networks that were surveyed."""
         return tuple(item for item in self.networks if not item.error)
 
     @property
-    def failed(self) -> tuple[Surveyed, ...]:
-        """The networks that could not."""
+    def failed(self) -> tuple[SurveyedNetwork, ...]:
+        """The networks that could not be surveyed."""
         return tuple(item for item in self.networks if item.error)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the survey as plain values, as ``survey.json`` holds them."""
-        return {"format": FORMAT, "networks": [_plain(item) for item in self.networks], **self.run}
+        """Return the survey as plain values, with the keys of ``survey.json``."""
+        return {"format": FORMAT, "networks": [_plain(item) for item in self.networks], **asdict(self.run)}
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Read what ``evenslice survey --out`` wrote into a folder.
 
         Raises:
-            ConfigError: it holds no survey, or one that cannot be read.
+            ConfigError: the folder holds no survey, or one that cannot be read.
         """
         path = Path(folder) / "survey.json"
         if not path.is_file():
             raise ConfigError(f"{folder}: holds no survey; name a folder that `evenslice survey --out` wrote")
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            if document.pop("format") != FORMAT:
+            if document["format"] != FORMAT:
                 raise ValueError(f"this version reads format {FORMAT}")
-            survey = cls(tuple(_from_plain(item) for item in document.pop("networks")), document)
+            networks = from_plain(tuple[SurveyedNetwork, ...], document["networks"])
+            survey = cls(networks, from_plain(SurveyRun, document))
             if not survey.measured or not all(item.energy and item.shares for item in survey.measured):
-                raise ValueError("there is no network in it, or one of which nothing was measured")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError("it holds no network that was measured, or one without measurements")
+        except UNREADABLE as error:
             raise ConfigError(
-                f"{path}: cannot be read as a survey ({error}); run the survey again"
+                f"{path}: cannot be read as a survey ({reason(error)}); run the survey again"
             ) from error
         return survey
 
     def to_json(self) -> str:
-        """Return the survey as one JSON document; figures that do not exist are null."""
+        """Return the survey as a JSON document; undefined values are null."""
         return json_text(self.to_dict())
 
 
-def _plain(item: Surveyed) -> dict[str, Any]:
+def _plain(item: SurveyedNetwork) -> dict[str, Any]:
     values = asdict(item)
     for name, offsets in (("shares", item.offsets), ("pairs", range(1, len(item.pairs) + 1))):
         values[name] = [{"offset": k, **value} for k, value in zip(offsets, values[name], strict=True)]
@@ -147,34 +181,5 @@ def _plain(item: Surveyed) -> dict[str, Any]:
 
 
 def is_survey(folder: str | os.PathLike[str]) -> bool:
-    """Say whether a folder is that of a survey."""
+    """Return whether a folder holds a survey."""
     return (Path(folder) / "survey.json").is_file()
-
-
-def _from_plain(item: dict[str, Any]) -> Surveyed:
-    return Surveyed(
-        spec=str(item["spec"]),
-        weights=str(item["weights"]),
-        origin=str(item["origin"]),
-        random=tuple(map(str, item["random"])),
-        stems=tuple(map(str, item["stems"])),
-        energy=tuple(map(_number, item["energy"])),
-        chromatic=_number(item["chromatic"]),
-        verdict=str(item["verdict"]),
-        shares=tuple(map(_interval, item["shares"])),
-        pairs=tuple(map(_interval, item["pairs"])),
-        directional_bias=_interval(item["directional_bias"]),
-        mirror_error=_interval(item["mirror_error"]),
-        mirror_disagreement=_interval(item["mirror_disagreement"]),
-        windows=int(item["windows"]),
-        seconds=float(item["seconds"]),
-        error=str(item["error"]),
-    )
-
-
-def _interval(value: dict[str, Any]) -> Interval:
-    return Interval(*(_number(value[name]) for name in ("estimate", "low", "high")))
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)

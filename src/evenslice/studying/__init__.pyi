@@ -1,2 +1,3 @@
 from .config import StudyConfig as StudyConfig
-from .experiment import study as study
+from .outcome import RunOutcome as RunOutcome
+from .study_runner import study as study

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from evenslice._core import Section, nearest, needs_extra
+from evenslice._core import Section, did_you_mean, needs_extra
 from evenslice.training import (
     AugmentationConfig,
     DataConfig,
-    Slices,
-    Source,
-    Strategy,
-    Tie,
+    LabelledFiles,
+    SlicesOption,
+    StrategyOption,
+    TieOption,
     TrainingConfig,
-    Weights,
+    WeightsOption,
     check_strategy,
 )
 
@@ -31,30 +31,30 @@ __all__ = ["Architecture", "Arm", "AuditOptions", "StudyConfig", "StudyData"]
 
 
 class Arm(Section):
-    """One way to start and to train, which is compared with the others."""
+    """One way of initializing and training networks, to be compared with others."""
 
-    name: str = Field(min_length=1, description="What the arm is called in results.")
-    strategy: Strategy = Field(
-        default="uniform", description="How colour kernels become slice kernels, as train takes it."
+    name: str = Field(min_length=1, description="Name of the arm in results.")
+    strategy: StrategyOption = Field(
+        default="uniform", description="How colour kernels become slice kernels, as in train."
     )
-    tie: Tie = Field(default=None, description="Keep the symmetry while training: mirror or uniform.")
+    tie: TieOption = Field(default=None, description="Symmetry to enforce in training: mirror or uniform.")
     z_flip: bool | None = Field(
-        default=None, description="Reverse the slices of crops at random; by default as in augmentation."
+        default=None, description="Randomly reverse the order of slices; by default as in augmentation."
     )
-    weights: Weights | None = Field(default=None, description="Weights instead of the architecture's.")
+    weights: WeightsOption | None = Field(default=None, description="Replaces the architecture's weights.")
 
 
 class Architecture(Section):
     """A network to compare the arms with."""
 
-    name: str = Field(min_length=1, description="What the network is called in results.")
-    spec: str = Field(min_length=1, description="The network, as train takes it.")
-    weights: Weights = Field(default="imagenet", description="Its weights: imagenet, none or a file.")
+    name: str = Field(min_length=1, description="Name of the network in results.")
+    spec: str = Field(min_length=1, description="Network, as in train.")
+    weights: WeightsOption = Field(default="imagenet", description="Weights: imagenet, none, or a file.")
 
 
 def _one_device(training: TrainingConfig) -> TrainingConfig:
     if training.devices > 1:
-        raise ValueError("a run of a study has one device; run several at once with several workers")
+        raise ValueError("a run of a study uses one device; use several workers to run several at once")
     return training
 
 
@@ -64,19 +64,19 @@ OneDevice = Annotated[TrainingConfig, AfterValidator(_one_device)]
 class StudyData(DataConfig):
     """A data set to compare the arms on."""
 
-    test: tuple[Source, ...] = Field(min_length=1, description="Pairs to test and audit networks on.")
+    test: tuple[LabelledFiles, ...] = Field(min_length=1, description="Pairs for tests and audits.")
     training: OneDevice = Field(
         default_factory=TrainingConfig,
-        description="Options of training that differ for this data set; the others are those of the study.",
+        description="Training options for this data set that differ from those of the study.",
     )
 
     @field_serializer("training")
     def _in_full(self, training: TrainingConfig) -> dict[str, Any]:
-        """Keep what is a default, too: it may not be what the study has."""
+        """Keep defaults, too: they may differ from the options of the study."""
         return training.model_dump(mode="json")
 
     def data(self) -> DataConfig:
-        """Return the data set as ``train`` takes it."""
+        """Return the data set without its training options."""
         return DataConfig.model_validate(self.model_dump(exclude={"training"}))
 
 
@@ -84,7 +84,7 @@ def _known_method(method: str) -> str:
     from evenslice.auditing import METHODS
 
     if method not in METHODS:
-        raise ValueError(nearest(method, METHODS))
+        raise ValueError(did_you_mean(method, METHODS))
     return method
 
 
@@ -94,26 +94,26 @@ Method = Annotated[str, AfterValidator(_known_method)]
 class AuditOptions(Section):
     """How trained networks are audited, on the test volumes."""
 
-    method: Method = Field(default="gradient", description="Of attribution.")
+    method: Method = Field(default="gradient", description="Attribution method.")
     precision: float = Field(
-        default=0.01, gt=0, description="Half-width of the 95 % intervals of the pair biases to stop at."
+        default=0.01, gt=0, description="Half-width of 95 % intervals of pair biases at which to stop."
     )
-    max_windows: int | None = Field(default=400, ge=1, description="Stop after so many windows in any case.")
-    batch: int = Field(default=4, ge=1, description="Windows in one pass.")
+    max_windows: int | None = Field(default=400, ge=1, description="Largest number of windows, or null.")
+    batch: int = Field(default=4, ge=1, description="Windows per forward pass.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="float32", description="Precision; in bfloat16 rounding alone makes biases of 0.001."
+        default="float32", description="Precision; rounding in bfloat16 alone causes biases of 0.001."
     )
 
 
 def _given(training: Any) -> dict[str, Any] | None:
-    """Return the options of training that someone set; None where they are nothing of the kind, which shows later."""
+    """Return the training options that were set; None if they are invalid, which is reported later."""
     if isinstance(training, TrainingConfig):
         return training.model_dump(exclude_unset=True)
     return {} if training is None else training if isinstance(training, dict) else None
 
 
 def _completed(data: Any, common: dict[str, Any]) -> Any:
-    """Give a data set the options of training that it does not change."""
+    """Return a data set with the common training options that it does not override."""
     if isinstance(data, StudyData):
         training = TrainingConfig.model_validate(common | (_given(data.training) or {}))
         return data.model_copy(update={"training": training})
@@ -122,7 +122,7 @@ def _completed(data: Any, common: dict[str, Any]) -> Any:
 
 
 class StudyConfig(Section):
-    """Everything that a study depends on.
+    """The configuration of a study.
 
     Example:
         >>> pair = {"image": "image.tif", "labels": "labels.tif"}
@@ -138,29 +138,29 @@ class StudyConfig(Section):
     """
 
     seeds: tuple[int, ...] = Field(
-        default=(0, 1, 2), min_length=1, description="Each arm is run with each of these seeds."
+        default=(0, 1, 2), min_length=1, description="Random seeds; each arm is run with each of them."
     )
-    slices: Slices = Field(default=3, description="Slices in a window, odd.")
+    slices: SlicesOption = Field(default=3, description="Number of slices in a window, odd.")
     step: int = Field(default=1, ge=1, description="Distance between the slices of a window.")
     augmentation: AugmentationConfig = Field(
-        default=AugmentationConfig(), description="How crops are varied."
+        default=AugmentationConfig(), description="Augmentation of crops."
     )
-    training: OneDevice = Field(default=TrainingConfig(), description="How networks are trained.")
-    audit: AuditOptions = Field(default=AuditOptions(), description="How they are audited.")
-    arms: tuple[Arm, ...] = Field(min_length=1, description="What is compared.")
+    training: OneDevice = Field(default=TrainingConfig(), description="Training.")
+    audit: AuditOptions = Field(default=AuditOptions(), description="Audit of the trained networks.")
+    arms: tuple[Arm, ...] = Field(min_length=1, description="Arms to compare.")
     baseline: str = Field(
-        default="pretrained", validate_default=True, description="The arm that the others are compared with."
+        default="pretrained", validate_default=True, description="Arm that the others are compared with."
     )
     margin: float = Field(
-        default=0.01, gt=0, lt=1, description="The loss of Dice against the baseline that would matter."
+        default=0.01, gt=0, lt=1, description="Loss of Dice relative to the baseline that would matter."
     )
-    architectures: tuple[Architecture, ...] = Field(min_length=1, description="The networks.")
-    datasets: tuple[StudyData, ...] = Field(min_length=1, description="The data sets.")
+    architectures: tuple[Architecture, ...] = Field(min_length=1, description="Networks.")
+    datasets: tuple[StudyData, ...] = Field(min_length=1, description="Data sets.")
 
     @model_validator(mode="before")
     @classmethod
     def _complete_training(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Give each data set the options of training that it does not change."""
+        """Complete each data set with the common training options."""
         common, datasets = _given(values.get("training")), values.get("datasets")
         if common and isinstance(datasets, list | tuple):
             return {**values, "datasets": [_completed(data, common) for data in datasets]}
@@ -172,7 +172,7 @@ class StudyConfig(Section):
         names = [item.name for item in items]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"the name {name!r} stands twice; name each differently")
+                raise ValueError(f"the name {name!r} occurs twice; give different names")
         return items
 
     @field_validator("seeds")

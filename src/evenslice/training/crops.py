@@ -1,10 +1,10 @@
-"""Random crops of training data, each of which depends on the seed and its number alone.
+"""Random crops of training data, each of which depends only on the seed and its number.
 
-Crop number i of a run is the same whatever was drawn before it, in whichever process: a run that is resumed, or spread
-over several devices, sees the crops that an undisturbed one sees.
+Crop i of a run does not depend on what was drawn before it, nor on the process: a run that is resumed, or that uses
+several devices, sees the same crops.
 
-Turns, flips and changes of intensity are array operations here, not MONAI's transforms: crops are cut in the training
-process by default, and the transforms cost several times as much (``benchmarks/crop_speed.py``).
+Rotations, flips and intensity changes are array operations instead of MONAI's transforms: by default crops are prepared
+in the training process, and the transforms take several times as long (``benchmarks/crop_speed.py``).
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ if TYPE_CHECKING:
 
 __all__ = ["CropData", "CropDataset", "StepSampler"]
 
-# Ranges of what happens to intensities 0..1, and how often it does.
+# Ranges and probabilities of intensity changes, for intensities in 0..1.
 CHANGED = 0.5
 GAMMA = 0.25  # exponents from exp(-GAMMA) to exp(GAMMA)
 CONTRAST = 0.2
 BRIGHTNESS = 0.1
-NOISY = 0.5  # of the changed ones
+NOISY = 0.5  # of the changed windows
 NOISE = 0.04
 
 
 class CropDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Random crops of parts, with the class of each pixel of their middle slices.
+    """Random crops of parts, with the class of each pixel of their centre slices.
 
-    A crop lies anywhere with equal chance, or, with the chance ``foreground``, around a voxel of a foreground class;
-    each class is as likely as the others, and so is each of its voxels.
+    The position of a crop is uniformly random or, with probability ``foreground``, around a voxel of a foreground class.
+    All foreground classes are equally likely, and so are all voxels of a class.
 
     Args:
-        parts: where crops are cut from.
-        model: the slices of a window.
-        crop: size along y and x; a plane that is smaller is mirrored beyond its border.
-        length: how many crops there are.
-        foreground: share of the crops drawn around a voxel of the foreground, 0..1.
-        augmentation: what happens to them; None leaves them as they are.
-        scaling: the mean and standard deviation by which the network wants slices in 0..1 scaled.
-        seed: of everything that is drawn.
+        parts: the volumes to crop.
+        model: number and distance of the slices of a window.
+        crop: size along y and x; a smaller plane is mirrored beyond its borders.
+        length: number of crops.
+        foreground: fraction of crops drawn around a foreground voxel, 0..1.
+        augmentation: random changes; None for none.
+        scaling: the mean and standard deviation that the network expects of slices in 0..1.
+        seed: random seed.
 
     Example:
         >>> from evenslice.training import ModelConfig
@@ -99,10 +99,10 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         return self._length
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Cut crop number ``index``.
+        """Return crop ``index``.
 
         Returns:
-            The window, (N, y, x) float32, as the network wants it scaled, and its classes, (y, x) int64.
+            The window, (N, y, x) float32, scaled for the network, and its classes, (y, x) int64.
 
         Raises:
             VolumeError: a file cannot be read.
@@ -126,7 +126,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 class _Places:
-    """Where crops lie: which part, and the slice and corner in it."""
+    """Draws positions of crops: a part, and the slice and corner in it."""
 
     def __init__(self, parts: Sequence[LabelledVolume], foreground: float) -> None:
         self._foreground = foreground
@@ -139,7 +139,7 @@ class _Places:
         ]
 
     def draw(self, tile: tuple[int, int], random: np.random.Generator) -> tuple[int, int, int, int]:
-        """Return the number of a part, and z, y, x of the middle slice and the corner in it."""
+        """Return the index of a part, the centre slice z, and the corner y, x."""
         if self._classes and random.random() < self._foreground:
             return self._draw_around(tile, random)
         number = _choose(self._by_size, random)
@@ -152,7 +152,7 @@ class _Places:
         return number, int(z), int(y), int(x)
 
     def _draw_around(self, tile: tuple[int, int], random: np.random.Generator) -> tuple[int, int, int, int]:
-        """Draw a voxel of the foreground, and one of the corners whose tile contains it."""
+        """Draw a foreground voxel, and a corner of a tile that contains it."""
         by_part, positions = self._classes[random.integers(len(self._classes))]
         number = _choose(by_part, random)
         voxel = random.choice(positions[number])
@@ -188,7 +188,7 @@ def _flip(
 
 
 def _change_intensity(window: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """Change gamma, contrast and brightness of half the windows, alike in all slices, and add noise to half of those."""
+    """Change gamma, contrast and brightness of half the windows, equally in all slices, and add noise to half of those."""
     if random.random() >= CHANGED:
         return window
     gamma, contrast, brightness = random.uniform(-1, 1, 3) * (GAMMA, CONTRAST, BRIGHTNESS)
@@ -201,10 +201,10 @@ def _change_intensity(window: NDArray[np.float32], random: np.random.Generator) 
 
 
 class StepSampler(Sampler[list[int]]):
-    """The numbers of the crops of each of some steps, for one of several processes.
+    """The indices of the crops of each step, for one of several processes.
 
-    Step s takes the crops from ``s * batch`` up to ``(s + 1) * batch``; of ``world`` processes each takes every
-    ``world``-th.
+    Step s uses the crops from ``s * batch`` up to ``(s + 1) * batch``; each of ``world`` processes takes every
+    ``world``-th of them.
 
     Example:
         >>> list(StepSampler(range(1, 3), batch=4, rank=1, world=2))
@@ -226,13 +226,13 @@ class StepSampler(Sampler[list[int]]):
 class CropData(LightningDataModule):
     """The crops of a training run, in batches; an epoch lasts from one validation to the next.
 
-    The trainer has to ask for each epoch anew (``reload_dataloaders_every_n_epochs=1``) and must not replace the sampler,
-    which knows about processes (``use_distributed_sampler=False``).
+    The trainer must reload the data each epoch (``reload_dataloaders_every_n_epochs=1``) and must not replace the sampler,
+    which handles several processes (``use_distributed_sampler=False``).
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         data: its data set.
-        scaling: the mean and standard deviation by which the network wants slices in 0..1 scaled.
+        scaling: the mean and standard deviation that the network expects of slices in 0..1.
     """
 
     def __init__(self, config: TrainConfig, data: Data, scaling: tuple[float, float]) -> None:
@@ -250,7 +250,7 @@ class CropData(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Return the batches of the trainer's epoch: windows (batch, N, y, x) and classes (batch, y, x)."""
+        """Return the batches of the current epoch: windows (batch, N, y, x) and classes (batch, y, x)."""
         training, trainer = self._training, self.trainer
         epoch, rank, world = (
             (trainer.current_epoch, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
@@ -262,5 +262,5 @@ class CropData(LightningDataModule):
             batch_sampler=StepSampler(steps, training.batch, rank=rank, world=world),
             num_workers=training.workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # the global one would lose a draw each epoch
+            generator=torch.Generator(),  # the global generator would advance each epoch
         )

@@ -1,4 +1,4 @@
-"""How a segmenter of slice windows learns: loss, optimizer, learning rate, and which weights are kept."""
+"""Training of segmenters: loss, optimizer, learning rate, and the choice of the best network."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ __all__ = [
     "output_channels",
 ]
 
-TIE = 0.002  # of validation scores
+SCORE_NOISE = 0.002  # differences of validation scores up to this are noise
 LOG_EVERY = 10  # steps; a row of the log holds their mean loss
 
 
 def output_channels(loss: str, classes: int) -> int:
-    """Return how many channels a network needs: one for each class, or one alone where a single sigmoid will do.
+    """Return the number of channels that a network needs: one for each class, or one if a single sigmoid is enough.
 
     Example:
         >>> output_channels("dice_ce", 2), output_channels("dice_bce", 2), output_channels("dice_bce", 3)
@@ -52,14 +52,13 @@ def output_channels(loss: str, classes: int) -> int:
 
 
 class SegmentationLoss(nn.Module):
-    """Dice loss plus cross entropy, both of MONAI or PyTorch, with equal weight.
+    """The sum of MONAI's Dice loss and PyTorch's cross entropy.
 
-    The Dice loss is that of the classes without the background, over all pixels of a batch at once (a crop without a
-    class then costs nothing); the cross entropy is the mean over pixels.
+    The Dice loss excludes the background and is computed over all pixels of a batch at once, so that a crop without a
+    class is not penalized; the cross entropy is the mean over pixels.
 
     Args:
-        kind: "dice_ce", softmax over the classes, or "dice_bce", a sigmoid for each class, or for class 1 alone where
-            there are two.
+        kind: "dice_ce", softmax over the classes, or "dice_bce", a sigmoid for each class, or only for class 1 of two.
         classes: C, 2 or more.
 
     Example:
@@ -82,7 +81,7 @@ class SegmentationLoss(nn.Module):
         )
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Compare logits (B, channels, y, x) with class numbers (B, y, x) and return one number."""
+        """Return the scalar loss of logits (batch, channels, y, x) and classes (batch, y, x)."""
         target = labels[:, None].to(scores)
         if self.channels > 1:
             target = functional.one_hot(labels, self.channels).movedim(-1, 1).to(scores)
@@ -95,21 +94,21 @@ class SegmentationLoss(nn.Module):
 
 
 class SegmentationModule(LightningModule):
-    """A network of slice windows in training.
+    """A segmentation network in training.
 
-    What a step draws at random depends on the seed, the number of the step and the process alone.
+    The random numbers of a step depend only on the seed, the number of the step and the process.
 
     Args:
-        network: maps windows (batch, slices, y, x), scaled as it wants them, to logits.
+        network: maps windows (batch, slices, y, x), with the scaling it expects, to logits.
         config: how it is trained.
-        classes: number of classes, background included.
-        seed: of what the network draws, as dropout does.
+        classes: number of classes, including background.
+        seed: random seed of the network, for dropout and the like.
 
     Attributes:
-        seconds: how long the training took so far, interrupted runs that were resumed included.
+        seconds: training time so far, including that before the run was resumed.
 
     Raises:
-        ModelError: the loss is no longer finite.
+        ModelError: the loss is not finite.
     """
 
     def __init__(self, network: nn.Module, config: TrainingConfig, *, classes: int, seed: int = 0) -> None:
@@ -127,14 +126,14 @@ class SegmentationModule(LightningModule):
         return class_logits(self.network, windows)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002  # Lightning's
-        """Return the loss of a batch of windows with the classes of their middle slices."""
+        """Return the loss of a batch of windows and the classes of their centre slices."""
         windows, labels = batch
         loss: Tensor = self.loss(self(windows.contiguous(memory_format=torch.channels_last)), labels)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return AdamW, which lets biases and normalisations be as large as they like, and the learning rate's course."""
+        """Return AdamW, without weight decay of biases and normalizations, and the learning rate schedule."""
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [parameter for parameter in trained if parameter.ndim > 1]},
@@ -151,26 +150,26 @@ class SegmentationModule(LightningModule):
         self._clock = time.monotonic()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
-        """Seed what the network draws in this step."""
+        """Seed the random numbers of this step."""
         state = np.random.SeedSequence([self._seed, self.global_step, self.global_rank])
         torch.manual_seed(int(state.generate_state(1)[0]))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
-        """Log the mean loss of the last steps now and then."""
+        """Log the mean loss every ``LOG_EVERY`` steps."""
         self._losses.append(outputs["loss"].detach())
         if self.global_step % LOG_EVERY == 0:
             self._log_losses()
 
     def on_train_epoch_end(self) -> None:
-        """Log what is left, so that a run that goes on from here logs what an undisturbed one does."""
+        """Log the remaining losses, so that a run resumed here has the same log as an uninterrupted one."""
         self._log_losses()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep how long the training took."""
+        """Save the training time."""
         checkpoint[METADATA_KEY] = {"seconds": self.seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up how long the training took."""
+        """Restore the training time."""
         self.seconds = checkpoint[METADATA_KEY]["seconds"]
 
     def _factor(self, step: int) -> float:
@@ -193,12 +192,12 @@ class SegmentationModule(LightningModule):
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Return what the highest learning rate is multiplied by in a step: it rises linearly, then falls as a cosine.
+    """Return the factor of the peak learning rate in a step: a linear rise, then a cosine decay.
 
     Args:
-        step: number of the step, 0..steps - 1.
-        steps: how many there are.
-        warmup: share of the steps in which it rises, 0..1.
+        step: the step, 0..steps - 1.
+        steps: number of steps.
+        warmup: fraction of the steps in which it rises, 0..1.
 
     Returns:
         A factor above 0, at most 1.
@@ -214,7 +213,7 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
 
 
 def kept_validation(rows: Iterable[Mapping[str, float]]) -> Mapping[str, float] | None:
-    """Return the row of a log at whose step ``KeepBest`` kept the network for the last time; None where it never did.
+    """Return the row of a log at whose step ``KeepBest`` last kept the network; None if it never did.
 
     Example:
         >>> kept_validation([{"step": 200 * n, "validation_dice": dice} for n, dice in enumerate([0.9, 0.5, 0.8, 0.799])])
@@ -223,25 +222,25 @@ def kept_validation(rows: Iterable[Mapping[str, float]]) -> Mapping[str, float] 
     kept, best = None, -math.inf
     for row in rows:
         score = row.get("validation_dice", math.nan)
-        if row["step"] > 0 and score > best - TIE:
+        if row["step"] > 0 and score > best - SCORE_NOISE:
             kept, best = row, max(best, score)
     return kept
 
 
 class KeepBest(Callback):
-    """Validates at the end of each epoch, keeps the best network, and stops where none gets better.
+    """Validate at the end of each epoch, keep the best network, and stop if it no longer improves.
 
-    Of networks whose scores differ by less than ``TIE``, which is noise, the last one is kept: it has been trained for
-    longer and at a lower learning rate. What the network scores before the first step is logged for comparison.
+    Of networks whose scores differ by less than ``SCORE_NOISE``, the last one is kept: it was trained longer and ended at a
+    lower learning rate. The score before the first step is logged for comparison.
 
     Args:
-        score: from the network to a figure, higher is better, NaN is never; the first of several processes calls it.
-        save: keeps the network; called by the first process.
-        patience: how many validations in a row may be no better than the best before training stops; None never stops.
+        score: maps the network to a score, of which higher is better and NaN never best; called in the first process.
+        save: saves the network; called in the first process.
+        patience: number of consecutive validations without improvement before training stops; None never stops.
 
     Attributes:
-        best: the highest score so far; NaN where there was none.
-        worse: how many validations came after the best one.
+        best: the highest score so far; NaN if none.
+        worse: number of validations since the best one.
     """
 
     def __init__(
@@ -255,15 +254,15 @@ class KeepBest(Callback):
         self._score, self._save, self._patience = score, save, patience
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the network as it starts; stop a run that was interrupted after it had been stopped."""
+        """Validate the initial network; stop again a resumed run that had already stopped."""
         if trainer.global_step == 0:
             self._validate(trainer, pl_module)
         trainer.should_stop |= self._stops()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate; keep the network, or count."""
+        """Validate, and keep the network or count a validation without improvement."""
         network, score = pl_module.get_submodule("network"), self._validate(trainer, pl_module)
-        if trainer.is_global_zero and (score > self.best - TIE or self._first(score)):
+        if trainer.is_global_zero and (score > self.best - SCORE_NOISE or self._first(score)):
             self._save(network)
         if score > self.best or self._first(score):
             self.best, self.worse = score, 0
@@ -272,11 +271,11 @@ class KeepBest(Callback):
         trainer.should_stop |= self._stops()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score and how long ago it was, for a checkpoint."""
+        """Return the best score and the validations since, for a checkpoint."""
         return {"best": self.best, "worse": self.worse}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what a checkpoint holds."""
+        """Restore the state from a checkpoint."""
         self.best, self.worse = state_dict["best"], state_dict["worse"]
 
     def _validate(self, trainer: Trainer, module: LightningModule) -> float:

@@ -1,4 +1,4 @@
-"""Where the figures of a training run go: a CSV file always, TensorBoard and MLflow too where they are asked for."""
+"""Logs of a training run: always a CSV file, optionally TensorBoard and MLflow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core import needs_extra
 
-with needs_extra("train", "logging how a network trains"):
+with needs_extra("train", "logging of training"):
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -25,25 +25,25 @@ __all__ = ["CsvLog", "is_first_process", "log_metrics", "run_loggers"]
 
 
 def is_first_process() -> bool:
-    """Say whether this is the first of several processes that train together, or the only one."""
+    """Return whether this is the first of several processes that train together, or the only one."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def log_metrics(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Give figures to every logger of a trainer, under the number of optimizer steps done."""
+    """Log values with every logger of a trainer, at the current optimizer step."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(values), step=trainer.global_step)
 
 
 class CsvLog(Logger):
-    """A Lightning logger that writes one CSV file, a row for each step at which something was logged.
+    """A Lightning logger that writes one CSV file, with a row for each step at which something was logged.
 
-    What is logged lies on disk at once. A run that is resumed at an earlier step goes on from there: the rows after it
-    are dropped, and the file becomes what it would have been without the interruption.
+    Rows are on disk immediately. If a run is resumed at an earlier step, the later rows are dropped, so that the file
+    becomes the same as without the interruption.
 
     Args:
-        path: the file; its folder is made.
-        columns: what it has columns for beside ``step``; anything else is left out.
+        path: the file; its folder is created.
+        columns: the columns besides ``step``; other values are not written.
 
     Example:
         >>> import tempfile
@@ -62,7 +62,7 @@ class CsvLog(Logger):
         self.path = Path(path)
         self._columns = ["step", *columns]
         self._row: dict[str, Any] | None = None
-        self._start = 0  # where the row at hand begins in the file
+        self._start = 0  # where the current row begins in the file
 
     @property
     def name(self) -> str:
@@ -71,15 +71,15 @@ class CsvLog(Logger):
 
     @property
     def version(self) -> str:
-        """A log has one version."""
+        """Empty: a log has only one version."""
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: a run's options stand in its configuration."""
+        """Do nothing: the configuration of a run holds its options."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write figures to the row of a step, which is never before that of the last ones."""
+        """Write values to the row of a step, which must not be before the last row."""
         if self._row is None:
             self._begin(step or 0)
         elif self._row["step"] != step:
@@ -92,7 +92,7 @@ class CsvLog(Logger):
             self._writer(file).writerow(self._row)
 
     def _begin(self, step: int) -> None:
-        """Write the file anew with the rows before a step."""
+        """Rewrite the file with the rows before a step."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, str]] = []
         if self.path.exists():
@@ -109,15 +109,15 @@ class CsvLog(Logger):
 
 
 def run_loggers(config: TrainConfig, run: RunFolder, columns: Sequence[str]) -> list[Logger]:
-    """Return the loggers of a training run: the CSV file always, TensorBoard and MLflow where they are asked for.
+    """Return the loggers of a training run: always the CSV file, TensorBoard and MLflow if configured.
 
     Args:
-        config: of the run.
-        run: its folder, where all of them write.
-        columns: of the CSV file.
+        config: the configuration of the run.
+        run: its folder, for all logs.
+        columns: columns of the CSV file.
 
     Raises:
-        MissingExtraError: the package of one of them is missing.
+        MissingExtraError: the package of a logger is missing.
     """
     loggers: list[Logger] = [CsvLog(run.metrics, columns)]
     if config.training.tensorboard:
@@ -136,9 +136,9 @@ def _tensorboard_logger(run: RunFolder) -> Logger:
 
 
 def _mlflow_logger(config: TrainConfig, run: RunFolder) -> Logger:
-    """Return a logger to the run's own store; a resumed run goes on with the one that it began there."""
+    """Return a logger to the store of the run; a resumed run continues its record there."""
     with needs_extra("mlflow", "an MLflow log"):
-        import alembic  # noqa: F401  # what the store is made with
+        import alembic  # noqa: F401  # required by the store
         import sqlalchemy  # noqa: F401
         from mlflow import MlflowClient
     from lightning.pytorch.loggers import MLFlowLogger

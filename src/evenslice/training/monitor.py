@@ -1,9 +1,9 @@
-"""The slice bias of a network, watched while it trains.
+"""Monitoring the slice bias of a network during training.
 
     monitor = AsymmetryMonitor(windows, every=200)
     Trainer(callbacks=[monitor], logger=CsvLog("metrics.csv", ["loss", *monitor.columns]))
 
-The monitor is plain Lightning, as the log is (``evenslice.training.logs``): they suit modules that know nothing of evenslice.
+The monitor and the log (``evenslice.training.logs``) are plain Lightning classes: they work with any LightningModule.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 
 from evenslice._core import ConfigError, needs_extra
 from evenslice.auditing import Mirrored, attribute
-from evenslice.results import directional_bias, measure, model_part
+from evenslice.results import directional_bias, measure_windows, model_part
 from evenslice.training.logs import log_metrics
 
-with needs_extra("train", "watching a network train"):
+with needs_extra("train", "monitoring of training"):
     from lightning.pytorch import Callback, LightningModule, Trainer
 
 if TYPE_CHECKING:
@@ -35,24 +35,23 @@ __all__ = ["AsymmetryMonitor", "bias_columns", "measure_bias"]
 class AsymmetryMonitor(Callback):
     """A Lightning callback that logs how unequally a network treats the slices of its windows.
 
-    It suits every LightningModule whose forward pass maps windows to logits. The same windows and their mirrors are
-    shown each time, before the first step, every so many steps, and after the last; see ``measure_bias`` for what is
-    measured. Neither the weights, nor their gradients, nor the random numbers of the training are touched. Of several
-    processes the first one measures.
+    It works with any LightningModule whose forward pass maps windows to logits. The same windows and their mirrors are
+    measured before the first step, every ``every`` steps, and after the last; see ``measure_bias``. Weights, gradients
+    and random numbers of the training are not changed. Only the first of several processes measures.
 
     Args:
-        windows: (n, slices, y, x), as the module's forward pass takes them.
-        every: optimizer steps between two measurements.
-        target: which class's logit is explained at each pixel, see ``evenslice.auditing.attribution``.
-        batch: windows in one pass of the network.
+        windows: (n, slices, y, x), as the forward pass of the module takes them.
+        every: optimizer steps between measurements.
+        target: the class whose logit is explained at each pixel, see ``evenslice.auditing.attribution``.
+        batch: windows per forward pass.
 
     Attributes:
-        columns: the names of what is logged: ``share_-1``, ``share_0``, ``share_1`` at 3 slices, and so on;
+        columns: names of the logged values: ``share_-1``, ``share_0``, ``share_1`` for 3 slices, and so on;
             ``directional_bias`` (D_m), ``asymmetry`` (A) and ``imbalance`` (U).
-        history: a row of these for each measurement, with its ``step``; checkpoints carry it.
+        history: a row of them for each measurement, with its ``step``; stored in checkpoints.
 
     Raises:
-        ConfigError: there is no window, or the windows are not of an odd number of slices.
+        ConfigError: there are no windows, or their number of slices is even.
 
     Example:
         >>> monitor = AsymmetryMonitor(torch.rand(4, 3, 32, 32), every=100)
@@ -76,23 +75,23 @@ class AsymmetryMonitor(Callback):
         self.history: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the network as it starts."""
+        """Measure the initial network."""
         self._measure(trainer, pl_module)
 
     def on_train_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,  # noqa: ARG002  # Lightning's, like the two below
+        outputs: Any,  # noqa: ARG002  # given by Lightning, like the next two
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Measure the network where it is time to."""
+        """Measure the network if a measurement is due."""
         if trainer.global_step % self.every == 0:
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the network as it ends."""
+        """Measure the final network."""
         self._measure(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,11 +99,11 @@ class AsymmetryMonitor(Callback):
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the history of a checkpoint."""
+        """Restore the history from a checkpoint."""
         self.history = list(state_dict["history"])
 
     def _measure(self, trainer: Trainer, module: LightningModule) -> None:
-        """Measure at most once a step; several batches may make up one, and a resumed run has measured its first."""
+        """Measure at most once per step: a step may have several batches, and a resumed run has measured its first."""
         step = trainer.global_step
         if not trainer.is_global_zero or any(row["step"] == step for row in self.history[-1:]):
             return
@@ -116,20 +115,20 @@ class AsymmetryMonitor(Callback):
 def measure_bias(
     network: nn.Module, windows: Tensor, *, target: Target = "auto", batch: int = 4
 ) -> dict[str, float]:
-    """Measure the shares and biases of a network, by gradients, on some windows and their mirrors.
+    """Measure the shares and biases of a network by gradients, on windows and their mirrors.
 
-    The network runs in evaluation mode and in the precision of its weights, and is afterwards as it was before.
+    The network runs in evaluation mode and in the precision of its weights, and is restored afterwards.
 
     Args:
         network: maps windows to logits.
-        windows: (n, N, y, x), as the network takes them.
-        target: what is explained at each pixel.
-        batch: windows in one pass.
+        windows: (n, N, y, x), scaled for the network.
+        target: the class whose logit is explained at each pixel.
+        batch: windows per forward pass.
 
     Returns:
-        By the names of ``bias_columns``: the mean share of each offset over the windows and their mirrors, the model
+        Under the names of ``bias_columns``: the mean share of each offset over the windows and their mirrors, the model
         part D_m of the directional bias, the asymmetry A (half the L1 distance between the shares and their mirror) and
-        the imbalance U (half that between the shares and 1/N); NaN where no gradient reaches any window.
+        the imbalance U (half that between the shares and 1/N); NaN if no gradient reaches any window.
 
     Example: a network that is linear in its slices, whose shares are its weights.
         >>> network = torch.nn.Conv2d(3, 1, 1)
@@ -145,7 +144,9 @@ def measure_bias(
             found = attribute(network, given, target=target)
             mirrored = attribute(Mirrored(network), given, target=target)
             rows.append(
-                measure(found.attribution, mirrored.attribution.flip(1), found.output, mirrored.output)
+                measure_windows(
+                    found.attribution, mirrored.attribution.flip(1), found.output, mirrored.output
+                )
             )
     shares = np.concatenate([row["shares"] for row in rows])
     mirrored_shares = np.concatenate([row["mirrored_shares"] for row in rows])
@@ -160,7 +161,7 @@ def measure_bias(
 
 
 def bias_columns(slices: int) -> tuple[str, ...]:
-    """Return the names under which shares and biases of windows of N slices are logged.
+    """Return the names of the logged shares and biases for windows of N slices.
 
     Example:
         >>> bias_columns(1)
@@ -171,14 +172,14 @@ def bias_columns(slices: int) -> tuple[str, ...]:
 
 
 def _mean(values: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
-    """Return the mean over windows, leaving out those whose shares are NaN; NaN where none is left."""
+    """Return the mean over windows whose shares are not NaN; NaN if there are none."""
     kept = values[~np.isnan(values.reshape(len(values), -1)).any(axis=1)]
     return kept.mean(axis=0) if len(kept) else np.full(values.shape[1:], np.nan)
 
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for a while; parts that were in it before stay in it."""
+    """Put a network into evaluation mode, and restore the mode of each part afterwards."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

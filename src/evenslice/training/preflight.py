@@ -1,4 +1,4 @@
-"""Whether a network can be trained, tried before anything is written."""
+"""Checks of the device, the network and the options of a training run, before anything is written."""
 
 from __future__ import annotations
 
@@ -6,41 +6,84 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evenslice._core import ModelError
-from evenslice.inference import class_logits
+from evenslice._core import ConfigError, ModelError, reason
+from evenslice.inference import choose_device, choose_dtype, class_logits
 from evenslice.networks import input_multiple, input_size
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from evenslice.training.config import TrainConfig
+    from evenslice.training.config import TrainConfig, TrainingConfig
+    from evenslice.training.data import Data
 
-__all__ = ["check_network"]
+__all__ = ["check_network", "check_validation", "find_device", "find_dtype"]
+
+
+def find_device(options: TrainingConfig) -> torch.device:
+    """Return the kind of device to train on.
+
+    Raises:
+        ConfigError: it is not available, or not in that number.
+    """
+    if ":" in options.accelerator:
+        raise ConfigError(
+            f"training.accelerator: {options.accelerator}: give only the kind of device; CUDA_VISIBLE_DEVICES selects GPUs"
+        )
+    try:
+        device = choose_device(options.device)
+    except ConfigError as error:
+        raise ConfigError(f"training.accelerator: {error}; known: auto, cpu, gpu, cuda, mps") from error
+    if device.type == "cuda" and torch.cuda.device_count() < options.devices:
+        raise ConfigError(
+            f"training.devices: {options.devices}: this machine has only {torch.cuda.device_count()} GPUs"
+        )
+    return torch.device(device.type)
+
+
+def find_dtype(options: TrainingConfig) -> torch.dtype:
+    """Return the precision to train in."""
+    return choose_dtype(options.dtype, find_device(options))
+
+
+def check_validation(config: TrainConfig, data: Data) -> None:
+    """Check that there are validation data if an option needs them.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    for name, needed in (("patience", config.training.patience), ("keep", config.training.keep == "best")):
+        if needed and not data.validation:
+            raise ConfigError(
+                f"training.{name}: {getattr(config.training, name)}: there are no validation data; give data.validation, "
+                f"set data.validation_fraction above 0, or omit {name}"
+            )
 
 
 def check_network(network: nn.Module, config: TrainConfig, channels: int) -> None:
-    """Check that a network takes crops and gives the right channels; freeze what its logits do not depend on.
+    """Check that a network accepts crops and returns the right channels; freeze parts that its logits do not depend on.
 
-    Auxiliary heads are such parts: nothing is learned from them, and several processes would wait for their gradients.
+    Such parts, auxiliary heads for instance, learn nothing, and several processes would wait for their gradients.
+
+    Raises:
+        ModelError: it rejects crops, returns other channels, or has nothing to train.
     """
     spec, crop = config.model.spec, config.training.crop
     try:
         scores = class_logits(network, torch.zeros(1, config.model.slices, *crop))
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         size = input_size(network)
         right = f"[{size[0]}, {size[1]}]" if size else f"multiples of {input_multiple(network)}"
         raise ModelError(
-            f"{spec}: refuses crops of {crop[0]} x {crop[1]} ({reason}); try {right} for training.crop"
+            f"{spec}: rejects crops of {crop[0]} x {crop[1]} ({reason(error)}); try {right} for training.crop"
         ) from error
     if scores.shape[1] != channels:
         raise ModelError(
-            f"{spec}: gives {scores.shape[1]} channels; {config.data.classes} classes with the loss "
+            f"{spec}: returns {scores.shape[1]} channels; {config.data.classes} classes with the loss "
             f"{config.training.loss} need {channels}"
         )
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
-        raise ModelError(f"{spec}: has no parameter that asks for a gradient, so there is nothing to train")
+        raise ModelError(f"{spec}: has no parameter that requires a gradient, so there is nothing to train")
     gradients = torch.autograd.grad(scores.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
@@ -48,7 +91,7 @@ def check_network(network: nn.Module, config: TrainConfig, channels: int) -> Non
 
 
 def _check_batch(network: nn.Module, config: TrainConfig) -> None:
-    """Check that a network can be trained with as few crops at once: batch norms need several values of a channel."""
+    """Check that a network can be trained on so few crops: batch norms need several values per channel."""
     options = config.training
     crops = min(options.batch // options.devices, 2)
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
@@ -58,7 +101,7 @@ def _check_batch(network: nn.Module, config: TrainConfig) -> None:
     except ValueError as error:
         raise ModelError(
             f"{config.model.spec}: cannot be trained on {crops} of these crops at once ({error}); "
-            "set training.batch or training.crop higher"
+            "increase training.batch or training.crop"
         ) from error
     finally:
         network.eval()

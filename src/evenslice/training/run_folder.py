@@ -1,4 +1,4 @@
-"""The folder of a training run: its files, and whether a configuration is that of the run."""
+"""The folder of a training run: its files, and checks before a run is resumed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from evenslice.training.documents import DataPart, TrainResult
+
 __all__ = ["MOVABLE", "RunFolder", "flat_options"]
 
 MOVABLE = {"data.root", *(f"training.{name}" for name in ("accelerator", "workers", "tensorboard", "mlflow"))}
-"""Options that may differ when a run is resumed: they say where it runs and what else it writes, not what comes out."""
+"""Options that may change when a run is resumed: where it runs and what else it logs, not its result."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the files of a run are.
+    """The paths of the files of a run.
 
     Attributes:
         path: the folder.
@@ -38,17 +40,17 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The configuration, with every option; what it names by a relative path stands there as an absolute one."""
+        """The configuration, with every option, and paths made absolute."""
         return self.path / "config.yaml"
 
     @property
     def data(self) -> Path:
-        """The files of the data, each part with their fingerprints, as they were when the run began."""
+        """The parts of the data set, with the fingerprints of their files when the run began."""
         return self.path / "data.json"
 
     @property
     def log(self) -> Path:
-        """The folder of what was logged."""
+        """The folder of logs."""
         return self.path / "log"
 
     @property
@@ -58,58 +60,57 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """All that training goes on from."""
+        """The checkpoint from which training is resumed."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
     def best(self) -> Path:
-        """The network that was the best in validation so far, as ``save_network`` writes it."""
+        """The best network in validation so far, written by ``save_network``."""
         return self.path / "checkpoints" / "best.safetensors"
 
     @property
     def network(self) -> Path:
-        """The network that came out, once training has ended: the last, or the best in validation, as ``keep`` says."""
+        """The trained network, once training has ended: the last or the best in validation, see ``keep``."""
         return self.path / "network.safetensors"
 
     @property
     def result(self) -> Path:
-        """What was found on the test volumes, and all that the run depended on, once everything has ended."""
+        """The result, once everything has ended."""
         return self.path / "result.json"
 
-    def read_result(self) -> dict[str, Any]:
-        """Return what ``result.json`` holds."""
-        result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+    def read_result(self) -> TrainResult:
+        """Return the content of ``result.json``."""
+        result: TrainResult = json.loads(self.result.read_text(encoding="utf-8"))
         return result
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """Return the rows of the log, each with its ``step`` and what was logged there."""
+        """Return the rows of the log, each with its ``step`` and the values logged there."""
         with self.metrics.open(newline="", encoding="utf-8") as file:
             return [
                 {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)
             ]
 
     def has_begun(self, config: TrainConfig, *, resume: bool) -> bool:
-        """Say whether the folder holds a run to go on with.
+        """Return whether the folder holds a run to resume.
 
         Args:
-            config: what to go on with it by.
-            resume: whether that is meant.
+            config: the configuration to resume it with.
+            resume: whether to resume a run.
 
         Raises:
-            OutputError: there is a run, and none to resume was meant; or there is what a run leaves, without its
-                configuration.
-            ConfigError: it began with other options, and got as far as its first checkpoint.
+            OutputError: there is a run, but ``resume`` is False; or there are files of a run without its configuration.
+            ConfigError: the run began with other options, and has reached its first checkpoint.
         """
         left = [file for file in (self.result, self.network, self.last, self.best) if file.exists()]
         if not self.config.exists():
             if left:
                 raise OutputError(
-                    f"{left[0]}: is of a run whose config.yaml is not there; remove it, or choose another folder"
+                    f"{left[0]}: belongs to a run whose config.yaml is missing; remove it, or choose another folder"
                 )
             return False
         if not resume:
             raise OutputError(
-                f"{self.path}: holds a run; go on with it by {option('resume')}, or choose another folder"
+                f"{self.path}: already holds a run; resume it with {option('resume')}, or choose another folder"
             )
         if not left:
             return False
@@ -121,15 +122,15 @@ class RunFolder:
             if name not in MOVABLE and before.get(name) != now.get(name):
                 raise ConfigError(
                     f"{name}: {now.get(name)!r}: the run in {self.path} began with {before.get(name)!r}; resume it with "
-                    "that, or begin another one in another folder"
+                    "that, or start a new run in another folder"
                 )
         return True
 
-    def check_data(self, now: Any) -> None:
-        """Refuse to go on with data that are not what the run began with.
+    def check_data(self, now: Mapping[str, list[DataPart]]) -> None:
+        """Check that the data are those with which the run began.
 
         Raises:
-            ConfigError: they differ; the first part that does is named.
+            ConfigError: they differ; the message names the first part that does.
         """
         if not self.data.exists():
             return
@@ -139,7 +140,7 @@ class RunFolder:
                 if old != new:
                     raise ConfigError(
                         f"data.{split}: {(new or old)['name']}: the files are not those with which the run in {self.path} "
-                        "began; bring these back, or begin another one in another folder"
+                        "began; restore them, or start a new run in another folder"
                     )
 
 

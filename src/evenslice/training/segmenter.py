@@ -1,58 +1,81 @@
-"""The network of a training run, or any other one, and how a volume has to be shown to it."""
+"""A network together with the way in which it reads volumes: that of a training run, or any other."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
+from evenslice.inference import segment
 from evenslice.neutralizing import load_network
 
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
 
     from torch import nn
 
-__all__ = ["load_segmenter"]
+    from evenslice.volumes import Volume
+
+__all__ = ["Segmenter", "load_segmenter"]
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A network, and the options of ``segment`` that belong to it."""
+
+    network: nn.Module
+    slices: int
+    step: int = 1
+    intensity: tuple[float, float] | None = None
+    fill: float | None = None
+    label_values: tuple[int, ...] | None = None
+
+    def segment(self, volume: Volume, out: str | os.PathLike[str], **options: Any) -> Volume:
+        """Segment a volume; the other options are those of ``evenslice.segment``."""
+        own = {name: value for name, value in vars(self).items() if name != "network"}
+        return segment(self.network, volume, out, **own, **options)
 
 
 def load_segmenter(
     run: Path | None = None, spec: str | None = None, weights: str | None = None, **options: Any
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Load the network of a training run, or any other one, and say how it has to be used.
+) -> Segmenter:
+    """Load the network of a training run, or any other.
 
     Args:
-        run: the folder of a finished run of ``train``, which says all of this; or
+        run: the folder of a finished run of ``train``; or
         spec: a network, see ``evenslice.networks.specification``, and
         weights: its weights, as ``load_network`` takes them.
         options: ``slices``, ``classes``, ``mean`` and ``std`` of ``load_network``, and ``step``, ``intensity`` and
-            ``fill`` of ``segment``, those that are not None; with a run, only the last two.
-
-    Returns:
-        The network, and keyword arguments for ``segment``.
+            ``fill`` of ``segment``; None means the default. With a run, only the last two are allowed.
 
     Raises:
-        ConfigError: neither a run nor a network is given or both are, or the run says what an option says.
+        ConfigError: neither a run nor a network is given, or both are, or an option that the run determines.
         ModelError: the network cannot be loaded.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    use: dict[str, Any] = {name: given.pop(name) for name in ("step", "intensity", "fill") if name in given}
-    if run is None:
-        if spec is None or weights is None:
+    read: dict[str, Any] = {name: given.pop(name) for name in ("intensity", "fill") if name in given}
+    if run is not None:
+        given |= {name: value for name, value in (("model", spec), ("weights", weights)) if value is not None}
+        if given:
             raise ConfigError(
-                f"no network was given; give {option('run')}, or {option('model')} and {option('weights')}"
+                f"{option(next(iter(given)))}: the run {run} determines it; omit it, or omit {option('run')}"
             )
-        network, record, _ = load_network(spec, weights, **given)
-        return network, {"slices": record.slices, **use}
+        return replace(_of_run(run), **read)
+    if spec is None or weights is None:
+        raise ConfigError(
+            f"no network given; give {option('run')}, or {option('model')} and {option('weights')}"
+        )
+    step = given.pop("step", 1)
+    network, record, _ = load_network(spec, weights, **given)
+    return Segmenter(network, record.slices, step, **read)
+
+
+def _of_run(run: Path) -> Segmenter:
     from evenslice._core import load_config
     from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
 
-    stated = [name for name in (*given, "step") if name in given or name in use]
-    if spec is not None or weights is not None or stated:
-        first = next(iter(stated), "model" if spec is not None else "weights")
-        raise ConfigError(
-            f"{option(first)}: the run {run} states its own; leave it out, or leave out {option('run')}"
-        )
     files = RunFolder(run)
     if not files.network.exists():
         raise ConfigError(
@@ -60,11 +83,11 @@ def load_segmenter(
         )
     config = load_config(files.config, TrainConfig)
     network, record, _ = load_network(config.model.spec, str(files.network))
-    known = {"intensity": config.data.intensity, "fill": config.data.fill}
-    return network, {
-        "slices": record.slices,
-        "step": config.model.step,
-        "label_values": config.data.label_values,
-        **known,
-        **use,
-    }
+    return Segmenter(
+        network,
+        record.slices,
+        config.model.step,
+        config.data.intensity,
+        config.data.fill,
+        config.data.label_values,
+    )

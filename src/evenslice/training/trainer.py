@@ -1,47 +1,45 @@
-"""Trains a segmenter of slice windows, from a configuration to a folder that holds all that came of it.
+"""Train a segmenter of slice windows, from a configuration to the folder of a run.
 
     result = train(load_config("train.yaml", TrainConfig), "run")
     result["dice"]["mean"]
 
-An epoch is the steps from one validation to the next. At its end the network is validated and everything that training
-depends on is saved, and what a step draws at random depends on the seed and the number of the step alone: a run that
-was interrupted goes on from its last epoch's end as if nothing had happened.
+An epoch is the steps from one validation to the next. At its end the network is validated and a complete checkpoint
+saved, and the random numbers of a step depend only on the seed and the number of the step: an interrupted run resumes
+from the end of its last epoch and gives the same result.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import math
-import platform
 import shutil
 import signal
 import threading
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
-from importlib import metadata
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice._core import ConfigError, json_text, needs_extra, staged_file, to_yaml
-from evenslice.inference import choose_device, choose_dtype, evaluate, keep_depthwise_exact
+from evenslice._core import json_text, needs_extra, staged_file, to_yaml
+from evenslice.inference import evaluate, keep_depthwise_exact
 from evenslice.networks import parse_specification
 from evenslice.neutralizing import load_network, save_network
 from evenslice.training.crops import CropData
 from evenslice.training.data import open_data
-from evenslice.training.lightning_module import KeepBest, SegmentationModule, kept_validation, output_channels
+from evenslice.training.lightning_module import KeepBest, SegmentationModule, output_channels
 from evenslice.training.logs import is_first_process, run_loggers
 from evenslice.training.monitor import AsymmetryMonitor, bias_columns
-from evenslice.training.preflight import check_network
+from evenslice.training.preflight import check_network, check_validation, find_device, find_dtype
+from evenslice.training.result import collect_result, describe_data
 from evenslice.training.run_folder import RunFolder
-from evenslice.volumes import WindowGrid, fingerprint
+from evenslice.volumes import WindowGrid
 
 with needs_extra("train", "training"):
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -51,35 +49,32 @@ with needs_extra("train", "training"):
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
-    from evenslice.training.config import ModelConfig, TrainConfig, TrainingConfig
+    from evenslice.training.config import ModelConfig, TrainConfig
     from evenslice.training.data import Data
+    from evenslice.training.documents import TrainResult
     from evenslice.volumes import LabelledVolume
 
 __all__ = ["fixed_windows", "train"]
 
-MONITORED = 8  # windows
-VALIDATION_SHARE = (
-    0.1  # of the pixels that are trained on between two validations, but at least so many slices:
-)
-LEAST_VALIDATED = 8
+MONITORED = 8  # windows shown to the monitor
+VALIDATION_FRACTION = 0.1  # of the pixels trained on between two validations
+FEWEST_VALIDATED = 8  # slices
 
-_TALKATIVE = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
+_VERBOSE = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
 
 _IGNORED: tuple[tuple[str, type[Warning]], ...] = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # Lightning's use of PyTorch
-    (r"Checkpoint directory .* exists and is not empty", UserWarning),  # of a run that is resumed
-    (r"", PossibleUserWarning),  # Lightning's advice, as to use more workers
-    (r"The dirpath has changed from", UserWarning),  # of one that was moved; what is lost there is not used
+    (r"Checkpoint directory .* exists and is not empty", UserWarning),  # a resumed run
+    (r"", PossibleUserWarning),  # Lightning's advice, such as to use more workers
+    (r"The dirpath has changed from", UserWarning),  # a run that was moved; nothing lost is used
     (r"The ``noload`` loader strategy is deprecated", DeprecationWarning),  # MLflow's use of SQLAlchemy
 )
-
-PACKAGES = ("evenslice", "torch", "lightning", "monai", "numpy", "timm", "segmentation-models-pytorch")
 
 
 def train(
@@ -89,43 +84,41 @@ def train(
     resume: bool = False,
     command: str | None = None,
     progress: bool | None = None,
-) -> dict[str, Any]:
+) -> TrainResult:
     """Train a network, test it, and write everything to a folder.
 
-    The data are opened and checked, the network built and tried, before anything is written. The folder then holds
+    Before anything is written, the data are opened and checked, and the network is built and tested. The folder gets
     ``config.yaml``, ``log/metrics.csv``, ``checkpoints/``, ``network.safetensors`` and, at the end, ``result.json``;
-    see ``RunFolder``. On several devices this is called in each of the processes that Lightning starts, or that torchrun
-    or SLURM have started.
+    see ``RunFolder``. On several devices this function runs in each process that Lightning, torchrun or SLURM starts.
 
     Args:
-        config: everything that the run depends on.
+        config: the configuration of the run.
         out: the folder of the run.
-        resume: go on with the run that the folder holds; where there is none, begin one. A finished one is left alone.
-            On a CPU, the network comes out as that of an undisturbed run, bit for bit.
-        command: what the user typed, for the result.
-        progress: show a progress bar on standard error; by default where that is a terminal.
+        resume: continue the run in the folder, or start one if there is none; a finished run is not changed. On a CPU,
+            the resulting network is identical to that of an uninterrupted run, bit for bit.
+        command: the command line, to be recorded in the result.
+        progress: show a progress bar on standard error; by default if that is a terminal.
 
     Returns:
-        What ``result.json`` holds: ``dice`` and ``iou`` (``mean`` and ``per_class``) and further scores on the test
-        volumes, None where there are none; ``validation``, ``bias``, ``config``, ``data``, ``network``, ``record`` and
-        the circumstances. In processes other than the first, nothing.
+        The content of ``result.json``, such as ``dice`` and ``iou`` on the test volumes; empty in processes other than
+        the first.
 
     Raises:
-        OutputError: the folder holds a run already, or cannot be written.
-        ConfigError: the options do not suit the data or the machine, or are not those of the run to resume.
+        OutputError: the folder already holds a run, or cannot be written.
+        ConfigError: the options do not fit the data or the machine, or differ from those of the run to resume.
         VolumeError: the data cannot be used.
-        ModelError: the network cannot be built or used for this, or its loss is no longer finite.
+        ModelError: the network cannot be built or trained, or the loss is not finite.
         MissingExtraError: a package is missing.
     """
     run, first = RunFolder(Path(out).absolute()), is_first_process()
     began = first and run.has_begun(config, resume=resume)
     if began and run.result.exists():
         return run.read_result()
-    _device(config.training)  # is it there?
+    find_device(config.training)  # raises if it is missing
     data = open_data(config.data, config.model, seed=config.seed)
-    _check_validation(config, data)
+    check_validation(config, data)
     network, record, source = _build(config)
-    described = _describe(data)
+    described = describe_data(data)
     if began:
         run.check_data(described)
     elif first:
@@ -136,21 +129,12 @@ def train(
         _fit(network, record, source, data, config, run, progress)
     if not first:
         return {}
-    network, _, _ = load_network(config.model.spec, str(run.network))
-    scores = _scores(network, data.test, config)
+    network = load_network(config.model.spec, str(run.network)).model
     result = {
-        **scores,
-        **_summary(run.read_metrics(), config),
-        "name": config.data.name,
-        "seed": config.seed,
-        "config": config.model_dump(mode="json"),
-        "data": described,
+        **collect_result(network, data, config, run.read_metrics()),
         "network": source.to_dict(),
         "record": record.to_dict(),
         "command": command,
-        "machine": _machine(config.training),
-        "versions": _versions(),
-        "created": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
     }
     with staged_file(run.result) as beside:
         beside.write_text(json_text(result), encoding="utf-8")
@@ -160,13 +144,13 @@ def train(
 def fixed_windows(
     parts: Sequence[LabelledVolume], model: ModelConfig, size: tuple[int, int], count: int
 ) -> Tensor:
-    """Read windows that are spread evenly over parts, always the same ones.
+    """Read the same windows each time, spread evenly over parts.
 
     Args:
-        parts: where to take them from, in turn.
-        model: how many slices a window has, and how far apart they are.
+        parts: the volumes to take windows from, in turn.
+        model: number and distance of the slices of a window.
         size: in-plane size (y, x).
-        count: how many, at most.
+        count: the largest number of windows.
 
     Returns:
         Windows (n, slices, y, x) in 0..1.
@@ -177,17 +161,8 @@ def fixed_windows(
     return torch.from_numpy(np.stack([grid.read(*place) for grid, place in chosen]))
 
 
-def _check_validation(config: TrainConfig, data: Data) -> None:
-    for name, asks in (("patience", config.training.patience), ("keep", config.training.keep == "best")):
-        if asks and not data.validation:
-            raise ConfigError(
-                f"training.{name}: {getattr(config.training, name)}: there is nothing to validate on; give data.validation, "
-                f"set data.validation_fraction above 0, or leave {name} out"
-            )
-
-
 def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
-    """Build the network and try it on a blank crop."""
+    """Build the network and test it on a blank crop."""
     model, channels = config.model, output_channels(config.training.loss, config.data.classes)
     network, record, source = load_network(
         model.spec,
@@ -195,7 +170,7 @@ def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
         slices=model.slices,
         strategy=model.strategy,
         tie=model.tie,
-        # A function of the user's has a number of classes of its own.
+        # An imported function determines the number of classes itself.
         classes=channels if parse_specification(model.spec).library else None,
         seed=config.seed,
     )
@@ -212,10 +187,10 @@ def _fit(
     run: RunFolder,
     progress: bool | None,
 ) -> None:
-    """Train the network, from the last checkpoint if there is one, until the run's network stands in its folder."""
+    """Train the network, from the last checkpoint if there is one, and write the resulting network."""
     options = config.training
     convert_conv2d_weight_memory_format(network.train(), torch.channels_last)
-    device = _device(options)
+    device = find_device(options)
     if device.type == "cpu":
         keep_depthwise_exact(network)
     module = SegmentationModule(network, options, classes=config.data.classes, seed=config.seed)
@@ -235,24 +210,24 @@ def _fit(
         score = partial(_validate, parts=data.validation, config=config)
         callbacks.append(KeepBest(score, lambda network: save(network, run.best), options.patience))
     columns = ("loss", "learning_rate", "seconds", "validation_dice", *bias_columns(config.model.slices))
-    shows = Console(stderr=True).is_terminal if progress is None else progress
-    if shows:
+    show = Console(stderr=True).is_terminal if progress is None else progress
+    if show:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
     with _quiet(), torch.random.fork_rng(range(torch.cuda.device_count())):
         trainer = Trainer(
             accelerator=device.type,
             devices=options.devices,
             sync_batchnorm=options.devices > 1 and device.type == "cuda",
-            precision="bf16-mixed" if _dtype(options) == torch.bfloat16 else "32-true",
+            precision="bf16-mixed" if find_dtype(options) == torch.bfloat16 else "32-true",
             max_epochs=math.ceil(options.steps / options.validate_every),
-            reload_dataloaders_every_n_epochs=1,  # each epoch has steps of its own
+            reload_dataloaders_every_n_epochs=1,  # each epoch has its own steps
             use_distributed_sampler=False,
             logger=run_loggers(config, run, columns),
             log_every_n_steps=1,
             callbacks=callbacks,
-            # Lightning would resume a job that SLURM starts again in the middle of an epoch; --resume does better.
+            # Lightning would resume a job requeued by SLURM in the middle of an epoch; ``resume`` does better.
             plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
-            enable_progress_bar=shows,
+            enable_progress_bar=show,
             enable_model_summary=False,
             default_root_dir=run.path,
         )
@@ -269,7 +244,7 @@ def _fit(
 def _run_trainer(
     trainer: Trainer, module: SegmentationModule, crops: CropData, checkpoint: Path | None
 ) -> None:
-    """Run a trainer; an interruption by the keyboard, at which Lightning ends the process, stays one."""
+    """Run a trainer, preserving a keyboard interrupt, at which Lightning would exit the process."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, crops, ckpt_path=checkpoint, weights_only=True)
@@ -291,53 +266,14 @@ def _validate(network: nn.Module, *, parts: Sequence[LabelledVolume], config: Tr
         surfaces=False,
         device=str(next(network.parameters()).device),
         dtype=options.dtype,
-        most_slices=max(LEAST_VALIDATED, round(VALIDATION_SHARE * trained / plane)),
+        most_slices=max(FEWEST_VALIDATED, round(VALIDATION_FRACTION * trained / plane)),
     ).mean_dice
-
-
-def _scores(network: nn.Module, parts: Sequence[LabelledVolume], config: TrainConfig) -> dict[str, Any]:
-    if not parts:
-        return {"dice": None, "iou": None}
-    return evaluate(
-        network,
-        parts,
-        classes=config.data.classes,
-        step=config.model.step,
-        boundaries=config.data.boundaries,
-        device=_device(config.training).type,
-        dtype=config.training.dtype,
-    ).to_dict()
-
-
-def _device(options: TrainingConfig) -> torch.device:
-    """Return the kind of device to train on.
-
-    Raises:
-        ConfigError: there is none, or not as many.
-    """
-    if ":" in options.accelerator:
-        raise ConfigError(
-            f"training.accelerator: {options.accelerator}: name the kind alone; CUDA_VISIBLE_DEVICES chooses among GPUs"
-        )
-    try:
-        device = choose_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
-    except ConfigError as error:
-        raise ConfigError(f"training.accelerator: {error}; known: auto, cpu, gpu, cuda, mps") from error
-    if device.type == "cuda" and torch.cuda.device_count() < options.devices:
-        raise ConfigError(
-            f"training.devices: {options.devices}: this machine has {torch.cuda.device_count()} GPUs; ask for no more"
-        )
-    return torch.device(device.type)
-
-
-def _dtype(options: TrainingConfig) -> torch.dtype:
-    return choose_dtype(options.dtype, _device(options))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning and the stores of logs from announcing what they do, and from warning of what is their own."""
-    logs = [logging.getLogger(name) for name in _TALKATIVE]
+    """Silence Lightning and the loggers, including warnings about their own internals."""
+    logs = [logging.getLogger(name) for name in _VERBOSE]
     levels = [log.level for log in logs]
     for log in logs:
         log.setLevel(logging.ERROR)
@@ -349,53 +285,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
-
-
-def _summary(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, Any]:
-    """Return what the log says of the run as a whole."""
-    validated = [
-        row for row in rows if row["step"] > 0 and not math.isnan(row.get("validation_dice", math.nan))
-    ]
-    kept = kept_validation(validated) if config.training.keeps_best else next(reversed(validated), None)
-    columns = bias_columns(config.model.slices)
-    measured = [{name: row[name] for name in columns} for row in rows if "directional_bias" in row]
-    return {
-        "validation": kept and {"step": int(kept["step"]), "dice": kept["validation_dice"]},
-        "bias": measured[-1] if measured else None,
-        "steps": int(rows[-1]["step"]),
-        "seconds": max(row.get("seconds", 0) for row in rows),
-    }
-
-
-def _describe(data: Data) -> dict[str, list[dict[str, Any]]]:
-    return {
-        split: [
-            {
-                "name": part.name,
-                "shape": list(part.volume.shape),
-                "intensity": [part.scaling.low, part.scaling.high],
-                "image": fingerprint(part.volume),
-                "labels": fingerprint(part.labels),
-            }
-            for part in getattr(data, split)
-        ]
-        for split in ("train", "validation", "test")
-    }
-
-
-def _machine(options: TrainingConfig) -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "device": _device(options).type,
-        "devices": options.devices,
-        "dtype": str(_dtype(options)).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions

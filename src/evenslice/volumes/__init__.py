@@ -1,4 +1,4 @@
-"""Volumes: any file as a lazy array (z, y, x), its slice windows, and any array to a file."""
+"""Volumes: files opened as lazy arrays (z, y, x), their slice windows, and arrays written to files."""
 
 import lazy_loader
 

@@ -1,11 +1,11 @@
-"""Which stored dimension is z, y and x, and what happens to the others."""
+"""Which stored dimensions are z, y and x, and which index is read along the others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, VolumeError, nearest, option
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +27,10 @@ class Arrangement:
 
 
 def check_axes(axes: str) -> str:
-    """Return the user's names of the stored dimensions in lower case.
+    """Return the user's names of the stored dimensions, checked and in lower case.
 
     Raises:
-        ConfigError: a name is no letter, stands twice, or z, y or x is missing.
+        ConfigError: a name is not a letter or is repeated, or z, y or x is missing.
 
     Example:
         >>> check_axes("TZYX")
@@ -39,7 +39,7 @@ def check_axes(axes: str) -> str:
     names = axes.lower()
     if not names.isalpha() or len(set(names)) != len(names) or not set("zyx") <= set(names):
         raise ConfigError(
-            f"axes {axes!r}: give one letter a stored dimension, each once, z, y and x among them, as tzyx"
+            f"axes {axes!r}: give one letter per stored dimension, each once, including z, y and x, such as tzyx"
         )
     return names
 
@@ -52,16 +52,16 @@ def arrange(
 ) -> Arrangement:
     """Find z, y and x among the stored dimensions, and one index for each of the others.
 
-    An unnamed array of three dimensions is z, y, x. A dimension of length 1 that is neither z, y nor x is dropped.
+    Three unnamed dimensions are z, y, x. A dimension of length 1 that is neither z, y nor x is dropped.
 
     Args:
         shape: the stored shape.
-        names: one letter a stored dimension, or None if the file names none.
+        names: one letter per stored dimension, or None if unnamed.
         select: the index to read of a named dimension that is neither z, y nor x.
         label: the file, as the user wrote it.
 
     Raises:
-        VolumeError: the array is not a volume as it stands; the message names the option that makes it one.
+        VolumeError: the array is not a volume; the message names the option that makes it one.
         ConfigError: ``select`` does not fit the array.
 
     Example:
@@ -105,7 +105,7 @@ def _arrange_unnamed(shape: tuple[int, ...], select: Mapping[str, int], label: s
 
 
 def _no_volume(shape: tuple[int, ...], names: str | None, missing: list[str]) -> str:
-    """Word why an array without z, y or x is no volume, and what would help."""
+    """Explain why an array without z, y or x is not a volume, and what would help."""
     named = f"axes {names.upper()} {shape}" if names else f"shape {shape}"
     if len(shape) < 3:
         return f"is {len(shape)}-D ({named}); a volume needs three axes z, y, x: put all slices into one file"
@@ -116,15 +116,15 @@ def _no_volume(shape: tuple[int, ...], names: str | None, missing: list[str]) ->
 
 
 def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int], label: str) -> dict[int, int]:
-    """Turn the user's picks into stored dimensions and indices."""
+    """Translate the user's selection to stored dimensions and indices."""
     fixed = {}
     choices = [name for name in names if name not in "zyx"]
     for axis, index in select.items():
         name = axis.lower()
         if name not in choices:
-            known = nearest(name, choices) if choices else "it has only z, y and x"
+            known = did_you_mean(name, choices) if choices else "its only axes are z, y and x"
             raise ConfigError(
-                f"{label}: {option('select', {axis: index})} names no axis to pick from; {known}"
+                f"{label}: {option('select', {axis: index})} names no axis of the file; {known}"
             )
         dimension = names.index(name)
         if not 0 <= index < shape[dimension]:

@@ -1,9 +1,9 @@
-"""Going through a volume in blocks of bounded memory, and sampling it."""
+"""Iterating over a volume in blocks of bounded memory, and sampling its voxels."""
 
 from __future__ import annotations
 
 import math
-from itertools import product
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,29 +11,31 @@ import numpy as np
 from evenslice._core import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["first_nonfinite", "iterate_blocks", "sample", "sample_stored"]
+    Block = tuple[slice, slice, slice]
+
+__all__ = ["find_nonfinite", "iterate_blocks", "sample_stored", "sample_voxels"]
 
 BLOCK_BYTES = 2**25
-SAMPLE_BLOCKS = (
-    256  # on EM and at a million voxels, the 1st and 99th percentile are then within 1 % of the range
-)
+# With a million voxels of EM, the 1st and 99th percentile are then within 1 % of the range.
+SAMPLE_BLOCKS = 256
+MOST_BLOCKS = 4096
 
 
-def iterate_blocks(volume: Volume, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut a volume into blocks that cover each voxel once, in the order of z, then y, then x.
+def iterate_blocks(volume: Volume, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """Divide a volume into blocks that cover each voxel once, in the order of z, then y, then x.
 
-    A block spans whole chunks and takes at most ``max_bytes`` in memory, unless a single chunk takes more: it has to be
-    decoded as a whole anyway. Where a volume has no chunks, a row along x is what a block is made of.
+    A block consists of whole chunks (of rows along x if the volume has no chunks) and takes at most ``max_bytes``, unless
+    a single chunk takes more.
 
     Args:
-        volume: what to cut.
-        max_bytes: bytes that the voxels of a block may take.
+        volume: the volume to divide.
+        max_bytes: limit on the voxels of a block, in bytes.
 
     Yields:
         The block as slices along z, y, x.
@@ -51,24 +53,27 @@ def iterate_blocks(volume: Volume, max_bytes: int = BLOCK_BYTES) -> Iterator[tup
         whole = -(-volume.shape[axis] // block[axis])
         block[axis] *= max(1, min(whole, max_bytes // bytes_per_chunk))
         if block[axis] < volume.shape[axis]:
-            break  # growing along the next axis would cost memory and make no longer run in the file
-    starts = (range(0, length, step) for length, step in zip(volume.shape, block, strict=True))
-    for corner in product(*starts):
-        z, y, x = (
-            slice(start, min(start + step, length))
-            for start, step, length in zip(corner, block, volume.shape, strict=True)
-        )
-        yield z, y, x
+            break  # growing along the next axis would take memory without longer contiguous reads
+    # Not itertools.product, which makes lists of its ranges first.
+    for z in _runs(volume.shape[0], block[0]):
+        for y in _runs(volume.shape[1], block[1]):
+            for x in _runs(volume.shape[2], block[2]):
+                yield z, y, x
 
 
-def first_nonfinite(volume: Volume) -> tuple[int, tuple[int, int, int]] | None:
+def _runs(length: int, step: int) -> Iterator[slice]:
+    """Divide an axis into pieces of one length; the last may be shorter."""
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def find_nonfinite(volume: Volume) -> tuple[int, tuple[int, int, int]] | None:
     """Count the voxels that are NaN or infinite, reading the volume once in blocks of bounded memory.
 
     Args:
-        volume: what to look through; one of integers is not read at all.
+        volume: the volume; one of integers is not read at all.
 
     Returns:
-        How many there are, and the index z, y, x of the first in that order; None if there are none.
+        Their number and the index z, y, x of the first; None if there are none.
 
     Raises:
         VolumeError: the file cannot be read.
@@ -78,7 +83,7 @@ def first_nonfinite(volume: Volume) -> tuple[int, tuple[int, int, int]] | None:
         >>> from evenslice.volumes import open_volume
         >>> array = np.zeros((3, 4, 5), np.float32)
         >>> array[1, 2, 3] = array[2, 0, 0] = np.nan
-        >>> first_nonfinite(open_volume(array))
+        >>> find_nonfinite(open_volume(array))
         (2, (1, 2, 3))
     """
     if volume.dtype.kind != "f":
@@ -99,15 +104,16 @@ def first_nonfinite(volume: Volume) -> tuple[int, tuple[int, int, int]] | None:
     return None if first is None else (count, first)
 
 
-def sample(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDArray[np.float32]:
+def sample_voxels(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDArray[np.float32]:
     """Draw voxels from small blocks spread over the volume, for percentiles and the like.
 
-    The blocks lie inside chunks, so that few are decoded, are stratified along z, and each voxel has nearly the same
-    chance. A volume of at most ``voxels`` voxels is returned whole.
+    The blocks lie inside chunks, so that few chunks are decoded, and are stratified along z; each voxel is almost equally
+    likely. A volume of at most ``voxels`` voxels is returned whole. Of chunks that are so small that the sample would take
+    more than 4,096, that many are read.
 
     Args:
-        volume: what to draw from.
-        voxels: about how many to draw, at least 1.
+        volume: the volume to sample.
+        voxels: approximate number to draw, at least 1.
         seed: the same seed draws the same voxels.
 
     Returns:
@@ -120,41 +126,106 @@ def sample(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDArray[np
     Example:
         >>> import numpy as np
         >>> from evenslice.volumes import open_volume
-        >>> sample(open_volume(np.arange(8).reshape(2, 2, 2))).tolist()
+        >>> sample_voxels(open_volume(np.arange(8).reshape(2, 2, 2))).tolist()
         [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     """
-    with np.errstate(over="ignore"):  # becomes infinite
+    with np.errstate(over="ignore"):  # overflows become infinite
         return sample_stored(volume, voxels, seed).astype(np.float32)
 
 
-def sample_stored(volume: Volume, voxels: int, seed: int) -> NDArray[Any]:
-    """Do what :func:`sample` does, and keep the data type."""
+def sample_stored(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDArray[Any]:
+    """Draw voxels like :func:`sample_voxels`, in their own data type."""
     if voxels < 1:
         raise ConfigError(f"a sample of {voxels} voxels: draw at least 1")
-    if volume.size <= voxels:
+    chunks = _Axes.of(volume.shape, volume.chunks or (1, *volume.shape[1:]), None)
+    if volume.size <= voxels and (volume.chunks is None or chunks.total <= MOST_BLOCKS):
         return volume[...].ravel()
     blocks = _random_blocks(volume, voxels, np.random.default_rng(seed))
-    return np.concatenate([volume[block].ravel() for block in blocks])
+    return np.concatenate(_read_blocks(volume, blocks, chunks))
 
 
-def _random_blocks(
-    volume: Volume, voxels: int, generator: np.random.Generator
-) -> list[tuple[slice, slice, slice]]:
-    """Choose different blocks of a grid inside the chunks, with about ``voxels`` voxels in all, in the order of z."""
+@dataclass(frozen=True)
+class _Axes:
+    """A volume divided along each axis into chunks, and these into parts; places are computed, not listed.
+
+    Attributes:
+        shape: number of voxels along each axis.
+        chunk: size of a chunk.
+        part: size of a part of a chunk; a chunk's last can be smaller.
+        grid: number of parts along each axis.
+    """
+
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    part: tuple[int, ...]
+    grid: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], chunk: tuple[int, ...], part: tuple[int, ...] | None) -> _Axes:
+        """Divide a volume; without ``part`` a chunk is one part."""
+        part = part or chunk
+        axes = zip(shape, chunk, part, strict=True)
+        grid = tuple(
+            length // whole * -(-whole // piece) + -(-(length % whole) // piece)
+            for length, whole, piece in axes
+        )
+        return cls(shape, chunk, part, grid)
+
+    @property
+    def total(self) -> int:
+        """The number of parts."""
+        return math.prod(self.grid)
+
+    def place(self, number: int) -> Block:
+        """Return a part by its number, counted along x first."""
+        _, height, width = self.grid
+        z, y, x = number // (height * width), number // width % height, number % width
+        return self._span(0, z), self._span(1, y), self._span(2, x)
+
+    def _span(self, axis: int, number: int) -> slice:
+        whole, piece = self.chunk[axis], self.part[axis]
+        chunk, inside = divmod(number, -(-whole // piece))
+        start = chunk * whole + inside * piece
+        return slice(start, min(start + piece, (chunk + 1) * whole, self.shape[axis]))
+
+    def number_of_chunk(self, block: Block) -> tuple[int, ...]:
+        """Return the numbers along each axis of the chunk that a part lies in."""
+        return tuple(part.start // whole for part, whole in zip(block, self.chunk, strict=True))
+
+
+def _random_blocks(volume: Volume, voxels: int, generator: np.random.Generator) -> list[Block]:
+    """Choose distinct blocks of a grid inside the chunks, of about ``voxels`` voxels in total, in the order of z."""
     chunk = volume.chunks or (1, *volume.shape[1:])
     block = _block_shape(chunk, max(1, voxels // SAMPLE_BLOCKS))
-    edges = [
-        _edges(length, whole, part) for length, whole, part in zip(volume.shape, chunk, block, strict=True)
-    ]
-    grid = [len(axis) for axis in edges]
-    total = math.prod(grid)
-    count = min(total, -(-voxels * total // volume.size))
-    # One block from each of as many equal runs of the grid, which goes through z first: stratified along z.
-    chosen = np.unique(((np.arange(count) + generator.random(count)) * (total / count)).astype(np.int64))
-    return [
-        (edges[0][z], edges[1][y], edges[2][x])
-        for z, y, x in zip(*np.unravel_index(np.minimum(chosen, total - 1), grid), strict=True)
-    ]
+    axes = _Axes.of(volume.shape, chunk, block)
+    total = axes.total
+    count = min(total, -(-voxels * total // volume.size), MOST_BLOCKS)
+    # One block from each of `count` equal runs of the grid in C order: stratified along z.
+    chosen = np.unique(np.floor((np.arange(count) + generator.random(count)) * (total / count)))
+    return [axes.place(number) for number in sorted({min(int(place), total - 1) for place in chosen})]
+
+
+def _read_blocks(volume: Volume, blocks: Sequence[Block], chunks: _Axes) -> list[NDArray[Any]]:
+    """Read blocks; those that lie in one chunk are read together, because each read decodes the whole chunk."""
+    if volume.chunks is None:
+        return [volume[block].ravel() for block in blocks]
+    members: dict[tuple[int, ...], list[int]] = {}
+    for number, block in enumerate(blocks):
+        members.setdefault(chunks.number_of_chunk(block), []).append(number)
+    found: list[NDArray[Any]] = [np.empty(0, volume.dtype)] * len(blocks)
+    for numbers in members.values():
+        hull = tuple(
+            slice(min(part.start for part in parts), max(part.stop for part in parts))
+            for parts in zip(*(blocks[number] for number in numbers), strict=True)
+        )
+        voxels = volume[hull]
+        for number in numbers:
+            inside = tuple(
+                slice(part.start - whole.start, part.stop - whole.start)
+                for part, whole in zip(blocks[number], hull, strict=True)
+            )
+            found[number] = voxels[inside].ravel()
+    return found
 
 
 def _block_shape(chunk: tuple[int, ...], voxels: int) -> tuple[int, ...]:
@@ -165,14 +236,5 @@ def _block_shape(chunk: tuple[int, ...], voxels: int) -> tuple[int, ...]:
 
 
 def _even_part(length: int, part: int) -> int:
-    """Return the part nearest to the wanted one of those that cut a length into nearly equal parts."""
+    """Return the length nearest to ``part`` that divides ``length`` into almost equal parts."""
     return -(-length // max(1, round(length / max(1, part))))
-
-
-def _edges(length: int, chunk: int, part: int) -> list[slice]:
-    """Cut an axis at the borders of its chunks, and each chunk into parts."""
-    return [
-        slice(start, min(start + part, origin + chunk, length))
-        for origin in range(0, length, chunk)
-        for start in range(origin, min(origin + chunk, length), part)
-    ]

@@ -1,4 +1,4 @@
-"""Hashes that say whether two volumes are the same file."""
+"""Hashes that tell whether two volumes come from the same data."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.places import files_under
-from evenslice.volumes.read.source import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,16 +24,16 @@ _PIECE_BYTES = 2**20
 
 
 def fingerprint(volume: Volume) -> str:
-    """Hash the bytes that a volume was opened from.
+    """Hash the stored bytes of a volume.
 
     Args:
         volume: a volume in files, in a Zarr folder, at an address, or in memory.
 
     Returns:
-        "sha256:" and the hexadecimal SHA-256 of the file, as ``sha256sum`` prints it; of several files, that of their
-        relative names, sizes and contents, those of a Zarr folder in the order of their names; of an array, that of its
-        bytes in the order z, y, x. Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last
-        64 MiB; at an address, that of address, format, shape, type, and the first and the last chunk.
+        "sha256:" and a hexadecimal SHA-256: of the file, as ``sha256sum`` prints it; of several files, of their relative
+        names, sizes and contents (a Zarr folder in order of file names); of an array, of its bytes in the order z, y, x.
+        Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last 64 MiB; for an address, the
+        hash of the address, format, shape, data type, and the first and last chunk.
 
     Raises:
         VolumeError: a file cannot be read.
@@ -51,7 +51,7 @@ def fingerprint(volume: Volume) -> str:
         return f"sha256:{digest.hexdigest()}"
     if isinstance(volume.location, str):
         return _fingerprint_of_voxels(volume, volume.location)
-    with reading(volume.path, volume.format):
+    with reporting_read_errors(volume.path, volume.format):
         return _fingerprint_of_files(volume, volume.location)
 
 
@@ -70,7 +70,7 @@ def _fingerprint_of_files(volume: Volume, location: Path) -> str:
 
 
 def _fingerprint_of_voxels(volume: Volume, address: str) -> str:
-    """Hash what tells one volume at an address from another, without loading it whole."""
+    """Hash the address, metadata and outermost chunks of a volume, without loading it whole."""
     digest = hashlib.sha256(f"{address}\0{volume.format}\0{volume.shape}\0{volume.dtype.str}\0".encode())
     chunk = volume.chunks or volume.shape
     ends = zip(chunk, volume.shape, strict=True)

@@ -1,4 +1,4 @@
-"""What a user wants to know about a volume before using it."""
+"""A summary of a volume: its metadata, and statistics of a sample of its voxels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenslice.volumes.affines import axis_codes
 from evenslice.volumes.blocks import sample_stored
-from evenslice.volumes.orientation import axis_codes
+from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.places import files_under
-from evenslice.volumes.read.source import reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from evenslice.volumes.units import Unit
     from evenslice.volumes.volume import Volume
 
-__all__ = ["PERCENTILES", "VolumeInfo", "describe"]
+__all__ = ["PERCENTILES", "VolumeInfo", "describe_volume"]
 
 PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
 MOST_CLASSES = 32
@@ -26,28 +26,28 @@ MOST_CLASSES = 32
 
 @dataclass(frozen=True)
 class VolumeInfo:
-    """A volume in figures; those of intensities are of a sample.
+    """A summary of a volume; the intensities are those of a sample.
 
     Attributes:
         path: as the user wrote it.
-        part: the path of the data set inside the file, or None where a file holds one volume.
+        part: the path of the dataset inside the file, or None for formats with one volume per file.
         format: the name of the file format.
         shape: number of voxels along z, y, x.
         dtype: name of the data type.
         spacing: voxel size along z, y, x, or None.
         unit: unit of the spacing, or None.
-        chunks: what is decoded as one, along z, y, x, or None.
-        orientation: to which side of the patient x, y and z run, as "LPS" (L left, R right; P back, A front; I feet, S
-            head), or None if the file does not say.
-        bytes_on_disk: size of the file, or of all files of the volume; None for an array in memory or at an address.
+        chunks: size along z, y, x of the pieces that are decoded as one, or None.
+        orientation: the sides of the patient to which x, y and z run, such as "LPS" (L left, R right; P posterior, A
+            anterior; I inferior, S superior), or None if unknown.
+        bytes_on_disk: size of all files of the volume; None for an array in memory or an address.
         bytes_in_memory: size of all voxels in memory.
         sampled: number of voxels in the sample.
-        nonfinite: how many of them are NaN or infinite; the figures below leave those out.
-        minimum: least value of the sample, NaN if it has no finite value.
-        maximum: greatest value of the sample, NaN if it has no finite value.
+        nonfinite: how many of them are NaN or infinite; the following statistics exclude these.
+        minimum: smallest value of the sample, NaN if it has no finite value.
+        maximum: largest value of the sample, NaN if it has no finite value.
         percentiles: pairs of percentage and value; empty if the sample has no finite value.
-        classes: pairs of value and share of the sample, rising by value, if the voxels are integers of at most 32
-            different values, as those of a label volume are; else None.
+        classes: pairs of value and fraction of the sample, by ascending value, if the voxels are integers of at most 32
+            different values, as in a label volume; else None.
     """
 
     path: str
@@ -69,26 +69,20 @@ class VolumeInfo:
     classes: tuple[tuple[int, float], ...] | None
 
 
-def describe(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> VolumeInfo:
-    """Describe a volume from its metadata and a sample of its voxels.
-
-    Args:
-        volume: what to describe.
-        voxels: about how many voxels to draw, at least 1; a smaller volume is read whole.
-        seed: the same seed draws the same voxels.
+def describe_volume(volume: Volume) -> VolumeInfo:
+    """Describe a volume from its metadata and a sample of about a million voxels.
 
     Raises:
-        ConfigError: ``voxels`` is below 1.
         VolumeError: the file cannot be read.
 
     Example:
         >>> import numpy as np
         >>> from evenslice.volumes import open_volume
-        >>> info = describe(open_volume(np.array([[[0, 0, 0, 7]]], np.uint8)))
+        >>> info = describe_volume(open_volume(np.array([[[0, 0, 0, 7]]], np.uint8)))
         >>> info.maximum, info.classes
         (7.0, ((0, 0.75), (7, 0.25)))
     """
-    values = sample_stored(volume, voxels, seed)
+    values = sample_stored(volume)
     finite = values[np.isfinite(values)] if volume.dtype.kind == "f" else values
     return VolumeInfo(
         path=volume.path,
@@ -114,7 +108,7 @@ def describe(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> VolumeIn
 def _bytes_on_disk(volume: Volume) -> int | None:
     if volume.location is None or isinstance(volume.location, str):
         return None
-    with reading(volume.path, volume.format):
+    with reporting_read_errors(volume.path, volume.format):
         return sum(file.stat().st_size for file in volume.files or files_under(volume.location))
 
 

@@ -1,4 +1,4 @@
-"""Labels: the class of each voxel, on top of whatever values stand in a file, and where each class is found.
+"""Labels: the class of each voxel from the stored label values, and where each class is found.
 
 labels = class_volume(open_volume("mask.tif"), 2, [0, 255])
 index = index_classes(labels, 2, keep=1000)
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import VolumeError
+from evenslice._core import VolumeError, option
 from evenslice.volumes.blocks import iterate_blocks
 from evenslice.volumes.views import map_voxels
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
-    from evenslice.volumes.windows import Scaling
 
 __all__ = ["ClassIndex", "LabelledVolume", "class_volume", "index_classes"]
 
@@ -30,12 +30,12 @@ _BLOCK_BYTES = 2**22
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """How often each class occurs in a part, and where to find some of its voxels.
+    """How often each class occurs, and where to find some of its voxels.
 
     Attributes:
-        counts: (classes,) voxels of each class.
-        positions: for each class the flat indices (z, y, x in C order) of a random sample of its voxels, sorted; empty
-            for class 0, the background, and in what is only tested on.
+        counts: (classes,) number of voxels of each class.
+        positions: for each class the sorted flat indices (z, y, x in C order) of a random sample of its voxels; empty
+            for class 0, the background, and for test data.
     """
 
     counts: NDArray[np.int64]
@@ -44,14 +44,14 @@ class ClassIndex:
 
 @dataclass(frozen=True)
 class LabelledVolume:
-    """Consecutive slices of an image with their labels, as volumes of their own.
+    """Consecutive slices of an image with their labels.
 
     Attributes:
-        name: the image as the configuration names it, with the range of slices where it is a part of the file.
+        name: the image as the configuration names it, with the range of slices if it is part of a file.
         volume: the image, (z, y, x).
         labels: the class of each of its voxels, int64, 0 to classes - 1.
-        scaling: voxel values to 0..1.
-        index: the classes' voxels.
+        scaling: the map from voxel values to 0..1.
+        index: how often and where each class occurs.
     """
 
     name: str
@@ -62,20 +62,20 @@ class LabelledVolume:
 
     @property
     def classes(self) -> int:
-        """The number of classes, background included."""
+        """The number of classes, including background."""
         return len(self.index.counts)
 
 
 def class_volume(stored: Volume, classes: int, values: Sequence[int] | None = None) -> Volume:
-    """Return a volume of classes, 0 to ``classes`` - 1, on top of the values that stand in a file.
+    """Return the volume of classes, 0 to ``classes`` - 1, of stored label values.
 
     Args:
-        stored: whole numbers, of whatever data type.
-        classes: how many classes there are.
+        stored: label values, whole numbers of any data type.
+        classes: number of classes.
         values: the stored value of each class; by default the classes themselves.
 
     Returns:
-        A volume of int64, which raises VolumeError where it reads a value that is that of no class.
+        A volume of int64, which raises VolumeError on reading any other value.
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -87,7 +87,7 @@ def class_volume(stored: Volume, classes: int, values: Sequence[int] | None = No
 
 @dataclass(frozen=True)
 class _ClassMap:
-    """From the stored value of each class to its number."""
+    """Maps stored values to class numbers."""
 
     path: str
     values: tuple[int, ...]
@@ -101,23 +101,23 @@ class _ClassMap:
             value = stored[wrong].flat[0].item()
             raise VolumeError(
                 f"{self.path}: holds the label value {value:g}, but the {len(rising)} classes have the values "
-                f"{', '.join(map(str, self.values))}; set data.classes, or data.label_values, such as [0, 255]"
+                f"{', '.join(map(str, self.values))}; set {option('classes')} or {option('label_values', [0, 255])}"
             )
         classes: NDArray[np.int64] = order[place]
         return classes
 
 
 def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> ClassIndex:
-    """Count the voxels of each class and draw a sample of those of the foreground, reading the labels once.
+    """Count the voxels of each class and sample those of the foreground, reading the labels once.
 
     Args:
-        labels: what to look through; classes, not whatever a file has for them.
-        classes: how many there are.
-        keep: how many voxels of each foreground class to remember at the most; each has the same chance.
-        seed: of the sample.
+        labels: a volume of class numbers, as from ``class_volume``.
+        classes: number of classes.
+        keep: size limit of the sample of each foreground class; each voxel is equally likely.
+        seed: seed of the sample.
 
     Raises:
-        VolumeError: a value is that of no class, or the file cannot be read.
+        VolumeError: a value belongs to no class, or the file cannot be read.
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -140,7 +140,7 @@ def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> 
 
 
 class _Sample:
-    """A uniform sample of bounded size of items that come in pieces: those with the smallest of random keys."""
+    """A uniform sample of bounded size of items that arrive in pieces: those with the smallest random keys."""
 
     def __init__(self, size: int, random: np.random.Generator) -> None:
         self.size = size

@@ -1,15 +1,15 @@
-"""Volumes: any file as a lazy array (z, y, x).
+"""Opening a volume: any file as a lazy array (z, y, x).
 
     volume = open_volume("brain.nii.gz")
     volume.shape      (189, 233, 197), always z, y, x
     volume.spacing    (1.0, 1.0, 1.0) in volume.unit, or None
-    volume[90:95]     reads five slices, and only those
+    volume[90:95]     reads these five slices only
 
-What is read: multi-page TIFF (plain, ImageJ, OME, BigTIFF; compressed or not), NIfTI (.nii, .nii.gz), DICOM (a folder or
+Formats: multi-page TIFF (plain, ImageJ, OME, BigTIFF; compressed or not), NIfTI (.nii, .nii.gz), DICOM (a folder or
 a multi-frame file), MetaImage (.mha, .mhd), NRRD (.nrrd, .nhdr), HDF5 (file.h5:/path), MRC, NumPy .npy, Zarr (formats 2
-and 3, OME-Zarr images too; also at https:// and s3:// addresses), folders of TIFF, PNG or JPEG slices, and NumPy arrays.
-A file with other axes than z, y and x is refused until ``axes`` and ``select`` say what to read of it.
-``formats.FORMATS`` is the table in which a new format takes its place.
+and 3, including OME-Zarr; also at https:// and s3:// addresses), folders of TIFF, PNG or JPEG slices, and NumPy arrays.
+A file with axes other than z, y and x is refused until ``axes`` and ``select`` say what to read.
+``read.formats.READ_FORMATS`` is the table of formats.
 """
 
 from __future__ import annotations
@@ -20,16 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, nearest, option
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.axes import arrange, check_axes
-from evenslice.volumes.blocks import first_nonfinite, iterate_blocks, sample
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import VolumeInfo, describe
 from evenslice.volumes.read.formats import open_source
-from evenslice.volumes.read.places import Place, is_address, locate
-from evenslice.volumes.read.source import ArraySource, Source
+from evenslice.volumes.read.places import Place, locate
+from evenslice.volumes.read.source import ArraySource, VoxelSource
 from evenslice.volumes.units import UNITS, normal_unit, positive
-from evenslice.volumes.views import hold_in_memory, map_voxels, take_slices
 from evenslice.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -38,20 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = [
-    "Volume",
-    "VolumeInfo",
-    "describe",
-    "fingerprint",
-    "first_nonfinite",
-    "hold_in_memory",
-    "is_address",
-    "iterate_blocks",
-    "map_voxels",
-    "open_volume",
-    "sample",
-    "take_slices",
-]
+__all__ = ["open_volume"]
 
 
 def open_volume(
@@ -63,22 +46,22 @@ def open_volume(
     spacing: Sequence[float] | None = None,
     unit: str | None = None,
 ) -> Volume:
-    """Open a volume; nothing but its metadata is read.
+    """Open a volume; only its metadata is read.
 
     Args:
-        path: a file, a folder of slices, a Zarr folder or its address (https://..., s3://...), a data set in an HDF5 file
-            (file.h5:/path), a NumPy array, or an open volume, which is returned as it is.
-        axes: one letter for each stored dimension in stored order, z, y and x among them ("xyz", "tzyx"); by default
-            what the file says, and z, y, x for an array of three dimensions that says nothing.
-        select: which index to read of the other axes, as ``{"t": 0}``. Those of length 1 need no pick. Of a DICOM folder
-            with several series, ``{"series": 0}`` picks one.
+        path: a file, a folder of slices, a Zarr folder or its address (https://..., s3://...), a dataset in an HDF5 file
+            (file.h5:/path), a NumPy array, or an open volume, which is returned unchanged.
+        axes: one letter per stored dimension in stored order, including z, y and x ("xyz", "tzyx"); by default what the
+            file says, or z, y, x for three unnamed dimensions.
+        select: the index to read along each other axis longer than 1, such as ``{"t": 0}``; ``{"series": 0}`` picks one of
+            several series in a DICOM folder.
         level: resolution level of an OME-Zarr image, 0 the finest.
         spacing: voxel size along z, y, x, instead of the file's.
         unit: unit of the spacing ("nm", "um", "mm", ...), instead of the file's.
 
     Raises:
-        VolumeError: there is no such file, it is not what its suffix says, it is damaged, or it is not a volume of
-            real numbers; where an option would help, the message names it.
+        VolumeError: the file is missing, damaged, not of the format of its suffix, or not a volume of real numbers; the
+            message names any option that would help.
         ConfigError: an option is wrong, or does not apply to this file.
 
     Example:
@@ -93,10 +76,10 @@ def open_volume(
     """
     if isinstance(path, Volume):
         if axes is not None or select or level or spacing is not None or unit is not None:
-            raise ConfigError(f"{path.path}: is open already; give the options where it is opened")
+            raise ConfigError(f"{path.path}: is already open; give the options when opening it")
         return path
     names = None if axes is None else check_axes(axes)
-    opener: Callable[[], Source]
+    opener: Callable[[], VoxelSource]
     if isinstance(path, np.ndarray):
         if level:
             raise ConfigError(f"<array>: an array in memory has no level {level}; leave it out")
@@ -110,9 +93,9 @@ def open_volume(
 
 
 def _arranged(
-    place: Place, opener: Callable[[], Source], names: str | None, select: Mapping[str, int]
+    place: Place, opener: Callable[[], VoxelSource], names: str | None, select: Mapping[str, int]
 ) -> Volume:
-    """Open the source and lay a volume over it."""
+    """Open the stored array and make a volume of it."""
     label = place.label
     source = opener()
     if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
@@ -121,9 +104,9 @@ def _arranged(
         )
     if names is not None and len(names) != len(source.shape):
         raise ConfigError(
-            f"{label}: {option('axes', names)} names {len(names)} axes, its shape {source.shape} has {len(source.shape)}; give one letter each"
+            f"{label}: {option('axes', names)} names {len(names)} axes, its shape {source.shape} has {len(source.shape)}; give one letter per axis"
         )
-    picks = {axis: index for axis, index in select.items() if axis not in source.picked}
+    picks = {axis: index for axis, index in select.items() if axis not in source.selected}
     arrangement = arrange(source.shape, names or source.names, picks, label)
     z, y, x = arrangement.zyx
     sizes = source.spacing
@@ -139,7 +122,7 @@ def _arranged(
         spacing=spacing if known else None,
         unit=source.unit if known else None,
         chunks=None if source.chunks is None else (source.chunks[z], source.chunks[y], source.chunks[x]),
-        # It speaks of the axes as the file names them.
+        # An affine refers to the axes as the file names them.
         affine=source.affine if source.names is not None and names in (None, source.names) else None,
         files=source.files,
         _open=opener,
@@ -149,22 +132,22 @@ def _arranged(
 
 
 def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | None) -> Volume:
-    """Put the user's spacing and unit in the place of the file's.
+    """Replace the file's spacing and unit by the user's.
 
     Raises:
-        ConfigError: they are no spacing or no unit, or there is no spacing that the unit could belong to.
+        ConfigError: the spacing or unit is invalid, or there is a unit but no spacing.
     """
     if spacing is not None:
         if len(spacing) != 3 or not positive(spacing):
             raise ConfigError(f"spacing {tuple(spacing)}: give three sizes above zero, along z, y, x")
         z, y, x = spacing
-        # A unit that the file states belongs to the spacing that it states.
+        # The file's unit belongs to the file's spacing.
         volume = replace(volume, spacing=(float(z), float(y), float(x)), unit=None)
     if unit is not None:
         known = normal_unit(unit)
         if known is None:
-            raise ConfigError(f"unit {unit!r} is no unit of length; {nearest(unit, UNITS)}")
+            raise ConfigError(f"unit {unit!r}: unknown unit of length; {did_you_mean(unit, UNITS)}")
         if volume.spacing is None:
-            raise ConfigError(f"{volume.path}: has no spacing that could be in {unit}; give the spacing too")
+            raise ConfigError(f"{volume.path}: has no spacing to be in {unit}; give the spacing too")
         volume = replace(volume, unit=known)
     return volume

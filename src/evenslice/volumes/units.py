@@ -1,4 +1,4 @@
-"""Units of length: one spelling each, and voxel sizes brought to a common one."""
+"""Units of length: normal spellings and conversion."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _METRES: dict[Unit, float] = {
     "inch": 0.0254,
 }
 UNITS: tuple[Unit, ...] = tuple(_METRES)
-"""Every unit, smallest first but for the inch."""
+"""All units, in ascending order except for the inch."""
 
 _SPELLINGS: dict[str, Unit] = {
     "picometer": "pm",
@@ -32,7 +32,7 @@ _SPELLINGS: dict[str, Unit] = {
     "micron": "um",
     "micrometer": "um",
     "µm": "um",  # the micro sign
-    "μm": "um",  # the Greek letter, which files hold as often
+    "μm": "um",  # the Greek letter, equally common in files
     "\\u00b5m": "um",  # as ImageJ escapes it
     "millimeter": "mm",
     "centimeter": "cm",
@@ -42,7 +42,7 @@ _SPELLINGS: dict[str, Unit] = {
 
 
 def normal_unit(text: object) -> Unit | None:
-    """Return the one spelling of a unit of length that evenslice uses, or None for anything else.
+    """Return the normal spelling of a unit of length, or None for anything else.
 
     Example:
         >>> normal_unit("Micrometre"), normal_unit("nm"), normal_unit("pixel")
@@ -57,14 +57,14 @@ def normal_unit(text: object) -> Unit | None:
 def common_unit(
     sizes: Sequence[float], units: Sequence[Unit | None]
 ) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Bring sizes given in several units to the unit of the last.
+    """Convert sizes in several units to the unit of the last.
 
     Args:
-        sizes: one size an axis.
+        sizes: one size per axis.
         units: the unit of each; None if unknown.
 
     Returns:
-        The sizes and their unit; (None, None) if some units are known and others not, for then nothing relates them.
+        The sizes and their unit; (None, None) if only some of the units are known.
 
     Example:
         >>> common_unit([0.05, 4.0, 4.0], ["um", "nm", "nm"])
@@ -76,17 +76,17 @@ def common_unit(
     if target is None or None in units:
         return None, None
     factors = [_METRES[cast(Unit, unit)] / _METRES[target] for unit in units]
-    # Twelve digits: more than any file states, and fewer than the rounding of 1e-6 / 1e-9 shows.
+    # Twelve digits: more than files have, and few enough to hide the rounding error of 1e-6 / 1e-9.
     return tuple(float(f"{size * factor:.12g}") for size, factor in zip(sizes, factors, strict=True)), target
 
 
 def positive(sizes: Sequence[float]) -> bool:
-    """Return whether all sizes can be those of a voxel: finite and above zero."""
+    """Return whether all sizes are finite and above zero."""
     return all(math.isfinite(size) and size > 0 for size in sizes)
 
 
 def scale_to(unit: Unit, other: Unit) -> float:
-    """Return how many of the other unit one unit is.
+    """Return the length of a unit in another unit.
 
     Example:
         >>> scale_to("um", "mm")

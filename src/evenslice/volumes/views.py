@@ -1,4 +1,4 @@
-"""Volumes made of others: some of their slices, a copy in memory, other values."""
+"""Volumes derived from others: a range of slices, a copy in memory, mapped values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from evenslice._core import VolumeError
 from evenslice.volumes.axes import Arrangement
-from evenslice.volumes.read.source import ArraySource, Source
+from evenslice.volumes.read.source import ArraySource, VoxelSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,12 +23,12 @@ __all__ = ["hold_in_memory", "map_voxels", "take_slices"]
 
 
 def take_slices(volume: Volume, start: int, stop: int) -> Volume:
-    """Return the slices from ``start`` up to ``stop`` as a volume of their own; nothing is read.
+    """Return the slices from ``start`` up to ``stop`` as a volume, without reading them.
 
     Args:
-        volume: what to take them from.
-        start: the first slice.
-        stop: the one after the last.
+        volume: the volume.
+        start: first slice.
+        stop: one past the last slice.
 
     Raises:
         VolumeError: the volume does not have these slices.
@@ -42,11 +42,11 @@ def take_slices(volume: Volume, start: int, stop: int) -> Volume:
     depth = volume.shape[0]
     if not 0 <= start < stop <= depth:
         raise VolumeError(
-            f"{volume.path}: has the slices 0 to {depth - 1}, not {start} to {stop - 1}; ask for some of those"
+            f"{volume.path}: has slices 0 to {depth - 1}, not {start} to {stop - 1}; choose a range among those"
         )
     if (start, stop) == (0, depth):
         return volume
-    dimension = volume._arrangement.zyx[0]  # noqa: SLF001  # the package's own, as in `open_volume`
+    dimension = volume._arrangement.zyx[0]  # noqa: SLF001  # set by `open_volume`
     opener = partial(_open_range, volume._open, dimension, start, stop)  # noqa: SLF001
     affine = volume.affine
     if affine is not None:
@@ -64,7 +64,7 @@ def take_slices(volume: Volume, start: int, stop: int) -> Volume:
 
 
 def hold_in_memory(volume: Volume) -> Volume:
-    """Read a volume once and return it as one that never goes back to its file.
+    """Read a volume once and return it as a volume in memory.
 
     Raises:
         VolumeError: the file cannot be read.
@@ -84,10 +84,9 @@ def map_voxels(volume: Volume, function: Callable[[NDArray[Any]], NDArray[Any]],
     """Return a volume whose voxels are a function of another's, computed when they are read.
 
     Args:
-        volume: what the function is applied to.
-        function: takes stored voxels of any shape and returns an array of that shape; it has to be picklable for the
-            volume to be.
-        dtype: the data type that it returns.
+        volume: the volume to map.
+        function: takes stored voxels of any shape and returns an array of that shape; the volume pickles if it does.
+        dtype: data type that the function returns.
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -97,21 +96,21 @@ def map_voxels(volume: Volume, function: Callable[[NDArray[Any]], NDArray[Any]],
     """
     kind = np.dtype(dtype)
     opener = partial(_open_mapped, volume._open, function, kind)  # noqa: SLF001
-    sources: list[Source] = [_Mapped(source, function, kind) for source in volume._sources]  # noqa: SLF001
+    sources: list[VoxelSource] = [_Mapped(source, function, kind) for source in volume._sources]  # noqa: SLF001
     return replace(volume, dtype=kind, _open=opener, _sources=sources)
 
 
 def _open_mapped(
-    opener: Callable[[], Source], function: Callable[[NDArray[Any]], NDArray[Any]], dtype: np.dtype[Any]
-) -> Source:
+    opener: Callable[[], VoxelSource], function: Callable[[NDArray[Any]], NDArray[Any]], dtype: np.dtype[Any]
+) -> VoxelSource:
     return _Mapped(opener(), function, dtype)
 
 
-class _Mapped(Source):
+class _Mapped(VoxelSource):
     """A function of a stored array."""
 
     def __init__(
-        self, source: Source, function: Callable[[NDArray[Any]], NDArray[Any]], dtype: np.dtype[Any]
+        self, source: VoxelSource, function: Callable[[NDArray[Any]], NDArray[Any]], dtype: np.dtype[Any]
     ) -> None:
         self._source, self._function = source, function
         self.format, self.shape, self.dtype = source.format, source.shape, dtype
@@ -121,14 +120,14 @@ class _Mapped(Source):
         return self._function(self._source.read(key))
 
 
-def _open_range(opener: Callable[[], Source], dimension: int, start: int, stop: int) -> Source:
+def _open_range(opener: Callable[[], VoxelSource], dimension: int, start: int, stop: int) -> VoxelSource:
     return _Range(opener(), dimension, start, stop)
 
 
-class _Range(Source):
-    """A stored array from one index of a dimension to another."""
+class _Range(VoxelSource):
+    """A stored array, cropped along one dimension."""
 
-    def __init__(self, source: Source, dimension: int, start: int, stop: int) -> None:
+    def __init__(self, source: VoxelSource, dimension: int, start: int, stop: int) -> None:
         self._source, self._dimension, self._start = source, dimension, start
         self.format = source.format
         shape = list(source.shape)
@@ -137,7 +136,7 @@ class _Range(Source):
         self.dtype = source.dtype
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Read from the array behind."""
+        """Read from the whole array."""
         parts = list(key)
         part = parts[self._dimension]
         parts[self._dimension] = slice(part.start + self._start, part.stop + self._start, part.step)

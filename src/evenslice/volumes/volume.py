@@ -1,4 +1,4 @@
-"""A lazy (z, y, x) array on top of whatever is stored."""
+"""A lazy (z, y, x) view of a stored array."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from evenslice._core import VolumeError
-from evenslice.volumes.read.source import reading
+from evenslice.volumes.read.checks import reporting_read_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from evenslice.volumes.axes import Arrangement
-    from evenslice.volumes.read.source import Source
+    from evenslice.volumes.read.source import VoxelSource
     from evenslice.volumes.units import Unit
 
 __all__ = ["Index", "Volume"]
@@ -29,27 +29,27 @@ Index = SupportsIndex | slice | EllipsisType
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An array (z, y, x) that is read in the pieces that are asked for.
+    """An array (z, y, x) that is read when indexed.
 
     Indexing takes integers, slices (steps and negative values as in NumPy) and ``...``, and returns a new array that
-    may be changed freely. No file stays open between reads, so a volume needs no closing, and it may be used from
-    several threads, after a fork and, since it pickles as a path with its options, in other processes.
+    may be modified. No file stays open between reads: a volume needs no closing and may be used from several threads,
+    after a fork and in other processes (it pickles as a path with its options).
 
     Made by :func:`evenslice.open_volume`.
 
     Attributes:
         path: the file, folder or address as the user wrote it; "<array>" for an array in memory.
         location: the absolute path, the address as text, or None for an array in memory.
-        part: the path of the data set inside the file, or None where a file holds one volume.
+        part: the path of the dataset inside the file, or None for formats with one volume per file.
         format: the name of the file format.
         shape: number of voxels along z, y, x; each at least 1.
         dtype: data type of the voxels: bool, integer or real, in native byte order.
         spacing: voxel size along z, y, x, finite and positive, or None if unknown.
         unit: unit of the spacing, or None if unknown.
-        chunks: size along z, y, x of the pieces that are decoded as one, or None if any part is read as cheaply.
+        chunks: size along z, y, x of the pieces that are decoded as one, or None if any part is equally cheap to read.
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
-        files: the files that the voxels come from where those are not all at the location, or None.
+        files: the files that hold the voxels, unless that is all that is at the location; else None.
 
     Example:
         >>> import numpy as np
@@ -72,9 +72,9 @@ class Volume:
     chunks: tuple[int, int, int] | None
     affine: NDArray[np.float64] | None = field(repr=False)
     files: tuple[Path, ...] | None = field(repr=False)
-    _open: Callable[[], Source] = field(repr=False)
+    _open: Callable[[], VoxelSource] = field(repr=False)
     _arrangement: Arrangement = field(repr=False)
-    _sources: list[Source] = field(
+    _sources: list[VoxelSource] = field(
         repr=False
     )  # the opened source; empty after unpickling, until the first read
 
@@ -107,7 +107,7 @@ class Volume:
 
         Raises:
             IndexError: an integer is out of range, or there are more indices than axes.
-            TypeError: an index is no integer, slice or ``...``.
+            TypeError: an index is not an integer, slice or ``...``.
             VolumeError: the file cannot be read.
         """
         ranges, view = _resolve(key, self.shape)
@@ -127,8 +127,8 @@ class Volume:
         return {**self.__dict__, "_sources": []}
 
     def _read(self, window: list[slice]) -> NDArray[Any]:
-        """Read slices along z, y, x, none of them empty and all with a positive step."""
-        with reading(self.path, self.format):
+        """Read slices along z, y, x, all non-empty and with a positive step."""
+        with reporting_read_errors(self.path, self.format):
             source = self._source()
             key = [slice(0, 1)] * len(source.shape)
             for dimension, index in self._arrangement.fixed.items():
@@ -141,8 +141,8 @@ class Volume:
             window_block: NDArray[Any] = block.transpose(*self._arrangement.zyx, *fixed)[first]
         return window_block
 
-    def _source(self) -> Source:
-        """Return the opened source, opening it again where the volume was unpickled."""
+    def _source(self) -> VoxelSource:
+        """Return the opened source; open it again if the volume was unpickled."""
         if not self._sources:
             source = self._open()
             zyx = tuple(source.shape[dimension] for dimension in self._arrangement.zyx)
@@ -155,11 +155,11 @@ class Volume:
 def _resolve(
     key: Index | tuple[Index, ...], shape: tuple[int, int, int]
 ) -> tuple[list[range], tuple[int | slice, ...]]:
-    """Split an index into what has to be read and how to look at it.
+    """Split an index into the part to read and the view of it.
 
     Returns:
-        For each axis the rising range of indices to read, and the index into what was read that drops the axes given
-        as integers and reverses those with a negative step.
+        For each axis the ascending range of indices to read; and the index into that block that drops axes given as
+        integers and reverses those with a negative step.
     """
     parts = list(key) if isinstance(key, tuple) else [key]
     dots = [position for position, part in enumerate(parts) if part is Ellipsis]
@@ -182,7 +182,7 @@ def _resolve(
 
 def _single(part: Any, length: int, axis: str) -> range:
     """Return the range of one integer index."""
-    index = operator.index(part)  # raises TypeError for what is no integer
+    index = operator.index(part)  # raises TypeError for anything but an integer
     if not -length <= index < length:
         raise IndexError(f"index {index} is out of range for axis {axis} of length {length}")
     return range(index % length, index % length + 1)

@@ -1,138 +1,45 @@
-"""Slice windows and in-plane tiles of a volume, the order of visits, and the one scaling that all slices share.
+"""Slice windows and in-plane tiles of a volume, and the order in which they are visited.
 
 A window is N = 2K + 1 slices around slice z, at offsets k = -K..K (times a step), stacked as input channels. It is read
-through a tile of the plane. Every slice of a volume is scaled by one and the same linear map to 0..1: three identical
-slices stay identical.
+through a tile of the plane, and all its slices are scaled alike (``scaling.Scaling``).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, nearest, option
-from evenslice.volumes.blocks import first_nonfinite, sample
+from evenslice._core import ConfigError, VolumeError, did_you_mean
+from evenslice.volumes.scaling import check_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
+    from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
 
 __all__ = [
     "Edge",
-    "Scaling",
     "WindowGrid",
-    "fit_scaling",
     "fit_tile",
     "slice_indices",
     "tile_origins",
     "visiting_order",
 ]
 
-Edge = Literal["valid", "reflect", "nearest"]
+Edge = Literal["valid", "reflect"]
 
-WHOLE_CHECK = 2**32  # bytes in memory up to which a volume is looked through for NaN before anything else
+LARGEST_TILE = 256
 
-
-@dataclass(frozen=True)
-class Scaling:
-    """The linear map from voxel values to 0..1 that all slices of a volume share; values outside are clipped.
-
-    Attributes:
-        low: the voxel value that becomes 0.
-        high: the voxel value that becomes 1.
-        fill: the voxel value that stands in for NaN and infinity; None leaves them as they are.
-
-    Example:
-        >>> Scaling(low=0, high=200)([-5, 50, 400]).tolist()
-        [0.0, 0.25, 1.0]
-    """
-
-    low: float
-    high: float
-    fill: float | None = None
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
-            raise ConfigError(
-                f"intensity range {self.low:g} to {self.high:g}: the first must be below the second"
-            )
-
-    def __call__(self, voxels: ArrayLike) -> NDArray[np.float32]:
-        """Scale voxels of any shape to float32 in 0..1."""
-        with np.errstate(over="ignore"):  # what is beyond float32 is beyond the range, and clipped
-            scaled = np.array(voxels, dtype=np.float32)
-        if self.fill is not None:
-            scaled[~np.isfinite(scaled)] = self.fill
-        scaled -= np.float32(self.low)
-        scaled *= np.float32(1 / (self.high - self.low))
-        return np.clip(scaled, 0, 1, out=scaled)
-
-
-def fit_scaling(
-    volume: Volume,
-    *,
-    intensity: tuple[float, float] | None = None,
-    percentiles: tuple[float, float] = (0.5, 99.5),
-    fill: float | None = None,
-    seed: int = 0,
-) -> Scaling:
-    """Choose the scaling of a volume: a fixed intensity range, or percentiles of a seeded sample of its voxels.
-
-    Args:
-        volume: the volume to scale.
-        intensity: the voxel values that become 0 and 1; percentiles are used where it is None.
-        percentiles: two percentiles, 0..100, of a sample of about a million voxels.
-        fill: the voxel value that stands in for NaN and infinity.
-        seed: of the sample.
-
-    Raises:
-        ConfigError: the percentiles or the intensities are not in ascending order.
-        VolumeError: the sample is constant; or there is NaN or infinity and no ``fill`` is given, looked for in the
-            whole volume up to 4 GiB, in the sample of a larger one.
-
-    Example:
-        >>> from evenslice.volumes import open_volume
-        >>> volume = open_volume(np.arange(1001, dtype=np.float32).reshape(7, 11, 13))
-        >>> fit_scaling(volume, percentiles=(1, 99))
-        Scaling(low=10.0, high=990.0, fill=None)
-    """
-    if fill is None and volume.nbytes <= WHOLE_CHECK:
-        _check_finite(volume)
-    if intensity is not None:
-        return Scaling(*intensity, fill=fill)
-    if not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise ConfigError(f"percentiles {percentiles}: two ascending values between 0 and 100 are needed")
-    voxels = sample(volume, seed=seed)
-    finite = voxels[np.isfinite(voxels)]
-    if fill is None and finite.size < voxels.size:
-        _check_finite(volume)
-        raise VolumeError(f"{volume.path}: holds values beyond the range of float32; scale it down first")
-    if finite.size == 0:
-        raise VolumeError(f"{volume.path}: no voxel of the sample is finite; there is nothing to scale")
-    low, high = (float(value) for value in np.percentile(finite, percentiles))
-    if low == high:  # a sparse volume: most voxels have one value
-        low, high = float(finite.min()), float(finite.max())
-    if low == high:
-        raise VolumeError(
-            f"{volume.path}: constant, all {finite.size} voxels looked at are {low:g}; "
-            f"a volume with contrast is needed (if it has some elsewhere, name its range with {option('intensity')})"
-        )
-    return Scaling(low, high, fill)
-
-
-def _check_finite(volume: Volume) -> None:
-    found = first_nonfinite(volume)
-    if found is not None:
-        raise VolumeError(
-            f"{volume.path}: {found[0]} voxels are NaN or infinite, the first at z, y, x = {found[1]}; "
-            f"to accept them, give the voxel value that stands in for them as {option('fill')}"
-        )
+_PIECE = 4096  # points of a sequence that are made at once
+_MOST_SHUFFLED = 2**20
 
 
 def slice_indices(
@@ -145,8 +52,8 @@ def slice_indices(
         slices: N = 2K + 1, odd.
         step: distance between neighbouring slices of the window.
         depth: number of slices in the volume.
-        edge: what stands beyond the first and last slice: "reflect" (the inner slices, the end slice not repeated),
-            "nearest" (the end slice), or "valid" (nothing: z must leave room).
+        edge: what lies beyond the first and last slice: "reflect" (the inner slices, without repeating the end slice)
+            or "valid" (nothing: z must leave room).
 
     Raises:
         ConfigError: ``slices`` is even, or "valid" leaves no room at z.
@@ -154,22 +61,20 @@ def slice_indices(
     Example:
         >>> slice_indices(0, 5, depth=9).tolist()
         [2, 1, 0, 1, 2]
-        >>> slice_indices(0, 3, step=2, depth=9, edge="nearest").tolist()
-        [0, 0, 2]
+        >>> slice_indices(0, 3, step=2, depth=9).tolist()
+        [2, 0, 2]
     """
     check_window(slices, step, edge)
     indices = z + step * np.arange(-(slices // 2), slices // 2 + 1)
     if edge == "valid" and (indices[0] < 0 or indices[-1] >= depth):
         raise ConfigError(f"slice {z} of {depth} has no room for {slices} slices in steps of {step}")
-    if edge == "nearest" or depth == 1:
-        return np.clip(indices, 0, depth - 1)
-    period = 2 * (depth - 1)
+    period = max(2 * (depth - 1), 1)
     indices = np.abs(indices) % period
     return np.minimum(indices, period - indices)
 
 
 def check_window(slices: int, step: int, edge: str) -> None:
-    """Raise ConfigError unless slices is odd, step positive and edge a known policy."""
+    """Raise ConfigError unless ``slices`` is odd, ``step`` positive and ``edge`` known."""
     if slices < 1 or slices % 2 == 0:
         raise ConfigError(
             f"slices = {slices}: a window has an odd number of slices, such as 3 or 5, with one in the middle"
@@ -177,47 +82,70 @@ def check_window(slices: int, step: int, edge: str) -> None:
     if step < 1:
         raise ConfigError(f"step = {step}: the distance between the slices of a window is at least 1")
     if edge not in get_args(Edge):
-        raise ConfigError(f"edge = {edge!r}: {nearest(edge, get_args(Edge))}")
+        raise ConfigError(f"edge = {edge!r}: {did_you_mean(edge, get_args(Edge))}")
 
 
-def tile_origins(length: int, tile: int, *, overlap: int = 0) -> list[int]:
-    """Return where tiles start along an axis so that they cover it; the last one is moved back to end with it.
+def tile_origins(length: int, tile: int, *, overlap: int = 0) -> Sequence[int]:
+    """Return where tiles start along an axis so that they cover it; the last one is shifted back to end with the axis.
+
+    Returns:
+        A sequence that is computed when it is indexed.
 
     Example:
-        >>> tile_origins(10, 4)
+        >>> list(tile_origins(10, 4))
         [0, 4, 6]
-        >>> tile_origins(3, 4)
+        >>> list(tile_origins(3, 4))
         [0]
     """
     if not 0 <= overlap < tile:
         raise ConfigError(f"overlap = {overlap}: must be at least 0 and below the tile's size {tile}")
-    last = max(length - tile, 0)
-    return sorted({*range(0, last, tile - overlap), last})
+    return _Origins(max(length - tile, 0), tile - overlap)
 
 
-def fit_tile(plane: tuple[int, int], *, size: int = 256, multiple: int = 32) -> tuple[int, int]:
-    """Return the largest tile (y, x) up to ``size`` that fits a plane and is a multiple of what networks need.
+@dataclass(frozen=True)
+class _Origins(Sequence[int]):
+    """0, step, 2 * step ... below ``last``, then ``last``."""
 
-    A plane smaller than ``multiple`` gets one tile of that size; what lies outside the plane is mirrored in.
+    last: int
+    step: int
+
+    def __len__(self) -> int:
+        return -(-self.last // self.step) + 1
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        chosen = range(len(self))[index]
+        if isinstance(chosen, range):
+            return [min(number * self.step, self.last) for number in chosen]
+        return min(chosen * self.step, self.last)
+
+
+def fit_tile(plane: tuple[int, int], *, multiple: int = 32) -> tuple[int, int]:
+    """Return the largest tile (y, x) up to ``LARGEST_TILE`` that fits a plane and is a multiple of what networks need.
+
+    A plane smaller than ``multiple`` gets one tile of that size, filled up by mirroring the plane.
 
     Example:
         >>> fit_tile((233, 189))
         (224, 160)
     """
-    y, x = (max(min(size, length) // multiple, 1) * multiple for length in plane)
+    y, x = (max(min(LARGEST_TILE, length) // multiple, 1) * multiple for length in plane)
     return y, x
 
 
 def visiting_order(depth: int, tiles: int, *, seed: int = 0) -> Iterator[tuple[int, int]]:
-    """Yield every (z, tile) once, so that whatever was visited so far is spread evenly over both.
+    """Yield every (z, tile) once, so that the visits so far are always spread evenly over both.
 
     One round visits each z once, in the order of a scrambled Halton sequence (base 2 along z, base 3 over the tiles);
-    the next round visits each with the next tile. Memory grows with depth + tiles, not with their product.
+    the next round visits each with the next tile. Memory is bounded, whatever the numbers.
 
     Args:
         depth: number of window centres along z.
         tiles: number of tiles in the plane.
-        seed: of the scrambling; one seed gives one order.
+        seed: seed of the scrambling.
 
     Example:
         >>> sorted(visiting_order(3, 2)) == [(z, t) for z in range(3) for t in range(2)]
@@ -226,35 +154,72 @@ def visiting_order(depth: int, tiles: int, *, seed: int = 0) -> Iterator[tuple[i
     from scipy.stats import qmc
 
     rng = np.random.default_rng(seed)
-    points = qmc.Halton(2, scramble=True, rng=rng).random(depth)
-    rank = points[:, 0].argsort().argsort()
-    first = (points[:, 1] * tiles).astype(int)
-    for shift in rng.permutation(tiles):
-        for z, tile in zip(rank, first, strict=True):
-            yield int(z), int((tile + shift) % tiles)
+    points = qmc.Halton(2, scramble=True, rng=rng)
+    for shift in _shifts(tiles, rng):
+        points.reset()
+        for start in range(0, depth, _PIECE):
+            piece = points.random(min(_PIECE, depth - start))
+            for z, place in zip(_ranks(piece[:, 0], start, depth), piece[:, 1].tolist(), strict=True):
+                yield int(z), (int(place * tiles) + shift) % tiles
+
+
+def _shifts(tiles: int, rng: np.random.Generator) -> Iterator[int]:
+    """Yield 0 to ``tiles`` - 1 in random order; for huge numbers in steps of about their golden section."""
+    if tiles <= _MOST_SHUFFLED:
+        yield from rng.permutation(tiles).tolist()
+        return
+    start, step = int(rng.integers(tiles)), int(tiles * 0.618)
+    while math.gcd(step, tiles) > 1:
+        step += 1
+    for number in range(tiles):
+        yield (start + number * step) % tiles
+
+
+def _ranks(heights: NDArray[np.float64], start: int, depth: int) -> NDArray[np.int64]:
+    """Return the ranks of points among the first ``depth`` of a scrambled van der Corput sequence of base 2.
+
+    A point's first digits are the lowest bits of its number, each either kept or flipped for all points alike. A point is
+    below another if its digits are the same up to one, which is 0 instead of 1: the numbers of these are those with the
+    same low bits and another next bit, and are counted without making them.
+
+    Args:
+        heights: points ``start`` and following, in 0..1.
+        start: number of the first.
+        depth: number of points in all.
+    """
+    numbers = np.arange(start, start + len(heights), dtype=np.int64)
+    ranks = np.zeros(len(heights), np.int64)
+    for digit in range(max(depth - 1, 1).bit_length()):
+        doubled = heights * 2
+        high = doubled >= 1
+        heights = doubled - high
+        unit = 1 << digit
+        lower = (numbers % (2 * unit)) ^ unit  # the same low bits, and the other next one
+        ranks += np.where(high, np.maximum(depth - lower + 2 * unit - 1, 0) // (2 * unit), 0)
+    return ranks
 
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """The windows of one volume: which there are, and how one is read.
+    """The windows of one volume: where they are and how to read them.
 
     Attributes:
-        volume: the volume they are taken from.
-        scaling: voxel values to 0..1.
+        volume: the volume.
+        scaling: the map from voxel values to 0..1.
         slices: N, odd.
-        tile: size (y, x) of the in-plane tile; a plane that is smaller is mirrored beyond its border.
+        tile: size (y, x) of the in-plane tile; a smaller plane is mirrored beyond its border.
         step: distance between neighbouring slices.
-        edge: how windows at the ends of the volume are filled; "valid" leaves those out.
+        edge: how windows at the ends of the volume are filled; "valid" omits these windows.
 
     Raises:
         VolumeError: the volume has fewer slices than a window.
-        ConfigError: an even number of slices, a step below 1, an unknown edge policy.
+        ConfigError: ``slices`` is even, ``step`` below 1 or ``edge`` unknown.
 
     Example:
-        >>> from evenslice.volumes import open_volume
+        >>> from evenslice.volumes import Scaling, open_volume
         >>> volume = open_volume(np.arange(5 * 6 * 8, dtype=np.float32).reshape(5, 6, 8))
         >>> grid = WindowGrid(volume, Scaling(0, 240), slices=3, tile=(4, 4))
-        >>> len(grid), grid.centres.tolist(), grid.origins
+        >>> len(grid), list(grid.centres), [grid.origin(number) for number in range(grid.tiles)]
         (12, [1, 2, 3], [(0, 0), (0, 4), (2, 0), (2, 4)])
         >>> grid.read(2, 0, 4).shape
         (3, 4, 4)
@@ -276,32 +241,43 @@ class WindowGrid:
                 f"{self.slices} in steps of {self.step} spans; ask for fewer slices"
             )
 
-    @cached_property
-    def centres(self) -> NDArray[np.intp]:
+    @property
+    def centres(self) -> range:
         """The middle slices of the windows, ascending."""
         depth = self.volume.shape[0]
         margin = self.slices // 2 * self.step if self.edge == "valid" else 0
-        return np.arange(margin, depth - margin)
+        return range(margin, depth - margin)
+
+    def origin(self, number: int) -> tuple[int, int]:
+        """Return the top left corner (y, x) of a tile, counted along x first."""
+        rows, columns = self._corners
+        return rows[number // len(columns)], columns[number % len(columns)]
+
+    @property
+    def tiles(self) -> int:
+        """The number of tiles in the plane."""
+        rows, columns = self._corners
+        return len(rows) * len(columns)
 
     @cached_property
-    def origins(self) -> list[tuple[int, int]]:
-        """The upper left corners (y, x) of the tiles."""
+    def _corners(self) -> tuple[Sequence[int], Sequence[int]]:
         (_, height, width), (ty, tx) = self.volume.shape, self.tile
-        return [(y, x) for y in tile_origins(height, ty) for x in tile_origins(width, tx)]
+        return tile_origins(height, ty), tile_origins(width, tx)
 
     def __len__(self) -> int:
-        return len(self.centres) * len(self.origins)
+        return len(self.centres) * self.tiles
 
     def visits(self, *, seed: int = 0) -> Iterator[tuple[int, int, int]]:
-        """Yield (z, y, x) of every window once, spread evenly over the volume at any time; see ``visiting_order``."""
-        for z, tile in visiting_order(len(self.centres), len(self.origins), seed=seed):
-            yield (int(self.centres[z]), *self.origins[tile])
+        """Yield (z, y, x) of every window once, always spread evenly over the volume; see ``visiting_order``."""
+        centres = self.centres
+        for z, tile in visiting_order(len(centres), self.tiles, seed=seed):
+            yield (centres[z], *self.origin(tile))
 
     def read(self, z: int, y: int, x: int) -> NDArray[np.float32]:
         """Read the window around slice z in the tile whose corner is (y, x): (N, tile y, tile x) in 0..1.
 
         Raises:
-            VolumeError: it cannot be read, or holds NaN or infinity and the scaling has no fill value.
+            VolumeError: it cannot be read, or contains NaN or infinity and the scaling has no fill value.
         """
         depth = self.volume.shape[0]
         indices = slice_indices(z, self.slices, step=self.step, depth=depth, edge=self.edge)
@@ -309,7 +285,7 @@ class WindowGrid:
         return self._prepare(self._read_slices(indices, plane))
 
     def read_run(self, first: int, stop: int, y: int, x: int) -> NDArray[np.float32]:
-        """Read neighbouring slices in the tile whose corner is (y, x): (stop - first, tile y, tile x) in 0..1.
+        """Read consecutive slices in the tile whose corner is (y, x): (stop - first, tile y, tile x) in 0..1.
 
         Raises:
             VolumeError: as for ``read``.
@@ -317,7 +293,7 @@ class WindowGrid:
         return self._prepare(self.volume[first:stop, y : y + self.tile[0], x : x + self.tile[1]])
 
     def read_labels(self, labels: Volume, z: int, y: int, x: int) -> NDArray[np.int64]:
-        """Read the class map (tile y, tile x) that belongs to the middle slice of a window."""
+        """Read the class map (tile y, tile x) of the middle slice of a window."""
         plane = labels[z, y : y + self.tile[0], x : x + self.tile[1]]
         classes: NDArray[np.int64] = self._fill_tile(plane[None].astype(np.int64))[0]
         return classes
@@ -332,7 +308,7 @@ class WindowGrid:
         """Scale slices (n, y, x) and fill the tile."""
         window = self.scaling(voxels)
         if self.scaling.fill is None and not np.isfinite(window).all():
-            _check_finite(self.volume)
+            check_finite(self.volume)
         return self._fill_tile(window)
 
     def _fill_tile(self, window: NDArray[Any]) -> NDArray[Any]:

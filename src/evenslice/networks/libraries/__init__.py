@@ -1,1 +1,1 @@
-"""How each library builds its networks; one file a library, which is imported on first use."""
+"""How each library builds its networks, one file a library; the libraries are imported on first use."""

@@ -1,15 +1,13 @@
-"""Functions of the user's that return a network: ``package.module:function``."""
+"""User functions that return a network: ``package.module:function``."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ModelError, find_member, importable_here, nearest
+from evenslice._core import ModelError, did_you_mean, import_object, importable_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import ModuleType
 
     from torch import nn
 
@@ -19,7 +17,7 @@ __all__ = ["build_imported"]
 
 
 def build_imported(specification: Specification, pretrained: bool, libraries: Iterable[str]) -> nn.Module:
-    """Call the user's function; the module's own directory of work is importable, as under ``python -m``.
+    """Call the user's function; modules in the current directory are importable, as under ``python -m``.
 
     Args:
         specification: names the function and its arguments.
@@ -32,22 +30,21 @@ def build_imported(specification: Specification, pretrained: bool, libraries: It
         raise ModelError(
             f"{specification.text}: a function has no imagenet weights; give a file, or none to keep its own"
         )
-    path, _, attribute = specification.name.partition(":")
     with importable_here():
-        module = _import(specification, path, libraries)
-        model = find_member(module, attribute, specification.text, ModelError)(**specification.arguments)
+        model = _find_function(specification, libraries)(**specification.arguments)
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"{specification.text}: returned {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
-def _import(specification: Specification, path: str, libraries: Iterable[str]) -> ModuleType:
+def _find_function(specification: Specification, libraries: Iterable[str]) -> Any:
+    path = specification.name.partition(":")[0]
     try:
-        return importlib.import_module(path)
+        return import_object(specification.name, specification.text, ModelError)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise
         raise ModelError(
             f"{specification.text}: {path!r} is neither a library nor a module that can be imported;"
-            f" {nearest(path, [*libraries, 'package.module:function'])}"
+            f" {did_you_mean(path, [*libraries, 'package.module:function'])}"
         ) from error

@@ -1,4 +1,4 @@
-"""What evenslice knows of a library of networks: how to build them, and which arguments are its own to set."""
+"""How evenslice builds the networks of a library."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Library:
 
     Attributes:
         package: what has to be importable.
-        extra: the optional dependencies that bring it.
+        extra: the optional dependencies that install it.
         build: builds the network of a specification, pretrained or not; returns it with the top-level parts that the library's
             weights leave random. A failed connection is an ``OSError``.
         reserved: arguments of the library's builders that evenslice sets.
-        classes: classes of the output where neither the user nor a file says; None leaves them to the library.
-        inputs: by lower-case name, channels of the input of the networks that cannot take 3.
+        classes: default number of classes; None leaves it to the library.
+        inputs: by lower-case name, channels of the input of networks that cannot take 3.
     """
 
     package: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ModelError, nearest
+from evenslice._core import ModelError, did_you_mean
 from evenslice.networks.libraries.library import IMAGENET, Library
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MONAI", "NETWORKS"]
 
-CLASSES = 2  # unless another number is asked for: background and one thing
+CLASSES = 2  # by default: background and one structure
 _LEVELS = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2)}
 _PATCHES = {"img_size": (96, 96), "patch_size": (16, 16)}
 
@@ -61,11 +61,11 @@ NETWORKS: dict[str, Mapping[str, Any]] = {
     "resnet152": {},
     "resnet200": {},
 }
-"""MONAI's networks that take one 2-D image, with values for those of their arguments that MONAI leaves to the user."""
+"""MONAI's networks that take one 2-D image, with values for the arguments that MONAI requires."""
 
-# What stands after a slash, as in FlexibleUNet/efficientnet-b0.
+# The argument after a slash, as in FlexibleUNet/efficientnet-b0.
 _AFTER_SLASH = {"FlexibleUNet": "backbone", "EfficientNetBN": "model_name"}
-# What MONAI calls the channels of the input and of the output.
+# MONAI's names for the channels of the input and of the output.
 _INPUTS = ("in_channels", "n_input_channels", "num_channels")
 _OUTPUTS = ("out_channels", "num_classes", "classes", "out_classes")
 
@@ -77,7 +77,7 @@ def _build(specification: Specification, pretrained: bool) -> Built:
     name = {known.lower(): known for known in NETWORKS}.get(head.lower())
     if name is None:
         raise ModelError(
-            f"{specification.text}: MONAI has no 2-D network {head!r}; {nearest(head, NETWORKS)}"
+            f"{specification.text}: MONAI has no 2-D network {head!r}; {did_you_mean(head, NETWORKS)}"
         )
     arguments = {**NETWORKS[name], **specification.arguments}
     if slash:
@@ -147,7 +147,7 @@ def _check_variant(specification: Specification, name: str, variant: str) -> Non
     variants = {"FlexibleUNet": FLEXUNET_BACKBONE.register_dict, "EfficientNetBN": efficientnet_params}
     if name in variants and variant not in variants[name]:
         raise ModelError(
-            f"{specification.text}: {name} has no {_AFTER_SLASH[name]} {variant!r}; {nearest(variant, variants[name])}"
+            f"{specification.text}: {name} has no {_AFTER_SLASH[name]} {variant!r}; {did_you_mean(variant, variants[name])}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
-from evenslice._core import ModelError, nearest
+from evenslice._core import ModelError, did_you_mean
 from evenslice.networks.libraries.library import Library
 from evenslice.networks.libraries.timm import check_timm
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SMP"]
 
-CLASSES = 2  # unless another number is asked for: background and one thing
+CLASSES = 2  # by default: background and one structure
 
 
 def _build(specification: Specification, pretrained: bool) -> Built:
@@ -25,11 +25,13 @@ def _build(specification: Specification, pretrained: bool) -> Built:
 
     name, slash, encoder = specification.name.partition("/")
     if not slash:
-        raise ModelError(f"{specification.text}: no encoder; write smp:DECODER/ENCODER, as smp:Unet/resnet34")
+        raise ModelError(
+            f"{specification.text}: no encoder; write smp:DECODER/ENCODER, such as smp:Unet/resnet34"
+        )
     decoder = smp.MODEL_ARCHITECTURES_MAPPING.get(name.lower())
     if decoder is None:
         known = [decoder.__name__ for decoder in smp.MODEL_ARCHITECTURES_MAPPING.values()]
-        raise ModelError(f"{specification.text}: smp has no decoder {name!r}; {nearest(name, known)}")
+        raise ModelError(f"{specification.text}: smp has no decoder {name!r}; {did_you_mean(name, known)}")
     if specification.timm_name:
         check_timm(specification, specification.timm_name, pretrained)
     else:
@@ -51,7 +53,9 @@ def _check_encoder(specification: Specification, encoder: str, pretrained: bool)
 
     if encoder not in encoders:
         known = [*encoders, *(f"tu-{name}" for name in timm.list_models())]
-        raise ModelError(f"{specification.text}: smp has no encoder {encoder!r}; {nearest(encoder, known)}")
+        raise ModelError(
+            f"{specification.text}: smp has no encoder {encoder!r}; {did_you_mean(encoder, known)}"
+        )
     settings = encoders[encoder]["pretrained_settings"]
     if pretrained and "imagenet" not in settings:
         raise ModelError(
@@ -64,7 +68,7 @@ def _check_arguments(specification: Specification, decoder: type[nn.Module]) -> 
     known = inspect.signature(decoder).parameters.keys() - {"kwargs"} - SMP.reserved
     if unknown := sorted(specification.arguments.keys() - known):
         raise ModelError(
-            f"{specification.text}: {decoder.__name__} takes no argument {unknown[0]!r}; {nearest(unknown[0], known)}"
+            f"{specification.text}: {decoder.__name__} takes no argument {unknown[0]!r}; {did_you_mean(unknown[0], known)}"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ModelError, nearest
+from evenslice._core import ModelError, did_you_mean
 from evenslice.networks.libraries.library import Library
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def check_timm(specification: Specification, name: str, pretrained: bool) -> Non
     architecture, _, _ = name.partition(".")
     if not timm.is_model(architecture):
         raise ModelError(
-            f"{specification.text}: timm has no network {architecture!r}; {nearest(architecture, timm.list_models())}"
+            f"{specification.text}: timm has no network {architecture!r}; {did_you_mean(architecture, timm.list_models())}"
         )
     if pretrained and not timm.models.is_model_pretrained(name):
         raise ModelError(

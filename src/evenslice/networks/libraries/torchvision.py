@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ModelError, nearest
+from evenslice._core import ModelError, did_you_mean
 from evenslice.networks.libraries.library import IMAGENET, PLAIN, Library
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def _build(specification: Specification, pretrained: bool) -> Built:
     known = [*zoo.list_models(module=zoo), *on_backbones]
     if specification.name not in known:
         raise ModelError(
-            f"{specification.text}: torchvision has no network {specification.name!r}; {nearest(specification.name, known)}"
+            f"{specification.text}: torchvision has no network {specification.name!r}; {did_you_mean(specification.name, known)}"
         )
     if specification.inputs != 3:
         raise ModelError(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ModelError, nearest
-from evenslice.networks.hubs import impatient_hub
+from evenslice._core import ModelError, did_you_mean, reason
+from evenslice.networks.hubs import hub_with_timeout
 from evenslice.networks.libraries.library import HALF, IMAGENET, PLAIN, Library
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ TASKS = (
     "object-detection",
     "feature-extraction",
 )
-"""What the head of a network may be for, as the argument ``task`` names it; the first that there is, unless it is given."""
+"""Values of the argument ``task``, which chooses the head of a network; by default the first that is available."""
 
 TYPE_SCALINGS = {
     **dict.fromkeys(
@@ -41,7 +41,7 @@ TYPE_SCALINGS = {
     ),
     **dict.fromkeys(("glpn", "mobilevit", "mobilevitv2"), PLAIN),
 }
-"""How the published networks of a model type want their input, where it is not ImageNet's way."""
+"""Input scaling of the published networks of a model type, where it is not ImageNet's."""
 
 _HEADLESS = ("depth-estimation", "feature-extraction")  # tasks without classes
 # What the library's own configuration lacks for a task.
@@ -53,8 +53,8 @@ def _build(specification: Specification, pretrained: bool) -> Built:
     place = _Place.find(specification)
     if place.kind == "type" and pretrained:
         raise ModelError(
-            f"{specification.text}: a model type has no weights; name a network on the hub, as transformers:nvidia/mit-b0, a"
-            " folder, or a weights file, or take none"
+            f"{specification.text}: a model type has no weights; name a network on the hub, such as transformers:nvidia/mit-b0, a"
+            " folder, or a weights file, or use none"
         )
     config = _image_part(_configured(specification, place))
     network = _network(specification, config)
@@ -86,8 +86,8 @@ class _Place:
             return cls("type", specification.name)
         if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", specification.name):
             raise ModelError(
-                f"{specification.text}: {specification.name} is no folder that holds a config.json, no model type of transformers and no"
-                f" OWNER/NAME on the hub; {nearest(specification.name, CONFIG_MAPPING)}"
+                f"{specification.text}: {specification.name} is not a folder with a config.json, nor a model type of transformers, nor"
+                f" OWNER/NAME on the hub; {did_you_mean(specification.name, CONFIG_MAPPING)}"
             )
         return cls("hub", specification.name)
 
@@ -97,16 +97,14 @@ class _Place:
 
         if self.kind == "type":
             changes = {**_DEFAULTS.get(self.name, {}), **changes}
-            plain = AutoConfig.for_model(
-                self.name
-            )  # which would take any change, also one that means nothing
+            plain = AutoConfig.for_model(self.name)  # which would accept any change, even a meaningless one
             unknown = {key: value for key, value in changes.items() if not hasattr(plain, key)}
             return (plain if unknown else AutoConfig.for_model(self.name, **changes)), unknown
         options = {"return_unused_kwargs": True, "trust_remote_code": False, **changes}
         if self.kind == "local":
             config, unused = AutoConfig.from_pretrained(self.name, local_files_only=True, **options)
             return config, unused
-        with impatient_hub():
+        with hub_with_timeout():
             config, unused = AutoConfig.from_pretrained(self.name, **options)
             return config, unused
 
@@ -121,7 +119,7 @@ class _Place:
             stated, _ = ImageProcessingMixin.get_image_processor_dict(
                 self.name, local_files_only=self.kind == "local"
             )
-        except OSError:  # there is no such file
+        except OSError:  # no such file
             return default
         if stated.get("do_normalize") is False:
             return PLAIN
@@ -136,15 +134,14 @@ def _configured(specification: Specification, place: _Place) -> Any:
     try:
         config, unknown = place.read(**changes)
     except OSError as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise ModelError(
-            f"{specification.text}: its configuration is neither here nor cached, and the hub did not give it ({reason}); name a"
-            " folder that holds a config.json, or a model type, as transformers:segformer"
+            f"{specification.text}: its configuration is neither a local file nor cached, and the hub did not provide it ({reason(error)}); name a"
+            " folder that holds a config.json, or a model type, such as transformers:segformer"
         ) from error
     if unknown:
         name = min(unknown)
         raise ModelError(
-            f"{specification.text}: the configuration of {config.model_type} has no {name!r}; {nearest(name, config.to_dict())}"
+            f"{specification.text}: the configuration of {config.model_type} has no {name!r}; {did_you_mean(name, config.to_dict())}"
         )
     return config
 
@@ -161,7 +158,7 @@ def _network(specification: Specification, config: Any) -> Any:
 
     task = specification.arguments.get("task")
     if task is not None and task not in TASKS:
-        raise ModelError(f"{specification.text}: unknown task {task!r}; {nearest(str(task), TASKS)}")
+        raise ModelError(f"{specification.text}: unknown task {task!r}; {did_you_mean(str(task), TASKS)}")
     found = dict(_heads(config, [task] if task else TASKS))
     stated = next(iter(config.architectures or ()), "")
     network = getattr(transformers, stated, None)
@@ -212,8 +209,8 @@ def _load(
     local = place.kind == "local"
     if local and not any(Path(place.name).glob("*.safetensors")):
         raise ModelError(
-            f"{specification.text}: the folder holds no .safetensors file, and evenslice opens no pickled one; save the network"
-            " again with save_pretrained, or take none for random weights"
+            f"{specification.text}: the folder holds no .safetensors file, and evenslice does not open pickled ones; save the network"
+            " again with save_pretrained, or use none for random weights"
         )
     model, info = network.from_pretrained(
         place.name,

@@ -1,4 +1,4 @@
-"""The charts of the report: shares, pair biases, and their course along z."""
+"""The charts of an audit's page: shares, pair biases, and pair biases along z."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from evenslice.report.audit.biases import split_biases
 from evenslice.report.base import style
 from evenslice.report.base.drawing import WIDTH, Drawing
 from evenslice.report.base.wording import MINUS, one_line, signed
+from evenslice.results import split_biases
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from evenslice.report.audit.biases import Parts
-    from evenslice.results import AuditResult, Interval, Measurements
+    from evenslice.results import AuditResult, BiasParts, Interval, Measurements
 
 BINS_ALONG_Z: Final = 60
 
@@ -32,9 +31,7 @@ PARTS: Final = ("model part (the network)", "data part (the content)")
 def shares_figure(audits: Sequence[AuditResult]) -> Drawing:
     """Draw the mean share of each slice with its interval, the audits side by side."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="slice of the window (0 is the middle one)", ylabel="share of the attention"
-    )
+    axes = figure.add_subplot(xlabel="slice of the window (0 is the middle)", ylabel="share of the attention")
     axes.grid(visible=False, axis="x")
     width = 0.8 / max(len(audits), 2)
     for index, audit in enumerate(audits):
@@ -50,7 +47,7 @@ def shares_figure(audits: Sequence[AuditResult]) -> Drawing:
     return Drawing(
         "shares",
         "How the attention is shared among the slices",
-        f"A fair network's bars are the same height at {MINUS}k and +k; the dashed line is an even split, and the thin dark "
+        f"A fair network has bars of the same height at {MINUS}k and +k. The dashed line is an even split, and the thin dark "
         "lines on the bars are 95 % intervals.",
         figure,
     )
@@ -86,14 +83,14 @@ def biases_figure(audits: Sequence[AuditResult]) -> Drawing:
     return Drawing(
         "biases",
         "Which side of each pair is favoured",
-        "Each hill is the windows' distribution, the marker below it their mean with its 95 % interval; a network is fair "
-        "when its markers on the left lie within the shaded tolerance, while the right side shows what the content adds.",
+        "Each hill is the distribution over windows, and the marker below it the mean with its 95 % interval. A network is "
+        "fair if its markers on the left lie within the shaded tolerance; the right side shows what the content adds.",
         figure,
     )
 
 
 def course_figure(audits: Sequence[AuditResult]) -> Drawing:
-    """Draw the pair biases along z, a row a pair; volumes follow one another."""
+    """Draw the pair biases along z, one row for each pair, with the volumes one after another."""
     most = _most_pairs(audits)
     spans = _line_up([audit for audit in audits if audit.pairs])
     parts = [split_biases(audit.measurements) for audit in audits]
@@ -118,9 +115,9 @@ def course_figure(audits: Sequence[AuditResult]) -> Drawing:
     _legend(figure, audits)
     return Drawing(
         "course",
-        "The course along z",
-        "Lines are means of neighbouring windows and the pale bands hold the middle 80 % of them; a bias of the network "
-        "stays on one side of zero all along, one of the content comes and goes.",
+        "Pair bias along z",
+        "Lines are means of neighbouring windows, and pale bands hold the middle 80 % of them. A bias of the network "
+        "stays on one side of zero; a bias of the content varies along z.",
         figure,
     )
 
@@ -129,8 +126,8 @@ def _most_pairs(audits: Sequence[AuditResult]) -> int:
     return max(len(audit.pairs) for audit in audits)
 
 
-def _limit(audits: Sequence[AuditResult], parts: Sequence[Parts]) -> float:
-    """Return the half-width of an axis that holds all biases and three times the tolerance, at most a little over 1."""
+def _limit(audits: Sequence[AuditResult], parts: Sequence[BiasParts]) -> float:
+    """Return the half-width of an axis for all biases and at least three times the tolerance, at most a little over 1."""
     tolerance = max(audit.statistics.tolerance for audit in audits)
     values = np.concatenate([array.ravel() for part in parts for array in part])
     largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
@@ -138,7 +135,7 @@ def _limit(audits: Sequence[AuditResult], parts: Sequence[Parts]) -> float:
 
 
 def _legend(figure: Figure, audits: Sequence[AuditResult]) -> None:
-    """Name the audits above a figure; one alone needs no legend."""
+    """Add a legend of the audits above a figure, unless there is only one."""
     if len(audits) > 1:
         handles = [
             Patch(color=style.audit_colour(i), label=one_line(audit.name)) for i, audit in enumerate(audits)
@@ -169,7 +166,7 @@ def _mark(axes: Axes, mean: Interval, y: float, limit: float, index: int) -> Non
 
 @dataclass(frozen=True)
 class _Span:
-    """Where a volume lies on the common axis: its slice ``first`` at ``begin``, its slice ``last`` at the end."""
+    """Place of a volume on the common axis: its slices ``first`` to ``last`` start at ``begin``."""
 
     first: int
     last: int
@@ -177,7 +174,7 @@ class _Span:
 
 
 def _line_up(audits: Sequence[AuditResult]) -> dict[int, _Span]:
-    """Lay volumes one after another along one axis; a volume that stands alone keeps its own z."""
+    """Place volumes one after another along one axis; a single volume keeps its own z."""
     volume = np.concatenate([audit.measurements.volume for audit in audits])
     z = np.concatenate([audit.measurements.position[:, 0] for audit in audits])
     spans: dict[int, _Span] = {}
@@ -194,7 +191,7 @@ def _line_up(audits: Sequence[AuditResult]) -> dict[int, _Span]:
 def _course(
     axes: Axes, measurements: Measurements, values: NDArray[np.float64], spans: dict[int, _Span], colour: str
 ) -> None:
-    """Draw the mean of a quantity along z, with the band that holds the middle 80 % of neighbouring windows."""
+    """Draw the mean of a quantity along z, with a band that holds the middle 80 % of neighbouring windows."""
     width = max(1, math.ceil(sum(span.last - span.first + 1 for span in spans.values()) / BINS_ALONG_Z))
     for volume, span in spans.items():
         mine = (measurements.volume == volume) & np.isfinite(values)
@@ -208,7 +205,7 @@ def _course(
 
 
 def _label_course(axes: Axes, spans: dict[int, _Span]) -> None:
-    """Name what lies along the axis: the slices of one volume, or the volumes, at most about eight of them."""
+    """Label the axis: with the slices of a single volume, or with about eight of the volumes."""
     if len(spans) == 1:
         axes.set_xlabel("z, in slices")
         return

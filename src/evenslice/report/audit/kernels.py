@@ -1,4 +1,4 @@
-"""The kernels of the stems as pictures, before and after a strategy."""
+"""Pictures of the stems' kernels before and after a strategy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INPUTS_SHOWN: Final = 48
 
 @dataclass(frozen=True)
 class _Block:
-    """One column of the figure: kernels (filters, inputs, ky, kx) and the names of their inputs, empty where unknown."""
+    """One column of the figure: kernels (filters, inputs, ky, kx) and the names of their inputs, empty if unknown."""
 
     title: str
     kernels: NDArray[np.float32]
@@ -33,7 +33,7 @@ class _Block:
 
 
 def kernel_figures(audits: Sequence[AuditResult]) -> list[Drawing]:
-    """Draw the kernels of each stem before and after, one figure a stem."""
+    """Draw the kernels of each stem before and after, one figure for each stem."""
     names = dict.fromkeys(kernels.name for audit in audits for kernels in audit.kernels)
     return [_kernel_figure(audits, name, f"kernels-{number}") for number, name in enumerate(names, start=1)]
 
@@ -63,14 +63,14 @@ def _kernel_figure(audits: Sequence[AuditResult], stem: str, name: str) -> Drawi
     return Drawing(
         name,
         f"Kernels of the stem {one_line(stem, 60)}, before and after",
-        f"The {len(chosen)} of {len(before)} filters with the most energy, one row a filter and one square an input, all on "
-        "one scale: where slices are treated alike, a row looks the same read from either end.",
+        f"The {len(chosen)} of {len(before)} filters with the most energy, one row for each filter and one square for each input, all on "
+        "one scale. If slices are treated alike, a row looks the same from either end.",
         figure,
     )
 
 
 def _blocks(audits: Sequence[AuditResult], stem: str) -> list[_Block]:
-    """Collect the stem's kernels: each different "before" once, then "after" of every audit."""
+    """Collect the stem's kernels: each distinct "before" once, then the "after" of every audit."""
     found = [(audit, kernels) for audit in audits for kernels in audit.kernels if kernels.name == stem]
     before: list[NDArray[np.float32]] = []
     for _, kernels in found:
@@ -86,7 +86,7 @@ def _blocks(audits: Sequence[AuditResult], stem: str) -> list[_Block]:
 
 
 def _mosaic(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Lay kernels (filters, inputs, ky, kx) out as one picture, a row a filter, with gaps of NaN between them."""
+    """Arrange kernels (filters, inputs, ky, kx) as one picture, one row for each filter, with gaps of NaN between them."""
     filters, inputs, ky, kx = kernels.shape
     gap_y, gap_x = _gap(ky), _gap(kx)
     picture = np.full((filters, inputs, ky + gap_y, kx + gap_x), np.nan, dtype=np.float32)
@@ -100,7 +100,7 @@ def _gap(size: int) -> int:
 
 
 def _label_mosaic(axes: Axes, block: _Block, kernels: NDArray[np.float32], inches: float) -> None:
-    """Name the inputs below a mosaic, or count them where there is no room; put a tick at the middle of each row."""
+    """Label the inputs below a mosaic, or give their number if space is short; put a tick at the middle of each row."""
     filters, count, ky, kx = kernels.shape
     height, width = ky + _gap(ky), kx + _gap(kx)
     if block.inputs and inches * width > 0.2:

@@ -1,4 +1,4 @@
-"""The report as one page of HTML that stands alone."""
+"""The page of one or more audits, as self-contained HTML."""
 
 from __future__ import annotations
 
@@ -9,35 +9,30 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from evenslice.report.audit.figures import draw_charts
-from evenslice.report.audit.pictures import data_uri, example_panels
+from evenslice.report.audit.charts import biases_figure, course_figure, shares_figure
+from evenslice.report.audit.kernels import kernel_figures
+from evenslice.report.audit.pictures import example_panels
 from evenslice.report.audit.tables import figure_groups, run_rows
+from evenslice.report.audit.wording import context_sentence, headline, verdict_sentence
 from evenslice.report.base import style, wording
+from evenslice.report.base.pictures import StoredPicture, data_uri, store_picture
 from evenslice.report.base.rendering import inline_charts, read_template, render_template
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evenslice.report.audit.pictures import Panel
+    from evenslice.report.base.drawing import Drawing
     from evenslice.results import AuditResult
 
 
-MOST_CARDS = 4  # side by side on the widest page
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """An image that is in the page once; ``height`` in units of which its width has 100."""
-
-    name: str
-    uri: str
-    height: float
+MAX_COLUMNS = 4  # cards side by side on the widest page
 
 
 @dataclass(frozen=True)
 class _Slice:
     label: str
-    image: _Picture
+    image: StoredPicture
     overlay: str
     description: str
 
@@ -55,20 +50,28 @@ class _Example:
     strips: tuple[_Strip, ...]
 
 
+def draw_charts(audits: Sequence[AuditResult]) -> list[Drawing]:
+    """Draw the charts of the page; call it inside ``style.settings()``."""
+    charts = [shares_figure(audits)]
+    if any(audit.pairs for audit in audits):
+        charts += [biases_figure(audits), course_figure(audits)]
+    return charts + kernel_figures(audits)
+
+
 def render(audits: Sequence[AuditResult]) -> str:
-    """Return the report of one audit or more as HTML."""
-    script = read_template("report.js")
+    """Return the report of one or more audits as HTML."""
+    script = read_template("audit.js")
     with style.settings():
         charts = inline_charts(draw_charts(audits), "The numbers are in the table below.")
-    pictures: dict[str, _Picture] = {}
+    pictures: dict[str, StoredPicture] = {}
     return render_template(
-        "report.html",
-        "report.css",
+        "audit.html",
+        "base.css",
         audits=audits,
-        headline=wording.headline(audits),
+        headline=headline(audits),
         columns=_cards_in_a_row(len(audits)),
-        verdicts=[wording.verdict_sentence(audit) for audit in audits],
-        contexts=[wording.context_sentence(audit) for audit in audits],
+        verdicts=[verdict_sentence(audit) for audit in audits],
+        contexts=[context_sentence(audit) for audit in audits],
         colours=[style.colour_variable(index) for index in range(len(audits))],
         charts=charts,
         examples=[_example(panel, pictures) for panel in example_panels(audits)],
@@ -81,25 +84,22 @@ def render(audits: Sequence[AuditResult]) -> str:
 
 
 def _cards_in_a_row(cards: int) -> int:
-    """Return how many of the verdicts' cards stand side by side at most: as few in the last row as can be avoided."""
-    rows = -(-cards // MOST_CARDS)
+    """Return the largest number of cards in a row, so that the rows are as even as possible."""
+    rows = -(-cards // MAX_COLUMNS)
     return -(-cards // rows)
 
 
-def _example(panel: Panel, pictures: dict[str, _Picture]) -> _Example:
-    """Prepare an example for the page; an image that several audits share goes into ``pictures`` once."""
+def _example(panel: Panel, pictures: dict[str, StoredPicture]) -> _Example:
+    """Prepare an example for the page; an image shared by several audits is added to ``pictures`` once."""
     strips = []
     for row in panel.rows:
         slices = []
         for k, image, overlay, share in zip(row.offsets, row.images, row.overlays, row.shares, strict=True):
-            picture = _Picture(
-                f"picture-{len(pictures) + 1}", data_uri(image), 100 * image.shape[0] / image.shape[1]
-            )
             label = f"{wording.signed(k)}: {wording.percent(share)}"
             slices.append(
                 _Slice(
                     label=label,
-                    image=pictures.setdefault(picture.uri, picture),
+                    image=store_picture(pictures, image),
                     overlay=data_uri(overlay),
                     description=f"Slice {label} of the window's attention, {row.name}",
                 )

@@ -1,9 +1,7 @@
-"""Example windows as pictures: each slice in gray, its saliency as a layer of colour above it."""
+"""Example windows as pictures: each slice in gray, with its saliency as a colour overlay."""
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,15 +19,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.results import AuditResult, Examples
+    from evenslice.results import AuditResult, ExampleWindows
 
 MAX_PIXELS: Final = 192
-"""Longest side of a picture; larger slices are shrunk by averaging."""
+"""Longest side of a picture; larger slices are downscaled by averaging."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One window as one audit sees it.
+    """One window in one audit.
 
     Attributes:
         audit: the index of the audit.
@@ -50,14 +48,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Panel:
-    """One place in a volume, as every audit that has it among its examples sees it; all saliency on one scale."""
+    """One place in a volume, in every audit that has it as an example; all saliency is on one scale."""
 
     title: str
     rows: tuple[Row, ...]
 
 
 def example_panels(audits: Sequence[AuditResult]) -> list[Panel]:
-    """Gather the examples of all audits by the place they were taken from, in the order they come."""
+    """Group the examples of all audits by the place they were taken from, in their order."""
     places: dict[tuple[str, tuple[int, ...]], list[tuple[int, int]]] = {}
     for index, audit in enumerate(audits):
         for e, position in enumerate(audit.examples.position.tolist()):
@@ -68,24 +66,17 @@ def example_panels(audits: Sequence[AuditResult]) -> list[Panel]:
 
 
 def _content(audit: AuditResult, volume: int) -> str:
-    """Tell volumes apart by what they hold: audits of different ones may lie in one report."""
-    volumes = audit.run.get("volumes") or []
-    return str(volumes[volume].get("fingerprint")) if volume < len(volumes) else ""
+    """Return the fingerprint of a volume, which tells apart the volumes of different audits."""
+    volumes = audit.run.volumes
+    return volumes[volume].fingerprint if volume < len(volumes) else ""
 
 
 def example_figures(audits: Sequence[AuditResult]) -> list[Drawing]:
-    """Draw each example window with its saliency, one figure a window."""
+    """Draw each example window with its saliency, one figure for each window."""
     return [
         _example_figure(panel, f"example-{number}")
         for number, panel in enumerate(example_panels(audits), start=1)
     ]
-
-
-def data_uri(picture: NDArray[np.uint8]) -> str:
-    """Return a picture, gray (y, x) or with opacity (y, x, 4), as a data URI in the WebP format."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", quality=75, alpha_quality=60, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _panel(audits: Sequence[AuditResult], place: tuple[int, ...], found: Sequence[tuple[int, int]]) -> Panel:
@@ -106,12 +97,12 @@ def _panel(audits: Sequence[AuditResult], place: tuple[int, ...], found: Sequenc
     return Panel(f"volume {volume + 1}, z = {z}, y = {y}, x = {x}", rows)
 
 
-def _shrunk_maps(examples: Examples, e: int) -> NDArray[np.float64]:
+def _shrunk_maps(examples: ExampleWindows, e: int) -> NDArray[np.float64]:
     return np.stack([_shrink(layer) for layer in np.nan_to_num(examples.saliency[e])]).astype(np.float64)
 
 
 def _shrink(picture: NDArray[Any]) -> NDArray[Any]:
-    """Average a picture down until its longest side is at most ``MAX_PIXELS``."""
+    """Downscale a picture by averaging until its longest side is at most ``MAX_PIXELS``."""
     height, width = picture.shape
     scale = MAX_PIXELS / max(height, width)
     if scale >= 1:
@@ -121,7 +112,7 @@ def _shrink(picture: NDArray[Any]) -> NDArray[Any]:
 
 
 def _colour(heat: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Colour a map of 0..1: from red to yellow, and from clear to opaque."""
+    """Colour a map of 0..1 from red to yellow, and from transparent to opaque."""
     heat = np.clip(heat, 0, 1)
     colours = np.asarray(colormaps["inferno"](0.45 + 0.5 * heat))
     colours[..., 3] = heat**0.7
@@ -147,7 +138,7 @@ def _example_figure(panel: Panel, name: str) -> Drawing:
     return Drawing(
         name,
         f"Example: {panel.title}",
-        "Each slice of one window with the saliency the network gives it, all on one scale; the figure above a slice is "
+        "Each slice of one window with its saliency, all on one scale; the number above a slice is "
         "its share of the window's attention.",
         figure,
     )

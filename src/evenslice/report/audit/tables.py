@@ -1,31 +1,29 @@
-"""Every figure of the audits, every window, and what was run, as rows for the page and for CSV files."""
+"""The statistics, windows and settings of audits as rows for the page and for CSV files."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from evenslice.report.audit.biases import split_biases
+from evenslice.report.base.tables import EFFECT, SHARES, Group, csv_text, flatten
 from evenslice.report.base.wording import MINUS, signed
+from evenslice.results import split_biases
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from evenslice.results import AuditResult, Interval
 
 
 @dataclass(frozen=True)
 class FigureRow:
-    """One figure of all audits.
+    """One statistic of all audits.
 
     Attributes:
-        key: the figure's name in ``audit.json``.
-        offset: the slice or pair it belongs to; None where it belongs to the whole window.
-        label: the figure's name on the page.
-        values: one interval for each audit; None where an audit has no such figure.
+        key: its name in ``audit.json``.
+        offset: the slice or pair it belongs to; None for the whole window.
+        label: its name on the page.
+        values: one interval for each audit; None for an audit without it.
     """
 
     key: str
@@ -35,17 +33,8 @@ class FigureRow:
 
 
 @dataclass(frozen=True)
-class FigureGroup:
-    """Figures that belong together, with a sentence that says what they are."""
-
-    title: str
-    meaning: str
-    rows: tuple[FigureRow, ...]
-
-
-@dataclass(frozen=True)
 class RunRow:
-    """One setting of all audits; where all have the same, it is in ``values`` once."""
+    """One setting of all audits; a value that all share is in ``values`` once."""
 
     key: str
     values: tuple[str, ...]
@@ -66,8 +55,8 @@ _BY_PAIR = (
         "B",
         "Pair bias, data part",
         (
-            "What the slices' content adds to the pair bias; it turns its sign when a window is reversed, and is no "
-            "fault of the network."
+            "What the content of the slices adds to the pair bias. It changes sign when a window is reversed, and is not "
+            "due to the network."
         ),
     ),
     (
@@ -91,24 +80,17 @@ _WHOLE = (
             ("imbalance", "U, imbalance"),
         ),
         (
-            f"Directional bias: which way the network (model part) and the content (data part) lean, {MINUS}1 to 1. "
+            f"Directional bias of the network (model part) and of the content (data part): {MINUS}1 to 1, as for pairs. "
             "Asymmetry: distance of the mean shares from their mirror. Imbalance: their distance from an even split. "
             "Both 0 to 1."
         ),
     ),
-    (
-        "What it does to the result",
-        (("mirror_error", "Mirror error"), ("mirror_disagreement", "Mirror disagreement")),
-        (
-            "Mirror error: largest change of the output when a window is reversed, relative to the largest output. "
-            "Mirror disagreement: the share of pixels whose predicted class changes."
-        ),
-    ),
+    EFFECT,
 )
 
 
-def figure_groups(audits: Sequence[AuditResult]) -> list[FigureGroup]:
-    """Arrange every figure of all audits in groups of rows, one column an audit."""
+def figure_groups(audits: Sequence[AuditResult]) -> list[Group[FigureRow]]:
+    """Arrange the statistics of all audits in groups of rows, one column for each audit."""
     half = max(len(audit.shares) // 2 for audit in audits)
     shares = [
         FigureRow(
@@ -119,10 +101,7 @@ def figure_groups(audits: Sequence[AuditResult]) -> list[FigureGroup]:
         )
         for k in range(-half, half + 1)
     ]
-    meaning = (
-        "Mean part of the total absolute attribution that falls on each slice of the window; they sum to 1."
-    )
-    groups = [FigureGroup("Shares of the attention", meaning, tuple(shares))]
+    groups = [Group(*SHARES, tuple(shares))]
     for key, symbol, title, meaning in _BY_PAIR:
         rows = tuple(
             FigureRow(
@@ -134,19 +113,19 @@ def figure_groups(audits: Sequence[AuditResult]) -> list[FigureGroup]:
             for k in range(1, half + 1)
         )
         if rows:
-            groups.append(FigureGroup(title, meaning, rows))
+            groups.append(Group(title, meaning, rows))
     for title, figures, meaning in _WHOLE:
         rows = tuple(
             FigureRow(key, None, label, tuple(getattr(audit.statistics, key) for audit in audits))
             for key, label in figures
         )
-        groups.append(FigureGroup(title, meaning, rows))
+        groups.append(Group(title, meaning, rows))
     return groups
 
 
 def run_rows(audits: Sequence[AuditResult]) -> list[RunRow]:
-    """List what was run, the command first: one row a setting, nested settings under dotted names."""
-    settings = [dict(flatten(audit.run)) for audit in audits]
+    """List the settings, the command first: one row for each setting, nested settings under dotted names."""
+    settings = [dict(flatten(asdict(audit.run))) for audit in audits]
     keys = dict.fromkeys(key for setting in settings for key in setting)
     rows = []
     for key in sorted(keys, key=lambda key: key not in ("command", "created")):
@@ -156,7 +135,7 @@ def run_rows(audits: Sequence[AuditResult]) -> list[RunRow]:
 
 
 def csv_tables(audits: Sequence[AuditResult]) -> dict[str, str]:
-    """Return the text of every CSV file by its name."""
+    """Return the text of each CSV file by name."""
     return {
         "figures.csv": csv_text(_figure_lines(audits)),
         "windows.csv": csv_text(_window_lines(audits)),
@@ -208,39 +187,5 @@ def _run_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
         yield [row.key, *(row.values if len(row.values) == len(audits) else row.values * len(audits))]
 
 
-def csv_text(lines: Iterable[Sequence[Any]]) -> str:
-    """Return lines as a CSV file that a spreadsheet can open without harm."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([_cell(value) for value in line] for line in lines)
-    return buffer.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """Make a value safe and plain: what does not exist is empty, and a text cannot be taken for a formula."""
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value
-
-
 def _at(values: Sequence[Interval], index: int) -> Interval | None:
     return values[index] if 0 <= index < len(values) else None
-
-
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the leaves of nested settings with their dotted names; a list of plain values is one leaf."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list | tuple) and any(isinstance(item, dict | list | tuple) for item in value):
-        for index, item in enumerate(value, start=1):
-            yield from flatten(item, f"{prefix}.{index}")
-    elif isinstance(value, list | tuple):
-        yield prefix, ", ".join(_leaf(item) for item in value)
-    else:
-        yield prefix, _leaf(value)
-
-
-def _leaf(value: Any) -> str:
-    return "" if value is None else str(value)

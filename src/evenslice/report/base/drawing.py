@@ -1,4 +1,4 @@
-"""A figure of the report together with its words."""
+"""A figure of the report with its title and caption."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH: Final = 10.0
-"""Of every figure, in inches."""
+"""Width of every figure in inches."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its words.
+    """A figure with its title and caption.
 
     Attributes:
-        name: of its files, and of its place in the page.
-        title: what it shows.
-        reading: one sentence that says how to read it.
-        figure: the figure itself, drawn for light ground.
+        name: of its files, and its identifier in the page.
+        title: its title.
+        reading: the caption, which says how to read it.
+        figure: the figure, drawn for a light background.
     """
 
     name: str

@@ -1,8 +1,7 @@
-"""What the pages of the report share: the template engine, their colours, and charts that lie inside them."""
+"""Shared by all pages: the template engine, the colours, and inline charts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +16,13 @@ if TYPE_CHECKING:
     from evenslice.report.base.drawing import Drawing
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A drawing as a page holds it."""
-
-    name: str
-    title: str
-    reading: str
-    svg: Markup
-
-
 def render_template(name: str, *sheets: str, **values: Any) -> str:
-    """Fill a template of the package; every text that is put in is escaped.
+    """Fill a template of the package; all inserted text is escaped.
 
     Args:
         name: of the template.
-        sheets: names of the style sheets that the page has, beside the colours of the figures.
-        values: what the template shows.
+        sheets: names of the page's style sheets, in addition to the colours of the figures.
+        values: variables of the template.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("evenslice.report.base"),
@@ -56,30 +45,25 @@ def render_template(name: str, *sheets: str, **values: Any) -> str:
 
 
 def read_template(name: str) -> str:
-    """Return the text of a file of the package's templates."""
+    """Return the text of one of the package's template files."""
     return (files("evenslice.report.base") / "templates" / name).read_text(encoding="utf-8")
 
 
-def inline_charts(drawings: Iterable[Drawing], numbers: str) -> list[Chart]:
-    """Return drawings as elements of a page; call it inside ``style.settings()``.
+def inline_charts(drawings: Iterable[Drawing], numbers: str) -> list[tuple[Drawing, Markup]]:
+    """Return drawings with their SVG elements for a page; call it inside ``style.settings()``.
 
     Args:
-        drawings: what to show.
-        numbers: a sentence that says where those who do not see a figure find what it shows.
+        drawings: the figures.
+        numbers: a sentence that tells readers who cannot see a figure where to find its numbers.
     """
     return [
-        Chart(
-            drawing.name,
-            drawing.title,
-            drawing.reading,
-            style.inline_svg(drawing.figure, drawing.name, f"{drawing.title}. {numbers}"),
-        )
+        (drawing, style.inline_svg(drawing.figure, drawing.name, f"{drawing.title}. {numbers}"))
         for drawing in drawings
     ]
 
 
 def _themes() -> str:
-    """Return the colours of the figures as variables of the page, for light and for dark ground."""
+    """Return the colours of the figures as variables of the page, for light and dark backgrounds."""
     light, dark = (
         "".join(f"--{name}:{colours[ground]};" for name, colours in style.THEME.items()) for ground in (0, 1)
     )

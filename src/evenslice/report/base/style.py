@@ -1,4 +1,4 @@
-"""How the figures look, alone in a file and inside the page."""
+"""The style of figures, in files and inside a page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, QUIET, GRID, BAND = "#1b1f24", "#59636e", "#d8dee4", "#e4e9ee"
-"""Text and axes, secondary text and lines, grid lines, the band of the tolerance; on light ground."""
+"""Text and axes, secondary text and lines, grid lines, tolerance band; on a light background."""
 
 AUDIT_COLOURS: Final = (
     ("#0072b2", "#4fb3f0"),
@@ -29,10 +29,10 @@ AUDIT_COLOURS: Final = (
     ("#0f7d93", "#62d0e6"),
     ("#8a5a3c", "#cf9b78"),
 )
-"""One colour an audit, on light and on dark ground; after Okabe and Ito's palette, safe for the colour-blind."""
+"""One colour for each audit, on light and dark backgrounds; after Okabe and Ito's colour-blind-safe palette."""
 
 MARKERS: Final = "osD^vPX*"
-"""The second thing that tells audits apart, should colour not be enough."""
+"""Markers distinguish audits in addition to colour."""
 
 LINE_STYLES: Final = ("-", "--", ":", "-.")
 
@@ -43,10 +43,10 @@ THEME: Final = {
     "band": (BAND, "#2a323b"),
     **{f"audit-{index}": colours for index, colours in enumerate(AUDIT_COLOURS)},
 }
-"""Name of the page's colour variable: its colour on light and on dark ground."""
+"""Name of the page's colour variable: its colour on light and dark backgrounds."""
 
 NO_METADATA: Final[dict[str, Any]] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-"""What makes two runs write the same SVG, with nothing in it but the figure."""
+"""Metadata to leave out of an SVG, so that two runs write the same file."""
 
 SETTINGS: Final[dict[str, Any]] = {
     "axes.edgecolor": QUIET,
@@ -76,28 +76,28 @@ SETTINGS: Final[dict[str, Any]] = {
 
 
 def audit_colour(index: int) -> str:
-    """Return the colour of the audit at ``index``, on light ground."""
+    """Return the colour of the audit at ``index``, on a light background."""
     return AUDIT_COLOURS[index % len(AUDIT_COLOURS)][0]
 
 
 def colour_variable(index: int) -> str:
-    """Return the same colour as a style sheet takes it: it follows the ground."""
+    """Return the same colour for a style sheet, where it follows the background."""
     return f"var(--audit-{index % len(AUDIT_COLOURS)})"
 
 
 def line_style(index: int) -> str:
-    """Return the line style of the audit at ``index``; it differs where a colour comes round again."""
+    """Return the line style of the audit at ``index``; it differs for audits of the same colour."""
     return LINE_STYLES[index // len(AUDIT_COLOURS) % len(LINE_STYLES)]
 
 
 def audit_marker(index: int) -> str:
-    """Return the marker of the audit at ``index``; it differs where a colour comes round again."""
+    """Return the marker of the audit at ``index``; it differs for audits of the same colour."""
     return MARKERS[(index + index // len(AUDIT_COLOURS)) % len(MARKERS)]
 
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """Draw and save in the project's style, whatever the user's Matplotlib configuration says."""
+    """Draw and save in the project's style, regardless of the user's Matplotlib configuration."""
     with context(SETTINGS, after_reset=True), warnings.catch_warnings():
         # A name in a script that Matplotlib's own font lacks is drawn by the browser's fonts in the page.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
@@ -105,7 +105,7 @@ def settings() -> Iterator[None]:
 
 
 def compact_svg(text: str) -> str:
-    r"""Return an SVG without what nobody sees: fractions of hundredths of a point, indents, names of fallback fonts.
+    r"""Shorten an SVG without visible change: round to hundredths of a point, drop indents and names of fallback fonts.
 
     Example:
         >>> compact_svg('<path d="M 39.904146 225.198979 L 7 8"/>\n   <text x="1.23456">1.23456</text>')
@@ -121,13 +121,13 @@ def _hundredths(number: re.Match[str]) -> str:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> Markup:
-    """Return a figure as an SVG element that takes its colours and fonts from the page around it.
+    """Return a figure as an SVG element that takes its colours and fonts from the page.
 
     Args:
-        figure: what to draw.
-        name: goes before every identifier in the SVG, so that figures on one page cannot clash; an identifier that
-            nothing refers to is left out.
-        description: what the figure shows, for those who do not see it.
+        figure: the figure.
+        name: prefix of every identifier in the SVG, so that figures on one page cannot clash; identifiers that
+            nothing refers to are left out.
+        description: what the figure shows, for readers who cannot see it.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)

@@ -1,4 +1,4 @@
-"""The charts of what came out of a study: Dice against bias, and how saliency is distributed."""
+"""The charts of a study's results: Dice and bias, and the distribution of saliency."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from evenslice.results import ArmSummary, Comparison, Interval, StudyResults
 
 TITLE: Final = 100
-"""Characters of a comparison's title that fit above its axes."""
+"""Number of characters of a comparison's title that fit above its axes."""
 
-MARGINS_SHOWN: Final = 8  # along the axis of Dice, either way
-DARKEST: Final = 1e-3  # saliency that is drawn, in units of the mean; its axis has no 0
-EDGE: Final = 0.02  # of an axis, where marks of what lies beyond it stand
+MARGINS_SHOWN: Final = 8  # of the Dice axis, in either direction
+LOWEST: Final = 1e-3  # saliency in units of the mean; the logarithmic axis starts here
+EDGE: Final = 0.02  # of an axis, where values beyond it are marked
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Point:
 
 
 def forest_figure(results: StudyResults) -> Drawing:
-    """Draw each arm's difference in Dice to the baseline, and its directional bias; one block a comparison."""
+    """Draw each arm's difference in Dice from the baseline, and its directional bias; one block for each comparison."""
     blocks = results.comparisons
     bias = [_bias_points(results, item) for item in blocks]
     dice = [_dice_points(results, item) for item in blocks]
@@ -63,22 +63,22 @@ def forest_figure(results: StudyResults) -> Drawing:
                 _mark(axes, point, low, high)
     grid[-1, -1].set_xlabel("← slices before · directional bias · slices after →")
     if any(dice):
-        grid[-1, 0].set_xlabel(f"← worse · Dice less that of {one_line(results.baseline)} · better →")
+        grid[-1, 0].set_xlabel(f"← worse · Dice minus that of {one_line(results.baseline)} · better →")
         for axes in grid[:, 0]:
             axes.axvline(-margin, color=style.INK, linestyle="--", linewidth=1)
-    left = "Left: an arm is not inferior where its whole interval lies right of the dashed line, the margin. "
+    left = "Left: an arm is not inferior if its whole interval lies right of the dashed line, the margin. "
     return Drawing(
         "forest",
-        "What it costs, and what is left of the bias",
-        "Markers are means over seeds, with 95 % intervals where there are several, and small dots the seeds. "
-        f"{left if any(dice) else ''}The directional bias of a fair arm is 0. An arrowhead says that an interval, a number "
-        "that a value, lies beyond the axis.",
+        "Cost in Dice and remaining bias",
+        "Markers are means over seeds, with 95 % intervals if there are several; small dots are single seeds. "
+        f"{left if any(dice) else ''}The directional bias of a fair arm is 0. An arrowhead marks an interval, and a number "
+        "a value, beyond the axis.",
         figure,
     )
 
 
 def _name_arms(line: Sequence[Axes], item: Comparison) -> None:
-    """Prepare the panels of a comparison: a row for each arm, named at the left."""
+    """Prepare the panels of a comparison: a row for each arm, labelled on the left."""
     line[0].set_title(one_line(item.title, TITLE))
     for axes in line:
         axes.set_yticks(range(len(item.arms)), [""] * len(item.arms))
@@ -90,14 +90,14 @@ def _name_arms(line: Sequence[Axes], item: Comparison) -> None:
 
 
 def _dice_points(results: StudyResults, item: Comparison) -> list[_Point]:
-    baseline = {run.seed: run.figures["dice"] for run in results.runs_of(item, results.baseline)}
+    baseline = {run.seed: run.metrics["dice"] for run in results.runs_of(item, results.baseline)}
     return [
         _Point(
             row,
             results.arms.index(arm.arm),
             arm.differences["dice"],
             tuple(
-                run.figures["dice"] - baseline[run.seed]
+                run.metrics["dice"] - baseline[run.seed]
                 for run in results.runs_of(item, arm.arm)
                 if run.seed in baseline
             ),
@@ -112,11 +112,11 @@ def _bias_points(results: StudyResults, item: Comparison) -> list[_Point]:
         _Point(
             row,
             results.arms.index(arm.arm),
-            arm.figures["directional_bias"],
-            tuple(run.figures["directional_bias"] for run in results.runs_of(item, arm.arm)),
+            arm.metrics["directional_bias"],
+            tuple(run.metrics["directional_bias"] for run in results.runs_of(item, arm.arm)),
         )
         for row, arm in enumerate(item.arms)
-        if not math.isnan(arm.figures["directional_bias"].estimate)
+        if not math.isnan(arm.metrics["directional_bias"].estimate)
     ]
 
 
@@ -126,7 +126,7 @@ def _margin(results: StudyResults) -> float:
 
 
 def _limits(blocks: Sequence[Sequence[_Point]], least: float, most: float) -> tuple[float, float]:
-    """Return the ends of an axis that holds means and seeds, and reaches from ``least`` to ``most`` to either side."""
+    """Return the ends of an axis for means and seeds, each between ``least`` and ``most`` away from 0."""
     values = [value for block in blocks for point in block for value in (point.mean.estimate, *point.seeds)]
     known = [1.15 * value for value in values if not math.isnan(value)]
     low, high = min(known, default=0.0), max(known, default=0.0)
@@ -134,7 +134,7 @@ def _limits(blocks: Sequence[Sequence[_Point]], least: float, most: float) -> tu
 
 
 def _mark(axes: Axes, point: _Point, low: float, high: float) -> None:
-    """Draw a mean, its interval and the seeds' values; what lies beyond the axis is told at its end."""
+    """Draw a mean, its interval and the seeds' values; anything beyond the axis is marked at its end."""
     colour, y, mean = style.audit_colour(point.arm), point.row, point.mean
     first, last = low + EDGE * (high - low), high - EDGE * (high - low)
     ends = np.clip([mean.low, mean.high], first, last)
@@ -161,7 +161,7 @@ def _mark(axes: Axes, point: _Point, low: float, high: float) -> None:
 
 
 def saliency_figure(results: StudyResults) -> Drawing | None:
-    """Draw how the saliency of pixels is distributed, a box for each slice and arm; None where no run tells."""
+    """Draw the distribution of the pixels' saliency, a box for each slice and arm; None if no run recorded it."""
     blocks = [
         item for item in results.comparisons if any(_known_saliency(results, item, a) for a in item.arms)
     ]
@@ -173,7 +173,7 @@ def saliency_figure(results: StudyResults) -> Drawing | None:
         _saliency_block(axes, results, item)
     grid[0].set_yscale("log")
     grid[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    grid[-1].set_xlabel("slice of the window (0 is the middle one)")
+    grid[-1].set_xlabel("slice of the window (0 is the middle)")
     handles = [
         Patch(color=style.audit_colour(index), alpha=_opacity(index), label=one_line(arm))
         for index, arm in enumerate(results.arms)
@@ -181,9 +181,9 @@ def saliency_figure(results: StudyResults) -> Drawing | None:
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4))
     return Drawing(
         "saliency",
-        "How saliency is distributed in each slice",
-        "Boxes hold the middle half of the pixels and whiskers the middle 90 %, in the order of the legend and as means over "
-        f"seeds, on a scale on which the mean over all slices is 1; a fair arm has the same box at {MINUS}k and +k.",
+        "Distribution of saliency in each slice",
+        "Boxes hold the middle half of the pixels and whiskers the middle 90 %, as means over seeds and in the order of the "
+        f"legend, in units of the mean over all slices. A fair arm has the same box at {MINUS}k and +k.",
         figure,
     )
 
@@ -198,7 +198,7 @@ def _saliency_block(axes: Axes, results: StudyResults, item: Comparison) -> None
         tables = _known_saliency(results, item, arm)
         if not tables:
             continue
-        table = np.maximum(np.stack(tables).mean(axis=0), DARKEST)
+        table = np.maximum(np.stack(tables).mean(axis=0), LOWEST)
         slices = len(table)
         x = np.arange(slices) - slices // 2 + width * (index - (len(item.arms) - 1) / 2)
         _boxes(axes, x, table, 0.8 * width, results.arms.index(arm.arm))
@@ -214,7 +214,7 @@ def _saliency_block(axes: Axes, results: StudyResults, item: Comparison) -> None
 def _boxes(
     axes: Axes, x: NDArray[np.floating[Any]], table: NDArray[np.floating[Any]], width: float, index: int
 ) -> None:
-    """Draw a box for each row of percentiles in the look of an arm."""
+    """Draw a box for each row of percentiles in the style of an arm."""
     colour = style.audit_colour(index)
     names = {5: "whislo", 25: "q1", 50: "med", 75: "q3", 95: "whishi"}
     stats: list[dict[str, Any]] = [
@@ -236,5 +236,5 @@ def _boxes(
 
 
 def _opacity(index: int) -> float:
-    """Return how opaque the box of an arm is: less where its colour comes round again."""
+    """Return the opacity of an arm's box, which is lower if an earlier arm has its colour."""
     return 0.5 if index >= len(style.AUDIT_COLOURS) else 1.0

@@ -1,4 +1,4 @@
-"""The charts of how the networks of a study learned: Dice and loss, and the share of each slice."""
+"""The charts of the training runs of a study: Dice and loss, and the share of each slice."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
     Course = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-LEARNED: Final = (("validation_dice", "Dice in validation"), ("loss", "loss in training"))
-PANELS: Final = 6  # beside one another
+LEARNED: Final = (("validation_dice", "validation Dice"), ("loss", "training loss"))
+PANELS: Final = 6  # side by side
 MARKERS_SHOWN: Final = 6  # along a line
 
 
 def learning_figure(results: StudyResults) -> Drawing | None:
-    """Draw Dice in validation and loss over the steps of training; None where no run has a log of them."""
+    """Draw validation Dice and training loss over the training steps; None if no run logged them."""
     shown = [(name, label) for name, label in LEARNED if any(_courses(results.runs, name))]
     if not shown:
         return None
@@ -53,15 +53,15 @@ def learning_figure(results: StudyResults) -> Drawing | None:
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4))
     return Drawing(
         "learning",
-        "How they learned",
-        "Thick lines are means over seeds, thin ones the single seeds; an arm that costs nothing rises as fast and as high as "
-        "the others.",
+        "Learning curves",
+        "Thick lines are means over seeds, thin lines single seeds. An arm that costs no accuracy rises as fast and as high "
+        "as the others.",
         figure,
     )
 
 
 def shares_figure(results: StudyResults) -> Drawing | None:
-    """Draw the share of each slice over the steps of training, a panel an arm; None where no run has a log of them."""
+    """Draw the share of each slice over the training steps, a panel for each arm; None if no run logged it."""
     blocks = [item for item in results.comparisons if _offsets(_runs(results, item))]
     if not blocks:
         return None
@@ -95,15 +95,15 @@ def shares_figure(results: StudyResults) -> Drawing | None:
     figure.legend(handles=_slice_handles(results), loc="outside upper left", ncols=3)
     return Drawing(
         "trajectories",
-        "How each slice's share of the attention moved",
-        "One panel an arm: means over seeds, with the single seeds as thin lines, and an even split as a gray one; where an arm "
-        "is fair, the lines of the slices before and after lie on each other all along.",
+        "Share of attention of each slice during training",
+        "One panel for each arm, with means over seeds, single seeds as thin lines, and an even split as a gray line. If an "
+        "arm is fair, the lines of the slices before and after coincide.",
         figure,
     )
 
 
 def _courses(runs: Sequence[StudyRun], name: str) -> list[Course]:
-    """Return the steps and values at which each run logged a figure; a run that did not is left out."""
+    """Return the steps and values that each run logged under a name; runs without any are left out."""
     found = []
     for run in runs:
         values = run.curves.get(name, np.empty(0))
@@ -114,9 +114,9 @@ def _courses(runs: Sequence[StudyRun], name: str) -> list[Course]:
 
 
 def mean_course(courses: Sequence[Course]) -> Course:
-    """Return the mean over courses at the steps that all of them have.
+    """Return the mean over courses at the steps common to all.
 
-    Example: a run that stopped early ends the mean, and does not bend it.
+    Example: the mean ends where a run stopped early.
         >>> steps, values = mean_course([(np.array([1, 2, 3]), np.array([0.1, 0.2, 0.9])), (np.array([1, 2]), np.array([0.3, 0.4]))])
         >>> steps.tolist(), values.round(2).tolist()
         ([1, 2], [0.2, 0.3])

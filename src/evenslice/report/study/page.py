@@ -1,12 +1,12 @@
-"""A study as one page of HTML that stands alone, and as figures and tables."""
+"""The page of a study, as self-contained HTML."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evenslice.report.audit.pictures import data_uri
 from evenslice.report.base import style
+from evenslice.report.base.pictures import StoredPicture, data_uri, store_picture
 from evenslice.report.base.rendering import inline_charts, render_template
 from evenslice.report.study import wording as study_wording
 from evenslice.report.study.charts import forest_figure, saliency_figure
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evenslice.report.base.drawing import Drawing
+    from evenslice.report.base.tables import Group
     from evenslice.report.study.pictures import ExamplePanel
-    from evenslice.report.study.tables import Group
+    from evenslice.report.study.tables import Row
     from evenslice.results import Comparison, StudyResults
 
 
@@ -35,30 +36,21 @@ class _Arm:
 
 @dataclass(frozen=True)
 class _Block:
-    """A comparison in the page: what it says in words, and its table."""
+    """A comparison in the page, in words and as a table."""
 
     title: str
     sentence: str
     arms: tuple[_Arm, ...]
-    groups: tuple[Group, ...]
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """An image that is in the page once; ``height`` in units of which its width has 100."""
-
-    name: str
-    uri: str
-    height: float
+    groups: tuple[Group[Row], ...]
 
 
 @dataclass(frozen=True)
 class _Outlined:
-    """A picture with its outlines, as the page shows it."""
+    """A picture of the page with its outlines."""
 
     name: str
     colour: str
-    image: _Picture
+    image: StoredPicture
     outlines: str
     description: str
 
@@ -70,7 +62,7 @@ class _Example:
 
 
 def draw_charts(results: StudyResults) -> list[Drawing]:
-    """Draw every chart that the study has something for; call it inside ``style.settings()``."""
+    """Draw the charts for which the study has data; call it inside ``style.settings()``."""
     if not results.comparisons:
         return []
     charts = (
@@ -80,14 +72,14 @@ def draw_charts(results: StudyResults) -> list[Drawing]:
         saliency_figure(results),
     )
     drawn = [chart for chart in charts if chart is not None]
-    for chart in drawn:  # it is saved several times: lay it out once
+    for chart in drawn:  # lay it out once, as it is saved several times
         chart.figure.draw_without_rendering()
         chart.figure.set_layout_engine("none")
     return drawn
 
 
 def draw_examples(results: StudyResults) -> list[Drawing]:
-    """Draw the example of each comparison, likewise; the page shows them in a way of its own."""
+    """Draw the example of each comparison for files; call it inside ``style.settings()``."""
     return [
         example_figure(panel, f"example-{number}")
         for number, panel in enumerate(example_panels(results), start=1)
@@ -96,10 +88,10 @@ def draw_examples(results: StudyResults) -> list[Drawing]:
 
 def render(results: StudyResults, charts: Sequence[Drawing]) -> str:
     """Return the page of a study as HTML; call it inside ``style.settings()``."""
-    pictures: dict[str, _Picture] = {}
+    pictures: dict[str, StoredPicture] = {}
     return render_template(
         "study.html",
-        "report.css",
+        "base.css",
         "study.css",
         baseline=results.baseline,
         headline=study_wording.study_headline(results),
@@ -131,19 +123,18 @@ def _block(results: StudyResults, item: Comparison) -> _Block:
     return _Block(item.title, sentence, arms, tuple(figure_groups(results, item)))
 
 
-def _example(panel: ExamplePanel, pictures: dict[str, _Picture]) -> _Example:
-    """Prepare an example for the page; an image that several arms share goes into ``pictures`` once."""
-    shown = []
-    for item in panel.pictures:
-        height = 100 * item.image.shape[0] / item.image.shape[1]
-        picture = _Picture(f"picture-{len(pictures) + 1}", data_uri(item.image), height)
-        shown.append(
+def _example(panel: ExamplePanel, pictures: dict[str, StoredPicture]) -> _Example:
+    """Prepare an example for the page; an image shared by several arms is added to ``pictures`` once."""
+    return _Example(
+        panel.title,
+        tuple(
             _Outlined(
                 item.name,
                 style.colour_variable(item.arm),
-                pictures.setdefault(picture.uri, picture),
+                store_picture(pictures, item.image),
                 data_uri(item.outlines),
-                f"Test slice of {panel.title} with the outlines of its labels and of what {item.name} predicts",
+                f"Test slice of {panel.title} with the outlines of its labels and of the prediction of {item.name}",
             )
-        )
-    return _Example(panel.title, tuple(shown))
+            for item in panel.pictures
+        ),
+    )

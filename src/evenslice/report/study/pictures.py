@@ -1,4 +1,4 @@
-"""Test slices as pictures: the image, with the outlines of what is there and of what the network found."""
+"""Test slices as pictures: the image with the outlines of its labels and of the prediction."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from evenslice.report.base.wording import one_line
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from evenslice.results import Example, StudyResults
+    from evenslice.results import ExampleSlice, StudyResults
 
 LABELLED, PREDICTED, BOTH = "#00c2ff", "#ff8c1a", "#ffffff"
-"""Colours of the outlines: of the labels alone, of the prediction alone, and where both run."""
+"""Colours of the outlines: of the labels only, of the prediction only, and of both."""
 
 SIDE: Final = 192  # pixels along the longer side of the outlines, at least
-PANELS: Final = 6  # beside one another
+PANELS: Final = 6  # side by side
 
 
 @dataclass(frozen=True)
 class ArmPicture:
-    """A test slice as one arm segments it.
+    """A test slice as segmented by one arm.
 
     Attributes:
         arm: the index of the arm in the study.
@@ -44,14 +44,14 @@ class ArmPicture:
 
 @dataclass(frozen=True)
 class ExamplePanel:
-    """A test slice of one comparison, as every arm segments it that kept an example, each with its first seed."""
+    """A test slice of one comparison as segmented by each arm that kept an example, with its first seed."""
 
     title: str
     pictures: tuple[ArmPicture, ...]
 
 
 def example_panels(results: StudyResults) -> list[ExamplePanel]:
-    """Gather the examples of a study, comparison by comparison; those without any are left out."""
+    """Group the examples of a study by comparison; comparisons without any are left out."""
     panels = []
     for item in results.comparisons:
         pictures = []
@@ -65,11 +65,11 @@ def example_panels(results: StudyResults) -> list[ExamplePanel]:
     return panels
 
 
-def outlines(example: Example) -> NDArray[np.uint8]:
-    """Draw where classes meet in the labels and in the prediction: (y, x, 4) uint8, clear elsewhere."""
+def outlines(example: ExampleSlice) -> NDArray[np.uint8]:
+    """Draw the class boundaries of the labels and of the prediction: (y, x, 4) uint8, transparent elsewhere."""
     scale = max(1, -(-SIDE // max(example.image.shape)))
     labelled, predicted = (
-        _meeting(np.kron(classes, np.ones((scale, scale), np.uint8)))
+        _boundaries(np.kron(classes, np.ones((scale, scale), np.uint8)))
         for classes in (example.labels, example.predicted)
     )
     layer = np.zeros((*labelled.shape, 4), np.uint8)
@@ -82,8 +82,8 @@ def outlines(example: Example) -> NDArray[np.uint8]:
     return layer
 
 
-def _meeting(classes: NDArray[Any]) -> NDArray[np.bool_]:
-    """Mark the pixels on both sides of where two classes meet."""
+def _boundaries(classes: NDArray[Any]) -> NDArray[np.bool_]:
+    """Mark the pixels on both sides of each class boundary."""
     found = np.zeros(classes.shape, np.bool_)
     for axis in (0, 1):
         both = np.moveaxis(found, axis, 0), np.moveaxis(classes, axis, 0)
@@ -94,7 +94,7 @@ def _meeting(classes: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def example_figure(panel: ExamplePanel, name: str) -> Drawing:
-    """Draw a test slice as every arm segments it."""
+    """Draw a test slice as segmented by every arm."""
     columns = min(PANELS, len(panel.pictures))
     lines = -(-len(panel.pictures) // columns)
     cell = min(3.2, WIDTH / columns)
@@ -112,6 +112,6 @@ def example_figure(panel: ExamplePanel, name: str) -> Drawing:
 
 
 READING: Final = (
-    "A test slice with the outlines of what the labels say (blue) and of what each arm predicts (orange), each with its first "
-    "seed; white where both run together."
+    "A test slice with the outlines of its labels (blue) and of each arm's prediction (orange), with the first seed of each; "
+    "white where both coincide."
 )

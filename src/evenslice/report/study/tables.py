@@ -1,4 +1,4 @@
-"""The figures of a study as rows, for its page and for CSV files."""
+"""The metrics of a study as rows for its page and for CSV files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from evenslice.report.audit.tables import csv_text, flatten
+from evenslice.report.base.tables import EFFECT, SHARES, Group, csv_text, flatten
 from evenslice.report.base.wording import MINUS, NOTHING, interval, signed
 from evenslice.report.study.wording import difference, judgement, p_value, removed_part, verdicts
 from evenslice.results import SALIENCY_PERCENTILES
@@ -18,25 +18,16 @@ if TYPE_CHECKING:
 
     from evenslice.results import ArmSummary, Comparison, StudyResults
 
-TABLES: Final = ("arms.csv", "curves.csv", "saliency.csv")
-"""Names of the files."""
+TABLE_FILES: Final = ("arms.csv", "curves.csv", "saliency.csv")
+"""Names of the CSV files."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of all arms, as text."""
+    """One metric of all arms, as text."""
 
     label: str
     cells: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Figures that belong together, with a sentence that says what they are."""
-
-    title: str
-    meaning: str
-    rows: tuple[Row, ...]
 
 
 _GROUPS: Final = (
@@ -51,9 +42,9 @@ _GROUPS: Final = (
             ("variation_of_information", "Variation of information"),
         ),
         (
-            "Means over classes and volumes. Dice, IoU and surface Dice: 1 is perfect. HD95, the 95th percentile of the "
-            "distances between surfaces, in the unit of the voxels' spacing; adapted Rand error and variation of "
-            "information, of objects kept apart by boundaries: 0 is perfect."
+            "Means over classes and volumes. Dice, IoU and surface Dice: 1 is perfect. HD95 (95th percentile of the "
+            "distances between surfaces, in the unit of the voxel spacing), adapted Rand error and variation of "
+            "information (of objects separated by boundaries): 0 is perfect."
         ),
     ),
     (
@@ -65,27 +56,20 @@ _GROUPS: Final = (
             ("imbalance", "U, imbalance"),
         ),
         (
-            f"Directional bias D: which way the network leans, {MINUS}1 all to the slices before, 0 fair, +1 all to those "
+            f"Directional bias D: {MINUS}1 if all attention goes to the slices before, 0 if fair, +1 if all goes to those "
             "after; its size does not cancel over seeds. Asymmetry: distance of the mean shares from their mirror. "
             "Imbalance: their distance from an even split. Both 0 to 1."
         ),
     ),
-    (
-        "What it does to the result",
-        (("mirror_error", "Mirror error"), ("mirror_disagreement", "Mirror disagreement")),
-        (
-            "Mirror error: largest change of the output when a window is reversed, relative to the largest output. "
-            "Mirror disagreement: the share of pixels whose predicted class changes."
-        ),
-    ),
+    EFFECT,
 )
 
 _LABELS: Final = {name: label for _, figures, _ in _GROUPS for name, label in figures}
 _COMPARED: Final = (*dict(_GROUPS[0][1]), "absolute_bias")
 
 
-def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group]:
-    """Arrange every figure of a comparison in groups of rows, one column an arm; what no arm has is left out."""
+def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group[Row]]:
+    """Arrange the metrics of a comparison in groups of rows, one column for each arm; undefined ones are left out."""
     arms = comparison.arms
     runs = [results.runs_of(comparison, arm.arm) for arm in arms]
     test, bias, effect = (
@@ -95,11 +79,7 @@ def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group]:
     groups = [
         test,
         Group(bias.title, bias.meaning, (found, *bias.rows)),
-        Group(
-            "Shares of the attention",
-            "Mean part of the total absolute attribution that falls on each slice of the window; they sum to 1.",
-            tuple(_share_rows(arms)),
-        ),
+        Group(*SHARES, tuple(_share_rows(arms))),
         effect,
         _difference_group(results.baseline, arms),
     ]
@@ -108,7 +88,7 @@ def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group]:
 
 def _figure_rows(arms: tuple[ArmSummary, ...], labels: dict[str, str]) -> Iterator[Row]:
     for name, label in labels.items():
-        row = Row(label, tuple(interval(arm.figures[name]) for arm in arms))
+        row = Row(label, tuple(interval(arm.metrics[name]) for arm in arms))
         if set(row.cells) != {NOTHING}:
             yield row
 
@@ -120,8 +100,8 @@ def _share_rows(arms: tuple[ArmSummary, ...]) -> Iterator[Row]:
         yield Row(f"slice {signed(index - slices // 2)}", cells)
 
 
-def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group:
-    """Return the paired differences and the tests; no rows where nothing was compared."""
+def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group[Row]:
+    """Return the paired differences and the tests; without rows if nothing was compared."""
 
     def row(label: str, write: Callable[[ArmSummary], str]) -> Row:
         return Row(label, tuple(write(arm) if arm.differences else NOTHING for arm in arms))
@@ -132,15 +112,15 @@ def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group:
         rows += [
             row("Directional bias removed", lambda arm: removed_part(arm.bias_removed)),
             row("Dice not inferior?", judgement),
-            row("Test of that", lambda arm: p_value(arm.p)),
+            row("Test of non-inferiority", lambda arm: p_value(arm.p)),
         ]
     margins = [arm.margin for arm in arms if arm.differences]
     return Group(
         f"Compared with {baseline}, seed by seed",
         (
             "Mean paired differences: runs with the same seed see the same crops. "
-            f"Dice is not inferior where the interval of its difference lies above {MINUS}{min(margins, default=0):g}, which is "
-            f"tested one-sidedly; it is inferior where the interval lies below. Intervals are not adjusted for the number of arms."
+            f"Dice is not inferior if the interval of its difference lies above {MINUS}{min(margins, default=0):g}, which is "
+            f"tested one-sidedly; it is inferior if the interval lies below. Intervals are not adjusted for the number of arms."
         ),
         tuple(rows),
     )
@@ -151,7 +131,7 @@ def _difference(name: str, arm: ArmSummary) -> str:
 
 
 def run_rows(results: StudyResults) -> list[tuple[str, str]]:
-    """List the circumstances of the runs: setting and what it was, several values where runs differ."""
+    """List the circumstances of the runs: each setting with its value, or with several if runs differ."""
     found: dict[str, dict[str, None]] = {}
     for run in results.runs:
         settings = {name: value for name, value in run.circumstances.items() if name != "created"}
@@ -166,14 +146,14 @@ def run_rows(results: StudyResults) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Effort:
-    """What was run of one comparison."""
+    """The extent of one comparison."""
 
     title: str
     cells: tuple[str, ...]
 
 
 def effort_rows(results: StudyResults) -> list[Effort]:
-    """Count the runs of each comparison: arms, seeds, steps, windows of an audit, minutes of training."""
+    """List the extent of each comparison: arms, seeds, training steps, audit windows, training minutes."""
     rows = []
     for item in results.comparisons:
         runs = [run for arm in item.arms for run in results.runs_of(item, arm.arm)]
@@ -198,9 +178,9 @@ def _span(values: list[Any]) -> str:
 
 
 def csv_tables(results: StudyResults) -> dict[str, str]:
-    """Return the text of every CSV file by its name."""
+    """Return the text of each CSV file by name."""
     lines = (_arm_lines, _curve_lines, _saliency_lines)
-    return {name: csv_text(write(results)) for name, write in zip(TABLES, lines, strict=True)}
+    return {name: csv_text(write(results)) for name, write in zip(TABLE_FILES, lines, strict=True)}
 
 
 def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:
@@ -208,7 +188,7 @@ def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:
     for item in results.comparisons:
         for arm in item.arms:
             start = [item.dataset, item.architecture, arm.arm, len(arm.seeds)]
-            for kind, figures in (("mean", arm.figures), ("difference", arm.differences)):
+            for kind, figures in (("mean", arm.metrics), ("difference", arm.differences)):
                 for name, value in figures.items():
                     yield [*start, kind, name, value.estimate, value.low, value.high]
             for index, share in enumerate(arm.shares):

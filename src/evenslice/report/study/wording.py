@@ -1,11 +1,11 @@
-"""The words of a study's page: what each arm removes of the bias, and what that costs."""
+"""The sentences of a study's page: how much of the bias each arm removes, and at what cost."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Final
 
-from evenslice.report.base.wording import MINUS, NOTHING, interval, number, percent
+from evenslice.report.base.wording import MINUS, NOTHING, interval, listed, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from evenslice.results import ArmSummary, Comparison, Interval, StudyResults
 
 MOST: Final = 0.9
-"""The part of the baseline's bias that an arm has to remove to be named in the headline of a comparison."""
+"""The share of the baseline's bias that an arm must remove to be named in the headline of a comparison."""
 
 
 _OUTCOMES: Final = {
@@ -25,11 +25,11 @@ _OUTCOMES: Final = {
     ),
     "no test": (", but one seed is too few to test Dice",) * 2,
 }
-"""Ends of a clause about one arm and about several, by the judgement of Dice."""
+"""Ends of a clause about one arm and about several, by the outcome for Dice."""
 
 
 def study_headline(results: StudyResults) -> str:
-    """Say what was compared and how much of it is done."""
+    """Describe what was compared and how much of it is done."""
     planned, finished = (int(results.summary[name]) for name in ("planned", "finished"))
     failed = len(results.summary["failed"])
     sets, networks = (
@@ -51,14 +51,14 @@ def study_headline(results: StudyResults) -> str:
 
 
 def comparison_sentence(comparison: Comparison, baseline: str) -> str:
-    """Name the arms that remove most of the baseline's directional bias, and say whether that costs Dice."""
+    """Name the arms that remove most of the baseline's directional bias, and whether that costs Dice."""
     others = [arm for arm in comparison.arms if arm.arm != baseline]
     compared = [arm for arm in others if arm.differences]
     if not compared:
         return (
             f"There is no other arm to compare with {baseline}."
             if not others
-            else f"No arm has a seed in common with {baseline}, so there is nothing to compare with."
+            else f"No arm has a seed in common with {baseline}, so there is nothing to compare."
         )
     removing = [arm for arm in compared if arm.bias_removed >= MOST]
     if not removing:
@@ -75,15 +75,15 @@ def comparison_sentence(comparison: Comparison, baseline: str) -> str:
 
 
 def arm_sentence(arm: ArmSummary, baseline: str) -> str:
-    """Say what an arm does to the bias and to Dice, to be read after its name.
+    """Describe the effect of an arm on the bias and on Dice, to follow its name.
 
     ``"removes 98 % of the directional bias; Dice differs by +0.002 [-0.004, 0.008] and is not inferior (margin 0.01)."``
     """
     if arm.arm == baseline:
-        bias, dice = (interval(arm.figures[name]) for name in ("directional_bias", "dice"))
+        bias, dice = (interval(arm.metrics[name]) for name in ("directional_bias", "dice"))
         return f"is the baseline: its directional bias is {bias}, its Dice {dice}."
     if not arm.differences:
-        return f"has no seed in common with {baseline}; its Dice is {interval(arm.figures['dice'])}."
+        return f"has no seed in common with {baseline}; its Dice is {interval(arm.metrics['dice'])}."
     change = arm.differences["dice"]
     if math.isnan(change.estimate):
         return f"{removal(arm.bias_removed)}; there is no Dice to compare."
@@ -91,7 +91,7 @@ def arm_sentence(arm: ArmSummary, baseline: str) -> str:
 
 
 def removal(removed: float) -> str:
-    r"""Say how much of the directional bias an arm removes, or adds.
+    r"""Describe how much of the directional bias an arm removes or adds.
 
     Example:
         >>> for part in (0.98, 0.9996, -0.3, -4.2, float("nan")):
@@ -114,7 +114,7 @@ def removal(removed: float) -> str:
 
 
 def removed_part(removed: float) -> str:
-    """Write the part that is removed in whole percent, rounded down: nothing reads as more than it is."""
+    """Format the share that is removed in whole percent, rounded down so as not to overstate it."""
     if math.isnan(removed):
         return NOTHING
     if removed < -10:
@@ -128,7 +128,7 @@ def removed_part(removed: float) -> str:
 def judgement(arm: ArmSummary) -> str:
     """Return the outcome of the non-inferiority test of Dice: not inferior, inferior, not settled or no test.
 
-    It is inferior where the 95 % interval of the difference lies below minus the margin as a whole.
+    It is inferior if the whole 95 % interval of the difference lies below minus the margin.
     """
     if arm.holds is None:
         return "no test"
@@ -148,14 +148,14 @@ def _judged(arm: ArmSummary) -> str:
 
 
 def verdicts(seen: Sequence[str]) -> str:
-    """Count the verdicts of an arm's audits: ``"2 biased, 1 inconclusive"``; one alone is not counted."""
+    """Count the verdicts of an arm's audits: ``"2 biased, 1 inconclusive"``; a single one is not counted."""
     known = ("biased", "inconclusive", "symmetric", "not applicable")
     names = [name for name in known if name in seen] + sorted(set(seen) - set(known))
     return ", ".join(name if len(seen) == 1 else f"{seen.count(name)} {name}" for name in names) or NOTHING
 
 
 def difference(value: Interval) -> str:
-    """Write a difference with its interval, in three decimals; a plus sign stands before what is positive.
+    """Format a difference with its interval in three decimals, with a plus sign if positive.
 
     Example:
         >>> from evenslice.results import Interval
@@ -176,7 +176,7 @@ def _decimals(value: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """Write the p of a test.
+    """Format the p of a test.
 
     Example:
         >>> p_value(0.0312), p_value(2e-5)
@@ -185,11 +185,6 @@ def p_value(p: float) -> str:
     if math.isnan(p):
         return NOTHING
     return "p < 0.001" if p < 0.001 else f"p = {number(p)}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Join names: ``"a, b and c"``."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _counted(count: int, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The chart of a survey: the colour balance of each network's stem beside the way the network leans."""
+"""The chart of a survey: the colour balance of each network's stem beside its directional bias."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from evenslice.results import Surveyed, SurveyResult
+    from evenslice.results import SurveyedNetwork, SurveyResult
 
-MOST: Final = 60
-"""Networks in the chart; the table has all of them."""
+MAX_NETWORKS: Final = 60
+"""Largest number of networks in the chart; the table lists all."""
 
 TOLERANCE: Final = 0.05
-"""Of the audits that a survey makes."""
+"""Tolerance of the audits of a survey."""
 
 COLOURS: Final = (1, 2, 0, 3, 4, 5, 6, 7)
-"""Which of the report's colours stands for each channel: those nearest to red, green and blue come first."""
+"""Index of the report's colour for each channel: the closest to red, green and blue come first."""
 
 
 def channel_colour(channel: int) -> int:
-    """Return the index of the colour that stands for a channel, as ``style.audit_colour`` takes it."""
+    """Return the index of a channel's colour for ``style.audit_colour``."""
     return COLOURS[channel % len(COLOURS)]
 
 
 def balance_figure(survey: SurveyResult) -> Drawing:
-    """Draw the energy of each channel of the stems, and D_m with its interval, one network a row."""
-    networks = survey.measured[:MOST]
+    """Draw the energy of each channel of the stems, and D_m with its interval, one row for each network."""
+    networks = survey.measured[:MAX_NETWORKS]
     figure = Figure(figsize=(WIDTH, 1.5 + 0.32 * len(networks)), layout="constrained")
     energy, bias = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for y, item in enumerate(networks):
@@ -48,7 +48,7 @@ def balance_figure(survey: SurveyResult) -> Drawing:
     energy.set_xlim(0, 1)
     energy.set_title("energy of the stem")
     energy.set_xlabel("share of each channel")
-    bias.set_title("lean of the network")
+    bias.set_title("bias of the network")
     bias.set_xlabel("← before · directional bias · after →")
     for axes in (energy, bias):
         axes.grid(visible=False, axis="y")
@@ -59,12 +59,11 @@ def balance_figure(survey: SurveyResult) -> Drawing:
     left_out = len(survey.measured) - len(networks)
     return Drawing(
         "balance",
-        "The colours of the stem, and which way the network leans",
-        "On the left the share of each channel in the energy of the stem, on the right which way the network leans when "
-        "slices take the channels' places: it is fair where its marker, with its 95 % interval, lies within the shaded "
-        "tolerance."
+        "Colour balance of the stem and directional bias of the network",
+        "Left: the share of each channel in the energy of the stem. Right: the directional bias of the network when slices "
+        "take the place of channels, with its 95 % interval; a network is fair if both lie within the shaded tolerance."
         + (
-            f" The {MOST} that lean most are shown; {left_out} more are in the table below."
+            f" The {MAX_NETWORKS} most biased networks are shown; {left_out} more are in the table below."
             if left_out
             else ""
         ),
@@ -72,7 +71,7 @@ def balance_figure(survey: SurveyResult) -> Drawing:
     )
 
 
-def _bar(axes: Axes, item: Surveyed, y: int) -> None:
+def _bar(axes: Axes, item: SurveyedNetwork, y: int) -> None:
     """Draw the energies of one network end to end."""
     starts = np.cumsum((0.0, *item.energy[:-1]))
     for channel, (start, part) in enumerate(zip(starts.tolist(), item.energy, strict=True)):
@@ -80,7 +79,7 @@ def _bar(axes: Axes, item: Surveyed, y: int) -> None:
         axes.barh(y, part, 0.75, left=start, color=colour, edgecolor="none")
 
 
-def _biases(axes: Axes, networks: Sequence[Surveyed]) -> None:
+def _biases(axes: Axes, networks: Sequence[SurveyedNetwork]) -> None:
     biases = [(y, item.directional_bias) for y, item in enumerate(networks)]
     known = [(y, bias) for y, bias in biases if np.isfinite(bias.estimate)]
     ends = (end for _, bias in known for end in (bias.estimate, bias.low, bias.high))

@@ -1,4 +1,4 @@
-"""A survey as one page of HTML that stands alone."""
+"""The page of a survey, as self-contained HTML."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from evenslice.report.base.drawing import Drawing
-    from evenslice.results import Surveyed, SurveyResult
+    from evenslice.results import SurveyedNetwork, SurveyResult
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One part of a strip: what it is, how large it is of the whole, and its colour."""
+    """One part of a strip: its name, its share of the whole, and its colour."""
 
     name: str
     share: float
@@ -30,7 +30,7 @@ class _Part:
 class _Row:
     """A network in the table."""
 
-    item: Surveyed
+    item: SurveyedNetwork
     context: str
     energy: tuple[_Part, ...]
     shares: tuple[_Part, ...]
@@ -41,13 +41,13 @@ def draw_charts(survey: SurveyResult) -> list[Drawing]:
     return [balance_figure(survey)]
 
 
-def render_survey(survey: SurveyResult) -> str:
+def render(survey: SurveyResult) -> str:
     """Return the page of a survey as HTML."""
     with style.settings():
         charts = inline_charts(draw_charts(survey), "The numbers are in the table below.")
     return render_template(
         "survey.html",
-        "report.css",
+        "base.css",
         "survey.css",
         headline=headline(survey),
         charts=charts,
@@ -58,7 +58,7 @@ def render_survey(survey: SurveyResult) -> str:
 
 
 def headline(survey: SurveyResult) -> str:
-    """Count the verdicts of a survey in one sentence."""
+    """Count the networks and verdicts of a survey in one sentence."""
     verdicts = [item.verdict for item in survey.measured]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts))]
     failed = [f"{len(survey.failed)} failed"] if survey.failed else []
@@ -66,7 +66,7 @@ def headline(survey: SurveyResult) -> str:
     return f"{len(survey.networks)} network{plural}: {', '.join(counts + failed)}."
 
 
-def _row(item: Surveyed) -> _Row:
+def _row(item: SurveyedNetwork) -> _Row:
     energy = zip(channel_names(len(item.energy)), item.energy, strict=True)
     return _Row(
         item=item,
@@ -82,11 +82,11 @@ def _row(item: Surveyed) -> _Row:
     )
 
 
-def _context(item: Surveyed) -> Iterator[str]:
-    """Say where a network's weights came from, which layers read the image, and what was drawn at random."""
+def _context(item: SurveyedNetwork) -> Iterator[str]:
+    """Describe the origin of a network's weights, the layers that read the image, and its random parts."""
     yield f"weights: {item.origin}"
     yield f"stem: {', '.join(item.stems) or 'the network itself'}"
     if item.random == ("*",):
-        yield "all of it random"
+        yield "all weights random"
     elif item.random:
         yield f"random: {', '.join(item.random)}"

@@ -1,22 +1,23 @@
-"""Every figure of a survey as rows for its page and for CSV."""
+"""The results of a survey as rows for its page and for a CSV file."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from evenslice.report.audit.tables import csv_text, flatten
+from evenslice.report.base.tables import csv_text, flatten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from evenslice.results import Surveyed, SurveyResult
+    from evenslice.results import SurveyedNetwork, SurveyResult
 
 CHANNELS = ("red", "green", "blue")
 
 
 def channel_names(count: int) -> tuple[str, ...]:
-    """Name the channels of a network: three are colours, others have numbers.
+    """Name the channels of a network: colours if there are three, else numbers.
 
     Example:
         >>> channel_names(3), channel_names(2)
@@ -26,13 +27,13 @@ def channel_names(count: int) -> tuple[str, ...]:
 
 
 def survey_csv(survey: SurveyResult) -> str:
-    """Return a survey as CSV, one row a network."""
+    """Return a survey as CSV, one row for each network."""
     return csv_text(_lines(survey))
 
 
 def run_rows(survey: SurveyResult) -> list[tuple[str, str]]:
-    """List what was run, the command first, nested settings under dotted names."""
-    return sorted(flatten(survey.run), key=lambda row: row[0] not in ("command", "created"))
+    """List the settings, the command first, nested settings under dotted names."""
+    return sorted(flatten(asdict(survey.run)), key=lambda row: row[0] not in ("command", "created"))
 
 
 def _lines(survey: SurveyResult) -> Iterator[list[Any]]:
@@ -51,7 +52,7 @@ def _lines(survey: SurveyResult) -> Iterator[list[Any]]:
         yield _line(item, channels, half)
 
 
-def _line(item: Surveyed, channels: int, half: int) -> list[Any]:
+def _line(item: SurveyedNetwork, channels: int, half: int) -> list[Any]:
     bias = item.directional_bias
     missing: list[float | None] = [None] * (half - len(item.pairs))
     shares = [share.estimate for share in item.shares] or [math.nan]

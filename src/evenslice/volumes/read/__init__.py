@@ -1,1 +1,1 @@
-"""Readers: one file a format, each importing its library on first use."""
+"""Readers: one file per format, each importing its library on first use."""

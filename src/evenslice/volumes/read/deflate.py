@@ -1,7 +1,7 @@
-"""Random access to a stream that was compressed as one with deflate (gzip or zlib).
+"""Random access to a deflate stream (gzip or zlib).
 
-Such a stream can only be entered where somebody was before. While it is read, a copy of the decompressor is kept every
-few MiB; a later read starts from the nearest copy. The package indexed_gzip does this for gzip files alone; MetaImage
+Such a stream can only be decompressed from its start. While it is read, a copy of the decompressor is kept every few
+MiB, and a later read starts from the nearest copy. The package indexed_gzip does this for gzip files only; MetaImage
 stores zlib, and NRRD puts its header before the gzip stream.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_COMPRESSION", "DeflatedFile"]
 
 MOST_COMPRESSION = 1032
-"""Deflate makes at most 1,032 bytes out of one (Adler and Gailly, the zlib technical details)."""
+"""Deflate expands one byte to at most 1,032 (Adler and Gailly, zlib technical details)."""
 
 _PIECE_BYTES = 2**18
 _STEP_BYTES = 2**22
@@ -29,7 +29,7 @@ _MOST_COPIES = 1024  # each takes about 50 kB
 
 @dataclass(frozen=True)
 class _Entry:
-    """A place to go on from: ``done`` bytes came out of the ``used`` bytes of the file before it."""
+    """A point to continue from: the first ``used`` bytes of the file yield ``done`` bytes."""
 
     used: int
     done: int
@@ -37,18 +37,18 @@ class _Entry:
 
 
 class DeflatedFile:
-    """The uncompressed bytes of a file from an offset on.
+    """The uncompressed bytes of a stream in a file.
 
-    It keeps no file open, and may be used from several threads.
+    It keeps no file open and may be used from several threads.
 
     Args:
         path: the file.
-        label: what the user opened, for messages.
+        label: the path that the user opened, for messages.
         offset: where the compressed stream starts.
         length: number of uncompressed bytes that the header claims.
 
     Raises:
-        VolumeError: the file cannot hold so many.
+        VolumeError: the file cannot hold that many.
 
     Example:
         >>> import tempfile; from pathlib import Path
@@ -66,14 +66,14 @@ class DeflatedFile:
             )
         self._path, self._label = path, label
         self._step = max(_STEP_BYTES, length // _MOST_COPIES)
-        # Entry n is one from which all bytes from n * step on can be reached.
+        # Entry n is at or before byte n * step.
         self._entries = {0: _Entry(offset, 0, _decompressor())}
 
     def read(self, start: int, count: int) -> bytes:
-        """Return ``count`` bytes from the uncompressed byte ``start`` on.
+        """Return ``count`` uncompressed bytes starting at byte ``start``.
 
         Raises:
-            VolumeError: the stream ends before, or is damaged.
+            VolumeError: the stream ends earlier or is damaged.
         """
         entries = self._entries
         nearest = start // self._step
@@ -98,7 +98,7 @@ class DeflatedFile:
 
 
 class _Pieces:
-    """A stream that is decompressed piece by piece, never more at once than was asked for."""
+    """A stream that is decompressed piece by piece."""
 
     def __init__(self, file: BinaryIO, entry: _Entry) -> None:
         self._file, self._decompressor = file, entry.decompressor.copy()
@@ -108,7 +108,7 @@ class _Pieces:
         self._ended = False
 
     def take(self, most: int) -> bytes:
-        """Return the next bytes, at most so many; nothing at the end of the stream."""
+        """Return up to ``most`` bytes, or none at the end of the stream."""
         piece = b""
         while not piece and not self._ended:
             self._waiting = self._waiting or self._file.read(_PIECE_BYTES)
@@ -117,7 +117,7 @@ class _Pieces:
             self._waiting = self._decompressor.unconsumed_tail or self._decompressor.unused_data
             self._used += given - len(self._waiting)
             if self._decompressor.eof:
-                # A gzip file may consist of several members, one after the other.
+                # A gzip file may consist of several members.
                 self._waiting = self._waiting or self._file.read(_PIECE_BYTES)
                 self._ended = not self._waiting.startswith(b"\x1f\x8b")
                 self._decompressor = _decompressor()
@@ -127,9 +127,9 @@ class _Pieces:
         return piece
 
     def entry(self) -> _Entry:
-        """Return the place that was reached, to start from again."""
+        """Return the current point, to continue from later."""
         return _Entry(self._used, self.done, self._decompressor.copy())
 
 
 def _decompressor() -> zlib._Decompress:
-    return zlib.decompressobj(wbits=47)  # zlib or gzip, as its first bytes say
+    return zlib.decompressobj(wbits=47)  # zlib or gzip, detected from the first bytes

@@ -1,4 +1,4 @@
-"""DICOM: the slices of a series in a folder, or the frames of one file, sorted by where they lie in the patient."""
+"""DICOM: the slices of a series in a folder, or the frames of one file, sorted by position in the patient."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, option
-from evenslice.volumes.orientation import affine_from_lps
+from evenslice.volumes.affines import affine_from_lps
+from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.dicom_frames import Series, decode, read_series
 from evenslice.volumes.read.dicom_headers import is_dicom
 from evenslice.volumes.read.slice_folder import KINDS, natural_order
-from evenslice.volumes.read.source import Source, content
+from evenslice.volumes.read.source import VoxelSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,24 +25,24 @@ if TYPE_CHECKING:
 __all__ = ["DicomSource", "dicom_files"]
 
 EVEN = 0.05
-"""By which part two distances of slices may differ and still be the same."""
+"""Relative difference up to which distances between slices count as equal."""
 
 
-class DicomSource(Source):
-    """The frames of one series as z, y, x; an axis t before z where several lie at each position."""
+class DicomSource(VoxelSource):
+    """The frames of one series as z, y, x, with an axis t before z if there are several at each position."""
 
     format = "DICOM"
 
     def __init__(self, files: Sequence[Path], label: str, series: int | None) -> None:
         if len(files) == 1 and not is_dicom(files[0]):
             with files[0].open("rb") as file:
-                found = content(file.read(512))
+                found = describe_content(file.read(512))
             raise VolumeError(
                 f"{label}: is not a DICOM file, its content is {found}; name a DICOM file or folder"
             )
         chosen = _choose(read_series(natural_order(files), label), label, series)
         self._label = label
-        self.picked = () if series is None else ("series",)
+        self.selected = () if series is None else ("series",)
         self.files = tuple(dict.fromkeys(frame.path for frame in chosen.frames))
         first = _check_alike(chosen.frames, label)
         self._frames = _stack(chosen.frames, label)
@@ -50,12 +51,12 @@ class DicomSource(Source):
         self.names = ("t" if times > 1 else "") + "zyx" + ("s" if len(first.shape) > 2 else "")
         self.chunks = (*[1] * (len(self.shape) - len(first.shape)), *first.shape)
         scaled = any((frame.slope, frame.intercept) != (1.0, 0.0) for frame in chosen.frames)
-        # Single precision holds rescaled 16-bit values exactly enough, as in NIfTI.
+        # Single precision is exact enough for rescaled 16-bit values, as in NIfTI.
         self.dtype = np.result_type(first.dtype, np.float32) if scaled else first.dtype
         self._place()
 
     def _place(self) -> None:
-        """Take over voxel size and place in the patient from the first and the last slice."""
+        """Set voxel size and affine from the first and last slice."""
         first, last = self._frames[0, 0], self._frames[0, -1]
         depth = self._frames.shape[1]
         if first.pixel is None:
@@ -87,7 +88,7 @@ class DicomSource(Source):
 
 
 def dicom_files(path: Path) -> list[Path]:
-    """Return the DICOM files right in a folder, by whatever names but those of other images; hidden ones are left out."""
+    """Return the DICOM files directly in a folder, whatever their names, except hidden ones and those named as other images."""
     return [
         file
         for file in path.iterdir()
@@ -99,14 +100,16 @@ def dicom_files(path: Path) -> list[Path]:
 
 
 def _choose(found: list[Series], label: str, wanted: int | None) -> Series:
-    """Return the one series, or the one that the user picked.
+    """Return the only series, or the one that the user selected.
 
     Raises:
-        VolumeError: there is none, or there are several and the user picked none.
+        VolumeError: there is none, or there are several and the user selected none.
         ConfigError: there is no such series.
     """
     if not found:
-        raise VolumeError(f"{label}: its DICOM files hold no image; name a folder of CT, MR or other slices")
+        raise VolumeError(
+            f"{label}: its DICOM files contain no image; name a folder of CT, MR or other slices"
+        )
     if wanted is None:
         if len(found) == 1:
             return found[0]
@@ -115,7 +118,7 @@ def _choose(found: list[Series], label: str, wanted: int | None) -> Series:
             for number, series in enumerate(found[:8])
         )
         raise VolumeError(
-            f"{label}: holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one with {option('select', {'series': 0})}, or name a folder that holds one"
+            f"{label}: holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one with {option('select', {'series': 0})}, or name a folder with one series"
         )
     if not 0 <= wanted < len(found):
         raise ConfigError(
@@ -130,7 +133,7 @@ def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
     for frame in frames[1:]:
         if (frame.shape, frame.dtype) != (first.shape, first.dtype):
             raise VolumeError(
-                f"{label}: images of one series differ, {first.path.name} is {first.shape} {first.dtype} and {frame.path.name} {frame.shape} {frame.dtype}; name a folder that holds those of one kind"
+                f"{label}: images of one series differ, {first.path.name} is {first.shape} {first.dtype} and {frame.path.name} {frame.shape} {frame.dtype}; name a folder with images of one kind"
             )
         if (frame.orientation is None) != (first.orientation is None) or (
             frame.orientation is not None
@@ -138,7 +141,7 @@ def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
             and not np.allclose(frame.orientation, first.orientation, atol=1e-3)
         ):
             raise VolumeError(
-                f"{label}: images of one series lie in different directions ({first.path.name}, {frame.path.name}), as in a localizer; name a folder that holds those of one direction"
+                f"{label}: images of one series differ in orientation ({first.path.name}, {frame.path.name}), as in a localizer; name a folder with one orientation"
             )
         if (
             frame.pixel is not None
@@ -146,7 +149,7 @@ def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
             and not np.allclose(frame.pixel, first.pixel, rtol=1e-3)
         ):
             raise VolumeError(
-                f"{label}: pixels of one series differ in size ({first.path.name}, {frame.path.name}); name a folder that holds those of one size"
+                f"{label}: pixels of one series differ in size ({first.path.name}, {frame.path.name}); name a folder with one size"
             )
     return first
 
@@ -158,7 +161,7 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
         The frames as an array (t, z).
 
     Raises:
-        VolumeError: positions hold different numbers of frames, or their distances are uneven.
+        VolumeError: the number of frames differs between positions, or their distances are uneven.
     """
     first = frames[0]
     grid = np.empty((1, len(frames)), object)
@@ -178,7 +181,7 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
     if min(counts) != max(counts):
         odd = groups[counts.index(min(counts))][0]
         raise VolumeError(
-            f"{label}: {max(counts)} images lie at some positions and {min(counts)} at that of {odd.path.name}; images are missing, or several volumes are mixed: name a folder that holds one"
+            f"{label}: {max(counts)} images are at some positions and {min(counts)} at that of {odd.path.name}; images are missing, or several volumes are mixed: name a folder with one volume"
         )
     _check_even(groups, heights[order][starts], label)
     grid = np.empty((counts[0], len(groups)), object)
@@ -188,7 +191,7 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
 
 
 def _check_even(groups: Sequence[Sequence[Frame]], heights: NDArray[np.float64], label: str) -> None:
-    """Raise if the slices of a volume do not lie at equal distances."""
+    """Raise if the slices of a volume are not equally spaced."""
     distances = np.diff(heights)
     if not len(distances):
         return
@@ -196,5 +199,5 @@ def _check_even(groups: Sequence[Sequence[Frame]], heights: NDArray[np.float64],
     odd = int(np.argmax(np.abs(distances - usual)))
     if abs(distances[odd] - usual) > EVEN * usual:
         raise VolumeError(
-            f"{label}: slices lie {usual:.4g} mm apart, but {groups[odd][0].path.name} and {groups[odd + 1][0].path.name} lie {distances[odd]:.4g} mm apart; slices are missing, or were taken unevenly: complete the series, or name a folder with an even part of it"
+            f"{label}: slices are {usual:.4g} mm apart, but {groups[odd][0].path.name} and {groups[odd + 1][0].path.name} are {distances[odd]:.4g} mm apart; slices are missing or unevenly spaced: complete the series, or name a folder with an evenly spaced part"
         )

@@ -1,4 +1,4 @@
-"""DICOM files to frames: what each header says about each image in the file, in one form for old and enhanced objects.
+"""The frames of DICOM files: the metadata of each image in a file, in one form for classic and enhanced objects.
 
 Source: DICOM PS3.3, sections C.7.6.2 (image plane), C.7.6.16 (functional groups) and C.11.1 (rescaling).
 """
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import MissingExtraError, VolumeError
+from evenslice.volumes.read.checks import BoundedFile, reporting_read_errors, require_bytes, require_chunk
 from evenslice.volumes.read.dicom_headers import first, number, numbers, pick, read_header, whole
-from evenslice.volumes.read.source import BoundedFile, reading, require_bytes, require_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,20 +28,20 @@ MOST_FRAMES = 100_000
 
 @dataclass(frozen=True)
 class Frame:
-    """One image: where it is stored, what it is, and where it lies in the patient.
+    """One image: its file, its type, and its position in the patient.
 
     Attributes:
-        path: its file.
-        index: its number in the file.
-        shape: rows, columns, and samples of a pixel if there are several.
+        path: the file.
+        index: index of the frame in the file.
+        shape: rows, columns, and samples per pixel if there are several.
         dtype: data type as decoded.
-        slope: what stored values are multiplied by.
-        intercept: what is added then.
+        slope: factor of the stored values.
+        intercept: added after multiplication.
         position: centre of the first pixel in the patient in mm (x to the left, y to the back, z to the head), or None.
-        orientation: direction of a row (in which the column index rises), then of a column, or None.
+        orientation: direction of a row (in which the column index increases), then of a column, or None.
         pixel: distance of rows, then of columns, in mm, or None.
-        gap: distance to the next slice in mm as the header states it, or None.
-        order: sorts frames that lie at the same position.
+        gap: distance to the next slice in mm according to the header, or None.
+        order: sort key of frames at the same position.
     """
 
     path: Path
@@ -62,10 +62,10 @@ class Series:
     """The frames of one series.
 
     Attributes:
-        uid: what tells it from others.
-        number: number that the scanner gave it.
+        uid: unique identifier.
+        number: number given by the scanner.
         title: modality and description.
-        frames: in the order of the files.
+        frames: frames in the order of the files.
     """
 
     uid: str
@@ -75,17 +75,17 @@ class Series:
 
 
 def read_series(files: Sequence[Path], label: str) -> list[Series]:
-    """Read the headers of files, and sort their frames into series by number; files without an image are left out.
+    """Read the headers of files and group their frames into series, sorted by number; files without an image are omitted.
 
     Raises:
-        VolumeError: a header is damaged, claims the impossible, or describes what is not read.
+        VolumeError: a header is damaged, impossible or unsupported.
         MissingExtraError: the voxels are compressed and their decoder is not installed.
     """
     found: dict[str, Series] = {}
     count = 0
     for file in files:
         where = _where(label, file)
-        with reading(where, "DICOM"):
+        with reporting_read_errors(where, "DICOM"):
             header = read_header(file)
             if "Rows" not in header or "Columns" not in header:
                 _require_no_image(header, where)
@@ -100,16 +100,16 @@ def read_series(files: Sequence[Path], label: str) -> list[Series]:
                 count += 1
             if count > MOST_FRAMES:
                 raise VolumeError(
-                    f"{label}: holds more than {MOST_FRAMES:,} images; name a folder that holds fewer"
+                    f"{label}: holds more than {MOST_FRAMES:,} images; name a folder with fewer"
                 )
     return sorted(found.values(), key=lambda series: (series.number, series.uid))
 
 
 def decode(frames: Sequence[Frame], label: str) -> Iterator[NDArray[Any]]:
-    """Yield the pixels of frames, rescaled; those of one file that follow each other are read in one go.
+    """Yield the rescaled pixels of frames; consecutive frames of one file are read together.
 
     Raises:
-        VolumeError: they cannot be decoded, or are not what the header said.
+        VolumeError: they cannot be decoded, or do not match the header.
     """
     from pydicom.pixels.utils import iter_pixels
 
@@ -120,7 +120,7 @@ def decode(frames: Sequence[Frame], label: str) -> Iterator[NDArray[Any]]:
         while stop < len(frames) and frames[stop].path == path:
             stop += 1
         group = frames[start:stop]
-        with reading(_where(label, path), "DICOM"), BoundedFile(path) as file:
+        with reporting_read_errors(_where(label, path), "DICOM"), BoundedFile(path) as file:
             images = iter_pixels(file, indices=[frame.index for frame in group])
             for frame, pixels in zip(group, images, strict=True):
                 yield _rescaled(pixels, frame, _where(label, path))
@@ -128,7 +128,7 @@ def decode(frames: Sequence[Frame], label: str) -> Iterator[NDArray[Any]]:
 
 
 def _where(label: str, path: Path) -> str:
-    """Name a file in a folder, or the file that was opened."""
+    """Return the label of a file in a folder, or of the file that was opened."""
     return label if label.endswith(path.name) else f"{label}: {path.name}"
 
 
@@ -143,24 +143,28 @@ def _rescaled(pixels: NDArray[Any], frame: Frame, where: str) -> NDArray[Any]:
 
 
 def _require_no_image(header: Any, where: str) -> None:
-    """Raise unless a file without an image is one that has none: a report, a structure set, the directory of a medium."""
+    """Raise unless a file without an image is of a kind that has none: a report, a structure set, a media directory."""
     kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
     name = "DICOM file" if kind is None else kind.name
     if kind is None or any(
         word in name for word in ("Image Storage", "Dose Storage", "Segmentation Storage", "Map Storage")
     ):
-        raise VolumeError(f"{where}: is truncated, it is a {name} without an image; copy it again")
+        raise VolumeError(f"{where}: is truncated, it is of the kind {name} but has no image; copy it again")
 
 
 def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
-    """Yield the frames of a file, with what all share and what each has of its own."""
+    """Yield the frames of a file, with their shared and their own metadata."""
     count = max(whole(header, "NumberOfFrames", 1), 1)
     if count > MOST_FRAMES:
-        raise VolumeError(f"{where}: claims {count:,} frames, more than the {MOST_FRAMES:,} that are read")
+        raise VolumeError(
+            f"{where}: claims {count:,} frames, more than the limit of {MOST_FRAMES:,}; split the file"
+        )
     shape, dtype = _shape_and_type(header, where)
     _check_syntax(header, path, where, shape, count)
     if "ModalityLUTSequence" in header:
-        raise VolumeError(f"{where}: a table gives its values a meaning, which is not read; save it rescaled")
+        raise VolumeError(
+            f"{where}: its values refer to a modality lookup table, which cannot be read; save it rescaled"
+        )
     shared = first(header, "SharedFunctionalGroupsSequence")
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     if own and len(own) != count:
@@ -209,24 +213,26 @@ def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[
     if "PixelRepresentation" in header:
         kind = "i" if whole(header, "PixelRepresentation") == 1 else "u"
     else:
-        kind = "f" if bits >= 32 else "u"  # parametric maps of real numbers state none
+        kind = "f" if bits >= 32 else "u"  # parametric maps of floats lack it
     dtype = np.dtype(f"{kind}{max(bits, 8) // 8}")
     require_chunk(where, "its images", shape, dtype)
     return shape, dtype
 
 
 def _check_syntax(header: Any, path: Path, where: str, shape: tuple[int, ...], count: int) -> None:
-    """Raise if the voxels cannot be decoded, or the file is too short to hold them uncompressed."""
+    """Raise if the voxels cannot be decoded, or are uncompressed and the file is too short."""
     from pydicom.pixels.decoders.base import get_decoder
 
     syntax = header.file_meta.TransferSyntaxUID
     if syntax.is_deflated:
-        raise VolumeError(f"{where}: is deflated as a whole; save it uncompressed, or with compressed images")
+        raise VolumeError(
+            f"{where}: is compressed as a whole (deflated); save it uncompressed, or with compressed images"
+        )
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise VolumeError(
-            f"{where}: its images are stored as {syntax.name}, which is not read; save it uncompressed"
+            f"{where}: its images are stored as {syntax.name}, which cannot be read; save it uncompressed"
         ) from None
     if not decoder.is_available:
         raise MissingExtraError(
@@ -238,7 +244,7 @@ def _check_syntax(header: Any, path: Path, where: str, shape: tuple[int, ...], c
 
 
 def _dose_position(header: Any, orientation: tuple[float, ...], offset: float) -> tuple[float, ...] | None:
-    """Return where a frame of a radiation dose lies, which states the distance of each frame from the first."""
+    """Return the position of a frame of a radiation dose, which states the offset of each frame from the first."""
     first = numbers(header, "ImagePositionPatient", 3)
     if first is None:
         return None

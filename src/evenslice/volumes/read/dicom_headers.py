@@ -1,4 +1,4 @@
-"""DICOM headers: read without the voxels, and asked for values that may be missing or empty."""
+"""DICOM headers: reading them without the voxels, and access to values that may be missing or empty."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import needs_extra
-from evenslice.volumes.read.source import BoundedFile
+from evenslice.volumes.read.checks import BoundedFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,20 +47,20 @@ _TAGS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 
-# Without any handler, logging prints what pydicom says about damaged files beside the one line of our own error.
+# Without a handler, logging would print the warnings of pydicom about damaged files next to our own error.
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 
-_warnings = threading.Lock()  # Python's filters of warnings belong to all threads
+_warnings = threading.Lock()  # warning filters are shared by all threads
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file starts as a DICOM file does."""
+    """Return whether a file has the signature of DICOM."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def read_header(path: Path) -> Any:
-    """Read what is needed of a header; what pydicom warns about is either checked here or does not matter."""
+    """Read the required elements of a header, without warnings: what matters is checked by the caller."""
     with needs_extra("medical", "reading a DICOM volume"):
         import pydicom
     with _warnings, warnings.catch_warnings(), BoundedFile(path) as file:
@@ -75,7 +75,7 @@ def first(header: Any, name: str) -> Any:
 
 
 def pick(groups: Sequence[Any], header: Any, name: str) -> Any:
-    """Return the functional group of a frame: its own, else the shared one, else the header itself, as in old objects."""
+    """Return the functional group of a frame: its own, else the shared one, else the header itself, as in classic objects."""
     for group in groups:
         found = first(group, name)
         if found is not None:
@@ -84,7 +84,7 @@ def pick(groups: Sequence[Any], header: Any, name: str) -> Any:
 
 
 def numbers(item: Any, name: str, count: int) -> tuple[float, ...] | None:
-    """Return so many finite numbers, or None if there are others."""
+    """Return ``count`` finite numbers, or None if the element has anything else."""
     stated = item.get(name)
     if stated is None or not hasattr(stated, "__len__") or len(stated) != count:
         return None
@@ -93,13 +93,13 @@ def numbers(item: Any, name: str, count: int) -> tuple[float, ...] | None:
 
 
 def number(item: Any, name: str, default: float) -> float:
-    """Return a finite number, or the default if there is none."""
+    """Return a finite number, or the default."""
     stated = item.get(name)
     found = default if stated is None or stated == "" else float(stated)
     return found if np.isfinite(found) else default
 
 
 def whole(item: Any, name: str, default: int = 0) -> int:
-    """Return a whole number, or the default if there is none."""
+    """Return an integer, or the default."""
     stated = item.get(name)
     return default if stated is None or stated == "" else int(stated)

@@ -1,11 +1,12 @@
-"""The table of file formats. A new one is a module with a ``Source`` and a row here."""
+"""The table of formats that can be read. A new one needs a module with a ``VoxelSource`` and a row here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, VolumeError, nearest
+from evenslice._core import ConfigError, VolumeError, did_you_mean
+from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.dicom import DicomSource, dicom_files
 from evenslice.volumes.read.dicom_headers import is_dicom
 from evenslice.volumes.read.hdf5 import Hdf5Source
@@ -15,7 +16,6 @@ from evenslice.volumes.read.nifti import NiftiSource
 from evenslice.volumes.read.npy import NpySource
 from evenslice.volumes.read.nrrd import NrrdSource
 from evenslice.volumes.read.slice_folder import SliceFolderSource, slice_files
-from evenslice.volumes.read.source import Source, reading
 from evenslice.volumes.read.tiff import TiffSource
 from evenslice.volumes.read.zarr import ZarrSource, is_zarr
 
@@ -24,69 +24,69 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from evenslice.volumes.read.places import Place
+    from evenslice.volumes.read.source import VoxelSource
 
-__all__ = ["FOLDERS", "FORMATS", "Format", "find_format", "open_source"]
+__all__ = ["READ_FORMATS", "ReadFormat", "find_read_format", "open_source"]
 
 
 @dataclass(frozen=True)
-class Format:
-    """One file format.
+class ReadFormat:
+    """A file format that can be read.
 
     Attributes:
-        name: how messages call it.
-        suffixes: endings of file names, in lower case.
-        open: makes the source of a place.
+        name: its name in messages.
+        suffixes: suffixes of file names, in lower case.
+        open: opens the stored array at a place.
         levels: whether it stores several resolution levels to choose from.
-        parts: whether a file holds several data sets to choose from, as ``file:/path``.
+        parts: whether a file holds several datasets to choose from, as ``file:/path``.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    open: Callable[[Place], Source]
+    open: Callable[[Place], VoxelSource]
     levels: bool = False
     parts: bool = False
 
 
-ZARR = Format(
-    "Zarr", (".zarr",), ZarrSource, levels=True
-)  # any folder with Zarr metadata, whatever its suffix
-DICOM = Format(
+# Any folder with Zarr metadata, whatever its suffix.
+ZARR = ReadFormat("Zarr", (".zarr",), ZarrSource, levels=True)
+DICOM = ReadFormat(
     "DICOM",
     (".dcm", ".dicom", ".ima"),
     lambda place: DicomSource([place.path], place.label, place.series),
 )
-FORMATS = (
-    Format("TIFF", (".tif", ".tiff", ".btf", ".tf8"), lambda place: TiffSource(place.path, place.label)),
-    Format("NIfTI", (".nii", ".nii.gz"), lambda place: NiftiSource(place.path, place.label)),
+READ_FORMATS = (
+    ReadFormat("TIFF", (".tif", ".tiff", ".btf", ".tf8"), lambda place: TiffSource(place.path, place.label)),
+    ReadFormat("NIfTI", (".nii", ".nii.gz"), lambda place: NiftiSource(place.path, place.label)),
     DICOM,
-    Format("MetaImage", (".mha", ".mhd"), lambda place: MetaImageSource(place.path, place.label)),
-    Format("NRRD", (".nrrd", ".nhdr"), lambda place: NrrdSource(place.path, place.label)),
-    Format(
+    ReadFormat("MetaImage", (".mha", ".mhd"), lambda place: MetaImageSource(place.path, place.label)),
+    ReadFormat("NRRD", (".nrrd", ".nhdr"), lambda place: NrrdSource(place.path, place.label)),
+    ReadFormat(
         "HDF5",
         (".h5", ".hdf5", ".hdf", ".he5", ".nxs", ".ims"),
         lambda place: Hdf5Source(place.path, place.label, place.part),
         parts=True,
     ),
-    Format("MRC", (".mrc", ".mrcs", ".map", ".rec"), lambda place: MrcSource(place.path, place.label)),
-    Format("NumPy array", (".npy",), lambda place: NpySource(place.path, place.label)),
+    ReadFormat("MRC", (".mrc", ".mrcs", ".map", ".rec"), lambda place: MrcSource(place.path, place.label)),
+    ReadFormat("NumPy array", (".npy",), lambda place: NpySource(place.path, place.label)),
     ZARR,
 )
 FOLDERS = (
-    Format("DICOM", (), lambda place: DicomSource(dicom_files(place.path), place.label, place.series)),
-    Format(
+    ReadFormat("DICOM", (), lambda place: DicomSource(dicom_files(place.path), place.label, place.series)),
+    ReadFormat(
         "folder of slices",
         (),
         lambda place: SliceFolderSource(slice_files(place.path, place.label), place.label),
     ),
 )
-"""Folders of files that are one slice each; what a folder holds tells which."""
+"""Folders with one slice per file; the content of the folder tells the format."""
 
 
-def find_format(place: Place) -> Format:
-    """Return the format of what lies at a place: an address is Zarr, a folder what it holds, a file what its suffix says.
+def find_read_format(place: Place) -> ReadFormat:
+    """Return the format of a place: Zarr for an address, by content for a folder, by suffix for a file.
 
     Raises:
-        VolumeError: there is nothing, or nothing of a known format.
+        VolumeError: nothing is there, or its format is unknown.
     """
     if isinstance(place.location, str):
         return ZARR
@@ -96,21 +96,21 @@ def find_format(place: Place) -> Format:
     if not path.exists():
         raise VolumeError(f"{label}: no such file or folder; check the path")
     name = path.name.lower()
-    for file_format in FORMATS:
+    for file_format in READ_FORMATS:
         if name.endswith(file_format.suffixes):
             if file_format is ZARR:
                 raise VolumeError(f"{label}: is a file, and a Zarr volume is a folder; name the folder")
             return file_format
     if is_dicom(path):
-        return DICOM  # scanners and archives name files as they like
+        return DICOM  # which scanners and archives name in any way
     suffix = path.suffix.lower()
-    known = [suffix for file_format in FORMATS for suffix in file_format.suffixes]
+    known = [suffix for file_format in READ_FORMATS for suffix in file_format.suffixes]
     raise VolumeError(
-        f"{label}: {f'the suffix {suffix!r} is none' if suffix else 'has no suffix'} that evenslice reads; {nearest(suffix, known)}"
+        f"{label}: {f'cannot read {suffix!r} files' if suffix else 'has no suffix that names a format'}; {did_you_mean(suffix, known)}"
     )
 
 
-def _find_folder_format(path: Path, label: str) -> Format:
+def _find_folder_format(path: Path, label: str) -> ReadFormat:
     if is_zarr(path):
         return ZARR
     if dicom_files(path):
@@ -124,23 +124,23 @@ def _find_folder_format(path: Path, label: str) -> Format:
     )
 
 
-def open_source(place: Place) -> Source:
-    """Open what lies at a place.
+def open_source(place: Place) -> VoxelSource:
+    """Open the stored array at a place.
 
     Raises:
         VolumeError: it cannot be opened.
-        ConfigError: it has no such level, or no parts.
+        ConfigError: it has no such level, or no datasets to choose from.
     """
     label = place.label
-    with reading(label, "a volume"):
-        file_format = find_format(place)
+    with reporting_read_errors(label, "a volume"):
+        file_format = find_read_format(place)
     if place.level and not file_format.levels:
         raise ConfigError(
             f"{label}: a {file_format.name} file has one resolution level, not a level {place.level}; leave it out"
         )
     if place.part is not None and not file_format.parts:
         raise ConfigError(
-            f"{label}: a {file_format.name} volume has no data sets inside; leave {place.part} out"
+            f"{label}: a {file_format.name} volume has no datasets inside; leave {place.part} out"
         )
-    with reading(label, file_format.name):
+    with reporting_read_errors(label, file_format.name):
         return file_format.open(place)

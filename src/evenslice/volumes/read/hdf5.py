@@ -1,23 +1,24 @@
-"""HDF5 data sets, as ``file.h5:/path``.
+"""HDF5 datasets, as ``file.h5:/path``.
 
-A file can name others: by external links, virtual data sets and raw data stored outside. None of these is followed.
+A file can refer to others by external links, virtual datasets and external storage. None of these is followed.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import VolumeError, nearest, needs_extra
+from evenslice._core import VolumeError, did_you_mean, needs_extra
+from evenslice.volumes.read.checks import require_chunk, require_signature
 from evenslice.volumes.read.deflate import MOST_COMPRESSION
 from evenslice.volumes.read.hdf5_labels import has_labels, read_labels
-from evenslice.volumes.read.source import Source, require_chunk, require_signature
+from evenslice.volumes.read.source import VoxelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["Hdf5Source"]
 
 MOST_OBJECTS = 10_000
-"""How many groups and data sets are looked through for the one that is a volume."""
+"""Number of groups and datasets that are searched for the volume."""
 
 _TRUSTED_BYTES = 2**28
-"""What a compressed chunk may grow to without being looked at first."""
+"""Size in bytes that a compressed chunk may expand to without a check."""
 
 
-class Hdf5Source(Source):
-    """One data set of an HDF5 file, opened anew for each read."""
+class Hdf5Source(VoxelSource):
+    """One dataset of an HDF5 file, which is opened for each read."""
 
     format = "HDF5"
 
@@ -69,15 +70,15 @@ class Hdf5Source(Source):
 def _opened(path: Path) -> Any:
     with needs_extra("volumes", "reading an HDF5 volume"):
         import h5py
-    # A file that another program writes to, or that lies where locks do not work, can still be read.
+    # Allows to read files that another program has open, and file systems without locks.
     return h5py.File(path, "r", locking="best-effort")
 
 
 def _dataset(file: Any, part: str, label: str) -> Any:
-    """Return a data set, walking to it step by step so that no step leaves the file.
+    """Return a dataset, following its path step by step so that no step leaves the file.
 
     Raises:
-        VolumeError: there is none, or it or its voxels lie in another file.
+        VolumeError: there is none, or it or its voxels are in another file.
     """
     import h5py
 
@@ -88,17 +89,17 @@ def _dataset(file: Any, part: str, label: str) -> Any:
             f"{label}: {part} is a group; name what is inside ({', '.join(inside) or 'nothing'})"
         )
     if not isinstance(node, h5py.Dataset):
-        raise VolumeError(f"{label}: {part} is no data set; name one, as file.h5:/path")
+        raise VolumeError(f"{label}: {part} is not a dataset; name one, as file.h5:/path")
     if node.external or node.is_virtual:
-        how = "stored in" if node.external else "gathered from"
+        how = "stored in" if node.external else "assembled from"
         raise VolumeError(
-            f"{label}: the voxels of {part} are {how} other files, which are not opened; copy it into one data set"
+            f"{label}: the voxels of {part} are {how} other files, which are not opened; copy it into one dataset"
         )
     return node
 
 
 def _walk(file: Any, names: list[str], label: str) -> Any:
-    """Follow names and soft links from the root; an external link ends the walk."""
+    """Follow names and soft links from the root; refuse external links."""
     import h5py
 
     node, todo, steps = file, list(names), 0
@@ -107,16 +108,14 @@ def _walk(file: Any, names: list[str], label: str) -> Any:
         link = node.get(name, getlink=True) if isinstance(node, h5py.Group) and name in node.keys() else None  # noqa: SIM118  # `in node` follows links
         if link is None:
             known = list(node)[:100] if isinstance(node, h5py.Group) else []
-            raise VolumeError(f"{label}: holds no /{'/'.join(names)}; {nearest(name, known)}")
+            raise VolumeError(f"{label}: has no /{'/'.join(names)}; {did_you_mean(name, known)}")
         if isinstance(link, h5py.ExternalLink):
             raise VolumeError(
                 f"{label}: {name} links to another file ({str(link.filename)[:80]!r}), which is not opened; name that file"
             )
         if isinstance(link, h5py.SoftLink):
             if steps > 100:
-                raise VolumeError(
-                    f"{label}: the links to /{'/'.join(names)} go round in circles; name the data set"
-                )
+                raise VolumeError(f"{label}: the links to /{'/'.join(names)} form a cycle; name the dataset")
             target = [part for part in link.path.split("/") if part not in ("", ".")]
             if link.path.startswith("/"):
                 node = file
@@ -127,12 +126,12 @@ def _walk(file: Any, names: list[str], label: str) -> Any:
 
 
 def _only_volume(file: Any, label: str) -> str:
-    """Return the path of the one data set of three dimensions, else of the one of more.
+    """Return the path of the only dataset of three dimensions, else of the only one of more.
 
     Raises:
-        VolumeError: there is none, or there are several; the message lists what is there.
+        VolumeError: there are none or several; the message lists the datasets.
     """
-    found = list(_datasets(file))
+    found = _datasets(file)
     for wanted in (
         [item for item in found if len(item[1]) == 3],
         [item for item in found if len(item[1]) > 3],
@@ -146,12 +145,12 @@ def _only_volume(file: Any, label: str) -> str:
             )
     listing = ", ".join(f"{path} {shape}" for path, shape, _ in found[:8]) or "none"
     raise VolumeError(
-        f"{label}: holds no data set of three dimensions (data sets: {listing}); name a volume file"
+        f"{label}: has no dataset of three dimensions (datasets: {listing}); name a volume file"
     )
 
 
-def _datasets(file: Any) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Yield path, shape and type of the data sets of a file, following hard links alone."""
+def _datasets(file: Any) -> list[tuple[str, tuple[int, ...], str]]:
+    """Return path, shape and type of the datasets of a file, following hard links only."""
     import h5py
 
     found: list[tuple[str, tuple[int, ...], str]] = []
@@ -165,11 +164,11 @@ def _datasets(file: Any) -> Iterator[tuple[str, tuple[int, ...], str]]:
         return True if seen >= MOST_OBJECTS else None
 
     file.visititems(look)
-    yield from found
+    return found
 
 
 def _element_size(dataset: Any) -> tuple[tuple[float, float, float] | None, Unit | None]:
-    """Read the voxel size along z, y, x in micrometres, as Fiji, ilastik and PlantSeg write it."""
+    """Read the voxel size along z, y, x in micrometres, as written by Fiji, ilastik and PlantSeg."""
     name = "element_size_um"
     if name not in dataset.attrs or dataset.attrs.get_id(name).dtype.kind not in "iuf":
         return None, None
@@ -180,14 +179,18 @@ def _element_size(dataset: Any) -> tuple[tuple[float, float, float] | None, Unit
 
 
 def _check_chunks(dataset: Any, key: tuple[slice, ...], label: str) -> None:
-    """Raise if a chunk under ``key`` is none: HDF5 itself would crash, or unpack whatever there is.
+    """Raise if a chunk under ``key`` is empty or expands to more than its shape allows.
 
-    A filter ends the process where it is given nothing; and a few bytes may unpack to more than a chunk holds.
+    On an empty chunk the filters of HDF5 abort the process, and on others they decompress without a limit.
     """
     size = math.prod(dataset.chunks) * dataset.dtype.itemsize
     packs = dataset.compression == "gzip"
     trusted = max(4 * size, _TRUSTED_BYTES) // MOST_COMPRESSION
-    for index in _chunks_under(key, dataset.chunks):
+    starts = (
+        range(part.start // length * length, part.stop, length)
+        for part, length in zip(key, dataset.chunks, strict=True)
+    )
+    for index in product(*starts):
         stored = dataset.id.get_chunk_info_by_coord(index)
         if stored.byte_offset is None:  # never written
             continue
@@ -199,17 +202,5 @@ def _check_chunks(dataset: Any, key: tuple[slice, ...], label: str) -> None:
             _, packed = dataset.id.read_direct_chunk(index)
             if len(zlib.decompressobj().decompress(packed, size + 2**16 + 1)) > size + 2**16:
                 raise VolumeError(
-                    f"{label}: a chunk unpacks to more than its {size:,} bytes; the file is damaged"
+                    f"{label}: a chunk decompresses to more than its {size:,} bytes; the file is damaged"
                 )
-
-
-def _chunks_under(key: tuple[slice, ...], chunks: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Yield the first index of each chunk that a window overlaps."""
-    from itertools import product
-
-    yield from product(
-        *(
-            range(part.start // length * length, part.stop, length)
-            for part, length in zip(key, chunks, strict=True)
-        )
-    )

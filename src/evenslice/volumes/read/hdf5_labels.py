@@ -1,7 +1,7 @@
-"""What an HDF5 file says about the dimensions of a data set: names, and scales whose steps are the voxel size.
+"""Names and scales of the dimensions of an HDF5 dataset; the steps of the scales are the voxel size.
 
-Such attributes lie in a heap that the HDF5 library walks without end where it is damaged, and no Python code can stop
-it then. They are read in a process of their own, which can be stopped. Files that say nothing of the kind need none.
+These attributes are stored in a heap. If it is damaged, the HDF5 library can loop forever, which Python cannot interrupt.
+They are therefore read in a separate process with a time limit, which is started only for files that have them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _MOST_VALUES = 32  # HDF5 allows no more dimensions
 
 
 class Labels(NamedTuple):
-    """Names and steps of the dimensions of a data set.
+    """Names and voxel size of the dimensions of a dataset.
 
     Attributes:
-        names: one letter a dimension, or None.
+        names: one letter per dimension, or None.
         spacing: voxel size along each dimension, NaN for those that are not spatial, or None.
         unit: unit of the spacing, or None.
     """
@@ -45,22 +45,22 @@ class Labels(NamedTuple):
 
 
 def has_labels(dataset: Any) -> bool:
-    """Return whether an ``h5py.Dataset`` says anything about its dimensions."""
+    """Return whether an ``h5py.Dataset`` has names or scales of its dimensions."""
     return any(name in dataset.attrs for name in _ATTRIBUTES)
 
 
 def read_labels(path: Path, part: str, label: str) -> Labels:
-    """Read what a file says about the dimensions of a data set, in a process of its own.
+    """Read the names and scales of the dimensions of a dataset, in a separate process.
 
     Args:
         path: the file.
-        part: the data set, by a path that leads to no other file.
+        part: the path of the dataset, which must not leave the file.
         label: the file, as the user wrote it.
 
     Raises:
-        VolumeError: it cannot be read, or not in time.
+        VolumeError: they cannot be read within ``SECONDS``.
     """
-    # -P: the working directory is no place to import from.
+    # -P: do not import from the working directory.
     command = [sys.executable, "-P", "-m", __name__, str(path), part]
     try:
         done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)  # noqa: S603  # our own module
@@ -84,7 +84,7 @@ def _names(dataset: Any) -> str | None:
 
 
 def _dimensions(dataset: Any, name: str) -> list[Any]:
-    """Return an attribute with one entry a dimension; a list of nothing where there is none.
+    """Return an attribute with one entry per dimension; a list of None if there is none.
 
     The functions of HDF5 for labels and scales (``dataset.dims``) read these attributes too, but crash on damaged ones.
     """
@@ -94,7 +94,7 @@ def _dimensions(dataset: Any, name: str) -> list[Any]:
 
 
 def _attribute(node: Any, name: str) -> Any:
-    """Return an attribute, or None if there is none, or one of more values than a data set has dimensions."""
+    """Return an attribute, or None if it is missing or has more values than a dataset can have dimensions."""
     if name not in node.attrs or math.prod(node.attrs.get_id(name).shape) > _MOST_VALUES:
         return None
     return node.attrs[name]
@@ -107,7 +107,7 @@ def _text(value: Any) -> str:
 
 
 def _scale_steps(dataset: Any, names: str | None) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Read the voxel size from dimension scales whose coordinates rise evenly."""
+    """Read the voxel size from dimension scales with evenly spaced coordinates."""
     steps: list[float] = []
     units: list[Unit | None] = []
     for number, references in enumerate(_dimensions(dataset, "DIMENSION_LIST")):
@@ -140,7 +140,7 @@ def _main(path: str, part: str) -> None:
     with h5py.File(path, "r", locking="best-effort") as file:
         dataset = file[part]
         names = _names(dataset)
-        print(json.dumps([names, *_scale_steps(dataset, names)]))  # noqa: T201  # this is how the process answers
+        print(json.dumps([names, *_scale_steps(dataset, names)]))  # noqa: T201  # the answer to the parent process
 
 
 if __name__ == "__main__":

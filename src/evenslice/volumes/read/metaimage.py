@@ -1,7 +1,7 @@
-"""MetaImage, the format of ITK: a text header with the voxels behind it (``.mha``) or in a file of their own (``.mhd``).
+"""MetaImage, the format of ITK: a text header, then the voxels (``.mha``) or the name of their file (``.mhd``).
 
-Source: the documentation of MetaIO, https://itk.org/Wiki/ITK/MetaIO/Documentation; where it is silent, what ITK's own
-reader does (lengths in mm, positions as in DICOM).
+Source: the documentation of MetaIO, https://itk.org/Wiki/ITK/MetaIO/Documentation, and for what it omits the reader of
+ITK (lengths in mm, positions as in DICOM).
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError
-from evenslice.volumes.orientation import affine_from_lps
+from evenslice.volumes.affines import affine_from_lps
+from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.places import data_file
 from evenslice.volumes.read.raw import Encoding, RawVoxels, head_of
-from evenslice.volumes.read.source import Source, content
+from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.units import normal_unit, scale_to
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ _TYPES = {
 }
 
 
-class MetaImageSource(Source):
-    """The voxels of a MetaImage in stored order: channel (where there are several), x, y, z, t."""
+class MetaImageSource(VoxelSource):
+    """The voxels of a MetaImage in stored order: channel (if there are several), x, y, z, t."""
 
     format = "MetaImage"
 
@@ -63,14 +64,14 @@ class MetaImageSource(Source):
         data, offset = _find_data(path, label, header, end)
         if data != path:
             self.files = (path, data)
-        if offset < 0:  # the voxels are the last of the file, whatever comes before them
+        if offset < 0:  # the voxels are the last bytes of the file
             offset = data.stat().st_size - int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
         compressed = _true(header.get("CompressedData"))
         encoding: Encoding = "deflate" if compressed else "raw"
         self._voxels = RawVoxels(data, label, self.dtype, self.shape, offset, encoding)
 
     def _place(self, header: Mapping[str, str], lead: int) -> None:
-        """Take over voxel size and position."""
+        """Set voxel size and affine."""
         count = len(self.shape) - lead
         stated = header.get("ElementSpacing", header.get("ElementSize"))
         if stated is None:
@@ -95,10 +96,10 @@ class MetaImageSource(Source):
 
 
 def _parse(head: bytes, label: str) -> tuple[dict[str, str], int]:
-    """Read the lines ``key = value`` up to the one that says where the voxels are.
+    """Read the lines ``key = value`` up to ``ElementDataFile``.
 
     Returns:
-        The header, and where it ends.
+        The header and its length in bytes.
     """
     header: dict[str, str] = {}
     end = 0
@@ -116,7 +117,7 @@ def _parse(head: bytes, label: str) -> tuple[dict[str, str], int]:
     if "NDims" in header:
         raise VolumeError(f"{label}: its header lacks ElementDataFile; the file is damaged")
     raise VolumeError(
-        f"{label}: is not a MetaImage, its content is {content(head)}; name a file that is what its suffix says"
+        f"{label}: is not a MetaImage, its content is {describe_content(head)}; name a file whose suffix matches its content"
     )
 
 
@@ -124,23 +125,19 @@ def _data_type(header: Mapping[str, str], label: str) -> np.dtype[Any]:
     kind = header["ElementType"].removesuffix("_ARRAY")
     if kind not in _TYPES:
         raise VolumeError(
-            f"{label}: its voxels are {kind[:40]}, which are not read; save it as one of {', '.join(_TYPES)}"
+            f"{label}: its voxels are {kind[:40]}, which cannot be read; save it as one of {', '.join(_TYPES)}"
         )
     if header.get("BinaryData") is not None and not _true(header["BinaryData"]):
-        raise VolumeError(f"{label}: its voxels are written as text; save it as binary data")
+        raise VolumeError(f"{label}: its voxels are stored as text; save it as binary data")
     msb = header.get("ElementByteOrderMSB", header.get("BinaryDataByteOrderMSB"))
     return np.dtype(_TYPES[kind]).newbyteorder(">" if _true(msb) else "<")
 
 
 def _find_data(path: Path, label: str, header: Mapping[str, str], end: int) -> tuple[Path, int]:
-    """Return the file that holds the voxels and where they start; -1 stands for the end less their size."""
+    """Return the file with the voxels and their offset; -1 means that they are the last bytes of the file."""
     name = header["ElementDataFile"]
     if name.upper() == "LOCAL":
         return path, end
-    if name.upper().startswith("LIST") or "%" in name:
-        raise VolumeError(
-            f"{label}: its voxels are spread over several files ({name[:40]}); save it as one .mha file"
-        )
     return data_file(path.parent, name, label), int(header.get("HeaderSize", 0))
 
 

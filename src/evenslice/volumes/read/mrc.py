@@ -1,4 +1,4 @@
-"""MRC and CCP4 maps, memory-mapped. mrcfile reads and checks the header."""
+"""MRC and CCP4 maps, memory-mapped; mrcfile parses the header."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra
-from evenslice.volumes.read.source import ArraySource, content, map_file
+from evenslice.volumes.read.checks import describe_content, map_file
+from evenslice.volumes.read.source import ArraySource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,7 @@ _HEADER_BYTES = 1024
 
 
 class MrcSource(ArraySource):
-    """A volume, a stack of images, or a stack of volumes, which has an axis t before z."""
+    """A volume, a stack of images, or a stack of volumes with an axis t before z."""
 
     def __init__(self, path: Path, label: str) -> None:
         header = _read_header(path, label)
@@ -36,7 +37,7 @@ class MrcSource(ArraySource):
         if stacked:
             if depth < 1 or sections % depth:
                 raise VolumeError(
-                    f"{label}: its {sections} sections are no whole number of volumes of {depth}; the file is damaged"
+                    f"{label}: its {sections} sections are not a multiple of the {depth} of a volume; the file is damaged"
                 )
             shape, names = (sections // depth, depth, rows, columns), f"t{names}"
         super().__init__(
@@ -44,7 +45,7 @@ class MrcSource(ArraySource):
         )
         self.format = "MRC volume stack" if stacked else "MRC"
         self.names = names
-        # mz is 1 in a stack of images, whose distance nothing states.
+        # In a stack of images mz is 1, and their distance is unknown.
         if stacked or depth == sections:
             sizes = {axis: float(header.cella[axis]) / max(int(header[f"m{axis}"]), 1) for axis in "xyz"}
             self.spacing = tuple(sizes.get(name, float("nan")) for name in names)
@@ -58,10 +59,10 @@ def _read_header(path: Path, label: str) -> Any:
         head = file.read(_HEADER_BYTES)
     if head[208:212] not in (b"MAP ", b"MAP\0"):
         raise VolumeError(
-            f"{label}: is not an MRC file, its content is {content(head)}; name a file that is what its suffix says"
+            f"{label}: is not an MRC file, its content is {describe_content(head)}; name a file whose suffix matches its content"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what matters of the header is checked here
+        warnings.simplefilter("ignore")  # the relevant fields are checked here
         with mrcfile.open(path, header_only=True) as file:
             return file.header
 
@@ -70,15 +71,15 @@ def _data_type(header: Any, label: str) -> np.dtype[Any]:
     from mrcfile.utils import dtype_from_mode
 
     mode = int(header.mode)
-    if mode in (3, 4, 101):  # complex numbers, and two voxels in a byte
+    if mode in (3, 4, 101):  # complex numbers, and two voxels per byte
         raise VolumeError(
-            f"{label}: its voxels are of the kind {mode}, which is not read; save it as integers or reals (mode 0, 1, 2, 6, 12)"
+            f"{label}: its voxels have mode {mode}, which cannot be read; save it as integers or reals (mode 0, 1, 2, 6, 12)"
         )
     kind: np.dtype[Any] = np.dtype(dtype_from_mode(header.mode))
     return kind.newbyteorder(header.mode.dtype.byteorder)
 
 
 def _names(header: Any) -> str:
-    """Name sections, rows and columns by the header's axes; files without them store z, y, x."""
+    """Name sections, rows and columns by the axes in the header, by default z, y, x."""
     axes = [int(header[name]) for name in ("maps", "mapr", "mapc")]
     return "".join(" xyz"[axis] for axis in axes) if sorted(axes) == [1, 2, 3] else "zyx"

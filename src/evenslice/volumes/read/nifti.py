@@ -1,8 +1,8 @@
 """NIfTI-1 and NIfTI-2 files (``.nii``, ``.nii.gz``), read slab by slab through nibabel.
 
-Only the fixed-size header is parsed; header extensions, whose claimed length nothing bounds, are skipped. A gzip stream
-cannot be entered in the middle: a small one is decompressed once, a large one is read through an index of entry points
-(the package indexed_gzip, which nibabel uses where it is installed), a few MiB of decompression a read.
+Only the fixed-size header is parsed; header extensions, whose length is not bounded, are skipped. A gzip stream can only
+be decompressed from its start: a small one is decompressed once and kept, a large one is read through an index of entry
+points (by the package indexed_gzip, which nibabel uses if installed), at the cost of a few MiB per read.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra
+from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.deflate import MOST_COMPRESSION
-from evenslice.volumes.read.source import Source, content
+from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.units import normal_unit
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 __all__ = ["NiftiSource"]
 
 IN_MEMORY = 2**27
-"""Bytes up to which a compressed volume is decompressed once and kept."""
+"""Size limit in bytes of a compressed volume that is decompressed once and kept."""
 
 _HEADER_BYTES = 540
 _PIECE_BYTES = 2**20
 
 
-class NiftiSource(Source):
+class NiftiSource(VoxelSource):
     """The voxels of a NIfTI file in stored order (x, y, z, ...), with the header's scaling applied."""
 
     format = "NIfTI"
@@ -48,7 +49,7 @@ class NiftiSource(Source):
         slope, inter = header.get_slope_inter()
         self._slope, self._inter = slope or 1.0, inter or 0.0
         self._scaled = (self._slope, self._inter) != (1.0, 0.0)
-        # Single precision holds scaled 16-bit integers exactly enough, at half the memory of nibabel's double.
+        # Single precision is exact enough for scaled 16-bit integers, and takes half the memory of nibabel's double.
         self.dtype = np.result_type(stored, np.float32) if self._scaled and stored.kind in "iuf" else stored
         count = len(self.shape)
         self.names = "xyztc"[:count] if count <= 5 else None
@@ -68,7 +69,7 @@ class NiftiSource(Source):
         elif self._nbytes <= IN_MEMORY:
             raw = self._in_memory[key]
         else:
-            # Each row of a crop would be a seek of its own, and each seek decompresses up to 4 MiB.
+            # Each row of a crop would take a seek, and each seek decompresses up to 4 MiB.
             whole = tuple(slice(part.start, part.stop) for part in key[2:])
             steps = tuple(slice(None, None, part.step) for part in key[2:])
             raw = self._proxy[(slice(None), slice(None), *whole)][(*key[:2], *steps)]
@@ -78,14 +79,14 @@ class NiftiSource(Source):
 
     @cached_property
     def _in_memory(self) -> NDArray[Any]:
-        """The stored voxels; what follows them is decompressed too, for the checksum stands at the end."""
+        """The stored voxels; the rest of the stream is decompressed too, to verify the checksum at its end."""
         with gzip.open(self._proxy.file_like) as stream:
             stream.seek(self._proxy.offset)
-            content = stream.read(self._nbytes)
-            for _ in range(IN_MEMORY // _PIECE_BYTES):  # no further, whatever somebody hid there
+            describe_content = stream.read(self._nbytes)
+            for _ in range(IN_MEMORY // _PIECE_BYTES):  # bounded, whatever follows
                 if not stream.read(_PIECE_BYTES):
                     break
-        return np.frombuffer(content, self._proxy.dtype).reshape(self.shape, order="F")
+        return np.frombuffer(describe_content, self._proxy.dtype).reshape(self.shape, order="F")
 
 
 def _nibabel() -> Any:
@@ -99,14 +100,14 @@ def _read_header(path: Path, label: str) -> Any:
     """Parse the fixed-size header of either version.
 
     Raises:
-        VolumeError: the file is no NIfTI file, or its header claims an impossible array.
+        VolumeError: it is not a NIfTI file, or its header claims an impossible shape.
     """
     with path.open("rb") as file:
         head = file.read(_HEADER_BYTES)
     if path.name.lower().endswith(".gz"):
         if not head.startswith(b"\x1f\x8b"):
             raise VolumeError(
-                f"{label}: is not gzip-compressed, its content is {content(head)}; name a .nii.gz file"
+                f"{label}: is not gzip-compressed, its content is {describe_content(head)}; name a .nii.gz file"
             )
         with gzip.open(path) as stream:
             head = stream.read(_HEADER_BYTES)
@@ -116,7 +117,7 @@ def _read_header(path: Path, label: str) -> Any:
         header = _nibabel().Nifti2Header(head, check=False)
     else:
         raise VolumeError(
-            f"{label}: is not a NIfTI file, its content is {content(head)}; name a .nii or .nii.gz file"
+            f"{label}: is not a NIfTI file, its content is {describe_content(head)}; name a .nii or .nii.gz file"
         )
     if not 1 <= int(header["dim"][0]) <= 7 or min(header.get_data_shape()) < 0:
         raise VolumeError(
@@ -126,16 +127,16 @@ def _read_header(path: Path, label: str) -> Any:
 
 
 def _check_size(path: Path, label: str, needed: int, *, compressed: bool) -> None:
-    """Raise if a file cannot hold the bytes its header claims.
+    """Raise if a file cannot hold the bytes that its header claims.
 
-    A compressed file is decompressed for this, piece by piece, only if the length noted at its end (modulo 2**32, and
-    of its last part alone) is not the claimed one.
+    A compressed file is decompressed for this, piece by piece, only if the length stated at its end (modulo 2**32, and
+    for its last member only) differs from the claimed one.
     """
     held = path.stat().st_size
     if compressed:
         if needed > held * MOST_COMPRESSION:
-            held *= MOST_COMPRESSION  # what it holds at the very most
-        elif _noted_length(path) == needed % 2**32:
+            held *= MOST_COMPRESSION  # an upper bound
+        elif _stated_length(path) == needed % 2**32:
             return
         else:
             held = _decompressed_length(path, needed)
@@ -145,20 +146,20 @@ def _check_size(path: Path, label: str, needed: int, *, compressed: bool) -> Non
         )
 
 
-def _noted_length(path: Path) -> int:
-    """Return the length of the uncompressed data that the last four bytes of a gzip file state."""
+def _stated_length(path: Path) -> int:
+    """Return the uncompressed length that the last four bytes of a gzip file state."""
     with path.open("rb") as file:
         file.seek(-4, 2)
         return int.from_bytes(file.read(4), "little")
 
 
 def _decompressed_length(path: Path, enough: int) -> int:
-    """Count decompressed bytes up to ``enough``, stopping where the stream breaks off or is damaged."""
+    """Count decompressed bytes up to ``enough``, or until the stream ends or is damaged."""
     count = 0
     with gzip.open(path) as stream:
         try:
             while count < enough and (piece := stream.read(_PIECE_BYTES)):
                 count += len(piece)
         except (EOFError, OSError, zlib.error):
-            pass  # what could be read until here is the answer
+            pass  # the count so far is the answer
     return count

@@ -1,6 +1,6 @@
-"""NRRD, the format of Teem and 3D Slicer: a text header with the voxels behind it or in a file of their own.
+"""NRRD, the format of Teem and 3D Slicer: a text header, then the voxels, or their file.
 
-pynrrd parses the fields. Source of their meaning: https://teem.sourceforge.net/nrrd/format.html.
+pynrrd parses the fields. Their meaning: https://teem.sourceforge.net/nrrd/format.html.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra
-from evenslice.volumes.orientation import affine_from_lps
+from evenslice.volumes.affines import affine_from_lps
+from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.places import data_file
 from evenslice.volumes.read.raw import RawVoxels, head_of
-from evenslice.volumes.read.source import Source, content
+from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.units import common_unit, normal_unit, scale_to
 
 if TYPE_CHECKING:
@@ -43,13 +44,13 @@ _SIGNS = {
     "left-anterior-superior": (1, -1, 1),
     "las": (1, -1, 1),
 }
-"""What turns the axes of an anatomical space into left, back, head."""
+"""Signs that map the axes of an anatomical space to left, back, head."""
 
 _SPATIAL_KINDS = {"domain", "space"}
 
 
-class NrrdSource(Source):
-    """The voxels of a NRRD file in stored order, the fastest axis first."""
+class NrrdSource(VoxelSource):
+    """The voxels of an NRRD file in stored order, the fastest axis first."""
 
     format = "NRRD"
 
@@ -92,9 +93,9 @@ def _parse(head: bytes, label: str) -> tuple[Mapping[str, Any], int]:
     """
     if not head.startswith(b"NRRD000"):
         raise VolumeError(
-            f"{label}: is not a NRRD file, its content is {content(head)}; name a file that is what its suffix says"
+            f"{label}: is not an NRRD file, its content is {describe_content(head)}; name a file whose suffix matches its content"
         )
-    with needs_extra("medical", "reading a NRRD volume"):
+    with needs_extra("medical", "reading an NRRD volume"):
         from nrrd import read_header
     lines: list[bytes] = []
     for line in head.splitlines(keepends=True):
@@ -109,7 +110,7 @@ def _parse(head: bytes, label: str) -> tuple[Mapping[str, Any], int]:
 
 
 def _data_type(header: Mapping[str, Any], label: str) -> np.dtype[Any]:
-    """Translate Teem's many spellings of a type."""
+    """Translate Teem's names of a data type."""
     words = str(header["type"]).lower().removesuffix("_t").split()
     name = "".join(word for word in words if word not in ("signed", "int")) or "int"
     if name.startswith("unsigned"):
@@ -123,13 +124,13 @@ def _data_type(header: Mapping[str, Any], label: str) -> np.dtype[Any]:
     }.get(name)  # fmt: skip
     if code is None:
         raise VolumeError(
-            f"{label}: its voxels are of the type {str(header['type'])[:40]!r}, which is not read"
+            f"{label}: its voxels have the type {str(header['type'])[:40]!r}, which cannot be read; save them as integers or reals"
         )
     return np.dtype(code).newbyteorder(">" if str(header.get("endian", "little")).lower() == "big" else "<")
 
 
 def _directions(header: Mapping[str, Any], count: int) -> list[NDArray[np.float64] | None] | None:
-    """Return the step in space along each axis, None for an axis that is not spatial; None if nothing is stated."""
+    """Return the step in space along each axis (None for an axis that is not spatial), or None if the file has none."""
     stated = header.get("spacedirections")
     if stated is None:
         return None
@@ -142,7 +143,7 @@ def _directions(header: Mapping[str, Any], count: int) -> list[NDArray[np.float6
 def _spatial_axes(
     header: Mapping[str, Any], directions: Sequence[NDArray[np.float64] | None] | None, count: int
 ) -> list[int]:
-    """Return which axes are x, y, z: those with a direction, else those of a spatial kind, else the only three."""
+    """Return the spatial axes: those with a direction, else those of a spatial kind, else all of up to three."""
     if directions is not None:
         return [axis for axis, step in enumerate(directions) if step is not None]
     kinds = [str(kind).lower() for kind in header.get("kinds", ())]
@@ -151,7 +152,7 @@ def _spatial_axes(
 
 
 def _names(header: Mapping[str, Any], spatial: Sequence[int], count: int) -> str | None:
-    """Name three spatial axes x, y, z; another is time if the file says so, else a channel."""
+    """Name the spatial axes x, y, z; another axis is time if the file says so, else a channel."""
     if len(spatial) > 3 or (count >= 3 and len(spatial) != 3):
         return None
     kinds = [str(kind).lower() for kind in header.get("kinds", ())] + [""] * count
@@ -168,7 +169,7 @@ def _spacing(
     spatial: Sequence[int],
     count: int,
 ) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Return voxel sizes from the directions in space, or from the spacings of the axes, each with a unit of its own."""
+    """Return voxel sizes from the directions in space, or from the spacings of the axes, each with its own unit."""
     if directions is not None:
         steps = [math.nan if step is None else float(np.linalg.norm(step)) for step in directions]
         units = {normal_unit(unit) for unit in header.get("spaceunits", ())}
@@ -193,7 +194,7 @@ def _space(header: Mapping[str, Any]) -> str:
 def _affine(
     header: Mapping[str, Any], steps: Sequence[NDArray[np.float64] | None], unit: Unit | None
 ) -> NDArray[np.float64] | None:
-    """Return the map to patient space, where the file names an anatomical space."""
+    """Return the affine to patient space, if the file names an anatomical space."""
     signs = _SIGNS.get(_space(header))
     if signs is None or unit is None:
         return None
@@ -206,17 +207,13 @@ def _affine(
 
 
 def _find_data(path: Path, label: str, header: Mapping[str, Any], end: int) -> tuple[Path, int]:
-    """Return the file that holds the voxels and where they start; -1 stands for the end less their size."""
+    """Return the file with the voxels and their offset; -1 means that they are the last bytes of the file."""
     if header.get("lineskip"):
-        raise VolumeError(f"{label}: lines of text come before its voxels; save it as one .nrrd file")
+        raise VolumeError(f"{label}: lines of text precede its voxels; save it as one .nrrd file")
     skip = int(header.get("byteskip", 0))
     if skip < 0 and str(header["encoding"]).lower() != "raw":
-        raise VolumeError(f"{label}: its byte skip {skip} applies to raw voxels alone; the file is damaged")
+        raise VolumeError(f"{label}: its byte skip {skip} is valid for raw voxels only; the file is damaged")
     name = header.get("datafile")
     if name is None:
         return path, end + skip if skip >= 0 else -1
-    if str(name).upper().startswith("LIST") or "%" in str(name):
-        raise VolumeError(
-            f"{label}: its voxels are spread over several files ({str(name)[:40]}); save it as one .nrrd file"
-        )
     return data_file(path.parent, str(name), label), skip

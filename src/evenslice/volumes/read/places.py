@@ -1,4 +1,4 @@
-"""Where a volume lies: a file, a folder, a data set inside a file, or an address on the web."""
+"""Where a volume is: a file, a folder, a dataset inside a file, or an address (URL)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING
 
 from evenslice._core import ConfigError, VolumeError
 
-__all__ = ["Place", "confined", "data_file", "files_under", "is_address", "locate"]
+if TYPE_CHECKING:
+    from evenslice._core import EvensliceError
+
+__all__ = ["Place", "confined", "data_file", "files_under", "is_address", "locate", "refuse_secret"]
 
 PROTOCOLS = ("https", "s3", "http")
-"""What an address may start with; fsspec knows more, among them some that chain to other files."""
+"""Protocols of addresses; fsspec knows more, including some that chain to other files."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _CRUSHED = re.compile(r"(?:https?|s3):/[^/]")
@@ -21,12 +25,12 @@ _DATASET = re.compile(r"(.+\.(?:h5|hdf5|hdf|he5|nxs|ims)):(.*)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Place:
-    """What the user named, and what of it is to be opened.
+    """The path or address of a volume, and what to open there.
 
     Attributes:
         label: as the user wrote it, for messages.
         location: the absolute path of a file or folder, or the address (URL) of a Zarr folder.
-        part: the path of a data set inside the file, as in ``file.h5:/path``, or None.
+        part: the path of a dataset inside the file, as in ``file.h5:/path``, or None.
         level: the resolution level, 0 the finest.
         series: which series of a DICOM folder, or None if the user named none.
     """
@@ -39,24 +43,24 @@ class Place:
 
     @property
     def path(self) -> Path:
-        """The location, where it is a file or folder."""
+        """The location, if it is a file or folder."""
         if isinstance(self.location, str):
-            raise VolumeError(f"{self.label}: is an address, and only Zarr is read from there; copy it here")
+            raise VolumeError(f"{self.label}: is an address, where only Zarr can be read; copy it here")
         return self.location
 
 
-def is_address(path: str) -> bool:
-    """Return whether a name is an address on the web, not that of a file.
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Return whether a name is an address (URL), not a path.
 
     Example:
         >>> is_address("s3://bucket/cells.ome.zarr"), is_address("cells.ome.zarr")
         (True, False)
     """
-    return _URL.match(path) is not None
+    return _URL.match(os.fspath(path)) is not None
 
 
 def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = None) -> Place:
-    """Return where a volume lies whatever the working directory becomes.
+    """Return the place of a volume, independent of the working directory.
 
     Args:
         path: a path, ``file.h5:/path/of/a/dataset``, or an address that starts with https:// or s3://.
@@ -64,8 +68,8 @@ def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = No
         series: which series of a DICOM folder.
 
     Raises:
-        ConfigError: it is no path.
-        VolumeError: it is empty, or an address of another kind or with a password in it.
+        ConfigError: it is not a path.
+        VolumeError: it is empty, or an address with another protocol or a password.
 
     Example:
         >>> place = locate("cells.h5:/volume")
@@ -79,7 +83,7 @@ def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = No
     if not label:
         raise VolumeError("the path of the volume is empty; name a file or a Zarr folder")
     if _CRUSHED.match(label):
-        raise ConfigError(f"{label}: an address lost a slash, as it does in a pathlib.Path; give it as text")
+        raise ConfigError(f"{label}: the address has lost a slash, as in a pathlib.Path; give it as a string")
     if is_address(label):
         _check_address(label, label.partition("://")[0])
         return Place(label, label.rstrip("/"), level=level, series=series)
@@ -90,26 +94,33 @@ def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = No
 
 
 def _check_address(url: str, protocol: str) -> None:
-    """Raise if an address is of a kind that is not read, or would put a secret into every result that names it."""
+    """Raise if an address has an unknown protocol, would reveal a secret, or is incomplete."""
+    refuse_secret(url, VolumeError)
     rest = url.partition("://")[2]
-    if "@" in rest.partition("/")[0] or set("?#") & set(rest):
-        raise VolumeError(
-            f"{protocol}://…: the address holds a password, a query or a fragment, which results would show; give credentials in the environment"
-        )
     if protocol.lower() not in PROTOCOLS or "::" in url:
         raise VolumeError(
-            f"{url}: addresses of this kind are not read; start it with {', '.join(f'{known}://' for known in PROTOCOLS)}, or name a file"
+            f"{url}: cannot read addresses of this kind; start it with {', '.join(f'{known}://' for known in PROTOCOLS)}, or name a file"
         )
     if ".." in rest.split("/") or not rest.strip("/"):
         raise VolumeError(f"{url}: is not the address of a Zarr folder; write it in full, without ..")
 
 
+def refuse_secret(url: str, error: type[EvensliceError]) -> None:
+    """Raise an error of the type given if an address contains what may be a secret: results name addresses."""
+    protocol, _, rest = url.partition("://")
+    if "@" in rest.partition("/")[0] or set("?#") & set(rest):
+        raise error(
+            f"{protocol}://…: the address contains a password, a query or a fragment, which results would show; "
+            "give credentials in the environment"
+        )
+
+
 def confined(folder: Path, name: str, label: str) -> Path:
-    """Return the path of a file that a header names beside itself; it may be missing.
+    """Return the path of a file that a header names, which must be in its folder or below; it may be missing.
 
     Args:
         folder: the header's folder.
-        name: what the header says.
+        name: the name in the header.
         label: the header, as the user wrote it.
 
     Raises:
@@ -120,17 +131,21 @@ def confined(folder: Path, name: str, label: str) -> Path:
     rooted = Path(name).is_absolute() or PureWindowsPath(name).drive or "\\" in name
     if not name or "\0" in name or rooted or not path.resolve().is_relative_to(folder.resolve()):
         raise VolumeError(
-            f"{label}: its data file {name[:80]!r} lies outside its folder, where nothing is read; put it beside the header"
+            f"{label}: its data file {name[:80]!r} is outside its folder and is not read; put it beside the header"
         )
     return path
 
 
 def data_file(folder: Path, name: str, label: str) -> Path:
-    """Return the path of a file that a header names beside itself.
+    """Return the path of an existing file that a header names, which must be in its folder or below.
 
     Raises:
-        VolumeError: the name leads out of the folder, or there is no such file.
+        VolumeError: the name leads out of the folder or means several files, or the file is missing.
     """
+    if name.upper().startswith("LIST") or "%" in name:
+        raise VolumeError(
+            f"{label}: its voxels are spread over several files ({name[:40]}); save it as one file"
+        )
     path = confined(folder, name, label)
     if not path.is_file():
         raise VolumeError(f"{label}: its data file {name[:80]!r} is missing; copy it too")
@@ -138,7 +153,7 @@ def data_file(folder: Path, name: str, label: str) -> Path:
 
 
 def files_under(path: Path) -> list[Path]:
-    """Return the file, or the files in a folder in the order of their relative names."""
+    """Return the file itself, or all files below a folder in the order of their relative names."""
     if not path.is_dir():
         return [path]
     return sorted(

@@ -1,4 +1,4 @@
-"""Voxels that follow a text header, as MetaImage and NRRD have them: as they are, or compressed as one stream."""
+"""Voxels after a text header, as in MetaImage and NRRD: raw, or compressed as one stream."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from evenslice._core import VolumeError
+from evenslice.volumes.read.checks import map_file
 from evenslice.volumes.read.deflate import DeflatedFile
-from evenslice.volumes.read.source import map_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["IN_MEMORY", "Encoding", "RawVoxels", "head_of"]
 
 IN_MEMORY = 2**27
-"""Bytes up to which compressed voxels are decompressed once and kept."""
+"""Size limit in bytes of compressed voxels that are decompressed once and kept."""
 
 Encoding = Literal["raw", "deflate", "bzip2"]
 
@@ -29,14 +29,14 @@ _HEADER_BYTES = 2**16
 
 
 class RawVoxels:
-    """The voxels of a file from an offset on, the first axis varying fastest.
+    """The voxels in a file from an offset on, with the first axis varying fastest.
 
     Args:
-        path: the file that holds them.
-        label: what the user opened, for messages.
-        dtype: data type as stored, with its byte order.
+        path: the file.
+        label: the path that the user opened, for messages.
+        dtype: stored data type, including byte order.
         shape: number of voxels along each axis, the fastest first.
-        offset: where they start.
+        offset: where they start, in bytes.
         encoding: how they are stored.
 
     Raises:
@@ -66,11 +66,11 @@ class RawVoxels:
         )
         if encoding == "bzip2" and self._nbytes > IN_MEMORY:
             raise VolumeError(
-                f"{label}: is compressed with bzip2, which is read up to {IN_MEMORY:,} bytes and not in part; save it with gzip"
+                f"{label}: is compressed with bzip2, which can only be read whole and up to {IN_MEMORY:,} bytes; save it with gzip"
             )
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Return the part under ``key``; of a large compressed file, decompress from its first voxel to its last."""
+        """Return the part under ``key``; a large compressed file is decompressed from the first to the last voxel of the part."""
         if self._mapped is not None:
             return self._mapped[key]
         if self._deflated is None or self._nbytes <= IN_MEMORY:
@@ -100,11 +100,11 @@ class RawVoxels:
 
 
 def _unzip_bzip2(content: bytes, most: int) -> bytes:
-    """Decompress at most so many bytes; bzip2 never grows what it compresses by more than a little."""
+    """Decompress at most ``most`` bytes."""
     return bz2.BZ2Decompressor().decompress(content, most)
 
 
 def head_of(path: Path) -> bytes:
-    """Return the first bytes of a file, in which its text header has to end."""
+    """Return the first bytes of a file, which must contain its text header."""
     with path.open("rb") as file:
         return file.read(_HEADER_BYTES)

@@ -1,8 +1,7 @@
 """Zarr stores at an address: https:// and s3:// through fsspec.
 
-Credentials and the endpoint of an S3 service are never asked for and never stored: they come from where the AWS tools
-look for them (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ~/.aws). Where none are found, a bucket is read
-anonymously.
+Credentials and the endpoint of an S3 service come from where the AWS tools look for them (AWS_ACCESS_KEY_ID, AWS_PROFILE,
+AWS_ENDPOINT_URL, ~/.aws) and are never stored. Without credentials, a bucket is read anonymously.
 """
 
 from __future__ import annotations
@@ -11,31 +10,30 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import EvensliceError, VolumeError, needs_extra
-from evenslice.volumes.read.source import one_line
+from evenslice._core import EvensliceError, VolumeError, needs_extra, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["reaching", "remote_store", "s3_endpoint"]
+__all__ = ["remote_store", "reporting_network_errors", "s3_endpoint"]
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 
 
-def remote_store(url: str, *, look_around: bool = False) -> Any:
-    """Return a read-only Zarr store at an address; nothing is read yet.
+def remote_store(url: str, *, probe: bool = False) -> Any:
+    """Return a read-only Zarr store at an address, without connecting to it.
 
     Args:
         url: the address.
-        look_around: take what may not be read for missing. A bucket that may not be listed says so of every file that
-            is not there, and finding metadata means asking for some of those; of a chunk it is an error.
+        probe: treat forbidden keys as missing. A bucket that may not be listed answers "forbidden" for any missing key,
+            and the search for metadata asks for keys that may not exist. For a chunk it is an error.
 
     Raises:
         MissingExtraError: the extra "remote" is not installed.
     """
     with needs_extra("remote", "reading a volume from an address"):
-        import fsspec  # noqa: F401  # zarr imports it without saying which extra it belongs to
+        import fsspec  # noqa: F401  # zarr imports it, but its error would not name the extra
 
         options = _s3_options() if url.lower().startswith("s3:") else _http_options()
     from zarr.storage import FsspecStore
@@ -45,7 +43,7 @@ def remote_store(url: str, *, look_around: bool = False) -> Any:
         url,
         storage_options=options,
         read_only=True,
-        allowed_exceptions=(*missing, PermissionError) if look_around else missing,
+        allowed_exceptions=(*missing, PermissionError) if probe else missing,
     )
 
 
@@ -70,9 +68,9 @@ def _s3_options() -> dict[str, Any]:
 
 
 def s3_endpoint() -> dict[str, str]:
-    """Return the endpoint that the environment states, as an option of s3fs, which would find it by itself.
+    """Return the endpoint that the environment sets, as an option of s3fs.
 
-    But fsspec keeps its connections by their options: unless it is one of these, another endpoint would be overlooked.
+    s3fs would find it by itself, but fsspec reuses connections with equal options and would overlook a change of it.
 
     Example:
         >>> os.environ["AWS_ENDPOINT_URL_S3"] = "https://minio.example.org"
@@ -85,11 +83,11 @@ def s3_endpoint() -> dict[str, str]:
 
 
 @contextmanager
-def reaching(label: str) -> Iterator[None]:
-    """Turn what a network raises into a VolumeError that says what to check.
+def reporting_network_errors(label: str) -> Iterator[None]:
+    """Turn network errors into a VolumeError that says what to check.
 
     Raises:
-        VolumeError: the block raised anything but an error of evenslice.
+        VolumeError: the block raised any other exception than an ``EvensliceError``.
     """
     try:
         yield
@@ -97,5 +95,5 @@ def reaching(label: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise VolumeError(
-            f"{label}: cannot be read ({type(error).__name__}: {one_line(error)}); check the address, the network and your credentials"
+            f"{label}: cannot be read ({type(error).__name__}: {reason(error)}); check the address, the network and your credentials"
         ) from error

@@ -1,6 +1,6 @@
-"""A folder of single images (TIFF, PNG or JPEG), one a slice, in the natural order of their names.
+"""A folder of images (TIFF, PNG or JPEG), one per slice, in the natural order of their names.
 
-"slice2" comes before "slice10". Each file is opened once to check that all are alike, and again when it is read.
+"slice2" comes before "slice10". Each file is opened once to check that all are alike, and again to be read.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra
+from evenslice.volumes.read.checks import BoundedFile, reporting_read_errors, require_chunk, require_signature
 from evenslice.volumes.read.deflate import MOST_COMPRESSION
-from evenslice.volumes.read.source import BoundedFile, Source, reading, require_chunk, require_signature
+from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.tiff import TiffSource
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ KINDS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
 }
-"""What single images are called by the endings of their names."""
+"""The formats of images by suffix."""
 
 _MODES = {
     "1": (np.bool_, 1),
     "L": (np.uint8, 1),
-    "P": (np.uint8, 1),  # the index into the palette: the class, in an image of labels
+    "P": (np.uint8, 1),  # the index into the palette, which is the class in label images
     "I;16": (np.uint16, 1),
     "I;16B": (np.uint16, 1),
     "I": (np.int32, 1),
@@ -45,11 +46,11 @@ _MODES = {
     "RGBA": (np.uint8, 4),
     "CMYK": (np.uint8, 4),
 }
-"""Pillow's modes: the type of a sample, and how many a pixel has."""
+"""Pillow's modes: data type and number of the samples of a pixel."""
 
 
-class SliceFolderSource(Source):
-    """The images of a folder as z, y, x; an axis s holds the samples of a pixel where there are several."""
+class SliceFolderSource(VoxelSource):
+    """The images of a folder as z, y, x, and an axis s for the samples of a pixel if there are several."""
 
     def __init__(self, files: list[Path], label: str) -> None:
         self.files = tuple(files)
@@ -76,10 +77,10 @@ class SliceFolderSource(Source):
 
 
 def slice_files(path: Path, label: str) -> list[Path]:
-    """Return the images of a folder in natural order; none if there are none.
+    """Return the images in a folder in natural order.
 
     Raises:
-        VolumeError: there are images of different kinds.
+        VolumeError: the images have different formats.
     """
     files = [
         file for file in path.iterdir() if _kind(file) and not file.name.startswith(".") and file.is_file()
@@ -87,13 +88,13 @@ def slice_files(path: Path, label: str) -> list[Path]:
     kinds = sorted({_kind(file) for file in files})
     if len(kinds) > 1:
         raise VolumeError(
-            f"{label}: is a folder of {' and '.join(kinds)} images; keep one kind, or name a folder that holds one"
+            f"{label}: is a folder of {' and '.join(kinds)} images; keep one format, or name another folder"
         )
     return natural_order(files)
 
 
 def natural_order(files: Iterable[Path]) -> list[Path]:
-    """Sort files by name, numbers in it by value.
+    """Sort files by name, with the numbers in names by value.
 
     Example:
         >>> from pathlib import Path
@@ -122,7 +123,7 @@ def _words(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
 def _describe(file: Path, label: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return the shape (y, x) or (y, x, sample) and the data type of an image, from its header."""
     if _kind(file) == "TIFF":
-        with reading(f"{label}: {file.name}", "TIFF"):
+        with reporting_read_errors(f"{label}: {file.name}", "TIFF"):
             return _tiff_plane(file, label)[:2]
     with _image(file, label) as image:
         dtype, samples = _MODES[image.mode]
@@ -132,7 +133,7 @@ def _describe(file: Path, label: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def _read(file: Path, label: str, shape: tuple[int, ...], key: tuple[slice, ...]) -> NDArray[Any]:
     """Decode the part of an image under ``key``."""
-    with reading(f"{label}: {file.name}", _kind(file)):
+    with reporting_read_errors(f"{label}: {file.name}", _kind(file)):
         if _kind(file) == "TIFF":
             found, _, source, lead = _tiff_plane(file, label)
             _require_shape(found, shape, file, label)
@@ -152,10 +153,10 @@ def _require_shape(found: tuple[int, ...], shape: tuple[int, ...], file: Path, l
 def _tiff_plane(
     file: Path, label: str
 ) -> tuple[tuple[int, ...], np.dtype[Any], TiffSource, tuple[slice, ...]]:
-    """Open a TIFF file of one image; return its shape, type, source, and the index of what stands before y and x.
+    """Open a TIFF file of one image; return its shape, data type, source, and the index before y and x.
 
     Raises:
-        VolumeError: it holds several pages, or its samples lie in planes of their own.
+        VolumeError: it has several pages, or stores its samples in separate planes.
     """
     source = TiffSource(file, f"{label}: {file.name}")
     planes = 3 if (source.names or "").endswith("s") else 2
@@ -169,10 +170,10 @@ def _tiff_plane(
 
 @contextmanager
 def _image(file: Path, label: str) -> Iterator[Any]:
-    """Open a PNG or JPEG image for the length of a block; nothing but its header is read.
+    """Open a PNG or JPEG image in a context; only its header is read.
 
-    Pillow's own limit of pixels, which holds for the whole process, does not apply to the readers of single formats:
-    slices of electron microscopy are larger. What the file can hold at most is the limit here.
+    Pillow's limit on the number of pixels, which is set per process and below the size of electron microscopy slices, does
+    not apply to the readers of single formats. The limit here is what the file can hold at most.
     """
     with needs_extra("volumes", "reading PNG and JPEG slices"):
         from PIL.JpegImagePlugin import JpegImageFile
@@ -180,16 +181,16 @@ def _image(file: Path, label: str) -> Iterator[Any]:
     kind = _kind(file)
     where = f"{label}: {file.name}"
     require_signature(file, where, f"a {kind} image")
-    with reading(where, kind), BoundedFile(file) as stream:
+    with reporting_read_errors(where, kind), BoundedFile(file) as stream:
         image = PngImageFile(stream) if kind == "PNG" else JpegImageFile(stream)
         if image.mode not in _MODES:
-            raise VolumeError(f"{where}: its pixels are of the kind {image.mode}; save it as grayscale")
+            raise VolumeError(f"{where}: its pixels have the mode {image.mode}; save it as grayscale")
         _check_image(image, kind, file.stat().st_size, where)
         yield image
 
 
 def _check_image(image: Any, kind: str, held: int, where: str) -> None:
-    """Raise if an image claims more than its file can hold, or holds what would be cut to 8 bits."""
+    """Raise if an image claims more than its file can hold, or would be truncated to 8 bits."""
     dtype, samples = _MODES[image.mode]
     pixels = image.width * image.height
     if kind == "PNG" and pixels * samples * np.dtype(dtype).itemsize // 8 > held * MOST_COMPRESSION:
@@ -198,4 +199,4 @@ def _check_image(image: Any, kind: str, held: int, where: str) -> None:
         )
     require_chunk(where, "its pixels", (image.height, image.width, samples), np.dtype(dtype))
     if samples > 1 and any(";16" in str(tile[3]) for tile in image.tile):
-        raise VolumeError(f"{where}: is a colour image of 16 bits; save it as grayscale, or as TIFF")
+        raise VolumeError(f"{where}: is a 16-bit colour image; save it as grayscale, or as TIFF")

@@ -1,7 +1,7 @@
 """Multi-page TIFF: plain, ImageJ, OME and BigTIFF, compressed or not, in strips or tiles.
 
-tifffile parses the file; the voxels are then read from the positions it found. What is stored uncompressed in one piece
-is memory-mapped; otherwise the strips or tiles that lie under a window are read and decoded one by one.
+tifffile parses the file and finds the positions of the voxels. Contiguous uncompressed voxels are memory-mapped; otherwise
+the strips or tiles that overlap a window are read and decoded one by one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra
+from evenslice.volumes.read.checks import map_file, reporting_read_errors, require_signature
 from evenslice.volumes.read.places import confined
-from evenslice.volumes.read.source import ArraySource, Source, map_file, reading, require_signature
+from evenslice.volumes.read.source import ArraySource, VoxelSource
 from evenslice.volumes.read.tiff_pages import PageReader
 from evenslice.volumes.units import common_unit, normal_unit
 
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TiffSource"]
 
-# Without any handler, logging prints what tifffile says about damaged files beside the one line of our own error.
+# Without a handler, logging would print the warnings of tifffile about damaged files next to our own error.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
-class TiffSource(Source):
+class TiffSource(VoxelSource):
     """The one image of a TIFF file, in the order of its pages."""
 
     format = "TIFF"
@@ -68,8 +69,8 @@ class TiffSource(Source):
 
 
 def _check_chain(tif: tifffile.TiffFile, label: str) -> None:
-    """Raise if the chain of pages does not end with a zero; tifffile takes a broken one for a short one."""
-    with reading(label, "TIFF"):
+    """Raise if the chain of pages does not end with a zero; tifffile treats a broken chain as a short one."""
+    with reporting_read_errors(label, "TIFF"):
         last = tif.pages.next_page_offset
         size = tif.tiff.offsetsize
         tif.filehandle.seek(last or 0)
@@ -81,9 +82,9 @@ def _check_chain(tif: tifffile.TiffFile, label: str) -> None:
 
 
 def _check_description(tif: tifffile.TiffFile, label: str) -> None:
-    """Raise if the first page points to a description that is not there.
+    """Raise if the description of the first page is beyond the end of the file.
 
-    tifffile goes on without it; then the order of the pages, which OME and ImageJ state there, would be a guess.
+    tifffile continues without it, but OME and ImageJ state the order of the pages there, which would then be a guess.
     """
     page = tif.pages.first
     if 270 in page.tags:
@@ -95,20 +96,20 @@ def _check_description(tif: tifffile.TiffFile, label: str) -> None:
     codes = [entries[start : start + 2] for start in range(0, len(entries), layout.tagsize)]
     if struct.pack(f"{tif.byteorder}H", 270) in codes:
         raise VolumeError(
-            f"{label}: is truncated, the description of its axes lies beyond its end; copy it again"
+            f"{label}: is truncated, the description of its axes is beyond its end; copy it again"
         )
 
 
 def _check_companions(tif: tifffile.TiffFile, path: Path, label: str) -> None:
-    """Raise if the OME-XML says that pages lie in a file of another folder, before tifffile opens it."""
+    """Raise if the OME-XML refers to pages in a file of another folder, before tifffile opens it."""
     if not tif.is_ome:
         return
-    with reading(label, "OME-TIFF"):
+    with reporting_read_errors(label, "OME-TIFF"):
         root = ET.fromstring(tif.ome_metadata or "")  # noqa: S314  # tifffile parses the same text
         names = [
             str(element.get("FileName"))
             for element in root.iter()
-            # What has the identity of the file itself is in this file, whatever it was called when it was written.
+            # The UUID of the file itself means this file, whatever its name was when it was written.
             if element.tag.endswith("UUID") and element.get("FileName") and element.text != root.get("UUID")
         ]
     for name in names:
@@ -119,13 +120,13 @@ def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:
     """Return the image of the file.
 
     Raises:
-        VolumeError: the file holds several images, or voxels of a kind that tifffile does not decode.
+        VolumeError: the file holds several images, or voxels that tifffile cannot decode.
     """
     found = tif.series
     if len(found) != 1:
         shapes = ", ".join(str(series.shape) for series in found[:4])
         raise VolumeError(
-            f"{label}: holds {len(found)} images of different kinds ({shapes}); save the volume to a file of its own"
+            f"{label}: holds {len(found)} images of different shapes or types ({shapes}); save the volume to a separate file"
         )
     series = found[0]
     if series.keyframe.dtype is None or series.transform is not None:
@@ -142,7 +143,7 @@ def _variant(tif: tifffile.TiffFile) -> str:
 
 
 def _names(axes: str) -> str | None:
-    """Translate tifffile's axis letters: the one axis of pages whose meaning nobody stated is z."""
+    """Translate tifffile's axis letters; a single axis of unknown meaning is z."""
     names = axes.lower()
     unknown = [letter for letter in names if letter in "qi"]
     if len(unknown) == 1 and "z" not in names:
@@ -153,13 +154,13 @@ def _names(axes: str) -> str | None:
 def _spacing(
     tif: tifffile.TiffFile, series: tifffile.TiffPageSeries
 ) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Return the voxel size along each dimension of a series, from OME-XML or from ImageJ's or tifffile's notes."""
+    """Return the voxel size along each dimension of a series, from OME-XML or the metadata of ImageJ or tifffile."""
     sizes: tuple[float, ...] | None
     if tif.is_ome:
         sizes, unit = _ome_spacing(tif.ome_metadata)
     else:
         shaped = tif.shaped_metadata
-        sizes, unit = _noted_spacing(tif.imagej_metadata or (shaped[0] if shaped else {}), series.keyframe)
+        sizes, unit = _stated_spacing(tif.imagej_metadata or (shaped[0] if shaped else {}), series.keyframe)
     names = _names(series.axes)
     if sizes is None or names is None:
         return None, None
@@ -168,7 +169,7 @@ def _spacing(
 
 
 def _ome_spacing(xml: str | None) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Read PhysicalSizeZ, Y and X of the first image; micrometres unless it states a unit, as OME-XML has it."""
+    """Read PhysicalSizeZ, Y and X of the first image; the default unit of OME-XML is the micrometre."""
     from tifffile import xml2dict
 
     image = xml2dict(xml or "")["OME"]["Image"]
@@ -180,13 +181,13 @@ def _ome_spacing(xml: str | None) -> tuple[tuple[float, ...] | None, Unit | None
     return common_unit([float(pixels[key]) for key in keys], units)
 
 
-def _noted_spacing(
-    notes: dict[str, Any], page: tifffile.TiffPage
+def _stated_spacing(
+    metadata: dict[str, Any], page: tifffile.TiffPage
 ) -> tuple[tuple[float, float, float] | None, Unit | None]:
-    """Read the distance of slices from the notes; the resolution tags give pixels per the same unit, as in ImageJ."""
+    """Read the distance of slices from the metadata; as in ImageJ, the resolution tags are pixels per the same unit."""
     x, y = page.resolution
     try:
-        z = float(notes["spacing"])
+        z = float(metadata["spacing"])
     except (KeyError, TypeError, ValueError):
         return None, None
-    return ((z, 1 / y, 1 / x), normal_unit(notes.get("unit"))) if x > 0 and y > 0 else (None, None)
+    return ((z, 1 / y, 1 / x), normal_unit(metadata.get("unit"))) if x > 0 and y > 0 else (None, None)

@@ -1,4 +1,4 @@
-"""The pages of a TIFF image, whose strips or tiles are read and decoded one by one."""
+"""Random access to the strips or tiles of a TIFF image."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError
+from evenslice.volumes.read.checks import require_bytes, require_chunk
 from evenslice.volumes.read.places import confined
-from evenslice.volumes.read.source import require_bytes, require_chunk
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -26,8 +26,8 @@ __all__ = ["PageReader"]
 class PageReader:
     """Pages of strips or tiles, read and decoded one by one.
 
-    A page has the dimensions of ``keyframe.shape``: y and x, and possibly samples or depth beside them. The decoder of
-    tifffile places segments in a normalised page (separate sample, depth, y, x, contiguous sample).
+    A page has the dimensions of ``keyframe.shape``: y, x and possibly samples or depth. The decoder of tifffile places
+    segments in a normalised page (separate sample, depth, y, x, contiguous sample).
     """
 
     def __init__(self, series: tifffile.TiffPageSeries, path: Path, label: str) -> None:
@@ -59,7 +59,7 @@ class PageReader:
     def _read_page(
         self, number: int, key: tuple[slice, ...], files: dict[Path, BinaryIO], stack: ExitStack
     ) -> NDArray[Any]:
-        """Decode what lies under ``key`` of one page."""
+        """Decode the part of one page under ``key``."""
         page, keyframe = self._pages[number], self._keyframe
         path = Path(page.parent.filehandle.path)
         if path not in files:
@@ -87,7 +87,7 @@ class PageReader:
         )
 
     def _segment(self, page: Any, index: int, file: BinaryIO) -> NDArray[Any] | None:
-        """Read and decode one strip or tile; None if the file leaves it out as empty."""
+        """Read and decode one strip or tile; None if the file omits it as empty."""
         offset, length = page.dataoffsets[index], page.databytecounts[index]
         if not length:
             return None
@@ -112,7 +112,7 @@ class PageReader:
         return np.array(rows, np.int64)
 
     def _chunks(self, page_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return the stored shape of what is decoded as one, where pages are y and x alone."""
+        """Return the stored shape of what is decoded as one, if pages have only y and x."""
         if len(page_shape) != 2:
             return None
         chunk = self._keyframe.chunks
@@ -120,7 +120,7 @@ class PageReader:
 
 
 def _paste(window: NDArray[Any], data: NDArray[Any], place: NDArray[np.int64], y: int, x: int) -> None:
-    """Copy the part of a decoded segment (depth, rows, columns, samples) that a window starting at (y, x) shows."""
+    """Copy the part of a decoded segment (depth, rows, columns, samples) that lies in a window starting at (y, x)."""
     sample, depth, top, left = (int(value) for value in place[:4])
     target = window[sample, depth : depth + data.shape[0]]
     data = data[: target.shape[0]]
@@ -134,10 +134,10 @@ def _paste(window: NDArray[Any], data: NDArray[Any], place: NDArray[np.int64], y
 def _complete_pages(
     series: tifffile.TiffPageSeries, path: Path, label: str
 ) -> tuple[list[Any], tuple[Path, ...]]:
-    """Return all pages of a series, and the files that they lie in.
+    """Return all pages of a series, and their files.
 
     Raises:
-        VolumeError: pages are missing, lie in another folder, or their data beyond the end of their file.
+        VolumeError: pages are missing or in another folder, or their data is beyond the end of their file.
     """
     pages = list(series)
     ends: dict[Path, int] = {}
@@ -150,7 +150,9 @@ def _complete_pages(
         end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         ends[file] = max(ends.get(file, 0), end)
     for file, end in ends.items():
-        if not file.samefile(path):  # what the user named may be a link; what a file names may not lead away
+        if not file.samefile(
+            path
+        ):  # the path that the user gave may be a link, but a file may not refer to another folder
             confined(path.parent, os.path.relpath(file, path.parent.resolve()), label)
         require_bytes(file, label, end)
     return pages, tuple(ends)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, needs_extra
-from evenslice.volumes.read.remote import reaching, remote_store
-from evenslice.volumes.read.source import Source, require_chunk
+from evenslice.volumes.read.checks import require_chunk
+from evenslice.volumes.read.remote import remote_store, reporting_network_errors
+from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.zarr_guard import LARGEST_INDEX, guarded
 from evenslice.volumes.units import common_unit, normal_unit
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ZarrSource", "is_zarr"]
 
 LARGEST_FILE = 2**34
-"""Bytes of the largest file of a Zarr folder, a chunk or a whole shard, that is read as one."""
+"""Size limit in bytes of a file that is read as one: a chunk or a whole shard."""
 
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
@@ -38,7 +39,7 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in _METADATA_FILES)
 
 
-class ZarrSource(Source):
+class ZarrSource(VoxelSource):
     """A Zarr array, or one resolution level of an OME-Zarr image."""
 
     def __init__(self, place: Place) -> None:
@@ -46,12 +47,12 @@ class ZarrSource(Source):
         with needs_extra("volumes", "reading a Zarr volume"):
             import zarr
         with self._reaching():
-            node = zarr.open(_store(place.location, look_around=True), mode="r")
+            node = zarr.open(_store(place.location, probe=True), mode="r")
         label, level = place.label, place.level
         if isinstance(node, zarr.Array):
             if level:
                 raise ConfigError(
-                    f"{label}: is a plain Zarr array and has no level {level}; leave the level out"
+                    f"{label}: is a plain Zarr array without level {level}; leave the level out"
                 )
             array = node
             self.names = _dimension_names(node)
@@ -71,11 +72,15 @@ class ZarrSource(Source):
         self.array = guarded(array, _store(place.location))
 
     def _reaching(self) -> AbstractContextManager[None]:
-        """Word errors as those of the network, where there is one."""
-        return reaching(self._place.label) if isinstance(self._place.location, str) else nullcontext()
+        """Report network errors, if the location is an address."""
+        return (
+            reporting_network_errors(self._place.label)
+            if isinstance(self._place.location, str)
+            else nullcontext()
+        )
 
     def _open_level(self, group: Any, image: Mapping[str, Any], level: int, label: str) -> Any:
-        """Open the array of a level and take over the names, the spacing and the unit of its axes."""
+        """Open the array of a level and set the names, spacing and unit of its axes."""
         import zarr
 
         datasets = image["datasets"]
@@ -85,7 +90,9 @@ class ZarrSource(Source):
             )
         array = group[datasets[level]["path"]]
         if not isinstance(array, zarr.Array):
-            raise VolumeError(f"{label}: level {level} of its metadata is no array; write the image again")
+            raise VolumeError(
+                f"{label}: level {level} of its metadata is not an array; write the image again"
+            )
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes") or "tczyx"]
         if len(axes) != array.ndim:
             raise VolumeError(
@@ -105,14 +112,14 @@ class ZarrSource(Source):
             return np.asarray(self.array[key])
 
 
-def _store(location: Path | str, *, look_around: bool = False) -> Any:
+def _store(location: Path | str, *, probe: bool = False) -> Any:
     if isinstance(location, str):
-        return remote_store(location, look_around=look_around)
+        return remote_store(location, probe=probe)
     return _local_store(location)
 
 
 def _local_store(path: Path) -> Any:
-    """Return a store that reads no file larger than anything that belongs to a volume."""
+    """Return a store that refuses to read files larger than ``LARGEST_FILE``."""
     from zarr.storage import LocalStore
 
     class Bounded(LocalStore):
@@ -126,13 +133,13 @@ def _local_store(path: Path) -> Any:
 
 
 def _dimension_names(array: Any) -> str | None:
-    """Return the names that Zarr 3 or xarray gave the dimensions, if they are single letters."""
+    """Return the dimension names of Zarr 3 or xarray, if they are single letters."""
     named = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     return _letters([str(name).lower() for name in named]) if named else None
 
 
 def _letters(names: list[str]) -> str | None:
-    """Join names of one letter each, all different; longer ones say nothing that evenslice relies on."""
+    """Join names of one letter each, all different; return None for other names."""
     joined = "".join(names)
     return joined if joined.isalpha() and len(joined) == len(names) == len(set(names)) else None
 
@@ -147,12 +154,10 @@ def _first_image(group: Any, label: str) -> Mapping[str, Any]:
         return entry
     try:
         inside = ["0"] * ("0" in group) + sorted(group.array_keys()) + sorted(group.group_keys())
-    except NotImplementedError:  # the web lists no folders
+    except NotImplementedError:  # HTTP cannot list folders
         inside = ["0"] * ("0" in group)
     if not inside:
-        raise VolumeError(
-            f"{label}: is a Zarr group with nothing in it; name a Zarr array or an OME-Zarr image"
-        )
+        raise VolumeError(f"{label}: is an empty Zarr group; name a Zarr array or an OME-Zarr image")
     listing = ", ".join(dict.fromkeys(inside[:6]))
     raise VolumeError(
         f"{label}: is a Zarr group without OME-Zarr metadata; name what is inside, as {label.rstrip('/')}/{inside[0]} (it holds {listing})"
@@ -162,7 +167,7 @@ def _first_image(group: Any, label: str) -> Mapping[str, Any]:
 def _spacing(
     names: list[str], axes: Sequence[Mapping[str, Any]], transformed: Sequence[Mapping[str, Any]]
 ) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Multiply the scales of a level and of its image, in one unit for z, y and x.
+    """Multiply the scales of a level and of its image, and convert them to one unit for z, y and x.
 
     Source: OME-Zarr 0.4 and 0.5, section "multiscales" metadata: the transformations of a dataset are applied first,
     those of the image after them.

@@ -1,8 +1,7 @@
-"""What stands between a Zarr array from somebody else and this machine's memory.
+"""Bounds on the memory that an untrusted Zarr array can take.
 
-Zarr unpacks a chunk to whatever the compressed bytes make of themselves. Here, it is never unpacked to more than its
-shape allows. (The codecs that make Python objects, one of which unpickles, go with types of data that Zarr itself no
-longer reads.)
+Zarr decompresses a chunk to whatever size its bytes expand to. Here, it is never decompressed to more than its shape
+allows. (Codecs of Python objects, one of which unpickles, belong to data types that Zarr itself no longer reads.)
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ __all__ = ["guarded"]
 
 _SLACK_BYTES = 2**16
 _WIDEST = 8
-"""By how much filters on numbers may widen them: from one byte to eight."""
+"""Factor by which filters may widen numbers: from one byte to eight."""
 
 LARGEST_INDEX = 2**26
-"""Bytes of the largest index of the chunks in a shard."""
+"""Size limit in bytes of the index of chunks in a shard."""
 
 
 def guarded(array: Any, store: Any) -> Any:
-    """Return a Zarr array that reads the same voxels, and fails where a chunk unpacks to more than it holds.
+    """Return a Zarr array with the same voxels that raises if a chunk decompresses to more than its shape allows.
 
     Args:
         array: an open ``zarr.Array``.
@@ -52,9 +51,9 @@ def _bounded_v2(metadata: Any, size: int) -> Mapping[str, Any]:
     from numcodecs.abc import Codec
 
     class Bounded(Codec):  # type: ignore[misc]  # numcodecs has no types
-        """A codec of format 2 that unpacks no more than a chunk."""
+        """A codec of format 2 that decompresses at most the bytes of a chunk."""
 
-        codec_id = "bounded"  # Zarr wants a name of the class; nothing is ever written with it
+        codec_id = "bounded"  # required by Zarr; nothing is ever written with it
 
         def __init__(self, inner: Any, most: int) -> None:
             self.inner, self.most = inner, most
@@ -82,12 +81,11 @@ def _bounded_v3(codecs: tuple[Any, ...], size: int) -> list[Any]:
     from zarr.codecs import ShardingCodec
 
     class Bounded(BytesBytesCodec):
-        """A codec of format 3 that unpacks no more than a chunk."""
-
-        is_fixed_size = False
+        """A codec of format 3 that decompresses at most the bytes of a chunk."""
 
         def __init__(self, inner: Any, most: int) -> None:
             self.inner, self.most = inner, most
+            self.is_fixed_size = inner.is_fixed_size
             self.name = str(inner.to_dict()["name"]).removeprefix("numcodecs.")
 
         def evolve_from_array_spec(self, array_spec: Any) -> Any:
@@ -121,16 +119,16 @@ def _bounded_v3(codecs: tuple[Any, ...], size: int) -> list[Any]:
 
 
 def _unpack(name: str, buffer: Any, most: int) -> bytes | None:
-    """Unpack a chunk here, where the codec's own decoder knows no limit; else check the size that it claims.
+    """Decompress a chunk if the codec's own decoder has no limit; else check the size that it claims.
 
     Returns:
-        What was packed, or None if the codec's own decoder may do it.
+        The decompressed bytes, or None if the codec's own decoder may be used.
 
     Raises:
-        ValueError: it is more than ``most`` bytes.
+        ValueError: it decompresses to more than ``most`` bytes.
     """
     if name not in ("gzip", "zlib", "bz2", "lzma", "blosc", "lz4", "zstd"):
-        return None  # a checksum or a filter, which changes the size by no more than its kind of number
+        return None  # a checksum or a filter, which changes the size at most by the factor of its data types
     packed = memoryview(buffer).cast("B")
     claimed = 0
     unpacked = None
@@ -148,12 +146,12 @@ def _unpack(name: str, buffer: Any, most: int) -> bytes | None:
         claimed = _zstd_size(bytes(packed))
     found = claimed if unpacked is None else len(unpacked)
     if found > most:
-        raise ValueError(f"a chunk unpacks to more than the {most:,} bytes that its shape allows")
+        raise ValueError(f"a chunk decompresses to more than the {most:,} bytes that its shape allows")
     return unpacked
 
 
 def _inflate(packed: bytes, most: int) -> bytes:
-    """Unpack gzip of one or several members, or zlib."""
+    """Decompress gzip of one or several members, or zlib."""
     content = bytearray()
     while packed and len(content) < most:
         decompressor = zlib.decompressobj(wbits=47)
@@ -167,7 +165,7 @@ def _inflate(packed: bytes, most: int) -> bytes:
 
 
 def _zstd_size(packed: bytes) -> int:
-    """Return the most that Zstandard frames can unpack to, from their headers alone.
+    """Return the most bytes that Zstandard frames can decompress to, from their headers.
 
     Source: RFC 8878, section 3.1.1: a frame states its size, or consists of blocks of at most 128 KiB.
     """
@@ -186,6 +184,6 @@ def _zstd_size(packed: bytes) -> int:
             position += 3 + (1 if kind == 1 else size)
             blocks += 1
         position += 4 if descriptor >> 2 & 1 else 0
-        # A block of more than 128 KiB is against the format; its decoder refuses it.
+        # The format allows no block above 128 KiB; the decoder refuses it.
         total += stated if width else blocks * 2**17
     return total

@@ -1,1 +1,1 @@
-"""Writers: one file a format, each importing its library on first use."""
+"""Writers: one file per format, each importing its library on first use."""

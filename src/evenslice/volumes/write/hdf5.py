@@ -21,7 +21,7 @@ COMPRESSION = 4
 
 
 def write_hdf5(path: Path, image: Image, dataset: str) -> None:
-    """Write one dataset into a new file, its voxel size as the attribute ``element_size_um``, as ilastik and Fiji do."""
+    """Write one dataset into a new file, with its voxel size as the attribute ``element_size_um``, as in ilastik and Fiji."""
     chunks = chunk_shape(image.zyx, image.dtype.itemsize)
     lead = (1,) if image.stacked else ()
     with _Sink(path, "w+") as sink:
@@ -34,7 +34,7 @@ def write_hdf5(path: Path, image: Image, dataset: str) -> None:
                 compression="gzip",
                 compression_opts=COMPRESSION,
                 shuffle=True,
-                track_times=False,  # the same voxels make the same file
+                track_times=False,  # so that the same voxels make the same file
             )
             for number, axis in enumerate("czyx" if image.stacked else "zyx"):
                 array.dims[number].label = axis
@@ -47,21 +47,21 @@ def write_hdf5(path: Path, image: Image, dataset: str) -> None:
 
 
 class _Sink(io.FileIO):
-    """A file that notes why it cannot be written instead of failing.
+    """A file that records write errors instead of raising them.
 
-    The HDF5 library cannot let go of a file that it fails to write: it crashes later on. So it is told that all is well,
-    and ``check`` raises what was noted.
+    The HDF5 library cannot release a file that it fails to write, and crashes later. So writes seem to succeed, and
+    ``check`` raises the recorded error.
     """
 
     _failure: OSError | None = None
 
     def check(self) -> None:
-        """Raise the error that a write ran into, if one did."""
+        """Raise the recorded error, if any."""
         if self._failure is not None:
             raise self._failure
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write all bytes, or note why not."""
+        """Write all bytes, or record why not."""
         rest = memoryview(data).cast("B")
         length = len(rest)
         try:
@@ -72,7 +72,7 @@ class _Sink(io.FileIO):
         return length
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Set the length of the file, or note why it cannot be set."""
+        """Set the length of the file, or record why not."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -81,10 +81,10 @@ class _Sink(io.FileIO):
 
 
 def datasets_in(path: Path) -> list[str]:
-    """Return the paths of all datasets and links to elsewhere in a file.
+    """Return the paths of all datasets and of soft and external links in a file.
 
     Raises:
-        OutputError: the file is no HDF5 file.
+        OutputError: it is not an HDF5 file.
     """
     h5py = _h5py()
     found: list[str] = []
@@ -97,7 +97,7 @@ def datasets_in(path: Path) -> list[str]:
         with h5py.File(path, "r") as file:
             file.visititems_links(visit)
     except OSError:
-        raise OutputError(f"{path}: is not an HDF5 file, and is not replaced; choose another name") from None
+        raise OutputError(f"{path}: is not an HDF5 file and is not replaced; choose another name") from None
     return found
 
 

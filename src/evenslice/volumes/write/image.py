@@ -1,4 +1,4 @@
-"""What is written: the voxels of one volume or of several channels, slab by slab, with their place in space."""
+"""The image to write: the voxels of one volume or several channels, read slab by slab, and their position in space."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Image", "Tally", "chunk_shape", "cut", "sizes_in"]
 
 SLAB_BYTES = 2**26
-"""Bytes of the slices that are held at once, unless a single slice of all channels takes more."""
+"""Bytes of slices that are held in memory at once, unless a single slice of all channels takes more."""
 
 CHUNK_BYTES = 2**21
 DEEPEST_CHUNK = 32
@@ -31,19 +31,19 @@ class Tally:
     """Counts written voxels and reports them.
 
     Args:
-        total: how many there are to write.
-        report: is called with the number of voxels written, and of all, after each piece.
+        total: number of voxels to write.
+        report: called after each piece with the number of voxels written and in total.
     """
 
     def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
         self._done, self._total, self._report = 0, total, report
 
     def expect(self, voxels: int) -> None:
-        """Make the total larger: there is more to write than the voxels of the image."""
+        """Increase the total by voxels beyond those of the image."""
         self._total += voxels
 
     def add(self, voxels: int) -> None:
-        """Count voxels that are written."""
+        """Count written voxels."""
         self._done += voxels
         if self._report is not None:
             self._report(self._done, self._total)
@@ -51,17 +51,17 @@ class Tally:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """The voxels to write and what is known of them.
+    """The voxels to write and their metadata.
 
     Attributes:
-        channels: volumes of one shape, data type and place; one of them unless ``stacked``.
-        stacked: whether they lie along a channel axis of their own, which comes first.
-        labels: whether voxels are class numbers, between which there is nothing.
-        dtype: the data type to store, which holds every value of the volumes'.
+        channels: volumes of one shape and data type; a single one unless ``stacked``.
+        stacked: whether they form a leading channel axis.
+        labels: whether voxels are class numbers, which must not be averaged.
+        dtype: data type to store, which holds all values of the volumes.
         spacing: voxel size along z, y, x, or None if unknown.
         unit: unit of the spacing, or None if unknown.
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None.
-        tally: is told of every voxel written.
+        tally: counts the voxels written.
     """
 
     channels: tuple[Volume, ...]
@@ -97,7 +97,7 @@ class Image:
         """Read channel after channel in slabs of whole slices.
 
         Args:
-            multiple: the number of slices of a slab is a multiple of it, as far as there are slices.
+            multiple: the number of slices of each slab but the last is a multiple of it.
 
         Yields:
             The channel, the slices, and their voxels (z, y, x), C-contiguous, of the data type to store.
@@ -121,7 +121,7 @@ class Image:
             self.tally.add(voxels.size)
 
     def _slab_depth(self, multiple: int, channels: int) -> int:
-        """Return how many slices to read at once: whole chunks of the volumes, if those are not too large."""
+        """Return the number of slices to read at once: whole chunks of the volumes, unless these are too large."""
         itemsize = max(self.dtype.itemsize, self.channels[0].dtype.itemsize)
         most = max(1, SLAB_BYTES // (math.prod(self.zyx[1:]) * itemsize * channels))
         stored = max(channel.chunks[0] if channel.chunks else 1 for channel in self.channels)
@@ -131,7 +131,7 @@ class Image:
 
 
 def cut(length: int, step: int) -> list[slice]:
-    """Cut an axis into parts of ``step``, the last one of what is left.
+    """Divide an axis into parts of length ``step``; the last one may be shorter.
 
     Example:
         >>> cut(5, 2)
@@ -143,8 +143,8 @@ def cut(length: int, step: int) -> list[slice]:
 def chunk_shape(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int, int]:
     """Return the shape of chunks of about 2 MiB for an array (z, y, x).
 
-    They are flatter than cubes, for volumes are looked at and segmented slice by slice, and so much the flatter the
-    larger a slice is, so that a whole layer of chunks fits into a slab.
+    They are flatter than cubes because volumes are viewed and segmented slice by slice, and the flatter the larger a
+    slice is, so that a whole layer of chunks fits into a slab.
 
     Example:
         >>> chunk_shape((500, 1000, 1000), 1), chunk_shape((500, 8000, 8000), 1), chunk_shape((9, 50, 50), 4)
@@ -157,7 +157,7 @@ def chunk_shape(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int, i
 
 
 def sizes_in(sizes: Sequence[float], unit: Unit | None, target: Unit) -> tuple[float, ...]:
-    """Return lengths in another unit; an unknown one is taken for it.
+    """Convert lengths to another unit; lengths in an unknown unit are unchanged.
 
     Example:
         >>> sizes_in([50.0, 5.3], "nm", "mm"), sizes_in([1.5], None, "mm")

@@ -1,4 +1,4 @@
-"""A Zarr store that keeps metadata back until all chunks are written."""
+"""A Zarr store that holds back metadata until all chunks are written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["MetadataLast", "settle"]
 
 
 def settle() -> None:
-    """Wait for what Zarr still writes after one of several chunks has failed, so that it can be removed."""
+    """Wait for pending writes of Zarr after a chunk has failed, so that the result can be removed."""
     sync(_all_others())
 
 
@@ -26,7 +26,7 @@ async def _all_others() -> None:
 
 
 class MetadataLast(WrapperStore["Store"]):
-    """Passes chunks on and holds metadata in memory; ``release`` writes them, those of the root last.
+    """Passes chunks on and holds metadata in memory until ``release`` writes them, the root last.
 
     Args:
         store: the store to write to.
@@ -44,7 +44,7 @@ class MetadataLast(WrapperStore["Store"]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return what is held, or what is stored."""
+        """Return a held or stored value."""
         if key in self._held:
             return prototype.buffer.from_bytes(self._held[key].to_bytes())
         return await super().get(key, prototype, byte_range)
@@ -57,7 +57,7 @@ class MetadataLast(WrapperStore["Store"]):
             await super().set(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Do what ``set`` does, for a key that is neither held nor stored."""
+        """Set a key that is neither held nor stored."""
         if key not in self._held and not await self._store.exists(key):
             await self.set(key, value)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice.volumes.write.orientation import itk_placement
+from evenslice.volumes.write.placement import itk_placement
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,9 +35,9 @@ _DIGITS = 20
 
 
 def write_mha(path: Path, image: Image) -> None:
-    """Write one file, lengths in mm as ITK takes them.
+    """Write one file, with lengths in mm as ITK expects.
 
-    The header comes first and states the compressed size, which is known last: its digits are filled in at the end.
+    The header comes first and states the compressed size, whose digits are filled in at the end.
     """
     header = _header(image)
     compressor = zlib.compressobj(COMPRESSION)

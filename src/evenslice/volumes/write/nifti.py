@@ -1,4 +1,4 @@
-"""NIfTI files (``.nii``, ``.nii.gz``): x runs fastest; channels take the place of time, the fourth axis."""
+"""NIfTI files (``.nii``, ``.nii.gz``): x varies fastest; channels are the fourth axis, which is time in the format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from evenslice._core import needs_extra
 from evenslice.volumes.write.image import sizes_in
-from evenslice.volumes.write.orientation import affine_in
+from evenslice.volumes.write.placement import affine_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,13 +23,13 @@ __all__ = ["write_nifti"]
 
 COMPRESSION = 6
 
-# The three units of length that the format has a code for; the others go to the nearest smaller one.
+# The format has codes for three units of length; the others are converted to one of them.
 _UNITS: dict[Unit, Unit] = {"pm": "um", "angstrom": "um", "nm": "um", "cm": "mm", "inch": "mm"}
 _CODES: dict[Unit | None, str] = {"um": "micron", "mm": "mm", "m": "meter", None: "unknown"}
 
 
 def write_nifti(path: Path, image: Image) -> None:
-    """Write NIfTI-1, or NIfTI-2 where an axis is too long for that."""
+    """Write NIfTI-1, or NIfTI-2 if an axis is too long for NIfTI-1."""
     header = _header(image)
     with _opened(path) as file:
         file.write(header.binaryblock)
@@ -42,7 +42,7 @@ def write_nifti(path: Path, image: Image) -> None:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     with path.open("wb") as file:
         if path.name.lower().endswith(".gz"):
-            # The same voxels make the same file: neither the time nor the name of the staging file goes in.
+            # Neither time nor name of the staging file is stored, so that the same voxels make the same file.
             with gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) as stream:
                 yield cast(BinaryIO, stream)
         else:
@@ -70,7 +70,7 @@ def _header(image: Image) -> Any:
     header.set_sform(affine, code="aligned")
     header.set_qform(affine, code="aligned")
     if not np.allclose(header.get_qform(), affine, rtol=1e-4, atol=1e-4):
-        header.set_qform(None, code="unknown")  # a quaternion cannot say what is sheared
+        header.set_qform(None, code="unknown")  # a quaternion cannot represent shear
     if image.labels:
         header.set_intent("label")
     return header

@@ -1,4 +1,4 @@
-"""NumPy ``.npy`` files: voxels alone, (z, y, x) or (channel, z, y, x)."""
+"""NumPy ``.npy`` files: voxels only, (z, y, x) or (channel, z, y, x)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["write_npy"]
 
 
 def write_npy(path: Path, image: Image) -> None:
-    """Write the voxels; the format has no place for their spacing.
+    """Write the voxels; the format cannot store their spacing.
 
-    They are appended to the header rather than put into a memory map, for a full disk kills a process that writes to one.
+    They are appended to the header, not written to a memory map, because a full disk kills a process that does that.
     """
     header = {
         "descr": np.lib.format.dtype_to_descr(image.dtype),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice.volumes.write.orientation import itk_placement
+from evenslice.volumes.write.placement import itk_placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ _TYPES = {"float32": "float", "float64": "double"}
 
 
 def write_nrrd(path: Path, image: Image) -> None:
-    """Write one file, lengths in mm as ITK and Slicer take them."""
+    """Write one file, with lengths in mm as ITK and Slicer expect."""
     with path.open("wb") as file:
         file.write(_header(image))
         with gzip.GzipFile("", "wb", COMPRESSION, file, mtime=0) as stream:
@@ -32,7 +32,7 @@ def write_nrrd(path: Path, image: Image) -> None:
 
 
 def _header(image: Image) -> bytes:
-    """Word the header; see https://teem.sourceforge.net/nrrd/format.html."""
+    """Return the header; see https://teem.sourceforge.net/nrrd/format.html."""
     steps, origin = itk_placement(image)
     directions = [_vector(step) for step in steps]
     sizes, kinds = list(image.zyx[::-1]), ["domain"] * 3

@@ -1,4 +1,4 @@
-"""Resolution levels: which there are, and how a level is made of the one below it."""
+"""Resolution levels: their shapes, and how to make a level from the next finer one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Level:
 
     Attributes:
         shape: number of voxels along z, y, x.
-        factors: how many voxels of the finest level one of this level is long, along z, y, x.
-        steps: how many voxels of the level below one of this level is long, 1 or 2 along each axis.
+        factors: size of a voxel in voxels of the finest level, along z, y, x.
+        steps: size of a voxel in voxels of the next finer level, 1 or 2 along each axis.
     """
 
     shape: tuple[int, int, int]
@@ -32,14 +32,14 @@ class Level:
 
 
 def levels(shape: tuple[int, int, int], spacing: tuple[float, float, float] | None) -> list[Level]:
-    """Return the resolution levels of an image, the finest first, until a slice fits into a small picture.
+    """Return the resolution levels of an image, the finest first, until a slice is at most ``SMALLEST`` pixels wide and high.
 
-    Each level halves the axes along which voxels are less than twice as long as along the shortest, so that thick slices
-    are kept until the pixels are as large as they are thick.
+    Each level halves the axes along which voxels are less than twice as long as along the shortest, so that slices are
+    kept until pixels are as large as slices are thick.
 
     Args:
         shape: number of voxels along z, y, x.
-        spacing: voxel size along z, y, x; of an image that has none, all axes are halved.
+        spacing: voxel size along z, y, x; if None, all axes are halved.
 
     Example:
         >>> [level.shape for level in levels((100, 1000, 800), (50, 10, 10))]
@@ -52,7 +52,7 @@ def levels(shape: tuple[int, int, int], spacing: tuple[float, float, float] | No
         last = found[-1]
         sizes = [size * factor for size, factor in zip(spacing or (1, 1, 1), last.factors, strict=True)]
         steps = tuple(2 if size < 2 * min(sizes) else 1 for size in sizes)
-        # Where x and y are of very unequal size, an axis to be halved can be down to one voxel.
+        # If x and y differ greatly in size, an axis to be halved may already have one voxel.
         found.append(
             Level(
                 shape=_triple(-(-length // step) for length, step in zip(last.shape, steps, strict=True)),
@@ -69,10 +69,10 @@ def _triple(values: Any) -> tuple[int, int, int]:
 
 
 def halve(voxels: NDArray[Any], steps: tuple[int, int, int], *, labels: bool) -> NDArray[Any]:
-    """Make every box of ``steps`` voxels one.
+    """Reduce every box of ``steps`` voxels to one.
 
-    Labels become the most frequent of the box, of equally frequent ones the first, so that no new label appears;
-    intensities become the mean, of integers the nearest to it. A box that is cut by the far border counts what there is.
+    Labels become the most frequent label of the box, or the first of several, so that no new label appears; intensities
+    become the mean, rounded for integers. A box at the far border may contain fewer voxels.
 
     Args:
         voxels: (z, y, x).
@@ -87,7 +87,7 @@ def halve(voxels: NDArray[Any], steps: tuple[int, int, int], *, labels: bool) ->
         >>> halve(box, (1, 2, 2), labels=True).item(), halve(box, (1, 2, 2), labels=False).item()
         (3, 4)
     """
-    # An even number of voxels along each halved axis: repeating the last one leaves means and majorities as they are.
+    # Pad halved axes to an even length: repeating the last voxel does not change means and majorities.
     missing = [(0, -length % step) for length, step in zip(voxels.shape, steps, strict=True)]
     whole = np.pad(voxels, missing, mode="edge") if any(end for _, end in missing) else voxels
     corners = [
@@ -100,11 +100,11 @@ def halve(voxels: NDArray[Any], steps: tuple[int, int, int], *, labels: bool) ->
 
 
 def _mode(corners: list[NDArray[Any]]) -> NDArray[Any]:
-    """Return for each voxel the value that most corners have there; of equally many, that of the first corner."""
+    """Return for each voxel the value that most corners have, or the first of several."""
     best = corners[0].copy()
     most = np.zeros(best.shape, np.uint8)
     for number, corner in enumerate(corners):
-        # Where an earlier corner has the same value, it was counted there with all its voxels, and this is fewer.
+        # If an earlier corner has the same value, the complete count was made there and is larger.
         count = np.zeros(best.shape, np.uint8)
         for other in corners[number:]:
             count += corner == other
@@ -122,10 +122,10 @@ def _mean(corners: list[NDArray[Any]]) -> NDArray[Any]:
         wide = np.result_type(dtype, np.float32)
         mean = np.zeros(corners[0].shape, wide)
         for corner in corners:
-            # Divided first, so that the sum of large numbers does not overflow; division by 2, 4 or 8 is exact.
+            # Divide first, so that sums of large numbers do not overflow; division by 2, 4 or 8 is exact.
             mean += corner.astype(wide) / wide.type(count)
         return mean.astype(dtype)
-    # Quotients and remainders apart: nothing overflows in the data type itself, and no digit is lost.
+    # Sum quotients and remainders separately: exact, and without overflow in the data type itself.
     total, rest = np.zeros_like(corners[0]), np.zeros_like(corners[0])
     for corner in corners:
         total += corner // dtype.type(count)

@@ -1,13 +1,12 @@
-"""OME-Zarr in object storage, through fsspec. Nothing can be renamed there, so only what does not exist is written."""
+"""OME-Zarr in object storage, through fsspec. Nothing can be renamed there, so existing volumes are never replaced."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import EvensliceError, OutputError, needs_extra
+from evenslice._core import EvensliceError, OutputError, needs_extra, reason
 from evenslice.volumes.read.remote import s3_endpoint
-from evenslice.volumes.read.source import one_line
 from evenslice.volumes.write.zarr import write_zarr_store
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ __all__ = ["check_remote", "write_remote"]
 WRITABLE = ("s3",)
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    # Credentials and the endpoint come from where the AWS tools look for them, as for reading.
+    # Credentials and the endpoint come from where the AWS tools look for them, as in `read.remote`.
     "s3": {
         "config_kwargs": {
             "connect_timeout": 10,
@@ -32,17 +31,17 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def check_remote(url: str, label: str) -> None:
-    """Check that an address can be written to and that nothing is there.
+    """Check that an address can be written and does not exist.
 
     Raises:
-        OutputError: it is of a kind that cannot be written, something is there, or it cannot be reached.
-        MissingExtraError: a package that it takes is not installed.
+        OutputError: its protocol is not supported, it exists, or it cannot be reached.
+        MissingExtraError: a required package is not installed.
     """
     protocol = url.partition("://")[0]
     if protocol not in WRITABLE:
         known = ", ".join(f"{name}://" for name in WRITABLE)
         raise OutputError(
-            f"{label}: {protocol}:// addresses are not written to; name a folder, or start it with {known}"
+            f"{label}: cannot write to {protocol}:// addresses; name a folder, or start it with {known}"
         )
     with _reaching(label):
         system, root = _file_system(url)
@@ -50,12 +49,12 @@ def check_remote(url: str, label: str) -> None:
         there = system.exists(root)
     if there:
         raise OutputError(
-            f"{label}: exists, and what is remote cannot be replaced in one step; choose another name, or remove it first"
+            f"{label}: exists, and a remote volume cannot be replaced in one step; choose another name, or remove it first"
         )
 
 
 def write_remote(url: str, label: str, image: Image) -> None:
-    """Write an image to an address where nothing is; what a failure leaves behind there is removed.
+    """Write an image to an address that does not exist; after a failure, everything written is removed.
 
     Raises:
         OutputError: it cannot be written.
@@ -67,7 +66,7 @@ def write_remote(url: str, label: str, image: Image) -> None:
             write_zarr_store(FsspecStore.from_url(url, _options(url)), image, url.rpartition("/")[2])
         except BaseException:
             system, root = _file_system(url)
-            with suppress(Exception):  # most likely the reason is that of the failure itself
+            with suppress(Exception):  # most likely this fails for the same reason
                 system.invalidate_cache()
                 system.rm(root, recursive=True)
             raise
@@ -91,12 +90,12 @@ def _options(url: str) -> dict[str, Any]:
 
 @contextmanager
 def _reaching(label: str) -> Iterator[None]:
-    """Turn whatever the client of a storage service raises into one line."""
+    """Turn any exception of the storage client into an OutputError."""
     try:
         yield
     except EvensliceError:
         raise
     except Exception as error:
         raise OutputError(
-            f"{label}: cannot be written ({one_line(error)}); check the address, the credentials and the network"
+            f"{label}: cannot be written ({reason(error)}); check the address, the credentials and the network"
         ) from error

@@ -1,7 +1,7 @@
-"""TIFF files, zlib-compressed: ImageJ's dialect where it can hold the image, else OME-TIFF.
+"""TIFF files, zlib-compressed: in ImageJ's dialect if it can hold the image, else OME-TIFF.
 
-ImageJ holds uint8, uint16 and float32 in files of up to 4 GiB. OME-TIFF holds the rest, in BigTIFF where it has to be;
-only 64-bit integers, which it does not know either, go into a plain TIFF with the notes of tifffile.
+ImageJ's dialect holds uint8, uint16 and float32 in files of up to 4 GiB. OME-TIFF holds the rest, as BigTIFF if needed,
+except for 64-bit integers, which go into a plain TIFF with the metadata of tifffile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["write_tiff"]
 
 CLASSIC_BYTES = 2**32 - 2**25
-"""Bytes of voxels up to which a classic TIFF is sure to hold them, compressed or not, and its pages' tags."""
+"""Bytes of voxels that a classic TIFF can always hold with its tags, compressed or not."""
 
 _BIG_SUFFIXES = (".btf", ".tf8")
 _OME_SUFFIXES = (".ome.tif", ".ome.tiff")
@@ -37,7 +37,7 @@ _OME_UNITS: dict[Unit, str] = {"um": "µm", "angstrom": "Å", "inch": "in"}
 
 
 def write_tiff(path: Path, image: Image) -> None:
-    """Write one page a slice, of channels those of each slice after another, as ImageJ orders a hyperstack."""
+    """Write one page per slice, or per channel of each slice in turn, as in a hyperstack of ImageJ."""
     with needs_extra("volumes", "writing a TIFF volume"):
         import tifffile
     name = path.name.lower()
@@ -48,7 +48,7 @@ def write_tiff(path: Path, image: Image) -> None:
     z, y, x = image.zyx
     metadata: dict[str, Any] = {"axes": "ZCYX" if image.stacked else "ZYX"}
     pages = _pages(image)
-    # tifffile swallows what goes wrong when it closes a file of its own; this one is ours.
+    # tifffile suppresses errors when it closes a file that it opened, so we open it.
     with path.open("w+b") as file, tifffile.TiffWriter(file, bigtiff=big, imagej=imagej, ome=ome) as writer:
         writer.write(
             map(np.asarray, pages),  # not the generator itself, which the writer would close
@@ -56,15 +56,15 @@ def write_tiff(path: Path, image: Image) -> None:
             dtype=image.dtype,
             photometric="minisblack",
             compression="zlib",
-            metadata=metadata | (_ome_notes(image) if ome else _notes(image)),
+            metadata=metadata | (_ome_metadata(image) if ome else _metadata(image)),
             resolution=None if ome or image.spacing is None else (1 / image.spacing[2], 1 / image.spacing[1]),
             resolutionunit="NONE",
-            # Where this tag stands, every version of ImageJ goes from page to page; without it some take all
-            # slices to lie behind the first one, as they do in a file that is not compressed.
+            # Without this tag, some versions of ImageJ assume that all slices follow the first one, as in an
+            # uncompressed file; with it, all versions follow the chain of pages.
             extratags=[_ORIENTATION],
             buffersize=SLAB_BYTES,
         )
-        next(pages, None)  # the writer stops at the last page, which is counted only now
+        next(pages, None)  # the writer stops at the last page, which is only counted now
 
 
 def _pages(image: Image) -> Iterator[NDArray[Any]]:
@@ -73,17 +73,17 @@ def _pages(image: Image) -> Iterator[NDArray[Any]]:
             yield from voxels[:, z]
 
 
-def _notes(image: Image) -> dict[str, Any]:
-    """Return the distance of slices and the unit; the pixel size is in the resolution tags."""
+def _metadata(image: Image) -> dict[str, Any]:
+    """Return the distance of slices and its unit; the pixel size is in the resolution tags."""
     if image.spacing is None:
         return {}
     return {"spacing": image.spacing[0]} | ({} if image.unit is None else {"unit": image.unit})
 
 
-def _ome_notes(image: Image) -> dict[str, Any]:
-    """Return the voxel size; OME-XML takes what has no unit for micrometres, so one that is none is named.
+def _ome_metadata(image: Image) -> dict[str, Any]:
+    """Return the voxel size, with the unit "pixel" if unknown, because OME-XML assumes micrometres otherwise.
 
-    The identifier of the file is drawn here because tifffile's would hold the address of the machine.
+    The UUID of the file is generated here because that of tifffile would contain the network address of the machine.
     """
     identifier = {"UUID": str(uuid.uuid4())}
     if image.spacing is None:

@@ -1,12 +1,12 @@
-"""Writing volumes: labels, probabilities or intensities, in the format that the suffix names.
+"""Writing volumes: labels, probabilities or intensities, in the format of the suffix.
 
     write_volume(labels, "labels.ome.zarr", like=volume)
     write_channels(probabilities, "probabilities.nii.gz", like=volume)
 
 A volume is read and written slab by slab, so it may be larger than memory. A file or folder is written beside its final
-name and renamed at the end. ``formats.FORMATS`` is the table in which a new format takes its place:
+name and renamed at the end. ``write.formats.WRITE_FORMATS`` is the table of formats:
 
-| suffix | one volume | channels | kept beside the voxels |
+| suffix | one volume | channels | stored metadata |
 | --- | --- | --- | --- |
 | .tif .tiff .btf .tf8 | pages z (ImageJ; OME where needed) | pages z, then channel | spacing, unit |
 | .nii .nii.gz | (x, y, z) | (x, y, z, channel), read as axis t | spacing, unit, affine |
@@ -15,18 +15,23 @@ name and renamed at the end. ``formats.FORMATS`` is the table in which a new for
 | .mha .nrrd | (x, y, z) | components of each voxel | spacing in mm, affine |
 | .npy | (z, y, x) | (channel, z, y, x) | nothing |
 
-No value changes: truth values are stored as 0 and 1, and half precision as single, where a format lacks them.
+Values are stored without loss: where a format lacks them, booleans as 0 and 1, and half precision as single.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, staged_file, staged_tree, writing
+from evenslice._core import ConfigError, reporting_write_errors, staged_file, staged_tree
+from evenslice.volumes.write.destinations import (
+    Destination,
+    check_free,
+    check_inputs,
+    parse_destination,
+)
 from evenslice.volumes.write.formats import ZARR
 from evenslice.volumes.write.image import Image, Tally
 from evenslice.volumes.write.remote import write_remote
-from evenslice.volumes.write.targets import Target, check_free, check_inputs, find_target, is_remote
 
 if TYPE_CHECKING:
     import os
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["check_target", "is_remote", "write_channels", "write_volume"]
+__all__ = ["check_destination", "write_channels", "write_volume"]
 
 
 def write_volume(
@@ -49,18 +54,18 @@ def write_volume(
     """Write a volume.
 
     Args:
-        volume: what to write.
-        path: where; the suffix says the format. ``file.h5:/path`` names the dataset in an HDF5 file, which is
-            ``/labels`` or ``/volume`` by default; ``s3://`` addresses take OME-Zarr.
-        like: the volume whose spacing, unit and affine the result takes, as the segmented one; by default ``volume``.
-        labels: whether voxels are class numbers, which are never mixed; by default whole numbers are.
-        force: replace a volume that stands there; a file or folder that holds others too is never replaced.
-        progress: is called with the number of voxels written so far, and of all, resolution levels included.
+        volume: the volume.
+        path: the output; its suffix determines the format. ``file.h5:/path`` names the dataset in an HDF5 file, by
+            default ``/labels`` or ``/volume``; OME-Zarr can also be written to ``s3://`` addresses.
+        like: the volume from which to take spacing, unit and affine; by default ``volume``.
+        labels: whether voxels are class numbers, which are never averaged; by default true for integers.
+        force: replace an existing volume; a file or folder that contains anything else is never replaced.
+        progress: called with the number of voxels written so far and in total, including resolution levels.
 
     Raises:
         VolumeError: the volume cannot be read.
-        OutputError: the suffix is none that is written, something stands under that name and may not be replaced, it is
-            or touches a volume that is read, or it cannot be written; then nothing new stands there.
+        OutputError: the suffix is unknown, the output exists and may not be replaced, it overlaps an input, or it cannot
+            be written; then nothing is left there.
         ConfigError: ``like`` has another shape.
 
     Example:
@@ -85,19 +90,19 @@ def write_channels(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write volumes of one shape as the channels of one image, as the probabilities of classes.
+    """Write volumes of one shape as the channels of one image, such as class probabilities.
 
     Args:
-        channels: at least one; the first one's spacing, unit and affine are taken unless ``like`` is given.
-        path: where, as in ``write_volume``; the dataset in an HDF5 file is ``/volume`` by default.
-        like: the volume whose spacing, unit and affine the result takes.
-        force: replace a volume that stands there.
-        progress: is called with the number of voxels written so far, and of all.
+        channels: at least one volume.
+        path: the output, as in ``write_volume``; the dataset in an HDF5 file is ``/volume`` by default.
+        like: the volume from which to take spacing, unit and affine; by default the first channel.
+        force: replace an existing volume.
+        progress: called with the number of voxels written so far and in total.
 
     Raises:
         VolumeError: a volume cannot be read.
         OutputError: as for ``write_volume``.
-        ConfigError: there is no channel, they or ``like`` differ in shape, or the channels in data type.
+        ConfigError: there is no channel, shapes differ (including ``like``), or data types of channels differ.
 
     Example:
         >>> import tempfile
@@ -116,37 +121,37 @@ def write_channels(
         if (channel.shape, channel.dtype) != (first.shape, first.dtype):
             raise ConfigError(
                 f"{channel.path}: is {channel.shape} {channel.dtype} and the first channel {first.shape} {first.dtype}; "
-                "channels of one image are alike"
+                "channels of one image must be alike"
             )
     _write(tuple(channels), path, like=like, labels=False, force=force, progress=progress, stacked=True)
 
 
-def check_target(path: str | os.PathLike[str], *inputs: Volume, force: bool = False) -> None:
-    """Check before long work that its result can be written: all that ``write_volume`` refuses but a full disk.
+def check_destination(path: str | os.PathLike[str], *inputs: Volume, force: bool = False) -> None:
+    """Check whether an output can be written, before long work: raises as ``write_volume`` would, except for a full disk.
 
     Args:
-        path: where the result will go.
+        path: the output.
         inputs: the volumes that are read for it.
-        force: whether a volume that stands there will be replaced.
+        force: whether an existing volume will be replaced.
 
     Raises:
         OutputError: it cannot be written there.
-        MissingExtraError: a package that it takes is not installed.
+        MissingExtraError: a required package is not installed.
 
     Example:
-        >>> check_target("labels.tof")
+        >>> check_destination("labels.tof")
         Traceback (most recent call last):
         ...
-        evenslice.OutputError: labels.tof: the suffix '.tof' is none that evenslice writes; did you mean '.tif'? known: .tif, .tf8, .btf, .tiff, .hdf, … (13 in all)
+        evenslice.OutputError: labels.tof: cannot write '.tof' files; did you mean '.tif'? known: .tif, .tf8, .btf, .tiff, .hdf, … (13 in all)
     """
     _checked(path, inputs, force=force)
 
 
-def _checked(path: str | os.PathLike[str], inputs: Sequence[Volume], *, force: bool) -> Target:
-    target = find_target(path)
-    check_inputs(target, inputs)
-    check_free(target, force=force)
-    return target
+def _checked(path: str | os.PathLike[str], inputs: Sequence[Volume], *, force: bool) -> Destination:
+    destination = parse_destination(path)
+    check_inputs(destination, inputs)
+    check_free(destination, force=force)
+    return destination
 
 
 def _write(
@@ -163,10 +168,10 @@ def _write(
     if model.shape != channels[0].shape:
         raise ConfigError(
             f"{path}: its shape is {channels[0].shape} and that of {model.path} {model.shape}; "
-            "give the volume that it was made of"
+            "give the volume that it was made from"
         )
-    target = _checked(path, [*channels, model], force=force)
-    dtype = target.format.stored(channels[0].dtype)
+    destination = _checked(path, [*channels, model], force=force)
+    dtype = destination.format.stored(channels[0].dtype)
     image = Image(
         channels=channels,
         stacked=stacked,
@@ -177,14 +182,14 @@ def _write(
         affine=model.affine,
         tally=Tally(len(channels) * model.size, progress),
     )
-    if isinstance(target.location, str):
-        write_remote(target.location, target.label, image)
+    if isinstance(destination.location, str):
+        write_remote(destination.location, destination.label, image)
         return
-    dataset = target.dataset or ("/labels" if image.labels else "/volume")
-    with writing(target.label):
-        if target.format is ZARR:
-            with staged_tree(target.location, force=force) as beside:
-                target.format.write(beside, image, dataset)
+    dataset = destination.dataset or ("/labels" if image.labels else "/volume")
+    with reporting_write_errors(destination.label):
+        if destination.format is ZARR:
+            with staged_tree(destination.location, force=force) as beside:
+                destination.format.write(beside, image, dataset)
         else:
-            with staged_file(target.location, force=force) as beside:
-                target.format.write(beside, image, dataset)
+            with staged_file(destination.location, force=force) as beside:
+                destination.format.write(beside, image, dataset)

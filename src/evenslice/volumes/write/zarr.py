@@ -1,6 +1,6 @@
 """OME-Zarr images (version 0.5 in Zarr format 3), with resolution levels.
 
-The metadata go last, those of the group at the very end: what is unfinished does not open as a volume.
+Metadata is written last, that of the group at the very end: an unfinished image does not open as a volume.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def write_zarr_store(store: Store, image: Image, name: str) -> None:
     """Write the image into an empty Zarr store.
 
     Args:
-        store: where to write.
-        image: what to write.
-        name: the name that the metadata give the image.
+        store: the store.
+        image: the image.
+        name: name of the image in its metadata.
     """
     from evenslice.volumes.write.metadata_last import MetadataLast, settle
 
@@ -89,7 +89,7 @@ def _create(store: Store, name: str, level: Level, chunks: tuple[int, ...], imag
         shape=(*channels, *level.shape),
         chunks=(*(1 for _ in channels), *map(min, chunks, level.shape)),
         dtype=image.dtype,
-        # Blosc is a codec of the format's core, which plain zstd is not.
+        # Blosc is a core codec of the format; plain zstd is not.
         compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=image.dtype.itemsize),
         fill_value=0,
         dimension_names=_names(image),
@@ -97,13 +97,13 @@ def _create(store: Store, name: str, level: Level, chunks: tuple[int, ...], imag
 
 
 def _fill(array: Any, finer: Any, level: Level, image: Image) -> None:
-    """Make a level from the one below it, layer of chunks by layer of chunks."""
+    """Make a level from the next finer one, one layer of chunks at a time."""
     depth = array.chunks[-3]
     for channel in range(len(image.channels)):
         for part in cut(level.shape[0], depth):
             below = slice(part.start * level.steps[0], min(part.stop * level.steps[0], finer.shape[-3]))
             voxels = np.asarray(finer[_at(image, channel, below)])
-            # Slice by slice, which takes little memory beside the layer itself.
+            # One slice at a time, to take little memory beyond the layer itself.
             slices = [
                 halve(voxels[z], level.steps, labels=image.labels) for z in cut(len(voxels), level.steps[0])
             ]
@@ -120,7 +120,7 @@ def _names(image: Image) -> str:
 
 
 def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
-    """Word the metadata of the group; see https://ngff.openmicroscopy.org/0.5/."""
+    """Return the metadata of the group; see https://ngff.openmicroscopy.org/0.5/."""
     spacing = image.spacing or (1.0, 1.0, 1.0)
     unit = {} if image.unit is None else {"unit": _UNITS[image.unit]}
     space: list[dict[str, str]] = [{"name": axis, "type": "space", **unit} for axis in "zyx"]
@@ -130,7 +130,7 @@ def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
         scale = [size * factor for size, factor in zip(spacing, level.factors, strict=True)]
         transformations: list[dict[str, Any]] = [{"type": "scale", "scale": [*lead, *scale]}]
         if number:
-            # The centre of the first voxel lies in the middle of those of the finest level that it is made of.
+            # The first voxel is centred on the voxels of the finest level that it covers.
             shift = [size * (factor - 1) / 2 for size, factor in zip(spacing, level.factors, strict=True)]
             transformations.append({"type": "translation", "translation": [*(0.0 for _ in lead), *shift]})
         datasets.append({"path": str(number), "coordinateTransformations": transformations})

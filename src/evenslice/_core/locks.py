@@ -1,0 +1,57 @@
+"""Locks that tell a second process that a first one works on the same result; the system releases those of a killed one."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from evenslice._core.errors import OutputError
+from evenslice._core.staging import reporting_write_errors
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+__all__ = ["locked"]
+
+WAIT_SECONDS = 1.0  # for a process that is just ending
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
+    """Hold a lock file while the block runs; it is created if missing, with its folder, and removed at the end.
+
+    Args:
+        path: the lock file, which is used for nothing else.
+        busy: the message if another process holds it: what it works on, and what to do.
+
+    Raises:
+        OutputError: another process, or another thread of this one, holds it; or it cannot be created.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "lock"
+        >>> with locked(path, "out: another process writes it"), locked(path, "out: another process writes it"):
+        ...     pass
+        Traceback (most recent call last):
+        ...
+        evenslice.OutputError: out: another process writes it
+    """
+    path = Path(path)
+    with reporting_write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=WAIT_SECONDS, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OutputError(busy) from None
+    try:
+        yield
+    finally:
+        # Removed while it is held: filelock discards a lock on a file that has no name any more, so nobody is misled.
+        with suppress(OSError):  # Windows does not remove what is open
+            path.unlink()
+        lock.release()

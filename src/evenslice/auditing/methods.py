@@ -1,0 +1,165 @@
+"""Attribution methods, one function each; ``METHODS`` lists them by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from evenslice._core import ConfigError, ModelError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from evenslice.auditing.targets import Score
+
+__all__ = ["METHODS", "Attributed", "check_method"]
+
+SMOOTHGRAD_SAMPLES, SMOOTHGRAD_NOISE = 8, 0.1
+SHAP_SAMPLES, SHAP_GRAYS = 8, (0.0, 0.25, 0.5, 0.75, 1.0)
+INTEGRATION_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """An attribution and the output it explains.
+
+    Attributes:
+        attribution: (batch, slices, y, x) absolute attribution, float32, at least 0.
+        output: the network's logits, detached: (batch, classes, y, x), (batch, classes) or any other shape; int64 where
+            they are class numbers.
+    """
+
+    attribution: Tensor
+    output: Tensor
+
+
+def check_method(method: str) -> None:
+    """Raise ConfigError unless there is a method of this name."""
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}: {did_you_mean(method, METHODS)}")
+
+
+# Each method maps (score, windows) to the signed or absolute attribution and the output for the windows.
+
+
+def _gradient(score: Score, windows: Tensor) -> Attributed:
+    """Gradient of the score: Captum's Saliency (Simonyan et al., arXiv 1312.6034)."""
+    from captum.attr import Saliency
+
+    return _in_one_pass(score, windows, Saliency)
+
+
+def _input_x_gradient(score: Score, windows: Tensor) -> Attributed:
+    """Intensity times gradient: Captum's InputXGradient (Shrikumar et al., arXiv 1605.01713)."""
+    from captum.attr import InputXGradient
+
+    return _in_one_pass(score, windows, InputXGradient)
+
+
+def _integrated_gradients(score: Score, windows: Tensor) -> Attributed:
+    """Captum's IntegratedGradients from the window's mean gray (Sundararajan et al., arXiv 1703.01365)."""
+    from captum.attr import IntegratedGradients
+
+    options = {"n_steps": INTEGRATION_STEPS, "internal_batch_size": len(windows)}
+    return _in_many_passes(score, windows, IntegratedGradients, baselines=_mean_gray(windows), **options)
+
+
+def _smoothgrad(score: Score, windows: Tensor) -> Attributed:
+    """Mean absolute gradient under noise: Captum's NoiseTunnel over Saliency (Smilkov et al., arXiv 1706.03825)."""
+    from captum.attr import NoiseTunnel, Saliency
+
+    samples = {"nt_samples": SMOOTHGRAD_SAMPLES, "nt_samples_batch_size": 1, "stdevs": SMOOTHGRAD_NOISE}
+    return _in_many_passes(
+        score, windows, lambda forward: NoiseTunnel(Saliency(forward)), nt_type="smoothgrad", **samples
+    )
+
+
+def _gradient_shap(score: Score, windows: Tensor) -> Attributed:
+    """Captum's GradientShap over uniformly gray baselines (Lundberg and Lee, arXiv 1705.07874)."""
+    from captum.attr import GradientShap
+
+    grays = windows.new_tensor(SHAP_GRAYS).view(-1, 1, 1, 1).expand(-1, *windows.shape[1:])
+    return _in_many_passes(score, windows, GradientShap, baselines=grays, n_samples=SHAP_SAMPLES)
+
+
+@torch.no_grad()
+def _occlusion(score: Score, windows: Tensor) -> Attributed:
+    """Change of each output pixel's score when one slice is replaced by the window's mean gray.
+
+    After Zeiler and Fergus (arXiv 1311.2901). Captum's Occlusion explains one number for each window, in which increases
+    at some pixels and decreases at others cancel; here the change is kept for each output pixel.
+    """
+    output, classes = _run(score, windows)
+    whole, gray = score.map(output, classes), _mean_gray(windows)
+    changes = []
+    for k in range(windows.shape[1]):
+        occluded = windows.clone()
+        occluded[:, k] = gray[:, k]
+        change = (score.map(score.output(occluded), classes) - whole).abs()
+        changes.append(_over_plane(change, windows.shape[2:]))
+    return Attributed(torch.stack(changes, dim=1), output)
+
+
+METHODS: dict[str, Callable[[Score, Tensor], Attributed]] = {
+    "gradient": _gradient,
+    "input_x_gradient": _input_x_gradient,
+    "integrated_gradients": _integrated_gradients,
+    "smoothgrad": _smoothgrad,
+    "gradient_shap": _gradient_shap,
+    "occlusion": _occlusion,
+}
+
+
+def _in_one_pass(score: Score, windows: Tensor, captum_method: Callable[..., Any]) -> Attributed:
+    """Run a Captum method that calls the network once, and keep the output of that call."""
+    outputs: list[Tensor] = []
+
+    def forward(windows: Tensor) -> Tensor:
+        output = score.output(windows)
+        outputs.append(output.detach())
+        if not output.requires_grad:
+            raise ModelError(
+                "the network's output has no gradient with respect to its input (it returns classes instead of logits, or uses "
+                "no_grad); let it return logits, or use the method 'occlusion'"
+            )
+        return score.map(output, score.classes(outputs[-1])).flatten(1).sum(1)
+
+    attribution = captum_method(forward).attribute(windows.requires_grad_())
+    return Attributed(attribution, outputs[0])
+
+
+def _in_many_passes(
+    score: Score, windows: Tensor, captum_method: Callable[..., Any], **options: Any
+) -> Attributed:
+    """Run a Captum method that calls the network repeatedly, with the classes that it predicts for the windows."""
+    output, classes = _run(score, windows)
+    attribution = captum_method(score).attribute(
+        windows.requires_grad_(), additional_forward_args=(classes,), **options
+    )
+    return Attributed(attribution, output)
+
+
+@torch.no_grad()
+def _run(score: Score, windows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the output for the windows and the classes chosen from it, which stay fixed along a path or under noise."""
+    output = score.output(windows)
+    return output, score.classes(output)
+
+
+def _mean_gray(windows: Tensor) -> Tensor:
+    """Return each window's mean gray as a window, the same for all slices, so that it favours none."""
+    return windows.mean(dim=(1, 2, 3), keepdim=True).expand_as(windows)
+
+
+def _over_plane(change: Tensor, plane: torch.Size) -> Tensor:
+    """Map an output's change to the window's plane: a map is resized, anything else is summed and spread evenly."""
+    if change.ndim == 4:
+        change = change.sum(1)
+    if change.ndim == 3:
+        return nn.functional.interpolate(change[:, None], size=plane, mode="nearest")[:, 0]
+    return change.flatten(1).sum(1).view(-1, 1, 1).expand(-1, *plane) / plane.numel()

@@ -1,0 +1,48 @@
+"""Options of an audit that travel together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evenslice._core import ConfigError
+
+__all__ = ["Computing", "Sampling"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which windows an audit measures and when it stops; see ``audit`` for the meaning of each.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    tolerance: float
+    precision: float
+    max_windows: int | None
+    batch: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ConfigError(f"tolerance = {self.tolerance}: must lie between 0 and 1")
+        if not self.precision > 0:
+            raise ConfigError(f"precision = {self.precision}: must be above 0")
+        for name, value, least in (
+            ("max_windows", self.max_windows, 1),
+            ("seed", self.seed, 0),
+            ("batch", self.batch, 1),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"{name} = {value}: must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Where and how an audit computes; see ``audit`` for the meaning of each."""
+
+    device: str
+    dtype: str
+    workers: int | None
+    scheduler: str | None
+    progress: bool | None

@@ -1,0 +1,118 @@
+"""What an audit needs before it can start: volumes opened, a network ready to run, and defaults that depend on both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+from torch import nn
+
+from evenslice._core import ConfigError, VolumeError, check_sendable, option
+from evenslice.auditing.methods import check_method
+from evenslice.inference import BlackBox, ReadyNetwork
+from evenslice.networks import function_name, input_multiple, input_size
+from evenslice.volumes import Volume, fit_tile, open_volume
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from evenslice.auditing.batches import Network
+    from evenslice.auditing.options import Computing
+    from evenslice.neutralizing import Record
+
+    VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
+    Function: TypeAlias = Callable[[Any], Any]
+
+__all__ = [
+    "choose_method",
+    "choose_slices",
+    "choose_tile",
+    "make_ready",
+    "open_labels",
+    "open_volumes",
+]
+
+
+def make_ready(
+    model: nn.Module | Function, slices: int, *, outputs: Function | None, computing: Computing
+) -> Network:
+    """Return a network or function ready to run; raise ConfigError if it cannot be sent to the workers asked for."""
+    options: dict[str, Any] = {"device": computing.device, "dtype": computing.dtype, "outputs": outputs}
+    if isinstance(model, nn.Module):  # networks can be sent, as they can be copied
+        ready: Network = ReadyNetwork(model, slices=slices, **options)
+    else:
+        ready = BlackBox(model, **options)
+    if computing.workers is not None or computing.scheduler is not None:
+        if isinstance(ready, BlackBox):
+            check_sendable(ready.function, f"the function {ready.name}")
+        if outputs is not None:
+            check_sendable(outputs, option("outputs", function_name(outputs)))
+    return ready
+
+
+def choose_method(model: nn.Module | Function, method: str | None) -> str:
+    """Return the attribution method: as given, or the default for a network or for a function."""
+    network = isinstance(model, nn.Module)
+    method = method or ("gradient" if network else "occlusion")
+    check_method(method)
+    if not network and method != "occlusion":
+        raise ConfigError(
+            f"method {method!r}: needs gradients, which only a torch.nn.Module has; use the method 'occlusion'"
+        )
+    return method
+
+
+def choose_slices(model: nn.Module | Function, record: Record | None) -> int:
+    """Return the number of slices that ``neutralize`` recorded or a function states, else 3."""
+    if record is not None:
+        return record.slices
+    return (None if isinstance(model, nn.Module) else getattr(model, "slices", None)) or 3
+
+
+def open_volumes(volume: VolumeLike | Sequence[VolumeLike]) -> list[Volume]:
+    """Open one volume or several."""
+    items: Sequence[VolumeLike] = volume if isinstance(volume, list | tuple) else [cast("VolumeLike", volume)]
+    if not items:
+        raise ConfigError("no volume given; at least one is needed")
+    return [open_volume(item) for item in items]
+
+
+def open_labels(
+    labels: VolumeLike | Sequence[VolumeLike] | None, volumes: list[Volume]
+) -> list[Volume] | None:
+    """Open the label volumes, one for each volume.
+
+    Raises:
+        ConfigError: their number is not that of the volumes.
+        VolumeError: one cannot be read, is not of integers, or does not have the shape of its volume.
+    """
+    if labels is None:
+        return None
+    opened = open_volumes(labels)
+    if len(opened) != len(volumes):
+        raise ConfigError(
+            f"{len(opened)} label volumes for {len(volumes)} volumes; give one for each, in the same order"
+        )
+    for label, volume in zip(opened, volumes, strict=True):
+        if label.shape != volume.shape:
+            raise VolumeError(
+                f"{label.path}: labels of shape {label.shape} do not fit {volume.path} of shape {volume.shape}; "
+                "the two must be equal"
+            )
+        if not np.issubdtype(label.dtype, np.integer):
+            raise VolumeError(f"{label.path}: labels of type {label.dtype}; class numbers must be integers")
+    return opened
+
+
+def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:
+    """Return the tile (y, x) that a network or function insists on, or one that fits the smallest volume."""
+    network = model if isinstance(model, nn.Module) else None
+    fixed: tuple[int, int] | None = getattr(model, "tile", None) if network is None else input_size(network)
+    if fixed is not None:
+        return fixed
+    planes = [volume.shape[1:] for volume in volumes]
+    smallest = (min(plane[0] for plane in planes), min(plane[1] for plane in planes))
+    return fit_tile(smallest, multiple=32 if network is None else input_multiple(network))

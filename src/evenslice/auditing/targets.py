@@ -1,0 +1,178 @@
+"""Targets: which output of a network is explained, and the score it adds up to.
+
+Floating-point outputs of shape (batch, classes) and (batch, classes, y, x) have classes. Whole numbers of shape
+(batch,), (batch, 1), (batch, y, x) or (batch, 1, y, x) are class numbers, as a black box may return them: the score of
+a pixel is then 1 where it has the target's class, and 0 elsewhere. Any other output has no classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import nn
+
+from evenslice._core import ConfigError, ModelError, did_you_mean, option
+from evenslice.networks import detections, logits, predicted_classes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Score", "Target", "parse_target", "resolve_target"]
+
+Target = int | Literal["auto", "predicted", "labels", "sum"]
+"""The output that is explained at each output pixel.
+
+- "auto": "predicted" if the output has classes, "sum" otherwise.
+- "predicted": the class that the network predicts there (a single logit l stands for two classes, -l and l).
+- a number: that class.
+- "labels": the class in the label map.
+- "sum": the plain sum of all outputs, such as depths, features or detection scores.
+"""
+
+_NAMED_TARGETS: tuple[Literal["auto", "predicted", "labels", "sum"], ...] = (
+    "auto",
+    "predicted",
+    "labels",
+    "sum",
+)
+
+
+def parse_target(text: str) -> Target:
+    """Read a target from text: auto, predicted, labels, sum or a class number.
+
+    Example:
+        >>> parse_target("2"), parse_target("sum")
+        (2, 'sum')
+    """
+    if text.isdecimal():
+        return int(text)
+    for name in _NAMED_TARGETS:
+        if text == name:
+            return name
+    raise ConfigError(f"target {text!r}: {did_you_mean(text, _NAMED_TARGETS)}, or a class number")
+
+
+def resolve_target(target: Target, returned: Any) -> Target:
+    """Replace the target "auto" by what it stands for, and check any other against the output of a network.
+
+    Args:
+        target: as given by the user.
+        returned: what the network returned, before ``evenslice.networks.logits`` reduces it.
+
+    Raises:
+        ModelError: the target needs classes and the output has none.
+
+    Example:
+        >>> resolve_target("auto", torch.zeros(1, 2, 8, 8)), resolve_target("auto", torch.zeros(1, 8, 8))
+        ('predicted', 'sum')
+        >>> resolve_target("auto", [{"boxes": torch.zeros(1, 4), "scores": torch.ones(1)}])
+        'sum'
+    """
+    if detections(returned) is None:
+        output = _plain(logits(returned))
+        named, given = _has_classes(output), f"{tuple(output.shape)}"
+    else:
+        named, given = False, "detections, whose scores have no common classes"
+    if target == "auto":
+        return "predicted" if named else "sum"
+    if target != "sum" and not named:
+        raise _no_classes(target, given)
+    return target
+
+
+def _no_classes(target: Target, given: str) -> ModelError:
+    return ModelError(
+        f"target {target!r} needs logits of shape (batch, classes) or (batch, classes, y, x), but the network returns {given};"
+        " use the target 'sum'"
+    )
+
+
+def _has_classes(output: Tensor) -> bool:
+    return not output.is_floating_point() or output.ndim in (2, 4)
+
+
+def _plain(output: Tensor) -> Tensor:
+    """Return an output in float32, or in int64 where it holds class numbers: (batch,) or (batch, y, x)."""
+    if output.is_floating_point():
+        return output.float()
+    classes = output.squeeze(1) if output.ndim in (2, 4) and output.shape[1] == 1 else output
+    return classes.long() if classes.ndim in (1, 3) else output.float()
+
+
+@dataclass(frozen=True)
+class Score:
+    """The number that an attribution explains, as a function of the windows."""
+
+    module: nn.Module
+    target: Target
+    labels: Tensor | None
+
+    def output(self, windows: Tensor) -> Tensor:
+        """Return the output for windows, in float32, or in int64 where it holds class numbers."""
+        returned = self.module(windows)
+        output = _plain(logits(returned))
+        if output.ndim == 0 or len(output) != len(windows):
+            raise ModelError(
+                f"the network returns {tuple(output.shape)} for {len(windows)} windows; the first dimension must be the "
+                "batch"
+            )
+        if windows.requires_grad and not output.requires_grad and _detected_nothing(returned):
+            output = (
+                output + 0 * windows.sum()
+            )  # an image without detections has a score of 0 and a gradient of 0
+        return output
+
+    def __call__(self, windows: Tensor, classes: Tensor | None) -> Tensor:
+        """Return the score (batch,) of windows, for the classes chosen by ``classes``."""
+        return self.map(self.output(windows), classes).flatten(1).sum(1)
+
+    def map(self, output: Tensor, classes: Tensor | None) -> Tensor:
+        """Return the contribution of each output pixel: (batch, y, x), (batch, 1) or, without classes, the output."""
+        if classes is None:
+            return output.float().unsqueeze(-1) if output.ndim == 1 else output.float()
+        if not output.is_floating_point():
+            kept = (output == classes).float()
+            return kept.unsqueeze(1) if kept.ndim == 1 else kept
+        if output.shape[1] == 1:
+            output = torch.cat([-output, output], dim=1)
+        picked = output.gather(1, classes.unsqueeze(1)).squeeze(1)
+        return picked if output.ndim == 4 else picked.unsqueeze(1)
+
+    def classes(self, output: Tensor) -> Tensor | None:
+        """Return the class to explain at each pixel of an output, (batch, y, x) or (batch,); None for the plain sum."""
+        if self.target == "sum" or (self.target == "auto" and not _has_classes(output)):
+            return None
+        if not _has_classes(output):
+            raise _no_classes(self.target, f"{tuple(output.shape)}")
+        if self.target in ("auto", "predicted"):
+            return predicted_classes(output, dim=1)
+        count = max(output.shape[1], 2) if output.is_floating_point() else None
+        if self.target == "labels":
+            return _labels_for(output, self.labels, count)
+        number = cast("int", self.target)
+        if count is not None and number >= count:
+            raise ConfigError(f"target {number}: the network only has the classes 0 to {count - 1}")
+        return torch.full_like(predicted_classes(output, dim=1), number)
+
+
+def _detected_nothing(returned: Any) -> bool:
+    found = detections(returned)
+    return found is not None and not any(len(item["scores"]) for item in found)
+
+
+def _labels_for(output: Tensor, labels: Tensor | None, count: int | None) -> Tensor:
+    if labels is None:
+        raise ConfigError(f"target 'labels' needs label volumes; give them as {option('labels')}")
+    if output.ndim < 3:
+        raise ModelError(
+            f"target 'labels' needs an output for each pixel, but the network returns {tuple(output.shape)}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if count is not None and (low < 0 or high >= count):
+        raise ConfigError(
+            f"the labels hold values from {low} to {high}, but the network has the classes 0 to {count - 1}"
+        )
+    resized = nn.functional.interpolate(labels[:, None].float(), size=output.shape[-2:], mode="nearest")
+    return resized[:, 0].long()

@@ -1,0 +1,114 @@
+"""evenslice audit: measure how unequally a network treats its slices."""
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evenslice.cli import options
+from evenslice.cli.printing import command_line, quiet, show_audits
+
+
+@options.grouped
+def audit(
+    *,
+    network: options.Network,
+    step: options.Step = None,
+    strategy: Annotated[
+        list[str] | None,
+        options.network(
+            f"{options.STRATEGY_HELP}; repeat to compare several (default: pretrained).",
+            metavar="S",
+            autocompletion=lambda: options.STRATEGIES,
+        ),
+    ] = None,
+    volume: Annotated[
+        list[str],
+        options.volume(f"Volume to audit: {options.VOLUME_HELP}; repeat for several.", metavar="PATH"),
+    ],
+    labels: Annotated[
+        list[str] | None, options.volume("Class labels of each volume, for --target labels.", metavar="PATH")
+    ] = None,
+    opening: options.Opening,
+    scaling: options.Scaling,
+    method: Annotated[
+        list[str] | None,
+        options.measurement(
+            f"Attribution method: {', '.join(options.METHODS)}; repeat to compare several (default: gradient, or "
+            "occlusion for onnx, the only one possible there).",
+            metavar="M",
+            autocompletion=lambda: options.METHODS,
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        options.measurement(
+            "What to explain: predicted (the predicted class), labels (the class in --labels), sum (of all outputs), a class "
+            "number, or auto (predicted if the output has classes, else sum).",
+            metavar="T",
+            autocompletion=lambda: options.TARGETS,
+        ),
+    ] = "auto",
+    outputs: Annotated[
+        str | None,
+        options.measurement(
+            "Function (package.module:function) that makes the tensor to explain from what the network returns (default: "
+            "take its logits).",
+            metavar="FUNCTION",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, options.measurement("Largest pair bias that counts as symmetric.", metavar="X")
+    ] = 0.05,
+    precision: Annotated[
+        float,
+        options.measurement("Stop when the 95 % interval of each pair bias is ± X or narrower.", metavar="X"),
+    ] = 0.01,
+    max_windows: Annotated[
+        int | None, options.measurement("Stop after this many windows.", metavar="N")
+    ] = None,
+    fail_on_bias: Annotated[
+        bool, options.measurement("Exit with status 1 if the verdict is biased.", "--fail-on-bias")
+    ] = False,
+    seed: options.Seed = 0,
+    computing: options.Computing,
+    out: Annotated[Path | None, options.output("Folder for results and report.", metavar="DIR")] = None,
+    output: options.Output,
+) -> None:
+    """Measure how unequally a network treats the slices of its windows, with confidence intervals."""
+    from evenslice._core import staged_folder
+    from evenslice.auditing import audit as measure, parse_target
+    from evenslice.cli.comparison import AUDITS, RENDERED, audit_strategies, write_results
+    from evenslice.networks import find_function
+
+    staged = nullcontext() if out is None else staged_folder(out, AUDITS + RENDERED, force=output.force)
+    with quiet(output.json), staged as folder:
+        audits = audit_strategies(
+            network,
+            partial(
+                measure,
+                volume=[opening.open(path) for path in volume],
+                labels=[opening.open(path) for path in labels] if labels else None,
+                target=parse_target(target),
+                outputs=None if outputs is None else find_function(outputs),
+                tolerance=tolerance,
+                precision=precision,
+                step=1 if step is None else step,
+                max_windows=max_windows,
+                seed=seed,
+                **asdict(scaling),
+                **asdict(computing),
+            ),
+            strategies=strategy or ["pretrained"],
+            methods=method or [None],
+            seed=seed,
+            command=command_line(),
+        )
+        if folder is not None:
+            write_results(audits, folder)
+    show_audits(audits, out, json=output.json)
+    if fail_on_bias and any(audit.verdict == "biased" for audit in audits):
+        raise typer.Exit(1)

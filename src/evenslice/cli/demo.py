@@ -1,0 +1,36 @@
+"""evenslice demo: the main job on real weights and real data."""
+
+from pathlib import Path
+from typing import Annotated
+
+from evenslice.cli import options
+from evenslice.cli.printing import command_line, show, show_audits
+
+
+@options.grouped
+def demo(
+    *,
+    seed: options.Seed = 0,
+    out: Annotated[Path, options.output("Folder for results and reports.", metavar="DIR")] = Path(
+        "evenslice-demo"
+    ),
+    output: options.Output,
+) -> None:
+    """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; works offline."""
+    from evenslice._core import staged_folder
+    from evenslice.cli.comparison import AUDITS, RENDERED, write_results
+    from evenslice.cli.demonstration import run_demo, train_demo
+    from evenslice.cli.tables import course_table
+
+    with staged_folder(out, AUDITS + RENDERED, force=output.force) as folder:
+        audits = list(run_demo(seed=seed, command=command_line()))
+        write_results(audits, folder)
+    if not output.json:
+        show_audits(audits, out, json=False)
+    trained = train_demo(out / "training", seed=seed, force=output.force)
+    show(
+        {"audits": [audit.to_dict() for audit in audits], "training": trained.summary},
+        course_table(trained.runs),
+        f"report: {out / 'training' / 'report.html'}",
+        json=output.json,
+    )

@@ -1,0 +1,24 @@
+"""evenslice info: describe a volume."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from evenslice.cli import options
+from evenslice.cli.printing import show
+
+
+@options.grouped
+def info(
+    *,
+    path: Annotated[str, typer.Argument(metavar="PATH", help=f"Volume: {options.VOLUME_HELP}.")],
+    opening: options.Opening,
+    json: options.Json = False,
+) -> None:
+    """Describe a volume: format, shape, spacing, orientation, size, intensities, classes."""
+    from evenslice.cli.tables import info_table
+    from evenslice.volumes import describe_volume
+
+    described = describe_volume(opening.open(path))
+    show(asdict(described), info_table(described), json=json)

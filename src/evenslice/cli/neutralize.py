@@ -1,0 +1,29 @@
+"""evenslice neutralize: make a pretrained network fair."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from evenslice.cli import options
+from evenslice.cli.printing import quiet, show
+
+
+@options.grouped
+def neutralize(
+    *,
+    network: options.Network,
+    strategy: Annotated[
+        str,
+        options.network(f"{options.STRATEGY_HELP}.", metavar="S", autocompletion=lambda: options.STRATEGIES),
+    ] = "uniform",
+    seed: options.Seed = 0,
+    out: Annotated[Path, options.output("File for the fair network (.safetensors).", metavar="FILE")],
+    output: options.Output,
+) -> None:
+    """Rewrite the first layer of a pretrained network so that it favours no slice; keep the rest."""
+    from evenslice.cli.tables import record_table
+    from evenslice.neutralizing import neutralize_file
+
+    with quiet(output.json):
+        record = neutralize_file(**asdict(network), out=out, strategy=strategy, seed=seed, force=output.force)
+    show(record.to_dict(), record_table(record, out), json=output.json)

@@ -1,0 +1,249 @@
+"""The options that several commands share, each written once, and the groups in which a command takes them.
+
+A group is a frozen dataclass whose fields are options. A command takes groups as arguments and is decorated with
+``grouped``; a new field is then an option of every command that takes the group.
+"""
+
+# Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import partial, wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from evenslice.volumes import Volume
+
+STRATEGIES = (
+    "pretrained", "uniform", "center", "profile", "mirror", "shuffle", "equalize", "mixer", "reinit", "random",
+)  # fmt: skip
+METHODS = (
+    "gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "gradient_shap", "occlusion",
+)  # fmt: skip
+TARGETS = ("auto", "predicted", "labels", "sum")
+TIES = ("mirror", "uniform")
+DTYPES = ("auto", "bfloat16", "float32")
+
+MODEL_HELP = (
+    "Network: smp:DECODER/ENCODER, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME (a hub name, a folder or a "
+    "model type), or package.module:function"
+)
+WEIGHTS_HELP = "Weights: imagenet, none (random), or a file (.safetensors, .pt, .pth, .ckpt)"
+STRATEGY_HELP = f"How colour kernels become slice kernels: {', '.join(STRATEGIES[1:])}, or pretrained (the network as built)"
+VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://)"
+
+
+def _option(panel: str, text: str, *names: str, metavar: str = "", **more: Any) -> Any:
+    """Return an option for a panel of the help; a flag needs its name, or Typer would add --no-NAME."""
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel, **more)
+
+
+network = partial(_option, "Network")
+volume = partial(_option, "Volume")
+measurement = partial(_option, "Measurement")
+computing = partial(_option, "Computing")
+output = partial(_option, "Output")
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of the groups among its arguments.
+
+    Raises:
+        ValueError: two groups, or a group and the command, have an option of the same name.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        parameters += _parameters(groups[name]) if name in groups else [parameter]
+
+    @wraps(command)
+    def call(**values: Any) -> None:
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**made, **values)
+
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _parameters(group: Any) -> list[Parameter]:
+    """Return a parameter for each field of a group, the required ones first, as the help shows them."""
+    hints = get_type_hints(group, include_extras=True)
+
+    def parameter(field: Field[Any]) -> Parameter:
+        default = Parameter.empty if field.default is MISSING else field.default
+        return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
+
+    return [
+        parameter(field) for field in sorted(fields(group), key=lambda field: field.default is not MISSING)
+    ]
+
+
+def parse_numbers(text: str) -> list[float]:
+    """Read one number, or several separated by commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text}: numbers are needed, such as 0.485,0.456,0.406") from None
+
+
+class AxisEntry(NamedTuple):
+    """One entry of an axis; a class of its own, since Typer takes no list of tuples."""
+
+    axis: str
+    place: int
+
+
+def parse_selection(text: str) -> AxisEntry:
+    """Read AXIS=INDEX."""
+    axis, _, index = text.partition("=")
+    if not axis or not index.isdecimal():
+        raise typer.BadParameter(f"{text}: an axis and a whole number are needed, such as t=0")
+    return AxisEntry(axis, int(index))
+
+
+def check_seed(seed: int) -> int:
+    """Return a seed that every random generator takes; a range that Typer knows would fill the help."""
+    if not 0 <= seed < 2**63:
+        raise typer.BadParameter(f"{seed} is not between 0 and 2**63 - 1")
+    return seed
+
+
+Classes = Annotated[int | None, network("Output classes (default: as in the weights, else 2).", metavar="N")]
+Step = Annotated[int | None, network("Distance between the slices of a window (default: 1).", metavar="N")]
+Seed = Annotated[int, computing("Random seed.", metavar="N", callback=check_seed)]
+Device = Annotated[
+    str,
+    computing(
+        "Device: auto, cpu, cuda, or one GPU of several such as cuda:1.",
+        metavar="DEVICE",
+        autocompletion=lambda: ("auto", "cpu", "cuda"),
+    ),
+]
+Json = Annotated[bool, output("Print the result as one JSON document.", "--json")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """The input of a network; fields are named as the arguments of ``load_network``."""
+
+    slices: Annotated[
+        int | None,
+        network("Slices in a window, an odd number (default: that of the network, usually 3).", metavar="N"),
+    ] = None
+    mean: Annotated[
+        Sequence[float] | None,
+        network(
+            "Input mean used in training, on the scale 0..1 (default: that of the pretrained weights). Give 0, and --std 1, "
+            "if inputs were only scaled to 0..1.",
+            metavar="M[,M,M]",
+            parser=parse_numbers,
+        ),
+    ] = None
+    std: Annotated[
+        Sequence[float] | None,
+        network(
+            "Input standard deviation used in training (default as for --mean).",
+            metavar="S[,S,S]",
+            parser=parse_numbers,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Input):
+    """A network; fields are named as the arguments of ``load_network``."""
+
+    spec: Annotated[str, network(f"{MODEL_HELP}; for audits also onnx.", "--model", metavar="SPEC")]
+    weights: Annotated[str, network(f"{WEIGHTS_HELP}; for onnx the .onnx file.", metavar="W")]
+    classes: Classes = None
+    tie: Annotated[
+        str | None,
+        network(
+            "Tie the kernels so that training keeps the symmetry: mirror or uniform.",
+            metavar="TIE",
+            autocompletion=lambda: TIES,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How to read the axes of a volume."""
+
+    axes: Annotated[
+        str | None, volume("Names of the file's axes as stored, such as xyz or tzyx.", metavar="AXES")
+    ] = None
+    select: Annotated[
+        list[AxisEntry] | None,
+        volume(
+            "Select one entry of an axis, such as t=0; repeat for further axes.",
+            metavar="AXIS=N",
+            parser=parse_selection,
+        ),
+    ] = None
+    level: Annotated[
+        int, volume("Resolution level of a multiscale volume; 0 is the finest.", metavar="N")
+    ] = 0
+
+    def open(self, path: str) -> "Volume":
+        """Open a volume with these options."""
+        from evenslice.volumes import open_volume
+
+        return open_volume(path, axes=self.axes, select=dict(self.select or ()), level=self.level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """How voxel values become inputs; fields are named as the arguments of ``audit`` and ``segment``."""
+
+    intensity: Annotated[
+        tuple[float, float] | None,
+        volume(
+            "Voxel values that are scaled to 0 and 1 (default: percentiles of the volume).",
+            metavar="LOW HIGH",
+        ),
+    ] = None
+    fill: Annotated[float | None, volume("Voxel value that replaces NaN and infinity.", metavar="X")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Which processes share the work."""
+
+    workers: Annotated[int | None, computing("Start this many local worker processes.", metavar="N")] = None
+    scheduler: Annotated[
+        str | None, computing("Use the workers of the Dask scheduler at this address.", metavar="ADDRESS")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing(Cluster):
+    """How a network runs; fields are named as the arguments of ``audit`` and ``segment``."""
+
+    device: Device = "auto"
+    dtype: Annotated[
+        str,
+        computing(f"Number format: {', '.join(DTYPES)}.", metavar="TYPE", autocompletion=lambda: DTYPES),
+    ] = "auto"
+    batch: Annotated[
+        int | None, computing("Windows in one pass (default: chosen for speed).", metavar="N")
+    ] = None
+    tile: Annotated[
+        tuple[int, int] | None,
+        computing("In-plane tile size in pixels (default: chosen to suit the network).", metavar="Y X"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What becomes of the result."""
+
+    force: Annotated[bool, output("Overwrite existing output.", "--force")] = False
+    json: Json = False

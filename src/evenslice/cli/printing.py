@@ -1,0 +1,70 @@
+"""What commands print on standard output: tables for people or one JSON document."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import nullcontext, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from evenslice.auditing import Audit, Survey
+
+__all__ = ["command_line", "quiet", "show", "show_audits", "show_study", "show_survey"]
+
+
+def command_line() -> str:
+    """Return the command line to note in results."""
+    return shlex.join(["evenslice", *sys.argv[1:]])
+
+
+def quiet(json: bool) -> AbstractContextManager[object]:
+    """Send what a network prints to standard error if standard output is to hold one JSON document."""
+    return redirect_stdout(sys.stderr) if json else nullcontext()
+
+
+def show(document: object, *items: RenderableType, json: bool) -> None:
+    """Print a result as a JSON document or, for people, as tables and lines."""
+    from rich.console import Console
+
+    from evenslice._core import json_text
+
+    if json:
+        typer.echo(json_text(document), nl=False)
+        return
+    for item in items:
+        Console().print(item)
+
+
+def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> None:
+    """Print audits: in JSON a list of them, or the only one."""
+    from evenslice.cli.tables import audit_table
+
+    documents = [audit.to_dict() for audit in audits]
+    show(documents[0] if len(documents) == 1 else documents, audit_table(audits), *_report(out), json=json)
+
+
+def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:
+    """Print a survey."""
+    from evenslice.cli.tables import survey_tables
+
+    show(survey.to_dict(), *survey_tables(survey), *_report(out), json=json)
+
+
+def show_study(summary: Mapping[str, Any], out: Path, *, json: bool) -> None:
+    """Print the summary of a study."""
+    from evenslice.cli.tables import study_tables
+
+    show(summary, *study_tables(summary), f"results: {out / 'results.csv'}", *_report(out), json=json)
+
+
+def _report(out: Path | None) -> list[str]:
+    return [] if out is None else [f"report: {out / 'report.html'}"]

@@ -1,0 +1,62 @@
+"""evenslice segment: segment a volume."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from evenslice.cli import options
+from evenslice.cli.printing import quiet, show
+
+
+@options.grouped
+def segment(
+    *,
+    run: Annotated[
+        Path | None, options.network("Folder of a finished run of evenslice train.", metavar="RUN")
+    ] = None,
+    model: Annotated[
+        str | None, options.network(f"{options.MODEL_HELP}; instead of --run.", metavar="SPEC")
+    ] = None,
+    weights: Annotated[str | None, options.network(f"{options.WEIGHTS_HELP}.", metavar="W")] = None,
+    inputs: options.Input,
+    classes: options.Classes = None,
+    step: options.Step = None,
+    volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
+    opening: options.Opening,
+    scaling: options.Scaling,
+    computing: options.Computing,
+    out: Annotated[
+        str,
+        options.output(
+            "File for the labels: .tif, .nii.gz, .ome.zarr (also on s3://), .h5:/path, .mha, .nrrd or .npy.",
+            metavar="PATH",
+        ),
+    ],
+    probabilities: Annotated[
+        bool, options.output("Write class probabilities instead of labels.", "--probabilities")
+    ] = False,
+    scratch: Annotated[
+        Path | None, options.output("Folder for unfinished work (default: beside --out).", metavar="DIR")
+    ] = None,
+    output: options.Output,
+) -> None:
+    """Segment a volume of any size; an interrupted run resumes when the command is repeated."""
+    from evenslice.cli.tables import info_table
+    from evenslice.training import load_segmenter
+    from evenslice.volumes import describe_volume
+
+    opened = opening.open(volume)
+    with quiet(output.json):
+        segmenter = load_segmenter(
+            run, model, weights, step=step, classes=classes, **asdict(inputs), **asdict(scaling)
+        )
+        written = segmenter.segment(
+            opened,
+            out,
+            probabilities=probabilities,
+            scratch=scratch,
+            force=output.force,
+            **asdict(computing),
+        )
+    described = describe_volume(written)
+    show(asdict(described), info_table(described), json=output.json)

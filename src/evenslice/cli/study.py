@@ -1,0 +1,37 @@
+"""evenslice study: compare strategies by training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evenslice.cli import options
+from evenslice.cli.printing import show_study
+
+
+@options.grouped
+def study(
+    *,
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG.yaml", help="Strategies, networks, data sets and seeds to combine."),
+    ],
+    cluster: options.Cluster,
+    out: Annotated[Path, options.output("Folder for runs, results and report.", metavar="DIR")],
+    json: options.Json = False,
+) -> None:
+    """Compare strategies on your data: train, test and audit each; skip runs that are finished."""
+    from evenslice._core import load_config
+    from evenslice.cli.tables import run_line
+    from evenslice.studying import StudyConfig, study as run_study
+
+    summary = run_study(
+        load_config(config, StudyConfig),
+        out,
+        workers=cluster.workers,
+        scheduler=cluster.scheduler,
+        on_finished=lambda *progress: typer.echo(run_line(*progress), err=True),
+    )
+    show_study(summary, out, json=json)
+    if summary["failed"]:
+        raise typer.Exit(1)

@@ -1,0 +1,59 @@
+"""evenslice survey: compare networks."""
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evenslice.cli import options
+from evenslice.cli.printing import command_line, quiet, show_survey
+
+
+@options.grouped
+def survey(
+    *,
+    specs: Annotated[
+        list[str],
+        typer.Argument(metavar="SPEC...", help="Networks, as --model of evenslice audit takes them."),
+    ],
+    weights: Annotated[
+        str,
+        options.network(
+            "Weights of all networks: imagenet, none (random), or, for one network, a file.", metavar="W"
+        ),
+    ] = "imagenet",
+    inputs: options.Input,
+    volume: Annotated[
+        str | None,
+        options.volume(f"Volume: {options.VOLUME_HELP} (default: an MRI template).", metavar="PATH"),
+    ] = None,
+    windows: Annotated[int, options.measurement("Windows to measure per network.", metavar="N")] = 32,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    out: Annotated[
+        Path | None, options.output("Folder for survey.json, survey.csv and the report.", metavar="DIR")
+    ] = None,
+    output: options.Output,
+) -> None:
+    """Compare networks: how their first layers weigh colours, and how that biases them towards slices."""
+    from evenslice._core import staged_folder
+    from evenslice.auditing import survey as compare_networks
+    from evenslice.results import SURVEY_FILES
+
+    staged = nullcontext() if out is None else staged_folder(out, SURVEY_FILES, force=output.force)
+    with quiet(output.json), staged as folder:
+        found = compare_networks(
+            specs,
+            weights=weights,
+            volume=volume,
+            windows=windows,
+            seed=seed,
+            device=device,
+            command=command_line(),
+            **asdict(inputs),
+        )
+        if folder is not None:
+            found.write(folder)
+    show_survey(found, out, json=output.json)

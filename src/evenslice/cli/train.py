@@ -1,0 +1,50 @@
+"""evenslice train: train a segmentation network."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evenslice.cli import options
+from evenslice.cli.printing import command_line, show
+
+
+@options.grouped
+def train(
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG.yaml", help="What to train, on which data, and how.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        options.output("Folder for the run: log, checkpoints, network, scores.", metavar="RUN"),
+    ] = None,
+    resume: Annotated[bool, options.output("Resume the run in the folder.", "--resume")] = False,
+    print_config: Annotated[
+        bool,
+        options.output("Print the configuration with all options and exit.", "--print-config"),
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Train a segmentation network on slice windows and test it."""
+    from evenslice._core import load_config, to_yaml
+    from evenslice.training import TrainConfig, default_yaml
+
+    if print_config:
+        text = default_yaml() if config is None else to_yaml(load_config(config, TrainConfig))
+        typer.echo(text, nl=False)
+        return
+    if config is None or out is None:
+        raise typer.BadParameter(
+            "CONFIG.yaml and --out are required; evenslice train --print-config prints a configuration to start from"
+        )
+    settings = load_config(config, TrainConfig)
+    from evenslice.cli.tables import run_table
+    from evenslice.training import train as run_training
+
+    result = run_training(settings, out, resume=resume, command=command_line())
+    if result:  # of several processes, only the first has one
+        show(result, run_table(result, out), json=json)

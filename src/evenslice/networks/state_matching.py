@@ -1,0 +1,263 @@
+"""State dicts matched to networks, never by guesswork.
+
+The tensors must fit the network one by one. What may differ is named here and reported to the caller: a common prefix
+(``model.``, ``module.``, ...) is stripped when that makes the rest fit; a state dict of a backbone alone fills the
+backbone; and what stays random or unused is listed by name. No tensor is dropped because of its shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evenslice._core import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    State = Mapping[str, Tensor]
+
+__all__ = ["Filled", "State", "differing_sizes", "fill_network", "without_head"]
+
+# What wrappers put before every key of a state dict.
+PREFIXES = ("model.", "module.", "net.", "_orig_mod.")
+# Where segmentation networks keep a backbone: the whole network, smp, smp with timm, timm's feature getter, torchvision.
+BACKBONES = ("encoder.", "encoder.model.", "encoder.model.model.", "backbone.")
+# What may stay random if the state dict is of the backbone alone.
+HEADS = frozenset(
+    {"classifier", "decoder", "fc", "fc_norm", "head", "head_dist", "heads", "pre_logits"}
+    | {"aux_classifier", "auxiliary_head", "classification_head", "decode_head", "neck", "segmentation_head"}
+)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """How a state dict went into a network.
+
+    Attributes:
+        random: top-level parts of the network that the state dict does not hold.
+        unused: top-level parts of the state dict that the network does not have.
+    """
+
+    random: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+def fill_network(model: nn.Module, state: State, *, source: str, target: str) -> Filled:
+    """Load a state dict into a network, in place.
+
+    Tried in this order: the state dict is the network's; it is, after stripping a common prefix; it lacks the head alone; it
+    is that of the backbone of a segmentation network (and may have more parts than the network uses). The tensors take the
+    network's dtype.
+
+    Args:
+        model: the network.
+        state: the tensors.
+        source: where they come from, for messages.
+        target: what the network is, for messages.
+
+    Returns:
+        The parts that kept their values, and those that were not used.
+
+    Raises:
+        ModelError: a tensor is missing, unexpected or of another shape; the message names the first of each.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
+        >>> state = {"module.0.weight": torch.ones(8, 3, 3, 3), "module.0.bias": torch.ones(8)}
+        >>> fill_network(model, state, source="w", target="m")
+        Filled(random=(), unused=())
+        >>> bool((model[0].bias == 1).all())
+        True
+    """
+    network = model.state_dict()
+    views = list(_views(state, network))
+    for view in views:
+        if view.fits():
+            model.load_state_dict({**network, **view.tensors()})
+            return Filled(random=view.random(network), unused=view.unused())
+    closest = max(views, key=lambda view: len(view.common))
+    raise ModelError(f"{source} does not fit {target}: {closest.difference()}")
+
+
+def differing_sizes(state: State, network: State, *, inputs: int = 3) -> tuple[int | None, int | None]:
+    """Find the number of classes and of input channels by which a whole network's state dict differs from a network.
+
+    Args:
+        state: the tensors of a file.
+        network: the state dict of the network as built.
+        inputs: the number of input channels it was built for.
+
+    Returns:
+        The classes and the channels that would give the network the file's shapes; None for what agrees. Both are None if
+        the two differ in more than that.
+
+    Example:
+        >>> import torch
+        >>> network = {"stem.weight": torch.zeros(8, 3, 3, 3), "head.weight": torch.zeros(2, 8)}
+        >>> differing_sizes({"stem.weight": torch.zeros(8, 5, 3, 3), "head.weight": torch.zeros(4, 8)}, network)
+        (4, 5)
+    """
+    for view in _views(state, network):
+        if not view.part and not view.missing and not view.unexpected:
+            return _resized(view, inputs)
+    return None, None
+
+
+def _resized(view: _View, inputs: int) -> tuple[int | None, int | None]:
+    classes, channels = set(), set()
+    for key in view.reshaped:
+        have, want = tuple(view.state[key].shape), tuple(view.wanted[key].shape)
+        if have[1:] == want[1:]:
+            classes.add(have[0])
+        elif have[:1] + have[2:] == want[:1] + want[2:] and have[1] * inputs % want[1] == 0:
+            channels.add(have[1] * inputs // want[1])
+        else:
+            return None, None
+    if len(classes) > 1 or len(channels) > 1:
+        return None, None
+    return next(iter(classes), None), next(iter(channels), None)
+
+
+def without_head(state: State, network: State) -> State:
+    """Leave out the tensors that differ from a network's in their number of classes alone.
+
+    It is for weights known to include a head for other classes; the network keeps its own.
+
+    Example:
+        >>> import torch
+        >>> state = {"conv.weight": torch.zeros(8, 3, 3, 3), "fc.weight": torch.zeros(1000, 8)}
+        >>> list(without_head(state, {**state, "fc.weight": torch.zeros(2, 8)}))
+        ['conv.weight']
+    """
+    return {
+        key: value
+        for key, value in state.items()
+        if key not in network
+        or value.shape == network[key].shape
+        or value.shape[1:] != network[key].shape[1:]
+    }
+
+
+@dataclass(frozen=True)
+class _View:
+    """A state dict seen as one part of a network.
+
+    Attributes:
+        part: prefix of the part, ``""`` for the whole network.
+        wanted: the part's own tensors, by their key within it.
+        state: the tensors offered, by their key within the part.
+        outside: top-level parts of the state dict beside a stripped prefix.
+    """
+
+    part: str
+    wanted: State
+    state: State
+    outside: tuple[str, ...]
+
+    @property
+    def common(self) -> list[str]:
+        return [key for key in self.wanted if key in self.state]
+
+    @property
+    def missing(self) -> list[str]:
+        # Old checkpoints lack this count, and inference does not use it.
+        return [
+            key for key in self.wanted if key not in self.state and not key.endswith("num_batches_tracked")
+        ]
+
+    @property
+    def unexpected(self) -> list[str]:
+        return [key for key in self.state if key not in self.wanted]
+
+    @property
+    def reshaped(self) -> list[str]:
+        return [key for key in self.common if self.state[key].shape != self.wanted[key].shape]
+
+    def fits(self) -> bool:
+        if not self.common or self.reshaped:
+            return False
+        if not self.part:
+            filled = _tops(self.common)
+            # A head other than the file's stays random, and the file's is unused.
+            return _tops(self.missing) <= HEADS - filled and _tops(self.unexpected) <= HEADS - _tops(
+                self.wanted
+            )
+        # Additional whole parts are the head of a classifier; more within a shared part is another, deeper backbone.
+        surplus = _tops(self.unexpected) | _tops(map(_flat, self.unexpected))
+        return not self.missing and not surplus & _tops(self.wanted)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {self.part + key: self.state[key] for key in self.common}
+
+    def random(self, network: State) -> tuple[str, ...]:
+        filled = _tops(self.tensors())
+        return tuple(dict.fromkeys(top for top in map(_top, network) if top not in filled))
+
+    def unused(self) -> tuple[str, ...]:
+        return tuple(sorted({*_tops(self.unexpected), *self.outside}))
+
+    def difference(self) -> str:
+        """Say in one line how the state dict and this part of the network differ."""
+        found = [
+            f"{_count(keys)} {what} ({_shown(self.part + keys[0])}{', …' if len(keys) > 1 else ''})"
+            for what, keys in (("missing", self.missing), ("unexpected", self.unexpected))
+            if keys
+        ]
+        if keys := self.reshaped:
+            have, want = tuple(self.state[keys[0]].shape), tuple(self.wanted[keys[0]].shape)
+            found.append(
+                f"{_count(keys)} of another shape ({_shown(self.part + keys[0])} is {have}, not {want})"
+            )
+        return ", ".join(found)
+
+
+def _shown(key: str) -> str:
+    """Shorten a key, which may come from anywhere, to one short line."""
+    key = key if key.isprintable() else repr(key)
+    return key if len(key) <= 100 else f"{key[:100]}…"
+
+
+def _count(keys: Sequence[str]) -> str:
+    return f"{len(keys)} key{'s' if len(keys) > 1 else ''}"
+
+
+def _views(state: State, network: State) -> Iterator[_View]:
+    """Yield every way to see a state dict as a part of a network, the simplest first."""
+    for part in ("", *BACKBONES):
+        wanted = {key.removeprefix(part): value for key, value in network.items() if key.startswith(part)}
+        if wanted:
+            for kept, outside in _stripped(state):
+                named = kept if not part else {_name(key, wanted): value for key, value in kept.items()}
+                yield _View(part, wanted, named, outside)
+
+
+def _stripped(state: State, depth: int = 3) -> Iterator[tuple[State, tuple[str, ...]]]:
+    """Yield a state dict as it is and without the prefixes of wrappers, and the parts beside the prefix."""
+    yield state, ()
+    for prefix in PREFIXES if depth else ():
+        inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if inner:
+            beside = _tops(key for key in state if not key.startswith(prefix))
+            for kept, outside in _stripped(inner, depth - 1):
+                yield kept, (*beside, *outside)
+
+
+def _name(key: str, wanted: State) -> str:
+    """Return the name a key has among the wanted: timm's feature extractors use ``stages_0`` for ``stages.0``."""
+    return key if key in wanted or _flat(key) not in wanted else _flat(key)
+
+
+def _flat(key: str) -> str:
+    return key.replace(".", "_", 1)
+
+
+def _top(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _tops(keys: Iterable[str]) -> set[str]:
+    return set(map(_top, keys))

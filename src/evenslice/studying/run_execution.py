@@ -1,0 +1,145 @@
+"""Execute one run of a study: train a network, test it, audit it, and record the outcome."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import EvensliceError, staged_file
+from evenslice.auditing import audit
+from evenslice.inference import ReadyNetwork, predict
+from evenslice.networks import predicted_classes
+from evenslice.neutralizing import load_network
+from evenslice.results import EXAMPLE_SIZE, saliency_percentiles, save_audits
+from evenslice.studying.outcome import RunOutcome
+from evenslice.training import RunFolder, TrainConfig, open_data, train
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from evenslice.results import AuditResult
+    from evenslice.studying.runs import Run
+    from evenslice.volumes import LabelledVolume
+
+__all__ = ["execute", "record_failure"]
+
+ESTIMATES = ("directional_bias", "asymmetry", "imbalance", "mirror_error", "mirror_disagreement")
+
+
+def execute(run: Run, base: Path, progress: bool | None = False) -> RunOutcome:
+    """Train, test and audit one run, resuming it if it was interrupted, and write its outcome.
+
+    Args:
+        run: the run.
+        base: the folder that holds the folders of runs.
+        progress: show progress bars on standard error; with None, if that is a terminal.
+    """
+    try:
+        results = _results(run, run.folder(base), progress)
+        return _save(run, base, status="done", error=None, **results)
+    except Exception as error:  # noqa: BLE001  # a failed run must not stop the others
+        return record_failure(run, base, error)
+
+
+def record_failure(run: Run, base: Path, error: Exception) -> RunOutcome:
+    """Write the outcome of a run that failed."""
+    text = " ".join(str(error).split())
+    return _save(
+        run,
+        base,
+        status="failed",
+        error=text if isinstance(error, EvensliceError) else f"{type(error).__name__}: {text}",
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def _save(run: Run, base: Path, **fields: Any) -> RunOutcome:
+    outcome = RunOutcome(**run.labels, key=run.key, audit=run.audit.model_dump(mode="json"), **fields)
+    return outcome.save(run.folder(base) / "run.json")
+
+
+def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
+    """Train, test and audit a network, and return the fields of its outcome."""
+    config, files = run.config, RunFolder(folder)
+    result = train(config, folder, resume=True, progress=progress)
+    tested = open_data(config.data, config.model, seed=config.seed).test
+    network = load_network(config.model.spec, str(files.network)).model
+    found = _audit(network, tested, run, progress)
+    save_audits([found], folder)
+    _save_example(network, tested[0], config, folder / "example.npz")
+    shutil.rmtree(files.last.parent, ignore_errors=True)
+    parts = [part for split in result["data"].values() for part in split]
+    return {
+        **_test_scores(result),
+        **_audit_results(found),
+        "steps": result["steps"],
+        "seconds": result["seconds"],
+        "data": sorted({part[kind] for part in parts for kind in ("image", "labels")}),
+    }
+
+
+def _test_scores(result: Mapping[str, Any]) -> dict[str, Any]:
+    information = result["variation_of_information"].values()
+    return {
+        **{name: result[name]["mean"] for name in ("dice", "iou", "hd95", "surface_dice")},
+        "adapted_rand_error": result["adapted_rand_error"],
+        "variation_of_information": None if None in information else sum(information),
+    }
+
+
+def _audit_results(found: AuditResult) -> dict[str, Any]:
+    statistics = found.statistics
+    return {
+        "verdict": found.verdict,
+        "shares": [share.estimate for share in statistics.shares],
+        "absolute_bias": abs(statistics.directional_bias.estimate),
+        **{name: getattr(statistics, name).estimate for name in ESTIMATES},
+        "saliency": saliency_percentiles(found.examples.saliency),
+        "windows": len(found.measurements.volume),
+    }
+
+
+def _audit(
+    network: nn.Module, parts: Sequence[LabelledVolume], run: Run, progress: bool | None
+) -> AuditResult:
+    found = audit(
+        network,
+        [part.volume for part in parts],
+        step=run.config.model.step,
+        scalings=[part.scaling for part in parts],
+        seed=run.seed,
+        device=run.config.training.device,
+        progress=progress,
+        **run.audit.model_dump(),
+    )
+    return found.renamed(run.arm)
+
+
+def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig, path: Path) -> None:
+    """Write the centre of the slice with the most foreground: the image, its classes and the predicted classes."""
+    z = max(range(len(part.labels)), key=lambda z: np.count_nonzero(part.labels[z]))
+    model = config.model
+    ready = ReadyNetwork(
+        network, slices=model.slices, device=config.training.device, dtype=config.training.dtype
+    )
+    _, output = next(
+        predict(ready, part.volume, scaling=part.scaling, slices=model.slices, step=model.step, centres=[z])
+    )
+    height, width = part.volume.shape[1:]
+    centre = tuple(
+        slice(max(0, (length - EXAMPLE_SIZE) // 2), (length + EXAMPLE_SIZE) // 2)
+        for length in (height, width)
+    )
+    with staged_file(path, force=True) as beside:
+        np.savez_compressed(
+            beside,
+            image=np.rint(part.scaling(part.volume[z]) * 255).astype(np.uint8)[centre],
+            labels=part.labels[z].astype(np.uint8)[centre],
+            predicted=predicted_classes(output, dim=0).cpu().numpy().astype(np.uint8)[centre],
+        )

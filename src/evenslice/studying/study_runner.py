@@ -1,0 +1,184 @@
+"""Run studies: train, test and audit every arm with every architecture, data set and seed.
+
+    summary = study(load_config("study.yaml", StudyConfig), "results")
+
+A run is identified by a hash of everything that its outcome depends on. At the end its folder in ``runs`` gets the file
+``run.json``, after which it is never repeated. When a study is started again, interrupted runs resume from their last
+checkpoint and failed runs are retried: a study may be stopped at any time, and extended by arms, data sets or seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evenslice._core import (
+    ConfigError,
+    VolumeError,
+    json_text,
+    map_as_finished,
+    open_cluster,
+    staged_file,
+    to_yaml,
+)
+from evenslice.report import need_report_extra, write_study_report
+from evenslice.results import (
+    METRICS,
+    STUDY_FORMAT,
+    load_study,
+    summarize_runs,
+)
+from evenslice.studying.run_execution import execute, record_failure
+from evenslice.studying.runs import LABELS, plan_runs
+from evenslice.training import ModelConfig, fingerprints, open_data
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from evenslice.results import StudySummary
+    from evenslice.studying.config import StudyConfig, StudyData
+    from evenslice.studying.outcome import RunOutcome
+    from evenslice.studying.runs import Run
+
+__all__ = ["study", "write_results"]
+
+
+def study(
+    config: StudyConfig,
+    out: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    on_finished: Callable[[RunOutcome, int, int], None] | None = None,
+) -> StudySummary:
+    """Perform the unfinished runs of a study, and write the results of all runs.
+
+    The folder gets ``config.yaml``, ``results.csv``, ``summary.json`` and, in ``runs``, a folder for each run: the files
+    of ``train`` without checkpoints, ``audit.json`` with ``audit.npz``, ``example.npz`` (``image``, ``labels`` and
+    ``predicted`` (y, x) of a test slice) and ``run.json``. The results are updated after each run; at the end the
+    report is written, ``report.html`` with the folders ``figures`` and ``tables``, see ``write_study_report``.
+
+    Args:
+        config: the configuration of the study.
+        out: the folder. On a cluster, all workers must reach it and the data by the same paths.
+        workers: worker processes to start on this machine; by default everything runs in this process.
+        scheduler: address of a Dask scheduler whose workers to use instead.
+        on_finished: called after each run with its outcome, the number of runs that have finished or failed so far, and
+            the total number.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        ConfigError: the data do not fit the configuration, or differ from those of finished runs; two arms are equal; or
+            the scheduler does not answer. An error in a single run is recorded with it, and the others continue.
+        VolumeError: a data set cannot be used.
+        OutputError: the folder cannot be written.
+        MissingExtraError: a package is missing; those of the report are checked before the first run, too.
+    """
+    need_report_extra("the report of a study")
+    out = Path(out).absolute()
+    base = out / "runs"
+    runs = plan_runs(config)
+    outcomes = {run.key: found for run in runs if (found := run.outcome(base)) is not None}
+    waiting = [run for run in runs if run.key not in outcomes]
+    for data in config.datasets:  # report all errors in the data before the first run
+        if any(run.dataset == data.name for run in waiting):
+            open_data(data.data(), ModelConfig(slices=config.slices, step=config.step))
+        _check_unchanged(data, [run for run in runs if run.key in outcomes], outcomes, base)
+    with staged_file(out / "config.yaml", force=True) as beside:
+        beside.write_text(to_yaml(config), encoding="utf-8")
+    for run, outcome in _execute_all(waiting, base, workers, scheduler):
+        outcomes[run.key] = outcome
+        write_results(config, outcomes.values(), out)
+        if on_finished is not None:
+            on_finished(outcome, len(outcomes), len(runs))
+    summary = write_results(config, outcomes.values(), out)
+    write_study_report(load_study(out), out / "report.html")
+    return summary
+
+
+def _check_unchanged(
+    data: StudyData, runs: Iterable[Run], outcomes: Mapping[str, RunOutcome], base: Path
+) -> None:
+    """Check that the files of a data set are those of its finished runs."""
+    completed = [run for run in runs if run.dataset == data.name and outcomes[run.key].data is not None]
+    if not completed:
+        return
+    try:
+        now = sorted(fingerprints(data.data()))
+    except VolumeError:
+        return  # the files are gone, but the results on them remain valid
+    for run in completed:
+        if outcomes[run.key].data != now:
+            raise ConfigError(
+                f"datasets: {data.name!r}: its files are not those on which {run.folder(base)} was trained and tested; "
+                "restore them, or run the study in another folder"
+            )
+
+
+def _execute_all(
+    runs: Sequence[Run], base: Path, workers: int | None, scheduler: str | None
+) -> Iterator[tuple[Run, RunOutcome]]:
+    if not runs:
+        return
+    with open_cluster(workers, scheduler) as client:
+        for run, outcome in map_as_finished(
+            partial(execute, base=base, progress=None if client is None else False), runs, client
+        ):
+            if isinstance(outcome, Exception):  # the run killed several workers
+                yield run, record_failure(run, base, outcome)
+            else:
+                yield run, outcome
+
+
+def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path) -> StudySummary:
+    """Write the results of a study so far: ``results.csv`` and ``summary.json``.
+
+    Args:
+        config: the configuration of the study.
+        outcomes: those of all finished or failed runs.
+        out: the folder of the study.
+
+    Returns:
+        The content of ``summary.json``.
+    """
+    names = ([item.name for item in items] for items in (config.datasets, config.architectures, config.arms))
+    by_labels = {tuple(getattr(outcome, name) for name in LABELS): outcome for outcome in outcomes}
+    ordered = [by_labels[labels] for labels in product(*names, config.seeds) if labels in by_labels]
+    done = [outcome.to_dict() for outcome in ordered if outcome.status == "done"]
+    failed = [outcome for outcome in ordered if outcome.status == "failed"]
+    summary = {
+        "format": STUDY_FORMAT,
+        "planned": len(plan_runs(config)),
+        "finished": len(done),
+        "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
+        "baseline": config.baseline,
+        "comparisons": [
+            item.to_dict() for item in summarize_runs(done, baseline=config.baseline, margin=config.margin)
+        ],
+    }
+    text = json_text(summary)
+    with staged_file(out / "summary.json", force=True) as beside:
+        beside.write_text(text, encoding="utf-8")
+    _write_table(ordered, config.slices, out / "results.csv")
+    written: StudySummary = json.loads(text)
+    return written
+
+
+def _write_table(outcomes: Sequence[RunOutcome], slices: int, path: Path) -> None:
+    """Write one row for each run; undefined values are left empty."""
+    half = slices // 2
+    shares = [f"share_{offset}" for offset in range(-half, half + 1)]
+    first = (*LABELS, "dice", "iou", "directional_bias", "asymmetry", "imbalance", *shares, "seconds")
+    others = ("verdict", *(name for name in METRICS if name not in first), "windows", "steps")
+    with staged_file(path, force=True) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, (*first, *others, "key", "status", "error"), extrasaction="ignore")
+        table.writeheader()
+        for outcome in outcomes:
+            table.writerow(outcome.to_dict() | dict(zip(shares, outcome.shares or (), strict=False)))

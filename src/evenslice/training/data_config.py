@@ -1,0 +1,144 @@
+"""The options of the data set of ``train``: which files and slices, and how their voxels are read."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  # pydantic reads the annotations at run time
+from typing import Any, Self
+
+from evenslice._core import Section, needs_extra
+from evenslice.training.option_types import FileOption, config_folder
+
+with needs_extra("train", "a configuration"):
+    from pydantic import (
+        Field,
+        ModelWrapValidatorHandler,
+        SerializerFunctionWrapHandler,
+        ValidationInfo,
+        field_validator,
+        model_serializer,
+        model_validator,
+    )
+
+__all__ = ["DataConfig", "LabelledFiles", "VolumeFile"]
+
+
+class VolumeFile(Section):
+    """A file that holds a volume; the path alone is enough."""
+
+    path: FileOption = Field(description="File, Zarr folder, or address.")
+    axes: str | None = Field(default=None, description="Names of the stored axes, such as xyz or tzyx.")
+    select: dict[str, int] = Field(default={}, description="Index along other axes, such as {t: 0}.")
+    level: int = Field(
+        default=0, ge=0, description="Resolution level of a multiscale image; 0 is the finest."
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _from_path(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        return handler(value if isinstance(value, dict | cls) else {"path": value})
+
+    @model_serializer(mode="wrap")
+    def _to_path(self, handler: SerializerFunctionWrapHandler) -> Any:
+        values: dict[str, Any] = handler(self)
+        only_path = (self.axes, self.select, self.level) == (None, {}, 0)
+        return values["path"] if only_path else values
+
+
+class LabelledFiles(Section):
+    """An image and its labels, or some of their slices."""
+
+    image: VolumeFile = Field(description="Image: a path, or a section of path, axes, select and level.")
+    labels: VolumeFile = Field(description="Class of each voxel, in a file of the same shape.")
+    slices: tuple[int, int] | None = Field(
+        default=None, description="First slice and the one after the last, from 0; by default all slices."
+    )
+    spacing: tuple[float, float, float] | None = Field(
+        default=None, description="Voxel size along z, y, x; by default as the image file states."
+    )
+    unit: str | None = Field(default=None, description="Unit of the spacing, such as nm, um or mm.")
+
+    @field_validator("slices")
+    @classmethod
+    def _ascending(cls, slices: tuple[int, int] | None) -> tuple[int, int] | None:
+        if slices is not None and not 0 <= slices[0] < slices[1]:
+            raise ValueError("give the first slice and the one after the last, with 0 <= first < last")
+        return slices
+
+
+class DataConfig(Section):
+    """A data set: pairs of images and labels for training, validation and testing."""
+
+    name: str = Field(default="data", min_length=1, description="Name of the data set in results.")
+    root: Path | None = Field(
+        default=None, description="Folder of relative paths; by default that of this file."
+    )
+    train: tuple[LabelledFiles, ...] = Field(description="Pairs of image and labels for training.")
+    validation: tuple[LabelledFiles, ...] = Field(
+        default=(),
+        description="Pairs for validation; without any, part of the training data can be held out.",
+    )
+    test: tuple[LabelledFiles, ...] = Field(default=(), description="Pairs for testing the final network.")
+    validation_fraction: float = Field(
+        default=0,
+        ge=0,
+        le=0.5,
+        description="Fraction of the training data to hold out if there are no validation pairs: the last training pairs, or the last slices of each if there are fewer than four. With 0, all of it is used for training, and nothing for validation.",
+    )
+    classes: int = Field(default=2, ge=2, description="Number of classes, including background.")
+    label_values: tuple[int, ...] | None = Field(
+        default=None,
+        description="Voxel value of each class in the label files, such as [0, 255]; by default 0, 1, 2 ...",
+    )
+    boundaries: bool = Field(
+        default=False,
+        description="Whether class 1 is the boundary between objects; if so, object errors are computed too.",
+    )
+    intensity: tuple[float, float] | None = Field(
+        default=None, description="Voxel values mapped to 0 and 1; by default percentiles of each volume."
+    )
+    fill: float | None = Field(default=None, description="Voxel value that replaces NaN and infinity.")
+
+    @field_validator("train")
+    @classmethod
+    def _not_empty(cls, train: tuple[LabelledFiles, ...]) -> tuple[LabelledFiles, ...]:
+        if not train:
+            raise ValueError("give at least one pair of image and labels")
+        return train
+
+    @field_validator("root")
+    @classmethod
+    def _beside_file(cls, root: Path | None, info: ValidationInfo) -> Path | None:
+        return None if root is None else config_folder(info) / root.expanduser()
+
+    @field_validator("intensity")
+    @classmethod
+    def _ascending(cls, intensity: tuple[float, float] | None) -> tuple[float, float] | None:
+        if intensity is not None and intensity[0] >= intensity[1]:
+            raise ValueError("the first value must be below the second")
+        return intensity
+
+    @field_validator("label_values")
+    @classmethod
+    def _one_for_each_class(
+        cls, values: tuple[int, ...] | None, info: ValidationInfo
+    ) -> tuple[int, ...] | None:
+        classes = info.data.get("classes", 2)
+        if values is not None and not len(set(values)) == len(values) == classes:
+            raise ValueError(f"give a different value for each of the {classes} classes")
+        return values
+
+    @field_validator("boundaries")
+    @classmethod
+    def _of_two_classes(cls, boundaries: bool, info: ValidationInfo) -> bool:
+        if boundaries and info.data.get("classes", 2) != 2:
+            raise ValueError("boundaries need classes: 2, inside and boundary")
+        return boundaries
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _default_root(
+        cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        if isinstance(value, dict) and info.context and value.get("root") is None:
+            value = {**value, "root": "."}
+        return handler(value)

@@ -1,0 +1,57 @@
+"""The documents in the folder of a run: what ``result.json`` and ``data.json`` hold."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+__all__ = ["ClassScores", "DataPart", "TrainResult"]
+
+
+class ClassScores(TypedDict):
+    """A score by class, and its mean without the background; None where undefined."""
+
+    mean: float | None
+    per_class: list[float | None]
+
+
+class DataPart(TypedDict):
+    """A part of the data set: its shape (z, y, x), the voxel values of 0 and 1, and the fingerprints of its files."""
+
+    name: str
+    shape: list[int]
+    intensity: list[float]
+    image: str
+    labels: str
+
+
+class TrainResult(TypedDict, total=False):
+    """The content of ``result.json``.
+
+    ``dice`` to ``volumes`` are scores on the test volumes (``evenslice.inference.metrics.Scores``): without test volumes,
+    ``dice`` and ``iou`` are None and the others absent. ``validation`` has the ``step`` and ``dice`` of the kept network,
+    None without validation; ``bias`` the last row of ``AsymmetryMonitor``, None without one. ``seconds`` is the time
+    spent training; ``data`` has the parts of each split.
+    """
+
+    dice: ClassScores | None
+    iou: ClassScores | None
+    hd95: ClassScores
+    surface_dice: ClassScores
+    adapted_rand_error: float | None
+    variation_of_information: dict[str, float | None]
+    confusion: list[list[int]]
+    volumes: list[dict[str, Any]]
+    validation: dict[str, float] | None
+    bias: dict[str, float] | None
+    steps: int
+    seconds: float
+    name: str
+    seed: int
+    config: dict[str, Any]
+    data: dict[str, list[DataPart]]
+    network: dict[str, Any]
+    record: dict[str, Any]
+    command: str | None
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    created: str

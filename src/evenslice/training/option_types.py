@@ -1,0 +1,76 @@
+"""Types of options that ``train`` and ``study`` share, each with its checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from evenslice._core import ConfigError, did_you_mean, needs_extra
+
+with needs_extra("train", "a configuration"):
+    from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+
+def config_folder(info: ValidationInfo) -> Path:
+    """Return the folder to which paths in a configuration are relative; without a file, the working directory."""
+    return Path((info.context or {}).get("folder", ""))
+
+
+def _as_text(path: Any) -> str:
+    if not isinstance(path, str | Path):
+        raise ValueError("should be a path")  # pydantic adds the place
+    return str(path)
+
+
+FileOption = Annotated[str, Field(min_length=1), BeforeValidator(_as_text)]
+"""A file, kept as text since an address is not a path."""
+
+
+def _odd(slices: int) -> int:
+    if slices % 2 == 0:
+        raise ValueError("a window has an odd number of slices, such as 3 or 5")
+    return slices
+
+
+def _beside_file(weights: str, info: ValidationInfo) -> str:
+    beside = config_folder(info) / weights
+    return str(beside) if beside.is_file() else weights
+
+
+def _known_strategy(strategy: str | tuple[float, ...]) -> str | tuple[float, ...]:
+    from evenslice.neutralizing import STRATEGIES
+
+    if isinstance(strategy, str) and strategy not in STRATEGIES:
+        raise ValueError(did_you_mean(strategy, STRATEGIES))
+    return strategy
+
+
+def _known_tie(tie: str | None) -> str | None:
+    from evenslice.neutralizing import TIES
+
+    if tie is not None and tie not in TIES:
+        raise ValueError(f"{did_you_mean(tie, TIES)}, or null for independent slices")
+    return tie
+
+
+def check_strategy(strategy: str | tuple[float, ...], slices: int) -> None:
+    """Raise ValueError if a strategy does not fit the number of slices."""
+    from evenslice.neutralizing import find_strategy
+
+    try:
+        find_strategy(strategy, slices)
+    except ConfigError as error:  # pydantic adds the place to a ValueError
+        raise ValueError(str(error)) from error
+
+
+SlicesOption = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+"""The number of slices in a window."""
+
+WeightsOption = Annotated[str, Field(min_length=1), AfterValidator(_beside_file)]
+"""Weights by name or file; a file beside the configuration takes precedence."""
+
+StrategyOption = Annotated[str | tuple[float, ...], AfterValidator(_known_strategy)]
+"""The name of a strategy, or the weights of a symmetric profile."""
+
+TieOption = Annotated[str | None, AfterValidator(_known_tie)]
+"""The name of a tie, or None."""

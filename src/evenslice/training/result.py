@@ -1,0 +1,106 @@
+"""Collects the result of a training run: scores, what the log shows, and the circumstances."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import platform
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from evenslice._core import package_versions
+from evenslice.inference import evaluate
+from evenslice.training.lightning_module import kept_validation
+from evenslice.training.monitor import bias_columns
+from evenslice.training.preflight import find_device, find_dtype
+from evenslice.volumes import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from evenslice.training.config import TrainConfig
+    from evenslice.training.data import Data
+    from evenslice.training.documents import DataPart
+
+__all__ = ["collect_result", "describe_data"]
+
+PACKAGES = ("evenslice", "torch", "lightning", "monai", "numpy", "timm", "segmentation-models-pytorch")
+
+
+def collect_result(
+    network: nn.Module, data: Data, config: TrainConfig, log: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """Test a trained network, and return its result, without ``network``, ``record`` and ``command``.
+
+    Args:
+        network: the trained network.
+        data: its data set.
+        config: the configuration of the run.
+        log: rows of the log of the run, see ``RunFolder.read_metrics``.
+    """
+    return {
+        **_test(network, data, config),
+        **_summarize_log(log, config),
+        "name": config.data.name,
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+        "data": describe_data(data),
+        "machine": {
+            "platform": platform.platform(),
+            "device": find_device(config.training).type,
+            "devices": config.training.devices,
+            "dtype": str(find_dtype(config.training)).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": package_versions(PACKAGES),
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+    }
+
+
+def describe_data(data: Data) -> dict[str, list[DataPart]]:
+    """Return the parts of a data set by split."""
+    return {
+        split: [
+            {
+                "name": part.name,
+                "shape": list(part.volume.shape),
+                "intensity": [part.scaling.low, part.scaling.high],
+                "image": fingerprint(part.volume),
+                "labels": fingerprint(part.labels),
+            }
+            for part in getattr(data, split)
+        ]
+        for split in ("train", "validation", "test")
+    }
+
+
+def _test(network: nn.Module, data: Data, config: TrainConfig) -> dict[str, Any]:
+    if not data.test:
+        return {"dice": None, "iou": None}
+    return evaluate(
+        network,
+        data.test,
+        classes=config.data.classes,
+        step=config.model.step,
+        boundaries=config.data.boundaries,
+        device=find_device(config.training).type,
+        dtype=config.training.dtype,
+    ).to_dict()
+
+
+def _summarize_log(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, Any]:
+    validated = [
+        row for row in rows if row["step"] > 0 and not math.isnan(row.get("validation_dice", math.nan))
+    ]
+    kept = kept_validation(validated) if config.training.keeps_best else next(reversed(validated), None)
+    columns = bias_columns(config.model.slices)
+    measured = [{name: row[name] for name in columns} for row in rows if "directional_bias" in row]
+    return {
+        "validation": kept and {"step": int(kept["step"]), "dice": kept["validation_dice"]},
+        "bias": measured[-1] if measured else None,
+        "steps": int(rows[-1]["step"]),
+        "seconds": max(row.get("seconds", 0) for row in rows),
+    }

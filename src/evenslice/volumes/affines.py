@@ -1,0 +1,63 @@
+"""Affine maps from voxels to the patient, brought from the conventions of medical formats to one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["affine_from_lps", "axis_codes"]
+
+
+def affine_from_lps(directions: ArrayLike, origin: ArrayLike) -> NDArray[np.float64] | None:
+    """Return the affine of a volume whose position is given as in DICOM and ITK.
+
+    There, x runs to the patient's left and y to the back. In the affine of a volume, as in NIfTI, x runs to the right
+    and y to the front. z runs to the head in both.
+
+    Args:
+        directions: (3, 3), one column per step from a voxel to the next along x, y, z, in mm.
+        origin: (3,), centre of the first voxel in mm.
+
+    Returns:
+        (4, 4), or None if a number is not finite or the steps are linearly dependent.
+
+    Example:
+        >>> affine_from_lps(np.diag([0.5, 0.5, 2.0]), [10, 20, 30])[0].tolist()
+        [-0.5, 0.0, 0.0, -10.0]
+    """
+    affine = np.eye(4)
+    affine[:3, :3] = directions
+    affine[:3, 3] = origin
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        return None
+    affine[:2] *= -1
+    return affine + 0.0  # no -0.0
+
+
+def axis_codes(affine: NDArray[Any]) -> str:
+    """Return the sides of the patient to which x, y and z of a volume run, to the nearest axis.
+
+    Args:
+        affine: (4, 4) map from voxel indices (x, y, z, 1) to right, front, head.
+
+    Returns:
+        Three letters: L (left) or R (right), P (posterior) or A (anterior), I (inferior) or S (superior), as from
+        nibabel's ``aff2axcodes``.
+
+    Example:
+        >>> axis_codes(np.diag([-1, -1, 2, 1]))
+        'LPS'
+    """
+    steps = np.asarray(affine, float)[:3, :3]
+    steps = steps / np.maximum(np.linalg.norm(steps, axis=0), np.finfo(float).tiny)
+    codes = [""] * 3
+    for _ in range(3):
+        side, axis = np.unravel_index(np.abs(steps).argmax(), steps.shape)
+        codes[int(axis)] = ("LR", "PA", "IS")[int(side)][int(steps[side, axis] > 0)]
+        steps[side, :] = 0
+        steps[:, axis] = 0
+    return "".join(codes)

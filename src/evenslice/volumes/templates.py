@@ -1,0 +1,31 @@
+"""The MNI152 template that comes with nilearn: a real MRI volume for demonstrations and examples, without a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evenslice._core import needs_extra
+from evenslice.volumes.opening import open_volume
+
+if TYPE_CHECKING:
+    from evenslice.volumes.volume import Volume
+
+__all__ = ["mni152", "mni152_path"]
+
+
+def mni152() -> Volume:
+    """Open the MNI152 T1 template: 189 x 233 x 197 voxels of 1 mm.
+
+    Raises:
+        MissingExtraError: nilearn is not installed.
+    """
+    return open_volume(mni152_path("t1"))
+
+
+def mni152_path(name: str) -> Path:
+    """Return the path of a map of the template: "t1", or "gm" or "wm" for the fraction of gray or white matter, 0..255."""
+    with needs_extra("demo", "the demonstration volume"):
+        import nilearn
+    folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"
+    return folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"

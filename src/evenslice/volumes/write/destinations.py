@@ -1,0 +1,173 @@
+"""Where to write a volume, and whether that is allowed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evenslice._core import ConfigError, OutputError, needs_extra, option, reporting_write_errors
+from evenslice.volumes.read.places import is_address, refuse_secret
+from evenslice.volumes.write.formats import HDF5, ZARR, WriteFormat, find_write_format
+from evenslice.volumes.write.hdf5 import datasets_in
+from evenslice.volumes.write.remote import check_remote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from evenslice.volumes.volume import Volume
+
+__all__ = ["Destination", "check_free", "check_inputs", "parse_destination"]
+
+_DATASET = re.compile(rf"(.+(?:{'|'.join(map(re.escape, HDF5.suffixes))})):(.*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to write a volume.
+
+    Attributes:
+        label: as the user wrote it, for messages.
+        format: the format of its suffix.
+        location: the absolute path, or the address (URL).
+        dataset: the path of the dataset in an HDF5 file, or None if the user named none.
+    """
+
+    label: str
+    format: WriteFormat
+    location: Path | str
+    dataset: str | None = None
+
+
+def parse_destination(path: str | os.PathLike[str]) -> Destination:
+    """Parse the path or address of an output.
+
+    Raises:
+        OutputError: its suffix is unknown, or it cannot be the name of a file.
+        ConfigError: it is not a path.
+
+    Example:
+        >>> parse_destination("cells.h5:/nuclei/labels").dataset
+        '/nuclei/labels'
+    """
+    try:
+        label = os.fspath(path)
+    except TypeError:
+        raise ConfigError(f"an output must be a path, not {type(path).__name__}") from None
+    if not label.strip("/"):
+        raise OutputError(f"{label!r}: is not a file name; name a file, such as labels.ome.zarr")
+    if is_address(label):
+        return _parse_address(label)
+    inside = _DATASET.fullmatch(label)
+    dataset = None
+    if inside:
+        label, parts = inside[1], [part for part in inside[2].split("/") if part]
+        if not parts or {".", ".."} & set(parts):
+            raise OutputError(f"{path}: names no dataset; name one, such as {label}:/labels")
+        dataset = "/" + "/".join(parts)
+    name = Path(label).name
+    return Destination(
+        os.fspath(path), find_write_format(name, os.fspath(path)), Path(label).absolute(), dataset
+    )
+
+
+def _parse_address(label: str) -> Destination:
+    refuse_secret(label, OutputError)
+    location = label.rstrip("/")
+    file_format = find_write_format(location.rpartition("/")[2], label)
+    if file_format is not ZARR:
+        raise OutputError(
+            f"{label}: {file_format.name} can only be written to files; use the suffix .ome.zarr for an address"
+        )
+    return Destination(label, file_format, location)
+
+
+def check_inputs(destination: Destination, volumes: Iterable[Volume]) -> None:
+    """Check that writing would not affect the inputs.
+
+    Raises:
+        OutputError: the destination is an input, is inside one, or contains one.
+    """
+    for volume in volumes:
+        if volume.location is None:
+            continue
+        relation = _relation(destination.location, volume.location)
+        if relation:
+            raise OutputError(
+                f"{destination.label}: {relation} {volume.path}, which is read; choose another name"
+            )
+
+
+def _relation(destination: Path | str, source: Path | str) -> str | None:
+    """Describe how a destination overlaps a source; None if it does not."""
+    if isinstance(destination, str) or isinstance(source, str):
+        there, here = f"{str(destination).rstrip('/')}/", f"{str(source).rstrip('/')}/"
+    else:
+        there, here = f"{destination.resolve()}{os.sep}", f"{source.resolve()}{os.sep}"
+        if destination.exists() and source.exists() and destination.samefile(source):
+            return "is"
+    if there == here:
+        return "is"
+    if there.startswith(here):
+        return "is inside"
+    return "contains" if here.startswith(there) else None
+
+
+def check_free(destination: Destination, *, force: bool) -> None:
+    """Check that the destination can be written.
+
+    Raises:
+        OutputError: it exists and may not be replaced, or its folder is not writable.
+        MissingExtraError: a required package is not installed.
+    """
+    with needs_extra("volumes", f"writing {destination.format.name}"):
+        for package in destination.format.packages:
+            importlib.import_module(package)
+    if isinstance(destination.location, str):
+        check_remote(destination.location, destination.label)
+        return
+    with reporting_write_errors(destination.label):
+        if destination.location.exists() or destination.location.is_symlink():
+            _check_replaceable(destination, destination.location, force=force)
+        parent = next(folder for folder in destination.location.parents if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{destination.label}: {parent} is not a writable folder; choose another place")
+
+
+def _check_replaceable(destination: Destination, path: Path, *, force: bool) -> None:
+    """Raise unless the existing file or folder is a single volume, and ``force`` is given."""
+    if path.is_dir() and destination.format is not ZARR:
+        raise OutputError(f"{destination.label}: is a folder; name a file")
+    if path.is_file() and destination.format is ZARR:
+        raise OutputError(
+            f"{destination.label}: is a file, but an OME-Zarr volume is a folder; choose another name"
+        )
+    if not force:
+        raise OutputError(
+            f"{destination.label}: exists; choose another name, or replace it with {option('force')}"
+        )
+    if destination.format is ZARR:
+        _check_zarr(destination.label, path)
+    elif destination.format is HDF5:
+        held = datasets_in(path)
+        others = [name for name in held if name != (destination.dataset or held[0])]
+        if others:
+            raise OutputError(
+                f"{destination.label}: the file also contains {others[0]}, which would be lost; choose another file"
+            )
+
+
+def _check_zarr(label: str, path: Path) -> None:
+    """Raise unless a folder is an array, or a group of arrays such as an OME-Zarr image."""
+    import zarr
+
+    try:
+        node = zarr.open(str(path), mode="r")
+        groups = [] if isinstance(node, zarr.Array) else list(node.group_keys())
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OutputError(f"{label}: is a folder but not a Zarr volume; choose another name") from None
+    if groups:
+        raise OutputError(f"{label}: also contains {groups[0]}, which would be lost; choose another name")

@@ -1,0 +1,67 @@
+"""The runs of the project's studies, kept as one file a study: what resuming it and its page need of each run.
+
+    python studies/run_archive.py unpack    # studies/*/runs.zip to the folders studies/*/runs
+    python studies/run_archive.py pack      # and back, after a study has grown
+
+A resumed study looks for ``runs/RUN/run.json``; its page reads ``log/metrics.csv`` and, of the first seed,
+``example.npz``. Networks and checkpoints stay out of the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import zipfile
+from pathlib import Path
+
+STUDIES = Path(__file__).parent
+ARCHIVE = "runs.zip"
+KEPT = ("run.json", "log/metrics.csv", "example.npz")
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The same time for every file, so that the same runs give the same bytes."""
+
+
+def pack(study: Path) -> Path:
+    """Write what is kept of each run of a study to its archive, and return the archive.
+
+    Examples are kept of the first seed alone: the page shows no others.
+    """
+    archive = study / ARCHIVE
+    seeds = sorted({_seed(run) for run in (study / "runs").iterdir()})
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+        for run in sorted((study / "runs").iterdir()):
+            for name in KEPT:
+                path = run / name
+                if path.is_file() and (name != "example.npz" or _seed(run) == seeds[0]):
+                    entry = zipfile.ZipInfo(path.relative_to(study).as_posix(), EPOCH)
+                    file.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+    return archive
+
+
+def unpack(study: Path) -> Path:
+    """Write the runs of a study's archive to its folder ``runs``, which is returned; existing files stay as they are."""
+    with zipfile.ZipFile(study / ARCHIVE) as file:
+        for entry in file.infolist():
+            if not (study / entry.filename).exists():
+                file.extract(entry, study)
+    return study / "runs"
+
+
+def _seed(run: Path) -> int:
+    return int(run.name.split("-")[-2])
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description="Pack or unpack the runs of the project's studies.")
+    parser.add_argument("action", choices=["pack", "unpack"])
+    parser.add_argument("--studies", type=Path, default=STUDIES, help="folder of the studies")
+    options = parser.parse_args()
+    wanted = ARCHIVE if options.action == "unpack" else "runs"
+    for study in sorted(path.parent for path in options.studies.glob(f"*/{wanted}")):
+        print(unpack(study) if options.action == "unpack" else pack(study))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""What all commands have in common: options in groups, each with a help text; completion; options that are shared."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import pytest
+import typer
+from typer.main import get_command
+
+from evenslice.auditing.methods import METHODS
+from evenslice.cli import options
+from evenslice.cli.app import app, main
+from evenslice.neutralizing.strategies import STRATEGIES
+from evenslice.neutralizing.ties import TIES
+
+COMMANDS = get_command(app).commands
+GROUPS = {
+    "demo": ["Computing", "Output"],
+    "info": ["Volume", "Output"],
+    "audit": ["Network", "Volume", "Measurement", "Computing", "Output"],
+    "neutralize": ["Network", "Computing", "Output"],
+    "survey": ["Network", "Volume", "Measurement", "Computing", "Output"],
+    "train": ["Output"],
+    "segment": ["Network", "Volume", "Computing", "Output"],
+    "study": ["Computing", "Output"],
+    "report": ["Output"],
+}
+SHARED = {"audit": ["--model", "m:f", "--weights", "none"], "segment": ["--run", "run", "--out", "out.tif"]}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line within this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evenslice", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    return run
+
+
+def complete(*words):
+    """Return what a shell would offer for the last word."""
+    variables = {
+        "_EVENSLICE_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["evenslice", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    command = [sys.executable, "-m", "evenslice"]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_every_command_is_tested_here():
+    assert set(COMMANDS) == set(GROUPS)
+
+
+@pytest.mark.parametrize("command", GROUPS)
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_the_help_shows_the_options_in_their_groups(run, monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert [name for name in re.findall(r"╭─ (\w+) ─", out) if name != "Arguments"] == GROUPS[command]
+    assert max(map(len, out.splitlines())) <= int(columns)
+
+
+@pytest.mark.parametrize("command", GROUPS)
+def test_every_option_has_a_help_text_that_is_a_sentence(command):
+    for parameter in COMMANDS[command].params:
+        assert re.fullmatch(r"[A-Z].*\.", parameter.help), parameter.name
+    assert COMMANDS[command].help.endswith(".")
+
+
+def test_the_values_that_are_listed_are_those_of_the_library():
+    assert sorted(options.STRATEGIES) == sorted(STRATEGIES)
+    assert sorted(options.METHODS) == sorted(METHODS)
+    assert options.TIES == TIES
+
+
+def test_the_completion_script_is_printed():
+    variables = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-m", "evenslice", "--show-completion", "bash"]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+    assert "complete -o default -F _evenslice_completion evenslice" in done.stdout
+
+
+def test_completion_is_offered_in_the_help(run):
+    _, out, _ = run("--help")
+    assert "--install-completion" in out
+    assert "--show-completion" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["aud"], ["audit"]),
+        (["audit", "--strategy", "m"], ["mirror", "mixer"]),
+        (["audit", "--method", "gradient_"], ["gradient_shap"]),
+        (["audit", "--target", "p"], ["predicted"]),
+        (["neutralize", "--tie", ""], ["mirror", "uniform"]),
+        (["segment", "--dtype", "f"], ["float32"]),
+        (["survey", "--device", "c"], ["cpu", "cuda"]),
+        (["report", ""], []),  # the shell offers files
+    ],
+)
+def test_completion_of_values(words, offered):
+    assert complete(*words) == offered
+
+
+def test_the_options_that_audit_and_segment_share_are_declared_alike():
+    by_name = {
+        command: {parameter.name: parameter for parameter in COMMANDS[command].params} for command in SHARED
+    }
+    shared = set(by_name["audit"]) & set(by_name["segment"])
+    assert shared >= {
+        *("slices", "step", "classes", "mean", "std", "axes", "select", "level", "intensity", "fill"),
+        *("tile", "batch", "dtype", "device", "workers", "scheduler", "force", "json"),
+    }
+    for name in shared - {"weights", "volume", "out"}:  # which say what they are for
+        one, other = (
+            {
+                key: getattr(by_name[command][name], key)
+                for key in ("opts", "default", "help", "rich_help_panel")
+            }
+            for command in SHARED
+        )
+        assert one == other
+
+
+@pytest.mark.parametrize("command", SHARED)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fill", "none"], "Invalid value for '--fill'"),
+        (["--mean", "half"], "Invalid value for '--mean': half: numbers are needed"),
+        (["--select", "t"], "Invalid value for '--select': t: an axis and a whole number are needed"),
+        (["--tile", "32"], "--tile"),
+        (["--select", "c=1"], "four.npy: .*--axes"),
+        (["--axes", "czyx", "--select", "q=1"], "four.npy: .*q"),
+    ],
+)
+def test_a_shared_option_behaves_alike_in_audit_and_segment(
+    run, tmp_path, monkeypatch, command, arguments, message
+):
+    import numpy as np
+
+    monkeypatch.chdir(tmp_path)
+    np.save("four.npy", np.zeros((2, 8, 8, 8), np.uint8))
+    code, out, err = run(command, *SHARED[command], "--volume", "four.npy", *arguments)
+    assert (code, out) == (2, "")
+    assert re.search(message, err), err
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63)])
+def test_a_seed_out_of_range(run, seed):
+    code, _, err = run("demo", "--seed", seed)
+    assert code == 2
+    assert err == f"error: Invalid value for '--seed': {seed} is not between 0 and 2**63 - 1\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    first: Annotated[int, typer.Option(help="One.")] = 1
+    second: Annotated[str, typer.Option(help="Two.")]
+
+
+def test_a_group_becomes_one_option_for_each_field():
+    taken = []
+    small = typer.Typer(add_completion=False)
+
+    @small.command()
+    @options.grouped
+    def command(*, pair: Pair, third: Annotated[float, typer.Option(help="Three.")] = 3.0) -> None:
+        taken.append((asdict(pair), third))
+
+    assert [parameter.name for parameter in get_command(small).params] == ["second", "first", "third"]
+    small(["--second", "b", "--first", "7"], standalone_mode=False)
+    assert taken == [({"first": 7, "second": "b"}, 3.0)]
+
+
+def test_two_options_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="duplicate parameter name: 'first'"):
+
+        @options.grouped
+        def command(*, pair: Pair, first: int = 0) -> None: ...

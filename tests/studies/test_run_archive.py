@@ -1,0 +1,57 @@
+"""The runs of the project's studies travel in one file each, from which a study resumes and its page is drawn."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from scripts import script
+from synthetic_study import make_study
+
+from evenslice.results.studies import load_study
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+@pytest.fixture(scope="module")
+def archive():
+    with script("run_archive") as module:
+        yield module
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_what_is_unpacked_is_what_was_packed(archive, tmp_path):
+    study = make_study(tmp_path / "made-up", size=24)
+    before = contents(study / "runs")
+    first = archive.pack(study).read_bytes()
+    shutil.rmtree(study / "runs")
+    archive.unpack(study)
+    after = contents(study / "runs")
+    kept = {name for name in before if name.partition("/")[2] in archive.KEPT}
+    assert after == {name: before[name] for name in kept if "example" not in name or "run-0-" in name}
+    assert len(load_study(study).runs) == 18
+    assert archive.pack(study).read_bytes() == first  # the same runs, the same bytes
+
+
+def test_unpacking_leaves_newer_runs_alone(archive, tmp_path):
+    study = make_study(tmp_path / "made-up", seeds=(0,), size=24)
+    archive.pack(study)
+    run = next((study / "runs").iterdir())
+    (run / "run.json").write_text("newer")
+    archive.unpack(study)
+    assert (run / "run.json").read_text() == "newer"
+
+
+@pytest.mark.parametrize("name", ["architectures", "datasets"])
+def test_the_archives_of_the_repository_hold_every_run_of_their_summaries(archive, name, tmp_path):
+    study = Path(shutil.copytree(STUDIES / name, tmp_path / name, ignore=shutil.ignore_patterns("runs")))
+    shutil.copy(STUDIES / f"{name}.yaml", study / "config.yaml")
+    archive.unpack(study)
+    summary = json.loads((study / "summary.json").read_text())
+    assert len(list((study / "runs").glob("*/run.json"))) == summary["finished"] == summary["planned"]
+    assert len(load_study(study).runs) == summary["finished"]

@@ -1,0 +1,246 @@
+"""Where volumes may be written: never over an input, nothing lost and nothing half-written when it fails."""
+
+import os
+import resource
+from contextlib import contextmanager
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+from evenslice._core.errors import ConfigError, MissingExtraError, OutputError, VolumeError
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read.places import is_address
+from evenslice.volumes.read.source import ArraySource
+from evenslice.volumes.write.writer import check_destination, write_volume
+
+NAMES = ["a.tif", "a.ome.tif", "a.nii", "a.nii.gz", "a.ome.zarr", "a.h5", "a.mha", "a.nrrd", "a.npy"]
+every_format = pytest.mark.parametrize("name", NAMES)
+NOISE = np.random.default_rng(0).integers(0, 2**16, (40, 64, 64), np.uint16)  # does not compress
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@every_format
+def test_an_output_is_replaced_only_by_force(name, tmp_path):
+    old, new = open_volume(np.zeros((2, 3, 4), np.uint8)), open_volume(NOISE)
+    write_volume(old, tmp_path / name)
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match="exists; choose another name, or replace it with force"):
+        write_volume(new, tmp_path / name)
+    assert contents(tmp_path) == before
+    write_volume(new, tmp_path / name, force=True)
+    assert contents(tmp_path) != before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+class Breaking(ArraySource):
+    """An array whose second half cannot be read."""
+
+    def read(self, key):
+        if key[0].stop > self.shape[0] // 2:
+            raise VolumeError("the disk is broken")
+        return super().read(key)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@every_format
+def test_a_failure_loses_nothing_and_leaves_nothing(name, force, tmp_path, monkeypatch):
+    monkeypatch.setattr("evenslice.volumes.write.image.SLAB_BYTES", NOISE[:4].nbytes)
+    if force:
+        write_volume(open_volume(np.ones((2, 3, 4), np.uint8)), tmp_path / name)
+    before = contents(tmp_path)
+    volume = open_volume(NOISE)
+    volume._sources[:] = [Breaking(NOISE)]
+    with pytest.raises(VolumeError, match="the disk is broken"):
+        write_volume(volume, tmp_path / name, force=force)
+    assert contents(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == force
+
+
+@contextmanager
+def full_disk(size):
+    """Let no file grow beyond a number of bytes, as a disk does that has no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 20_000, NOISE.nbytes - 1])
+@every_format
+def test_a_full_disk_is_one_clear_error(name, size, tmp_path):
+    if name == "a.ome.zarr" and size:
+        size = 20_000  # of many chunks, none is as large as the volume
+    old = open_volume(np.ones((2, 3, 4), np.uint8))
+    write_volume(old, tmp_path / name)
+    before = contents(tmp_path)
+    with (
+        full_disk(size),
+        pytest.raises(OutputError, match=r"a\..*: cannot be written \(.*File too large.*room"),
+    ):
+        write_volume(open_volume(NOISE), tmp_path / name, force=True)
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_exchange_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    write_volume(open_volume(np.ones((2, 3, 4), np.uint8)), tmp_path / "a.zarr")
+    before = contents(tmp_path)
+    replace = Path.replace
+
+    def fail_once(self, target):
+        if self.name == "a.zarr" and Path(target) == tmp_path / "a.zarr":
+            raise OSError("somebody was faster")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_once)
+    with pytest.raises(OutputError, match="somebody was faster"):
+        write_volume(open_volume(NOISE), tmp_path / "a.zarr", force=True)
+    assert contents(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_appears_meanwhile_is_not_replaced(tmp_path):
+    def appear(done, total):
+        (tmp_path / "a.zarr").mkdir(exist_ok=True)
+
+    with pytest.raises(OutputError, match="exists; choose another name"):
+        write_volume(open_volume(NOISE), tmp_path / "a.zarr", progress=appear)
+    assert list((tmp_path / "a.zarr").iterdir()) == []
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@every_format
+def test_an_input_is_never_replaced(name, tmp_path):
+    write_volume(open_volume(NOISE), tmp_path / name)
+    before = contents(tmp_path)
+    volume = open_volume(tmp_path / name)
+    for written, options in ((volume, {}), (open_volume(NOISE), {"like": volume})):
+        with pytest.raises(OutputError, match="which is read; choose another name"):
+            write_volume(written, tmp_path / name, force=True, **options)
+    with pytest.raises(OutputError, match="which is read; choose another name"):
+        check_destination(tmp_path / name, volume, force=True)
+    assert contents(tmp_path) == before
+
+
+def test_an_input_is_known_by_any_of_its_names(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", NOISE)
+    (tmp_path / "b.npy").symlink_to("a.npy")
+    (tmp_path / "c").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.npy", "b.npy", "c/a.npy", f"c/../{tmp_path.name}/b.npy"):
+        with pytest.raises(OutputError, match="is a.npy, which is read"):
+            write_volume(open_volume("a.npy"), name, force=True)
+
+
+def test_an_output_neither_holds_an_input_nor_lies_inside_it(tmp_path):
+    write_volume(open_volume(NOISE), tmp_path / "a.zarr")
+    inside = open_volume(tmp_path / "a.zarr" / "0")
+    with pytest.raises(OutputError, match=r"contains .*a.zarr/0, which is read"):
+        write_volume(inside, tmp_path / "a.zarr", force=True)
+    whole = open_volume(tmp_path / "a.zarr")
+    with pytest.raises(OutputError, match=r"is inside .*a.zarr, which is read"):
+        write_volume(whole, tmp_path / "a.zarr" / "labels.zarr")
+    write_volume(whole, tmp_path / "a.zarr.tif")  # begins with the same letters, and is another file
+
+
+def test_a_file_that_holds_other_datasets_is_not_replaced(tmp_path):
+    path = tmp_path / "a.h5"
+    volume = open_volume(NOISE)
+    write_volume(volume, f"{path}:/labels")
+    write_volume(volume, f"{path}:/labels", force=True)
+    for link in (h5py.ExternalLink("other.h5", "/raw"), h5py.SoftLink("/labels"), NOISE):
+        with h5py.File(path, "a") as file:
+            file["group/raw"] = link
+        before = contents(tmp_path)
+        for name in (path, f"{path}:/labels", f"{path}:/other"):
+            with pytest.raises(OutputError, match="the file also contains .*, which would be lost"):
+                write_volume(volume, name, force=True)
+        assert contents(tmp_path) == before
+        with h5py.File(path, "a") as file:
+            del file["group/raw"]
+
+
+def test_a_folder_that_is_not_one_image_is_not_replaced(tmp_path):
+    volume = open_volume(NOISE)
+    write_volume(volume, tmp_path / "a.zarr")
+    zarr.create_group(tmp_path / "a.zarr" / "labels")
+    with pytest.raises(OutputError, match="also contains labels, which would be lost"):
+        write_volume(volume, tmp_path / "a.zarr", force=True)
+    (tmp_path / "b.zarr").mkdir()
+    (tmp_path / "b.zarr" / "thesis.tex").touch()
+    with pytest.raises(OutputError, match="is a folder but not a Zarr volume"):
+        write_volume(volume, tmp_path / "b.zarr", force=True)
+    with pytest.raises(OutputError, match="is a folder; name a file"):
+        (tmp_path / "c.tif").mkdir()
+        write_volume(volume, tmp_path / "c.tif", force=True)
+    (tmp_path / "d.zarr").touch()
+    with pytest.raises(OutputError, match="is a file, but an OME-Zarr volume is a folder"):
+        write_volume(volume, tmp_path / "d.zarr", force=True)
+    (tmp_path / "e.h5").write_text("no HDF5")
+    with pytest.raises(OutputError, match="is not an HDF5 file and is not replaced"):
+        write_volume(volume, tmp_path / "e.h5", force=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("labels.tof", "cannot write '.tof' files; did you mean '.tif'"),
+        ("labels.mhd", "did you mean '.mha'"),
+        ("labels", "has no suffix that names a format; known: "),
+        (".zarr.d/labels", "has no suffix"),
+        ("", "is not a file name"),
+        ("/", "is not a file name"),
+        ("a.h5:", "names no dataset; name one, such as a.h5:/labels"),
+        ("a.h5:/../b", "names no dataset"),
+    ],
+)
+def test_what_is_no_output(name, reason):
+    with pytest.raises(OutputError, match=reason):
+        check_destination(name)
+
+
+def test_a_path_is_a_path():
+    with pytest.raises(ConfigError, match="not int"):
+        check_destination(3)
+
+
+def test_a_place_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is not a writable folder"):
+        check_destination(tmp_path / "file" / "a.tif")
+    if os.geteuid():
+        (tmp_path / "folder").mkdir(mode=0o555)
+        with pytest.raises(OutputError, match="not a writable folder"):
+            check_destination(tmp_path / "folder" / "a.tif")
+
+
+def test_folders_are_made(tmp_path):
+    for name in NAMES:
+        check_destination(tmp_path / "new" / "folder" / name)
+        assert not (tmp_path / "new").exists()
+        write_volume(open_volume(NOISE[:2]), tmp_path / "new" / "folder" / name)
+        (tmp_path / "new").rename(tmp_path / f"old-{name}")
+
+
+def test_a_package_that_is_missing_is_named_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
+    with pytest.raises(
+        MissingExtraError, match=r"writing NIfTI needs the package 'nibabel'; .*evenslice\[volumes\]"
+    ):
+        check_destination(tmp_path / "a.nii")
+    check_destination(tmp_path / "a.mha")
+
+
+def test_addresses_are_told_from_paths():
+    assert is_address("s3://bucket/a.zarr")
+    assert not is_address("a.h5:/labels")
+    assert not is_address(r"C:\data\a.tif")
