@@ -15,7 +15,7 @@ help:
 	@echo "make check       lint, types, order of imports"
 	@echo "make format      format the code"
 	@echo "make benchmarks  speed, memory and calibration (long)"
-	@echo "make fuzz        open damaged volumes of every format by the thousand (long)"
+	@echo "make fuzz        open damaged volumes and results of every kind by the thousand (long)"
 	@echo "make results     docs/results.md, from what the studies found"
 	@echo "make modules     the table of modules in CONTRIBUTING.md, from their docstrings"
 	@echo "make sweep       neutralize every network of every library; goes on where it was (hours)"
@@ -59,6 +59,7 @@ benchmarks: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/helpers/fuzz_volumes.py --count 2000
+	$(BIN)/python tests/helpers/fuzz_results.py --count 500
 
 results: $(STAMP)
 	$(BIN)/python studies/write_results.py

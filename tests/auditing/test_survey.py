@@ -11,9 +11,9 @@ import pytest
 from pages import HOSTILE, Page, plain
 
 import evenslice
+from evenslice import cli
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
 from evenslice.auditing.documents import Survey
-from evenslice.cli import app as cli
 from evenslice.results.audits import AuditedVolume
 from evenslice.results.intervals import Interval
 from evenslice.results.surveys import SurveyedNetwork, SurveyRun
@@ -376,7 +376,7 @@ def test_the_command_end_to_end(folder, tmp_path):
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if "report:" not in line)
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
     assert written == {
-        *("survey.json", "survey.csv", "report.html"),
+        *(".evenslice-files.json", "survey.json", "survey.csv", "report.html"),
         *("figures/balance.png", "figures/balance.svg"),
     }
     again = run(folder, *names, *options)

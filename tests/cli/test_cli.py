@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import torch
 
-from evenslice.cli import app as cli
+from evenslice import cli
 
 NETWORKS = """
 import torch
@@ -380,7 +380,7 @@ def test_help_is_quick_and_names_every_command(folder):
 
 def test_a_reader_that_stops_reading_is_no_error(folder):
     code = (
-        "import sys; sys.argv = ['evenslice', 'info', 'good.tif']; from evenslice.cli.app import main; main()"
+        "import sys; sys.argv = ['evenslice', 'info', 'good.tif']; from evenslice.cli import main; main()"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=folder, **pipes) as process:

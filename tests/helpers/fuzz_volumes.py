@@ -27,6 +27,7 @@ import fuzz_seeds
 
 MEMORY = 2**30
 SECONDS = 5
+PATIENCE = 4  # times as long on the clock: others may use this machine too
 START_SECONDS = 120
 LARGEST_SLICE = 2**26
 
@@ -177,15 +178,26 @@ _KINDS_OF_DAMAGE = (
 
 
 def work(name: str, seed: int, first: int, count: int) -> None:
-    """Open damaged files and print one line of JSON for each; the main function of the process."""
-    from evenslice._core.errors import EvensliceError
+    """Open damaged volumes and print one line of JSON for each; the main function of the process."""
     from evenslice.volumes.read import hdf5_labels, nifti, raw
 
     hdf5_labels.SECONDS = SECONDS - 1
+
+    def vary(chance: random.Random) -> None:
+        # Half of the small files are read as large ones are.
+        nifti.IN_MEMORY = raw.IN_MEMORY = chance.choice((0, 2**27))
+
+    work_on(name, seed, first, count, fuzz_seeds.make, _look, vary)
+
+
+def work_on(name, seed, first, count, make, look, vary=lambda _: None) -> None:
+    """Open damaged files of any kind: those that ``make`` writes, with ``look``."""
+    from evenslice._core.errors import EvensliceError
+
     with tempfile.TemporaryDirectory() as folder:
-        seeds = fuzz_seeds.make(name, Path(folder))
+        seeds = make(name, Path(folder))
         for item in seeds:
-            _look(item)  # so that all libraries are loaded before memory is counted
+            look(item)  # so that all libraries are loaded before memory is counted
         limit = (
             MEMORY + int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             if sys.platform == "linux"
@@ -197,19 +209,18 @@ def work(name: str, seed: int, first: int, count: int) -> None:
         for number in range(first, first + count):
             chance = random.Random(f"{name} {seed} {number}")
             item = chance.choice(seeds)
-            # Half of the small files are read as large ones are.
-            nifti.IN_MEMORY = raw.IN_MEMORY = chance.choice((0, 2**27))
+            vary(chance)
             with item.damaged(lambda content, chance=chance: damaged(content, chance), chance):
                 print(json.dumps({"start": number}), flush=True)
-                started = time.monotonic()
+                started = time.process_time()
                 try:
-                    _look(item)
+                    look(item)
                     outcome = "read"
                 except EvensliceError as error:
                     outcome = _judge(error)
                 except BaseException as error:  # noqa: BLE001  # whatever it is, it is a finding
                     outcome = f"raised {type(error).__name__}: {error}"[:300]
-                seconds = time.monotonic() - started
+                seconds = time.process_time() - started
             print(json.dumps({"number": number, "outcome": outcome, "seconds": seconds}), flush=True)
 
 
@@ -240,8 +251,10 @@ def _look(item: fuzz_seeds.Seed) -> None:
 # The process that watches
 
 
-def fuzz(name: str, count: int, seed: int = 0, first: int = 0) -> tuple[dict[str, int], list[Finding]]:
-    """Open damaged files of a format.
+def fuzz(
+    name: str, count: int, seed: int = 0, first: int = 0, script: str | None = None
+) -> tuple[dict[str, int], list[Finding]]:
+    """Open damaged files of a format, in processes that run a script: this one, or one like it.
 
     Returns:
         How many were read and how many refused, and what went wrong.
@@ -250,15 +263,23 @@ def fuzz(name: str, count: int, seed: int = 0, first: int = 0) -> tuple[dict[str
     findings: list[Finding] = []
     number, end = first, first + count
     while number < end:
-        number = _batch(name, seed, number, end, tally, findings)
+        number = _batch(script or __file__, name, seed, number, end, tally, findings)
     return tally, findings
 
 
-def _batch(name: str, seed: int, first: int, end: int, tally: dict[str, int], findings: list[Finding]) -> int:
+def _batch(
+    script: str,
+    name: str,
+    seed: int,
+    first: int,
+    end: int,
+    tally: dict[str, int],
+    findings: list[Finding],
+) -> int:
     """Run one process until it is done or must be replaced; return the next number."""
     command = [
         sys.executable,
-        __file__,
+        script,
         "--work",
         "--format",
         name,
@@ -288,12 +309,14 @@ def _batch(name: str, seed: int, first: int, end: int, tally: dict[str, int], fi
                 if not line:
                     break
                 said = json.loads(line)
-                limit = time.monotonic() + SECONDS + 1
+                limit = time.monotonic() + PATIENCE * SECONDS
                 ready = True
                 if "start" in said:
                     current = said["start"]
                 elif "number" in said:
                     current = said["number"] + 1
+                    if current == end:  # what is left is to remove the folder, and to end
+                        limit += START_SECONDS
                     _count(name, said, tally, findings)
             status = process.wait()
         if status:
@@ -339,12 +362,15 @@ class _Lines:
 
 
 def main() -> None:
+    """Fuzz volumes."""
+    run(__doc__, tuple(fuzz_seeds.FORMATS), 2000, work, __file__)
+
+
+def run(about, formats, count, work, script) -> None:
     """Fuzz the given formats, print the results, and exit with status 1 if anything was found."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--format", action="append", choices=fuzz_seeds.FORMATS, help="by default all of them"
-    )
-    parser.add_argument("--count", type=int, default=2000, help="damaged files of each format")
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    parser.add_argument("--format", action="append", choices=formats, help="by default all of them")
+    parser.add_argument("--count", type=int, default=count, help="damaged files of each format")
     parser.add_argument("--first", type=int, default=0, help="number of the first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
@@ -353,9 +379,9 @@ def main() -> None:
         work(options.format[0], options.seed, options.first, options.count)
         return
     found: list[Finding] = []
-    for name in options.format or fuzz_seeds.FORMATS:
+    for name in options.format or formats:
         started = time.monotonic()
-        tally, findings = fuzz(name, options.count, options.seed, options.first)
+        tally, findings = fuzz(name, options.count, options.seed, options.first, script)
         found += findings
         print(
             f"{name}: {tally['read']} read, {tally['refused']} refused, {len(findings)} wrong, {time.monotonic() - started:.0f} s"

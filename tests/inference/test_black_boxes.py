@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import evenslice
-import evenslice.cli.app
+import evenslice.cli
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.report.files import write_report
 
@@ -450,7 +450,7 @@ def test_a_mistake_is_one_line_and_status_2(folder, monkeypatch, capsys, argumen
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["evenslice", *ONNX, *arguments])
     with pytest.raises(SystemExit) as end:
-        evenslice.cli.app.main()
+        evenslice.cli.main()
     error = capsys.readouterr().err
     assert end.value.code == 2
     assert error.startswith("error: ")

@@ -15,8 +15,8 @@ from pages import HOSTILE, Page, plain
 from PIL import Image
 from synthetic_study import ARMS, make_study
 
+from evenslice import cli
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
-from evenslice.cli import app as cli
 from evenslice.report.base.style import settings
 from evenslice.report.files import STUDY_FILES, write_study_report
 from evenslice.report.study.charts import forest_figure
@@ -404,6 +404,7 @@ def test_figures_and_tables_lie_beside_the_page(results, folder):
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     figures = ("forest", "learning", "trajectories", "saliency", "example-1", "example-2")
     assert names == {
+        ".evenslice-files.json",
         "report.html",
         *(f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")),
         *(f"tables/{name}.csv" for name in ("arms", "curves", "saliency")),
@@ -443,14 +444,14 @@ def test_tables_hold_every_figure(results, folder):
 
 
 def test_what_an_earlier_page_left_does_not_stay(tmp_path):
-    for name in ("figures/example-9.svg", "figures/mine.svg", "tables/arms.csv"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("old")
-    write_study_report(load_study(make(tmp_path, size=24)), tmp_path / "report.html")
-    assert not (tmp_path / "figures" / "example-9.svg").exists()
+    two = [("Lucchi++", "U-Net"), ("ISBI 2012", "U-Net")]
+    write_study_report(load_study(make(tmp_path, size=24, comparisons=two)), tmp_path / "report.html")
+    before = (tmp_path / "tables" / "arms.csv").read_text()
+    (tmp_path / "figures" / "mine.svg").write_text("old")
+    write_study_report(load_study(make(tmp_path / "one", size=24)), tmp_path / "report.html")
+    assert not (tmp_path / "figures" / "example-2.svg").exists()
     assert (tmp_path / "figures" / "mine.svg").read_text() == "old"
-    assert (tmp_path / "tables" / "arms.csv").read_text() != "old"
+    assert (tmp_path / "tables" / "arms.csv").read_text() != before
     assert all(
         any(path.match(pattern) for pattern in STUDY_FILES) for path in (tmp_path / "tables").iterdir()
     )

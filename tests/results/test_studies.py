@@ -228,7 +228,7 @@ def test_runs_of_another_study_are_refused(folder):
         ("step,loss\n1,2,3\n", "longer than the header"),
         ("step" + ",a" * 2000 + "\n1\n", "2001 columns"),
         ("step\n" + "1\n" * 100_001, "more than 100000 rows"),
-        ("step\n" + "1" * 17_000_000, "larger than 16 MiB"),
+        ("step\n" + "1" * 17_000_000, "17,000,005 bytes where at most 16,777,216 are read"),
     ],
 )
 def test_a_wrong_log_is_refused(folder, text, reason):

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from evenslice._core.config_files import load_config, to_yaml
 from evenslice._core.errors import ConfigError, MissingExtraError, VolumeError
-from evenslice.cli import app as cli
+from evenslice.cli import entry as cli
 from evenslice.studying import runs as runs_module, study_runner
 from evenslice.studying.config import StudyConfig, StudyData
 from evenslice.studying.outcome import RunOutcome
@@ -519,13 +519,3 @@ def test_arms_that_are_the_same_are_refused(folder):
     same["arms"].append({"name": "again", "strategy": "uniform", "tie": "mirror"})
     with pytest.raises(ConfigError, match="blobs, small, again: is the same as blobs, small, tied"):
         study(StudyConfig.model_validate(same), folder / "same")
-
-
-def test_a_broken_record_is_named(done, folder):
-    out = folder / "garbled"
-    run = plan_runs(config())[0]
-    path = run.folder(out / "runs") / "run.json"
-    path.parent.mkdir(parents=True)
-    path.write_text("{")
-    with pytest.raises(ConfigError, match=r"run\.json: is not the outcome of a run"):
-        study(config(), out)

@@ -21,7 +21,7 @@ from torch import nn
 
 from evenslice._core.config_files import load_config, to_yaml
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError
-from evenslice.cli import app as cli
+from evenslice.cli import entry as cli
 from evenslice.neutralizing.network_files import load_network
 from evenslice.training.config import TrainConfig
 from evenslice.training.lightning_module import KeepBest, SegmentationLoss, SegmentationModule

@@ -110,13 +110,12 @@ def refused(path):
     tracemalloc.stop()
 
 
-def test_a_chunk_file_larger_than_anything(tmp_path, monkeypatch):
+def test_a_chunk_file_larger_than_anything(tmp_path):
     file = small_chunk(tmp_path / "a.zarr", 3, None)
-    monkeypatch.setattr("evenslice.volumes.read.zarr.LARGEST_FILE", 10_000)
     assert open_volume(tmp_path / "a.zarr")[...].all()
     with file.open("ab") as stream:
-        stream.truncate(10_001)
-    with pytest.raises(errors.VolumeError, match="the file c/0/0/0 has 10,001 bytes"):
+        stream.truncate(10_000_001)
+    with pytest.raises(errors.VolumeError, match="its file 'c/0/0/0' has 10,000,001 bytes where at most"):
         open_volume(tmp_path / "a.zarr")[...]
 
 
@@ -213,5 +212,5 @@ def test_shard_indices_that_point_anywhere(tmp_path):
         crc = struct.pack("<I", google_crc32c.value(index))
         file.write_bytes(content[: -len(index) - 4] + index + crc)
         volume = open_volume(path)
-        with pytest.raises(errors.VolumeError, match="cannot be read as Zarr"):
+        with pytest.raises(errors.VolumeError, match="cannot be read as Zarr|at most .* can be right|is truncated"):
             volume[0]

@@ -1,3 +1,4 @@
+from .bounded import open_regular as open_regular, read_bounded as read_bounded
 from .cluster import (
     check_sendable as check_sendable,
     map_as_finished as map_as_finished,
@@ -19,7 +20,13 @@ from .errors import (
     reason as reason,
     spelled_on_command_line as spelled_on_command_line,
 )
-from .import_paths import import_object as import_object, importable_here as importable_here
+from .import_paths import (
+    import_object as import_object,
+    importable_here as importable_here,
+    is_installed as is_installed,
+)
+from .leftovers import remove_leftovers as remove_leftovers
+from .locks import locked as locked, locked_folder as locked_folder
 from .progress import progress_bar as progress_bar
 from .staging import (
     json_text as json_text,
@@ -29,3 +36,4 @@ from .staging import (
     staged_tree as staged_tree,
 )
 from .versions import package_versions as package_versions
+from .words import printable as printable, without_secrets as without_secrets

@@ -35,7 +35,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         ...
         OSError: is a device, not a regular file
     """
-    return open(path, "rb", opener=_open_descriptor)  # noqa: PTH123  # Path.open takes no opener
+    return open(path, "rb", opener=_open_descriptor)  # Path.open takes no opener
 
 
 def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:

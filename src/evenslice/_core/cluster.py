@@ -10,7 +10,6 @@ Dask cluster does: one started on this machine or one that is already running. F
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from evenslice._core.errors import ConfigError, needs_extra, option, reason
-from evenslice._core.import_paths import importable_here
+from evenslice._core.local_workers import local_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -55,36 +54,16 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
         )
     if workers is not None and workers < 1:
         raise ConfigError(f"workers = {workers}: must be at least 1")
-    if workers is None and scheduler is None:
-        yield None
-        return
-    with needs_extra("cluster", "working in several processes"):
-        import dask
-        from distributed import Client, LocalCluster
-    if scheduler is not None:
+    if workers is not None:
+        with local_client(workers) as client:
+            yield client
+    elif scheduler is not None:
+        with needs_extra("cluster", "working in several processes"):
+            from distributed import Client
         with _connect(Client, scheduler) as client:
             yield client
-        return
-    threads = max(1, (os.cpu_count() or 1) // (workers or 1))
-    settings = {
-        # Replaces Dask's defaults: one thread per worker, and a limit on the memory that malloc keeps. With that limit
-        # the system allocates and clears the memory of every tensor anew, and a training step takes twice as long.
-        "distributed.nanny.pre-spawn-environ": {
-            f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")
-        },
-        # Daemons may not have child processes, and data loaders are child processes.
-        "distributed.worker.daemon": False,
-    }
-    with (
-        dask.config.set(settings),
-        # Workers look for modules where this process does, and one that cannot import a user's function dies every time.
-        importable_here(first=False),
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=":0"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    else:
+        yield None
 
 
 def _connect(connect: Callable[..., Any], scheduler: str) -> Any:

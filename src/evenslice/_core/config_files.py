@@ -16,7 +16,9 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from evenslice._core.errors import ConfigError, did_you_mean, needs_extra
+from evenslice._core.bounded import read_bounded
+from evenslice._core.errors import UNREADABLE, ConfigError, did_you_mean, needs_extra, reason
+from evenslice._core.words import without_secrets
 
 with needs_extra("train", "a configuration"):
     import yaml
@@ -33,6 +35,11 @@ __all__ = ["Section", "load_config", "to_yaml"]
 
 LARGEST_FILE = 2**20
 """Size limit of a configuration file in bytes."""
+
+MOST_VALUES = 100_000
+"""Limit of the values in a configuration, counted wherever a reference repeats them."""
+
+_DAMAGED: tuple[type[Exception], ...] = (yaml.YAMLError, *UNREADABLE)
 
 Config = TypeVar("Config", bound="Section")
 
@@ -105,7 +112,7 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
 
 
 def to_yaml(config: Section) -> str:
-    """Return a configuration as YAML: every option, with its description as a comment.
+    """Return a configuration as YAML: every option, with its description as a comment; addresses lose their secrets.
 
     Example:
         >>> from pydantic import Field
@@ -137,36 +144,56 @@ def _lines(section: Section, values: Mapping[str, Any], indent: str = "") -> Ite
 
 def _flow(value: Any) -> str:
     """Write a value in one line of YAML."""
+    value = without_secrets(value)
     text = yaml.safe_dump(value, default_flow_style=True, width=2**20, sort_keys=False, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # either loads the same
     """Loads plain values only, and refuses repeated names, of which YAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
+        names: set[str] = set()
+        for name in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if name in names:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{name!r} appears twice in one section; keep one", problem_mark=node.start_mark
                 )
-        return super().construct_mapping(node, deep)
+            names.add(name)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES:  # each merge can double what it takes over
+            raise yaml.constructor.ConstructorError(problem=f"it merges more than {MOST_VALUES:,} values")
 
 
 def _read_yaml(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_FILE + 1)
+        text = read_bounded(path, LARGEST_FILE)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from error
-    if len(text) > LARGEST_FILE:
-        raise ConfigError(f"{path}: has more than {LARGEST_FILE:,} bytes; name a YAML configuration file")
+        cause = error.strerror or reason(error)
+        raise ConfigError(f"{path}: cannot be read ({cause}); name a YAML configuration file") from error
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path}: is not valid YAML ({reason}); write options as 'name: value'") from error
+        values = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+        if _count(values) > MOST_VALUES:
+            raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+    except _DAMAGED as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path}: is not valid YAML ({cause}); write options as 'name: value'") from error
+    return values
+
+
+def _count(values: Any) -> int:
+    """Count values, up to a little more than ``MOST_VALUES``; a few references make billions out of a short file."""
+    waiting, count = [values], 0
+    while waiting and count <= MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, dict | list) and len(waiting) <= MOST_VALUES:
+            waiting += value.values() if isinstance(value, dict) else value
+    return count + len(waiting)
 
 
 def _describe(error: ValidationError, values: Any) -> str:

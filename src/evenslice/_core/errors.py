@@ -19,8 +19,10 @@ import difflib
 import json
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
+
+from evenslice._core.words import printable, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +53,7 @@ UNREADABLE: tuple[type[Exception], ...] = (
 """What json, csv, zipfile and NumPy raise on damaged or hostile files."""
 
 _MARK = "\x00\x1f"  # no text that a person wrote has it
+_LONGEST = 2000  # characters of a message
 
 
 def option(name: str, value: Any = None) -> str:
@@ -98,16 +101,17 @@ class EvensliceError(Exception):
     def render(self, spelling: Spelling) -> str:
         """Return the message with its options spelled for a reader.
 
+        It is one printable line without the secrets of addresses, whatever files, names and libraries put into it.
+
         Args:
             spelling: takes the name of an option and the value shown with it (or None) and returns the text.
         """
         message = str(self.args[0] if self.args else "")
         parts = message.split(_MARK)
-        try:
+        with suppress(ValueError, TypeError):  # the mark came from somewhere else
             parts[1::2] = [spelling(*json.loads(part)) for part in parts[1::2]]
-        except (ValueError, TypeError):  # the mark came from somewhere else
-            return message
-        return "".join(parts)
+        line = printable(" ".join(without_secrets("".join(parts)).splitlines()))
+        return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
 
     def within(self, place: str, spelling: Spelling) -> Self:
         """Return the same error, prefixed by its place in a configuration, with options spelled as they are there."""
@@ -146,7 +150,7 @@ def reason(error: BaseException) -> str:
         'ValueError'
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return "".join(character if character.isprintable() else "?" for character in line)[:300]
+    return printable(without_secrets(line))[:300]
 
 
 @contextmanager

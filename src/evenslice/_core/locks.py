@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-__all__ = ["locked"]
+__all__ = ["locked", "locked_folder"]
 
 WAIT_SECONDS = 1.0  # for a process that is just ending
 
@@ -55,3 +55,24 @@ def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
         with suppress(OSError):  # Windows does not remove what is open
             path.unlink()
         lock.release()
+
+
+@contextmanager
+def locked_folder(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a lock on a folder of results; it is created if missing, and removed if it is empty at the end.
+
+    Args:
+        folder: the folder.
+        busy: the message if another process holds it.
+
+    Raises:
+        OutputError: another process, or another thread of this one, holds it; or it cannot be written.
+    """
+    made = [item for item in (folder, *folder.parents) if not item.exists()]
+    try:
+        with locked(folder / ".lock", busy):
+            yield
+    finally:
+        for item in made:
+            with suppress(OSError):  # it is not empty
+                item.rmdir()

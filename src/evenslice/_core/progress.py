@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from evenslice._core.words import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -40,7 +42,7 @@ def progress_bar(
     """
     console = Console(stderr=True)
     columns = (
-        TextColumn(title),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
@@ -48,5 +50,5 @@ def progress_bar(
     )
     hidden = not (console.is_terminal if show is None else show)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task(printable(title), total=total)
         yield lambda count: progress.advance(task, count)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
@@ -12,22 +14,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core.errors import OutputError, option
+from evenslice._core.manifests import MANIFEST, manifest_text, old_results, refuse_links
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
 
 __all__ = ["json_text", "staged_file", "staged_folder"]
+
+LONGEST_PREFIX = 200  # bytes of the name of a staging folder, which may have 255 on most file systems
+# What can steer a terminal, or is no text: JSON escapes only the first 32 characters by itself.
+_INVISIBLE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 def json_text(value: Any) -> str:
     """Return plain values as an indented JSON document; NaN and infinity, which JSON lacks, become null.
 
+    Invisible characters, and bytes of names that are not UTF-8, are escaped.
+
     Example:
         >>> json_text([1.5, float("nan")]).split()
         ['[', '1.5,', 'null', ']']
     """
-    return json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _without_nan(value: Any) -> Any:
@@ -64,7 +73,7 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
         raise OutputError(f"{path}: exists; {hint}")
     with reporting_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        folder = _make_beside(path)
     try:
         with _room_for(path):
             yield folder / path.name
@@ -72,6 +81,12 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
             (folder / path.name).replace(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_beside(path: Path) -> Path:
+    """Make a folder beside a path and named after it, as far as the file system allows."""
+    prefix = os.fsdecode(os.fsencode(f".{path.name}")[:LONGEST_PREFIX])
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}.", dir=path.parent))
 
 
 @contextmanager
@@ -95,7 +110,7 @@ def staged_tree(path: Path, *, force: bool = False) -> Iterator[Path]:
         (['zarr.json'], 1)
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    folder = _make_beside(path)
     new, old = folder / path.name, folder / "replaced"
     try:
         yield new
@@ -114,25 +129,33 @@ def staged_tree(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(
-    path: str | os.PathLike[str], results: Sequence[str], *, force: bool = False
+    path: str | os.PathLike[str],
+    results: Sequence[str],
+    *,
+    documents: Sequence[str] | None = None,
+    force: bool = False,
 ) -> Iterator[Path]:
     """Yield an empty folder for results, which move to their final folder when the block ends without an error.
 
-    Other files in the final folder stay as they are.
+    Other files in the final folder stay as they are, and no link in it is followed.
 
     Args:
         path: the final folder, created if missing.
         results: glob patterns of the files that make up a result of this kind; folders are never removed.
+        documents: given for a folder in which others keep files too: a list of the files that were written is kept in
+            it, and only what is on the list is replaced or removed. These are glob patterns of the result's documents;
+            where one of them is JSON of an earlier version, the folder needs no list.
         force: replace existing results of this kind.
 
     Raises:
-        OutputError: the folder holds such results and ``force`` is not given, or it cannot be written.
+        OutputError: the folder holds such results and ``force`` is not given, or files of such names that are not
+            results, or links; or it cannot be written.
     """
     path = Path(path)
     made = not path.exists()
     with reporting_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        old = [item for pattern in results for item in path.glob(pattern) if item.is_file()]
+        old = old_results(path, results, documents)
     if old and not force:
         raise OutputError(
             f"{path}: holds another result ({old[0].name}); choose another folder, or replace it with {option('force')}"
@@ -143,7 +166,11 @@ def staged_folder(
         with _room_for(path):
             yield folder
         with reporting_write_errors(path):
-            _exchange(old, folder, path)
+            new = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.is_file()]
+            if documents is not None:
+                text = manifest_text(path, [item.as_posix() for item in new], documents)
+                (folder / MANIFEST).write_text(text, encoding="utf-8")
+            _exchange(old, new, folder, path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         if made:
@@ -153,11 +180,19 @@ def staged_folder(
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _exchange(old: Sequence[Path], folder: Path, path: Path) -> None:
+def _exchange(old: Sequence[Path], new: Sequence[Path], folder: Path, path: Path) -> None:
     """Replace old files by those of a staging folder; undo everything if that fails."""
+    refuse_links(path, [(path / item).parent for item in new])
     retired = folder / ".old"
     moves = [(item, retired / item.relative_to(path)) for item in old]
-    moves += [(item, path / item.relative_to(folder)) for item in sorted(folder.rglob("*")) if item.is_file()]
+    moves += [(folder / item, path / item) for item in new]
+    if (folder / MANIFEST).exists():  # first, so that what a killed process leaves is known to be its own
+        listed = path / MANIFEST
+        moves = [
+            *([(listed, retired / MANIFEST)] if listed.exists() else []),
+            (folder / MANIFEST, listed),
+            *moves,
+        ]
     done: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:

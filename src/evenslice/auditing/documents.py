@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, staged_file, staged_folder
+from evenslice._core import UNREADABLE, ConfigError, staged_file, staged_folder
 from evenslice.report import survey_csv, write_report, write_survey_figures, write_survey_report
-from evenslice.results import SURVEY_FILES, AuditResult, SurveyResult
+from evenslice.results import SURVEY_FILES, AuditResult, SurveyResult, stored_size
 
 if TYPE_CHECKING:
     import os
 
 __all__ = ["Audit", "Survey", "load_audits"]
+
+MOST_AUDITS = 200  # in one report
+MOST_BYTES = 2**30  # of all their measurements and examples
 
 
 class Audit(AuditResult):
@@ -39,7 +43,7 @@ class Survey(SurveyResult):
         trained on photographs; ``share_-1`` and ``pair_1`` to offsets. Undefined values are left empty.
         """
         with staged_file(path, force=True) as beside:
-            beside.write_text(survey_csv(self), encoding="utf-8", newline="")
+            beside.write_text(survey_csv(self), encoding="utf-8", errors="replace", newline="")
         return Path(path)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
@@ -57,7 +61,7 @@ class Survey(SurveyResult):
             OutputError: the folder holds such files and ``force`` is not set, or it cannot be written.
             MissingExtraError: Jinja2 or Matplotlib is not installed.
         """
-        with staged_folder(folder, SURVEY_FILES, force=force) as beside:
+        with staged_folder(folder, SURVEY_FILES, documents=("survey.json",), force=force) as beside:
             self.write(beside)
 
     def write(self, folder: Path) -> None:
@@ -80,6 +84,15 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
     paths = sorted([*folder.glob("audit*.json"), *folder.glob("*/audit*.json")])
     if not paths:
         raise ConfigError(f"{folder}: holds no audit; name a folder that `evenslice audit --out` wrote")
+    if len(paths) > MOST_AUDITS:
+        raise ConfigError(
+            f"{folder}: holds {len(paths)} audits; a report shows at most {MOST_AUDITS}: name a folder with fewer"
+        )
+    size = sum(map(_size, paths))
+    if size > MOST_BYTES:
+        raise ConfigError(
+            f"{folder}: its audits hold {size:,} bytes; a report is made of at most {MOST_BYTES:,}: name a folder with fewer"
+        )
     audits = [(path, Audit.load(path)) for path in paths]
     count = Counter(audit.name for _, audit in audits)
     named = [
@@ -87,3 +100,9 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
         for path, audit in audits
     ]
     return sorted(named, key=lambda audit: audit.run.created)
+
+
+def _size(path: Path) -> int:
+    with suppress(*UNREADABLE):  # loading it says what is wrong
+        return stored_size(path.with_suffix(".npz"))
+    return 0

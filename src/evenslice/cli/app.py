@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 import evenslice
-from evenslice._core import EvensliceError, spelled_on_command_line
+from evenslice._core import EvensliceError, printable, spelled_on_command_line, without_secrets
 from evenslice.cli.audit import audit
 from evenslice.cli.demo import demo
 from evenslice.cli.info import info
@@ -23,7 +24,10 @@ from evenslice.cli.study import study
 from evenslice.cli.survey import survey
 from evenslice.cli.train import train
 
-__all__ = ["app", "main"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["app", "run"]
 
 app = typer.Typer(
     name="evenslice",
@@ -65,37 +69,59 @@ def _root(
     pass
 
 
-def main() -> None:
-    """Run the command line and exit.
+def run(words: Sequence[str]) -> int:
+    """Run a command, report its errors, and return the exit status that ``main`` documents.
 
-    The status is 0 when done, 1 if ``--fail-on-bias`` found a bias or runs of a study failed, 2 if the user's input is
-    at fault, 70 after an internal error, 130 if interrupted, 141 if the reader of the output has gone.
+    Raises:
+        KeyboardInterrupt: the user interrupted.
     """
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    arguments = [word for word in words if word != "--debug"]
+    debug = len(arguments) < len(words)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a sign that the terminal lacks must not end a finished job
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = app(args=arguments, prog_name="evenslice", standalone_mode=False)
-    except (EvensliceError, typer.TyperException) as error:
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    except Exception as error:  # an internal error must not look like the status of a bias
+        if _is_interrupted(error):
+            raise KeyboardInterrupt from error
+        return _report(error, debug=debug)
+    return status if isinstance(status, int) else 0
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Return whether an interrupt is behind an error, as where a library cannot be imported because of it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    """Tell the user about an error, and return the exit status."""
+    if isinstance(error, EvensliceError | typer.TyperException):
         if debug:
-            traceback.print_exc()
+            _print_traceback()
         text = (
             error.render(spelled_on_command_line)
             if isinstance(error, EvensliceError)
             else error.format_message()
         )
         if text:  # without arguments, the help was shown
-            typer.echo(f"error: {' '.join(text.split())}", err=True)
+            typer.echo(f"error: {printable(without_secrets(' '.join(text.split())))}", err=True)
         # Unfinished requests to a store may complain when the interpreter exits, after one of them has failed.
         atexit.register(setattr, sys, "unraisablehook", lambda _: None)
-        status = 2
-    except (KeyboardInterrupt, typer.Abort):
-        status = 130
-    except BrokenPipeError:  # nobody reads any longer; exit without a complaint
+        return 2
+    if isinstance(error, BrokenPipeError):  # nobody reads any longer; exit without a complaint
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141  # as a shell reports SIGPIPE
-    except Exception:  # noqa: BLE001  # an internal error must not look like the status of a bias
-        traceback.print_exc()
-        status = 70
-    if status == 130:
-        typer.echo("interrupted", err=True)
-    sys.exit(status if isinstance(status, int) else 0)
+        return 141  # as a shell reports SIGPIPE
+    _print_traceback()
+    return 70
+
+
+def _print_traceback() -> None:
+    typer.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)

@@ -84,7 +84,11 @@ def audit(
     from evenslice.cli.comparison import AUDITS, RENDERED, audit_strategies, write_results
     from evenslice.networks import find_function
 
-    staged = nullcontext() if out is None else staged_folder(out, AUDITS + RENDERED, force=output.force)
+    staged = (
+        nullcontext()
+        if out is None
+        else staged_folder(out, AUDITS + RENDERED, documents=AUDITS, force=output.force)
+    )
     with quiet(output.json), staged as folder:
         audits = audit_strategies(
             network,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AUDITS", "RENDERED", "audit_strategies", "write_rendered", "write_results"]
 
-AUDITS = ("audit*.json", "audit*.npz")
+AUDITS = ("audit.json", "audit.npz", "audit.[0-9]*-*.json", "audit.[0-9]*-*.npz")
 """Name patterns of the audits in a folder of results."""
 
 RENDERED = (

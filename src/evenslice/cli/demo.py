@@ -22,7 +22,7 @@ def demo(
     from evenslice.cli.demonstration import run_demo, train_demo
     from evenslice.cli.tables import course_table
 
-    with staged_folder(out, AUDITS + RENDERED, force=output.force) as folder:
+    with staged_folder(out, AUDITS + RENDERED, documents=AUDITS, force=output.force) as folder:
         audits = list(run_demo(seed=seed, command=command_line()))
         write_results(audits, folder)
     if not output.json:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
+    from rich.text import Text
 
     from evenslice.auditing import Audit, Survey
 
@@ -22,8 +23,10 @@ __all__ = ["command_line", "quiet", "show", "show_audits", "show_study", "show_s
 
 
 def command_line() -> str:
-    """Return the command line to note in results."""
-    return shlex.join(["evenslice", *sys.argv[1:]])
+    """Return the command line to note in results, without the secrets of addresses."""
+    from evenslice._core import without_secrets
+
+    return shlex.join(["evenslice", *without_secrets(sys.argv[1:])])
 
 
 def quiet(json: bool) -> AbstractContextManager[object]:
@@ -33,15 +36,27 @@ def quiet(json: bool) -> AbstractContextManager[object]:
 
 def show(document: object, *items: RenderableType, json: bool) -> None:
     """Print a result as a JSON document or, for people, as tables and lines."""
-    from rich.console import Console
-
-    from evenslice._core import json_text
+    from evenslice._core import json_text, without_secrets
 
     if json:
-        typer.echo(json_text(document), nl=False)
+        typer.echo(json_text(without_secrets(document)), nl=False)
         return
+    console = _plain_console()
     for item in items:
-        Console().print(item)
+        console.print(item)
+
+
+def _plain_console() -> Console:
+    """Return a console that takes no text for markup or emoji, and shows nothing of it that would steer a terminal."""
+    from rich.console import Console
+
+    from evenslice._core import printable, without_secrets
+
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(without_secrets(text)), **options)
+
+    return Plain(markup=False, emoji=False)
 
 
 def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> None:

@@ -18,7 +18,7 @@ def report(
     """Rebuild the report of a study, a survey, or all audits in DIR and its immediate subfolders."""
     from evenslice._core import staged_folder
     from evenslice.auditing import Survey, load_audits
-    from evenslice.cli.comparison import RENDERED, write_rendered
+    from evenslice.cli.comparison import AUDITS, RENDERED, write_rendered
     from evenslice.report import write_study_report
     from evenslice.results import is_study, is_survey, load_study
 
@@ -32,6 +32,7 @@ def report(
         show_survey(found, folder, json=json)
     else:
         audits = load_audits(folder)
-        with staged_folder(folder, RENDERED, force=True) as staged:
+        documents = (*AUDITS, *(f"*/{pattern}" for pattern in AUDITS))
+        with staged_folder(folder, RENDERED, documents=documents, force=True) as staged:
             write_rendered(audits, staged)
         show_audits(audits, folder, json=json)

@@ -15,7 +15,11 @@ def segment(
         Path | None, options.network("Folder of a finished run of evenslice train.", metavar="RUN")
     ] = None,
     model: Annotated[
-        str | None, options.network(f"{options.MODEL_HELP}; instead of --run.", metavar="SPEC")
+        str | None,
+        options.network(
+            f"{options.MODEL_HELP}; instead of --run, or beside it to confirm the function that the run names.",
+            metavar="SPEC",
+        ),
     ] = None,
     weights: Annotated[str | None, options.network(f"{options.WEIGHTS_HELP}.", metavar="W")] = None,
     inputs: options.Input,

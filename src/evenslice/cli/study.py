@@ -21,7 +21,7 @@ def study(
     json: options.Json = False,
 ) -> None:
     """Compare strategies on your data: train, test and audit each; skip runs that are finished."""
-    from evenslice._core import load_config
+    from evenslice._core import load_config, printable, without_secrets
     from evenslice.cli.tables import run_line
     from evenslice.studying import StudyConfig, study as run_study
 
@@ -30,7 +30,7 @@ def study(
         out,
         workers=cluster.workers,
         scheduler=cluster.scheduler,
-        on_finished=lambda *progress: typer.echo(run_line(*progress), err=True),
+        on_finished=lambda *progress: typer.echo(printable(without_secrets(run_line(*progress))), err=True),
     )
     show_study(summary, out, json=json)
     if summary["failed"]:

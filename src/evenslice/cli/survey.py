@@ -42,7 +42,11 @@ def survey(
     from evenslice.auditing import survey as compare_networks
     from evenslice.results import SURVEY_FILES
 
-    staged = nullcontext() if out is None else staged_folder(out, SURVEY_FILES, force=output.force)
+    staged = (
+        nullcontext()
+        if out is None
+        else staged_folder(out, SURVEY_FILES, documents=("survey.json",), force=output.force)
+    )
     with quiet(output.json), staged as folder:
         found = compare_networks(
             specs,

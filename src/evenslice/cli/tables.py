@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,8 +48,8 @@ def audit_table(audits: Sequence[Audit]) -> Table:
         table.columns[column].no_wrap = True
     for audit in audits:
         table.add_row(
-            escape(audit.name),
-            f"[{VERDICT_STYLES[audit.verdict]}]{audit.verdict}[/]\n{_extent(audit)}",
+            audit.name,
+            Text.assemble((audit.verdict, VERDICT_STYLES[audit.verdict]), f"\n{_extent(audit)}"),
             " ".join(_short(share.estimate) for share in audit.shares),
             "\n".join(f"{pair.estimate:+.3f} ± {_short((pair.high - pair.low) / 2)}" for pair in audit.pairs)
             or "none",
@@ -65,7 +65,7 @@ def info_table(info: VolumeInfo) -> Table:
     """Return the properties of a volume, one in each row."""
     table = _facts(info.path)
     if info.part is not None:
-        table.add_row("data set", escape(info.part))
+        table.add_row("data set", info.part)
     table.add_row("format", info.format)
     table.add_row("shape", f"{_by_axis(info.shape)} voxels (z, y, x)")
     table.add_row("type", info.dtype)
@@ -118,7 +118,7 @@ def run_table(result: Mapping[str, Any], out: Path) -> Table:
             table.add_row(
                 f"test {title}", f"{'none' if mean is None else f'{mean:.3f}'} (classes: {per_class})"
             )
-    if result["bias"] is not None:
+    if result["bias"] is not None and result["bias"]["directional_bias"] is not None:
         table.add_row("directional bias D_m", f"{result['bias']['directional_bias']:+.3f}")
     table.add_row("network", str(out / "network.safetensors"))
     return table
@@ -170,7 +170,7 @@ def survey_tables(survey: Survey) -> Iterator[Table]:
     for item in survey.measured:
         bias = item.directional_bias
         table.add_row(
-            escape(item.spec),
+            item.spec,
             "\n".join(
                 " ".join(map(_short, item.energy[start : start + 3]))
                 for start in range(0, len(item.energy), 3)
@@ -192,7 +192,7 @@ def course_table(runs: Sequence[StudyRun]) -> Table:
     table = _table("training", "start", "validation Dice", "test Dice", "D_m")
     for run in runs:
         table.add_row(
-            escape(run.arm),
+            run.arm,
             _course(run.curves.get("validation_dice"), ".3f"),
             _without_zero(f"{run.metrics['dice']:.3f}"),
             _course(run.curves.get("directional_bias"), "+.3f"),
@@ -207,7 +207,7 @@ def _course(values: NDArray[np.float64] | None, form: str) -> str:
 
 
 def _arm_cells(arm: Mapping[str, Any]) -> Iterator[str]:
-    yield escape(arm["arm"])
+    yield arm["arm"]
     yield str(len(arm["seeds"]))
     yield _estimate(arm["figures"]["dice"], ".3f")
     test = arm.get("non_inferiority", {"holds": None})
@@ -223,7 +223,7 @@ def _failed_table(title: str, what: str, failed: Sequence[tuple[str, str]]) -> T
     """Return a name and an error in each row."""
     table = _table(title, what, "error")
     for name, error in failed:
-        table.add_row(escape(name), escape(error))
+        table.add_row(name, error)
     return table
 
 
@@ -252,14 +252,14 @@ def _without_zero(text: str) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in columns:
-        table.add_column(escape(column), overflow="fold")
+        table.add_column(column, overflow="fold")
     return table
 
 
 def _facts(title: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", show_header=False)
+    table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     return table

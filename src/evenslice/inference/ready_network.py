@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadyNetwork", "check_output", "choose_device", "choose_dtype", "input_scaling", "trial_windows"]
 
+LARGEST_WINDOW = 2**28  # pixels in all its slices, 1 GiB
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
 
@@ -171,6 +172,10 @@ class ReadyNetwork(nn.Module):
 
 def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
     """Return a window (1, slices, y, x) of noise, to test a network with."""
+    if slices * tile[0] * tile[1] > LARGEST_WINDOW:
+        raise ConfigError(
+            f"{option('tile')}: a window of {slices} slices of {tile[0]} x {tile[1]} pixels is too large; choose a smaller tile"
+        )
     return torch.rand((1, slices, *tile), generator=torch.Generator().manual_seed(0))
 
 

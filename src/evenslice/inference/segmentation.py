@@ -2,28 +2,28 @@
 
     labels = segment(model, "brain.nii.gz", out="labels.ome.zarr")
 
-The volume is processed in blocks, which go to a staging folder beside the output, so that a run that was killed can be
-resumed. At the end the result is written in the format of the output, and the staging folder removed. The same function
+The volume is processed in blocks, which go to a staging folder beside the output (``evenslice.inference.unfinished``), so
+that a run that was killed can be resumed. At the end the result is written in the format of the output, and the staging folder removed. The same function
 processes the same blocks in one process and on a Dask cluster; see ``evenslice.inference.segmentation_job``.
 """
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from evenslice._core import ConfigError, OutputError, VolumeError, progress_bar
-from evenslice.inference.prediction import choose_tile, class_logits
+from evenslice.inference.plans import try_network
+from evenslice.inference.prediction import choose_tile
 from evenslice.inference.ready_network import ReadyNetwork
-from evenslice.inference.segmentation_job import Job, begin, run_blocks, staging_folder
+from evenslice.inference.segmentation_job import Job, begin, check_blocks, confirm_input, run_blocks
+from evenslice.inference.unfinished import clear, place_of, working_in
 from evenslice.neutralizing import record_of
 from evenslice.volumes import (
     Volume,
     check_destination,
     fit_scaling,
+    open_complete,
     open_volume,
     write_channels,
     write_volume,
@@ -93,15 +93,16 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         The written labels, opened; of probabilities, those of the last class.
 
     Raises:
-        VolumeError: the volume cannot be read, has too few slices, is constant or not finite.
+        VolumeError: the volume cannot be read, has too few slices, is constant or not finite, or changes meanwhile.
         ModelError: the network rejects the windows, or does not return a map of logits.
-        OutputError: the output exists, is an input, or cannot be written.
+        OutputError: the output exists, is an input, cannot be written, or another process is writing it.
         ConfigError: an option is out of range, or the scheduler does not answer.
 
     Example: a network that finds bright voxels.
         >>> import tempfile
         >>> from pathlib import Path
         >>> import numpy as np
+        >>> import torch
         >>> network = torch.nn.Conv2d(3, 1, 1)
         >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1))
         >>> _ = network.bias.requires_grad_(False).fill_(-0.5)
@@ -116,7 +117,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     slices = slices or (record.slices if record else 3)
     network = ReadyNetwork(model, slices=slices, device=device, dtype=dtype)
     tile = tile or choose_tile(network, volume.shape[1:])
-    classes = _count_classes(network, slices, tile)
+    classes, output = try_network(network, slices, tile)
     job = Job(
         network=network,
         volume=volume,
@@ -127,20 +128,20 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         batch=batch,
         classes=classes,
         values=None if probabilities else _check_values(label_values, classes),
-        staging=staging_folder(out, scratch),
+        output=output,
+        root=place_of(out, scratch),
     )
     check_destination(out, volume, force=force)
-    begin(job, force=force)
-    run_blocks(job, workers, scheduler, progress)
-    return _finish(job, out, force=force, progress=progress)
-
-
-def _count_classes(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> int:
-    """Run one blank window through the network and count its classes."""
-    network.prepare(slices, tile)
-    with torch.no_grad():
-        output = class_logits(network, torch.zeros(1, slices, *tile, device=network.device))
-    return max(output.shape[1], 2)
+    with working_in(job.root, out):
+        begin(job, force=force)
+        run_blocks(job, workers, scheduler, progress)
+        check_blocks(job)
+        confirm_input(job)
+        _write(job, out, force=force, progress=progress)
+        clear(job.root)
+    if job.values:
+        return open_volume(out)
+    return _open_channel(out, classes - 1, volume.shape)
 
 
 def _check_values(values: Sequence[int] | None, classes: int) -> tuple[int, ...]:
@@ -153,8 +154,8 @@ def _check_values(values: Sequence[int] | None, classes: int) -> tuple[int, ...]
     return tuple(values)
 
 
-def _finish(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool | None) -> Volume:
-    """Write the output from the staging folder, open it, and remove the folder."""
+def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool | None) -> None:
+    """Write the output from the staging folder."""
     total = job.volume.size * (1 if job.values else job.classes)
     with progress_bar("write", total, "voxels", show=progress) as advance:
         written = 0
@@ -166,15 +167,11 @@ def _finish(job: Job, out: str | os.PathLike[str], *, force: bool, progress: boo
 
         if job.values:
             write_volume(
-                open_volume(job.array), out, like=job.volume, labels=True, force=force, progress=report
+                open_complete(job.array), out, like=job.volume, labels=True, force=force, progress=report
             )
         else:
-            channels = [open_volume(job.array, select={"c": number}) for number in range(job.classes)]
+            channels = [open_complete(job.array, select={"c": number}) for number in range(job.classes)]
             write_channels(channels, out, like=job.volume, force=force, progress=report)
-    shutil.rmtree(job.staging, ignore_errors=True)
-    if job.values:
-        return open_volume(out)
-    return _open_channel(out, job.classes - 1, job.volume.shape)
 
 
 def _open_channel(path: str | os.PathLike[str], number: int, shape: tuple[int, int, int]) -> Volume:

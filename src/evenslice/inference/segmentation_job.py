@@ -1,20 +1,17 @@
 """The work on one segmentation, in blocks that any process can take and that a later run can resume.
 
 A block is a range of slices and, of very large planes, a part of each. Blocks share no chunk of the staging folder, where
-an empty file marks each finished block.
+a note marks each finished block. It states the sizes of its chunks: a block whose chunks are not there is done again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import shutil
-import tempfile
+import os
+import stat
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice, product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,22 +19,23 @@ import torch
 
 from evenslice._core import (
     OutputError,
-    json_text,
+    VolumeError,
     map_as_finished,
     needs_extra,
     open_cluster,
     option,
     progress_bar,
     reporting_write_errors,
-    staged_file,
 )
+from evenslice.inference.plans import describe_network, plan_hash, same_plan, write_plan
 from evenslice.inference.prediction import READ_VOXELS, predict
+from evenslice.inference.unfinished import clear, other_work
 from evenslice.networks import predicted_classes
-from evenslice.volumes import fingerprint, is_address
+from evenslice.volumes import PARTIAL, fingerprint, modified
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -47,13 +45,14 @@ if TYPE_CHECKING:
 
     Region = tuple[slice, slice, slice]
 
-__all__ = ["Job", "begin", "run_blocks", "staging_folder"]
+__all__ = ["Job", "begin", "check_blocks", "confirm_input", "run_blocks"]
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 1024  # largest side of a chunk of the staging folder, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; a few large blocks would leave workers idle at the end
 FEWEST_BLOCKS = 8  # along z, for blocks to follow the slices that are stored together
+MOST_VOXELS = 2**40  # above which the list of blocks, and the folder of their notes, would be too long
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,19 @@ class Job:
     batch: int | None
     classes: int
     values: tuple[int, ...] | None
-    staging: Path
+    output: NDArray[np.float64]
+    root: Path
+
+    def __post_init__(self) -> None:
+        if self.volume.size > MOST_VOXELS:
+            raise VolumeError(
+                f"{self.volume.path}: claims {self.volume.size:,} voxels, and at most {MOST_VOXELS:,} can be segmented at once; name a part of it, or a coarser level"
+            )
+
+    @cached_property
+    def staging(self) -> Path:
+        """The folder of this segmentation."""
+        return self.root / plan_hash(self.plan)
 
     @property
     def array(self) -> Path:
@@ -78,7 +89,7 @@ class Job:
 
     @property
     def notes(self) -> Path:
-        """The folder with an empty file for each finished block."""
+        """The folder with a file for each finished block."""
         return self.staging / "finished"
 
     @property
@@ -106,15 +117,41 @@ class Job:
         """Return the file that marks a block as finished."""
         return self.notes / "-".join(f"{part.start}_{part.stop}" for part in block)
 
-    def describe(self) -> dict[str, Any]:
-        """Return everything that the result depends on."""
-        digest = hashlib.sha256()
-        for name, value in self.network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    def chunks(self, block: Region) -> Iterator[str]:
+        """Yield the files with the voxels of a block."""
+        channels = [] if self.values else [range(self.classes)]
+        sides = (1, *(min(length, CHUNK) for length in self.volume.shape[1:]))
+        ranges = (
+            range(part.start // side, -(-part.stop // side)) for part, side in zip(block, sides, strict=True)
+        )
+        for index in product(*channels, *ranges):
+            yield "/".join((str(self.array), "c", *map(str, index)))
+
+    def sizes(self, block: Region) -> str:
+        """Return the sizes of these files, -1 of one that is missing, as the note of the block states them."""
+        return " ".join(str(_size(chunk)) for chunk in self.chunks(block))
+
+    def is_finished(self, block: Region) -> bool:
+        """Return whether a block is marked as finished, and its files are those that it was marked with."""
+        try:
+            noted = self.note(block).read_text(encoding="ascii")
+        except (OSError, ValueError):
+            return False
+        sizes = self.sizes(block)
+        return noted == sizes and "-1" not in sizes.split()
+
+    @cached_property
+    def stamp(self) -> str | None:
+        """When the input was last modified, as found before it was fingerprinted."""
+        return modified(self.volume)
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """Everything that the result depends on."""
+        _ = self.stamp
         return {
             "format": FORMAT,
-            "network": [type(self.network.module).__name__, digest.hexdigest(), str(self.network.dtype)],
+            "network": describe_network(self.network),
             "volume": [self.volume.path, fingerprint(self.volume)],
             "scaling": [self.scaling.low, self.scaling.high, self.scaling.fill],
             "windows": [self.slices, self.step, *self.tile],
@@ -134,29 +171,30 @@ def _divide(length: int, most: int, unit: int) -> list[slice]:
     return [slice(*ends[part : part + 2]) for part in range(parts)]
 
 
-def staging_folder(out: str | os.PathLike[str], scratch: str | os.PathLike[str] | None) -> Path:
-    """Return the folder for unfinished work, the same for each run."""
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", str(out).rstrip("/"))
-    if scratch is None and not is_address(str(out)):
-        return Path(out).absolute().parent / f".{Path(out).name}.unfinished"
-    return Path(scratch or tempfile.gettempdir()).absolute() / f"evenslice-{name[-100:]}.unfinished"
+def _size(path: str) -> int:
+    """Return the size of a regular file, or -1 if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def begin(job: Job, *, force: bool) -> None:
     """Create the staging folder, or check that an existing one belongs to this segmentation."""
     with needs_extra("volumes", "segmenting a volume"):
         import zarr
+        from zarr.codecs import ZstdCodec
 
-    described = job.describe()
-    if job.description.exists():
-        if json.loads(job.description.read_text(encoding="utf-8")) == described:
-            return
-        if not force:
-            raise OutputError(
-                f"{job.staging}: holds an unfinished segmentation by another network, of another volume or with other "
-                f"options; discard it with {option('force')}, or choose another output"
-            )
-    shutil.rmtree(job.staging, ignore_errors=True)
+    same = same_plan(job.description, job.plan, job.output, job.network.dtype)
+    if other_work(job.root, job.staging if same else job.root) and not force:
+        raise OutputError(
+            f"{job.root}: holds an unfinished segmentation by another network, of another volume or with other "
+            f"options; discard it with {option('force')}, or choose another output"
+        )
+    clear(job.root, keep=job.staging if same else None)
+    if same:
+        return
     shape, chunks = job.volume.shape, [1, *(min(length, CHUNK) for length in job.volume.shape[1:])]
     channels = [] if job.values else [job.classes]
     with reporting_write_errors(str(job.staging)):
@@ -166,16 +204,62 @@ def begin(job: Job, *, force: bool) -> None:
             shape=(*channels, *shape),
             chunks=(*(1 for _ in channels), *chunks),
             dtype=job.dtype,
+            compressors=ZstdCodec(checksum=True),
             dimension_names=["c", "z", "y", "x"][-3 - len(channels) :],
         )
-        with staged_file(job.description) as beside:
-            beside.write_text(json_text(described), encoding="utf-8")
+        write_plan(job.description, job.plan, job.output)
+
+
+def check_blocks(job: Job) -> None:
+    """Check that all blocks are there, as they were when they were finished.
+
+    Raises:
+        OutputError: one is not.
+    """
+    if not all(map(job.is_finished, job.blocks)):
+        raise OutputError(
+            f"{job.staging}: another program has changed or removed finished blocks; start the segmentation again, which does these anew"
+        )
+
+
+def confirm_input(job: Job) -> None:
+    """Check that the volume is still what the segmentation began with; if not, discard the segmentation.
+
+    Raises:
+        VolumeError: it has changed, or cannot be read any more.
+    """
+    if job.volume.location is None:
+        return
+    if not _is_unchanged(job, fingerprint(copy(job.volume))):  # a copy opens the volume anew
+        clear(job.root)
+        raise VolumeError(
+            f"{job.volume.path}: has changed since its segmentation began, which is discarded; start it again"
+        )
+
+
+def _is_unchanged(job: Job, now: str) -> bool:
+    """Return whether the voxels are what they were, given their fingerprint, which does not cover all of a large volume."""
+    partial = now.startswith(PARTIAL) and not isinstance(job.volume.location, str)
+    return now == job.plan["volume"][1] and not (partial and modified(job.volume) != job.stamp)
+
+
+def _check_file(job: Job) -> None:
+    """Check, before voxels are marked as finished, that the one file they come from has not been modified.
+
+    Raises:
+        VolumeError: it has other content than at the beginning.
+    """
+    volume = job.volume
+    in_one_file = (
+        volume.files is None and not isinstance(volume.location, str | None) and volume.location.is_file()
+    )
+    if in_one_file and modified(volume) != job.stamp and not _is_unchanged(job, fingerprint(volume)):
+        raise VolumeError(f"{volume.path}: has changed while it was segmented; put it back, or start again")
 
 
 def run_blocks(job: Job, workers: int | None, scheduler: str | None, progress: bool | None) -> None:
     """Segment all unfinished blocks, in this process or on a cluster."""
-    done = {path.name for path in job.notes.iterdir()}
-    waiting = [block for block in job.blocks if job.note(block).name not in done]
+    waiting = [block for block in job.blocks if not job.is_finished(block)]
     if not waiting:
         return
     with (
@@ -201,7 +285,9 @@ def _segment_blocks(blocks: Sequence[Region], job: Job) -> Iterator[Region]:
     """Segment blocks in turn and yield each when finished; consecutive blocks read each slice once."""
     import zarr
 
-    array = zarr.open_array(job.array, mode="r+")
+    # A chunk of zeros is stored too, so that a missing one is never taken for one of zeros.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array = zarr.open_array(job.array, mode="r+")
     for (y, x), part in groupby(blocks, key=lambda block: block[1:]):
         members = list(part)
         outputs = predict(
@@ -219,8 +305,9 @@ def _segment_blocks(blocks: Sequence[Region], job: Job) -> Iterator[Region]:
             for z, output in islice(outputs, block[0].stop - block[0].start):
                 with reporting_write_errors(str(job.staging)):
                     array[..., z, y, x] = _voxels(output, job)
+            _check_file(job)
             with reporting_write_errors(str(job.staging)):
-                job.note(block).touch()
+                job.note(block).write_text(job.sizes(block), encoding="ascii")
             yield block
 
 

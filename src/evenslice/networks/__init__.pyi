@@ -1,4 +1,4 @@
-from .builders import parse_specification as parse_specification
+from .builders import check_stated_in_file as check_stated_in_file, parse_specification as parse_specification
 from .dry_runs import (
     exact_evaluation as exact_evaluation,
     failing_layer as failing_layer,

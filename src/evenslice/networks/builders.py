@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenslice._core import EvensliceError, ModelError, needs_extra, option, reason
 from evenslice.networks.hubs import hub_with_timeout
-from evenslice.networks.libraries.imported import build_imported
+from evenslice.networks.libraries.imported import build_imported, check_own_code
 from evenslice.networks.libraries.monai import MONAI
+from evenslice.networks.libraries.reserved import find_loader
 from evenslice.networks.libraries.smp import SMP
 from evenslice.networks.libraries.timm import TIMM
 from evenslice.networks.libraries.torchvision import TORCHVISION
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
     from evenslice.networks.libraries.library import Built
 
-__all__ = ["build_network", "parse_specification"]
+__all__ = ["build_network", "check_stated_in_file", "parse_specification"]
+
+_FORCE, _FORCE_NO = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # of torch.load
 
 LIBRARIES = {
     "monai": MONAI,
@@ -42,7 +46,7 @@ def parse_specification(text: str, classes: int | None = None, seed: int = 0) ->
         seed: of random parts.
 
     Raises:
-        ModelError: it is malformed, or sets what evenslice sets.
+        ModelError: it is malformed, sets what evenslice sets, or makes the library read further files or run code.
 
     Example:
         >>> parse_specification("smp:Unet/resnet34?encoder_depth=4").arguments
@@ -64,8 +68,31 @@ def parse_specification(text: str, classes: int | None = None, seed: int = 0) ->
         raise ModelError(
             f"{text}: {taken[0]} is not allowed here: {option('weights')} and {option('classes')} decide"
         )
+    if loader := find_loader(arguments):
+        raise ModelError(
+            f"{text}: {loader} is not allowed here: it reads files or runs code; give a weights file as {option('weights')}"
+        )
     inputs = known.inputs.get(name.lower(), 3)
     return Specification(text, library, name, arguments, classes, seed, known.classes, inputs)
+
+
+def check_stated_in_file(text: str) -> None:
+    """Check a specification for which a file, not the user, chose the words.
+
+    The network of a library may be named anywhere. A function counts if it is code of the user's own; see
+    ``evenslice.networks.libraries.imported``.
+
+    Raises:
+        ModelError: it is malformed, or names a function or class of an installed package.
+
+    Example:
+        >>> check_stated_in_file("timm:resnet18")
+    """
+    specification = parse_specification(text)
+    if specification.library:
+        return
+    with _one_line(specification):
+        check_own_code(specification, LIBRARIES)
 
 
 def build_network(specification: Specification, *, pretrained: bool = False) -> Built:
@@ -76,16 +103,22 @@ def build_network(specification: Specification, *, pretrained: bool = False) -> 
         MissingExtraError: the library is not installed.
     """
     library = LIBRARIES.get(specification.library)
+    with _one_line(specification, pretrained=pretrained), _drawn_under(specification.seed):
+        if library is None:
+            return build_imported(specification, pretrained, LIBRARIES), ()
+        with needs_extra(library.extra, f"building {specification.text}"):
+            importlib.import_module(library.package)
+        hub = pretrained and not Path(specification.name).exists()
+        with hub_with_timeout() if hub else nullcontext(), _weights_only():
+            return library.build(specification, pretrained)
+
+
+@contextmanager
+def _one_line(specification: Specification, *, pretrained: bool = False) -> Iterator[None]:
+    """Report whatever a library's or a user's code raises as an error of the specification."""
     text = specification.text
     try:
-        with _drawn_under(specification.seed):
-            if library is None:
-                return build_imported(specification, pretrained, LIBRARIES), ()
-            with needs_extra(library.extra, f"building {text}"):
-                importlib.import_module(library.package)
-            hub = pretrained and not Path(specification.name).exists()
-            with hub_with_timeout() if hub else nullcontext():
-                return library.build(specification, pretrained)
+        yield
     except EvensliceError:
         raise
     except Exception as error:
@@ -95,6 +128,18 @@ def build_network(specification: Specification, *, pretrained: bool = False) -> 
                 f" ({type(error).__name__}); give a weights file, or none for random weights"
             ) from error
         raise ModelError(f"{text}: cannot be built ({type(error).__name__}: {reason(error)})") from error
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Let no library unpickle more than tensors in the block, which several do with files of their hubs."""
+    before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORCE_NO)}
+    os.environ[_FORCE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_FORCE]
+        os.environ |= {name: value for name, value in before.items() if value is not None}
 
 
 @contextmanager

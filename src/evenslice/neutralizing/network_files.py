@@ -7,6 +7,7 @@ It is a safetensors file with the network's plain keys, so that others can read 
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from evenslice._core import ModelError, OutputError, option, staged_file
+from evenslice._core import UNREADABLE, ModelError, OutputError, option, reason, staged_file
 from evenslice.networks import (
     METADATA_KEY,
     ModelSource,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["LoadedNetwork", "load_network", "neutralize_file", "save_network"]
 
 FORMAT = 1
+_DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ModelError)
+MANY_SLICES = 81  # the memory in which stems are probed grows with their square; 1 GiB at this number
+MOST_CHANNELS = 2**16  # classes or inputs that the metadata of a file may name
 
 
 class LoadedNetwork(NamedTuple):
@@ -122,9 +126,15 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
     file = read_weights(weights)
     record, saved = _read_saved(weights, file.metadata[METADATA_KEY])
     _check_asked(spec, weights, asked, record, saved)
+    if record.slices > MANY_SLICES and asked["slices"] is None:
+        raise ModelError(
+            f"{weights}: was saved with {record.slices} slices, which take much memory; to load it, give "
+            f"{option('slices', record.slices)}"
+        )
     model, source = build_model(spec, "none", classes=asked["classes"] if saved is None else saved.classes)
-    _shape_stems(model, source, record, weights)
     state = dict(file.state)
+    _check_room(model, record, state, weights)
+    _shape_stems(model, source, record, weights)
     _match_stems(model, record.stems, state)
     filled = fill_network(model, state, source=weights, target=spec)
     if filled.random:
@@ -132,6 +142,22 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
     keep_record(model, record)
     source = replace(source if saved is None else saved, spec=spec, weights=str(weights), origin=file.origin)
     return LoadedNetwork(model, record, replace(source, random=() if saved is None else saved.random))
+
+
+def _check_room(model: nn.Module, record: Record, state: Mapping[str, Tensor], weights: str) -> None:
+    """Check that a file is large enough for the stems that its record names, before they are made."""
+    held = sum(tensor.numel() for tensor in state.values())
+    names = dict(model.named_modules())
+    needed = sum(
+        parameter.numel() // 3 * record.slices  # about: few networks have other than three inputs
+        for name in record.stems
+        for key, parameter in (names[name].named_parameters(recurse=False) if name in names else ())
+        if key == "weight"
+    )
+    if needed > 16 * held + 2**20:
+        raise ModelError(
+            f"{weights}: is too small for the {record.slices} slices that it names; save the network again"
+        )
 
 
 def _shape_stems(model: nn.Module, source: ModelSource, record: Record, weights: str) -> None:
@@ -157,9 +183,9 @@ def _read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:
             raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
         source = document["source"]
         return Record.from_dict(document["record"]), None if source is None else _parsed_source(source)
-    except (ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
+    except _DAMAGED as error:
         raise ModelError(
-            f"{weights}: the metadata of evenslice in it cannot be read ({error}); save the network again"
+            f"{weights}: the metadata of evenslice in it cannot be read ({reason(error)}); save the network again"
         ) from error
 
 
@@ -172,8 +198,9 @@ def _parsed_source(values: Mapping[str, Any]) -> ModelSource:
         "classes": int | None,
         "inputs": int | None,
     }.items():
-        if not isinstance(values[name], kinds):
-            raise ValueError(f"{name}: bad value {values[name]!r}")
+        value = values[name]
+        if not isinstance(value, kinds) or (isinstance(value, int) and not 0 < value <= MOST_CHANNELS):
+            raise ValueError(f"{name}: bad value {value!r:.40}")
     return ModelSource(**{entry.name: values[entry.name] for entry in fields(ModelSource)} | lists)
 
 
@@ -254,10 +281,18 @@ def save_network(
         raise ModelError("the network has no record; call evenslice.neutralize on it before saving it")
     _check_suffix(path)
     with staged_file(path, force=force) as beside:
-        _write(model, beside, record, source)
+        _write(model, beside, record, source, label=path)
 
 
-def _write(model: nn.Module, path: Path, record: Record, source: ModelSource | None) -> None:
+def _write(
+    model: nn.Module,
+    path: Path,
+    record: Record,
+    source: ModelSource | None,
+    *,
+    label: str | os.PathLike[str],
+) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     document = {
@@ -266,7 +301,15 @@ def _write(model: nn.Module, path: Path, record: Record, source: ModelSource | N
         "record": record.to_dict(),
         "source": None if source is None else source.to_dict(),
     }
-    save_file(_plain_state(model), path, {METADATA_KEY: json.dumps(document)})
+    path.touch()
+    usual = path.stat().st_mode  # safetensors makes files that only their owner may read
+    try:
+        save_file(_plain_state(model), path, {METADATA_KEY: json.dumps(document)})
+    except SafetensorError as error:
+        raise OutputError(
+            f"{label}: cannot be written ({reason(error)}); make room, or choose a place where you may write"
+        ) from error
+    path.chmod(stat.S_IMODE(usual))
 
 
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
@@ -338,5 +381,5 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
             mean=mean,
             std=std,
         )
-        _write(loaded.model, beside, loaded.record, loaded.source)
+        _write(loaded.model, beside, loaded.record, loaded.source, label=out)
     return loaded.record

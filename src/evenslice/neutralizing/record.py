@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, ModelError, did_you_mean
-from evenslice.neutralizing.strategies import find_strategy
+from evenslice._core import UNREADABLE, ConfigError, ModelError, did_you_mean, reason
+from evenslice.neutralizing.strategies import MOST_SLICES, find_strategy
 from evenslice.neutralizing.ties import check_tie
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["CHECKS", "Record", "keep_record", "record_of"]
 
 _ATTRIBUTE = "evenslice_record"
+_DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ConfigError)
 CHECKS: tuple[str, ...] = ("network", "stems")
 """Which outputs `neutralize` verifies: those of the whole network, or of its stems."""
-MOST_SLICES = 1001  # in a record from a file
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class Record:
         """
         try:
             return _parsed({"check": "network", **values})  # not in older records
-        except (AttributeError, TypeError, ValueError, ConfigError) as error:
+        except _DAMAGED as error:
             raise ModelError(
-                f"not the record of a neutralized network ({error}); neutralize the network again"
+                f"not the record of a neutralized network ({reason(error)}); neutralize the network again"
             ) from error
 
 
@@ -119,15 +119,15 @@ def _stated() -> list[str]:
 
 
 def _parsed(values: Mapping[str, Any]) -> Record:
-    wrong = set(values.keys()) ^ set(_stated())
+    wrong = {str(name) for name in values} ^ set(_stated())
     if wrong:
         raise ValueError(f"entries missing or unknown: {', '.join(sorted(wrong))}")
     if not (isinstance(values["slices"], int) and 1 <= values["slices"] <= MOST_SLICES):
-        raise ValueError(f"slices {values['slices']!r} is not a number of slices")
+        raise ValueError(f"slices {values['slices']!r:.40} is not a number of slices")
     if not (isinstance(values["seed"], int) and 0 <= values["seed"] < 2**63):
-        raise ValueError(f"seed {values['seed']!r} is not a seed")
+        raise ValueError(f"seed {values['seed']!r:.40} is not a seed")
     if values["check"] not in CHECKS:
-        raise ValueError(f"check {values['check']!r}; {did_you_mean(str(values['check']), CHECKS)}")
+        raise ValueError(f"check {values['check']!r:.40}; {did_you_mean(str(values['check']), CHECKS)}")
     find_strategy(values["profile"] or values["strategy"], values["slices"])
     check_tie(values["tie"])
     record = Record(

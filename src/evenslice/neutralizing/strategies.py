@@ -75,6 +75,9 @@ _TABLE = {
     )
 }
 
+MOST_SLICES = 1001
+"""Largest number of slices in a window."""
+
 STRATEGIES: tuple[str, ...] = tuple(_TABLE)
 """The names of all strategies."""
 
@@ -87,7 +90,7 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
         slices: N, odd.
 
     Raises:
-        ConfigError: N is not a positive odd number; no strategy has this name; the weights are not N in number, not
+        ConfigError: N is not a positive odd number, or too large; no strategy has this name; the weights are not N in number, not
             symmetric, or do not sum to 1.
 
     Example:
@@ -98,6 +101,8 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
     """
     if slices < 1 or slices % 2 != 1:
         raise ConfigError(f"{option('slices', slices)}: a window has an odd number of slices: 1, 3, 5, ...")
+    if slices > MOST_SLICES:
+        raise ConfigError(f"{option('slices', slices)}: a window has at most {MOST_SLICES} slices")
     if isinstance(strategy, str):
         if strategy not in _TABLE:
             raise ConfigError(f"unknown strategy {strategy!r}; {did_you_mean(strategy, STRATEGIES)}")

@@ -46,9 +46,17 @@ __all__ = [
 
 SUFFIXES = (".png", ".svg")
 
+NUMBERS = ("[0-9]", "[0-9][0-9]", "[0-9][0-9][0-9]")
+
 FIGURE_FILES = tuple(
     f"{name}{suffix}"
-    for name in ("shares", "biases", "course", "kernels-*", "example-*")
+    for name in (
+        "shares",
+        "biases",
+        "course",
+        *(f"kernels-{number}" for number in NUMBERS),
+        *(f"example-{number}" for number in NUMBERS),
+    )
     for suffix in SUFFIXES
 )
 """Patterns of the files that ``write_figures`` writes."""
@@ -59,7 +67,13 @@ TABLE_FILES = ("figures.csv", "windows.csv", "run.csv")
 STUDY_FILES = (
     *(
         f"figures/{name}{suffix}"
-        for name in ("forest", "learning", "trajectories", "saliency", "example-*")
+        for name in (
+            "forest",
+            "learning",
+            "trajectories",
+            "saliency",
+            *(f"example-{number}" for number in NUMBERS),
+        )
         for suffix in SUFFIXES
     ),
     *(f"tables/{name}" for name in STUDY_TABLE_FILES),
@@ -165,9 +179,10 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
     from evenslice.report.base.style import settings
     from evenslice.report.study.page import draw_charts, draw_examples, render
 
-    with settings(), staged_folder(path.parent, (escape(path.name), *STUDY_FILES), force=True) as beside:
+    patterns = (escape(path.name), *STUDY_FILES)
+    with settings(), staged_folder(path.parent, patterns, documents=("summary.json",), force=True) as beside:
         charts = draw_charts(results)
-        (beside / path.name).write_text(render(results, charts), encoding="utf-8")
+        (beside / path.name).write_text(render(results, charts), encoding="utf-8", errors="replace")
         for name in ("figures", "tables"):
             (beside / name).mkdir()
         _save_figures([*charts, *draw_examples(results)], beside / "figures")
@@ -231,7 +246,7 @@ def need_report_extra(what: str) -> None:
 
 def _write_page(text: str, path: str | os.PathLike[str]) -> Path:
     with staged_file(path, force=True) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="replace")
     return Path(path)
 
 
@@ -251,7 +266,7 @@ def _save_figures(drawings: Iterable[Drawing], folder: Path) -> list[str]:
 
 def _save_tables(tables: Mapping[str, str], folder: Path) -> None:
     for name, text in tables.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="")
+        (folder / name).write_text(text, encoding="utf-8", errors="replace", newline="")
 
 
 def _check_not_empty(audits: Sequence[AuditResult]) -> None:

@@ -1,3 +1,4 @@
+from .array_files import stored_size as stored_size
 from .asymmetry import next_look as next_look, precise_enough as precise_enough, summarize as summarize
 from .audits import (
     AuditedVolume as AuditedVolume,
@@ -34,7 +35,7 @@ from .studies import (
     is_study as is_study,
     load_study as load_study,
 )
-from .study_files import EXAMPLE_SIZE as EXAMPLE_SIZE
+from .study_files import EXAMPLE_SIZE as EXAMPLE_SIZE, read_pictures as read_pictures
 from .surveys import (
     SURVEY_FILES as SURVEY_FILES,
     SurveyedNetwork as SurveyedNetwork,

@@ -7,7 +7,6 @@ folder, the second and later ones as ``audit.1-NAME.json`` and so on.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,9 +16,12 @@ import numpy as np
 
 from evenslice._core import UNREADABLE, ConfigError, json_text, reason, staged_file
 from evenslice.networks import StemKernels
+from evenslice.results.array_files import read_arrays
 from evenslice.results.asymmetry import Asymmetry
+from evenslice.results.audit_checks import check_audit
 from evenslice.results.measurements import Measurements
 from evenslice.results.plain_values import from_plain
+from evenslice.results.study_files import read_json
 
 if TYPE_CHECKING:
     import os
@@ -41,6 +43,10 @@ __all__ = [
 ]
 
 FORMAT = 1
+MOST_BYTES = 2**29
+"""Largest size of the measurements and examples of one audit that is read back."""
+
+LONGEST_SLUG = 60  # characters of an audit's name in that of its file
 
 
 @dataclass(frozen=True)
@@ -270,14 +276,13 @@ class AuditResult:
         """
         path = Path(path)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-                arrays = dict(file)
-            return cls._from_files(document, arrays)
+            found = cls._from_files(read_json(path), read_arrays(path.with_suffix(".npz"), MOST_BYTES))
+            check_audit(found)
         except UNREADABLE as error:
             raise ConfigError(
                 f"{path}: cannot be read as an audit ({reason(error)}); run the audit again"
             ) from error
+        return found
 
     @classmethod
     def _from_files(cls, document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
@@ -301,7 +306,7 @@ class AuditResult:
 def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> None:
     """Write audits into an existing folder: the first as ``audit.json``, the others as ``audit.INDEX-NAME.json``."""
     for index, audit in enumerate(audits):
-        slug = re.sub(r"[^a-z0-9]+", "-", audit.name.lower()).strip("-")
+        slug = re.sub(r"[^a-z0-9]+", "-", audit.name.lower())[:LONGEST_SLUG].strip("-")
         audit.save(Path(folder) / ("audit.json" if index == 0 else f"audit.{index}-{slug}.json"))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import UNREADABLE, ConfigError
+from evenslice._core import UNREADABLE, ConfigError, open_regular, read_bounded, reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -42,6 +42,7 @@ EXAMPLE_SIZE = 256
 
 MAX_BYTES = 16 * 2**20
 MAX_COLUMNS = 1000
+MAX_DEPTH = 50
 LARGEST = 1e9  # no metric of a study can be larger
 
 
@@ -55,28 +56,29 @@ def reading(path: Path) -> Iterator[Path]:
     try:
         yield path
     except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"{path}: cannot be read as part of a study ({reason}); remove it and start the study again, which repeats "
+            f"{path}: cannot be read as part of a study ({reason(error)}); remove it and start the study again, which repeats "
             "only what is missing"
         ) from error
 
 
 def read_text(path: Path) -> str:
     """Return the text of a file of at most ``MAX_BYTES``."""
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
-    return content.decode("utf-8")
+    return read_bounded(path, MAX_BYTES).decode("utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file."""
+    """Return the object in a JSON file; it has at most ``MAX_DEPTH`` levels."""
     document = json.loads(read_text(path))
     if not isinstance(document, dict):
         raise TypeError("it is not a JSON object")
-    return document
+    level: list[Any] = [document]
+    for _ in range(MAX_DEPTH):
+        inner = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return document
+    raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
 def read_rows(path: Path, needed: Collection[str], most: int) -> list[dict[str, str]]:
@@ -103,7 +105,7 @@ def read_rows(path: Path, needed: Collection[str], most: int) -> list[dict[str, 
 
 def read_pictures(path: Path, *names: str) -> dict[str, NDArray[np.uint8]]:
     """Return arrays (y, x) of an ``.npz`` file, all of one shape of at most ``EXAMPLE_SIZE`` along y and x."""
-    with zipfile.ZipFile(path) as file:
+    with open_regular(path) as content, zipfile.ZipFile(content) as file:
         pictures = {name: _picture(file, f"{name}.npy") for name in names}
     if len({picture.shape for picture in pictures.values()}) > 1:
         raise ValueError("its arrays differ in shape")

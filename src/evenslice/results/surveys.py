@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from evenslice._core import UNREADABLE, ConfigError, json_text, reason
 from evenslice.results.audits import AuditedVolume  # noqa: TC001  # ``from_plain`` reads the annotation
 from evenslice.results.intervals import Interval
 from evenslice.results.plain_values import from_plain
+from evenslice.results.study_files import read_json
 
 if TYPE_CHECKING:
     import os
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["SURVEY_FILES", "SurveyResult", "SurveyRun", "SurveyedNetwork", "is_survey"]
 
 FORMAT = 1
+LARGEST = 1e9  # no figure of a survey can be larger
 
 SURVEY_FILES = ("survey.json", "survey.csv", "report.html", "figures/balance.png", "figures/balance.svg")
 """Names of the files that ``Survey.save`` writes."""
@@ -155,13 +156,13 @@ class SurveyResult:
         if not path.is_file():
             raise ConfigError(f"{folder}: holds no survey; name a folder that `evenslice survey --out` wrote")
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = read_json(path)
             if document["format"] != FORMAT:
                 raise ValueError(f"this version reads format {FORMAT}")
             networks = from_plain(tuple[SurveyedNetwork, ...], document["networks"])
             survey = cls(networks, from_plain(SurveyRun, document))
-            if not survey.measured or not all(item.energy and item.shares for item in survey.measured):
-                raise ValueError("it holds no network that was measured, or one without measurements")
+            if not survey.measured or not all(map(_is_whole, survey.measured)):
+                raise ValueError("it holds no network that was measured, or one without its measurements")
         except UNREADABLE as error:
             raise ConfigError(
                 f"{path}: cannot be read as a survey ({reason(error)}); run the survey again"
@@ -171,6 +172,19 @@ class SurveyResult:
     def to_json(self) -> str:
         """Return the survey as a JSON document; undefined values are null."""
         return json_text(self.to_dict())
+
+
+def _is_whole(item: SurveyedNetwork) -> bool:
+    """Return whether a network has all its figures, and none that a page cannot show."""
+    figures = (item.directional_bias, item.mirror_error, item.mirror_disagreement, *item.shares, *item.pairs)
+    plain = (*item.energy, item.chromatic, *(value for figure in figures for value in astuple(figure)))
+    return (
+        bool(item.energy)
+        and len(item.shares) % 2 == 1
+        and len(item.pairs) == len(item.shares) // 2
+        and not any(abs(value) > LARGEST for value in plain)
+        and 0 <= item.windows < LARGEST
+    )
 
 
 def _plain(item: SurveyedNetwork) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from evenslice._core import json_text, needs_extra, staged_file
+from evenslice._core import UNREADABLE, json_text, needs_extra, read_bounded, staged_file
 
 with needs_extra("train", "a study"):
     from pydantic import BaseModel, ConfigDict
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["RunOutcome"]
+
+MOST_BYTES = 2**24
+"""Largest size of a file that is read."""
 
 
 class RunOutcome(BaseModel):
@@ -75,6 +78,14 @@ class RunOutcome(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that were set as plain values."""
         return self.model_dump(exclude_unset=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """Read what ``save`` wrote; None if there is no such file, or a damaged one."""
+        try:
+            return cls.model_validate_json(read_bounded(path, MOST_BYTES))
+        except UNREADABLE:
+            return None
 
     def save(self, path: Path) -> Self:
         """Write the outcome, and return it as it will be read: with None for NaN."""

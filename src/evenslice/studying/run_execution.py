@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network
 from evenslice.results import EXAMPLE_SIZE, saliency_percentiles, save_audits
 from evenslice.studying.outcome import RunOutcome
+from evenslice.studying.repair import repair_run
 from evenslice.training import RunFolder, TrainConfig, open_data, train
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def _save(run: Run, base: Path, **fields: Any) -> RunOutcome:
 
 def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
     """Train, test and audit a network, and return the fields of its outcome."""
+    repair_run(folder)
     config, files = run.config, RunFolder(folder)
     result = train(config, folder, resume=True, progress=progress)
     tested = open_data(config.data, config.model, seed=config.seed).test
@@ -73,7 +75,10 @@ def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
     found = _audit(network, tested, run, progress)
     save_audits([found], folder)
     _save_example(network, tested[0], config, folder / "example.npz")
-    shutil.rmtree(files.last.parent, ignore_errors=True)
+    for file in (files.last, files.best):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody else has put a file there
+        files.last.parent.rmdir()
     parts = [part for split in result["data"].values() for part in split]
     return {
         **_test_scores(result),

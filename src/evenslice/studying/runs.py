@@ -11,8 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, reason
+from evenslice._core import ConfigError
 from evenslice.studying.outcome import RunOutcome
+from evenslice.studying.repair import damaged_files
 from evenslice.training import MOVABLE, ModelConfig, TrainConfig, flat_options
 
 if TYPE_CHECKING:
@@ -72,22 +73,14 @@ class Run:
     def outcome(self, base: Path) -> RunOutcome | None:
         """Return the outcome of the run under its present names, or None if it is not finished.
 
-        A run that was audited with other options is not finished: its audit has to be repeated.
-
-        Raises:
-            ConfigError: ``run.json`` cannot be read.
+        A run that was audited with other options is not finished: its audit has to be repeated. Nor is one with a
+        damaged file.
         """
-        path = self.folder(base) / "run.json"
-        if not path.is_file():
+        folder = self.folder(base)
+        found = RunOutcome.load(folder / "run.json")
+        if found is None or found.status != "done" or found.audit != self.audit.model_dump(mode="json"):
             return None
-        try:
-            found = RunOutcome.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{path}: is not the outcome of a run ({reason(error)}); remove it to repeat the run"
-            ) from error
-        finished = found.status == "done" and found.audit == self.audit.model_dump(mode="json")
-        return found.model_copy(update=self.labels) if finished else None
+        return None if damaged_files(folder) else found.model_copy(update=self.labels)
 
 
 def plan_runs(config: StudyConfig) -> list[Run]:

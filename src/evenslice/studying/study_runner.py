@@ -3,8 +3,9 @@
     summary = study(load_config("study.yaml", StudyConfig), "results")
 
 A run is identified by a hash of everything that its outcome depends on. At the end its folder in ``runs`` gets the file
-``run.json``, after which it is never repeated. When a study is started again, interrupted runs resume from their last
-checkpoint and failed runs are retried: a study may be stopped at any time, and extended by arms, data sets or seeds.
+``run.json``, after which it is repeated only if a file of it is damaged. When a study is started again, interrupted
+runs resume from their last checkpoint and failed runs are retried: a study may be stopped at any time, and extended by
+arms, data sets or seeds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from evenslice._core import (
     map_as_finished,
     open_cluster,
     staged_file,
-    to_yaml,
 )
 from evenslice.report import need_report_extra, write_study_report
 from evenslice.results import (
@@ -34,6 +34,7 @@ from evenslice.results import (
 )
 from evenslice.studying.run_execution import execute, record_failure
 from evenslice.studying.runs import LABELS, plan_runs
+from evenslice.studying.study_folder import study_folder, write_config
 from evenslice.training import ModelConfig, fingerprints, open_data
 
 if TYPE_CHECKING:
@@ -78,21 +79,33 @@ def study(
         ConfigError: the data do not fit the configuration, or differ from those of finished runs; two arms are equal; or
             the scheduler does not answer. An error in a single run is recorded with it, and the others continue.
         VolumeError: a data set cannot be used.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, another study works in it, or it holds other files of these names.
         MissingExtraError: a package is missing; those of the report are checked before the first run, too.
     """
     need_report_extra("the report of a study")
-    out = Path(out).absolute()
+    out, runs = Path(out).absolute(), plan_runs(config)
+    with study_folder(out):
+        return _study(config, runs, out, workers, scheduler, on_finished)
+
+
+def _study(
+    config: StudyConfig,
+    runs: Sequence[Run],
+    out: Path,
+    workers: int | None,
+    scheduler: str | None,
+    on_finished: Callable[[RunOutcome, int, int], None] | None,
+) -> StudySummary:
     base = out / "runs"
-    runs = plan_runs(config)
     outcomes = {run.key: found for run in runs if (found := run.outcome(base)) is not None}
     waiting = [run for run in runs if run.key not in outcomes]
     for data in config.datasets:  # report all errors in the data before the first run
         if any(run.dataset == data.name for run in waiting):
             open_data(data.data(), ModelConfig(slices=config.slices, step=config.step))
         _check_unchanged(data, [run for run in runs if run.key in outcomes], outcomes, base)
-    with staged_file(out / "config.yaml", force=True) as beside:
-        beside.write_text(to_yaml(config), encoding="utf-8")
+    for run in waiting[:1]:
+        run.folder(base).mkdir(parents=True, exist_ok=True)  # from now on, it is the folder of a study
+    write_config(config, out)
     for run, outcome in _execute_all(waiting, base, workers, scheduler):
         outcomes[run.key] = outcome
         write_results(config, outcomes.values(), out)

@@ -1,3 +1,4 @@
+from .checkpoints import check_archive as check_archive
 from .config import (
     AugmentationConfig as AugmentationConfig,
     ModelConfig as ModelConfig,

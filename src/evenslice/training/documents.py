@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import (
+    TypedDict,
+)  # pydantic checks documents by these types, and needs this one before Python 3.12
 
 __all__ = ["ClassScores", "DataPart", "TrainResult"]
 
@@ -42,7 +46,7 @@ class TrainResult(TypedDict, total=False):
     confusion: list[list[int]]
     volumes: list[dict[str, Any]]
     validation: dict[str, float] | None
-    bias: dict[str, float] | None
+    bias: dict[str, float | None] | None
     steps: int
     seconds: float
     name: str

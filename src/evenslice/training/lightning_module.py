@@ -14,7 +14,7 @@ from torch.nn import functional
 from evenslice._core import ModelError, needs_extra
 from evenslice.inference import class_logits
 from evenslice.networks import METADATA_KEY
-from evenslice.training.logs import log_metrics
+from evenslice.training.logs import CsvLog, log_metrics
 
 with needs_extra("train", "training"):
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -106,6 +106,7 @@ class SegmentationModule(LightningModule):
 
     Attributes:
         seconds: training time so far, including that before the run was resumed.
+        started: whether training has started; until then, an error in a resumed run is one of its checkpoint.
 
     Raises:
         ModelError: the loss is not finite.
@@ -117,6 +118,7 @@ class SegmentationModule(LightningModule):
         self.config = config
         self.loss = SegmentationLoss(config.loss, classes)
         self.seconds = 0.0
+        self.started = False
         self._seed = seed
         self._losses: list[Tensor] = []
         self._clock = time.monotonic()
@@ -147,7 +149,7 @@ class SegmentationModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock."""
-        self._clock = time.monotonic()
+        self.started, self._clock = True, time.monotonic()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
         """Seed the random numbers of this step."""
@@ -169,8 +171,11 @@ class SegmentationModule(LightningModule):
         checkpoint[METADATA_KEY] = {"seconds": self.seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the training time."""
-        self.seconds = checkpoint[METADATA_KEY]["seconds"]
+        """Restore the training time, and tell the log where it goes on."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, CsvLog):
+                logger.resumed_at = int(checkpoint["global_step"])
+        self.seconds = float(checkpoint[METADATA_KEY]["seconds"])
 
     def _factor(self, step: int) -> float:
         return learning_rate_factor(step, self.config.steps, self.config.warmup)
@@ -276,7 +281,7 @@ class KeepBest(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
-        self.best, self.worse = state_dict["best"], state_dict["worse"]
+        self.best, self.worse = float(state_dict["best"]), int(state_dict["worse"])
 
     def _validate(self, trainer: Trainer, module: LightningModule) -> float:
         network = module.get_submodule("network")

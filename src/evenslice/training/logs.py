@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import needs_extra
+from evenslice._core import needs_extra, reporting_write_errors, staged_file
+from evenslice.training.run_files import read_rows
 
 with needs_extra("train", "logging of training"):
     from lightning.pytorch.loggers import Logger
@@ -39,11 +41,14 @@ class CsvLog(Logger):
     """A Lightning logger that writes one CSV file, with a row for each step at which something was logged.
 
     Rows are on disk immediately. If a run is resumed at an earlier step, the later rows are dropped, so that the file
-    becomes the same as without the interruption.
+    becomes the same as without the interruption; so is a row that was cut short.
 
     Args:
         path: the file; its folder is created.
         columns: the columns besides ``step``; other values are not written.
+
+    Attributes:
+        resumed_at: the step at which a run was resumed; the row of this step is kept and added to.
 
     Example:
         >>> import tempfile
@@ -60,6 +65,7 @@ class CsvLog(Logger):
     def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]) -> None:
         super().__init__()
         self.path = Path(path)
+        self.resumed_at: int | None = None
         self._columns = ["step", *columns]
         self._row: dict[str, Any] | None = None
         self._start = 0  # where the current row begins in the file
@@ -86,23 +92,27 @@ class CsvLog(Logger):
             self._start = self.path.stat().st_size
             self._row = {}
         self._row = {**(self._row or {}), "step": step, **metrics}
-        with self.path.open("r+", newline="") as file:
+        text = io.StringIO(newline="")
+        self._writer(text).writerow(self._row)
+        with reporting_write_errors(self.path), self.path.open("r+b") as file:
             file.seek(self._start)
+            file.write(text.getvalue().encode())
             file.truncate()
-            self._writer(file).writerow(self._row)
 
     def _begin(self, step: int) -> None:
         """Rewrite the file with the rows before a step."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-        with self.path.open("w", newline="") as file:
+        remedy = "restore it, or delete it to go on without its rows"
+        rows = read_rows(self.path, remedy) if self.path.exists() else []
+        with (
+            staged_file(self.path, force=True) as beside,
+            beside.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = self._writer(file)
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(row for row in rows if int(row["step"]) < step)
         self._start = self.path.stat().st_size
+        if step == self.resumed_at:
+            self._row = next((dict(row) for row in rows if int(row["step"]) == step), None)
 
     def _writer(self, file: Any) -> csv.DictWriter[str]:
         return csv.DictWriter(file, self._columns, extrasaction="ignore", lineterminator="\n")

@@ -36,8 +36,9 @@ class AsymmetryMonitor(Callback):
     """A Lightning callback that logs how unequally a network treats the slices of its windows.
 
     It works with any LightningModule whose forward pass maps windows to logits. The same windows and their mirrors are
-    measured before the first step, every ``every`` steps, and after the last; see ``measure_bias``. Weights, gradients
-    and random numbers of the training are not changed. Only the first of several processes measures.
+    measured before the first step, every ``every`` steps, and after the last; see ``measure_bias``. A resumed training
+    is measured at the same steps. Weights, gradients and random numbers of the training are not changed. Only the first
+    of several processes measures.
 
     Args:
         windows: (n, slices, y, x), as the forward pass of the module takes them.
@@ -75,8 +76,9 @@ class AsymmetryMonitor(Callback):
         self.history: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the initial network."""
-        self._measure(trainer, pl_module)
+        """Measure the initial network; that of a resumed training is none."""
+        if not self.history:
+            self._measure(trainer, pl_module)
 
     def on_train_batch_end(
         self,
@@ -94,13 +96,20 @@ class AsymmetryMonitor(Callback):
         """Measure the final network."""
         self._measure(trainer, pl_module)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the final network of a training that had no step left, for which Lightning calls no other hook."""
+        self._measure(trainer, pl_module)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the history, for a checkpoint."""
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the history from a checkpoint."""
-        self.history = list(state_dict["history"])
+        self.history = [
+            {"step": int(row["step"]), **{name: float(row[name]) for name in self.columns}}
+            for row in state_dict["history"]
+        ]
 
     def _measure(self, trainer: Trainer, module: LightningModule) -> None:
         """Measure at most once per step: a step may have several batches, and a resumed run has measured its first."""

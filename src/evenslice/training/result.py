@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evenslice._core import package_versions
+from evenslice._core import package_versions, without_secrets
 from evenslice.inference import evaluate
 from evenslice.training.lightning_module import kept_validation
 from evenslice.training.monitor import bias_columns
@@ -46,7 +46,7 @@ def collect_result(
         **_summarize_log(log, config),
         "name": config.data.name,
         "seed": config.seed,
-        "config": config.model_dump(mode="json"),
+        "config": without_secrets(config.model_dump(mode="json")),
         "data": describe_data(data),
         "machine": {
             "platform": platform.platform(),

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from evenslice._core import ConfigError, OutputError, load_config, option
+from evenslice._core import (
+    ConfigError,
+    OutputError,
+    load_config,
+    locked_folder,
+    needs_extra,
+    option,
+    remove_leftovers,
+)
 from evenslice.training.config import TrainConfig
+from evenslice.training.documents import DataPart, TrainResult
+from evenslice.training.run_files import read_json, read_rows, reading
+
+with needs_extra("train", "a training run"):
+    from pydantic import TypeAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from evenslice.training.documents import DataPart, TrainResult
-
 __all__ = ["MOVABLE", "RunFolder", "flat_options"]
+
+FILES = (
+    *("config.yaml", "data.json", "metrics.csv", "last.ckpt", "best.safetensors"),
+    *("network.safetensors", "result.json"),
+)
+"""Names of the files of a run that are written beside their final names."""
+
+SPLITS = {"train", "validation", "test"}
+SHOWN = ("dice", "iou", "validation", "bias", "steps", "seconds", "data")  # of every result
+
+_RESULT, _DATA = TypeAdapter(TrainResult), TypeAdapter(dict[str, list[DataPart]])
 
 MOVABLE = {"data.root", *(f"training.{name}" for name in ("accelerator", "workers", "tensorboard", "mlflow"))}
 """Options that may change when a run is resumed: where it runs and what else it logs, not its result."""
@@ -79,16 +100,59 @@ class RunFolder:
         return self.path / "result.json"
 
     def read_result(self) -> TrainResult:
-        """Return the content of ``result.json``."""
-        result: TrainResult = json.loads(self.result.read_text(encoding="utf-8"))
-        return result
+        """Return the content of ``result.json``.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        with reading(
+            self.result, f"delete it and run train with {option('resume')}, which tests the network again"
+        ):
+            document = read_json(self.result)
+            if missing := [name for name in SHOWN if name not in document]:
+                raise ValueError(f"it has no {missing[0]}")
+            _RESULT.validate_python(document)
+        return cast(TrainResult, document)
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """Return the rows of the log, each with its ``step`` and the values logged there."""
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            return [
-                {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)
-            ]
+        """Return the rows of the log, each with its ``step`` and the values logged there.
+
+        Raises:
+            ConfigError: it is damaged or missing.
+        """
+        remedy = "restore it, or start a new run in another folder"
+        rows = read_rows(self.metrics, remedy)
+        if not rows:
+            raise ConfigError(f"{self.metrics}: has no rows; {remedy}")
+        return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+    def read_data(self) -> dict[str, list[DataPart]]:
+        """Return the content of ``data.json``.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        with reading(self.data, "restore it, or start a new run in another folder"):
+            parts = _DATA.validate_python(read_json(self.data))
+            if parts.keys() != SPLITS:
+                raise ValueError(f"it has the parts {', '.join(parts)}")
+        return parts
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from training in the folder.
+
+        Raises:
+            OutputError: another one does.
+        """
+        return locked_folder(
+            self.path,
+            f"{self.path}: another `evenslice train` is at work in it; wait for it, or choose another folder",
+        )
+
+    def remove_leftovers(self) -> None:
+        """Remove what a process that was killed has left beside the files of the run; hold the lock."""
+        for folder in (self.path, self.log, self.last.parent):
+            remove_leftovers(folder, FILES)
 
     def has_begun(self, config: TrainConfig, *, resume: bool) -> bool:
         """Return whether the folder holds a run to resume.
@@ -98,7 +162,8 @@ class RunFolder:
             resume: whether to resume a run.
 
         Raises:
-            OutputError: there is a run, but ``resume`` is False; or there are files of a run without its configuration.
+            OutputError: there is a run, but ``resume`` is False; there are files of a run without its configuration; or
+                files that no run wrote have the names of a run's.
             ConfigError: the run began with other options, and has reached its first checkpoint.
         """
         left = [file for file in (self.result, self.network, self.last, self.best) if file.exists()]
@@ -107,7 +172,10 @@ class RunFolder:
                 raise OutputError(
                     f"{left[0]}: belongs to a run whose config.yaml is missing; remove it, or choose another folder"
                 )
+            self._check_own(self.metrics, self.data)
             return False
+        if not left:
+            self._check_own(self.config, self.data)
         if not resume:
             raise OutputError(
                 f"{self.path}: already holds a run; resume it with {option('resume')}, or choose another folder"
@@ -134,7 +202,7 @@ class RunFolder:
         """
         if not self.data.exists():
             return
-        before = json.loads(self.data.read_text(encoding="utf-8"))
+        before: Mapping[str, list[DataPart]] = self.read_data()
         for split, parts in now.items():
             for old, new in zip_longest(before[split], parts):
                 if old != new:
@@ -142,6 +210,21 @@ class RunFolder:
                         f"data.{split}: {(new or old)['name']}: the files are not those with which the run in {self.path} "
                         "began; restore them, or start a new run in another folder"
                     )
+
+    def _check_own(self, *files: Path) -> None:
+        """Check that files, if there are any, were written by a run that had not reached its first checkpoint.
+
+        Such a run writes ``data.json`` first, which says more than its name and suffix.
+        """
+        found = [file for file in files if file.exists()]
+        if not found:
+            return
+        try:
+            self.read_data()
+        except ConfigError as error:
+            raise OutputError(
+                f"{found[0]}: is no file of a run, and training here would replace it; choose another folder"
+            ) from error
 
 
 def flat_options(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
 from evenslice.inference import segment
+from evenslice.networks import parse_specification
 from evenslice.neutralizing import load_network
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def load_segmenter(
         spec: a network, see ``evenslice.networks.specification``, and
         weights: its weights, as ``load_network`` takes them.
         options: ``slices``, ``classes``, ``mean`` and ``std`` of ``load_network``, and ``step``, ``intensity`` and
-            ``fill`` of ``segment``; None means the default. With a run, only the last two are allowed.
+            ``fill`` of ``segment``; None means the default. With a run, only the last two are allowed, and ``spec`` if the
+            network comes from a function: a folder alone, which may be anybody's, has no function called.
 
     Raises:
         ConfigError: neither a run nor a network is given, or both are, or an option that the run determines.
@@ -56,12 +58,14 @@ def load_segmenter(
     given = {name: value for name, value in options.items() if value is not None}
     read: dict[str, Any] = {name: given.pop(name) for name in ("intensity", "fill") if name in given}
     if run is not None:
-        given |= {name: value for name, value in (("model", spec), ("weights", weights)) if value is not None}
+        function = spec if spec is not None and not parse_specification(spec).library else None
+        network_options = {"model": spec if function is None else None, "weights": weights}
+        given |= {name: value for name, value in network_options.items() if value is not None}
         if given:
             raise ConfigError(
                 f"{option(next(iter(given)))}: the run {run} determines it; omit it, or omit {option('run')}"
             )
-        return replace(_of_run(run), **read)
+        return replace(_of_run(run, function), **read)
     if spec is None or weights is None:
         raise ConfigError(
             f"no network given; give {option('run')}, or {option('model')} and {option('weights')}"
@@ -71,7 +75,7 @@ def load_segmenter(
     return Segmenter(network, record.slices, step, **read)
 
 
-def _of_run(run: Path) -> Segmenter:
+def _of_run(run: Path, function: str | None) -> Segmenter:
     from evenslice._core import load_config
     from evenslice.training.config import TrainConfig
     from evenslice.training.run_folder import RunFolder
@@ -82,7 +86,15 @@ def _of_run(run: Path) -> Segmenter:
             f"{run}: holds no finished run of `evenslice train`; name one, or finish it with `evenslice train --resume`"
         )
     config = load_config(files.config, TrainConfig)
-    network, record, _ = load_network(config.model.spec, str(files.network))
+    spec = config.model.spec
+    is_function = not parse_specification(spec).library
+    if is_function and spec != function:
+        raise ConfigError(
+            f"{run}: its network comes from the function {spec}; if you trust its module, give {option('model', spec)} as well"
+        )
+    if function is not None and not is_function:
+        raise ConfigError(f"{option('model')}: the run {run} determines it, {spec}; omit it")
+    network, record, _ = load_network(spec, str(files.network))
     return Segmenter(
         network,
         record.slices,

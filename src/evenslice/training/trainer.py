@@ -16,7 +16,7 @@ import shutil
 import signal
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -27,10 +27,11 @@ import torch
 from rich.console import Console
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice._core import json_text, needs_extra, staged_file, to_yaml
+from evenslice._core import EvensliceError, OutputError, json_text, needs_extra, staged_file, to_yaml
 from evenslice.inference import evaluate, keep_depthwise_exact
-from evenslice.networks import parse_specification
+from evenslice.networks import check_stated_in_file, parse_specification
 from evenslice.neutralizing import load_network, save_network
+from evenslice.training.checkpoints import CheckpointFiles, SaveLast, unusable
 from evenslice.training.crops import CropData
 from evenslice.training.data import open_data
 from evenslice.training.lightning_module import KeepBest, SegmentationModule, output_channels
@@ -45,7 +46,7 @@ with needs_extra("train", "training"):
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.utilities.warnings import PossibleUserWarning
     from lightning.pytorch import Callback, Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.callbacks import RichProgressBar
 
 if TYPE_CHECKING:
     import os
@@ -70,9 +71,8 @@ _VERBOSE = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
 
 _IGNORED: tuple[tuple[str, type[Warning]], ...] = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # Lightning's use of PyTorch
-    (r"Checkpoint directory .* exists and is not empty", UserWarning),  # a resumed run
     (r"", PossibleUserWarning),  # Lightning's advice, such as to use more workers
-    (r"The dirpath has changed from", UserWarning),  # a run that was moved; nothing lost is used
+    (r"Be aware that when using `ckpt_path`", UserWarning),  # a checkpoint of version 0.1 or 0.2
     (r"The ``noload`` loader strategy is deprecated", DeprecationWarning),  # MLflow's use of SQLAlchemy
 )
 
@@ -107,13 +107,34 @@ def train(
         OutputError: the folder already holds a run, or cannot be written.
         ConfigError: the options do not fit the data or the machine, or differ from those of the run to resume.
         VolumeError: the data cannot be used.
-        ModelError: the network cannot be built or trained, or the loss is not finite.
+        ModelError: the network cannot be built or trained, or the loss is not finite; or the configuration names a
+            function of an installed package.
         MissingExtraError: a package is missing.
     """
+    check_stated_in_file(config.model.spec)
     run, first = RunFolder(Path(out).absolute()), is_first_process()
+    if first and resume and run.result.exists() and run.has_begun(config, resume=True):
+        with suppress(OutputError), run.lock():  # the folder need not be writable
+            run.remove_leftovers()
+        return run.read_result()
+    with run.lock() if first else nullcontext():
+        return _train(config, run, first=first, resume=resume, command=command, progress=progress)
+
+
+def _train(
+    config: TrainConfig,
+    run: RunFolder,
+    *,
+    first: bool,
+    resume: bool,
+    command: str | None,
+    progress: bool | None,
+) -> TrainResult:
     began = first and run.has_begun(config, resume=resume)
     if began and run.result.exists():
         return run.read_result()
+    if first:
+        run.remove_leftovers()
     find_device(config.training)  # raises if it is missing
     data = open_data(config.data, config.model, seed=config.seed)
     check_validation(config, data)
@@ -195,14 +216,7 @@ def _fit(
         keep_depthwise_exact(network)
     module = SegmentationModule(network, options, classes=config.data.classes, seed=config.seed)
     save = partial(save_network, record=record, source=source, force=True)
-    callbacks: list[Callback] = [
-        ModelCheckpoint(
-            run.last.parent,
-            filename=run.last.stem,
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
-    ]
+    callbacks: list[Callback] = [SaveLast(run.last)]
     if options.monitor_every is not None:
         windows = fixed_windows(data.validation or data.train, config.model, options.crop, MONITORED)
         callbacks.append(AsymmetryMonitor((windows - record.mean) / record.std, every=options.monitor_every))
@@ -226,7 +240,10 @@ def _fit(
             log_every_n_steps=1,
             callbacks=callbacks,
             # Lightning would resume a job requeued by SLURM in the middle of an epoch; ``resume`` does better.
-            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            plugins=[
+                CheckpointFiles(module),
+                *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else ()),
+            ],
             enable_progress_bar=show,
             enable_model_summary=False,
             default_root_dir=run.path,
@@ -244,7 +261,11 @@ def _fit(
 def _run_trainer(
     trainer: Trainer, module: SegmentationModule, crops: CropData, checkpoint: Path | None
 ) -> None:
-    """Run a trainer, preserving a keyboard interrupt, at which Lightning would exit the process."""
+    """Run a trainer, preserving a keyboard interrupt, at which Lightning would exit the process.
+
+    Raises:
+        ConfigError: it cannot resume from the checkpoint.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, crops, ckpt_path=checkpoint, weights_only=True)
@@ -252,6 +273,12 @@ def _run_trainer(
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error
+    except (EvensliceError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if checkpoint is None or module.started:
+            raise
+        raise unusable(checkpoint, error) from error
 
 
 def _validate(network: nn.Module, *, parts: Sequence[LabelledVolume], config: TrainConfig) -> float:

@@ -1,5 +1,5 @@
 from .blocks import find_nonfinite as find_nonfinite, sample_voxels as sample_voxels
-from .fingerprints import fingerprint as fingerprint
+from .fingerprints import PARTIAL as PARTIAL, fingerprint as fingerprint, modified as modified
 from .info import VolumeInfo as VolumeInfo, describe_volume as describe_volume
 from .labels import (
     ClassIndex as ClassIndex,
@@ -7,7 +7,7 @@ from .labels import (
     class_volume as class_volume,
     index_classes as index_classes,
 )
-from .opening import open_volume as open_volume
+from .opening import open_complete as open_complete, open_volume as open_volume
 from .read.places import is_address as is_address
 from .scaling import Scaling as Scaling, fit_scaling as fit_scaling
 from .templates import mni152 as mni152, mni152_path as mni152_path
@@ -19,6 +19,7 @@ from .windows import (
     slice_indices as slice_indices,
     tile_origins as tile_origins,
 )
+from .write.destinations import output_location as output_location
 from .write.writer import (
     check_destination as check_destination,
     write_channels as write_channels,

@@ -9,7 +9,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["affine_from_lps", "axis_codes"]
+__all__ = ["LARGEST", "affine_from_lps", "axis_codes"]
+
+LARGEST = 1e30
+"""Largest number of an affine; NIfTI files, which hold single precision, have no room for much more."""
 
 
 def affine_from_lps(directions: ArrayLike, origin: ArrayLike) -> NDArray[np.float64] | None:
@@ -23,7 +26,7 @@ def affine_from_lps(directions: ArrayLike, origin: ArrayLike) -> NDArray[np.floa
         origin: (3,), centre of the first voxel in mm.
 
     Returns:
-        (4, 4), or None if a number is not finite or the steps are linearly dependent.
+        (4, 4), or None if a number is not finite or beyond ``LARGEST``, or the steps are linearly dependent.
 
     Example:
         >>> affine_from_lps(np.diag([0.5, 0.5, 2.0]), [10, 20, 30])[0].tolist()
@@ -32,7 +35,7 @@ def affine_from_lps(directions: ArrayLike, origin: ArrayLike) -> NDArray[np.floa
     affine = np.eye(4)
     affine[:3, :3] = directions
     affine[:3, 3] = origin
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+    if not (np.abs(affine) <= LARGEST).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         return None
     affine[:2] *= -1
     return affine + 0.0  # no -0.0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenslice._core import open_regular
 from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.places import files_under
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["fingerprint"]
+__all__ = ["PARTIAL", "fingerprint", "modified"]
+
+PARTIAL = "sha256-partial"
+"""What the fingerprint of a volume starts with if it covers a part of it."""
 
 WHOLE_BYTES = 2**32
 END_BYTES = 2**26
@@ -55,9 +59,33 @@ def fingerprint(volume: Volume) -> str:
         return _fingerprint_of_files(volume, volume.location)
 
 
+def modified(volume: Volume) -> str | None:
+    """Hash the names, sizes and times of the last modification of the files of a volume; None if it is not in files.
+
+    This takes little time, and tells whether the voxels may have changed.
+
+    Raises:
+        VolumeError: a file is missing.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> modified(open_volume(np.zeros((1, 1, 1), np.uint8))) is None
+        True
+    """
+    if volume.location is None or isinstance(volume.location, str):
+        return None
+    digest = hashlib.sha256()
+    with reporting_read_errors(volume.path, volume.format):
+        for file in volume.files or files_under(volume.location, volume.path):
+            found = file.stat()
+            digest.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 def _fingerprint_of_files(volume: Volume, location: Path) -> str:
     digest = hashlib.sha256()
-    named = volume.files or tuple(files_under(location))
+    named = volume.files or tuple(files_under(location, volume.path))
     files = [(file, file.stat().st_size) for file in named]
     partial = sum(size for _, size in files) > WHOLE_BYTES
     folder = location if location.is_dir() or len(files) == 1 else location.parent
@@ -66,7 +94,7 @@ def _fingerprint_of_files(volume: Volume, location: Path) -> str:
             digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
     for file, start, stop in _spans(files) if partial else [(file, 0, size) for file, size in files]:
         _update(digest, file, start, stop)
-    return f"sha256{'-partial' if partial else ''}:{digest.hexdigest()}"
+    return f"{PARTIAL if partial else 'sha256'}:{digest.hexdigest()}"
 
 
 def _fingerprint_of_voxels(volume: Volume, address: str) -> str:
@@ -77,7 +105,7 @@ def _fingerprint_of_voxels(volume: Volume, address: str) -> str:
     last = tuple(slice((length - 1) // size * size, length) for size, length in ends)
     for window in (tuple(slice(0, size) for size in chunk), last):
         digest.update(volume[window].tobytes())
-    return f"sha256-partial:{digest.hexdigest()}"
+    return f"{PARTIAL}:{digest.hexdigest()}"
 
 
 def _spans(files: list[tuple[Path, int]]) -> Iterator[tuple[Path, int, int]]:
@@ -94,7 +122,7 @@ def _spans(files: list[tuple[Path, int]]) -> Iterator[tuple[Path, int, int]]:
 
 def _update(digest: Any, path: Path, start: int, stop: int) -> None:
     """Hash bytes start to stop of a file, piece by piece."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(start)
         while start < stop and (piece := file.read(min(_PIECE_BYTES, stop - start))):
             digest.update(piece)

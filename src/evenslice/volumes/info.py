@@ -109,7 +109,7 @@ def _bytes_on_disk(volume: Volume) -> int | None:
     if volume.location is None or isinstance(volume.location, str):
         return None
     with reporting_read_errors(volume.path, volume.format):
-        return sum(file.stat().st_size for file in volume.files or files_under(volume.location))
+        return sum(file.stat().st_size for file in volume.files or files_under(volume.location, volume.path))
 
 
 def _percentiles(values: NDArray[Any]) -> tuple[tuple[float, float], ...]:

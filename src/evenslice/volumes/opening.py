@@ -31,10 +31,11 @@ from evenslice.volumes.volume import Volume
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-__all__ = ["open_volume"]
+__all__ = ["open_complete", "open_volume"]
 
 
 def open_volume(
@@ -90,6 +91,20 @@ def open_volume(
         opener = partial(open_source, place)
     volume = _arranged(place, opener, names, select or {})
     return _with_spacing(volume, spacing, unit)
+
+
+def open_complete(path: Path, *, select: Mapping[str, int] | None = None) -> Volume:
+    """Open a Zarr folder in which no chunk may be missing; reading raises if one is.
+
+    Args:
+        path: the folder.
+        select: the index to read along each other axis longer than 1.
+
+    Raises:
+        VolumeError: it cannot be opened.
+    """
+    place = replace(locate(path), since=0.0)
+    return _arranged(place, partial(open_source, place), None, select or {})
 
 
 def _arranged(

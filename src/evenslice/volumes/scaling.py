@@ -46,6 +46,10 @@ class Scaling:
             raise ConfigError(
                 f"intensity range {self.low:g} to {self.high:g}: the first must be below the second"
             )
+        if self.fill is not None and not np.isfinite(self.fill):
+            raise ConfigError(
+                f"{option('fill', self.fill)}: replaces NaN and infinity, so it must be a finite number"
+            )
 
     def __call__(self, voxels: ArrayLike) -> NDArray[np.float32]:
         """Scale voxels of any shape to float32 in 0..1."""

@@ -129,7 +129,7 @@ class _Range(VoxelSource):
 
     def __init__(self, source: VoxelSource, dimension: int, start: int, stop: int) -> None:
         self._source, self._dimension, self._start = source, dimension, start
-        self.format = source.format
+        self.format, self.fresh = source.format, source.fresh
         shape = list(source.shape)
         shape[dimension] = stop - start
         self.shape = tuple(shape)

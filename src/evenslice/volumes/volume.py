@@ -115,7 +115,10 @@ class Volume:
             block = self._read([slice(steps[0], steps[-1] + 1, steps.step) for steps in ranges])
         else:
             block = np.empty([len(steps) for steps in ranges], self.dtype)
-        return np.require(block[view], self.dtype, ["C", "O", "W"])
+        part = block[view]
+        if self._sources and self._sources[0].fresh:
+            return np.require(part, self.dtype, ["C", "W"])
+        return np.require(part, self.dtype, ["C", "O", "W"])
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Read the whole volume into memory, for ``np.asarray(volume)``."""

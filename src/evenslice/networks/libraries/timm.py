@@ -53,5 +53,5 @@ TIMM = Library(
     package="timm",
     extra="models",
     build=_build,
-    reserved=frozenset({"checkpoint_path", "in_chans", "num_classes", "pretrained"}),
+    reserved=frozenset({"in_chans", "num_classes", "pretrained"}),
 )

@@ -8,6 +8,7 @@ which the library has one. Only safetensors files are read, and no code that com
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import ModelError, did_you_mean, reason
 from evenslice.networks.hubs import hub_with_timeout
 from evenslice.networks.libraries.library import HALF, IMAGENET, PLAIN, Library
+from evenslice.networks.libraries.reserved import find_loader_in_configuration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -93,7 +95,7 @@ class _Place:
 
     def read(self, **changes: Any) -> tuple[Any, Mapping[str, Any]]:
         """Read the configuration; return it with those of the changes that it has no place for."""
-        from transformers import AutoConfig
+        from transformers import AutoConfig, PretrainedConfig
 
         if self.kind == "type":
             changes = {**_DEFAULTS.get(self.name, {}), **changes}
@@ -102,9 +104,13 @@ class _Place:
             return (plain if unknown else AutoConfig.for_model(self.name, **changes)), unknown
         options = {"return_unused_kwargs": True, "trust_remote_code": False, **changes}
         if self.kind == "local":
-            config, unused = AutoConfig.from_pretrained(self.name, local_files_only=True, **options)
-            return config, unused
-        with hub_with_timeout():
+            options["local_files_only"] = True
+        with nullcontext() if self.kind == "local" else hub_with_timeout():
+            stated, _ = PretrainedConfig.get_config_dict(self.name, **options)
+            if loader := find_loader_in_configuration(stated):
+                raise ModelError(
+                    f"{self.name}: its configuration sets {loader} so as to read other files or to run code; remove it there"
+                )
             config, unused = AutoConfig.from_pretrained(self.name, **options)
             return config, unused
 

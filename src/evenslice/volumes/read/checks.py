@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import io
 import math
+import threading
+import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from evenslice._core import EvensliceError, VolumeError, reason
+from evenslice._core import EvensliceError, VolumeError, open_regular, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
+    import numpy as np
 
 __all__ = [
     "LARGEST_CHUNK",
     "BoundedFile",
     "describe_content",
-    "map_file",
     "reporting_read_errors",
     "require_bytes",
     "require_chunk",
+    "require_few",
     "require_signature",
+    "without_warnings",
 ]
+
+MOST_FILES = 2**16
+"""Number of files with one slice each; every file is opened to see that all are alike."""
 
 LARGEST_CHUNK = 2**31
 """Size limit of a compressed piece in bytes, once decoded; a header that claims more is refused."""
+
+_GOOD_CHUNK = 2**22
+
+_warnings = threading.Lock()
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "a PNG image",
@@ -70,6 +78,17 @@ def reporting_read_errors(label: str, file_format: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Ignore the warnings of a block that reads a header; what matters is checked by the caller.
+
+    One thread at a time: the filters of warnings belong to all threads, and one would restore those of another.
+    """
+    with _warnings, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def describe_content(head: bytes) -> str:
     """Describe the content of a file, judging by its first bytes.
 
@@ -102,7 +121,7 @@ def require_signature(path: Path, label: str, file_format: str) -> None:
     Raises:
         VolumeError: it has another; the message describes the content.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(512)
     if describe_content(head) != file_format:
         raise VolumeError(
@@ -144,29 +163,22 @@ def require_bytes(path: Path, label: str, needed: int) -> None:
         )
 
 
+def require_few(label: str, files: Sequence[Path]) -> None:
+    """Raise VolumeError if a folder holds more than ``MOST_FILES`` slices, before any of them is opened."""
+    if len(files) > MOST_FILES:
+        raise VolumeError(
+            f"{label}: holds {len(files):,} slices, and a folder of more than {MOST_FILES:,} takes too long to look through; save them as one file, such as OME-Zarr"
+        )
+
+
 def require_chunk(label: str, what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Raise VolumeError if a piece that is decoded as one is larger than ``LARGEST_CHUNK``."""
     size = math.prod(shape) * dtype.itemsize
     if size > LARGEST_CHUNK:
+        smaller = list(shape)
+        while math.prod(smaller) * dtype.itemsize > _GOOD_CHUNK:
+            longest = smaller.index(max(smaller))
+            smaller[longest] = -(-smaller[longest] // 2)
         raise VolumeError(
-            f"{label}: {what} {shape} take {size:,} bytes each; store it in pieces below {LARGEST_CHUNK:,} bytes"
+            f"{label}: {what} {shape} take {size:,} bytes each, and each read decodes one whole; rewrite it in pieces below {LARGEST_CHUNK:,} bytes, such as {tuple(smaller)}"
         )
-
-
-def map_file(
-    path: Path,
-    label: str,
-    dtype: np.dtype[Any],
-    offset: int,
-    shape: tuple[int, ...],
-    order: Literal["C", "F"] = "C",
-) -> NDArray[Any]:
-    """Map contiguous uncompressed voxels into memory.
-
-    Raises:
-        VolumeError: the file is too short to hold them.
-    """
-    if 0 in shape:
-        return np.empty(shape, dtype)  # cannot be mapped; `arrange` refuses it later
-    require_bytes(path, label, offset + math.prod(shape) * dtype.itemsize)
-    return np.memmap(path, dtype, "r", offset, shape, order)

@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evenslice._core import VolumeError
+from evenslice._core import VolumeError, open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +79,7 @@ class DeflatedFile:
         nearest = start // self._step
         while nearest not in entries:
             nearest -= 1
-        with self._path.open("rb") as file:
+        with open_regular(self._path) as file:
             pieces = _Pieces(file, entries[nearest])
             while pieces.done < start:
                 skipped = pieces.take(min(self._step - pieces.done % self._step, start - pieces.done))

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, option
+from evenslice._core import ConfigError, VolumeError, open_regular, option
 from evenslice.volumes.affines import affine_from_lps
-from evenslice.volumes.read.checks import describe_content
-from evenslice.volumes.read.dicom_frames import Series, decode, read_series
+from evenslice.volumes.read.checks import describe_content, require_few
+from evenslice.volumes.read.dicom_frames import Series, read_series
 from evenslice.volumes.read.dicom_headers import is_dicom
+from evenslice.volumes.read.dicom_pixels import decode
 from evenslice.volumes.read.slice_folder import KINDS, natural_order
 from evenslice.volumes.read.source import VoxelSource
 
@@ -35,11 +36,12 @@ class DicomSource(VoxelSource):
 
     def __init__(self, files: Sequence[Path], label: str, series: int | None) -> None:
         if len(files) == 1 and not is_dicom(files[0]):
-            with files[0].open("rb") as file:
+            with open_regular(files[0]) as file:
                 found = describe_content(file.read(512))
             raise VolumeError(
                 f"{label}: is not a DICOM file, its content is {found}; name a DICOM file or folder"
             )
+        require_few(label, files)
         chosen = _choose(read_series(natural_order(files), label), label, series)
         self._label = label
         self.selected = () if series is None else ("series",)

@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import MissingExtraError, VolumeError
-from evenslice.volumes.read.checks import BoundedFile, reporting_read_errors, require_bytes, require_chunk
+from evenslice.volumes.read.checks import reporting_read_errors, require_bytes, require_chunk
 from evenslice.volumes.read.dicom_headers import first, number, numbers, pick, read_header, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
 
-__all__ = ["Frame", "Series", "decode", "read_series"]
+__all__ = ["Frame", "Series", "read_series", "where_in"]
 
 MOST_FRAMES = 100_000
+
+TRUSTED_BYTES = 2**28
+"""Size in bytes that a compressed frame may expand to without a check."""
+
+_RUN_LENGTHS, _RUN_LENGTH_EXPANSION = "1.2.840.10008.1.2.5", 64
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Frame:
     Attributes:
         path: the file.
         index: index of the frame in the file.
+        packed: whether it is compressed so that it may expand to far more than its header claims.
         shape: rows, columns, and samples per pixel if there are several.
         dtype: data type as decoded.
         slope: factor of the stored values.
@@ -46,6 +51,7 @@ class Frame:
 
     path: Path
     index: int
+    packed: bool
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     slope: float
@@ -84,9 +90,9 @@ def read_series(files: Sequence[Path], label: str) -> list[Series]:
     found: dict[str, Series] = {}
     count = 0
     for file in files:
-        where = _where(label, file)
+        where = where_in(label, file)
         with reporting_read_errors(where, "DICOM"):
-            header = read_header(file)
+            header = read_header(file, where)
             if "Rows" not in header or "Columns" not in header:
                 _require_no_image(header, where)
                 continue
@@ -105,41 +111,9 @@ def read_series(files: Sequence[Path], label: str) -> list[Series]:
     return sorted(found.values(), key=lambda series: (series.number, series.uid))
 
 
-def decode(frames: Sequence[Frame], label: str) -> Iterator[NDArray[Any]]:
-    """Yield the rescaled pixels of frames; consecutive frames of one file are read together.
-
-    Raises:
-        VolumeError: they cannot be decoded, or do not match the header.
-    """
-    from pydicom.pixels.utils import iter_pixels
-
-    start = 0
-    while start < len(frames):
-        path = frames[start].path
-        stop = start
-        while stop < len(frames) and frames[stop].path == path:
-            stop += 1
-        group = frames[start:stop]
-        with reporting_read_errors(_where(label, path), "DICOM"), BoundedFile(path) as file:
-            images = iter_pixels(file, indices=[frame.index for frame in group])
-            for frame, pixels in zip(group, images, strict=True):
-                yield _rescaled(pixels, frame, _where(label, path))
-        start = stop
-
-
-def _where(label: str, path: Path) -> str:
+def where_in(label: str, path: Path) -> str:
     """Return the label of a file in a folder, or of the file that was opened."""
     return label if label.endswith(path.name) else f"{label}: {path.name}"
-
-
-def _rescaled(pixels: NDArray[Any], frame: Frame, where: str) -> NDArray[Any]:
-    if pixels.shape != frame.shape or pixels.dtype.newbyteorder("=") != frame.dtype:
-        raise VolumeError(
-            f"{where}: its image is {pixels.shape} {pixels.dtype} and its header claims {frame.shape} {frame.dtype}; the file is damaged"
-        )
-    if (frame.slope, frame.intercept) == (1.0, 0.0):
-        return pixels
-    return np.asarray(pixels, np.float64) * frame.slope + frame.intercept
 
 
 def _require_no_image(header: Any, where: str) -> None:
@@ -169,6 +143,7 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     if own and len(own) != count:
         raise VolumeError(f"{where}: claims {count} frames and describes {len(own)}; the file is damaged")
+    packed = _may_expand(header, path)
     for index in range(count):
         groups = [group for group in (own[index] if own else None, shared) if group is not None]
         group = partial(pick, groups, header)
@@ -185,6 +160,7 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
         yield Frame(
             path=path,
             index=index,
+            packed=packed,
             shape=shape,
             dtype=dtype,
             slope=slope or 1.0,
@@ -200,6 +176,14 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
                 index,
             ),
         )
+
+
+def _may_expand(header: Any, path: Path) -> bool:
+    """Return whether the frames of a file are compressed and could expand to more than ``TRUSTED_BYTES``."""
+    syntax = header.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return False
+    return str(syntax) != _RUN_LENGTHS or path.stat().st_size * _RUN_LENGTH_EXPANSION > TRUSTED_BYTES
 
 
 def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -224,10 +208,6 @@ def _check_syntax(header: Any, path: Path, where: str, shape: tuple[int, ...], c
     from pydicom.pixels.decoders.base import get_decoder
 
     syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_deflated:
-        raise VolumeError(
-            f"{where}: is compressed as a whole (deflated); save it uncompressed, or with compressed images"
-        )
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import needs_extra
-from evenslice.volumes.read.checks import BoundedFile
+from evenslice._core import VolumeError, needs_extra, open_regular
+from evenslice.volumes.read.checks import BoundedFile, without_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,22 +48,42 @@ _TAGS = [
 # Without a handler, logging would print the warnings of pydicom about damaged files next to our own error.
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 
-_warnings = threading.Lock()  # warning filters are shared by all threads
-
 
 def is_dicom(path: Path) -> bool:
     """Return whether a file has the signature of DICOM."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(132)[128:] == b"DICM"
 
 
-def read_header(path: Path) -> Any:
-    """Read the required elements of a header, without warnings: what matters is checked by the caller."""
+class _Header(BoundedFile):
+    """A DICOM file of which nothing is read without saying how much: pydicom does so to inflate the whole of it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to ``size`` bytes."""
+        if size is None or size < 0:
+            raise VolumeError(
+                "is compressed as a whole (deflated); save it uncompressed, or with compressed images"
+            )
+        return super().read(size)
+
+
+def read_header(path: Path, where: str) -> Any:
+    """Read the required elements of a header, without warnings: what matters is checked by the caller.
+
+    Args:
+        path: the file.
+        where: the file, as messages should name it.
+
+    Raises:
+        VolumeError: it is deflated.
+    """
     with needs_extra("medical", "reading a DICOM volume"):
         import pydicom
-    with _warnings, warnings.catch_warnings(), BoundedFile(path) as file:
-        warnings.simplefilter("ignore")
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+    with without_warnings(), _Header(path) as file:
+        try:
+            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+        except VolumeError as error:
+            raise VolumeError(f"{where}: {error}") from None
 
 
 def first(header: Any, name: str) -> Any:

@@ -95,6 +95,8 @@ def find_read_format(place: Place) -> ReadFormat:
         return _find_folder_format(path, label)
     if not path.exists():
         raise VolumeError(f"{label}: no such file or folder; check the path")
+    if not path.is_file():
+        raise VolumeError(f"{label}: is a pipe, a socket or a device; save its content as a file")
     name = path.name.lower()
     for file_format in READ_FORMATS:
         if name.endswith(file_format.suffixes):

@@ -6,15 +6,13 @@ A file can refer to others by external links, virtual datasets and external stor
 from __future__ import annotations
 
 import math
-import zlib
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenslice._core import VolumeError, did_you_mean, needs_extra
 from evenslice.volumes.read.checks import require_chunk, require_signature
-from evenslice.volumes.read.deflate import MOST_COMPRESSION
+from evenslice.volumes.read.hdf5_chunks import check_chunks, check_filters
 from evenslice.volumes.read.hdf5_labels import has_labels, read_labels
 from evenslice.volumes.read.source import VoxelSource
 
@@ -29,9 +27,6 @@ __all__ = ["Hdf5Source"]
 
 MOST_OBJECTS = 10_000
 """Number of groups and datasets that are searched for the volume."""
-
-_TRUSTED_BYTES = 2**28
-"""Size in bytes that a compressed chunk may expand to without a check."""
 
 
 class Hdf5Source(VoxelSource):
@@ -50,6 +45,7 @@ class Hdf5Source(VoxelSource):
             self.chunks = dataset.chunks
             if self.chunks:
                 require_chunk(label, "its chunks", self.chunks, self.dtype)
+                check_filters(dataset, label)
             self.voxel_size, self.unit = _element_size(dataset)
             labelled = has_labels(dataset)
         if labelled:
@@ -63,7 +59,7 @@ class Hdf5Source(VoxelSource):
         with _opened(self._path) as file:
             dataset = _dataset(file, self.part or "/", self._label)
             if dataset.chunks:
-                _check_chunks(dataset, key, self._label)
+                check_chunks(dataset, key, self._label)
             return np.asarray(dataset[key])
 
 
@@ -176,31 +172,3 @@ def _element_size(dataset: Any) -> tuple[tuple[float, float, float] | None, Unit
         return None, None
     z, y, x = np.asarray(dataset.attrs[name], float).ravel().tolist()
     return (z, y, x), "um"
-
-
-def _check_chunks(dataset: Any, key: tuple[slice, ...], label: str) -> None:
-    """Raise if a chunk under ``key`` is empty or expands to more than its shape allows.
-
-    On an empty chunk the filters of HDF5 abort the process, and on others they decompress without a limit.
-    """
-    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    packs = dataset.compression == "gzip"
-    trusted = max(4 * size, _TRUSTED_BYTES) // MOST_COMPRESSION
-    starts = (
-        range(part.start // length * length, part.stop, length)
-        for part, length in zip(key, dataset.chunks, strict=True)
-    )
-    for index in product(*starts):
-        stored = dataset.id.get_chunk_info_by_coord(index)
-        if stored.byte_offset is None:  # never written
-            continue
-        if not 0 < stored.size <= 2 * size + _TRUSTED_BYTES:
-            raise VolumeError(
-                f"{label}: a chunk claims {stored.size:,} bytes for {size:,}; the file is damaged"
-            )
-        if packs and stored.size > trusted:
-            _, packed = dataset.id.read_direct_chunk(index)
-            if len(zlib.decompressobj().decompress(packed, size + 2**16 + 1)) > size + 2**16:
-                raise VolumeError(
-                    f"{label}: a chunk decompresses to more than its {size:,} bytes; the file is damaged"
-                )

@@ -69,6 +69,7 @@ class MetaImageSource(VoxelSource):
         compressed = _true(header.get("CompressedData"))
         encoding: Encoding = "deflate" if compressed else "raw"
         self._voxels = RawVoxels(data, label, self.dtype, self.shape, offset, encoding)
+        self.fresh = self._voxels.fresh
 
     def _place(self, header: Mapping[str, str], lead: int) -> None:
         """Set voxel size and affine."""

@@ -1,15 +1,14 @@
-"""MRC and CCP4 maps, memory-mapped; mrcfile parses the header."""
+"""MRC and CCP4 maps; mrcfile parses the header."""
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import VolumeError, needs_extra
-from evenslice.volumes.read.checks import describe_content, map_file
-from evenslice.volumes.read.source import ArraySource
+from evenslice._core import VolumeError, needs_extra, open_regular
+from evenslice.volumes.read.checks import describe_content, without_warnings
+from evenslice.volumes.read.file_voxels import FileSource, FileVoxels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +19,7 @@ __all__ = ["MrcSource"]
 _HEADER_BYTES = 1024
 
 
-class MrcSource(ArraySource):
+class MrcSource(FileSource):
     """A volume, a stack of images, or a stack of volumes with an axis t before z."""
 
     def __init__(self, path: Path, label: str) -> None:
@@ -41,7 +40,7 @@ class MrcSource(ArraySource):
                 )
             shape, names = (sections // depth, depth, rows, columns), f"t{names}"
         super().__init__(
-            map_file(path, label, _data_type(header, label), _HEADER_BYTES + int(header.nsymbt), shape)
+            FileVoxels(path, label, _data_type(header, label), _HEADER_BYTES + int(header.nsymbt), shape)
         )
         self.format = "MRC volume stack" if stacked else "MRC"
         self.names = names
@@ -55,16 +54,14 @@ class MrcSource(ArraySource):
 def _read_header(path: Path, label: str) -> Any:
     with needs_extra("volumes", "reading an MRC volume"):
         import mrcfile
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEADER_BYTES)
     if head[208:212] not in (b"MAP ", b"MAP\0"):
         raise VolumeError(
             f"{label}: is not an MRC file, its content is {describe_content(head)}; name a file whose suffix matches its content"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the relevant fields are checked here
-        with mrcfile.open(path, header_only=True) as file:
-            return file.header
+    with without_warnings(), mrcfile.open(path, header_only=True) as file:
+        return file.header
 
 
 def _data_type(header: Any, label: str) -> np.dtype[Any]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import VolumeError, needs_extra
+from evenslice._core import VolumeError, needs_extra, open_regular
+from evenslice.volumes.affines import LARGEST
 from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.deflate import MOST_COMPRESSION
 from evenslice.volumes.read.source import VoxelSource
@@ -57,10 +58,14 @@ class NiftiSource(VoxelSource):
         self.spacing = (*zooms[:3], *(math.nan for _ in zooms[3:]))
         self.unit = normal_unit(header.get_xyzt_units()[0])
         self.affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        if not (np.abs(self.affine) <= LARGEST).all():
+            raise VolumeError(
+                f"{label}: its affine holds NaN, infinity or numbers beyond {LARGEST:g}; correct its header"
+            )
         self._nbytes = math.prod(self.shape) * stored.itemsize
         if self._nbytes > 0:
             _check_size(path, label, offset + self._nbytes, compressed=self._compressed)
-        self._proxy = _nibabel().arrayproxy.ArrayProxy(str(path), (self.shape, stored, offset))
+        self._proxy = _nibabel().arrayproxy.ArrayProxy(str(path), (self.shape, stored, offset), mmap=False)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Read and scale; a large compressed file is decompressed by whole slices, then cropped."""
@@ -102,7 +107,7 @@ def _read_header(path: Path, label: str) -> Any:
     Raises:
         VolumeError: it is not a NIfTI file, or its header claims an impossible shape.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEADER_BYTES)
     if path.name.lower().endswith(".gz"):
         if not head.startswith(b"\x1f\x8b"):
@@ -148,7 +153,7 @@ def _check_size(path: Path, label: str, needed: int, *, compressed: bool) -> Non
 
 def _stated_length(path: Path) -> int:
     """Return the uncompressed length that the last four bytes of a gzip file state."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(-4, 2)
         return int.from_bytes(file.read(4), "little")
 

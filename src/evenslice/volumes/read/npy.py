@@ -1,4 +1,4 @@
-"""NumPy ``.npy`` files, memory-mapped."""
+"""NumPy ``.npy`` files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice._core import VolumeError
-from evenslice.volumes.read.checks import map_file, require_signature
-from evenslice.volumes.read.source import ArraySource
+from evenslice._core import VolumeError, open_regular
+from evenslice.volumes.read.checks import require_signature
+from evenslice.volumes.read.file_voxels import FileSource, FileVoxels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["NpySource"]
 
 
-class NpySource(ArraySource):
-    """An array in a ``.npy`` file, mapped into memory; pickled objects are refused."""
+class NpySource(FileSource):
+    """An array in a ``.npy`` file; pickled objects are refused."""
+
+    format = "NumPy array"
 
     def __init__(self, path: Path, label: str) -> None:
         require_signature(path, label, "a NumPy array")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             first = np.lib.format.read_magic(file) == (1, 0)
             read_header = (
                 np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
@@ -32,4 +34,6 @@ class NpySource(ArraySource):
             raise VolumeError(
                 f"{label}: holds pickled Python objects, which are never loaded; save a numeric array"
             )
-        super().__init__(map_file(path, label, dtype, offset, shape, "F" if fortran else "C"))
+        if min(shape, default=0) < 0:
+            raise VolumeError(f"{label}: its header claims the impossible shape {shape}; the file is damaged")
+        super().__init__(FileVoxels(path, label, dtype, offset, shape, "F" if fortran else "C"))

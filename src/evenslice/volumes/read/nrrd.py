@@ -79,6 +79,7 @@ class NrrdSource(VoxelSource):
         if offset < 0:
             offset = data.stat().st_size - math.prod(self.shape) * self.dtype.itemsize
         self._voxels = RawVoxels(data, label, self.dtype, self.shape, offset, encoding)
+        self.fresh = self._voxels.fresh
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Map, or decompress."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class Place:
         part: the path of a dataset inside the file, as in ``file.h5:/path``, or None.
         level: the resolution level, 0 the finest.
         series: which series of a DICOM folder, or None if the user named none.
+        since: when it was named, in seconds since 1970; no chunk of a Zarr folder may disappear later.
     """
 
     label: str
@@ -40,6 +42,7 @@ class Place:
     part: str | None = None
     level: int = 0
     series: int | None = None
+    since: float = field(default_factory=time.time, compare=False)
 
     @property
     def path(self) -> Path:
@@ -152,11 +155,20 @@ def data_file(folder: Path, name: str, label: str) -> Path:
     return path
 
 
-def files_under(path: Path) -> list[Path]:
-    """Return the file itself, or all files below a folder in the order of their relative names."""
+def files_under(path: Path, label: str) -> list[Path]:
+    """Return the file itself, or all files below a folder in the order of their relative names.
+
+    Args:
+        path: the file or folder.
+        label: the file or folder, as the user wrote it.
+
+    Raises:
+        VolumeError: a link leads out of the folder.
+    """
     if not path.is_dir():
         return [path]
-    return sorted(
-        (file for file in path.rglob("*") if file.is_file()),
-        key=lambda file: file.relative_to(path).as_posix(),
-    )
+    files = [file for file in path.rglob("*") if file.is_file()]
+    for file in files:
+        if file.is_symlink():
+            confined(path, file.relative_to(path).as_posix(), label)
+    return sorted(files, key=lambda file: file.relative_to(path).as_posix())

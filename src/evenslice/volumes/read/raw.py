@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from evenslice._core import VolumeError
-from evenslice.volumes.read.checks import map_file
+from evenslice._core import VolumeError, open_regular
 from evenslice.volumes.read.deflate import DeflatedFile
+from evenslice.volumes.read.file_voxels import FileVoxels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,7 @@ class RawVoxels:
             raise VolumeError(
                 f"{label}: its header claims the impossible shape {shape} from byte {offset:,} on; the file is damaged"
             )
-        self._mapped = map_file(path, label, dtype, offset, shape, "F") if encoding == "raw" else None
+        self._raw = FileVoxels(path, label, dtype, offset, shape, "F") if encoding == "raw" else None
         self._deflated = (
             DeflatedFile(path, label, offset, self._nbytes)
             if encoding == "deflate" and self._nbytes
@@ -69,10 +69,15 @@ class RawVoxels:
                 f"{label}: is compressed with bzip2, which can only be read whole and up to {IN_MEMORY:,} bytes; save it with gzip"
             )
 
+    @property
+    def fresh(self) -> bool:
+        """Whether what ``read`` returns is the caller's, if it can be written to."""
+        return self._raw is not None and self._raw.fresh
+
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Return the part under ``key``; a large compressed file is decompressed from the first to the last voxel of the part."""
-        if self._mapped is not None:
-            return self._mapped[key]
+        if self._raw is not None:
+            return self._raw.read(key)
         if self._deflated is None or self._nbytes <= IN_MEMORY:
             return self._in_memory[key]
         strides = np.cumprod([self._dtype.itemsize, *self._shape[:-1]], dtype=np.int64).tolist()
@@ -89,7 +94,7 @@ class RawVoxels:
         if self._deflated is not None:
             content = self._deflated.read(0, self._nbytes)
         else:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 file.seek(self._offset)
                 content = _unzip_bzip2(file.read(self._nbytes + _HEADER_BYTES), self._nbytes)
         if len(content) < self._nbytes:
@@ -106,5 +111,5 @@ def _unzip_bzip2(content: bytes, most: int) -> bytes:
 
 def head_of(path: Path) -> bytes:
     """Return the first bytes of a file, which must contain its text header."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(_HEADER_BYTES)

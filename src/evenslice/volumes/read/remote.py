@@ -7,10 +7,14 @@ AWS_ENDPOINT_URL, ~/.aws) and are never stored. Without credentials, a bucket is
 from __future__ import annotations
 
 import os
+import time
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import EvensliceError, VolumeError, needs_extra, reason
+from evenslice.volumes.read.zarr_guard import inflate
+from evenslice.volumes.read.zarr_store import require_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,27 +23,30 @@ __all__ = ["remote_store", "reporting_network_errors", "s3_endpoint"]
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
+SLOWEST = 1024
+"""Bytes a second that a server must send on average, after the first ``READ_SECONDS``."""
 
 
-def remote_store(url: str, *, probe: bool = False) -> Any:
+def remote_store(url: str, label: str, most: int, *, probe: bool = False) -> Any:
     """Return a read-only Zarr store at an address, without connecting to it.
 
     Args:
         url: the address.
+        label: the address, as the user wrote it.
+        most: largest number of bytes that are read of a file at once.
         probe: treat forbidden keys as missing. A bucket that may not be listed answers "forbidden" for any missing key,
             and the search for metadata asks for keys that may not exist. For a chunk it is an error.
 
     Raises:
         MissingExtraError: the extra "remote" is not installed.
     """
+    s3 = url.lower().startswith("s3:")
     with needs_extra("remote", "reading a volume from an address"):
         import fsspec  # noqa: F401  # zarr imports it, but its error would not name the extra
 
-        options = _s3_options() if url.lower().startswith("s3:") else _http_options()
-    from zarr.storage import FsspecStore
-
+        options = _s3_options() if s3 else _http_options(most)
     missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-    return FsspecStore.from_url(
+    return _store_class(label, most if s3 else None).from_url(
         url,
         storage_options=options,
         read_only=True,
@@ -47,11 +54,72 @@ def remote_store(url: str, *, probe: bool = False) -> Any:
     )
 
 
-def _http_options() -> dict[str, Any]:
+@cache
+def _store_class(label: str, most: int | None) -> Any:
+    """Return a class of stores that ask for no more bytes than agreed, and refuse files that have more."""
+    from zarr.abc.store import RangeByteRequest
+    from zarr.storage import FsspecStore
+
+    class Bounded(FsspecStore):
+        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+            if most is None:
+                return await super().get(key, prototype, byte_range)
+            if hasattr(byte_range, "end"):
+                require_size(key, byte_range.end - byte_range.start, label, most)
+            elif hasattr(byte_range, "suffix"):
+                require_size(key, byte_range.suffix, label, most)
+            found = await super().get(key, prototype, byte_range or RangeByteRequest(0, most + 1))
+            if found is not None:
+                require_size(key, len(found), label, most)
+            return found
+
+    return Bounded
+
+
+def _http_options(most: int) -> dict[str, Any]:
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-    return {"client_kwargs": {"timeout": timeout}}
+    return {
+        "client_kwargs": {
+            "timeout": timeout,
+            "headers": {"Accept-Encoding": "identity"},  # chunks are compressed already
+            "auto_decompress": False,
+            "response_class": _response_class(most),
+        }
+    }
+
+
+@cache
+def _response_class(most: int) -> Any:
+    """Return a class of HTTP responses whose bodies are read, and decompressed, up to a number of bytes."""
+    import aiohttp
+
+    class Bounded(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            started, length, pieces = time.monotonic(), 0, []
+            async for piece in self.content.iter_any():
+                pieces.append(piece)
+                length += len(piece)
+                if length > most:
+                    raise ValueError(f"the server sends more than the {most:,} bytes that can be right")
+                if length < (time.monotonic() - started - READ_SECONDS) * SLOWEST:
+                    raise TimeoutError(f"the server sends less than {SLOWEST:,} bytes a second")
+            return _decoded(b"".join(pieces), self.headers.get("Content-Encoding", "identity"), most)
+
+    return Bounded
+
+
+def _decoded(content: bytes, encoding: str, most: int) -> bytes:
+    """Undo the compression of an HTTP body, which some servers apply though they were asked not to."""
+    if encoding.lower() in ("identity", ""):
+        return content
+    if encoding.lower() not in ("gzip", "deflate"):
+        raise ValueError(f"the server sends data encoded as {encoding[:20]!r}")
+    unpacked = inflate(content, most + 1)
+    if len(unpacked) > most:
+        raise ValueError(f"the server sends more than the {most:,} bytes that can be right")
+    return unpacked
 
 
 def _s3_options() -> dict[str, Any]:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra
-from evenslice.volumes.read.checks import BoundedFile, reporting_read_errors, require_chunk, require_signature
+from evenslice.volumes.read.checks import (
+    BoundedFile,
+    reporting_read_errors,
+    require_chunk,
+    require_few,
+    require_signature,
+)
 from evenslice.volumes.read.deflate import MOST_COMPRESSION
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.tiff import TiffSource
@@ -53,6 +59,7 @@ class SliceFolderSource(VoxelSource):
     """The images of a folder as z, y, x, and an axis s for the samples of a pixel if there are several."""
 
     def __init__(self, files: list[Path], label: str) -> None:
+        require_few(label, files)
         self.files = tuple(files)
         self._label = label
         kind = KINDS[files[0].suffix.lower()]

@@ -20,8 +20,8 @@ class VoxelSource(ABC):
     """A stored array of any number of dimensions, read in pieces.
 
     A subclass opens one file format: its constructor reads and validates the metadata and sets the attributes; voxels
-    are read by ``read`` only. It keeps no file open between reads (except memory maps), so that a volume needs no closing
-    and may be used from several threads and after a fork.
+    are read by ``read`` only. It keeps no file open between reads (except uncompressed ones, which are read at positions),
+    so that a volume needs no closing and may be used from several threads and after a fork.
 
     Attributes:
         format: the name of the format, for users.
@@ -38,6 +38,7 @@ class VoxelSource(ABC):
         files: the files that hold the voxels, unless that is the whole path that was opened; else None.
         part: the path of the dataset inside the file, or None for formats with one volume per file.
         selected: the names in the user's selection that the format has applied itself.
+        fresh: whether what ``read`` returns is the caller's, if it can be written to, so that it need not be copied.
     """
 
     format: str
@@ -52,6 +53,7 @@ class VoxelSource(ABC):
     files: tuple[Path, ...] | None = None
     part: str | None = None
     selected: tuple[str, ...] = ()
+    fresh: bool = False
 
     @abstractmethod
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
@@ -66,7 +68,7 @@ class VoxelSource(ABC):
 
 
 class ArraySource(VoxelSource):
-    """An array in memory or a memory map."""
+    """An array in memory."""
 
     format = "NumPy array"
 

@@ -1,6 +1,6 @@
 """Multi-page TIFF: plain, ImageJ, OME and BigTIFF, compressed or not, in strips or tiles.
 
-tifffile parses the file and finds the positions of the voxels. Contiguous uncompressed voxels are memory-mapped; otherwise
+tifffile parses the file and finds the positions of the voxels. Contiguous uncompressed voxels are read as they are; otherwise
 the strips or tiles that overlap a window are read and decoded one by one.
 """
 
@@ -15,9 +15,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from evenslice._core import VolumeError, needs_extra
-from evenslice.volumes.read.checks import map_file, reporting_read_errors, require_signature
+from evenslice.volumes.read.checks import reporting_read_errors, require_signature
+from evenslice.volumes.read.file_voxels import FileVoxels
 from evenslice.volumes.read.places import confined
-from evenslice.volumes.read.source import ArraySource, VoxelSource
+from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.tiff_pages import PageReader
 from evenslice.volumes.units import common_unit, normal_unit
 
@@ -33,6 +34,10 @@ __all__ = ["TiffSource"]
 
 # Without a handler, logging would print the warnings of tifffile about damaged files next to our own error.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+MOST_PLANES = 2**20
+"""Number of planes of an OME-TIFF image; each takes an entry in a list."""
 
 
 class TiffSource(VoxelSource):
@@ -56,15 +61,16 @@ class TiffSource(VoxelSource):
             self.spacing, self.unit = _spacing(tif, series)
             if series.dataoffset is not None and not series.is_multifile:
                 stored = self.dtype.newbyteorder(tif.byteorder)
-                mapped = map_file(path, label, stored, series.dataoffset, self.shape)
-                self._reader: ArraySource | PageReader = ArraySource(mapped)
+                voxels = FileVoxels(path, label, stored, series.dataoffset, self.shape)
+                self._reader: FileVoxels | PageReader = voxels
+                self.fresh = voxels.fresh
             else:
                 self._reader = PageReader(series, path, label)
                 self.chunks = self._reader.chunks
                 self.files = self._reader.files if series.is_multifile else None
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Map, or decode the strips and tiles under ``key``."""
+        """Read, or decode the strips and tiles under ``key``."""
         return self._reader.read(key)
 
 
@@ -101,19 +107,46 @@ def _check_description(tif: tifffile.TiffFile, label: str) -> None:
 
 
 def _check_companions(tif: tifffile.TiffFile, path: Path, label: str) -> None:
-    """Raise if the OME-XML refers to pages in a file of another folder, before tifffile opens it."""
-    if not tif.is_ome:
+    """Raise if the file refers to pages in a file of another folder, or in a pipe, before tifffile opens it.
+
+    Raises:
+        VolumeError: it does, or its OME-XML claims more planes than are ever stored.
+    """
+    if tif.is_ome:
+        with reporting_read_errors(label, "OME-TIFF"):
+            root = ET.fromstring(tif.ome_metadata or "")  # noqa: S314  # tifffile parses the same text
+            planes = max(map(_stated_planes, root.iter()), default=0)
+            names = [
+                str(element.get("FileName"))
+                for element in root.iter()
+                # The UUID of the file itself means this file, whatever its name was when it was written.
+                if element.tag.endswith("UUID")
+                and element.get("FileName")
+                and element.text != root.get("UUID")
+            ]
+        if planes > MOST_PLANES:
+            raise VolumeError(
+                f"{label}: its OME-XML claims {planes:,} planes, more than the limit of {MOST_PLANES:,}; write it again"
+            )
+        files = [confined(path.parent, name, label) for name in names]
+    elif tif.is_ndtiff or tif.is_mmstack:
+        files = list(path.parent.iterdir())  # tifffile follows an index, or the names
+    else:
         return
-    with reporting_read_errors(label, "OME-TIFF"):
-        root = ET.fromstring(tif.ome_metadata or "")  # noqa: S314  # tifffile parses the same text
-        names = [
-            str(element.get("FileName"))
-            for element in root.iter()
-            # The UUID of the file itself means this file, whatever its name was when it was written.
-            if element.tag.endswith("UUID") and element.get("FileName") and element.text != root.get("UUID")
-        ]
-    for name in names:
-        confined(path.parent, name, label)
+    for file in files:
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise VolumeError(f"{label}: {file.name[:80]!r} beside it is no file that can be read; remove it")
+
+
+def _stated_planes(element: ET.Element) -> int:
+    """Return how many planes an element of OME-XML claims."""
+    sizes = [int(element.get(f"Size{axis}", 1)) for axis in "ZCT"]
+    counts = [int(element.get(name, 0)) for name in ("PlaneCount", "NumPlanes")]
+    along = 0.0
+    if "Start" in element.attrib and "End" in element.attrib:
+        step = abs(float(element.get("Step", 1)))
+        along = abs(float(element.get("End", 0)) - float(element.get("Start", 0))) / step
+    return int(max(math.prod(sizes), *counts, along))
 
 
 def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:

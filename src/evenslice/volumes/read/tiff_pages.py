@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import VolumeError
+from evenslice._core import VolumeError, open_regular
 from evenslice.volumes.read.checks import require_bytes, require_chunk
+from evenslice.volumes.read.codestreams import require_size
 from evenslice.volumes.read.places import confined
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["PageReader"]
+
+_SLACK_BYTES = 2**24
+
+_STREAMS = (1, 5, 8, 32773, 32946, 34925, 50000)
+"""Compressions that tifffile decodes to the size of a tile at most: none, LZW, deflate, PackBits, LZMA, Zstandard."""
 
 
 class PageReader:
@@ -44,6 +50,10 @@ class PageReader:
             )
         self._y, self._x = self._keyframe.axes.index("Y"), self._keyframe.axes.index("X")
         require_chunk(label, "its strips or tiles", self._keyframe.chunks, np.dtype(series.dtype))
+        self._most_bytes = (
+            2 * math.prod(self._keyframe.chunks) * np.dtype(series.dtype).itemsize + _SLACK_BYTES
+        )
+        self._images = int(self._keyframe.compression) not in _STREAMS
         self._segments = self._locate_segments()
         self.chunks = self._chunks(page_shape)
 
@@ -63,7 +73,7 @@ class PageReader:
         page, keyframe = self._pages[number], self._keyframe
         path = Path(page.parent.filehandle.path)
         if path not in files:
-            files[path] = stack.enter_context(path.open("rb"))
+            files[path] = stack.enter_context(open_regular(path))
         y, x = key[self._y], key[self._x]
         samples, depth, _, _, contiguous = keyframe.shaped
         window = np.full(
@@ -91,9 +101,17 @@ class PageReader:
         offset, length = page.dataoffsets[index], page.databytecounts[index]
         if not length:
             return None
+        if length > self._most_bytes:
+            raise VolumeError(
+                f"{self._label}: a strip or tile claims {length:,} bytes, more than its shape allows; the file is damaged"
+            )
         file.seek(offset)
+        packed = file.read(length)
+        jpegheader = self._keyframe.jpegheader
+        if self._images:
+            require_size(jpegheader or packed, math.prod(self._keyframe.chunks), self._label)
         data, _, _ = self._keyframe.decode(
-            file.read(length), int(index), jpegtables=page.jpegtables, jpegheader=self._keyframe.jpegheader
+            packed, int(index), jpegtables=page.jpegtables, jpegheader=jpegheader
         )
         return data
 

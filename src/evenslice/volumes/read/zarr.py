@@ -14,6 +14,7 @@ from evenslice.volumes.read.checks import require_chunk
 from evenslice.volumes.read.remote import remote_store, reporting_network_errors
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.zarr_guard import LARGEST_INDEX, guarded
+from evenslice.volumes.read.zarr_store import METADATA_BYTES, local_store
 from evenslice.volumes.units import common_unit, normal_unit
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ZarrSource", "is_zarr"]
 
-LARGEST_FILE = 2**34
-"""Size limit in bytes of a file that is read as one: a chunk or a whole shard."""
+_LARGEST_EXCESS = 2**29
+"""Bytes by which a chunk may be larger in its file than in memory."""
 
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
@@ -47,7 +48,7 @@ class ZarrSource(VoxelSource):
         with needs_extra("volumes", "reading a Zarr volume"):
             import zarr
         with self._reaching():
-            node = zarr.open(_store(place.location, probe=True), mode="r")
+            node = zarr.open(_store(place, METADATA_BYTES, probe=True), mode="r")
         label, level = place.label, place.level
         if isinstance(node, zarr.Array):
             if level:
@@ -69,7 +70,7 @@ class ZarrSource(VoxelSource):
             raise VolumeError(
                 f"{label}: its shards {array.shards} hold more chunks {array.chunks} than an index can list; store smaller shards"
             )
-        self.array = guarded(array, _store(place.location))
+        self.array = guarded(array, _store(place, _largest_file(array)))
 
     def _reaching(self) -> AbstractContextManager[None]:
         """Report network errors, if the location is an address."""
@@ -112,24 +113,20 @@ class ZarrSource(VoxelSource):
             return np.asarray(self.array[key])
 
 
-def _store(location: Path | str, *, probe: bool = False) -> Any:
-    if isinstance(location, str):
-        return remote_store(location, probe=probe)
-    return _local_store(location)
+def _store(place: Place, most: int, *, probe: bool = False) -> Any:
+    """Return a store that reads at most ``most`` bytes of a file at once."""
+    if isinstance(place.location, str):
+        return remote_store(place.location, place.label, most, probe=probe)
+    return local_store(place.location, place.label, most, place.since)
 
 
-def _local_store(path: Path) -> Any:
-    """Return a store that refuses to read files larger than ``LARGEST_FILE``."""
-    from zarr.storage import LocalStore
-
-    class Bounded(LocalStore):
-        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-            file = self.root / key
-            if byte_range is None and file.is_file() and file.stat().st_size > LARGEST_FILE:
-                raise ValueError(f"the file {key[:80]} has {file.stat().st_size:,} bytes")
-            return await super().get(key, prototype, byte_range)
-
-    return Bounded(path, read_only=True)
+def _largest_file(array: Any) -> int:
+    """Return the most bytes that a chunk, or a shard with its index, can reasonably take."""
+    shape = array.shards or array.chunks
+    size: int = math.prod(shape) * array.dtype.itemsize
+    index = 32 * (math.prod(shape) // max(math.prod(array.chunks), 1))
+    # Incompressible data grows a little, and filters may store numbers up to eight times as wide as they return.
+    return size + min(7 * size, _LARGEST_EXCESS) + index + 2**20
 
 
 def _dimension_names(array: Any) -> str | None:

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["guarded"]
+__all__ = ["guarded", "inflate"]
 
 _SLACK_BYTES = 2**16
 _WIDEST = 8
 """Factor by which filters may widen numbers: from one byte to eight."""
+
+_MOST_MEMBERS = 1024  # of a gzip file; each costs a copy of what follows
 
 LARGEST_INDEX = 2**26
 """Size limit in bytes of the index of chunks in a shard."""
@@ -133,7 +135,7 @@ def _unpack(name: str, buffer: Any, most: int) -> bytes | None:
     claimed = 0
     unpacked = None
     if name in ("gzip", "zlib"):
-        unpacked = _inflate(bytes(packed), most + 1)
+        unpacked = inflate(bytes(packed), most + 1)
     elif name == "bz2":
         unpacked = bz2.BZ2Decompressor().decompress(packed, most + 1)
     elif name == "lzma":
@@ -150,18 +152,27 @@ def _unpack(name: str, buffer: Any, most: int) -> bytes | None:
     return unpacked
 
 
-def _inflate(packed: bytes, most: int) -> bytes:
-    """Decompress gzip of one or several members, or zlib."""
-    content = bytearray()
-    while packed and len(content) < most:
+def inflate(packed: bytes, most: int) -> bytes:
+    """Decompress gzip of one or several members, or zlib, up to ``most`` bytes.
+
+    Raises:
+        ValueError: it ends too early.
+
+    Example:
+        >>> inflate(zlib.compress(b"aaaaaaaaa"), 3)
+        b'aaa'
+    """
+    pieces, missing = [], most
+    for _ in range(_MOST_MEMBERS):
         decompressor = zlib.decompressobj(wbits=47)
-        content += decompressor.decompress(packed, most - len(content))
-        if not decompressor.eof:
-            if len(content) < most:
-                raise ValueError("a chunk is truncated")
+        pieces.append(decompressor.decompress(packed, missing))
+        missing -= len(pieces[-1])
+        if not decompressor.eof and missing:
+            raise ValueError("a chunk is truncated")
+        packed = decompressor.unused_data
+        if not missing or not packed.startswith(b"\x1f\x8b"):
             break
-        packed = decompressor.unused_data if decompressor.unused_data.startswith(b"\x1f\x8b") else b""
-    return bytes(content)
+    return b"".join(pieces)
 
 
 def _zstd_size(packed: bytes) -> int:

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, OutputError, needs_extra, option, reporting_write_errors
 from evenslice.volumes.read.places import is_address, refuse_secret
@@ -16,13 +16,15 @@ from evenslice.volumes.write.hdf5 import datasets_in
 from evenslice.volumes.write.remote import check_remote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["Destination", "check_free", "check_inputs", "parse_destination"]
+__all__ = ["Destination", "check_free", "check_inputs", "output_location", "parse_destination"]
 
 _DATASET = re.compile(rf"(.+(?:{'|'.join(map(re.escape, HDF5.suffixes))})):(.*)", re.IGNORECASE)
+_ZARR_FILES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata", ".DS_Store"}
+_CHUNK = re.compile(r"c|[0-9]+(\.[0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,20 @@ def parse_destination(path: str | os.PathLike[str]) -> Destination:
     return Destination(
         os.fspath(path), find_write_format(name, os.fspath(path)), Path(label).absolute(), dataset
     )
+
+
+def output_location(path: str | os.PathLike[str]) -> Path | str:
+    """Return the absolute path of the file or folder of an output, or its address.
+
+    Raises:
+        OutputError: its suffix is unknown, or it cannot be the name of a file.
+        ConfigError: it is not a path.
+
+    Example:
+        >>> output_location("s3://bucket/labels.ome.zarr/")
+        's3://bucket/labels.ome.zarr'
+    """
+    return parse_destination(path).location
 
 
 def _parse_address(label: str) -> Destination:
@@ -161,13 +177,35 @@ def _check_replaceable(destination: Destination, path: Path, *, force: bool) -> 
 
 
 def _check_zarr(label: str, path: Path) -> None:
-    """Raise unless a folder is an array, or a group of arrays such as an OME-Zarr image."""
+    """Raise unless a folder is one array, or one OME-Zarr image, and holds nothing else."""
     import zarr
 
     try:
         node = zarr.open(str(path), mode="r")
-        groups = [] if isinstance(node, zarr.Array) else list(node.group_keys())
+        levels = [] if isinstance(node, zarr.Array) else _levels(node)
     except (OSError, ValueError, KeyError, TypeError):
         raise OutputError(f"{label}: is a folder but not a Zarr volume; choose another name") from None
-    if groups:
-        raise OutputError(f"{label}: also contains {groups[0]}, which would be lost; choose another name")
+    arrays = [path] if isinstance(node, zarr.Array) else [path / level for level in levels]
+    theirs = next(_strangers(path, set(levels), arrays), None)
+    if theirs is not None:
+        raise OutputError(
+            f"{label}: also contains {theirs.relative_to(path).as_posix()}, which would be lost; choose another name"
+        )
+
+
+def _levels(group: Any) -> list[str]:
+    """Return the names of the arrays of an OME-Zarr image; there are none in another group."""
+    attributes = dict(group.attrs)
+    ome = attributes.get("ome", attributes)
+    images = ome.get("multiscales") or [] if isinstance(ome, dict) else []
+    names = [str(dataset["path"]) for image in images for dataset in image["datasets"]]
+    return [name for name in names if name in group and not hasattr(group[name], "group_keys")]
+
+
+def _strangers(root: Path, levels: set[str], arrays: list[Path]) -> Iterator[Path]:
+    """Yield what is neither metadata, nor a level, nor a chunk."""
+    for folder in dict.fromkeys((root, *arrays)):
+        for item in folder.iterdir():
+            known = item.name in _ZARR_FILES or (folder == root and item.name in levels)
+            if not known and not (folder in arrays and _CHUNK.fullmatch(item.name)):
+                yield item

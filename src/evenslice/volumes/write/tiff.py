@@ -57,7 +57,7 @@ def write_tiff(path: Path, image: Image) -> None:
             photometric="minisblack",
             compression="zlib",
             metadata=metadata | (_ome_metadata(image) if ome else _metadata(image)),
-            resolution=None if ome or image.spacing is None else (1 / image.spacing[2], 1 / image.spacing[1]),
+            resolution=None if ome else _resolution(image),
             resolutionunit="NONE",
             # Without this tag, some versions of ImageJ assume that all slices follow the first one, as in an
             # uncompressed file; with it, all versions follow the chain of pages.
@@ -71,6 +71,13 @@ def _pages(image: Image) -> Iterator[NDArray[Any]]:
     for voxels in image.stacks():
         for z in range(voxels.shape[1]):
             yield from voxels[:, z]
+
+
+def _resolution(image: Image) -> tuple[float, float] | None:
+    """Return pixels per unit along x and y; None if unknown, or beyond what the tags of a TIFF can state."""
+    if image.spacing is None or not 2**-31 < min(image.spacing[1:]) <= max(image.spacing[1:]) < 2**31:
+        return None
+    return 1 / image.spacing[2], 1 / image.spacing[1]
 
 
 def _metadata(image: Image) -> dict[str, Any]:

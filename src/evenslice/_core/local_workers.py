@@ -1,0 +1,125 @@
+"""Worker processes on this machine: a Dask cluster that nobody else can talk to.
+
+What a scheduler or a worker is sent, it unpickles, so that whoever reaches its port runs code. All connections here are
+encrypted and both ends show a certificate, which is made for one cluster and known to its processes alone; all ports are
+bound to the loopback interface; there is no dashboard, and the HTTP ports that remain know no address.
+
+The processes start like ``python -P``: a file ``multiprocessing.py`` in the current directory is not what they import.
+Modules there are found only if this process has imported one, because the user named a function in it. Nor do they import
+from a folder that others could have made: Dask looks for modules in its scratch folder first, which gets a name of its own.
+
+Ctrl-C on a terminal reaches all processes, but is this one's to answer: the workers do not see it, and end when this one
+tells them or ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core.errors import needs_extra
+from evenslice._core.import_paths import importable_here, imports_from_here
+from evenslice._core.interrupts import DeferredInterrupts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["local_client"]
+
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def local_client(workers: int) -> Iterator[Any]:
+    """Yield a Dask client of a cluster of processes on this machine, which share its cores.
+
+    Raises:
+        MissingExtraError: Dask, or what makes its certificates, is not installed.
+    """
+    with needs_extra("cluster", "working in several processes"):
+        import cryptography  # noqa: F401  # which distributed needs for temporary certificates
+        import dask
+        from distributed import Client, LocalCluster
+        from distributed.security import Security
+
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    settings = {
+        # Replaces Dask's defaults: one thread per worker, and a limit on the memory that malloc keeps. With that limit
+        # the system allocates and clears the memory of every tensor anew, and a training step takes twice as long.
+        "distributed.nanny.pre-spawn-environ": {
+            f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")
+        },
+        # Daemons may not have child processes, and data loaders are child processes.
+        "distributed.worker.daemon": False,
+        # What the HTTP servers would serve, which Dask cannot do without.
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
+    }
+    with (
+        tempfile.TemporaryDirectory(
+            prefix="evenslice-",
+            dir=dask.config.get("temporary-directory", None),
+            ignore_cleanup_errors=True,  # by a worker that was killed while it wrote
+        ) as scratch,
+        dask.config.set({**settings, "temporary-directory": scratch}),
+        _safe_path(),
+        # Workers look for modules where this process does, and one that cannot import a user's function dies every time.
+        importable_here(first=False) if imports_from_here() else nullcontext(),
+        # An interrupt while the cluster starts or ends, each a second or two, waits: Dask cannot be left in between.
+        DeferredInterrupts() as interrupts,
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=None,
+            host=LOOPBACK,
+            security=Security.temporary(),
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"},
+        ) as cluster,
+        Client(cluster) as client,
+        _killed_if_interrupted(cluster),
+        interrupts.heard(),
+    ):
+        yield client
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Let processes that start in the block not look for Python's own modules in the current directory."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    resource_tracker.ensure_running()  # else Dask's threads start it, which lets them see interrupts
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONSAFEPATH", None)
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextmanager
+def _killed_if_interrupted(cluster: Any) -> Iterator[None]:
+    """Kill the workers if the user interrupts; they would finish what they are at, and complain meanwhile."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        for nanny in cluster.workers.values():
+            nanny.auto_restart = False
+            _kill(nanny.pid)
+        raise
+
+
+def _kill(pid: int | None) -> None:
+    import psutil  # which distributed needs
+
+    with suppress(psutil.NoSuchProcess):
+        worker = psutil.Process(pid)
+        for process in (*worker.children(recursive=True), worker):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()

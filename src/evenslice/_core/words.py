@@ -1,0 +1,52 @@
+"""Text from files, names and addresses made fit to be shown: nothing that steers a terminal, and no secrets."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+__all__ = ["printable", "without_secrets"]
+
+# user:password@ after the scheme of an address, and everything behind its question mark but the sentence's punctuation.
+_USER = re.compile(r"(?<=://)[^\s/?#]*@")
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>]*[^\s'\"<>:;,.)]", re.IGNORECASE)
+
+
+def printable(text: str) -> str:
+    r"""Return text with a question mark in place of every character that is not seen.
+
+    These are control characters, which can start the escape sequences of a terminal, marks that change the direction
+    of writing, and the bytes of a name that is not UTF-8. Spaces and line breaks stay; a tab becomes a space.
+
+    Example:
+        >>> printable("a\x1b[31mb\tc")
+        'a?[31mb c'
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable() or character == "\n" or unicodedata.category(character) == "Zs":
+        return character
+    return " " if character == "\t" else "?"
+
+
+def without_secrets(value: Any) -> Any:
+    """Return a text, or all texts in a list or mapping, without the secrets of addresses: passwords and query strings.
+
+    Example:
+        >>> without_secrets("https://me:pass@host/a.zarr?token=abc: not found")
+        'https://***@host/a.zarr?***: not found'
+        >>> without_secrets({"image": ["s3://bucket/a.zarr", "C:/a@b?c"]})
+        {'image': ['s3://bucket/a.zarr', 'C:/a@b?c']}
+    """
+    if isinstance(value, str):
+        return _QUERY.sub(r"\1?***", _USER.sub("***@", value)) if "://" in value else value
+    if isinstance(value, dict):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return value

@@ -1,0 +1,115 @@
+"""What the result of a segmentation depends on, to tell whether a later run may go on with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from evenslice._core import json_text, read_bounded, staged_file
+from evenslice.inference.prediction import class_logits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from evenslice.inference.ready_network import ReadyNetwork
+
+__all__ = ["describe_network", "plan_hash", "same_plan", "try_network", "write_plan"]
+
+PLAN_BYTES = 2**20
+"""Largest size of a plan in bytes."""
+
+SHOWN = 256
+"""Number of values of the output that a plan shows."""
+
+TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 5e-2}
+"""Differences of outputs between devices, relative to the largest value."""
+
+
+def try_network(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
+    """Run one fixed window through a network.
+
+    Returns:
+        The number of its classes, and some values of its output.
+
+    Raises:
+        ModelError: it rejects the window, or returns no map of logits.
+    """
+    network.prepare(slices, tile)
+    window = torch.rand(1, slices, *tile, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = class_logits(network, window.to(network.device))
+    values = output.flatten().double().cpu().numpy()
+    return max(output.shape[1], 2), values[:: max(1, len(values) // SHOWN)][:SHOWN]
+
+
+def describe_network(network: ReadyNetwork) -> list[str]:
+    """Return what tells a network from others: its class, specification, tensors and precision."""
+    module = network.module
+    return [
+        f"{type(module).__module__}.{type(module).__qualname__}",
+        _hash_specification(module),
+        _hash_tensors(network),
+        str(network.dtype),
+    ]
+
+
+def _hash_specification(module: nn.Module) -> str:
+    """Hash the classes of all modules and their plain settings, such as the width of a stride."""
+    digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        settings = {
+            key: value for key, value in vars(part).items() if not key.startswith("_") and _plain(value)
+        }
+        digest.update(f"{name} {type(part).__qualname__} {sorted(settings.items())}\n".encode())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _hash_tensors(network: ReadyNetwork) -> str:
+    digest = hashlib.sha256()
+    for name, value in chain(network.named_parameters(), network.named_buffers()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def plan_hash(plan: dict[str, Any]) -> str:
+    """Return the name of a plan.
+
+    Example:
+        >>> plan_hash({"format": 2})
+        'd7cc2ebf7f17aa9b'
+    """
+    return hashlib.sha256(json_text(plan).encode()).hexdigest()[:16]
+
+
+def write_plan(path: Path, plan: dict[str, Any], output: NDArray[np.float64]) -> None:
+    """Write a plan, and the output of its network for one fixed window."""
+    with staged_file(path) as beside:
+        beside.write_text(json_text({**plan, "output": output.tolist()}), encoding="utf-8")
+
+
+def same_plan(path: Path, plan: dict[str, Any], output: NDArray[np.float64], dtype: torch.dtype) -> bool:
+    """Return whether a plan was written for the same work and a network that does the same."""
+    try:
+        written = json.loads(read_bounded(path, PLAN_BYTES))
+        seen = np.asarray([np.nan if value is None else value for value in written.pop("output")], np.float64)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    if written != json.loads(json_text(plan)) or seen.shape != output.shape:
+        return False
+    scale = np.nanmax(np.abs(output), initial=0)
+    return bool(np.allclose(seen, output, rtol=0, atol=TOLERANCES[dtype] * scale, equal_nan=True))

@@ -1,0 +1,234 @@
+"""Studies repeat what is damaged, replace no file of the user's, and do not work in one folder at once."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import start, studied, study_options, tree, write_inputs
+
+from evenslice.cli import main
+from evenslice.results import load_study
+from evenslice.studying import StudyConfig, study
+from evenslice.training import TrainConfig, train
+
+pytestmark = pytest.mark.attack
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder of data and networks; the current one."""
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    before, threads = Path.cwd(), torch.get_num_threads()
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
+    sys.path.remove(str(folder))
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def config(inputs):
+    return StudyConfig.model_validate(study_options(inputs))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "study"
+    study(config, out)
+    return out
+
+
+@pytest.fixture
+def out(undisturbed, tmp_path):
+    """A copy of the finished study."""
+    return shutil.copytree(undisturbed, tmp_path / "study")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command line within this process."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().err
+
+    return command
+
+
+def first_run(out):
+    return min((out / "runs").iterdir())
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def junk(path):
+    path.write_bytes(b"\xff\x00" * 50)
+
+
+DAMAGED = [
+    *[("run.json", empty), ("result.json", cut), ("network.safetensors", cut), ("audit.json", cut)],
+    *[("audit.npz", junk), ("example.npz", cut), ("config.yaml", junk), ("data.json", empty)],
+    ("log/metrics.csv", junk),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGED)
+def test_a_run_with_a_damaged_file_is_repeated(config, out, undisturbed, name, damage):
+    damage(first_run(out) / name)
+    repeated = []
+    study(config, out, on_finished=lambda outcome, *_: repeated.append(outcome.status))
+    assert repeated == ["done"]
+    assert studied(out) == studied(undisturbed)
+    assert len(load_study(out).runs) == 2
+
+
+def test_a_run_whose_network_was_removed_on_purpose_is_finished(config, out, undisturbed):
+    for run in (out / "runs").iterdir():
+        (run / "network.safetensors").unlink()
+    repeated = []
+    study(config, out, on_finished=lambda outcome, *_: repeated.append(outcome.status))
+    assert repeated == []
+
+
+def test_a_run_whose_checkpoint_is_damaged_begins_again(config, undisturbed, tmp_path, monkeypatch):
+    out = tmp_path / "study"
+    with monkeypatch.context() as patch:
+        patch.setenv("STOP_AT", "7")
+        summary = study(config, out)
+    assert summary["finished"] == 0
+    for run in (out / "runs").iterdir():
+        empty(run / "checkpoints" / "last.ckpt")
+    assert study(config, out)["finished"] == 2
+    assert studied(out) == studied(undisturbed)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "results.csv", "summary.json", "report.html"])
+def test_a_file_of_the_user_is_not_replaced(inputs, command, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    text = "# my own comments\n" + json.dumps(study_options(inputs))
+    given = tmp_path / ("config.yaml" if name == "config.yaml" else "study.yaml")
+    for path in (tmp_path / name, given):
+        path.write_text(text)
+    status, error = command("study", given, "--out", ".")
+    assert status == 2
+    assert error.count("\n") == 1
+    assert f"{name}: is no file of a study" in error
+    assert (tmp_path / name).read_text() == text
+    assert tree(tmp_path) == sorted({name, given.name})
+
+
+def test_comments_in_the_configuration_of_a_study_stay(out, command, undisturbed):
+    path = out / "config.yaml"
+    text = "# my own comments\n" + path.read_text()
+    path.write_text(text)
+    assert command("study", path, "--out", out)[0] == 0
+    assert path.read_text() == text
+
+
+def test_what_somebody_put_beside_the_checkpoints_stays(config, undisturbed, tmp_path):
+    out = tmp_path / "study"
+    mine = out / "runs" / first_run(undisturbed).name / "checkpoints" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("notes")
+    study(config, out)
+    assert mine.read_text() == "notes"
+
+
+def test_of_two_studies_in_one_folder_the_second_is_told_so(config, inputs, command, undisturbed, tmp_path):
+    out = tmp_path / "study"
+    process = start(inputs, "study", study_options(inputs), out, SLOW="0.3")
+    try:
+        for _ in range(1200):
+            if list(out.glob("runs/*/checkpoints/last.ckpt")):
+                break
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        status, error = command("study", inputs / "study.yaml", "--out", out)
+        assert status == 2
+        assert error.count("\n") == 1
+        assert "another `evenslice study` is at work in it" in error
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    study(config, out)
+    assert studied(out) == studied(undisturbed)
+
+
+def test_a_run_that_is_trained_alone_is_not_trained_by_a_study_too(config, undisturbed, tmp_path, inputs):
+    out = tmp_path / "study"
+    study(config, out)
+    run = first_run(out)
+    options = TrainConfig.model_validate(json.loads((run / "result.json").read_text())["config"])
+    for name in ("run.json", "result.json", "network.safetensors"):
+        (run / name).unlink()
+    process = start(inputs, "train", options.model_dump(mode="json"), run, "--resume", SLOW="0.3")
+    try:
+        for _ in range(1200):
+            if (run / ".lock").exists():
+                break
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        assert (run / ".lock").exists()
+        (failed,) = study(config, out)["failed"]
+        assert "another `evenslice train` is at work in it" in failed["error"]
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert study(config, out)["finished"] == 2
+    assert studied(out) == studied(undisturbed)
+
+
+def test_what_a_killed_study_left_is_removed(config, out, undisturbed):
+    run = first_run(out)
+    (run / "run.json").unlink()
+    for folder, name in (
+        (out, "summary.json"),
+        (out, "unfinished"),
+        (run, "audit.npz"),
+        (run, "result.json"),
+        (run / "log", "metrics.csv"),
+    ):
+        (folder / f".{name}.a1b2_3d4").mkdir()
+        (folder / f".{name}.a1b2_3d4" / name).write_bytes(bytes(100))
+    (out / ".lock").touch()
+    study(config, out)
+    assert studied(out) == studied(undisturbed)
+    assert not [*out.rglob(".lock"), *out.rglob(".*.a1b2_3d4")]
+
+
+def test_files_that_inflate_or_never_end_are_damaged(config, out, undisturbed):
+    run = first_run(out)
+    content = io.BytesIO()
+    np.save(content, np.zeros((2**13, 2**13), np.uint8))
+    with zipfile.ZipFile(run / "example.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("image", "labels", "predicted"):
+            archive.writestr(f"{name}.npy", content.getvalue())
+    (run / "run.json").unlink()
+    os.mkfifo(run / "run.json")
+    study(config, out)
+    assert studied(out) == studied(undisturbed)
+
+
+def test_training_in_the_folder_of_a_study_goes_as_anywhere(config, out):
+    run = first_run(out)
+    options = TrainConfig.model_validate(json.loads((run / "result.json").read_text())["config"])
+    assert train(options, run, resume=True)["steps"] == 8

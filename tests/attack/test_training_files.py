@@ -1,0 +1,425 @@
+"""Trainings lose nothing, resume only from what they wrote, and replace no file of the user's."""
+
+import csv
+import errno
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_training import start, trained, training_options, tree, write_inputs
+
+from evenslice._core import ConfigError, OutputError
+from evenslice.cli import main
+from evenslice.training import RunFolder, TrainConfig, train
+
+pytestmark = pytest.mark.attack
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder of data and networks; the current one."""
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    before, threads = Path.cwd(), torch.get_num_threads()
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
+    sys.path.remove(str(folder))
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def config(inputs):
+    return TrainConfig.model_validate(training_options(inputs))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(config, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def stopped(config, tmp_path_factory):
+    """A run that stopped at step 36 of 60, with a checkpoint of step 20."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="stopped here"):
+        patch.setenv("STOP_AT", "37")
+        train(config, run)
+    return run
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    """A copy of the run that stopped."""
+    return RunFolder(shutil.copytree(stopped, tmp_path / "run"))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command line within this process."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().err
+
+    return command
+
+
+def test_a_run_that_stopped_ends_as_an_undisturbed_one(config, run, undisturbed):
+    train(config, run.path, resume=True)
+    assert trained(run.path) == trained(
+        undisturbed
+    )  # its log among others: validated every 20, measured every 30
+
+
+def test_a_checkpoint_is_never_copied_into_its_place(config, run, undisturbed, tmp_path, monkeypatch):
+    """As where the folder for temporary files is on another file system, and the disk of the run is full."""
+    other = tmp_path / "other"
+    other.mkdir()
+    rename = os.rename
+
+    def rename_within(source, target):
+        if Path(source).is_relative_to(other) != Path(target).is_relative_to(other):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    def copy_to_full_disk(source, target, **_):
+        Path(target).write_bytes(b"")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(other))
+        patch.setattr(os, "rename", rename_within)
+        patch.setattr(shutil, "copyfile", copy_to_full_disk)
+        train(config, run.path, resume=True)
+    assert trained(run.path) == trained(undisturbed)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(config, run, undisturbed, monkeypatch):
+    before, write = run.last.read_bytes(), Path.write_bytes
+
+    def write_to_full_disk(path, data):
+        if path.name == "last.ckpt":
+            write(path, bytes(data)[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_to_full_disk)
+        with pytest.raises(OutputError, match=r"last\.ckpt: cannot be written \(No space left"):
+            train(config, run.path, resume=True)
+    assert run.last.read_bytes() == before
+    train(config, run.path, resume=True)
+    assert trained(run.path) == trained(undisturbed)
+
+
+class Command:
+    def __init__(self, text):
+        self.text = text
+
+    def __reduce__(self):
+        return os.system, (self.text,)
+
+
+def flipped(content):
+    with zipfile.ZipFile(__import__("io").BytesIO(content)) as archive:
+        largest = max(archive.infolist(), key=lambda part: part.file_size)
+    place = largest.header_offset + 200 + largest.file_size // 2
+    return content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :]
+
+
+def compress(path):
+    with zipfile.ZipFile(path) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+        archive.writestr("archive/data/9999", bytes(2**28))
+
+
+def altered(change):
+    def alter(path):
+        checkpoint = torch.load(path, weights_only=True)
+        change(checkpoint)
+        torch.save(checkpoint, path)
+
+    return alter
+
+
+def nested(levels):
+    value = [0.5]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def pickled(path):
+    torch.save({"state_dict": Command(f"touch {path.parent}/executed")}, path)
+
+
+def make_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def first_state(checkpoint):
+    return checkpoint["optimizer_states"][0]["state"][0]
+
+
+BAD = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-300]),
+    "one bit": lambda path: path.write_bytes(flipped(path.read_bytes())),
+    "text": lambda path: path.write_text("epoch: 3"),
+    "plain pickle": lambda path: path.write_bytes(pickle.dumps(Command("false"))),
+    "pickled command": pickled,
+    "compressed": compress,
+    "large": lambda path: os.truncate(path, 2**40),
+    "pipe": make_pipe,
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+    "a list": lambda path: torch.save([1, 2], path),
+    "weights alone": altered(lambda found: [found.pop(name) for name in ("optimizer_states", "loops")]),
+    "other weights": altered(
+        lambda found: found["state_dict"].update({"network.0.weight": torch.zeros(9, 3, 3, 3)})
+    ),
+    "no weights": altered(lambda found: found["state_dict"].pop("network.0.weight")),
+    "expanded": altered(
+        lambda found: first_state(found).update(exp_avg=torch.zeros(1, dtype=torch.float64).expand(2**36))
+    ),
+    "small state": altered(lambda found: first_state(found).update(exp_avg=torch.zeros(2))),
+    "state lacks": altered(lambda found: first_state(found).pop("exp_avg_sq")),
+    "doubling": altered(lambda found: found["callbacks"].update(Other=nested(60))),
+    "deep": altered(lambda found: first_state(found).update(step=nested(60))),
+    "text for a rate": altered(
+        lambda found: found["optimizer_states"][0]["param_groups"][0].update(betas="ab")
+    ),
+    "text for a count": altered(
+        lambda found: found["loops"]["fit_loop"].update(epoch_progress={"current": "none"})
+    ),
+    "negative count": altered(lambda found: found["lr_schedulers"][0].update(last_epoch=-5)),
+    "no measurements": altered(
+        lambda found: [state.update(history=["none"]) for state in found["callbacks"].values()]
+    ),
+    "bytes": altered(lambda found: found.update(extra=bytearray(10))),
+    "no time": altered(lambda found: found.pop("evenslice")),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_an_unusable_checkpoint_is_one_line_that_says_what_to_do(run, command, inputs, case):
+    BAD[case](run.last)
+    began = time.monotonic()
+    status, error = command("train", run.config, "--out", run.path, "--resume")
+    assert time.monotonic() - began < 5
+    assert error.count("\n") == 1, error
+    assert "last.ckpt: cannot be resumed from (" in error
+    assert "delete it to train from the start again" in error
+    assert status == 2
+    assert not (run.last.parent / "executed").exists()
+    assert run.last.exists()
+
+
+def test_a_checkpoint_that_is_damaged_anywhere_is_refused_or_does_no_harm(
+    config, stopped, undisturbed, tmp_path
+):
+    chance, resumed, refused = np.random.default_rng(0), 0, []
+    for number in range(40):
+        run = RunFolder(shutil.copytree(stopped, tmp_path / str(number)))
+        content = bytearray(run.last.read_bytes())
+        place = int(chance.integers(len(content)))
+        if number % 4 == 0:
+            content = content[:place]
+        elif number % 4 == 1:
+            content[place:place] = chance.bytes(9)
+        else:
+            content[place] ^= 1 << int(chance.integers(8))
+        run.last.write_bytes(content)
+        try:
+            train(config, run.path, resume=True)
+        except ConfigError as error:
+            refused.append(str(error))
+        else:
+            resumed += 1
+            assert trained(run.path) == trained(undisturbed)
+    assert all(re.fullmatch(r".*last\.ckpt: cannot be resumed from .*", text) for text in refused)
+    assert resumed < 20  # a bit between the parts of the file means nothing
+
+
+def test_without_its_unusable_checkpoint_a_run_ends_as_an_undisturbed_one(config, run, undisturbed):
+    run.last.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"last\.ckpt: .* delete it"):
+        train(config, run.path, resume=True)
+    run.last.unlink()
+    train(config, run.path, resume=True)
+    assert trained(run.path) == trained(undisturbed)
+
+
+def test_what_a_checkpoint_names_is_not_removed(config, run, undisturbed, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("all of it")
+    key = ModelCheckpoint(
+        run.last.parent, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    ).state_key
+    state = {"dirpath": "elsewhere", "best_model_path": f"local://{precious}"}
+    altered(lambda found: found["callbacks"].update({key: state}))(run.last)
+    train(config, run.path, resume=True)
+    assert (precious / "thesis.txt").exists()
+    assert trained(run.path) == trained(undisturbed)
+
+
+def test_what_a_schedule_in_a_checkpoint_adds_is_left_out(config, run, undisturbed):
+    altered(lambda found: found["lr_schedulers"][0].update(step="no function", get_lr="none"))(run.last)
+    train(config, run.path, resume=True)
+    assert trained(run.path) == trained(undisturbed)
+
+
+def test_a_run_killed_before_its_last_measurement_gets_it(inputs, tmp_path):
+    config = TrainConfig.model_validate(training_options(inputs, steps=25))
+    whole, killed = tmp_path / "whole", RunFolder(tmp_path / "killed")
+    train(config, whole)
+    shutil.copytree(whole, killed.path)
+    killed.network.unlink()
+    killed.result.unlink()
+    with killed.metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[-1] |= {
+        name: ""
+        for name in rows[-1]
+        if name.startswith("share") or name in {"directional_bias", "asymmetry", "imbalance"}
+    }
+    with killed.metrics.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    train(config, killed.path, resume=True)
+    assert trained(killed.path) == trained(whole)
+
+
+def test_a_row_that_was_cut_short_is_written_again(config, run, undisturbed):
+    with run.metrics.open("a") as file:
+        file.write("4")  # of 40,0.5,...
+    train(config, run.path, resume=True)
+    assert trained(run.path) == trained(undisturbed)
+
+
+def test_a_log_is_not_lost_where_a_resumed_run_cannot_write(config, run, undisturbed, monkeypatch):
+    before, enter = run.metrics.read_bytes(), csv.DictWriter.writerows
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv.DictWriter, "writerows", fail)
+        with pytest.raises(OutputError, match=r"metrics\.csv: cannot be written"):
+            train(config, run.path, resume=True)
+    assert csv.DictWriter.writerows is enter
+    assert run.metrics.read_bytes() == before
+    train(config, run.path, resume=True)
+    assert trained(run.path) == trained(undisturbed)
+
+
+def drop_result(run, name):
+    run.result.unlink()
+    return getattr(run, name)
+
+
+DAMAGED = {
+    "result": lambda run: run.result,
+    "data": lambda run: drop_result(run, "data"),
+    "metrics": lambda run: drop_result(run, "metrics"),
+    "network": lambda run: drop_result(run, "network"),
+    "config": lambda run: drop_result(run, "config"),
+}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b"\xff\xfe\x00", b'{"train": 3, "dice": [], "data": 1}']
+)
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_a_run_is_one_line(undisturbed, command, inputs, tmp_path, name, content):
+    run = RunFolder(shutil.copytree(undisturbed, tmp_path / "run"))
+    config = shutil.copy(run.config, tmp_path / "config.yaml")
+    path = DAMAGED[name](run)
+    path.write_bytes(content)
+    status, error = command("train", config, "--out", run.path, "--resume")
+    assert status == 2
+    assert error.count("\n") == 1, error
+    assert path.name in error
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "log/metrics.csv"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_of_the_user_is_not_replaced(inputs, command, tmp_path, monkeypatch, name, resume):
+    monkeypatch.chdir(tmp_path)
+    theirs = tmp_path / name
+    theirs.parent.mkdir(exist_ok=True)
+    text = "# my own comments\n" + json.dumps(training_options(inputs))
+    theirs.write_text(text)
+    given = theirs if name == "config.yaml" else tmp_path / "train.yaml"
+    given.write_text(text)
+    status, error = command("train", given, "--out", ".", *(["--resume"] if resume else []))
+    assert status == 2
+    assert f"{name}: is no file of a run" in error
+    assert "choose another folder" in error
+    assert theirs.read_text() == text
+    assert tree(tmp_path) == sorted({name, given.name})
+
+
+def test_the_configuration_of_a_run_without_a_checkpoint_is_its_own(config, undisturbed, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for path in (undisturbed / "config.yaml", undisturbed / "data.json"):
+        shutil.copy(path, run.path)
+    train(config, run.path, resume=True)
+    assert trained(run.path) == trained(undisturbed)
+
+
+def test_of_two_trainings_in_one_folder_the_second_is_told_so(inputs, command, undisturbed, tmp_path):
+    options, run = training_options(inputs, workers=2), RunFolder(tmp_path / "run")
+    process = start(inputs, "train", options, run.path, SLOW="0.05")
+    try:
+        for _ in range(1200):
+            if run.last.exists():
+                break
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        for arguments in ([], ["--resume"]):
+            status, error = command("train", inputs / "train.yaml", "--out", run.path, *arguments)
+            assert status == 2
+            assert error.count("\n") == 1
+            assert "another `evenslice train` is at work in it" in error
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    # The processes that cut its crops live for some seconds more; they must not hold its lock.
+    train(TrainConfig.model_validate(options), run.path, resume=True)
+    assert trained(run.path) == trained(undisturbed)
+
+
+def test_what_a_killed_run_left_is_removed(config, run, undisturbed):
+    for folder, name in ((run.path, "config.yaml"), (run.last.parent, "last.ckpt"), (run.log, "metrics.csv")):
+        (folder / f".{name}.a1b2_3d4").mkdir()
+        (folder / f".{name}.a1b2_3d4" / name).write_bytes(bytes(100))
+    (run.path / ".lock").touch()
+    (run.path / ".mine.a1b2_3d4").mkdir()
+    train(config, run.path, resume=True)
+    assert trained(run.path) == trained(undisturbed)
+    assert (run.path / ".mine.a1b2_3d4").exists()

@@ -1,0 +1,148 @@
+"""A network, data and configurations so small that a training takes seconds, for tests that disturb trainings."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+from safetensors.torch import load_file
+from scipy import ndimage
+
+NETWORKS = """
+import os
+import time
+
+import torch
+from torch import nn
+
+
+class Disturbed(nn.Module):
+    "In training, takes its time or stops after some steps, as the environment says."
+
+    steps = 0
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            time.sleep(float(os.environ.get("SLOW", 0)))
+            self.steps += 1
+            if self.steps == int(os.environ.get("STOP_AT", 0)):
+                raise RuntimeError("stopped here")
+        return x
+
+
+def tiny():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1), Disturbed())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(torch.rand_like(weight) - 0.5)
+    return network
+"""
+
+PAIR = {"image": "image.npy", "labels": "labels.npy"}
+
+
+def write_inputs(folder):
+    """Write data and a module of networks into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny_networks.py").write_text(NETWORKS)
+    rng = np.random.default_rng(0)
+    blobs = ndimage.gaussian_filter(rng.standard_normal((24, 48, 48)), (1, 3, 3))
+    blobs /= blobs.std()
+    image = np.clip(100 + 30 * blobs + 20 * rng.standard_normal(blobs.shape), 0, 255).astype(np.uint8)
+    np.save(folder / "image.npy", image)
+    np.save(folder / "labels.npy", (blobs > 0.8).astype(np.uint8))
+    return folder
+
+
+def training_options(folder, **training):
+    """Return the options of a training of 60 steps, validated every 20 and measured every 30."""
+    return {
+        "data": {
+            "name": "blobs",
+            "root": str(folder),
+            "validation_fraction": 0.2,
+            "train": [{**PAIR, "slices": [0, 18]}],
+            "test": [{**PAIR, "slices": [20, 24]}],
+        },
+        "model": {"spec": "tiny_networks:tiny", "weights": "none", "slices": 3},
+        "training": {
+            "steps": 60,
+            "batch": 2,
+            "crop": [32, 32],
+            "learning_rate": 0.01,
+            "validate_every": 20,
+            "monitor_every": 30,
+            "dtype": "float32",
+            "accelerator": "cpu",
+            **training,
+        },
+    }
+
+
+def study_options(folder, **changes):
+    """Return the options of a study of two arms."""
+    options = training_options(folder, steps=8, validate_every=4, monitor_every=3)
+    return {
+        "seeds": [0],
+        "training": options["training"],
+        "audit": {"max_windows": 8},
+        "arms": [{"name": "pretrained", "strategy": "pretrained"}, {"name": "uniform"}],
+        "architectures": [{"name": "tiny", "spec": "tiny_networks:tiny", "weights": "none"}],
+        "datasets": [options["data"]],
+        **changes,
+    }
+
+
+def start(folder, command, options, out, *arguments, **environment):
+    """Start ``evenslice train`` or ``evenslice study`` in a process of its own, with a configuration beside its inputs."""
+    config = folder / f"{command}.yaml"
+    config.write_text(json.dumps(options))
+    return subprocess.Popen(
+        [sys.executable, "-m", "evenslice", command, str(config), "--out", str(out), *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def trained(run):
+    """Return what a training left that does not depend on time: its weights, its scores and its log."""
+    result = json.loads((run / "result.json").read_text())
+    with (run / "log" / "metrics.csv").open(newline="") as file:
+        rows = [
+            {name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)
+        ]
+    weights = {
+        name: tensor.numpy().tobytes() for name, tensor in load_file(run / "network.safetensors").items()
+    }
+    return {
+        "weights": weights,
+        "log": rows,
+        "files": tree(run),
+        **{name: result[name] for name in ("dice", "iou", "bias", "validation", "steps")},
+    }
+
+
+def studied(out):
+    """Return what a study left that does not depend on time."""
+    runs = {}
+    for run in sorted((out / "runs").iterdir()):
+        outcome = json.loads((run / "run.json").read_text())
+        del outcome["seconds"]
+        runs[run.name] = (outcome, trained(run))
+    summary = json.loads((out / "summary.json").read_text())
+    with (out / "results.csv").open(newline="") as file:
+        rows = [
+            {name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)
+        ]
+    return {"runs": runs, "summary": summary, "rows": rows, "files": tree(out)}
+
+
+def tree(folder):
+    """Return the names of all files below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
