@@ -2,8 +2,8 @@
 
     python benchmarks/audit_memory.py [--small 64] [--large 4096]
 
-Sizes are in MiB. Each audit runs in its own process; the peak is its largest resident size. The volumes are written to a
-temporary folder: random 16-pixel blocks, which compress well, so that 4 GiB need little space.
+Sizes are in MiB. Each audit runs in its own process; the peak is its largest resident size. The volumes are written
+to a temporary folder: random 16-pixel blocks, which compress well, so that 4 GiB need little space.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 
 In a simulated audit the model part of a pair bias varies from window to window around a known mean as a first-order
 autoregression along z. Windows are visited in the order of an audit, which stops by its rule at its default precision;
-the spread of the windows decides when that is. Intervals and verdicts are those of `evenslice.results.asymmetry`. The exit
-status is 1 if a requirement is not met.
+the spread of the windows decides when that is. Intervals and verdicts are those of `evenslice.results.asymmetry`. The
+exit status is 1 if a requirement is not met.
 """
 
 from __future__ import annotations

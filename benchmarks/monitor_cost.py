@@ -1,8 +1,8 @@
 """Time of a training run compared with the bare passes of its network, and of monitoring its slice bias.
 
-All results are ratios of processor times on one core, from alternating measurements within one run, with the defaults of
-`evenslice train` (U-Net on EfficientNet-Lite0, batches of 8 crops of 192 x 192, 8 monitored windows every 200 steps) on
-a volume of noise:
+All results are ratios of processor times on one core, from alternating measurements within one run, with the defaults
+of `evenslice train` (U-Net on EfficientNet-Lite0, batches of 8 crops of 192 x 192, 8 monitored windows every 200
+steps) on a volume of noise:
 
     python benchmarks/monitor_cost.py [--steps 10] [--rounds 3]
 

@@ -3,7 +3,8 @@
     python benchmarks/neutralize_speed.py [--slices 5] [--rounds 5]
 
 One line for each network: the seconds of one core for `evenslice.neutralize`, those for two forward passes of the batch
-that it gives the network plus 0.2 s, and their ratio, all medians over alternating rounds. The ratio should be at most 1.
+that it gives the network plus 0.2 s, and their ratio, all medians over alternating rounds. The ratio should be at
+most 1.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py [--volume PATH] [--slices N] [--rounds 3]
 
 The network of the demonstration segments and audits a volume on a local Dask cluster of one and two workers, each with
-one thread; the ratios are of alternating measurements within one run. A small segmentation before each measurement makes
-the workers import their modules.
+one thread; the ratios are of alternating measurements within one run. A small segmentation before each measurement
+makes the workers import their modules.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def main() -> None:
         for run in (segment, audit):
             ratios = [seconds(run, 1) / seconds(run, 2) for _ in range(options.rounds)]
             print(
-                f"{run.__name__}, one worker / two: median {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})",
+                f"{run.__name__}, one worker / two: median {statistics.median(ratios):.2f} (from "
+                f"{min(ratios):.2f} to {max(ratios):.2f})",
                 flush=True,
             )
 

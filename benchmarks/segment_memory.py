@@ -3,9 +3,9 @@
     python benchmarks/segment_memory.py [--sizes 1 4 16]
 
 Sizes are in GiB; the seconds summed over cores do not depend on the load of the machine. The volumes are written to a
-temporary folder; all but their first slices are constant chunks, which compress to almost nothing. The network is a small
-convolution, so that the time is that of evenslice; each call runs in its own process, and the peak is its largest
-resident size, without children.
+temporary folder; all but their first slices are constant chunks, which compress to almost nothing. The network is a
+small convolution, so that the time is that of evenslice; each call runs in its own process, and the peak is its
+largest resident size, without children.
 """
 
 from __future__ import annotations

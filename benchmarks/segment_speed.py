@@ -1,6 +1,7 @@
 """Speed of segmenting compared with the bare passes of the network, and with MONAI's sliding window.
 
-All results are ratios of alternating measurements within one run, on the network of the demonstration (uniform, 3 slices):
+All results are ratios of alternating measurements within one run, on the network of the demonstration (uniform, 3
+slices):
 
     python benchmarks/segment_speed.py [--volume PATH] [--slices 32] [--tile 128] [--rounds 5]
 

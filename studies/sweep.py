@@ -3,8 +3,8 @@
     python studies/sweep.py --jobs 2                # goes on where it was; hours
     python studies/sweep.py --only 'timm:vit_*'     # those alone
     python studies/sweep.py --sample 60             # some of each library
-    python studies/sweep.py --retry                 # those again that failed, crashed or were not built, or of which the
-                                                    # stem alone was checked and that are not too large now
+    python studies/sweep.py --retry                 # those again that failed, crashed or were not built, or of which
+                                                    the # stem alone was checked and that are not too large now
 
 Every network has random weights that are unequal by colour; it is neutralized by the strategy "uniform" for 3 and for 5
 slices, and held to what that promises. Where it fails, the strategy "mixer" is tried. Networks work in child

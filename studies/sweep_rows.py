@@ -24,9 +24,11 @@ class Result:
         outcome: "ok" where it was neutralized and holds its promise; "failed" where not; empty where it was not tried.
         permutation_error: as the record states it.
         gray_error: as the record states it.
-        seconds: of one CPU core that neutralizing took, with copying the network; the mixer included where it was tried.
-        precision: of the numbers in which it held: "float32"; or "float64" where the network magnifies rounding too much,
-            "float64, settled" where it did so even then until its batch norms had the statistics of what they meet.
+        seconds: of one CPU core that neutralizing took, with copying the network; the mixer included where it was
+            tried.
+        precision: of the numbers in which it held: "float32"; or "float64" where the network magnifies rounding too
+            much, "float64, settled" where it did so even then until its batch norms had the statistics of what they
+            meet.
         error: why it failed, in one line.
         mixer: "ok" or "failed" where the strategy "mixer" was tried after a failure; empty where not.
         mixer_error: why that failed.

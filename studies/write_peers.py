@@ -3,9 +3,9 @@
     pip install '.[all]' --group peers
     python studies/write_peers.py --shared FOLDER     # or EVENSLICE_SHARED=FOLDER; else the volume is a template of MRI
 
-The functions that run are the libraries' own. fastai comes with the dependency group ``peers``; to keep its many dependencies out
-of an environment, ``pip install --target ELSEWHERE fastai`` and ``PYTHONPATH=ELSEWHERE`` do as well. The prose is in
-``studies/peers.md.j2``.
+The functions that run are the libraries' own. fastai comes with the dependency group ``peers``; to keep its many
+dependencies out of an environment, ``pip install --target ELSEWHERE fastai`` and ``PYTHONPATH=ELSEWHERE`` do as well.
+The prose is in ``studies/peers.md.j2``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python studies/write_results.py                     # reads studies/*/, writes docs/results.md and docs/results/
     python studies/write_results.py --record-machine    # and first notes what machine this is, in studies/machine.json
-    python studies/write_results.py --record runs/best  # and first notes what a training gave, in studies/trainings.json
+    python studies/write_results.py --record runs/best  # and first notes what a training gave, in
+    studies/trainings.json
 
 A study is a folder with ``summary.json`` beside the configuration of the same name: ``studies/datasets/`` came from
 ``studies/datasets.yaml``. Every number of the page is computed; the prose around them is in ``studies/results.md.j2``.
@@ -149,7 +150,8 @@ def _removes_bias(found: Sequence[Found]) -> Iterator[Expectation]:
     if found:
         confirmed = all(item.arm.bias_removed >= REMOVED for item in found)
         yield Expectation(
-            f"A uniform start removes at least {percent(REMOVED)} of the directional bias that is left after fine-tuning, "
+            f"A uniform start removes at least {percent(REMOVED)} of the directional bias that is left "
+            "after fine-tuning, "
             "with every data set and network.",
             "confirmed" if confirmed else "refuted",
             _evidence(found, lambda item: removed_part(item.arm.bias_removed)),

@@ -185,11 +185,13 @@ def findings(survey: Survey, names: Mapping[str, str]) -> Iterator[str]:
     yield f"Green has most of the stem's energy in {green} of {count}, red more than blue in {_red(networks)}."
     biased = sum(item.verdict == "biased" for item in networks)
     yield (
-        f"{biased} of {count} are biased: their directional bias lies beyond the tolerance of 0.05 with its whole interval."
+        f"{biased} of {count} are biased: their directional bias lies beyond the tolerance of 0.05 with its "
+        "whole interval."
     )
     follows = sum((item.energy[0] - item.energy[2]) * item.directional_bias.estimate < 0 for item in networks)
     yield (
-        f"{follows} of {count} lean to the slice that went in as the stronger of red and blue (red is the slice before)."
+        f"{follows} of {count} lean to the slice that went in as the stronger of red and blue (red is the "
+        "slice before)."
     )
     closest = min(networks, key=lambda item: abs(item.energy[0] - item.energy[2]))
     if closest.verdict == "biased":

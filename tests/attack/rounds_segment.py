@@ -3,9 +3,9 @@
     python tests/attack/rounds_segment.py --rounds 20
 
 A round segments a volume in a child process and ends it by SIGKILL after a random time, with the folder for temporary
-files on another file system if there is one (/dev/shm); or gives it a disk with little room left: a small file system in
-memory where the user may mount one, otherwise files of limited size. Then it is run again: the same voxels, and nothing
-left beside them. The script prints the rounds that went wrong, and ends with status 1 if there are any.
+files on another file system if there is one (/dev/shm); or gives it a disk with little room left: a small file system
+in memory where the user may mount one, otherwise files of limited size. Then it is run again: the same voxels, and
+nothing left beside them. The script prints the rounds that went wrong, and ends with status 1 if there are any.
 """
 
 import argparse

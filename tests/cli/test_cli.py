@@ -379,9 +379,7 @@ def test_help_is_quick_and_names_every_command(folder):
 
 
 def test_a_reader_that_stops_reading_is_no_error(folder):
-    code = (
-        "import sys; sys.argv = ['evenslice', 'info', 'good.tif']; from evenslice.cli import main; main()"
-    )
+    code = "import sys; sys.argv = ['evenslice', 'info', 'good.tif']; from evenslice.cli import main; main()"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=folder, **pipes) as process:
         process.stdout.close()

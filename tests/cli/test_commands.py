@@ -12,8 +12,7 @@ import typer
 from typer.main import get_command
 
 from evenslice.auditing.methods import METHODS
-from evenslice.cli import options
-from evenslice.cli import main
+from evenslice.cli import main, options
 from evenslice.cli.app import app
 from evenslice.neutralizing.strategies import STRATEGIES
 from evenslice.neutralizing.ties import TIES

@@ -384,7 +384,8 @@ def run(about, formats, count, work, script) -> None:
         tally, findings = fuzz(name, options.count, options.seed, options.first, script)
         found += findings
         print(
-            f"{name}: {tally['read']} read, {tally['refused']} refused, {len(findings)} wrong, {time.monotonic() - started:.0f} s"
+            f"{name}: {tally['read']} read, {tally['refused']} refused, {len(findings)} wrong, "
+            f"{time.monotonic() - started:.0f} s"
         )
         for finding in findings[:20]:
             print(f"  number {finding.number}: {finding.what}")

@@ -92,7 +92,8 @@ def test_the_other_verdicts():
 def test_what_stands_beside_the_verdict():
     assert plain(context_sentence(make_audit("a", CYCLIC))) == (
         "The middle slice gets 8 % of the attention (an even split gives 20 %). The bias of 2 of 2 pairs is estimated "
-        "beyond the tolerance. Reversing a window changes the output by 69 % of its largest value and the class of 12 % "
+        "beyond the tolerance. Reversing a window changes the output by 69 % of its largest value and the "
+        "class of 12 % "
         "of the pixels."
     )
     without = with_statistics(make_audit("a", UNIFORM), mirror_disagreement=NAN)

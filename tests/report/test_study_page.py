@@ -94,7 +94,8 @@ def test_the_sentence_of_an_arm(results):
         holds=True,
     )
     assert plain(arm_sentence(uniform, "pretrained")) == (
-        "removes 98 % of the directional bias; Dice differs by +0.002 [-0.004, 0.009] and is not inferior (margin 0.01)."
+        "removes 98 % of the directional bias; Dice differs by +0.002 [-0.004, 0.009] and is not inferior "
+        "(margin 0.01)."
     )
     lost = dataclasses.replace(uniform, holds=False, differences={"dice": Interval(-0.08, -0.09, -0.07)})
     assert "differs by -0.080 [-0.090, -0.070] and is inferior" in plain(arm_sentence(lost, "pretrained"))
@@ -152,11 +153,13 @@ def test_the_sentence_of_a_comparison(results):
 
     base = arm_of(results, "pretrained")
     assert said(base, arm("a", 0.95, True), arm("b", 0.99, True), arm("c", 0.92, False, -0.02)) == (
-        "a and b remove at least 90 % of the directional bias of pretrained and are not inferior in Dice; c removes as much "
+        "a and b remove at least 90 % of the directional bias of pretrained and are not inferior in Dice; c "
+        "removes as much "
         "but is inferior in Dice (margin 0.01)."
     )
     assert said(base, arm("a", 0.95, False), arm("b", 0.5, True)) == (
-        "a removes at least 90 % of the directional bias of pretrained, but whether it is inferior in Dice is not settled "
+        "a removes at least 90 % of the directional bias of pretrained, but whether it is inferior in Dice "
+        "is not settled "
         "(margin 0.01)."
     )
     assert said(base, arm("a", 0.95, None)).endswith("pretrained, but one seed is too few to test Dice.")

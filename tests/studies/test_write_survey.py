@@ -123,7 +123,8 @@ def test_findings_are_counted(script):
     assert found[1].startswith("2 of 3 are biased")
     assert found[2].startswith("2 of 3 lean to the slice")
     assert found[3] == (
-        "Equal energy does not make a network fair: red and blue are closest in A net (.200 and .100), whose directional "
+        "Equal energy does not make a network fair: red and blue are closest in A net (.200 and .100), "
+        "whose directional "
         "bias is -0.200."
     )
     assert found[4].startswith("12 % to 50 % of the energy is chromatic")

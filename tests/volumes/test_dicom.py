@@ -88,7 +88,8 @@ def test_several_series_are_named(tmp_path):
             shutil.copy(path, tmp_path / f"{name}{path.name}.dcm")
     fails(
         str(tmp_path),
-        r"holds 2 series \(0: CT scout \(4 images, UID …[\d.]{12}\); 1: CT T1 AX \(6 images, .*\)\); pick one with select=\{'series': 0\}",
+        r"holds 2 series \(0: CT scout \(4 images, UID …[\d.]{12}\); 1: CT T1 AX \(6 images, .*\)\); pick "
+        r"one with select=\{'series': 0\}",
     )
     volume = open_volume(tmp_path, select={"series": 1})
     assert same(volume, STACK)

@@ -118,7 +118,8 @@ def test_what_a_file_holds_is_listed(tmp_path):
     path = write(tmp_path / "a.h5", raw=STACK, labels__cells=STACK > 5, table=np.zeros((5, 5)), name="text")
     fails(
         path,
-        r"holds 2 volumes \(/labels/cells \(6, 40, 32\) bool, /raw \(6, 40, 32\) uint16\); name one, as \S+a.h5:/labels/cells$",
+        r"holds 2 volumes \(/labels/cells \(6, 40, 32\) bool, /raw \(6, 40, 32\) uint16\); name one, as "
+        r"\S+a.h5:/labels/cells$",
     )
     assert same(open_volume(f"{path}:/labels/cells"), STACK > 5)
     fails(f"{path}:/labels", r"/labels is a group; name what is inside \(/labels/cells\)")

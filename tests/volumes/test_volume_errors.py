@@ -428,7 +428,8 @@ def test_nothing_but_the_error_reaches_the_terminal(tmp_path):
     tifffile.imwrite(path, STACK, compression="zlib")
     path.write_bytes(path.read_bytes()[:2000])
     script = (
-        "import sys; from evenslice.volumes.opening import open_volume; from evenslice._core.errors import VolumeError\n"
+        "import sys; from evenslice.volumes.opening import open_volume; from evenslice._core.errors import "
+        "VolumeError\n"
         "try: open_volume(sys.argv[1])\n"
         "except VolumeError: print('refused')\n"
     )

@@ -212,5 +212,7 @@ def test_shard_indices_that_point_anywhere(tmp_path):
         crc = struct.pack("<I", google_crc32c.value(index))
         file.write_bytes(content[: -len(index) - 4] + index + crc)
         volume = open_volume(path)
-        with pytest.raises(errors.VolumeError, match="cannot be read as Zarr|at most .* can be right|is truncated"):
+        with pytest.raises(
+            errors.VolumeError, match="cannot be read as Zarr|at most .* can be right|is truncated"
+        ):
             volume[0]

@@ -50,7 +50,8 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
     """
     if workers is not None and scheduler is not None:
         raise ConfigError(
-            f"{option('workers')} starts workers here, {option('scheduler')} uses those of a cluster; give one of the two"
+            f"{option('workers')} starts workers here, {option('scheduler')} uses those of a cluster; give "
+            "one of the two"
         )
     if workers is not None and workers < 1:
         raise ConfigError(f"workers = {workers}: must be at least 1")
@@ -182,8 +183,10 @@ def _send(client: Any, objects: tuple[Any, ...]) -> tuple[Any, ...]:
         if error is not None:
             cause = error.__cause__ or error
             raise ConfigError(
-                f"the cluster cannot load what it is sent ({type(cause).__name__}: {reason(cause)}); your own code must be in "
-                "a module that the scheduler and every worker can import, and they need the same packages as this process"
+                f"the cluster cannot load what it is sent ({type(cause).__name__}: {reason(cause)}); your "
+                "own code must be in "
+                "a module that the scheduler and every worker can import, and they need the same packages "
+                "as this process"
             ) from error
     client.replicate(futures)
     return futures

@@ -1,8 +1,8 @@
 """Objects that a user names as ``package.module:name``, found as ``python -m`` would: in the current directory too.
 
-Python's own modules and evenslice are never meant: one of their functions, such as ``os:system``, with arguments would do
-anything. They are refused before anything is imported, and once more when the object is found, since a user's module
-has what it imports, too: ``my_module:os.system``.
+Python's own modules and evenslice are never meant: one of their functions, such as ``os:system``, with arguments
+would do anything. They are refused before anything is imported, and once more when the object is found, since a
+user's module has what it imports, too: ``my_module:os.system``.
 """
 
 from __future__ import annotations

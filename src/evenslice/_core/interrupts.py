@@ -4,8 +4,8 @@
         with interrupts.heard():
             work(processes)
 
-Threads and processes that start meanwhile never see the signal: a terminal sends it to every process of a command, and it is
-for the first of them to answer.
+Threads and processes that start meanwhile never see the signal: a terminal sends it to every process of a command,
+and it is for the first of them to answer.
 """
 
 from __future__ import annotations

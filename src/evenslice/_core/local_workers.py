@@ -1,15 +1,16 @@
 """Worker processes on this machine: a Dask cluster that nobody else can talk to.
 
 What a scheduler or a worker is sent, it unpickles, so that whoever reaches its port runs code. All connections here are
-encrypted and both ends show a certificate, which is made for one cluster and known to its processes alone; all ports are
-bound to the loopback interface; there is no dashboard, and the HTTP ports that remain know no address.
+encrypted and both ends show a certificate, which is made for one cluster and known to its processes alone; all ports
+are bound to the loopback interface; there is no dashboard, and the HTTP ports that remain know no address.
 
 The processes start like ``python -P``: a file ``multiprocessing.py`` in the current directory is not what they import.
-Modules there are found only if this process has imported one, because the user named a function in it. Nor do they import
-from a folder that others could have made: Dask looks for modules in its scratch folder first, which gets a name of its own.
+Modules there are found only if this process has imported one, because the user named a function in it. Nor do they
+import from a folder that others could have made: Dask looks for modules in its scratch folder first, which gets a
+name of its own.
 
-Ctrl-C on a terminal reaches all processes, but is this one's to answer: the workers do not see it, and end when this one
-tells them or ends.
+Ctrl-C on a terminal reaches all processes, but is this one's to answer: the workers do not see it, and end when this
+one tells them or ends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which files of a folder evenslice wrote: a list kept beside them, so that nothing else is ever replaced or removed.
 
-A folder without a list is one of an earlier version if it holds a result document of that version, by whose beginning it
-is recognised; the names of its files then say which are results. Links are never followed, removed or replaced, whatever
-a list says: a folder and the list in it may come from anyone.
+A folder without a list is one of an earlier version if it holds a result document of that version, by whose beginning
+it is recognised; the names of its files then say which are results. Links are never followed, removed or replaced,
+whatever a list says: a folder and the list in it may come from anyone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str] 
         known = earlier if listed is None else item.relative_to(folder).as_posix() in listed
         if not known or not item.is_file():
             raise OutputError(
-                f"{item}: has the name of a result, but evenslice did not write it; move it away, or choose another folder"
+                f"{item}: has the name of a result, but evenslice did not write it; move it away, or choose "
+                "another folder"
             )
     return found
 

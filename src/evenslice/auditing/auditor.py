@@ -101,14 +101,14 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     The network is not changed; a frozen copy of it runs.
 
     Args:
-        model: maps (batch, slices, y, x) to logits; slices are scaled as ``neutralize`` recorded on it. Or any function,
-            such as one from ``load_onnx``; see ``evenslice.inference.black_boxes.BlackBox`` for its input.
+        model: maps (batch, slices, y, x) to logits; slices are scaled as ``neutralize`` recorded on it. Or any
+            function, such as one from ``load_onnx``; see ``evenslice.inference.black_boxes.BlackBox`` for its input.
         volume: a volume, an array (z, y, x), a path, or several of these; several volumes are treated as independent
             samples.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
         step: distance between neighbouring slices of a window.
-        method: of attribution, one of ``evenslice.auditing.methods.METHODS``; by default "gradient", or "occlusion" for a
-            function, which supports no other.
+        method: of attribution, one of ``evenslice.auditing.methods.METHODS``; by default "gradient", or "occlusion"
+            for a function, which supports no other.
         target: the output that is explained: the logit of the class that is "predicted", of a class number or of the
             "labels", or the "sum" of all outputs. "auto" is "predicted" if the output has classes, that is two or four
             dimensions, else "sum"; ``run.target`` of the result says which. With "sum", the mirror disagreement is not
@@ -153,7 +153,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     target = parse_target(str(target))
     if (labels is not None) != (target == "labels"):
         raise ConfigError(
-            f"label volumes and the target 'labels' go together: give {option('labels')} and {option('target', 'labels')}, or neither"
+            f"label volumes and the target 'labels' go together: give {option('labels')} and "
+            f"{option('target', 'labels')}, or neither"
         )
     record = record_of(model) if isinstance(model, nn.Module) else None
     method = choose_method(model, method)
@@ -252,7 +253,8 @@ def _count_attributed(batch: MeasuredBatch) -> int:
 def _without_attribution(seen: int, *, classes: bool) -> ModelError:
     advice = "check the network, or" if classes else "if it detects nothing, lower its score threshold; else"
     return ModelError(
-        f"the network's output does not depend on its input: none of {seen} windows has an attribution; {advice} explain "
+        f"the network's output does not depend on its input: none of {seen} windows has an attribution; "
+        f"{advice} explain "
         f"another output ({option('target')}, {option('outputs')})"
     )
 

@@ -91,7 +91,8 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
     size = sum(map(_size, paths))
     if size > MOST_BYTES:
         raise ConfigError(
-            f"{folder}: its audits hold {size:,} bytes; a report is made of at most {MOST_BYTES:,}: name a folder with fewer"
+            f"{folder}: its audits hold {size:,} bytes; a report is made of at most {MOST_BYTES:,}: name a "
+            "folder with fewer"
         )
     audits = [(path, Audit.load(path)) for path in paths]
     count = Counter(audit.name for _, audit in audits)

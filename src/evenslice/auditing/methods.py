@@ -91,8 +91,8 @@ def _gradient_shap(score: Score, windows: Tensor) -> Attributed:
 def _occlusion(score: Score, windows: Tensor) -> Attributed:
     """Change of each output pixel's score when one slice is replaced by the window's mean gray.
 
-    After Zeiler and Fergus (arXiv 1311.2901). Captum's Occlusion explains one number for each window, in which increases
-    at some pixels and decreases at others cancel; here the change is kept for each output pixel.
+    After Zeiler and Fergus (arXiv 1311.2901). Captum's Occlusion explains one number for each window, in which
+    increases at some pixels and decreases at others cancel; here the change is kept for each output pixel.
     """
     output, classes = _run(score, windows)
     whole, gray = score.map(output, classes), _mean_gray(windows)
@@ -124,7 +124,8 @@ def _in_one_pass(score: Score, windows: Tensor, captum_method: Callable[..., Any
         outputs.append(output.detach())
         if not output.requires_grad:
             raise ModelError(
-                "the network's output has no gradient with respect to its input (it returns classes instead of logits, or uses "
+                "the network's output has no gradient with respect to its input (it returns classes instead "
+                "of logits, or uses "
                 "no_grad); let it return logits, or use the method 'occlusion'"
             )
         return score.map(output, score.classes(outputs[-1])).flatten(1).sum(1)

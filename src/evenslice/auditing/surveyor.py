@@ -134,7 +134,8 @@ def _paired(specs: Sequence[str], weights: str | Sequence[str]) -> list[tuple[st
         return list(zip(specs, weights, strict=True))
     if len(specs) > 1 and weights not in ("imagenet", "none"):
         raise ConfigError(
-            f"weights {weights}: a file fits one network, not {len(specs)}; survey them one by one, or use imagenet or none"
+            f"weights {weights}: a file fits one network, not {len(specs)}; survey them one by one, or use "
+            "imagenet or none"
         )
     return [(spec, weights) for spec in specs]
 

@@ -84,7 +84,8 @@ def resolve_target(target: Target, returned: Any) -> Target:
 
 def _no_classes(target: Target, given: str) -> ModelError:
     return ModelError(
-        f"target {target!r} needs logits of shape (batch, classes) or (batch, classes, y, x), but the network returns {given};"
+        f"target {target!r} needs logits of shape (batch, classes) or (batch, classes, y, x), but the "
+        f"network returns {given};"
         " use the target 'sum'"
     )
 
@@ -115,7 +116,8 @@ class Score:
         output = _plain(logits(returned))
         if output.ndim == 0 or len(output) != len(windows):
             raise ModelError(
-                f"the network returns {tuple(output.shape)} for {len(windows)} windows; the first dimension must be the "
+                f"the network returns {tuple(output.shape)} for {len(windows)} windows; the first dimension "
+                "must be the "
                 "batch"
             )
         if windows.requires_grad and not output.requires_grad and _detected_nothing(returned):

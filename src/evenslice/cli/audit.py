@@ -46,7 +46,8 @@ def audit(
     target: Annotated[
         str,
         options.measurement(
-            "What to explain: predicted (the predicted class), labels (the class in --labels), sum (of all outputs), a class "
+            "What to explain: predicted (the predicted class), labels (the class in --labels), sum (of all "
+            "outputs), a class "
             "number, or auto (predicted if the output has classes, else sum).",
             metavar="T",
             autocompletion=lambda: options.TARGETS,
@@ -55,7 +56,8 @@ def audit(
     outputs: Annotated[
         str | None,
         options.measurement(
-            "Function (package.module:function) that makes the tensor to explain from what the network returns (default: "
+            "Function (package.module:function) that makes the tensor to explain from what the network "
+            "returns (default: "
             "take its logits).",
             metavar="FUNCTION",
         ),

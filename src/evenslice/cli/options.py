@@ -27,7 +27,8 @@ TIES = ("mirror", "uniform")
 DTYPES = ("auto", "bfloat16", "float32")
 
 MODEL_HELP = (
-    "Network: smp:DECODER/ENCODER, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME (a hub name, a folder or a "
+    "Network: smp:DECODER/ENCODER, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME (a hub name, "
+    "a folder or a "
     "model type), or package.module:function"
 )
 WEIGHTS_HELP = "Weights: imagenet, none (random), or a file (.safetensors, .pt, .pth, .ckpt)"
@@ -140,7 +141,8 @@ class Input:
     mean: Annotated[
         Sequence[float] | None,
         network(
-            "Input mean used in training, on the scale 0..1 (default: that of the pretrained weights). Give 0, and --std 1, "
+            "Input mean used in training, on the scale 0..1 (default: that of the pretrained weights). Give "
+            "0, and --std 1, "
             "if inputs were only scaled to 0..1.",
             metavar="M[,M,M]",
             parser=parse_numbers,

@@ -63,13 +63,15 @@ class BlackBox(nn.Module):
         super().__init__()
         if not callable(function):
             raise ModelError(
-                f"{type(function).__name__} is not a network; give a torch.nn.Module, or a function from arrays of windows "
+                f"{type(function).__name__} is not a network; give a torch.nn.Module, or a function from "
+                "arrays of windows "
                 "to outputs"
             )
         for name, value in (("device", device), ("dtype", dtype)):
             if value != "auto":
                 raise ConfigError(
-                    f"{name} {value!r} has no effect on a function, which chooses where and how to compute; leave it out"
+                    f"{name} {value!r} has no effect on a function, which chooses where and how to compute; "
+                    "leave it out"
                 )
         self.function = function
         self.outputs = outputs

@@ -1,7 +1,8 @@
 """Depthwise convolutions that are slow in bfloat16 on a CPU, kept in float32.
 
 oneDNN has no fast gradient for some of them. With a stride, those of EfficientNet take up to twenty times as long as in
-float32: a sixth of the time of an audit. With kernels larger than 3 x 3, the gradient of the weights, which only training
+float32: a sixth of the time of an audit. With kernels larger than 3 x 3, the gradient of the weights, which only
+    training
 needs, takes three times as long as in float32: a sixth of a step. So they run in float32, whatever the precision of the
 rest.
 """

@@ -159,8 +159,8 @@ def _even_tile(length: int, multiple: int) -> int:
 class _Tiling:
     """The tiles along one axis that a region needs.
 
-    Tiles overlap by an eighth of their size. Their weights fade linearly over the overlap, since a tile sees less context
-    near its border, and sum to 1 at each pixel.
+    Tiles overlap by an eighth of their size. Their weights fade linearly over the overlap, since a tile sees less
+    context near its border, and sum to 1 at each pixel.
 
     Attributes:
         extent: the range to read; it may end beyond the plane.

@@ -92,7 +92,8 @@ class ReadyNetwork(nn.Module):
         slices: N, the number of slices of its windows.
         device: where it runs: "auto", or a PyTorch device name.
         dtype: "auto", "bfloat16" or "float32"; the weights are always float32.
-        outputs: maps what the network returns to the tensor of its outputs; by default ``evenslice.networks.logits`` does.
+        outputs: maps what the network returns to the tensor of its outputs; by default ``evenslice.networks.logits``
+            does.
 
     Raises:
         ModelError: the network cannot be copied.
@@ -174,7 +175,8 @@ def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
     """Return a window (1, slices, y, x) of noise, to test a network with."""
     if slices * tile[0] * tile[1] > LARGEST_WINDOW:
         raise ConfigError(
-            f"{option('tile')}: a window of {slices} slices of {tile[0]} x {tile[1]} pixels is too large; choose a smaller tile"
+            f"{option('tile')}: a window of {slices} slices of {tile[0]} x {tile[1]} pixels is too large; "
+            "choose a smaller tile"
         )
     return torch.rand((1, slices, *tile), generator=torch.Generator().manual_seed(0))
 

@@ -2,9 +2,10 @@
 
     labels = segment(model, "brain.nii.gz", out="labels.ome.zarr")
 
-The volume is processed in blocks, which go to a staging folder beside the output (``evenslice.inference.unfinished``), so
-that a run that was killed can be resumed. At the end the result is written in the format of the output, and the staging folder removed. The same function
-processes the same blocks in one process and on a Dask cluster; see ``evenslice.inference.segmentation_job``.
+The volume is processed in blocks, which go to a staging folder beside the output
+(``evenslice.inference.unfinished``), so that a run that was killed can be resumed. At the end the result is written
+in the format of the output, and the staging folder removed. The same function processes the same blocks in one
+process and on a Dask cluster; see ``evenslice.inference.segmentation_job``.
 """
 
 from __future__ import annotations

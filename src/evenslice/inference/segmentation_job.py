@@ -1,7 +1,8 @@
 """The work on one segmentation, in blocks that any process can take and that a later run can resume.
 
-A block is a range of slices and, of very large planes, a part of each. Blocks share no chunk of the staging folder, where
-a note marks each finished block. It states the sizes of its chunks: a block whose chunks are not there is done again.
+A block is a range of slices and, of very large planes, a part of each. Blocks share no chunk of the staging folder,
+where a note marks each finished block. It states the sizes of its chunks: a block whose chunks are not there is done
+again.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.volume.size > MOST_VOXELS:
             raise VolumeError(
-                f"{self.volume.path}: claims {self.volume.size:,} voxels, and at most {MOST_VOXELS:,} can be segmented at once; name a part of it, or a coarser level"
+                f"{self.volume.path}: claims {self.volume.size:,} voxels, and at most {MOST_VOXELS:,} can "
+                "be segmented at once; name a part of it, or a coarser level"
             )
 
     @cached_property
@@ -218,7 +220,8 @@ def check_blocks(job: Job) -> None:
     """
     if not all(map(job.is_finished, job.blocks)):
         raise OutputError(
-            f"{job.staging}: another program has changed or removed finished blocks; start the segmentation again, which does these anew"
+            f"{job.staging}: another program has changed or removed finished blocks; start the segmentation "
+            "again, which does these anew"
         )
 
 

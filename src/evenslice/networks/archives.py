@@ -1,7 +1,7 @@
 """Checks of files that ``torch.save`` wrote, before ``torch.load`` opens them: what they unpack to is bounded by their size.
 
-``torch.load(weights_only=True)`` runs no code of a file, but it inflates compressed entries of the archive, makes storages
-of any size that the pickle names, and calls a few functions whose results can grow without end.
+``torch.load(weights_only=True)`` runs no code of a file, but it inflates compressed entries of the archive, makes
+storages of any size that the pickle names, and calls a few functions whose results can grow without end.
 """
 
 from __future__ import annotations

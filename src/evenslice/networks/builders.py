@@ -70,7 +70,8 @@ def parse_specification(text: str, classes: int | None = None, seed: int = 0) ->
         )
     if loader := find_loader(arguments):
         raise ModelError(
-            f"{text}: {loader} is not allowed here: it reads files or runs code; give a weights file as {option('weights')}"
+            f"{text}: {loader} is not allowed here: it reads files or runs code; give a weights file as "
+            f"{option('weights')}"
         )
     inputs = known.inputs.get(name.lower(), 3)
     return Specification(text, library, name, arguments, classes, seed, known.classes, inputs)

@@ -27,8 +27,8 @@ __all__ = [
 def exact_evaluation(model: nn.Module) -> Iterator[None]:
     """Run a network in the block in evaluation mode, in its plain precision and without side effects.
 
-    In the block neither autocast nor TF32 reduces precision. Afterwards each module's mode, and the state of torch's random
-    numbers on every device of the network, are as before.
+    In the block neither autocast nor TF32 reduces precision. Afterwards each module's mode, and the state of torch's
+    random numbers on every device of the network, are as before.
 
     Example:
         >>> network = nn.Dropout()
@@ -56,7 +56,8 @@ def exact_evaluation(model: nn.Module) -> Iterator[None]:
 def _precision_settings() -> list[tuple[Any, str, Any]]:
     """Return torch's settings of float32 precision, each as an object, an attribute and the exact value.
 
-    Newer versions of torch have settings for each backend, and refuse to read the older ones once any of the newer is set.
+    Newer versions of torch have settings for each backend, and refuse to read the older ones once any of the newer is
+    set.
     """
     backends: Any = torch.backends
     if not hasattr(backends.cudnn, "conv"):

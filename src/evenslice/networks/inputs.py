@@ -49,9 +49,10 @@ FIXED_TYPES = frozenset(
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return the per-channel scaling of the input that a network's pretrained weights were trained with.
 
-    An input in [0, 1] becomes (input - mean) / std. Networks of timm state it in ``pretrained_cfg``, also inside another
-    network; ``build_model`` gives the networks of other libraries the same attribute; for smp's own encoders it follows from
-    the encoder's name, for transformers from the model type. It does not depend on whether the pretrained weights are loaded.
+    An input in [0, 1] becomes (input - mean) / std. Networks of timm state it in ``pretrained_cfg``, also inside
+    another network; ``build_model`` gives the networks of other libraries the same attribute; for smp's own encoders
+    it follows from the encoder's name, for transformers from the model type. It does not depend on whether the
+    pretrained weights are loaded.
 
     Args:
         model: the network.
@@ -149,8 +150,8 @@ def _fixed_size(module: Any) -> tuple[int, int] | None:
 def input_multiple(model: nn.Module) -> int:
     """Return a number of pixels whose multiples suit the network as in-plane sizes.
 
-    It is the stride of smp's encoders, the product of the strides of MONAI's networks that state them, and 32, the stride
-    of most networks, for others; with a patch embedding it is a multiple of the patch as well.
+    It is the stride of smp's encoders, the product of the strides of MONAI's networks that state them, and 32, the
+    stride of most networks, for others; with a patch embedding it is a multiple of the patch as well.
 
     Example:
         >>> import segmentation_models_pytorch as smp

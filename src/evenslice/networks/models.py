@@ -67,10 +67,11 @@ def build_model(spec: str, weights: str, *, classes: int | None = None, seed: in
 
     Args:
         spec: which network; see ``evenslice.networks.specification``.
-        weights: ``"imagenet"``, ``"none"``, or the path of a file, as ``evenslice.networks.read_weights`` takes it. A file
-            may hold a backbone alone: the decoder or head then has random weights, and the source says so.
-        classes: channels of the output, 1 or more. None: as in the file; else 2 for segmenters of smp and MONAI, and the
-            library's own default elsewhere. With ``"imagenet"`` a classifier keeps its head unless another number is given.
+        weights: ``"imagenet"``, ``"none"``, or the path of a file, as ``evenslice.networks.read_weights`` takes it. A
+            file may hold a backbone alone: the decoder or head then has random weights, and the source says so.
+        classes: channels of the output, 1 or more. None: as in the file; else 2 for segmenters of smp and MONAI, and
+            the library's own default elsewhere. With ``"imagenet"`` a classifier keeps its head unless another number
+            is given.
         seed: of the random parts.
 
     Raises:

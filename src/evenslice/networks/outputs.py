@@ -29,7 +29,8 @@ def logits(output: Any) -> Tensor:
     - a tensor is returned as it is;
     - `detections` with ``"scores"`` give the sum of the scores of each image, (batch, 1), 0 where nothing was detected;
     - ``masks_queries_logits`` with ``class_queries_logits``, as from Mask2Former, give semantic scores as its processor
-      computes them: the sum over queries of P(class) times P(mask), (batch, classes, y, x), without the class "nothing";
+      computes them: the sum over queries of P(class) times P(mask), (batch, classes, y, x), without the class
+      "nothing";
     - an object or a mapping gives its tensor ``out``, ``logits``, ``predicted_depth`` or ``last_hidden_state``, in this
       order; a mapping without these its first tensor;
     - a tuple or list gives its first tensor, which ignores auxiliary heads and deep supervision.
@@ -65,8 +66,8 @@ def logits(output: Any) -> Tensor:
 def predicted_classes(output: Tensor, dim: int) -> Tensor:
     """Return the class with the highest score along ``dim``, which is dropped; int64.
 
-    A single score l stands for two classes: class 1 where l > 0, else class 0. Integers are class numbers already and are
-    returned as they are. (``max`` finds the class several times faster than ``argmax``.)
+    A single score l stands for two classes: class 1 where l > 0, else class 0. Integers are class numbers already and
+    are returned as they are. (``max`` finds the class several times faster than ``argmax``.)
 
     Example:
         >>> predicted_classes(torch.tensor([[[-1.0, 2.0]]]), dim=0).tolist()
@@ -138,7 +139,8 @@ def find_function(text: str) -> Callable[..., Any]:
     """Return the function that ``package.module:function`` names; the current directory is importable.
 
     Raises:
-        ConfigError: it cannot be imported, or is not a plain function of a module that is neither Python's nor evenslice's.
+        ConfigError: it cannot be imported, or is not a plain function of a module that is neither Python's nor
+            evenslice's.
 
     Example:
         >>> find_function("torch.nn.functional:relu")(torch.tensor(-3.0))

@@ -48,9 +48,9 @@ class Filled:
 def fill_network(model: nn.Module, state: State, *, source: str, target: str) -> Filled:
     """Load a state dict into a network, in place.
 
-    Tried in this order: the state dict is the network's; it is, after stripping a common prefix; it lacks the head alone; it
-    is that of the backbone of a segmentation network (and may have more parts than the network uses). The tensors take the
-    network's dtype.
+    Tried in this order: the state dict is the network's; it is, after stripping a common prefix; it lacks the head
+    alone; it is that of the backbone of a segmentation network (and may have more parts than the network uses). The
+    tensors take the network's dtype.
 
     Args:
         model: the network.
@@ -92,8 +92,8 @@ def differing_sizes(state: State, network: State, *, inputs: int = 3) -> tuple[i
         inputs: the number of input channels it was built for.
 
     Returns:
-        The classes and the channels that would give the network the file's shapes; None for what agrees. Both are None if
-        the two differ in more than that.
+        The classes and the channels that would give the network the file's shapes; None for what agrees. Both are
+        None if the two differ in more than that.
 
     Example:
         >>> import torch

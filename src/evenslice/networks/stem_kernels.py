@@ -21,8 +21,8 @@ class StemKernels:
 
     Attributes:
         name: the stem.
-        before: (filters, C, ky, kx) float32, the response to one unit of each channel. Channels and slices are in the unit
-            that all slices share from now on, so a normalization by channel is part of the kernels.
+        before: (filters, C, ky, kx) float32, the response to one unit of each channel. Channels and slices are in the
+            unit that all slices share from now on, so a normalization by channel is part of the kernels.
         after: (filters, N, ky, kx) float32, the response to one unit of each slice.
     """
 

@@ -71,8 +71,8 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
         path: a ``.safetensors`` file, or one that ``torch.save`` wrote: ``.pt``, ``.pth``, ``.ckpt``, ``.bin``.
 
     Raises:
-        ModelError: there is no such file, its content does not match its suffix, or it contains pickled Python objects or no
-            state dict.
+        ModelError: there is no such file, its content does not match its suffix, or it contains pickled Python
+            objects or no state dict.
 
     Example:
         >>> import tempfile, torch

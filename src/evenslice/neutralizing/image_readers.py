@@ -1,8 +1,8 @@
 """Which layers of a network read the image before any parameter has touched it.
 
-One forward pass with an image that requires its gradient finds them: the autograd graph of a layer's input leads back to
-the image and to no parameter. A batch norm that reads the image is passed through: in evaluation mode it is a fixed
-scaling by channel.
+One forward pass with an image that requires its gradient finds them: the autograd graph of a layer's input leads back
+to the image and to no parameter. A batch norm that reads the image is passed through: in evaluation mode it is a
+fixed scaling by channel.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ class _Tracer:
 def _is_layer(module: nn.Module) -> bool:
     """Say whether a module is a layer, not a container.
 
-    A container may own parameters that never meet the image, such as a position embedding, so it is passed over; if they
-    do meet it, verifying the neutralized network reveals it.
+    A container may own parameters that never meet the image, such as a position embedding, so it is passed over; if
+    they do meet it, verifying the neutralized network reveals it.
     """
     parts = (name for name, _ in module.named_children() if name != "parametrizations")
     return isinstance(module, nn.Conv2d | nn.Linear) or not any(parts)

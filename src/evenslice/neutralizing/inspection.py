@@ -80,8 +80,8 @@ def inspect_network(model: nn.Module, known: KnownInput, *, whole: bool, stems: 
     Args:
         model: the network.
         known: what is known of its input.
-        whole: run all of it. Otherwise a pass of shapes alone finds its stems, and only they and what is in front of them
-            are run; what is behind them may be on the meta device.
+        whole: run all of it. Otherwise a pass of shapes alone finds its stems, and only they and what is in front of
+            them are run; what is behind them may be on the meta device.
         stems: look for its stems, which raises if one of them cannot be rewritten.
 
     Raises:

@@ -1,12 +1,13 @@
 """The slice mixer: a learnable 1 x 1 convolution from N slices to C channels in front of a whole network.
 
-It serves if the stems cannot be rewritten, because the path to them mixes the channels, or takes exactly three of them by
-name. With the channels c of an image g scaled as (g - m_c) / s_c before, and all slices as u = (g - m) / s from now on, it
-starts out by giving channel c
+It serves if the stems cannot be rewritten, because the path to them mixes the channels, or takes exactly three of
+them by name. With the channels c of an image g scaled as (g - m_c) / s_c before, and all slices as u = (g - m) / s
+from now on, it starts out by giving channel c
 
     s / s_c * mean_k(u_k) + (m - m_c) / s_c
 
-so any order of the slices gives the same, and N equal slices give what the gray image gave as C channels, borders included.
+so any order of the slices gives the same, and N equal slices give what the gray image gave as C channels, borders
+included.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ def has_mixer(model: nn.Module) -> bool:
 def add_mixer(model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo: ExitStack) -> nn.Conv2d:
     """Put a slice mixer in front of a network, in place.
 
-    It is a part of the network, called `MIXER`, that a forward pre-hook of the network runs; in a `torch.nn.Sequential` it is
-    the first part. The hook mixes the network's first input, given by position or by name, or each image of a list.
+    It is a part of the network, called `MIXER`, that a forward pre-hook of the network runs; in a
+    `torch.nn.Sequential` it is the first part. The hook mixes the network's first input, given by position or by
+    name, or each image of a list.
 
     Args:
         model: takes (batch, C, y, x).

@@ -77,8 +77,8 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
 ) -> LoadedNetwork:
     """Build a network that takes windows of slices on one common scale.
 
-    A file that ``save_network`` wrote comes back as it was saved. Any other network is built as ``build_model`` does and
-    neutralized; the default strategy, which is what the libraries do, only folds in the scaling by colour.
+    A file that ``save_network`` wrote comes back as it was saved. Any other network is built as ``build_model`` does
+    and neutralized; the default strategy, which is what the libraries do, only folds in the scaling by colour.
 
     Args:
         spec: which network; see ``evenslice.networks.specification``.
@@ -89,8 +89,9 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
         tie: which slices to tie permanently, as for ``neutralize``.
         classes: channels of the output, as for ``build_model``.
         seed: of random parts.
-        mean: by which the network's inputs were centred in training, one value or one for each, as for ``neutralize``; by
-            default as for the pretrained weights. 0 for a network that was trained on slices in 0..1.
+        mean: by which the network's inputs were centred in training, one value or one for each, as for
+            ``neutralize``; by default as for the pretrained weights. 0 for a network that was trained on slices in
+            0..1.
         std: by which they were divided afterwards, likewise; 1 for such a network.
 
     Raises:
@@ -170,7 +171,8 @@ def _shape_stems(model: nn.Module, source: ModelSource, record: Record, weights:
         names = tuple(stem.name for stem in stems.items)
         if names != record.stems:
             raise ModelError(
-                f"{weights}: was saved with the stems {', '.join(record.stems)}, but {source.spec} has {', '.join(names)}"
+                f"{weights}: was saved with the stems {', '.join(record.stems)}, but {source.spec} has "
+                f"{', '.join(names)}"
             )
         shape_stems(model, stems, record.slices, record.tie)
 
@@ -217,7 +219,8 @@ def _check_asked(
         wanted = value if isinstance(value, str | int | None) else tuple(value)
         if wanted is not None and has[name] is not None and wanted != has[name]:
             raise ModelError(
-                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(name)}, or start from the"
+                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(name)}, or "
+                "start from the"
                 " original weights"
             )
     if asked["tie"] is not None and record.tie is None:

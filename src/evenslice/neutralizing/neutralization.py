@@ -69,8 +69,8 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     The stems are found (see `evenslice.neutralizing.stems`), their colour kernels become slice kernels (see
     `evenslice.neutralizing.strategies`), and the scaling by channel that the network was trained with moves into the
     weights (see `evenslice.neutralizing.folding`). If each channel c of an image g was scaled as (g - m_c) / s_c, all
-    slices are scaled as (g - m) / s from now on, where m and s are the means of m_c and s_c. A remaining constant goes into
-    the bias of the stem, else into the running mean of the batch norm that follows, else into a new bias.
+    slices are scaled as (g - m) / s from now on, where m and s are the means of m_c and s_c. A remaining constant
+    goes into the bias of the stem, else into the running mean of the batch norm that follows, else into a new bias.
 
     A stem that computes its weight, such as a weight-standardized convolution, or works in groups is replaced by an
     equivalent plain layer (see `evenslice.neutralizing.plain_layers`), which no longer standardizes what it learns.
@@ -85,15 +85,15 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         strategy: one of `STRATEGIES`, or N symmetric weights that sum to 1 for the strategy "profile".
         tie: "mirror" keeps opposite slices equal whatever is learned, "uniform" all slices, None neither. See `untie`.
         mean: by which the network's channels were centred, one value for each or one for all. By default as in the
-            record of an earlier `neutralize`, else as for the pretrained weights, else 0. If the pretrained weights state
-            another number of values than the network has channels, their average applies to all.
+            record of an earlier `neutralize`, else as for the pretrained weights, else 0. If the pretrained weights
+            state another number of values than the network has channels, their average applies to all.
         std: by which they were divided afterwards, likewise; 1 by default.
         seed: of the strategies "shuffle", "reinit" and "random". The state of torch's random numbers is left alone.
         size: in-plane size (y, x) in pixels of the images for the verification; by default the first that the network
             accepts of its stated size and of 64, 224, 256, 384 and 512.
         check: "network" runs the whole network, twice. "stems" stops behind the stems and compares what they return (or
-            the batch norms behind them), for networks too large to run; all but the stems, the batch norms behind them and
-            what is in front of them may then be on the meta device.
+            the batch norms behind them), for networks too large to run; all but the stems, the batch norms behind
+            them and what is in front of them may then be on the meta device.
         outputs: maps what the network returns to one tensor, batch first, for the verification; by default
             `evenslice.networks.logits` does.
 
@@ -104,8 +104,8 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         ConfigError: unknown option, or a bad value of one.
         ModelError: the stems cannot be found or rewritten, the network is tied, or it breaks a promise of the strategy:
             mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times the effect of
-            changing the last bit of its input if that is more, as in half precision and in networks that amplify rounding.
-            After any error the network is as it was before.
+            changing the last bit of its input if that is more, as in half precision and in networks that amplify
+            rounding. After any error the network is as it was before.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))

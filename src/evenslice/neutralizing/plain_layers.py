@@ -1,9 +1,9 @@
 """Plain layers: an equivalent of a layer that computes its weight or works in groups.
 
-New kernels reach the image unchanged only if a layer uses its weight as it is. A weight-standardized convolution, a layer
-with a parametrization, or one with torch's older weight normalization computes its weight in every pass. What it
-computed is seen in the one call of `torch.nn.functional.conv2d` or `linear` in its forward pass, so no list of such
-layers is needed. A grouped convolution is a dense one whose other kernels are zero.
+New kernels reach the image unchanged only if a layer uses its weight as it is. A weight-standardized convolution, a
+layer with a parametrization, or one with torch's older weight normalization computes its weight in every pass. What
+it computed is seen in the one call of `torch.nn.functional.conv2d` or `linear` in its forward pass, so no list of
+such layers is needed. A grouped convolution is a dense one whose other kernels are zero.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def plain_layer(name: str, layer: nn.Module, arrived: Tensor) -> nn.Conv2d | nn.
                 if _responds_alike(made, layer, arrived):
                     return made
     raise ModelError(
-        f"the layer {layer_label(name, layer)} reads the image itself, and does something else with it than one convolution"
+        f"the layer {layer_label(name, layer)} reads the image itself, and does something else with it than "
+        "one convolution"
         f" or linear layer; evenslice cannot rewrite it; {MIXER_HINT}"
     )
 

@@ -1,7 +1,8 @@
 """Probing: which channel of the image each input feature of a stem comes from.
 
-Images whose channels are distinct constants, sent through the parameter-free part in front of the stems, tell it whatever
-happens to the image on the way: unfolding, space to depth, resizing, a fixed scaling. The passes end at the last stem.
+Images whose channels are distinct constants, sent through the parameter-free part in front of the stems, tell it
+whatever happens to the image on the way: unfolding, space to depth, resizing, a fixed scaling. The passes end at the
+last stem.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Layout:
         index: (P, C) feature numbers, int64.
         scale: (P, C) float64.
         shift: (P, C) float64.
-        where: (1, ...) float32, of the shape of the stem's input for one image: 1 where a feature follows the channels as
-            above, 0 where it does not, as in a border that was padded on the way to the stem.
+        where: (1, ...) float32, of the shape of the stem's input for one image: 1 where a feature follows the
+            channels as above, 0 where it does not, as in a border that was padded on the way to the stem.
     """
 
     index: Tensor

@@ -43,10 +43,10 @@ class Record:
         permutation_error: the same, the largest over three orders: reversed, rotated by one slice, the first two
             exchanged (the latter two generate all orders).
         gray_error: largest absolute difference between the outputs before, for a random gray image given as every
-            channel, and after, for the same given as every slice, relative to the output's largest absolute value. A random
-            window counts for that value too, since kernels that sum to zero turn a gray image into nothing but rounding. If a
-            constant was folded into a stem that pads with zeros, outputs of the stem whose taps reach into the padding keep
-            their old values: zeros do not mean the same intensity before and after.
+            channel, and after, for the same given as every slice, relative to the output's largest absolute value. A
+            random window counts for that value too, since kernels that sum to zero turn a gray image into nothing but
+            rounding. If a constant was folded into a stem that pads with zeros, outputs of the stem whose taps reach
+            into the padding keep their old values: zeros do not mean the same intensity before and after.
         check: which outputs the errors are of, one of `CHECKS`: "network" the network's (of a detector, its parts'),
             "stems" those of the stems, or of the batch norms behind them.
         kernels: the kernels of each stem before and after; not part of `to_dict`.

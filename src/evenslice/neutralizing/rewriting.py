@@ -193,8 +193,8 @@ def _rewrite(stem: Stem, layout: Layout, colours: EffectiveKernels, request: Req
 def _draw_anew(model: nn.Module) -> None:
     """Redraw every parameter of a network by its module's own rule.
 
-    A parameter without one is drawn from the normal distribution with the mean and standard deviation of its values; the
-    constants of a frozen batch norm become those of a new one.
+    A parameter without one is drawn from the normal distribution with the mean and standard deviation of its values;
+    the constants of a frozen batch norm become those of a new one.
     """
     for module in model.modules():
         reset = getattr(module, "reset_parameters", None)

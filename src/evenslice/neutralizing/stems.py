@@ -33,8 +33,8 @@ class Stem:
 
     Attributes:
         name: its dotted name in the network; empty if the layer is the network.
-        module: the layer, or an equivalent plain one if it computes its weight or works in groups. In a network traced on
-            the meta device, the layer as it is.
+        module: the layer, or an equivalent plain one if it computes its weight or works in groups. In a network
+            traced on the meta device, the layer as it is.
         norm: the batch norm that alone reads the layer's output, if there is one.
         reader: the layer that is in the network.
     """
@@ -95,8 +95,8 @@ def find_stems(
     Args:
         model: a network that takes (batch, channels, y, x). It is left as it was. It may be on the meta device.
         channels: numbers of input channels to try in turn; by default 3, then as many as its first layer takes.
-        size: in-plane size (y, x) of the image in pixels; by default the first that it accepts of its stated size and of
-            64, 224, 256, 384 and 512.
+        size: in-plane size (y, x) of the image in pixels; by default the first that it accepts of its stated size and
+            of 64, 224, 256, 384 and 512.
 
     Raises:
         ModelError: the network refuses every image; nothing with parameters reads the image; or what reads it is
@@ -211,7 +211,8 @@ def _trace(model: nn.Module, image: Tensor) -> Trace:
     found = find_readers(model, image)
     if not found.readers:
         raise ModelError(
-            f"no layer of this {type(model).__name__} reads the image first; evenslice looks for convolutions and linear"
+            f"no layer of this {type(model).__name__} reads the image first; evenslice looks for "
+            "convolutions and linear"
             f" layers that the forward pass calls; {MIXER_HINT}"
         )
     items = tuple(Stem(reader.name, reader.module, reader.norm, reader.module) for reader in found.readers)

@@ -38,8 +38,8 @@ class KernelStrategy:
 
     Attributes:
         name: one of `STRATEGIES`.
-        symmetry: "permutation" if any order of the slices gives the same output, "mirror" if the reversed order does, None
-            if neither is promised.
+        symmetry: "permutation" if any order of the slices gives the same output, "mirror" if the reversed order does,
+            None if neither is promised.
         keeps_gray: True if the slice kernels always sum to the colour kernels, "multiples" if they do when N is 1 or a
             multiple of C, False if they need not.
         drawn: the stem is drawn at random, not derived from its kernels.
@@ -90,8 +90,8 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
         slices: N, odd.
 
     Raises:
-        ConfigError: N is not a positive odd number, or too large; no strategy has this name; the weights are not N in number, not
-            symmetric, or do not sum to 1.
+        ConfigError: N is not a positive odd number, or too large; no strategy has this name; the weights are not N in
+            number, not symmetric, or do not sum to 1.
 
     Example:
         >>> find_strategy("uniform", 3).symmetry
@@ -136,9 +136,10 @@ def spread(
     - ``mirror``: each pair of opposite channels shares its mean. The outermost pair is spread evenly over the offsets
       beyond the others where N > C, and offsets beyond the window are folded onto its ends where N < C.
     - ``shuffle``: ``pretrained``, then one random permutation of the slices for each filter.
-    - ``equalize``: ``pretrained``, then each kernel is rescaled to an N-th of the energy (sum of squares) of its filter;
-      a kernel of zeros stays one.
-    - ``mixer``: ``uniform``; the kernels are those of a mixer in front of the network, see `evenslice.neutralizing.mixer`.
+    - ``equalize``: ``pretrained``, then each kernel is rescaled to an N-th of the energy (sum of squares) of its
+      filter; a kernel of zeros stays one.
+    - ``mixer``: ``uniform``; the kernels are those of a mixer in front of the network, see
+      `evenslice.neutralizing.mixer`.
 
     Args:
         kernels: (filters, C, ...) weights; any C of 1 or more.

@@ -1,7 +1,7 @@
 """Verification: whether a neutralized network's output keeps the promises of its strategy.
 
-Two calls of the network are compared: one before the change, on a gray image given as every channel, and one after it, on
-the same image given as every slice, and on a window in four orders and with its last bits changed.
+Two calls of the network are compared: one before the change, on a gray image given as every channel, and one after
+it, on the same image given as every slice, and on a window in four orders and with its last bits changed.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def trial_images(gray: Tensor, window: Tensor) -> Tensor:
         window: (1, slices, y, x) an image whose slices differ.
 
     Returns:
-        (6, slices, y, x): the gray image; the window, reversed, rotated by one slice, with its first two slices exchanged,
-        and with the last bit of every voxel changed, up or down at random.
+        (6, slices, y, x): the gray image; the window, reversed, rotated by one slice, with its first two slices
+        exchanged, and with the last bit of every voxel changed, up or down at random.
     """
     exchanged = torch.cat([window[:, :2].flip(1), window[:, 2:]], dim=1)
     rounded = window * (1 + torch.finfo(window.dtype).eps * (window - window.flip(-1)).sign())

@@ -1,7 +1,7 @@
 """The statistics of an audit: whether a network treats opposite slices alike, with intervals and a verdict.
 
-``summarize`` makes them from the ``Measurements`` of all windows; ``next_look`` and ``precise_enough`` say when an audit
-may stop. Everything here is a pure function. docs/statistics.md explains the method and how often it is right.
+``summarize`` makes them from the ``Measurements`` of all windows; ``next_look`` and ``precise_enough`` say when an
+audit may stop. Everything here is a pure function. docs/statistics.md explains the method and how often it is right.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Asymmetry:
 def next_look(windows: int) -> int:
     """Return the number of windows after which an audit next checks its precision.
 
-    It checks after 40 windows and then whenever their number has grown by a quarter: often enough to save windows, rarely
-    enough to cost nothing compared with the network.
+    It checks after 40 windows and then whenever their number has grown by a quarter: often enough to save windows,
+    rarely enough to cost nothing compared with the network.
 
     Args:
         windows: number of windows measured so far.
@@ -99,10 +99,10 @@ def precise_enough(measurements: Measurements, precision: float = 0.01) -> bool:
 def summarize(measurements: Measurements, tolerance: float = 0.05) -> Asymmetry:
     """Compute the statistics of an audit and its verdict.
 
-    The verdict is a test of equivalence: "symmetric" if the simultaneous 90 % intervals of the model parts of all B_k lie
-    within +-tolerance, "biased" if the simultaneous 95 % interval of any lies outside it, else "inconclusive". Each of
-    the first two is wrong in at most 5 % of audits; to ensure this in audits that stop early, the 90 % intervals are
-    computed at 94 % (docs/statistics.md).
+    The verdict is a test of equivalence: "symmetric" if the simultaneous 90 % intervals of the model parts of all B_k
+    lie within +-tolerance, "biased" if the simultaneous 95 % interval of any lies outside it, else "inconclusive".
+    Each of the first two is wrong in at most 5 % of audits; to ensure this in audits that stop early, the 90 %
+    intervals are computed at 94 % (docs/statistics.md).
 
     Args:
         measurements: those of all windows; windows without attribution (NaN shares) are left out.
@@ -173,9 +173,9 @@ def _verdict(pairs: MeanFit, tolerance: float) -> Verdict:
 def _distance(means: MeanFit, target: float, weight: float) -> Interval:
     """Return the interval of a weighted sum of distances between means and a target, where the sum is at most 1.
 
-    With a confidence of 95 % all simultaneous intervals of the signed means hold; the sum then lies between those of the
-    smallest and of the largest distances that they admit. Unlike an interval of the sum itself, this is valid near 0,
-    where a sum of absolute values is far from normal; elsewhere it is wider than necessary.
+    With a confidence of 95 % all simultaneous intervals of the signed means hold; the sum then lies between those of
+    the smallest and of the largest distances that they admit. Unlike an interval of the sum itself, this is valid
+    near 0, where a sum of absolute values is far from normal; elsewhere it is wider than necessary.
     """
     size, half = np.abs(means.estimate - target), means.half_width(comparisons=max(len(means.estimate), 1))
     low, high = np.maximum(size - half, 0).sum(), np.minimum((size + half).sum(), 1 / weight)

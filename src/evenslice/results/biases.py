@@ -5,7 +5,8 @@ For the shares s_-K..s_K of one window, in the order in which the network saw it
     pair bias          B_k = (s_k - s_-k) / (s_k + s_-k)                               0 where both are 0
     directional bias   D = (sum of s_k, k > 0, - sum of s_k, k < 0) / (sum of both)    0 where all are 0
 
-lie in [-1, 1], and for either, with its values at a window x and its mirror x' (the same slices in reversed order), exactly
+lie in [-1, 1], and for either, with its values at a window x and its mirror x' (the same slices in reversed order),
+exactly
 
     model part   (D(x) + D(x')) / 2     0 for a mirror-symmetric network, whatever the data
     data part    (D(x) - D(x')) / 2

@@ -262,8 +262,8 @@ def _softmax(log_weight: Floats) -> Floats:
 def _mixture_quantile(dof: int, scale: Floats, weight: Floats, tail: float) -> Floats:
     """Return for each column the distance from 0 beyond which a mixture of Student's t has the given two-sided tail.
 
-    The tail is convex in the distance, so Newton steps from below never overshoot; a dozen steps reach a relative error of
-    a thousandth.
+    The tail is convex in the distance, so Newton steps from below never overshoot; a dozen steps reach a relative
+    error of a thousandth.
     """
     peak = np.exp(gammaln((dof + 1) / 2) - gammaln(dof / 2)) / np.sqrt(dof * np.pi)
     distance = -stdtrit(dof, tail / 2) * scale.min(axis=0)

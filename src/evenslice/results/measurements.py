@@ -75,18 +75,19 @@ def measure_windows(
 
     Args:
         attribution: (B, N, y, x) absolute attribution of the windows, of any real type.
-        mirrored_attribution: (B, N, y, x) that of the mirrored windows, in the order in which the network saw the slices.
-        output: the output for the windows, batch first; (B, C) and (B, C, y, x) are logits of C classes, or of one class
-            against the background if C is 1; integers are class numbers; any other output has no classes.
+        mirrored_attribution: (B, N, y, x) that of the mirrored windows, in the order in which the network saw the
+            slices.
+        output: the output for the windows, batch first; (B, C) and (B, C, y, x) are logits of C classes, or of one
+            class against the background if C is 1; integers are class numbers; any other output has no classes.
         mirrored_output: the same for the mirrored windows.
         classes: False if the output has no classes, whatever its shape.
 
     Returns:
-        The fields of ``Measurements`` except the volume and the position, one row for each window. Shares are NaN if the
-        attribution is 0 everywhere, or adds up to less than a millionth of the output, which is the rounding error of
-        an output that does not depend on the window. The Wasserstein distances of large maps are computed on a regular
-        sample of about 4,096 of their pixels. The mirror disagreement is NaN if the output has no classes, the mirror
-        error if the output is class numbers.
+        The fields of ``Measurements`` except the volume and the position, one row for each window. Shares are NaN if
+        the attribution is 0 everywhere, or adds up to less than a millionth of the output, which is the rounding
+        error of an output that does not depend on the window. The Wasserstein distances of large maps are computed on
+        a regular sample of about 4,096 of their pixels. The mirror disagreement is NaN if the output has no classes,
+        the mirror error if the output is class numbers.
 
     Example:
         >>> import torch

@@ -57,7 +57,8 @@ def reading(path: Path) -> Iterator[Path]:
         yield path
     except UNREADABLE as error:
         raise ConfigError(
-            f"{path}: cannot be read as part of a study ({reason(error)}); remove it and start the study again, which repeats "
+            f"{path}: cannot be read as part of a study ({reason(error)}); remove it and start the study "
+            "again, which repeats "
             "only what is missing"
         ) from error
 

@@ -59,9 +59,9 @@ def study(
 ) -> StudySummary:
     """Perform the unfinished runs of a study, and write the results of all runs.
 
-    The folder gets ``config.yaml``, ``results.csv``, ``summary.json`` and, in ``runs``, a folder for each run: the files
-    of ``train`` without checkpoints, ``audit.json`` with ``audit.npz``, ``example.npz`` (``image``, ``labels`` and
-    ``predicted`` (y, x) of a test slice) and ``run.json``. The results are updated after each run; at the end the
+    The folder gets ``config.yaml``, ``results.csv``, ``summary.json`` and, in ``runs``, a folder for each run: the
+    files of ``train`` without checkpoints, ``audit.json`` with ``audit.npz``, ``example.npz`` (``image``, ``labels``
+    and ``predicted`` (y, x) of a test slice) and ``run.json``. The results are updated after each run; at the end the
     report is written, ``report.html`` with the folders ``figures`` and ``tables``, see ``write_study_report``.
 
     Args:
@@ -76,8 +76,8 @@ def study(
         The content of ``summary.json``.
 
     Raises:
-        ConfigError: the data do not fit the configuration, or differ from those of finished runs; two arms are equal; or
-            the scheduler does not answer. An error in a single run is recorded with it, and the others continue.
+        ConfigError: the data do not fit the configuration, or differ from those of finished runs; two arms are equal;
+            or the scheduler does not answer. An error in a single run is recorded with it, and the others continue.
         VolumeError: a data set cannot be used.
         OutputError: the folder cannot be written, another study works in it, or it holds other files of these names.
         MissingExtraError: a package is missing; those of the report are checked before the first run, too.

@@ -43,7 +43,8 @@ MOST_VALUES, DEEPEST = 2_000_000, 30
 class SaveLast(Checkpoint):
     """A Lightning callback that writes a checkpoint to one file at the end of each epoch, after all other callbacks.
 
-    Unlike ``ModelCheckpoint``, it keeps nothing in checkpoints: that callback removes the files that a checkpoint names.
+    Unlike ``ModelCheckpoint``, it keeps nothing in checkpoints: that callback removes the files that a checkpoint
+    names.
     """
 
     def __init__(self, path: Path) -> None:

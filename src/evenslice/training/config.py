@@ -41,7 +41,10 @@ class ModelConfig(Section):
     step: int = Field(default=1, ge=1, description="Distance between the slices of a window.")
     strategy: StrategyOption = Field(
         default="uniform",
-        description="How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, shuffle, equalize, reinit, random, mixer; or the weights of a symmetric profile.",
+        description=(
+            "How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, shuffle, "
+            "equalize, reinit, random, mixer; or the weights of a symmetric profile."
+        ),
     )
     tie: TieOption = Field(
         default=None, description="Symmetry to enforce during training: mirror or uniform."
@@ -114,7 +117,10 @@ class TrainingConfig(Section):
     validate_every: int = Field(
         default=200,
         ge=1,
-        description="Steps between validations. Each uses a tenth as many pixels as were trained on since the last, but at least 8 slices.",
+        description=(
+            "Steps between validations. Each uses a tenth as many pixels as were trained on since the last, but "
+            "at least 8 slices."
+        ),
     )
     patience: int | None = Field(
         default=None,
@@ -123,7 +129,10 @@ class TrainingConfig(Section):
     )
     keep: Literal["auto", "last", "best"] = Field(
         default="auto",
-        description="Network to keep: the last, the best in validation, or auto: the best if patience is set, else the last, which was trained longest and ended at the lowest learning rate.",
+        description=(
+            "Network to keep: the last, the best in validation, or auto: the best if patience is set, else the "
+            "last, which was trained longest and ended at the lowest learning rate."
+        ),
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",

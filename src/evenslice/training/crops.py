@@ -45,8 +45,8 @@ NOISE = 0.04
 class CropDataset(Dataset[tuple[Tensor, Tensor]]):
     """Random crops of parts, with the class of each pixel of their centre slices.
 
-    The position of a crop is uniformly random or, with probability ``foreground``, around a voxel of a foreground class.
-    All foreground classes are equally likely, and so are all voxels of a class.
+    The position of a crop is uniformly random or, with probability ``foreground``, around a voxel of a foreground
+    class. All foreground classes are equally likely, and so are all voxels of a class.
 
     Args:
         parts: the volumes to crop.
@@ -226,8 +226,8 @@ class StepSampler(Sampler[list[int]]):
 class CropData(LightningDataModule):
     """The crops of a training run, in batches; an epoch lasts from one validation to the next.
 
-    The trainer must reload the data each epoch (``reload_dataloaders_every_n_epochs=1``) and must not replace the sampler,
-    which handles several processes (``use_distributed_sampler=False``).
+    The trainer must reload the data each epoch (``reload_dataloaders_every_n_epochs=1``) and must not replace the
+    sampler, which handles several processes (``use_distributed_sampler=False``).
 
     Args:
         config: the configuration of the run.

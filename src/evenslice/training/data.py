@@ -5,8 +5,8 @@
     part.volume.shape == part.labels.shape      only the slices of this part, the first at index 0
     part.labels[3]                              the class of each voxel, 0 to classes - 1
 
-A part is a separate ``LabelledVolume``: windows at its ends are filled from its own slices and never see those of another
-part.
+A part is a separate ``LabelledVolume``: windows at its ends are filled from its own slices and never see those of
+another part.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Data:
 def open_data(config: DataConfig, model: ModelConfig, *, seed: int = 0) -> Data:
     """Open a data set and check everything that training and testing rely on.
 
-    Labels are read once, in blocks of bounded memory; so are floating-point images, to find NaN and infinity. A data set
-    of up to 1 GiB is kept in memory. The scaling of an image is fitted to its training slices if there are any, else to
-    the part itself.
+    Labels are read once, in blocks of bounded memory; so are floating-point images, to find NaN and infinity. A data
+    set of up to 1 GiB is kept in memory. The scaling of an image is fitted to its training slices if there are any,
+    else to the part itself.
 
     Args:
         config: the files and slices.
@@ -170,7 +170,8 @@ def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) 
     start, stop = pair.slices or (0, len(volume))
     if stop > len(volume):
         raise ConfigError(
-            f"{place}.slices: [{start}, {stop}]: {volume.path} has {len(volume)} slices; the range must end at {len(volume)} or before"
+            f"{place}.slices: [{start}, {stop}]: {volume.path} has {len(volume)} slices; the range must end "
+            f"at {len(volume)} or before"
         )
     origins = (_origin(volume, pair.image), _origin(labels, pair.labels))
     return _Draft(split, place, pair.image.path, *origins, volume, labels, start, stop)
@@ -212,7 +213,8 @@ def _check_ranges(drafts: Sequence[_Draft], model: ModelConfig) -> None:
     for draft in drafts:
         if len(draft) < model.extent:
             raise ConfigError(
-                f"{draft.place}: has {len(draft)} slices, fewer than the {model.extent} that a window of {model.slices} "
+                f"{draft.place}: has {len(draft)} slices, fewer than the {model.extent} that a window of "
+                f"{model.slices} "
                 f"in steps of {model.step} spans; give more slices, or set model.slices lower"
             )
     for one, other in combinations(drafts, 2):
@@ -239,8 +241,8 @@ def _check_distance(one: _Draft, other: _Draft, model: ModelConfig, path: str) -
 def _hold_out(drafts: Sequence[_Draft], fraction: float, model: ModelConfig) -> list[_Draft]:
     """Hold out part of the training data for validation.
 
-    If there are enough pairs, at least one whole pair, since the last slices of a scan often contain no object. If there
-    are few, or several share a file, the last slices of each.
+    If there are enough pairs, at least one whole pair, since the last slices of a scan often contain no object. If
+    there are few, or several share a file, the last slices of each.
     """
     training = [draft for draft in drafts if draft.split == "train"]
     apart = all(
@@ -331,7 +333,8 @@ def _fit_scaling(volume: Volume, config: DataConfig, seed: int) -> Scaling:
     scaling = fit_scaling(volume, intensity=config.intensity, fill=config.fill, seed=seed)
     if config.intensity is not None and np.ptp(scaling(sample_voxels(volume, seed=seed))) == 0:
         raise ConfigError(
-            f"{volume.path}: all voxels are equal after scaling by data.intensity, {list(config.intensity)}; give the voxel "
+            f"{volume.path}: all voxels are equal after scaling by data.intensity, "
+            f"{list(config.intensity)}; give the voxel "
             "values that should become 0 and 1, or omit it"
         )
     return scaling

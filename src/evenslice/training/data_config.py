@@ -82,7 +82,11 @@ class DataConfig(Section):
         default=0,
         ge=0,
         le=0.5,
-        description="Fraction of the training data to hold out if there are no validation pairs: the last training pairs, or the last slices of each if there are fewer than four. With 0, all of it is used for training, and nothing for validation.",
+        description=(
+            "Fraction of the training data to hold out if there are no validation pairs: the last training pairs, "
+            "or the last slices of each if there are fewer than four. With 0, all of it is used for training, and "
+            "nothing for validation."
+        ),
     )
     classes: int = Field(default=2, ge=2, description="Number of classes, including background.")
     label_values: tuple[int, ...] | None = Field(

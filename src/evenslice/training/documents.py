@@ -31,10 +31,10 @@ class DataPart(TypedDict):
 class TrainResult(TypedDict, total=False):
     """The content of ``result.json``.
 
-    ``dice`` to ``volumes`` are scores on the test volumes (``evenslice.inference.metrics.Scores``): without test volumes,
-    ``dice`` and ``iou`` are None and the others absent. ``validation`` has the ``step`` and ``dice`` of the kept network,
-    None without validation; ``bias`` the last row of ``AsymmetryMonitor``, None without one. ``seconds`` is the time
-    spent training; ``data`` has the parts of each split.
+    ``dice`` to ``volumes`` are scores on the test volumes (``evenslice.inference.metrics.Scores``): without test
+    volumes, ``dice`` and ``iou`` are None and the others absent. ``validation`` has the ``step`` and ``dice`` of the
+    kept network, None without validation; ``bias`` the last row of ``AsymmetryMonitor``, None without one.
+    ``seconds`` is the time spent training; ``data`` has the parts of each split.
     """
 
     dice: ClassScores | None

@@ -235,8 +235,8 @@ def kept_validation(rows: Iterable[Mapping[str, float]]) -> Mapping[str, float] 
 class KeepBest(Callback):
     """Validate at the end of each epoch, keep the best network, and stop if it no longer improves.
 
-    Of networks whose scores differ by less than ``SCORE_NOISE``, the last one is kept: it was trained longer and ended at a
-    lower learning rate. The score before the first step is logged for comparison.
+    Of networks whose scores differ by less than ``SCORE_NOISE``, the last one is kept: it was trained longer and
+    ended at a lower learning rate. The score before the first step is logged for comparison.
 
     Args:
         score: maps the network to a score, of which higher is better and NaN never best; called in the first process.

@@ -143,7 +143,8 @@ def measure_bias(
         >>> network = torch.nn.Conv2d(3, 1, 1)
         >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([1.0, 2.0, 5.0]).view(1, 3, 1, 1))
         >>> {name: round(value, 3) for name, value in measure_bias(network, torch.rand(2, 3, 8, 8)).items()}
-        {'share_-1': 0.125, 'share_0': 0.25, 'share_1': 0.625, 'directional_bias': 0.667, 'asymmetry': 0.5, 'imbalance': 0.292}
+        {'share_-1': 0.125, 'share_0': 0.25, 'share_1': 0.625, 'directional_bias': 0.667, 'asymmetry': 0.5,
+        'imbalance': 0.292}
     """
     weight = next(network.parameters())
     rows = []

@@ -27,7 +27,8 @@ def find_device(options: TrainingConfig) -> torch.device:
     """
     if ":" in options.accelerator:
         raise ConfigError(
-            f"training.accelerator: {options.accelerator}: give only the kind of device; CUDA_VISIBLE_DEVICES selects GPUs"
+            f"training.accelerator: {options.accelerator}: give only the kind of device; "
+            "CUDA_VISIBLE_DEVICES selects GPUs"
         )
     try:
         device = choose_device(options.device)
@@ -54,7 +55,8 @@ def check_validation(config: TrainConfig, data: Data) -> None:
     for name, needed in (("patience", config.training.patience), ("keep", config.training.keep == "best")):
         if needed and not data.validation:
             raise ConfigError(
-                f"training.{name}: {getattr(config.training, name)}: there are no validation data; give data.validation, "
+                f"training.{name}: {getattr(config.training, name)}: there are no validation data; give "
+                "data.validation, "
                 f"set data.validation_fraction above 0, or omit {name}"
             )
 

@@ -189,7 +189,8 @@ class RunFolder:
         for name in sorted(before.keys() | now.keys()):
             if name not in MOVABLE and before.get(name) != now.get(name):
                 raise ConfigError(
-                    f"{name}: {now.get(name)!r}: the run in {self.path} began with {before.get(name)!r}; resume it with "
+                    f"{name}: {now.get(name)!r}: the run in {self.path} began with {before.get(name)!r}; "
+                    "resume it with "
                     "that, or start a new run in another folder"
                 )
         return True
@@ -207,7 +208,8 @@ class RunFolder:
             for old, new in zip_longest(before[split], parts):
                 if old != new:
                     raise ConfigError(
-                        f"data.{split}: {(new or old)['name']}: the files are not those with which the run in {self.path} "
+                        f"data.{split}: {(new or old)['name']}: the files are not those with which the run "
+                        f"in {self.path} "
                         "began; restore them, or start a new run in another folder"
                     )
 

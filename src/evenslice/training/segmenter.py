@@ -48,8 +48,8 @@ def load_segmenter(
         spec: a network, see ``evenslice.networks.specification``, and
         weights: its weights, as ``load_network`` takes them.
         options: ``slices``, ``classes``, ``mean`` and ``std`` of ``load_network``, and ``step``, ``intensity`` and
-            ``fill`` of ``segment``; None means the default. With a run, only the last two are allowed, and ``spec`` if the
-            network comes from a function: a folder alone, which may be anybody's, has no function called.
+            ``fill`` of ``segment``; None means the default. With a run, only the last two are allowed, and ``spec``
+            if the network comes from a function: a folder alone, which may be anybody's, has no function called.
 
     Raises:
         ConfigError: neither a run nor a network is given, or both are, or an option that the run determines.
@@ -90,7 +90,8 @@ def _of_run(run: Path, function: str | None) -> Segmenter:
     is_function = not parse_specification(spec).library
     if is_function and spec != function:
         raise ConfigError(
-            f"{run}: its network comes from the function {spec}; if you trust its module, give {option('model', spec)} as well"
+            f"{run}: its network comes from the function {spec}; if you trust its module, give "
+            f"{option('model', spec)} as well"
         )
     if function is not None and not is_function:
         raise ConfigError(f"{option('model')}: the run {run} determines it, {spec}; omit it")

@@ -89,7 +89,8 @@ def _arrange_unnamed(shape: tuple[int, ...], select: Mapping[str, int], label: s
     example = "tzyx" if count == 4 else "uvwtczyx"[-count:] if 4 < count <= 8 else "zyx"
     if select:
         raise ConfigError(
-            f"{label}: its {count} dimensions {shape} have no names to select by; name them, as {option('axes', example)}"
+            f"{label}: its {count} dimensions {shape} have no names to select by; name them, as "
+            f"{option('axes', example)}"
         )
     if count < 3:
         raise VolumeError(f"{label}: {_no_volume(shape, None, ['z'])}")
@@ -110,9 +111,11 @@ def _no_volume(shape: tuple[int, ...], names: str | None, missing: list[str]) ->
     if len(shape) < 3:
         return f"is {len(shape)}-D ({named}); a volume needs three axes z, y, x: put all slices into one file"
     if names is not None and "s" in names and len(shape) == 3:
-        return f"is one colour image ({named}), not a volume z, y, x; if axis S counts slices, give {option('axes', names.replace('s', 'z'))}"
+        slices = option("axes", names.replace("s", "z"))
+        return f"is one colour image ({named}), not a volume z, y, x; if axis S counts slices, give {slices}"
     lacking = " and ".join(missing)
-    return f"has {named} and no axis {lacking}; say which axis is which, as {option('axes', 'zyx' if len(shape) == 3 else 'tzyx')}"
+    example = option("axes", "zyx" if len(shape) == 3 else "tzyx")
+    return f"has {named} and no axis {lacking}; say which axis is which, as {example}"
 
 
 def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int], label: str) -> dict[int, int]:
@@ -129,7 +132,8 @@ def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int], lab
         dimension = names.index(name)
         if not 0 <= index < shape[dimension]:
             raise ConfigError(
-                f"{label}: {option('select', {axis: index})} is out of range; axis {name} has 0 to {shape[dimension] - 1}"
+                f"{label}: {option('select', {axis: index})} is out of range; axis {name} has 0 to "
+                f"{shape[dimension] - 1}"
             )
         fixed[dimension] = index
     return fixed

@@ -30,8 +30,8 @@ MOST_BLOCKS = 4096
 def iterate_blocks(volume: Volume, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     """Divide a volume into blocks that cover each voxel once, in the order of z, then y, then x.
 
-    A block consists of whole chunks (of rows along x if the volume has no chunks) and takes at most ``max_bytes``, unless
-    a single chunk takes more.
+    A block consists of whole chunks (of rows along x if the volume has no chunks) and takes at most ``max_bytes``,
+    unless a single chunk takes more.
 
     Args:
         volume: the volume to divide.
@@ -107,9 +107,9 @@ def find_nonfinite(volume: Volume) -> tuple[int, tuple[int, int, int]] | None:
 def sample_voxels(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDArray[np.float32]:
     """Draw voxels from small blocks spread over the volume, for percentiles and the like.
 
-    The blocks lie inside chunks, so that few chunks are decoded, and are stratified along z; each voxel is almost equally
-    likely. A volume of at most ``voxels`` voxels is returned whole. Of chunks that are so small that the sample would take
-    more than 4,096, that many are read.
+    The blocks lie inside chunks, so that few chunks are decoded, and are stratified along z; each voxel is almost
+    equally likely. A volume of at most ``voxels`` voxels is returned whole. Of chunks that are so small that the
+    sample would take more than 4,096, that many are read.
 
     Args:
         volume: the volume to sample.

@@ -34,10 +34,10 @@ def fingerprint(volume: Volume) -> str:
         volume: a volume in files, in a Zarr folder, at an address, or in memory.
 
     Returns:
-        "sha256:" and a hexadecimal SHA-256: of the file, as ``sha256sum`` prints it; of several files, of their relative
-        names, sizes and contents (a Zarr folder in order of file names); of an array, of its bytes in the order z, y, x.
-        Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last 64 MiB; for an address, the
-        hash of the address, format, shape, data type, and the first and last chunk.
+        "sha256:" and a hexadecimal SHA-256: of the file, as ``sha256sum`` prints it; of several files, of their
+        relative names, sizes and contents (a Zarr folder in order of file names); of an array, of its bytes in the
+        order z, y, x. Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last 64 MiB; for
+        an address, the hash of the address, format, shape, data type, and the first and last chunk.
 
     Raises:
         VolumeError: a file cannot be read.

@@ -50,12 +50,12 @@ def open_volume(
     """Open a volume; only its metadata is read.
 
     Args:
-        path: a file, a folder of slices, a Zarr folder or its address (https://..., s3://...), a dataset in an HDF5 file
-            (file.h5:/path), a NumPy array, or an open volume, which is returned unchanged.
+        path: a file, a folder of slices, a Zarr folder or its address (https://..., s3://...), a dataset in an HDF5
+            file (file.h5:/path), a NumPy array, or an open volume, which is returned unchanged.
         axes: one letter per stored dimension in stored order, including z, y and x ("xyz", "tzyx"); by default what the
             file says, or z, y, x for three unnamed dimensions.
-        select: the index to read along each other axis longer than 1, such as ``{"t": 0}``; ``{"series": 0}`` picks one of
-            several series in a DICOM folder.
+        select: the index to read along each other axis longer than 1, such as ``{"t": 0}``; ``{"series": 0}`` picks
+            one of several series in a DICOM folder.
         level: resolution level of an OME-Zarr image, 0 the finest.
         spacing: voxel size along z, y, x, instead of the file's.
         unit: unit of the spacing ("nm", "um", "mm", ...), instead of the file's.
@@ -73,7 +73,8 @@ def open_volume(
         >>> open_volume(stack)
         Traceback (most recent call last):
         ...
-        evenslice.VolumeError: <array>: has 4 dimensions (2, 30, 64, 48); name them, as axes='tzyx', and pick with select={'t': 0}
+        evenslice.VolumeError: <array>: has 4 dimensions (2, 30, 64, 48); name them, as axes='tzyx', and pick with
+        select={'t': 0}
     """
     if isinstance(path, Volume):
         if axes is not None or select or level or spacing is not None or unit is not None:
@@ -119,7 +120,8 @@ def _arranged(
         )
     if names is not None and len(names) != len(source.shape):
         raise ConfigError(
-            f"{label}: {option('axes', names)} names {len(names)} axes, its shape {source.shape} has {len(source.shape)}; give one letter per axis"
+            f"{label}: {option('axes', names)} names {len(names)} axes, its shape {source.shape} has "
+            f"{len(source.shape)}; give one letter per axis"
         )
     picks = {axis: index for axis, index in select.items() if axis not in source.selected}
     arrangement = arrange(source.shape, names or source.names, picks, label)

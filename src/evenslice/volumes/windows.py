@@ -178,9 +178,9 @@ def _shifts(tiles: int, rng: np.random.Generator) -> Iterator[int]:
 def _ranks(heights: NDArray[np.float64], start: int, depth: int) -> NDArray[np.int64]:
     """Return the ranks of points among the first ``depth`` of a scrambled van der Corput sequence of base 2.
 
-    A point's first digits are the lowest bits of its number, each either kept or flipped for all points alike. A point is
-    below another if its digits are the same up to one, which is 0 instead of 1: the numbers of these are those with the
-    same low bits and another next bit, and are counted without making them.
+    A point's first digits are the lowest bits of its number, each either kept or flipped for all points alike. A
+    point is below another if its digits are the same up to one, which is 0 instead of 1: the numbers of these are
+    those with the same low bits and another next bit, and are counted without making them.
 
     Args:
         heights: points ``start`` and following, in 0..1.

@@ -1,13 +1,14 @@
 """Networks of other modules: ``package.module:function``, or the class of a network.
 
-What may be called is a plain function or a subclass of ``torch.nn.Module``, defined neither by Python nor by evenslice; bound
-methods, built-in functions and other callables are not. A user who types a specification vouches for the rest.
+What may be called is a plain function or a subclass of ``torch.nn.Module``, defined neither by Python nor by
+evenslice; bound methods, built-in functions and other callables are not. A user who types a specification vouches for
+the rest.
 
 Nobody vouches for one that stands in a file, such as a configuration. There, only code outside of installed packages
 counts, as `check_own_code` verifies before importing anything: installed packages hold functions that run what they
-are given (``numpy:load?allow_pickle=True``), and even classes of networks that unpickle a file by its name, so neither the
-kind of an object nor its arguments tell which are harmless. Their networks have other names, such as ``timm:resnet18``, or
-a function of the user's own that returns them.
+are given (``numpy:load?allow_pickle=True``), and even classes of networks that unpickle a file by its name, so
+neither the kind of an object nor its arguments tell which are harmless. Their networks have other names, such as
+``timm:resnet18``, or a function of the user's own that returns them.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def check_own_code(specification: Specification, libraries: Iterable[str]) -> No
 def _refuse_installed(specification: Specification, module: str) -> None:
     if is_installed(module):
         raise ModelError(
-            f"{specification.text}: {module} is not a module of your own, and a file cannot have functions of others called; name a"
+            f"{specification.text}: {module} is not a module of your own, and a file cannot have functions "
+            "of others called; name a"
             " network of a library, such as timm:resnet18, or a function of your own that returns this one"
         )
 
@@ -83,7 +85,8 @@ def _find_builder(specification: Specification, libraries: Iterable[str]) -> Any
     is_network = isinstance(found, type) and issubclass(found, torch.nn.Module)
     if not (is_network or isinstance(found, FunctionType)):
         raise ModelError(
-            f"{specification.text}: is {_kind(found)}, neither a function of a module nor a class of networks (torch.nn.Module)"
+            f"{specification.text}: is {_kind(found)}, neither a function of a module nor a class of "
+            "networks (torch.nn.Module)"
         )
     return found
 

@@ -29,8 +29,8 @@ class Library:
     Attributes:
         package: what has to be importable.
         extra: the optional dependencies that install it.
-        build: builds the network of a specification, pretrained or not; returns it with the top-level parts that the library's
-            weights leave random. A failed connection is an ``OSError``.
+        build: builds the network of a specification, pretrained or not; returns it with the top-level parts that the
+            library's weights leave random. A failed connection is an ``OSError``.
         reserved: arguments of the library's builders that evenslice sets.
         classes: default number of classes; None leaves it to the library.
         inputs: by lower-case name, channels of the input of networks that cannot take 3.

@@ -147,7 +147,8 @@ def _check_variant(specification: Specification, name: str, variant: str) -> Non
     variants = {"FlexibleUNet": FLEXUNET_BACKBONE.register_dict, "EfficientNetBN": efficientnet_params}
     if name in variants and variant not in variants[name]:
         raise ModelError(
-            f"{specification.text}: {name} has no {_AFTER_SLASH[name]} {variant!r}; {did_you_mean(variant, variants[name])}"
+            f"{specification.text}: {name} has no {_AFTER_SLASH[name]} {variant!r}; "
+            f"{did_you_mean(variant, variants[name])}"
         )
 
 

@@ -1,6 +1,7 @@
 """Arguments and settings by which the libraries' builders read further files or run code that comes with a network.
 
-No specification may set them, at any depth of a mapping: evenslice reads weights itself, bounded and without unpickling.
+No specification may set them, at any depth of a mapping: evenslice reads weights itself, bounded and without
+unpickling.
 """
 
 from __future__ import annotations

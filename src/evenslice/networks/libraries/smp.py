@@ -59,7 +59,8 @@ def _check_encoder(specification: Specification, encoder: str, pretrained: bool)
     settings = encoders[encoder]["pretrained_settings"]
     if pretrained and "imagenet" not in settings:
         raise ModelError(
-            f"{specification.text}: smp has no imagenet weights for this encoder, only {', '.join(settings)}; give a file"
+            f"{specification.text}: smp has no imagenet weights for this encoder, only "
+            f"{', '.join(settings)}; give a file"
         )
 
 
@@ -68,7 +69,8 @@ def _check_arguments(specification: Specification, decoder: type[nn.Module]) -> 
     known = inspect.signature(decoder).parameters.keys() - {"kwargs"} - SMP.reserved
     if unknown := sorted(specification.arguments.keys() - known):
         raise ModelError(
-            f"{specification.text}: {decoder.__name__} takes no argument {unknown[0]!r}; {did_you_mean(unknown[0], known)}"
+            f"{specification.text}: {decoder.__name__} takes no argument {unknown[0]!r}; "
+            f"{did_you_mean(unknown[0], known)}"
         )
 
 

@@ -41,7 +41,8 @@ def check_timm(specification: Specification, name: str, pretrained: bool) -> Non
     architecture, _, _ = name.partition(".")
     if not timm.is_model(architecture):
         raise ModelError(
-            f"{specification.text}: timm has no network {architecture!r}; {did_you_mean(architecture, timm.list_models())}"
+            f"{specification.text}: timm has no network {architecture!r}; "
+            f"{did_you_mean(architecture, timm.list_models())}"
         )
     if pretrained and not timm.models.is_model_pretrained(name):
         raise ModelError(

@@ -24,11 +24,13 @@ def _build(specification: Specification, pretrained: bool) -> Built:
     known = [*zoo.list_models(module=zoo), *on_backbones]
     if specification.name not in known:
         raise ModelError(
-            f"{specification.text}: torchvision has no network {specification.name!r}; {did_you_mean(specification.name, known)}"
+            f"{specification.text}: torchvision has no network {specification.name!r}; "
+            f"{did_you_mean(specification.name, known)}"
         )
     if specification.inputs != 3:
         raise ModelError(
-            f"{specification.text}: torchvision builds networks of 3 inputs only, these weights have {specification.inputs}"
+            f"{specification.text}: torchvision builds networks of 3 inputs only, these weights have "
+            f"{specification.inputs}"
         )
     if specification.name in on_backbones:
         model, random = _on_backbone(specification, pretrained)

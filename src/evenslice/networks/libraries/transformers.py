@@ -1,8 +1,8 @@
 """Networks of transformers: ``transformers:TYPE``, a name on the hub, or a folder or file with a configuration.
 
-A model type, as ``segformer``, stands for the library's own configuration of it, changed by the arguments. Which head the
-network has is what the configuration says under ``architectures``; where it says nothing, the first of `TASKS` for
-which the library has one. Only safetensors files are read, and no code that comes with a network is run.
+A model type, as ``segformer``, stands for the library's own configuration of it, changed by the arguments. Which head
+the network has is what the configuration says under ``architectures``; where it says nothing, the first of `TASKS`
+for which the library has one. Only safetensors files are read, and no code that comes with a network is run.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def _build(specification: Specification, pretrained: bool) -> Built:
     place = _Place.find(specification)
     if place.kind == "type" and pretrained:
         raise ModelError(
-            f"{specification.text}: a model type has no weights; name a network on the hub, such as transformers:nvidia/mit-b0, a"
+            f"{specification.text}: a model type has no weights; name a network on the hub, such as "
+            "transformers:nvidia/mit-b0, a"
             " folder, or a weights file, or use none"
         )
     config = _image_part(_configured(specification, place))
@@ -88,7 +89,8 @@ class _Place:
             return cls("type", specification.name)
         if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", specification.name):
             raise ModelError(
-                f"{specification.text}: {specification.name} is not a folder with a config.json, nor a model type of transformers, nor"
+                f"{specification.text}: {specification.name} is not a folder with a config.json, nor a "
+                "model type of transformers, nor"
                 f" OWNER/NAME on the hub; {did_you_mean(specification.name, CONFIG_MAPPING)}"
             )
         return cls("hub", specification.name)
@@ -109,7 +111,8 @@ class _Place:
             stated, _ = PretrainedConfig.get_config_dict(self.name, **options)
             if loader := find_loader_in_configuration(stated):
                 raise ModelError(
-                    f"{self.name}: its configuration sets {loader} so as to read other files or to run code; remove it there"
+                    f"{self.name}: its configuration sets {loader} so as to read other files or to run "
+                    "code; remove it there"
                 )
             config, unused = AutoConfig.from_pretrained(self.name, **options)
             return config, unused
@@ -141,13 +144,15 @@ def _configured(specification: Specification, place: _Place) -> Any:
         config, unknown = place.read(**changes)
     except OSError as error:
         raise ModelError(
-            f"{specification.text}: its configuration is neither a local file nor cached, and the hub did not provide it ({reason(error)}); name a"
+            f"{specification.text}: its configuration is neither a local file nor cached, and the hub did "
+            f"not provide it ({reason(error)}); name a"
             " folder that holds a config.json, or a model type, such as transformers:segformer"
         ) from error
     if unknown:
         name = min(unknown)
         raise ModelError(
-            f"{specification.text}: the configuration of {config.model_type} has no {name!r}; {did_you_mean(name, config.to_dict())}"
+            f"{specification.text}: the configuration of {config.model_type} has no {name!r}; "
+            f"{did_you_mean(name, config.to_dict())}"
         )
     return config
 
@@ -200,7 +205,8 @@ def _set_inputs(specification: Specification, config: Any) -> None:
     places = [part for part in parts if hasattr(part, "num_channels")]
     if specification.inputs != 3 and not places:
         raise ModelError(
-            f"{specification.text}: transformers builds {config.model_type} for 3 inputs only, these weights have {specification.inputs}"
+            f"{specification.text}: transformers builds {config.model_type} for 3 inputs only, these "
+            f"weights have {specification.inputs}"
         )
     for part in places:
         part.num_channels = specification.inputs
@@ -215,7 +221,8 @@ def _load(
     local = place.kind == "local"
     if local and not any(Path(place.name).glob("*.safetensors")):
         raise ModelError(
-            f"{specification.text}: the folder holds no .safetensors file, and evenslice does not open pickled ones; save the network"
+            f"{specification.text}: the folder holds no .safetensors file, and evenslice does not open "
+            "pickled ones; save the network"
             " again with save_pretrained, or use none for random weights"
         )
     model, info = network.from_pretrained(

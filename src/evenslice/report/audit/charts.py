@@ -47,7 +47,8 @@ def shares_figure(audits: Sequence[AuditResult]) -> Drawing:
     return Drawing(
         "shares",
         "How the attention is shared among the slices",
-        f"A fair network has bars of the same height at {MINUS}k and +k. The dashed line is an even split, and the thin dark "
+        f"A fair network has bars of the same height at {MINUS}k and +k. The dashed line is an even split, "
+        "and the thin dark "
         "lines on the bars are 95 % intervals.",
         figure,
     )
@@ -83,7 +84,8 @@ def biases_figure(audits: Sequence[AuditResult]) -> Drawing:
     return Drawing(
         "biases",
         "Which side of each pair is favoured",
-        "Each hill is the distribution over windows, and the marker below it the mean with its 95 % interval. A network is "
+        "Each hill is the distribution over windows, and the marker below it the mean with its 95 % "
+        "interval. A network is "
         "fair if its markers on the left lie within the shaded tolerance; the right side shows what the content adds.",
         figure,
     )

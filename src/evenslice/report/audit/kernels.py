@@ -63,7 +63,8 @@ def _kernel_figure(audits: Sequence[AuditResult], stem: str, name: str) -> Drawi
     return Drawing(
         name,
         f"Kernels of the stem {one_line(stem, 60)}, before and after",
-        f"The {len(chosen)} of {len(before)} filters with the most energy, one row for each filter and one square for each input, all on "
+        f"The {len(chosen)} of {len(before)} filters with the most energy, one row for each filter and one "
+        "square for each input, all on "
         "one scale. If slices are treated alike, a row looks the same from either end.",
         figure,
     )

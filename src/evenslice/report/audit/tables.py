@@ -55,7 +55,8 @@ _BY_PAIR = (
         "B",
         "Pair bias, data part",
         (
-            "What the content of the slices adds to the pair bias. It changes sign when a window is reversed, and is not "
+            "What the content of the slices adds to the pair bias. It changes sign when a window is "
+            "reversed, and is not "
             "due to the network."
         ),
     ),
@@ -80,7 +81,8 @@ _WHOLE = (
             ("imbalance", "U, imbalance"),
         ),
         (
-            f"Directional bias of the network (model part) and of the content (data part): {MINUS}1 to 1, as for pairs. "
+            f"Directional bias of the network (model part) and of the content (data part): {MINUS}1 to 1, "
+            "as for pairs. "
             "Asymmetry: distance of the mean shares from their mirror. Imbalance: their distance from an even split. "
             "Both 0 to 1."
         ),

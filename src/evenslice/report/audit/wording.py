@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def verdict_sentence(audit: AuditResult) -> str:
     """Describe the verdict of an audit in one sentence.
 
-    For a biased network this names the pair bias B that is most certainly too large: the favoured slice of that pair gets
-    (1 + |B|) / (1 - |B|) times the attention of the other.
+    For a biased network this names the pair bias B that is most certainly too large: the favoured slice of that pair
+    gets (1 + |B|) / (1 - |B|) times the attention of the other.
     """
     pairs, tolerance = list(enumerate(audit.pairs, start=1)), f"±{audit.statistics.tolerance:g}"
     if audit.verdict == "not applicable":

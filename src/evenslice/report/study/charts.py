@@ -71,7 +71,8 @@ def forest_figure(results: StudyResults) -> Drawing:
         "forest",
         "Cost in Dice and remaining bias",
         "Markers are means over seeds, with 95 % intervals if there are several; small dots are single seeds. "
-        f"{left if any(dice) else ''}The directional bias of a fair arm is 0. An arrowhead marks an interval, and a number "
+        f"{left if any(dice) else ''}The directional bias of a fair arm is 0. An arrowhead marks an "
+        "interval, and a number "
         "a value, beyond the axis.",
         figure,
     )
@@ -182,7 +183,8 @@ def saliency_figure(results: StudyResults) -> Drawing | None:
     return Drawing(
         "saliency",
         "Distribution of saliency in each slice",
-        "Boxes hold the middle half of the pixels and whiskers the middle 90 %, as means over seeds and in the order of the "
+        "Boxes hold the middle half of the pixels and whiskers the middle 90 %, as means over seeds and in "
+        "the order of the "
         f"legend, in units of the mean over all slices. A fair arm has the same box at {MINUS}k and +k.",
         figure,
     )

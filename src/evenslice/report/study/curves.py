@@ -54,7 +54,8 @@ def learning_figure(results: StudyResults) -> Drawing | None:
     return Drawing(
         "learning",
         "Learning curves",
-        "Thick lines are means over seeds, thin lines single seeds. An arm that costs no accuracy rises as fast and as high "
+        "Thick lines are means over seeds, thin lines single seeds. An arm that costs no accuracy rises as "
+        "fast and as high "
         "as the others.",
         figure,
     )
@@ -96,7 +97,8 @@ def shares_figure(results: StudyResults) -> Drawing | None:
     return Drawing(
         "trajectories",
         "Share of attention of each slice during training",
-        "One panel for each arm, with means over seeds, single seeds as thin lines, and an even split as a gray line. If an "
+        "One panel for each arm, with means over seeds, single seeds as thin lines, and an even split as a "
+        "gray line. If an "
         "arm is fair, the lines of the slices before and after coincide.",
         figure,
     )
@@ -117,7 +119,8 @@ def mean_course(courses: Sequence[Course]) -> Course:
     """Return the mean over courses at the steps common to all.
 
     Example: the mean ends where a run stopped early.
-        >>> steps, values = mean_course([(np.array([1, 2, 3]), np.array([0.1, 0.2, 0.9])), (np.array([1, 2]), np.array([0.3, 0.4]))])
+        >>> one = np.array([1, 2, 3]), np.array([0.1, 0.2, 0.9])
+        >>> steps, values = mean_course([one, (np.array([1, 2]), np.array([0.3, 0.4]))])
         >>> steps.tolist(), values.round(2).tolist()
         ([1, 2], [0.2, 0.3])
     """

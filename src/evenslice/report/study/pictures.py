@@ -112,6 +112,7 @@ def example_figure(panel: ExamplePanel, name: str) -> Drawing:
 
 
 READING: Final = (
-    "A test slice with the outlines of its labels (blue) and of each arm's prediction (orange), with the first seed of each; "
+    "A test slice with the outlines of its labels (blue) and of each arm's prediction (orange), with the "
+    "first seed of each; "
     "white where both coincide."
 )

@@ -56,7 +56,8 @@ _GROUPS: Final = (
             ("imbalance", "U, imbalance"),
         ),
         (
-            f"Directional bias D: {MINUS}1 if all attention goes to the slices before, 0 if fair, +1 if all goes to those "
+            f"Directional bias D: {MINUS}1 if all attention goes to the slices before, 0 if fair, +1 if all "
+            "goes to those "
             "after; its size does not cancel over seeds. Asymmetry: distance of the mean shares from their mirror. "
             "Imbalance: their distance from an even split. Both 0 to 1."
         ),
@@ -119,8 +120,10 @@ def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group[Row]
         f"Compared with {baseline}, seed by seed",
         (
             "Mean paired differences: runs with the same seed see the same crops. "
-            f"Dice is not inferior if the interval of its difference lies above {MINUS}{min(margins, default=0):g}, which is "
-            f"tested one-sidedly; it is inferior if the interval lies below. Intervals are not adjusted for the number of arms."
+            "Dice is not inferior if the interval of its difference lies above "
+            f"{MINUS}{min(margins, default=0):g}, which is "
+            "tested one-sidedly; it is inferior if the interval lies below. Intervals are not adjusted for "
+            "the number of arms."
         ),
         tuple(rows),
     )

@@ -77,7 +77,8 @@ def comparison_sentence(comparison: Comparison, baseline: str) -> str:
 def arm_sentence(arm: ArmSummary, baseline: str) -> str:
     """Describe the effect of an arm on the bias and on Dice, to follow its name.
 
-    ``"removes 98 % of the directional bias; Dice differs by +0.002 [-0.004, 0.008] and is not inferior (margin 0.01)."``
+    ``"removes 98 % of the directional bias; Dice differs by +0.002 [-0.004, 0.008] and is not inferior (margin
+    0.01)."``
     """
     if arm.arm == baseline:
         bias, dice = (interval(arm.metrics[name]) for name in ("directional_bias", "dice"))

@@ -60,7 +60,8 @@ def balance_figure(survey: SurveyResult) -> Drawing:
     return Drawing(
         "balance",
         "Colour balance of the stem and directional bias of the network",
-        "Left: the share of each channel in the energy of the stem. Right: the directional bias of the network when slices "
+        "Left: the share of each channel in the energy of the stem. Right: the directional bias of the "
+        "network when slices "
         "take the place of channels, with its 95 % interval; a network is fair if both lie within the shaded tolerance."
         + (
             f" The {MAX_NETWORKS} most biased networks are shown; {left_out} more are in the table below."

@@ -125,7 +125,8 @@ def require_signature(path: Path, label: str, file_format: str) -> None:
         head = file.read(512)
     if describe_content(head) != file_format:
         raise VolumeError(
-            f"{label}: is not {file_format}, its content is {describe_content(head)}; name a file whose suffix matches its content"
+            f"{label}: is not {file_format}, its content is {describe_content(head)}; name a file whose "
+            "suffix matches its content"
         )
 
 
@@ -167,7 +168,8 @@ def require_few(label: str, files: Sequence[Path]) -> None:
     """Raise VolumeError if a folder holds more than ``MOST_FILES`` slices, before any of them is opened."""
     if len(files) > MOST_FILES:
         raise VolumeError(
-            f"{label}: holds {len(files):,} slices, and a folder of more than {MOST_FILES:,} takes too long to look through; save them as one file, such as OME-Zarr"
+            f"{label}: holds {len(files):,} slices, and a folder of more than {MOST_FILES:,} takes too long "
+            "to look through; save them as one file, such as OME-Zarr"
         )
 
 
@@ -180,5 +182,6 @@ def require_chunk(label: str, what: str, shape: tuple[int, ...], dtype: np.dtype
             longest = smaller.index(max(smaller))
             smaller[longest] = -(-smaller[longest] // 2)
         raise VolumeError(
-            f"{label}: {what} {shape} take {size:,} bytes each, and each read decodes one whole; rewrite it in pieces below {LARGEST_CHUNK:,} bytes, such as {tuple(smaller)}"
+            f"{label}: {what} {shape} take {size:,} bytes each, and each read decodes one whole; rewrite it "
+            f"in pieces below {LARGEST_CHUNK:,} bytes, such as {tuple(smaller)}"
         )

@@ -62,7 +62,8 @@ class DeflatedFile:
         held = path.stat().st_size - offset
         if length > held * MOST_COMPRESSION:
             raise VolumeError(
-                f"{label}: is truncated, its header claims {length:,} bytes and {path.name} holds at most {max(held, 0) * MOST_COMPRESSION:,}; copy it again"
+                f"{label}: is truncated, its header claims {length:,} bytes and {path.name} holds at most "
+                f"{max(held, 0) * MOST_COMPRESSION:,}; copy it again"
             )
         self._path, self._label = path, label
         self._step = max(_STEP_BYTES, length // _MOST_COPIES)
@@ -92,7 +93,8 @@ class DeflatedFile:
                 content += piece
         if len(content) < count:
             raise VolumeError(
-                f"{self._label}: is truncated, {self._path.name} ends after {pieces.done:,} uncompressed bytes; copy it again"
+                f"{self._label}: is truncated, {self._path.name} ends after {pieces.done:,} uncompressed "
+                "bytes; copy it again"
             )
         return bytes(content)
 

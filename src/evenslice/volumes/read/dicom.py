@@ -120,7 +120,8 @@ def _choose(found: list[Series], label: str, wanted: int | None) -> Series:
             for number, series in enumerate(found[:8])
         )
         raise VolumeError(
-            f"{label}: holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one with {option('select', {'series': 0})}, or name a folder with one series"
+            f"{label}: holds {len(found)} series ({listing}{'; …' if len(found) > 8 else ''}); pick one "
+            f"with {option('select', {'series': 0})}, or name a folder with one series"
         )
     if not 0 <= wanted < len(found):
         raise ConfigError(
@@ -135,7 +136,8 @@ def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
     for frame in frames[1:]:
         if (frame.shape, frame.dtype) != (first.shape, first.dtype):
             raise VolumeError(
-                f"{label}: images of one series differ, {first.path.name} is {first.shape} {first.dtype} and {frame.path.name} {frame.shape} {frame.dtype}; name a folder with images of one kind"
+                f"{label}: images of one series differ, {first.path.name} is {first.shape} {first.dtype} "
+                f"and {frame.path.name} {frame.shape} {frame.dtype}; name a folder with images of one kind"
             )
         if (frame.orientation is None) != (first.orientation is None) or (
             frame.orientation is not None
@@ -143,7 +145,8 @@ def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
             and not np.allclose(frame.orientation, first.orientation, atol=1e-3)
         ):
             raise VolumeError(
-                f"{label}: images of one series differ in orientation ({first.path.name}, {frame.path.name}), as in a localizer; name a folder with one orientation"
+                f"{label}: images of one series differ in orientation ({first.path.name}, "
+                f"{frame.path.name}), as in a localizer; name a folder with one orientation"
             )
         if (
             frame.pixel is not None
@@ -151,7 +154,8 @@ def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
             and not np.allclose(frame.pixel, first.pixel, rtol=1e-3)
         ):
             raise VolumeError(
-                f"{label}: pixels of one series differ in size ({first.path.name}, {frame.path.name}); name a folder with one size"
+                f"{label}: pixels of one series differ in size ({first.path.name}, {frame.path.name}); name "
+                "a folder with one size"
             )
     return first
 
@@ -183,7 +187,9 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
     if min(counts) != max(counts):
         odd = groups[counts.index(min(counts))][0]
         raise VolumeError(
-            f"{label}: {max(counts)} images are at some positions and {min(counts)} at that of {odd.path.name}; images are missing, or several volumes are mixed: name a folder with one volume"
+            f"{label}: {max(counts)} images are at some positions and {min(counts)} at that of "
+            f"{odd.path.name}; images are missing, or several volumes are mixed: name a folder with one "
+            "volume"
         )
     _check_even(groups, heights[order][starts], label)
     grid = np.empty((counts[0], len(groups)), object)
@@ -201,5 +207,7 @@ def _check_even(groups: Sequence[Sequence[Frame]], heights: NDArray[np.float64],
     odd = int(np.argmax(np.abs(distances - usual)))
     if abs(distances[odd] - usual) > EVEN * usual:
         raise VolumeError(
-            f"{label}: slices are {usual:.4g} mm apart, but {groups[odd][0].path.name} and {groups[odd + 1][0].path.name} are {distances[odd]:.4g} mm apart; slices are missing or unevenly spaced: complete the series, or name a folder with an evenly spaced part"
+            f"{label}: slices are {usual:.4g} mm apart, but {groups[odd][0].path.name} and "
+            f"{groups[odd + 1][0].path.name} are {distances[odd]:.4g} mm apart; slices are missing or "
+            "unevenly spaced: complete the series, or name a folder with an evenly spaced part"
         )

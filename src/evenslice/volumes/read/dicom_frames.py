@@ -191,7 +191,8 @@ def _shape_and_type(header: Any, where: str) -> tuple[tuple[int, ...], np.dtype[
     bits = whole(header, "BitsAllocated")
     if rows < 1 or columns < 1 or samples not in (1, 3, 4) or bits not in (1, 8, 16, 32, 64):
         raise VolumeError(
-            f"{where}: claims an impossible image of {rows} x {columns} pixels, {samples} samples, {bits} bits; the file is damaged"
+            f"{where}: claims an impossible image of {rows} x {columns} pixels, {samples} samples, {bits} "
+            "bits; the file is damaged"
         )
     shape = (rows, columns, *((samples,) if samples > 1 else ()))
     if "PixelRepresentation" in header:
@@ -216,7 +217,8 @@ def _check_syntax(header: Any, path: Path, where: str, shape: tuple[int, ...], c
         ) from None
     if not decoder.is_available:
         raise MissingExtraError(
-            f"{where}: its images are compressed as {syntax.name}; install a decoder with: pip install 'evenslice[medical]'"
+            f"{where}: its images are compressed as {syntax.name}; install a decoder with: pip install "
+            "'evenslice[medical]'"
         )
     if not syntax.is_encapsulated and len(shape) == 2:
         bits = whole(header, "BitsAllocated")

@@ -95,7 +95,8 @@ def _unpacked(file: BoundedFile, frames: Sequence[Frame], where: str) -> Iterato
 def _rescaled(pixels: NDArray[Any], frame: Frame, where: str) -> NDArray[Any]:
     if pixels.shape != frame.shape or pixels.dtype.newbyteorder("=") != frame.dtype:
         raise VolumeError(
-            f"{where}: its image is {pixels.shape} {pixels.dtype} and its header claims {frame.shape} {frame.dtype}; the file is damaged"
+            f"{where}: its image is {pixels.shape} {pixels.dtype} and its header claims {frame.shape} "
+            f"{frame.dtype}; the file is damaged"
         )
     if (frame.slope, frame.intercept) == (1.0, 0.0):
         return pixels

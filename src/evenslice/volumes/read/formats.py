@@ -108,7 +108,8 @@ def find_read_format(place: Place) -> ReadFormat:
     suffix = path.suffix.lower()
     known = [suffix for file_format in READ_FORMATS for suffix in file_format.suffixes]
     raise VolumeError(
-        f"{label}: {f'cannot read {suffix!r} files' if suffix else 'has no suffix that names a format'}; {did_you_mean(suffix, known)}"
+        f"{label}: {f'cannot read {suffix!r} files' if suffix else 'has no suffix that names a format'}; "
+        f"{did_you_mean(suffix, known)}"
     )
 
 
@@ -122,7 +123,8 @@ def _find_folder_format(path: Path, label: str) -> ReadFormat:
     folders = sorted(item.name for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
     inside = f"; it holds the folders {', '.join(folders[:6])}" if folders else ""
     raise VolumeError(
-        f"{label}: is a folder without Zarr metadata, DICOM files, or TIFF, PNG or JPEG slices; name a volume file, or a folder that holds one{inside}"
+        f"{label}: is a folder without Zarr metadata, DICOM files, or TIFF, PNG or JPEG slices; name a "
+        f"volume file, or a folder that holds one{inside}"
     )
 
 

@@ -107,7 +107,8 @@ def _walk(file: Any, names: list[str], label: str) -> Any:
             raise VolumeError(f"{label}: has no /{'/'.join(names)}; {did_you_mean(name, known)}")
         if isinstance(link, h5py.ExternalLink):
             raise VolumeError(
-                f"{label}: {name} links to another file ({str(link.filename)[:80]!r}), which is not opened; name that file"
+                f"{label}: {name} links to another file ({str(link.filename)[:80]!r}), which is not opened; "
+                "name that file"
             )
         if isinstance(link, h5py.SoftLink):
             if steps > 100:
@@ -137,7 +138,8 @@ def _only_volume(file: Any, label: str) -> str:
         if wanted:
             listing = ", ".join(f"{path} {shape} {dtype}" for path, shape, dtype in wanted[:8])
             raise VolumeError(
-                f"{label}: holds {len(wanted)} volumes ({listing}{', …' if len(wanted) > 8 else ''}); name one, as {label}:{wanted[0][0]}"
+                f"{label}: holds {len(wanted)} volumes ({listing}{', …' if len(wanted) > 8 else ''}); name "
+                f"one, as {label}:{wanted[0][0]}"
             )
     listing = ", ".join(f"{path} {shape}" for path, shape, _ in found[:8]) or "none"
     raise VolumeError(

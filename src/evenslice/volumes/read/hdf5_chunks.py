@@ -38,7 +38,8 @@ def check_filters(dataset: Any, label: str) -> None:
     packers = [code for code in filters if code not in (_SHUFFLE, _CHECKSUM, *_COUNTED)]
     if len(packers) > 1 or any(filters.count(code) > 1 for code in _COUNTED):
         raise VolumeError(
-            f"{label}: its chunks are compressed {len(filters)} times over (filters {filters}), which is not undone; write it with one compression"
+            f"{label}: its chunks are compressed {len(filters)} times over (filters {filters}), which is "
+            "not undone; write it with one compression"
         )
     for position, code in enumerate(filters):
         if code in _COUNTED:

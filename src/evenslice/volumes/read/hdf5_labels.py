@@ -1,7 +1,8 @@
 """Names and scales of the dimensions of an HDF5 dataset; the steps of the scales are the voxel size.
 
-These attributes are stored in a heap. If it is damaged, the HDF5 library can loop forever, which Python cannot interrupt.
-They are therefore read in a separate process with a time limit, which is started only for files that have them.
+These attributes are stored in a heap. If it is damaged, the HDF5 library can loop forever, which Python cannot
+interrupt. They are therefore read in a separate process with a time limit, which is started only for files that have
+them.
 """
 
 from __future__ import annotations

@@ -118,7 +118,8 @@ def _parse(head: bytes, label: str) -> tuple[dict[str, str], int]:
     if "NDims" in header:
         raise VolumeError(f"{label}: its header lacks ElementDataFile; the file is damaged")
     raise VolumeError(
-        f"{label}: is not a MetaImage, its content is {describe_content(head)}; name a file whose suffix matches its content"
+        f"{label}: is not a MetaImage, its content is {describe_content(head)}; name a file whose suffix "
+        "matches its content"
     )
 
 

@@ -36,7 +36,8 @@ class MrcSource(FileSource):
         if stacked:
             if depth < 1 or sections % depth:
                 raise VolumeError(
-                    f"{label}: its {sections} sections are not a multiple of the {depth} of a volume; the file is damaged"
+                    f"{label}: its {sections} sections are not a multiple of the {depth} of a volume; the "
+                    "file is damaged"
                 )
             shape, names = (sections // depth, depth, rows, columns), f"t{names}"
         super().__init__(
@@ -58,7 +59,8 @@ def _read_header(path: Path, label: str) -> Any:
         head = file.read(_HEADER_BYTES)
     if head[208:212] not in (b"MAP ", b"MAP\0"):
         raise VolumeError(
-            f"{label}: is not an MRC file, its content is {describe_content(head)}; name a file whose suffix matches its content"
+            f"{label}: is not an MRC file, its content is {describe_content(head)}; name a file whose "
+            "suffix matches its content"
         )
     with without_warnings(), mrcfile.open(path, header_only=True) as file:
         return file.header
@@ -70,7 +72,8 @@ def _data_type(header: Any, label: str) -> np.dtype[Any]:
     mode = int(header.mode)
     if mode in (3, 4, 101):  # complex numbers, and two voxels per byte
         raise VolumeError(
-            f"{label}: its voxels have mode {mode}, which cannot be read; save it as integers or reals (mode 0, 1, 2, 6, 12)"
+            f"{label}: its voxels have mode {mode}, which cannot be read; save it as integers or reals "
+            "(mode 0, 1, 2, 6, 12)"
         )
     kind: np.dtype[Any] = np.dtype(dtype_from_mode(header.mode))
     return kind.newbyteorder(header.mode.dtype.byteorder)

@@ -1,8 +1,8 @@
 """NIfTI-1 and NIfTI-2 files (``.nii``, ``.nii.gz``), read slab by slab through nibabel.
 
-Only the fixed-size header is parsed; header extensions, whose length is not bounded, are skipped. A gzip stream can only
-be decompressed from its start: a small one is decompressed once and kept, a large one is read through an index of entry
-points (by the package indexed_gzip, which nibabel uses if installed), at the cost of a few MiB per read.
+Only the fixed-size header is parsed; header extensions, whose length is not bounded, are skipped. A gzip stream can
+only be decompressed from its start: a small one is decompressed once and kept, a large one is read through an index
+of entry points (by the package indexed_gzip, which nibabel uses if installed), at the cost of a few MiB per read.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ def _check_size(path: Path, label: str, needed: int, *, compressed: bool) -> Non
             held = _decompressed_length(path, needed)
     if held < needed:
         raise VolumeError(
-            f"{label}: is truncated, its header claims {needed:,} bytes and the file holds at most {held:,}; copy it again"
+            f"{label}: is truncated, its header claims {needed:,} bytes and the file holds at most "
+            f"{held:,}; copy it again"
         )
 
 

@@ -94,7 +94,8 @@ def _parse(head: bytes, label: str) -> tuple[Mapping[str, Any], int]:
     """
     if not head.startswith(b"NRRD000"):
         raise VolumeError(
-            f"{label}: is not an NRRD file, its content is {describe_content(head)}; name a file whose suffix matches its content"
+            f"{label}: is not an NRRD file, its content is {describe_content(head)}; name a file whose "
+            "suffix matches its content"
         )
     with needs_extra("medical", "reading an NRRD volume"):
         from nrrd import read_header
@@ -125,7 +126,8 @@ def _data_type(header: Mapping[str, Any], label: str) -> np.dtype[Any]:
     }.get(name)  # fmt: skip
     if code is None:
         raise VolumeError(
-            f"{label}: its voxels have the type {str(header['type'])[:40]!r}, which cannot be read; save them as integers or reals"
+            f"{label}: its voxels have the type {str(header['type'])[:40]!r}, which cannot be read; save "
+            "them as integers or reals"
         )
     return np.dtype(code).newbyteorder(">" if str(header.get("endian", "little")).lower() == "big" else "<")
 

@@ -102,7 +102,8 @@ def _check_address(url: str, protocol: str) -> None:
     rest = url.partition("://")[2]
     if protocol.lower() not in PROTOCOLS or "::" in url:
         raise VolumeError(
-            f"{url}: cannot read addresses of this kind; start it with {', '.join(f'{known}://' for known in PROTOCOLS)}, or name a file"
+            f"{url}: cannot read addresses of this kind; start it with "
+            f"{', '.join(f'{known}://' for known in PROTOCOLS)}, or name a file"
         )
     if ".." in rest.split("/") or not rest.strip("/"):
         raise VolumeError(f"{url}: is not the address of a Zarr folder; write it in full, without ..")

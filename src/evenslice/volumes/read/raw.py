@@ -66,7 +66,8 @@ class RawVoxels:
         )
         if encoding == "bzip2" and self._nbytes > IN_MEMORY:
             raise VolumeError(
-                f"{label}: is compressed with bzip2, which can only be read whole and up to {IN_MEMORY:,} bytes; save it with gzip"
+                f"{label}: is compressed with bzip2, which can only be read whole and up to {IN_MEMORY:,} "
+                "bytes; save it with gzip"
             )
 
     @property
@@ -99,7 +100,8 @@ class RawVoxels:
                 content = _unzip_bzip2(file.read(self._nbytes + _HEADER_BYTES), self._nbytes)
         if len(content) < self._nbytes:
             raise VolumeError(
-                f"{self._label}: is truncated, its header claims {self._nbytes:,} bytes and {self._path.name} holds {len(content):,}; copy it again"
+                f"{self._label}: is truncated, its header claims {self._nbytes:,} bytes and "
+                f"{self._path.name} holds {len(content):,}; copy it again"
             )
         return np.frombuffer(content, self._dtype).reshape(self._shape, order="F")
 

@@ -1,7 +1,7 @@
 """Zarr stores at an address: https:// and s3:// through fsspec.
 
-Credentials and the endpoint of an S3 service come from where the AWS tools look for them (AWS_ACCESS_KEY_ID, AWS_PROFILE,
-AWS_ENDPOINT_URL, ~/.aws) and are never stored. Without credentials, a bucket is read anonymously.
+Credentials and the endpoint of an S3 service come from where the AWS tools look for them (AWS_ACCESS_KEY_ID,
+AWS_PROFILE, AWS_ENDPOINT_URL, ~/.aws) and are never stored. Without credentials, a bucket is read anonymously.
 """
 
 from __future__ import annotations
@@ -163,5 +163,6 @@ def reporting_network_errors(label: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise VolumeError(
-            f"{label}: cannot be read ({type(error).__name__}: {reason(error)}); check the address, the network and your credentials"
+            f"{label}: cannot be read ({type(error).__name__}: {reason(error)}); check the address, the "
+            "network and your credentials"
         ) from error

@@ -69,7 +69,8 @@ class SliceFolderSource(VoxelSource):
             other = _describe(file, label)
             if other != (shape, self.dtype):
                 raise VolumeError(
-                    f"{label}: slices differ, {files[0].name} has {_words(shape, self.dtype)} and {file.name} {_words(*other)}; make them alike, or name another folder"
+                    f"{label}: slices differ, {files[0].name} has {_words(shape, self.dtype)} and "
+                    f"{file.name} {_words(*other)}; make them alike, or name another folder"
                 )
         self.shape = (len(files), *shape)
         self.names = "zyxs"[: len(self.shape)]
@@ -170,7 +171,8 @@ def _tiff_plane(
     lead = source.shape[: len(source.shape) - planes]
     if len(source.shape) < planes or any(length > 1 for length in lead):
         raise VolumeError(
-            f"{label}: {file.name} holds {' x '.join(map(str, source.shape))} voxels, not one slice; name that file, or keep only single slices"
+            f"{label}: {file.name} holds {' x '.join(map(str, source.shape))} voxels, not one slice; name "
+            "that file, or keep only single slices"
         )
     return source.shape[len(lead) :], source.dtype.newbyteorder("="), source, (slice(0, 1),) * len(lead)
 
@@ -179,8 +181,8 @@ def _tiff_plane(
 def _image(file: Path, label: str) -> Iterator[Any]:
     """Open a PNG or JPEG image in a context; only its header is read.
 
-    Pillow's limit on the number of pixels, which is set per process and below the size of electron microscopy slices, does
-    not apply to the readers of single formats. The limit here is what the file can hold at most.
+    Pillow's limit on the number of pixels, which is set per process and below the size of electron microscopy slices,
+    does not apply to the readers of single formats. The limit here is what the file can hold at most.
     """
     with needs_extra("volumes", "reading PNG and JPEG slices"):
         from PIL.JpegImagePlugin import JpegImageFile

@@ -20,8 +20,8 @@ class VoxelSource(ABC):
     """A stored array of any number of dimensions, read in pieces.
 
     A subclass opens one file format: its constructor reads and validates the metadata and sets the attributes; voxels
-    are read by ``read`` only. It keeps no file open between reads (except uncompressed ones, which are read at positions),
-    so that a volume needs no closing and may be used from several threads and after a fork.
+    are read by ``read`` only. It keeps no file open between reads (except uncompressed ones, which are read at
+    positions), so that a volume needs no closing and may be used from several threads and after a fork.
 
     Attributes:
         format: the name of the format, for users.
@@ -33,8 +33,8 @@ class VoxelSource(ABC):
         voxel_size: voxel size along z, y, x if the file states it so, whatever the stored order; takes precedence over
             ``spacing``.
         chunks: shape of the pieces that are decoded as one, or None if there are none.
-        affine: (4, 4) map from voxel indices (x, y, z, 1), as ``names`` has them, to patient space (x to the right, y to
-            the front, z to the head) in mm, or None.
+        affine: (4, 4) map from voxel indices (x, y, z, 1), as ``names`` has them, to patient space (x to the right, y
+            to the front, z to the head) in mm, or None.
         files: the files that hold the voxels, unless that is the whole path that was opened; else None.
         part: the path of the dataset inside the file, or None for formats with one volume per file.
         selected: the names in the user's selection that the format has applied itself.

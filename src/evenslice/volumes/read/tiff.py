@@ -1,7 +1,7 @@
 """Multi-page TIFF: plain, ImageJ, OME and BigTIFF, compressed or not, in strips or tiles.
 
-tifffile parses the file and finds the positions of the voxels. Contiguous uncompressed voxels are read as they are; otherwise
-the strips or tiles that overlap a window are read and decoded one by one.
+tifffile parses the file and finds the positions of the voxels. Contiguous uncompressed voxels are read as they are;
+otherwise the strips or tiles that overlap a window are read and decoded one by one.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def _check_chain(tif: tifffile.TiffFile, label: str) -> None:
         pointer = tif.filehandle.read(size)
     if len(pointer) < size or any(pointer):
         raise VolumeError(
-            f"{label}: is truncated, only {len(tif.pages)} of its pages can be found in {tif.filehandle.size:,} bytes; copy it again"
+            f"{label}: is truncated, only {len(tif.pages)} of its pages can be found in "
+            f"{tif.filehandle.size:,} bytes; copy it again"
         )
 
 
@@ -159,7 +160,8 @@ def _only_series(tif: tifffile.TiffFile, label: str) -> tifffile.TiffPageSeries:
     if len(found) != 1:
         shapes = ", ".join(str(series.shape) for series in found[:4])
         raise VolumeError(
-            f"{label}: holds {len(found)} images of different shapes or types ({shapes}); save the volume to a separate file"
+            f"{label}: holds {len(found)} images of different shapes or types ({shapes}); save the volume "
+            "to a separate file"
         )
     series = found[0]
     if series.keyframe.dtype is None or series.transform is not None:

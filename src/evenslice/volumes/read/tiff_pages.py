@@ -46,7 +46,8 @@ class PageReader:
             self._pages
         ):
             raise VolumeError(
-                f"{label}: has {len(self._pages)} pages {page_shape} for an image {series.shape}; save it as plain multi-page TIFF"
+                f"{label}: has {len(self._pages)} pages {page_shape} for an image {series.shape}; save it "
+                "as plain multi-page TIFF"
             )
         self._y, self._x = self._keyframe.axes.index("Y"), self._keyframe.axes.index("X")
         require_chunk(label, "its strips or tiles", self._keyframe.chunks, np.dtype(series.dtype))
@@ -103,7 +104,8 @@ class PageReader:
             return None
         if length > self._most_bytes:
             raise VolumeError(
-                f"{self._label}: a strip or tile claims {length:,} bytes, more than its shape allows; the file is damaged"
+                f"{self._label}: a strip or tile claims {length:,} bytes, more than its shape allows; the "
+                "file is damaged"
             )
         file.seek(offset)
         packed = file.read(length)

@@ -68,7 +68,8 @@ class ZarrSource(VoxelSource):
         require_chunk(label, "its chunks", self.chunks, self.dtype)
         if array.shards and 16 * math.prod(array.shards) // math.prod(array.chunks) > LARGEST_INDEX:
             raise VolumeError(
-                f"{label}: its shards {array.shards} hold more chunks {array.chunks} than an index can list; store smaller shards"
+                f"{label}: its shards {array.shards} hold more chunks {array.chunks} than an index can "
+                "list; store smaller shards"
             )
         self.array = guarded(array, _store(place, _largest_file(array)))
 
@@ -124,7 +125,7 @@ def _largest_file(array: Any) -> int:
     """Return the most bytes that a chunk, or a shard with its index, can reasonably take."""
     shape = array.shards or array.chunks
     size: int = math.prod(shape) * array.dtype.itemsize
-    index = 32 * (math.prod(shape) // max(math.prod(array.chunks), 1))
+    index: int = 32 * (math.prod(shape) // max(math.prod(array.chunks), 1))
     # Incompressible data grows a little, and filters may store numbers up to eight times as wide as they return.
     return size + min(7 * size, _LARGEST_EXCESS) + index + 2**20
 
@@ -157,7 +158,8 @@ def _first_image(group: Any, label: str) -> Mapping[str, Any]:
         raise VolumeError(f"{label}: is an empty Zarr group; name a Zarr array or an OME-Zarr image")
     listing = ", ".join(dict.fromkeys(inside[:6]))
     raise VolumeError(
-        f"{label}: is a Zarr group without OME-Zarr metadata; name what is inside, as {label.rstrip('/')}/{inside[0]} (it holds {listing})"
+        f"{label}: is a Zarr group without OME-Zarr metadata; name what is inside, as "
+        f"{label.rstrip('/')}/{inside[0]} (it holds {listing})"
     )
 
 

@@ -40,10 +40,11 @@ def guarded(array: Any, store: Any) -> Any:
 
     metadata = array.metadata
     size = math.prod(array.chunks) * array.dtype.itemsize
-    if metadata.zarr_format == 2:
-        changes = _bounded_v2(metadata, size)
-    else:
-        changes = {"codecs": tuple(_bounded_v3(metadata.codecs, size))}
+    changes = (
+        _bounded_v2(metadata, size)
+        if metadata.zarr_format == 2
+        else {"codecs": tuple(_bounded_v3(metadata.codecs, size))}
+    )
     inner = array.async_array
     place = type(inner.store_path)(store, inner.store_path.path)
     return zarr.Array(type(inner)(replace(metadata, **changes), place))

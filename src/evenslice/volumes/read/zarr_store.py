@@ -59,7 +59,8 @@ def require_size(key: str, size: int, label: str, most: int) -> None:
     limit = min(most, METADATA_BYTES) if key.rpartition("/")[2] in _METADATA else most
     if size > limit:
         raise VolumeError(
-            f"{label}: its file {key[:80]!r} has {size:,} bytes where at most {limit:,} can be right; the volume is damaged"
+            f"{label}: its file {key[:80]!r} has {size:,} bytes where at most {limit:,} can be right; the "
+            "volume is damaged"
         )
 
 
@@ -130,5 +131,6 @@ def _require_unchanged(root: Path, key: str, label: str, since: float) -> None:
             return
         break
     raise VolumeError(
-        f"{label}: its chunk {key[:80]!r} is missing and its folder has changed since it was opened; put it back, or start again"
+        f"{label}: its chunk {key[:80]!r} is missing and its folder has changed since it was opened; put it "
+        "back, or start again"
     )

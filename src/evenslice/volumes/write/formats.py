@@ -95,5 +95,6 @@ def find_write_format(name: str, label: str) -> WriteFormat:
     suffix = f".{name.rpartition('.')[2]}" if "." in name.lstrip(".") else ""
     known = [suffix for file_format in WRITE_FORMATS for suffix in file_format.suffixes]
     raise OutputError(
-        f"{label}: {f'cannot write {suffix!r} files' if suffix else 'has no suffix that names a format'}; {did_you_mean(suffix, known)}"
+        f"{label}: {f'cannot write {suffix!r} files' if suffix else 'has no suffix that names a format'}; "
+        f"{did_you_mean(suffix, known)}"
     )

@@ -49,7 +49,8 @@ def check_remote(url: str, label: str) -> None:
         there = system.exists(root)
     if there:
         raise OutputError(
-            f"{label}: exists, and a remote volume cannot be replaced in one step; choose another name, or remove it first"
+            f"{label}: exists, and a remote volume cannot be replaced in one step; choose another name, or "
+            "remove it first"
         )
 
 

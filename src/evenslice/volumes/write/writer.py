@@ -64,8 +64,8 @@ def write_volume(
 
     Raises:
         VolumeError: the volume cannot be read.
-        OutputError: the suffix is unknown, the output exists and may not be replaced, it overlaps an input, or it cannot
-            be written; then nothing is left there.
+        OutputError: the suffix is unknown, the output exists and may not be replaced, it overlaps an input, or it
+            cannot be written; then nothing is left there.
         ConfigError: ``like`` has another shape.
 
     Example:
@@ -120,7 +120,8 @@ def write_channels(
     for channel in channels:
         if (channel.shape, channel.dtype) != (first.shape, first.dtype):
             raise ConfigError(
-                f"{channel.path}: is {channel.shape} {channel.dtype} and the first channel {first.shape} {first.dtype}; "
+                f"{channel.path}: is {channel.shape} {channel.dtype} and the first channel {first.shape} "
+                f"{first.dtype}; "
                 "channels of one image must be alike"
             )
     _write(tuple(channels), path, like=like, labels=False, force=force, progress=progress, stacked=True)
@@ -142,7 +143,8 @@ def check_destination(path: str | os.PathLike[str], *inputs: Volume, force: bool
         >>> check_destination("labels.tof")
         Traceback (most recent call last):
         ...
-        evenslice.OutputError: labels.tof: cannot write '.tof' files; did you mean '.tif'? known: .tif, .tf8, .btf, .tiff, .hdf, … (13 in all)
+        evenslice.OutputError: labels.tof: cannot write '.tof' files; did you mean '.tif'? known: .tif, .tf8, .btf,
+        .tiff, .hdf, … (13 in all)
     """
     _checked(path, inputs, force=force)
 
