@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
 	@echo "make test        run the tests"
-	@echo "make test-fast   the tests that take less than ten seconds and need no browser"
+	@echo "make test-fast   the tests that are short and need no browser, attacks left out"
 	@echo "make attack      the tests of hostile files, names and moments (under ten minutes)"
 	@echo "make check       lint, types, order of imports"
 	@echo "make format      format the code"
@@ -34,7 +34,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(BIN)/python -m pytest -m "not slow and not browser and not attack"
 
 attack: $(STAMP)
 	$(BIN)/python -m pytest -m attack

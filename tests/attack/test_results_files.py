@@ -128,6 +128,7 @@ def _plain_archive(path, data_pkl=None, size=10):
     return zipfile.ZipFile(buffer)
 
 
+@pytest.mark.slow
 def test_compressed_entries_of_a_checkpoint_are_not_inflated(tmp_path):
     with (
         _plain_archive(tmp_path) as plain,
@@ -284,6 +285,7 @@ def test_nothing_is_written_or_removed_through_links(audit, tmp_path, name):
     assert (audit / name).is_symlink()
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_earlier_version_is_drawn_again(tmp_path):
     folder = tmp_path / "audit"
     shutil.copytree(Path(__file__).parents[1] / "data" / "written-by-0.1.0" / "audit", folder)
@@ -299,6 +301,7 @@ def test_a_folder_of_an_earlier_version_is_drawn_again(tmp_path):
 # Damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", fuzz_results.KINDS)
 def test_damaged_results_are_read_or_refused(name):
     tally, findings = fuzz_volumes.fuzz(name, 15, seed=3, script=fuzz_results.__file__)

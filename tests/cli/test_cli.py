@@ -126,7 +126,7 @@ def test_audit_writes_its_results_and_prints_a_table(folder, tmp_path):
     assert "biased" in done.stdout
     assert done.stderr == ""
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"audit.json", "audit.npz", "report.html", "figures", "tables"} == names
+    assert names == {".evenslice-files.json", "audit.json", "audit.npz", "report.html", "figures", "tables"}
     document = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert document["verdict"] == "biased"
     assert document["strategy"] == "pretrained"
@@ -321,7 +321,8 @@ def test_a_mistake_is_one_clear_line_and_nothing_is_written(run, tmp_path, argum
 
 
 def test_results_are_not_overwritten_without_force(run, tmp_path):
-    (tmp_path / "audit.json").write_text("{}")
+    code, _, err = run(*AUDIT, "--volume", "good.tif", "--out", str(tmp_path))
+    assert code == 0, err
     code, _, err = run(*AUDIT, "--volume", "good.tif", "--out", str(tmp_path))
     assert code == 2
     assert "holds another result" in err
