@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -92,3 +94,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         staged_folder(tmp_path / "file" / "out", PATTERNS),
     ):
         pass
+
+
+def test_the_next_result_removes_what_a_killed_one_left_and_not_what_is_being_written(tmp_path):
+    code = (
+        "import os, signal; from evenslice._core.staging import staged_folder\n"
+        f"with staged_folder({str(tmp_path)!r}, ['a.txt']) as beside:\n"
+        "    (beside / 'a.txt').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (left,) = tmp_path.glob(".unfinished.*")
+    with staged_folder(tmp_path, ["b.txt"]) as working:
+        assert not left.exists()
+        with staged_folder(tmp_path, ["a.txt"]) as beside:
+            (beside / "a.txt").write_text("whole")
+        assert working.is_dir()
+        (working / "b.txt").write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from evenslice._core.errors import OutputError, option
 from evenslice._core.manifests import MANIFEST, manifest_text, old_results, refuse_links
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 __all__ = ["json_text", "staged_file", "staged_folder"]
+
+_ALIVE = ".alive"
+"""A lock file in each staging folder of ``staged_folder``: the system releases it when its process ends, however."""
 
 LONGEST_PREFIX = 200  # bytes of the name of a staging folder, which may have 255 on most file systems
 # What can steer a terminal, or is no text: JSON escapes only the first 32 characters by itself.
@@ -161,12 +166,16 @@ def staged_folder(
             f"{path}: holds another result ({old[0].name}); choose another folder, or replace it with {option('force')}"
         )
     with reporting_write_errors(path):
+        _remove_abandoned(path)
         folder = Path(tempfile.mkdtemp(prefix=".unfinished.", dir=path))
+    alive = FileLock(folder / _ALIVE, thread_local=False)
     try:
         with _room_for(path):
+            alive.acquire()
             yield folder
         with reporting_write_errors(path):
-            new = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.is_file()]
+            written = (item for item in sorted(folder.rglob("*")) if item.is_file() and item.name != _ALIVE)
+            new = [item.relative_to(folder) for item in written]
             if documents is not None:
                 text = manifest_text(path, [item.as_posix() for item in new], documents)
                 (folder / MANIFEST).write_text(text, encoding="utf-8")
@@ -177,7 +186,19 @@ def staged_folder(
             with suppress(OSError):  # another process may have put a file there meanwhile
                 path.rmdir()
         raise
+    finally:
+        alive.release()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the staging folders of killed processes from a folder of results."""
+    for item in path.glob(".unfinished.*"):
+        if item.is_symlink() or not (item / _ALIVE).is_file():
+            continue
+        lock = FileLock(item / _ALIVE)
+        with suppress(Timeout, OSError), lock.acquire(timeout=0):
+            shutil.rmtree(item, ignore_errors=True)
 
 
 def _exchange(old: Sequence[Path], new: Sequence[Path], folder: Path, path: Path) -> None:
