@@ -9,32 +9,22 @@ prints the rounds that went wrong, and ends with status 1 if there are any.
 """
 
 import argparse
-import os
 import random
-import resource
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-import traceback
-import warnings
 from collections import Counter
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
-import torch
+from disturbance import finish, in_child, killed, small_disk, starved
 from tiny_training import studied, study_options, trained, training_options, write_inputs
 
-from evenslice._core import EvensliceError
 from evenslice.studying import StudyConfig, study
 from evenslice.training import TrainConfig, train
-
-DISK = 64 * 2**20  # bytes
 
 
 def run_train(inputs, out):
@@ -46,71 +36,6 @@ def run_study(inputs, out):
 
 
 KINDS = {"train": (run_train, trained), "study": (run_study, studied)}
-
-
-def in_child(task, errors, limit=None):
-    """Run a task in a child process, with files of limited size; return its process id.
-
-    It ends with 0, with 2 after an error in one line, and with 70 after any other, which it writes to a file.
-    """
-    child = os.fork()
-    if child:
-        return child
-    status = 70
-    try:
-        torch.set_num_threads(1)
-        warnings.simplefilter("ignore")
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        task()
-        status = 0
-    except EvensliceError as error:
-        status = 2
-        errors.write_text(str(error))
-    except BaseException:
-        errors.write_text(traceback.format_exc())
-    finally:
-        os._exit(status)
-
-
-def finish(child):
-    """Wait for a child and return its exit status; negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def killed(task, errors, seconds, chance):
-    """Start a task and kill it after a random time."""
-    child = in_child(task, errors)
-    time.sleep(chance.uniform(0, 1.1 * seconds))
-    os.kill(child, signal.SIGKILL)
-    return finish(child)
-
-
-def starved(task, errors, needed, chance, disk):
-    """Run a task on a disk with little room left, or with files of limited size."""
-    room = int(chance.uniform(0, 1.2 * needed))
-    if disk is None:
-        return finish(in_child(task, errors, limit=max(room // 8, 1)))
-    ballast = disk / "ballast"
-    free = shutil.disk_usage(disk).free
-    with ballast.open("wb") as file:
-        file.write(b"\1" * max(free - room, 0))
-    status = finish(in_child(task, errors))
-    ballast.unlink()
-    return status
-
-
-@contextmanager
-def small_disk(folder):
-    """Mount a small file system in memory, or yield None where that is not allowed."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
-    mounted = os.geteuid() == 0 and subprocess.run(command, check=False, capture_output=True).returncode == 0
-    try:
-        yield folder if mounted else None
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
 
 
 def rounds(kind, way, count, base, disk):
@@ -130,9 +55,9 @@ def rounds(kind, way, count, base, disk):
         out = place / f"{kind}-{way}-{number}"
         run = partial(task, inputs, out)
         status = (
-            killed(run, errors, seconds, chance)
+            killed(run, errors, chance.uniform(0, 1.1 * seconds))
             if way == "kill"
-            else starved(run, errors, needed, chance, disk)
+            else starved(run, errors, int(chance.uniform(0, 1.2 * needed)), disk)
         )
         ended[status] += 1
         if status == 70:

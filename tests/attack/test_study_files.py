@@ -8,12 +8,10 @@ import signal
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tiny_training import start, studied, study_options, tree, write_inputs
+from tiny_training import start, studied, study_options, tree
 
 from evenslice.cli import main
 from evenslice.results import load_study
@@ -21,20 +19,6 @@ from evenslice.studying import StudyConfig, study
 from evenslice.training import TrainConfig, train
 
 pytestmark = pytest.mark.attack
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    """A folder of data and networks; the current one."""
-    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
-    before, threads = Path.cwd(), torch.get_num_threads()
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
-    torch.set_num_threads(1)
-    yield folder
-    torch.set_num_threads(threads)
-    sys.path.remove(str(folder))
-    os.chdir(before)
 
 
 @pytest.fixture(scope="module")

@@ -18,27 +18,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny_training import start, trained, training_options, tree, write_inputs
+from tiny_training import start, trained, training_options, tree
 
 from evenslice._core import ConfigError, OutputError
 from evenslice.cli import main
 from evenslice.training import RunFolder, TrainConfig, train
 
 pytestmark = pytest.mark.attack
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    """A folder of data and networks; the current one."""
-    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
-    before, threads = Path.cwd(), torch.get_num_threads()
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
-    torch.set_num_threads(1)
-    yield folder
-    torch.set_num_threads(threads)
-    sys.path.remove(str(folder))
-    os.chdir(before)
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,8 @@ const ground = (element) => {
   }
   return "rgb(255, 255, 255)";
 };
-const selectors = "h1, h2, h3, h4, p, td, th, small, figcaption, label, output, .slice span, .strip span, .chart text,
-.arms li, .badge, summary, pre"; return [...document.querySelectorAll(selectors)].filter((element) =>
-element.getClientRects().length).map((element) => {
+const selectors = "h1, h2, h3, h4, p, td, th, small, figcaption, label, output, .slice span, .strip span, .chart text, .arms li, .badge, summary, pre";
+return [...document.querySelectorAll(selectors)].filter((element) => element.getClientRects().length).map((element) => {
   const style = getComputedStyle(element);
   const [one, two] = [element instanceof SVGElement ? style.fill : style.color, ground(element)].map(luminance);
   return [(Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05), element.tagName, element.textContent.slice(0, 40)];

@@ -160,7 +160,7 @@ def test_other_commands_make_sections_of_their_own(load):
         ("a: [b", "is not valid YAML (while parsing"),
         ("[" * 10_000, "is not valid YAML"),
         ("a: !!python/object/apply:os.getcwd []", "is not valid YAML (could not determine a constructor"),
-        ("x" * 2**21, "has more than 1,048,576 bytes"),
+        ("x" * 2**21, "cannot be read (has 2,097,152 bytes where at most 1,048,576 are read)"),
     ],
 )  # fmt: skip
 def test_errors_say_where_what_and_what_would_be_right(message, text, expected):
@@ -182,9 +182,8 @@ def test_references_that_grow_without_end_stay_small(message):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     bomb = "[" + ", ".join(line.partition(": ")[2] for line in lines) + "]"
-    assert message(DATA + f"training: {{crop: {bomb}}}").startswith("training.crop: [[")
-    assert message(DATA + f"model: {{spec: {bomb}}}").startswith("model.spec: [[")
-    assert message(bomb).startswith("holds [[")
+    for text in (DATA + f"training: {{crop: {bomb}}}", DATA + f"model: {{spec: {bomb}}}", bomb):
+        assert message(text).startswith("is not valid YAML (it holds more than 100,000 values)")
 
 
 def test_without_the_extra_an_error_names_it():
