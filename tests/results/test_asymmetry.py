@@ -11,9 +11,10 @@ from scipy import stats
 from evenslice.results.asymmetry import next_look, precise_enough, summarize
 from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
 from evenslice.results.measurements import Measurements, measure_windows
+from evenslice.results.verdicts import Thresholds
 
 
-def measurements(shares, mirrored_shares=None, volume=None):
+def measurements(shares, mirrored_shares=None, volume=None, mismatch=0.3):
     shares = np.asarray(shares, dtype=float)
     mirrored_shares = shares if mirrored_shares is None else np.asarray(mirrored_shares, dtype=float)
     count = len(shares)
@@ -26,7 +27,13 @@ def measurements(shares, mirrored_shares=None, volume=None):
         mirrored_shares=mirrored_shares,
         wasserstein=np.abs(pair_bias(shares)),
         mirror_error=np.abs(directional_bias(shares)),
-        mirror_disagreement=np.full(count, np.nan),
+        mirror_disagreement=np.zeros(count),
+        foreground=np.ones(count),
+        change=np.full(count, np.nan),
+        power=np.full(count, np.nan),
+        level=np.full(count, np.nan),
+        mismatch=np.full((count, shares.shape[1] // 2), mismatch),
+        outer=np.ones((count, shares.shape[1] // 2)),
     )
 
 
@@ -62,7 +69,7 @@ def test_biases_lie_between_minus_one_and_one_and_split_exactly(shares, mirrored
 
 @given(share_rows())
 def test_a_mirror_symmetric_network_has_no_model_part_whatever_the_data(shares):
-    found = summarize(measurements(shares, shares[:, ::-1]))
+    found = summarize(measurements(shares, shares[:, ::-1], mismatch=0))
     for interval in (*found.pairs, found.directional_bias, found.asymmetry):
         assert abs(interval.estimate) < 1e-12
     assert found.verdict == ("symmetric" if shares.shape[1] > 1 else "not applicable")
@@ -128,7 +135,7 @@ def test_the_cyclic_repeat_is_biased_although_its_directional_bias_vanishes():
 
 @pytest.mark.parametrize(
     ("bias", "spread", "verdict"),
-    [(0.0, 0.05, "symmetric"), (0.2, 0.05, "biased"), (-0.2, 0.05, "biased"), (0.05, 0.05, "inconclusive"),
+    [(0.0, 0.05, "balanced"), (0.2, 0.05, "biased"), (-0.2, 0.05, "biased"), (0.05, 0.05, "inconclusive"),
      (0.0, 0.9, "inconclusive")],
 )  # fmt: skip
 def test_verdicts(bias, spread, verdict):
@@ -144,7 +151,7 @@ def test_one_biased_pair_among_symmetric_ones_is_enough():
 def test_a_wider_tolerance_accepts_more():
     mine = measurements(shares_of(np.random.default_rng(3).normal(0.1, 0.01, size=60)))
     assert summarize(mine).verdict == "biased"
-    assert summarize(mine, tolerance=0.2).verdict == "symmetric"
+    assert summarize(mine, thresholds=Thresholds(attention=0.2)).verdict == "balanced"
 
 
 def test_a_single_slice_has_nothing_to_judge():
@@ -288,6 +295,6 @@ def test_half_precision_is_compared_in_single():
 
 def test_summaries_keep_the_tolerance():
     mine = replace(measurements(shares_of(np.zeros(50))), mirror_disagreement=np.linspace(0, 0.2, 50))
-    found = summarize(mine, tolerance=0.07)
+    found = summarize(mine, thresholds=Thresholds(attention=0.07))
     assert found.tolerance == 0.07
     assert found.mirror_disagreement.estimate == pytest.approx(0.1)

@@ -48,7 +48,11 @@ def test_the_first_audit_has_the_plain_name(audits, tmp_path):
     assert document["verdict"] == "biased"
     assert [share["offset"] for share in document["shares"]] == [-1, 0, 1]
     assert set(document["shares"][0]) == {"offset", "mean", "low", "high"}
-    assert set(document["pairs"][0]) == {"offset", "estimate", "low", "high"}
+    assert set(document["pairs"][0]) == {"offset", "estimate", "low", "high", "judged"}
+    assert set(document["second_opinion"]) == {"method", "windows", "pairs"}
+    assert set(document["second_opinion"]["pairs"][0]) == set(document["pairs"][0])
+    assert set(document["classes"][0]) == {"class", "pixels", "windows", "pairs"}
+    assert set(document["decided_by"]) == {"question", "method", "class", "offset"}
     for key in (
         "directional_bias",
         "data_direction",
@@ -56,9 +60,21 @@ def test_the_first_audit_has_the_plain_name(audits, tmp_path):
         "imbalance",
         "mirror_error",
         "mirror_disagreement",
+        "answer_change",
+        "mirror_mismatch",
     ):
         assert set(document[key]) == {"estimate", "low", "high"}
-    for key in ("tolerance", "slices", "strategy", "method", "windows"):
+    for key in (
+        "tolerance",
+        "methods_agree",
+        "answer_tolerance",
+        "mismatch_tolerance",
+        "judged_share",
+        "slices",
+        "strategy",
+        "method",
+        "windows",
+    ):
         assert key in document
 
 

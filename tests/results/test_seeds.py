@@ -1,13 +1,22 @@
 """Means over seeds and comparisons against SciPy's own tests and by hand."""
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from evenslice.results.seeds import METRICS, non_inferiority, student_interval, summarize_runs
+from evenslice.results.seeds import (
+    BOUNDS,
+    METRICS,
+    bias_removed,
+    largest_bias,
+    non_inferiority,
+    student_interval,
+    summarize_runs,
+)
 
 dices = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda values: np.std(values) > 1e-3)
 
@@ -18,6 +27,7 @@ def row(arm, seed, *, dataset="em", architecture="net", bias=0.0, **figures):
         **labels,
         "shares": [0.3, 0.4, 0.3],
         "absolute_bias": abs(bias),
+        "largest_bias": abs(bias),
         "directional_bias": bias,
         **figures,
     }
@@ -69,7 +79,7 @@ def test_arms_are_compared_seed_by_seed():
     difference = uniform.differences["dice"]
     assert [difference.estimate, difference.low, difference.high] == pytest.approx([0.001] * 3)
     assert uniform.holds is True
-    assert uniform.bias_removed == pytest.approx(0.9)
+    assert astuple(uniform.bias_removed) == pytest.approx((0.9, 0.9, 0.9))
     assert uniform.to_dict()["shares"] == tuple(
         {"estimate": pytest.approx(share), "low": pytest.approx(share), "high": pytest.approx(share)}
         for share in (0.3, 0.4, 0.3)
@@ -106,4 +116,93 @@ def test_figures_that_do_not_exist_stay_out():
     assert set(uniform.metrics) == set(uniform.differences) == set(METRICS)
     assert math.isnan(uniform.metrics["hd95"].estimate)
     assert uniform.holds is None
-    assert math.isnan(uniform.bias_removed)  # the baseline has none to remove
+    assert math.isnan(uniform.bias_removed.estimate)  # the baseline has none to remove
+
+
+# The bias that is removed.
+
+
+def test_opposite_pairs_do_not_cancel():
+    """Five slices of repeated colours: D is 0, and neither the baseline's bias nor what is left of it may vanish."""
+    rows = [
+        {**row(arm, seed), "absolute_bias": 0.0, "largest_bias": None, "shares": shares}
+        for arm, shares in [
+            ("pretrained", [0.149, 0.309, 0.083, 0.149, 0.309]),
+            ("tied", [0.2] * 5),
+            ("flipped", [0.309, 0.149, 0.083, 0.309, 0.149]),
+        ]
+        for seed in range(3)
+    ]
+    baseline, tied, flipped = summarize(rows)[0].arms
+    assert baseline.metrics["largest_bias"].estimate == pytest.approx(0.349, abs=1e-3)
+    assert astuple(tied.bias_removed) == pytest.approx((1, 1, 1))
+    assert astuple(flipped.bias_removed) == pytest.approx((0, 0, 0))
+
+
+def test_a_pair_that_hardly_gets_attention_is_left_out():
+    assert largest_bias({"shares": [0.01, 0.3, 0.39, 0.3, 0.0]}) == pytest.approx(0)
+    assert largest_bias({"shares": [0.03, 0.3, 0.36, 0.3, 0.01]}) == pytest.approx(0.5)
+    assert largest_bias({"shares": [0.2, 0.4, 0.4], "largest_bias": 0.1}) == 0.1
+    assert math.isnan(largest_bias({"shares": [1.0]}))
+    assert math.isnan(largest_bias({"shares": None}))
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [
+        [0.02, 0.021, 0.02],  # within the tolerance of the audits
+        [0.01, 0.2, 0.3],  # not settled
+        [0.2],  # a single seed
+        [],
+    ],
+)
+def test_nothing_is_removed_where_the_baseline_shows_no_bias(baseline):
+    assert all(math.isnan(part) for part in astuple(bias_removed([0.0] * len(baseline), baseline)))
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.3), st.floats(0.15, 0.25)), min_size=3, max_size=6))
+def test_the_ends_of_the_interval_are_on_the_edge_of_a_t_test(seeds):
+    own, baseline = np.array(seeds).T
+    found = bias_removed(own, baseline)
+    if math.isnan(found.estimate):
+        assert not student_interval(baseline).low > 0.05
+        return
+    assert found.low <= found.estimate <= found.high <= 1
+    for end in (found.low, found.high):
+        left = own - (1 - end) * baseline
+        if end < 1 and np.std(left) > 1e-3:
+            assert stats.ttest_1samp(left, 0).pvalue == pytest.approx(0.05, abs=1e-3)
+
+
+def test_the_interval_holds_as_often_as_it_says():
+    """95 % of the intervals hold the ratio of the means, with correlated seeds."""
+    random = np.random.default_rng(0)
+    seeds = 0.02 * random.standard_normal((2000, 3))
+    baseline = 0.2 + seeds + 0.01 * random.standard_normal((2000, 3))
+    own = 0.05 + 0.5 * seeds + 0.01 * random.standard_normal((2000, 3))
+    found = [bias_removed(*pair) for pair in zip(own, baseline, strict=True)]
+    known = [item for item in found if not math.isnan(item.low)]
+    assert len(known) > 1800
+    assert 0.93 < np.mean([item.low <= 0.75 <= item.high for item in known]) < 0.98
+
+
+# Impossible values.
+
+
+def test_no_interval_leaves_the_range_of_its_quantity():
+    rows = [
+        row(arm, seed, dice=0.9 + 0.09 * seed, mirror_disagreement=0.02 * seed, bias=bias * seed, hd95=seed)
+        for arm, bias in [("pretrained", -0.9), ("uniform", 0.02)]
+        for seed in range(2)
+    ]
+    for arm in summarize(rows)[0].arms:
+        for name, value in arm.metrics.items():
+            low, high = BOUNDS.get(name, (0, 1))
+            if not math.isnan(value.low):
+                assert low <= value.low <= value.estimate <= value.high <= high, name
+        assert arm.metrics["dice"].high == 1
+        assert arm.metrics["absolute_bias"].low == 0
+        assert arm.metrics["hd95"].low == 0
+        assert all(0 <= share.low <= share.high <= 1 for share in arm.shares)
+    difference = summarize(rows)[0].arms[1].differences["absolute_bias"]
+    assert (difference.low, difference.high) == (-1, 1)

@@ -5,6 +5,8 @@ import json
 import math
 import pickle
 import zipfile
+from dataclasses import asdict, astuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,7 +58,7 @@ def test_what_was_written_comes_back(folder):
         assert [share.estimate for share in arm.shares] == [item["estimate"] for item in written["shares"]]
         assert math.isnan(arm.metrics["adapted_rand_error"].estimate)
     uniform = comparison.arms[2]
-    assert uniform.bias_removed == document[2]["bias_removed"]
+    assert asdict(uniform.bias_removed) == document[2]["bias_removed"]
     assert (uniform.margin, uniform.p) == (0.01, document[2]["non_inferiority"]["p"])
     assert uniform.holds is document[2]["non_inferiority"]["holds"]
     assert uniform.differences["dice"].estimate == pytest.approx(
@@ -111,6 +113,42 @@ def test_the_small_files_suffice(folder):
     assert len(results.runs) == 12
     for run in results.runs:
         assert (run.saliency, run.curves, run.example, run.circumstances) == (None, {}, None, {})
+
+
+def test_a_summary_of_an_earlier_version_is_completed_from_its_runs(folder):
+    """It knew |D| alone, and wrote intervals that no value can have."""
+    expected = load_study(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    for arm in summary["comparisons"][0]["arms"]:
+        for name in {"figures", "differences"} & set(arm):
+            del arm[name]["largest_bias"]
+        arm["figures"]["dice"] |= {"high": 1.06}
+        arm["figures"]["absolute_bias"] |= {"low": -0.02}
+        if "bias_removed" in arm:
+            arm["bias_removed"] = 0.5
+    (folder / "summary.json").write_text(json.dumps(summary))
+    for path in folder.glob("runs/*/run.json"):
+        record = json.loads(path.read_text())
+        del record["largest_bias"]
+        path.write_text(json.dumps(record))
+    found = load_study(folder)
+    for arm, other in zip(found.comparisons[0].arms, expected.comparisons[0].arms, strict=True):
+        assert arm.metrics["dice"].high == 1
+        assert arm.metrics["absolute_bias"].low == 0
+        assert astuple(arm.metrics["largest_bias"]) == pytest.approx(astuple(other.metrics["largest_bias"]))
+        assert astuple(arm.bias_removed) == pytest.approx(astuple(other.bias_removed), nan_ok=True)
+        if arm.differences:
+            assert astuple(arm.differences["largest_bias"]) == pytest.approx(
+                astuple(other.differences["largest_bias"])
+            )
+
+
+def test_what_version_0_1_0_wrote_claims_nothing_where_its_baseline_shows_no_bias():
+    """Its two seeds of the baseline do not settle a bias, of which its summary said that 99 % were removed."""
+    folder = Path(__file__).parents[1] / "data" / "written-by-0.1.0" / "study"
+    uniform = load_study(folder).comparisons[0].arms[1]
+    assert uniform.metrics["largest_bias"].estimate == pytest.approx(0.00108, abs=1e-4)
+    assert math.isnan(uniform.bias_removed.estimate)
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

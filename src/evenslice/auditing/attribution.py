@@ -1,7 +1,7 @@
 """How much each input pixel contributes to the output: one interface for every attribution method.
 
-``attribute(module, windows)`` returns the absolute attribution (batch, slices, y, x) together with the output that it
-explains. The explained score of a window is the sum over the output's pixels of the logit of one class per pixel, or
+``attribute(module, windows)`` returns the attribution (batch, slices, y, x) together with the output that it explains.
+The explained score of a window is the sum over the output's pixels of the logit of one class per pixel, or
 the sum of all outputs without classes; the target says which.
 """
 
@@ -49,6 +49,7 @@ def attribute(
     method: str = "gradient",
     target: Target = "auto",
     labels: Tensor | None = None,
+    only: int | None = None,
     seed: int = 0,
 ) -> Attributed:
     """Attribute the output of a network to the pixels of its input windows.
@@ -60,6 +61,7 @@ def attribute(
         method: one of ``METHODS``.
         target: the output that is explained; see ``evenslice.auditing.targets.Target``.
         labels: (batch, y, x) class numbers for the target "labels".
+        only: a class; the score then adds up the output's pixels that are explained by it, and no others.
         seed: random seed of the methods that draw samples; the global random state is left unchanged.
 
     Raises:
@@ -77,8 +79,8 @@ def attribute(
     """
     check_method(method)
     with _seeded(windows.device, seed):
-        found = METHODS[method](Score(module, target, labels), windows.detach())
-    return Attributed(found.attribution.detach().abs().float(), found.output)
+        found = METHODS[method](Score(module, target, labels, only), windows.detach())
+    return Attributed(found.attribution.detach().float(), found.output)
 
 
 @contextmanager

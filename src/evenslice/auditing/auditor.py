@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from functools import partial
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 from torch import nn
 
 from evenslice._core import ConfigError, ModelError, open_cluster, option, package_versions, progress_bar
-from evenslice.auditing.attribution import attribute
-from evenslice.auditing.batches import Measurer, WindowStream, measure_batches
+from evenslice.auditing.batches import WindowStream
+from evenslice.auditing.collecting import (
+    collect_examples,
+    collect_measurements,
+    collect_subset,
+    count_attributed,
+)
 from evenslice.auditing.documents import Audit
-from evenslice.auditing.options import Computing, Sampling
+from evenslice.auditing.measuring import Measurer, measure_batches
+from evenslice.auditing.options import Computing, Sampling, check_thresholds
 from evenslice.auditing.preparation import (
-    choose_method,
+    check_method_of,
+    choose_crop,
+    choose_methods,
     choose_slices,
     choose_tile,
     make_ready,
@@ -33,11 +39,12 @@ from evenslice.inference import BlackBox
 from evenslice.networks import StemKernels, function_name
 from evenslice.neutralizing import record_of
 from evenslice.results import (
+    FEW_SLICES,
     AuditedVolume,
     AuditRun,
-    ExampleWindows,
-    Measurements,
     StemShape,
+    Thresholds,
+    count_slices,
     next_look,
     precise_enough,
     summarize,
@@ -49,10 +56,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evenslice.auditing.batches import MeasuredBatch, Network
+    from evenslice.auditing.measuring import MeasuredBatch, Network
     from evenslice.auditing.preparation import Function, VolumeLike
     from evenslice.auditing.targets import Target
     from evenslice.neutralizing import Record
+    from evenslice.results import MethodNames
     from evenslice.volumes import Scaling
 
 __all__ = ["audit"]
@@ -85,7 +93,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     fill: float | None = None,
     scalings: Sequence[Scaling] | None = None,
     tile: tuple[int, int] | None = None,
-    tolerance: float = 0.05,
+    tolerance: float = Thresholds.attention,
+    answer_tolerance: float = Thresholds.answer,
+    mismatch_tolerance: float = Thresholds.use,
+    judged_share: float = Thresholds.judged,
     precision: float = 0.01,
     max_windows: int | None = None,
     batch: int | None = None,
@@ -108,7 +119,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
         step: distance between neighbouring slices of a window.
         method: of attribution, one of ``evenslice.auditing.methods.METHODS``; by default "gradient", or "occlusion"
-            for a function, which supports no other.
+            for a function, which supports no other. On some of the windows a network gets a second opinion: by
+            "occlusion", or by "gradient" if that is the first.
         target: the output that is explained: the logit of the class that is "predicted", of a class number or of the
             "labels", or the "sum" of all outputs. "auto" is "predicted" if the output has classes, that is two or four
             dimensions, else "sum"; ``run.target`` of the result says which. With "sum", the mirror disagreement is not
@@ -120,7 +132,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         fill: the voxel value that replaces NaN and infinity.
         scalings: that of each volume, if known from training, instead of intensity and fill.
         tile: size (y, x) of the in-plane tile; by default up to 256, or the size the network requires.
-        tolerance: the largest absolute pair bias that still counts as symmetric, 0..1.
+        tolerance: the largest absolute pair bias B_k that counts as equal attention, 0..1.
+        answer_tolerance: the largest part C of the answer that may change when a window is reversed, 0..1.
+        mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way, 0..1.
+        judged_share: the part of the attention that a pair has to get in order to be judged, 0..1.
         precision: stop when the half-widths of the 95 % intervals of all pair biases are below this.
         max_windows: largest number of windows.
         batch: windows in one pass of the network; by default the fastest number.
@@ -128,7 +143,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         device: "auto" (a GPU if available) or a PyTorch device name.
         dtype: "bfloat16", "float32" or "auto": bfloat16 if the hardware supports it and if, on the first windows, the
             mean shares agree with those in float32 to 0.002 and the pair biases to half the precision; else float32.
-            With bfloat16, the effect of mirroring on the output is measured in float32, on four windows of every 64.
+            With bfloat16, answer and use are measured in float32, on the windows that get a second opinion.
         workers: number of processes to start on this machine; by default none. The results do not depend on it.
         scheduler: address of a Dask scheduler whose workers to use instead; they must see files under the same paths.
         progress: show a progress bar on standard error; by default if that is a terminal.
@@ -148,7 +163,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         ('biased', [1.0, 0.0, 0.0], -1.0)
     """
     started = time.monotonic()
-    sampling = Sampling(tolerance, precision, max_windows, batch, seed)
+    sampling = Sampling(precision, max_windows, batch, seed)
+    thresholds = check_thresholds(Thresholds(tolerance, answer_tolerance, mismatch_tolerance, judged_share))
     computing = Computing(device, dtype, workers, scheduler, progress)
     target = parse_target(str(target))
     if (labels is not None) != (target == "labels"):
@@ -157,7 +173,6 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             f"{option('target', 'labels')}, or neither"
         )
     record = record_of(model) if isinstance(model, nn.Module) else None
-    method = choose_method(model, method)
     if slices is None:
         slices = choose_slices(model, record)
     volumes = open_volumes(volume)
@@ -171,31 +186,34 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     grids = [
         WindowGrid(item, scaling, slices, tile, step) for item, scaling in zip(volumes, scalings, strict=True)
     ]
-    stream = WindowStream(grids, seed, max_windows)
+    check_method_of(model, method)
     network = make_ready(model, slices, outputs=outputs, computing=computing)
     target = resolve_target(target, network.prepare(slices, tile))
-    explain = partial(attribute, method=method, target=target, seed=seed)
-    measurer = Measurer(network, grids, open_labels(labels, volumes), explain, classes=target != "sum")
+    methods = choose_methods(network, method, slices, tile)
+    crop = choose_crop(network, slices, tile)
+    measurer = Measurer(network, grids, open_labels(labels, volumes), target, methods, crop, seed)
+    stream = WindowStream(grids, seed, max_windows, group=_group(methods, crop))
     batches, stopped = _collect(stream, measurer, sampling, computing)
-    measurements = _measurements(batches)
+    measurements = collect_measurements(batches)
     kernels = _kernels(model, record)
     return Audit(
         name=record.strategy if record else "audit",
-        statistics=summarize(measurements, tolerance),
+        statistics=summarize(measurements, collect_subset(batches), thresholds, methods),
         measurements=measurements,
-        examples=_examples(batches),
+        subset=collect_subset(batches),
+        examples=collect_examples(batches),
         kernels=kernels,
         run=AuditRun(
             slices=slices,
             step=step,
             strategy=record.strategy if record else None,
             tie=record.tie if record else None,
-            method=method,
+            method=methods.first,
             target=target,
             outputs=None if outputs is None else function_name(outputs),
             precision=precision,
             windows_available=stream.available,
-            windows_without_attribution=sum(len(item.places) - _count_attributed(item) for item in batches),
+            windows_without_attribution=sum(len(item.places) - count_attributed(item) for item in batches),
             stopped=stopped,
             tile=tile,
             batch=batch or _batch_size(network),
@@ -216,7 +234,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
 def _collect(
     stream: WindowStream, measurer: Measurer, sampling: Sampling, computing: Computing
 ) -> tuple[list[MeasuredBatch], str]:
-    """Measure windows until the pair biases are known precisely enough; return the batches and why it stopped.
+    """Measure windows until enough is known; return the batches and why it stopped.
 
     Only windows with an attribution count towards the next look: a detector may find something in few of them.
     """
@@ -235,9 +253,9 @@ def _collect(
             collected.append(batch)
             advance(len(batch.places))
             seen += len(batch.places)
-            attributed += _count_attributed(batch)
+            attributed += count_attributed(batch)
             if attributed >= look:
-                if precise_enough(_measurements(collected), sampling.precision):
+                if _enough(collected, sampling):
                     return collected, "precision reached"
                 look = next_look(attributed)
             if not attributed and seen >= min(MAX_WITHOUT_ATTRIBUTION, stream.limit):
@@ -245,9 +263,23 @@ def _collect(
     return collected, "all windows used" if stream.limit == stream.available else "limit reached"
 
 
-def _count_attributed(batch: MeasuredBatch) -> int:
-    """Count the windows for which both the window and its mirror have an attribution."""
-    return int((~np.isnan(batch.rows["shares"] + batch.rows["mirrored_shares"]).any(axis=1)).sum())
+def _group(methods: MethodNames, crop: tuple[int, int] | None) -> int:
+    """Return of how many windows 3 are in the subset, so that it takes about a third of the time of all.
+
+    A black box has a subset for its classes alone, which takes no further passes.
+    """
+    if methods.second is None:
+        return 3
+    return 10 if crop else 20
+
+
+def _enough(batches: list[MeasuredBatch], sampling: Sampling) -> bool:
+    """Return whether the pair biases are known precisely enough, and as many slices as there are have a second opinion."""
+    measurements = collect_measurements(batches)
+    if not precise_enough(measurements, sampling.precision):
+        return False
+    seen = count_slices(measurements)
+    return count_slices(measurements, collect_subset(batches)) >= min(seen, FEW_SLICES)
 
 
 def _without_attribution(seen: int, *, classes: bool) -> ModelError:
@@ -264,22 +296,6 @@ def _batch_size(network: Network) -> int:
     if isinstance(network, BlackBox):
         return 8
     return 2 if network.device.type == "cpu" and network.dtype == torch.float32 else 8
-
-
-def _measurements(batches: list[MeasuredBatch]) -> Measurements:
-    places = np.concatenate([batch.places for batch in batches])
-    rows = {key: np.concatenate([batch.rows[key] for batch in batches]) for key in batches[0].rows}
-    return Measurements(volume=places[:, 0], position=places[:, 1:], **rows)
-
-
-def _examples(batches: list[MeasuredBatch]) -> ExampleWindows:
-    places = np.concatenate([batch.places[: len(batch.images)] for batch in batches])
-    return ExampleWindows(
-        volume=places[:, 0],
-        position=places[:, 1:],
-        images=np.concatenate([batch.images for batch in batches]),
-        saliency=np.concatenate([batch.saliency for batch in batches]),
-    )
 
 
 def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKernels, ...]:

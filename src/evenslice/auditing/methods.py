@@ -11,13 +11,13 @@ from torch import nn
 from evenslice._core import ConfigError, ModelError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
     from evenslice.auditing.targets import Score
 
-__all__ = ["METHODS", "Attributed", "check_method"]
+__all__ = ["METHODS", "Attributed", "check_method", "resize_to"]
 
 SMOOTHGRAD_SAMPLES, SMOOTHGRAD_NOISE = 8, 0.1
 SHAP_SAMPLES, SHAP_GRAYS = 8, (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -29,13 +29,17 @@ class Attributed:
     """An attribution and the output it explains.
 
     Attributes:
-        attribution: (batch, slices, y, x) absolute attribution, float32, at least 0.
+        attribution: (batch, slices, y, x) attribution, float32; signed, except that of "smoothgrad".
         output: the network's logits, detached: (batch, classes, y, x), (batch, classes) or any other shape; int64 where
             they are class numbers.
     """
 
     attribution: Tensor
     output: Tensor
+
+    def at(self, rows: Any) -> Attributed:
+        """Return those of some windows."""
+        return Attributed(self.attribution[rows], self.output[rows])
 
 
 def check_method(method: str) -> None:
@@ -44,14 +48,14 @@ def check_method(method: str) -> None:
         raise ConfigError(f"method {method!r}: {did_you_mean(method, METHODS)}")
 
 
-# Each method maps (score, windows) to the signed or absolute attribution and the output for the windows.
+# Each method maps (score, windows) to the attribution and the output for the windows.
 
 
 def _gradient(score: Score, windows: Tensor) -> Attributed:
     """Gradient of the score: Captum's Saliency (Simonyan et al., arXiv 1312.6034)."""
     from captum.attr import Saliency
 
-    return _in_one_pass(score, windows, Saliency)
+    return _in_one_pass(score, windows, Saliency, abs=False)
 
 
 def _input_x_gradient(score: Score, windows: Tensor) -> Attributed:
@@ -92,7 +96,8 @@ def _occlusion(score: Score, windows: Tensor) -> Attributed:
     """Change of each output pixel's score when one slice is replaced by the window's mean gray.
 
     After Zeiler and Fergus (arXiv 1311.2901). Captum's Occlusion explains one number for each window, in which
-    increases at some pixels and decreases at others cancel; here the change is kept for each output pixel.
+    increases at some pixels and decreases at others cancel; here the change is kept for each output pixel. Where several
+    numbers share a pixel, their absolute changes are added, with the sign of the sum.
     """
     output, classes = _run(score, windows)
     whole, gray = score.map(output, classes), _mean_gray(windows)
@@ -100,7 +105,7 @@ def _occlusion(score: Score, windows: Tensor) -> Attributed:
     for k in range(windows.shape[1]):
         occluded = windows.clone()
         occluded[:, k] = gray[:, k]
-        change = (score.map(score.output(occluded), classes) - whole).abs()
+        change = score.map(score.output(occluded), classes) - whole
         changes.append(_over_plane(change, windows.shape[2:]))
     return Attributed(torch.stack(changes, dim=1), output)
 
@@ -115,7 +120,9 @@ METHODS: dict[str, Callable[[Score, Tensor], Attributed]] = {
 }
 
 
-def _in_one_pass(score: Score, windows: Tensor, captum_method: Callable[..., Any]) -> Attributed:
+def _in_one_pass(
+    score: Score, windows: Tensor, captum_method: Callable[..., Any], **options: Any
+) -> Attributed:
     """Run a Captum method that calls the network once, and keep the output of that call."""
     outputs: list[Tensor] = []
 
@@ -130,7 +137,7 @@ def _in_one_pass(score: Score, windows: Tensor, captum_method: Callable[..., Any
             )
         return score.map(output, score.classes(outputs[-1])).flatten(1).sum(1)
 
-    attribution = captum_method(forward).attribute(windows.requires_grad_())
+    attribution = captum_method(forward).attribute(windows.requires_grad_(), **options)
     return Attributed(attribution, outputs[0])
 
 
@@ -160,7 +167,17 @@ def _mean_gray(windows: Tensor) -> Tensor:
 def _over_plane(change: Tensor, plane: torch.Size) -> Tensor:
     """Map an output's change to the window's plane: a map is resized, anything else is summed and spread evenly."""
     if change.ndim == 4:
-        change = change.sum(1)
+        change = _added(change)
     if change.ndim == 3:
-        return nn.functional.interpolate(change[:, None], size=plane, mode="nearest")[:, 0]
-    return change.flatten(1).sum(1).view(-1, 1, 1).expand(-1, *plane) / plane.numel()
+        return resize_to(change, plane)
+    return _added(change.flatten(1)).view(-1, 1, 1).expand(-1, *plane) / plane.numel()
+
+
+def resize_to(maps: Tensor, plane: Sequence[int]) -> Tensor:
+    """Resize maps (batch, y, x) of an output to the plane of its windows, without mixing pixels."""
+    return nn.functional.interpolate(maps[:, None].float(), size=tuple(plane), mode="nearest")[:, 0]
+
+
+def _added(change: Tensor) -> Tensor:
+    """Add absolute changes over dimension 1, with the sign of their sum."""
+    return change.abs().sum(1).copysign(change.sum(1))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from evenslice._core import ConfigError
 
-__all__ = ["Computing", "Sampling"]
+if TYPE_CHECKING:
+    from evenslice.results import Thresholds
+
+__all__ = ["Computing", "Sampling", "check_thresholds"]
 
 
 @dataclass(frozen=True)
@@ -17,15 +21,12 @@ class Sampling:
         ConfigError: a value is out of range.
     """
 
-    tolerance: float
     precision: float
     max_windows: int | None
     batch: int | None
     seed: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise ConfigError(f"tolerance = {self.tolerance}: must lie between 0 and 1")
         if not self.precision > 0:
             raise ConfigError(f"precision = {self.precision}: must be above 0")
         for name, value, least in (
@@ -46,3 +47,17 @@ class Computing:
     workers: int | None
     scheduler: str | None
     progress: bool | None
+
+
+def check_thresholds(thresholds: Thresholds) -> Thresholds:
+    """Return thresholds as given; raise ConfigError if one is out of range."""
+    for name, value in (
+        ("tolerance", thresholds.attention),
+        ("answer_tolerance", thresholds.answer),
+        ("mismatch_tolerance", thresholds.use),
+    ):
+        if not 0 < value < 1:
+            raise ConfigError(f"{name} = {value}: must lie between 0 and 1")
+    if not 0 <= thresholds.judged < 1:
+        raise ConfigError(f"judged_share = {thresholds.judged}: must be at least 0 and below 1")
+    return thresholds

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
+import torch
 from torch import nn
 
-from evenslice._core import ConfigError, VolumeError, check_sendable, option
+from evenslice._core import ConfigError, ModelError, VolumeError, check_sendable, option
+from evenslice.auditing.attribution import attribute
 from evenslice.auditing.methods import check_method
 from evenslice.inference import BlackBox, ReadyNetwork
 from evenslice.networks import function_name, input_multiple, input_size
+from evenslice.results import MethodNames
 from evenslice.volumes import Volume, fit_tile, open_volume
 
 if TYPE_CHECKING:
@@ -19,15 +22,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.auditing.batches import Network
+    from evenslice.auditing.measuring import Network
     from evenslice.auditing.options import Computing
     from evenslice.neutralizing import Record
 
     VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
     Function: TypeAlias = Callable[[Any], Any]
 
+SMALLEST_CROP = 64  # pixels in y and x
+
 __all__ = [
-    "choose_method",
+    "check_method_of",
+    "choose_crop",
+    "choose_methods",
     "choose_slices",
     "choose_tile",
     "make_ready",
@@ -53,16 +60,60 @@ def make_ready(
     return ready
 
 
-def choose_method(model: nn.Module | Function, method: str | None) -> str:
-    """Return the attribution method: as given, or the default for a network or for a function."""
-    network = isinstance(model, nn.Module)
-    method = method or ("gradient" if network else "occlusion")
+def check_method_of(model: nn.Module | Function, method: str | None) -> None:
+    """Raise ConfigError unless a network or function can be explained by a method."""
+    if method is None:
+        return
     check_method(method)
-    if not network and method != "occlusion":
+    if not isinstance(model, nn.Module) and method != "occlusion":
         raise ConfigError(
             f"method {method!r}: needs gradients, which only a torch.nn.Module has; use the method 'occlusion'"
         )
-    return method
+
+
+def choose_methods(network: Network, method: str | None, slices: int, tile: tuple[int, int]) -> MethodNames:
+    """Return the methods of an audit: as asked for or the default, for the second opinion, and for the use of slices.
+
+    The gradient tells how slices are used wherever there is one: it is signed, and it draws no samples, which would
+    differ between a window and its mirror.
+    """
+    if isinstance(network, BlackBox):
+        return MethodNames("occlusion", None, "occlusion")
+    if slices == 1:
+        return MethodNames(method or "gradient", None, method or "gradient")
+    if method != "occlusion":
+        return MethodNames(method or "gradient", "occlusion", "gradient")
+    if _has_gradient(network, slices, tile):
+        return MethodNames("occlusion", "gradient", "gradient")
+    return MethodNames("occlusion", None, "occlusion")
+
+
+def choose_crop(network: Network, slices: int, tile: tuple[int, int]) -> tuple[int, int] | None:
+    """Return half the tile for what is measured on the subset, at a quarter of the time; None to measure all of it.
+
+    A network that insists on its size is measured on whole tiles, as on tiles so small that it would see little.
+    """
+    if isinstance(network, BlackBox) or network.tile is not None:
+        return None
+    multiple = network.multiple
+    crop = tile[0] // 2 // multiple * multiple, tile[1] // 2 // multiple * multiple
+    if min(crop) < SMALLEST_CROP:
+        return None
+    try:
+        with torch.no_grad():
+            network(torch.rand(1, slices, *crop, device=network.device))
+    except Exception:  # noqa: BLE001  # a network may raise anything; it has accepted the tile
+        return None
+    return crop
+
+
+def _has_gradient(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> bool:
+    """Return whether the output of a network depends on its input in a way that autograd knows."""
+    try:
+        attribute(network, torch.rand(1, slices, *tile, device=network.device), target="sum")
+    except ModelError:
+        return False
+    return True
 
 
 def choose_slices(model: nn.Module | Function, record: Record | None) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import time
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, progress_bar, reason
@@ -18,7 +20,7 @@ from evenslice.neutralizing import (
     probe,
     untie,
 )
-from evenslice.results import SurveyedNetwork, SurveyRun, colour_balance
+from evenslice.results import Interval, SurveyedNetwork, SurveyRun, colour_balance, mean_of_draws
 from evenslice.volumes import mni152, open_volume
 
 if TYPE_CHECKING:
@@ -29,13 +31,26 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.documents import Audit
     from evenslice.auditing.preparation import VolumeLike
+    from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
     from evenslice.volumes import Volume
 
-__all__ = ["WINDOWS", "survey"]
+__all__ = ["DRAWS", "WINDOWS", "survey"]
 
 WINDOWS = 32
 """Default number of windows that each network is shown."""
+
+DRAWS = 3
+"""Default number of times that the random parts of a network are drawn."""
+
+BOUNDS = {
+    "shares": (0.0, 1.0),
+    "pairs": (-1.0, 1.0),
+    "directional_bias": (-1.0, 1.0),
+    "mirror_error": (0.0, math.inf),
+    "mirror_disagreement": (0.0, 1.0),
+}
+"""The statistics of an audit that a survey keeps, with their ranges."""
 
 # So small that no audit stops early: all networks are to see the same windows.
 PRECISION = 1e-9
@@ -48,6 +63,7 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
     volume: VolumeLike | None = None,
     slices: int | None = None,
     windows: int = WINDOWS,
+    draws: int = DRAWS,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     seed: int = 0,
@@ -59,7 +75,8 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
 
     Each network is built as its library builds it (the strategy "pretrained"), with its normalisation folded in, and
     shown the same few windows of one volume. For segmenters and classifiers alike, the logit of the predicted class is
-    explained. A network that cannot be surveyed does not stop the others.
+    explained. What a network with random parts does, such as a segmenter whose encoder alone is pretrained, depends on
+    how they were drawn: it is the mean over several draws. A network that cannot be surveyed does not stop the others.
 
     Args:
         specs: the networks; see ``evenslice.networks.specification``.
@@ -69,6 +86,8 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
             nilearn.
         slices: N, odd; by default the number of each network's inputs, which is 3 for colour images.
         windows: number of windows for each network, at least 2.
+        draws: number of times that the random parts of a network are drawn, with the seeds ``seed``, ``seed + 1`` and
+            so on, at least 1. Its time grows with it; networks without random parts are measured once.
         mean: input mean used in training; by default as stated by each network's weights.
         std: input standard deviation used in training, with the same default.
         seed: random seed of the windows, and of random weights.
@@ -95,6 +114,8 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
     pairs = _paired(listed, weights)
     if windows < 2:
         raise ConfigError(f"windows = {windows}: at least 2 are needed for an interval")
+    if draws < 1:
+        raise ConfigError(f"draws = {draws}: the random parts of a network are drawn at least once")
     if slices is not None:
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)
@@ -104,7 +125,7 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
     shared: dict[str, Any] = {}
     with progress_bar("survey", len(pairs), "networks", show=progress) as advance:
         for spec, which in pairs:
-            item, details = _survey_one(spec, which, shown, network, options)
+            item, details = _survey_one(spec, which, shown, draws, network, options)
             found.append(item)
             shared = shared or details
             advance(1)
@@ -115,6 +136,7 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
         run=SurveyRun(
             slices=slices,
             windows=windows,
+            draws=draws,
             seed=seed,
             **shared,
             command=command,
@@ -141,14 +163,20 @@ def _paired(specs: Sequence[str], weights: str | Sequence[str]) -> list[tuple[st
 
 
 def _survey_one(
-    spec: str, weights: str, volume: Volume, network: dict[str, Any], options: dict[str, Any]
+    spec: str, weights: str, volume: Volume, draws: int, network: dict[str, Any], options: dict[str, Any]
 ) -> tuple[SurveyedNetwork, dict[str, Any]]:
     """Survey one network; also return the parts of its audit's run that are the same for all networks."""
     started = time.monotonic()
+    records, sources, balances, audits = [], [], [], []
     try:
-        model, record, source = load_network(spec, weights, **network)
-        balance = colour_balance(_kernels(model, record))
-        found = audit(model, volume, precision=PRECISION, progress=False, **options)
+        for draw in range(draws):
+            model, record, source = load_network(spec, weights, **network | {"seed": network["seed"] + draw})
+            records.append(record)
+            sources.append(source)
+            balances.append(colour_balance(_kernels(model, record)))
+            audits.append(audit(model, volume, precision=PRECISION, progress=False, **options))
+            if not source.random:
+                break
     except EvensliceError as error:
         return SurveyedNetwork(spec, weights, error=str(error)), {}
     except Exception as error:  # noqa: BLE001  # a network may raise anything; the others go on
@@ -156,23 +184,38 @@ def _survey_one(
     item = SurveyedNetwork(
         spec=spec,
         weights=weights,
-        origin=source.origin,
-        random=source.random,
-        stems=record.stems,
-        energy=balance.energy,
-        chromatic=balance.chromatic,
+        origin=_origin(sources[0], network["seed"], len(audits)),
+        random=sources[0].random,
+        draws=len(audits),
+        stems=records[0].stems,
+        energy=tuple(map(fmean, zip(*(balance.energy for balance in balances), strict=True))),
+        chromatic=fmean(balance.chromatic for balance in balances),
         seconds=round(time.monotonic() - started, 2),
-        **_statistics(found),
+        **_statistics(audits),
     )
     return item, {
-        name: getattr(found.run, name) for name in ("method", "target", "device", "volumes", "versions")
+        name: getattr(audits[0].run, name) for name in ("method", "target", "device", "volumes", "versions")
     }
 
 
-def _statistics(found: Audit) -> dict[str, Any]:
-    names = ("verdict", "shares", "pairs", "directional_bias", "mirror_error", "mirror_disagreement")
-    values = {name: getattr(found.statistics, name) for name in names}
-    return {**values, "windows": len(found.measurements.volume)}
+def _origin(source: ModelSource, seed: int, draws: int) -> str:
+    """Return the origin of the weights; of random ones, all seeds."""
+    several = source.random == ("*",) and draws > 1
+    return f"seeds {seed} to {seed + draws - 1}" if several else source.origin
+
+
+def _statistics(audits: Sequence[Audit]) -> dict[str, Any]:
+    """Return the means over audits of the same network, whose random parts were drawn for each."""
+    verdicts = {found.verdict for found in audits}
+    values: dict[str, Any] = {"verdict": verdicts.pop() if len(verdicts) == 1 else "inconclusive"}
+    for name, bounds in BOUNDS.items():
+        several = [getattr(found.statistics, name) for found in audits]
+        values[name] = (
+            mean_of_draws(several, bounds)
+            if isinstance(several[0], Interval)
+            else tuple(mean_of_draws(parts, bounds) for parts in zip(*several, strict=True))
+        )
+    return {**values, "windows": len(audits[0].measurements.volume)}
 
 
 def _kernels(model: nn.Module, record: Record) -> list[NDArray[Any]]:

@@ -104,11 +104,12 @@ def _plain(output: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Score:
-    """The number that an attribution explains, as a function of the windows."""
+    """The number that an attribution explains, as a function of the windows; see ``attribute`` for its parts."""
 
     module: nn.Module
     target: Target
     labels: Tensor | None
+    only: int | None = None
 
     def output(self, windows: Tensor) -> Tensor:
         """Return the output for windows, in float32, or in int64 where it holds class numbers."""
@@ -135,12 +136,14 @@ class Score:
         if classes is None:
             return output.float().unsqueeze(-1) if output.ndim == 1 else output.float()
         if not output.is_floating_point():
-            kept = (output == classes).float()
-            return kept.unsqueeze(1) if kept.ndim == 1 else kept
-        if output.shape[1] == 1:
-            output = torch.cat([-output, output], dim=1)
-        picked = output.gather(1, classes.unsqueeze(1)).squeeze(1)
-        return picked if output.ndim == 4 else picked.unsqueeze(1)
+            picked = (output == classes).float()
+        else:
+            if output.shape[1] == 1:
+                output = torch.cat([-output, output], dim=1)
+            picked = output.gather(1, classes.unsqueeze(1)).squeeze(1)
+        if self.only is not None:
+            picked = picked * (classes == self.only)
+        return picked.unsqueeze(1) if picked.ndim == 1 else picked
 
     def classes(self, output: Tensor) -> Tensor | None:
         """Return the class to explain at each pixel of an output, (batch, y, x) or (batch,); None for the plain sum."""

@@ -1,5 +1,10 @@
 from .array_files import stored_size as stored_size
-from .asymmetry import next_look as next_look, precise_enough as precise_enough, summarize as summarize
+from .asymmetry import (
+    PairBias as PairBias,
+    next_look as next_look,
+    precise_enough as precise_enough,
+    summarize as summarize,
+)
 from .audits import (
     AuditedVolume as AuditedVolume,
     AuditResult as AuditResult,
@@ -10,21 +15,31 @@ from .audits import (
 )
 from .biases import directional_bias as directional_bias, model_part as model_part, pair_bias as pair_bias
 from .channel_balance import colour_balance as colour_balance
-from .intervals import Interval as Interval
+from .evidence import MethodNames as MethodNames, count_slices as count_slices
+from .intervals import FEW_SLICES as FEW_SLICES, Interval as Interval
 from .measurements import (
     BiasParts as BiasParts,
     Measurements as Measurements,
-    measure_outputs as measure_outputs,
+    measure_shares as measure_shares,
     measure_windows as measure_windows,
     split_biases as split_biases,
 )
+from .output_changes import OUTPUT_FIELDS as OUTPUT_FIELDS
 from .seeds import (
     METRICS as METRICS,
     SALIENCY_PERCENTILES as SALIENCY_PERCENTILES,
     ArmSummary as ArmSummary,
     Comparison as Comparison,
+    largest_bias as largest_bias,
     saliency_percentiles as saliency_percentiles,
+    student_interval as student_interval,
     summarize_runs as summarize_runs,
+)
+from .stress import (
+    Stress as Stress,
+    StressCounts as StressCounts,
+    StressSummary as StressSummary,
+    summarize_stress as summarize_stress,
 )
 from .studies import (
     STUDY_FORMAT as STUDY_FORMAT,
@@ -36,10 +51,13 @@ from .studies import (
     load_study as load_study,
 )
 from .study_files import EXAMPLE_SIZE as EXAMPLE_SIZE, read_pictures as read_pictures
+from .subsets import SubsetMeasurements as SubsetMeasurements
 from .surveys import (
     SURVEY_FILES as SURVEY_FILES,
     SurveyedNetwork as SurveyedNetwork,
     SurveyResult as SurveyResult,
     SurveyRun as SurveyRun,
     is_survey as is_survey,
+    mean_of_draws as mean_of_draws,
 )
+from .verdicts import Thresholds as Thresholds, Verdict as Verdict

@@ -7,30 +7,80 @@ audit may stop. Everything here is a pure function. docs/statistics.md explains 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evenslice.results.biases import data_part, directional_bias, halves, model_part
+from evenslice.results.evidence import (
+    MethodNames,
+    answer_evidence,
+    class_evidence,
+    difference_of_methods,
+    first_evidence,
+    second_evidence,
+    use_evidence,
+)
 from evenslice.results.intervals import Interval, fit_means, mean_interval
 from evenslice.results.measurements import Measurements, split_biases
+from evenslice.results.subsets import SubsetMeasurements
+from evenslice.results.verdicts import Decision, Thresholds, Verdict, agreement, judge
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.results.intervals import MeanFit
+    from evenslice.results.verdicts import Evidence
 
     Floats = NDArray[np.float64]
 
-__all__ = ["Asymmetry", "Verdict", "next_look", "precise_enough", "summarize"]
-
-Verdict = Literal["symmetric", "biased", "inconclusive", "not applicable"]
+__all__ = ["Asymmetry", "ClassBias", "PairBias", "SecondOpinion", "next_look", "precise_enough", "summarize"]
 
 FIRST_LOOK = 40  # windows; fewer say too little about the correlation of neighbours
-BIASED_LEVEL = 0.95
-# The 90 % intervals of "symmetric" are computed at 94 %: exact ones would be wrong in 5 % of audits of a network at the
-# tolerance, and estimating the correlation would raise that above 5 % (benchmarks/calibration.py).
-SYMMETRIC_LEVEL = 0.94
+UNKNOWN = Interval(np.nan, np.nan, np.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class PairBias(Interval):
+    """The model part of the pair bias B_k with its interval.
+
+    Attributes:
+        judged: whether the pair gets enough of the attention for the verdict to depend on it.
+    """
+
+    judged: bool = True
+
+
+@dataclass(frozen=True)
+class SecondOpinion:
+    """The pair biases by another method, on a subset of the windows.
+
+    Attributes:
+        method: of attribution.
+        windows: number of windows.
+        pairs: K pair biases, k = 1..K.
+    """
+
+    method: str
+    windows: int
+    pairs: tuple[PairBias, ...]
+
+
+@dataclass(frozen=True)
+class ClassBias:
+    """The pair biases of the pixels of one predicted class, on a subset of the windows.
+
+    Attributes:
+        class_number: the class.
+        pixels: part of the predicted pixels that have it.
+        windows: number of windows.
+        pairs: K pair biases, k = 1..K.
+    """
+
+    class_number: int
+    pixels: float
+    windows: int
+    pairs: tuple[PairBias, ...]
 
 
 @dataclass(frozen=True)
@@ -38,8 +88,8 @@ class Asymmetry:
     """The statistics of an audit; every interval has a confidence of 95 %.
 
     Attributes:
-        verdict: "symmetric", "biased", "inconclusive", or "not applicable" at N = 1.
-        tolerance: the largest absolute pair bias that still counts as symmetric.
+        verdict: "symmetric", "balanced", "biased", "inconclusive", or "not applicable" at N = 1.
+        tolerance: the largest absolute pair bias that counts as equal attention.
         shares: N intervals of the mean share (over windows and mirrors), offsets -K..K.
         pairs: K intervals of the model part of the pair bias B_k, k = 1..K.
         data_pairs: K intervals of the data part of B_k.
@@ -50,12 +100,22 @@ class Asymmetry:
         wasserstein: K intervals of the Wasserstein-1 distance between mirrored slices.
         mirror_error: mean relative output change when a window is reversed.
         mirror_disagreement: mean share of pixels whose class changes when a window is reversed.
+        answer_change: C, the part of the answer that changes when a window is reversed; see ``answer_evidence``.
+        mirror_mismatch: E, the part of the outer slices' attribution that is not used in the same way.
+        decided_by: what decided the verdict; None if nothing did.
+        methods_agree: whether both methods agree about the pair biases; None if that is not settled, or there is one
+            method only.
+        second_opinion: the pair biases by another method; None if there is none.
+        classes: the pair biases of each class that covers at least 1 % of the predicted pixels.
+        answer_tolerance: the largest C that counts as the same answer.
+        mismatch_tolerance: the largest E that counts as the same use.
+        judged_share: the part of the attention that a pair has to get in order to be judged.
     """
 
     verdict: Verdict
     tolerance: float
     shares: tuple[Interval, ...]
-    pairs: tuple[Interval, ...]
+    pairs: tuple[PairBias, ...]
     data_pairs: tuple[Interval, ...]
     directional_bias: Interval
     data_direction: Interval
@@ -64,6 +124,15 @@ class Asymmetry:
     wasserstein: tuple[Interval, ...]
     mirror_error: Interval
     mirror_disagreement: Interval
+    answer_change: Interval = UNKNOWN
+    mirror_mismatch: Interval = UNKNOWN
+    decided_by: Decision | None = None
+    methods_agree: bool | None = None
+    second_opinion: SecondOpinion | None = None
+    classes: tuple[ClassBias, ...] = ()
+    answer_tolerance: float = Thresholds.answer
+    mismatch_tolerance: float = Thresholds.use
+    judged_share: float = Thresholds.judged
 
 
 def next_look(windows: int) -> int:
@@ -96,37 +165,52 @@ def precise_enough(measurements: Measurements, precision: float = 0.01) -> bool:
     return bool((_fit(kept, split_biases(kept).model).half_width() < precision).all())
 
 
-def summarize(measurements: Measurements, tolerance: float = 0.05) -> Asymmetry:
+def summarize(
+    measurements: Measurements,
+    subset: SubsetMeasurements | None = None,
+    thresholds: Thresholds = Thresholds(),  # noqa: B008  # immutable
+    methods: MethodNames = MethodNames(),  # noqa: B008
+) -> Asymmetry:
     """Compute the statistics of an audit and its verdict.
-
-    The verdict is a test of equivalence: "symmetric" if the simultaneous 90 % intervals of the model parts of all B_k
-    lie within +-tolerance, "biased" if the simultaneous 95 % interval of any lies outside it, else "inconclusive".
-    Each of the first two is wrong in at most 5 % of audits; to ensure this in audits that stop early, the 90 %
-    intervals are computed at 94 % (docs/statistics.md).
 
     Args:
         measurements: those of all windows; windows without attribution (NaN shares) are left out.
-        tolerance: the largest absolute pair bias that still counts as symmetric, above 0 and at most 1.
+        subset: those of the second method and of each class, on some of the windows.
+        thresholds: what counts as fair.
+        methods: the names of the methods behind the measurements.
 
     Example:
-        >>> shares = np.array([[0.2, 0.5, 0.3], [0.21, 0.5, 0.29], [0.19, 0.5, 0.31], [0.2, 0.51, 0.29]])
-        >>> place, figure = np.zeros((4, 3), dtype=int), np.zeros(4)
-        >>> place[:, 0] = 10, 20, 30, 40
-        >>> found = summarize(Measurements(place[:, 1], place, shares, shares, figure[:, None], figure, figure))
-        >>> found.verdict, round(found.directional_bias.estimate, 2)
-        ('biased', 0.2)
+        >>> shares = np.array([[0.2, 0.5, 0.3], [0.21, 0.5, 0.29], [0.19, 0.5, 0.31], [0.2, 0.51, 0.29]] * 2)
+        >>> place, figure, pair = np.zeros((8, 3), dtype=int), np.zeros(8), np.ones((8, 1))
+        >>> place[:, 0] = range(10, 90, 10)
+        >>> outputs = dict.fromkeys(("mirror_error", "foreground", "mirror_disagreement", "change", "power", "level"), figure)
+        >>> rows = {"shares": shares, "mirrored_shares": shares, "wasserstein": pair, "mismatch": pair, "outer": pair}
+        >>> found = summarize(Measurements(place[:, 1], place, **rows, **outputs))
+        >>> found.verdict, found.decided_by.question, round(found.directional_bias.estimate, 2)
+        ('biased', 'attention', 0.2)
     """
     kept = _with_shares(measurements)
     shares, mirrored = kept.shares, kept.mirrored_shares
+    subset = SubsetMeasurements.empty(shares.shape[1]) if subset is None else subset
     profile = _fit(kept, model_part(shares, mirrored))
     differences = _fit(kept, model_part(_differences(shares), _differences(mirrored)))
-    pairs = _fit(kept, split_biases(kept).model)
     directions = directional_bias(shares), directional_bias(mirrored)
+    first = first_evidence(kept, thresholds, methods.first)
+    second = second_evidence(measurements, subset, thresholds, methods.second)
+    classes = class_evidence(measurements, subset, thresholds, methods.first)
+    answer = answer_evidence(measurements, thresholds)
+    use = use_evidence(kept, thresholds, methods.use, first)
+    verdict, decided_by = judge(
+        [first, *([second] if second else []), *(item.evidence for item in classes)], answer, use
+    )
+    agree = None
+    if second is not None:
+        agree = agreement(first, second, difference_of_methods(measurements, subset))
     return Asymmetry(
-        verdict=_verdict(pairs, tolerance),
-        tolerance=tolerance,
+        verdict=verdict,
+        tolerance=thresholds.attention,
         shares=profile.intervals(bounds=(0, 1)),
-        pairs=pairs.intervals(bounds=(-1, 1)),
+        pairs=_pairs(first),
         data_pairs=_fit(kept, split_biases(kept).data).intervals(bounds=(-1, 1)),
         directional_bias=_interval(kept, model_part(*directions), bounds=(-1, 1)),
         data_direction=_interval(kept, data_part(*directions), bounds=(-1, 1)),
@@ -135,6 +219,27 @@ def summarize(measurements: Measurements, tolerance: float = 0.05) -> Asymmetry:
         wasserstein=_fit(kept, kept.wasserstein).intervals(bounds=(0, np.inf)),
         mirror_error=_interval(measurements, measurements.mirror_error, bounds=(0, np.inf)),
         mirror_disagreement=_interval(measurements, measurements.mirror_disagreement, bounds=(0, 1)),
+        answer_change=answer.fit.intervals(bounds=(0, np.inf))[0] if answer else UNKNOWN,
+        mirror_mismatch=use.fit.intervals(bounds=(0, 1))[0] if use else UNKNOWN,
+        decided_by=decided_by,
+        methods_agree=agree,
+        second_opinion=SecondOpinion(str(methods.second), len(subset.window), _pairs(second))
+        if second
+        else None,
+        classes=tuple(
+            ClassBias(item.class_number, item.pixels, item.windows, _pairs(item.evidence)) for item in classes
+        ),
+        answer_tolerance=thresholds.answer,
+        mismatch_tolerance=thresholds.use,
+        judged_share=thresholds.judged,
+    )
+
+
+def _pairs(evidence: Evidence) -> tuple[PairBias, ...]:
+    found = evidence.fit.intervals(bounds=(-1, 1))
+    return tuple(
+        PairBias(item.estimate, item.low, item.high, judged)
+        for item, judged in zip(found, evidence.judged, strict=True)
     )
 
 
@@ -157,17 +262,6 @@ def _differences(shares: Floats) -> Floats:
 
 def _interval(measurements: Measurements, values: Floats, bounds: tuple[float, float]) -> Interval:
     return mean_interval(values, measurements.position[:, 0], measurements.volume, bounds=bounds)
-
-
-def _verdict(pairs: MeanFit, tolerance: float) -> Verdict:
-    size, comparisons = np.abs(pairs.estimate), len(pairs.estimate)
-    if comparisons == 0:
-        return "not applicable"
-    if (size + pairs.half_width(SYMMETRIC_LEVEL, comparisons) <= tolerance).all():
-        return "symmetric"
-    if (size - pairs.half_width(BIASED_LEVEL, comparisons) > tolerance).any():
-        return "biased"
-    return "inconclusive"
 
 
 def _distance(means: MeanFit, target: float, weight: float) -> Interval:

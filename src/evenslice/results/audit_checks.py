@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice.results.intervals import Interval
+from evenslice.results.output_changes import OUTPUT_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.results.measurements import Measurements
+    from evenslice.results.subsets import SubsetMeasurements
 
 __all__ = ["check_audit"]
 
@@ -22,6 +24,7 @@ LARGEST = 1e30
 """No figure of an audit can be larger; twice as many digits can no longer be drawn."""
 
 MOST_SLICES = 1001
+MOST_CLASSES = 256
 ROUNDING = 1e-5
 LONGEST_NAME = 1000
 
@@ -45,8 +48,13 @@ def check_audit(audit: Any) -> None:
         raise ValueError("its name is too long")
     if not 0 < found.tolerance <= 1:
         raise ValueError(f"its tolerance is {found.tolerance:g}")
+    others = [item.pairs for item in (found.second_opinion, *found.classes) if item is not None]
+    if any(len(pairs) != slices // 2 for pairs in others) or len(found.classes) > MOST_CLASSES:
+        raise ValueError("its second opinion or its classes do not fit its slices")
+    _check_intervals(others)
     _check_intervals(getattr(found, entry.name) for entry in fields(found))
     _check_measurements(audit.measurements, slices, max(len(volumes), 1))
+    _check_subset(audit.subset, slices, len(audit.measurements.volume))
     _check_examples(audit.examples, slices, max(len(volumes), 1))
     for index, kernels in enumerate(audit.kernels):
         for name in ("before", "after"):
@@ -76,8 +84,9 @@ def _check_measurements(measured: Measurements, slices: int, volumes: int) -> No
         "shares": ("f", (slices,)),
         "mirrored_shares": ("f", (slices,)),
         "wasserstein": ("f", (slices // 2,)),
-        "mirror_error": ("f", ()),
-        "mirror_disagreement": ("f", ()),
+        "mismatch": ("f", (slices // 2,)),
+        "outer": ("f", (slices // 2,)),
+        **dict.fromkeys(OUTPUT_FIELDS, ("f", ())),
     }
     for name, (kind, shape) in shapes.items():
         _check_array(f"measurements/{name}", getattr(measured, name), kind, (*windows, *shape))
@@ -87,6 +96,20 @@ def _check_measurements(measured: Measurements, slices: int, volumes: int) -> No
         if bool(((shares < -ROUNDING) | (shares > 1 + ROUNDING)).any()):
             raise ValueError("it has shares that are not between 0 and 1")
     _check_volumes("measurements", measured.volume, volumes)
+
+
+def _check_subset(subset: SubsetMeasurements, slices: int, windows: int) -> None:
+    if not subset.window.size:
+        return
+    count, classes = subset.window.shape[:1], subset.class_pixels.shape[1:2]
+    _check_array("subset/window", subset.window, "iu", count)
+    if subset.window.size and not (subset.window.min() >= 0 and subset.window.max() < windows):
+        raise ValueError(f"subset/window names a window that is not among the {windows} of the audit")
+    for name in ("first_shares", "mirrored_first_shares", "second_shares", "mirrored_second_shares"):
+        _check_array(f"subset/{name}", getattr(subset, name), "f", (*count, slices))
+    _check_array("subset/class_pixels", subset.class_pixels, "f", (*count, *classes), numbers=True)
+    for name in ("class_shares", "mirrored_class_shares"):
+        _check_array(f"subset/{name}", getattr(subset, name), "f", (*count, *classes, slices))
 
 
 def _check_examples(examples: Any, slices: int, volumes: int) -> None:

@@ -17,11 +17,13 @@ import numpy as np
 from evenslice._core import UNREADABLE, ConfigError, json_text, reason, staged_file
 from evenslice.networks import StemKernels
 from evenslice.results.array_files import read_arrays
-from evenslice.results.asymmetry import Asymmetry
 from evenslice.results.audit_checks import check_audit
+from evenslice.results.audit_json import statistics_from_plain, statistics_to_plain
 from evenslice.results.measurements import Measurements
+from evenslice.results.output_changes import OUTPUT_FIELDS
 from evenslice.results.plain_values import from_plain
 from evenslice.results.study_files import read_json
+from evenslice.results.subsets import SubsetMeasurements
 
 if TYPE_CHECKING:
     import os
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.results.asymmetry import Verdict
+    from evenslice.results.asymmetry import Asymmetry, PairBias
     from evenslice.results.intervals import Interval
+    from evenslice.results.verdicts import Verdict
 
 __all__ = [
     "AuditResult",
@@ -169,6 +172,7 @@ class AuditResult:
         name: distinguishes this audit from those it is compared with: a strategy, a method, "audit".
         statistics: the statistics with their intervals.
         measurements: what was measured on each window.
+        subset: what was measured on some of the windows.
         examples: a few windows with their saliency.
         kernels: the stems before and after the strategy, both the same if the former are unknown; empty for a network
             without a record of ``neutralize``.
@@ -179,6 +183,7 @@ class AuditResult:
     statistics: Asymmetry
     measurements: Measurements
     examples: ExampleWindows
+    subset: SubsetMeasurements = field(default_factory=lambda: SubsetMeasurements.empty(1))
     kernels: tuple[StemKernels, ...] = ()
     run: AuditRun = field(default_factory=AuditRun)
 
@@ -192,7 +197,7 @@ class AuditResult:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict: "symmetric", "biased", "inconclusive" or, at N = 1, "not applicable"."""
+        """The verdict: "symmetric", "balanced", "biased", "inconclusive" or, at N = 1, "not applicable"."""
         return self.statistics.verdict
 
     @property
@@ -201,9 +206,24 @@ class AuditResult:
         return self.statistics.shares
 
     @property
-    def pairs(self) -> tuple[Interval, ...]:
+    def pairs(self) -> tuple[PairBias, ...]:
         """Model part of the pair biases B_1..B_K, with their intervals."""
         return self.statistics.pairs
+
+    @property
+    def attention(self) -> tuple[PairBias, ...]:
+        """Whether opposite slices get equal attention: the pair biases, as ``pairs``."""
+        return self.statistics.pairs
+
+    @property
+    def answer(self) -> Interval:
+        """Whether the order matters: C, the part of the answer that changes when a window is reversed."""
+        return self.statistics.answer_change
+
+    @property
+    def mismatch(self) -> Interval:
+        """Whether opposite slices are used in the same way: the mirror mismatch E."""
+        return self.statistics.mirror_mismatch
 
     @property
     def directional_bias(self) -> Interval:
@@ -218,25 +238,13 @@ class AuditResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain values, with the keys of ``audit.json``."""
-        statistics = asdict(self.statistics)
-        shares = statistics.pop("shares")
-        by_offset = {
-            "shares": [
-                {"offset": k, "mean": share["estimate"], "low": share["low"], "high": share["high"]}
-                for k, share in zip(self.offsets, shares, strict=True)
-            ],
-            **{
-                key: [{"offset": k, **value} for k, value in enumerate(statistics.pop(key), start=1)]
-                for key in ("pairs", "data_pairs", "wasserstein")
-            },
-        }
+        statistics = statistics_to_plain(self.statistics)
+        first = ("verdict", "decided_by", "methods_agree", "tolerance")
         return {
             "format": FORMAT,
             "name": self.name,
-            "verdict": statistics.pop("verdict"),
-            "tolerance": statistics.pop("tolerance"),
+            **{name: statistics.pop(name) for name in first},
             "windows": len(self.measurements.volume),
-            **by_offset,
             **statistics,
             **asdict(self.run),
         }
@@ -254,6 +262,7 @@ class AuditResult:
         path = Path(path)
         arrays = {
             **{f"measurements/{key}": value for key, value in _arrays(self.measurements).items()},
+            **{f"subset/{key}": value for key, value in _arrays(self.subset).items()},
             **{f"examples/{key}": value for key, value in _arrays(self.examples).items()},
         }
         for index, kernels in enumerate(self.kernels):
@@ -288,12 +297,12 @@ class AuditResult:
     def _from_files(cls, document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
-        shares = [{**share, "estimate": share["mean"]} for share in document["shares"]]
         run = from_plain(AuditRun, document)
         return cls(
             name=str(document["name"]),
-            statistics=from_plain(Asymmetry, {**document, "shares": shares}),
-            measurements=Measurements(**_group(arrays, "measurements")),
+            statistics=statistics_from_plain(document),
+            measurements=_measurements(_group(arrays, "measurements")),
+            subset=_subset(arrays),
             examples=ExampleWindows(**_group(arrays, "examples")),
             kernels=tuple(
                 StemKernels(stem.name, **_group(arrays, f"kernels/{index}"))
@@ -303,6 +312,22 @@ class AuditResult:
         )
 
 
+def _measurements(arrays: dict[str, NDArray[Any]]) -> Measurements:
+    """Return measurements; what those of an older version do not have is unknown."""
+    windows, pairs = arrays["wasserstein"].shape
+    later = dict.fromkeys(OUTPUT_FIELDS, (windows,)) | dict.fromkeys(("mismatch", "outer"), (windows, pairs))
+    return Measurements(**{name: np.full(shape, np.nan) for name, shape in later.items()} | arrays)
+
+
+def _subset(arrays: dict[str, NDArray[Any]]) -> SubsetMeasurements:
+    found = _group(arrays, "subset")
+    return (
+        SubsetMeasurements(**found)
+        if found
+        else SubsetMeasurements.empty(arrays["measurements/shares"].shape[1])
+    )
+
+
 def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> None:
     """Write audits into an existing folder: the first as ``audit.json``, the others as ``audit.INDEX-NAME.json``."""
     for index, audit in enumerate(audits):
@@ -310,7 +335,7 @@ def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -
         audit.save(Path(folder) / ("audit.json" if index == 0 else f"audit.{index}-{slug}.json"))
 
 
-def _arrays(item: Measurements | ExampleWindows) -> dict[str, NDArray[Any]]:
+def _arrays(item: Measurements | SubsetMeasurements | ExampleWindows) -> dict[str, NDArray[Any]]:
     return {entry.name: getattr(item, entry.name) for entry in fields(item)}
 
 

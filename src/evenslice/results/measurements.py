@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
-from evenslice.networks import predicted_classes
 from evenslice.results.biases import data_part, halves, model_part, pair_bias
+from evenslice.results.output_changes import measure_outputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["BiasParts", "Measurements", "measure_outputs", "measure_windows", "split_biases"]
+__all__ = ["BiasParts", "Measurements", "measure_shares", "measure_windows", "split_biases"]
 
 # Attribution below this part of the output is rounding: float32 rounds to 1e-7, and a network adds up many roundings.
 NEGLIGIBLE = 1e-6
-SALIENCY_SAMPLE = 4096  # pixels of a map from which the Wasserstein distance is computed
+SALIENCY_SAMPLE = (
+    4096  # pixels of a map from which the Wasserstein distance is computed, the same for all maps of a size
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,15 @@ class Measurements:
         mirror_error: (n,) largest output change when the window is reversed, relative to the largest output.
         mirror_disagreement: (n,) share of output pixels whose predicted class changes when the window is reversed; NaN
             if the output has no classes.
+        foreground: (n,) share of output pixels whose predicted class is not 0, for the window or for its mirror; 1
+            for an output with classes but no pixels; NaN without classes.
+        change: (n,) mean square of the output change when the window is reversed; NaN for class numbers.
+        power: (n,) mean square of the output, for a map less its mean over the window's pixels; NaN for class numbers.
+        level: (n,) mean of the output, 0 for a map; NaN for class numbers.
+        mismatch: (n, K) attribution of offsets k and -k that is not used in the same way by the window and by its
+            mirror: the sum of |a_k(x) - a_-k(x')| and |a_-k(x) - a_k(x')| over the pixels, a signed, relative to the
+            total absolute attribution of both.
+        outer: (n, K) the absolute attribution that ``mismatch`` compares, in the same unit.
     """
 
     volume: NDArray[np.int64]
@@ -48,6 +61,12 @@ class Measurements:
     wasserstein: NDArray[np.float64]
     mirror_error: NDArray[np.float64]
     mirror_disagreement: NDArray[np.float64]
+    foreground: NDArray[np.float64]
+    change: NDArray[np.float64]
+    power: NDArray[np.float64]
+    level: NDArray[np.float64]
+    mismatch: NDArray[np.float64]
+    outer: NDArray[np.float64]
 
 
 class BiasParts(NamedTuple):
@@ -74,20 +93,18 @@ def measure_windows(
     """Measure a batch of windows and their mirrors.
 
     Args:
-        attribution: (B, N, y, x) absolute attribution of the windows, of any real type.
+        attribution: (B, N, y, x) signed attribution of the windows, of any real type.
         mirrored_attribution: (B, N, y, x) that of the mirrored windows, in the order in which the network saw the
             slices.
-        output: the output for the windows, batch first; (B, C) and (B, C, y, x) are logits of C classes, or of one
-            class against the background if C is 1; integers are class numbers; any other output has no classes.
+        output: the output for the windows; see ``measure_outputs``.
         mirrored_output: the same for the mirrored windows.
         classes: False if the output has no classes, whatever its shape.
 
     Returns:
-        The fields of ``Measurements`` except the volume and the position, one row for each window. Shares are NaN if
-        the attribution is 0 everywhere, or adds up to less than a millionth of the output, which is the rounding
-        error of an output that does not depend on the window. The Wasserstein distances of large maps are computed on
-        a regular sample of about 4,096 of their pixels. The mirror disagreement is NaN if the output has no classes,
-        the mirror error if the output is class numbers.
+        The fields of ``Measurements`` except the volume and the position, one row for each window. Shares, mismatch and
+        outer are NaN if the attribution is 0 everywhere, or adds up to less than a millionth of the output, which is
+        the rounding error of an output that does not depend on the window. The Wasserstein distances of large maps are
+        computed on a random sample of 4,096 of their pixels.
 
     Example:
         >>> import torch
@@ -97,41 +114,49 @@ def measure_windows(
         ([[0.25, 0.5, 0.25]], [[0.125, 0.25, 0.625]])
         >>> rows["wasserstein"].tolist(), rows["mirror_error"].tolist(), rows["mirror_disagreement"].tolist()
         ([[1.0]], [1.5], [1.0])
+        >>> (rows["mismatch"] / rows["outer"]).tolist()
+        [[0.5]]
     """
-    sums = _sums(attribution, output)
-    mirrored_sums = _sums(mirrored_attribution, mirrored_output)
+    size, mirrored_size = attribution.float().abs(), mirrored_attribution.float().abs()
+    sums, mirrored_sums = _sums(size, output), _sums(mirrored_size, mirrored_output)
+    total = (sums + mirrored_sums).sum(axis=1, keepdims=True)
     pixels = attribution[0, 0].numel()
-    mean = (sums + mirrored_sums).sum(axis=1, keepdims=True) / (2 * sums.shape[1] * pixels)
+    unlike = (attribution.float() - mirrored_attribution.float().flip(1)).abs()
     return {
         "shares": _ratio(sums, sums.sum(axis=1, keepdims=True)),
         "mirrored_shares": _ratio(mirrored_sums, mirrored_sums.sum(axis=1, keepdims=True)),
-        "wasserstein": _ratio(_wasserstein(attribution, mirrored_attribution), mean),
+        "wasserstein": _ratio(_wasserstein(size, mirrored_size), total / (2 * sums.shape[1] * pixels)),
+        "mismatch": _ratio(_pairs(_numpy(unlike.sum(dim=(2, 3)))), total),
+        "outer": _ratio(_pairs(sums + mirrored_sums), total),
         **measure_outputs(output, mirrored_output, classes=classes),
     }
 
 
-def measure_outputs(output: Tensor, mirrored_output: Tensor, *, classes: bool = True) -> dict[str, Floats]:
-    """Measure the effect of mirroring on the outputs of a batch: the last two entries of ``measure_windows``.
+def measure_shares(attribution: Tensor, output: Tensor) -> Floats:
+    """Return the shares (B, N) of an attribution (B, N, y, x), as ``measure_windows`` does.
 
     Example:
         >>> import torch
-        >>> rows = measure_outputs(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 1.0]]))
-        >>> rows["mirror_error"].tolist(), rows["mirror_disagreement"].tolist()
-        ([0.5], [0.0])
+        >>> measure_shares(torch.tensor([-1.0, 2.0, 1.0]).view(1, 3, 1, 1), torch.zeros(1, 1)).tolist()
+        [[0.25, 0.5, 0.25]]
     """
-    return {
-        "mirror_error": _mirror_error(output, mirrored_output),
-        "mirror_disagreement": _mirror_disagreement(output, mirrored_output, classes=classes),
-    }
+    sums = _sums(attribution.float().abs(), output)
+    return _ratio(sums, sums.sum(axis=1, keepdims=True))
 
 
-def _sums(attribution: Tensor, output: Tensor) -> Floats:
-    """Return the attribution of each slice (B, N); 0 if it does not exceed the rounding error of the output."""
-    sums = _numpy(attribution.float().sum(dim=(2, 3)))
+def _sums(size: Tensor, output: Tensor) -> Floats:
+    """Return the absolute attribution of each slice (B, N); 0 if it does not exceed the rounding error of the output."""
+    sums = _numpy(size.sum(dim=(2, 3)))
     if output.is_floating_point():
-        size = _numpy(output.float().abs().reshape(len(output), -1).sum(dim=1))
-        sums[sums.sum(axis=1) <= NEGLIGIBLE * size] = 0
+        reach = _numpy(output.float().abs().reshape(len(output), -1).sum(dim=1))
+        sums[sums.sum(axis=1) <= NEGLIGIBLE * reach] = 0
     return sums
+
+
+def _pairs(values: Floats) -> Floats:
+    """Add the values (B, N) of offsets k and -k: (B, K)."""
+    left, right = halves(values)
+    return left + right
 
 
 def _numpy(tensor: Tensor) -> Floats:
@@ -143,40 +168,21 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole != 0)
 
 
-def _wasserstein(attribution: Tensor, mirrored_attribution: Tensor) -> Floats:
+def _wasserstein(size: Tensor, mirrored_size: Tensor) -> Floats:
     """Return the Wasserstein-1 distances (B, K) between the saliency of offsets k and -k, in units of saliency.
 
     Each side pools the pixels of the window and of its mirror, so both sides are equal for a symmetric network. Between
     samples of equal size the distance is the mean absolute difference of their sorted values.
     """
-    height, width = attribution.shape[2:]
-    step = max(1, int(np.ceil(np.sqrt(height * width / SALIENCY_SAMPLE))))
-    maps = [_numpy(part[:, :, ::step, ::step].float()) for part in (attribution, mirrored_attribution)]
-    pooled = np.concatenate([part.reshape(*part.shape[:2], -1) for part in maps], axis=2)
-    left, right = (np.sort(side, axis=2) for side in halves(pooled))
+    chosen = torch.from_numpy(_sample(size[0, 0].numel())).to(size.device)
+    maps = [_numpy(part.flatten(2)[:, :, chosen]) for part in (size, mirrored_size)]
+    left, right = (np.sort(side, axis=2) for side in halves(np.concatenate(maps, axis=2)))
     return np.asarray(np.abs(right - left).mean(axis=2))
 
 
-def _mirror_error(output: Tensor, mirrored_output: Tensor) -> Floats:
-    """Return max|f(x) - f(x')| / max|f(x)| (B,): 0 if nothing changes, NaN if only f(x) is 0 or f is class numbers."""
-    if not output.is_floating_point():
-        return np.full(len(output), np.nan)
-    output = output.float()
-    change = _largest(output - mirrored_output.float())
-    error = _ratio(change, _largest(output))
-    error[change == 0] = 0
-    return error
-
-
-def _largest(output: Tensor) -> Floats:
-    """Return the largest absolute value of each window (B,)."""
-    output = output.unsqueeze(-1)  # (B,) alone would leave no dimension to reduce
-    return _numpy(output.abs().amax(dim=tuple(range(1, output.ndim))))
-
-
-def _mirror_disagreement(output: Tensor, mirrored_output: Tensor, *, classes: bool) -> Floats:
-    """Return the share of predictions (B,) that change; NaN if the output has no classes."""
-    if not classes or (output.is_floating_point() and output.ndim not in (2, 4)):
-        return np.full(len(output), np.nan)
-    changed = predicted_classes(output, dim=1) != predicted_classes(mirrored_output, dim=1)
-    return _numpy(changed.float().reshape(len(output), -1).mean(dim=1))
+@lru_cache(maxsize=8)
+def _sample(pixels: int) -> NDArray[np.int64]:
+    """Return the pixels of a map to compare, ascending: at random, as a regular grid misses patterns of its own period."""
+    if pixels <= SALIENCY_SAMPLE:
+        return np.arange(pixels)
+    return np.sort(np.random.default_rng(0).choice(pixels, SALIENCY_SAMPLE, replace=False))

@@ -5,14 +5,15 @@
     results.runs[0].curves["validation_dice"]           # the log of that run's training
 
 ``summary.json``, ``results.csv`` and the ``run.json`` of each finished run are required. The training log, the example,
-the configuration and the result of the training may be missing.
+the configuration and the result of the training may be missing. What earlier versions did not write of the bias is
+computed from the shares of the runs.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -20,7 +21,18 @@ import numpy as np
 
 from evenslice._core import ConfigError
 from evenslice.results.intervals import Interval
-from evenslice.results.seeds import METRICS, SALIENCY_PERCENTILES, ArmSummary, Comparison
+from evenslice.results.seeds import (
+    BOUNDS,
+    METRICS,
+    SALIENCY_PERCENTILES,
+    ArmSummary,
+    Comparison,
+    clipped,
+    difference_bounds,
+    largest_bias,
+    summarize_runs,
+)
+from evenslice.results.stress import StressSummary
 from evenslice.results.study_files import (
     count,
     number,
@@ -34,7 +46,7 @@ from evenslice.results.study_files import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -52,6 +64,7 @@ __all__ = [
 
 STUDY_FORMAT = 1
 COLUMNS = ("dataset", "architecture", "arm", "seed", "key", "status")  # required in results.csv
+_UNKNOWN = Interval(math.nan, math.nan, math.nan)
 MAX_RUNS, MAX_LOGGED = 5000, 100_000  # largest number of rows of results.csv and of a log
 
 
@@ -111,6 +124,7 @@ class StudyRun:
             ``share_-1`` ..., ``directional_bias`` ...), all of one length, NaN where nothing was logged; empty without
             a log.
         example: a test slice; None if none was kept.
+        stress: what disturbed slices cost; None if that was not measured.
         circumstances: ``versions``, ``machine`` and ``created`` of the training; empty if unknown.
     """
 
@@ -127,6 +141,7 @@ class StudyRun:
     seconds: float = math.nan
     curves: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     example: ExampleSlice | None = None
+    stress: StressSummary | None = None
     circumstances: dict[str, Any] = field(default_factory=dict)
 
 
@@ -192,6 +207,7 @@ def load_study(folder: str | os.PathLike[str]) -> StudyResults:
         raise ConfigError(
             f"{folder}: its runs differ in their number of slices, so they do not belong to one study"
         )
+    comparisons = tuple(_with_largest_bias(item, runs, summary["baseline"]) for item in comparisons)
     with reading(folder / "config.yaml") as path:
         config = read_text(path) if path.is_file() else ""
     return StudyResults(cast("StudySummary", summary), comparisons, runs, config)
@@ -226,14 +242,50 @@ def _arm_summary(arm: Entries) -> ArmSummary:
     return ArmSummary(
         arm=text(arm, "arm"),
         seeds=tuple(count(seed) for seed in arm["seeds"]),
-        metrics={name: _interval(arm["figures"][name]) for name in METRICS},
-        shares=tuple(_interval(share) for share in arm["shares"]),
-        differences={} if differences is None else {name: _interval(differences[name]) for name in METRICS},
+        metrics=_intervals(arm["figures"], lambda name: BOUNDS.get(name, (0.0, 1.0))),
+        shares=tuple(_interval(share, (0.0, 1.0)) for share in arm["shares"]),
+        differences={} if differences is None else _intervals(differences, difference_bounds),
         margin=number(test["margin"]),
         p=number(test["p"]),
         holds=test["holds"],
-        bias_removed=number(arm.get("bias_removed")),
+        bias_removed=_bias_removed(arm.get("bias_removed")),
     )
+
+
+def _intervals(values: Entries, bounds: Callable[[str], tuple[float, float]]) -> dict[str, Interval]:
+    """Read the intervals of metrics; earlier versions let them leave the range of the quantity, and knew fewer."""
+    return {name: _interval(values[name], bounds(name)) if name in values else _UNKNOWN for name in METRICS}
+
+
+def _bias_removed(value: Any) -> Interval:
+    """Read an interval; earlier versions wrote a number, of |D|, which says little of more than three slices."""
+    return _interval(value, (-math.inf, 1.0)) if isinstance(value, dict) else _UNKNOWN
+
+
+def _with_largest_bias(item: Comparison, runs: Sequence[StudyRun], baseline: str) -> Comparison:
+    """Add what a summary by an earlier version lacks of the largest pair bias, from the runs."""
+    if not all(math.isnan(arm.metrics["largest_bias"].estimate) for arm in item.arms):
+        return item
+    rows = [
+        {**vars(run), "largest_bias": run.metrics["largest_bias"]}
+        for run in runs
+        if (run.dataset, run.architecture) == (item.dataset, item.architecture)
+    ]
+    found = {
+        arm.arm: arm for each in summarize_runs(rows, baseline=baseline, margin=1.0) for arm in each.arms
+    }
+    return replace(item, arms=tuple(_completed(arm, found.get(arm.arm)) for arm in item.arms))
+
+
+def _completed(arm: ArmSummary, found: ArmSummary | None) -> ArmSummary:
+    if found is None:
+        return arm
+    name = "largest_bias"
+    metrics = arm.metrics | {name: found.metrics[name]}
+    if not (arm.differences and found.differences):
+        return replace(arm, metrics=metrics)
+    differences = arm.differences | {name: found.differences[name]}
+    return replace(arm, metrics=metrics, differences=differences, bias_removed=found.bias_removed)
 
 
 def _find_run(base: Path, key: str) -> Path:
@@ -255,7 +307,8 @@ def _run(folder: Path, row: Entries) -> StudyRun:
             architecture=text(row, "architecture"),
             arm=text(row, "arm"),
             seed=count(int(row["seed"])),
-            metrics={name: number(record.get(name)) for name in METRICS},
+            metrics={name: number(record.get(name)) for name in METRICS}
+            | {"largest_bias": largest_bias(record | {"shares": shares})},
             verdict=text(record, "verdict"),
             shares=shares,
             saliency=_saliency(record.get("saliency"), len(shares)),
@@ -264,6 +317,7 @@ def _run(folder: Path, row: Entries) -> StudyRun:
             seconds=number(record["seconds"]),
             curves=_curves(folder / "log" / "metrics.csv"),
             example=_example(folder / "example.npz"),
+            stress=_stress(folder / "result.json"),
             circumstances=_circumstances(folder / "result.json"),
         )
 
@@ -298,6 +352,14 @@ def _example(path: Path) -> ExampleSlice | None:
         return ExampleSlice(**read_pictures(path, "image", "labels", "predicted"))
 
 
+def _stress(path: Path) -> StressSummary | None:
+    if not path.is_file():
+        return None
+    with reading(path):
+        values = read_json(path).get("stress")
+        return None if values is None else StressSummary.from_dict(values)
+
+
 def _circumstances(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
@@ -306,5 +368,5 @@ def _circumstances(path: Path) -> dict[str, Any]:
         return {name: result[name] for name in ("created", "machine", "versions") if name in result}
 
 
-def _interval(value: Entries) -> Interval:
-    return Interval(*(number(value[name]) for name in ("estimate", "low", "high")))
+def _interval(value: Entries, bounds: tuple[float, float]) -> Interval:
+    return clipped(Interval(*(number(value[name]) for name in ("estimate", "low", "high"))), bounds)

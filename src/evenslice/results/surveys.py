@@ -11,13 +11,15 @@ from evenslice._core import UNREADABLE, ConfigError, json_text, reason
 from evenslice.results.audits import AuditedVolume  # noqa: TC001  # ``from_plain`` reads the annotation
 from evenslice.results.intervals import Interval
 from evenslice.results.plain_values import from_plain
+from evenslice.results.seeds import clipped, student_interval
 from evenslice.results.study_files import read_json
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
     from typing import Self
 
-__all__ = ["SURVEY_FILES", "SurveyResult", "SurveyRun", "SurveyedNetwork", "is_survey"]
+__all__ = ["SURVEY_FILES", "SurveyResult", "SurveyRun", "SurveyedNetwork", "is_survey", "mean_of_draws"]
 
 FORMAT = 1
 LARGEST = 1e9  # no figure of a survey can be larger
@@ -37,10 +39,11 @@ class SurveyedNetwork:
         weights: ``"imagenet"``, ``"none"`` or the path of a file.
         origin: source of the weights: a package and its version, a hub, a digest, a seed.
         random: top-level parts of the network with random weights.
+        draws: number of times that these were drawn; energies and what follows are means over the draws.
         stems: dotted names of the layers that read the image.
         energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.results.channel_balance``.
         chromatic: part of that energy to which a gray image does not contribute, 0..1.
-        verdict: of the audit.
+        verdict: of the audit of every draw; "inconclusive" if they differ.
         shares: (N,) share of each slice in the attribution.
         pairs: (K,) model part of each pair bias.
         directional_bias: D_m.
@@ -55,6 +58,7 @@ class SurveyedNetwork:
     weights: str
     origin: str = ""
     random: tuple[str, ...] = ()
+    draws: int = 1
     stems: tuple[str, ...] = ()
     energy: tuple[float, ...] = ()
     chromatic: float = math.nan
@@ -89,6 +93,7 @@ class SurveyRun:
     Attributes:
         slices: N as requested; None for as many as each network has inputs.
         windows: number of windows that each network was shown.
+        draws: number of times that random parts of a network were drawn.
         seed: random seed.
         method: of attribution.
         target: what was explained, "auto" resolved.
@@ -102,6 +107,7 @@ class SurveyRun:
 
     slices: int | None = None
     windows: int = 0
+    draws: int = 1
     seed: int = 0
     method: str = ""
     target: int | str = ""
@@ -174,6 +180,31 @@ class SurveyResult:
         return json_text(self.to_dict())
 
 
+def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Interval:
+    """Return the mean of a statistic over draws of a network's random parts, with a 95 % interval.
+
+    All draws were shown the same windows, so the interval has two parts: that over the windows, by the mean of the draws'
+    half-widths, and that over the draws, by Student's t. The half-width is the root of the sum of their squares.
+
+    Args:
+        draws: the statistic of each draw with its interval over windows; a single one is returned as it is.
+        bounds: the range of the statistic, to which the interval is clipped.
+
+    Example:
+        >>> found = mean_of_draws([Interval(-0.21, -0.24, -0.18), Interval(-0.19, -0.22, -0.16)], bounds=(-1, 1))
+        >>> f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
+        '-0.20 [-0.33, -0.07]'
+    """
+    if len(draws) == 1:
+        return Interval(draws[0].estimate, draws[0].low, draws[0].high)
+    over_draws = student_interval([draw.estimate for draw in draws])
+    half = math.hypot(
+        sum(draw.high - draw.low for draw in draws) / len(draws) / 2, (over_draws.high - over_draws.low) / 2
+    )
+    middle = over_draws.estimate
+    return clipped(Interval(middle, middle - half, middle + half), bounds)
+
+
 def _is_whole(item: SurveyedNetwork) -> bool:
     """Return whether a network has all its figures, and none that a page cannot show."""
     figures = (item.directional_bias, item.mirror_error, item.mirror_disagreement, *item.shares, *item.pairs)
@@ -184,6 +215,7 @@ def _is_whole(item: SurveyedNetwork) -> bool:
         and len(item.pairs) == len(item.shares) // 2
         and not any(abs(value) > LARGEST for value in plain)
         and 0 <= item.windows < LARGEST
+        and 1 <= item.draws < LARGEST
     )
 
 

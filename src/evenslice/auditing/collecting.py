@@ -1,0 +1,67 @@
+"""The batches of an audit put together: measurements of all windows, of the subset, and the example windows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evenslice.results import ExampleWindows, Measurements, SubsetMeasurements
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from evenslice.auditing.measuring import MeasuredBatch
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["collect_examples", "collect_measurements", "collect_subset", "count_attributed"]
+
+
+def count_attributed(batch: MeasuredBatch) -> int:
+    """Count the windows for which both the window and its mirror have an attribution."""
+    return int((~np.isnan(batch.rows["shares"] + batch.rows["mirrored_shares"]).any(axis=1)).sum())
+
+
+def collect_measurements(batches: Sequence[MeasuredBatch]) -> Measurements:
+    """Return the measurements of all windows, in the order of the visit."""
+    places = np.concatenate([batch.places for batch in batches])
+    rows = {key: np.concatenate([batch.rows[key] for batch in batches]) for key in batches[0].rows}
+    return Measurements(volume=places[:, 0], position=places[:, 1:], **rows)
+
+
+def collect_subset(batches: Sequence[MeasuredBatch]) -> SubsetMeasurements:
+    """Return the measurements of the subset."""
+    starts = np.cumsum([0, *(len(batch.places) for batch in batches)])
+    chosen = [(start, batch) for start, batch in zip(starts, batches, strict=False) if len(batch.subset)]
+    if not chosen:
+        return SubsetMeasurements.empty(batches[0].rows["shares"].shape[1])
+    classes = max(batch.subset_rows["class_pixels"].shape[1] for _, batch in chosen)
+    rows = {
+        key: np.concatenate([_with_classes(key, batch.subset_rows[key], classes) for _, batch in chosen])
+        for key in chosen[0][1].subset_rows
+    }
+    return SubsetMeasurements(
+        window=np.concatenate([start + batch.subset for start, batch in chosen]), **rows
+    )
+
+
+def _with_classes(name: str, values: Floats, classes: int) -> Floats:
+    """Fill up the classes that a batch did not see: a function may return class numbers of any size."""
+    if "class" not in name:
+        return values
+    missing = [(0, 0), (0, classes - values.shape[1]), (0, 0)][: values.ndim]
+    return np.pad(values, missing, constant_values=0 if name == "class_pixels" else np.nan)
+
+
+def collect_examples(batches: Sequence[MeasuredBatch]) -> ExampleWindows:
+    """Return the windows for the report."""
+    places = np.concatenate([batch.places[: len(batch.images)] for batch in batches])
+    return ExampleWindows(
+        volume=places[:, 0],
+        position=places[:, 1:],
+        images=np.concatenate([batch.images for batch in batches]),
+        saliency=np.concatenate([batch.saliency for batch in batches]),
+    )

@@ -1,0 +1,275 @@
+"""Windows are read, explained together with their mirrors, and reduced to a row of numbers each.
+
+    for batch in measure_batches(stream.batches(lambda: 8), measurer, precision, check_dtype=False, client=None):
+        ...
+
+This runs in the current process, or on the workers of a cluster, each of which receives the measurer once.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from evenslice._core import map_in_order
+from evenslice.auditing.attribution import Mirrored, attribute
+from evenslice.auditing.methods import Attributed
+from evenslice.auditing.subset import cut, measure_subset
+from evenslice.results import OUTPUT_FIELDS, measure_shares, measure_windows, pair_bias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from evenslice.auditing.batches import WindowBatch
+    from evenslice.auditing.targets import Target
+    from evenslice.inference import BlackBox, ReadyNetwork
+    from evenslice.results import MethodNames
+    from evenslice.volumes import Volume, WindowGrid
+
+    Network = ReadyNetwork | BlackBox
+
+__all__ = ["MeasuredBatch", "Measurer", "Network", "measure_batches"]
+
+SHARE_TOLERANCE = 0.002  # largest difference of the mean shares in the fast precision from those in float32
+CHECKED = 4  # windows on which the fast precision is compared with float32
+USE_FIELDS = ("mismatch", "outer")
+
+
+@dataclass(frozen=True)
+class MeasuredBatch:
+    """What an audit keeps of a batch: a row of numbers for each window and more for some, and the pictures of some.
+
+    Attributes:
+        places: (batch, 4) volume, z, y, x of each window.
+        rows: fields of ``Measurements``.
+        subset: rows of the windows in the subset.
+        subset_rows: fields of ``SubsetMeasurements`` for those, except their numbers.
+        images: (pictures, N, y, x) the first windows.
+        saliency: (pictures, N, y, x) their absolute attribution divided by its sum.
+    """
+
+    places: NDArray[np.int64]
+    rows: dict[str, NDArray[np.float64]]
+    subset: NDArray[np.int64]
+    subset_rows: dict[str, NDArray[np.float64]]
+    images: NDArray[np.uint8]
+    saliency: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The attributions of windows and of their mirrors; both in the order of the windows' slices."""
+
+    given: Attributed
+    mirrored: Attributed
+
+    def rows(self, *, classes: bool) -> dict[str, NDArray[np.float64]]:
+        """Return the fields of ``Measurements``."""
+        given, mirrored = self.given, self.mirrored
+        return measure_windows(
+            given.attribution,
+            mirrored.attribution.flip(1),
+            given.output,
+            mirrored.output,
+            classes=classes,
+        )
+
+    def shares(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the shares of the windows and of their mirrors, each in the order in which the network saw the slices."""
+        given, mirrored = self.given, self.mirrored
+        return (
+            measure_shares(given.attribution, given.output),
+            measure_shares(mirrored.attribution.flip(1), mirrored.output),
+        )
+
+    def less(self, other: Explained) -> Explained:
+        """Return what is left of the attributions without those of another score."""
+        return Explained(
+            *(
+                Attributed(mine.attribution - theirs.attribution, mine.output)
+                for mine, theirs in ((self.given, other.given), (self.mirrored, other.mirrored))
+            )
+        )
+
+    def at(self, rows: NDArray[np.int64]) -> Explained:
+        """Return those of some windows."""
+        return Explained(self.given.at(rows), self.mirrored.at(rows))
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """Everything needed to measure a batch.
+
+    Attributes:
+        network: ready to run.
+        grids: the windows of each volume.
+        labels: the label map of each volume, for the target "labels".
+        target: what is explained.
+        methods: of attribution.
+        crop: size (y, x) of the part of a window that is measured in the subset; None for all of it.
+        seed: random seed of the methods.
+    """
+
+    network: Network
+    grids: list[WindowGrid]
+    labels: list[Volume] | None
+    target: Target
+    methods: MethodNames
+    crop: tuple[int, int] | None
+    seed: int
+
+    @property
+    def classes(self) -> bool:
+        """Whether the output has classes."""
+        return self.target != "sum"
+
+    def read(self, batch: WindowBatch) -> tuple[Tensor, Tensor | None]:
+        """Read windows (batch, N, y, x) and the label maps (batch, y, x) of their middle slices."""
+        device, places = self.network.device, batch.places.tolist()
+        windows = np.stack([self.grids[volume].read(*place) for volume, *place in places])
+        read = torch.from_numpy(windows).to(device, memory_format=torch.channels_last)
+        if self.labels is None:
+            return read, None
+        maps = [self.grids[volume].read_labels(self.labels[volume], *place) for volume, *place in places]
+        return read, torch.from_numpy(np.stack(maps)).to(device)
+
+    def explain(
+        self,
+        windows: Tensor,
+        labels: Tensor | None,
+        *,
+        method: str | None = None,
+        only: int | None = None,
+        mirrored: bool = False,
+    ) -> Attributed:
+        """Explain windows or their mirrors by a method, by default the first; ``only`` one class if one is given."""
+        return attribute(
+            Mirrored(self.network) if mirrored else self.network,
+            windows,
+            method=method or self.methods.first,
+            target=self.target,
+            labels=labels,
+            only=only,
+            seed=self.seed,
+        )
+
+    def explain_both(self, windows: Tensor, labels: Tensor | None, **options: Any) -> Explained:
+        """Explain windows and their mirrors."""
+        return Explained(
+            self.explain(windows, labels, **options), self.explain(windows, labels, mirrored=True, **options)
+        )
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Let the network compute in float32 meanwhile."""
+        fast, self.network.dtype = self.network.dtype, torch.float32
+        try:
+            yield
+        finally:
+            self.network.dtype = fast
+
+
+def measure_batches(
+    batches: Iterator[WindowBatch], measurer: Measurer, precision: float, *, check_dtype: bool, client: Any
+) -> Iterator[MeasuredBatch]:
+    """Measure batches in order; with ``check_dtype``, the first one decides the precision of the computation."""
+    if check_dtype and measurer.network.dtype != torch.float32:
+        first = partial(_measure_first, precision=precision)
+        for found, dtype in map_in_order(first, islice(batches, 1), client, common=measurer):
+            measurer.network.dtype = dtype
+            yield found
+    yield from map_in_order(_measure_batch, batches, client, common=measurer)
+
+
+def _measure_first(
+    batch: WindowBatch, measurer: Measurer, precision: float
+) -> tuple[MeasuredBatch, torch.dtype]:
+    """Measure the first batch, and choose the precision of the computation.
+
+    That is float32 if the fast precision gives different shares or pair biases on the first windows. This happens on
+    windows with large constant areas, where the rounding errors of a layer are equal at all pixels and do not average
+    out.
+    """
+    windows, labels = measurer.read(batch)
+    fast = measurer.network.dtype
+    found = measurer.explain(windows, labels)
+    some = slice(CHECKED)
+    with measurer.in_float32():
+        exact = measurer.explain(windows[some], None if labels is None else labels[some])
+    given, right = _shares(found.at(some).attribution), _shares(exact.attribution)
+    shares = np.abs((given - right).mean(0))
+    biases = np.abs((pair_bias(given) - pair_bias(right)).mean(0))
+    if shares.max() <= SHARE_TOLERANCE and biases.max(initial=0) <= precision / 2:
+        return _measure_windows(batch, measurer, windows, labels, found), fast
+    measurer.network.dtype = torch.float32
+    return _measure_batch(batch, measurer), torch.float32
+
+
+def _measure_batch(batch: WindowBatch, measurer: Measurer) -> MeasuredBatch:
+    windows, labels = measurer.read(batch)
+    return _measure_windows(batch, measurer, windows, labels, measurer.explain(windows, labels))
+
+
+def _measure_windows(
+    batch: WindowBatch,
+    measurer: Measurer,
+    windows: Tensor,
+    labels: Tensor | None,
+    given: Attributed,
+) -> MeasuredBatch:
+    """Measure windows from what the first method found for them."""
+    found = Explained(given, measurer.explain(windows, labels, mirrored=True))
+    rows = found.rows(classes=measurer.classes)
+    subset_rows: dict[str, NDArray[np.float64]] = {}
+    methods, fast = measurer.methods, measurer.network.dtype != torch.float32
+    # What a fair network changes when a window is reversed is smaller than the rounding errors of the fast precision.
+    names = (*OUTPUT_FIELDS, *USE_FIELDS) if fast else () if methods.first == methods.use else USE_FIELDS
+    for name in names:
+        rows[name] = np.full_like(rows[name], np.nan)
+    if len(batch.subset):
+        whole = None if fast or measurer.crop else found.at(batch.subset)
+        with measurer.in_float32():
+            subset_rows, used = _measure_subset(batch, measurer, windows, labels, whole)
+        for name in names:
+            rows[name][batch.subset] = used[name]
+    saliency = given.attribution[: batch.pictures].abs()
+    total = saliency.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return MeasuredBatch(
+        places=batch.places,
+        rows=rows,
+        subset=batch.subset,
+        subset_rows=subset_rows,
+        images=(windows[: batch.pictures] * 255).round().byte().cpu().numpy(),
+        saliency=(saliency / total).cpu().numpy(),
+    )
+
+
+def _measure_subset(
+    batch: WindowBatch, measurer: Measurer, windows: Tensor, labels: Tensor | None, found: Explained | None
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Return the rows of the subset, and those that tell how its slices are used; ``found`` if that is known."""
+    methods, numbers = measurer.methods, batch.numbers[batch.subset]
+    cut_windows = cut(windows[batch.subset], measurer.crop, numbers)
+    maps = None if labels is None else cut(labels[batch.subset], measurer.crop, numbers)
+    first = measurer.explain_both(cut_windows, maps) if found is None else found
+    use = first
+    if methods.first != methods.use:
+        use = measurer.explain_both(cut_windows, maps, method=methods.use)
+    rows = measure_subset(measurer, cut_windows, maps, first, use, start=int(numbers[0]))
+    return rows, use.rows(classes=measurer.classes)
+
+
+def _shares(attribution: Tensor) -> NDArray[np.float64]:
+    sums: NDArray[np.float64] = attribution.abs().sum(dim=(2, 3)).double().cpu().numpy()
+    with np.errstate(invalid="ignore"):  # no attribution at all is NaN, which equals nothing
+        sums /= sums.sum(1, keepdims=True)
+    return sums

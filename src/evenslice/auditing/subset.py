@@ -1,0 +1,179 @@
+"""What takes further passes of the network, and is therefore measured on a subset of the windows only.
+
+That is the second opinion, attribution by another method, and the attention of each class by itself: the score adds up
+the pixels explained by that class, and no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from evenslice.auditing.methods import Attributed, resize_to
+from evenslice.auditing.targets import Score
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from evenslice.auditing.measuring import Explained, Measurer
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["cut", "measure_subset"]
+
+MOST_CLASSES = 3
+"""Classes that are explained on one batch; of more, each batch takes the next ones in turn."""
+
+LARGEST_CLASS = 255
+"""Classes beyond are not looked at by themselves: numbers so large are those of objects."""
+
+SMALLEST_PART = 0.001
+"""Part of the pixels below which a class is not worth further passes on a batch."""
+
+
+def cut(parts: Tensor, size: tuple[int, int] | None, numbers: NDArray[np.int64]) -> Tensor:
+    """Cut a part (..., y, x) of a size out of each window, from its four corners in turn.
+
+    Args:
+        parts: windows (m, N, y, x) or maps (m, y, x).
+        size: (y, x) of the parts; None for all.
+        numbers: (m,) of the windows in the order of the visit, which decide the corner.
+
+    Example:
+        >>> import torch
+        >>> cut(torch.arange(8).view(2, 2, 2), (1, 1), np.array([0, 3])).flatten().tolist()
+        [0, 7]
+    """
+    if size is None:
+        return parts
+    free = parts.shape[-2] - size[0], parts.shape[-1] - size[1]
+    corners = [(number // 2 % 2 * free[0], number % 2 * free[1]) for number in numbers.tolist()]
+    return torch.stack(
+        [part[..., y : y + size[0], x : x + size[1]] for part, (y, x) in zip(parts, corners, strict=True)]
+    )
+
+
+def measure_subset(
+    measurer: Measurer,
+    windows: Tensor,
+    labels: Tensor | None,
+    first: Explained,
+    use: Explained,
+    *,
+    start: int,
+) -> dict[str, Floats]:
+    """Measure windows by the second method and for each class.
+
+    Args:
+        measurer: of the audit; its network computes in float32.
+        windows: (m, N, y, x).
+        labels: (m, y, x) for the target "labels".
+        first: what the first method found, in float32.
+        use: what the method found that tells how slices are used.
+        start: number of windows visited before, which decides which of many classes are explained.
+
+    Returns:
+        The fields of ``SubsetMeasurements`` but the windows' numbers; C = 0 for an output without classes.
+    """
+    methods = measurer.methods
+    if methods.second is None:
+        shares = (np.full(tuple(windows.shape[:2]), np.nan),) * 2
+    elif methods.second == methods.use:
+        shares = use.shares()
+    else:
+        shares = measurer.explain_both(windows, labels, method=methods.second).shares()
+    first_shares = first.shares()
+    return {
+        "first_shares": first_shares[0],
+        "mirrored_first_shares": first_shares[1],
+        "second_shares": shares[0],
+        "mirrored_second_shares": shares[1],
+        **_measure_classes(measurer, windows, labels, first, start),
+    }
+
+
+def _measure_classes(
+    measurer: Measurer, windows: Tensor, labels: Tensor | None, first: Explained, start: int
+) -> dict[str, Floats]:
+    maps = _class_maps(measurer, first, labels)
+    count = _count_classes(first.given.output, maps) if maps else 0
+    unknown = np.full((len(windows), count, windows.shape[1]), np.nan)
+    rows = {
+        "class_pixels": np.zeros((len(windows), count)),
+        "class_shares": unknown,
+        "mirrored_class_shares": unknown.copy(),
+    }
+    for number in range(count):
+        parts = torch.stack([(one == number).float().flatten(1).mean(1) for one in maps])
+        rows["class_pixels"][:, number] = parts.mean(0).cpu().numpy()
+    pixels = rows["class_pixels"].mean(axis=0)
+    present = [number for number in np.argsort(pixels).tolist() if pixels[number] >= SMALLEST_PART]
+    for number, found in _explain_classes(measurer, windows, labels, first, maps, present, start):
+        rows["class_shares"][:, number], rows["mirrored_class_shares"][:, number] = found.shares()
+    return rows
+
+
+def _class_maps(measurer: Measurer, first: Explained, labels: Tensor | None) -> list[Tensor]:
+    """Return the explained class of each pixel for the windows and for their mirrors; nothing if there is no choice."""
+    output = first.given.output
+    if measurer.target not in ("predicted", "labels") or output.ndim < 3:
+        return []
+    score = Score(measurer.network, measurer.target, labels)
+    found = [score.classes(item.output) for item in (first.given, first.mirrored)]
+    return [one for one in found if one is not None]
+
+
+def _count_classes(output: Tensor, maps: list[Tensor]) -> int:
+    if output.is_floating_point():
+        return min(max(output.shape[1], 2), LARGEST_CLASS + 1)
+    known = [one[(one >= 0) & (one <= LARGEST_CLASS)] for one in maps]
+    return 1 + max(int(one.max()) if len(one) else -1 for one in known)
+
+
+def _explain_classes(
+    measurer: Measurer,
+    windows: Tensor,
+    labels: Tensor | None,
+    first: Explained,
+    maps: list[Tensor],
+    present: list[int],
+    start: int,
+) -> Iterator[tuple[int, Explained]]:
+    """Yield classes, of those present the rarest first, and what the first method finds for their pixels alone."""
+    method = measurer.methods.first
+    if len(present) == 1:
+        yield present[0], first
+    elif method == "occlusion":
+        for number in present:
+            yield number, _mask(first, maps, number)
+    elif len(present) > MOST_CLASSES:
+        turn = start % len(present)
+        for number in (present + present)[turn : turn + MOST_CLASSES]:
+            yield number, measurer.explain_both(windows, labels, only=number)
+    elif present:
+        rest = first
+        # The gradient of a sum is that of its parts, so the last class needs no passes.
+        alone = present[:-1] if method == "gradient" else present
+        for number in alone:
+            found = measurer.explain_both(windows, labels, only=number)
+            rest = rest.less(found)
+            yield number, found
+        if method == "gradient":
+            yield present[-1], rest
+
+
+def _mask(first: Explained, maps: list[Tensor], number: int) -> Explained:
+    """Keep the attribution at the pixels of one class; occlusion says for each pixel how its own score changes."""
+    given, mirrored = (
+        Attributed(
+            item.attribution * (resize_to(one, item.attribution.shape[2:]) == number)[:, None], item.output
+        )
+        for item, one in zip((first.given, first.mirrored), maps, strict=True)
+    )
+    return replace(first, given=given, mirrored=mirrored)

@@ -1,0 +1,229 @@
+"""The evidence behind a verdict: attention by each method and class, answer and use, from the measurements of an audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evenslice.results.biases import halves, model_part, pair_bias
+from evenslice.results.intervals import fit_means, fit_ratio
+from evenslice.results.verdicts import EXACT, Decision, Evidence
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from evenslice.results.intervals import MeanFit
+    from evenslice.results.measurements import Measurements
+    from evenslice.results.subsets import SubsetMeasurements
+    from evenslice.results.verdicts import Thresholds
+
+    Floats = NDArray[np.float64]
+
+__all__ = [
+    "ClassEvidence",
+    "MethodNames",
+    "answer_evidence",
+    "class_evidence",
+    "count_slices",
+    "difference_of_methods",
+    "first_evidence",
+    "second_evidence",
+    "use_evidence",
+]
+
+SMALLEST_CLASS = 0.01
+"""Part of the predicted pixels that a class has to cover in order to be looked at by itself."""
+
+
+@dataclass(frozen=True)
+class MethodNames:
+    """The attribution methods of an audit: of all windows, of the second opinion, and of the mirror mismatch."""
+
+    first: str = "gradient"
+    second: str | None = "occlusion"
+    use: str = "gradient"
+
+
+@dataclass(frozen=True)
+class ClassEvidence:
+    """The attention of one class: the class, the part of the predicted pixels that have it, and the windows seen."""
+
+    class_number: int
+    pixels: float
+    windows: int
+    evidence: Evidence
+
+
+def first_evidence(measured: Measurements, thresholds: Thresholds, method: str) -> Evidence:
+    """Return the attention of the whole output by the first method; all windows need shares."""
+    places = measured.volume, measured.position[:, 0]
+    return _attention(
+        places, measured.shares, measured.mirrored_shares, thresholds, Decision("attention", method)
+    )
+
+
+def second_evidence(
+    measured: Measurements, subset: SubsetMeasurements, thresholds: Thresholds, method: str | None
+) -> Evidence | None:
+    """Return the attention of the whole output by the second method; None without windows that have it."""
+    places, kept = _places(measured, subset), _known(subset.second_shares, subset.mirrored_second_shares)
+    if not kept.any():
+        return None
+    shares, mirrored = subset.second_shares[kept], subset.mirrored_second_shares[kept]
+    volume, z = places
+    return _attention((volume[kept], z[kept]), shares, mirrored, thresholds, Decision("attention", method))
+
+
+def class_evidence(
+    measured: Measurements, subset: SubsetMeasurements, thresholds: Thresholds, method: str
+) -> list[ClassEvidence]:
+    """Return the attention of each class that covers at least 1 % of the predicted pixels and was measured.
+
+    A network that predicts one class only has no other attention than that of its whole output.
+    """
+    volume, z = _places(measured, subset)
+    pixels = subset.class_pixels.mean(axis=0) if len(subset.window) else np.empty(0)
+    found = []
+    for number in np.flatnonzero(pixels >= SMALLEST_CLASS).tolist():
+        shares, mirrored = subset.class_shares[:, number], subset.mirrored_class_shares[:, number]
+        kept = _known(shares, mirrored)
+        if kept.any():
+            decision = Decision("attention", method, number)
+            item = _attention((volume[kept], z[kept]), shares[kept], mirrored[kept], thresholds, decision)
+            found.append(ClassEvidence(number, float(pixels[number]), int(kept.sum()), item))
+    return found
+
+
+def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence | None:
+    """Return the part C of the answer that changes when a window is reversed; None if no window tells.
+
+    For an output with classes, C is the pixels whose predicted class changes over those that are foreground in either
+    answer, pooled over windows: 1 - IoU of the two answers if there is one foreground class. For any other output, and
+    where nothing but background is predicted, it is the RMS of f(x) - f(x') over sqrt(2) times the standard deviation
+    of f(x), over the pixels of a map or else over windows, which is 1 for unrelated answers.
+    """
+    volume, z = measured.volume, measured.position[:, 0]
+    root = not np.nansum(measured.foreground) > 0
+    part, whole = measured.mirror_disagreement, measured.foreground
+    if root and not np.isnan(measured.power).all():
+        part = measured.change
+        mean = _mean_by_volume(measured.level, volume)
+        whole = 2 * np.maximum(measured.power - 2 * mean * measured.level + mean**2, 0)
+    known = ~np.isnan(part + whole)
+    if not known.any():
+        return None
+    fit = fit_ratio(part, whole, z, volume, root=root)
+    each = np.divide(part[known], whole[known], out=np.zeros(int(known.sum())), where=whole[known] > 0)
+    return Evidence(
+        decision=Decision("answer"),
+        fit=fit,
+        tolerance=thresholds.answer,
+        judged=(True,),
+        slices=_count_slices(volume[known], z[known]),
+        exact=len(each) > 1 and float(np.ptp(np.sqrt(each) if root else each)) < EXACT,
+    )
+
+
+def use_evidence(
+    measured: Measurements, thresholds: Thresholds, method: str, attention: Evidence
+) -> Evidence | None:
+    """Return the mirror mismatch E: over all outer slices first, then for each judged pair; None if no window tells."""
+    volume, z = measured.volume, measured.position[:, 0]
+    known = ~np.isnan(measured.mismatch).any(axis=1)
+    if not known.any() or not measured.mismatch.shape[1]:
+        return None
+    columns = [
+        (measured.mismatch.sum(axis=1), measured.outer.sum(axis=1)),
+        *zip(measured.mismatch.T, measured.outer.T, strict=True),
+    ]
+    fits = [fit_ratio(part, whole, z, volume) for part, whole in columns]
+    return Evidence(
+        decision=Decision("use", method),
+        fit=_together(fits),
+        tolerance=thresholds.use,
+        judged=(True, *attention.judged),
+        slices=_count_slices(volume[known], z[known]),
+        exact=True,
+    )
+
+
+def difference_of_methods(measured: Measurements, subset: SubsetMeasurements) -> MeanFit:
+    """Return the pair biases by the second method minus those by the first, on the windows that both have measured."""
+    volume, z = _places(measured, subset)
+    given = subset.first_shares, subset.mirrored_first_shares
+    other = subset.second_shares, subset.mirrored_second_shares
+    kept = _known(*given, *other)
+    first, second = (model_part(*(pair_bias(part[kept]) for part in parts)) for parts in (given, other))
+    return fit_means(second - first, z[kept], volume[kept])
+
+
+def _attention(
+    places: tuple[NDArray[np.int64], NDArray[np.int64]],
+    shares: Floats,
+    mirrored: Floats,
+    thresholds: Thresholds,
+    decision: Decision,
+) -> Evidence:
+    """Return the evidence of pair biases measured on windows at places (volume, z)."""
+    volume, z = places
+    biases = model_part(pair_bias(shares), pair_bias(mirrored))
+    left, right = halves(model_part(shares, mirrored))
+    material = ~(
+        fit_means(left + right, z, volume).estimate < thresholds.judged
+    )  # unknown shares are judged, too
+    spread = np.ptp(biases[:, material], axis=0) if len(biases) else np.empty(0)
+    return Evidence(
+        decision=decision,
+        fit=fit_means(biases, z, volume),
+        tolerance=thresholds.attention,
+        judged=tuple(material.tolist()),
+        slices=_count_slices(volume, z),
+        exact=len(biases) > 1 and bool((spread < EXACT).all()),
+    )
+
+
+def _places(
+    measured: Measurements, subset: SubsetMeasurements
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the volume and the z of each window of a subset."""
+    return measured.volume[subset.window], measured.position[subset.window, 0]
+
+
+def _known(*shares: Floats) -> NDArray[np.bool_]:
+    """Return which windows have all of these shares."""
+    return np.asarray(~np.isnan(sum(shares)).any(axis=1))
+
+
+def count_slices(measured: Measurements, subset: SubsetMeasurements | None = None) -> int:
+    """Count the distinct slices of windows, or of those in a subset."""
+    if subset is None:
+        return _count_slices(measured.volume, measured.position[:, 0])
+    return _count_slices(*_places(measured, subset))
+
+
+def _count_slices(volume: NDArray[np.int64], z: NDArray[np.int64]) -> int:
+    """Count the distinct slices of windows."""
+    return len(np.unique(np.stack([volume, z]), axis=1).T)
+
+
+def _mean_by_volume(values: Floats, volume: NDArray[np.int64]) -> Floats:
+    """Return for each window the mean of its volume; NaN counts as unknown."""
+    means = np.full(len(values), np.nan)
+    for one in np.unique(volume):
+        here = values[volume == one]
+        if not np.isnan(here).all():
+            means[volume == one] = np.nanmean(here)
+    return means
+
+
+def _together(fits: list[MeanFit]) -> MeanFit:
+    """Put fits of one quantity each, made on the same windows, into one."""
+    return replace(
+        fits[0],
+        estimate=np.concatenate([fit.estimate for fit in fits]),
+        scale=np.concatenate([fit.scale for fit in fits], axis=1),
+        weight=np.concatenate([fit.weight for fit in fits], axis=1),
+        between=np.concatenate([fit.between for fit in fits]),
+    )

@@ -1,0 +1,305 @@
+"""What a slice is worth to the result: the loss of Dice when slices of the windows are lost, damaged or out of order.
+
+The class map of a slice is predicted from its window as it is (intact), from the reversed window, and from windows in
+which the neighbour at -k, the one at +k, or both are disturbed. With hits, and the sizes of a class in the reference and in
+the answer, summed over the slices of a volume,
+
+    Dice_c = 2 hits_c / (size_c in the reference + size_c in the answer)        loss = intact Dice - disturbed Dice
+
+The reference is the labels, or without labels the intact answer; Dice is then the agreement with it, and that of the
+intact answer is 1. The mean is over the classes of the reference without class 0, then over volumes. The asymmetry
+of a loss is the loss at -k less the loss at +k: above 0 if the network relies more on the slices before.
+
+Intervals are those of ``results.intervals`` over slices, of the slices' influence on the pooled Dice: to first
+order, a slice with h hits and sizes s moves Dice = 2 H / S by (2 h - Dice s) / S, and Dice plus n times that is its
+value. Both sides are measured on the same slices, so the differences are paired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from evenslice.results.intervals import Interval, fit_means
+from evenslice.results.study_files import count, number, text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Counts = NDArray[np.int64]
+
+__all__ = ["DisturbedScore", "Loss", "Stress", "StressCounts", "StressSummary", "summarize_stress"]
+
+MOST_LOSSES = 400  # in a file
+WAYS = 3  # before, after and both
+
+
+class StressCounts(NamedTuple):
+    """How n slices were answered in each of v ways, the intact windows first, for C classes.
+
+    Attributes:
+        volume: (n,) index of the volume of each slice.
+        z: (n,) its position.
+        hits: (n, v, C) pixels of a class that were answered with it.
+        sizes: (n, v, C) pixels of a class in the reference plus those in the answer.
+        reference: (n, C) pixels of a class in the reference.
+    """
+
+    volume: Counts
+    z: Counts
+    hits: Counts
+    sizes: Counts
+    reference: Counts
+
+
+@dataclass(frozen=True)
+class DisturbedScore:
+    """The score of the answers to disturbed windows; NaN where undefined.
+
+    Attributes:
+        dice: mean Dice of the classes of the reference, 0..1.
+        iou: the same for intersection over union.
+        dice_per_class: (C,) Dice of each class, means over volumes.
+        loss: intact Dice less this one, -1..1, with its 95 % interval.
+    """
+
+    dice: float
+    iou: float
+    dice_per_class: tuple[float, ...]
+    loss: Interval
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one kind of disturbance costs at one distance from the middle slice.
+
+    Attributes:
+        kind: "missing", "blank", "noisy" or "shifted".
+        offset: k, in places of the window, 1..K.
+        before: with the slice at -k disturbed.
+        after: with the slice at +k disturbed.
+        both: with both.
+        asymmetry: the loss before less the loss after, -1..1, with its 95 % interval.
+    """
+
+    kind: str
+    offset: int
+    before: DisturbedScore
+    after: DisturbedScore
+    both: DisturbedScore
+    asymmetry: Interval
+
+
+@dataclass(frozen=True)
+class Stress:
+    """What disturbed slices cost a network.
+
+    Attributes:
+        reference: "labels" or "intact answer".
+        slices: number of slices whose windows were disturbed.
+        noise: standard deviation of the noise of noisy slices, where 1 is the range of the scaled intensities.
+        shift: pixels by which shifted slices are translated along x.
+        intact: the score of the intact windows on the same slices; its loss is 0.
+        reversed: that of the reversed windows.
+        losses: one for each kind and each k.
+    """
+
+    reference: str
+    slices: int
+    noise: float
+    shift: int
+    intact: DisturbedScore
+    reversed: DisturbedScore
+    losses: tuple[Loss, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values; ``blank`` is the scaled intensity of blank slices."""
+        return {**asdict(self), "blank": 0.0}
+
+    def summary(self) -> StressSummary:
+        """Return the short form."""
+        losses = [
+            BriefLoss(
+                loss.kind, loss.offset, loss.before.dice, loss.after.dice, loss.both.dice, loss.asymmetry
+            )
+            for loss in self.losses
+        ]
+        return StressSummary(self.reference, self.slices, self.intact.dice, self.reversed.dice, tuple(losses))
+
+
+@dataclass(frozen=True)
+class BriefLoss:
+    """The mean Dice with the slice at -k, at +k or both disturbed, and the asymmetry of the loss; see ``Loss``."""
+
+    kind: str
+    offset: int
+    before: float
+    after: float
+    both: float
+    asymmetry: Interval
+
+
+@dataclass(frozen=True)
+class StressSummary:
+    """The short form of ``Stress``: mean Dice alone.
+
+    Attributes:
+        reference: "labels" or "intact answer".
+        slices: number of slices whose windows were disturbed.
+        intact: mean Dice of the intact windows.
+        reversed: that of the reversed windows.
+        losses: one for each kind and each k.
+    """
+
+    reference: str
+    slices: int
+    intact: float
+    reversed: float
+    losses: tuple[BriefLoss, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StressSummary:
+        """Read what ``to_dict`` returned, perhaps from a file of unknown origin.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is damaged.
+
+        Example:
+            >>> brief = StressSummary("labels", 9, 0.9, 0.8, (BriefLoss("blank", 1, 0.7, 0.9, 0.6, Interval(0.2, 0.1, 0.3)),))
+            >>> StressSummary.from_dict(brief.to_dict()) == brief
+            True
+        """
+        if len(values["losses"]) > MOST_LOSSES:
+            raise ValueError(f"stress has more than {MOST_LOSSES} losses")
+        losses = [
+            BriefLoss(
+                text(loss, "kind"),
+                count(loss["offset"]),
+                number(loss["before"]),
+                number(loss["after"]),
+                number(loss["both"]),
+                Interval(*(number(loss["asymmetry"][name]) for name in ("estimate", "low", "high"))),
+            )
+            for loss in values["losses"]
+        ]
+        return cls(
+            text(values, "reference"),
+            count(values["slices"]),
+            number(values["intact"]),
+            number(values["reversed"]),
+            tuple(losses),
+        )
+
+
+def summarize_stress(
+    counts: StressCounts, kinds: Sequence[tuple[str, int]], *, reference: str, noise: float, shift: int
+) -> Stress:
+    """Compute what disturbed slices cost.
+
+    Args:
+        counts: of all slices; their v ways are intact, reversed, and for each kind before, after and both.
+        kinds: the kind and the offset k of each three ways.
+        reference: "labels" or "intact answer".
+        noise: to be recorded.
+        shift: to be recorded.
+
+    Example: the slice before is worth half of the hits, that after nothing.
+        >>> hits = np.array([[[9, 4], [9, 4], [9, 2], [9, 4], [9, 2]]] * 3)
+        >>> sizes, reference = np.full_like(hits, 8), np.full((3, 2), 4)
+        >>> counts = StressCounts(np.zeros(3, int), np.arange(3), hits, sizes, reference)
+        >>> found = summarize_stress(counts, [("missing", 1)], reference="labels", noise=0.1, shift=8)
+        >>> found.losses[0].before.loss.estimate, found.losses[0].after.loss, found.losses[0].asymmetry.estimate
+        (0.5, Interval(estimate=0.0, low=0.0, high=0.0), 0.5)
+    """
+    ways = counts.hits.shape[1]
+    dice, iou, influence = (
+        np.full(shape, np.nan) for shape in [(len(_volumes(counts)), ways)] * 2 + [counts.hits.shape[:2]]
+    )
+    classes = []
+    for row, volume in enumerate(_volumes(counts)):
+        here = counts.volume == volume
+        hits, sizes = counts.hits[here], counts.sizes[here]
+        pooled = _ratio(2 * hits.sum(axis=0), sizes.sum(axis=0))
+        classes.append(pooled)
+        present = np.flatnonzero(counts.reference[here].sum(axis=0)[1:]) + 1
+        if not len(present):
+            continue
+        dice[row] = pooled[:, present].mean(axis=1)
+        iou[row] = (pooled / (2 - pooled))[:, present].mean(axis=1)
+        moved = (2 * hits - pooled * sizes)[:, :, present] / sizes.sum(axis=0)[:, present]
+        influence[here] = here.sum() * moved.mean(axis=2)
+    losses = _intervals(counts, dice, influence, [(0, way) for way in range(ways)])
+    scores = [
+        DisturbedScore(of_dice, of_iou, tuple(per_class), loss)
+        for of_dice, of_iou, per_class, loss in zip(
+            _mean(dice).tolist(), _mean(iou).tolist(), _mean(np.array(classes)).tolist(), losses, strict=True
+        )
+    ]
+    firsts = range(2, ways, WAYS)
+    # The loss before less the loss after is the Dice after less the Dice before.
+    asymmetries = _intervals(counts, dice, influence, [(first + 1, first) for first in firsts])
+    return Stress(
+        reference,
+        len(counts.z),
+        noise,
+        shift,
+        scores[0],
+        scores[1],
+        tuple(
+            Loss(kind, offset, scores[first], scores[first + 1], scores[first + 2], asymmetry)
+            for (kind, offset), first, asymmetry in zip(kinds, firsts, asymmetries, strict=True)
+        ),
+    )
+
+
+def _volumes(counts: StressCounts) -> list[int]:
+    found: list[int] = np.unique(counts.volume).tolist()
+    return found
+
+
+def _intervals(
+    counts: StressCounts, dice: Floats, influence: Floats, pairs: Sequence[tuple[int, int]]
+) -> tuple[Interval, ...]:
+    """Return the difference in Dice of pairs of ways, the first less the second, with 95 % intervals.
+
+    Args:
+        counts: of all slices.
+        dice: (volumes, ways).
+        influence: (slices, ways) what a slice adds to the Dice of its volume, with mean 0 over its slices.
+        pairs: indices of ways.
+    """
+    one, other = np.array(pairs).T
+    known = ~np.isnan(influence[:, 0])
+    if not known.any():
+        return (Interval(np.nan, np.nan, np.nan),) * len(pairs)
+    difference = dice[:, one] - dice[:, other]
+    row = np.searchsorted(_volumes(counts), counts.volume[known])
+    values = difference[row] + influence[known][:, one] - influence[known][:, other]
+    half = fit_means(values, counts.z[known], counts.volume[known]).half_width()
+    estimates = _mean(difference)  # the mean of the values, without their rounding
+    return tuple(
+        Interval(estimate, max(estimate - width, -1.0), min(estimate + width, 1.0))
+        for estimate, width in zip(estimates.tolist(), half.tolist(), strict=True)
+    )
+
+
+def _mean(values: Floats) -> Floats:
+    """Return the mean over volumes, of those that are defined."""
+    valid = ~np.isnan(values)
+    return _ratio(np.where(valid, values, 0).sum(axis=0), valid.sum(axis=0))
+
+
+def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
+    """Divide; NaN where the denominator is 0."""
+    quotient = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
+    return quotient
