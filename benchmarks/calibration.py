@@ -1,6 +1,6 @@
 """How often the intervals and verdicts of an audit are right, in simulated audits with known truth.
 
-    python benchmarks/calibration.py                            # the tables, five to six minutes on an idle core
+    python benchmarks/calibration.py                            # the tables, a quarter of an hour on an idle core
     python benchmarks/calibration.py --results runs.json        # saves finished settings; run again to continue
     python benchmarks/calibration.py --docs                     # also writes the tables and the figure to docs/
     python benchmarks/calibration.py --quick                    # 200 audits of each setting
@@ -26,8 +26,17 @@ from zlib import crc32
 import numpy as np
 from scipy.signal import lfilter
 
-from evenslice.results.asymmetry import BIASED_LEVEL, SYMMETRIC_LEVEL, next_look
-from evenslice.results.intervals import fit_means
+from evenslice.results.asymmetry import next_look
+from evenslice.results.intervals import FEW_SLICES, fit_means, fit_ratio
+from evenslice.results.verdicts import (
+    BIASED_LEVEL,
+    WITHIN_LEVEL,
+    WITHIN_LEVEL_OF_RATIOS,
+    Decision,
+    Evidence,
+    Thresholds,
+    judge,
+)
 from evenslice.volumes.windows import visiting_order
 
 if TYPE_CHECKING:
@@ -40,7 +49,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 DOCS = Path(__file__).parents[1] / "docs"
-PRECISION, TOLERANCE = 0.01, 0.05  # the defaults of an audit
+PRECISION, TOLERANCE = 0.01, Thresholds.attention  # the defaults of an audit
 ORDER_SHARED_BY = 100  # number of simulated audits that visit the windows in the same order
 # When the rule stops an audit: half-width with all windows, in units of the precision.
 STOPS = {
@@ -97,7 +106,7 @@ class Audits(NamedTuple):
 
     error: Floats
     half_width: Floats
-    symmetric_half: Floats
+    within_half: Floats
     biased_half: Floats
     used: NDArray[np.int64]
 
@@ -116,8 +125,8 @@ def _block(setting: Setting, audits: int, rng: np.random.Generator) -> Audits:
     volume, z, tile = _visits(setting, seed=int(rng.integers(2**31)))
     values = setting.spread * _draw(setting, audits * setting.pairs, rng)[volume, z, tile]
     shape = (audits, setting.pairs)
-    error, half_width, symmetric_half, biased_half = np.full((4, *shape), np.nan)
-    found = Audits(error, half_width, symmetric_half, biased_half, used=np.zeros(audits, dtype=np.int64))
+    error, half_width, within_half, biased_half = np.full((4, *shape), np.nan)
+    found = Audits(error, half_width, within_half, biased_half, used=np.zeros(audits, dtype=np.int64))
     live, look = np.arange(audits), 0
     while len(live):
         look = min(next_look(look), setting.windows)
@@ -128,9 +137,7 @@ def _block(setting: Setting, audits: int, rng: np.random.Generator) -> Audits:
         ended, last = live[done], _columns(fit, np.repeat(done, setting.pairs))
         found.error[ended] = last.estimate.reshape(-1, setting.pairs)
         found.half_width[ended] = half[done]
-        found.symmetric_half[ended] = last.half_width(SYMMETRIC_LEVEL, setting.pairs).reshape(
-            -1, setting.pairs
-        )
+        found.within_half[ended] = last.half_width(WITHIN_LEVEL).reshape(-1, setting.pairs)
         found.biased_half[ended] = last.half_width(BIASED_LEVEL, setting.pairs).reshape(-1, setting.pairs)
         found.used[ended] = look
         live = live[~done]
@@ -171,14 +178,14 @@ def _columns(fit: MeanFit, chosen: NDArray[np.bool_]) -> MeanFit:
 
 
 def verdicts(audits: Audits, truth: Floats) -> tuple[float, float]:
-    """Return the shares of verdicts "biased" and "symmetric" when the true pair biases are (K,) `truth`.
+    """Return the shares of audits that find attention "biased" and "balanced" when the true pair biases are (K,) `truth`.
 
     A shift of all values shifts the estimates and leaves the widths alone, so one simulation serves every truth.
     """
     size = np.abs(audits.error + truth)
     biased = (size - audits.biased_half > TOLERANCE).any(axis=1)
-    symmetric = (size + audits.symmetric_half <= TOLERANCE).all(axis=1)
-    return float(biased.mean()), float(symmetric.mean())
+    balanced = (size + audits.within_half <= TOLERANCE).all(axis=1)
+    return float(biased.mean()), float(balanced.mean())
 
 
 def rates(setting: Setting, audits: int, seed: int) -> dict[str, float]:
@@ -189,9 +196,111 @@ def rates(setting: Setting, audits: int, seed: int) -> dict[str, float]:
     return {
         "coverage": float((np.abs(found.error) <= found.half_width).mean()),
         "biased": verdicts(found, all_at_tolerance)[0],
-        "symmetric": verdicts(found, one_at_tolerance)[1],
+        "balanced": verdicts(found, one_at_tolerance)[1],
         "used": float(found.used.mean()),
     }
+
+
+def few_settings() -> list[Setting]:
+    """Return audits of so few slices that their correlation can hardly be estimated."""
+    return [Setting(slices, rho, pairs=1) for slices, rho in product((4, 8, 16, 24), (0.0, 0.5, 0.8))]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Simulated audits of the answer or of the use of slices, a ratio pooled over windows whose true value is known.
+
+    Attributes:
+        name: "answer" or "use".
+        truth: of the ratio.
+        slices: windows along z, one a slice.
+        autocorrelation: of both parts of the ratio along z.
+        spread: standard deviation of the logarithm of the whole, and of that of each window's ratio.
+    """
+
+    name: str
+    truth: float
+    slices: int
+    autocorrelation: float
+    spread: float = 0.5
+
+
+def question_rates(question: Question, audits: int, seed: int) -> dict[str, float]:
+    """Return how often the interval covers the truth, and how often it lies beyond or within a tolerance at the truth."""
+    rng = np.random.default_rng([seed, crc32(str(question).encode())])
+    z = np.linspace(0, 300, question.slices)
+    draws = [
+        _draw(Setting(question.slices, question.autocorrelation), audits, rng)[0, :, 0] for _ in range(2)
+    ]
+    whole, ratio = (np.exp(question.spread * draw - question.spread**2 / 2) for draw in draws)
+    fit = fit_ratio(question.truth * ratio * whole, whole, z)
+    low, high = fit.bounds()
+    decides = question.slices >= FEW_SLICES or question.name == "use"
+    return {
+        "coverage": float(((low <= question.truth) & (question.truth <= high)).mean()),
+        "biased": float((fit.bounds(BIASED_LEVEL)[0] > question.truth).mean()) if decides else 0.0,
+        "balanced": float((fit.bounds(WITHIN_LEVEL_OF_RATIOS)[1] <= question.truth).mean())
+        if decides
+        else 0.0,
+    }
+
+
+def questions() -> Iterator[Question]:
+    """Yield the answer and the use at their tolerances."""
+    truths = {"answer": Thresholds.answer, "use": Thresholds.use}
+    for (name, truth), slices, rho in product(truths.items(), (4, 8, 12, 30, 100), (0.0, 0.5, 0.8)):
+        yield Question(name, truth, slices, rho)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Whole simulated audits: attention by two methods and of two classes, and the answer.
+
+    Attributes:
+        at_tolerance: "all" that is asked, or the "class" alone, whose true pair bias, or C, equals its tolerance; the
+            rest is fair.
+        slices: windows along z of the first method; the others see three of ten.
+        autocorrelation: along z.
+    """
+
+    at_tolerance: str
+    slices: int
+    autocorrelation: float
+
+
+def whole_rates(setting: Whole, audits: int, seed: int) -> dict[str, float]:
+    """Return how often each verdict is given."""
+    rng = np.random.default_rng([seed, crc32(str(setting).encode())])
+    verdicts_given = [_judge_one(setting, rng) for _ in range(audits)]
+    return {
+        name: float(np.mean([verdict == name for verdict in verdicts_given]))
+        for name in ("biased", "balanced")
+    }
+
+
+def _judge_one(setting: Whole, rng: np.random.Generator) -> str:
+    few = setting.slices * 3 // 10
+    truths = [
+        TOLERANCE * (setting.at_tolerance in ("all", name)) for name in ("first", "second", "class", "rest")
+    ]
+    tests = []
+    for truth, slices in zip(truths, (setting.slices, few, few, few), strict=True):
+        spread = Setting(slices, setting.autocorrelation, "in the middle").spread
+        values = truth + spread * _draw(Setting(slices, setting.autocorrelation), 1, rng)[0, :, 0]
+        fit = fit_means(values, np.arange(slices))
+        tests.append(Evidence(Decision("attention", "m"), fit, TOLERANCE, (True,), slices, exact=False))
+    draws = [_draw(Setting(few, setting.autocorrelation), 1, rng)[0, :, 0] for _ in range(2)]
+    whole, ratio = (np.exp(0.5 * draw - 0.125) for draw in draws)
+    truth = Thresholds.answer * (1.0 if setting.at_tolerance == "all" else 0.2)
+    fit = fit_ratio(truth * ratio * whole, whole, np.arange(few))
+    answer = Evidence(Decision("answer"), fit, Thresholds.answer, (True,), few, exact=False)
+    return judge(tests, answer, None)[0]
+
+
+def wholes() -> Iterator[Whole]:
+    """Yield whole audits at their tolerances."""
+    for at_tolerance, slices, rho in product(("all", "class"), (40, 100), (0.0, 0.5, 0.8)):
+        yield Whole(at_tolerance, slices, rho)
 
 
 def required_settings() -> Iterator[Setting]:
@@ -235,7 +344,7 @@ def missed(setting: Setting, found: dict[str, float]) -> bool:
     """Return whether a setting fails its requirements."""
     lowest, highest = (0.90, 1.0) if setting.windows == 40 else (0.93, 0.97)
     covered = lowest <= found["coverage"] <= highest
-    return not covered or max(found["biased"], found["symmetric"]) > 0.05
+    return not covered or max(found["biased"], found["balanced"]) > 0.05
 
 
 class Cache:
@@ -247,11 +356,16 @@ class Cache:
         if path is not None and path.exists():
             self.known = json.loads(path.read_text(encoding="utf-8"))
 
-    def rates(self, setting: Setting) -> dict[str, float]:
+    def rates(self, setting: Setting | Question | Whole) -> dict[str, float]:
         """Return the rates of a setting, simulating it only once."""
         key = f"{setting}, {self.audits} audits, seed {self.seed}"
         if key not in self.known:
-            self.known[key] = rates(setting, self.audits, self.seed)
+            if isinstance(setting, Question):
+                self.known[key] = question_rates(setting, self.audits, self.seed)
+            elif isinstance(setting, Whole):
+                self.known[key] = whole_rates(setting, self.audits // 4, self.seed)
+            else:
+                self.known[key] = rates(setting, self.audits, self.seed)
             if self.path is not None:
                 self.path.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
         return self.known[key]
@@ -263,11 +377,11 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def _cells(found: dict[str, float]) -> list[str]:
-    percents = [f"{100 * found[key]:.1f}" for key in ("coverage", "biased", "symmetric")]
+    percents = [f"{100 * found[key]:.1f}" for key in ("coverage", "biased", "balanced")]
     return [*percents, f"{found['used']:.0f}"]
 
 
-COLUMNS = ["covers, %", "wrongly biased, %", "wrongly symmetric, %", "windows used"]
+COLUMNS = ["covers, %", "wrongly biased, %", "wrongly balanced, %", "windows used"]
 
 
 def required_table(cache: Cache) -> str:
@@ -283,6 +397,61 @@ def further_table(cache: Cache) -> str:
     """Return the table of the further settings."""
     rows = [[what, *_cells(cache.rates(setting))] for what, setting in further_settings()]
     return _table(["setting", *COLUMNS], rows)
+
+
+def few_table(cache: Cache) -> str:
+    """Return the table of audits with few slices; fewer than 8 are never enough for a verdict."""
+    rows = []
+    for setting in few_settings():
+        found = cache.rates(setting)
+        cells = _cells(found)[:3]
+        if setting.slices < FEW_SLICES:
+            cells[1:] = ["withheld", "withheld"]
+        rows.append([str(setting.slices), f"{setting.autocorrelation:g}", *cells])
+    return _table(["slices", "autocorrelation", *COLUMNS[:3]], rows)
+
+
+def question_table(cache: Cache) -> str:
+    """Return the table of the answer and the use at their tolerances."""
+    rows = []
+    for item in questions():
+        found = cache.rates(item)
+        cells = [f"{100 * found[key]:.1f}" for key in ("coverage", "biased", "balanced")]
+        if item.name == "use":
+            cells[1] = "never judged"
+        elif item.slices < FEW_SLICES:
+            cells[1] = "withheld"
+        rows.append([item.name, str(item.slices), f"{item.autocorrelation:g}", *cells])
+    return _table(
+        ["question", "slices", "autocorrelation", "covers, %", "wrongly beyond, %", "wrongly within, %"], rows
+    )
+
+
+def whole_table(cache: Cache) -> str:
+    """Return the table of whole audits."""
+    rows = [
+        [
+            "everything" if item.at_tolerance == "all" else "one class",
+            str(item.slices),
+            f"{item.autocorrelation:g}",
+            *(f"{100 * cache.rates(item)[key]:.1f}" for key in ("biased", "balanced")),
+        ]
+        for item in wholes()
+    ]
+    return _table(
+        ["at the tolerance", "windows", "autocorrelation", "wrongly biased, %", "wrongly balanced, %"], rows
+    )
+
+
+def few_missed(setting: Setting, found: dict[str, float]) -> bool:
+    """Return whether an audit of few slices fails its requirements."""
+    wrong = max(found["biased"], found["balanced"]) > 0.05 and setting.slices >= FEW_SLICES
+    return found["coverage"] < 0.93 or wrong
+
+
+def question_missed(question: Question, found: dict[str, float]) -> bool:
+    """Return whether a question is answered wrongly too often."""
+    return max(found["balanced"], found["biased"] if question.name == "answer" else 0.0) > 0.05
 
 
 POWER_SPREAD, POWER_AUTOCORRELATION = 0.1, 0.5
@@ -303,7 +472,7 @@ def power_figure(path: Path, audits: int, seed: int) -> None:
             shares = np.array([verdicts(found, np.array([truth])) for truth in truths])
             for axis, share in zip(axes, shares.T, strict=True):
                 axis.plot(truths, share, label=f"{count} windows")
-        for axis, verdict in zip(axes, ("biased", "symmetric"), strict=True):
+        for axis, verdict in zip(axes, ("biased", "balanced"), strict=True):
             axis.axvline(TOLERANCE, color="gray", linewidth=0.8, linestyle="--")
             axis.set(title=f'verdict "{verdict}"', xlabel="true pair bias", ylim=(-0.02, 1.02))
         axes[0].set_ylabel("share of audits")
@@ -315,9 +484,9 @@ def power_figure(path: Path, audits: int, seed: int) -> None:
 def _power_audits(count: int, audits: int, seed: int) -> Audits:
     """Run audits that use all windows, with a standard deviation of ``POWER_SPREAD``."""
     setting = Setting(count, POWER_AUTOCORRELATION, "at the end")
-    error, half_width, symmetric_half, biased_half, used = simulate(setting, audits, seed)
+    error, half_width, within_half, biased_half, used = simulate(setting, audits, seed)
     scale = POWER_SPREAD / setting.spread
-    return Audits(scale * error, scale * half_width, scale * symmetric_half, scale * biased_half, used)
+    return Audits(scale * error, scale * half_width, scale * within_half, scale * biased_half, used)
 
 
 def write_docs(tables: dict[str, str], folder: Path = DOCS) -> None:
@@ -347,16 +516,27 @@ def main() -> int:
     started = time.monotonic()
     audits = 200 if options.quick else options.audits
     cache = Cache(audits, options.seed, options.results)
-    tables = {"required": required_table(cache), "further": further_table(cache)}
+    tables = {
+        "required": required_table(cache),
+        "few": few_table(cache),
+        "questions": question_table(cache),
+        "whole": whole_table(cache),
+        "further": further_table(cache),
+    }
     print(f"{audits} simulated audits of each setting, seed {options.seed}", *tables.values(), sep="\n\n")
     if options.docs:
         write_docs(tables)
         power_figure(DOCS / "power.svg", audits, options.seed)
-    misses = [] if options.quick else [s for s in required_settings() if missed(s, cache.rates(s))]
-    for setting in misses:
+    misses: list[Setting | Question | Whole] = [
+        *(setting for setting in required_settings() if missed(setting, cache.rates(setting))),
+        *(setting for setting in few_settings() if few_missed(setting, cache.rates(setting))),
+        *(item for item in wholes() if max(cache.rates(item).values()) > 0.05),
+        *(item for item in questions() if question_missed(item, cache.rates(item))),
+    ]
+    for setting in [] if options.quick else misses:
         print(f"missed: {setting}")
     print(f"\n{time.monotonic() - started:.0f} s")
-    return 1 if misses else 0
+    return 1 if misses and not options.quick else 0
 
 
 if __name__ == "__main__":

@@ -165,6 +165,28 @@ def test_a_fair_network_passes(run):
     assert json.loads(out)["verdict"] == "symmetric"
 
 
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--strategy", "uniform", "--require", "symmetric"], 0),
+        (["--strategy", "uniform", "--require", "balanced"], 0),
+        (["--require", "balanced"], 1),
+        (["--require", "symmetric"], 1),
+        (["--strategy", "uniform", "--require", "symmetric", "--max-windows", "1"], 1),  # inconclusive
+        (["--strategy", "uniform", "--strategy", "pretrained", "--require", "symmetric"], 1),
+    ],
+)
+def test_a_required_verdict_decides_the_status(run, options, code):
+    assert run(*AUDIT, "--volume", "good.tif", *options)[0] == code
+
+
+def test_an_unknown_requirement_is_refused(run):
+    code, _, err = run(*AUDIT, "--volume", "good.tif", "--require", "biased")
+    assert code == 2
+    assert "symmetric" in err
+    assert "balanced" in err
+
+
 def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
     arguments = [
         "--strategy",

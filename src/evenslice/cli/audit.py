@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,20 @@ import typer
 
 from evenslice.cli import options
 from evenslice.cli.printing import command_line, quiet, show_audits
+
+
+class Requirement(StrEnum):
+    """The least verdict that ``--require`` accepts."""
+
+    symmetric = "symmetric"
+    balanced = "balanced"
+
+
+# A window of one slice has no opposite slices that could be treated unequally.
+ENOUGH = {
+    Requirement.symmetric: ("symmetric", "not applicable"),
+    Requirement.balanced: ("symmetric", "balanced", "not applicable"),
+}
 
 
 @options.grouped
@@ -63,8 +78,24 @@ def audit(
         ),
     ] = None,
     tolerance: Annotated[
-        float, options.measurement("Largest pair bias that counts as symmetric.", metavar="X")
+        float, options.measurement("Largest pair bias that counts as equal attention.", metavar="X")
     ] = 0.05,
+    answer_tolerance: Annotated[
+        float,
+        options.measurement(
+            "Largest part of the answer that may change when a window is reversed.", metavar="X"
+        ),
+    ] = 0.05,
+    mismatch_tolerance: Annotated[
+        float,
+        options.measurement(
+            "Largest mirror mismatch of a network that uses opposite slices alike.", metavar="X"
+        ),
+    ] = 0.01,
+    judged_share: Annotated[
+        float,
+        options.measurement("Part of the attention below which a pair of slices is not judged.", metavar="X"),
+    ] = 0.02,
     precision: Annotated[
         float,
         options.measurement("Stop when the 95 % interval of each pair bias is ± X or narrower.", metavar="X"),
@@ -73,8 +104,16 @@ def audit(
         int | None, options.measurement("Stop after this many windows.", metavar="N")
     ] = None,
     fail_on_bias: Annotated[
-        bool, options.measurement("Exit with status 1 if the verdict is biased.", "--fail-on-bias")
+        bool, options.measurement("Exit with status 1 if a verdict is biased.", "--fail-on-bias")
     ] = False,
+    require: Annotated[
+        Requirement | None,
+        options.measurement(
+            "Exit with status 1 unless every verdict is at least this: symmetric, or balanced (which symmetric is, "
+            "too).",
+            metavar="V",
+        ),
+    ] = None,
     seed: options.Seed = 0,
     computing: options.Computing,
     out: Annotated[Path | None, options.output("Folder for results and report.", metavar="DIR")] = None,
@@ -101,6 +140,9 @@ def audit(
                 target=parse_target(target),
                 outputs=None if outputs is None else find_function(outputs),
                 tolerance=tolerance,
+                answer_tolerance=answer_tolerance,
+                mismatch_tolerance=mismatch_tolerance,
+                judged_share=judged_share,
                 precision=precision,
                 step=1 if step is None else step,
                 max_windows=max_windows,
@@ -116,5 +158,6 @@ def audit(
         if folder is not None:
             write_results(audits, folder)
     show_audits(audits, out, json=output.json)
-    if fail_on_bias and any(audit.verdict == "biased" for audit in audits):
+    failed = fail_on_bias and any(audit.verdict == "biased" for audit in audits)
+    if failed or (require and any(audit.verdict not in ENOUGH[require] for audit in audits)):
         raise typer.Exit(1)

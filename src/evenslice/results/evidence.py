@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,7 +114,7 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
     known = ~np.isnan(part + whole)
     if not known.any():
         return None
-    fit = fit_ratio(part, whole, z, volume, root=root)
+    fit = fit_ratio(part[:, None], whole[:, None], z, volume, root=root)
     each = np.divide(part[known], whole[known], out=np.zeros(int(known.sum())), where=whole[known] > 0)
     return Evidence(
         decision=Decision("answer"),
@@ -134,14 +134,12 @@ def use_evidence(
     known = ~np.isnan(measured.mismatch).any(axis=1)
     if not known.any() or not measured.mismatch.shape[1]:
         return None
-    columns = [
-        (measured.mismatch.sum(axis=1), measured.outer.sum(axis=1)),
-        *zip(measured.mismatch.T, measured.outer.T, strict=True),
-    ]
-    fits = [fit_ratio(part, whole, z, volume) for part, whole in columns]
+    part, whole = (
+        np.column_stack([values.sum(axis=1), values]) for values in (measured.mismatch, measured.outer)
+    )
     return Evidence(
         decision=Decision("use", method),
-        fit=_together(fits),
+        fit=fit_ratio(part, whole, z, volume),
         tolerance=thresholds.use,
         judged=(True, *attention.judged),
         slices=_count_slices(volume[known], z[known]),
@@ -216,14 +214,3 @@ def _mean_by_volume(values: Floats, volume: NDArray[np.int64]) -> Floats:
         if not np.isnan(here).all():
             means[volume == one] = np.nanmean(here)
     return means
-
-
-def _together(fits: list[MeanFit]) -> MeanFit:
-    """Put fits of one quantity each, made on the same windows, into one."""
-    return replace(
-        fits[0],
-        estimate=np.concatenate([fit.estimate for fit in fits]),
-        scale=np.concatenate([fit.scale for fit in fits], axis=1),
-        weight=np.concatenate([fit.weight for fit in fits], axis=1),
-        between=np.concatenate([fit.between for fit in fits]),
-    )

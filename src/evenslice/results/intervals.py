@@ -44,6 +44,7 @@ FRACTION = np.array([0.0, *(fraction for _ in _CORRELATIONS for fraction in _FRA
 # Up to 8 slices, intervals have to be this much wider to cover 93 % at a correlation of 0.8 (benchmarks/calibration.py);
 # less so with more slices, and not at all with enough.
 WIDEST, FEW_SLICES, ENOUGH_SLICES = 2.3, 8, 24
+LARGEST_EXPONENT = 50.0
 NO_WIDTH = 1e-100  # half-widths below this come from the residual of a constant quantity
 PRIOR = np.array([0.75, *np.full(len(CORRELATION) - 1, 0.25 / (len(CORRELATION) - 1))])
 
@@ -69,6 +70,7 @@ class MeanFit:
         weight: (grid, q) their weights, which sum to 1.
         volumes: number of volumes.
         between: (q,) standard error of the means from the spread of the volume means; zeros for a single volume.
+        positive: whether the quantities are at least 0 and skewed, so that upper bounds are taken of their logarithm.
     """
 
     estimate: Floats
@@ -77,6 +79,7 @@ class MeanFit:
     weight: Floats
     volumes: int
     between: Floats
+    positive: bool = False
 
     def half_width(self, level: float = 0.95, comparisons: int = 1) -> Floats:
         """Return the half-widths (q,) of the intervals around the estimates.
@@ -103,6 +106,23 @@ class MeanFit:
             half = np.maximum(half, -stdtrit(self.volumes - 1, tail / 2) * self.between)
         return np.where(half < NO_WIDTH, 0.0, half)
 
+    def bounds(self, level: float = 0.95, comparisons: int = 1) -> tuple[Floats, Floats]:
+        """Return the lower and the upper bounds (q,) of the intervals; see ``half_width`` for the arguments.
+
+        Example:
+            >>> low, high = fit_ratio([[1.0], [2.0], [1.5]], [[10.0], [30.0], [10.0]], positions=[0, 10, 20]).bounds()
+            >>> low.round(2).tolist(), high.round(2).tolist()
+            ([-0.12], [0.94])
+        """
+        half = self.half_width(level, comparisons)
+        high = self.estimate + half
+        if self.positive:
+            relative = np.divide(half, self.estimate, out=np.zeros_like(half), where=self.estimate > 0)
+            high = np.where(
+                self.estimate > 0, self.estimate * np.exp(np.minimum(relative, LARGEST_EXPONENT)), high
+            )
+        return self.estimate - half, high
+
     def intervals(self, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[Interval, ...]:
         """Return the q 95 % intervals.
 
@@ -113,8 +133,7 @@ class MeanFit:
             >>> fit_means([[0.5], [0.5]], positions=[0, 1]).intervals()
             (Interval(estimate=0.5, low=0.5, high=0.5),)
         """
-        half = self.half_width()
-        low, high = np.clip([self.estimate - half, self.estimate + half], *bounds)
+        low, high = np.clip(self.bounds(), *bounds)
         return tuple(Interval(*map(float, figures)) for figures in zip(self.estimate, low, high, strict=True))
 
 
@@ -197,38 +216,39 @@ def fit_ratio(
     *,
     root: bool = False,
 ) -> MeanFit:
-    """Estimate the ratio of the means of two quantities, and its precision.
+    """Estimate the ratios of the means of pairs of quantities measured on the same windows, and their precision.
 
     The interval is that of the mean of (part - ratio * whole) / mean whole, the ratio's linearisation (Cochran 1977,
-    Sampling Techniques, section 6.4), so windows count by their whole.
+    Sampling Techniques, section 6.4), so windows count by their whole. Such ratios are skewed to the right, and a sample
+    without a large value gives a small ratio with a small spread, so the upper bound is that of the logarithm.
 
     Args:
-        part: (n,) at least 0; windows where it or the whole is NaN are left out.
-        whole: (n,) at least 0.
+        part: (n, q) at least 0; windows where anything is NaN are left out.
+        whole: (n, q) at least 0.
         positions: (n,) position of the windows along z, as for ``mean_interval``.
         volumes: (n,) index of the volume of each window; None for a single volume.
-        root: return the square root of the ratio instead.
+        root: return the square roots of the ratios instead.
 
     Returns:
-        The fit, of one quantity: 0 where part and whole are 0 everywhere, NaN without windows.
+        The fit of q ratios: 0 where part and whole are 0 everywhere, NaN without windows.
 
     Example:
-        >>> fit = fit_ratio([1.0, 2.0, 1.5], [10.0, 30.0, 10.0], positions=[0, 10, 20])
+        >>> fit = fit_ratio([[1.0], [2.0], [1.5]], [[10.0], [30.0], [10.0]], positions=[0, 10, 20])
         >>> fit.estimate.round(3).tolist(), fit.half_width().round(2).tolist()
         ([0.09], [0.21])
     """
-    values = np.stack([np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)], axis=1)
-    valid = ~np.isnan(values).any(axis=1)
-    volumes = np.zeros(len(values), dtype=np.int64) if volumes is None else np.asarray(volumes)
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    volumes = np.zeros(len(part), dtype=np.int64) if volumes is None else np.asarray(volumes)
+    valid = ~np.isnan(part + whole).any(axis=1)
     at = np.asarray(positions)[valid], volumes[valid]
-    mean_part, mean_whole = fit_means(values[valid], *at).estimate
-    scale = mean_whole if mean_whole > 0 else 1.0
+    mean_part, mean_whole = (fit_means(values[valid], *at).estimate for values in (part, whole))
+    scale = np.where(mean_whole > 0, mean_whole, 1.0)
     ratio = mean_part / scale
-    influence = (values[valid] @ [1.0, -ratio])[:, None] / scale
+    influence = (part[valid] - ratio * whole[valid]) / scale
     if root:
         ratio = np.sqrt(ratio)
-        influence = influence / (2 * ratio) if ratio > 0 else influence
-    return replace(fit_means(influence, *at), estimate=np.array([ratio]))
+        influence = influence / np.where(ratio > 0, 2 * ratio, 1.0)
+    return replace(fit_means(influence, *at), estimate=ratio, positive=True)
 
 
 def _widening(slices: int) -> float:

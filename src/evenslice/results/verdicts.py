@@ -31,6 +31,7 @@ BIASED_LEVEL = 0.95
 # The 90 % intervals of equivalence are computed at 94 %: exact ones would be wrong in 5 % of audits of a network at the
 # tolerance, and estimating the correlation would raise that above 5 % (benchmarks/calibration.py).
 WITHIN_LEVEL = 0.94
+WITHIN_LEVEL_OF_RATIOS = 0.97  # C and E, which are skewed
 EXACT = 1e-4
 """Values of all windows that differ by less decide exactly, however few the windows."""
 
@@ -96,16 +97,14 @@ class Evidence:
 
     def beyond(self, comparisons: int) -> NDArray[np.bool_]:
         """Return which quantities (q,) are beyond the tolerance with their whole intervals."""
-        with np.errstate(invalid="ignore"):
-            outside = (
-                np.abs(self.fit.estimate) - self.fit.half_width(BIASED_LEVEL, comparisons) > self.tolerance
-            )
+        low, high = self.fit.bounds(BIASED_LEVEL, comparisons)
+        outside = (low > self.tolerance) | (high < -self.tolerance)
         return np.asarray(outside & np.array(self.judged, dtype=bool))
 
     def within(self) -> NDArray[np.bool_]:
         """Return which quantities (q,) are within the tolerance with their whole intervals, or not judged."""
-        with np.errstate(invalid="ignore"):
-            inside = np.abs(self.fit.estimate) + self.fit.half_width(WITHIN_LEVEL) <= self.tolerance
+        low, high = self.fit.bounds(WITHIN_LEVEL_OF_RATIOS if self.fit.positive else WITHIN_LEVEL)
+        inside = (low >= -self.tolerance) & (high <= self.tolerance)
         return np.asarray(inside | ~np.array(self.judged, dtype=bool))
 
 

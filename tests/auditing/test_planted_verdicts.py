@@ -1,0 +1,218 @@
+"""Networks whose formula says what the verdict has to be."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evenslice._core.errors import ModelError
+from evenslice.auditing.auditor import audit
+from evenslice.neutralizing.neutralization import neutralize
+
+
+class Formula(nn.Module):
+    """A network that computes a function of its windows (batch, slices, y, x)."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, windows):
+        return self.function(windows)
+
+
+def weighted(*weights):
+    """A regression: the weighted sum of the slices."""
+    return lambda windows: (windows * torch.tensor(weights).view(1, -1, 1, 1)).sum(1)
+
+
+def difference(windows):
+    return windows[:, 2] - windows[:, 0]
+
+
+def halves(windows):
+    """The slice before on the left half, the slice after on the right half."""
+    left = torch.arange(windows.shape[3]) < windows.shape[3] // 2
+    return torch.where(left, windows[:, 0], windows[:, 2])
+
+
+def foreground_alone(part):
+    """Two classes: the foreground is the brightest part of the middle slice, and reads the slice before three times."""
+
+    def logits(windows):
+        before, middle, after = windows.unbind(1)
+        found = (middle > 1 - part).float()
+        background = (1 - found) * 3 * (before + middle + after)
+        foreground = found * (10 + 3 * before + middle + after) - (1 - found)
+        return torch.stack([background, foreground], dim=1)
+
+    return logits
+
+
+def noise(depth=64, seed=0):
+    return np.random.default_rng(seed).random((depth, 48, 48)).astype(np.float32)
+
+
+def found_in(function, volume=None, slices=3, **options):
+    volume = noise() if volume is None else volume
+    return audit(
+        Formula(function), volume, slices=slices, intensity=(0, 1), device="cpu", dtype="float32", **options
+    )
+
+
+def decided(found):
+    by = found.statistics.decided_by
+    return found.verdict, by.question, by.class_number, by.offset
+
+
+def test_a_difference_of_the_neighbours_is_biased_by_its_answer():
+    found = found_in(difference)
+    assert decided(found) == ("biased", "answer", None, None)
+    assert found.mismatch.estimate == pytest.approx(1, abs=1e-6)
+    assert found.answer.estimate == pytest.approx(np.sqrt(2), rel=0.02)  # f(x') = -f(x)
+    assert abs(found.attention[0].estimate) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["gradient", "smoothgrad", "occlusion", "integrated_gradients"])
+def test_the_classes_of_a_difference_change_whatever_the_method(method):
+    found = found_in(lambda windows: difference(windows).unsqueeze(1), method=method, max_windows=60)
+    assert decided(found) == ("biased", "answer", None, None)
+    assert found.answer.estimate > 0.97
+
+
+def test_sides_that_are_read_in_different_places_are_not_called_symmetric():
+    found = found_in(halves)
+    assert abs(found.attention[0].estimate) < 0.01
+    assert found.mismatch.estimate == pytest.approx(1, abs=1e-6)
+    assert decided(found)[:2] == ("biased", "answer")
+    assert found.answer.estimate == pytest.approx(1, abs=0.02)  # neighbours are unrelated
+
+
+def test_such_a_network_is_balanced_where_neighbours_hardly_differ():
+    volume = 0.99 * noise(depth=1) + 0.01 * noise(seed=1)
+    found = found_in(halves, volume)
+    assert found.answer.high < 0.05
+    assert decided(found)[:2] == ("balanced", "attention")
+
+
+@pytest.mark.parametrize("part", [0.02, 0.05, 0.1])
+def test_a_bias_of_the_foreground_alone_is_found_by_default(part):
+    found = found_in(foreground_alone(part))
+    assert decided(found) == ("biased", "attention", 1, 1)
+    background, foreground = found.statistics.classes
+    assert foreground.pixels == pytest.approx(part, abs=0.01)
+    assert foreground.pairs[0].estimate == pytest.approx(-0.5, abs=1e-4)
+    assert background.pairs[0].estimate == pytest.approx(0, abs=1e-4)
+    assert abs(found.attention[0].estimate) < 0.05  # that of the whole output hides it
+
+
+def test_opposite_pairs_that_cancel_are_biased():
+    found = found_in(weighted(0.1, 0.3, 0.2, 0.1, 0.3), slices=5)
+    assert found.directional_bias.estimate == pytest.approx(0, abs=1e-5)
+    assert found.verdict == "biased"
+    assert [pair.estimate for pair in found.attention] == pytest.approx([-0.5, 0.5], abs=1e-5)
+
+
+def test_the_outer_pair_alone_is_biased():
+    found = found_in(weighted(0.3, 0.2, 0.2, 0.2, 0.1), slices=5)
+    assert decided(found) == ("biased", "attention", None, 2)
+
+
+def test_a_tiny_pair_is_shown_but_not_judged():
+    found = found_in(weighted(0.0, 1.0, 1e-4))
+    assert not found.attention[0].judged
+    assert found.attention[0].estimate == pytest.approx(1)
+    assert found.verdict == "balanced"
+
+
+def test_a_saturated_output_is_judged_by_what_it_reads():
+    found = found_in(lambda windows: torch.tanh(20 * (windows[:, 0] - 0.5)))
+    assert decided(found)[:2] == ("biased", "attention")
+    assert found.attention[0].estimate == -1
+
+
+def test_a_constant_output_is_refused():
+    with pytest.raises(ModelError, match="does not depend on its input"):
+        found_in(lambda windows: 0 * windows.sum(1) + 3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdict"), [((1.0, 2.0, 1.0), "symmetric"), ((1.0, 2.0, 2.0), "biased"), ((0.0, 1.0, 0.0), "symmetric")]
+)  # fmt: skip
+def test_a_regression(weights, verdict):
+    assert found_in(weighted(*weights)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdict"), [((1.0, 2.0, 1.0), "symmetric"), ((1.0, 2.0, 3.0), "biased")]
+)
+def test_a_detector(weights, verdict):
+    def detect(windows):
+        scores = weighted(*weights)(windows).sigmoid().flatten(1).mean(1)
+        return [{"boxes": torch.zeros(1, 4), "scores": score[None]} for score in scores]
+
+    assert found_in(detect).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdict"), [((1.0, 2.0, 1.0), "symmetric"), ((1.0, 2.0, 3.0), "biased")]
+)
+def test_a_function(weights, verdict):
+    def function(windows):
+        return np.einsum("bkyx,k->byx", windows, np.array(weights, dtype=np.float32))
+
+    found = audit(function, noise(), slices=3, intensity=(0, 1))
+    assert found.verdict == verdict
+    assert found.statistics.second_opinion is None
+
+
+def test_a_function_of_classes_is_biased_in_its_foreground():
+    def classes(windows):
+        return foreground_alone(0.1)(torch.from_numpy(windows)).argmax(1).numpy()
+
+    found = audit(classes, noise(), slices=3, intensity=(0, 1))
+    assert {item.class_number for item in found.statistics.classes} <= {0, 1}
+    assert found.statistics.answer_change.estimate == 0
+
+
+def test_networks_that_are_fair_by_construction_are_symmetric():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
+    both = Formula(lambda windows: (plain(windows) + plain(windows.flip(1))) / 2)
+    assert audit(both, noise(), device="cpu").verdict == "symmetric"
+    for options in ({"strategy": "uniform"}, {"strategy": "pretrained", "tie": "mirror"}):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
+        neutralize(network, slices=3, mean=0.5, std=0.5, **options)
+        found = audit(network, noise(), device="cpu")
+        assert (found.verdict, found.statistics.decided_by.question) == ("symmetric", "use")
+
+
+def test_two_methods_that_find_opposite_biases_disagree():
+    """The gradient of the slice before is steep and tiny in reach; that of the slice after is gentle and moves more."""
+
+    def steep(windows):
+        before, _, after = windows.unbind(1)
+        return torch.sin(60 * before) / 12 + 2 * after
+
+    found = found_in(steep)
+    assert found.attention[0].estimate < -0.05
+    assert found.statistics.second_opinion.pairs[0].estimate > 0.05
+    assert found.statistics.methods_agree is False
+
+
+def test_methods_agree_about_a_linear_network():
+    assert found_in(weighted(1.0, 1.0, 3.0)).statistics.methods_agree is True
+
+
+def test_few_slices_are_enough_only_where_all_windows_say_the_same():
+    def mostly(windows):  # attention to the slice after grows with its brightness
+        before, middle, after = windows.unbind(1)
+        return before + middle + 3 * after**2
+
+    volume = noise(depth=7)
+    found = found_in(mostly, volume)
+    assert found.attention[0].low > 0.05
+    assert found.verdict == "inconclusive"
+    assert found_in(mostly, noise(depth=30)).verdict == "biased"
+    assert found_in(weighted(1.0, 1.0, 3.0), volume).verdict == "biased"
