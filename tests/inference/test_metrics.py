@@ -11,8 +11,8 @@ from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice._core.staging import json_text
-from evenslice.inference.evaluation import evaluate
 from evenslice.inference.metrics import object_scores, surface_scores
+from evenslice.inference.scoring import evaluate_parts
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.scaling import Scaling
@@ -43,7 +43,7 @@ def part(predicted, labels, classes, name="volume", **options):
 
 def scores(*pairs, classes=3, **options):
     parts = [part(*pair, classes, name=f"volume {i}") for i, pair in enumerate(pairs)]
-    return evaluate(Levels(classes), parts, classes=classes, device="cpu", dtype="float32", **options)
+    return evaluate_parts(Levels(classes), parts, classes=classes, device="cpu", dtype="float32", **options)
 
 
 def random_classes(seed, shape=(4, 16, 20), classes=3):
@@ -98,26 +98,31 @@ def test_surfaces_agree_with_monai(seed, spacing):
         for _ in range(2)
     )
     onehot = [torch.from_numpy(np.stack([~mask, mask])[None]) for mask in (predicted, labels)]
-    hd95, dice = surface_scores(labels, predicted, spacing)
+    hd95, dice, wide = surface_scores(labels, predicted, spacing)
     limit = max(spacing[1:])
     expected = compute_hausdorff_distance(*onehot, percentile=95, spacing=spacing).item()
     assert hd95 == pytest.approx(expected, rel=1e-5)
     assert dice == pytest.approx(compute_surface_dice(*onehot, [limit], spacing=spacing).item(), rel=1e-5)
+    expected = compute_surface_dice(*onehot, [3 * limit], spacing=spacing).item()
+    assert wide == pytest.approx(expected, rel=1e-5)
 
 
 def test_surfaces_of_shifted_balls():
-    assert surface_scores(ball(6), ball(6)) == (0, 1)
-    hd95, dice = surface_scores(ball(6), ball(6, shift=2), spacing=(9, 9, 3))
+    assert surface_scores(ball(6), ball(6)) == (0, 1, 1)
+    hd95, dice, _ = surface_scores(ball(6), ball(6, shift=2), spacing=(9, 9, 3))
     assert 3 < hd95 <= 6  # two voxels of 3 along x
     assert dice == 1  # within the tolerance, the voxel's 9 along y
-    assert surface_scores(ball(6), ball(6, shift=2), spacing=(9, 3, 3))[1] < 1  # beyond a tolerance of 3
+    assert (
+        surface_scores(ball(6), ball(6, shift=2), spacing=(9, 3, 3)).surface_dice < 1
+    )  # beyond one voxel of 3
+    assert surface_scores(ball(6), ball(6, shift=2), spacing=(9, 3, 3)).surface_dice_3 == 1  # within three
 
 
 def test_surfaces_of_what_is_not_there():
     nothing = np.zeros((24, 24, 24), bool)
     diagonal = pytest.approx(24 * np.sqrt(3))
-    assert surface_scores(ball(6), nothing) == (diagonal, 0)
-    assert surface_scores(nothing, ball(6)) == (diagonal, 0)
+    assert surface_scores(ball(6), nothing) == (diagonal, 0, 0)
+    assert surface_scores(nothing, ball(6)) == (diagonal, 0, 0)
     assert surface_scores(nothing, ball(6), spacing=(4, 3, 0))[0] == 24 * 5
     assert np.isnan(surface_scores(nothing, nothing)).all()
 
@@ -126,7 +131,7 @@ def test_surfaces_of_a_volume_use_its_spacing():
     masks = ball(6, shift=2).astype(int), ball(6).astype(int)
     plain = part(*masks, 2)
     spaced = part(*masks, 2, spacing=(50, 4, 4), unit="nm")
-    found = evaluate(Levels(2), [plain, spaced], classes=2, device="cpu", dtype="float32")
+    found = evaluate_parts(Levels(2), [plain, spaced], classes=2, device="cpu", dtype="float32")
     first, second = found.volumes
     assert (first.unit, second.unit, second.spacing) == ("voxel", "nm", (50, 4, 4))
     assert second.hd95[1] == surface_scores(masks[1], masks[0], (50, 4, 4))[0]
@@ -207,7 +212,7 @@ def test_a_class_that_the_slices_looked_at_miss_has_one_more():
 
     def seen(most):
         options = {"surfaces": False, "most_slices": most, "device": "cpu", "dtype": "float32"}
-        return evaluate(Levels(3), [held], classes=3, **options).volumes[0].confusion.diagonal()
+        return evaluate_parts(Levels(3), [held], classes=3, **options).volumes[0].confusion.diagonal()
 
     assert seen(1).tolist() == [64 // 2, 64, 64 // 2]  # the middle slice, and that with most of class 2
     assert seen(9).tolist() == np.bincount(labels.ravel()).tolist()
@@ -216,7 +221,7 @@ def test_a_class_that_the_slices_looked_at_miss_has_one_more():
 def test_distances_in_different_units_have_no_mean():
     masks = ball(6, shift=2).astype(int), ball(6).astype(int)
     parts = [part(*masks, 2), part(*masks, 2, spacing=(5, 5, 5), unit="nm")]
-    found = evaluate(Levels(2), parts, classes=2, device="cpu", dtype="float32").to_dict()
+    found = evaluate_parts(Levels(2), parts, classes=2, device="cpu", dtype="float32").to_dict()
     assert np.isnan(found["hd95"]["mean"])
     assert found["volumes"][1]["hd95"][1] == 5 * found["volumes"][0]["hd95"][1]
     assert found["surface_dice"]["mean"] > 0
@@ -228,22 +233,22 @@ def test_one_channel_stands_for_two_classes():
             return windows[:, 1:2] - 0.5
 
     labels = random_classes(0, classes=2)
-    found = evaluate(Binary(), [part(labels, labels, 2)], classes=2, device="cpu", dtype="float32")
+    found = evaluate_parts(Binary(), [part(labels, labels, 2)], classes=2, device="cpu", dtype="float32")
     assert found.mean_dice == 1
 
 
 def test_the_network_is_left_as_it_was():
     network = Levels(2).train()
     labels = random_classes(0, classes=2)
-    evaluate(network, [part(labels, labels, 2)], classes=2, device="cpu", surfaces=False)
+    evaluate_parts(network, [part(labels, labels, 2)], classes=2, device="cpu", surfaces=False)
     assert network.training
 
 
 def test_wrong_options_are_refused():
     labels = random_classes(0)
     with pytest.raises(ModelError, match=r"gives 3 classes, the labels have 4; build it with classes=4"):
-        evaluate(Levels(3), [part(labels, labels, 3)], classes=4, device="cpu")
+        evaluate_parts(Levels(3), [part(labels, labels, 3)], classes=4, device="cpu")
     with pytest.raises(ConfigError, match="at least one"):
-        evaluate(Levels(3), [], classes=3)
+        evaluate_parts(Levels(3), [], classes=3)
     with pytest.raises(ConfigError, match="most_slices = 5"):
-        evaluate(Levels(3), [part(labels, labels, 3)], classes=3, most_slices=5)
+        evaluate_parts(Levels(3), [part(labels, labels, 3)], classes=3, most_slices=5)

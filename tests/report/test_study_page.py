@@ -20,8 +20,16 @@ from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
 from evenslice.report.base.style import settings
 from evenslice.report.files import STUDY_FILES, write_study_report
 from evenslice.report.study.charts import forest_figure
+from evenslice.report.study.curves import learning_figure
 from evenslice.report.study.page import draw_charts, render
-from evenslice.report.study.pictures import BOTH, LABELLED, PREDICTED, example_panels, outlines
+from evenslice.report.study.pictures import (
+    BOTH,
+    LABELLED,
+    PREDICTED,
+    around_foreground,
+    example_panels,
+    outlines,
+)
 from evenslice.report.study.tables import figure_groups
 from evenslice.report.study.wording import (
     arm_sentence,
@@ -89,12 +97,12 @@ def arm_of(results, name):
 def test_the_sentence_of_an_arm(results):
     uniform = dataclasses.replace(
         arm_of(results, "uniform"),
-        bias_removed=0.984,
+        bias_removed=Interval(0.984, 0.961, 1.0),
         differences={"dice": Interval(0.0021, -0.0044, 0.0086)},
         holds=True,
     )
     assert plain(arm_sentence(uniform, "pretrained")) == (
-        "removes 98 % of the directional bias; Dice differs by +0.002 [-0.004, 0.009] and is not inferior "
+        "removes 98 % [96 %, 100 %] of the largest pair bias; Dice differs by +0.002 [-0.004, 0.009] and is not inferior "
         "(margin 0.01)."
     )
     lost = dataclasses.replace(uniform, holds=False, differences={"dice": Interval(-0.08, -0.09, -0.07)})
@@ -113,7 +121,7 @@ def test_the_sentence_of_an_arm(results):
     assert arm_sentence(nothing, "pretrained").endswith("there is no Dice to compare.")
     alone = dataclasses.replace(uniform, differences={})
     assert arm_sentence(alone, "pretrained").startswith("has no seed in common with pretrained")
-    assert arm_sentence(uniform, "uniform").startswith("is the baseline: its directional bias is ")
+    assert arm_sentence(uniform, "uniform").startswith("is the baseline: its largest pair bias is ")
 
 
 def test_judgements_follow_the_interval(results):
@@ -131,10 +139,21 @@ def test_judgements_follow_the_interval(results):
 
 def test_what_is_removed_is_not_rounded_up():
     texts = {0.899: "89 %", 0.9: "90 %", 0.994: "more than 99 %", 1.0: "100 %", 0.0: "0 %", -0.3: "-30 %"}
+    texts |= {-1e6: "below -1000 %"}
     for removed, text in texts.items():
-        assert plain(removed_part(removed)) == text
-    assert plain(removed_part(-1e6)) == "below -1000 %"
-    assert removal(-1e6) == "has more than 1000 times the directional bias"
+        assert plain(removed_part(Interval(removed, removed, removed))) == f"{text} [{text}, {text}]"
+    assert removed_part(NAN) == "\N{EN DASH}"
+    assert removal(Interval(-1e6, -2e6, -1e5)).startswith("has more than 1000 times [more than 1000, ")
+
+
+def test_what_is_removed_is_said_as_far_as_the_interval_settles_it():
+    assert removal(Interval(0.95, -0.1, 1.0)).startswith(
+        "leaves open whether any of the largest pair bias is"
+    )
+    assert removal(Interval(-0.4, -0.9, 0.1)).startswith("leaves open whether")
+    assert removal(Interval(-0.4, -0.9, -0.1)).startswith("adds ")
+    assert removal(Interval(0.4, 0.1, 0.7)).startswith("removes ")
+    assert removal(NAN) == "is not known to remove any bias"
 
 
 def test_the_sentence_of_a_comparison(results):
@@ -142,28 +161,34 @@ def test_the_sentence_of_a_comparison(results):
         comparison = dataclasses.replace(results.comparisons[0], arms=arms)
         return plain(comparison_sentence(comparison, "pretrained"))
 
-    def arm(name, removed, holds, high=0.0):
+    def arm(name, removed, holds, high=0.0, low=None):
         return dataclasses.replace(
             arm_of(results, "uniform"),
             arm=name,
-            bias_removed=removed,
+            bias_removed=Interval(removed, removed if low is None else low, min(1.0, removed + 0.01)),
             holds=holds,
-            differences={"dice": Interval(-0.02, -0.03, high)},
+            differences={"dice": Interval(-0.02, -0.03, high), "largest_bias": Interval(-0.2, -0.21, -0.19)},
         )
 
     base = arm_of(results, "pretrained")
     assert said(base, arm("a", 0.95, True), arm("b", 0.99, True), arm("c", 0.92, False, -0.02)) == (
-        "a and b remove at least 90 % of the directional bias of pretrained and are not inferior in Dice; c "
+        "a and b remove at least 90 % of the largest pair bias of pretrained and are not inferior in Dice; c "
         "removes as much "
         "but is inferior in Dice (margin 0.01)."
     )
     assert said(base, arm("a", 0.95, False), arm("b", 0.5, True)) == (
-        "a removes at least 90 % of the directional bias of pretrained, but whether it is inferior in Dice "
+        "a removes at least 90 % of the largest pair bias of pretrained, but whether it is inferior in Dice "
         "is not settled "
         "(margin 0.01)."
     )
     assert said(base, arm("a", 0.95, None)).endswith("pretrained, but one seed is too few to test Dice.")
     assert said(base, arm("a", 0.5, True)).startswith("No arm removes at least 90 %")
+    # The mean alone is no reason to name an arm.
+    assert said(base, arm("a", 0.95, True, low=0.85)).startswith("No arm is shown to remove at least 90 %")
+    none = dataclasses.replace(arm("a", 0.95, True), bias_removed=NAN)
+    assert said(base, none).startswith("pretrained shows no bias to be removed: its largest pair bias")
+    single = dataclasses.replace(none, differences={"dice": NAN, "largest_bias": NAN})
+    assert said(base, single) == "One seed in common is too few to tell what becomes of the bias."
     assert said(base) == "There is no other arm to compare with pretrained."
     alone = dataclasses.replace(arm("a", 0.95, True), differences={})
     assert said(base, alone).startswith("No arm has a seed in common with pretrained")
@@ -224,8 +249,10 @@ def test_figures_that_no_arm_has_are_left_out(results):
 
 
 def test_figures_have_a_text_and_a_reading(page):
-    assert page.count('<div class="chart">') == page.count("<figcaption>") == 4
-    assert page.count('<svg role="img" aria-label=') == 4 + 2 * len(ARMS)
+    assert page.count('<div class="chart">') == page.count("<figcaption>") == 5
+    narrow = page.count(' class="narrow" viewBox=')
+    assert narrow == page.count(' class="broad" viewBox=') == 4
+    assert page.count('<svg role="img" aria-label=') == 5 + narrow + 2 * len(ARMS)
     drawings = "".join(re.findall(r'<div class="chart">.*?</div>', page, flags=re.DOTALL))
     for index in range(len(ARMS)):
         assert f"var(--audit-{index})" in drawings
@@ -348,32 +375,69 @@ def test_twelve_arms_have_twelve_looks(tmp_path):
 # Figures.
 
 
-def test_what_lies_beyond_the_axis_is_written_at_its_end(results):
-    figure = forest_figure(results).figure
-    left = figure.axes[0]
-    low, high = left.get_xlim()
-    assert low >= -8 * 0.01
-    shown = {text.get_text() for axes in figure.axes for text in axes.texts}
-    beyond = [
-        arm.differences["dice"].estimate
-        for item in results.comparisons
-        for arm in item.arms
-        if arm.differences and not low <= arm.differences["dice"].estimate <= high
-    ]
-    assert len(shown) == len(beyond) > 0
-    assert f"{beyond[0]:.3f}".replace("-", "\N{MINUS SIGN}") in shown
+@pytest.mark.parametrize("part", ["figure", "narrow"])
+@pytest.mark.parametrize("loss", [0.005, 0.081, 0.6])
+def test_no_result_lies_beyond_its_axis(tmp_path, loss, part):
+    """Neither means nor seeds nor the ends of intervals: two seeds may have an interval from -1 to 1."""
+    results = load_study(make(tmp_path, arms=FEW | {"random": (0.7, -loss)}))
+    for axes in getattr(forest_figure(results), part).axes:
+        low, high = axes.get_xlim()
+        for line in axes.lines:
+            values = np.asarray(line.get_xdata(), dtype=float)
+            known = values[np.isfinite(values)]
+            assert ((low <= known) & (known <= high)).all()
+        assert [text.get_text() for text in axes.texts] == []
 
 
-def test_the_forest_shows_the_means_of_the_summary(results):
-    figure = forest_figure(results).figure
-    right = figure.axes[1]
-    means = [arm.metrics["directional_bias"].estimate for arm in results.comparisons[0].arms]
+def test_small_and_large_losses_share_an_axis(tmp_path):
+    """Linear around the margin and logarithmic beyond, which the caption says; linear alone if all losses are small."""
+    large = forest_figure(load_study(make(tmp_path / "large", arms=FEW | {"random": (0.0, -0.4)})))
+    assert large.figure.axes[0].get_xscale() == "symlog"
+    assert "Beyond 0.02 to either side of 0 this axis is logarithmic." in large.reading
+    results = load_study(
+        make(tmp_path / "small", arms={name: FEW[name] for name in ("pretrained", "uniform")}, seeds=(0,))
+    )
+    small = forest_figure(results)
+    assert small.figure.axes[0].get_xscale() == "linear"
+    assert "logarithmic" not in small.reading
+
+
+@pytest.mark.parametrize("part", ["figure", "narrow"])
+def test_the_forest_shows_the_means_of_the_summary(results, part):
+    figure = getattr(forest_figure(results), part)
+    blocks = len(results.comparisons)
+    axes = figure.axes[1] if part == "figure" else figure.axes[blocks]
+    means = [arm.metrics["largest_bias"].estimate for arm in results.comparisons[0].arms]
     drawn = [
         line.get_xdata()[0]
-        for line in right.lines
+        for line in axes.lines
         if line.get_markersize() == 6 and line.get_marker() not in {"None", "."}
     ]
     np.testing.assert_allclose(drawn, means)
+
+
+def test_figures_for_narrow_screens_are_narrow(results):
+    with settings():
+        for drawing in draw_charts(results):
+            figure = drawing.narrow or drawing.figure
+            assert figure.get_figwidth() <= 5.6
+
+
+def test_the_caption_of_learning_curves_is_true_without_validation(results, tmp_path):
+    folder = make(tmp_path)
+    for path in folder.glob("runs/*/log/metrics.csv"):
+        table = read(path)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            log = csv.DictWriter(
+                file, [name for name in table[0] if name != "validation_dice"], extrasaction="ignore"
+            )
+            log.writeheader()
+            log.writerows(table)
+    drawing = learning_figure(load_study(folder))
+    assert len(drawing.figure.axes) == 1
+    assert "No part of the training data was kept out for validation" in drawing.reading
+    assert "accuracy" not in drawing.reading
+    assert "costs no accuracy" in learning_figure(results).reading
 
 
 def test_outlines_tell_labels_from_predictions():
@@ -396,8 +460,25 @@ def test_small_examples_get_finer_outlines(tmp_path):
     results = load_study(make(tmp_path, size=40))
     (panel,) = example_panels(results)
     assert [picture.name for picture in panel.pictures] == list(FEW)
-    assert panel.pictures[0].image.shape == (40, 32)
-    assert panel.pictures[0].outlines.shape == (200, 160, 4)
+    height, width = panel.pictures[0].image.shape
+    scale = -(-192 // max(height, width))
+    assert panel.pictures[0].outlines.shape == (scale * height, scale * width, 4)
+
+
+def test_examples_are_cropped_around_the_foreground():
+    labels = np.zeros((256, 200), np.uint8)
+    labels[200:210, 150:190] = 2
+    image = np.arange(256 * 200, dtype=np.int64).reshape(256, 200)
+    found = around_foreground(ExampleSlice(image, labels, labels))
+    assert found.labels.shape == (24, 52)
+    assert np.count_nonzero(found.labels) == np.count_nonzero(labels)
+    y, x = divmod(int(found.image[0, 0]), 200)
+    assert (y, x) == (193, 144)
+    assert found.image.shape == found.labels.shape == found.predicted.shape
+    empty = ExampleSlice(image, np.zeros_like(labels), labels)
+    assert around_foreground(empty) is empty
+    everywhere = np.ones_like(labels)
+    assert around_foreground(ExampleSlice(image, everywhere, labels)).labels.shape == (256, 200)
 
 
 # Files.
@@ -405,7 +486,7 @@ def test_small_examples_get_finer_outlines(tmp_path):
 
 def test_figures_and_tables_lie_beside_the_page(results, folder):
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    figures = ("forest", "learning", "trajectories", "saliency", "example-1", "example-2")
+    figures = ("forest", "learning", "trajectories", "saliency", "stress", "example-1", "example-2")
     assert names == {
         ".evenslice-files.json",
         "report.html",
@@ -414,7 +495,7 @@ def test_figures_and_tables_lie_beside_the_page(results, folder):
     }
     for path in (folder / "figures").glob("*.png"):
         with Image.open(path) as picture:
-            assert picture.width == 1500
+            assert picture.width == (840 if path.name == "stress.png" else 1500)
 
 
 def read(path):

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from browsing import CONTRASTS, look, picture_of
+from browsing import CHARTS, CONTRASTS, look, picture_of
 from selenium.webdriver.common.by import By
 from synthetic_study import make_study
 
@@ -107,6 +107,18 @@ def test_examples_stand_beside_one_another_as_far_as_there_is_room(page, width, 
     shown = page.find_elements(By.CSS_SELECTOR, ".example:first-of-type .audit")
     assert len(shown) == 6
     assert len({round(item.rect["y"]) for item in shown}) == lines
+
+
+@pytest.mark.parametrize("width", [420, 1200])
+def test_every_plot_fits_the_screen(page, width):
+    look(page, width=width, scheme="light")
+    charts = page.execute_script(CHARTS)
+    assert charts
+    for chart in charts:
+        assert chart["shown"] == 1, chart
+        assert chart["overflow"] <= 0, chart
+        assert chart["outside"] == 0, chart
+        assert chart["smallest"] > 6, chart
 
 
 def test_the_page_prints(page):

@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-from browsing import CONTRASTS, look, picture_of
+from browsing import CHARTS, CONTRASTS, look, picture_of
 from selenium.webdriver.common.by import By
 
 from evenslice.auditing.documents import Survey
@@ -87,6 +87,18 @@ def test_figures_take_the_colours_of_dark_ground(page):
     light = bar.value_of_css_property("fill")
     look(page, width=1400, scheme="dark")
     assert bar.value_of_css_property("fill") != light
+
+
+@pytest.mark.parametrize("width", [420, 1200])
+def test_every_plot_fits_the_screen(page, width):
+    look(page, width=width, scheme="light")
+    charts = page.execute_script(CHARTS)
+    assert charts
+    for chart in charts:
+        assert chart["shown"] == 1, chart
+        assert chart["overflow"] <= 0, chart
+        assert chart["outside"] == 0, chart
+        assert chart["smallest"] > 6, chart
 
 
 def test_the_page_prints(page):

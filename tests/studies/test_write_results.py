@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -125,7 +126,13 @@ def test_expectations_are_judged(script, folder):
     (study,) = script.find_studies(folder)
     assert outcomes(script, study) == ["confirmed", "confirmed", "confirmed", "confirmed"]
     lost = Interval(-0.02, -0.03, -0.011)
-    assert outcomes(script, with_arm(study, "uniform", bias_removed=0.89))[0] == "refuted"
+    for removed, expected in [
+        (Interval(0.95, 0.91, 0.99), "confirmed"),
+        (Interval(0.95, 0.89, 1.0), "open"),  # the point estimate would do, its interval does not
+        (Interval(0.85, 0.8, 0.91), "open"),
+        (Interval(0.85, 0.8, 0.89), "refuted"),
+    ]:
+        assert outcomes(script, with_arm(study, "uniform", bias_removed=removed))[0] == expected
     refuted = with_arm(study, "uniform", differences={"dice": lost}, holds=False)
     assert outcomes(script, refuted)[1] == "refuted"
     for unsettled in (Interval(0.0, -0.02, 0.02), Interval(-0.02, -0.03, -0.009)):
@@ -143,15 +150,37 @@ def test_expectations_are_judged(script, folder):
     assert outcomes(script, with_arm(study, "random", differences={"dice": gained}))[3] == "refuted"
 
 
-def test_a_tied_network_is_judged_by_its_worst_run(script, folder):
+@pytest.mark.parametrize(
+    ("bias", "outcome"),
+    [
+        (Interval(2e-5, 0.0, 9e-5), "confirmed"),
+        (Interval(2e-5, 0.0, 3e-4), "open"),
+        (Interval(2e-4, 1.5e-4, 3e-4), "refuted"),
+        (Interval(2e-5, math.nan, math.nan), "open"),  # one seed
+    ],
+)
+def test_a_tied_network_is_judged_by_its_interval(script, folder, bias, outcome):
     (study,) = script.find_studies(folder)
-    runs = list(study.results.runs)
-    index = next(i for i, run in enumerate(runs) if run.arm == "uniform tied to mirror")
-    runs[index] = dataclasses.replace(runs[index], metrics=runs[index].metrics | {"absolute_bias": 2e-4})
-    worse = dataclasses.replace(study, results=dataclasses.replace(study.results, runs=tuple(runs)))
-    (expectation,) = [item for item in script.expectations([worse]) if "tied" in item.text]
-    assert expectation.outcome == "refuted"
-    assert "Lucchi++, net: 2.0e-4 at most; ISBI 2012, net: 0 at most." in plain(expectation.evidence)
+    tied = "uniform tied to mirror"
+    arm = next(arm for arm in study.results.comparisons[0].arms if arm.arm == tied)
+    changed = with_arm(study, tied, metrics=arm.metrics | {"largest_bias": bias})
+    (expectation,) = [item for item in script.expectations([changed]) if "tied" in item.text]
+    assert expectation.outcome == outcome
+    assert "; ISBI 2012, net: 0 [0, 0]." in plain(expectation.evidence)
+
+
+def test_what_is_committed_is_judged_by_intervals(script):
+    """MobileNetV1 and EfficientNet-Lite0; VGG16, whose stem could not move, is no longer there."""
+    studies = [study for study in script.find_studies(ROOT / "studies") if study.results.comparisons]
+    titles = {item.architecture for study in studies for item in study.results.comparisons}
+    assert titles == {"MobileNetV1 U-Net", "EfficientNet-Lite0 U-Net"}
+    for item in script.expectations(studies):
+        assert item.outcome in {"confirmed", "open", "refuted"}
+    for study in studies:
+        for comparison in study.results.comparisons:
+            for arm in comparison.arms:
+                assert arm.metrics["dice"].high <= 1
+                assert arm.metrics["largest_bias"].low >= 0
 
 
 def test_what_was_not_run_is_not_judged(script, folder):
@@ -225,7 +254,7 @@ def test_the_studies_of_the_project_are_readable(script, tmp_path):
     make_study(tmp_path / "datasets", comparisons=[("MSD hippocampus", "EfficientNet-Lite0 U-Net")], size=24)
     make_study(
         tmp_path / "architectures",
-        comparisons=[("Lucchi++", "VGG16 U-Net")],
+        comparisons=[("Lucchi++", "MobileNetV1 U-Net")],
         arms={name: ARMS[name] for name in ("pretrained", "random", "uniform")},
         seeds=(0, 1),
         size=24,

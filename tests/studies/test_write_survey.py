@@ -121,7 +121,10 @@ def test_findings_are_counted(script):
     found = [plain(text) for text in script.findings(Survey(networks), names)]
     assert found[0] == "Green has most of the stem's energy in 2 of 3, red more than blue in 2."
     assert found[1].startswith("2 of 3 are biased")
-    assert found[2].startswith("2 of 3 lean to the slice")
+    # The third one's interval includes 0: it leans to neither side.
+    assert found[2].startswith(
+        "2 of 3 lean to one side with the whole interval of their directional bias; 1 of"
+    )
     assert found[3] == (
         "Equal energy does not make a network fair: red and blue are closest in A net (.200 and .100), "
         "whose directional "
@@ -135,7 +138,7 @@ def test_findings_are_counted(script):
 def test_the_table_has_a_row_a_network(script):
     text = script.survey_table(Survey((network("a", (0.2, 0.7, 0.1), -0.2),)), {"a": "A net"})
     assert plain(text.splitlines()[-1]) == (
-        "| A net | .200 | .700 | .100 | 50 % | .250 .500 .250 | -0.200 [-0.210, -0.190] | 0.710 | 15 % |"
+        "| A net | .200 | .700 | .100 | 50 % | .250 .500 .250 | -0.200 [-0.210, -0.190] | 0.710 [0.700, 0.720] | 15 % [10 %, 20 %] |"
     )
 
 

@@ -78,6 +78,10 @@ def spelled_in_python(name: str, value: Any) -> str:
     return name if value is None else f"{name}={value!r}"
 
 
+_OF_ANY_LENGTH = {"mean", "std", "label_values"}
+"""Options whose values the command line takes as one word, separated by commas."""
+
+
 def spelled_on_command_line(name: str, value: Any) -> str:
     """Spell an option as on the command line.
 
@@ -89,6 +93,8 @@ def spelled_on_command_line(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{flag} {key}={item}" for key, item in value.items())
     words = value if isinstance(value, list) else [] if value is None else [value]
+    if name in _OF_ANY_LENGTH and words:
+        words = [",".join(map(str, words))]
     return " ".join(map(str, [flag, *words]))
 
 

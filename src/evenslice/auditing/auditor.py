@@ -22,7 +22,8 @@ from evenslice.auditing.collecting import (
     count_attributed,
 )
 from evenslice.auditing.documents import Audit
-from evenslice.auditing.measuring import Measurer, measure_batches
+from evenslice.auditing.measurer import Measurer
+from evenslice.auditing.measuring import measure_batches
 from evenslice.auditing.options import Computing, Sampling, check_thresholds
 from evenslice.auditing.preparation import (
     check_method_of,
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evenslice.auditing.measuring import MeasuredBatch, Network
+    from evenslice.auditing.measurer import Network
+    from evenslice.auditing.measuring import MeasuredBatch
     from evenslice.auditing.preparation import Function, VolumeLike
     from evenslice.auditing.targets import Target
     from evenslice.neutralizing import Record
@@ -264,13 +266,13 @@ def _collect(
 
 
 def _group(methods: MethodNames, crop: tuple[int, int] | None) -> int:
-    """Return of how many windows 3 are in the subset, so that it takes about a third of the time of all.
+    """Return of how many windows 3 are in the subset, which keeps its time below a third of that of all.
 
     A black box has a subset for its classes alone, which takes no further passes.
     """
     if methods.second is None:
         return 3
-    return 10 if crop else 20
+    return 12 if crop else 24
 
 
 def _enough(batches: list[MeasuredBatch], sampling: Sampling) -> bool:

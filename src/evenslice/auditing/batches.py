@@ -36,7 +36,7 @@ class WindowStream:
     grids: list[WindowGrid]
     seed: int
     max_windows: int | None
-    group: int = 10
+    group: int = 12
 
     @property
     def available(self) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.auditing.measuring import Network
+    from evenslice.auditing.measurer import Network
     from evenslice.auditing.options import Computing
     from evenslice.neutralizing import Record
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.auditing.measuring import Explained, Measurer
+    from evenslice.auditing.measurer import Explained, Measurer
 
     Floats = NDArray[np.float64]
 

@@ -16,6 +16,7 @@ import evenslice
 from evenslice._core import EvensliceError, printable, spelled_on_command_line, without_secrets
 from evenslice.cli.audit import audit
 from evenslice.cli.demo import demo
+from evenslice.cli.evaluate import evaluate
 from evenslice.cli.info import info
 from evenslice.cli.neutralize import neutralize
 from evenslice.cli.report import report
@@ -47,7 +48,7 @@ class _Command(TyperCommand):
         return option
 
 
-for _command in (demo, info, audit, neutralize, survey, train, segment, study, report):
+for _command in (demo, info, audit, neutralize, survey, train, segment, evaluate, study, report):
     app.command(cls=_Command)(_command)
 
 

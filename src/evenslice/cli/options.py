@@ -226,8 +226,8 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing(Cluster):
-    """How a network runs; fields are named as the arguments of ``audit`` and ``segment``."""
+class Passes:
+    """How a network runs in this process; fields are named as the arguments of ``evaluate``."""
 
     device: Device = "auto"
     dtype: Annotated[
@@ -241,6 +241,11 @@ class Computing(Cluster):
         tuple[int, int] | None,
         computing("In-plane tile size in pixels (default: chosen to suit the network).", metavar="Y X"),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing(Passes, Cluster):
+    """How a network runs, and where; fields are named as the arguments of ``audit`` and ``segment``."""
 
 
 @dataclass(frozen=True, kw_only=True)

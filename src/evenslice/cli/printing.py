@@ -60,11 +60,23 @@ def _plain_console() -> Console:
 
 
 def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> None:
-    """Print audits: in JSON a list of them, or the only one."""
+    """Print audits: in JSON a list of them, or the only one.
+
+    For people, a line above the table says whether the methods of an audit agree, and one below it what several methods
+    conclude about one network.
+    """
     from evenslice.cli.tables import audit_table
+    from evenslice.report import conclusion, methods_sentence
 
     documents = [audit.to_dict() for audit in audits]
-    show(documents[0] if len(documents) == 1 else documents, audit_table(audits), *_report(out), json=json)
+    show(
+        documents[0] if len(documents) == 1 else documents,
+        *filter(None, [methods_sentence(audits)]),
+        audit_table(audits),
+        *filter(None, [conclusion(audits)]),
+        *_report(out),
+        json=json,
+    )
 
 
 def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:

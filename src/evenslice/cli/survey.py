@@ -30,6 +30,12 @@ def survey(
         options.volume(f"Volume: {options.VOLUME_HELP} (default: an MRI template).", metavar="PATH"),
     ] = None,
     windows: Annotated[int, options.measurement("Windows to measure per network.", metavar="N")] = 32,
+    draws: Annotated[
+        int,
+        options.measurement(
+            "Times to draw the random parts of a network, such as a decoder, to average over.", metavar="N"
+        ),
+    ] = 3,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     out: Annotated[
@@ -53,6 +59,7 @@ def survey(
             weights=weights,
             volume=volume,
             windows=windows,
+            draws=draws,
             seed=seed,
             device=device,
             command=command_line(),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from evenslice.auditing import Audit, Survey
     from evenslice.neutralizing import Record
-    from evenslice.results import StudyRun
+    from evenslice.results import PairBias, StudyRun
     from evenslice.studying import RunOutcome
     from evenslice.volumes import VolumeInfo
 
@@ -35,30 +35,92 @@ __all__ = [
     "survey_tables",
 ]
 
-VERDICT_STYLES = {"symmetric": "green", "biased": "red", "inconclusive": "yellow", "not applicable": "dim"}
+VERDICT_STYLES = {
+    "symmetric": "green",
+    "balanced": "green",
+    "biased": "red",
+    "inconclusive": "yellow",
+    "not applicable": "dim",
+}
 
 
 def audit_table(audits: Sequence[Audit]) -> Table:
-    """Return one row for each audit: verdict, share of each slice, biases, change of the output by a mirror.
+    """Return one row for each audit: verdict, what decided it, pair bias by both methods, C (answer) and E (use).
 
     It fits 80 columns at N = 3; a pair bias has the half-width of its 95 % interval.
     """
-    table = _table("slice bias", "network", "verdict", "shares", "pair bias", "D_m", "mirror\nerror")
-    for column in (1, 3, 4, 5):
-        table.columns[column].no_wrap = True
+    first = {audit.run.method for audit in audits}
+    second = {audit.statistics.second_opinion.method for audit in audits if audit.statistics.second_opinion}
+    headings = [_by_method(methods, place) for methods, place in ((first, "first"), (second, "second"))]
+    columns = ("network", "verdict", "decided\nby", *headings, "C,\nanswer", "E,\nuse")
+    table = _table("attention, answer and use", *columns)
+    table.collapse_padding, table.pad_edge = True, False
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for audit in audits:
+        found = audit.statistics
+        opinion = found.second_opinion
         table.add_row(
-            audit.name,
-            Text.assemble((audit.verdict, VERDICT_STYLES[audit.verdict]), f"\n{_extent(audit)}"),
-            " ".join(_short(share.estimate) for share in audit.shares),
-            "\n".join(f"{pair.estimate:+.3f} ± {_short((pair.high - pair.low) / 2)}" for pair in audit.pairs)
-            or "none",
-            f"{audit.directional_bias.estimate:+.3f}",
-            f"{audit.statistics.mirror_error.estimate:.1g}",
+            f"{audit.name}\n{_extent(audit)}",
+            Text(_broken(audit.verdict), VERDICT_STYLES[audit.verdict]),
+            _decision(audit),
+            _pairs(audit.pairs, audit.run.method if len(first) > 1 else None),
+            _pairs(opinion.pairs if opinion else (), opinion.method if opinion and len(second) > 1 else None),
+            _figure(found.answer_change.estimate),
+            _figure(found.mirror_mismatch.estimate),
         )
+    notes = []
     if any("*" in _extent(audit) for audit in audits):
-        table.caption, table.caption_justify = "* Stopped before reaching --precision.", "left"
+        notes.append("* Stopped before reaching --precision.")
+    if any(not pair.judged for audit in audits for pair in audit.pairs):
+        notes.append("(…) Too little attention to be judged.")
+    if notes:
+        table.caption, table.caption_justify = " ".join(notes), "left"
     return table
+
+
+def _by_method(methods: set[str], place: str) -> str:
+    """Return the heading of the pair biases by a method; what cells name is not in it."""
+    return f"pair bias\n{_broken(next(iter(methods)))}" if len(methods) == 1 else f"pair bias\n{place} method"
+
+
+def _decision(audit: Audit) -> str:
+    """Return what decided a verdict: the question and, for attention, the method, the class and the pair."""
+    found = audit.statistics.decided_by
+    if found is None:
+        return "attention" if audit.pairs else "none"
+    parts: list[str] = [found.question]
+    if found.question == "attention" and audit.verdict != "balanced":
+        parts += [_broken(found.method)] if found.method else []
+        parts += [] if found.class_number is None else [f"class {found.class_number}"]
+        parts += [f"k = {found.offset}"] if found.offset and len(audit.pairs) > 1 else []
+    return "\n".join(parts)
+
+
+def _pairs(pairs: Sequence[PairBias], method: str | None) -> str:
+    """Return pair biases, one in each line, in brackets if they are not judged, and the method below if it is given."""
+    lines = [_with_half_width(pair) for pair in pairs]
+    lines = [line if pair.judged else f"({line})" for line, pair in zip(lines, pairs, strict=True)]
+    return "\n".join([*lines, *([_broken(method)] if method else [])]) or "none"
+
+
+def _with_half_width(pair: PairBias) -> str:
+    if math.isnan(pair.estimate):
+        return "none"
+    estimate = f"{pair.estimate:+.3f}".replace("-0.000", " 0.000").replace("+0.000", " 0.000")
+    return f"{estimate} ± {_short((pair.high - pair.low) / 2)}"
+
+
+def _figure(value: float) -> str:
+    """Format a part of a whole, which may be larger than 1 or tiny."""
+    if math.isnan(value):
+        return "none"
+    return f"{value:.0e}".replace("e-0", "e-") if 0 < value < 0.0005 else _short(value)
+
+
+def _broken(text: str) -> str:
+    """Return a verdict or the name of a method with one word in each line, for a narrow column."""
+    return text.replace("_", "\n").replace(" ", "\n")
 
 
 def info_table(info: VolumeInfo) -> Table:
@@ -118,6 +180,10 @@ def run_table(result: Mapping[str, Any], out: Path) -> Table:
             table.add_row(
                 f"test {title}", f"{'none' if mean is None else f'{mean:.3f}'} (classes: {per_class})"
             )
+    for loss in (result.get("stress") or {"losses": ()})["losses"]:
+        if loss["kind"] == "missing" and loss["before"] is not None:
+            sides = ", ".join(f"{name} {loss[name]:.3f}" for name in ("before", "after", "both"))
+            table.add_row(f"test Dice, slice ±{loss['offset']} missing", sides)
     if result["bias"] is not None and result["bias"]["directional_bias"] is not None:
         table.add_row("directional bias D_m", f"{result['bias']['directional_bias']:+.3f}")
     table.add_row("network", str(out / "network.safetensors"))
@@ -182,6 +248,12 @@ def survey_tables(survey: Survey) -> Iterator[Table]:
             else f"{bias.estimate:+.3f}\n± {_short((bias.high - bias.low) / 2)}",
             f"{item.mirror_error.estimate:.1g}",
         )
+    draws = {item.draws for item in survey.measured if item.draws > 1}
+    if draws:
+        table.caption, table.caption_justify = (
+            f"Networks with random parts: means over {max(draws)} draws.",
+            "left",
+        )
     yield table
     if survey.failed:
         yield _failed_table("failed", "network", [(item.spec, item.error) for item in survey.failed])
@@ -216,7 +288,7 @@ def _arm_cells(arm: Mapping[str, Any]) -> Iterator[str]:
     yield difference + (f"\n{found}, p = {test['p']:.2g}" if found else "")
     yield _estimate(arm["figures"]["directional_bias"], "+.3f")
     removed = arm.get("bias_removed")
-    yield "" if removed is None else f"{removed:.0%}"
+    yield _estimate(removed, ".0%") if isinstance(removed, dict) and removed["estimate"] is not None else ""
 
 
 def _failed_table(title: str, what: str, failed: Sequence[tuple[str, str]]) -> Table:
@@ -236,9 +308,13 @@ def _estimate(interval: Mapping[str, float | None], form: str) -> str:
 
 
 def _extent(audit: Audit) -> str:
-    """Return the number of windows, with a star if the requested precision was not reached."""
-    windows = f"{len(audit.measurements.volume)} windows"
-    return windows if audit.run.stopped in {"", "precision reached"} else f"{windows} *"
+    """Return the number of windows, with a star if they were too few for the requested precision."""
+    windows, precision = f"{len(audit.measurements.volume)} windows", audit.run.precision
+    if audit.run.stopped in {"", "precision reached"} or precision is None:
+        return windows
+    # What lies at the edge of its range has an interval to one side only.
+    widths = [max(pair.high - pair.estimate, pair.estimate - pair.low) for pair in audit.pairs]
+    return windows if all(width < precision for width in widths) else f"{windows} *"
 
 
 def _short(value: float) -> str:

@@ -1,6 +1,7 @@
 from .black_boxes import BlackBox as BlackBox
 from .depthwise import keep_depthwise_exact as keep_depthwise_exact
 from .evaluation import evaluate as evaluate
+from .evaluation_result import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation
 from .onnx_networks import OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
 from .prediction import class_logits as class_logits, predict as predict
 from .ready_network import (
@@ -8,4 +9,5 @@ from .ready_network import (
     choose_device as choose_device,
     choose_dtype as choose_dtype,
 )
+from .scoring import evaluate_parts as evaluate_parts
 from .segmentation import segment as segment

@@ -51,6 +51,8 @@ class BlackBox(nn.Module):
 
     device = torch.device("cpu")
     dtype = torch.float32
+    multiple = 32
+    """The number of which the size of windows is a multiple: most networks behind functions need it."""
 
     def __init__(
         self,
@@ -87,6 +89,12 @@ class BlackBox(nn.Module):
         if self.outputs is not None:
             returned = reduce_output(returned, self.outputs)
         return self._tensors(returned)
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """The only size (y, x) of windows that the function states to accept; None if it states none."""
+        stated: tuple[int, int] | None = getattr(self.function, "tile", None)
+        return stated
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
         """Call the function on one test window, and return the result.

@@ -1,182 +1,224 @@
-"""Evaluate a network on whole labelled volumes.
+"""Evaluate a network on a volume: how well its answers agree with the labels, and what disturbed slices cost.
 
-    scores = evaluate(network, parts, classes=2)
-    scores.mean_dice
+    scores = evaluate(model, "brain.nii.gz", "labels.nii.gz", stress=True)
+    scores.dice, scores.stress.losses[0].asymmetry
 
-Volumes are predicted slice by slice; ``evenslice.inference.metrics`` compares predictions with labels.
+The command and the function ``evenslice.evaluate``; ``inference.scoring`` serves training.
 """
 
 from __future__ import annotations
 
-import math
-from functools import partial
-from typing import TYPE_CHECKING
+import datetime as dt
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
-from evenslice._core import ConfigError, ModelError
-from evenslice.inference.metrics import (
-    Scores,
-    VolumeScores,
-    confusion_matrix,
-    nan_mean,
-    object_scores,
-    surface_scores,
-)
-from evenslice.inference.prediction import predict
+from evenslice._core import ConfigError, VolumeError, option, package_versions
+from evenslice.inference.black_boxes import BlackBox
+from evenslice.inference.evaluation_result import EvaluatedVolume, Evaluation
+from evenslice.inference.plans import try_network
+from evenslice.inference.prediction import choose_tile
 from evenslice.inference.ready_network import ReadyNetwork
-from evenslice.networks import predicted_classes
+from evenslice.inference.scoring import score_parts
+from evenslice.inference.stressing import MOST_SLICES, StressedVolume, StressTest, stress as measure_stress
 from evenslice.neutralizing import record_of
+from evenslice.volumes import (
+    ClassIndex,
+    LabelledVolume,
+    Volume,
+    class_volume,
+    fingerprint,
+    fit_scaling,
+    open_volume,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    import os
+    from collections.abc import Callable, Sequence
+    from typing import TypeAlias
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
 
-    from evenslice.volumes import LabelledVolume
+    from evenslice.inference.metrics import Scores
+    from evenslice.inference.prediction import Network
+    from evenslice.results import Stress
+    from evenslice.volumes import Scaling
+
+    VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
+    Function: TypeAlias = Callable[[Any], Any]
 
 __all__ = ["evaluate"]
 
-LARGEST_SURFACE = 2**26
-"""Voxels of the largest volume whose surfaces are compared, which takes up to 64 bytes a voxel."""
+PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime")
 
 
-def evaluate(  # noqa: PLR0913  # all but three arguments have defaults and names
-    model: nn.Module,
-    parts: Sequence[LabelledVolume],
+def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments have defaults and names
+    model: nn.Module | Function,
+    volume: VolumeLike,
+    labels: VolumeLike | None = None,
     *,
-    classes: int,
+    stress: bool = False,
+    stress_slices: int = MOST_SLICES,
+    slices: int | None = None,
     step: int = 1,
-    boundaries: bool = False,
+    label_values: Sequence[int] | None = None,
+    intensity: tuple[float, float] | None = None,
+    fill: float | None = None,
     surfaces: bool = True,
-    most_slices: int | None = None,
+    tile: tuple[int, int] | None = None,
+    batch: int | None = None,
+    seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
-) -> Scores:
-    """Predict whole volumes slice by slice and compare them with their labels.
+    progress: bool | None = None,
+) -> Evaluation:
+    """Predict a volume slice by slice, compare it with its labels, and measure what disturbed slices cost.
 
-    The network itself is left unchanged; a frozen copy runs.
+    The network is not changed; a frozen copy of it runs. Every slice is read once.
 
     Args:
-        model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel is enough for two classes. The
-            record that ``neutralize`` left on it gives the number of slices, 3 without one, and their scaling.
-        parts: volumes with their labels and scaling, at least one.
-        classes: C, the number of classes, 2 or more; labels are 0..C-1.
-        step: distance between neighbouring slices of a window.
-        boundaries: also compare the objects whose boundaries are class 1.
-        surfaces: also compare the surfaces of volumes of up to ``LARGEST_SURFACE`` voxels, whose labels and
-            prediction are then held in memory.
-        most_slices: evaluate at most this many slices, spread evenly over all volumes, plus one for each class that
-            these appear to miss; not with ``surfaces``.
+        model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes. Slices
+            are scaled as ``neutralize`` recorded on it. Or any function with such an output, such as one from
+            ``load_onnx``; see ``evenslice.inference.black_boxes.BlackBox`` for its input.
+        volume: the volume, an array (z, y, x), or a path.
+        labels: the class of each voxel, whole numbers of the same shape. May be missing with ``stress``, which then
+            compares with the intact answer.
+        stress: disturb the slices of windows: one neighbour, or both, missing (the middle slice in its place), blank
+            (0, the darkest intensity), noisy (Gaussian noise of standard deviation 0.1, where intensities are scaled
+            to 0..1) or shifted by 8 pixels along x; and the whole window reversed.
+        stress_slices: disturb the windows of at most this many slices, spread evenly over the volume.
+        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
+        step: distance between the slices of a window.
+        label_values: the value of each class in the labels; by default 0, 1, 2 ...
+        intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
+        fill: the voxel value that replaces NaN and infinity.
+        surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
+        tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.prediction.predict``.
+        batch: windows per forward pass.
+        seed: random seed of the noise of noisy slices.
         device: "auto" (a GPU if available) or a PyTorch device name.
         dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16" or "float32".
+        progress: show a progress bar on standard error; by default if that is a terminal.
 
     Raises:
-        VolumeError: a volume cannot be read or predicted, or has fewer slices than a window.
-        ModelError: the network rejects the windows, or returns another number of classes.
-        ConfigError: an option is out of range.
-        MissingExtraError: a package of the extra ``train`` is missing.
+        VolumeError: a volume cannot be read, has too few slices, is constant or not finite; the labels have another
+            shape, or values of no class.
+        ModelError: the network rejects the windows, or does not return a map of logits.
+        ConfigError: an option is out of range, or there is nothing to compare with.
+        MissingExtraError: surfaces are compared, and a package of the extra ``train`` is missing.
 
-    Example: labels that say which voxels are bright, and a network that finds them.
+    Example: a network that finds bright voxels in the slice before.
         >>> import torch
-        >>> from evenslice.volumes import ClassIndex, LabelledVolume, Scaling, open_volume
-        >>> image = np.random.default_rng(0).random((4, 32, 32))
         >>> network = torch.nn.Conv2d(3, 1, 1)
-        >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1))
+        >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))
         >>> _ = network.bias.requires_grad_(False).fill_(-0.5)
-        >>> labels = open_volume((image > 0.5).astype(np.int64))
-        >>> index = ClassIndex(np.array([2048, 2048]), ())
-        >>> part = LabelledVolume("noise", open_volume(image), labels, Scaling(0, 1), index)
-        >>> evaluate(network, [part], classes=2, device="cpu", dtype="float32").mean_dice
-        1.0
+        >>> image = np.zeros((8, 32, 32))
+        >>> image[:, :, 20:] = 1
+        >>> scores = evaluate(network, image, image, stress=True, intensity=(0, 1))
+        >>> blank = scores.stress.losses[1]
+        >>> scores.dice, blank.kind, blank.before.loss.estimate, blank.after.loss.estimate
+        (1.0, 'blank', 1.0, 0.0)
     """
-    if not parts:
-        raise ConfigError("no volume to evaluate on; give at least one")
-    if most_slices is not None and (most_slices < 1 or surfaces):
-        raise ConfigError(f"most_slices = {most_slices}: must be at least 1, and surfaces need all slices")
-    record = record_of(model)
-    slices = record.slices if record else 3
-    network = ReadyNetwork(model, slices=slices, device=device, dtype=dtype)
-    run = partial(predict, network, slices=slices, step=step)
-    chosen = _choose_slices(parts, most_slices)
-    return Scores(
-        tuple(
-            _compare(
-                run(part.volume, scaling=part.scaling, centres=centres),
-                part,
-                classes,
-                boundaries=boundaries,
-                surfaces=surfaces and part.volume.size <= LARGEST_SURFACE,
-            )
-            for part, centres in zip(parts, chosen, strict=True)
+    if labels is None and not stress:
+        raise ConfigError(
+            f"nothing to compare the answers with; give {option('labels')}, or {option('stress')}, which "
+            "compares with the intact answer"
         )
+    if stress_slices < 1:
+        raise ConfigError(f"{option('stress_slices', stress_slices)}: must be at least 1")
+    volume = open_volume(volume)
+    stored = None if labels is None else _open_labels(labels, volume)
+    ready, slices = _make_ready(model, slices, device, dtype)
+    tile = tile or choose_tile(ready, volume.shape[1:])
+    classes, _ = try_network(ready, slices, tile)
+    scaling = fit_scaling(volume, intensity=intensity, fill=fill)
+    options: dict[str, Any] = {
+        "slices": slices,
+        "step": step,
+        "tile": tile,
+        "batch": batch,
+        "progress": progress,
+    }
+    scores: Scores | None = None
+    stressed: Stress | None = None
+    if stored is None:
+        stressed = measure_stress(
+            ready,
+            [StressedVolume(volume, scaling)],
+            classes=classes,
+            most_slices=stress_slices,
+            seed=seed,
+            **options,
+        )
+    else:
+        scores = score_parts(
+            ready,
+            [_labelled(volume, stored, scaling, _check_values(label_values, classes), classes)],
+            classes=classes,
+            centres=[range(len(volume))],
+            surfaces=surfaces,
+            test=StressTest(slices, classes, seed=seed) if stress else None,
+            stressed=stress_slices,
+            **options,
+        )
+        stressed = scores.stress
+    return Evaluation(
+        scores=scores,
+        stress=stressed,
+        model={
+            "name": ready.name,
+            "slices": slices,
+            "step": step,
+            **ready.scaling,
+            "device": ready.device.type,
+            "dtype": str(ready.dtype).removeprefix("torch."),
+        },
+        volume=EvaluatedVolume(
+            path=volume.path,
+            shape=volume.shape,
+            intensity=(scaling.low, scaling.high),
+            image=fingerprint(volume),
+            labels=None if stored is None else fingerprint(stored),
+        ),
+        seed=seed,
+        versions=package_versions(PACKAGES),
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
     )
 
 
-def _choose_slices(parts: Sequence[LabelledVolume], most: int | None) -> list[list[int]]:
-    """Choose evenly spaced slices of the volumes laid end to end; return them by volume, ascending.
-
-    For each foreground class known only from other slices, the slice that appears to hold most of it is added.
-    """
-    depths = [len(part.volume) for part in parts]
-    total, starts = sum(depths), np.cumsum([0, *depths[:-1]])
-    count = total if most is None else min(most, total)
-    chosen = set(((np.arange(count) + 0.5) * total // count).astype(int).tolist())
-    for samples in zip(*(part.index.positions for part in parts), strict=True):
-        slices = [
-            start + positions // math.prod(part.volume.shape[1:])
-            for part, start, positions in zip(parts, starts, samples, strict=True)
-        ]
-        held = np.bincount(np.concatenate(slices), minlength=total)
-        if held.any() and not held[list(chosen)].any():
-            chosen.add(int(held.argmax()))
-    return [
-        sorted(place - start for place in chosen if start <= place < start + depth)
-        for start, depth in zip(starts.tolist(), depths, strict=True)
-    ]
+def _make_ready(
+    model: nn.Module | Function, slices: int | None, device: str, dtype: str
+) -> tuple[Network, int]:
+    """Return a network or function ready to run, and the number of slices of its windows."""
+    if isinstance(model, nn.Module):
+        record = record_of(model)
+        slices = slices or (record.slices if record else 3)
+        return ReadyNetwork(model, slices=slices, device=device, dtype=dtype), slices
+    return BlackBox(model, device=device, dtype=dtype), slices or getattr(model, "slices", None) or 3
 
 
-def _compare(
-    outputs: Iterable[tuple[int, Tensor]],
-    part: LabelledVolume,
-    classes: int,
-    *,
-    boundaries: bool,
-    surfaces: bool,
-) -> VolumeScores:
-    """Compare the logits of slices, each with its z, with the labels of a volume."""
-    volume = part.volume
-    spacing = volume.spacing or (1.0, 1.0, 1.0)
-    kept = np.empty((2, *volume.shape) if surfaces else 0, np.min_scalar_type(classes - 1))
-    confusion = np.zeros((classes, classes), np.int64)
-    objects = []
-    for z, output in outputs:
-        truth, predicted = part.labels[z], _classes(output, classes)
-        confusion += confusion_matrix(truth, predicted, classes)
-        if boundaries:
-            objects.append(object_scores(truth == 1, predicted == 1))
-        if surfaces:
-            kept[:, z] = truth, predicted
-    distances = np.full((classes, 2), np.nan)
-    if surfaces:
-        distances[1:] = [surface_scores(kept[0] == c, kept[1] == c, spacing) for c in range(1, classes)]
-    return VolumeScores(
-        name=part.name,
-        confusion=confusion,
-        hd95=distances[:, 0],
-        surface_dice=distances[:, 1],
-        objects=nan_mean(objects or [(np.nan,) * 3]),
-        spacing=spacing,
-        unit=volume.unit if volume.spacing else "voxel",
-    )
-
-
-def _classes(output: Tensor, classes: int) -> NDArray[np.int64]:
-    """Return the predicted class map (y, x) of logits (channels, y, x)."""
-    channels = len(output)
-    if channels != classes and (channels, classes) != (1, 2):
-        raise ModelError(
-            f"the network gives {channels} classes, the labels have {classes}; build it with classes={classes}"
+def _open_labels(labels: VolumeLike, volume: Volume) -> Volume:
+    opened = open_volume(labels)
+    if opened.shape != volume.shape:
+        raise VolumeError(
+            f"{opened.path}: labels of shape {opened.shape} do not fit {volume.path} of shape {volume.shape}; "
+            "the two must be equal"
         )
-    return predicted_classes(output, dim=0).cpu().numpy()
+    return opened
+
+
+def _check_values(values: Sequence[int] | None, classes: int) -> Sequence[int] | None:
+    if values is not None and (len(values) != classes or len(set(values)) < classes):
+        raise ConfigError(
+            f"{option('label_values', list(values))}: give a different value for each of the {classes} classes "
+            "of the network"
+        )
+    return values
+
+
+def _labelled(
+    volume: Volume, stored: Volume, scaling: Scaling, values: Sequence[int] | None, classes: int
+) -> LabelledVolume:
+    index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted, so none has to be chosen
+    return LabelledVolume(volume.path, volume, class_volume(stored, classes, values), scaling, index)

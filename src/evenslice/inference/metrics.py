@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -24,11 +24,24 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from evenslice.results import Stress
+
     Floats = NDArray[np.float64]
 
-__all__ = ["Scores", "VolumeScores", "confusion_matrix", "nan_mean", "object_scores", "surface_scores"]
+__all__ = [
+    "Scores",
+    "SurfaceScores",
+    "VolumeScores",
+    "confusion_matrix",
+    "nan_mean",
+    "object_scores",
+    "surface_scores",
+]
 
 PERCENTILE = 95  # of surface distances
+
+WIDE = 3
+"""The wider tolerance of surface Dice, in voxels."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,7 @@ class VolumeScores:
         confusion: (C, C) number of voxels by class (row) and predicted class (column).
         hd95: (C,) see ``surface_scores``; NaN for the background and where surfaces were not compared.
         surface_dice: (C,) likewise.
+        surface_dice_3: (C,) likewise.
         objects: (3,) adapted Rand error, split and merge, see ``object_scores``: means over slices; NaN unless
             class 1 is a boundary.
         spacing: voxel size along z, y, x used for distances; 1 if the volume states none.
@@ -50,6 +64,7 @@ class VolumeScores:
     confusion: NDArray[np.int64]
     hd95: Floats
     surface_dice: Floats
+    surface_dice_3: Floats
     objects: Floats
     spacing: tuple[float, float, float]
     unit: str | None
@@ -74,6 +89,7 @@ class VolumeScores:
             "iou": self.iou.tolist(),
             "hd95": self.hd95.tolist(),
             "surface_dice": self.surface_dice.tolist(),
+            "surface_dice_3": self.surface_dice_3.tolist(),
             **_objects_dict(self.objects),
             "confusion": self.confusion.tolist(),
             "spacing": list(self.spacing),
@@ -91,9 +107,11 @@ class Scores:
 
     Attributes:
         volumes: the scores of each volume, at least one.
+        stress: what disturbed slices cost; None if that was not asked for.
     """
 
     volumes: tuple[VolumeScores, ...]
+    stress: Stress | None = None
 
     @property
     def mean_dice(self) -> float:
@@ -108,11 +126,13 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as plain values, in the layout of ``result.json``.
 
-        ``dice``, ``iou``, ``hd95`` and ``surface_dice`` each have a ``mean`` over the classes 1..C-1 and
-        ``per_class``; volumes measured in different units have no common ``hd95``. ``confusion`` is the sum over the
-        volumes; ``volumes`` lists the scores of each.
+        ``dice``, ``iou``, ``hd95``, ``surface_dice`` and ``surface_dice_3`` each have a ``mean`` over the classes
+        1..C-1 and ``per_class``; volumes measured in different units have no common ``hd95``. ``confusion`` is the sum
+        over the volumes; ``volumes`` lists the scores of each. ``stress`` is not among them.
         """
-        scores = {name: self._mean(name) for name in ("dice", "iou", "hd95", "surface_dice")}
+        scores = {
+            name: self._mean(name) for name in ("dice", "iou", "hd95", "surface_dice", "surface_dice_3")
+        }
         return {
             **{
                 name: {"mean": _mean_class(values), "per_class": values.tolist()}
@@ -129,9 +149,17 @@ class Scores:
         return values if one_unit or name != "hd95" else np.full_like(values, np.nan)
 
 
+class SurfaceScores(NamedTuple):
+    """The distances between the surfaces of two masks; see ``surface_scores``."""
+
+    hd95: float
+    surface_dice: float
+    surface_dice_3: float
+
+
 def surface_scores(
     labels: ArrayLike, predicted: ArrayLike, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
-) -> tuple[float, float]:
+) -> SurfaceScores:
     """Compare the surfaces of two masks (z, y, x): their edges as MONAI defines them.
 
     Args:
@@ -142,8 +170,9 @@ def surface_scores(
     Returns:
         HD95, the 95th percentile of the distances from the voxels of one surface to the other surface, the larger of
         both directions; the diagonal of the volume, which no distance exceeds, if one mask is empty; NaN if both are.
-        Surface Dice, the share of the voxels of both surfaces that lie no farther from the other than the larger voxel
-        size along y and x (Nikolov et al., arXiv 1809.04430), 0..1; NaN if both masks are empty.
+        Surface Dice, the share of the voxels of both surfaces that lie no farther from the other than one voxel, the
+        larger of its sizes along y and x (Nikolov et al., arXiv 1809.04430), 0..1; NaN if both masks are empty. Then
+        the same within three voxels.
 
     Raises:
         MissingExtraError: MONAI is not installed.
@@ -151,27 +180,28 @@ def surface_scores(
     Example:
         >>> mask = np.zeros((8, 8, 8), bool)
         >>> mask[2:6, 2:6, 2:6] = True
-        >>> surface_scores(mask, np.roll(mask, 2, axis=0), spacing=(3, 1, 1))
-        (6.0, 0.5)
+        >>> tuple(surface_scores(mask, np.roll(mask, 2, axis=0), spacing=(3, 1, 1)))
+        (6.0, 0.5, 0.714...)
     """
     with needs_extra("train", "comparing surfaces"):
         from monai.metrics import get_mask_edges
 
     masks = np.asarray(predicted, bool), np.asarray(labels, bool)
     if not all(mask.any() for mask in masks):
-        neither = not any(mask.any() for mask in masks)
-        return (
-            (np.nan, np.nan) if neither else (math.dist(np.multiply(masks[0].shape, spacing), (0, 0, 0)), 0.0)
-        )
+        if not any(mask.any() for mask in masks):
+            return SurfaceScores(np.nan, np.nan, np.nan)
+        return SurfaceScores(math.dist(np.multiply(masks[0].shape, spacing), (0, 0, 0)), 0.0, 0.0)
     first, second = get_mask_edges(*masks)
     # MONAI searches a tree here, which takes hours if a prediction is noise; the transform's time is constant.
     distances = [
         distance_transform_edt(~near, sampling=spacing)[far]
         for near, far in ((first, second), (second, first))
     ]
-    return (
+    both, voxel = np.concatenate(distances), max(spacing[1:])
+    return SurfaceScores(
         float(max(np.percentile(distance, PERCENTILE) for distance in distances)),
-        float(np.mean(np.concatenate(distances) <= max(spacing[1:]))),
+        float(np.mean(both <= voxel)),
+        float(np.mean(both <= WIDE * voxel)),
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from evenslice.inference.prediction import Network
     from evenslice.inference.ready_network import ReadyNetwork
 
 __all__ = ["describe_network", "plan_hash", "same_plan", "try_network", "write_plan"]
@@ -33,7 +34,7 @@ TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 5e-2}
 """Differences of outputs between devices, relative to the largest value."""
 
 
-def try_network(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
+def try_network(network: Network, slices: int, tile: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
     """Run one fixed window through a network.
 
     Returns:

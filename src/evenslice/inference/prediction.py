@@ -16,19 +16,24 @@ import torch
 from torch.nn import functional
 
 from evenslice._core import ConfigError, ModelError
-from evenslice.networks import input_multiple, input_size, logits
+from evenslice.networks import logits, predicted_classes
 from evenslice.volumes import WindowGrid, slice_indices, tile_origins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import TypeAlias
 
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from evenslice.inference.black_boxes import BlackBox
     from evenslice.inference.ready_network import ReadyNetwork
     from evenslice.volumes import Scaling, Volume
 
-__all__ = ["READ_VOXELS", "choose_tile", "class_logits", "predict"]
+    Network: TypeAlias = ReadyNetwork | BlackBox
+    Window: TypeAlias = Sequence[NDArray[np.float32]]
+
+__all__ = ["READ_VOXELS", "choose_tile", "class_logits", "class_map", "even_slices", "predict"]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""
@@ -43,7 +48,7 @@ READ_VOXELS = 2**25
 
 
 def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
-    network: ReadyNetwork,
+    network: Network,
     volume: Volume,
     *,
     scaling: Scaling,
@@ -53,6 +58,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     region: tuple[slice, slice] | None = None,
     tile: tuple[int, int] | None = None,
     batch: int | None = None,
+    shown: Callable[[int, Window], Iterable[Window]] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Predict the slices of a volume, in order.
 
@@ -60,7 +66,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     far borders.
 
     Args:
-        network: the network.
+        network: the network, or the function.
         volume: the volume to predict.
         scaling: maps voxel values to 0..1.
         slices: N, odd.
@@ -72,10 +78,12 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
             rounded up to a size that the network accepts; an axis of more than ``LARGEST_TILE`` pixels is covered by as
             few tiles as possible.
         batch: windows per forward pass; by default as many as have a million pixels, at most 16.
+        shown: maps z and the N slices (y, x) of its window, scaled to 0..1, to the windows that the network is shown in
+            their place; by default that window.
 
     Yields:
-        z and the logits (classes, y, x) of the slice, float32, on the device of the network. An output smaller than the
-        input, as from a network with a stride, is resized bilinearly.
+        z and the logits (classes, y, x) of the slice, float32, on the device of the network, for each window shown. An
+        output smaller than the input, as from a network with a stride, is resized bilinearly.
 
     Raises:
         VolumeError: the volume cannot be read, has fewer slices than a window, or holds NaN or infinity and the
@@ -102,6 +110,8 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     windows = _windows(
         grid, range(len(volume)) if centres is None else centres, (rows.extent, columns.extent)
     )
+    if shown is not None:
+        windows = ((z, other) for z, window in windows for other in shown(z, window))
     at_once = -(-batch // (len(rows.tiles) * len(columns.tiles)))
     while chunk := list(islice(windows, at_once)):
         planes = np.stack([plane for _, window in chunk for plane in window])
@@ -133,12 +143,54 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
     return functional.interpolate(output, size=windows.shape[2:], mode="bilinear", align_corners=False)
 
 
-def choose_tile(network: ReadyNetwork, plane: tuple[int, int]) -> tuple[int, int]:
+def class_map(output: Tensor, classes: int) -> NDArray[np.int64]:
+    """Return the predicted class map (y, x) of logits (channels, y, x).
+
+    Raises:
+        ModelError: there are not as many channels as classes, or one for two classes.
+
+    Example:
+        >>> class_map(torch.tensor([[[-1.0, 2.0]]]), 2).tolist()
+        [[0, 1]]
+    """
+    channels = len(output)
+    if channels != classes and (channels, classes) != (1, 2):
+        raise ModelError(
+            f"the network gives {channels} classes, the labels have {classes}; build it with classes={classes}"
+        )
+    return predicted_classes(output, dim=0).cpu().numpy()
+
+
+def even_slices(depths: Sequence[int], most: int | None) -> list[list[int]]:
+    """Choose at most so many evenly spaced slices of volumes laid end to end; return them by volume, ascending.
+
+    Args:
+        depths: number of slices of each volume.
+        most: the largest number; None for all.
+
+    Raises:
+        ConfigError: it is below 1.
+
+    Example:
+        >>> even_slices([6, 4], 4)
+        [[1, 3], [0, 2]]
+    """
+    if most is not None and most < 1:
+        raise ConfigError(f"{most} slices: choose at least 1")
+    total, starts = sum(depths), np.cumsum([0, *depths[:-1]]).tolist()
+    number = total if most is None else min(most, total)
+    places = ((np.arange(number) + 0.5) * total // number).astype(int).tolist()
+    return [
+        [place - start for place in places if start <= place < start + depth]
+        for start, depth in zip(starts, depths, strict=True)
+    ]
+
+
+def choose_tile(network: Network, plane: tuple[int, int]) -> tuple[int, int]:
     """Return the size (y, x) of the tiles of a plane, see ``predict``."""
-    fixed = input_size(network.module)
-    if fixed is not None:
-        return fixed
-    multiple = input_multiple(network.module)
+    if network.tile is not None:
+        return network.tile
+    multiple = network.multiple
     y, x = (_even_tile(length, multiple) for length in plane)
     return y, x
 
@@ -197,7 +249,7 @@ class _Tiling:
 
 def _windows(
     grid: WindowGrid, centres: Sequence[int], extent: tuple[slice, slice]
-) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
+) -> Iterator[tuple[int, Window]]:
     """Yield each centre z and the N slices (y, x) of the window around it, reading each slice once.
 
     Slices stored together are read together, as far as memory allows: each read would decode all of them.
@@ -220,7 +272,7 @@ def _windows(
 
 @torch.no_grad()
 def _predict_planes(
-    network: ReadyNetwork, windows: NDArray[np.float32], rows: _Tiling, columns: _Tiling, batch: int
+    network: Network, windows: NDArray[np.float32], rows: _Tiling, columns: _Tiling, batch: int
 ) -> Tensor:
     """Return the logits (planes, classes, y, x) of planes (planes, N, y, x), which have the extent of the tiles."""
     planes = torch.from_numpy(windows).to(network.device, memory_format=torch.channels_last)

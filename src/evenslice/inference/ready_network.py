@@ -13,7 +13,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from evenslice._core import ConfigError, ModelError, option, reason
 from evenslice.inference.batch_norm_fusion import fuse_batch_norms
 from evenslice.inference.depthwise import keep_depthwise_exact
-from evenslice.networks import logits, normalization, reduce_output
+from evenslice.networks import input_multiple, input_size, logits, normalization, reduce_output
 from evenslice.neutralizing import record_of, untie
 
 if TYPE_CHECKING:
@@ -146,6 +146,16 @@ class ReadyNetwork(nn.Module):
     def scaling(self) -> dict[str, list[float]]:
         """The ``mean`` and ``std`` by which slices in 0..1 are scaled, one for all or one for each slice."""
         return {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """The only size (y, x) of windows that the network accepts; None if it accepts others."""
+        return input_size(self.module)
+
+    @property
+    def multiple(self) -> int:
+        """The number of which the size of windows must be a multiple."""
+        return input_multiple(self.module)
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
         """Run one test window through the network, then fold its batch norms into the preceding convolutions.

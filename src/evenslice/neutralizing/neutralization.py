@@ -36,6 +36,7 @@ from evenslice.neutralizing.verification import (
     ComparedOutputs,
     check_promises,
     compare_outputs,
+    in_float64,
     old_borders,
     recording_outputs,
     trial_images,
@@ -105,7 +106,8 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         ModelError: the stems cannot be found or rewritten, the network is tied, or it breaks a promise of the strategy:
             mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times the effect of
             changing the last bit of its input if that is more, as in half precision and in networks that amplify
-            rounding. After any error the network is as it was before.
+            rounding. A network that exceeds these limits is checked again in float64, and is refused only if it
+            exceeds them there, too, or cannot compute in float64. After any error the network is as it was before.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -119,33 +121,86 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         raise ConfigError(f"unknown check {check!r}; {did_you_mean(str(check), CHECKS)}")
     if any(is_tied(module) for module in model.modules()):
         raise ModelError("the network is tied; call evenslice.untie(model) before neutralizing it again")
-    whole, mixing = check == "network", chosen.name == "mixer" and not has_mixer(model)
-    with exact_evaluation(model), torch.no_grad(), ExitStack() as undo:
-        known = KnownInput(mean, std, size, record_of(model), outputs)
-        before = inspect_network(model, known, whole=whole, stems=not mixing)
-        change = (mix if mixing else rewrite)(model, before, Request(slices, chosen, tie, seed), undo)
-        shared = before.scaling.shared(slices)
-        after = (_outputs if whole else _stem_outputs)(model, change, _trial(model, change, shared), outputs)
-        errors = compare_outputs(before.gray, after)
-        record = Record(
-            strategy=chosen.name,
-            profile=chosen.profile,
-            tie=tie,
-            slices=slices,
-            seed=seed,
-            stems=tuple(stem.name for stem in change.stems.items),
-            mean=shared.mean,
-            std=shared.std,
-            mirror_error=errors.mirror,
-            permutation_error=errors.permutation,
-            gray_error=errors.gray,
-            check=check,
-            kernels=tuple(_kernels(change, shared)),
-        )
-        check_promises(record, chosen, before.stems.channels, errors.rounding, change.stems.items)
-        undo.pop_all()
+    known = KnownInput(mean, std, size, record_of(model), outputs)
+    request = Request(slices, chosen, tie, seed)
+    with exact_evaluation(model), torch.no_grad():
+        with ExitStack() as undo:
+            record, broken = _change(model, known, request, check, undo)
+            if broken is None:
+                undo.pop_all()
+        if broken is not None:
+            _check_in_float64(model, known, request, check, broken)
+            with ExitStack() as undo:
+                record, _ = _change(model, known, request, check, undo)
+                undo.pop_all()
     keep_record(model, record)
     return record
+
+
+def _change(
+    model: nn.Module, known: KnownInput, request: Request, check: str, undo: ExitStack
+) -> tuple[Record, ModelError | None]:
+    """Change a network in place.
+
+    Args:
+        model: the network.
+        known: what is known of its input.
+        request: what to do.
+        check: which outputs to verify, one of `CHECKS`.
+        undo: takes what undoes the change.
+
+    Returns:
+        The record, and the error that says which promise is broken in the network's own precision, if one is.
+    """
+    strategy = request.strategy
+    whole, mixing = check == "network", strategy.name == "mixer" and not has_mixer(model)
+    before = inspect_network(model, known, whole=whole, stems=not mixing)
+    change = (mix if mixing else rewrite)(model, before, request, undo)
+    shared = before.scaling.shared(request.slices)
+    after = (_outputs if whole else _stem_outputs)(
+        model, change, _trial(model, change, shared), known.outputs
+    )
+    errors = compare_outputs(before.gray, after)
+    record = Record(
+        strategy=strategy.name,
+        profile=strategy.profile,
+        tie=request.tie,
+        slices=request.slices,
+        seed=request.seed,
+        stems=tuple(stem.name for stem in change.stems.items),
+        mean=shared.mean,
+        std=shared.std,
+        mirror_error=errors.mirror,
+        permutation_error=errors.permutation,
+        gray_error=errors.gray,
+        check=check,
+        kernels=tuple(_kernels(change, shared)),
+    )
+    try:
+        check_promises(record, strategy, before.stems.channels, errors.rounding, change.stems.items)
+    except ModelError as error:
+        return record, error
+    return record, None
+
+
+def _check_in_float64(
+    model: nn.Module, known: KnownInput, request: Request, check: str, broken: ModelError
+) -> None:
+    """Check in float64 whether rounding alone broke a promise; the network is as before afterwards.
+
+    One random change of the last bits does not always tell how much a deep network with random weights amplifies
+    rounding. In float64 the same network has errors of 1e-10 or less, if it has no fault.
+
+    Raises:
+        ModelError: `broken`, since the promise is broken in float64 too, or the network does not compute in it.
+    """
+    try:
+        with in_float64(model), ExitStack() as undo:
+            _, again = _change(model, known, request, check, undo)
+    except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
+        raise broken from None
+    if again is not None:
+        raise broken
 
 
 def untie(model: nn.Module) -> None:

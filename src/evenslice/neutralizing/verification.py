@@ -1,7 +1,8 @@
 """Verification: whether a neutralized network's output keeps the promises of its strategy.
 
 Two calls of the network are compared: one before the change, on a gray image given as every channel, and one after
-it, on the same image given as every slice, and on a window in four orders and with its last bits changed.
+it, on the same image given as every slice, and on a window in four orders and with its last bits changed. What fails
+is checked again in float64, in which rounding cannot be mistaken for a fault.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ __all__ = [
     "OutputErrors",
     "check_promises",
     "compare_outputs",
+    "in_float64",
     "old_borders",
     "recording_outputs",
     "trial_images",
@@ -148,6 +150,35 @@ def old_borders(borders: Sequence[Border]) -> Iterator[None]:
     with ExitStack() as stack:
         for border in borders:
             stack.callback(border.stem.bias_owner.register_forward_hook(hook(border)).remove)
+        yield
+
+
+@contextmanager
+def in_float64(model: nn.Module) -> Iterator[None]:
+    """In the block, a network's parameters, buffers and other tensors are float64; afterwards they are as before.
+
+    Its parameters stay the same objects. The block may replace them if it puts them back.
+
+    Example:
+        >>> network = nn.Conv2d(3, 8, 1)
+        >>> with in_float64(network):
+        ...     network.weight.dtype
+        torch.float64
+        >>> network.weight.dtype
+        torch.float32
+    """
+    with ExitStack() as stack:
+        converted: dict[int, Tensor] = {}
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                if parameter.is_floating_point() and id(parameter) not in converted:
+                    stack.callback(setattr, parameter, "data", parameter.data)
+                    converted[id(parameter)] = parameter.data = parameter.data.double()
+            for store in (module._buffers, vars(module)):  # noqa: SLF001  # what `module.double()` converts, and what it does not
+                for name, value in list(store.items()):
+                    if isinstance(value, Tensor) and value.is_floating_point():
+                        stack.callback(store.__setitem__, name, value)
+                        store[name] = converted.setdefault(id(value), value.double())
         yield
 
 

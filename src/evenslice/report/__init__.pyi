@@ -1,3 +1,4 @@
+from .audit.agreement import conclusion as conclusion, methods_sentence as methods_sentence
 from .files import (
     FIGURE_FILES as FIGURE_FILES,
     TABLE_FILES as TABLE_FILES,

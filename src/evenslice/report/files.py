@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from evenslice._core import ConfigError, needs_extra, staged_file, staged_folder
 from evenslice.report.audit.tables import csv_tables
-from evenslice.report.audit.wording import verdict_sentence
 from evenslice.report.study.tables import TABLE_FILES as STUDY_TABLE_FILES, csv_tables as study_csv_tables
 from evenslice.report.survey.tables import survey_csv
 
@@ -35,7 +34,6 @@ __all__ = [
     "TABLE_FILES",
     "need_report_extra",
     "survey_csv",
-    "verdict_sentence",
     "write_figures",
     "write_report",
     "write_study_report",
@@ -72,6 +70,7 @@ STUDY_FILES = (
             "learning",
             "trajectories",
             "saliency",
+            "stress",
             *(f"example-{number}" for number in NUMBERS),
         )
         for suffix in SUFFIXES
@@ -135,9 +134,10 @@ def write_figures(audits: Sequence[AuditResult], folder: str | os.PathLike[str])
 def write_tables(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> list[Path]:
     """Write ``figures.csv``, ``windows.csv`` and ``run.csv``.
 
-    ``figures.csv`` has a row for every statistic of every audit (audit, figure, offset, estimate, low, high),
-    ``windows.csv`` a row for every window, ``run.csv`` a row for every setting and a column for every audit. Undefined
-    values are left empty.
+    ``figures.csv`` has a row for every statistic of every audit (audit, figure, offset, estimate, low, high, judged,
+    method, class), those of the second opinion and of each class too; ``windows.csv`` a row for every window, with the
+    fields of ``evenslice.results.measurements.Measurements``, those of slices and pairs by offset (``share_-1``,
+    ``mismatch_1``); ``run.csv`` a row for every setting and a column for every audit. Undefined values are left empty.
 
     Args:
         audits: one or more.

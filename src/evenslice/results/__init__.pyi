@@ -60,4 +60,4 @@ from .surveys import (
     is_survey as is_survey,
     mean_of_draws as mean_of_draws,
 )
-from .verdicts import Thresholds as Thresholds, Verdict as Verdict
+from .verdicts import Thresholds as Thresholds

@@ -13,7 +13,9 @@ with needs_extra("train", "a study"):
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["RunOutcome"]
+__all__ = ["STRESS_COLUMNS", "RunOutcome"]
+
+STRESS_COLUMNS = ("stress_intact", "stress_before", "stress_after", "stress_both", "stress_reversed")
 
 MOST_BYTES = 2**24
 """Largest size of a file that is read."""
@@ -33,9 +35,11 @@ class RunOutcome(BaseModel):
         traceback: of the error.
         dice, iou, hd95, surface_dice, adapted_rand_error, variation_of_information: on the test volumes; None where
             undefined, like all metrics.
+        stress_intact, stress_before, stress_after, stress_both, stress_reversed: mean Dice on a sample of the test
+            slices: of intact windows, with the slice at -1, at +1 or both missing, and of reversed windows.
         verdict: of the audit on the test volumes, like all below up to ``windows``.
         shares: mean share of each slice of the window.
-        directional_bias, absolute_bias, asymmetry, imbalance, mirror_error, mirror_disagreement: estimates.
+        directional_bias, absolute_bias, largest_bias, asymmetry, imbalance, mirror_error, mirror_disagreement: estimates.
         saliency: (slices, percentiles) from ``saliency_percentiles``.
         windows: number of windows of the audit.
         steps: of the training.
@@ -60,10 +64,16 @@ class RunOutcome(BaseModel):
     surface_dice: float | None = None
     adapted_rand_error: float | None = None
     variation_of_information: float | None = None
+    stress_intact: float | None = None
+    stress_before: float | None = None
+    stress_after: float | None = None
+    stress_both: float | None = None
+    stress_reversed: float | None = None
     verdict: str = ""
     shares: tuple[float | None, ...] | None = None
     directional_bias: float | None = None
     absolute_bias: float | None = None
+    largest_bias: float | None = None
     asymmetry: float | None = None
     imbalance: float | None = None
     mirror_error: float | None = None

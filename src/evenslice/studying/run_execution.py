@@ -13,8 +13,8 @@ from evenslice.auditing import audit
 from evenslice.inference import ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network
-from evenslice.results import EXAMPLE_SIZE, saliency_percentiles, save_audits
-from evenslice.studying.outcome import RunOutcome
+from evenslice.results import EXAMPLE_SIZE, largest_bias, saliency_percentiles, save_audits
+from evenslice.studying.outcome import STRESS_COLUMNS, RunOutcome
 from evenslice.studying.repair import repair_run
 from evenslice.training import RunFolder, TrainConfig, open_data, train
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import nn
 
     from evenslice.results import AuditResult
@@ -82,6 +83,7 @@ def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
     parts = [part for split in result["data"].values() for part in split]
     return {
         **_test_scores(result),
+        **_stress(result.get("stress")),
         **_audit_results(found),
         "steps": result["steps"],
         "seconds": result["seconds"],
@@ -98,11 +100,22 @@ def _test_scores(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _stress(summary: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the fields about a missing neighbour, from the short form in ``result.json``; none if it is missing."""
+    if summary is None:
+        return {}
+    missing = next(loss for loss in summary["losses"] if (loss["kind"], loss["offset"]) == ("missing", 1))
+    found = {**missing, **{name: summary[name] for name in ("intact", "reversed")}}
+    return {name: found[name.removeprefix("stress_")] for name in STRESS_COLUMNS}
+
+
 def _audit_results(found: AuditResult) -> dict[str, Any]:
     statistics = found.statistics
+    shares, pairs = ([part.estimate for part in parts] for parts in (statistics.shares, statistics.pairs))
     return {
         "verdict": found.verdict,
-        "shares": [share.estimate for share in statistics.shares],
+        "shares": shares,
+        "largest_bias": largest_bias({"shares": shares, "pairs": pairs}),
         "absolute_bias": abs(statistics.directional_bias.estimate),
         **{name: getattr(statistics, name).estimate for name in ESTIMATES},
         "saliency": saliency_percentiles(found.examples.saliency),
@@ -127,7 +140,7 @@ def _audit(
 
 
 def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig, path: Path) -> None:
-    """Write the centre of the slice with the most foreground: the image, its classes and the predicted classes."""
+    """Write the slice with the most foreground, or a part around that: the image, its classes, the predicted classes."""
     z = max(range(len(part.labels)), key=lambda z: np.count_nonzero(part.labels[z]))
     model = config.model
     ready = ReadyNetwork(
@@ -136,15 +149,26 @@ def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig,
     _, output = next(
         predict(ready, part.volume, scaling=part.scaling, slices=model.slices, step=model.step, centres=[z])
     )
-    height, width = part.volume.shape[1:]
-    centre = tuple(
-        slice(max(0, (length - EXAMPLE_SIZE) // 2), (length + EXAMPLE_SIZE) // 2)
-        for length in (height, width)
-    )
+    labels = part.labels[z].astype(np.uint8)
+    shown = _around_foreground(labels)
     with staged_file(path, force=True) as beside:
         np.savez_compressed(
             beside,
-            image=np.rint(part.scaling(part.volume[z]) * 255).astype(np.uint8)[centre],
-            labels=part.labels[z].astype(np.uint8)[centre],
-            predicted=predicted_classes(output, dim=0).cpu().numpy().astype(np.uint8)[centre],
+            image=np.rint(part.scaling(part.volume[z]) * 255).astype(np.uint8)[shown],
+            labels=labels[shown],
+            predicted=predicted_classes(output, dim=0).cpu().numpy().astype(np.uint8)[shown],
         )
+
+
+def _around_foreground(labels: NDArray[np.uint8]) -> tuple[slice, slice]:
+    """Return a part (y, x) of a slice of at most ``EXAMPLE_SIZE`` pixels a side, around the middle of its foreground."""
+    places = np.nonzero(labels)
+    y, x = (
+        (where.min() + where.max() + 1) // 2 if len(where) else length // 2
+        for where, length in zip(places, labels.shape, strict=True)
+    )
+    starts = [
+        int(min(max(0, middle - EXAMPLE_SIZE // 2), max(0, length - EXAMPLE_SIZE)))
+        for middle, length in zip((y, x), labels.shape, strict=True)
+    ]
+    return slice(starts[0], starts[0] + EXAMPLE_SIZE), slice(starts[1], starts[1] + EXAMPLE_SIZE)

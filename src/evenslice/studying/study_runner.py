@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -29,9 +30,11 @@ from evenslice.report import need_report_extra, write_study_report
 from evenslice.results import (
     METRICS,
     STUDY_FORMAT,
+    largest_bias,
     load_study,
     summarize_runs,
 )
+from evenslice.studying.outcome import STRESS_COLUMNS
 from evenslice.studying.run_execution import execute, record_failure
 from evenslice.studying.runs import LABELS, plan_runs
 from evenslice.studying.study_folder import study_folder, write_config
@@ -189,9 +192,19 @@ def _write_table(outcomes: Sequence[RunOutcome], slices: int, path: Path) -> Non
     half = slices // 2
     shares = [f"share_{offset}" for offset in range(-half, half + 1)]
     first = (*LABELS, "dice", "iou", "directional_bias", "asymmetry", "imbalance", *shares, "seconds")
-    others = ("verdict", *(name for name in METRICS if name not in first), "windows", "steps")
+    measured = any("stress_intact" in outcome.to_dict() for outcome in outcomes)  # not by earlier versions
+    others = (
+        "verdict",
+        *(name for name in METRICS if name not in first),
+        *(STRESS_COLUMNS if measured else ()),
+        "windows",
+        "steps",
+    )
     with staged_file(path, force=True) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, (*first, *others, "key", "status", "error"), extrasaction="ignore")
         table.writeheader()
         for outcome in outcomes:
-            table.writerow(outcome.to_dict() | dict(zip(shares, outcome.shares or (), strict=False)))
+            record = outcome.to_dict()
+            if not math.isnan(bias := largest_bias(record)):  # not in records of earlier versions
+                record["largest_bias"] = bias
+            table.writerow(record | dict(zip(shares, outcome.shares or (), strict=False)))

@@ -150,6 +150,13 @@ class TrainingConfig(Section):
     monitor_every: int | None = Field(
         default=200, ge=1, description="Steps between measurements of the slice bias; null disables them."
     )
+    stress: bool = Field(
+        default=True,
+        description=(
+            "Also test with neighbouring slices missing, blank, noisy or shifted, and with reversed windows, "
+            "on a sample of the test slices."
+        ),
+    )
 
     @field_validator("devices")
     @classmethod

@@ -32,7 +32,8 @@ class TrainResult(TypedDict, total=False):
     """The content of ``result.json``.
 
     ``dice`` to ``volumes`` are scores on the test volumes (``evenslice.inference.metrics.Scores``): without test
-    volumes, ``dice`` and ``iou`` are None and the others absent. ``validation`` has the ``step`` and ``dice`` of the
+    volumes, ``dice`` and ``iou`` are None and the others absent. ``stress`` says what disturbed slices cost there
+    (``evenslice.results.StressSummary``), None if that was not measured. ``validation`` has the ``step`` and ``dice`` of the
     kept network, None without validation; ``bias`` the last row of ``AsymmetryMonitor``, None without one.
     ``seconds`` is the time spent training; ``data`` has the parts of each split.
     """
@@ -41,10 +42,12 @@ class TrainResult(TypedDict, total=False):
     iou: ClassScores | None
     hd95: ClassScores
     surface_dice: ClassScores
+    surface_dice_3: ClassScores
     adapted_rand_error: float | None
     variation_of_information: dict[str, float | None]
     confusion: list[list[int]]
     volumes: list[dict[str, Any]]
+    stress: dict[str, Any] | None
     validation: dict[str, float] | None
     bias: dict[str, float | None] | None
     steps: int

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from evenslice._core import package_versions, without_secrets
-from evenslice.inference import evaluate
+from evenslice.inference import evaluate_parts
 from evenslice.training.lightning_module import kept_validation
 from evenslice.training.monitor import bias_columns
 from evenslice.training.preflight import find_device, find_dtype
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from evenslice.training.documents import DataPart
 
 __all__ = ["collect_result", "describe_data"]
+
+STRESSED_PIXELS = 2**22
+"""Pixels of test slices whose windows are disturbed; there are at least ``FEWEST_STRESSED`` and at most ``MOST_STRESSED``."""
+
+FEWEST_STRESSED, MOST_STRESSED = 8, 60
 
 PACKAGES = ("evenslice", "torch", "lightning", "monai", "numpy", "timm", "segmentation-models-pytorch")
 
@@ -79,16 +84,27 @@ def describe_data(data: Data) -> dict[str, list[DataPart]]:
 
 def _test(network: nn.Module, data: Data, config: TrainConfig) -> dict[str, Any]:
     if not data.test:
-        return {"dice": None, "iou": None}
-    return evaluate(
+        return {"dice": None, "iou": None, "stress": None}
+    scores = evaluate_parts(
         network,
         data.test,
         classes=config.data.classes,
         step=config.model.step,
         boundaries=config.data.boundaries,
+        stressed=_stressed_slices(data, config),
+        seed=config.seed,
         device=find_device(config.training).type,
         dtype=config.training.dtype,
-    ).to_dict()
+    )
+    return {**scores.to_dict(), "stress": scores.stress and scores.stress.summary().to_dict()}
+
+
+def _stressed_slices(data: Data, config: TrainConfig) -> int:
+    """Return the number of test slices whose windows are disturbed, each a dozen times: few of large planes."""
+    if not config.training.stress or config.model.slices < 3:
+        return 0
+    plane = max(math.prod(part.volume.shape[1:]) for part in data.test)
+    return min(max(STRESSED_PIXELS // plane, FEWEST_STRESSED), MOST_STRESSED)
 
 
 def _summarize_log(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, Any]:

@@ -40,8 +40,11 @@ SHOWN = ("dice", "iou", "validation", "bias", "steps", "seconds", "data")  # of 
 
 _RESULT, _DATA = TypeAdapter(TrainResult), TypeAdapter(dict[str, list[DataPart]])
 
-MOVABLE = {"data.root", *(f"training.{name}" for name in ("accelerator", "workers", "tensorboard", "mlflow"))}
-"""Options that may change when a run is resumed: where it runs and what else it logs, not its result."""
+MOVABLE = {
+    "data.root",
+    *(f"training.{name}" for name in ("accelerator", "workers", "tensorboard", "mlflow", "stress")),
+}
+"""Options that may change when a run is resumed: where it runs, and what else it logs and tests, not its network."""
 
 
 @dataclass(frozen=True)

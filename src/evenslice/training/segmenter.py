@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
-from evenslice.inference import segment
+from evenslice.inference import Evaluation, evaluate, segment
 from evenslice.networks import parse_specification
 from evenslice.neutralizing import load_network
 
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Segmenter", "load_segmenter"]
 
+READ = ("intensity", "fill", "label_values")
+"""Options that say how a volume and its labels are read."""
+
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A network, and the options of ``segment`` that belong to it."""
+    """A network, and the options of ``segment`` and ``evaluate`` that belong to it."""
 
     network: nn.Module
     slices: int
@@ -34,8 +37,15 @@ class Segmenter:
 
     def segment(self, volume: Volume, out: str | os.PathLike[str], **options: Any) -> Volume:
         """Segment a volume; the other options are those of ``evenslice.segment``."""
-        own = {name: value for name, value in vars(self).items() if name != "network"}
-        return segment(self.network, volume, out, **own, **options)
+        return segment(self.network, volume, out, **self._own, **options)
+
+    def evaluate(self, volume: Volume, labels: Volume | None = None, **options: Any) -> Evaluation:
+        """Evaluate the network on a volume; the other options are those of ``evenslice.evaluate``."""
+        return evaluate(self.network, volume, labels, **self._own, **options)
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "network"}
 
 
 def load_segmenter(
@@ -47,16 +57,17 @@ def load_segmenter(
         run: the folder of a finished run of ``train``; or
         spec: a network, see ``evenslice.networks.specification``, and
         weights: its weights, as ``load_network`` takes them.
-        options: ``slices``, ``classes``, ``mean`` and ``std`` of ``load_network``, and ``step``, ``intensity`` and
-            ``fill`` of ``segment``; None means the default. With a run, only the last two are allowed, and ``spec``
-            if the network comes from a function: a folder alone, which may be anybody's, has no function called.
+        options: ``slices``, ``classes``, ``mean`` and ``std`` of ``load_network``, and ``step``, ``intensity``,
+            ``fill`` and ``label_values`` of ``segment``; None means the default. With a run, only the last three are
+            allowed, and ``spec`` if the network comes from a function: a folder alone, which may be anybody's, has no
+            function called.
 
     Raises:
         ConfigError: neither a run nor a network is given, or both are, or an option that the run determines.
         ModelError: the network cannot be loaded.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    read: dict[str, Any] = {name: given.pop(name) for name in ("intensity", "fill") if name in given}
+    read: dict[str, Any] = {name: given.pop(name) for name in READ if name in given}
     if run is not None:
         function = spec if spec is not None and not parse_specification(spec).library else None
         network_options = {"model": spec if function is None else None, "weights": weights}

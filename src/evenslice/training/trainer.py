@@ -28,7 +28,7 @@ from rich.console import Console
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from evenslice._core import EvensliceError, OutputError, json_text, needs_extra, staged_file, to_yaml
-from evenslice.inference import evaluate, keep_depthwise_exact
+from evenslice.inference import evaluate_parts, keep_depthwise_exact
 from evenslice.networks import check_stated_in_file, parse_specification
 from evenslice.neutralizing import load_network, save_network
 from evenslice.training.checkpoints import CheckpointFiles, SaveLast, unusable
@@ -285,7 +285,7 @@ def _validate(network: nn.Module, *, parts: Sequence[LabelledVolume], config: Tr
     options = config.training
     trained = options.validate_every * options.batch * math.prod(options.crop)
     plane = max(math.prod(part.volume.shape[1:]) for part in parts)
-    return evaluate(
+    return evaluate_parts(
         network,
         parts,
         classes=config.data.classes,

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from evenslice.report.audit.agreement import agreement_sentence
 from evenslice.report.audit.charts import biases_figure, course_figure, shares_figure
 from evenslice.report.audit.kernels import kernel_figures
 from evenslice.report.audit.pictures import example_panels
-from evenslice.report.audit.tables import figure_groups, run_rows
+from evenslice.report.audit.questions import three_questions
+from evenslice.report.audit.subject import network_names, volume_names
+from evenslice.report.audit.tables import class_rows, figure_groups, run_rows
 from evenslice.report.audit.wording import context_sentence, headline, verdict_sentence
 from evenslice.report.base import style, wording
 from evenslice.report.base.pictures import StoredPicture, data_uri, store_picture
@@ -22,11 +25,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evenslice.report.audit.pictures import Panel
+    from evenslice.report.audit.questions import Question
     from evenslice.report.base.drawing import Drawing
     from evenslice.results import AuditResult
 
 
-MAX_COLUMNS = 4  # cards side by side on the widest page
+MAX_COLUMNS = 3  # cards side by side on the widest page: each holds the three questions side by side
+
+
+@dataclass(frozen=True)
+class _Card:
+    """What the page says first about an audit."""
+
+    audit: AuditResult
+    colour: str
+    agreement: str
+    sentence: str
+    questions: tuple[Question, ...]
+    context: str
 
 
 @dataclass(frozen=True)
@@ -67,19 +83,33 @@ def render(audits: Sequence[AuditResult]) -> str:
     return render_template(
         "audit.html",
         "base.css",
+        "audit.css",
         audits=audits,
+        networks=network_names(audits),
+        volumes=volume_names(audits),
         headline=headline(audits),
         columns=_cards_in_a_row(len(audits)),
-        verdicts=[verdict_sentence(audit) for audit in audits],
-        contexts=[context_sentence(audit) for audit in audits],
+        cards=[_card(audit, index, alone=len(audits) == 1) for index, audit in enumerate(audits)],
         colours=[style.colour_variable(index) for index in range(len(audits))],
         charts=charts,
+        classes=class_rows(audits),
         examples=[_example(panel, pictures) for panel in example_panels(audits)],
         pictures=list(pictures.values()),
         groups=figure_groups(audits),
         run=run_rows(audits),
         script=Markup(script),  # noqa: S704 - the package's own text
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    )
+
+
+def _card(audit: AuditResult, index: int, *, alone: bool) -> _Card:
+    return _Card(
+        audit=audit,
+        colour=style.colour_variable(index),
+        agreement="" if alone else agreement_sentence(audit),  # alone, it is the headline
+        sentence=verdict_sentence(audit),
+        questions=three_questions(audit),
+        context=f"{context_sentence(audit)} {len(audit.measurements.volume)} windows.",
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from evenslice.report.audit.questions import method_name
 from evenslice.report.base.tables import EFFECT, SHARES, Group, csv_text, flatten
 from evenslice.report.base.wording import MINUS, signed
-from evenslice.results import split_biases
+from evenslice.results import OUTPUT_FIELDS, PairBias, split_biases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,6 +34,25 @@ class FigureRow:
 
 
 @dataclass(frozen=True)
+class ClassRow:
+    """The attention of one class in one audit.
+
+    Attributes:
+        audit: the index of the audit.
+        name: the name of the audit.
+        class_number: the class.
+        pixels: part of the predicted pixels that have it.
+        pairs: a pair bias for each pair of the audit with most; None where this one has fewer.
+    """
+
+    audit: int
+    name: str
+    class_number: int
+    pixels: float
+    pairs: tuple[PairBias | None, ...]
+
+
+@dataclass(frozen=True)
 class RunRow:
     """One setting of all audits; a value that all share is in ``values`` once."""
 
@@ -47,7 +67,7 @@ _BY_PAIR = (
         "Pair bias, model part",
         (
             "How the network itself divides its attention between the slices k before and k after the middle: "
-            f"{MINUS}1 all to the one before, 0 fair, +1 all to the one after. The verdict rests on these."
+            f"{MINUS}1 all to the one before, 0 fair, +1 all to the one after."
         ),
     ),
     (
@@ -71,7 +91,20 @@ _BY_PAIR = (
     ),
 )
 
+SECOND_OPINION = "second_opinion"
+METHODICAL = ("shares", "pairs", SECOND_OPINION)
+"""Figures that depend on the method of attribution; tables name it."""
+
 _WHOLE = (
+    (
+        "Answer and use",
+        (("answer_change", "C, answer that changes"), ("mirror_mismatch", "E, mirror mismatch")),
+        (
+            "C: the pixels whose predicted class changes when a window is reversed, of those that are foreground in "
+            "either answer; without classes, the change of the output, 1 for unrelated outputs. E: the attribution of "
+            "the outer slices that is not used in the same way by a window and by its mirror, 0 to 1."
+        ),
+    ),
     (
         "Over all pairs",
         (
@@ -116,6 +149,8 @@ def figure_groups(audits: Sequence[AuditResult]) -> list[Group[FigureRow]]:
         )
         if rows:
             groups.append(Group(title, meaning, rows))
+        if key == "pairs":
+            groups += _second_opinions(audits, half)
     for title, figures, meaning in _WHOLE:
         rows = tuple(
             FigureRow(key, None, label, tuple(getattr(audit.statistics, key) for audit in audits))
@@ -123,6 +158,41 @@ def figure_groups(audits: Sequence[AuditResult]) -> list[Group[FigureRow]]:
         )
         groups.append(Group(title, meaning, rows))
     return groups
+
+
+def _second_opinions(audits: Sequence[AuditResult], half: int) -> list[Group[FigureRow]]:
+    """Return the pair biases by each method that gave a second opinion."""
+    found = [audit.statistics.second_opinion for audit in audits]
+    rows = [
+        FigureRow(
+            SECOND_OPINION,
+            k,
+            f"B by {method_name(method)}, k = {k}",
+            tuple(_at(one.pairs, k - 1) if one and one.method == method else None for one in found),
+        )
+        for method in dict.fromkeys(one.method for one in found if one)
+        for k in range(1, half + 1)
+    ]
+    meaning = (
+        "The same by another method, on part of the windows. Methods that disagree tell of what they measure."
+    )
+    return [Group("Second opinion", meaning, tuple(rows))] if rows else []
+
+
+def class_rows(audits: Sequence[AuditResult]) -> list[ClassRow]:
+    """List the pair biases of each class of each audit."""
+    half = max(len(audit.pairs) for audit in audits)
+    return [
+        ClassRow(
+            index,
+            audit.name,
+            item.class_number,
+            item.pixels,
+            (*item.pairs, *[None] * (half - len(item.pairs))),
+        )
+        for index, audit in enumerate(audits)
+        for item in audit.statistics.classes
+    ]
 
 
 def run_rows(audits: Sequence[AuditResult]) -> list[RunRow]:
@@ -146,13 +216,29 @@ def csv_tables(audits: Sequence[AuditResult]) -> dict[str, str]:
 
 
 def _figure_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
-    yield ["audit", "figure", "offset", "estimate", "low", "high"]
+    yield ["audit", "figure", "offset", "estimate", "low", "high", "judged", "method", "class"]
     rows = [row for group in figure_groups(audits) for row in group.rows]
     for index, audit in enumerate(audits):
+        second = audit.statistics.second_opinion
         for row in rows:
-            value = row.values[index]
-            if value is not None:
-                yield [audit.name, row.key, row.offset, value.estimate, value.low, value.high]
+            method = second.method if second and row.key == SECOND_OPINION else audit.run.method
+            about = (method, None) if row.key in METHODICAL else (None, None)
+            yield from _figure_line(audit, row.key, row.offset, row.values[index], about)
+        for item in audit.statistics.classes:
+            for k, pair in enumerate(item.pairs, start=1):
+                yield from _figure_line(audit, "classes", k, pair, (audit.run.method, item.class_number))
+
+
+def _figure_line(
+    audit: AuditResult,
+    key: str,
+    offset: int | None,
+    value: Interval | None,
+    about: tuple[str | None, int | None],
+) -> Iterator[list[Any]]:
+    if value is not None:
+        judged = value.judged if isinstance(value, PairBias) else None
+        yield [audit.name, key, offset, value.estimate, value.low, value.high, judged, *about]
 
 
 def _window_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
@@ -163,7 +249,8 @@ def _window_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
         *(f"share_{k}" for k in offsets),
         *(f"mirrored_share_{k}" for k in offsets),
         *(f"{name}_{k}" for name in ("pair_model", "pair_data", "wasserstein") for k in pairs),
-        *("mirror_error", "mirror_disagreement"),
+        *OUTPUT_FIELDS,
+        *(f"{name}_{k}" for name in ("mismatch", "outer") for k in pairs),
     ]
     for audit in audits:
         measured, parts = audit.measurements, split_biases(audit.measurements)
@@ -173,17 +260,24 @@ def _window_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
                 [*missing, *shares[i], *missing] for shares in (measured.shares, measured.mirrored_shares)
             ]
             by_pair = [[*values[i], *missing] for values in (parts.model, parts.data, measured.wasserstein)]
+            use = [[*values[i], *missing] for values in (measured.mismatch, measured.outer)]
             yield [
                 *(audit.name, measured.volume[i], *measured.position[i]),
                 *(value for values in by_offset + by_pair for value in values),
-                *(measured.mirror_error[i], measured.mirror_disagreement[i]),
+                *(getattr(measured, name)[i] for name in OUTPUT_FIELDS),
+                *(value for values in use for value in values),
             ]
 
 
 def _run_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
     yield ["setting", *(audit.name for audit in audits)]
     yield ["verdict", *(audit.verdict for audit in audits)]
-    yield ["tolerance", *(audit.statistics.tolerance for audit in audits)]
+    for name in ("tolerance", "answer_tolerance", "mismatch_tolerance", "judged_share", "methods_agree"):
+        yield [name, *(getattr(audit.statistics, name) for audit in audits)]
+    decisions = [audit.statistics.decided_by for audit in audits]
+    for name in ("question", "method", "class_number", "offset"):
+        key = f"decided_by.{name.removesuffix('_number')}"
+        yield [key, *(getattr(decision, name, None) for decision in decisions)]
     yield ["windows", *(len(audit.measurements.volume) for audit in audits)]
     for row in run_rows(audits):
         yield [row.key, *(row.values if len(row.values) == len(audits) else row.values * len(audits))]

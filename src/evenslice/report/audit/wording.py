@@ -5,54 +5,71 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from evenslice.report.audit.agreement import conclusion, methods_sentence
+from evenslice.report.audit.favour import favour
+from evenslice.report.audit.questions import (
+    attention_state,
+    attentions,
+    decisive,
+    is_older,
+    slices_seen,
+    spread,
+    state_of,
+)
 from evenslice.report.base.wording import listed, number, percent
+from evenslice.results import FEW_SLICES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from evenslice.results import AuditResult, Interval
+    from evenslice.results import AuditResult, PairBias
+
+VERDICTS = ("biased", "inconclusive", "balanced", "symmetric", "not applicable")
 
 
 def verdict_sentence(audit: AuditResult) -> str:
-    """Describe the verdict of an audit in one sentence.
+    """Describe the verdict of an audit, and what decided it, in one sentence.
 
-    For a biased network this names the pair bias B that is most certainly too large: the favoured slice of that pair
-    gets (1 + |B|) / (1 - |B|) times the attention of the other.
+    A pair bias B is told by how much more the favoured slice gets: (1 + |B|) / (1 - |B|) times the attention of the
+    other.
     """
-    pairs, tolerance = list(enumerate(audit.pairs, start=1)), f"±{audit.statistics.tolerance:g}"
-    if audit.verdict == "not applicable":
+    if not audit.pairs or audit.verdict == "not applicable":
         return "Not applicable: a window of one slice has no mirrored pair to compare."
     if audit.verdict == "symmetric":
-        largest = max(abs(pair.estimate) for _, pair in pairs)
-        return (
-            "Symmetric: the slices before and after the middle get the same attention; "
-            f"every pair bias lies within {tolerance} (the largest is {_at_most(largest)})."
-        )
+        return _symmetric_before(audit) if is_older(audit) else _symmetric(audit)
+    if audit.verdict == "balanced":
+        return _balanced(audit)
+    decision = audit.statistics.decided_by
+    by_answer = decision is not None and decision.question == "answer"
     if audit.verdict == "biased":
-        k, pair = max(pairs, key=lambda item: _known(max(item[1].low, -item[1].high)))
-        return f"Biased: {_favour(k, pair.estimate)} ({_spread(pair)}; fair is within {tolerance})."
-    k, pair = max(pairs, key=lambda item: _known(max(-item[1].low, item[1].high)))
-    if not (math.isfinite(pair.low) and math.isfinite(pair.high)):
-        return "Inconclusive: there are too few windows for an interval; audit more windows."
-    which = "next to the middle" if k == 1 else f"{k} before and {k} after the middle"
-    return (
-        f"Inconclusive: whether the network treats the slices {which} alike to within {tolerance} is not settled "
-        f"({_spread(pair)}); audit more windows."
-    )
+        return _biased_by_answer(audit) if by_answer else _biased_by_attention(audit)
+    return _open_answer(audit) if by_answer else _open_attention(audit)
 
 
 def context_sentence(audit: AuditResult) -> str:
-    """Describe the middle slice's share, and the effect of reversing a window on the result."""
+    """Describe the middle slice's share, pairs that are not judged, and what reversing a window does to the result."""
     slices, statistics = len(audit.shares), audit.statistics
     if slices == 1:
         return "The window is one slice."
     middle = audit.shares[slices // 2].estimate
     text = f"The middle slice gets {percent(middle)} of the attention (an even split gives {percent(1 / slices)})."
-    beyond = sum(abs(pair.estimate) > statistics.tolerance for pair in audit.pairs)
+    judged = [pair for pair in audit.pairs if pair.judged]
+    beyond = sum(abs(pair.estimate) > statistics.tolerance for pair in judged)
     if beyond and len(audit.pairs) > 1:
         text += f" The bias of {beyond} of {len(audit.pairs)} pairs is estimated beyond the tolerance."
+    ignored = [f"±{k}" for k, pair in enumerate(audit.pairs, start=1) if not pair.judged]
+    if ignored:
+        text += (
+            f" The slices {listed(ignored)} get less than {percent(statistics.judged_share)} of the attention "
+            "and are not judged."
+        )
     if not math.isnan(statistics.mirror_error.estimate):
-        text += f" Reversing a window changes the output by {percent(statistics.mirror_error.estimate)} of its largest value"
+        text += (
+            f" Reversing a window changes the output by {percent(statistics.mirror_error.estimate)} of its largest "
+            "value"
+        )
         if not math.isnan(statistics.mirror_disagreement.estimate):
             text += f" and the class of {percent(statistics.mirror_disagreement.estimate)} of the pixels"
         text += "."
@@ -60,35 +77,141 @@ def context_sentence(audit: AuditResult) -> str:
 
 
 def headline(audits: Sequence[AuditResult]) -> str:
-    """Count the verdicts: ``"Of 4 audits, 1 is biased and 3 are symmetric."``; empty for one audit."""
-    if len(audits) == 1:
-        return ""
-    verdicts = [audit.verdict for audit in audits]
-    known = ("biased", "inconclusive", "symmetric", "not applicable")
-    counts = [(verdicts.count(verdict), verdict) for verdict in known if verdict in verdicts]
-    clauses = [f"{count} {'is' if count == 1 else 'are'} {verdict}" for count, verdict in counts]
-    return f"Of {len(audits)} audits, {listed(clauses)}."
+    """Say whether the methods agree, what several methods conclude, and how many audits have each verdict."""
+    sentences = [methods_sentence(audits), conclusion(audits)]
+    if len(audits) > 1:
+        verdicts = [audit.verdict for audit in audits]
+        counts = [(verdicts.count(verdict), verdict) for verdict in VERDICTS if verdict in verdicts]
+        clauses = [f"{count} {'is' if count == 1 else 'are'} {verdict}" for count, verdict in counts]
+        sentences.append(f"Of {len(audits)} audits, {listed(clauses)}.")
+    return " ".join(filter(None, sentences))
 
 
-def _known(value: float) -> float:
-    """Sort NaN last in a comparison."""
-    return -math.inf if math.isnan(value) else value
+def _symmetric_before(audit: AuditResult) -> str:
+    return (
+        "Symmetric: the slices before and after the middle get the same attention; every pair bias lies within "
+        f"±{audit.statistics.tolerance:g} (the largest is {_largest(audit.pairs)})."
+    )
 
 
-def _at_most(size: float) -> str:
+def _symmetric(audit: AuditResult) -> str:
+    statistics = audit.statistics
+    return (
+        "Symmetric: the slices before and after the middle are used in the same way, place by place (mirror mismatch "
+        f"{number(audit.mismatch.estimate)}, tolerated up to {statistics.mismatch_tolerance:g}), and their order does "
+        f"not matter to the answer ({_part_that_changes(audit)})."
+    )
+
+
+def _balanced(audit: AuditResult) -> str:
+    statistics = audit.statistics
+    parts = attentions(audit)
+    judged = [pair for part in parts for pair in part.pairs if pair.judged]
+    methods = listed([f"by {name}" for name in dict.fromkeys(part.method for part in parts)])
+    attention = (
+        f"the slices before and after the middle get equal attention {methods} (the largest pair bias is "
+        f"{_largest(judged)}; fair is within ±{statistics.tolerance:g})"
+        if judged
+        else f"no opposite slices get {percent(statistics.judged_share)} of the attention"
+    )
+    use = {
+        "unknown": "how they are used, place by place, was not measured",
+        "beyond": "they are not used in the same way place by place",
+    }.get(
+        state_of(audit.mismatch, statistics.mismatch_tolerance),
+        "they are not shown to be used in the same way place by place",
+    )
+    mismatch = (
+        ""
+        if math.isnan(audit.mismatch.estimate)
+        else f" (mirror mismatch {number(audit.mismatch.estimate)}, tolerated up to {statistics.mismatch_tolerance:g})"
+    )
+    return (
+        f"Balanced: {attention}, and their order hardly changes the answer ({_part_that_changes(audit)}), but "
+        f"{use}{mismatch}."
+    )
+
+
+def _biased_by_attention(audit: AuditResult) -> str:
+    part, k = decisive(audit)
+    pair = part.pairs[k - 1]
+    where = "" if part.class_number is None else f" in class {part.class_number}"
+    method = f"by {part.method}, " if part.method else ""
+    return (
+        f"Biased{where}: {method}{favour(k, pair.estimate)} ({spread('pair bias', pair)}; fair is within "
+        f"±{audit.statistics.tolerance:g})."
+    )
+
+
+def _biased_by_answer(audit: AuditResult) -> str:
+    value, tolerance = audit.answer, audit.statistics.answer_tolerance
+    fair = ", although opposite slices get equal attention" if attention_state(audit) == "within" else ""
+    return (
+        f"Biased: {_change(audit)}{fair} ({spread('part of the answer that changes', value)}; tolerated up to "
+        f"{tolerance:g})."
+    )
+
+
+def _change(audit: AuditResult) -> str:
+    """Describe C: pixels or windows whose class changes, or the change of an output without classes."""
+    foreground = audit.measurements.foreground
+    known = foreground[~np.isnan(foreground)]
+    size = percent(audit.answer.estimate)
+    if not known.sum() > 0:
+        return f"reversing a window changes the output by {size} of the difference of unrelated outputs"
+    if bool((known == 1).all()):
+        return f"reversing a window changes {size} of the predicted classes"
+    return f"reversing a window changes the class of {size} of the foreground pixels"
+
+
+def _open_answer(audit: AuditResult) -> str:
+    value, tolerance = audit.answer, audit.statistics.answer_tolerance
+    part = attentions(audit)[0]
+    if math.isnan(value.estimate):
+        return "Inconclusive: whether the order of the slices changes the answer could not be measured."
+    return (
+        f"Inconclusive: whether reversing a window changes more than {percent(tolerance)} of the answer is not settled "
+        f"({spread('part that changes', value)}); {_advice(audit, slices_seen(audit, part))}."
+    )
+
+
+def _open_attention(audit: AuditResult) -> str:
+    part, _ = decisive(audit)
+    judged = [item for item in enumerate(part.pairs, start=1) if item[1].judged]
+    k, pair = max(judged or enumerate(part.pairs, start=1), key=lambda item: _reach(item[1]))
+    seen = slices_seen(audit, part)
+    if not (math.isfinite(pair.low) and math.isfinite(pair.high)) and seen >= FEW_SLICES:
+        return "Inconclusive: there are too few windows for an interval; audit more windows."
+    place = "next to the middle" if k == 1 else f"{k} before and {k} after the middle"
+    where = "" if part.class_number is None else f" in class {part.class_number}"
+    method = f" by {part.method}" if part.method else ""
+    return (
+        f"Inconclusive: whether the slices {place} get equal attention{where}{method}, to within "
+        f"±{audit.statistics.tolerance:g}, is not settled ({spread('pair bias', pair)}); {_advice(audit, seen)}."
+    )
+
+
+def _advice(audit: AuditResult, seen: int) -> str:
+    """Say what would settle an open question."""
+    if seen < FEW_SLICES:
+        return f"{seen} distinct {'slice was' if seen == 1 else 'slices were'} seen, {FEW_SLICES} are needed"
+    if audit.run.stopped == "all windows used":
+        return "all windows were used, so audit another volume as well"
+    return "ask for more precision" if audit.run.stopped == "precision reached" else "audit more windows"
+
+
+def _part_that_changes(audit: AuditResult) -> str:
+    tolerance = audit.statistics.answer_tolerance
+    return f"part that changes {number(audit.answer.estimate)}, tolerated up to {tolerance:g}"
+
+
+def _reach(pair: PairBias) -> float:
+    """Return how far the interval of a pair reaches from 0; NaN first."""
+    reach = max(-pair.low, pair.high)
+    return math.inf if math.isnan(reach) else reach
+
+
+def _largest(pairs: Sequence[PairBias]) -> str:
+    sizes = [abs(pair.estimate) for pair in pairs if not math.isnan(pair.estimate)]
+    size = max(sizes, default=math.nan)
     return "below 0.001" if size < 0.001 else number(size)
-
-
-def _spread(pair: Interval) -> str:
-    return f"pair bias {number(pair.estimate)}, 95\N{NO-BREAK SPACE}% interval {number(pair.low)} to {number(pair.high)}"
-
-
-def _favour(k: int, bias: float) -> str:
-    """Describe which slice of a pair is favoured, and by how much."""
-    place = "the slice" if k == 1 else f"the slice {k}"
-    favoured, other = ("before", "after") if bias < 0 else ("after", "before")
-    if abs(bias) > 0.99:
-        return f"{place} {favoured} the middle gets the attention of its pair and the one {other} it none"
-    ratio = (1 + abs(bias)) / (1 - abs(bias))
-    times = f"{ratio:.2f}" if ratio < 1.5 else f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
-    return f"{place} {favoured} the middle gets {times} times the attention of the one {other} it"

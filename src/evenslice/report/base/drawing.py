@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 WIDTH: Final = 10.0
 """Width of every figure in inches."""
 
+NARROW: Final = 5.2
+"""Width in inches of figures for narrow screens: their text is legible where they are 380 pixels wide."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -21,9 +24,11 @@ class Drawing:
         title: its title.
         reading: the caption, which says how to read it.
         figure: the figure, drawn for a light background.
+        narrow: the same for narrow screens, ``NARROW`` wide; None if ``figure`` is for all.
     """
 
     name: str
     title: str
     reading: str
     figure: Figure
+    narrow: Figure | None = None

@@ -52,14 +52,20 @@ def read_template(name: str) -> str:
 def inline_charts(drawings: Iterable[Drawing], numbers: str) -> list[tuple[Drawing, Markup]]:
     """Return drawings with their SVG elements for a page; call it inside ``style.settings()``.
 
+    A drawing that has a figure for narrow screens gets both; the style sheet shows the one that fits.
+
     Args:
         drawings: the figures.
         numbers: a sentence that tells readers who cannot see a figure where to find its numbers.
     """
-    return [
-        (drawing, style.inline_svg(drawing.figure, drawing.name, f"{drawing.title}. {numbers}"))
-        for drawing in drawings
-    ]
+    return [(drawing, _inline(drawing, f"{drawing.title}. {numbers}")) for drawing in drawings]
+
+
+def _inline(drawing: Drawing, description: str) -> Markup:
+    if drawing.narrow is None:
+        return style.inline_svg(drawing.figure, drawing.name, description)
+    broad = style.inline_svg(drawing.figure, drawing.name, description, "broad")
+    return broad + style.inline_svg(drawing.narrow, f"{drawing.name}-narrow", description, "narrow")
 
 
 def _themes() -> str:

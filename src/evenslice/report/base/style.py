@@ -120,7 +120,7 @@ def _hundredths(number: re.Match[str]) -> str:
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def inline_svg(figure: Figure, name: str, description: str) -> Markup:
+def inline_svg(figure: Figure, name: str, description: str, kind: str = "") -> Markup:
     """Return a figure as an SVG element that takes its colours and fonts from the page.
 
     Args:
@@ -128,6 +128,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> Markup:
         name: prefix of every identifier in the SVG, so that figures on one page cannot clash; identifiers that
             nothing refers to are left out.
         description: what the figure shows, for readers who cannot see it.
+        kind: the element's class in the style sheet.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
@@ -142,7 +143,8 @@ def inline_svg(figure: Figure, name: str, description: str) -> Markup:
     for variable, (light, _) in THEME.items():
         text = text.replace(light, f"var(--{variable})")
     width, height = figure.get_size_inches() * 72
-    opening = f'<svg role="img" aria-label="{escape(description)}" viewBox="0 0 {width:g} {height:g}"'
+    chosen = f' class="{kind}"' if kind else ""
+    opening = f'<svg role="img" aria-label="{escape(description)}"{chosen} viewBox="0 0 {width:g} {height:g}"'
     text = re.sub(
         r"<svg .*?>", f'{opening} xmlns:xlink="http://www.w3.org/1999/xlink">', text, count=1, flags=re.DOTALL
     )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from evenslice.report.base import style
-from evenslice.report.base.drawing import WIDTH, Drawing
-from evenslice.report.base.wording import MINUS, number, one_line, signed
+from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
+from evenslice.report.base.wording import MINUS, one_line, signed
 from evenslice.results import SALIENCY_PERCENTILES
 
 if TYPE_CHECKING:
@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 TITLE: Final = 100
 """Number of characters of a comparison's title that fit above its axes."""
 
-MARGINS_SHOWN: Final = 8  # of the Dice axis, in either direction
+MARGINS_SHOWN: Final = (
+    8  # in either direction, on a linear axis of Dice; a longer one is logarithmic at its ends
+)
+LINEAR: Final = 2  # margins on either side of 0, where that one is linear
+TICKS: Final = (-1.0, -0.1, -0.01, 0.0, 0.01, 0.1, 1.0)  # of that one
+TOLERANCE: Final = 0.05  # of the audits
 LOWEST: Final = 1e-3  # saliency in units of the mean; the logarithmic axis starts here
-EDGE: Final = 0.02  # of an axis, where values beyond it are marked
 
 
 @dataclass(frozen=True)
@@ -43,51 +47,92 @@ class _Point:
 
 
 def forest_figure(results: StudyResults) -> Drawing:
-    """Draw each arm's difference in Dice from the baseline, and its directional bias; one block for each comparison."""
-    blocks = results.comparisons
-    bias = [_bias_points(results, item) for item in blocks]
-    dice = [_dice_points(results, item) for item in blocks]
-    columns = [dice, bias] if any(dice) else [bias]
+    """Draw each arm's difference in Dice from the baseline, and its largest pair bias; a block for each comparison."""
+    bias = [_bias_points(results, item) for item in results.comparisons]
+    dice = [_dice_points(results, item) for item in results.comparisons]
     margin = _margin(results)
-    limits = [_limits(dice, 2 * margin, MARGINS_SHOWN * margin), _limits(bias, 0.05, 1.05)][-len(columns) :]
-    heights = [len(item.arms) + 1.0 for item in blocks]
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.28 * sum(heights)), layout="constrained")
-    grid = figure.subplots(len(blocks), len(columns), sharex="col", height_ratios=heights, squeeze=False)
-    for line, item in zip(grid, blocks, strict=True):
-        _name_arms(line, item)
-    for axes_below, points, (low, high) in zip(grid.T, columns, limits, strict=True):
-        axes_below[-1].set_xlim(low, high)
-        axes_below[-1].xaxis.set_major_locator(MaxNLocator(6))
-        for axes, block in zip(axes_below, points, strict=True):
-            for point in block:
-                _mark(axes, point, low, high)
-    grid[-1, -1].set_xlabel("← slices before · directional bias · slices after →")
+    scaled = max(map(abs, _ends(dice)), default=0.0) > MARGINS_SHOWN * margin
+    reading = "Markers are means over seeds, with 95 % intervals if there are several; small dots are single seeds. "
     if any(dice):
-        grid[-1, 0].set_xlabel(f"← worse · Dice minus that of {one_line(results.baseline)} · better →")
-        for axes in grid[:, 0]:
-            axes.axvline(-margin, color=style.INK, linestyle="--", linewidth=1)
-    left = "Left: an arm is not inferior if its whole interval lies right of the dashed line, the margin. "
+        reading += (
+            "Dice: an arm is not inferior if its whole interval lies right of the dashed line, the margin. "
+            + (f"Beyond {LINEAR * margin:g} to either side of 0 this axis is logarithmic. " if scaled else "")
+        )
     return Drawing(
         "forest",
         "Cost in Dice and remaining bias",
-        "Markers are means over seeds, with 95 % intervals if there are several; small dots are single seeds. "
-        f"{left if any(dice) else ''}The directional bias of a fair arm is 0. An arrowhead marks an "
-        "interval, and a number "
-        "a value, beyond the axis.",
-        figure,
+        f"{reading}The largest pair bias of a fair arm is 0; the tolerance of an audit is shaded.",
+        *(
+            _draw_forest(results, dice, bias, margin, scaled=scaled, narrow=narrow)
+            for narrow in (False, True)
+        ),
     )
 
 
-def _name_arms(line: Sequence[Axes], item: Comparison) -> None:
-    """Prepare the panels of a comparison: a row for each arm, labelled on the left."""
-    line[0].set_title(one_line(item.title, TITLE))
-    for axes in line:
-        axes.set_yticks(range(len(item.arms)), [""] * len(item.arms))
-        axes.set_ylim(len(item.arms) - 0.4, -0.6)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
-        axes.axvline(0, color=style.QUIET, linewidth=1)
-    line[0].set_yticklabels([one_line(arm.arm) for arm in item.arms])
+def _draw_forest(
+    results: StudyResults,
+    dice: Sequence[Sequence[_Point]],
+    bias: Sequence[Sequence[_Point]],
+    margin: float,
+    *,
+    scaled: bool,
+    narrow: bool,
+) -> Figure:
+    """Draw the panels of Dice beside those of the bias, or, for narrow screens, above them."""
+    blocks = results.comparisons
+    columns = [dice, bias] if any(dice) else [bias]
+    heights = [len(item.arms) + 1.0 for item in blocks] * (len(columns) if narrow else 1)
+    size = (NARROW if narrow else WIDTH, (1.6 if narrow else 1.0) + 0.28 * sum(heights))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(heights), 1 if narrow else len(columns), height_ratios=heights, squeeze=False)
+    panels = grid.reshape(len(columns), len(blocks)) if narrow else grid.T
+    for column, axes_below in enumerate(panels):
+        for axes, item in zip(axes_below, blocks, strict=True):
+            _name_arms(axes, item, TITLE // 2 if narrow else TITLE, labelled=narrow or column == 0)
+            axes.tick_params(labelbottom=axes is axes_below[-1])
+    for axes, points in zip(panels[-1], bias, strict=True):
+        axes.set_xlim(*_bias_limits(bias))
+        axes.axvspan(0, TOLERANCE, color=style.BAND, linewidth=0, zorder=0.5)
+        _mark_all(axes, points)
+    panels[-1, -1].set_xlabel("largest pair bias")
+    if not any(dice):
+        return figure
+    for axes, points in zip(panels[0], dice, strict=True):
+        _scale_dice(axes, dice, margin, scaled=scaled)
+        axes.axvline(-margin, color=style.INK, linestyle="--", linewidth=1)
+        _mark_all(axes, points)
+    panels[0, -1].set_xlabel(f"← worse · Dice minus that of {one_line(results.baseline)} · better →")
+    return figure
+
+
+def _name_arms(axes: Axes, item: Comparison, longest: int, *, labelled: bool) -> None:
+    """Prepare a panel of a comparison: a row for each arm."""
+    axes.set_yticks(range(len(item.arms)), [one_line(arm.arm) if labelled else "" for arm in item.arms])
+    axes.set_ylim(len(item.arms) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.axvline(0, color=style.QUIET, linewidth=1)
+    if labelled:
+        axes.set_title(one_line(item.title, longest))
+
+
+def _scale_dice(axes: Axes, blocks: Sequence[Sequence[_Point]], margin: float, *, scaled: bool) -> None:
+    """Set the axis of Dice so that no result lies beyond it."""
+    ends = [(1.6 if scaled else 1.15) * end for end in _ends(blocks)]
+    low, high = min(-LINEAR * margin, *ends), max(LINEAR * margin, *ends)
+    if scaled:
+        axes.set_xscale("symlog", linthresh=LINEAR * margin)
+        axes.set_xticks([tick for tick in TICKS if low <= tick <= high])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}".replace("-", MINUS))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlim(low, high)
+
+
+def _bias_limits(blocks: Sequence[Sequence[_Point]]) -> tuple[float, float]:
+    high = 1.08 * max(2 * TOLERANCE, *_ends(blocks))
+    return -0.03 * high, high
 
 
 def _dice_points(results: StudyResults, item: Comparison) -> list[_Point]:
@@ -113,11 +158,11 @@ def _bias_points(results: StudyResults, item: Comparison) -> list[_Point]:
         _Point(
             row,
             results.arms.index(arm.arm),
-            arm.metrics["directional_bias"],
-            tuple(run.metrics["directional_bias"] for run in results.runs_of(item, arm.arm)),
+            arm.metrics["largest_bias"],
+            tuple(run.metrics["largest_bias"] for run in results.runs_of(item, arm.arm)),
         )
         for row, arm in enumerate(item.arms)
-        if not math.isnan(arm.metrics["directional_bias"].estimate)
+        if not math.isnan(arm.metrics["largest_bias"].estimate)
     ]
 
 
@@ -126,39 +171,20 @@ def _margin(results: StudyResults) -> float:
     return next(margins, 0.01)
 
 
-def _limits(blocks: Sequence[Sequence[_Point]], least: float, most: float) -> tuple[float, float]:
-    """Return the ends of an axis for means and seeds, each between ``least`` and ``most`` away from 0."""
-    values = [value for block in blocks for point in block for value in (point.mean.estimate, *point.seeds)]
-    known = [1.15 * value for value in values if not math.isnan(value)]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    return -min(max(-low, least), most), min(max(high, least), most)
+def _ends(blocks: Sequence[Sequence[_Point]]) -> list[float]:
+    """Return all means, ends of intervals and values of seeds."""
+    values = [value for block in blocks for point in block for value in (*astuple(point.mean), *point.seeds)]
+    return [value for value in values if not math.isnan(value)] or [0.0]
 
 
-def _mark(axes: Axes, point: _Point, low: float, high: float) -> None:
-    """Draw a mean, its interval and the seeds' values; anything beyond the axis is marked at its end."""
-    colour, y, mean = style.audit_colour(point.arm), point.row, point.mean
-    first, last = low + EDGE * (high - low), high - EDGE * (high - low)
-    ends = np.clip([mean.low, mean.high], first, last)
-    axes.plot(ends, [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-    for beyond, end, head in ((mean.low < low, first, "<"), (mean.high > high, last, ">")):
-        if beyond:
-            axes.plot(end, y, color=colour, marker=head, markersize=5)
-    seeds = [value for value in point.seeds if low <= value <= high] if len(point.seeds) > 1 else []
-    axes.plot(seeds, [y + 0.24] * len(seeds), color=colour, linestyle="none", marker=".", markersize=3.5)
-    if low <= mean.estimate <= high:
+def _mark_all(axes: Axes, points: Sequence[_Point]) -> None:
+    """Draw means, their intervals and the seeds' values."""
+    for point in points:
+        colour, y, mean = style.audit_colour(point.arm), point.row, point.mean
+        axes.plot([mean.low, mean.high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        seeds = point.seeds if len(point.seeds) > 1 else ()
+        axes.plot(seeds, [y + 0.24] * len(seeds), color=colour, linestyle="none", marker=".", markersize=3.5)
         axes.plot(mean.estimate, y, color=colour, marker=style.audit_marker(point.arm), markersize=6)
-        return
-    end, shift, side = (first, 6, "left") if mean.estimate < low else (last, -6, "right")
-    axes.plot(end, y, color=colour, marker="<" if side == "left" else ">", markersize=7)
-    axes.annotate(
-        number(mean.estimate),
-        (end, y),
-        (shift, 2),
-        textcoords="offset points",
-        ha=side,
-        va="bottom",
-        fontsize=8,
-    )
 
 
 def saliency_figure(results: StudyResults) -> Drawing | None:
@@ -168,10 +194,21 @@ def saliency_figure(results: StudyResults) -> Drawing | None:
     ]
     if not blocks:
         return None
-    figure = Figure(figsize=(WIDTH, 0.9 + 2.1 * len(blocks)), layout="constrained")
+    return Drawing(
+        "saliency",
+        "Distribution of saliency in each slice",
+        "Boxes hold the middle half of the pixels and whiskers the middle 90 %, as means over seeds and in "
+        "the order of the "
+        f"legend, in units of the mean over all slices. A fair arm has the same box at {MINUS}k and +k.",
+        *(_draw_saliency(results, blocks, narrow=narrow) for narrow in (False, True)),
+    )
+
+
+def _draw_saliency(results: StudyResults, blocks: Sequence[Comparison], *, narrow: bool) -> Figure:
+    figure = Figure(figsize=(NARROW if narrow else WIDTH, 0.9 + 2.1 * len(blocks)), layout="constrained")
     grid = figure.subplots(len(blocks), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, item in zip(grid, blocks, strict=True):
-        _saliency_block(axes, results, item)
+        _saliency_block(axes, results, item, TITLE // 2 if narrow else TITLE)
     grid[0].set_yscale("log")
     grid[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     grid[-1].set_xlabel("slice of the window (0 is the middle)")
@@ -179,22 +216,15 @@ def saliency_figure(results: StudyResults) -> Drawing | None:
         Patch(color=style.audit_colour(index), alpha=_opacity(index), label=one_line(arm))
         for index, arm in enumerate(results.arms)
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4))
-    return Drawing(
-        "saliency",
-        "Distribution of saliency in each slice",
-        "Boxes hold the middle half of the pixels and whiskers the middle 90 %, as means over seeds and in "
-        "the order of the "
-        f"legend, in units of the mean over all slices. A fair arm has the same box at {MINUS}k and +k.",
-        figure,
-    )
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 2 if narrow else 4))
+    return figure
 
 
 def _known_saliency(results: StudyResults, item: Comparison, arm: ArmSummary) -> list[NDArray[np.float64]]:
     return [run.saliency for run in results.runs_of(item, arm.arm) if run.saliency is not None]
 
 
-def _saliency_block(axes: Axes, results: StudyResults, item: Comparison) -> None:
+def _saliency_block(axes: Axes, results: StudyResults, item: Comparison, longest: int) -> None:
     width, slices = 0.84 / len(item.arms), 1
     for index, arm in enumerate(item.arms):
         tables = _known_saliency(results, item, arm)
@@ -209,7 +239,7 @@ def _saliency_block(axes: Axes, results: StudyResults, item: Comparison) -> None
         range(-(slices // 2), slices // 2 + 1), [signed(k) for k in range(-(slices // 2), slices // 2 + 1)]
     )
     axes.grid(visible=False, axis="x")
-    axes.set_title(one_line(item.title, TITLE))
+    axes.set_title(one_line(item.title, longest))
     axes.set_ylabel("saliency")
 
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from evenslice.report.base import style
-from evenslice.report.base.drawing import WIDTH, Drawing
+from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
 from evenslice.report.base.wording import one_line
 from evenslice.report.study.charts import TITLE
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LEARNED: Final = (("validation_dice", "validation Dice"), ("loss", "training loss"))
 PANELS: Final = 6  # side by side
+PANELS_NARROW: Final = 2
 MARKERS_SHOWN: Final = 6  # along a line
 
 
@@ -35,11 +36,27 @@ def learning_figure(results: StudyResults) -> Drawing | None:
     shown = [(name, label) for name, label in LEARNED if any(_courses(results.runs, name))]
     if not shown:
         return None
+    if "validation_dice" in dict(shown):
+        reading = "An arm that costs no accuracy rises as fast and as high as the others."
+    else:
+        reading = "No part of the training data was kept out for validation; the loss says how well these data were learned."
+    return Drawing(
+        "learning",
+        "Learning curves",
+        f"Thick lines are means over seeds, thin lines single seeds. {reading}",
+        *(_draw_learning(results, shown, narrow=narrow) for narrow in (False, True)),
+    )
+
+
+def _draw_learning(results: StudyResults, shown: Sequence[tuple[str, str]], *, narrow: bool) -> Figure:
+    """Draw what was logged side by side, or, for narrow screens, one above the other."""
     blocks = results.comparisons
-    figure = Figure(figsize=(WIDTH, 1.0 + 2.2 * len(blocks)), layout="constrained")
-    grid = figure.subplots(len(blocks), len(shown), squeeze=False)
-    for line, item in zip(grid, blocks, strict=True):
-        line[0].set_title(one_line(item.title, TITLE))
+    lines = len(blocks) * len(shown) if narrow else len(blocks)
+    figure = Figure(figsize=(NARROW if narrow else WIDTH, 1.0 + 2.2 * lines), layout="constrained")
+    grid = figure.subplots(lines, 1 if narrow else len(shown), squeeze=False)
+    panels = grid.reshape(len(blocks), len(shown))
+    for line, item in zip(panels, blocks, strict=True):
+        line[0].set_title(one_line(item.title, TITLE // 2 if narrow else TITLE))
         for axes, (name, label) in zip(line, shown, strict=True):
             axes.set_ylabel(label)
             for arm in item.arms:
@@ -50,15 +67,8 @@ def learning_figure(results: StudyResults) -> Drawing | None:
     for axes in grid[-1]:
         axes.set_xlabel("step")
     handles = [Line2D([], [], label=one_line(arm), **_look(index)) for index, arm in enumerate(results.arms)]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4))
-    return Drawing(
-        "learning",
-        "Learning curves",
-        "Thick lines are means over seeds, thin lines single seeds. An arm that costs no accuracy rises as "
-        "fast and as high "
-        "as the others.",
-        figure,
-    )
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 2 if narrow else 4))
+    return figure
 
 
 def shares_figure(results: StudyResults) -> Drawing | None:
@@ -66,9 +76,24 @@ def shares_figure(results: StudyResults) -> Drawing | None:
     blocks = [item for item in results.comparisons if _offsets(_runs(results, item))]
     if not blocks:
         return None
-    columns = min(PANELS, max(len(item.arms) for item in blocks))
+    return Drawing(
+        "trajectories",
+        "Share of attention of each slice during training",
+        "One panel for each arm, with means over seeds, single seeds as thin lines, and an even split as a "
+        "gray line. If an "
+        "arm is fair, the lines of the slices before and after coincide.",
+        *(_draw_shares(results, blocks, narrow=narrow) for narrow in (False, True)),
+    )
+
+
+def _draw_shares(results: StudyResults, blocks: Sequence[Comparison], *, narrow: bool) -> Figure:
+    """Draw the panels of each comparison in lines."""
+    columns = min(PANELS_NARROW if narrow else PANELS, max(len(item.arms) for item in blocks))
     lines = [-(-len(item.arms) // columns) for item in blocks]
-    figure = Figure(figsize=(WIDTH, 0.6 + 1.75 * sum(lines) + 0.35 * len(blocks)), layout="constrained")
+    figure = Figure(
+        figsize=(NARROW if narrow else WIDTH, 0.6 + 1.75 * sum(lines) + 0.35 * len(blocks)),
+        layout="constrained",
+    )
     parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=lines)
     top = 1.05 * max(
         float(values.max())
@@ -77,7 +102,7 @@ def shares_figure(results: StudyResults) -> Drawing | None:
         for _, values in _courses([run], f"share_{k}")
     )
     for part, item, count in zip(parts[:, 0], blocks, lines, strict=True):
-        part.suptitle(one_line(item.title, TITLE), x=0.01, ha="left", fontsize=10)
+        part.suptitle(one_line(item.title, TITLE // 2 if narrow else TITLE), x=0.01, ha="left", fontsize=10)
         grid = part.subplots(count, columns, sharex=True, sharey=True, squeeze=False)
         grid[0, 0].set_ylim(0, top)
         for axes in grid[:, 0]:
@@ -91,17 +116,12 @@ def shares_figure(results: StudyResults) -> Drawing | None:
             index = results.arms.index(arm.arm)
             _share_panel(axes, results.runs_of(item, arm.arm), index)
             axes.set_title(
-                one_line(arm.arm, round(130 / columns)), fontsize=9, color=style.audit_colour(index)
+                one_line(arm.arm, round((65 if narrow else 130) / columns)),
+                fontsize=9,
+                color=style.audit_colour(index),
             )
-    figure.legend(handles=_slice_handles(results), loc="outside upper left", ncols=3)
-    return Drawing(
-        "trajectories",
-        "Share of attention of each slice during training",
-        "One panel for each arm, with means over seeds, single seeds as thin lines, and an even split as a "
-        "gray line. If an "
-        "arm is fair, the lines of the slices before and after coincide.",
-        figure,
-    )
+    figure.legend(handles=_slice_handles(results), loc="outside upper left", ncols=2 if narrow else 3)
+    return figure
 
 
 def _courses(runs: Sequence[StudyRun], name: str) -> list[Course]:

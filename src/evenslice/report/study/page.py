@@ -12,6 +12,7 @@ from evenslice.report.study import wording as study_wording
 from evenslice.report.study.charts import forest_figure, saliency_figure
 from evenslice.report.study.curves import learning_figure, shares_figure
 from evenslice.report.study.pictures import READING, example_figure, example_panels
+from evenslice.report.study.stress import stress_chart, stress_group
 from evenslice.report.study.tables import effort_rows, figure_groups, run_rows
 
 if TYPE_CHECKING:
@@ -70,11 +71,14 @@ def draw_charts(results: StudyResults) -> list[Drawing]:
         learning_figure(results),
         shares_figure(results),
         saliency_figure(results),
+        stress_chart(results),
     )
     drawn = [chart for chart in charts if chart is not None]
-    for chart in drawn:  # lay it out once, as it is saved several times
-        chart.figure.draw_without_rendering()
-        chart.figure.set_layout_engine("none")
+    for figure in (
+        figure for chart in drawn for figure in (chart.figure, chart.narrow) if figure is not None
+    ):
+        figure.draw_without_rendering()  # lay it out once, as it is saved several times
+        figure.set_layout_engine("none")
     return drawn
 
 
@@ -120,7 +124,9 @@ def _block(results: StudyResults, item: Comparison) -> _Block:
         for arm in item.arms
     )
     sentence = study_wording.comparison_sentence(item, results.baseline)
-    return _Block(item.title, sentence, arms, tuple(figure_groups(results, item)))
+    stress = stress_group(results, item)
+    groups = (*figure_groups(results, item), *([stress] if stress.rows else []))
+    return _Block(item.title, sentence, arms, groups)
 
 
 def _example(panel: ExamplePanel, pictures: dict[str, StoredPicture]) -> _Example:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -22,6 +22,8 @@ LABELLED, PREDICTED, BOTH = "#00c2ff", "#ff8c1a", "#ffffff"
 """Colours of the outlines: of the labels only, of the prediction only, and of both."""
 
 SIDE: Final = 192  # pixels along the longer side of the outlines, at least
+ROOM: Final = 0.15  # around the foreground, of its longer side
+LEAST: Final = 24  # pixels of either side that are shown, at least
 PANELS: Final = 6  # side by side
 
 
@@ -58,11 +60,42 @@ def example_panels(results: StudyResults) -> list[ExamplePanel]:
         for arm in item.arms:
             run = next((run for run in results.runs_of(item, arm.arm) if run.example is not None), None)
             if run is not None and run.example is not None:
-                index = results.arms.index(arm.arm)
-                pictures.append(ArmPicture(index, arm.arm, run.example.image, outlines(run.example)))
+                index, example = results.arms.index(arm.arm), around_foreground(run.example)
+                pictures.append(ArmPicture(index, arm.arm, example.image, outlines(example)))
         if pictures:
             panels.append(ExamplePanel(item.title, tuple(pictures)))
     return panels
+
+
+def around_foreground(example: ExampleSlice) -> ExampleSlice:
+    """Crop an example to the classes above 0 of its labels, with some room; all of it if it has none.
+
+    Example:
+        >>> from evenslice.results import ExampleSlice
+        >>> labels = np.zeros((200, 100), np.uint8)
+        >>> labels[80:120, 10:40] = 1
+        >>> around_foreground(ExampleSlice(labels, labels, labels)).image.shape
+        (52, 42)
+    """
+    places = np.nonzero(example.labels)
+    if not len(places[0]):
+        return example
+    ends = [(int(where.min()), int(where.max()) + 1) for where in places]
+    room = round(ROOM * max(high - low for low, high in ends))
+    kept = tuple(
+        _widened(low - room, high + room, length)
+        for (low, high), length in zip(ends, example.labels.shape, strict=True)
+    )
+    return replace(
+        example, **{name: getattr(example, name)[kept] for name in ("image", "labels", "predicted")}
+    )
+
+
+def _widened(low: int, high: int, length: int) -> slice:
+    """Return a range of at least `LEAST` of an axis of a given length, around a range that may exceed the axis."""
+    missing = max(0, LEAST - (high - low))
+    low, high = low - missing // 2, high + missing - missing // 2
+    return slice(max(0, low), min(length, high))
 
 
 def outlines(example: ExampleSlice) -> NDArray[np.uint8]:
@@ -112,7 +145,6 @@ def example_figure(panel: ExamplePanel, name: str) -> Drawing:
 
 
 READING: Final = (
-    "A test slice with the outlines of its labels (blue) and of each arm's prediction (orange), with the "
-    "first seed of each; "
-    "white where both coincide."
+    "A test slice, cropped around its labelled foreground, with the outlines of the labels (blue) and of each "
+    "arm's prediction (orange), with the first seed of each; white where both coincide."
 )

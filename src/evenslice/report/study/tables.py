@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,21 +52,22 @@ _GROUPS: Final = (
         (
             ("directional_bias", "D, model part"),
             ("absolute_bias", "|D|, its size"),
+            ("largest_bias", "largest |B|"),
             ("asymmetry", "A, asymmetry"),
             ("imbalance", "U, imbalance"),
         ),
         (
             f"Directional bias D: {MINUS}1 if all attention goes to the slices before, 0 if fair, +1 if all "
-            "goes to those "
-            "after; its size does not cancel over seeds. Asymmetry: distance of the mean shares from their mirror. "
-            "Imbalance: their distance from an even split. Both 0 to 1."
+            "goes to those after; its size does not cancel over seeds. Largest |B|: the same for the pair of opposite "
+            "slices where its size is largest; pairs of opposite sign cancel in D, not in it. Asymmetry: distance of "
+            "the mean shares from their mirror. Imbalance: their distance from an even split. Both 0 to 1."
         ),
     ),
     EFFECT,
 )
 
 _LABELS: Final = {name: label for _, figures, _ in _GROUPS for name, label in figures}
-_COMPARED: Final = (*dict(_GROUPS[0][1]), "absolute_bias")
+_COMPARED: Final = (*dict(_GROUPS[0][1]), "largest_bias")
 
 
 def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group[Row]]:
@@ -111,7 +112,7 @@ def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group[Row]
     rows = [item for item in rows if set(item.cells) != {NOTHING}]
     if rows:
         rows += [
-            row("Directional bias removed", lambda arm: removed_part(arm.bias_removed)),
+            row("Part of largest |B| removed", lambda arm: removed_part(arm.bias_removed)),
             row("Dice not inferior?", judgement),
             row("Test of non-inferiority", lambda arm: p_value(arm.p)),
         ]
@@ -122,7 +123,9 @@ def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group[Row]
             "Mean paired differences: runs with the same seed see the same crops. "
             "Dice is not inferior if the interval of its difference lies above "
             f"{MINUS}{min(margins, default=0):g}, which is "
-            "tested one-sidedly; it is inferior if the interval lies below. Intervals are not adjusted for "
+            "tested one-sidedly; it is inferior if the interval lies below. The part of the bias that is removed has "
+            f"Fieller's interval, and is stated only where the largest |B| of {baseline} is beyond the tolerance of "
+            "0.05 with its whole interval. Intervals are not adjusted for "
             "the number of arms."
         ),
         tuple(rows),
@@ -198,7 +201,7 @@ def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:
                 name = f"share_{index - len(arm.shares) // 2}"
                 yield [*start, "mean", name, share.estimate, share.low, share.high]
             if arm.differences:
-                yield [*start, "part", "bias_removed", arm.bias_removed, None, None]
+                yield [*start, "part", "bias_removed", *astuple(arm.bias_removed)]
                 yield [*start, "p", "dice_not_inferior", arm.p, None, None]
 
 

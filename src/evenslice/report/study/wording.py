@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from evenslice.results import ArmSummary, Comparison, Interval, StudyResults
 
 MOST: Final = 0.9
-"""The share of the baseline's bias that an arm must remove to be named in the headline of a comparison."""
+"""The part of the baseline's bias that an arm must remove, with its whole interval, to be named in a headline."""
+
+BIAS: Final = "largest pair bias"
+"""What is removed: the largest |B_k|, in which pairs of opposite sign do not cancel."""
 
 
 _OUTCOMES: Final = {
@@ -51,7 +54,7 @@ def study_headline(results: StudyResults) -> str:
 
 
 def comparison_sentence(comparison: Comparison, baseline: str) -> str:
-    """Name the arms that remove most of the baseline's directional bias, and whether that costs Dice."""
+    """Name the arms that are shown to remove most of the baseline's bias, and whether that costs Dice."""
     others = [arm for arm in comparison.arms if arm.arm != baseline]
     compared = [arm for arm in others if arm.differences]
     if not compared:
@@ -60,10 +63,14 @@ def comparison_sentence(comparison: Comparison, baseline: str) -> str:
             if not others
             else f"No arm has a seed in common with {baseline}, so there is nothing to compare."
         )
-    removing = [arm for arm in compared if arm.bias_removed >= MOST]
+    if all(math.isnan(arm.bias_removed.estimate) for arm in compared):
+        return f"{_nothing_shown(compared, baseline)}."
+    what = f"at least {percent(MOST)} of the {BIAS} of {baseline}"
+    removing = [arm for arm in compared if arm.bias_removed.low >= MOST]
     if not removing:
-        return f"No arm removes at least {percent(MOST)} of the directional bias of {baseline}."
-    what, clauses = f"at least {percent(MOST)} of the directional bias of {baseline}", []
+        none = all(arm.bias_removed.high < MOST for arm in compared)
+        return f"No arm removes {what}." if none else f"No arm is shown to remove {what}."
+    clauses = []
     for outcome, (one, several) in _OUTCOMES.items():
         names = [arm.arm for arm in removing if judgement(arm) == outcome]
         if names:
@@ -74,15 +81,22 @@ def comparison_sentence(comparison: Comparison, baseline: str) -> str:
     return "; ".join(clauses) + (f" (margin {removing[0].margin:g})." if tested else ".")
 
 
+def _nothing_shown(compared: Sequence[ArmSummary], baseline: str) -> str:
+    """Say why nothing is known of what arms remove."""
+    if all(math.isnan(arm.differences["largest_bias"].low) for arm in compared):
+        return "One seed in common is too few to tell what becomes of the bias"
+    return f"{baseline} shows no bias to be removed: its {BIAS} is not beyond the tolerance with its whole interval"
+
+
 def arm_sentence(arm: ArmSummary, baseline: str) -> str:
     """Describe the effect of an arm on the bias and on Dice, to follow its name.
 
-    ``"removes 98 % of the directional bias; Dice differs by +0.002 [-0.004, 0.008] and is not inferior (margin
-    0.01)."``
+    ``"removes 98 % [96 %, 100 %] of the largest pair bias; Dice differs by +0.002 [-0.004, 0.008] and is not inferior
+    (margin 0.01)."``
     """
     if arm.arm == baseline:
-        bias, dice = (interval(arm.metrics[name]) for name in ("directional_bias", "dice"))
-        return f"is the baseline: its directional bias is {bias}, its Dice {dice}."
+        bias, dice = (interval(arm.metrics[name]) for name in ("largest_bias", "dice"))
+        return f"is the baseline: its {BIAS} is {bias}, its Dice {dice}."
     if not arm.differences:
         return f"has no seed in common with {baseline}; its Dice is {interval(arm.metrics['dice'])}."
     change = arm.differences["dice"]
@@ -91,33 +105,50 @@ def arm_sentence(arm: ArmSummary, baseline: str) -> str:
     return f"{removal(arm.bias_removed)}; Dice differs by {difference(change)}{_judged(arm)}."
 
 
-def removal(removed: float) -> str:
-    r"""Describe how much of the directional bias an arm removes or adds.
+def removal(removed: Interval) -> str:
+    r"""Describe how much of the largest pair bias an arm removes or adds, as far as the interval settles it.
 
     Example:
-        >>> for part in (0.98, 0.9996, -0.3, -4.2, float("nan")):
-        ...     print(removal(part).replace("\N{NO-BREAK SPACE}", " "))
-        removes 98 % of the directional bias
-        removes more than 99 % of the directional bias
-        adds 30 % to the directional bias
-        has 5.2 times the directional bias
-        finds no directional bias to remove
+        >>> from evenslice.results import Interval
+        >>> for part in ((0.98, 0.961, 1.0), (-0.3, -0.4, -0.2), (-4.2, -5, -3), (0.4, -0.1, 0.9), (math.nan,) * 3):
+        ...     print(removal(Interval(*part)).replace("\N{NO-BREAK SPACE}", " ").replace(MINUS, "-"))
+        removes 98 % [96 %, 100 %] of the largest pair bias
+        adds 30 % [20 %, 40 %] to the largest pair bias
+        has 5.2 times [4.0, 6.0] the largest pair bias
+        leaves open whether any of the largest pair bias is removed: 40 % [-10 %, 90 %]
+        is not known to remove any bias
     """
-    if math.isnan(removed):
-        return "finds no directional bias to remove"
-    if removed <= -1:
-        times = 1 - removed
-        written = f"{times:.1f}" if times < 10 else f"{times:.0f}" if times < 1000 else "more than 1000"
-        return f"has {written} times the directional bias"
-    if removed < 0:
-        return f"adds {percent(-removed)} to the directional bias"
-    return f"removes {removed_part(removed)} of the directional bias"
+    if math.isnan(removed.estimate):
+        return "is not known to remove any bias"
+    if removed.low > 0:
+        return f"removes {removed_part(removed)} of the {BIAS}"
+    if removed.high >= 0:
+        return f"leaves open whether any of the {BIAS} is removed: {removed_part(removed)}"
+    if removed.estimate <= -1:
+        times, least, most = (_times(1 - part) for part in (removed.estimate, removed.high, removed.low))
+        return f"has {times} times [{least}, {most}] the {BIAS}"
+    added, least, most = (percent(-part) for part in (removed.estimate, removed.high, removed.low))
+    return f"adds {added} [{least}, {most}] to the {BIAS}"
 
 
-def removed_part(removed: float) -> str:
-    """Format the share that is removed in whole percent, rounded down so as not to overstate it."""
-    if math.isnan(removed):
+def _times(factor: float) -> str:
+    return f"{factor:.1f}" if factor < 10 else f"{factor:.0f}" if factor < 1000 else "more than 1000"
+
+
+def removed_part(removed: Interval) -> str:
+    r"""Format the part that is removed with its interval, in whole percent; it is rounded down so as not to overstate it.
+
+    Example:
+        >>> from evenslice.results import Interval
+        >>> removed_part(Interval(0.989, 0.961, 1.0)).replace("\N{NO-BREAK SPACE}", " ")
+        '98 % [96 %, 100 %]'
+    """
+    if math.isnan(removed.estimate):
         return NOTHING
+    return f"{_part(removed.estimate)} [{_part(removed.low)}, {_part(removed.high)}]"
+
+
+def _part(removed: float) -> str:
     if removed < -10:
         return f"below {MINUS}{percent(10)}"
     part = math.floor(100 * removed) / 100

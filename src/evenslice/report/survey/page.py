@@ -86,7 +86,8 @@ def _context(item: SurveyedNetwork) -> Iterator[str]:
     """Describe the origin of a network's weights, the layers that read the image, and its random parts."""
     yield f"weights: {item.origin}"
     yield f"stem: {', '.join(item.stems) or 'the network itself'}"
+    drawn = f" (mean of {item.draws} draws)" if item.draws > 1 else ""
     if item.random == ("*",):
-        yield "all weights random"
+        yield f"all weights random{drawn}"
     elif item.random:
-        yield f"random: {', '.join(item.random)}"
+        yield f"random: {', '.join(item.random)}{drawn}"

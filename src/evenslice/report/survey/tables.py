@@ -46,7 +46,7 @@ def _lines(survey: SurveyResult) -> Iterator[list[Any]]:
         *(f"share_{k}" for k in range(-half, half + 1)),
         *("directional_bias", "directional_bias_low", "directional_bias_high"),
         *(f"pair_{k}" for k in range(1, half + 1)),
-        *("mirror_error", "mirror_disagreement", "windows", "seconds", "error"),
+        *("mirror_error", "mirror_disagreement", "windows", "draws", "seconds", "error"),
     ]
     for item in survey.networks:
         yield _line(item, channels, half)
@@ -64,5 +64,5 @@ def _line(item: SurveyedNetwork, channels: int, half: int) -> list[Any]:
         *(bias.estimate, bias.low, bias.high),
         *(*(pair.estimate for pair in item.pairs), *missing),
         *(item.mirror_error.estimate, item.mirror_disagreement.estimate),
-        *(item.windows, item.seconds, item.error),
+        *(item.windows, item.draws, item.seconds, item.error),
     ]

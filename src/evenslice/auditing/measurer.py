@@ -1,0 +1,143 @@
+"""Everything that is needed to measure windows: they are read, and explained together with their mirrors."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from evenslice.auditing.attribution import Mirrored, attribute
+from evenslice.auditing.methods import Attributed
+from evenslice.results import measure_shares, measure_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from evenslice.auditing.batches import WindowBatch
+    from evenslice.auditing.targets import Target
+    from evenslice.inference import BlackBox, ReadyNetwork
+    from evenslice.results import MethodNames
+    from evenslice.volumes import Volume, WindowGrid
+
+    Network = ReadyNetwork | BlackBox
+
+__all__ = ["Explained", "Measurer", "Network"]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The attributions of windows and of their mirrors; both in the order of the windows' slices."""
+
+    given: Attributed
+    mirrored: Attributed
+
+    def rows(self, *, classes: bool) -> dict[str, NDArray[np.float64]]:
+        """Return the fields of ``Measurements``."""
+        given, mirrored = self.given, self.mirrored
+        return measure_windows(
+            given.attribution,
+            mirrored.attribution.flip(1),
+            given.output,
+            mirrored.output,
+            classes=classes,
+        )
+
+    def shares(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the shares of the windows and of their mirrors, each in the order in which the network saw the slices."""
+        given, mirrored = self.given, self.mirrored
+        return (
+            measure_shares(given.attribution, given.output),
+            measure_shares(mirrored.attribution.flip(1), mirrored.output),
+        )
+
+    def less(self, other: Explained) -> Explained:
+        """Return what is left of the attributions without those of another score."""
+        return Explained(
+            *(
+                Attributed(mine.attribution - theirs.attribution, mine.output)
+                for mine, theirs in ((self.given, other.given), (self.mirrored, other.mirrored))
+            )
+        )
+
+    def at(self, rows: NDArray[np.int64]) -> Explained:
+        """Return those of some windows."""
+        return Explained(self.given.at(rows), self.mirrored.at(rows))
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """Everything needed to measure a batch.
+
+    Attributes:
+        network: ready to run.
+        grids: the windows of each volume.
+        labels: the label map of each volume, for the target "labels".
+        target: what is explained.
+        methods: of attribution.
+        crop: size (y, x) of the part of a window that is measured in the subset; None for all of it.
+        seed: random seed of the methods.
+    """
+
+    network: Network
+    grids: list[WindowGrid]
+    labels: list[Volume] | None
+    target: Target
+    methods: MethodNames
+    crop: tuple[int, int] | None
+    seed: int
+
+    @property
+    def classes(self) -> bool:
+        """Whether the output has classes."""
+        return self.target != "sum"
+
+    def read(self, batch: WindowBatch) -> tuple[Tensor, Tensor | None]:
+        """Read windows (batch, N, y, x) and the label maps (batch, y, x) of their middle slices."""
+        device, places = self.network.device, batch.places.tolist()
+        windows = np.stack([self.grids[volume].read(*place) for volume, *place in places])
+        read = torch.from_numpy(windows).to(device, memory_format=torch.channels_last)
+        if self.labels is None:
+            return read, None
+        maps = [self.grids[volume].read_labels(self.labels[volume], *place) for volume, *place in places]
+        return read, torch.from_numpy(np.stack(maps)).to(device)
+
+    def explain(
+        self,
+        windows: Tensor,
+        labels: Tensor | None,
+        *,
+        method: str | None = None,
+        only: int | None = None,
+        mirrored: bool = False,
+    ) -> Attributed:
+        """Explain windows or their mirrors by a method, by default the first; ``only`` one class if one is given."""
+        return attribute(
+            Mirrored(self.network) if mirrored else self.network,
+            windows,
+            method=method or self.methods.first,
+            target=self.target,
+            labels=labels,
+            only=only,
+            seed=self.seed,
+        )
+
+    def explain_both(self, windows: Tensor, labels: Tensor | None, **options: Any) -> Explained:
+        """Explain windows and their mirrors."""
+        return Explained(
+            self.explain(windows, labels, **options), self.explain(windows, labels, mirrored=True, **options)
+        )
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Let the network compute in float32 meanwhile."""
+        fast, self.network.dtype = self.network.dtype, torch.float32
+        try:
+            yield
+        finally:
+            self.network.dtype = fast

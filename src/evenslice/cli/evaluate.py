@@ -1,0 +1,150 @@
+"""evenslice evaluate: compare a network's answers with labels, and measure what disturbed slices cost."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evenslice.cli import options
+from evenslice.cli.printing import command_line, quiet, show
+
+if TYPE_CHECKING:
+    from evenslice.inference import Evaluation
+    from evenslice.volumes import Volume
+
+ONNX = "onnx"
+"""The specification of a network in an ONNX file, as for audits."""
+
+
+def parse_values(text: str) -> list[int]:
+    """Read whole numbers separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text}: whole numbers are needed, such as 0,255") from None
+
+
+@options.grouped
+def evaluate(
+    *,
+    run: Annotated[
+        Path | None, options.network("Folder of a finished run of evenslice train.", metavar="RUN")
+    ] = None,
+    model: Annotated[
+        str | None,
+        options.network(
+            f"{options.MODEL_HELP}, or onnx; instead of --run, or beside it to confirm the function that the "
+            "run names.",
+            metavar="SPEC",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, options.network(f"{options.WEIGHTS_HELP}; for onnx the .onnx file.", metavar="W")
+    ] = None,
+    inputs: options.Input,
+    classes: options.Classes = None,
+    step: options.Step = None,
+    volume: Annotated[str, options.volume(f"Volume to predict: {options.VOLUME_HELP}.", metavar="PATH")],
+    labels: Annotated[
+        str | None,
+        options.volume(
+            "Class labels of the volume; without them, --stress compares with the intact answer.",
+            metavar="PATH",
+        ),
+    ] = None,
+    label_values: Annotated[
+        Sequence[int] | None,
+        options.volume(
+            "Label value of each class (default: that of the run, else 0,1,2 ...).",
+            metavar="V,V",
+            parser=parse_values,
+        ),
+    ] = None,
+    opening: options.Opening,
+    scaling: options.Scaling,
+    stress: Annotated[
+        bool,
+        options.measurement(
+            "Also predict with neighbouring slices missing, blank, noisy or shifted, and with reversed stacks.",
+            "--stress",
+        ),
+    ] = False,
+    stress_slices: Annotated[
+        int, options.measurement("Disturb the windows of at most this many slices.", metavar="N", min=1)
+    ] = 60,
+    no_surfaces: Annotated[
+        bool, options.measurement("Leave out the distances between surfaces.", "--no-surfaces")
+    ] = False,
+    seed: options.Seed = 0,
+    computing: options.Passes,
+    out: Annotated[Path | None, options.output("Folder for result.json.", metavar="DIR")] = None,
+    output: options.Output,
+) -> None:
+    """Compare a network's answers with labels, and measure what lost or damaged slices cost."""
+    from evenslice._core import staged_folder
+    from evenslice.cli.evaluation_tables import evaluation_tables
+    from evenslice.inference import RESULT_FILES
+
+    opened = opening.open(volume)
+    opened_labels = None if labels is None else opening.open(labels)
+    staged = (
+        nullcontext()
+        if out is None
+        else staged_folder(out, RESULT_FILES, documents=RESULT_FILES, force=output.force)
+    )
+    with quiet(output.json), staged as folder:
+        found = _evaluate(
+            (run, model, weights),
+            opened,
+            opened_labels,
+            network={"step": step, "classes": classes, **asdict(inputs)},
+            read={"label_values": label_values, **asdict(scaling)},
+            measured={
+                "stress": stress,
+                "stress_slices": stress_slices,
+                "surfaces": not no_surfaces,
+                "seed": seed,
+                **asdict(computing),
+            },
+        )
+        found = replace(found, command=command_line())
+        if folder is not None:
+            found.write(folder)
+    lines = [] if out is None else [f"result: {out / 'result.json'}"]
+    show(found.to_dict(), *evaluation_tables(found), *lines, json=output.json)
+
+
+def _evaluate(
+    source: tuple[Path | None, str | None, str | None],
+    volume: "Volume",
+    labels: "Volume | None",
+    *,
+    network: dict[str, Any],
+    read: dict[str, Any],
+    measured: dict[str, Any],
+) -> "Evaluation":
+    """Evaluate the network of a run, or of a specification and weights, or of an ONNX file.
+
+    Args:
+        source: the run, the specification and the weights.
+        volume: the volume.
+        labels: its labels.
+        network: options of the network; None means the default.
+        read: options of reading the volume and its labels, likewise.
+        measured: options of what is measured, and how.
+    """
+    from evenslice._core import ConfigError, option
+    from evenslice.inference import evaluate as evaluate_function, load_onnx
+    from evenslice.training import load_segmenter
+
+    run, spec, weights = source
+    if run is not None or spec != ONNX or weights is None:
+        return load_segmenter(run, spec, weights, **network, **read).evaluate(volume, labels, **measured)
+    if network["classes"] is not None:
+        raise ConfigError(f"{option('classes')}: an ONNX network states its own; omit the option")
+    function = load_onnx(weights, mean=network["mean"] or 0.0, std=network["std"] or 1.0)
+    found = {"slices": network["slices"], "step": network["step"] or 1}
+    return evaluate_function(function, volume, labels, **found, **read, **measured)

@@ -1,0 +1,88 @@
+"""The tables that ``evaluate`` prints for people."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from evenslice.inference import Evaluation
+    from evenslice.results import Interval, Stress
+
+__all__ = ["evaluation_tables"]
+
+MINUS = "\N{MINUS SIGN}"
+SCORES = ("dice", "iou", "surface_dice", "surface_dice_3", "hd95")
+
+
+def evaluation_tables(found: Evaluation) -> Iterator[Table]:
+    """Yield a table of the scores by class, and one of what disturbed slices cost, as far as they were measured."""
+    if found.scores is not None:
+        yield _scores_table(found)
+    if found.stress is not None:
+        yield stress_table(found.stress)
+
+
+def _scores_table(found: Evaluation) -> Table:
+    """Return one row for each class, and one for the mean."""
+    document = found.to_dict()
+    unit = document["volumes"][0]["unit"]
+    distance = f"HD95\n({unit})" if unit else "HD95"
+    table = _table(
+        "agreement with the labels", "class", "Dice", "IoU", "surface Dice\n1 voxel", "3 voxels", distance
+    )
+    for number in range(len(document["dice"]["per_class"])):
+        cells = [document[name]["per_class"][number] for name in SCORES]
+        table.add_row(str(number), *(_score(value) for value in cells))
+    table.add_section()
+    table.add_row("mean without 0", *(_score(document[name]["mean"]) for name in SCORES))
+    return table
+
+
+def stress_table(stress: Stress) -> Table:
+    """Return the mean Dice for each kind of disturbance: of the slice at -k, at +k and both, and the asymmetry."""
+    what = "Dice" if stress.reference == "labels" else "Dice with the intact answer"
+    table = _table(
+        f"{what} when slices are disturbed, {stress.slices} windows",
+        "slice is",
+        "k",
+        f"{MINUS}k",
+        "+k",
+        "both",
+        f"loss at {MINUS}k\nless at +k",
+    )
+    table.add_row("intact", "", *[_score(stress.intact.dice)] * 3, "")
+    for loss in stress.losses:
+        table.add_row(
+            loss.kind,
+            str(loss.offset),
+            *(_score(side.dice) for side in (loss.before, loss.after, loss.both)),
+            _signed(loss.asymmetry),
+        )
+    table.add_row("reversed stack", "", "", "", _score(stress.reversed.dice), "")
+    return table
+
+
+def _score(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.3f}".removeprefix("0")
+
+
+def _signed(value: Interval) -> str:
+    if math.isnan(value.estimate):
+        return "none"
+    estimate, low, high = (
+        f"{bound:+.3f}".replace("0.", ".", 1) for bound in (value.estimate, value.low, value.high)
+    )
+    return f"{estimate} [{low}, {high}]"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

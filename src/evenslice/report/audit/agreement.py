@@ -1,0 +1,182 @@
+"""Whether the methods agree, in words: the two of one audit, and those of several audits of one network."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from evenslice.report.audit.favour import favour, sides, times
+from evenslice.report.audit.questions import is_older, method_name, state_of
+from evenslice.report.base.wording import listed, one_line
+from evenslice.results import FEW_SLICES, count_slices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from evenslice.results import AuditResult, PairBias
+
+__all__ = ["agreement_sentence", "conclusion", "methods_sentence"]
+
+LONGEST_NAME = 60
+FAIR = frozenset({"symmetric", "balanced"})
+
+
+def agreement_sentence(audit: AuditResult) -> str:
+    """Say whether the two methods of an audit agree, and what each finds; empty for a window of one slice."""
+    if not audit.pairs:
+        return ""
+    if is_older(audit):
+        return "Answer and use were not measured by the version that made this audit."
+    second = audit.statistics.second_opinion
+    if second is not None:
+        return _two_methods(audit, method_name(second.method), second.pairs)
+    if audit.run.method == "occlusion":
+        return "Only occlusion can be used on this network; the test of its answer stands beside it."
+    return "There is no second opinion: nothing in the windows has an attribution by another method."
+
+
+def methods_sentence(audits: Sequence[AuditResult]) -> str:
+    """Say about which audits the methods agree; of a single audit, what each method finds."""
+    if len(audits) == 1:
+        return agreement_sentence(audits[0])
+    paired = [one for one in audits if one.pairs]
+    clauses = (
+        ("the methods disagree about {}", [one for one in paired if one.statistics.methods_agree is False]),
+        ("the methods agree about {}", [one for one in paired if one.statistics.methods_agree]),
+        ("whether the methods agree about {} is not settled", [one for one in paired if _is_unsettled(one)]),
+        ("only occlusion can be used on {}", [one for one in paired if _has_one_method(one)]),
+        (
+            "answer and use were not measured by the version that made {}",
+            [one for one in paired if is_older(one)],
+        ),
+    )
+    found: list[str] = []
+    for text, chosen in clauses:
+        if chosen:
+            found.append(
+                (text.replace("the methods", "they") if found else text).format(_names(chosen, paired))
+            )
+    return f"{_capital('; '.join(found))}." if found else ""
+
+
+def conclusion(audits: Sequence[AuditResult]) -> str:
+    """Say what follows from audits of one network by several methods.
+
+    Audits belong together if they have the same network and volumes, and the same name but for the method in it.
+
+    Returns:
+        A sentence for each network with several methods; empty if there is none.
+    """
+    return " ".join(_conclude(network, group) for network, group in _by_network(audits))
+
+
+def _two_methods(audit: AuditResult, second: str, pairs: Sequence[PairBias]) -> str:
+    agree, tolerance = audit.statistics.methods_agree, audit.statistics.tolerance
+    k = _pair_to_tell(audit.pairs, pairs, agree=bool(agree))
+    names = method_name(audit.run.method), second
+    one, other = audit.pairs[k - 1], pairs[k - 1]
+    which = "" if len(audit.pairs) == 1 else f" about the slices ±{k}"
+    states = state_of(one, tolerance), state_of(other, tolerance)
+    if agree and "beyond" not in states:
+        return f"The methods agree: by {names[0]} and by {names[1]}, opposite slices get equal attention."
+    if agree and max(abs(one.estimate), abs(other.estimate)) <= 0.99:
+        favoured, rest = sides(k, one.estimate)
+        return (
+            f"The methods agree: {favoured} gets {times(one.estimate)} times the attention of {rest} by {names[0]}, and "
+            f"{times(other.estimate)} times by {names[1]}."
+        )
+    found = f"by {names[0]} {_told(k, one, tolerance)}, by {names[1]} {_told(k, other, tolerance)}"
+    if agree:
+        return f"The methods agree: {found}."
+    if agree is False:
+        return f"The methods disagree{which}: {found}."
+    seen = count_slices(audit.measurements, audit.subset)
+    few = f" (the second method saw {seen} distinct slices)" if seen < FEW_SLICES else ""
+    return f"Whether the methods agree{which} is not settled: {found}{few}."
+
+
+def _pair_to_tell(first: Sequence[PairBias], second: Sequence[PairBias], *, agree: bool) -> int:
+    """Return k of the pair about which methods differ most or, if they agree, of the largest one."""
+    known = [k for k in range(1, len(first) + 1) if first[k - 1].judged or second[k - 1].judged]
+
+    def size(k: int) -> float:
+        one, other = first[k - 1].estimate, second[k - 1].estimate
+        found = min(abs(one), abs(other)) if agree else abs(one - other)
+        return -1.0 if math.isnan(found) else found
+
+    return max(known or range(1, len(first) + 1), key=size)
+
+
+def _told(k: int, pair: PairBias, tolerance: float) -> str:
+    if math.isnan(pair.estimate):
+        return "nothing is known"
+    if abs(pair.estimate) > tolerance:
+        return favour(k, pair.estimate)
+    about = "" if state_of(pair, tolerance) == "within" else "about "
+    return f"both get {about}equal attention"
+
+
+def _is_unsettled(audit: AuditResult) -> bool:
+    return audit.statistics.methods_agree is None and audit.statistics.second_opinion is not None
+
+
+def _has_one_method(audit: AuditResult) -> bool:
+    return not is_older(audit) and audit.statistics.second_opinion is None
+
+
+def _names(chosen: Sequence[AuditResult], audits: Sequence[AuditResult]) -> str:
+    if len(chosen) == len(audits) > 1:
+        return "both audits" if len(audits) == 2 else f"all {len(audits)} audits"
+    return listed([one_line(audit.name, LONGEST_NAME) for audit in chosen])
+
+
+def _by_network(audits: Sequence[AuditResult]) -> Iterator[tuple[str, list[AuditResult]]]:
+    """Yield the networks that were audited by several methods: their names without the methods, and their audits."""
+    groups: dict[tuple[str, str], list[AuditResult]] = {}
+    for audit in audits:
+        network, volumes = _without_method(audit), [volume.fingerprint for volume in audit.run.volumes]
+        groups.setdefault((network, repr((audit.run.model, volumes))), []).append(audit)
+    for (network, _), group in groups.items():
+        if len({audit.run.method for audit in group}) > 1 and all(audit.pairs for audit in group):
+            yield network, group
+
+
+def _without_method(audit: AuditResult) -> str:
+    name = audit.name.removesuffix(audit.run.method)
+    return audit.name if name == audit.name and audit.run.method else name.rstrip(" ,:")
+
+
+def _conclude(network: str, group: Sequence[AuditResult]) -> str:
+    verdicts: dict[str, list[str]] = {}
+    for audit in group:
+        verdicts.setdefault(audit.verdict, []).append(f"by {method_name(audit.run.method)}")
+    each = ", ".join(f"{verdict} {listed(methods)}" for verdict, methods in verdicts.items())
+    methods = listed([method_name(audit.run.method) for audit in group])
+    opposed = _opposed(group)
+    if opposed is not None:
+        text = f"{methods} disagree about which of the slices ±{opposed} is favoured: {each}."
+    elif len(verdicts) == 1:
+        text = f"{methods} agree: {next(iter(verdicts))}."
+    elif set(verdicts) <= FAIR:
+        text = f"no method finds a bias: {each}."
+    elif "inconclusive" in verdicts:
+        text = f"not every method settles it: {each}."
+    else:
+        text = f"the methods disagree: {each}."
+    return f"{one_line(network, LONGEST_NAME)}: {text}" if network else _capital(text)
+
+
+def _opposed(group: Sequence[AuditResult]) -> int | None:
+    """Return k of the first pair that is beyond its tolerance on one side by one method and on the other by another."""
+    for k in range(1, min(len(audit.pairs) for audit in group) + 1):
+        found = [(audit.pairs[k - 1], audit.statistics.tolerance) for audit in group]
+        beyond = {
+            pair.estimate > 0 for pair, edge in found if pair.judged and state_of(pair, edge) == "beyond"
+        }
+        if len(beyond) == 2:
+            return k
+    return None
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,143 @@
+"""The chart of what disturbed slices cost: the loss of Dice at -k and at +k, side by side, for each kind.
+
+    stress_figure([StressItem("pretrained", 0, (summary,)), StressItem("uniform", 1, (other,))])
+
+It is narrow enough to be read on a telephone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from evenslice.report.base import style
+from evenslice.report.base.drawing import Drawing
+from evenslice.report.base.wording import MINUS, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from evenslice.results import StressSummary
+
+__all__ = ["StressItem", "stress_figure"]
+
+NARROW: Final = 5.6
+"""Width in inches: its text is legible where the figure is 420 pixels wide."""
+
+AFTER_OPACITY: Final = 0.45
+ROW: Final = 0.17
+"""Height of a bar in inches, as long as the figure is not taller than ``TALLEST``."""
+
+TALLEST: Final = 150.0
+FARTHEST: Final = 3  # offset that is drawn; tables have all
+
+
+@dataclass(frozen=True)
+class StressItem:
+    """A network, or an arm of a study, in the chart.
+
+    Attributes:
+        name: its name.
+        index: that of its colour, see ``style.audit_colour``.
+        summaries: what disturbed slices cost it: one, or one for each seed, of which the chart shows the mean.
+        block: title of the axes that it belongs to.
+    """
+
+    name: str
+    index: int
+    summaries: tuple[StressSummary, ...]
+    block: str = ""
+
+
+def stress_figure(items: Sequence[StressItem]) -> Drawing:
+    """Draw the loss of Dice with the slice at -k and with the one at +k disturbed; call it inside ``style.settings()``.
+
+    Args:
+        items: one or more, each with at least one summary; those of one block stand in the same axes.
+
+    Returns:
+        The figure, named "stress".
+    """
+    blocks: dict[str, list[StressItem]] = {}
+    for item in items:
+        blocks.setdefault(item.block, []).append(item)
+    rows = {title: _rows(members) for title, members in blocks.items()}
+    heights = [0.5 + ROW * sum(2 * len(blocks[title]) + 1 for _ in rows[title]) for title in blocks]
+    figure = Figure(figsize=(NARROW, 1.0 + min(sum(heights), TALLEST)), layout="constrained")
+    grid = figure.subplots(len(blocks), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, members) in zip(grid, blocks.items(), strict=True):
+        _draw_block(axes, members, rows[title])
+        axes.set_title(one_line(title, 60))
+    grid[-1].set_xlabel("loss of Dice")
+    names = {item.name: item.index for item in items}
+    handles = (
+        [Patch(color=style.audit_colour(index), label=one_line(name)) for name, index in names.items()]
+        if len(names) > 1
+        else []
+    )
+    handles += [
+        Patch(color=style.QUIET, label=f"slice at {MINUS}k"),
+        Patch(color=style.QUIET, alpha=AFTER_OPACITY, label="slice at +k"),
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=9)
+    several = any(len(item.summaries) > 1 for item in items)
+    agreement = all(summary.reference != "labels" for item in items for summary in item.summaries)
+    return Drawing(
+        "stress",
+        "What a lost or damaged slice costs",
+        f"{'Agreement with the intact answer' if agreement else 'Dice'} lost when one neighbouring slice is "
+        "missing (the middle slice in its place), blank, noisy or shifted. "
+        f"A fair network has bars of the same length at {MINUS}k and +k."
+        + (" Bars are means over seeds, and dots single seeds." if several else ""),
+        figure,
+    )
+
+
+def _rows(items: Sequence[StressItem]) -> list[tuple[str, int]]:
+    """Return the kinds and offsets that any item has, in their order."""
+    found = [(loss.kind, loss.offset) for item in items for one in item.summaries for loss in one.losses]
+    return [key for key in dict.fromkeys(found) if key[1] <= FARTHEST]
+
+
+def _draw_block(axes: Axes, items: Sequence[StressItem], rows: Sequence[tuple[str, int]]) -> None:
+    """Draw a group of bars for each kind and offset: two for each item, that of -k above."""
+    group = 2 * len(items) + 1
+    several = max((offset for _, offset in rows), default=1) > 1
+    for row, key in enumerate(rows):
+        for place, item in enumerate(items):
+            colour = style.audit_colour(item.index)
+            for side, losses in enumerate(_losses(item, key)):
+                y = row * group + 2 * place + side
+                known = [loss for loss in losses if not math.isnan(loss)]
+                if known:
+                    axes.barh(
+                        y, float(np.mean(known)), 0.92, color=colour, alpha=AFTER_OPACITY if side else 1.0
+                    )
+                if len(known) > 1:
+                    axes.plot(
+                        known, [y] * len(known), color=style.INK, linestyle="none", marker=".", markersize=3
+                    )
+    axes.axvline(0, color=style.QUIET, linewidth=1)
+    labels = [one_line(kind, 12) + (f", k = {offset}" if several else "") for kind, offset in rows]
+    axes.set_yticks([row * group + len(items) - 0.5 for row in range(len(rows))], labels)
+    axes.set_ylim(len(rows) * group - 1, -1)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+def _losses(item: StressItem, key: tuple[str, int]) -> tuple[list[float], list[float]]:
+    """Return the losses before and after, one for each summary that has them."""
+    found = [
+        (summary.intact - loss.before, summary.intact - loss.after)
+        for summary in item.summaries
+        for loss in summary.losses
+        if (loss.kind, loss.offset) == key
+    ]
+    return [before for before, _ in found], [after for _, after in found]

@@ -1,0 +1,153 @@
+"""The command ``evaluate``: what it prints, what it writes, how it fails."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
+NETWORKS = """
+import torch
+from torch import nn
+
+def before():
+    print("building")
+    network = nn.Conv2d(3, 1, 1).requires_grad_(False)
+    network.weight.copy_(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
+    network.bias.fill_(-0.5)
+    return network
+"""
+NETWORK = [
+    "--model",
+    "evaluated:before",
+    "--weights",
+    "none",
+    "--mean",
+    "0",
+    "--std",
+    "1",
+    "--dtype",
+    "float32",
+]
+SCALED = ["--volume", "image.npy", "--intensity", "0", "255"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "evaluated.py").write_text(NETWORKS)
+    image = np.random.default_rng(0).integers(0, 255, (16, 32, 32), dtype=np.uint8)
+    np.save(folder / "image.npy", image)
+    np.save(folder / "labels.npy", (image > 127).astype(np.uint8))
+    np.save(folder / "grey.npy", np.where(image > 127, 255, 0).astype(np.uint8))
+    np.save(folder / "short.npy", np.zeros((9, 32, 32), np.uint8))
+    return folder
+
+
+def run(folder, *arguments):
+    command = [sys.executable, "-m", "evenslice", "evaluate", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_scores_and_stress_are_printed_and_written(folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = [*NETWORK, *SCALED, "--labels", "grey.npy", "--label-values", "0,255", "--stress"]
+    done = run(folder, *arguments, "--out", str(out))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "agreement with the labels" in done.stdout
+    assert "reversed stack" in done.stdout
+    document = json.loads((out / "result.json").read_text())
+    assert document["command"].startswith("evenslice evaluate --model evaluated:before")
+    again = run(folder, *arguments, "--out", str(out))
+    assert again.returncode == 2
+    assert "replace it with --force" in again.stderr
+
+
+def test_json_stands_alone_on_standard_output(folder):
+    done = run(
+        folder, *NETWORK, *SCALED, "--labels", "labels.npy", "--stress", "--stress-slices", "5", "--json"
+    )
+    assert done.returncode == 0
+    document = json.loads(done.stdout)
+    stress = document["stress"]
+    assert (stress["reference"], stress["slices"]) == ("labels", 5)
+    missing = stress["losses"][0]
+    assert (missing["kind"], missing["offset"]) == ("missing", 1)
+    assert missing["after"]["loss"] == {"estimate": 0, "low": 0, "high": 0}
+    assert document["dice"]["mean"] == document["dice"]["per_class"][1]
+    assert "building" in done.stderr
+
+
+def test_labels_are_optional_under_stress(folder):
+    done = run(folder, *NETWORK, *SCALED, "--stress")
+    assert done.returncode == 0
+    assert "Dice with the intact answer when slices are disturbed, 16 windows" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_an_onnx_file(folder):
+    import evenslice  # noqa: F401  # the package that the command runs
+
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    kernel = onnx.numpy_helper.from_array(np.array([0, 0, 1], np.float32).reshape(1, 3, 1, 1), "kernel")
+    bias = onnx.numpy_helper.from_array(np.array([-0.5], np.float32), "bias")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["windows", "kernel", "bias"], ["logits"])],
+        "network",
+        [onnx.helper.make_tensor_value_info("windows", 1, ["batch", 3, "y", "x"])],
+        [onnx.helper.make_tensor_value_info("logits", 1, ["batch", 1, "y", "x"])],
+        [kernel, bias],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "after.onnx")
+    network = ["--model", "onnx", "--weights", "after.onnx"]
+    done = run(folder, *network, *SCALED, "--stress", "--json")
+    assert done.returncode == 0, done.stderr
+    missing = json.loads(done.stdout)["stress"]["losses"][0]
+    assert missing["before"]["dice"] == 1 > missing["after"]["dice"]
+    done = run(folder, *network, *SCALED, "--stress", "--classes", "2")
+    assert done.returncode == 2
+    assert "--classes: an ONNX network states its own" in done.stderr
+
+
+def test_the_run_of_a_training_of_an_earlier_version(tmp_path):
+    folder = Path(shutil.copytree(BEFORE, tmp_path / "before"))
+    files = ["--volume", "image.tif", "--labels", "labels.tif"]
+    done = run(folder, "--run", "run", *files, "--stress", "--stress-slices", "6", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert 0 < document["dice"]["mean"] < 1
+    assert document["stress"]["slices"] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to compare the answers with; give --labels, or --stress"),
+        (
+            ["--labels", "short.npy"],
+            r"labels of shape (9, 32, 32) do not fit image.npy of shape (16, 32, 32)",
+        ),
+        (["--labels", "grey.npy"], "holds the label value 255, but the 2 classes have the values 0, 1"),
+        (["--labels", "grey.npy"], "set --classes or --label-values 0,255"),
+        (
+            ["--labels", "labels.npy", "--label-values", "1,2,3"],
+            "--label-values 1,2,3: give a different value",
+        ),
+        (["--labels", "labels.npy", "--label-values", "a"], "whole numbers are needed, such as 0,255"),
+        (["--labels", "missing.npy"], "missing.npy: no such file"),
+        (["--stress", "--stress-slices", "0"], "--stress-slices"),
+        (["--stress", "--run", "run"], "--mean: the run run determines it; omit it, or omit --run"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(folder, arguments, message):
+    done = run(folder, *NETWORK, *SCALED, *arguments)
+    assert (done.returncode, done.stdout.replace("building\n", "")) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

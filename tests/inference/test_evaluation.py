@@ -1,0 +1,173 @@
+"""`evenslice.evaluate`: networks, functions and ONNX files against labels, or against their own intact answers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import nn
+
+import evenslice
+from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
+from evenslice._core.staging import json_text
+
+
+def linear(*weights, threshold=0.5):
+    network = nn.Conv2d(len(weights), 1, 1).requires_grad_(False)
+    network.weight.copy_(torch.tensor(weights).view(1, -1, 1, 1))
+    network.bias.fill_(-threshold)
+    return network
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    image = ndimage.gaussian_filter(np.random.default_rng(0).random((20, 48, 40)), (0.7, 2, 2))
+    image = ((image - image.min()) / np.ptp(image)).astype(np.float32)
+    return image, (image > 0.5).astype(np.uint8)
+
+
+OPTIONS = {"intensity": (0, 1), "device": "cpu", "dtype": "float32", "progress": False}
+
+
+def test_a_network_that_finds_its_labels(blobs):
+    image, labels = blobs
+    found = evenslice.evaluate(linear(0, 1, 0), image, labels, **OPTIONS)
+    document = found.to_dict()
+    assert found.dice == found.iou == document["dice"]["mean"] == 1
+    for name in ("dice", "iou", "surface_dice", "surface_dice_3"):
+        assert document[name]["per_class"][1] == document[name]["mean"] == 1
+    assert document["hd95"]["mean"] == 0
+    assert document["stress"] is found.stress is None
+    assert document["model"]["slices"] == 3
+    assert document["volume"]["intensity"] == (0, 1)
+
+
+def test_the_scores_do_not_depend_on_stress(blobs):
+    image, labels = blobs
+    plain, stressed = (
+        evenslice.evaluate(linear(0.4, 0.4, 0.1), image, labels, stress=stress, stress_slices=7, **OPTIONS)
+        for stress in (False, True)
+    )
+    assert json_text(plain.scores.to_dict()) == json_text(stressed.scores.to_dict())
+    assert stressed.stress.slices == 7
+
+
+def test_without_labels_the_intact_answer_is_the_reference(blobs):
+    found = evenslice.evaluate(linear(1, 0, 0), blobs[0], stress=True, **OPTIONS)
+    assert found.scores is None
+    assert np.isnan(found.dice)
+    assert found.stress.reference == "intact answer"
+    assert found.stress.intact.dice == 1
+    assert found.stress.losses[0].before.dice < 1 == found.stress.losses[0].after.dice
+    assert found.to_dict()["dice"] is None
+
+
+def test_the_document_is_written_once_unless_forced(blobs, tmp_path):
+    image, labels = blobs
+    found = evenslice.evaluate(linear(1, 0, 0), image, labels, stress=True, **OPTIONS)
+    found.save(tmp_path)
+    document = json.loads((tmp_path / "result.json").read_text())
+    assert document == json.loads(found.to_json())
+    assert {"dice", "iou", "hd95", "surface_dice", "stress", "versions", "created"} <= document.keys()
+    with pytest.raises(OutputError, match=r"holds another result \(result.json\)"):
+        found.save(tmp_path)
+    found.save(tmp_path, force=True)
+
+
+def test_two_runs_with_one_seed_differ_in_nothing(blobs):
+    image, labels = blobs
+    one, other = (
+        evenslice.evaluate(linear(0.4, 0.4, 0.1), image, labels, stress=True, seed=3, **OPTIONS)
+        for _ in range(2)
+    )
+    assert one.stress == other.stress
+    assert json_text(one.scores.to_dict()) == json_text(other.scores.to_dict())
+
+
+def test_a_recorded_network_knows_its_slices(blobs):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    evenslice.neutralize(network, slices=5)
+    found = evenslice.evaluate(network, *blobs, stress=True, stress_slices=4, surfaces=False, **OPTIONS)
+    assert found.model["slices"] == 5
+    assert [loss.offset for loss in found.stress.losses[:2]] == [1, 2]
+    assert found.stress.reversed.loss.estimate == pytest.approx(0, abs=1e-3)  # uniform
+    assert np.isnan(found.scores.volumes[0].hd95).all()
+
+
+def test_a_function_is_evaluated_as_a_network_is(blobs):
+    image, labels = blobs
+
+    def function(windows):
+        return 0.4 * windows[:, :1] + 0.4 * windows[:, 1:2] + 0.1 * windows[:, 2:] - 0.5
+
+    expected = evenslice.evaluate(linear(0.4, 0.4, 0.1), image, labels, stress=True, **OPTIONS)
+    found = evenslice.evaluate(function, image, labels, stress=True, intensity=(0, 1), progress=False)
+    assert found.dice == pytest.approx(expected.dice, abs=1e-3)
+    for loss, other in zip(found.stress.losses, expected.stress.losses, strict=True):
+        assert loss.asymmetry.estimate == pytest.approx(other.asymmetry.estimate, abs=2e-3)
+    with pytest.raises(ConfigError, match="device 'cpu' has no effect on a function"):
+        evenslice.evaluate(function, image, labels, device="cpu")
+
+
+def write_onnx(path, weights, size=None):
+    """Write a 1 x 1 convolution, for planes of any size or of one alone."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    shape = ["batch", len(weights), *(size or ("y", "x"))]
+    kernel = np.array(weights, np.float32).reshape(1, -1, 1, 1)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["windows", "kernel", "bias"], ["logits"])],
+        "network",
+        [onnx.helper.make_tensor_value_info("windows", 1, shape)],
+        [onnx.helper.make_tensor_value_info("logits", 1, ["batch", 1, *shape[2:]])],
+        [
+            onnx.numpy_helper.from_array(kernel, "kernel"),
+            onnx.numpy_helper.from_array(np.array([-0.5], np.float32), "bias"),
+        ],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("size", [None, (32, 32)])
+def test_an_onnx_file_is_evaluated_as_a_network_is(blobs, tmp_path, size):
+    image, labels = blobs
+    network = evenslice.load_onnx(write_onnx(tmp_path / "network.onnx", (0.1, 0.2, 0.0, 0.5, 0.1), size))
+    found = evenslice.evaluate(network, image, labels, stress=True, intensity=(0, 1), progress=False)
+    options = {**OPTIONS, "slices": 5, "tile": size}
+    expected = evenslice.evaluate(linear(0.1, 0.2, 0.0, 0.5, 0.1), image, labels, stress=True, **options)
+    assert found.model["slices"] == 5
+    assert found.dice == pytest.approx(expected.dice, abs=1e-3)
+    for loss, other in zip(found.stress.losses, expected.stress.losses, strict=True):
+        assert loss.before.dice == pytest.approx(other.before.dice, abs=2e-3)
+        assert loss.after.dice == pytest.approx(other.after.dice, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"labels": None}, ConfigError, "nothing to compare the answers with; give labels, or stress"),
+        ({"labels": np.zeros((20, 48, 9), int)}, VolumeError, r"labels of shape \(20, 48, 9\) do not fit"),
+        ({"label_values": [0]}, ConfigError, r"label_values=\[0\]: give a different value for each of the 2"),
+        ({"label_values": [0, 7]}, VolumeError, "holds the label value 1"),
+        ({"stress_slices": 0}, ConfigError, "stress_slices=0: must be at least 1"),
+        ({"slices": 4}, ModelError, "rejects windows"),
+        ({"model": nn.Flatten()}, ModelError, "must return"),
+        ({"model": "unet"}, ModelError, "str is not a network"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(blobs, change, error, message):
+    given = {"model": linear(1, 0, 0), "volume": blobs[0], "labels": blobs[1], **OPTIONS} | change
+    if isinstance(given["model"], str):
+        del given["device"], given["dtype"]
+    with pytest.raises(error, match=message) as caught:
+        evenslice.evaluate(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_label_values_name_the_classes(blobs):
+    image, labels = blobs
+    found = evenslice.evaluate(linear(0, 1, 0), image, labels * 255, label_values=[0, 255], **OPTIONS)
+    assert found.dice == 1
