@@ -220,7 +220,7 @@ def test_bfloat16_agrees_with_float32(texture):
         ({"labels": np.zeros((48, 40, 40)), "target": "labels"}, VolumeError, "labels of type float64"),
         ({"scalings": [Scaling(0, 1)], "fill": 0}, ConfigError, "no effect beside scalings"),
         ({"labels": [], "target": "labels"}, ConfigError, "no volume given"),
-        ({"target": "labels"}, ConfigError, "give labels and target='labels'"),
+        ({"target": "labels"}, ConfigError, "needs label volumes"),
     ],
 )
 def test_a_wrong_option_is_refused(texture, options, error, message):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from evenslice._core.errors import ModelError
+from evenslice._core.errors import ConfigError, ModelError
 from evenslice.auditing.auditor import audit
 from evenslice.neutralizing.neutralization import neutralize
 
@@ -216,3 +216,26 @@ def test_few_slices_are_enough_only_where_all_windows_say_the_same():
     assert found.verdict == "inconclusive"
     assert found_in(mostly, noise(depth=30)).verdict == "biased"
     assert found_in(weighted(1.0, 1.0, 3.0), volume).verdict == "biased"
+
+
+def test_labels_show_what_a_lost_slice_costs():
+    """A network that finds bright voxels in the slice before loses everything with it and nothing with the one after."""
+    volume = np.zeros((20, 64, 64), dtype=np.float32)
+    volume[:, :, 32:] = 1
+
+    def bright(windows):
+        return (windows[:, :1] - 0.5) + 0.001 * (windows[:, 1:2] + windows[:, 2:])
+
+    labels = (volume * 255).astype(np.uint8)
+    found = found_in(bright, volume, labels=labels, label_values=[0, 255])
+    blank = next(loss for loss in found.stress.losses if loss.kind == "blank")
+    assert (found.stress.reference, found.stress.intact) == ("labels", 1)
+    assert (blank.before, blank.after) == (0, 1)
+    assert blank.asymmetry.estimate == 1
+    assert found.to_dict()["stress"]["losses"][1]["kind"] == "blank"
+
+
+@pytest.mark.parametrize("options", [{"target": "labels"}, {"label_values": [0, 255]}])
+def test_labels_that_are_needed_are_asked_for(options):
+    with pytest.raises(ConfigError, match="needs label volumes"):
+        found_in(difference, **options)

@@ -19,14 +19,22 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
 from evenslice.auditing.documents import load_audits
 from evenslice.networks.stem_kernels import StemKernels
+from evenslice.report.audit.agreement import agreement_sentence, conclusion
+from evenslice.report.audit.charts import biases_figure
+from evenslice.report.audit.kernels import kernel_figures
+from evenslice.report.audit.page import draw_charts
 from evenslice.report.audit.pictures import MAX_PIXELS, example_panels
+from evenslice.report.audit.questions import three_questions
+from evenslice.report.audit.subject import network_names, volume_names
 from evenslice.report.audit.wording import context_sentence, headline, verdict_sentence
-from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker
+from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
 from evenslice.report.base.wording import interval, one_line
 from evenslice.report.files import write_figures, write_report, write_tables
-from evenslice.results.audits import AuditRun
+from evenslice.results.asymmetry import PairBias, SecondOpinion
+from evenslice.results.audits import AuditedVolume, AuditRun
 from evenslice.results.intervals import Interval
 from evenslice.results.measurements import split_biases
+from evenslice.results.verdicts import Decision
 
 NAN = Interval(float("nan"), float("nan"), float("nan"))
 
@@ -57,36 +65,136 @@ def with_statistics(audit, **changes):
 # Words.
 
 
+def decided(audit, verdict, question="attention", **details):
+    """Return the audit with another verdict and what decided it."""
+    return with_statistics(audit, verdict=verdict, decided_by=Decision(question, **details))
+
+
+def older(audit):
+    """Return the audit as an earlier version made it."""
+    unknown = {"answer_change": NAN, "mirror_mismatch": NAN, "decided_by": None}
+    return with_statistics(audit, methods_agree=None, second_opinion=None, classes=(), **unknown)
+
+
+def by_occlusion(pairs, windows=12):
+    return SecondOpinion("occlusion", windows, pairs)
+
+
+def said(audit):
+    return plain(verdict_sentence(audit))
+
+
 def test_a_biased_network_is_told_by_how_much_more_one_slice_gets():
-    audit = with_statistics(make_audit("a", PRETRAINED), pairs=(Interval(-0.23, -0.24, -0.22),))
-    assert plain(verdict_sentence(audit)) == (
-        "Biased: the slice before the middle gets 1.6 times the attention of the one after it "
+    audit = with_statistics(make_audit("a", PRETRAINED), pairs=(PairBias(-0.23, -0.24, -0.22),))
+    assert said(audit) == (
+        "Biased: by gradient, the slice before the middle gets 1.6 times the attention of the one after it "
         "(pair bias -0.230, 95 % interval -0.240 to -0.220; fair is within ±0.05)."
     )
 
 
-def test_the_pair_that_is_surest_to_be_biased_is_named():
-    pairs = (Interval(0.5, -0.2, 1.0), Interval(0.2, 0.19, 0.21))
+def test_the_pair_that_decided_is_named():
+    pairs = (PairBias(0.5, -0.2, 1.0), PairBias(0.2, 0.19, 0.21))
     audit = with_statistics(make_audit("a", CYCLIC), pairs=pairs)
-    assert verdict_sentence(audit).startswith("Biased: the slice 2 after the middle gets 1.50 times")
+    assert said(decided(audit, "biased", method="gradient", offset=2)).startswith(
+        "Biased: by gradient, the slice 2 after the middle gets 1.5 times"
+    )
+    assert said(older(audit)).startswith("Biased: by gradient, the slice 2 after the middle")  # the surest
+    assert said(decided(audit, "biased", method="gradient", offset=99)).startswith(
+        "Biased"
+    )  # from a damaged file
+
+
+def test_a_second_method_or_a_class_that_decided_is_named():
+    audit = make_audit("a", PRETRAINED)
+    by_second = decided(audit, "biased", method="occlusion", offset=1)
+    assert said(by_second).startswith("Biased: by occlusion, the slice before the middle gets 1.20 times")
+    by_class = decided(audit, "biased", method="gradient", class_number=1, offset=1)
+    assert said(by_class).startswith("Biased in class 1: by gradient, the slice before the middle gets 1.20")
+    attention, *_ = three_questions(by_class)
+    assert [figure.label for figure in attention.figures] == ["gradient", "occlusion", "class 1, gradient"]
 
 
 def test_a_network_that_ignores_one_side_has_no_ratio():
-    audit = with_statistics(make_audit("a", PRETRAINED), pairs=(Interval(1.0, 1.0, 1.0),))
-    assert "after the middle gets the attention of its pair and the one before it none" in verdict_sentence(
-        audit
-    )
+    audit = with_statistics(make_audit("a", PRETRAINED), pairs=(PairBias(1.0, 1.0, 1.0),))
+    assert "after the middle gets the attention of its pair and the one before it none" in said(audit)
 
 
-def test_the_other_verdicts():
-    assert "every pair bias lies within ±0.05 (the largest is below 0.001)" in verdict_sentence(
-        make_audit("a", UNIFORM)
+def test_an_answer_that_depends_on_the_order_is_told_by_what_changes():
+    audit = decided(make_audit("a", UNIFORM), "biased", "answer")
+    audit = with_statistics(audit, answer_change=Interval(0.97, 0.96, 0.98))
+    assert said(audit) == (
+        "Biased: reversing a window changes the class of 97 % of the foreground pixels, although opposite slices get "
+        "equal attention (answer change 0.970, 95 % interval 0.960 to 0.980; tolerated up to 0.05)."
     )
-    assert verdict_sentence(make_audit("a", (1.0,))).startswith("Not applicable: a window of one slice")
-    undecided = with_statistics(make_audit("a", CYCLIC), verdict="inconclusive")
-    assert "the slices next to the middle alike to within ±0.05 is not settled" in verdict_sentence(undecided)
-    unknown = with_statistics(undecided, pairs=(NAN, Interval(0.1, -np.inf, np.inf)))
-    assert "too few windows" in verdict_sentence(unknown)
+    for foreground, words in (
+        (1.0, "97 % of the predicted classes"),
+        (np.nan, "the output by 97 % of the difference"),
+    ):
+        measured = dataclasses.replace(audit.measurements, foreground=np.full(120, foreground))
+        assert words in said(dataclasses.replace(audit, measurements=measured))
+    assert "although" not in said(decided(make_audit("a", PRETRAINED), "biased", "answer"))
+
+
+def test_the_fair_verdicts():
+    uniform = make_audit("a", UNIFORM)
+    assert "are used in the same way, place by place (mirror mismatch 2.5e-7, tolerated up to 0.01)" in said(
+        uniform
+    )
+    assert said(older(uniform)).startswith(
+        "Symmetric: the slices before and after the middle get the same attention"
+    )
+    assert "(the largest is below 0.001)" in said(older(uniform))
+    balanced = decided(uniform, "balanced", method="gradient")
+    balanced = with_statistics(balanced, mirror_mismatch=Interval(0.3, 0.2, 0.4))
+    assert said(balanced) == (
+        "Balanced: the slices before and after the middle get equal attention by gradient and by occlusion (the largest "
+        "pair bias is below 0.001; fair is within ±0.05), and their order hardly changes the answer (answer change "
+        "0, tolerated up to 0.05), but they are not used in the same way place by place (mirror mismatch 0.300, "
+        "tolerated up to 0.01)."
+    )
+    assert "was not measured." in said(with_statistics(balanced, mirror_mismatch=NAN))
+    open_use = with_statistics(balanced, mirror_mismatch=Interval(0.01, 0.005, 0.015))
+    assert "are not shown to be used in the same way" in said(open_use)
+    assert said(make_audit("a", (1.0,))).startswith("Not applicable: a window of one slice")
+
+
+def test_an_inconclusive_verdict_names_the_open_question_and_what_would_settle_it():
+    audit = make_audit("a", CYCLIC)
+    undecided = decided(audit, "inconclusive", method="gradient")
+    assert "1 before" not in said(undecided)
+    assert (
+        "whether the slices next to the middle get equal attention by gradient, to within ±0.05, is not settled"
+        in (said(undecided))
+    )
+    assert said(undecided).endswith("ask for more precision.")
+    for stopped, advice in (
+        ("limit reached", "audit more windows."),
+        ("all windows used", "another volume as well."),
+    ):
+        run = dataclasses.replace(undecided.run, stopped=stopped)
+        assert said(dataclasses.replace(undecided, run=run)).endswith(advice)
+    by_class = decided(audit, "inconclusive", method="gradient", class_number=1)
+    assert "equal attention in class 1 by gradient" in said(by_class)
+    unknown = with_statistics(
+        undecided, pairs=(PairBias(np.nan, np.nan, np.nan), PairBias(0.1, -np.inf, np.inf))
+    )
+    assert "too few windows" in said(unknown)
+    answer = decided(audit, "inconclusive", "answer")
+    assert (
+        "whether reversing a window changes more than 5 % of the answer is not settled (answer change 0.300"
+        in (said(answer))
+    )
+    assert "could not be measured" in said(with_statistics(answer, answer_change=NAN))
+
+
+def test_few_slices_are_given_as_the_reason():
+    audit = make_audit("a", PRETRAINED, windows=5)
+    assert audit.statistics.decided_by.question == "answer"  # which is exact
+    assert three_questions(audit)[0].found == "fewer than 8 slices"
+    audit = decided(audit, "inconclusive", method="gradient")
+    assert said(audit).endswith("5 distinct slices were seen, 8 are needed.")
+    states = {question.name: question.found for question in three_questions(audit)}
+    assert states["attention"] == "fewer than 8 slices"
 
 
 def test_what_stands_beside_the_verdict():
@@ -100,10 +208,268 @@ def test_what_stands_beside_the_verdict():
     assert "largest value." in context_sentence(without)
 
 
+def test_a_pair_that_is_not_judged_is_marked_everywhere(tmp_path):
+    audit = make_audit("a", (0.004, 0.99, 0.006))
+    assert not audit.pairs[0].judged
+    assert "The slices ±1 get less than 2 % of the attention and are not judged." in plain(
+        context_sentence(audit)
+    )
+    assert "too little to be judged" in agreement_sentence(audit)
+    assert three_questions(audit)[0].found == "not judged"
+    assert "although" not in said(audit)  # nothing is known to be equal
+    page = Page(write_report([audit], tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.text.count("not judged") >= 4  # attention, B, second opinion, classes
+    assert "(not judged)" in " ".join(page.text)  # in the chart
+
+
+# Agreement.
+
+
+def test_methods_that_agree():
+    assert agreement_sentence(make_audit("a", PRETRAINED)) == (
+        "The methods agree: the slice before the middle gets 1.44 times the attention of the one after it by gradient, "
+        "and 1.20 times by occlusion."
+    )
+    assert agreement_sentence(make_audit("a", UNIFORM)) == (
+        "The methods agree: by gradient and by occlusion, opposite slices get equal attention."
+    )
+    only = with_statistics(make_audit("a", PRETRAINED), pairs=(PairBias(-1.0, -1.0, -1.0),))
+    assert "by gradient the slice before the middle gets the attention of its pair and" in agreement_sentence(
+        only
+    )
+
+
+def test_methods_that_disagree():
+    audit = with_statistics(
+        make_audit("a", PRETRAINED),
+        methods_agree=False,
+        second_opinion=by_occlusion((PairBias(0.1, 0.08, 0.12),)),
+    )
+    assert agreement_sentence(audit) == (
+        "The methods disagree: by gradient the slice before the middle gets 1.44 times the attention of the one after "
+        "it, by occlusion the slice after the middle gets 1.22 times the attention of the one before it."
+    )
+    fair = with_statistics(audit, second_opinion=by_occlusion((PairBias(0.0, -0.01, 0.01),)))
+    assert agreement_sentence(fair).endswith("by occlusion both get equal attention.")
+    five = make_audit("a", CYCLIC)
+    apart = by_occlusion((five.pairs[0], PairBias(-0.2, -0.22, -0.18)))
+    assert "disagree about the slices ±2: by gradient the slice 2 after the middle" in (
+        agreement_sentence(with_statistics(five, methods_agree=False, second_opinion=apart))
+    )
+
+
+def test_agreement_that_is_not_settled():
+    audit = with_statistics(make_audit("a", PRETRAINED, windows=50), methods_agree=None)
+    assert agreement_sentence(audit).startswith(
+        "Whether the methods agree is not settled: by gradient the slice"
+    )
+    assert agreement_sentence(audit).endswith("(the second method saw 5 distinct slices).")
+
+
+def test_a_black_box_has_the_test_of_its_answer_beside_occlusion():
+    audit = make_audit("a", PRETRAINED, run={"method": "occlusion"})
+    audit = with_statistics(audit, second_opinion=None, methods_agree=None)
+    assert agreement_sentence(audit) == (
+        "Only occlusion can be used on this network; the test of its answer stands beside it."
+    )
+    assert "no second opinion" in agreement_sentence(
+        dataclasses.replace(audit, run=dataclasses.replace(audit.run, method="gradient"))
+    )
+
+
+def test_agreement_is_the_first_thing_said(audits, tmp_path):
+    assert headline(audits[:1]) == agreement_sentence(audits[0])
+    mixed = [with_statistics(audits[0], methods_agree=False), audits[1], older(audits[2].renamed("old"))]
+    assert headline(mixed) == (
+        "The methods disagree about pretrained; they agree about uniform; answer and use were not measured by the "
+        "version that made old. Of 3 audits, 2 are biased and 1 is symmetric."
+    )
+    page = Page(write_report(audits[:1], tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert next(text for text in page.text if "The methods" in text) == headline(audits[:1])
+
+
 def test_the_headline_counts(audits):
-    assert headline(audits) == "Of 3 audits, 2 are biased and 1 is symmetric."
-    assert headline(audits[:2]) == "Of 2 audits, 1 is biased and 1 is symmetric."
-    assert headline(audits[:1]) == ""
+    assert headline(audits).endswith("Of 3 audits, 2 are biased and 1 is symmetric.")
+    balanced = decided(audits[1], "balanced", method="gradient")
+    assert headline([audits[0], balanced]).endswith("Of 2 audits, 1 is biased and 1 is balanced.")
+
+
+def by(method, shares, name=None, **changes):
+    audit = make_audit(name or method, shares, run={"method": method})
+    return with_statistics(audit, **changes) if changes else audit
+
+
+def test_several_methods_give_one_conclusion():
+    assert conclusion([by("gradient", PRETRAINED), by("smoothgrad", PRETRAINED)]) == (
+        "Gradient and smoothgrad agree: biased."
+    )
+    assert conclusion(
+        [by("gradient", PRETRAINED), by("integrated_gradients", UNIFORM, verdict="balanced")]
+    ) == ("The methods disagree: biased by gradient, balanced by integrated gradients.")
+    assert conclusion([by("gradient", UNIFORM), by("occlusion", UNIFORM, verdict="balanced")]) == (
+        "No method finds a bias: symmetric by gradient, balanced by occlusion."
+    )
+    assert conclusion([by("gradient", PRETRAINED), by("occlusion", UNIFORM, verdict="inconclusive")]) == (
+        "Not every method settles it: biased by gradient, inconclusive by occlusion."
+    )
+    opposite = by("occlusion", PRETRAINED, pairs=(PairBias(0.1, 0.08, 0.12),))
+    assert conclusion([by("gradient", PRETRAINED), opposite]) == (
+        "Gradient and occlusion disagree about which of the slices ±1 is favoured: biased by gradient and by occlusion."
+    )
+
+
+def test_conclusions_are_drawn_for_each_network():
+    audits = [
+        by(method, shares, f"{strategy}, {method}")
+        for strategy, shares in (("pretrained", PRETRAINED), ("uniform", UNIFORM))
+        for method in ("gradient", "occlusion")
+    ]
+    assert conclusion(audits) == (
+        "pretrained: gradient and occlusion agree: biased. uniform: gradient and occlusion agree: symmetric."
+    )
+    assert conclusion(audits) in headline(audits)
+
+
+def test_audits_of_different_networks_have_no_conclusion(audits):
+    assert conclusion(audits) == ""
+    other = by("occlusion", PRETRAINED)
+    other = dataclasses.replace(other, run=dataclasses.replace(other.run, model={"spec": "another"}))
+    assert conclusion([by("gradient", PRETRAINED), other]) == ""
+
+
+# Questions.
+
+
+def test_the_three_questions_say_whether_they_are_within_their_tolerance():
+    found = {question.name: question for question in three_questions(make_audit("a", PRETRAINED))}
+    assert {name: question.found for name, question in found.items()} == {
+        "attention": "beyond ±0.05",
+        "answer": "beyond 0.05",
+        "use": "beyond 0.01",
+    }
+    assert [name for name, question in found.items() if question.decided] == ["attention"]
+    assert [figure.label for figure in found["attention"].figures] == ["gradient", "occlusion"]
+    fair = three_questions(make_audit("a", UNIFORM))
+    assert [(item.state, item.decided) for item in fair] == [
+        ("within", False),
+        ("within", False),
+        ("within", True),
+    ]
+    assert three_questions(make_audit("a", (1.0,))) == ()
+
+
+def test_the_questions_never_contradict_the_verdict():
+    edge = PairBias(0.04, 0.029, 0.051)  # the verdict rests on a slightly narrower interval
+    audit = with_statistics(make_audit("a", UNIFORM), pairs=(edge,))
+    assert three_questions(decided(audit, "balanced", method="gradient"))[0].state == "within"
+    assert three_questions(decided(audit, "inconclusive", method="gradient"))[0].state == "open"
+    surely = with_statistics(audit, pairs=(PairBias(0.07, 0.051, 0.09),))  # but not together with all others
+    assert three_questions(decided(surely, "inconclusive", method="gradient"))[0].state == "open"
+    assert three_questions(decided(surely, "biased", method="gradient", offset=1))[0].state == "beyond"
+
+
+def test_what_an_older_version_did_not_measure_is_said(tmp_path):
+    audits = load_audits(Path(__file__).parents[1] / "data" / "written-by-0.1.0" / "audit")
+    text = " ".join(Page(write_report(audits, tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    assert "Answer and use were not measured by the version that made this audit." in text
+    assert [question.found for question in three_questions(audits[0])[1:]] == ["not measured"] * 2
+    assert "nan" not in text.lower().split()
+
+
+# The top of the page.
+
+
+def test_the_network_and_the_volumes_are_named_first(audits, tmp_path):
+    page = Page(write_report(audits, tmp_path / "report.html").read_text(encoding="utf-8"))
+    at = page.text.index("Does the network treat its slices alike?")
+    named = "smp:Unet/tu-tf_efficientnet_lite0, weights imagenet, on brain.nii.gz (189 × 233 × 197 voxels)"  # noqa: RUF001
+    assert named in " ".join(page.text[at : at + 8])
+
+
+def test_networks_and_volumes_that_differ_are_all_named():
+    volumes = tuple(AuditedVolume(path=f"/data/em.h5:/raw/{i}", fingerprint=str(i)) for i in range(6))
+    one = make_audit("one", PRETRAINED, run={"model": {"class": "package.Network"}, "volumes": volumes})
+    two = make_audit("two", PRETRAINED, run={"model": {"spec": "onnx", "weights": "net.onnx"}, "volumes": ()})
+    assert network_names([one]) == "package.Network"
+    assert network_names([one, two]) == "package.Network (one) and onnx, weights net.onnx (two)"
+    assert volume_names([one, two]) == "em.h5:/raw/0, em.h5:/raw/1, em.h5:/raw/2 and 3 more"
+    nothing = make_audit("two", PRETRAINED, run={"model": {}, "volumes": (AuditedVolume(shape=(3, 4, 5)),)})
+    assert network_names([nothing]) == "a network of unknown name"
+    assert volume_names([nothing]) == "an array (3 × 4 × 5 voxels)"  # noqa: RUF001
+
+
+# Kernels.
+
+
+def draw_kernels(audits):
+    with settings():
+        (drawing,) = kernel_figures(audits)
+    return drawing
+
+
+def titles(figure):
+    return [axes.get_title(loc="left") for axes in figure.axes if axes.images]
+
+
+def inputs(figure):
+    return [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes if axes.images]
+
+
+def test_kernels_before_and_after_are_those_of_each_network(audits):
+    drawing = draw_kernels(audits)
+    for figure in (drawing.figure, drawing.narrow):
+        assert titles(figure) == ["before =\npretrained", "uniform\nafter", "cyclic\nafter"]
+        assert inputs(figure)[2] == ["−2", "−1", "0", "+1", "+2"]  # noqa: RUF001
+    alone = draw_kernels(audits[1:2])
+    assert titles(alone.figure) == ["before", "uniform\nafter"]
+    assert inputs(alone.figure) == [["R", "G", "B"], ["−1", "0", "+1"]]  # noqa: RUF001
+
+
+def test_kernels_of_a_network_read_from_a_file_are_not_called_before(audits):
+    """What they were before is not known, and their inputs are slices, not colours."""
+    pretrained, uniform = audits[:2]
+    after = uniform.kernels[0].after
+    read_back = dataclasses.replace(uniform, kernels=(dataclasses.replace(uniform.kernels[0], before=after),))
+    drawing = draw_kernels([pretrained, read_back])
+    assert titles(drawing.figure) == ["pretrained", "uniform"]
+    assert inputs(drawing.figure) == [["−1", "0", "+1"]] * 2  # noqa: RUF001
+    shown = [axes.images[0].get_array() for axes in drawing.figure.axes if axes.images]
+    filters = [int(label.get_text()) for label in drawing.figure.axes[0].get_yticklabels()]
+    for picture, kernels in zip(shown, (pretrained.kernels[0].after, after), strict=True):
+        np.testing.assert_array_equal(picture[:3, :3], kernels[filters[0], 0])
+
+
+def test_kernels_of_networks_that_differ_have_their_own_before_and_filters(audits):
+    other = StemKernels(
+        "encoder.stem_0", np.ones((4, 3, 7, 7), np.float32), np.zeros((4, 3, 7, 7), np.float32)
+    )
+    mixed = [audits[1], dataclasses.replace(audits[1].renamed("other"), kernels=(other,))]
+    drawing = draw_kernels(mixed)
+    assert titles(drawing.figure) == ["uniform\nbefore", "uniform\nafter", "other\nbefore", "other\nafter"]
+    for axes in (axes for axes in drawing.narrow.axes if axes.images):
+        box = axes.get_position()
+        assert 0 <= box.x0 < box.x1 <= 1
+        assert 0 <= box.y0 < box.y1 <= 1
+
+
+# Charts.
+
+
+def test_both_methods_are_in_the_chart_and_nothing_lies_off_the_axis(audits):
+    wide = by_occlusion((PairBias(0.6, -0.2, 0.9),))
+    figure = biases_figure([with_statistics(audits[0], second_opinion=wide)]).figure
+    axes = figure.axes[0]
+    assert {line.get_marker() for line in axes.lines} >= {"o", "x"}
+    low, high = axes.get_xlim()
+    assert all(low <= x <= high for line in axes.lines for x in line.get_xdata())
+    assert high > 0.9
+    assert [text.get_text() for text in figure.legends[0].texts] == ["gradient", "occlusion"]
+
+
+def test_every_chart_has_a_figure_for_narrow_screens(audits):
+    with settings():
+        for drawing in draw_charts(audits):
+            assert drawing.narrow.get_figwidth() < 6 < drawing.figure.get_figwidth()
 
 
 def test_intervals_as_text():
@@ -190,7 +556,7 @@ def test_the_page_has_every_figure_of_every_audit(audits, page):
 
 def test_every_picture_has_a_text_and_every_figure_a_reading(page):
     assert page.count("<figcaption>") == page.count('<div class="chart">') == 4
-    assert page.count('<svg role="img" aria-label=') == 4 + 2 * (3 + 3 + 5)
+    assert page.count('<svg role="img" aria-label=') == 2 * 4 + 2 * (3 + 3 + 5)  # charts are there twice
     assert page.count("<svg ") == 1 + page.count(
         '<svg role="img" aria-label='
     )  # the store of images alone has none
@@ -292,7 +658,9 @@ def test_any_numbers_of_slices_together_with_volumes_and_stems_of_several_kinds(
 def test_an_interval_without_bounds_is_drawn_to_the_edge(tmp_path):
     open_ended = Interval(0.3, -np.inf, np.inf)
     audit = make_audit("a", PRETRAINED, windows=1)
-    audit = with_statistics(audit, verdict="inconclusive", shares=(open_ended,) * 3, pairs=(open_ended,))
+    audit = with_statistics(
+        audit, verdict="inconclusive", shares=(open_ended,) * 3, pairs=(PairBias(0.3, -np.inf, np.inf),)
+    )
     page = write_report([audit], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "[−∞, ∞]" in page  # noqa: RUF001 - a true minus sign
 
@@ -307,6 +675,8 @@ def test_what_was_not_measured_is_left_out(tmp_path):
             "imbalance",
             "mirror_error",
             "mirror_disagreement",
+            "answer_change",
+            "mirror_mismatch",
         ),
         NAN,
     )
@@ -314,7 +684,9 @@ def test_what_was_not_measured_is_left_out(tmp_path):
         audit,
         verdict="inconclusive",
         shares=(NAN,) * 3,
-        pairs=(NAN,),
+        pairs=(PairBias(*dataclasses.astuple(NAN)),),
+        second_opinion=None,
+        classes=(),
         data_pairs=(NAN,),
         wasserstein=(NAN,),
         **nothing,
@@ -354,8 +726,23 @@ def test_tables_hold_every_figure_and_every_window(audits, tmp_path):
     figures, windows, run = (read(path) for path in write_tables(audits, tmp_path))
     (row,) = [r for r in figures if (r["audit"], r["figure"], r["offset"]) == ("cyclic", "pairs", "2")]
     assert [float(row[key]) for key in ("estimate", "low", "high")] == list(
-        dataclasses.astuple(audits[2].pairs[1])
+        dataclasses.astuple(audits[2].pairs[1])[:3]
     )
+    assert (row["judged"], row["method"], row["class"]) == ("True", "gradient", "")
+    second = [r for r in figures if (r["audit"], r["figure"]) == ("cyclic", "second_opinion")]
+    assert [(r["method"], r["offset"]) for r in second] == [("occlusion", "1"), ("occlusion", "2")]
+    classes = [r for r in figures if (r["audit"], r["figure"]) == ("pretrained", "classes")]
+    assert [(r["class"], r["offset"], r["method"]) for r in classes] == [
+        ("0", "1", "gradient"),
+        ("1", "1", "gradient"),
+    ]
+    (change,) = [r for r in figures if (r["audit"], r["figure"]) == ("pretrained", "answer_change")]
+    assert float(change["estimate"]) == audits[0].answer.estimate
+    for name in ("foreground", "change", "power", "level"):
+        assert float(windows[-1][name]) == getattr(audits[2].measurements, name)[-1]
+    for name in ("mismatch", "outer"):
+        assert float(windows[-1][f"{name}_2"]) == getattr(audits[2].measurements, name)[-1, 1]
+        assert windows[0][f"{name}_2"] == ""
     assert not [r for r in figures if (r["audit"], r["figure"], r["offset"]) == ("uniform", "pairs", "2")]
     assert len(windows) == sum(len(audit.measurements.volume) for audit in audits)
     assert windows[0]["share_-2"] == windows[0]["pair_model_2"] == ""
@@ -363,6 +750,13 @@ def test_tables_hold_every_figure_and_every_window(audits, tmp_path):
     assert float(windows[-1]["wasserstein_2"]) == audits[2].measurements.wasserstein[-1, 1]
     assert int(windows[-1]["z"]) == audits[2].measurements.position[-1, 0]
     assert {"setting": "verdict", "pretrained": "biased", "uniform": "symmetric", "cyclic": "biased"} in run
+    assert {"setting": "methods_agree", "pretrained": "True", "uniform": "True", "cyclic": "True"} in run
+    assert {
+        "setting": "decided_by.question",
+        "pretrained": "attention",
+        "uniform": "use",
+        "cyclic": "attention",
+    } in run
     assert {"setting": "step", "pretrained": "1", "uniform": "1", "cyclic": "1"} in run
 
 

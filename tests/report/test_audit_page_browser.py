@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from browsing import CONTRASTS, look, picture_of
+from browsing import CHARTS, CONTRASTS, look, picture_of
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
@@ -103,6 +103,31 @@ def test_the_page_is_readable(page, scheme, width):
     picture = picture_of(page.get_screenshot_as_png())
     assert (picture.mean() > 128) == (scheme == "light")
     assert picture.std() > 10
+
+
+@pytest.mark.parametrize("width", [420, 1200])
+def test_every_plot_fits_the_screen(page, width):
+    look(page, width=width, scheme="light")
+    charts = page.execute_script(CHARTS)
+    assert [chart["name"] for chart in charts] == ["shares", "biases", "course", "kernels-1"]
+    for chart in charts:
+        assert chart["shown"] == 1, chart
+        assert chart["overflow"] <= 0, chart
+        assert chart["outside"] == 0, chart
+        assert chart["smallest"] > 6, chart
+
+
+@pytest.mark.parametrize("width", [420, 1200])
+def test_the_three_questions_stand_side_by_side(page, width):
+    look(page, width=width, scheme="light")
+    for card in page.find_elements(By.CLASS_NAME, "questions"):
+        questions = card.find_elements(By.TAG_NAME, "li")
+        assert [item.find_element(By.TAG_NAME, "h3").text for item in questions] == [
+            "attention",
+            "answer",
+            "use",
+        ]
+        assert len({item.rect["y"] for item in questions}) == 1
 
 
 def test_no_card_stands_alone_below_the_others(page, tmp_path):

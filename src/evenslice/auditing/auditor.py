@@ -22,6 +22,7 @@ from evenslice.auditing.collecting import (
     count_attributed,
 )
 from evenslice.auditing.documents import Audit
+from evenslice.auditing.lost_slices import measure_loss
 from evenslice.auditing.measurer import Measurer
 from evenslice.auditing.measuring import measure_batches
 from evenslice.auditing.options import Computing, Sampling, check_thresholds
@@ -91,6 +92,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     target: Target = "auto",
     outputs: Function | None = None,
     labels: VolumeLike | Sequence[VolumeLike] | None = None,
+    label_values: Sequence[int] | None = None,
     intensity: tuple[float, float] | None = None,
     fill: float | None = None,
     scalings: Sequence[Scaling] | None = None,
@@ -129,7 +131,9 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             measured.
         outputs: maps what the network returns to the tensor of its outputs, batch first, instead of the rule of
             ``evenslice.networks.logits``.
-        labels: class maps of the volumes' shapes, for the target "labels".
+        labels: class maps of the volumes' shapes, for the target "labels". With any other target, the audit also measures
+            what a lost or damaged slice costs: the ``stress`` of the result.
+        label_values: the value of each class in the labels; by default 0, 1, 2 ...
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity.
         scalings: that of each volume, if known from training, instead of intensity and fill.
@@ -169,11 +173,9 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     thresholds = check_thresholds(Thresholds(tolerance, answer_tolerance, mismatch_tolerance, judged_share))
     computing = Computing(device, dtype, workers, scheduler, progress)
     target = parse_target(str(target))
-    if (labels is not None) != (target == "labels"):
-        raise ConfigError(
-            f"label volumes and the target 'labels' go together: give {option('labels')} and "
-            f"{option('target', 'labels')}, or neither"
-        )
+    if labels is None and (target == "labels" or label_values is not None):
+        given = option("target", "labels") if target == "labels" else option("label_values")
+        raise ConfigError(f"{given} needs label volumes; give them as {option('labels')}")
     record = record_of(model) if isinstance(model, nn.Module) else None
     if slices is None:
         slices = choose_slices(model, record)
@@ -190,14 +192,20 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     ]
     check_method_of(model, method)
     network = make_ready(model, slices, outputs=outputs, computing=computing)
-    target = resolve_target(target, network.prepare(slices, tile))
+    returned = network.prepare(slices, tile)
+    target = resolve_target(target, returned)
+    opened = open_labels(labels, volumes, label_values)
     methods = choose_methods(network, method, slices, tile)
     crop = choose_crop(network, slices, tile)
-    measurer = Measurer(network, grids, open_labels(labels, volumes), target, methods, crop, seed)
+    explained = opened if target == "labels" else None
+    measurer = Measurer(network, grids, explained, target, methods, crop, seed)
     stream = WindowStream(grids, seed, max_windows, group=_group(methods, crop))
     batches, stopped = _collect(stream, measurer, sampling, computing)
     measurements = collect_measurements(batches)
     kernels = _kernels(model, record)
+    lost = None
+    if opened is not None and explained is None:
+        lost = measure_loss(network, returned, grids, opened, seed=seed, progress=progress)
     return Audit(
         name=record.strategy if record else "audit",
         statistics=summarize(measurements, collect_subset(batches), thresholds, methods),
@@ -205,6 +213,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         subset=collect_subset(batches),
         examples=collect_examples(batches),
         kernels=kernels,
+        stress=lost,
         run=AuditRun(
             slices=slices,
             step=step,

@@ -14,7 +14,7 @@ from evenslice.auditing.methods import check_method
 from evenslice.inference import BlackBox, ReadyNetwork
 from evenslice.networks import function_name, input_multiple, input_size
 from evenslice.results import MethodNames
-from evenslice.volumes import Volume, fit_tile, open_volume
+from evenslice.volumes import Volume, class_volume, fit_tile, open_volume
 
 if TYPE_CHECKING:
     import os
@@ -132,9 +132,11 @@ def open_volumes(volume: VolumeLike | Sequence[VolumeLike]) -> list[Volume]:
 
 
 def open_labels(
-    labels: VolumeLike | Sequence[VolumeLike] | None, volumes: list[Volume]
+    labels: VolumeLike | Sequence[VolumeLike] | None,
+    volumes: list[Volume],
+    values: Sequence[int] | None = None,
 ) -> list[Volume] | None:
-    """Open the label volumes, one for each volume.
+    """Open the label volumes, one for each volume; ``values`` are those of the classes 0, 1, 2 ... if not these.
 
     Raises:
         ConfigError: their number is not that of the volumes.
@@ -155,7 +157,7 @@ def open_labels(
             )
         if not np.issubdtype(label.dtype, np.integer):
             raise VolumeError(f"{label.path}: labels of type {label.dtype}; class numbers must be integers")
-    return opened
+    return opened if values is None else [class_volume(label, len(values), values) for label in opened]
 
 
 def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:

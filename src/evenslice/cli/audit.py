@@ -1,5 +1,6 @@
 """evenslice audit: measure how unequally a network treats its slices."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from enum import StrEnum
@@ -45,7 +46,17 @@ def audit(
         options.volume(f"Volume to audit: {options.VOLUME_HELP}; repeat for several.", metavar="PATH"),
     ],
     labels: Annotated[
-        list[str] | None, options.volume("Class labels of each volume, for --target labels.", metavar="PATH")
+        list[str] | None,
+        options.volume(
+            "Class labels of each volume: also measure what a lost slice costs, or explain them with --target labels.",
+            metavar="PATH",
+        ),
+    ] = None,
+    label_values: Annotated[
+        Sequence[int] | None,
+        options.volume(
+            "Label value of each class (default: 0,1,2 ...).", metavar="V,V", parser=options.parse_values
+        ),
     ] = None,
     opening: options.Opening,
     scaling: options.Scaling,
@@ -137,6 +148,7 @@ def audit(
                 measure,
                 volume=[opening.open(path) for path in volume],
                 labels=[opening.open(path) for path in labels] if labels else None,
+                label_values=label_values,
                 target=parse_target(target),
                 outputs=None if outputs is None else find_function(outputs),
                 tolerance=tolerance,

@@ -6,8 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from evenslice.cli import options
 from evenslice.cli.printing import command_line, quiet, show
 
@@ -17,14 +15,6 @@ if TYPE_CHECKING:
 
 ONNX = "onnx"
 """The specification of a network in an ONNX file, as for audits."""
-
-
-def parse_values(text: str) -> list[int]:
-    """Read whole numbers separated by commas."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text}: whole numbers are needed, such as 0,255") from None
 
 
 @options.grouped
@@ -60,7 +50,7 @@ def evaluate(
         options.volume(
             "Label value of each class (default: that of the run, else 0,1,2 ...).",
             metavar="V,V",
-            parser=parse_values,
+            parser=options.parse_values,
         ),
     ] = None,
     opening: options.Opening,

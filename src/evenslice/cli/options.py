@@ -94,6 +94,14 @@ def parse_numbers(text: str) -> list[float]:
         raise typer.BadParameter(f"{text}: numbers are needed, such as 0.485,0.456,0.406") from None
 
 
+def parse_values(text: str) -> list[int]:
+    """Read whole numbers separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text}: whole numbers are needed, such as 0,255") from None
+
+
 class AxisEntry(NamedTuple):
     """One entry of an axis; a class of its own, since Typer takes no list of tuples."""
 

@@ -11,3 +11,4 @@ from .ready_network import (
 )
 from .scoring import evaluate_parts as evaluate_parts
 from .segmentation import segment as segment
+from .stressing import StressedVolume as StressedVolume, stress as stress

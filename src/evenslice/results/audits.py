@@ -22,6 +22,7 @@ from evenslice.results.audit_json import statistics_from_plain, statistics_to_pl
 from evenslice.results.measurements import Measurements
 from evenslice.results.output_changes import OUTPUT_FIELDS
 from evenslice.results.plain_values import from_plain
+from evenslice.results.stress import StressSummary
 from evenslice.results.study_files import read_json
 from evenslice.results.subsets import SubsetMeasurements
 
@@ -174,6 +175,7 @@ class AuditResult:
         measurements: what was measured on each window.
         subset: what was measured on some of the windows.
         examples: a few windows with their saliency.
+        stress: what lost or damaged slices cost the network; None if that was not measured.
         kernels: the stems before and after the strategy, both the same if the former are unknown; empty for a network
             without a record of ``neutralize``.
         run: what was run.
@@ -185,6 +187,7 @@ class AuditResult:
     examples: ExampleWindows
     subset: SubsetMeasurements = field(default_factory=lambda: SubsetMeasurements.empty(1))
     kernels: tuple[StemKernels, ...] = ()
+    stress: StressSummary | None = None
     run: AuditRun = field(default_factory=AuditRun)
 
     def __repr__(self) -> str:
@@ -246,6 +249,7 @@ class AuditResult:
             **{name: statistics.pop(name) for name in first},
             "windows": len(self.measurements.volume),
             **statistics,
+            "stress": None if self.stress is None else self.stress.to_dict(),
             **asdict(self.run),
         }
 
@@ -308,6 +312,7 @@ class AuditResult:
                 StemKernels(stem.name, **_group(arrays, f"kernels/{index}"))
                 for index, stem in enumerate(run.stems)
             ),
+            stress=None if document.get("stress") is None else StressSummary.from_dict(document["stress"]),
             run=run,
         )
 

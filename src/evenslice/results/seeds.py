@@ -57,11 +57,13 @@ METRICS = (
     "imbalance",
     "mirror_error",
     "mirror_disagreement",
+    "answer_change",
+    "mirror_mismatch",
 )
 """Names of the metrics of a run; ``absolute_bias`` is |D_m|, ``largest_bias`` the largest |B_k|, see ``largest_bias``."""
 
 BOUNDS = {
-    **dict.fromkeys(("hd95", "variation_of_information", "mirror_error"), (0.0, math.inf)),
+    **dict.fromkeys(("hd95", "variation_of_information", "mirror_error", "answer_change"), (0.0, math.inf)),
     "directional_bias": (-1.0, 1.0),
 }
 """Range of the metrics for which it is not 0 to 1."""

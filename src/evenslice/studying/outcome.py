@@ -39,7 +39,8 @@ class RunOutcome(BaseModel):
             slices: of intact windows, with the slice at -1, at +1 or both missing, and of reversed windows.
         verdict: of the audit on the test volumes, like all below up to ``windows``.
         shares: mean share of each slice of the window.
-        directional_bias, absolute_bias, largest_bias, asymmetry, imbalance, mirror_error, mirror_disagreement: estimates.
+        directional_bias, absolute_bias, largest_bias, asymmetry, imbalance, mirror_error, mirror_disagreement,
+            answer_change, mirror_mismatch: estimates.
         saliency: (slices, percentiles) from ``saliency_percentiles``.
         windows: number of windows of the audit.
         steps: of the training.
@@ -78,6 +79,8 @@ class RunOutcome(BaseModel):
     imbalance: float | None = None
     mirror_error: float | None = None
     mirror_disagreement: float | None = None
+    answer_change: float | None = None
+    mirror_mismatch: float | None = None
     saliency: list[list[float | None]] | None = None
     windows: int = 0
     steps: int = 0

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["execute", "record_failure"]
 
-ESTIMATES = ("directional_bias", "asymmetry", "imbalance", "mirror_error", "mirror_disagreement")
+ESTIMATES = (
+    "directional_bias",
+    "asymmetry",
+    "imbalance",
+    "mirror_error",
+    "mirror_disagreement",
+    "answer_change",
+    "mirror_mismatch",
+)
 
 
 def execute(run: Run, base: Path, progress: bool | None = False) -> RunOutcome:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from evenslice.report.audit.favour import favour, sides, times
 from evenslice.report.audit.questions import is_older, method_name, state_of
-from evenslice.report.base.wording import listed, one_line
+from evenslice.report.base.wording import listed, one_line, percent
 from evenslice.results import FEW_SLICES, count_slices
 
 if TYPE_CHECKING:
@@ -77,6 +77,11 @@ def _two_methods(audit: AuditResult, second: str, pairs: Sequence[PairBias]) -> 
     one, other = audit.pairs[k - 1], pairs[k - 1]
     which = "" if len(audit.pairs) == 1 else f" about the slices ±{k}"
     states = state_of(one, tolerance), state_of(other, tolerance)
+    if not any(pair.judged for pair in (*audit.pairs, *pairs)):
+        return (
+            f"Opposite slices get less than {percent(audit.statistics.judged_share)} of the attention by {names[0]} and "
+            f"by {names[1]}, too little to be judged."
+        )
     if agree and "beyond" not in states:
         return f"The methods agree: by {names[0]} and by {names[1]}, opposite slices get equal attention."
     if agree and max(abs(one.estimate), abs(other.estimate)) <= 0.99:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from evenslice.results import AuditResult, Interval, PairBias
 
-State = Literal["within", "beyond", "open", "few", "unknown"]
+State = Literal["within", "beyond", "open", "few", "unjudged", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,11 @@ def state_of(value: Interval, tolerance: float) -> State:
 
 
 def attention_state(audit: AuditResult) -> State:
-    """Return the state of all judged pairs, of every method and class: that of the worst."""
+    """Return the state of all judged pairs, of every method and class: that of the worst; "unjudged" without any."""
     tolerance = audit.statistics.tolerance
     states = [state_of(pair, tolerance) for part in attentions(audit) for pair in part.pairs if pair.judged]
+    if not states:
+        return "unjudged"
     worst: tuple[State, ...] = ("beyond", "open", "unknown")
     return _settled(audit, next((state for state in worst if state in states), "within"), "attention")
 
@@ -166,7 +168,7 @@ def _attention(audit: AuditResult) -> Question:
     figures = []
     for part in shown:
         k = decisive(audit)[1] if part == decided else farthest(part.pairs)
-        label = part.label + (f", k = {k}" if several else "")
+        label = part.label + (f", k\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{k}" if several else "")
         figures.append(Figure(label, part.pairs[k - 1]))
     return _question(
         audit,
@@ -185,7 +187,7 @@ def _answer(audit: AuditResult) -> Question:
         audit,
         "answer",
         "Does their order change the answer?",
-        (Figure("part that changes", audit.answer),),
+        (Figure("answer change", audit.answer),),
         state,
         f"{statistics.answer_tolerance:g}",
     )
@@ -212,6 +214,7 @@ def _question(
         "beyond": f"beyond {edge}",
         "open": f"not settled: {edge}",
         "few": f"fewer than {FEW_SLICES} slices",
+        "unjudged": "not judged",
         "unknown": "not measured",
     }[state]
     decision = audit.statistics.decided_by
@@ -230,11 +233,13 @@ def _settled(audit: AuditResult, state: State, question: str) -> State:
     fair = {"symmetric": ("answer", "use"), "balanced": ("attention", "answer")}
     if state == "open" and not is_older(audit) and question in fair.get(audit.verdict, ()):
         return "within"
-    if audit.verdict != "inconclusive" or question == "use" or is_older(audit):
-        return state
     decision = audit.statistics.decided_by
-    part, _ = decisive(audit)
-    if decision is not None and decision.question == question and slices_seen(audit, part) < FEW_SLICES:
+    if decision is None or question == "use":
+        return state
+    few = slices_seen(audit, decisive(audit)[0]) < FEW_SLICES
+    if audit.verdict != "inconclusive":
+        return "few" if few and state == "beyond" and decision.question != question else state
+    if few and decision.question == question:
         return "few"
     return "open" if state == "beyond" else state
 

@@ -97,15 +97,6 @@ METHODICAL = ("shares", "pairs", SECOND_OPINION)
 
 _WHOLE = (
     (
-        "Answer and use",
-        (("answer_change", "C, answer that changes"), ("mirror_mismatch", "E, mirror mismatch")),
-        (
-            "C: the pixels whose predicted class changes when a window is reversed, of those that are foreground in "
-            "either answer; without classes, the change of the output, 1 for unrelated outputs. E: the attribution of "
-            "the outer slices that is not used in the same way by a window and by its mirror, 0 to 1."
-        ),
-    ),
-    (
         "Over all pairs",
         (
             ("directional_bias", "D, model part"),

@@ -99,7 +99,7 @@ def _symmetric(audit: AuditResult) -> str:
     return (
         "Symmetric: the slices before and after the middle are used in the same way, place by place (mirror mismatch "
         f"{number(audit.mismatch.estimate)}, tolerated up to {statistics.mismatch_tolerance:g}), and their order does "
-        f"not matter to the answer ({_part_that_changes(audit)})."
+        f"not matter to the answer ({_answer_change(audit)})."
     )
 
 
@@ -127,7 +127,7 @@ def _balanced(audit: AuditResult) -> str:
         else f" (mirror mismatch {number(audit.mismatch.estimate)}, tolerated up to {statistics.mismatch_tolerance:g})"
     )
     return (
-        f"Balanced: {attention}, and their order hardly changes the answer ({_part_that_changes(audit)}), but "
+        f"Balanced: {attention}, and their order hardly changes the answer ({_answer_change(audit)}), but "
         f"{use}{mismatch}."
     )
 
@@ -147,8 +147,7 @@ def _biased_by_answer(audit: AuditResult) -> str:
     value, tolerance = audit.answer, audit.statistics.answer_tolerance
     fair = ", although opposite slices get equal attention" if attention_state(audit) == "within" else ""
     return (
-        f"Biased: {_change(audit)}{fair} ({spread('part of the answer that changes', value)}; tolerated up to "
-        f"{tolerance:g})."
+        f"Biased: {_change(audit)}{fair} ({spread('answer change', value)}; tolerated up to {tolerance:g})."
     )
 
 
@@ -171,7 +170,7 @@ def _open_answer(audit: AuditResult) -> str:
         return "Inconclusive: whether the order of the slices changes the answer could not be measured."
     return (
         f"Inconclusive: whether reversing a window changes more than {percent(tolerance)} of the answer is not settled "
-        f"({spread('part that changes', value)}); {_advice(audit, slices_seen(audit, part))}."
+        f"({spread('answer change', value)}); {_advice(audit, slices_seen(audit, part))}."
     )
 
 
@@ -200,9 +199,9 @@ def _advice(audit: AuditResult, seen: int) -> str:
     return "ask for more precision" if audit.run.stopped == "precision reached" else "audit more windows"
 
 
-def _part_that_changes(audit: AuditResult) -> str:
+def _answer_change(audit: AuditResult) -> str:
     tolerance = audit.statistics.answer_tolerance
-    return f"part that changes {number(audit.answer.estimate)}, tolerated up to {tolerance:g}"
+    return f"answer change {number(audit.answer.estimate)}, tolerated up to {tolerance:g}"
 
 
 def _reach(pair: PairBias) -> float:

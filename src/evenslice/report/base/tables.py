@@ -32,10 +32,17 @@ SHARES: Final = (
 
 EFFECT: Final = (
     "Effect on the result",
-    (("mirror_error", "Mirror error"), ("mirror_disagreement", "Mirror disagreement")),
     (
-        "Mirror error: largest change of the output when a window is reversed, relative to the largest output. "
-        "Mirror disagreement: the share of pixels whose predicted class changes."
+        ("answer_change", "C, answer change"),
+        ("mirror_mismatch", "E, mirror mismatch"),
+        ("mirror_error", "Mirror error"),
+        ("mirror_disagreement", "Mirror disagreement"),
+    ),
+    (
+        "What reversing a window changes. Answer change: the pixels whose predicted class changes, over those that are "
+        "foreground in either answer. Mirror mismatch: the part of the attribution of the outer slices that is not used "
+        "in the same way, place by place. Mirror error: largest change of the output, relative to the largest output. "
+        "Mirror disagreement: the share of all pixels whose predicted class changes."
     ),
 )
 """Title, rows and meaning of a group."""

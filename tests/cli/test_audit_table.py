@@ -1,0 +1,138 @@
+"""What the terminal says of audits: whether the methods agree, a table of 80 columns, and a conclusion."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
+
+from evenslice.auditing.documents import load_audits
+from evenslice.cli.printing import show_audits
+from evenslice.cli.tables import VERDICT_STYLES, audit_table
+from evenslice.results.asymmetry import PairBias
+from evenslice.results.intervals import Interval
+from evenslice.results.verdicts import Decision
+
+WIDTH = 80
+
+
+@pytest.fixture
+def shown(monkeypatch, capsys):
+    """Print audits and return the lines."""
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+
+    def shown(*audits):
+        show_audits(audits, None, json=False)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= WIDTH
+        return [" ".join(line.split()) for line in lines if line.strip()]
+
+    return shown
+
+
+def with_statistics(audit, **changes):
+    return dataclasses.replace(audit, statistics=dataclasses.replace(audit.statistics, **changes))
+
+
+def with_run(audit, **changes):
+    return dataclasses.replace(audit, run=dataclasses.replace(audit.run, **changes))
+
+
+def test_a_row_has_the_verdict_what_decided_it_and_the_three_questions(shown):
+    lines = shown(make_audit("pretrained", PRETRAINED), make_audit("uniform", UNIFORM))
+    assert lines[0] == "The methods agree about both audits."
+    assert "network verdict by gradient occlusion answer use" in lines
+    assert "pretrained biased attention -0.181 ± .004 -0.090 ± .020 .300 .750" in lines
+    assert "120 windows gradient" in lines
+    assert "uniform symmetric use 0.000 ± .000 0.000 ± .000 .000 3e-7" in lines
+
+
+def test_agreement_stands_above_the_table(shown):
+    audit = with_statistics(make_audit("pretrained", PRETRAINED), methods_agree=False)
+    assert " ".join(shown(audit)[:2]).startswith(
+        "The methods disagree: by gradient the slice before the middle gets"
+    )
+
+
+def test_several_methods_have_one_conclusion_below_the_table(shown):
+    audits = [
+        make_audit("gradient", PRETRAINED, run={"method": "gradient"}),
+        make_audit("integrated_gradients", UNIFORM, run={"method": "integrated_gradients"}),
+    ]
+    lines = shown(*audits)
+    assert lines[-1] == "The methods disagree: biased by gradient, symmetric by integrated gradients."
+    assert any("first method" in line for line in lines)  # the cells name it
+
+
+def test_the_class_the_method_and_the_pair_that_decided_are_named(shown):
+    decision = Decision("attention", "occlusion", 2, 1)
+    audit = with_statistics(make_audit("five", CYCLIC), decided_by=decision)
+    text = "\n".join(shown(audit))
+    for word in ("occlusion", "class 2", "k = 1", "-0.346 ± .004", "+0.331 ± .007", "+0.163 ± .031"):
+        assert word in text
+
+
+def test_a_pair_that_is_not_judged_stands_in_brackets(shown):
+    lines = shown(make_audit("tiny pair", (0.004, 0.99, 0.006)))
+    assert any("(+0.196 ± .004)" in line for line in lines)
+    assert lines[-1] == "(…) Too little attention to be judged."
+
+
+NARROW, BROAD = PairBias(-0.2, -0.205, -0.195), PairBias(-0.2, -0.22, -0.18)
+
+
+@pytest.mark.parametrize(
+    ("stopped", "precision", "pair", "noted"),
+    [
+        ("precision reached", 0.01, NARROW, False),
+        ("limit reached", 0.01, BROAD, True),
+        ("all windows used", 0.01, BROAD, True),
+        ("limit reached", 0.01, NARROW, False),  # and yet precise
+        ("all windows used", 0.01, NARROW, False),
+        ("all windows used", None, BROAD, False),
+        ("", 0.01, BROAD, False),
+        ("limit reached", 0.01, PairBias(-0.99, -1.0, -0.97), True),  # cut off at the end of its range
+        ("limit reached", 0.01, PairBias(math.nan, math.nan, math.nan), True),
+    ],
+)
+def test_the_note_on_precision_is_true(shown, stopped, precision, pair, noted):
+    audit = with_run(make_audit("network", PRETRAINED), stopped=stopped, precision=precision)
+    text = "\n".join(shown(with_statistics(audit, pairs=(pair,))))
+    assert ("* Stopped before reaching --precision." in text) == noted
+    assert ("120 windows *" in text) == noted
+
+
+def test_an_older_audit_says_what_it_did_not_measure(shown):
+    audits = load_audits(Path(__file__).parents[1] / "data" / "written-by-0.1.0" / "audit")
+    lines = shown(*audits)
+    assert lines[0] == "Answer and use were not measured by the version that made both audits."
+    assert any(line.endswith("none none none") for line in lines)
+
+
+def test_what_is_not_known_is_none(shown):
+    unknown = Interval(math.nan, math.nan, math.nan)
+    audit = with_statistics(
+        make_audit("network", PRETRAINED),
+        pairs=(PairBias(math.nan, math.nan, math.nan),),
+        answer_change=unknown,
+        mirror_mismatch=unknown,
+        second_opinion=None,
+    )
+    assert not any("nan" in line for line in shown(audit))
+    assert shown(make_audit("one", (1.0,)))[0] == "attention, answer and use"
+
+
+def test_every_verdict_has_a_style():
+    for verdict in ("symmetric", "balanced", "biased", "inconclusive", "not applicable"):
+        assert verdict in VERDICT_STYLES
+        audit_table([with_statistics(make_audit("a", UNIFORM, windows=10), verdict=verdict)])
+
+
+def test_json_has_the_audits_alone(capsys):
+    audits = [make_audit("a", PRETRAINED), make_audit("b", UNIFORM)]
+    show_audits(audits, None, json=True)
+    assert [item["name"] for item in json.loads(capsys.readouterr().out)] == ["a", "b"]
+    show_audits(audits[:1], None, json=True)
+    assert json.loads(capsys.readouterr().out)["name"] == "a"
