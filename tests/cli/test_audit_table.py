@@ -11,7 +11,7 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 from evenslice.auditing.documents import load_audits
 from evenslice.cli.printing import show_audits
 from evenslice.cli.tables import VERDICT_STYLES, audit_table
-from evenslice.results.asymmetry import PairBias
+from evenslice.results.asymmetry import PairBias, SecondOpinion
 from evenslice.results.intervals import Interval
 from evenslice.results.verdicts import Decision
 
@@ -41,12 +41,17 @@ def with_run(audit, **changes):
 
 
 def test_a_row_has_the_verdict_what_decided_it_and_the_three_questions(shown):
-    lines = shown(make_audit("pretrained", PRETRAINED), make_audit("uniform", UNIFORM))
+    known = PairBias(-0.181, -0.185, -0.177), SecondOpinion("occlusion", 12, (PairBias(-0.09, -0.11, -0.07),))
+    pretrained = with_statistics(
+        make_audit("pretrained", PRETRAINED), pairs=known[:1], second_opinion=known[1]
+    )
+    lines = shown(pretrained, make_audit("uniform", UNIFORM))
     assert lines[0] == "The methods agree about both audits."
-    assert "network verdict by gradient occlusion answer use" in lines
-    assert "pretrained biased attention -0.181 ± .004 -0.090 ± .020 .300 .750" in lines
-    assert "120 windows gradient" in lines
-    assert "uniform symmetric use 0.000 ± .000 0.000 ± .000 .000 3e-7" in lines
+    assert "network decided by gradient occlusion answer use" in lines
+    at = lines.index("pretrained biased -0.181 ± .004 -0.090 ± .020 .300 .750")
+    assert lines[at + 1 : at + 3] == ["120 windows attention", "gradient"]
+    at = lines.index("uniform symmetric 0.000 ± .000 0.000 ± .000 .000 3e-7")
+    assert lines[at + 1] == "120 windows use"
 
 
 def test_agreement_stands_above_the_table(shown):
@@ -70,13 +75,24 @@ def test_the_class_the_method_and_the_pair_that_decided_are_named(shown):
     decision = Decision("attention", "occlusion", 2, 1)
     audit = with_statistics(make_audit("five", CYCLIC), decided_by=decision)
     text = "\n".join(shown(audit))
-    for word in ("occlusion", "class 2", "k = 1", "-0.346 ± .004", "+0.331 ± .007", "+0.163 ± .031"):
+    for word in ("occlusion", "class 2", "k = 1", "-0.346 ± ", "+0.331 ± ", "-0.173 ± ", "+0.163 ± "):
         assert word in text
+
+
+def test_the_question_that_is_open_is_named(shown):
+    audit = with_statistics(
+        make_audit("network", PRETRAINED),
+        verdict="inconclusive",
+        decided_by=Decision("attention", "gradient"),
+    )
+    lines = shown(audit)
+    at = next(i for i, line in enumerate(lines) if line.split()[:2] == ["network", "inconclusive"])
+    assert [line.split()[-1] for line in lines[at + 1 : at + 4]] == ["open:", "attention", "gradient"]
 
 
 def test_a_pair_that_is_not_judged_stands_in_brackets(shown):
     lines = shown(make_audit("tiny pair", (0.004, 0.99, 0.006)))
-    assert any("(+0.196 ± .004)" in line for line in lines)
+    assert any("(+0.196 ± " in line for line in lines)
     assert lines[-1] == "(…) Too little attention to be judged."
 
 

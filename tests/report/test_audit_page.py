@@ -251,6 +251,10 @@ def test_methods_that_disagree():
     )
     fair = with_statistics(audit, second_opinion=by_occlusion((PairBias(0.0, -0.01, 0.01),)))
     assert agreement_sentence(fair).endswith("by occlusion both get equal attention.")
+    unsure = with_statistics(audit, second_opinion=by_occlusion((PairBias(0.1, -0.1, 0.3),)))
+    assert plain(agreement_sentence(unsure)).endswith(
+        "of the one before it (not certain: pair bias -0.100 to 0.300)."
+    )
     five = make_audit("a", CYCLIC)
     apart = by_occlusion((five.pairs[0], PairBias(-0.2, -0.22, -0.18)))
     assert "disagree about the slices ±2: by gradient the slice 2 after the middle" in (
@@ -327,7 +331,11 @@ def test_conclusions_are_drawn_for_each_network():
     assert conclusion(audits) == (
         "pretrained: gradient and occlusion agree: biased. uniform: gradient and occlusion agree: symmetric."
     )
-    assert conclusion(audits) in headline(audits)
+    assert headline(audits) == conclusion(audits)
+    audits[0] = with_statistics(audits[0], methods_agree=False)
+    assert headline(audits).startswith(
+        f"{conclusion(audits)} The methods disagree about pretrained, gradient; "
+    )
 
 
 def test_audits_of_different_networks_have_no_conclusion(audits):

@@ -298,3 +298,40 @@ def test_summaries_keep_the_tolerance():
     found = summarize(mine, thresholds=Thresholds(attention=0.07))
     assert found.tolerance == 0.07
     assert found.mirror_disagreement.estimate == pytest.approx(0.1)
+
+
+def test_a_pattern_as_fine_as_a_regular_sample_does_not_mislead_the_wasserstein_distance():
+    """Every fourth column of the slice after is four times as salient, the others not at all; on average they are equal."""
+    even = torch.ones(1, 3, 256, 256)
+    striped = even.clone()
+    striped[:, 2] = 4.0 * (torch.arange(256) % 4 == 0)
+    found = measure_windows(striped, striped, torch.zeros(1), torch.zeros(1))["wasserstein"][0, 0]
+    assert found == pytest.approx(0.25 * 3 + 0.75 * 1, abs=0.05)
+
+
+def test_the_mismatch_sees_the_sign_that_shares_do_not():
+    window = torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)  # x(z+1) - x(z-1)
+    rows = measure_windows(window, window, torch.zeros(1, 1), torch.zeros(1, 1))
+    assert rows["shares"].tolist() == [[0.5, 0, 0.5]]
+    assert (rows["mismatch"] / rows["outer"]).tolist() == [[1.0]]
+    alike = window.abs()
+    rows = measure_windows(alike, alike, torch.zeros(1, 1), torch.zeros(1, 1))
+    assert rows["mismatch"].tolist() == [[0.0]]
+
+
+def test_the_answer_is_judged_by_the_foreground_it_has():
+    """One of 100 pixels changes: little of the image, half of the foreground."""
+    logits = torch.full((1, 1, 10, 10), -1.0)
+    mirrored = logits.clone()
+    logits[0, 0, 0, :2] = mirrored[0, 0, 0, :1] = 1
+    rows = measure_windows(torch.ones(1, 3, 10, 10), torch.ones(1, 3, 10, 10), logits, mirrored)
+    assert rows["mirror_disagreement"].tolist() == pytest.approx([0.01])
+    assert rows["foreground"].tolist() == pytest.approx([0.02])
+
+
+@given(share_rows())
+def test_evidence_that_is_missing_never_gives_a_fair_verdict(shares):
+    mine = measurements(shares, shares[:, ::-1], mismatch=0)
+    blind = replace(mine, mirror_disagreement=np.full(len(shares), np.nan), foreground=np.full(len(shares), np.nan))
+    if shares.shape[1] > 1:
+        assert summarize(blind).verdict in ("biased", "inconclusive")

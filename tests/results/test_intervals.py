@@ -40,8 +40,8 @@ def test_the_filter_agrees_with_dense_matrices():
 
 
 def widening(slices):
-    """Intervals of up to 8 slices are 2.3 times as wide, those of 24 or more are not widened."""
-    return float(np.interp(slices, [8, 24], [2.3, 1]))
+    """Intervals of up to 8 slices are 2.3 times as wide, those of 28 or more are not widened."""
+    return float(np.interp(slices, [8, 28], [2.3, 1]))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 500), st.sampled_from([0.1, 0.05, 0.01, 0.001]))

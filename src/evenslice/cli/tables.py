@@ -52,7 +52,7 @@ def audit_table(audits: Sequence[Audit]) -> Table:
     first = {audit.run.method for audit in audits}
     second = {audit.statistics.second_opinion.method for audit in audits if audit.statistics.second_opinion}
     headings = [_by_method(methods, place) for methods, place in ((first, "first"), (second, "second"))]
-    columns = ("network", "verdict", "decided\nby", *headings, "C,\nanswer", "E,\nuse")
+    columns = ("network", "verdict,\ndecided by", *headings, "C,\nanswer", "E,\nuse")
     table = _table("attention, answer and use", *columns)
     table.collapse_padding, table.pad_edge = True, False
     for column in table.columns[1:]:
@@ -62,8 +62,7 @@ def audit_table(audits: Sequence[Audit]) -> Table:
         opinion = found.second_opinion
         table.add_row(
             f"{audit.name}\n{_extent(audit)}",
-            Text(_broken(audit.verdict), VERDICT_STYLES[audit.verdict]),
-            _decision(audit),
+            Text.assemble((audit.verdict, VERDICT_STYLES[audit.verdict]), f"\n{_decision(audit)}"),
             _pairs(audit.pairs, audit.run.method if len(first) > 1 else None),
             _pairs(opinion.pairs if opinion else (), opinion.method if opinion and len(second) > 1 else None),
             _figure(found.answer_change.estimate),
@@ -85,13 +84,13 @@ def _by_method(methods: set[str], place: str) -> str:
 
 
 def _decision(audit: Audit) -> str:
-    """Return what decided a verdict: the question and, for attention, the method, the class and the pair."""
+    """Return what decided a verdict, or is open: the question and, for attention, the method, the class and the pair."""
     found = audit.statistics.decided_by
     if found is None:
         return "attention" if audit.pairs else "none"
-    parts: list[str] = [found.question]
+    parts: list[str] = ["open:", found.question] if audit.verdict == "inconclusive" else [found.question]
     if found.question == "attention" and audit.verdict != "balanced":
-        parts += [_broken(found.method)] if found.method else []
+        parts += [found.method] if found.method else []
         parts += [] if found.class_number is None else [f"class {found.class_number}"]
         parts += [f"k = {found.offset}"] if found.offset and len(audit.pairs) > 1 else []
     return "\n".join(parts)

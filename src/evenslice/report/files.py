@@ -52,6 +52,7 @@ FIGURE_FILES = tuple(
         "shares",
         "biases",
         "course",
+        "stress",
         *(f"kernels-{number}" for number in NUMBERS),
         *(f"example-{number}" for number in NUMBERS),
     )

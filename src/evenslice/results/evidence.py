@@ -69,7 +69,7 @@ def second_evidence(
 ) -> Evidence | None:
     """Return the attention of the whole output by the second method; None without windows that have it."""
     places, kept = _places(measured, subset), _known(subset.second_shares, subset.mirrored_second_shares)
-    if not kept.any():
+    if not kept.any() or subset.second_shares.shape[1] == 1:
         return None
     shares, mirrored = subset.second_shares[kept], subset.mirrored_second_shares[kept]
     volume, z = places

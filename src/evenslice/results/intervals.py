@@ -43,7 +43,7 @@ CORRELATION = np.array([0.0, *(rho for rho in _CORRELATIONS for _ in _FRACTIONS)
 FRACTION = np.array([0.0, *(fraction for _ in _CORRELATIONS for fraction in _FRACTIONS)])
 # Up to 8 slices, intervals have to be this much wider to cover 93 % at a correlation of 0.8 (benchmarks/calibration.py);
 # less so with more slices, and not at all with enough.
-WIDEST, FEW_SLICES, ENOUGH_SLICES = 2.3, 8, 24
+WIDEST, FEW_SLICES, ENOUGH_SLICES = 2.3, 8, 28
 LARGEST_EXPONENT = 50.0
 NO_WIDTH = 1e-100  # half-widths below this come from the residual of a constant quantity
 PRIOR = np.array([0.75, *np.full(len(CORRELATION) - 1, 0.25 / (len(CORRELATION) - 1))])

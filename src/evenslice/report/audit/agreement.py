@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from evenslice.report.audit.favour import favour, sides, times
 from evenslice.report.audit.questions import is_older, method_name, state_of
-from evenslice.report.base.wording import listed, one_line, percent
+from evenslice.report.base.wording import listed, number, one_line, percent
 from evenslice.results import FEW_SLICES, count_slices
 
 if TYPE_CHECKING:
@@ -115,10 +115,11 @@ def _pair_to_tell(first: Sequence[PairBias], second: Sequence[PairBias], *, agre
 def _told(k: int, pair: PairBias, tolerance: float) -> str:
     if math.isnan(pair.estimate):
         return "nothing is known"
+    state = state_of(pair, tolerance)
+    doubt = f" (not certain: pair bias {number(pair.low)} to {number(pair.high)})" if state == "open" else ""
     if abs(pair.estimate) > tolerance:
-        return favour(k, pair.estimate)
-    about = "" if state_of(pair, tolerance) == "within" else "about "
-    return f"both get {about}equal attention"
+        return f"{favour(k, pair.estimate)}{doubt}"
+    return f"both get equal attention{doubt}"
 
 
 def _is_unsettled(audit: AuditResult) -> bool:

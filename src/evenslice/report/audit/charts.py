@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from evenslice.results import AuditResult, BiasParts, Interval, Measurements
 
 BINS_ALONG_Z: Final = 60
+TALLEST: Final = 150.0  # inches; files cannot hold pictures of more than 65,535 pixels
 
 SECOND_MARKER: Final = "x"
 
@@ -87,7 +88,7 @@ def _draw_biases(audits: Sequence[AuditResult], *, narrow: bool) -> Figure:
     rows = [(k, i) for k in range(1, most + 1) for i, audit in enumerate(audits) if k <= len(audit.pairs)]
     parts = [split_biases(audit.measurements) for audit in audits]
     limit = _limit(audits, parts)
-    height = 0.5 * len(rows)
+    height = min(0.5 * len(rows), TALLEST)
     size = (NARROW, 1.9 + 2 * height) if narrow else (WIDTH, 1.4 + height)
     figure = Figure(figsize=size, layout="constrained")
     columns = figure.subplots(*((2, 1) if narrow else (1, 2)), sharex=True, sharey=True)
@@ -185,7 +186,9 @@ def _figure(height: float, audits: Sequence[AuditResult], *, narrow: bool) -> Fi
     """Return a figure with a legend of the audits, unless there is only one."""
     columns = 2 if narrow else 4
     lines = math.ceil(len(audits) / columns)
-    figure = Figure(figsize=(NARROW if narrow else WIDTH, height + 0.22 * (lines - 1)), layout="constrained")
+    figure = Figure(
+        figsize=(NARROW if narrow else WIDTH, min(height + 0.22 * (lines - 1), TALLEST)), layout="constrained"
+    )
     if len(audits) > 1:
         handles = [
             Patch(color=style.audit_colour(i), label=one_line(audit.name, 22 if narrow else 28))

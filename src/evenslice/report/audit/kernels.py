@@ -159,7 +159,7 @@ def _place(blocks: Sequence[_Block], width: float) -> tuple[list[_Placed], float
     left, top, bottom = LEFT, ABOVE, ABOVE
     for block, chosen in zip(blocks, _choose(blocks), strict=True):
         mosaic = _mosaic(block.kernels[chosen, :INPUTS_SHOWN])
-        pixel = min(KERNEL / block.kernels.shape[-1], (width - LEFT - RIGHT) / mosaic.shape[1])
+        pixel = min(KERNEL / max(block.kernels.shape[2:]), (width - LEFT - RIGHT) / mosaic.shape[1])
         room = max(pixel * mosaic.shape[1], NARROWEST)
         if left > LEFT and left + room > width - RIGHT:
             left, top = LEFT, bottom + BELOW + ABOVE

@@ -20,6 +20,7 @@ from evenslice.report.audit.wording import context_sentence, headline, verdict_s
 from evenslice.report.base import style, wording
 from evenslice.report.base.pictures import StoredPicture, data_uri, store_picture
 from evenslice.report.base.rendering import inline_charts, read_template, render_template
+from evenslice.report.base.stress_chart import StressItem, stress_figure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,12 @@ def draw_charts(audits: Sequence[AuditResult]) -> list[Drawing]:
     charts = [shares_figure(audits)]
     if any(audit.pairs for audit in audits):
         charts += [biases_figure(audits), course_figure(audits)]
-    return charts + kernel_figures(audits)
+    stressed = [
+        StressItem(audit.name, index, (audit.stress,))
+        for index, audit in enumerate(audits)
+        if audit.stress is not None and audit.stress.losses
+    ]
+    return charts + ([stress_figure(stressed)] if stressed else []) + kernel_figures(audits)
 
 
 def render(audits: Sequence[AuditResult]) -> str:

@@ -77,9 +77,11 @@ def context_sentence(audit: AuditResult) -> str:
 
 
 def headline(audits: Sequence[AuditResult]) -> str:
-    """Say whether the methods agree, what several methods conclude, and how many audits have each verdict."""
-    sentences = [methods_sentence(audits), conclusion(audits)]
-    if len(audits) > 1:
+    """Say whether the methods agree and how many audits have each verdict, or what several methods conclude."""
+    concluded = conclusion(audits)
+    agree = all(audit.statistics.methods_agree for audit in audits)
+    sentences = [concluded] if concluded and agree else [concluded, methods_sentence(audits)]
+    if len(audits) > 1 and not concluded:
         verdicts = [audit.verdict for audit in audits]
         counts = [(verdicts.count(verdict), verdict) for verdict in VERDICTS if verdict in verdicts]
         clauses = [f"{count} {'is' if count == 1 else 'are'} {verdict}" for count, verdict in counts]

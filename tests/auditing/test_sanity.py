@@ -1,0 +1,182 @@
+"""A short run of benchmarks/sanity.py on networks whose answers are known; its long run is in docs/sanity.md."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import evenslice
+
+
+@pytest.fixture(scope="module")
+def sanity():
+    path = Path(__file__).parents[2] / "benchmarks" / "sanity.py"
+    specification = importlib.util.spec_from_file_location("sanity", path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["sanity"] = module
+    specification.loader.exec_module(module)
+    yield module
+    del sys.modules["sanity"]
+
+
+@pytest.fixture(scope="module")
+def volume():
+    return evenslice.open_volume(np.random.default_rng(0).random((48, 32, 32), dtype=np.float32))
+
+
+@pytest.fixture
+def effort(sanity):
+    return sanity.Effort(windows=8, draws=1, replaced=6, tile=(32, 32))
+
+
+def linear(weights):
+    """Two classes with opposite logits, so that the weights of both have the same size."""
+    network = nn.Conv2d(len(weights), 2, 1, bias=False)
+    network.weight.data = torch.tensor([weights, [-value for value in weights]]).view(2, -1, 1, 1)
+    return network
+
+
+class Wave(nn.Module):
+    """A quick, small wave of the slice before, and the slice after: steep in the first, moved by the second."""
+
+    def forward(self, x):
+        return 0.01 * torch.sin(1000 * x[:, :1]) + x[:, 2:]
+
+
+def biased_stem():
+    """Three convolutions of which the first reads mostly the slice before."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 2, 1),
+    )
+    network[0].weight.data *= torch.tensor([3.0, 1.0, 0.3])[:, None, None]
+    network[1].running_mean[:] = 0.1  # statistics of training; those of the other are of a new layer
+    evenslice.neutralize(network, slices=3, strategy="pretrained", mean=0, std=1)
+    return network.eval()
+
+
+def test_strangers_come_from_beyond_the_window(sanity):
+    levels = np.arange(12, dtype=np.float32)[:, None, None] + np.zeros((12, 64, 32), np.float32)
+    reader = sanity.Windows(evenslice.open_volume(levels), 3, (32, 32))
+    levels = torch.from_numpy(reader.grid.scaling(range(1, 11)))
+    found = reader.read_strangers([5] * 50)[:, :, 0, 0].flatten()
+    assert set(found.tolist()) == set(levels.tolist()) - set(levels[3:6].tolist())
+
+
+@pytest.mark.parametrize("weights", [(3.0, 2.0, 1.0), (5.0, 1.0, 4.0, 2.0, 3.0)])
+def test_shares_of_a_linear_network_predict_every_replacement(sanity, volume, effort, weights):
+    found = sanity.measure_replacements(linear(weights), volume, len(weights), effort)
+    np.testing.assert_allclose(
+        found["gradient"], np.tile(np.array(weights) / sum(weights), (12, 1)), rtol=1e-5
+    )
+    for kind in sanity.REPLACEMENTS:
+        for method in sanity.METHODS:
+            assert sanity.order_of_slices(found, method, f"{kind} logits").estimate == pytest.approx(1)
+            assert sanity.right_signs(found, method, f"{kind} logits").estimate == 1
+    for k, bias in enumerate(sanity.pair_biases(found, "gray logits"), start=1):
+        before, after = weights[len(weights) // 2 - k], weights[len(weights) // 2 + k]
+        assert bias.estimate == pytest.approx((after - before) / (after + before), abs=0.03)
+
+
+def test_a_steep_but_small_wave_misleads_the_gradient_and_not_occlusion(sanity, volume, effort):
+    found = sanity.measure_replacements(Wave(), volume, 3, effort)
+    for kind in sanity.REPLACEMENTS:
+        assert sanity.right_signs(found, "gradient", f"{kind} logits").estimate == 0
+        assert sanity.right_signs(found, "occlusion", f"{kind} logits").estimate == 1
+
+
+def test_a_bias_of_the_stem_alone_goes_with_the_stem_and_stays_without(sanity, volume, effort):
+    randomisation = sanity.Randomisation(biased_stem(), volume, effort)
+    bias = {stage: randomisation.measure(stage, seed=0)["gradient"][0] for stage in sanity.STAGES}
+    kept = ("nothing: as built", "output layer and decoder", "... and the first third: all but the stem")
+    assert all(bias[stage] < -0.7 for stage in kept), bias
+    assert all(abs(bias[stage]) < 0.2 for stage in ("everything", "the stem alone")), bias
+
+
+def test_maps_of_the_same_network_are_the_same(sanity, volume, effort):
+    found = sanity.Randomisation(biased_stem(), volume, effort).measure("nothing: as built", seed=0)
+    assert found["gradient maps"] == pytest.approx([1, 1, 1])
+    assert found["occlusion maps"] == pytest.approx([1, 1, 1])
+
+
+def test_a_network_that_is_blind_after_redrawing_is_said_to_fail(sanity, volume, effort, monkeypatch):
+    dead = biased_stem()
+    dead[6].weight.data.zero_()
+    monkeypatch.setattr(sanity, "redraw", lambda *_, **__: dead)
+    found = sanity.Randomisation(biased_stem(), volume, effort).measure("everything", seed=0)
+    ((_, stage, words, *_),) = sanity.stage_table("dead", {"everything": [found]})
+    assert stage == "everything"
+    assert "does not depend on its input" in words
+
+
+def test_redrawing_permutes_the_layers_of_a_stage_and_no_others(sanity, volume):
+    network, windows = biased_stem(), torch.rand(4, 3, 32, 32)
+    before = network.state_dict()
+    drawn = {stage: sanity.redraw(network, stage, windows, seed=1).state_dict() for stage in sanity.STAGES}
+    top, most = drawn["output layer and decoder"], drawn["... and the first third: all but the stem"]
+    assert {key for key in before if not torch.equal(before[key], top[key])} - {"6.bias"} == {"6.weight"}
+    assert torch.equal(top["6.weight"], most["6.weight"])  # the stages are cumulative
+    changed = {key for key in before if not torch.equal(before[key], most[key])}
+    # Permuted, weights of 1 stay what they are, and two values may; the statistics of a new layer are left alone.
+    assert changed - {"6.bias"} == {"3.weight", "3.bias", "6.weight"}
+    for key in ("0.weight", "3.weight"):
+        assert torch.equal(drawn["everything"][key].flatten().sort()[0], before[key].flatten().sort()[0])
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_redrawn_norms_get_the_statistics_of_their_new_input(sanity):
+    windows = torch.rand(8, 3, 32, 32)
+    drawn = sanity.redraw(biased_stem(), "the stem alone", windows, seed=1)
+    out = drawn[1](drawn[0](torch.cat([windows, windows.flip(1)]))).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(out.mean(1), torch.zeros(64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.std(1), torch.ones(64), atol=1e-2, rtol=0)
+    assert not drawn[1].training
+    assert drawn[1].momentum == 0.1
+
+
+def test_results_are_kept_and_tables_written_between_their_markers(sanity, volume, effort, tmp_path):
+    class Planted(sanity.Family):
+        def load(self, slices):
+            network = linear((3.0, 2.0, 1.0, 2.0, 1.0)[:slices])
+            evenslice.neutralize(network, slices=slices, strategy="pretrained", mean=0, std=1)
+            return network
+
+    family, file = Planted("planted", "", "", effort), tmp_path / "results.json"
+    tables = sanity.measure_all([family], volume, "noise", sanity.Cache(file))
+    again = sanity.Cache(file)
+    again.get = lambda key, _: again.known[key]  # measures nothing
+    assert sanity.measure_all([family], volume, "noise", again) == tables
+    assert tables["signs"].splitlines()[2] == (
+        "| planted | 3 | mean gray | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |"
+    )
+    page = tmp_path / "sanity.md"
+    page.write_text(
+        "".join(f"<!-- noise: {name} -->\nold\n<!-- end of noise: {name} -->\n" for name in tables)
+    )
+    sanity.write_docs("noise", tables, page)
+    assert "old" not in page.read_text()
+    assert all(table in page.read_text() for table in tables.values())
+    with pytest.raises(SystemExit, match="no place for the results of other"):
+        sanity.write_docs("other", tables, page)
+
+
+def test_networks_without_weights_say_what_is_missing(sanity, tmp_path):
+    missing = {family.name: family.missing for family in sanity.find_families(tmp_path)}
+    assert missing["VGG16"] == f"{tmp_path / 'vgg16_features.safetensors'} does not exist"
+    assert missing["MobileNetV1"]
+
+
+def test_a_constant_has_no_rank_correlation(sanity):
+    assert math.isnan(sanity.rank_correlation([1, 2, 3], [0, 0, 0]))
+    assert sanity.rank_correlation([1, 2, 3], [1, 4, 9]) == pytest.approx(1)
