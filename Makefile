@@ -14,7 +14,7 @@ help:
 	@echo "make attack      the tests of hostile files, names and moments (under ten minutes)"
 	@echo "make check       lint, types, order of imports"
 	@echo "make format      format the code"
-	@echo "make benchmarks  speed, memory and calibration (long)"
+	@echo "make benchmarks  speed, memory, calibration and sanity checks (long)"
 	@echo "make fuzz        open damaged volumes and results of every kind by the thousand (long)"
 	@echo "make results     docs/results.md, from what the studies found"
 	@echo "make modules     the table of modules in CONTRIBUTING.md, from their docstrings"
@@ -56,6 +56,7 @@ benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/audit_speed.py
 	$(BIN)/python benchmarks/audit_memory.py
 	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/sanity.py
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/helpers/fuzz_volumes.py --count 2000

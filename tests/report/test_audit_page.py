@@ -22,7 +22,7 @@ from evenslice.networks.stem_kernels import StemKernels
 from evenslice.report.audit.agreement import agreement_sentence, conclusion
 from evenslice.report.audit.charts import biases_figure
 from evenslice.report.audit.kernels import kernel_figures
-from evenslice.report.audit.page import draw_charts
+from evenslice.report.audit.page import draw_charts, render
 from evenslice.report.audit.pictures import MAX_PIXELS, example_panels
 from evenslice.report.audit.questions import three_questions
 from evenslice.report.audit.subject import network_names, volume_names
@@ -34,6 +34,7 @@ from evenslice.results.asymmetry import PairBias, SecondOpinion
 from evenslice.results.audits import AuditedVolume, AuditRun
 from evenslice.results.intervals import Interval
 from evenslice.results.measurements import split_biases
+from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.verdicts import Decision
 
 NAN = Interval(float("nan"), float("nan"), float("nan"))
@@ -831,3 +832,16 @@ def test_importing_the_report_draws_nothing_in():
 def test_audits_past_the_last_colour_differ_by_marker():
     looks = [(audit_colour(index), audit_marker(index)) for index in range(2 * len(AUDIT_COLOURS))]
     assert len(set(looks)) == len(looks)
+
+
+def test_what_a_lost_slice_costs_is_drawn_and_tabled():
+    losses = (BriefLoss("missing", 1, 0.6, 0.8, 0.5, Interval(0.2, 0.1, 0.3)),)
+    audit = dataclasses.replace(
+        make_audit("network", PRETRAINED), stress=StressSummary("labels", 16, 0.9, 0.85, losses)
+    )
+    page = render([audit, make_audit("other", UNIFORM)])
+    assert "What a lost or damaged slice costs" in page
+    assert "missing, k = 1" in page
+    with settings():
+        assert "stress" in [drawing.name for drawing in draw_charts([audit])]
+    assert "lost or damaged" not in render([make_audit("other", UNIFORM)])

@@ -332,6 +332,8 @@ def test_the_answer_is_judged_by_the_foreground_it_has():
 @given(share_rows())
 def test_evidence_that_is_missing_never_gives_a_fair_verdict(shares):
     mine = measurements(shares, shares[:, ::-1], mismatch=0)
-    blind = replace(mine, mirror_disagreement=np.full(len(shares), np.nan), foreground=np.full(len(shares), np.nan))
+    blind = replace(
+        mine, mirror_disagreement=np.full(len(shares), np.nan), foreground=np.full(len(shares), np.nan)
+    )
     if shares.shape[1] > 1:
         assert summarize(blind).verdict in ("biased", "inconclusive")

@@ -18,6 +18,7 @@ from evenslice.results.evidence import (
     class_evidence,
     difference_of_methods,
     first_evidence,
+    largest_answer_change,
     second_evidence,
     use_evidence,
 )
@@ -219,7 +220,9 @@ def summarize(
         wasserstein=_fit(kept, kept.wasserstein).intervals(bounds=(0, np.inf)),
         mirror_error=_interval(measurements, measurements.mirror_error, bounds=(0, np.inf)),
         mirror_disagreement=_interval(measurements, measurements.mirror_disagreement, bounds=(0, 1)),
-        answer_change=answer.fit.intervals(bounds=(0, np.inf))[0] if answer else UNKNOWN,
+        answer_change=answer.fit.intervals(bounds=(0, largest_answer_change(measurements)))[0]
+        if answer
+        else UNKNOWN,
         mirror_mismatch=use.fit.intervals(bounds=(0, 1))[0] if use else UNKNOWN,
         decided_by=decided_by,
         methods_agree=agree,

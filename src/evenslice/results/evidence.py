@@ -29,6 +29,7 @@ __all__ = [
     "count_slices",
     "difference_of_methods",
     "first_evidence",
+    "largest_answer_change",
     "second_evidence",
     "use_evidence",
 ]
@@ -105,7 +106,7 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
     of f(x), over the pixels of a map or else over windows, which is 1 for unrelated answers.
     """
     volume, z = measured.volume, measured.position[:, 0]
-    root = not np.nansum(measured.foreground) > 0
+    root = largest_answer_change(measured) > 1
     part, whole = measured.mirror_disagreement, measured.foreground
     if root and not np.isnan(measured.power).all():
         part = measured.change
@@ -124,6 +125,11 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
         slices=_count_slices(volume[known], z[known]),
         exact=len(each) > 1 and float(np.ptp(np.sqrt(each) if root else each)) < EXACT,
     )
+
+
+def largest_answer_change(measured: Measurements) -> float:
+    """Return the largest C there can be: 1 for a part of pixels, infinity for a ratio of standard deviations."""
+    return 1.0 if np.nansum(measured.foreground) > 0 else np.inf
 
 
 def use_evidence(

@@ -148,7 +148,28 @@ def figure_groups(audits: Sequence[AuditResult]) -> list[Group[FigureRow]]:
             for key, label in figures
         )
         groups.append(Group(title, meaning, rows))
-    return groups
+    lost = _lost_slices(audits)
+    return [*groups, lost] if lost.rows else groups
+
+
+def _lost_slices(audits: Sequence[AuditResult]) -> Group[FigureRow]:
+    """Return how unequally the loss of a slice on either side costs, for each kind of loss."""
+    found = [
+        {(loss.kind, loss.offset): loss.asymmetry for loss in audit.stress.losses} if audit.stress else {}
+        for audit in audits
+    ]
+    rows = [
+        FigureRow("stress_asymmetry", k, f"{kind}, k = {k}", tuple(one.get((kind, k)) for one in found))
+        for kind, k in dict.fromkeys(place for one in found for place in one)
+    ]
+    return Group(
+        "What a lost or damaged slice costs",
+        (
+            f"Dice lost with the slice at {MINUS}k missing (the middle slice in its place), blank, noisy or shifted, less "
+            "that lost with the slice at +k: 0 if both are worth the same."
+        ),
+        tuple(rows),
+    )
 
 
 def _second_opinions(audits: Sequence[AuditResult], half: int) -> list[Group[FigureRow]]:
