@@ -40,7 +40,7 @@ from evenslice.networks.weight_files import packaged_weights
 from evenslice.neutralizing import record_of
 from evenslice.neutralizing.network_files import load_network
 from evenslice.report.base.wording import MINUS, NOTHING
-from evenslice.results import Interval, mean_of_draws, measure_shares, pair_bias
+from evenslice.results import Interval, mean_of_draws, measure_shares, pair_bias, student_interval
 from evenslice.results.intervals import mean_interval
 from evenslice.volumes import mni152
 from evenslice.volumes.scaling import fit_scaling
@@ -76,6 +76,13 @@ STAGES: dict[str, tuple[str, ...]] = {
     "everything": ("decoder", "last", "middle", "first", "stem"),
     "the stem alone": ("stem",),
 }
+BETWEEN = ("... and the first third: all but the stem", "the stem alone")  # the stages redrawn in every way
+WAYS = {
+    "permuted": "its own values, permuted",
+    "kernels": "the same, but batch norms keep their weights",
+    "normal": "normals of its mean and standard deviation",
+    "new": "as in a new layer (He et al. 2015)",
+}
 FIGURES = {
     "gradient": (-1.0, 1.0),
     "occlusion": (-1.0, 1.0),
@@ -98,7 +105,7 @@ class Effort:
 
     windows: int = 32
     draws: int = 4
-    replaced: int = 12
+    replaced: int = 32
     tile: tuple[int, int] = TILE
 
 
@@ -232,7 +239,7 @@ def _units(model: nn.Module, window: Tensor) -> list[list[tuple[str, nn.Module]]
     return units
 
 
-def redraw(model: nn.Module, stage: str, windows: Tensor, *, seed: int) -> nn.Module:
+def redraw(model: nn.Module, stage: str, windows: Tensor, *, seed: int, way: str = "permuted") -> nn.Module:
     """Return a copy of a network in which the parameters of a stage are redrawn.
 
     The layers are redrawn from the top down, so a seed means the same parameters in every cumulative stage.
@@ -241,19 +248,38 @@ def redraw(model: nn.Module, stage: str, windows: Tensor, *, seed: int) -> nn.Mo
         model: the network.
         stage: one of ``STAGES``.
         windows: (n, N, y, x) in 0..1, from which the statistics of redrawn batch norms are estimated.
-        seed: of the permutations.
+        seed: of the random numbers.
+        way: one of ``WAYS``.
     """
     model = copy.deepcopy(model).eval()
     parts = split_layers(model, windows[:1])
     layers = [layer for part in STAGES[stage] for layer in reversed(parts[part])]
+    norms = [layer for layer in layers if _has_learned_statistics(layer)]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in layers:
-            for parameter in layer.parameters(recurse=False):
-                order = torch.randperm(parameter.numel(), generator=generator)
-                parameter.copy_(parameter.flatten()[order].view_as(parameter))
-    _estimate_statistics(model, [layer for layer in layers if _has_learned_statistics(layer)], windows)
+            if way != "kernels" or not isinstance(layer, nn.BatchNorm2d):
+                _redraw_layer(layer, way, generator)
+    _estimate_statistics(model, norms, windows)
     return model
+
+
+def _redraw_layer(layer: Any, way: str, generator: torch.Generator) -> None:
+    if way == "new":
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
+        else:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            if layer.bias is not None:
+                layer.bias.zero_()
+        return
+    for parameter in layer.parameters(recurse=False):
+        if way == "normal":
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter.mean() + parameter.std(correction=0) * noise)
+        else:
+            order = torch.randperm(parameter.numel(), generator=generator)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
 def _has_learned_statistics(layer: nn.Module) -> bool:
@@ -338,6 +364,29 @@ class Randomisation:
             likeness = [rank_correlation(*pair) for pair in zip(self.built[method], maps, strict=True)]
             figures[f"{method} maps"] = mean_interval(likeness, self.windows[1][:MAP_WINDOWS], bounds=(-1, 1))
         return {name: [item.estimate, item.low, item.high] for name, item in figures.items()}
+
+    def compare_ways(self) -> dict[str, Any]:
+        """Return the mean pair bias by gradient of each draw, for the stages of ``BETWEEN`` and every way to redraw.
+
+        Windows and mirrors are few, as draws differ more than windows do.
+        """
+        windows = self.windows[0][:MAP_WINDOWS]
+        return {
+            f"{stage}, {way}": [
+                self._gradient_bias(redraw(self.model, stage, self.windows[0], seed=seed, way=way), windows)
+                for seed in range(2 * self.effort.draws)
+            ]
+            for stage in BETWEEN
+            for way in WAYS
+        }
+
+    def _gradient_bias(self, model: nn.Module, windows: Tensor) -> float:
+        network = ReadyNetwork(model, slices=3, device="cpu", dtype="float32")
+        found = [
+            attribute(network, batch) for batch in torch.split(torch.cat([windows, windows.flip(1)]), BATCH)
+        ]
+        biases = [pair_bias(measure_shares(item.attribution, item.output)) for item in found]
+        return float(np.concatenate(biases).mean())
 
     def _audit(self, model: nn.Module) -> Asymmetry:
         audit = evenslice.audit(
@@ -502,6 +551,18 @@ def stage_table(name: str, stages: dict[str, list[dict[str, Any]]]) -> list[list
     return rows
 
 
+def way_rows(name: str, found: dict[str, list[float]]) -> list[list[str]]:
+    """Return the rows of one network in the table of the ways to redraw: means over draws, with Student's interval."""
+    rows = []
+    for key, draws in found.items():
+        stage, way = key.rsplit(", ", 1)
+        mean = student_interval(draws) if len(draws) > 1 else Interval(draws[0], -1, 1)
+        rows.append(
+            [name, stage.rpartition(": ")[2], WAYS[way], _cell(mean), " ".join(map(_number, sorted(draws)))]
+        )
+    return rows
+
+
 def _cell(value: Interval) -> str:
     """Format an interval with two decimals.
 
@@ -587,30 +648,39 @@ def measure_all(
 ) -> dict[str, str]:
     """Measure every network and return all tables."""
     stage_rows: list[list[str]] = []
+    ways: list[list[str]] = []
     faith: dict[tuple[str, int], dict[str, Any]] = {}
     for family in families:
         effort = QUICK if quick else family.effort
-        stages = measure_stages(family, volume, label, effort, cache)
-        stage_rows += stage_table(family.name, stages)
+        randomisation = Randomisation(family.load(3), volume, effort)
+        prefix = f"{label}, {family.name}"
+        stage_rows += stage_table(family.name, measure_stages(randomisation, prefix, cache))
+        ways += way_rows(
+            family.name, cache.get(f"{prefix}, ways, {effort.draws} draws", randomisation.compare_ways)
+        )
         for slices in (3, 5):
             faith[family.name, slices] = cache.get(
-                f"{label}, {family.name}, replaced slices of {slices}, {effort}",
+                f"{prefix}, replaced slices of {slices}, {effort.replaced} windows",
                 partial(measure_replacements, family.load(slices), volume, slices, effort),
             )
     biases = ["B by gradient", "B by occlusion", "E"]
     header = ["network", "redrawn", *biases, "gradient maps", "occlusion maps", "B by gradient, each draw"]
-    return {"stages": _table(header, stage_rows), **faith_tables(faith)}
+    return {
+        "stages": _table(header, stage_rows),
+        "ways": _table(["network", "redrawn", "from", "B by gradient", "each draw"], ways),
+        **faith_tables(faith),
+    }
 
 
 def measure_stages(
-    family: Family, volume: evenslice.Volume, label: str, effort: Effort, cache: Cache
+    randomisation: Randomisation, prefix: str, cache: Cache
 ) -> dict[str, list[dict[str, Any]]]:
     """Return what was found for each draw of each stage; the network as built has one."""
-    randomisation = Randomisation(family.load(3), volume, effort)
+    effort = randomisation.effort
     return {
         stage: [
             cache.get(
-                f"{label}, {family.name}, {stage}, draw {seed}, {effort}",
+                f"{prefix}, {stage}, draw {seed}, {effort.windows} windows",
                 partial(randomisation.measure, stage, seed=seed),
             )
             for seed in range(effort.draws if parts else 1)

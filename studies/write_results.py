@@ -34,8 +34,17 @@ from evenslice.report.base import style
 from evenslice.report.base.wording import NOTHING, interval, listed, number, percent
 from evenslice.report.study.page import draw_charts
 from evenslice.report.study.pictures import example_figure, example_panels
+from evenslice.report.study.stress import stress_group
 from evenslice.report.study.tables import figure_groups
-from evenslice.report.study.wording import comparison_sentence, difference, judgement, p_value, removed_part
+from evenslice.report.study.wording import (
+    comparison_sentence,
+    difference,
+    judgement,
+    p_value,
+    removed_part,
+    verdicts,
+)
+from evenslice.results.seeds import student_interval
 from evenslice.results.studies import load_study
 from evenslice.studying.config import StudyConfig
 
@@ -248,11 +257,38 @@ def _result_row(arm: ArmSummary) -> list[str]:
     ]
 
 
+def stress_table(study: Study, comparison: Comparison) -> str:
+    """Return what a missing neighbour costs each arm, one a row; empty if no run measured it."""
+    rows = []
+    for arm in comparison.arms:
+        runs = [run for run in study.results.runs_of(comparison, arm.arm) if run.stress is not None]
+        losses = [
+            (run.stress.intact, loss, run.stress.reversed)
+            for run in runs
+            if run.stress is not None
+            for loss in run.stress.losses
+            if (loss.kind, loss.offset) == ("missing", 1)
+        ]
+        if losses:
+            columns = [
+                [intact - loss.before for intact, loss, _ in losses],
+                [intact - loss.after for intact, loss, _ in losses],
+                [loss.asymmetry.estimate for _, loss, _ in losses],
+                [intact - loss.both for intact, loss, _ in losses],
+                [intact - turned for intact, _, turned in losses],
+            ]
+            cells = [interval(student_interval(column, (-1, 1))) for column in columns]
+            rows.append([arm.arm, *cells, verdicts([run.verdict for run in runs])])
+    header = ("arm", "loss, slice before missing", "loss, slice after missing", "before less after")
+    return table((*header, "loss, both missing", "loss, reversed", "verdicts"), rows) if rows else ""
+
+
 def full_table(study: Study, comparison: Comparison) -> str:
     """Return every figure of each arm, one a column, in groups below their titles."""
     names = [arm.arm for arm in comparison.arms]
     rows = []
-    for group in figure_groups(study.results, comparison):
+    stress = stress_group(study.results, comparison)
+    for group in (*figure_groups(study.results, comparison), *([stress] if stress.rows else [])):
         rows.append([f"**{group.title}**", *[""] * len(names)])
         rows += [[row.label, *row.cells] for row in group.rows]
     return table(["", *names], rows)
@@ -416,6 +452,7 @@ def _shown(study: Study, folder: Path) -> dict[str, Any]:
                 "title": item.title,
                 "sentence": comparison_sentence(item, study.results.baseline),
                 "table": result_table(study, item),
+                "stress": stress_table(study, item),
                 "figures": full_table(study, item),
             }
             for item in study.results.comparisons

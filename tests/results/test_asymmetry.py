@@ -337,3 +337,12 @@ def test_evidence_that_is_missing_never_gives_a_fair_verdict(shares):
     )
     if shares.shape[1] > 1:
         assert summarize(blind).verdict in ("biased", "inconclusive")
+
+
+def test_rounding_on_few_slices_does_not_hide_that_slices_are_used_alike():
+    """Mismatches of an exactly symmetric network are those of rounding, many times larger in one window than in others."""
+    mine = measurements(shares_of(np.zeros(6)))
+    mine = replace(mine, mismatch=np.array([[1e-6], [1e-6], [2e-6], [5e-4], [1e-6], [1e-6]]))
+    found = summarize(mine)
+    assert found.mirror_mismatch.high < 0.01
+    assert found.verdict == "symmetric"

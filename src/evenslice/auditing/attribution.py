@@ -74,7 +74,7 @@ def attribute(
         >>> network = nn.Conv2d(3, 1, 1, bias=False).requires_grad_(False)
         >>> _ = network.weight.copy_(weights)
         >>> found = attribute(network, torch.rand(1, 3, 4, 4))
-        >>> found.attribution.mean(dim=(0, 2, 3)).tolist()
+        >>> found.attribution.abs().mean(dim=(0, 2, 3)).tolist()
         [1.0, 2.0, 1.0]
     """
     check_method(method)

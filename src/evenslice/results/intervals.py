@@ -44,7 +44,6 @@ FRACTION = np.array([0.0, *(fraction for _ in _CORRELATIONS for fraction in _FRA
 # Up to 8 slices, intervals have to be this much wider to cover 93 % at a correlation of 0.8 (benchmarks/calibration.py);
 # less so with more slices, and not at all with enough.
 WIDEST, FEW_SLICES, ENOUGH_SLICES = 2.3, 8, 28
-LARGEST_EXPONENT = 50.0
 NO_WIDTH = 1e-100  # half-widths below this come from the residual of a constant quantity
 PRIOR = np.array([0.75, *np.full(len(CORRELATION) - 1, 0.25 / (len(CORRELATION) - 1))])
 
@@ -112,15 +111,16 @@ class MeanFit:
         Example:
             >>> low, high = fit_ratio([[1.0], [2.0], [1.5]], [[10.0], [30.0], [10.0]], positions=[0, 10, 20]).bounds()
             >>> low.round(2).tolist(), high.round(2).tolist()
-            ([-0.12], [0.94])
+            ([-0.2], [0.8])
         """
         half = self.half_width(level, comparisons)
         high = self.estimate + half
         if self.positive:
-            relative = np.divide(half, self.estimate, out=np.zeros_like(half), where=self.estimate > 0)
-            high = np.where(
-                self.estimate > 0, self.estimate * np.exp(np.minimum(relative, LARGEST_EXPONENT)), high
-            )
+            # That of the logarithm, estimate * exp(half / estimate), as long as it rises by less than a factor of e;
+            # from there on its tangent, lest a tiny ratio of few slices has no bound at all.
+            small = np.minimum(half, self.estimate)
+            relative = np.divide(small, self.estimate, out=np.zeros_like(half), where=self.estimate > 0)
+            high = self.estimate * np.exp(relative) + np.e * (half - small)
         return self.estimate - half, high
 
     def intervals(self, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[Interval, ...]:
@@ -158,7 +158,7 @@ def mean_interval(
     Example:
         >>> interval = mean_interval([0.11, 0.14, 0.09, 0.12, 0.13], positions=[3, 40, 21, 60, 77])
         >>> print(f"{interval.estimate:.3f}, {interval.low:.2f} to {interval.high:.2f}")
-        0.118, 0.09 to 0.15
+        0.118, 0.05 to 0.19
         >>> mean_interval([0.2], positions=[0])
         Interval(estimate=0.2, low=-inf, high=inf)
     """
@@ -235,7 +235,7 @@ def fit_ratio(
     Example:
         >>> fit = fit_ratio([[1.0], [2.0], [1.5]], [[10.0], [30.0], [10.0]], positions=[0, 10, 20])
         >>> fit.estimate.round(3).tolist(), fit.half_width().round(2).tolist()
-        ([0.09], [0.21])
+        ([0.09], [0.29])
     """
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     volumes = np.zeros(len(part), dtype=np.int64) if volumes is None else np.asarray(volumes)
