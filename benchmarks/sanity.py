@@ -540,15 +540,21 @@ def stage_table(name: str, stages: dict[str, list[dict[str, Any]]]) -> list[list
     for stage, draws in stages.items():
         failures = [draw["failed"] for draw in draws if "failed" in draw]
         if failures:
-            rows.append([name, stage, f"failed: {failures[0]}", *[""] * len(FIGURES)])
+            rows.append([name, stage, f"failed: {failures[0]}", *[""] * (len(FIGURES) + 1)])
             continue
         means = [
             mean_of_draws([Interval(*draw[figure]) for draw in draws], bounds)
             for figure, bounds in FIGURES.items()
         ]
-        each = " ".join(map(_number, sorted(draw["gradient"][0] for draw in draws)))
-        rows.append([name, stage, *map(_cell, means), each])
+        rows.append(
+            [name, stage, *map(_cell, means), *(_each(draws, method) for method in ("gradient", "occlusion"))]
+        )
     return rows
+
+
+def _each(draws: list[dict[str, Any]], figure: str) -> str:
+    """List a figure of all draws, in their order."""
+    return " ".join(_number(draw[figure][0]) for draw in draws)
 
 
 def way_rows(name: str, found: dict[str, list[float]]) -> list[list[str]]:
@@ -556,9 +562,14 @@ def way_rows(name: str, found: dict[str, list[float]]) -> list[list[str]]:
     rows = []
     for key, draws in found.items():
         stage, way = key.rsplit(", ", 1)
-        mean = student_interval(draws) if len(draws) > 1 else Interval(draws[0], -1, 1)
         rows.append(
-            [name, stage.rpartition(": ")[2], WAYS[way], _cell(mean), " ".join(map(_number, sorted(draws)))]
+            [
+                name,
+                stage.rpartition(": ")[2],
+                WAYS[way],
+                _cell(student_interval(draws)),
+                " ".join(map(_number, sorted(draws))),
+            ]
         )
     return rows
 
@@ -664,7 +675,8 @@ def measure_all(
                 partial(measure_replacements, family.load(slices), volume, slices, effort),
             )
     biases = ["B by gradient", "B by occlusion", "E"]
-    header = ["network", "redrawn", *biases, "gradient maps", "occlusion maps", "B by gradient, each draw"]
+    draws = ["gradient, each draw", "occlusion, each draw"]
+    header = ["network", "redrawn", *biases, "gradient maps", "occlusion maps", *draws]
     return {
         "stages": _table(header, stage_rows),
         "ways": _table(["network", "redrawn", "from", "B by gradient", "each draw"], ways),

@@ -135,6 +135,24 @@ def test_redrawing_permutes_the_layers_of_a_stage_and_no_others(sanity, volume):
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("way", ["permuted", "kernels", "normal", "new"])
+def test_ways_to_redraw(sanity, way):
+    network = biased_stem()
+    norm = torch.linspace(0.5, 2, 64)
+    network[1].weight.data[:] = norm
+    drawn = sanity.redraw(network, "everything", torch.rand(4, 3, 32, 32), seed=1, way=way)
+    kernel, before = drawn[0].weight.detach(), network[0].weight.detach()
+    assert torch.equal(drawn[1].weight, norm) == (way == "kernels")
+    assert torch.equal(kernel.flatten().sort()[0], before.flatten().sort()[0]) == (
+        way in ("permuted", "kernels")
+    )
+    expected = math.sqrt(2 / 27) if way == "new" else before.std().item()
+    assert kernel.std().item() == pytest.approx(expected, rel=0.1)
+    if way == "new":
+        assert torch.equal(drawn[1].weight, torch.ones(64))
+        assert not drawn[6].bias.any()
+
+
 def test_redrawn_norms_get_the_statistics_of_their_new_input(sanity):
     windows = torch.rand(8, 3, 32, 32)
     drawn = sanity.redraw(biased_stem(), "the stem alone", windows, seed=1)

@@ -314,7 +314,10 @@ BAD = [
     ),
     (["--volume", "good.tif", "--intensity", "9", "2"], r"intensity range 9 to 2"),
     (["--volume", "good.tif", "--select", "t"], r"--select"),
-    (["--volume", "good.tif", "--labels", "labels.tif"], r"--target labels"),
+    (
+        ["--volume", "good.tif", "--label-values", "0,255"],
+        r"--label-values needs label volumes; give them as --labels",
+    ),
     (["--volume", "good.tif", "--seed", "-1"], r"--seed"),
     (["--volume", "good.tif", "--tile", "0", "32"], r"tile = 0 x 32"),
     (

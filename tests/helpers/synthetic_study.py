@@ -96,6 +96,8 @@ def _record(
         "imbalance": float(np.abs(shares - 1 / slices).sum() / 2),
         "mirror_error": 3 * abs(found) + 2e-7,
         "mirror_disagreement": abs(found) / 5,
+        "answer_change": abs(found) / 2,
+        "mirror_mismatch": min(3 * abs(found), 1.0),
     }
     assert set(figures) == set(METRICS)
     return {

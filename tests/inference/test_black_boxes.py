@@ -443,7 +443,7 @@ def test_the_command_takes_a_reduction_and_workers(folder):
         (["--outputs", "reducing:negativ"], "did you mean 'negative'"),
         (["--outputs", "reducing:number"], "is int, not a function"),
         (["--outputs", "missing:function"], "missing:function: cannot be imported (ModuleNotFoundError"),
-        (["--target", "labels"], "give --labels"),
+        (["--target", "labels"], "give them as --labels"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(folder, monkeypatch, capsys, arguments, message):
