@@ -12,6 +12,7 @@ is exactly constant, for which bfloat16 is not exact enough, so that an audit fa
 - captum: `captum.attr.Saliency` on the network as it was built, with a wrapper that sums the logits of the predicted
   class, as Captum's tutorial on segmentation does; the same windows and mirrors.
 - audit: `evenslice.audit`, everything included: opening, scaling, reading, attribution, statistics, stopping.
+- one without answer, use and second opinion: the same, but for three windows; neither of the two stops early.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import copy
 import statistics
 import time
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from captum.attr import Saliency
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import evenslice
+from evenslice.auditing import auditor
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 
 BATCH = 4  # for Captum
 BARE_BATCHES = (1, 2, 4, 8)
+
+EVERYTHING = 10**9  # more windows than any audit has
+ALL = 1e-9  # so precise that no audit stops early
 
 
 def open_template(noise: float) -> evenslice.Volume:
@@ -109,8 +115,13 @@ def main() -> None:
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     convert_conv2d_weight_memory_format(frozen, torch.channels_last)
 
-    def audit(dtype: str) -> evenslice.Audit:
-        return evenslice.audit(model, volume, dtype=dtype, max_windows=options.windows)
+    def audit(dtype: str, precision: float = 0.01) -> evenslice.Audit:
+        return evenslice.audit(model, volume, dtype=dtype, max_windows=options.windows, precision=precision)
+
+    def without_subset() -> evenslice.Audit:
+        """Audit as many windows, of which the first three alone get a second opinion."""
+        with mock.patch.object(auditor, "SUBSET_GROUPS", (EVERYTHING, EVERYTHING)):
+            return audit("auto", ALL)
 
     exact, default = audit("float32"), audit("auto")
     # The audits stop early; the other methods get exactly the windows that the audits used.
@@ -118,13 +129,20 @@ def main() -> None:
     shares = captum(as_built, for_captum)
     bare(frozen, for_bare, BATCH)  # the first passes of a process are slower
     size = min(BARE_BATCHES, key=lambda size: seconds(lambda: bare(frozen, for_bare, size)))
-    ratios: dict[str, list[float]] = {"float32 audit / bare": [], "captum / default audit": []}
+    ratios: dict[str, list[float]] = {
+        "float32 audit / bare": [],
+        "captum / default audit": [],
+        "default audit / one without answer, use and second opinion": [],
+    }
     for _ in range(options.rounds):
         ratios["float32 audit / bare"].append(
             seconds(lambda: audit("float32")) / seconds(lambda: bare(frozen, for_bare, size))
         )
         ratios["captum / default audit"].append(
             seconds(lambda: captum(as_built, for_captum)) / seconds(lambda: audit("auto"))
+        )
+        ratios["default audit / one without answer, use and second opinion"].append(
+            seconds(lambda: audit("auto", ALL)) / seconds(without_subset)
         )
     print(f"bare: batches of {size}")
     print(f"windows: {len(for_bare)} in float32, {len(for_captum)} by default ({default.run.dtype})")

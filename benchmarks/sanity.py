@@ -6,7 +6,7 @@
    redrawn cumulatively, from the output layer down to the stem, and those of the stem alone. How do the pair bias, the
    mirror mismatch and the saliency maps react? Redrawing permutes the values of each parameter, which keeps their
    distribution. A redrawn batch norm whose running statistics came from training gets those of its new input, because
-   with the old ones activations vanish or saturate and nothing could be attributed; all other statistics stay.
+   the old ones describe the activations of another network; all other statistics stay.
 2. Faithfulness. Each slice of a window is replaced by something else. Do the shares of the attribution tell which
    replacement changes the output most?
 

@@ -69,6 +69,10 @@ if TYPE_CHECKING:
 __all__ = ["audit"]
 
 MAX_WITHOUT_ATTRIBUTION = 200  # windows without any attribution after which an audit gives up
+SUBSET_GROUPS = (
+    12,
+    24,
+)  # of how many windows 3 get a second opinion: where it sees a quarter of the tile, or all of it
 PACKAGES = (
     "evenslice",
     "torch",
@@ -282,7 +286,7 @@ def _group(methods: MethodNames, crop: tuple[int, int] | None) -> int:
     """
     if methods.second is None:
         return 3
-    return 12 if crop else 24
+    return SUBSET_GROUPS[0] if crop else SUBSET_GROUPS[1]
 
 
 def _enough(batches: list[MeasuredBatch], sampling: Sampling) -> bool:
