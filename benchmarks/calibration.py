@@ -259,7 +259,7 @@ class Whole:
     Attributes:
         at_tolerance: "all" that is asked, or the "class" alone, whose true pair bias, or C, equals its tolerance; the
             rest is fair.
-        slices: windows along z of the first method; the others see three of twelve, at least 8.
+        slices: windows along z of the first method; the others see three of sixteen, at least 8.
         autocorrelation: along z.
     """
 
@@ -279,7 +279,7 @@ def whole_rates(setting: Whole, audits: int, seed: int) -> dict[str, float]:
 
 
 def _judge_one(setting: Whole, rng: np.random.Generator) -> str:
-    few = max(setting.slices * 3 // 12, FEW_SLICES)
+    few = max(setting.slices * 3 // 16, FEW_SLICES)
     truths = [
         TOLERANCE * (setting.at_tolerance in ("all", name)) for name in ("first", "second", "class", "rest")
     ]

@@ -69,10 +69,8 @@ if TYPE_CHECKING:
 __all__ = ["audit"]
 
 MAX_WITHOUT_ATTRIBUTION = 200  # windows without any attribution after which an audit gives up
-SUBSET_GROUPS = (
-    12,
-    24,
-)  # of how many windows 3 get a second opinion: where it sees a quarter of the tile, or all of it
+# Of how many windows 3 get a second opinion: where it sees a quarter of the tile, or all of it.
+SUBSET_GROUPS = 16, 24
 PACKAGES = (
     "evenslice",
     "torch",

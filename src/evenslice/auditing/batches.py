@@ -36,7 +36,7 @@ class WindowStream:
     grids: list[WindowGrid]
     seed: int
     max_windows: int | None
-    group: int = 12
+    group: int = 16
 
     @property
     def available(self) -> int:
