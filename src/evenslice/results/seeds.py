@@ -71,7 +71,7 @@ BOUNDS = {
 SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 LEVEL = 0.95
-TOLERANCE = 0.05  # pair bias up to which an audit calls a network symmetric: less is no bias to be removed
+TOLERANCE = 0.05  # pair bias that counts as equal attention in an audit: less is no bias to be removed
 LEAST_PAIR = 0.02  # of the attention: |B_k| of a pair that hardly gets any is noise
 
 
