@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# One process for each core, with one thread each: several threads in several processes would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .PHONY: help install test test-fast attack check format demo benchmarks fuzz results modules sweep coverage clean
 
@@ -31,13 +33,13 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not browser and not attack"
+	$(PYTEST) -m "not slow and not browser and not attack"
 
 attack: $(STAMP)
-	$(BIN)/python -m pytest -m attack
+	$(PYTEST) -m attack
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -87,7 +87,7 @@ def test_segmenting_slices_without_end(tmp_path, kind):
 
 def test_a_hundred_thousand_chunks_of_one_voxel(tmp_path):
     path = empty_zarr(tmp_path / "a.zarr", (100_000, 1, 1), chunks=(1, 1, 1))
-    assert_bounded(answer("describe_volume(open_volume(path)).sampled", path), "gave 4096")
+    assert_bounded(answer("describe_volume(open_volume(path)).sampled", path), "gave 1024")
 
 
 @pytest.mark.parametrize("kind", ["tif", "dcm"])

@@ -24,7 +24,7 @@ __all__ = ["find_nonfinite", "iterate_blocks", "sample_stored", "sample_voxels"]
 BLOCK_BYTES = 2**25
 # With a million voxels of EM, the 1st and 99th percentile are then within 1 % of the range.
 SAMPLE_BLOCKS = 256
-MOST_BLOCKS = 4096
+MOST_BLOCKS = 1024
 
 
 def iterate_blocks(volume: Volume, max_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -109,7 +109,7 @@ def sample_voxels(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDA
 
     The blocks lie inside chunks, so that few chunks are decoded, and are stratified along z; each voxel is almost
     equally likely. A volume of at most ``voxels`` voxels is returned whole. Of chunks that are so small that the
-    sample would take more than 4,096, that many are read.
+    sample would take more than 1,024, that many are read.
 
     Args:
         volume: the volume to sample.
