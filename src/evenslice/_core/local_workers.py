@@ -56,6 +56,8 @@ def local_client(workers: int) -> Iterator[Any]:
         },
         # Daemons may not have child processes, and data loaders are child processes.
         "distributed.worker.daemon": False,
+        # A worker that dies is noticed by the process that started it. One that is silent on a busy machine is not dead.
+        "distributed.scheduler.worker-ttl": None,
         # What the HTTP servers would serve, which Dask cannot do without.
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
