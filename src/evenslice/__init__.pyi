@@ -26,6 +26,7 @@ from .neutralizing import (
     neutralize as neutralize,
     record_of as record_of,
     save_network as save_network,
+    symmetrize as symmetrize,
     untie as untie,
 )
 from .studying import (

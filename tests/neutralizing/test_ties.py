@@ -74,7 +74,7 @@ def test_without_a_tie_the_symmetry_drifts():
 @settings(max_examples=30)
 @given(
     st.sampled_from(BUILDS),
-    st.sampled_from(STRATEGIES),
+    st.sampled_from([strategy for strategy in STRATEGIES if strategy != "twin"]),  # which needs none
     st.sampled_from(["mirror", "uniform"]),
     st.sampled_from([1, 3, 5, 7]),
 )

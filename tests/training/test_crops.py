@@ -128,6 +128,22 @@ def test_each_augmentation_can_be_switched(option, ways):
     assert counts.min() > 200 / ways * 0.6
 
 
+def test_missing_slices_are_replaced_by_the_middle_slice(noise):
+    same = {"flips": False, "rotations": False, "z_flip": False, "intensity": False}
+    whole = crops([noise], length=300, augmentation=AugmentationConfig(**same))
+    lossy = crops([noise], length=300, augmentation=AugmentationConfig(**same, missing_slices=0.3))
+    lost = []
+    for i in range(300):
+        (before, labels), (after, kept) = whole[i], lossy[i]
+        assert torch.equal(labels, kept)
+        assert torch.equal(before[1], after[1])
+        for place in (0, 2):
+            gone = torch.equal(after[place], before[1])
+            assert gone or torch.equal(after[place], before[place])
+            lost.append(gone)
+    assert 0.23 <= np.mean(lost) <= 0.37  # 600 draws: more than three standard errors
+
+
 def test_changes_of_intensity_are_alike_in_all_slices():
     data = crops([make_part(np.full((9, 32, 32), 0.3))], augmentation=OFF.model_copy(update={"intensity": True}), length=200)  # fmt: skip
     windows = torch.stack([data[i][0] for i in range(200)])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import nn
 from evenslice._core.config_files import load_config, to_yaml
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError
 from evenslice.cli import entry as cli
+from evenslice.neutralizing import without_mirror
 from evenslice.neutralizing.network_files import load_network
 from evenslice.training.config import TrainConfig
 from evenslice.training.lightning_module import KeepBest, SegmentationLoss, SegmentationModule
@@ -31,6 +33,7 @@ from evenslice.training.trainer import fixed_windows, train
 NETWORKS = """
 import os
 import time
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -208,10 +211,10 @@ def start(folder, run, config, *arguments, **environment):
 
 def wait_for_step(process, run, step):
     """Wait until a run has logged a step."""
-    metrics = RunFolder(run).metrics
     for _ in range(2400):
-        if metrics.exists() and any(row["step"] >= step for row in RunFolder(run).read_metrics()):
-            return
+        with suppress(ConfigError):  # no row yet
+            if any(row["step"] >= step for row in RunFolder(run).read_metrics()):
+                return
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     pytest.fail("the run does not come to its step")
@@ -506,6 +509,39 @@ def test_a_tied_network_is_as_symmetric_after_training_as_before(folder, tmp_pat
     window = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(network(window), network(window.flip(1)))
+
+
+@pytest.mark.parametrize(("strategy", "at"), [("pretrained", "output"), ("twin", None)])
+def test_a_symmetrized_network_is_symmetric_after_training(folder, tmp_path, strategy, at):
+    config = make_config(folder, model__strategy=strategy, model__symmetrize=at)
+    result = train(config, tmp_path / "fair")
+    assert result["record"]["symmetrized"]
+    assert abs(result["bias"]["directional_bias"]) < 1e-5
+    network, record, _ = load_network("trainable:small", str(RunFolder(tmp_path / "fair").network))
+    assert list(record.symmetrized) == result["record"]["symmetrized"]
+    window = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(window), network(window.flip(1)))
+        free = load_network("trainable:small", str(RunFolder(tmp_path / "fair").network)).model
+        with without_mirror(free):
+            assert not torch.equal(free(window), free(window.flip(1)))  # learned as freely as any other
+
+
+def test_two_processes_train_a_symmetrized_network(folder, tmp_path):
+    options = {"model__spec": "trainable:plain", "training__steps": 10, "model__symmetrize": "output"}
+    process = start(folder, tmp_path / "two", make_config(folder, training__devices=2, **options))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    network, _, _ = load_network("trainable:plain", str(RunFolder(tmp_path / "two").network))
+    window = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(window), network(window.flip(1)))
+
+
+def test_a_place_that_is_no_cut_is_refused_before_anything_is_written(folder, tmp_path):
+    with pytest.raises(ModelError, match="no module 'nowhere'"):
+        train(make_config(folder, model__symmetrize="nowhere"), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_an_untied_network_drifts(undisturbed):

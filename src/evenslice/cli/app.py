@@ -23,6 +23,7 @@ from evenslice.cli.report import report
 from evenslice.cli.segment import segment
 from evenslice.cli.study import study
 from evenslice.cli.survey import survey
+from evenslice.cli.symmetrize import symmetrize
 from evenslice.cli.train import train
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class _Command(TyperCommand):
         return option
 
 
-for _command in (demo, info, audit, neutralize, survey, train, segment, evaluate, study, report):
+for _command in (demo, info, audit, neutralize, symmetrize, survey, train, segment, evaluate, study, report):
     app.command(cls=_Command)(_command)
 
 

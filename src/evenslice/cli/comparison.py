@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from evenslice._core import ConfigError, option
 from evenslice.auditing import check_method
 from evenslice.inference import load_onnx
-from evenslice.neutralizing import find_strategy, load_network
+from evenslice.neutralizing import find_strategy, load_network, symmetrize
 from evenslice.report import FIGURE_FILES, TABLE_FILES, write_figures, write_report, write_tables
 from evenslice.results import save_audits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         """``evenslice.audit`` with everything given but the network and the method."""
 
         def __call__(
-            self, model: nn.Module | OnnxNetwork, *, slices: int | None, method: str | None
+            self, model: nn.Module | Callable[..., Any], *, slices: int | None, method: str | None
         ) -> Audit: ...
 
 
@@ -88,11 +88,12 @@ def audit_strategies(
 
 def _networks(
     network: Network, strategies: Sequence[str], seed: int
-) -> Iterator[tuple[nn.Module | OnnxNetwork, str, dict[str, Any]]]:
+) -> Iterator[tuple[nn.Module | Callable[..., Any], str, dict[str, Any]]]:
     """Yield the network for each strategy, the strategy's name, and what the network was built from."""
     if network.spec == ONNX:
         onnx = _load_onnx(network, strategies)
-        yield onnx, "audit", {"spec": ONNX, "weights": network.weights, "origin": onnx.origin}
+        function = onnx if network.symmetrize is None else symmetrize(onnx, network.symmetrize)
+        yield function, "audit", {"spec": ONNX, "weights": network.weights, "origin": onnx.origin}
         return
     for strategy in strategies:
         loaded = load_network(**asdict(network), strategy=strategy, seed=seed)

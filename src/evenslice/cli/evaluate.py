@@ -20,20 +20,7 @@ ONNX = "onnx"
 @options.grouped
 def evaluate(
     *,
-    run: Annotated[
-        Path | None, options.network("Folder of a finished run of evenslice train.", metavar="RUN")
-    ] = None,
-    model: Annotated[
-        str | None,
-        options.network(
-            f"{options.MODEL_HELP}, or onnx; instead of --run, or beside it to confirm the function that the "
-            "run names.",
-            metavar="SPEC",
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None, options.network(f"{options.WEIGHTS_HELP}; for onnx the .onnx file.", metavar="W")
-    ] = None,
+    source: options.Source,
     inputs: options.Input,
     classes: options.Classes = None,
     step: options.Step = None,
@@ -87,7 +74,7 @@ def evaluate(
     )
     with quiet(output.json), staged as folder:
         found = _evaluate(
-            (run, model, weights),
+            source,
             opened,
             opened_labels,
             network={"step": step, "classes": classes, **asdict(inputs)},
@@ -108,7 +95,7 @@ def evaluate(
 
 
 def _evaluate(
-    source: tuple[Path | None, str | None, str | None],
+    source: options.Source,
     volume: "Volume",
     labels: "Volume | None",
     *,
@@ -119,7 +106,7 @@ def _evaluate(
     """Evaluate the network of a run, or of a specification and weights, or of an ONNX file.
 
     Args:
-        source: the run, the specification and the weights.
+        source: where the network comes from.
         volume: the volume.
         labels: its labels.
         network: options of the network; None means the default.
@@ -128,13 +115,16 @@ def _evaluate(
     """
     from evenslice._core import ConfigError, option
     from evenslice.inference import evaluate as evaluate_function, load_onnx
+    from evenslice.neutralizing import symmetrize
     from evenslice.training import load_segmenter
 
-    run, spec, weights = source
+    run, spec, weights = source.run, source.model, source.weights
     if run is not None or spec != ONNX or weights is None:
         return load_segmenter(run, spec, weights, **network, **read).evaluate(volume, labels, **measured)
     if network["classes"] is not None:
         raise ConfigError(f"{option('classes')}: an ONNX network states its own; omit the option")
-    function = load_onnx(weights, mean=network["mean"] or 0.0, std=network["std"] or 1.0)
+    function: Any = load_onnx(weights, mean=network["mean"] or 0.0, std=network["std"] or 1.0)
+    if network["symmetrize"] is not None:
+        function = symmetrize(function, network["symmetrize"])
     found = {"slices": network["slices"], "step": network["step"] or 1}
     return evaluate_function(function, volume, labels, **found, **read, **measured)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import typer
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
     from evenslice.volumes import Volume
 
 STRATEGIES = (
-    "pretrained", "uniform", "center", "profile", "mirror", "shuffle", "equalize", "mixer", "reinit", "random",
+    "pretrained", "uniform", "center", "profile", "mirror", "twin", "shuffle", "equalize", "mixer", "reinit", "random",
 )  # fmt: skip
 METHODS = (
     "gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "gradient_shap", "occlusion",
 )  # fmt: skip
 TARGETS = ("auto", "predicted", "labels", "sum")
 TIES = ("mirror", "uniform")
+CUTS = ("output", "encoder")
 DTYPES = ("auto", "bfloat16", "float32")
 
 MODEL_HELP = (
@@ -139,8 +141,8 @@ Json = Annotated[bool, output("Print the result as one JSON document.", "--json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input:
-    """The input of a network; fields are named as the arguments of ``load_network``."""
+class Window:
+    """The windows that a network takes; fields are named as the arguments of ``load_network``."""
 
     slices: Annotated[
         int | None,
@@ -164,6 +166,36 @@ class Input:
             parser=parse_numbers,
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input(Window):
+    """The input of a network, and how it treats it; fields are named as the arguments of ``load_network``."""
+
+    symmetrize: Annotated[
+        str | None,
+        network(
+            "Average over each window and its mirror: behind the output (twice the passes; right for a trained network), "
+            "the encoder, or the module of this name.",
+            metavar="AT",
+            autocompletion=lambda: CUTS,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a network comes from: a run, or a specification and weights."""
+
+    run: Annotated[Path | None, network("Folder of a finished run of evenslice train.", metavar="RUN")] = None
+    model: Annotated[
+        str | None,
+        network(
+            f"{MODEL_HELP}; instead of --run, or beside it to confirm the function that the run names. For evaluate also onnx.",
+            metavar="SPEC",
+        ),
+    ] = None
+    weights: Annotated[str | None, network(f"{WEIGHTS_HELP}; for onnx the .onnx file.", metavar="W")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,17 +11,7 @@ from evenslice.cli.printing import quiet, show
 @options.grouped
 def segment(
     *,
-    run: Annotated[
-        Path | None, options.network("Folder of a finished run of evenslice train.", metavar="RUN")
-    ] = None,
-    model: Annotated[
-        str | None,
-        options.network(
-            f"{options.MODEL_HELP}; instead of --run, or beside it to confirm the function that the run names.",
-            metavar="SPEC",
-        ),
-    ] = None,
-    weights: Annotated[str | None, options.network(f"{options.WEIGHTS_HELP}.", metavar="W")] = None,
+    source: options.Source,
     inputs: options.Input,
     classes: options.Classes = None,
     step: options.Step = None,
@@ -52,7 +42,13 @@ def segment(
     opened = opening.open(volume)
     with quiet(output.json):
         segmenter = load_segmenter(
-            run, model, weights, step=step, classes=classes, **asdict(inputs), **asdict(scaling)
+            source.run,
+            source.model,
+            source.weights,
+            step=step,
+            classes=classes,
+            **asdict(inputs),
+            **asdict(scaling),
         )
         written = segmenter.segment(
             opened,

@@ -155,7 +155,9 @@ def record_table(record: Record, out: Path) -> Table:
     table = _facts(str(out))
     table.add_row("strategy", record.strategy + (f", tied: {record.tie}" if record.tie else ""))
     table.add_row("slices", str(record.slices))
-    table.add_row("layers rewritten", ", ".join(repr(name) for name in record.stems))
+    table.add_row("layers rewritten", ", ".join(repr(name) for name in record.stems) or "none")
+    if record.symmetrized:
+        table.add_row("averaged behind", ", ".join(name or "the output" for name in record.symmetrized))
     table.add_row("scaling of a slice", f"(slice - {record.mean:g}) / {record.std:g}")
     table.add_row("mirror error", f"{record.mirror_error:.2g}")
     table.add_row("permutation error", f"{record.permutation_error:.2g}")

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from evenslice.networks import logits
+from evenslice.neutralizing import copy_average
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -149,5 +150,7 @@ def _fuse(network: nn.Module, convolution: nn.Conv2d, name: str, batch_norm: nn.
     )
     convolution.weight = nn.Parameter(weight.detach(), requires_grad=False)
     convolution.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    network.set_submodule(name, cast("nn.Module", _successor(batch_norm)))
+    successor = cast("nn.Module", _successor(batch_norm))
+    copy_average(batch_norm, successor)
+    network.set_submodule(name, successor)
     return old

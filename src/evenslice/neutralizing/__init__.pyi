@@ -1,4 +1,5 @@
 from .folding import effective_kernels as effective_kernels, find_scaling as find_scaling
+from .mirror_average import copy_average as copy_average, without_mirror as without_mirror
 from .network_files import (
     load_network as load_network,
     neutralize_file as neutralize_file,
@@ -9,4 +10,5 @@ from .probing import probe as probe
 from .record import Record as Record, record_of as record_of
 from .stems import find_stems as find_stems
 from .strategies import STRATEGIES as STRATEGIES, find_strategy as find_strategy
+from .symmetrization import symmetrize as symmetrize
 from .ties import TIES as TIES

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import stat
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,11 +29,13 @@ from evenslice.networks import (
     read_weights,
 )
 from evenslice.neutralizing.inspection import KnownInput, locate_stems
+from evenslice.neutralizing.mirror_average import average_mirrored
 from evenslice.neutralizing.mixer import MIXER
 from evenslice.neutralizing.neutralization import neutralize
 from evenslice.neutralizing.record import Record, keep_record, record_of
 from evenslice.neutralizing.rewriting import shape_mixer, shape_stems
 from evenslice.neutralizing.stems import find_stems, input_channels
+from evenslice.neutralizing.symmetrization import symmetrize as make_symmetric
 from evenslice.neutralizing.ties import is_tied
 
 if TYPE_CHECKING:
@@ -74,6 +77,7 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
     seed: int = 0,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
+    symmetrize: str | None = None,
 ) -> LoadedNetwork:
     """Build a network that takes windows of slices on one common scale.
 
@@ -93,6 +97,8 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
             ``neutralize``; by default as for the pretrained weights. 0 for a network that was trained on slices in
             0..1.
         std: by which they were divided afterwards, likewise; 1 for such a network.
+        symmetrize: where to average over a window and its mirror: "output", "encoder" or the name of a module, as for
+            ``symmetrize``; None for nowhere, or for a file of ``save_network`` where it did when it was saved.
 
     Raises:
         ModelError: the specification or the weights cannot be used, or not together; the network cannot be neutralized;
@@ -115,12 +121,18 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
         asked = {"slices": slices, "strategy": strategy, "tie": tie, "classes": classes}
         if strategy == "pretrained":
             del asked["strategy"]
-        return _load_saved(spec, weights, asked)
+        return _symmetrized(_load_saved(spec, weights, asked), symmetrize)
     model, source = build_model(spec, weights, classes=classes, seed=seed)
     inputs = source.inputs or input_channels(model)
     count = inputs if slices is None else slices
     record = neutralize(model, count, strategy=strategy, tie=tie, mean=mean, std=std, seed=seed)
-    return LoadedNetwork(model, record, replace(source, inputs=inputs))
+    return _symmetrized(LoadedNetwork(model, record, replace(source, inputs=inputs)), symmetrize)
+
+
+def _symmetrized(loaded: LoadedNetwork, at: str | None) -> LoadedNetwork:
+    if at is None:
+        return loaded
+    return loaded._replace(record=record_of(make_symmetric(loaded.model, at)) or loaded.record)
 
 
 def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetwork:
@@ -140,6 +152,7 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
     filled = fill_network(model, state, source=weights, target=spec)
     if filled.random:
         raise ModelError(f"{weights}: lacks the network's {', '.join(filled.random)}; save the network again")
+    _symmetrize_as(model, record, weights)
     keep_record(model, record)
     source = replace(source if saved is None else saved, spec=spec, weights=str(weights), origin=file.origin)
     return LoadedNetwork(model, record, replace(source, random=() if saved is None else saved.random))
@@ -161,8 +174,22 @@ def _check_room(model: nn.Module, record: Record, state: Mapping[str, Tensor], w
         )
 
 
+def _symmetrize_as(model: nn.Module, record: Record, weights: str) -> None:
+    """Average over windows and their mirrors where a saved network did."""
+    if not record.symmetrized:
+        return
+    missing = set(record.symmetrized) - dict(model.named_modules()).keys()
+    if missing:
+        raise ModelError(
+            f"{weights}: was symmetrized behind {min(missing)!r}, which the network lacks; save the network again"
+        )
+    average_mirrored(model, record.symmetrized, ExitStack())  # never closed
+
+
 def _shape_stems(model: nn.Module, source: ModelSource, record: Record, weights: str) -> None:
-    """Give the stems of a network the shapes and ties of a saved one."""
+    """Give the stems of a network the shapes and ties of a saved one; none are named if nobody neutralized it."""
+    if not record.stems:
+        return
     if record.stems == (MIXER,):
         shape_mixer(model, source.inputs or input_channels(model), record.slices, record.tie)
         return
@@ -344,9 +371,10 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
     seed: int = 0,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
+    symmetrize: str | None = None,
     force: bool = False,
 ) -> Record:
-    """Neutralize a network from its weights into a file, as the command ``evenslice neutralize`` does.
+    """Neutralize or symmetrize a network from its weights into a file, as ``evenslice neutralize`` does.
 
     Args:
         spec: which network; see ``evenslice.networks.specification``.
@@ -359,6 +387,7 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
         seed: of random parts.
         mean: by which the network's inputs were centred in training.
         std: by which they were divided afterwards.
+        symmetrize: where to average over a window and its mirror.
         force: overwrite an existing file.
 
     Returns:
@@ -383,6 +412,7 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
             seed=seed,
             mean=mean,
             std=std,
+            symmetrize=symmetrize,
         )
         _write(loaded.model, beside, loaded.record, loaded.source, label=out)
     return loaded.record

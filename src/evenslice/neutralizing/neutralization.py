@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ConfigError, ModelError, did_you_mean, reason
-from evenslice.networks import StemKernels, exact_evaluation, failing_layer, random_image
+from evenslice._core import ConfigError, ModelError, did_you_mean, option, reason
+from evenslice.networks import StemKernels, exact_evaluation, failing_layer, is_on_meta, random_image
+from evenslice.neutralizing.cuts import find_activations
 from evenslice.neutralizing.folding import effective_kernels
 from evenslice.neutralizing.inspection import ChannelValues, KnownInput, inspect_network
+from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored, mean_of_halves
 from evenslice.neutralizing.mixer import MIXER_HINT, has_mixer
 from evenslice.neutralizing.probing import run_to_stems
 from evenslice.neutralizing.record import CHECKS, Record, keep_record, record_of
@@ -77,7 +79,9 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     equivalent plain layer (see `evenslice.neutralizing.plain_layers`), which no longer standardizes what it learns.
     Normalizations in front of the stems are removed, or made to treat all slices alike (see
     `evenslice.neutralizing.input_path`). The strategy "mixer" leaves the stems alone and puts a layer in front of the
-    network (see `evenslice.neutralizing.mixer`).
+    network (see `evenslice.neutralizing.mixer`). The strategy "twin" makes the network average over a window and its
+    mirror behind the activation of each stem (see `evenslice.neutralizing.mirror_average`); `symmetrize` does that
+    anywhere else.
 
     Args:
         model: takes (batch, channels, y, x); any number of channels. Weights keep their dtype, device and
@@ -119,6 +123,12 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     check_tie(tie)
     if check not in CHECKS:
         raise ConfigError(f"unknown check {check!r}; {did_you_mean(str(check), CHECKS)}")
+    if averages_mirrored(model):
+        raise ModelError("the network is symmetrized; neutralize it first, and symmetrize it afterwards")
+    if chosen.averaged and tie is not None:
+        raise ConfigError(
+            f"{option('tie', tie)}: the strategy {chosen.name!r} is symmetric whatever is learned; leave out the tie"
+        )
     if any(is_tied(module) for module in model.modules()):
         raise ModelError("the network is tied; call evenslice.untie(model) before neutralizing it again")
     known = KnownInput(mean, std, size, record_of(model), outputs)
@@ -157,6 +167,7 @@ def _change(
     before = inspect_network(model, known, whole=whole, stems=not mixing)
     change = (mix if mixing else rewrite)(model, before, request, undo)
     shared = before.scaling.shared(request.slices)
+    cuts = _average(model, change, undo) if strategy.averaged else ()
     after = (_outputs if whole else _stem_outputs)(
         model, change, _trial(model, change, shared), known.outputs
     )
@@ -174,6 +185,7 @@ def _change(
         permutation_error=errors.permutation,
         gray_error=errors.gray,
         check=check,
+        symmetrized=cuts,
         kernels=tuple(_kernels(change, shared)),
     )
     try:
@@ -226,6 +238,14 @@ def untie(model: nn.Module) -> None:
         keep_record(model, replace(record, tie=None))
 
 
+def _average(model: nn.Module, change: RewrittenStems, undo: ExitStack) -> tuple[str, ...]:
+    """Average over windows and their mirrors behind the activations of the stems, and return their names."""
+    image = random_image(model, (1, change.layouts[0].index.shape[1], *change.stems.size))
+    cuts = find_activations(model, change.stems.items, image.to("meta") if is_on_meta(model) else image)
+    average_mirrored(model, cuts, undo)
+    return cuts
+
+
 def _trial(model: nn.Module, change: RewrittenStems, scaling: ChannelScaling) -> Tensor:
     slices, size = len(scaling.means), change.stems.size
     gray = scaling.apply(random_image(model, (1, 1, *size)).repeat(1, slices, 1, 1))
@@ -248,12 +268,16 @@ def _outputs(
 
 
 def _stem_outputs(model: nn.Module, change: RewrittenStems, images: Tensor, _: object) -> ComparedOutputs:
-    """Return the outputs of changed stems to compare with those before."""
+    """Return the outputs of changed stems to compare with those before, averaged where the network averages them later."""
     calls = run_to_stems(model, change.stems, images, run=True)
     borders = {border.stem.name: border for border in change.borders}
-    return {
+    outputs = {
         stem.name: borders[stem.name].patched(call.output, 0) if stem.name in borders else call.output
         for stem, call in zip(change.stems.items, calls, strict=True)
+    }
+    return {
+        name: mean_of_halves(output) if averages_mirrored(model) else output
+        for name, output in outputs.items()
     }
 
 

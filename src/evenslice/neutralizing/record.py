@@ -49,6 +49,8 @@ class Record:
             into the padding keep their old values: zeros do not mean the same intensity before and after.
         check: which outputs the errors are of, one of `CHECKS`: "network" the network's (of a detector, its parts'),
             "stems" those of the stems, or of the batch norms behind them.
+        symmetrized: dotted names of the modules behind which the network averages over a window and its mirror; an
+            empty name is the network.
         kernels: the kernels of each stem before and after; not part of `to_dict`.
     """
 
@@ -64,6 +66,7 @@ class Record:
     permutation_error: float
     gray_error: float
     check: str = "network"
+    symmetrized: tuple[str, ...] = ()
     kernels: tuple[StemKernels, ...] = field(default=(), repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +87,7 @@ class Record:
             True
         """
         try:
-            return _parsed({"check": "network", **values})  # not in older records
+            return _parsed({"check": "network", "symmetrized": (), **values})  # not in older records
         except _DAMAGED as error:
             raise ModelError(
                 f"not the record of a neutralized network ({reason(error)}); neutralize the network again"
@@ -143,6 +146,7 @@ def _parsed(values: Mapping[str, Any]) -> Record:
         permutation_error=float(values["permutation_error"]),
         gray_error=float(values["gray_error"]),
         check=values["check"],
+        symmetrized=tuple(str(name) for name in values["symmetrized"]),
     )
     if not (math.isfinite(record.mean) and math.isfinite(record.std) and record.std > 0):
         raise ValueError(f"bad scaling: mean {record.mean}, std {record.std}")

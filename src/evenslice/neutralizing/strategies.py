@@ -43,6 +43,7 @@ class KernelStrategy:
         keeps_gray: True if the slice kernels always sum to the colour kernels, "multiples" if they do when N is 1 or a
             multiple of C, False if they need not.
         drawn: the stem is drawn at random, not derived from its kernels.
+        averaged: the features of a window and of its mirror are averaged behind the activation of the stem.
         profile: the N weights of the strategy "profile"; empty for the binomial weights.
     """
 
@@ -50,6 +51,7 @@ class KernelStrategy:
     symmetry: Symmetry | None = None
     keeps_gray: bool | Literal["multiples"] = False
     drawn: bool = False
+    averaged: bool = False
     profile: tuple[float, ...] = ()
 
     def promises_gray(self, channels: int, slices: int) -> bool:
@@ -67,6 +69,7 @@ _TABLE = {
         KernelStrategy("center", symmetry="mirror", keeps_gray=True),
         KernelStrategy("profile", symmetry="mirror", keeps_gray=True),
         KernelStrategy("mirror", symmetry="mirror", keeps_gray=True),
+        KernelStrategy("twin", symmetry="mirror", keeps_gray=True, averaged=True),
         KernelStrategy("shuffle", keeps_gray="multiples"),
         KernelStrategy("equalize"),
         KernelStrategy("mixer", symmetry="permutation", keeps_gray=True),
@@ -135,6 +138,8 @@ def spread(
     - ``profile``: V_k = a_k sum_c W_c; a is the given profile, or the binomial weights (2K over K + k) / 4^K.
     - ``mirror``: each pair of opposite channels shares its mean. The outermost pair is spread evenly over the offsets
       beyond the others where N > C, and offsets beyond the window are folded onto its ends where N < C.
+    - ``twin``: as ``mirror``, without the mean: channels on either side of the middle stay on their side. The network
+      averages behind the stem's activation, see `evenslice.neutralizing.mirror_average`.
     - ``shuffle``: ``pretrained``, then one random permutation of the slices for each filter.
     - ``equalize``: ``pretrained``, then each kernel is rescaled to an N-th of the energy (sum of squares) of its
       filter; a kernel of zeros stays one.
@@ -152,7 +157,7 @@ def spread(
 
     Raises:
         ConfigError: as `find_strategy` does; or the strategy draws kernels instead of deriving them.
-        ModelError: ``mirror`` was asked of an even number of channels, which has no middle.
+        ModelError: ``mirror`` or ``twin`` was asked of an even number of channels, which has no middle.
 
     Example:
         >>> kernels = torch.tensor([[1.0, 5.0, 3.0]])
@@ -190,21 +195,31 @@ def _center(kernels: Tensor, slices: int, *_: object) -> Tensor:
 
 
 def _mirror(kernels: Tensor, slices: int, *_: object) -> Tensor:
+    spreaded = _by_side(kernels, slices, "mirror")
+    return (spreaded + spreaded.flip(1)) / 2
+
+
+def _twin(kernels: Tensor, slices: int, *_: object) -> Tensor:
+    return _by_side(kernels, slices, "twin")
+
+
+def _by_side(kernels: Tensor, slices: int, strategy: str) -> Tensor:
+    """Spread channels over the offsets on their side of the middle."""
     channels = kernels.shape[1]
     if channels % 2 == 0:
         raise ModelError(
-            f"the strategy 'mirror' needs a middle channel, and the network has {channels} inputs;"
+            f"the strategy {strategy!r} needs a middle channel, and the network has {channels} inputs;"
             " use 'uniform', 'center' or 'profile'"
         )
-    pairs = (kernels + kernels.flip(1)) / 2
     last, end = channels // 2, slices // 2
     result = kernels.new_zeros(kernels.shape[0], slices, *kernels.shape[2:])
-    for offset in range(last + 1):
-        # the outermost pair goes wherever the inner ones leave room, every other stays where it is or is folded
-        reach = range(min(offset, end), end + 1) if offset == last else [min(offset, end)]
-        places = sorted({side * k for k in reach for side in (-1, 1)})
-        total = pairs[:, last + offset] * (2 if offset else 1)
-        result[:, [end + place for place in places]] += (total / len(places))[:, None]
+    for channel in range(-last, last + 1):
+        # the outermost channels go wherever the inner ones leave room, every other stays where it is or is folded
+        nearest = min(abs(channel), end)
+        reach = range(nearest, end + 1) if abs(channel) == last else [nearest]
+        sides = (-1, 1) if channel == 0 else (1 if channel > 0 else -1,)
+        places = sorted({side * distance for distance in reach for side in sides})
+        result[:, [end + place for place in places]] += (kernels[:, last + channel] / len(places))[:, None]
     return result
 
 
@@ -237,6 +252,7 @@ _SPREAD: dict[str, Callable[[Tensor, int, Sequence[float], int], Tensor]] = {
     "center": _center,
     "profile": _profile,
     "mirror": _mirror,
+    "twin": _twin,
     "shuffle": _shuffle,
     "equalize": _equalize,
     "mixer": _uniform,

@@ -61,10 +61,12 @@ class Border:
     def patched(self, output: Tensor, call: int) -> Tensor:
         """Return the output of a call, with the old values on the border of the gray images."""
         old = self.outputs[call] if call < len(self.outputs) else output[:0]
-        gray = output[: len(old)]
-        if not len(old) or gray.shape != old.shape or not _fits(self.inside, old):
+        if not len(old) or output[: len(old)].shape != old.shape or not _fits(self.inside, old):
             return output
-        return torch.cat([torch.where(self.inside, gray, old), output[len(old) :]])
+        patched = output.clone()
+        for images in patched.split(IMAGES * len(old)):  # twice as many where mirrors are appended
+            images[: len(old)] = torch.where(self.inside, images[: len(old)], old)
+        return patched
 
 
 def _fits(mask: Tensor, tensor: Tensor) -> bool:

@@ -25,6 +25,9 @@ FORMAT = 2
 LABELS = ("dataset", "architecture", "arm", "seed")
 """The names that tell the runs of a study apart."""
 
+ADDED = {"model.symmetrize": None, "augmentation.missing_slices": 0.0}
+"""Options that earlier versions did not have, at their defaults: they leave the keys of earlier runs as they were."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -58,7 +61,11 @@ class Run:
         Data are identified by the name of the data set and their paths relative to its root.
         """
         options = flat_options(self.config.model_dump(mode="json"))
-        options = {name: value for name, value in options.items() if name not in MOVABLE}
+        options = {
+            name: value
+            for name, value in options.items()
+            if name not in MOVABLE and (name not in ADDED or value != ADDED[name])
+        }
         weights = Path(self.config.model.weights)
         if weights.is_file():
             options["model.weights"] = _digest(weights)

@@ -17,5 +17,5 @@ from .option_types import (
     check_strategy as check_strategy,
 )
 from .run_folder import MOVABLE as MOVABLE, RunFolder as RunFolder, flat_options as flat_options
-from .segmenter import load_segmenter as load_segmenter
+from .segmenter import load_segmenter as load_segmenter, locate_network as locate_network
 from .trainer import train as train

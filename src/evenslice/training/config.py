@@ -42,12 +42,21 @@ class ModelConfig(Section):
     strategy: StrategyOption = Field(
         default="uniform",
         description=(
-            "How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, shuffle, "
+            "How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, twin, shuffle, "
             "equalize, reinit, random, mixer; or the weights of a symmetric profile."
         ),
     )
     tie: TieOption = Field(
         default=None, description="Symmetry to enforce during training: mirror or uniform."
+    )
+
+    symmetrize: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "Where the results for a window and its mirror are averaged: output, encoder, or the name of a module; "
+            "null for nowhere."
+        ),
     )
 
     @field_validator("strategy")
@@ -85,6 +94,12 @@ class AugmentationConfig(Section):
     rotations: bool = Field(default=True, description="Rotate in the plane by multiples of 90 degrees.")
     z_flip: bool = Field(default=True, description="Reverse the order of slices.")
     intensity: bool = Field(default=True, description="Change brightness, contrast and gamma, and add noise.")
+    missing_slices: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Probability that a neighbouring slice is replaced by the middle slice, each drawn by itself.",
+    )
 
 
 class TrainingConfig(Section):

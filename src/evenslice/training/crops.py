@@ -119,6 +119,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         window, labels = np.rot90(window, turns, (1, 2)), np.rot90(labels, turns)
         if config:
             window, labels = _flip(window, labels, config, random)
+        if config and config.missing_slices:
+            window = _lose_slices(window, config.missing_slices, random)
         if config and config.intensity:
             window = _change_intensity(window, random)
         window = (window - self._mean) / self._std
@@ -185,6 +187,15 @@ def _flip(
     if config.flips:
         window, labels = window[:, ::y, ::x], labels[::y, ::x]
     return window[::z] if config.z_flip else window, labels
+
+
+def _lose_slices(
+    window: NDArray[np.float32], probability: float, random: np.random.Generator
+) -> NDArray[np.float32]:
+    """Put the middle slice in the place of each of its neighbours with some probability."""
+    middle = len(window) // 2
+    lost = random.random(len(window)) < probability
+    return np.where(lost[:, None, None], window[middle], window)
 
 
 def _change_intensity(window: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from evenslice.training.config import TrainConfig
     from evenslice.volumes import Volume
 
-__all__ = ["Segmenter", "load_segmenter"]
+__all__ = ["Segmenter", "load_segmenter", "locate_network"]
 
 READ = ("intensity", "fill", "label_values")
 """Options that say how a volume and its labels are read."""
@@ -54,41 +55,64 @@ def load_segmenter(
     """Load the network of a training run, or any other.
 
     Args:
-        run: the folder of a finished run of ``train``; or
-        spec: a network, see ``evenslice.networks.specification``, and
-        weights: its weights, as ``load_network`` takes them.
-        options: ``slices``, ``classes``, ``mean`` and ``std`` of ``load_network``, and ``step``, ``intensity``,
-            ``fill`` and ``label_values`` of ``segment``; None means the default. With a run, only the last three are
-            allowed, and ``spec`` if the network comes from a function: a folder alone, which may be anybody's, has no
-            function called.
+        run: see ``locate_network``.
+        spec: likewise.
+        weights: likewise.
+        options: ``slices``, ``classes``, ``mean``, ``std`` and ``symmetrize`` of ``load_network``, and ``step``,
+            ``intensity``, ``fill`` and ``label_values`` of ``segment``; None means the default. With a run, only the
+            last three and ``symmetrize`` are allowed.
 
     Raises:
-        ConfigError: neither a run nor a network is given, or both are, or an option that the run determines.
+        ConfigError: see ``locate_network``; or an option is given that the run determines.
         ModelError: the network cannot be loaded.
     """
+    spec, weights = locate_network(run, spec, weights)
     given = {name: value for name, value in options.items() if value is not None}
     read: dict[str, Any] = {name: given.pop(name) for name in READ if name in given}
     if run is not None:
-        function = spec if spec is not None and not parse_specification(spec).library else None
-        network_options = {"model": spec if function is None else None, "weights": weights}
-        given |= {name: value for name, value in network_options.items() if value is not None}
+        at = given.pop("symmetrize", None)
         if given:
-            raise ConfigError(
-                f"{option(next(iter(given)))}: the run {run} determines it; omit it, or omit {option('run')}"
-            )
-        return replace(_of_run(run, function), **read)
-    if spec is None or weights is None:
-        raise ConfigError(
-            f"no network given; give {option('run')}, or {option('model')} and {option('weights')}"
-        )
+            raise _determined(next(iter(given)), run)
+        network, record, _ = load_network(spec, weights, symmetrize=at)
+        config = _configuration(run)
+        read = {name: getattr(config.data, name) for name in READ} | read
+        return Segmenter(network, record.slices, config.model.step, **read)
     step = given.pop("step", 1)
     network, record, _ = load_network(spec, weights, **given)
     return Segmenter(network, record.slices, step, **read)
 
 
-def _of_run(run: Path, function: str | None) -> Segmenter:
-    from evenslice._core import load_config
-    from evenslice.training.config import TrainConfig
+def locate_network(run: Path | None, spec: str | None, weights: str | None) -> tuple[str, str]:
+    """Return the specification of a network, and its weights.
+
+    Args:
+        run: the folder of a finished run of ``train``; or
+        spec: a network, see ``evenslice.networks.specification``, and
+        weights: its weights, as ``load_network`` takes them. With a run, ``spec`` is allowed if the network comes from
+            a function: a folder alone, which may be anybody's, has no function called.
+
+    Raises:
+        ConfigError: neither a run nor a network is given, or both are; or the run is not finished, or its network comes
+            from a function that was not repeated.
+    """
+    if run is not None:
+        function = spec if spec is not None and not parse_specification(spec).library else None
+        for name, value in {"model": spec if function is None else None, "weights": weights}.items():
+            if value is not None:
+                raise _determined(name, run)
+        return _of_run(run, function)
+    if spec is None or weights is None:
+        raise ConfigError(
+            f"no network given; give {option('run')}, or {option('model')} and {option('weights')}"
+        )
+    return spec, weights
+
+
+def _determined(name: str, run: Path) -> ConfigError:
+    return ConfigError(f"{option(name)}: the run {run} determines it; omit it, or omit {option('run')}")
+
+
+def _of_run(run: Path, function: str | None) -> tuple[str, str]:
     from evenslice.training.run_folder import RunFolder
 
     files = RunFolder(run)
@@ -96,8 +120,7 @@ def _of_run(run: Path, function: str | None) -> Segmenter:
         raise ConfigError(
             f"{run}: holds no finished run of `evenslice train`; name one, or finish it with `evenslice train --resume`"
         )
-    config = load_config(files.config, TrainConfig)
-    spec = config.model.spec
+    spec = _configuration(run).model.spec
     is_function = not parse_specification(spec).library
     if is_function and spec != function:
         raise ConfigError(
@@ -106,12 +129,14 @@ def _of_run(run: Path, function: str | None) -> Segmenter:
         )
     if function is not None and not is_function:
         raise ConfigError(f"{option('model')}: the run {run} determines it, {spec}; omit it")
-    network, record, _ = load_network(spec, str(files.network))
-    return Segmenter(
-        network,
-        record.slices,
-        config.model.step,
-        config.data.intensity,
-        config.data.fill,
-        config.data.label_values,
-    )
+    return spec, str(files.network)
+
+
+def _configuration(run: Path) -> TrainConfig:
+    from evenslice._core import load_config
+    from evenslice.training.config import (
+        TrainConfig,
+    )  # not needed for other networks, nor is its extra installed
+    from evenslice.training.run_folder import RunFolder
+
+    return load_config(RunFolder(run).config, TrainConfig)

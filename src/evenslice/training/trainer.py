@@ -194,6 +194,7 @@ def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
         # An imported function determines the number of classes itself.
         classes=channels if parse_specification(model.spec).library else None,
         seed=config.seed,
+        symmetrize=model.symmetrize,
     )
     check_network(network, config, channels)
     return network, record, source

@@ -1,0 +1,167 @@
+"""The average over a window and its mirror, as hooks on a network.
+
+With f = g(h(x)), x a window and x' the window reversed, the network computes g((h(x) + h(x')) / 2), which is the same
+for x and x' whatever h and g are. A hook in front of the network appends the mirrors to the batch; a hook behind each
+module that ends h, a cut, averages both halves. So parameters keep their names, batch norms in h see window and mirror
+together, and the network may be copied, pickled, wrapped and trained like any other.
+
+Only calls of the network itself pass the hooks, not calls of its parts or of its ``forward``.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from evenslice._core import ModelError
+from evenslice.networks import layer_label
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import ExitStack
+
+__all__ = ["average_mirrored", "averages_mirrored", "copy_average", "mean_of_halves", "without_mirror"]
+
+_ACTIVE = "evenslice_mirror_active"
+"""Attribute of every module with a hook: whether its hook does anything."""
+
+
+def average_mirrored(model: nn.Module, cuts: Sequence[str], undo: ExitStack) -> None:
+    """Average what modules of a network return over the window and its mirror, in place.
+
+    Args:
+        model: takes (batch, slices, y, x), as its first input or as a list of images.
+        cuts: dotted names of the modules; all that the rest of the network sees of the image must come from them. An
+            empty name is the network.
+        undo: takes what undoes this.
+
+    Example:
+        >>> from contextlib import ExitStack
+        >>> network = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU())
+        >>> average_mirrored(network, ["1"], ExitStack())
+        >>> window = torch.rand(1, 3, 4, 4)
+        >>> torch.equal(network(window), network(window.flip(1)))
+        True
+    """
+    # In front of other hooks: a mixer of slices must not come between the window and its mirror.
+    undo.callback(model.register_forward_pre_hook(_append_mirrors, with_kwargs=True, prepend=True).remove)
+    modules = [model.get_submodule(name) for name in cuts]
+    for module in modules:
+        undo.callback(module.register_forward_hook(_average).remove)
+    for module in {id(module): module for module in (model, *modules)}.values():
+        setattr(module, _ACTIVE, True)
+        undo.callback(delattr, module, _ACTIVE)
+
+
+def averages_mirrored(model: nn.Module) -> bool:
+    """Say whether `average_mirrored` has changed a network, or one inside it.
+
+    Example:
+        >>> averages_mirrored(nn.Conv2d(3, 1, 1))
+        False
+    """
+    return any(_ACTIVE in vars(module) for module in model.modules())
+
+
+def copy_average(old: nn.Module, new: nn.Module) -> None:
+    """Let a module that takes the place of another average what it returns if that one did.
+
+    Example:
+        >>> from contextlib import ExitStack
+        >>> network = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU())
+        >>> average_mirrored(network, ["1"], ExitStack())
+        >>> copy_average(network[1], other := nn.GELU())
+        >>> network[1] = other
+        >>> window = torch.rand(1, 3, 4, 4)
+        >>> torch.equal(network(window), network(window.flip(1)))
+        True
+    """
+    if _ACTIVE in vars(old):
+        new.register_forward_hook(_average)
+        setattr(new, _ACTIVE, getattr(old, _ACTIVE))
+
+
+@contextmanager
+def without_mirror(model: nn.Module) -> Iterator[None]:
+    """In the block, a network computes g(h(x)): one pass, without the mirror.
+
+    Example:
+        >>> from contextlib import ExitStack
+        >>> network = nn.Conv2d(3, 1, 1)
+        >>> average_mirrored(network, [""], ExitStack())
+        >>> window = torch.rand(1, 3, 4, 4)
+        >>> with without_mirror(network):
+        ...     torch.equal(network(window), network(window.flip(1)))
+        False
+    """
+    hooked = [module for module in model.modules() if _ACTIVE in vars(module)]
+    for module in hooked:
+        setattr(module, _ACTIVE, False)
+    try:
+        yield
+    finally:
+        for module in hooked:
+            setattr(module, _ACTIVE, True)
+
+
+def mean_of_halves(tensor: Tensor) -> Tensor:
+    """Return the mean of the first and the second half of a batch; a tensor that is no such batch as it is.
+
+    Raises:
+        ModelError: it holds integers, such as classes, which have no mean.
+
+    Example:
+        >>> mean_of_halves(torch.tensor([[1.0], [3.0]]))
+        tensor([[2.]])
+    """
+    if not tensor.ndim or len(tensor) % 2:
+        return tensor
+    if not tensor.is_floating_point():
+        raise ModelError(
+            f"integers (a tensor of {tensor.dtype}) cannot be averaged over a window and its mirror; "
+            "cut the network before it turns scores into classes"
+        )
+    first, second = tensor.chunk(2)
+    return (first + second) / 2
+
+
+def _append_mirrors(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Append the mirrored windows to the first input that is an image, and copies to the other tensors of the batch."""
+    if not getattr(model, _ACTIVE):
+        return None
+    values = [*args, *kwargs.values()]
+    place = next((place for place, value in enumerate(values) if _is_image(value)), None)
+    if place is None:
+        raise ModelError(f"no image among the inputs of {layer_label('', model)}; its mirror needs one")
+    image = values[place]
+    batch = len(image)
+    doubled = [
+        value
+        if not isinstance(value, Tensor) or not value.ndim or len(value) != batch
+        else torch.cat([value, value])
+        for value in values
+    ]
+    doubled[place] = (
+        torch.cat([image, image.flip(1)])
+        if isinstance(image, Tensor)
+        else [*image, *(each.flip(0) for each in image)]
+    )
+    return tuple(doubled[: len(args)]), dict(zip(kwargs, doubled[len(args) :], strict=True))
+
+
+def _average(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+    return tree_map_only(Tensor, mean_of_halves, output) if getattr(module, _ACTIVE) else None
+
+
+def _is_image(value: Any) -> bool:
+    return (isinstance(value, Tensor) and value.ndim == 4) or (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(item, Tensor) and item.ndim == 3 for item in value)
+    )

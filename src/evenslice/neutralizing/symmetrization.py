@@ -1,0 +1,225 @@
+"""Symmetrize: make any network, trained or not, treat a window of slices and its mirror alike.
+
+Example:
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    >>> fair = symmetrize(network)
+    >>> window = torch.rand(1, 3, 32, 32)
+    >>> torch.equal(fair(window), fair(window.flip(1)))
+    True
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import torch
+from torch import nn
+
+from evenslice._core import EvensliceError, ModelError, reason
+from evenslice.networks import exact_evaluation, failing_layer, layer_label, random_image
+from evenslice.neutralizing.cuts import OUTPUT, find_cut
+from evenslice.neutralizing.folding import find_scaling
+from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored
+from evenslice.neutralizing.record import Record, keep_record, record_of
+from evenslice.neutralizing.stems import first_accepted, input_channels
+from evenslice.neutralizing.symmetrized_functions import SymmetrizedFunction
+from evenslice.neutralizing.verification import (
+    OutputErrors,
+    compare_outputs,
+    in_float64,
+    recording_outputs,
+    trial_images,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from evenslice.neutralizing.verification import ComparedOutputs
+
+__all__ = ["symmetrize"]
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+MIRROR_LIMIT, GRAY_LIMIT = 1e-5, 1e-4
+"""Largest errors of a symmetrized network, as for `neutralize`."""
+
+
+@overload
+def symmetrize(
+    model: _Network,
+    at: str = ...,
+    *,
+    size: tuple[int, int] | None = ...,
+    outputs: Callable[[Any], Any] | None = ...,
+) -> _Network: ...
+
+
+@overload
+def symmetrize(model: Callable[..., Any], at: str = ...) -> SymmetrizedFunction: ...
+
+
+def symmetrize(
+    model: nn.Module | Callable[..., Any],
+    at: str = OUTPUT,
+    *,
+    size: tuple[int, int] | None = None,
+    outputs: Callable[[Any], Any] | None = None,
+) -> nn.Module | SymmetrizedFunction:
+    """Make a network treat a window of slices and its mirror alike, whatever it has learned or will learn.
+
+    With x' the mirror of the window x, the network f becomes (f(x) + f(x')) / 2, or, cut earlier into f = g(h(x)),
+    g((h(x) + h(x')) / 2). What comes before the cut runs twice: at "output" the whole network, at "encoder" its
+    encoder. No parameter changes, so a trained network needs no new training at "output", where this averages its
+    answers; an earlier cut should be there from the start of the training, as `g` meets other features.
+
+    Args:
+        model: a network, which is changed in place; copy it first (``copy.deepcopy``) to keep the original. Or any
+            function from arrays of windows to outputs, such as what ``load_onnx`` returns, which is left alone.
+        at: "output", "encoder", or the dotted name of a module, as in ``model.named_modules()``, whose output is all
+            that the rest of the network sees of the image.
+        size: in-plane size (y, x) in pixels of the images for the verification; by default as for `neutralize`.
+        outputs: maps what the network returns to one tensor, batch first, for the verification; by default
+            ``evenslice.networks.logits`` does.
+
+    Returns:
+        The network; or, for a function, a new function of the same windows. `record_of` tells what was done. A
+        network without a record is taken to receive all slices on one scale; its record states the average of the
+        scaling by channel of its pretrained weights.
+
+    Raises:
+        ModelError: the network is symmetrized already; there is no such module, or it is no cut, as a skip connection
+            goes round it; the network returns classes instead of scores; or reversing the window changes the output by
+            more than 1e-5 of its largest value, or four times the effect of changing the last bit of the input; or a
+            function was to be cut elsewhere than at "output". After any error the network is as it was before.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> record_of(symmetrize(network, at="1")).symmetrized
+        ('1',)
+    """
+    if not isinstance(model, nn.Module):
+        if at != OUTPUT or size is not None or outputs is not None:
+            raise ModelError(f"{at!r}: a function can only be symmetrized at {OUTPUT!r}, and is not verified")
+        return SymmetrizedFunction(model)
+    if averages_mirrored(model):
+        raise ModelError("the network is symmetrized already; load or build it anew to cut it elsewhere")
+    cut = find_cut(model, at)
+    record = record_of(model)
+    channels = record.slices if record else input_channels(model)
+    with exact_evaluation(model), torch.no_grad(), ExitStack() as undo:
+        errors = _symmetrized(model, cut, channels, size, outputs, undo)
+        undo.pop_all()
+    keep_record(
+        model,
+        replace(
+            record or _new_record(model, channels),
+            symmetrized=(cut,),
+            mirror_error=errors.mirror,
+            permutation_error=errors.permutation,
+            gray_error=errors.gray,
+            check="network",
+        ),
+    )
+    return model
+
+
+def _symmetrized(  # what to do, and what is known of the network
+    model: nn.Module,
+    cut: str,
+    channels: int,
+    size: tuple[int, int] | None,
+    outputs: Callable[[Any], Any] | None,
+    undo: ExitStack,
+) -> OutputErrors:
+    """Symmetrize a network in place, and return its errors.
+
+    Raises:
+        ModelError: see `symmetrize`.
+    """
+
+    def gray(count: int, pixels: tuple[int, int]) -> Tensor:
+        return random_image(model, (1, 1, *pixels)).repeat(1, count, 1, 1)
+
+    def run(count: int, pixels: tuple[int, int]) -> tuple[int, int]:
+        model(gray(count, pixels))
+        return pixels
+
+    pixels = first_accepted(model, run, channels=(channels,), size=size)
+
+    def compare() -> OutputErrors:
+        before = _outputs(model, gray(channels, pixels), outputs)
+        window = random_image(model, (1, channels, *pixels), seed=1)
+        images = trial_images(gray(channels, pixels), window)
+        with ExitStack() as here, _naming(model, cut):
+            average_mirrored(model, (cut,), here)
+            return compare_outputs(before, _outputs(model, images, outputs))
+
+    errors = compare()
+    if _broken(errors):
+        with in_float64(model):
+            exact = compare()
+        if _broken(exact):
+            raise ModelError(
+                f"the network is not symmetric when it is cut behind {_label(model, cut)}: reversing the window "
+                f"changes its output by {exact.mirror:.2g} of its largest value, giving it one slice N times by "
+                f"{exact.gray:.2g}; something else in it reads the window"
+            )
+    average_mirrored(model, (cut,), undo)
+    return errors
+
+
+def _outputs(model: nn.Module, images: Tensor, outputs: Callable[[Any], Any] | None) -> ComparedOutputs:
+    with recording_outputs(model, outputs) as choose:
+        return choose(model(images), len(images))
+
+
+def _broken(errors: OutputErrors) -> bool:
+    return errors.mirror > max(MIRROR_LIMIT, 4 * errors.rounding) or errors.gray > max(
+        GRAY_LIMIT, 4 * errors.rounding
+    )
+
+
+@contextmanager
+def _naming(model: nn.Module, cut: str) -> Iterator[None]:
+    """Say, of any error in the block, that the module is no cut, or that the output cannot be averaged."""
+    try:
+        yield
+    except Exception as error:  # the rest of the network may refuse its inputs by any exception
+        if not cut:
+            if isinstance(error, EvensliceError):
+                raise
+            raise ModelError(
+                f"the network refuses windows beside their mirrors in {failing_layer(error, model)} "
+                f"({type(error).__name__}: {reason(error)})"
+            ) from error
+        raise ModelError(
+            f"{_label(model, cut)} is no place to average: a connection goes round it, or it is not run, as "
+            f"{failing_layer(error, model)} fails ({type(error).__name__}: {reason(error)}); choose a module that all "
+            f"paths from the image to the output go through, or {OUTPUT!r}"
+        ) from error
+
+
+def _label(model: nn.Module, cut: str) -> str:
+    return layer_label(cut, model.get_submodule(cut))
+
+
+def _new_record(model: nn.Module, channels: int) -> Record:
+    """Return the record of a network that nobody has neutralized."""
+    scaling = find_scaling(model, channels, None, None, None)
+    return Record(
+        strategy="pretrained",
+        profile=(),
+        tie=None,
+        slices=channels,
+        seed=0,
+        stems=(),
+        mean=scaling.mean,
+        std=scaling.std,
+        mirror_error=0.0,
+        permutation_error=0.0,
+        gray_error=0.0,
+    )

@@ -1,0 +1,67 @@
+"""Functions from windows to outputs, made mirror-symmetric by a second call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils._pytree import tree_map
+
+from evenslice._core import ModelError
+from evenslice.networks import function_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+__all__ = ["SymmetrizedFunction"]
+
+STATED = ("slices", "tile", "mean", "std")
+"""Attributes by which a function states what windows it takes."""
+
+
+class SymmetrizedFunction:
+    """The mean of a function's outputs for windows and for their mirrors.
+
+    Args:
+        function: maps an array (batch, slices, y, x) to an array or tensor, or to a mapping, tuple or list of them.
+            What it states by the attributes ``slices``, ``tile``, ``mean``, ``std`` and ``name`` holds here, too.
+
+    Attributes:
+        function: the function.
+        name: its name.
+
+    Raises:
+        ModelError: on a call, if the function returns integers, such as classes, or nothing numerical.
+
+    Example:
+        >>> fair = SymmetrizedFunction(lambda windows: windows[:, 0])
+        >>> fair(np.array([[[[1.0]], [[5.0]], [[3.0]]]]))
+        array([[[2.]]])
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.name = str(getattr(function, "name", function_name(function)))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in STATED:
+            return getattr(self.function, name)
+        raise AttributeError(name)
+
+    def __call__(self, windows: NDArray[np.float32]) -> Any:
+        """Return the mean over windows (batch, slices, y, x) and their mirrors."""
+        as_given = self.function(windows)
+        mirrored = self.function(np.ascontiguousarray(windows[:, ::-1]))
+        return tree_map(self._mean, as_given, mirrored)
+
+    def _mean(self, first: Any, second: Any) -> Any:
+        if not hasattr(first, "__array__"):
+            return first
+        if np.asarray(first).dtype.kind not in "fc":
+            raise ModelError(
+                f"{self.name} returns integers, which cannot be averaged over a window and its mirror; "
+                "it has to return scores or probabilities"
+            )
+        return (first + second) / 2

@@ -1,0 +1,354 @@
+"""Any network made mirror-symmetric: at its output, its encoder, a module, or the activation of its stem."""
+
+import copy
+import pickle
+
+import numpy as np
+import planted
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from planted import IMAGENET, unequal
+from torch import nn
+
+import evenslice
+from evenslice import ModelError, load_network, neutralize, record_of, save_network, symmetrize
+from evenslice._core.errors import ConfigError
+from evenslice.inference import ReadyNetwork
+from evenslice.networks.outputs import logits
+from evenslice.neutralizing.strategies import spread
+
+smp = pytest.importorskip("segmentation_models_pytorch")
+timm = pytest.importorskip("timm")
+
+SMALL = "smp:Unet/resnet18?encoder_depth=3&decoder_channels=[16,8,8]"
+LITE = "smp:Unet/tu-tf_efficientnet_lite0"
+
+
+def unet(slices=3):
+    return load_network(SMALL, "none", slices=slices).model
+
+
+class Difference(nn.Module):
+    """The network that attention alone calls fair: x(z+1) - x(z-1)."""
+
+    def forward(self, windows):
+        return (windows[:, 2:] - windows[:, :1]) * self.weight
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+
+def windows(slices=3, batch=2, size=32, seed=5):
+    return torch.rand(batch, slices, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def run(model, images):
+    return logits(model(images))
+
+
+def assert_symmetric(model, images):
+    first, second = run(model, images), run(model, images.flip(1))
+    assert (first - second).abs().max() <= 1e-5 * first.abs().max()
+
+
+@pytest.mark.parametrize("slices", [1, 3, 5, 9])
+@pytest.mark.parametrize("at", ["output", "encoder", "encoder.relu"])
+def test_a_network_is_symmetric_at_any_cut(at, slices):
+    model = unet(slices)
+    images = windows(slices)
+    before = run(model, images)
+    fair = symmetrize(model, at)
+    assert fair is model
+    assert_symmetric(fair, images)
+    gray = images[:, :1].expand(-1, slices, -1, -1)
+    torch.testing.assert_close(run(fair, gray), run(unet(slices), gray), rtol=1e-4, atol=1e-5)
+    assert slices == 1 or (run(fair, images) - before).abs().max() > 1e-4  # it did something
+
+
+def test_the_output_is_the_mean_of_both_answers():
+    model, images = unet(), windows()
+    expected = (run(model, images) + run(model, images.flip(1))) / 2
+    torch.testing.assert_close(run(symmetrize(model), images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_encoder_is_cut_where_its_features_leave_it():
+    model, images = unet(), windows()
+    with torch.no_grad():
+        pairs = zip(model.encoder(images), model.encoder(images.flip(1)), strict=True)
+        expected = model.segmentation_head(model.decoder([(one + other) / 2 for one, other in pairs]))
+    torch.testing.assert_close(run(symmetrize(model, "encoder"), images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_difference_of_the_neighbours_becomes_nothing():
+    assert run(symmetrize(Difference()), windows()).abs().max() == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 3), st.sampled_from([3, 5, 7]), st.integers(1, 3))
+def test_any_learned_weights_are_symmetric(seed, slices, batch):
+    model = unequal(
+        nn.Sequential(nn.Conv2d(slices, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)).eval(), seed
+    )
+    for cut in ("output", "0", "2", "3"):
+        assert_symmetric(symmetrize(copy.deepcopy(model), cut), windows(slices, batch, seed=seed))
+
+
+def test_training_keeps_it_symmetric():
+    model = symmetrize(unet(), "encoder").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        model(windows(seed=step)).square().mean().backward()
+        optimizer.step()
+    assert_symmetric(model.eval(), windows(seed=9))
+
+
+def test_copies_pickles_and_wrappers_are_symmetric():
+    model = symmetrize(unet(), "encoder")
+    pickled = pickle.loads(pickle.dumps(model))  # noqa: S301  # as workers of a cluster receive it
+    for other in (copy.deepcopy(model), pickled, nn.Sequential(model)):
+        assert torch.equal(run(other, windows()), run(model, windows()))
+        assert record_of(other) == record_of(model)
+
+
+@pytest.mark.parametrize("at", ["output", "encoder", "encoder.model.bn1"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_network_ready_to_run_is_symmetric(at, dtype):
+    """Batch norms are folded, also one whose result is averaged, and still every window equals its mirror."""
+    model = symmetrize(load_network(LITE, "none").model, at)
+    network = ReadyNetwork(model, slices=3, device="cpu", dtype=dtype)
+    network.prepare(3, (64, 64))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert torch.equal(run(network, windows(size=64)), run(network, windows(size=64).flip(1)))
+
+
+def test_a_symmetrized_network_is_saved_and_loaded(tmp_path):
+    model, record, source = load_network(SMALL, "none", slices=5, symmetrize="encoder")
+    assert record.symmetrized == ("encoder",)
+    save_network(model, tmp_path / "fair.safetensors", source=source)
+    again = load_network(SMALL, str(tmp_path / "fair.safetensors"))
+    assert again.record == record
+    assert torch.equal(run(again.model, windows(5)), run(model, windows(5)))
+
+
+def test_a_network_that_nobody_neutralized_is_saved_and_loaded(tmp_path):
+    model = symmetrize(
+        smp.Unet("resnet18", encoder_weights=None, classes=2, encoder_depth=3, decoder_channels=(16, 8, 8))
+    )
+    record = record_of(model)
+    assert (record.stems, record.symmetrized, record.slices) == ((), ("",), 3)
+    assert record.mean == pytest.approx(0.449)  # one scale for all slices
+    save_network(model, tmp_path / "fair.safetensors")
+    again = load_network(SMALL, str(tmp_path / "fair.safetensors"))
+    assert torch.equal(run(again.model, windows()), run(model.eval(), windows()))
+
+
+def test_a_file_that_names_a_module_that_is_not_there(tmp_path):
+    import json
+
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    model, _, source = load_network(SMALL, "none", symmetrize="encoder")
+    path = tmp_path / "fair.safetensors"
+    save_network(model, path, source=source)
+    with safe_open(path, "pt") as file:
+        document = json.loads(file.metadata()["evenslice"])
+    document["record"]["symmetrized"] = ["no.such.module"]
+    save_file(load_file(path), path, {"evenslice": json.dumps(document)})
+    with pytest.raises(ModelError, match=r"symmetrized behind 'no\.such\.module', which the network lacks"):
+        load_network(SMALL, str(path))
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        (
+            "encoder.layer1",
+            r"encoder\.layer1 \(Sequential\) is no place to average: a connection goes round it.*decoder",
+        ),
+        ("encoder.fc", r"the network has no module 'encoder\.fc'"),
+        ("segmentation_head.2", r"ok"),
+    ],
+)
+def test_what_is_no_cut_is_named(at, message):
+    model = unet()
+    before = list(model.state_dict())
+    if message == "ok":
+        symmetrize(model, at)
+        return
+    with pytest.raises(ModelError, match=message):
+        symmetrize(model, at)
+    assert list(model.state_dict()) == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert record_of(model).symmetrized == ()
+
+
+def test_a_sum_that_goes_round_the_cut_is_found():
+    """Shapes fit here: only the values tell."""
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 1, 1)
+
+        def forward(self, images):
+            half = len(images) // 2 or 1
+            return self.first(images) + self.second(images)[:half].mean()
+
+    with pytest.raises(ModelError, match="not symmetric when it is cut behind first"):
+        symmetrize(Around(), "first")
+
+
+def test_classes_cannot_be_averaged():
+    class Classes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 2, 1)
+
+        def forward(self, images):
+            return self.layer(images).argmax(1)
+
+    with pytest.raises(ModelError, match="integers"):
+        symmetrize(Classes())
+    assert_symmetric_classes = symmetrize(Classes(), "layer")
+    assert torch.equal(assert_symmetric_classes(windows()), assert_symmetric_classes(windows().flip(1)))
+
+
+def test_a_network_without_an_encoder_says_what_it_has():
+    with pytest.raises(
+        ModelError, match=r"has no part called encoder, backbone or features; name another of its parts \(0\)"
+    ):
+        symmetrize(nn.Sequential(nn.Conv2d(3, 2, 1)), "encoder")
+
+
+def test_twice_is_refused():
+    model = symmetrize(unet())
+    with pytest.raises(ModelError, match="symmetrized already"):
+        symmetrize(model)
+    with pytest.raises(ModelError, match="neutralize it first"):
+        neutralize(model)
+
+
+def test_a_mixer_in_front_is_run_on_window_and_mirror():
+    model = unet()
+    neutralize(model, 5, strategy="mixer")
+    nn.init.normal_(model.slice_mixer.weight)
+    symmetrize(model, "encoder")
+    assert_symmetric(model, windows(5))
+
+
+# Functions
+
+
+def test_a_function_is_called_on_both():
+    def first_slice(images):
+        return {"out": images[:, 0] * 2.0, "name": "kept"}
+
+    first_slice.slices = 3
+    fair = symmetrize(first_slice)
+    images = windows().numpy()
+    expected = images[:, 0] + images[:, 2]
+    np.testing.assert_allclose(fair(images)["out"], expected, rtol=1e-6)
+    assert (fair.slices, fair(images)["name"]) == (3, "kept")
+    assert not hasattr(fair, "tile")
+    with pytest.raises(ModelError, match="can only be symmetrized at 'output'"):
+        symmetrize(first_slice, "encoder")
+    with pytest.raises(ModelError, match="returns integers"):
+        symmetrize(lambda images: images[:, 0].astype(int))(images)
+
+
+def test_an_audit_of_a_function():
+    volume = np.random.default_rng(0).random((24, 48, 48)).astype(np.float32)
+
+    def first_slice(images):
+        return images[:, :1]
+
+    assert evenslice.audit(first_slice, volume, slices=3, progress=False).verdict == "biased"
+    assert evenslice.audit(symmetrize(first_slice), volume, slices=3, progress=False).verdict == "symmetric"
+
+
+# The strategy "twin"
+
+
+def test_twin_keeps_every_kernel():
+    colours = torch.arange(24.0).reshape(2, 3, 2, 2)
+    assert torch.equal(spread(colours, 3, "twin"), colours.double())
+    five = spread(colours, 5, "twin")
+    assert torch.equal(five[:, [0, 1]].sum(1), colours[:, 0].double())
+    assert torch.equal(five[:, 0], five[:, 1])
+    assert torch.equal(five[:, 2], colours[:, 1].double())
+    assert torch.equal(five[:, [3, 4]].sum(1), colours[:, 2].double())
+    for slices in (1, 3, 5, 7):
+        torch.testing.assert_close(spread(colours, slices, "twin").sum(1), colours.double().sum(1))
+
+
+@pytest.mark.parametrize("slices", [3, 5])
+@pytest.mark.parametrize(
+    ("spec", "cut"),
+    [
+        (SMALL, "encoder.relu"),
+        (LITE, "encoder.model.bn1.act"),
+        ("smp:FPN/efficientnet-b0", "encoder._swish"),  # an activation that smp writes itself
+        (
+            "torchvision:googlenet?init_weights=False",
+            "conv1",
+        ),  # a function: the part that holds convolution and norm
+        ("timm:fastvit_t8", "stem.0.act"),  # two stems, one activation
+        ("timm:test_resnet", "conv1.2"),
+    ],
+)
+def test_twin_averages_behind_the_activation(spec, cut, slices):
+    model, record, _ = load_network(spec, "none", strategy="twin", slices=slices)
+    assert record.symmetrized == (cut,)
+    assert max(record.mirror_error, record.gray_error) <= 1e-4
+    assert_symmetric(model, windows(slices, size=256 if "fastvit" in spec else 64))
+    model.train()
+    for parameter in model.parameters():
+        parameter.data += 0.01 * torch.randn(parameter.shape)
+    assert_symmetric(model.eval(), windows(slices, size=256 if "fastvit" in spec else 64))
+
+
+def test_twin_by_hand():
+    """The mean of relu(norm(conv(x))) for the window and its mirror, and nothing else changed."""
+    model = unequal(
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    )
+    stem, images = copy.deepcopy(model[:3]), windows()
+    with torch.no_grad():
+        expected = model[3]((stem(images) + stem(images.flip(1))) / 2)
+    neutralize(model, strategy="twin")
+    torch.testing.assert_close(run(model, images), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["timm:convnext_atto", "timm:vit_tiny_patch16_224"])
+def test_without_an_activation_twin_names_the_way_out(spec):
+    with pytest.raises(
+        ModelError, match=r"no activation follows the layer .*evenslice\.symmetrize makes any network"
+    ):
+        load_network(spec, "none", strategy="twin")
+
+
+def test_twin_needs_no_tie():
+    with pytest.raises(ConfigError, match="symmetric whatever is learned"):
+        neutralize(planted.conv_norm(), strategy="twin", tie="mirror")
+
+
+@pytest.mark.parametrize("check", ["network", "stems"])
+def test_twin_folds_the_scaling_by_channel(check):
+    model = unequal(
+        nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    )
+    record = neutralize(model, 3, strategy="twin", check=check, **IMAGENET)
+    assert max(record.mirror_error, record.gray_error) <= 1e-5
+    assert_symmetric(model, windows())
+
+
+def test_twin_on_the_meta_device():
+    model = unequal(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()))
+    model.append(nn.Conv2d(6, 2, 1, device="meta"))
+    record = neutralize(model, 5, strategy="twin", check="stems", size=(64, 64))
+    assert record.symmetrized == ("1",)
+    assert max(record.mirror_error, record.gray_error) <= 1e-5
