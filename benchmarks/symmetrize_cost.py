@@ -28,6 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "twin": {"strategy": "twin"},
     "encoder.model.blocks.0": {"symmetrize": "encoder.model.blocks.0"},
     "encoder": {"symmetrize": "encoder"},
+    "decoder": {"symmetrize": "decoder"},
     "output": {"symmetrize": "output"},
 }
 

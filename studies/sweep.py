@@ -1,15 +1,17 @@
-"""Neutralize every network of every library, and write down what came of it.
+"""Neutralize or symmetrize every network of every library, and write down what came of it.
 
     python studies/sweep.py --jobs 2                # goes on where it was; hours
     python studies/sweep.py --only 'timm:vit_*'     # those alone
     python studies/sweep.py --sample 60             # some of each library
     python studies/sweep.py --retry                 # those again that failed, crashed or were not built, or of which
-                                                    the # stem alone was checked and that are not too large now
+                                                    # the stem alone was checked and that are not too large now
+    python studies/sweep.py --way twin --sample 60  # by "twin", or --way symmetrize
 
-Every network has random weights that are unequal by colour; it is neutralized by the strategy "uniform" for 3 and for 5
-slices, and held to what that promises. Where it fails, the strategy "mixer" is tried. Networks work in child
-processes, with limits on memory and time, so that one that crashes or hangs is a row of the results like any other.
-``write_coverage.py`` makes docs/coverage.md of the results.
+Every network has random weights that are unequal by colour; it is neutralized for 3 and for 5 slices, and held to what
+that promises: by the strategy "uniform", or "mixer" where that fails; or by "twin"; or by "pretrained", and then
+symmetrized at its output. Networks work in child processes, with limits on memory and time, so that one that crashes
+or hangs is a row of the results like any other. Each way has a CSV of its own; ``write_coverage.py`` makes
+docs/coverage.md of them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep_networks import Network, all_networks
-from sweep_rows import RESULTS, SLICES, Result, Row, append, read_rows, write_rows
+from sweep_rows import RESULTS, SLICES, WAYS, Result, Row, append, read_rows, write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,11 +47,13 @@ class Child:
     Args:
         memory: GiB that it may use.
         timeout: seconds that it may take for one network.
+        way: what is done with each network, one of `sweep_rows.WAYS`.
     """
 
-    def __init__(self, memory: int, timeout: float) -> None:
+    def __init__(self, memory: int, timeout: float, way: str = "uniform") -> None:
         self.memory = memory
         self.timeout = timeout
+        self.way = way
         self._process: subprocess.Popen[str] | None = None
         self._checked = 0
 
@@ -57,7 +61,7 @@ class Child:
         """Check one network; what kills the process, or takes too long, is a finding."""
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018  # pipes, as asked for
-        request = {"network": list(network), "limits": list(limits)}
+        request = {"network": list(network), "limits": list(limits), "way": self.way}
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
@@ -112,7 +116,7 @@ def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
 
     def work() -> None:
         nonlocal done
-        child = Child(options.memory, options.timeout)
+        child = Child(options.memory, options.timeout, options.way)
         try:
             while True:
                 network = waiting.get_nowait()
@@ -136,10 +140,13 @@ def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
 
 def _said(row: Row) -> str:
     outcomes = [
-        f"{slices}: {found.outcome}{f', mixer {found.mixer}' if found.mixer else ''}"
+        f"{slices}: {found.outcome or 'not tried'}{f', mixer {found.mixer}' if found.mixer else ''}"
         for slices, found in sorted(row.results.items())
     ]
-    why = next((found.error for found in row.results.values() if found.error), row.unbuilt)
+    why = next(
+        (found.error or found.note for found in row.results.values() if found.error or found.note),
+        row.unbuilt,
+    )
     stem = " (stem)" if row.checked == "stem" else ""
     return f"{row.library}:{row.name}{stem} {'; '.join(outcomes) or 'not built'}{f' -- {why}' if why else ''}"
 
@@ -162,7 +169,7 @@ def _chosen(options: argparse.Namespace) -> list[Network]:
 
 def _is_final(row: Row, largest: float) -> bool:
     """Say whether nothing better can be found out about a network that is no larger than so many million parameters."""
-    if row.unbuilt or any(row.results[slices].outcome != "ok" for slices in SLICES):
+    if row.unbuilt or any(row.results[slices].outcome == "failed" for slices in SLICES):
         return False
     return row.checked == "network" or (row.parameters or 0.0) > largest
 
@@ -183,6 +190,12 @@ def _sample(networks: Sequence[Network], number: int, seed: int) -> list[Network
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, sweep, and leave the results sorted."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--way",
+        choices=WAYS,
+        default="uniform",
+        help="neutralize by uniform or by twin, or symmetrize the output",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument(
         "--only", action="append", default=[], metavar="PATTERN", help="LIBRARY:NAME, * for any text"
@@ -204,8 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--work", type=float, default=200.0, help="million parameters times (pixels / 224 x 224), likewise"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV to go on with")
+    parser.add_argument("--results", type=Path, help="the CSV to go on with, by default that of the way")
     options = parser.parse_args(arguments)
+    options.results = options.results or RESULTS[options.way]
     networks = _chosen(options)
     try:
         sweep(networks, options)

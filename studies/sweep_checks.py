@@ -1,4 +1,4 @@
-"""One network of the sweep: built with unequal random weights, neutralized, its promise checked.
+"""One network of the sweep: built with unequal random weights, neutralized or symmetrized, its promise checked.
 
 Run as a script, it takes requests from standard input and answers on standard output, one JSON document a line; see
 ``sweep.py``.
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "check_network"]
 
-PERMUTATION, GRAY = 1e-5, 1e-4  # what the errors may be at most
+ORDER, GRAY = 1e-5, 1e-4  # what the errors may be at most
+BROKEN = ("the network breaks what the strategy", "the network is not symmetric")  # rounding may be to blame
+NO_PLACE = "no activation follows"  # behind which "twin" could average
 SMALL = 64  # pixels, of the image where a network can be built for it
 REFUSES = "the network refuses images of"  # of any size, as the library built it
 NO_MEMORY = "allocate memory"
@@ -62,8 +64,8 @@ class Limits:
         return millions > self.parameters or (millions * pixels > self.work and size is not None)
 
 
-def check_network(library: str, name: str, spec: str, limits: Limits) -> Row:
-    """Build one network, neutralize it for every number of slices, and return what came of it."""
+def check_network(library: str, name: str, spec: str, limits: Limits, way: str = "uniform") -> Row:
+    """Build one network, change it for every number of slices in one of `WAYS`, and return what came of it."""
     row = Row(library, name, spec)
     try:
         spec, sketch = _smallest(spec)
@@ -74,14 +76,16 @@ def check_network(library: str, name: str, spec: str, limits: Limits) -> Row:
         millions = sum(parameter.numel() for parameter in sketch.parameters()) / 1e6
         row = replace(row, parameters=millions)
         if limits.exceeded(millions, input_size(sketch)):
-            return replace(row, checked="stem", results=_stem_results(sketch))
+            if way == "symmetrize":  # which has to run all of it
+                return replace(row, unbuilt=f"too large to run here, with {millions:.0f} million parameters")
+            return replace(row, checked="stem", results=_stem_results(sketch, way))
     network = _Network(spec)
     try:
         model = network.fresh()
     except _Refused as refused:
         return replace(row, unbuilt=str(refused))
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    results = {slices: _result(network, slices) for slices in reversed(SLICES)}
+    results = {slices: _result(network, slices, way) for slices in reversed(SLICES)}
     refusals = [result.error for result in results.values() if result.error.startswith(REFUSES)]
     if len(refusals) == len(results) and not any(NO_MEMORY in error for error in refusals):
         return replace(row, parameters=millions, unbuilt=refusals[0])
@@ -187,41 +191,45 @@ def unequal(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def _result(network: _Network, slices: int, **options: Any) -> Result:
+def _result(network: _Network, slices: int, way: str = "uniform", **options: Any) -> Result:
     started = time.process_time()
-    result = _attempt(network, slices, **options)
-    if result.outcome == "failed" and "mixer" in STRATEGIES:
-        mixed = _attempt(network, slices, strategy="mixer", **options)
+    result = _attempt(network, slices, way, **options)
+    if way == "uniform" and result.outcome == "failed" and "mixer" in STRATEGIES:
+        mixed = _attempt(network, slices, "mixer", **options)
         result = replace(result, mixer=mixed.outcome, mixer_error=mixed.error)
     return replace(result, seconds=time.process_time() - started)
 
 
-def _attempt(network: _Network, slices: int, **options: Any) -> Result:
-    """Neutralize a network; where it breaks its promise, once more in double precision, and once more settled.
+def _attempt(network: _Network, slices: int, way: str, **options: Any) -> Result:
+    """Change a network; where it breaks its promise, once more in double precision, and once more settled.
 
     There are networks that make a rounding error a thousand times as large, random ones above all.
     """
     result = Result()
     for precision, settled in ((torch.float32, False), (torch.float64, False), (torch.float64, True)):
         try:
-            record = _neutralized(network, slices, precision, settled=settled, **options)
+            record, note = _changed(network, slices, way, precision, settled=settled, **options)
+        except _NotTried as error:
+            return Result(error=str(error))
         except EvensliceError as error:
-            result = Result("failed", error=_line(error))
-            if "does not keep what the strategy" not in result.error:
+            no_place = way == "twin" and str(error).startswith(NO_PLACE)
+            result = Result("no place" if no_place else "failed", error=_line(error))
+            if not result.error.startswith(BROKEN):
                 return result
         except Exception as error:  # noqa: BLE001  # what is no ModelError is a finding too
             return Result("failed", error=_line(error))
         else:
             name = str(precision).removeprefix("torch.") + (", settled" if settled else "")
-            result = replace(_judged(record), precision=name)
+            result = replace(_judged(record, way), precision=name, note=note)
             if result.outcome == "ok":
                 return result
     return result
 
 
-def _neutralized(
-    network: _Network, slices: int, precision: torch.dtype, *, settled: bool, **options: Any
-) -> Any:
+def _changed(  # what to do, and how precisely
+    network: _Network, slices: int, way: str, precision: torch.dtype, *, settled: bool, **options: Any
+) -> tuple[Any, str]:
+    """Neutralize or symmetrize a fresh copy of a network; return its record, and a note."""
     model = network.fresh().to(precision)
     if settled and network.pixels is not None:
         _settle(model, network.pixels)
@@ -230,10 +238,30 @@ def _neutralized(
         lambda _, args: sizes.append(args[0].shape[-2]) if args else None
     )
     try:
-        return evenslice.neutralize(model, slices, **options)
+        if way != "symmetrize":
+            return evenslice.neutralize(model, slices, strategy=way, **options), ""
+        return _symmetrized(model, slices, settled=settled)
     finally:
         handle.remove()
         network.pixels = sizes[-1] if sizes else network.pixels
+
+
+def _symmetrized(model: nn.Module, slices: int, *, settled: bool) -> tuple[Any, str]:
+    """Give a network its slices, and symmetrize it; where it cannot be given any, as it was built, for as many as it has."""
+    note = ""
+    try:
+        evenslice.neutralize(model, slices, strategy="pretrained")
+    except EvensliceError as error:
+        if _line(error).startswith(REFUSES) or (_line(error).startswith(BROKEN) and not settled):
+            raise
+        note = f"as it was built, since neutralize says: {_line(error)}"
+        if slices != SLICES[0]:
+            raise _NotTried(note.replace("as it was built", "only for 3 slices")) from error
+    return evenslice.record_of(evenslice.symmetrize(model)), note
+
+
+class _NotTried(Exception):  # noqa: N818  # no error: the network has no such number of slices
+    pass
 
 
 def _settle(model: nn.Module, pixels: int) -> None:
@@ -244,9 +272,10 @@ def _settle(model: nn.Module, pixels: int) -> None:
         update_bn([image], model)
 
 
-def _judged(record: Any) -> Result:
-    errors = {"permutation_error": record.permutation_error, "gray_error": record.gray_error}
-    if record.permutation_error <= PERMUTATION and record.gray_error <= GRAY:
+def _judged(record: Any, way: str = "uniform") -> Result:
+    errors = {name: getattr(record, name) for name in ("mirror_error", "permutation_error", "gray_error")}
+    order = errors["mirror_error" if way in {"twin", "symmetrize"} else "permutation_error"]
+    if order <= ORDER and record.gray_error <= GRAY:
         return Result("ok", **errors)
     return Result("failed", **errors, error="the promise holds only to the network's own rounding")
 
@@ -282,9 +311,9 @@ def _materialize(module: nn.Module) -> None:
                 tensor.zero_()
 
 
-def _stem_results(sketch: nn.Module) -> dict[int, Result]:
+def _stem_results(sketch: nn.Module, way: str) -> dict[int, Result]:
     network = _Sketched(sketch)
-    return {slices: _result(network, slices, check="stems") for slices in SLICES}
+    return {slices: _result(network, slices, way, check="stems") for slices in SLICES}
 
 
 @contextmanager
@@ -344,7 +373,7 @@ def main() -> None:
         request = json.loads(line)
         started = time.process_time()
         library, name, spec = request["network"]
-        row = check_network(library, name, spec, Limits(*request["limits"]))
+        row = check_network(library, name, spec, Limits(*request["limits"]), request["way"])
         gc.collect()
         answer = {"row": asdict(row), "seconds": time.process_time() - started}
         print(json.dumps(answer), file=answers, flush=True)

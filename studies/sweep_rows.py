@@ -1,4 +1,4 @@
-"""The results of the sweep: one row a network, in a CSV that grows while the sweep runs."""
+"""The results of the sweep: one row a network, in a CSV for each way, which grows while the sweep runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["RESULTS", "SLICES", "Result", "Row", "append", "read_rows", "write_rows"]
+__all__ = ["RESULTS", "SLICES", "WAYS", "Result", "Row", "append", "read_rows", "write_rows"]
 
-RESULTS = Path(__file__).parent / "sweep" / "coverage.csv"
+WAYS = ("uniform", "twin", "symmetrize")
+"""What the sweep does with a network: neutralize it by "uniform" or by "twin", or symmetrize it at its output."""
+RESULTS = {
+    way: Path(__file__).parent / "sweep" / f"{'coverage' if way == 'uniform' else way}.csv" for way in WAYS
+}
 SLICES = (3, 5)
+
+
+NUMBERS = ("mirror_error", "permutation_error", "gray_error", "seconds")
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,9 @@ class Result:
     """What came of one network with one number of slices.
 
     Attributes:
-        outcome: "ok" where it was neutralized and holds its promise; "failed" where not; empty where it was not tried.
+        outcome: "ok" where it was neutralized and holds its promise; "no place" where "twin" finds no activation to
+            average behind; "failed" where not; empty where it was not tried.
+        mirror_error: as the record states it.
         permutation_error: as the record states it.
         gray_error: as the record states it.
         seconds: of one CPU core that neutralizing took, with copying the network; the mixer included where it was
@@ -32,9 +41,11 @@ class Result:
         error: why it failed, in one line.
         mixer: "ok" or "failed" where the strategy "mixer" was tried after a failure; empty where not.
         mixer_error: why that failed.
+        note: what was done in place of what was asked for.
     """
 
     outcome: str = ""
+    mirror_error: float | None = None
     permutation_error: float | None = None
     gray_error: float | None = None
     seconds: float | None = None
@@ -42,6 +53,7 @@ class Result:
     error: str = ""
     mixer: str = ""
     mixer_error: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class Row:
         results = {}
         for slices in SLICES:
             found = {entry.name: cells[f"{entry.name}_{slices}"] for entry in fields(Result)}
-            numbers = {name: _number(found[name]) for name in ("permutation_error", "gray_error", "seconds")}
+            numbers = {name: _number(found[name]) for name in NUMBERS}
             results[slices] = Result(**{**found, **numbers})  # type: ignore[arg-type]  # by name, as above
         pixels = _number(cells["pixels"])
         return cls(

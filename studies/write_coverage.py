@@ -1,6 +1,6 @@
 """docs/coverage.md, from what the sweep found.
 
-python studies/write_coverage.py     # reads studies/sweep/coverage.csv
+python studies/write_coverage.py     # reads studies/sweep/coverage.csv, and twin.csv and symmetrize.csv beside it
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scipy.stats import binomtest
 from sweep_rows import RESULTS, SLICES, Row, read_rows
 
 from evenslice._core.staging import staged_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 DOCS = Path(__file__).parent.parent / "docs"
 LIBRARIES = ("timm", "torchvision", "smp", "monai", "transformers")
@@ -36,10 +37,28 @@ largest, only the stem was checked, for the time and the memory that they take, 
 `python studies/write_coverage.py` writes this page from it. (This page is written by that script; do not edit it.)
 """
 
+SYMMETRIC = """## Symmetric networks
 
-def page(rows: Sequence[Row]) -> str:
-    """Return the page, as Markdown."""
-    parts = [HEAD, _summary(rows), _failures(rows), _unbuilt(rows)]
+The same networks, in two other ways, each of which promises that reversing the window changes the output by at most 1e-5 of
+its largest value, and that a window of identical slices gives the output of the gray image to 1e-4 (see
+[Exactly symmetric networks](symmetry.md)):
+
+- `twin`: `neutralize(model, N, strategy="twin")`, which averages behind the activation of the stem. Where none follows,
+  as in vision transformers and ConvNeXt, there is no place for that, and the error says so. NASNet
+  and PNASNet, in which a connection goes round the activation, are refused likewise.
+- `symmetrize`: `neutralize(model, N, strategy="pretrained")`, then `symmetrize(model)`, which averages the output. A network
+  that cannot be given other slices is symmetrized as it was built, for 3 slices alone.
+"""
+
+
+def page(rows: Sequence[Row], others: Mapping[str, Sequence[Row]] | None = None) -> str:
+    """Return the page, as Markdown.
+
+    Args:
+        rows: of the way "uniform".
+        others: the rows of other ways, by name.
+    """
+    parts = [HEAD, _summary(rows), _failures(rows), _symmetric(rows, others or {}), _unbuilt(rows)]
     return "\n".join(part for part in parts if part)
 
 
@@ -125,6 +144,114 @@ def _reasons(row: Row) -> Iterator[str]:
         yield f"| {row.name} | {counts} | {_escaped(error)} | {_escaped(mixer)} |"
 
 
+def _symmetric(rows: Sequence[Row], others: Mapping[str, Sequence[Row]]) -> str:
+    """Return the section about the ways that make a network symmetric; ``rows`` say what networks there are."""
+    ways = {way: [row for row in found if not row.unbuilt] for way, found in others.items() if found}
+    if not ways:
+        return ""
+    whole = Counter(row.library for row in rows if not row.unbuilt)
+    tried = ", ".join(f"{len(found)} by `{way}`" for way, found in ways.items())
+    lines = [
+        SYMMETRIC,
+        f"Tried so far, of {whole.total()} networks: {tried}, a random sample of each library. Of networks that",
+        "take too long to run, `twin` was checked at the stem alone, which is counted apart, and `symmetrize` not at all.",
+        f"{' and '.join(f'`make sweep SWEEP={chr(39)}--way {way}{chr(39)}`' for way in ways)} go on with the others.",
+        "",
+        "| way | library | networks | tried | ok at 3 | ok at 5 | no place | refused | share ok [95 %] |",
+        "| --- | --- |" + " ---: |" * 7,
+    ]
+    for way, found in ways.items():
+        lines += _symmetric_table(way, [row for row in found if row.checked == "network"], whole)
+    lines += [
+        "",
+        "The share is of the networks that have a place, at 3 and at 5 slices, with its exact binomial interval.",
+    ]
+    for way, found in ways.items():
+        lines += _symmetric_notes(way, found)
+    lines += _symmetric_reasons(ways)
+    return "\n".join([*lines, ""])
+
+
+def _symmetric_table(way: str, rows: Sequence[Row], whole: Counter[str]) -> Iterator[str]:
+    groups = {library: [row for row in rows if row.library == library] for library in LIBRARIES}
+    for library, group in [*groups.items(), ("all", list(rows))]:
+        if not group:
+            continue
+        placed = [row for row in group if not _lacks_place(row)]
+        held = sum(not _is_refused(row) for row in placed)
+        counts = [
+            whole.total() if library == "all" else whole[library],
+            len(group),
+            *(sum(_is_ok(row, n) for row in group) for n in SLICES),
+            len(group) - len(placed),
+            len(placed) - held,
+        ]
+        yield f"| {way} | {library} | {' | '.join(map(str, counts))} | {_share(held, len(placed))} |"
+
+
+def _share(number: int, whole: int) -> str:
+    """Word a part of a whole in percent, with the interval in which the share of all networks lies."""
+    if not whole:
+        return ""
+    interval = binomtest(number, whole).proportion_ci()
+    return f"{number / whole:.1%} [{interval.low:.1%}, {interval.high:.1%}]".replace("%", " %")
+
+
+def _symmetric_notes(way: str, rows: Sequence[Row]) -> Iterator[str]:
+    stems = [row for row in rows if row.checked == "stem"]
+    noted = [f"{row.library}:{row.name}" for row in rows if any(row.results[n].note for n in SLICES)]
+    if stems:
+        lacking, refused = sum(map(_lacks_place, stems)), sum(map(_is_refused, stems))
+        yield ""
+        yield (
+            f"Checked by `{way}` at the stem alone: {len(stems)}; no place: {lacking}; refused: {refused}."
+        )
+    if noted:
+        yield ""
+        yield f"By `{way}` as they were built, for 3 slices alone: {', '.join(f'`{name}`' for name in noted)}."
+
+
+def _symmetric_reasons(ways: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    lines = [
+        f"| {way} | {row.library}:{row.name} | {slices} | {why} |"
+        for way, rows in ways.items()
+        for row in rows
+        if _is_refused(row)
+        for slices, why in _refusals(row).items()
+    ]
+    if lines:
+        yield from [
+            "",
+            "What is refused, and why:",
+            "",
+            "| way | network | slices | why |",
+            "| --- | --- | --- | --- |",
+        ]
+        yield from lines
+    for way, rows in ways.items():
+        lacking = [f"`{row.library}:{row.name}`" for row in rows if _lacks_place(row)]
+        if lacking:
+            yield from ["", f"No place for `{way}`: {', '.join(lacking)}."]
+
+
+def _refusals(row: Row) -> dict[str, str]:
+    """Return the reasons of a network by the numbers of slices that they stand for."""
+    found = {n: _escaped(row.results[n].error) for n in SLICES if row.results[n].outcome == "failed"}
+    return (
+        {", ".join(map(str, found)): next(iter(found.values()))}
+        if len(set(found.values())) == 1
+        else {str(n): why for n, why in found.items()}
+    )
+
+
+def _lacks_place(row: Row) -> bool:
+    return any(row.results[n].outcome == "no place" for n in SLICES)
+
+
+def _is_refused(row: Row) -> bool:
+    return any(row.results[n].outcome == "failed" for n in SLICES)
+
+
 def _unbuilt(rows: Sequence[Row]) -> str:
     chosen = [row for row in rows if row.unbuilt]
     if not chosen:
@@ -162,10 +289,18 @@ def _escaped(text: str) -> str:
 def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the CSV of the sweep")
+    parser.add_argument("--results", type=Path, default=RESULTS["uniform"], help="the CSV of the sweep")
     parser.add_argument("--out", type=Path, default=DOCS / "coverage.md", help="the page")
     options = parser.parse_args()
-    text = page(sorted(read_rows(options.results), key=lambda row: (row.library, row.name.lower())))
+    results = {"uniform": options.results}
+    results |= {
+        way: options.results.with_name(path.name) for way, path in RESULTS.items() if way != "uniform"
+    }
+    ways = {
+        way: sorted(read_rows(path), key=lambda row: (row.library, row.name.lower()))
+        for way, path in results.items()
+    }
+    text = page(ways.pop("uniform"), ways)
     with staged_file(options.out, force=True) as beside:
         beside.write_text(text, encoding="utf-8")
     print(options.out)

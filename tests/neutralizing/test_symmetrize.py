@@ -217,6 +217,50 @@ def test_classes_cannot_be_averaged():
     assert torch.equal(assert_symmetric_classes(windows()), assert_symmetric_classes(windows().flip(1)))
 
 
+# Detectors of torchvision, which take the number of images from a list of their sizes
+
+
+def detector(name="fasterrcnn_mobilenet_v3_large_320_fpn"):
+    pytest.importorskip("torchvision")
+    arguments = "min_size=64&max_size=64&box_score_thresh=0" if "rcnn" in name else "score_thresh=0"
+    return load_network(f"torchvision:{name}?{arguments}", "none").model
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large"])
+def test_a_detector_is_symmetric_behind_its_encoder(name):
+    model = symmetrize(detector(name), "encoder")
+    assert record_of(model).symmetrized == ("backbone",)
+    with torch.no_grad():
+        first, second = model(list(windows(size=64))), model(list(windows(size=64).flip(1)))
+    assert len(first) == len(second) == 2
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=1e-3, atol=1e-3)
+
+
+def test_a_detector_is_symmetric_by_twin():
+    model = detector()
+    record = neutralize(model, 5, strategy="twin")
+    assert record.symmetrized == ("backbone.body.0.2",)
+    assert record.mirror_error <= 1e-5
+
+
+def test_a_detector_that_is_symmetric_can_be_trained():
+    model = symmetrize(detector(), "encoder").train()
+    targets = [
+        {"boxes": torch.tensor([[4.0, 4.0, 20.0, 30.0 + number]]), "labels": torch.tensor([1])}
+        for number in range(2)
+    ]
+    losses = model(list(windows(size=64)), targets)
+    sum(losses.values()).backward()
+    assert len(targets) == 2
+    assert model.backbone.body["0"][0].weight.grad.abs().max() > 0
+
+
+def test_boxes_cannot_be_averaged():
+    with pytest.raises(ModelError, match="boxes that a detector finds .* symmetrize it at 'encoder'"):
+        symmetrize(detector())
+
+
 def test_a_network_without_an_encoder_says_what_it_has():
     with pytest.raises(
         ModelError, match=r"has no part called encoder, backbone or features; name another of its parts \(0\)"
@@ -298,6 +342,7 @@ def test_twin_keeps_every_kernel():
         ),  # a function: the part that holds convolution and norm
         ("timm:fastvit_t8", "stem.0.act"),  # two stems, one activation
         ("timm:test_resnet", "conv1.2"),
+        ("timm:test_efficientnet_ln", "bn1.act"),  # changes a view in place
     ],
 )
 def test_twin_averages_behind_the_activation(spec, cut, slices):
@@ -331,6 +376,29 @@ def test_without_an_activation_twin_names_the_way_out(spec):
         load_network(spec, "none", strategy="twin")
 
 
+class Forked(nn.Module):
+    """Two activations follow the stem, as in NASNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 4, 1), nn.ReLU(), nn.SiLU()
+
+    def forward(self, images):
+        features = self.stem(images)
+        return self.first(features) + self.second(features)
+
+
+def test_twin_has_no_place_where_a_connection_goes_round_the_activation():
+    model = Forked()
+    before = model.stem.weight
+    with pytest.raises(
+        ModelError, match=r"no one place to average, .*evenslice\.symmetrize makes any network"
+    ):
+        neutralize(model, 5, strategy="twin")
+    assert model.stem.weight is before
+    assert not model._forward_pre_hooks
+
+
 def test_twin_needs_no_tie():
     with pytest.raises(ConfigError, match="symmetric whatever is learned"):
         neutralize(planted.conv_norm(), strategy="twin", tie="mirror")
@@ -352,3 +420,20 @@ def test_twin_on_the_meta_device():
     record = neutralize(model, 5, strategy="twin", check="stems", size=(64, 64))
     assert record.symmetrized == ("1",)
     assert max(record.mirror_error, record.gray_error) <= 1e-5
+
+
+def test_twin_at_the_stem_alone_where_the_norm_holds_the_activation():
+    model = timm.create_model("test_efficientnet").eval()
+    record = neutralize(model, 5, strategy="twin", check="stems", size=(64, 64))
+    assert record.symmetrized == ("bn1.act",)
+    assert max(record.mirror_error, record.gray_error) <= 1e-5
+
+
+def test_a_survey_sees_the_kernels_of_a_saved_network(tmp_path):
+    volume = np.random.default_rng(0).random((12, 64, 64)).astype(np.float32)
+    model, _, source = load_network(SMALL, "none", slices=5, symmetrize="encoder")
+    path = tmp_path / "fair.safetensors"
+    save_network(model, path, source=source)
+    found = evenslice.survey(SMALL, weights=str(path), volume=volume, windows=4, progress=False)
+    assert found.networks[0].error == ""
+    assert len(found.networks[0].energy) == 5

@@ -62,6 +62,84 @@ def test_sample_of_the_sweep(networks, name):
         assert row.results[slices].gray_error <= 1e-4
 
 
+def check_by(way, network):
+    return sweep_checks.check_network(*network, sweep_checks.Limits(), way)
+
+
+@pytest.mark.parametrize("way", ["twin", "symmetrize"])
+@pytest.mark.parametrize(
+    "name", ["timm:test_efficientnet", "timm:test_vit", "torchvision:shufflenet_v2_x0_5"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_sample_of_the_sweep_by_ways_that_make_networks_symmetric(networks, name, way):
+    row = check_by(way, networks[name])
+    for slices in sweep_rows.SLICES:
+        if (name, way) == ("timm:test_vit", "twin"):
+            assert row.results[slices].outcome == "no place"
+            assert row.results[slices].error.startswith("no activation follows the layer patch_embed.proj")
+        else:
+            assert row.results[slices].outcome == "ok", row.results[slices]
+            assert row.results[slices].mirror_error <= 1e-5
+            assert row.results[slices].gray_error <= 1e-4
+
+
+class Around(nn.Module):
+    """Reads the image beside its stem, so that it can have three slices alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 1)
+
+    def forward(self, image):
+        return self.stem(image).relu() + image
+
+
+def test_network_that_cannot_have_other_slices_is_symmetrized_as_it_was_built(monkeypatch):
+    monkeypatch.setattr(sweep_checks, "_built", lambda _: Around())
+    monkeypatch.setattr(sweep_checks, "_smallest", lambda spec: (spec, None))
+
+    def refuse(*_, **__):
+        raise evenslice.ModelError("the network reads the image elsewhere too")
+
+    monkeypatch.setattr(evenslice, "neutralize", refuse)
+    row = sweep_checks.check_network("made", "up", "made:up", sweep_checks.Limits(), "symmetrize")
+    assert row.results[3].outcome == "ok"
+    assert (
+        row.results[3].note
+        == "as it was built, since neutralize says: the network reads the image elsewhere too"
+    )
+    assert row.results[5].outcome == ""
+    assert row.results[5].error.startswith("only for 3 slices, since neutralize says")
+
+
+def test_broken_promises_are_told_from_other_errors():
+    with pytest.raises(evenslice.ModelError) as broken:
+        evenslice.neutralize(Around())
+    assert sweep_checks._line(broken.value).startswith(sweep_checks.BROKEN)
+    with pytest.raises(evenslice.ModelError) as broken:
+        evenslice.symmetrize(Leaking(), "stem")
+    assert sweep_checks._line(broken.value).startswith(sweep_checks.BROKEN)
+
+
+class Leaking(nn.Module):
+    """Lets the values of the image past its stem, but not their shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 1)
+
+    def forward(self, image):
+        features = self.stem(image)
+        return features + image[: len(features), :1].mean()
+
+
+def test_network_too_large_to_run_is_not_symmetrized(networks):
+    row = sweep_checks.check_network(
+        *networks["timm:test_convnext"], sweep_checks.Limits(parameters=0.1), "symmetrize"
+    )
+    assert row.unbuilt.startswith("too large to run here")
+
+
 def test_the_list_names_every_network_once(networks):
     import timm
     from torchvision import models as zoo
@@ -223,12 +301,13 @@ def test_too_large_a_network_is_checked_at_its_stem(networks):
 CHILD = """
 import json, os, sys, time
 for line in sys.stdin:
-    library, name, spec = json.loads(line)["network"]
+    request = json.loads(line)
+    library, name, spec = request["network"]
     if name == "crash":
         os._exit(7)
     if name == "hang":
         time.sleep(60)
-    good = {"outcome": "ok", "permutation_error": 1e-7, "gray_error": 0.0, "seconds": 0.5}
+    good = {"outcome": "ok", "note": request["way"], "permutation_error": 1e-7, "gray_error": 0.0, "seconds": 0.5}
     row = {"library": library, "name": name, "spec": spec, "results": {"3": good, "5": good}}
     print(json.dumps({"row": row}), flush=True)
 """
@@ -260,7 +339,8 @@ def test_crash_and_hang_are_rows_and_the_rest_goes_on(small_sweep, capsys):
         "better",
         "best",
     }
-    assert rows["good"].results[3] == Result("ok", 1e-7, 0.0, 0.5)
+    expected = Result("ok", permutation_error=1e-7, gray_error=0.0, seconds=0.5, note="uniform")
+    assert rows["good"].results[3] == expected
     assert "[5/5" in capsys.readouterr().out
 
 
@@ -277,7 +357,7 @@ def test_finished_networks_are_not_checked_again_unless_they_failed(small_sweep,
 def test_networks_checked_at_their_stem_are_checked_whole_where_the_limit_allows(
     small_sweep, tmp_path, capsys
 ):
-    good = Result("ok", 1e-7, 0.0, 0.5)
+    good = Result("ok", permutation_error=1e-7)
     for name, parameters in (("best", 90.0), ("better", 80.0), ("huge", 2000.0)):
         row = Row("b", name, f"b:{name}", parameters, checked="stem", results={3: good, 5: good})
         sweep_rows.append(row, tmp_path / "results.csv")
@@ -292,6 +372,24 @@ def test_sample_takes_as_many_of_every_library(small_sweep):
     first = small_sweep("--sample", "2", "--seed", "1")
     assert {row.library for row in first.values()} == {"a", "b"}
     assert len(first) == 2
+
+
+def test_each_way_has_a_file_of_its_own(small_sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "RESULTS", {way: tmp_path / f"{way}.csv" for way in sweep_rows.WAYS})
+    sweep.main(["--way", "twin", "--only", "b:be*"])
+    assert not (tmp_path / "uniform.csv").exists()
+    (best, better) = sweep_rows.read_rows(tmp_path / "twin.csv")
+    assert (best.name, better.name, best.results[5].note) == ("best", "better", "twin")
+    assert sweep_rows.RESULTS["uniform"].name == "coverage.csv"
+    for path in sweep_rows.RESULTS.values():
+        sweep_rows.read_rows(path)
+
+
+def test_network_without_a_place_is_not_checked_again(small_sweep, tmp_path, capsys):
+    nowhere = Result("no place", error="no activation follows")
+    sweep_rows.append(Row("b", "best", "b:best", results={3: nowhere, 5: nowhere}), tmp_path / "results.csv")
+    assert small_sweep("--retry", "--only", "b:best")["best"].results[3] == nowhere
+    assert capsys.readouterr().out == ""
 
 
 # The page
@@ -323,6 +421,33 @@ def test_page_counts_what_there_is(tmp_path):
     assert "| smp | Unet/x | cannot be built (ValueError: no) |" in text
 
 
+def test_page_counts_what_was_made_symmetric():
+    good, nowhere, lost = result("ok"), result("no place"), result("failed", error="no_way")
+    untried = Result(error="only for 3 slices")
+    rows = [Row("timm", str(number), f"timm:{number}", results={3: good, 5: good}) for number in range(9)]
+    twin = [
+        Row("timm", "0", "timm:0", results={3: good, 5: good}),
+        Row("timm", "1", "timm:1", results={3: nowhere, 5: nowhere}),
+        Row("timm", "2", "timm:2", results={3: good, 5: lost}),
+        Row("timm", "3", "timm:3", 2000.0, checked="stem", results={3: good, 5: good}),
+    ]
+    built = Result("ok", note="as it was built")
+    symmetrize = [
+        Row("timm", "0", "timm:0", results={3: good, 5: good}),
+        Row("timm", "1", "timm:1", results={3: built, 5: untried}),
+        Row("timm", "2", "timm:2", unbuilt="too large"),
+    ]
+    text = write_coverage.page(rows, {"twin": twin, "symmetrize": symmetrize})
+    assert "of 9 networks: 4 by `twin`, 2 by `symmetrize`" in text
+    assert "| twin | timm | 9 | 3 | 2 | 1 | 1 | 1 | 50.0 % [1.3 %, 98.7 %] |" in text
+    assert "| symmetrize | all | 9 | 2 | 2 | 1 | 0 | 0 | 100.0 % [15.8 %, 100.0 %] |" in text
+    assert "Checked by `twin` at the stem alone: 1; no place: 0; refused: 0." in text
+    assert "By `symmetrize` as they were built, for 3 slices alone: `timm:1`." in text
+    assert "| twin | timm:2 | 5 | no\\_way |" in text
+    assert "No place for `twin`: `timm:1`." in text
+    assert "Symmetric networks" not in write_coverage.page(rows, {"twin": []})
+
+
 def test_rows_survive_the_file(tmp_path):
     row = Row(
         "timm",
@@ -330,7 +455,7 @@ def test_rows_survive_the_file(tmp_path):
         'timm:"a"',
         12.5,
         64,
-        results={3: Result("ok", 1e-7, 0.0, 1.25), 5: result("failed", "ok")},
+        results={3: Result("ok", 1e-8, 1e-7, 0.0, 1.25, note="a, note"), 5: result("failed", "ok")},
     )
     other = Row("smp", "x", "smp:x", unbuilt="no")
     sweep_rows.write_rows([row, other], tmp_path / "rows.csv")

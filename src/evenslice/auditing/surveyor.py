@@ -19,6 +19,7 @@ from evenslice.neutralizing import (
     load_network,
     probe,
     untie,
+    without_mirror,
 )
 from evenslice.results import Interval, SurveyedNetwork, SurveyRun, colour_balance, mean_of_draws
 from evenslice.volumes import mni152, open_volume
@@ -223,9 +224,10 @@ def _kernels(model: nn.Module, record: Record) -> list[NDArray[Any]]:
     if record.kernels:
         return [stem.before for stem in record.kernels]
     untie(model)
-    stems = find_stems(model, channels=(record.slices,))
+    with without_mirror(model):
+        stems = find_stems(model, channels=(record.slices,))
+        layouts = probe(model, stems, stems.channels)
     scaling = find_scaling(model, stems.channels, None, None, (record.mean, record.std))
-    layouts = probe(model, stems, stems.channels)
     return [
         effective_kernels(stem, layout, scaling).kernels.numpy()
         for stem, layout in zip(stems.items, layouts, strict=True)

@@ -81,7 +81,8 @@ def find_cut(model: nn.Module, at: str) -> str:
             f"{type(model).__name__} has no part called {', '.join(ENCODERS[:-1])} or {ENCODERS[-1]}; "
             f"name another of its parts ({parts}), or {OUTPUT!r}"
         )
-    return min(found)[2]
+    _, _, name = min(found)
+    return str(name)
 
 
 def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> tuple[str, ...]:
@@ -115,6 +116,9 @@ def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> 
         for name, module in model.named_modules():
             handle = module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
             stack.callback(handle.remove)
+            if getattr(module, "inplace", None) is True:  # which hides an activation of a view from the graph
+                module.inplace = False
+                stack.callback(setattr, module, "inplace", True)
         for parameter in model.parameters():
             if parameter.is_floating_point() and not parameter.requires_grad:
                 parameter.requires_grad_()

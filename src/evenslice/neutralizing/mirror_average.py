@@ -10,6 +10,7 @@ Only calls of the network itself pass the hooks, not calls of its parts or of it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from evenslice._core import ModelError
-from evenslice.networks import layer_label
+from evenslice.networks import detections, layer_label
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,6 +53,10 @@ def average_mirrored(model: nn.Module, cuts: Sequence[str], undo: ExitStack) -> 
     modules = [model.get_submodule(name) for name in cuts]
     for module in modules:
         undo.callback(module.register_forward_hook(_average).remove)
+    transform = getattr(model, "transform", None)  # of a detector of torchvision
+    if isinstance(transform, nn.Module) and "" not in cuts:
+        undo.callback(transform.register_forward_hook(_count_windows).remove)
+        modules.append(transform)
     for module in {id(module): module for module in (model, *modules)}.values():
         setattr(module, _ACTIVE, True)
         undo.callback(delattr, module, _ACTIVE)
@@ -118,21 +123,23 @@ def mean_of_halves(tensor: Tensor) -> Tensor:
         >>> mean_of_halves(torch.tensor([[1.0], [3.0]]))
         tensor([[2.]])
     """
-    if not tensor.ndim or len(tensor) % 2:
+    if (
+        not tensor.ndim or tensor.shape[0] % 2
+    ):  # len() would fix the size of a batch when a network is exported
         return tensor
     if not tensor.is_floating_point():
         raise ModelError(
             f"integers (a tensor of {tensor.dtype}) cannot be averaged over a window and its mirror; "
             "cut the network before it turns scores into classes"
         )
-    first, second = tensor.chunk(2)
-    return (first + second) / 2
+    halves = tensor.reshape(2, tensor.shape[0] // 2, *tensor.shape[1:])
+    return (halves[0] + halves[1]) / 2
 
 
 def _append_mirrors(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Append the mirrored windows to the first input that is an image, and copies to the other tensors of the batch."""
+    """Append the mirrored windows to the first input that is an image, and copies to what else there is of each image."""
     if not getattr(model, _ACTIVE):
         return None
     values = [*args, *kwargs.values()]
@@ -140,13 +147,8 @@ def _append_mirrors(
     if place is None:
         raise ModelError(f"no image among the inputs of {layer_label('', model)}; its mirror needs one")
     image = values[place]
-    batch = len(image)
-    doubled = [
-        value
-        if not isinstance(value, Tensor) or not value.ndim or len(value) != batch
-        else torch.cat([value, value])
-        for value in values
-    ]
+    batch = image.shape[0] if isinstance(image, Tensor) else len(image)
+    doubled = [_twice(value, batch) for value in values]
     doubled[place] = (
         torch.cat([image, image.flip(1)])
         if isinstance(image, Tensor)
@@ -155,8 +157,35 @@ def _append_mirrors(
     return tuple(doubled[: len(args)]), dict(zip(kwargs, doubled[len(args) :], strict=True))
 
 
+def _twice(value: Any, batch: int) -> Any:
+    """Return a batch of tensors or of a detector's targets twice, anything else as it is."""
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
+        return torch.cat([value, value])
+    if isinstance(value, list | tuple) and len(value) == batch and all(isinstance(v, Mapping) for v in value):
+        return [*value, *value]
+    return value
+
+
 def _average(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-    return tree_map_only(Tensor, mean_of_halves, output) if getattr(module, _ACTIVE) else None
+    if not getattr(module, _ACTIVE):
+        return None
+    if detections(output) is not None:
+        raise ModelError(
+            "the boxes that a detector finds in a window and in its mirror cannot be averaged; symmetrize it at "
+            "'encoder', or neutralize it by strategy='twin'"
+        )
+    return tree_map_only(Tensor, mean_of_halves, output)
+
+
+def _count_windows(transform: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    """Leave the mirrors out of the sizes and targets that a detector's transform returns beside the images.
+
+    What is behind the cut takes the number of images from these.
+    """
+    images, targets = output if isinstance(output, tuple) and len(output) == 2 else (None, None)
+    if getattr(transform, _ACTIVE) and images is not None and hasattr(images, "image_sizes"):
+        for listed in (images.image_sizes, targets or []):
+            del listed[len(listed) // 2 :]
 
 
 def _is_image(value: Any) -> bool:

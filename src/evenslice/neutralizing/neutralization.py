@@ -260,9 +260,16 @@ def _outputs(
         try:
             output = model(images)
         except Exception as error:  # a network may refuse an image by any exception
+            where = f"{failing_layer(error, model)} ({type(error).__name__}: {reason(error)})"
+            if averages_mirrored(model):
+                raise ModelError(
+                    "the strategy 'twin' has no one place to average, as a connection goes round the activation of "
+                    f"the stem, or the network reads the image elsewhere too: it fails in {where}; "
+                    "evenslice.symmetrize makes any network symmetric"
+                ) from error
             raise ModelError(
-                f"the network reads the image elsewhere too, and refuses {images.shape[1]} slices in"
-                f" {failing_layer(error, model)} ({type(error).__name__}: {reason(error)}); {MIXER_HINT}"
+                f"the network reads the image elsewhere too, and refuses {images.shape[1]} slices in {where};"
+                f" {MIXER_HINT}"
             ) from error
         return choose(output, IMAGES)
 
@@ -271,14 +278,15 @@ def _stem_outputs(model: nn.Module, change: RewrittenStems, images: Tensor, _: o
     """Return the outputs of changed stems to compare with those before, averaged where the network averages them later."""
     calls = run_to_stems(model, change.stems, images, run=True)
     borders = {border.stem.name: border for border in change.borders}
-    outputs = {
-        stem.name: borders[stem.name].patched(call.output, 0) if stem.name in borders else call.output
-        for stem, call in zip(change.stems.items, calls, strict=True)
-    }
-    return {
-        name: mean_of_halves(output) if averages_mirrored(model) else output
-        for name, output in outputs.items()
-    }
+    averaged = averages_mirrored(model)
+    outputs = {}
+    for stem, call in zip(change.stems.items, calls, strict=True):
+        border = borders.get(stem.name)
+        output = border.patched(call.output, 0) if border else call.output
+        # A batch norm with an activation inside, behind which the network averages, has done so already.
+        both = averaged and len(output) == len(call.input)
+        outputs[stem.name] = mean_of_halves(output) if both else output
+    return outputs
 
 
 def _kernels(change: RewrittenStems, scaling: ChannelScaling) -> Iterator[StemKernels]:

@@ -49,7 +49,7 @@ MIRROR_LIMIT, GRAY_LIMIT = 1e-5, 1e-4
 
 
 @overload
-def symmetrize(
+def symmetrize(  # type: ignore[overload-overlap]  # a module is a function too; the first that fits counts
     model: _Network,
     at: str = ...,
     *,
