@@ -3,19 +3,23 @@
     python studies/run_archive.py unpack    # studies/*/runs.zip to the folders studies/*/runs
     python studies/run_archive.py pack      # and back, after a study has grown
 
-A resumed study looks for ``runs/RUN/run.json``; its page reads ``log/metrics.csv`` and, of the first seed,
-``example.npz``. Networks and checkpoints stay out of the repository.
+A resumed study looks for ``runs/RUN/run.json``; its page reads ``log/metrics.csv``, what disturbed slices cost and, of the
+first seed, ``example.npz``. Of ``result.json``, which names places of one machine, the entry ``stress`` is kept as
+``stress.json``. Networks and checkpoints stay out of the repository.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 STUDIES = Path(__file__).parent
 ARCHIVE = "runs.zip"
+STRESS = "stress.json"
 KEPT = ("run.json", "log/metrics.csv", "example.npz")
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The same time for every file, so that the same runs give the same bytes."""
@@ -33,9 +37,23 @@ def pack(study: Path) -> Path:
             for name in KEPT:
                 path = run / name
                 if path.is_file() and (name != "example.npz" or _seed(run) == seeds[0]):
-                    entry = zipfile.ZipInfo(path.relative_to(study).as_posix(), EPOCH)
-                    file.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+                    _add(file, path.relative_to(study), path.read_bytes())
+            if (stress := _stress(run)) is not None:
+                _add(file, (run / STRESS).relative_to(study), json.dumps(stress, indent=1).encode())
     return archive
+
+
+def _add(file: zipfile.ZipFile, path: Path, content: bytes) -> None:
+    file.writestr(zipfile.ZipInfo(path.as_posix(), EPOCH), content, zipfile.ZIP_DEFLATED, 9)
+
+
+def _stress(run: Path) -> dict[str, Any] | None:
+    """Return what is kept of what disturbed slices cost a run; None if it was not measured."""
+    for path in (run / "result.json", run / STRESS):
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8")).get("stress")
+            return None if found is None else {"stress": found}
+    return None
 
 
 def unpack(study: Path) -> Path:

@@ -1,5 +1,9 @@
 """Functions applied to items in this process and on the workers of a cluster."""
 
+import os
+import signal
+import time
+
 import pytest
 
 from evenslice._core import cluster as distributing
@@ -30,6 +34,8 @@ class Growing:
         self.asked += 1
         return dict.fromkeys(range(self.asked if self.asked < 6 else 1))
 
+    cluster = None
+
     def submit(self, function, *arguments, **_):
         self.ahead += 1
         return Pending(self, function(*arguments))
@@ -38,6 +44,9 @@ class Growing:
 class Pending:
     def __init__(self, client, value):
         self.client, self.value = client, value
+
+    def done(self):
+        return True
 
     def result(self):
         self.client.most.append(self.client.ahead)
@@ -57,6 +66,45 @@ def test_every_worker_has_what_items_have_in_common_before_it_starts():
         (common,) = distributing._send(client, (10,))
         assert len(client.who_has([common])[common.key]) == 2
         assert list(map_in_order(pow, [2, 3, 4], client, common=10)) == [1024, 59049, 1048576]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mapped", [map_as_finished, map_in_order])
+def test_the_loss_of_all_workers_is_said(mapped, monkeypatch):
+    """Without a look now and then, this would wait for ever."""
+    monkeypatch.setattr(distributing, "PATROL_SECONDS", 0.5)
+    with open_cluster(workers=1) as client:
+        results = mapped(time.sleep, [0, 60], client)
+        next(results)
+        for nanny in client.cluster.workers.values():
+            nanny.auto_restart = False
+            os.kill(nanny.pid, signal.SIGKILL)
+        with pytest.raises(EvensliceError, match="all worker processes were lost; start the command again"):
+            next(results)
+
+
+@pytest.mark.slow
+def test_a_worker_may_be_silent_for_long():
+    with open_cluster(workers=1) as client:
+        assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.worker_ttl) is None
+
+
+def note(path):
+    """Say whether a file was there, and write it a while later."""
+    before = path.exists()
+    time.sleep(1 if not before else 0)
+    path.touch()
+    return before
+
+
+@pytest.mark.slow
+def test_an_item_waits_for_what_it_needs(tmp_path):
+    first, other = tmp_path / "file", tmp_path / "file"
+    with open_cluster(workers=2) as client:
+        found = list(
+            map_as_finished(note, [first, other], client, needs=lambda item: first if item is other else None)
+        )
+    assert found == [(first, False), (other, True)]
 
 
 def load():

@@ -292,10 +292,10 @@ def _look_at_audits(folder: Path, _: Path) -> None:
 
 def _look_at_study(folder: Path, _: Path) -> None:
     from evenslice.cli.printing import _plain_console
-    from evenslice.cli.tables import study_tables
+    from evenslice.cli.study_tables import study_tables
     from evenslice.report.base.style import settings
+    from evenslice.report.study.csv_files import csv_tables
     from evenslice.report.study.page import draw_charts, render
-    from evenslice.report.study.tables import csv_tables
     from evenslice.results.studies import load_study
 
     results = load_study(folder)

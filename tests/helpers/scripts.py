@@ -21,5 +21,5 @@ def script(name):
         yield module
     finally:
         sys.path.remove(str(STUDIES))
-        for other in {name, "paging", "run_archive"} - known:
+        for other in {name, *(path.stem for path in STUDIES.glob("*.py"))} - known:
             sys.modules.pop(other, None)

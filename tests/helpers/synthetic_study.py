@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from hashlib import sha256
+from itertools import product
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -12,11 +13,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice._core.staging import json_text
+from evenslice.results.pooling import pool_runs
 from evenslice.results.seeds import METRICS, SALIENCY_PERCENTILES, summarize_runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from evenslice.results.pooling import Primary
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -30,17 +34,19 @@ ARMS: Mapping[str, tuple[float, float]] = {
 }
 """Directional bias of each arm, and what it adds to Dice."""
 
-LABELS = ("dataset", "architecture", "arm", "seed")
+LABELS = ("dataset", "architecture", "arm", "fold", "seed")
 
 
-def make_study(
+def make_study(  # noqa: PLR0913  # one for each choice
     folder: Path,
     *,
     comparisons: Sequence[tuple[str, str]] = (("Lucchi++", "EfficientNet-Lite0 U-Net"),),
     arms: Mapping[str, tuple[float, float]] = ARMS,
     seeds: Sequence[int] = (0, 1, 2),
+    folds: Sequence[int] = (0,),
     slices: int = 3,
     baseline: str = "pretrained",
+    primary: Primary | None = None,
     failed: Sequence[Mapping[str, Any]] = (),
     size: int = 96,
 ) -> Path:
@@ -49,10 +55,10 @@ def make_study(
     records = []
     for dataset, architecture in comparisons:
         for index, (arm, (bias, gain)) in enumerate(arms.items()):
-            for seed in seeds:
-                labels = dict(zip(LABELS, (dataset, architecture, arm, seed), strict=True))
+            for fold, seed in product(folds, seeds):
+                labels = dict(zip(LABELS, (dataset, architecture, arm, fold, seed), strict=True))
                 key = sha256(json.dumps(labels).encode()).hexdigest()[:12]
-                random = np.random.default_rng([seed, index, len(dataset)])
+                random = np.random.default_rng([seed, index, len(dataset), *([fold] if fold else [])])
                 record = _record(labels, key, bias, gain, slices, random)
                 _write_run(folder / "runs" / f"run-{seed}-{key}", record, bias, slices, size, random)
                 records.append(record)
@@ -63,6 +69,9 @@ def make_study(
         "failed": list(failed),
         "baseline": baseline,
         "comparisons": [item.to_dict() for item in summarize_runs(records, baseline=baseline, margin=0.01)],
+        "pooled": [
+            item.to_dict() for item in pool_runs(records, baseline=baseline, margin=0.01, primary=primary)
+        ],
     }
     (folder / "summary.json").write_text(json_text(summary), encoding="utf-8")
     (folder / "config.yaml").write_text("seeds: [0, 1, 2]\nslices: 3\ntraining:\n  steps: 300\n")
@@ -80,7 +89,7 @@ def _record(
 ) -> dict[str, Any]:
     seed, boundaries = labels["seed"], labels["dataset"] == "ISBI 2012"
     found = bias + 0.02 * bias * random.standard_normal() + 0.002 * random.standard_normal() * (bias != 0)
-    dice = 0.8 + gain + 0.01 * np.sin(seed) + 0.002 * random.standard_normal()
+    dice = 0.8 + gain + 0.01 * np.sin(seed) + 0.002 * random.standard_normal() + 0.02 * np.sin(labels["fold"])
     shares = make_shares(found, slices)
     figures = {
         "dice": dice,
@@ -112,7 +121,13 @@ def _record(
         "windows": 96,
         "steps": 300,
         "seconds": 320.5 + 10 * seed,
+        **_missing(dice, found),
     }
+
+
+def _missing(dice: float, bias: float) -> dict[str, float]:
+    lost = {"intact": 0.0, "before": 0.03 * (1 - bias), "after": 0.03 * (1 + bias), "both": 0.06}
+    return {f"stress_{name}": dice - loss for name, loss in {**lost, "reversed": abs(bias) / 10}.items()}
 
 
 def make_shares(bias: float, slices: int) -> Floats:

@@ -48,13 +48,13 @@ def test_the_bars_are_the_losses_before_and_after():
     assert bars(drawing.figure) == [[0.3, 0.1, 0.05, -0.02] * 2]
     assert [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()] == ["missing", "blank"]
     assert drawing.name == "stress"
-    assert "seeds" not in drawing.reading
+    assert "means over" not in drawing.reading
 
 
 def test_seeds_are_averaged_and_shown():
     drawing = stress_figure([StressItem("one", 0, (summary(0.3, 0.1), summary(0.1, math.nan)))])
     assert bars(drawing.figure) == [[0.2, 0.1, 0.2, 0.1]]
-    assert "means over seeds" in drawing.reading
+    assert "means over runs" in drawing.reading
     assert [len(line.get_xdata()) for line in drawing.figure.axes[0].lines[:2]] == [2, 2]
 
 

@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from evenslice.results.seeds import (
-    BOUNDS,
-    METRICS,
-    bias_removed,
-    largest_bias,
-    non_inferiority,
-    student_interval,
-    summarize_runs,
-)
+from evenslice.results.seeds import BOUNDS, METRICS, largest_bias, summarize_runs
+from evenslice.results.student import bias_removed, non_inferiority, student_interval
 
 dices = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda values: np.std(values) > 1e-3)
 
@@ -74,7 +67,7 @@ def test_arms_are_compared_seed_by_seed():
     rows += [row("uniform", seed, dice=0.801 + noise[seed], bias=0.02) for seed in (2, 0, 1)]
     baseline, uniform = summarize(rows)[0].arms
     assert baseline.differences == {}
-    assert set(baseline.to_dict()) == {"arm", "seeds", "figures", "shares"}
+    assert set(baseline.to_dict()) == {"arm", "seeds", "folds", "figures", "shares"}
     assert baseline.metrics["dice"].low < 0.75
     difference = uniform.differences["dice"]
     assert [difference.estimate, difference.low, difference.high] == pytest.approx([0.001] * 3)

@@ -113,6 +113,10 @@ def test_the_small_files_suffice(folder):
     assert len(results.runs) == 12
     for run in results.runs:
         assert (run.saliency, run.curves, run.example, run.circumstances) == (None, {}, None, {})
+        (missing,) = run.stress.losses  # what run.json has of it
+        assert (missing.kind, missing.offset) == ("missing", 1)
+        assert run.stress.intact - missing.both == pytest.approx(0.06)
+        assert missing.asymmetry.estimate == pytest.approx(missing.after - missing.before)
 
 
 def test_a_summary_of_an_earlier_version_is_completed_from_its_runs(folder):

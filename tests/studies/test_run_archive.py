@@ -33,8 +33,15 @@ def test_what_is_unpacked_is_what_was_packed(archive, tmp_path):
     archive.unpack(study)
     after = contents(study / "runs")
     kept = {name for name in before if name.partition("/")[2] in archive.KEPT}
+    stress = {name: after.pop(name) for name in list(after) if name.endswith("stress.json")}
     assert after == {name: before[name] for name in kept if "example" not in name or "run-0-" in name}
-    assert len(load_study(study).runs) == 18
+    assert len(stress) == 18
+    for name, content in stress.items():  # of result.json nothing else, which names a machine
+        result = json.loads(before[name.replace("stress.json", "result.json")])
+        assert json.loads(content) == {"stress": result["stress"]}
+    found = load_study(study).runs
+    assert len(found) == 18
+    assert {len(run.stress.losses) for run in found} == {4}
     assert archive.pack(study).read_bytes() == first  # the same runs, the same bytes
 
 

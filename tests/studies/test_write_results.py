@@ -13,6 +13,7 @@ from pages import plain
 from synthetic_study import ARMS, make_study
 
 from evenslice.results.intervals import Interval
+from evenslice.results.pooling import Primary
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,8 +89,12 @@ def test_the_page_tells_what_was_run_and_what_came_out(script, folder, docs):
     text = plain((docs / "results.md").read_text(encoding="utf-8"))
     assert "## Does it hold? A study made up for this test.\n" in text
     assert "\n    evenslice study studies/made-up.yaml --out studies/made-up\n" in text
-    assert "| Lucchi++ | net | 4 | 0, 1, 2 | 3 | 300 | 8 of 128 x 128 | 5.5 |" in text
-    assert "| ISBI 2012 | net | 4 | 0, 1, 2 | 3 | 300 | 8 of 64 x 96 | 5.5 |" in text
+    assert (
+        "| `made-up` | Lucchi++ | net | 4 | \N{EN DASH} | 0, 1, 2 | 3 | 300 | 8 of 128 x 128 | 5.5 |" in text
+    )
+    assert (
+        "| `made-up` | ISBI 2012 | net | 4 | \N{EN DASH} | 0, 1, 2 | 3 | 300 | 8 of 64 x 96 | 5.5 |" in text
+    )
     assert "24 of 24 runs are done.\n" in text
     uniform = study.results.comparisons[0].arms[2]
     change = uniform.differences["dice"]
@@ -103,7 +108,7 @@ def test_the_page_tells_what_was_run_and_what_came_out(script, folder, docs):
 def test_every_figure_of_the_page_is_there_and_small(docs):
     text = (docs / "results.md").read_text(encoding="utf-8")
     files = {path.name for path in (docs / "results").iterdir()}
-    charts = ("forest", "learning", "trajectories", "saliency")
+    charts = ("forest", "learning", "trajectories", "saliency", "stress")
     assert files == {
         *(f"made-up-{name}.svg" for name in charts),
         "made-up-example-1.webp",
@@ -181,6 +186,68 @@ def test_what_is_committed_is_judged_by_intervals(script):
             for arm in comparison.arms:
                 assert arm.metrics["dice"].high <= 1
                 assert arm.metrics["largest_bias"].low >= 0
+
+
+FOLDED = """# Do folds show more? A study made up, too.
+
+arms:
+  - {name: pretrained, strategy: pretrained}
+  - {name: uniform, strategy: uniform}
+  - {name: fair, network_of: pretrained, symmetrize: output}
+primary: {arm: fair}
+architectures:
+  - {name: net, spec: "smp:Unet/resnet18"}
+datasets:
+  - {name: Lucchi++, pairs: [{image: a, labels: b}], blocks: 3, folds: 3}
+  - {name: ISBI 2012, pairs: [{image: a, labels: b}], blocks: 3, folds: 3}
+"""
+
+
+def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
+    studies = shutil.copytree(folder, tmp_path / "studies")
+    (studies / "folded.yaml").write_text(FOLDED)
+    make_study(
+        studies / "folded",
+        comparisons=[("Lucchi++", "net"), ("ISBI 2012", "net")],
+        arms={"pretrained": (-0.19, 0.0), "uniform": (-0.001, -0.03), "fair": (0.0, 0.01)},
+        folds=(0, 1, 2),
+        seeds=(0, 1),
+        size=24,
+        failed=[{"dataset": "d", "architecture": "n", "arm": "a", "fold": 2, "seed": 1, "error": "no luck"}],
+        primary=Primary("fair", "net", 0.005),
+    )
+    found = script.find_studies(studies)
+    script.write_page(found, studies, tmp_path / "docs")
+    text = plain((tmp_path / "docs" / "results.md").read_text(encoding="utf-8"))
+    part = text[text.index("## Do folds show more?") :].partition("\n## ")[0]
+    assert part.index("### All 2 data sets, net (study `folded`)") < part.index(
+        "### Lucchi++, net (study `folded`)"
+    )
+    assert "Means over folds (of the means over the seeds of each fold)" in part
+    assert "is that of fair with pretrained" in part
+    assert "| **fair** | " in part
+    assert "| superior (p " in part
+    assert "- d, n, a, fold 2, seed 1: no luck" in part
+    assert "| `folded` | Lucchi++ | net | 3 | 3 | 0, 1 |" in text
+    # An arm that symmetrizes another's network is none that starts uniform, whatever its unused default says.
+    uniform, _, *_ = (
+        item.evidence for item in script.expectations([each for each in found if each.name == "folded"])
+    )
+    assert uniform.count("Lucchi++, net") == 1
+
+
+def test_comparisons_of_one_name_are_told_apart(script, folder, tmp_path):
+    studies = shutil.copytree(folder, tmp_path / "studies")
+    shutil.copytree(studies / "made-up", studies / "again")
+    shutil.copy(studies / "made-up.yaml", studies / "again.yaml")
+    found = script.find_studies(studies)
+    (evidence, *_) = (plain(item.evidence) for item in script.expectations(found))
+    assert evidence.startswith("Study `again`: Lucchi++, net: ")
+    assert ". Study `made-up`: Lucchi++, net: " in evidence
+    script.write_page(found, studies, tmp_path / "docs")
+    lines = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    headings = [line for line in lines if line.startswith("### ")]
+    assert len(headings) == len(set(headings)) == 6  # with one over all data sets in each
 
 
 def test_what_was_not_run_is_not_judged(script, folder):
@@ -262,4 +329,4 @@ def test_the_studies_of_the_project_are_readable(script, tmp_path):
     studies = script.find_studies(tmp_path)
     assert [study.name for study in studies] == ["datasets", "architectures"]  # the larger one first
     assert len(script.expectations(studies)) == 4
-    assert "| MSD hippocampus | EfficientNet-Lite0 U-Net | 6 |" in script.run_table(studies)
+    assert "| `datasets` | MSD hippocampus | EfficientNet-Lite0 U-Net | 6 |" in script.run_table(studies)

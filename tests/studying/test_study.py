@@ -166,7 +166,7 @@ def test_a_study_writes_what_it_found(done):
     assert [(row["arm"], row["seed"]) for row in table] == [
         (arm, seed) for arm in ("pretrained", "tied") for seed in "01"
     ]
-    columns = "dataset,architecture,arm,seed,dice,iou,directional_bias,asymmetry,imbalance,share_-1,share_0,share_1,seconds"
+    columns = "dataset,architecture,arm,fold,seed,dice,iou,directional_bias,asymmetry,imbalance,share_-1,share_0,share_1,seconds"
     assert (out / "results.csv").read_text().startswith(columns)
     for row in table:
         assert 0 <= float(row["dice"]) <= 1

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from evenslice._core.errors import ConfigError, needs_extra, option, reason
+from evenslice._core.errors import ConfigError, EvensliceError, needs_extra, option, reason
 from evenslice._core.local_workers import local_client
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10
+PATROL_SECONDS = 30  # between looks whether there still are workers
 AHEAD = 2  # items sent to each worker, including the one in progress
 
 
@@ -102,7 +103,12 @@ def check_sendable(item: Any, what: str) -> None:
 
 
 def map_as_finished(
-    function: Callable[..., Result], items: Iterable[Item], client: Any = None, *, common: Any = None
+    function: Callable[..., Result],
+    items: Iterable[Item],
+    client: Any = None,
+    *,
+    common: Any = None,
+    needs: Callable[[Item], Item | None] = lambda _: None,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Apply a function to items and yield each with its result, in the order in which they finish.
 
@@ -113,9 +119,15 @@ def map_as_finished(
         items: what to apply it to.
         client: client of a Dask cluster, or None for this process.
         common: second argument of the function, unless None; sent to each worker once.
+        needs: returns for an item the one that has to be finished before it begins, or None; that one (the same
+            object) comes earlier in ``items``, or is not among them.
 
     Yields:
-        An item and its result; on a cluster, the exception if there is no result, as when several workers died with it.
+        An item and its result; on a cluster, the exception if there is no result, as when several workers died with it
+        or with what it needs.
+
+    Raises:
+        EvensliceError: all worker processes on this machine were lost, and none came back.
     """
     rest = () if common is None else (common,)
     if client is None:
@@ -125,11 +137,19 @@ def map_as_finished(
     from distributed import as_completed
 
     rest = _send(client, rest)
-    futures = {client.submit(function, item, *rest, pure=False): item for item in items}
-    for future in as_completed(list(futures)):
-        error = future.exception()
-        yield futures[future], future.result() if error is None else error
-        future.release()
+    futures: dict[Any, Item] = {}
+    sent: dict[int, Any] = {}
+    for item in items:
+        before = sent.get(id(needs(item)))
+        future = client.submit(_after, before, function, item, *rest, pure=False)
+        futures[future], sent[id(item)] = item, future
+    patrol = _Patrol(client)
+    while futures:
+        with patrol.unless_lost():
+            for future in as_completed(list(futures), timeout=PATROL_SECONDS):
+                error = future.exception()
+                yield futures.pop(future), future.result() if error is None else error
+                future.release()
 
 
 def map_in_order(
@@ -145,6 +165,9 @@ def map_in_order(
         client: client of a Dask cluster, or None for this process.
         common: second argument of the function, unless None; sent to each worker once.
 
+    Raises:
+        EvensliceError: as for ``map_as_finished``.
+
     Example:
         >>> list(map_in_order(pow, [2, 3], common=2))
         [4, 9]
@@ -156,13 +179,50 @@ def map_in_order(
         return
     rest, items = _send(client, rest), iter(items)
     waiting: deque[Any] = deque()
+    patrol = _Patrol(client)
     while True:
         workers = max(1, len(client.nthreads()))  # workers come and go
         for item in islice(items, max(0, AHEAD * workers - len(waiting))):
             waiting.append(client.submit(function, item, *rest, pure=False))
         if not waiting:
             return
-        yield waiting.popleft().result()
+        yield patrol.result(waiting.popleft())
+
+
+class _Patrol:
+    """Waits for results as long as there are workers; by itself, Dask waits for ever.
+
+    Args:
+        client: client of a cluster. One of other machines may be without workers until a queue lets them start.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._alone = False  # whether there were no workers the last time
+
+    @contextmanager
+    def unless_lost(self) -> Iterator[None]:
+        """Let the block end when it has waited for ``PATROL_SECONDS``.
+
+        Raises:
+            EvensliceError: there were no workers then, nor the time before.
+        """
+        try:
+            yield
+        except TimeoutError:
+            alone = self._client.cluster is not None and not self._client.nthreads()
+            if alone and self._alone:
+                raise EvensliceError(
+                    "all worker processes were lost; start the command again, which keeps what is finished"
+                ) from None
+            self._alone = alone
+
+    def result(self, future: Any) -> Any:
+        """Return the result of a task, or raise its exception."""
+        while not future.done():
+            with self.unless_lost():
+                future.exception(timeout=PATROL_SECONDS)
+        return future.result()
 
 
 def _send(client: Any, objects: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -190,6 +250,11 @@ def _send(client: Any, objects: tuple[Any, ...]) -> tuple[Any, ...]:
             ) from error
     client.replicate(futures)
     return futures
+
+
+def _after(_before: Any, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function; the scheduler waits for what is finished before."""
+    return function(*arguments)
 
 
 def _same(item: Item) -> Item:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from evenslice._core import ConfigError, needs_extra, staged_file, staged_folder
 from evenslice.report.audit.tables import csv_tables
-from evenslice.report.study.tables import TABLE_FILES as STUDY_TABLE_FILES, csv_tables as study_csv_tables
+from evenslice.report.study.csv_files import csv_tables as study_csv_tables
+from evenslice.report.study.tables import TABLE_FILES as STUDY_TABLE_FILES
 from evenslice.report.survey.tables import survey_csv
 
 if TYPE_CHECKING:

@@ -25,6 +25,15 @@ from .measurements import (
     split_biases as split_biases,
 )
 from .output_changes import OUTPUT_FIELDS as OUTPUT_FIELDS
+from .pooling import (
+    ENOUGH_REPLICATES as ENOUGH_REPLICATES,
+    LOSSES as LOSSES,
+    PooledArm as PooledArm,
+    PooledComparison as PooledComparison,
+    Primary as Primary,
+    pool_runs as pool_runs,
+)
+from .replicates import Unit as Unit, pair_runs as pair_runs, replicate_means as replicate_means
 from .seeds import (
     METRICS as METRICS,
     SALIENCY_PERCENTILES as SALIENCY_PERCENTILES,
@@ -32,7 +41,6 @@ from .seeds import (
     Comparison as Comparison,
     largest_bias as largest_bias,
     saliency_percentiles as saliency_percentiles,
-    student_interval as student_interval,
     summarize_runs as summarize_runs,
 )
 from .stress import (
@@ -41,16 +49,16 @@ from .stress import (
     StressSummary as StressSummary,
     summarize_stress as summarize_stress,
 )
+from .student import student_interval as student_interval
 from .studies import (
-    STUDY_FORMAT as STUDY_FORMAT,
     ExampleSlice as ExampleSlice,
     StudyResults as StudyResults,
     StudyRun as StudyRun,
-    StudySummary as StudySummary,
     is_study as is_study,
     load_study as load_study,
 )
 from .study_files import EXAMPLE_SIZE as EXAMPLE_SIZE, read_pictures as read_pictures
+from .study_summaries import STUDY_FORMAT as STUDY_FORMAT, StudySummary as StudySummary
 from .subsets import SubsetMeasurements as SubsetMeasurements
 from .surveys import (
     SURVEY_FILES as SURVEY_FILES,

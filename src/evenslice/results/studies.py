@@ -1,7 +1,8 @@
 """The results of a study, read from its folder.
 
     results = load_study("results")
-    results.comparisons[0].arms[1].metrics["dice"]      # an interval over seeds
+    results.comparisons[0].arms[1].metrics["dice"]      # an interval over folds, or seeds
+    results.pooled[0].arms[1].differences["dice"]       # over all data sets
     results.runs[0].curves["validation_dice"]           # the log of that run's training
 
 ``summary.json``, ``results.csv`` and the ``run.json`` of each finished run are required. The training log, the example,
@@ -15,24 +16,22 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from evenslice._core import ConfigError
 from evenslice.results.intervals import Interval
+from evenslice.results.pooling import PooledComparison, pool_runs
 from evenslice.results.seeds import (
-    BOUNDS,
     METRICS,
     SALIENCY_PERCENTILES,
     ArmSummary,
     Comparison,
-    clipped,
-    difference_bounds,
     largest_bias,
     summarize_runs,
 )
-from evenslice.results.stress import StressSummary
+from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.study_files import (
     count,
     number,
@@ -43,10 +42,11 @@ from evenslice.results.study_files import (
     reading,
     text,
 )
+from evenslice.results.study_summaries import StudySummary, read_comparisons, read_pooled
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -54,39 +54,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExampleSlice",
-    "FailedRun",
     "StudyResults",
     "StudyRun",
-    "StudySummary",
     "is_study",
     "load_study",
 ]
 
-STUDY_FORMAT = 1
 COLUMNS = ("dataset", "architecture", "arm", "seed", "key", "status")  # required in results.csv
-_UNKNOWN = Interval(math.nan, math.nan, math.nan)
+STRESS_FILE = "stress.json"  # beside run.json where result.json was not kept: its entry "stress" alone
 MAX_RUNS, MAX_LOGGED = 5000, 100_000  # largest number of rows of results.csv and of a log
-
-
-class FailedRun(TypedDict):
-    """A run that failed, as ``summary.json`` describes it."""
-
-    dataset: str
-    architecture: str
-    arm: str
-    seed: int
-    error: str
-
-
-class StudySummary(TypedDict):
-    """The content of ``summary.json``; ``planned`` and ``finished`` are numbers of runs."""
-
-    format: int
-    planned: int
-    finished: int
-    failed: list[FailedRun]
-    baseline: str
-    comparisons: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -112,6 +88,7 @@ class StudyRun:
         dataset: name of the data set.
         architecture: name of the network.
         arm: name of the arm.
+        fold: which parts of the data set were tested; 0 without folds.
         seed: random seed.
         metrics: those of ``METRICS``; NaN where undefined.
         verdict: of the audit: symmetric, biased, inconclusive or not applicable.
@@ -143,6 +120,7 @@ class StudyRun:
     example: ExampleSlice | None = None
     stress: StressSummary | None = None
     circumstances: dict[str, Any] = field(default_factory=dict)
+    fold: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,12 +132,15 @@ class StudyResults:
         comparisons: the comparisons of the summary, one for each data set and architecture.
         runs: the finished runs, in the order of ``results.csv``.
         config: the text of the study's ``config.yaml``; empty without one.
+        pooled: the arms of each architecture over all data sets, from the summary, or from the runs if an earlier
+            version wrote it.
     """
 
     summary: StudySummary
     comparisons: tuple[Comparison, ...]
     runs: tuple[StudyRun, ...]
     config: str = ""
+    pooled: tuple[PooledComparison, ...] = ()
 
     @property
     def baseline(self) -> str:
@@ -172,7 +153,7 @@ class StudyResults:
         return tuple(dict.fromkeys(arm.arm for item in self.comparisons for arm in item.arms))
 
     def runs_of(self, comparison: Comparison, arm: str) -> list[StudyRun]:
-        """Return the runs of an arm in a comparison, one for each seed."""
+        """Return the runs of an arm in a comparison, one for each fold and seed."""
         names = (comparison.dataset, comparison.architecture, arm)
         return [run for run in self.runs if (run.dataset, run.architecture, run.arm) == names]
 
@@ -198,7 +179,8 @@ def load_study(folder: str | os.PathLike[str]) -> StudyResults:
         raise ConfigError(f"{folder}: holds no study; name a folder that `evenslice study --out` wrote")
     with reading(folder / "summary.json") as path:
         summary = read_json(path)
-        comparisons = _comparisons(summary)
+        comparisons = read_comparisons(summary)
+        pooled = read_pooled(summary["pooled"]) if "pooled" in summary else None
     with reading(folder / "results.csv") as path:
         rows = [row for row in read_rows(path, COLUMNS, MAX_RUNS) if row["status"] == "done"]
         places = [_find_run(folder / "runs", row["key"]) for row in rows]
@@ -210,56 +192,27 @@ def load_study(folder: str | os.PathLike[str]) -> StudyResults:
     comparisons = tuple(_with_largest_bias(item, runs, summary["baseline"]) for item in comparisons)
     with reading(folder / "config.yaml") as path:
         config = read_text(path) if path.is_file() else ""
-    return StudyResults(cast("StudySummary", summary), comparisons, runs, config)
+    if pooled is None:
+        pooled = _pool(runs, comparisons, summary["baseline"])
+    return StudyResults(cast("StudySummary", summary), comparisons, runs, config, pooled)
 
 
-def _comparisons(summary: Entries) -> tuple[Comparison, ...]:
-    """Return the comparisons of a summary, and check the rest of it."""
-    if summary["format"] != STUDY_FORMAT:
-        raise ValueError(f"format {summary['format']}, this version reads {STUDY_FORMAT}")
-    text(summary, "baseline")
-    for name in ("planned", "finished"):
-        count(summary[name])
-    for run in summary["failed"]:
-        for name in ("dataset", "architecture", "arm", "error"):
-            text(run, name)
-        count(run["seed"])
-    return tuple(
-        Comparison(
-            text(item, "dataset"),
-            text(item, "architecture"),
-            tuple(_arm_summary(arm) for arm in item["arms"]),
-        )
-        for item in summary["comparisons"]
-    )
+def _pool(
+    runs: Sequence[StudyRun], comparisons: Sequence[Comparison], baseline: str
+) -> tuple[PooledComparison, ...]:
+    """Pool the runs of a study whose summary does not."""
+    margins = [arm.margin for item in comparisons for arm in item.arms if arm.margin > 0]
+    rows = [{**vars(run), **run.metrics, **_missing_slices(run.stress)} for run in runs]
+    return tuple(pool_runs(rows, baseline=baseline, margin=min(margins, default=1.0)))
 
 
-def _arm_summary(arm: Entries) -> ArmSummary:
-    test = arm.get("non_inferiority", {"margin": None, "p": None, "holds": None})
-    if not isinstance(test["holds"], bool | None):
-        raise TypeError(f"non_inferiority.holds: {test['holds']!r:.40} is neither true nor false")
-    differences = arm.get("differences")
-    return ArmSummary(
-        arm=text(arm, "arm"),
-        seeds=tuple(count(seed) for seed in arm["seeds"]),
-        metrics=_intervals(arm["figures"], lambda name: BOUNDS.get(name, (0.0, 1.0))),
-        shares=tuple(_interval(share, (0.0, 1.0)) for share in arm["shares"]),
-        differences={} if differences is None else _intervals(differences, difference_bounds),
-        margin=number(test["margin"]),
-        p=number(test["p"]),
-        holds=test["holds"],
-        bias_removed=_bias_removed(arm.get("bias_removed")),
-    )
-
-
-def _intervals(values: Entries, bounds: Callable[[str], tuple[float, float]]) -> dict[str, Interval]:
-    """Read the intervals of metrics; earlier versions let them leave the range of the quantity, and knew fewer."""
-    return {name: _interval(values[name], bounds(name)) if name in values else _UNKNOWN for name in METRICS}
-
-
-def _bias_removed(value: Any) -> Interval:
-    """Read an interval; earlier versions wrote a number, of |D|, which says little of more than three slices."""
-    return _interval(value, (-math.inf, 1.0)) if isinstance(value, dict) else _UNKNOWN
+def _missing_slices(stress: StressSummary | None) -> dict[str, float]:
+    """Return Dice with neighbours missing, by the names of the columns of results.csv."""
+    for loss in () if stress is None else stress.losses:
+        if stress is not None and (loss.kind, loss.offset) == ("missing", 1):
+            both = {"stress_before": loss.before, "stress_after": loss.after, "stress_both": loss.both}
+            return {"stress_intact": stress.intact, **both}
+    return {}
 
 
 def _with_largest_bias(item: Comparison, runs: Sequence[StudyRun], baseline: str) -> Comparison:
@@ -306,6 +259,7 @@ def _run(folder: Path, row: Entries) -> StudyRun:
             dataset=text(row, "dataset"),
             architecture=text(row, "architecture"),
             arm=text(row, "arm"),
+            fold=count(int(row.get("fold") or 0)),
             seed=count(int(row["seed"])),
             metrics={name: number(record.get(name)) for name in METRICS}
             | {"largest_bias": largest_bias(record | {"shares": shares})},
@@ -317,7 +271,7 @@ def _run(folder: Path, row: Entries) -> StudyRun:
             seconds=number(record["seconds"]),
             curves=_curves(folder / "log" / "metrics.csv"),
             example=_example(folder / "example.npz"),
-            stress=_stress(folder / "result.json"),
+            stress=_stress(folder, record),
             circumstances=_circumstances(folder / "result.json"),
         )
 
@@ -352,12 +306,19 @@ def _example(path: Path) -> ExampleSlice | None:
         return ExampleSlice(**read_pictures(path, "image", "labels", "predicted"))
 
 
-def _stress(path: Path) -> StressSummary | None:
-    if not path.is_file():
+def _stress(folder: Path, record: Entries) -> StressSummary | None:
+    """Read what disturbed slices cost a run: from its result, a part of it that was kept, or what ``run.json`` has."""
+    for path in (folder / "result.json", folder / STRESS_FILE):
+        if path.is_file():
+            with reading(path):
+                values = read_json(path).get("stress")
+                return None if values is None else StressSummary.from_dict(values)
+    names = ("intact", "reversed", "before", "after", "both")
+    intact, turned, before, after, both = (number(record.get(f"stress_{name}")) for name in names)
+    if math.isnan(intact):
         return None
-    with reading(path):
-        values = read_json(path).get("stress")
-        return None if values is None else StressSummary.from_dict(values)
+    missing = BriefLoss("missing", 1, before, after, both, Interval(after - before, math.nan, math.nan))
+    return StressSummary("labels", 0, intact, turned, (missing,))
 
 
 def _circumstances(path: Path) -> dict[str, Any]:
@@ -366,7 +327,3 @@ def _circumstances(path: Path) -> dict[str, Any]:
     with reading(path):
         result = read_json(path)
         return {name: result[name] for name in ("created", "machine", "versions") if name in result}
-
-
-def _interval(value: Entries, bounds: tuple[float, float]) -> Interval:
-    return clipped(Interval(*(number(value[name]) for name in ("estimate", "low", "high"))), bounds)

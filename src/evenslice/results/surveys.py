@@ -11,7 +11,7 @@ from evenslice._core import UNREADABLE, ConfigError, json_text, reason
 from evenslice.results.audits import AuditedVolume  # noqa: TC001  # ``from_plain`` reads the annotation
 from evenslice.results.intervals import Interval
 from evenslice.results.plain_values import from_plain
-from evenslice.results.seeds import clipped, student_interval
+from evenslice.results.student import clipped, student_interval
 from evenslice.results.study_files import read_json
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Studies: arms x architectures x data sets x seeds, each trained, tested and audited."""
+"""Studies: arms x architectures x data sets x folds x seeds, each trained, tested and audited."""
 
 import lazy_loader
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from evenslice._core import Section, did_you_mean, needs_extra
 from evenslice.training import (
@@ -21,13 +21,17 @@ with needs_extra("train", "a study"):
     from pydantic import (
         AfterValidator,
         Field,
+        ValidationError,
         ValidationInfo,
         field_serializer,
         field_validator,
         model_validator,
     )
 
-__all__ = ["Architecture", "Arm", "AuditOptions", "StudyConfig", "StudyData"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Architecture", "Arm", "AuditOptions", "PrimaryComparison", "StudyConfig", "StudyData"]
 
 
 class Arm(Section):
@@ -42,6 +46,41 @@ class Arm(Section):
         default=None, description="Randomly reverse the order of slices; by default as in augmentation."
     )
     weights: WeightsOption | None = Field(default=None, description="Replaces the architecture's weights.")
+    symmetrize: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "Where the results for a window and its mirror are averaged, as in train: output, encoder, or the name "
+            "of a module; null for nowhere."
+        ),
+    )
+    missing_slices: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description=(
+            "Probability that a neighbouring slice is replaced by the middle slice; by default as in augmentation."
+        ),
+    )
+    network_of: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "Arm whose trained network is taken, instead of training one, and symmetrized where symmetrize says; "
+            "the other options are those of that arm."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _derived(self) -> Self:
+        """Check that an arm that trains nothing only says what it does with the network it takes."""
+        if self.network_of is None:
+            return self
+        if self.symmetrize is None:
+            raise ValueError("network_of needs symmetrize, which says where that network is symmetrized")
+        if idle := self.model_fields_set - {"name", "network_of", "symmetrize"}:
+            raise ValueError(f"network_of: trains no network, so {min(idle)} has no effect; leave it out")
+        return self
 
 
 class Architecture(Section):
@@ -61,10 +100,51 @@ def _one_device(training: TrainingConfig) -> TrainingConfig:
 OneDevice = Annotated[TrainingConfig, AfterValidator(_one_device)]
 
 
-class StudyData(DataConfig):
-    """A data set to compare the arms on."""
+def _need(values: Mapping[str, Any], *names: str) -> None:
+    """Raise the error of pydantic for missing options, with the place of each."""
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ValidationError.from_exception_data(
+            "data", [{"type": "missing", "loc": (name,), "input": values} for name in missing]
+        )
 
-    test: tuple[LabelledFiles, ...] = Field(min_length=1, description="Pairs for tests and audits.")
+
+class StudyData(DataConfig):
+    """A data set to compare the arms on: pairs for training and others for tests, or folds of pairs.
+
+    Example: three quarters of a volume are trained on and one is tested, in turn.
+        >>> pair = {"image": "image.tif", "labels": "labels.tif"}
+        >>> data = StudyData.model_validate({"name": "em", "pairs": [pair], "blocks": 4, "folds": 4})
+        >>> data.fold_count
+        4
+    """
+
+    train: tuple[LabelledFiles, ...] = Field(
+        default=(), description="Pairs of image and labels for training; or give pairs and folds."
+    )
+    test: tuple[LabelledFiles, ...] = Field(
+        default=(), description="Pairs for tests and audits; or give pairs and folds."
+    )
+    pairs: tuple[LabelledFiles, ...] = Field(
+        default=(),
+        description=(
+            "Pairs of image and labels that are each tested in one of the folds and trained on in the others, "
+            "instead of train and test."
+        ),
+    )
+    folds: int | None = Field(
+        default=None,
+        ge=2,
+        description=(
+            "Number of folds: fold f tests on parts f, f + folds, f + 2 folds ... of the pairs and trains on the "
+            "others, without the slices near those of the test."
+        ),
+    )
+    blocks: int = Field(
+        default=1,
+        ge=1,
+        description="Number of parts, contiguous blocks of slices, into which each pair is cut.",
+    )
     training: OneDevice = Field(
         default_factory=TrainingConfig,
         description="Training options for this data set that differ from those of the study.",
@@ -75,9 +155,42 @@ class StudyData(DataConfig):
         """Keep defaults, too: they may differ from the options of the study."""
         return training.model_dump(mode="json")
 
-    def data(self) -> DataConfig:
-        """Return the data set without its training options."""
-        return DataConfig.model_validate(self.model_dump(exclude={"training"}))
+    @model_validator(mode="before")
+    @classmethod
+    def _one_way_to_test(cls, values: Any) -> Any:
+        """Check that there are either pairs to fold, or pairs for training and for tests."""
+        if not isinstance(values, dict):
+            return values
+        if not (values.get("pairs") or values.get("folds") or values.get("blocks", 1) != 1):
+            _need(values, "train", "test")
+            return values
+        _need(values, "pairs", "folds")
+        for name in ("train", "validation", "test"):
+            if values.get(name):
+                raise ValueError(f"{name}: cannot stand beside pairs and folds; give one or the other")
+        return values
+
+    @field_validator("test")
+    @classmethod
+    def _can_test(cls, pairs: tuple[LabelledFiles, ...]) -> tuple[LabelledFiles, ...]:
+        if not pairs:
+            raise ValueError("give at least one pair of image and labels")
+        return pairs
+
+    @model_validator(mode="after")
+    def _enough_parts(self) -> Self:
+        parts = len(self.pairs) * self.blocks
+        if self.folds is not None and parts < self.folds:
+            raise ValueError(
+                f"folds: {self.folds}: there are only {parts} parts ({len(self.pairs)} pairs, each cut into "
+                f"blocks: {self.blocks}); give more pairs or blocks, or fewer folds"
+            )
+        return self
+
+    @property
+    def fold_count(self) -> int:
+        """The number of folds; 1 without any."""
+        return self.folds or 1
 
 
 def _known_method(method: str) -> str:
@@ -102,6 +215,21 @@ class AuditOptions(Section):
     batch: int = Field(default=4, ge=1, description="Windows per forward pass.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="float32", description="Precision; rounding in bfloat16 alone causes biases of 0.001."
+    )
+
+
+class PrimaryComparison(Section):
+    """The comparison with the baseline that a study is made for; name it before the runs."""
+
+    arm: str = Field(min_length=1, description="Arm that is compared with the baseline.")
+    margin: float = Field(
+        default=0.005,
+        gt=0,
+        lt=1,
+        description="Loss of Dice, as a mean over the data sets, that would matter.",
+    )
+    architecture: str | None = Field(
+        default=None, min_length=1, description="Network of the comparison; by default the first one."
     )
 
 
@@ -156,6 +284,13 @@ class StudyConfig(Section):
     )
     architectures: tuple[Architecture, ...] = Field(min_length=1, description="Networks.")
     datasets: tuple[StudyData, ...] = Field(min_length=1, description="Data sets.")
+    primary: PrimaryComparison | None = Field(
+        default=None,
+        description=(
+            "Comparison that the study is made for: tested for non-inferiority first, and then for superiority, "
+            "without adjustment; all others get adjusted p values."
+        ),
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -189,6 +324,21 @@ class StudyConfig(Section):
             check_strategy(arm.strategy, info.data["slices"])
         return arms
 
+    @field_validator("arms")
+    @classmethod
+    def _have_networks(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        by_name = {arm.name: arm for arm in arms}
+        for arm in arms:
+            if arm.network_of is None:
+                continue
+            if arm.network_of not in by_name:
+                raise ValueError(f"network_of: {did_you_mean(arm.network_of, by_name)}")
+            base = by_name[arm.network_of]
+            if base.network_of is not None or base.symmetrize is not None:
+                what = "trains no network itself" if base.network_of is not None else "is symmetrized already"
+                raise ValueError(f"network_of: {base.name!r} {what}; name an arm that is trained as it is")
+        return arms
+
     @field_validator("baseline")
     @classmethod
     def _is_an_arm(cls, baseline: str, info: ValidationInfo) -> str:
@@ -196,3 +346,21 @@ class StudyConfig(Section):
         if names and baseline not in names:
             raise ValueError(f"no arm has this name; the arms are {', '.join(names)}")
         return baseline
+
+    @field_validator("primary")
+    @classmethod
+    def _is_a_comparison(
+        cls, primary: PrimaryComparison | None, info: ValidationInfo
+    ) -> PrimaryComparison | None:
+        if primary is None:
+            return None
+        arms, networks = (
+            [item.name for item in info.data.get(kind, ())] for kind in ("arms", "architectures")
+        )
+        if arms and primary.arm not in arms:
+            raise ValueError(f"arm: {did_you_mean(primary.arm, arms)}")
+        if primary.arm == info.data.get("baseline"):
+            raise ValueError(f"arm: {primary.arm!r} is the baseline; name the arm that is compared with it")
+        if networks and primary.architecture not in {*networks, None}:
+            raise ValueError(f"architecture: {did_you_mean(str(primary.architecture), networks)}")
+        return primary

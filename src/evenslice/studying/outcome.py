@@ -28,6 +28,7 @@ class RunOutcome(BaseModel):
         dataset: name of the data set.
         architecture: name of the architecture.
         arm: name of the arm.
+        fold: which parts of the data set were tested; 0 without folds, and in records of versions that had none.
         seed: random seed.
         key: identifies the run, see ``Run.key``.
         status: whether it succeeded.
@@ -43,8 +44,8 @@ class RunOutcome(BaseModel):
             answer_change, mirror_mismatch: estimates.
         saliency: (slices, percentiles) from ``saliency_percentiles``.
         windows: number of windows of the audit.
-        steps: of the training.
-        seconds: of the training.
+        steps: of the training; 0 of a network that was trained by another run.
+        seconds: of the training, likewise.
         data: fingerprints of the files; None in records of versions that did not write them.
         audit: the options of the audit.
     """
@@ -54,6 +55,7 @@ class RunOutcome(BaseModel):
     dataset: str
     architecture: str
     arm: str
+    fold: int = 0
     seed: int
     key: str
     status: Literal["done", "failed"]

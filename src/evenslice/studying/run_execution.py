@@ -1,4 +1,4 @@
-"""Execute one run of a study: train a network, test it, audit it, and record the outcome."""
+"""Execute one run of a study: train a network, or take that of another run, test it, audit it, and record the outcome."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import EvensliceError, staged_file
+from evenslice._core import EvensliceError, ModelError, staged_file
 from evenslice.auditing import audit
 from evenslice.inference import ReadyNetwork, predict
 from evenslice.networks import predicted_classes
-from evenslice.neutralizing import load_network
+from evenslice.neutralizing import load_network, symmetrize
 from evenslice.results import EXAMPLE_SIZE, largest_bias, saliency_percentiles, save_audits
 from evenslice.studying.outcome import STRESS_COLUMNS, RunOutcome
 from evenslice.studying.repair import repair_run
-from evenslice.training import RunFolder, TrainConfig, open_data, train
+from evenslice.training import RunFolder, TrainConfig, open_data, retest, train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ ESTIMATES = (
 
 
 def execute(run: Run, base: Path, progress: bool | None = False) -> RunOutcome:
-    """Train, test and audit one run, resuming it if it was interrupted, and write its outcome.
+    """Train or derive, test and audit one run, resuming it if it was interrupted, and write its outcome.
 
     Args:
         run: the run.
@@ -75,10 +75,14 @@ def _save(run: Run, base: Path, **fields: Any) -> RunOutcome:
 
 
 def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
-    """Train, test and audit a network, and return the fields of its outcome."""
+    """Train or derive a network, test and audit it, and return the fields of its outcome."""
     repair_run(folder)
     config, files = run.config, RunFolder(folder)
-    result = train(config, folder, resume=True, progress=progress)
+    result: Mapping[str, Any] = (
+        train(config, folder, resume=True, progress=progress)
+        if run.base is None
+        else _derive(run, run.base, folder)
+    )
     tested = open_data(config.data, config.model, seed=config.seed).test
     network = load_network(config.model.spec, str(files.network)).model
     found = _audit(network, tested, run, progress)
@@ -97,6 +101,23 @@ def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
         "seconds": result["seconds"],
         "data": sorted({part[kind] for part in parts for kind in ("image", "labels")}),
     }
+
+
+def _derive(run: Run, base: Run, folder: Path) -> Mapping[str, Any]:
+    """Symmetrize the network of another run, and test it.
+
+    Raises:
+        ModelError: that run has failed or is not finished, or its network cannot be symmetrized there.
+    """
+    trained = base.folder(folder.parent)
+    if base.outcome(folder.parent) is None:
+        found = RunOutcome.load(trained / "run.json")
+        why = f"failed ({found.error})" if found is not None and found.error else "is not finished"
+        raise ModelError(f"its network is that of {base.arm}, whose run {trained.name} {why}")
+    files = RunFolder(trained)
+    loaded = load_network(run.config.model.spec, str(files.network))
+    network = symmetrize(loaded.model, at=run.config.model.symmetrize or "output")
+    return retest(network, loaded.source, run.config, folder, trained=files)
 
 
 def _test_scores(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +170,7 @@ def _audit(
 
 def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig, path: Path) -> None:
     """Write the slice with the most foreground, or a part around that: the image, its classes, the predicted classes."""
-    z = max(range(len(part.labels)), key=lambda z: np.count_nonzero(part.labels[z]))
+    z = max(range(len(part.labels)), key=lambda z: np.count_nonzero(part.labels[z] > 0))
     model = config.model
     ready = ReadyNetwork(
         network, slices=model.slices, device=config.training.device, dtype=config.training.dtype
@@ -157,7 +178,7 @@ def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig,
     _, output = next(
         predict(ready, part.volume, scaling=part.scaling, slices=model.slices, step=model.step, centres=[z])
     )
-    labels = part.labels[z].astype(np.uint8)
+    labels = np.maximum(part.labels[z], 0).astype(np.uint8)  # those that do not count look like background
     shown = _around_foreground(labels)
     with staged_file(path, force=True) as beside:
         np.savez_compressed(

@@ -5,58 +5,73 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evenslice._core import ConfigError
+from evenslice.studying.folds import fold_data
 from evenslice.studying.outcome import RunOutcome
 from evenslice.studying.repair import damaged_files
 from evenslice.training import MOVABLE, ModelConfig, TrainConfig, flat_options
 
 if TYPE_CHECKING:
-    from evenslice.studying.config import Architecture, Arm, AuditOptions, StudyConfig, StudyData
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["LABELS", "Run", "plan_runs"]
+    from evenslice.studying.config import Architecture, Arm, AuditOptions, StudyConfig, StudyData
+    from evenslice.training import DataConfig
+
+__all__ = ["LABELS", "Run", "count_runs", "plan_runs"]
 
 FORMAT = 2
-LABELS = ("dataset", "architecture", "arm", "seed")
+LABELS = ("dataset", "architecture", "arm", "fold", "seed")
 """The names that tell the runs of a study apart."""
 
-ADDED = {"model.symmetrize": None, "augmentation.missing_slices": 0.0}
+ADDED = {
+    "model.symmetrize": None,
+    "augmentation.missing_slices": 0.0,
+    "data.other_labels": "error",
+    "data.ignore_label": None,
+    "data.plane": "z",
+    "data.nnunet": None,
+}
 """Options that earlier versions did not have, at their defaults: they leave the keys of earlier runs as they were."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a study.
+    """One run of a study: a network that is trained, or taken from another run, and then tested and audited.
 
     Attributes:
         dataset: the name of the data set.
         architecture: the name of the architecture.
         arm: the name of the arm.
+        fold: which parts of the data set are tested; 0 without folds.
         seed: random seed.
-        config: how it is trained.
+        config: how it is trained; of a derived run, how the network that is tested could have been built.
         audit: how it is audited.
+        base: the run whose network is symmetrized at ``config.model.symmetrize``, instead of training one.
     """
 
     dataset: str
     architecture: str
     arm: str
+    fold: int
     seed: int
     config: TrainConfig
     audit: AuditOptions
+    base: Run | None = None
 
     @property
     def labels(self) -> dict[str, Any]:
-        """The names and the seed of the run."""
+        """The names, the fold and the seed of the run."""
         return {name: getattr(self, name) for name in LABELS}
 
     @cached_property
     def key(self) -> str:
-        """A hash of all options that training depends on, and of the weights if these are a file.
+        """A hash of all options that training depends on, of the weights if these are a file, and of the base.
 
         Data are identified by the name of the data set and their paths relative to its root.
         """
@@ -69,7 +84,8 @@ class Run:
         weights = Path(self.config.model.weights)
         if weights.is_file():
             options["model.weights"] = _digest(weights)
-        text = json.dumps([FORMAT, options], sort_keys=True)
+        parts = [FORMAT, options] if self.base is None else [FORMAT, options, {"network_of": self.base.key}]
+        text = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def folder(self, base: Path) -> Path:
@@ -91,47 +107,98 @@ class Run:
 
 
 def plan_runs(config: StudyConfig) -> list[Run]:
-    """Return the runs of a study in order: all with the first seed come first.
+    """Return the runs of a study in order: the first seed before the others, and in it the first fold.
+
+    So what is done is always a balanced table. Within a seed and fold, runs that take the network of another run come
+    after all that train one. Images are opened for their shapes if folds need them, see ``fold_data``.
 
     Raises:
-        ConfigError: two arms or two architectures differ only in their names.
+        ConfigError: two arms or two architectures differ only in their names; or a data set cannot be folded.
+        VolumeError: an image whose number of slices is needed cannot be opened.
     """
-    runs = [
-        _make_run(config, *choice)
-        for choice in product(config.seeds, config.datasets, config.architectures, config.arms)
-    ]
+    window = ModelConfig(slices=config.slices, step=config.step)
+    folds = {data.name: fold_data(data, window) for data in config.datasets}
+    most = max(map(len, folds.values()))
+    runs: list[Run] = []
+    for seed, fold in product(config.seeds, range(most)):
+        places = [
+            _Place(config, data, architecture, folds[data.name][fold], fold, seed)
+            for data, architecture in product(config.datasets, config.architectures)
+            if fold < len(folds[data.name])
+        ]
+        runs += _place_runs(places, config.arms)
+    _check_different(runs)
+    return runs
+
+
+def count_runs(config: StudyConfig) -> int:
+    """Return the number of runs of a study, without opening any file."""
+    folds = sum(data.fold_count for data in config.datasets)
+    return len(config.seeds) * folds * len(config.architectures) * len(config.arms)
+
+
+class _Place(NamedTuple):
+    """Where all arms are run: an architecture on the data of a fold, with a seed."""
+
+    study: StudyConfig
+    dataset: StudyData
+    architecture: Architecture
+    data: DataConfig
+    fold: int
+    seed: int
+
+
+def _place_runs(places: Sequence[_Place], arms: Sequence[Arm]) -> Iterator[Run]:
+    """Yield the runs of all arms at several places, those that train a network first."""
+    bases = {}
+    for place, arm in product(places, [arm for arm in arms if arm.network_of is None]):
+        run = bases[place.dataset.name, place.architecture.name, arm.name] = _trained_run(place, arm)
+        yield run
+    for place, arm in product(places, arms):
+        if arm.network_of is not None:
+            base = bases[place.dataset.name, place.architecture.name, arm.network_of]
+            model = base.config.model.model_copy(update={"symmetrize": arm.symmetrize})
+            taken = base.config.model_copy(update={"model": model})
+            yield replace(base, arm=arm.name, config=taken, base=base)
+
+
+def _trained_run(place: _Place, arm: Arm) -> Run:
+    study, architecture = place.study, place.architecture
+    changes = {
+        name: value for name in ("z_flip", "missing_slices") if (value := getattr(arm, name)) is not None
+    }
+    return Run(
+        dataset=place.dataset.name,
+        architecture=architecture.name,
+        arm=arm.name,
+        fold=place.fold,
+        seed=place.seed,
+        config=TrainConfig(
+            data=place.data,
+            model=ModelConfig(
+                spec=architecture.spec,
+                weights=arm.weights or architecture.weights,
+                slices=study.slices,
+                step=study.step,
+                strategy=arm.strategy,
+                tie=arm.tie,
+                symmetrize=arm.symmetrize,
+            ),
+            augmentation=study.augmentation.model_copy(update=changes),
+            training=place.dataset.training,
+            seed=place.seed,
+        ),
+        audit=study.audit,
+    )
+
+
+def _check_different(runs: Sequence[Run]) -> None:
     known: dict[str, Run] = {}
     for run in runs:
         same = known.setdefault(run.key, run)
         if same is not run:
             names = [f"{item.dataset}, {item.architecture}, {item.arm}" for item in (same, run)]
             raise ConfigError(f"{names[1]}: is the same as {names[0]}; remove one of the two")
-    return runs
-
-
-def _make_run(config: StudyConfig, seed: int, data: StudyData, architecture: Architecture, arm: Arm) -> Run:
-    flip = config.augmentation.z_flip if arm.z_flip is None else arm.z_flip
-    return Run(
-        dataset=data.name,
-        architecture=architecture.name,
-        arm=arm.name,
-        seed=seed,
-        config=TrainConfig(
-            data=data.data(),
-            model=ModelConfig(
-                spec=architecture.spec,
-                weights=arm.weights or architecture.weights,
-                slices=config.slices,
-                step=config.step,
-                strategy=arm.strategy,
-                tie=arm.tie,
-            ),
-            augmentation=config.augmentation.model_copy(update={"z_flip": flip}),
-            training=data.training,
-            seed=seed,
-        ),
-        audit=config.audit,
-    )
 
 
 @cache

@@ -1,11 +1,13 @@
-"""Run studies: train, test and audit every arm with every architecture, data set and seed.
+"""Run studies: train, test and audit every arm with every architecture, data set, fold and seed.
 
-    summary = study(load_config("study.yaml", StudyConfig), "results")
+    summary = study("study.yaml", "results")
 
 A run is identified by a hash of everything that its outcome depends on. At the end its folder in ``runs`` gets the file
 ``run.json``, after which it is repeated only if a file of it is damaged. When a study is started again, interrupted
 runs resume from their last checkpoint and failed runs are retried: a study may be stopped at any time, and extended by
 arms, data sets or seeds.
+
+A run that takes the network of another one begins when that is done.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import math
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evenslice._core import (
     ConfigError,
+    EvensliceError,
     VolumeError,
+    as_config,
     json_text,
     map_as_finished,
     open_cluster,
@@ -30,13 +34,16 @@ from evenslice.report import need_report_extra, write_study_report
 from evenslice.results import (
     METRICS,
     STUDY_FORMAT,
+    Primary,
     largest_bias,
     load_study,
+    pool_runs,
     summarize_runs,
 )
+from evenslice.studying.config import StudyConfig
 from evenslice.studying.outcome import STRESS_COLUMNS
 from evenslice.studying.run_execution import execute, record_failure
-from evenslice.studying.runs import LABELS, plan_runs
+from evenslice.studying.runs import LABELS, count_runs, plan_runs
 from evenslice.studying.study_folder import study_folder, write_config
 from evenslice.training import ModelConfig, fingerprints, open_data
 
@@ -45,7 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from evenslice.results import StudySummary
-    from evenslice.studying.config import StudyConfig, StudyData
     from evenslice.studying.outcome import RunOutcome
     from evenslice.studying.runs import Run
 
@@ -53,7 +59,7 @@ __all__ = ["study", "write_results"]
 
 
 def study(
-    config: StudyConfig,
+    config: StudyConfig | Mapping[str, Any] | str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     workers: int | None = None,
@@ -68,7 +74,8 @@ def study(
     report is written, ``report.html`` with the folders ``figures`` and ``tables``, see ``write_study_report``.
 
     Args:
-        config: the configuration of the study.
+        config: the configuration of the study, a YAML file, or a dict with the options of one; the paths in a dict are
+            relative to the working directory.
         out: the folder. On a cluster, all workers must reach it and the data by the same paths.
         workers: worker processes to start on this machine; by default everything runs in this process.
         scheduler: address of a Dask scheduler whose workers to use instead.
@@ -85,6 +92,7 @@ def study(
         OutputError: the folder cannot be written, another study works in it, or it holds other files of these names.
         MissingExtraError: a package is missing; those of the report are checked before the first run, too.
     """
+    config = as_config(config, StudyConfig)
     need_report_extra("the report of a study")
     out, runs = Path(out).absolute(), plan_runs(config)
     with study_folder(out):
@@ -102,10 +110,8 @@ def _study(
     base = out / "runs"
     outcomes = {run.key: found for run in runs if (found := run.outcome(base)) is not None}
     waiting = [run for run in runs if run.key not in outcomes]
-    for data in config.datasets:  # report all errors in the data before the first run
-        if any(run.dataset == data.name for run in waiting):
-            open_data(data.data(), ModelConfig(slices=config.slices, step=config.step))
-        _check_unchanged(data, [run for run in runs if run.key in outcomes], outcomes, base)
+    _check_data(config, waiting)
+    _check_unchanged([run for run in runs if run.key in outcomes], outcomes, base)
     for run in waiting[:1]:
         run.folder(base).mkdir(parents=True, exist_ok=True)  # from now on, it is the folder of a study
     write_config(config, out)
@@ -119,23 +125,40 @@ def _study(
     return summary
 
 
-def _check_unchanged(
-    data: StudyData, runs: Iterable[Run], outcomes: Mapping[str, RunOutcome], base: Path
-) -> None:
-    """Check that the files of a data set are those of its finished runs."""
-    completed = [run for run in runs if run.dataset == data.name and outcomes[run.key].data is not None]
-    if not completed:
-        return
-    try:
-        now = sorted(fingerprints(data.data()))
-    except VolumeError:
-        return  # the files are gone, but the results on them remain valid
-    for run in completed:
-        if outcomes[run.key].data != now:
-            raise ConfigError(
-                f"datasets: {data.name!r}: its files are not those on which {run.folder(base)} was trained and tested; "
-                "restore them, or run the study in another folder"
-            )
+def _check_data(config: StudyConfig, runs: Iterable[Run]) -> None:
+    """Report errors in the data of runs before the first of them."""
+    folded = {data.name for data in config.datasets if data.folds is not None}
+    for (name, fold), group in _by_data(runs).items():
+        try:
+            open_data(group[0].config.data, ModelConfig(slices=config.slices, step=config.step))
+        except EvensliceError as error:
+            if name not in folded:
+                raise
+            raise type(error)(f"datasets: {name!r}: fold {fold}: {error}") from error
+
+
+def _by_data(runs: Iterable[Run]) -> dict[tuple[str, int], list[Run]]:
+    """Return runs by the name of their data set and their fold, in order."""
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.dataset, run.fold), []).append(run)
+    return groups
+
+
+def _check_unchanged(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome], base: Path) -> None:
+    """Check that the files of data sets are those of finished runs."""
+    completed = [run for run in runs if outcomes[run.key].data is not None]
+    for (name, _), group in _by_data(completed).items():
+        try:
+            now = sorted(fingerprints(group[0].config.data))
+        except VolumeError:
+            continue  # the files are gone, but the results on them remain valid
+        for run in group:
+            if outcomes[run.key].data != now:
+                raise ConfigError(
+                    f"datasets: {name!r}: its files are not those on which {run.folder(base)} was trained and tested; "
+                    "restore them, or run the study in another folder"
+                )
 
 
 def _execute_all(
@@ -144,9 +167,8 @@ def _execute_all(
     if not runs:
         return
     with open_cluster(workers, scheduler) as client:
-        for run, outcome in map_as_finished(
-            partial(execute, base=base, progress=None if client is None else False), runs, client
-        ):
+        run_one = partial(execute, base=base, progress=None if client is None else False)
+        for run, outcome in map_as_finished(run_one, runs, client, needs=lambda run: run.base):
             if isinstance(outcome, Exception):  # the run killed several workers
                 yield run, record_failure(run, base, outcome)
             else:
@@ -164,19 +186,24 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
     Returns:
         The content of ``summary.json``.
     """
-    names = ([item.name for item in items] for items in (config.datasets, config.architectures, config.arms))
     by_labels = {tuple(getattr(outcome, name) for name in LABELS): outcome for outcome in outcomes}
-    ordered = [by_labels[labels] for labels in product(*names, config.seeds) if labels in by_labels]
+    ordered = [by_labels[labels] for labels in _rows(config) if labels in by_labels]
     done = [outcome.to_dict() for outcome in ordered if outcome.status == "done"]
     failed = [outcome for outcome in ordered if outcome.status == "failed"]
     summary = {
         "format": STUDY_FORMAT,
-        "planned": len(plan_runs(config)),
+        "planned": count_runs(config),
         "finished": len(done),
         "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
         "baseline": config.baseline,
         "comparisons": [
             item.to_dict() for item in summarize_runs(done, baseline=config.baseline, margin=config.margin)
+        ],
+        "pooled": [
+            item.to_dict()
+            for item in pool_runs(
+                done, baseline=config.baseline, margin=config.margin, primary=_primary(config)
+            )
         ],
     }
     text = json_text(summary)
@@ -185,6 +212,20 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
     _write_table(ordered, config.slices, out / "results.csv")
     written: StudySummary = json.loads(text)
     return written
+
+
+def _primary(config: StudyConfig) -> Primary | None:
+    chosen = config.primary
+    if chosen is None:
+        return None
+    return Primary(chosen.arm, chosen.architecture or config.architectures[0].name, chosen.margin)
+
+
+def _rows(config: StudyConfig) -> Iterator[tuple[Any, ...]]:
+    """Yield the labels of all runs in the order of the table."""
+    for data in config.datasets:
+        names = ([item.name for item in items] for items in (config.architectures, config.arms))
+        yield from product([data.name], *names, range(data.fold_count), config.seeds)
 
 
 def _write_table(outcomes: Sequence[RunOutcome], slices: int, path: Path) -> None:

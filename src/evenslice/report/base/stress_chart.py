@@ -46,7 +46,7 @@ class StressItem:
     Attributes:
         name: its name.
         index: that of its colour, see ``style.audit_colour``.
-        summaries: what disturbed slices cost it: one, or one for each seed, of which the chart shows the mean.
+        summaries: what disturbed slices cost it: one, or one for each run, of which the chart shows the mean.
         block: title of the axes that it belongs to.
     """
 
@@ -95,7 +95,7 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
         f"{'Agreement with the intact answer' if agreement else 'Dice'} lost when one neighbouring slice is "
         "missing (the middle slice in its place), blank, noisy or shifted. "
         f"A fair network has bars of the same length at {MINUS}k and +k."
-        + (" Bars are means over seeds, and dots single seeds." if several else ""),
+        + (" Bars are means over runs, and dots single runs." if several else ""),
         figure,
     )
 

@@ -13,8 +13,9 @@ from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from evenslice.report.base import style
 from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
-from evenslice.report.base.wording import MINUS, one_line, signed
-from evenslice.results import SALIENCY_PERCENTILES
+from evenslice.report.base.wording import MINUS, listed, one_line, signed
+from evenslice.report.study.pooled import POOLED_READING, shown_pooled
+from evenslice.results import SALIENCY_PERCENTILES, Comparison, pair_runs, replicate_means
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from evenslice.results import ArmSummary, Comparison, Interval, StudyResults
+    from evenslice.results import ArmSummary, Interval, PooledArm, PooledComparison, StudyResults
+
+    Block = Comparison | PooledComparison
 
 TITLE: Final = 100
 """Number of characters of a comparison's title that fit above its axes."""
@@ -38,21 +41,28 @@ LOWEST: Final = 1e-3  # saliency in units of the mean; the logarithmic axis star
 
 @dataclass(frozen=True)
 class _Point:
-    """An arm in one panel of the forest: its row there, its index in the study, its mean and the seeds' values."""
+    """An arm in one panel of the forest: its row there, its index in the study, its mean and what that is the mean of."""
 
     row: int
     arm: int
     mean: Interval
-    seeds: tuple[float, ...]
+    parts: tuple[float, ...]
 
 
 def forest_figure(results: StudyResults) -> Drawing:
-    """Draw each arm's difference in Dice from the baseline, and its largest pair bias; a block for each comparison."""
-    bias = [_bias_points(results, item) for item in results.comparisons]
-    dice = [_dice_points(results, item) for item in results.comparisons]
-    margin = _margin(results)
+    """Draw each arm's difference in Dice from the baseline, and its largest pair bias.
+
+    There is a block for all data sets together, if there are several, and one for each comparison.
+    """
+    blocks: list[Block] = [*shown_pooled(results), *results.comparisons]
+    bias = [_bias_points(results, item) for item in blocks]
+    dice = [_dice_points(results, item) for item in blocks]
+    margin = max(map(_margin, results.comparisons))
     scaled = max(map(abs, _ends(dice)), default=0.0) > MARGINS_SHOWN * margin
-    reading = "Markers are means over seeds, with 95 % intervals if there are several; small dots are single seeds. "
+    units = listed(sorted({f"{item.unit}s" for item in results.comparisons}))
+    reading = f"Markers are means over {units}, with 95 % intervals if there are several; small dots are single {units}. "
+    if len(blocks) > len(results.comparisons):
+        reading = f"{POOLED_READING} Small dots are single data sets there. Below, {reading[0].lower()}{reading[1:]}"
     if any(dice):
         reading += (
             "Dice: an arm is not inferior if its whole interval lies right of the dashed line, the margin. "
@@ -63,7 +73,7 @@ def forest_figure(results: StudyResults) -> Drawing:
         "Cost in Dice and remaining bias",
         f"{reading}The largest pair bias of a fair arm is 0; the tolerance of an audit is shaded.",
         *(
-            _draw_forest(results, dice, bias, margin, scaled=scaled, narrow=narrow)
+            _draw_forest(results, blocks, dice, bias, scaled=scaled, narrow=narrow)
             for narrow in (False, True)
         ),
     )
@@ -71,15 +81,14 @@ def forest_figure(results: StudyResults) -> Drawing:
 
 def _draw_forest(
     results: StudyResults,
+    blocks: Sequence[Block],
     dice: Sequence[Sequence[_Point]],
     bias: Sequence[Sequence[_Point]],
-    margin: float,
     *,
     scaled: bool,
     narrow: bool,
 ) -> Figure:
     """Draw the panels of Dice beside those of the bias, or, for narrow screens, above them."""
-    blocks = results.comparisons
     columns = [dice, bias] if any(dice) else [bias]
     heights = [len(item.arms) + 1.0 for item in blocks] * (len(columns) if narrow else 1)
     size = (NARROW if narrow else WIDTH, (1.6 if narrow else 1.0) + 0.28 * sum(heights))
@@ -97,15 +106,16 @@ def _draw_forest(
     panels[-1, -1].set_xlabel("largest pair bias")
     if not any(dice):
         return figure
-    for axes, points in zip(panels[0], dice, strict=True):
-        _scale_dice(axes, dice, margin, scaled=scaled)
-        axes.axvline(-margin, color=style.INK, linestyle="--", linewidth=1)
+    scale = max(map(_margin, results.comparisons))
+    for axes, points, item in zip(panels[0], dice, blocks, strict=True):
+        _scale_dice(axes, dice, scale, scaled=scaled)
+        axes.axvline(-_margin(item), color=style.INK, linestyle="--", linewidth=1)
         _mark_all(axes, points)
     panels[0, -1].set_xlabel(f"← worse · Dice minus that of {one_line(results.baseline)} · better →")
     return figure
 
 
-def _name_arms(axes: Axes, item: Comparison, longest: int, *, labelled: bool) -> None:
+def _name_arms(axes: Axes, item: Block, longest: int, *, labelled: bool) -> None:
     """Prepare a panel of a comparison: a row for each arm."""
     axes.set_yticks(range(len(item.arms)), [one_line(arm.arm) if labelled else "" for arm in item.arms])
     axes.set_ylim(len(item.arms) - 0.4, -0.6)
@@ -135,55 +145,68 @@ def _bias_limits(blocks: Sequence[Sequence[_Point]]) -> tuple[float, float]:
     return -0.03 * high, high
 
 
-def _dice_points(results: StudyResults, item: Comparison) -> list[_Point]:
-    baseline = {run.seed: run.metrics["dice"] for run in results.runs_of(item, results.baseline)}
+def _arms(item: Block) -> Sequence[ArmSummary | PooledArm]:
+    return item.arms
+
+
+def _dice_points(results: StudyResults, item: Block) -> list[_Point]:
     return [
         _Point(
             row,
             results.arms.index(arm.arm),
             arm.differences["dice"],
-            tuple(
-                run.metrics["dice"] - baseline[run.seed]
-                for run in results.runs_of(item, arm.arm)
-                if run.seed in baseline
-            ),
+            _parts(results, item, arm.arm, "dice", compared=True),
         )
-        for row, arm in enumerate(item.arms)
+        for row, arm in enumerate(_arms(item))
         if arm.differences and not math.isnan(arm.differences["dice"].estimate)
     ]
 
 
-def _bias_points(results: StudyResults, item: Comparison) -> list[_Point]:
+def _bias_points(results: StudyResults, item: Block) -> list[_Point]:
     return [
         _Point(
             row,
             results.arms.index(arm.arm),
             arm.metrics["largest_bias"],
-            tuple(run.metrics["largest_bias"] for run in results.runs_of(item, arm.arm)),
+            _parts(results, item, arm.arm, "largest_bias", compared=False),
         )
-        for row, arm in enumerate(item.arms)
+        for row, arm in enumerate(_arms(item))
         if not math.isnan(arm.metrics["largest_bias"].estimate)
     ]
 
 
-def _margin(results: StudyResults) -> float:
-    margins = (arm.margin for item in results.comparisons for arm in item.arms if arm.margin > 0)
-    return next(margins, 0.01)
+def _parts(results: StudyResults, item: Block, arm: str, name: str, *, compared: bool) -> tuple[float, ...]:
+    """Return what a mean is of: the means of data sets, or the values of folds or seeds, perhaps less the baseline's."""
+    if not isinstance(item, Comparison):
+        inner = [found for found in results.comparisons if found.architecture == item.architecture]
+        found = [_parts(results, each, arm, name, compared=compared) for each in inner]
+        return tuple(float(np.nanmean(values)) for values in found if not np.isnan(values).all())
+    runs = [vars(run) for run in results.runs_of(item, arm)]
+    others = [vars(run) for run in results.runs_of(item, results.baseline)] if compared else runs
+    pairs = pair_runs(runs, others)
+    values = [own["metrics"][name] - (other["metrics"][name] if compared else 0.0) for own, other in pairs]
+    return tuple(replicate_means([own for own, _ in pairs], values, item.unit).tolist())
+
+
+def _margin(item: Block) -> float:
+    """Return the margin of a comparison: of the primary arm, if it has one, else of any."""
+    arms = sorted(_arms(item), key=lambda arm: not getattr(arm, "primary", False))
+    return next((arm.margin for arm in arms if arm.margin > 0), 0.01)
 
 
 def _ends(blocks: Sequence[Sequence[_Point]]) -> list[float]:
-    """Return all means, ends of intervals and values of seeds."""
-    values = [value for block in blocks for point in block for value in (*astuple(point.mean), *point.seeds)]
+    """Return all means, ends of intervals and single values."""
+    values = [value for block in blocks for point in block for value in (*astuple(point.mean), *point.parts)]
     return [value for value in values if not math.isnan(value)] or [0.0]
 
 
 def _mark_all(axes: Axes, points: Sequence[_Point]) -> None:
-    """Draw means, their intervals and the seeds' values."""
+    """Draw means, their intervals and what they are the means of."""
     for point in points:
         colour, y, mean = style.audit_colour(point.arm), point.row, point.mean
         axes.plot([mean.low, mean.high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-        seeds = point.seeds if len(point.seeds) > 1 else ()
-        axes.plot(seeds, [y + 0.24] * len(seeds), color=colour, linestyle="none", marker=".", markersize=3.5)
+        parts = point.parts if len(point.parts) > 1 else ()
+        axes.plot(parts, [y + 0.24] * len(parts), color=colour, linestyle="none", marker=".", markersize=3.5)
         axes.plot(mean.estimate, y, color=colour, marker=style.audit_marker(point.arm), markersize=6)
 
 
@@ -197,7 +220,7 @@ def saliency_figure(results: StudyResults) -> Drawing | None:
     return Drawing(
         "saliency",
         "Distribution of saliency in each slice",
-        "Boxes hold the middle half of the pixels and whiskers the middle 90 %, as means over seeds and in "
+        "Boxes hold the middle half of the pixels and whiskers the middle 90 %, as means over runs and in "
         "the order of the "
         f"legend, in units of the mean over all slices. A fair arm has the same box at {MINUS}k and +k.",
         *(_draw_saliency(results, blocks, narrow=narrow) for narrow in (False, True)),

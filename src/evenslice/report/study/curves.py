@@ -43,7 +43,7 @@ def learning_figure(results: StudyResults) -> Drawing | None:
     return Drawing(
         "learning",
         "Learning curves",
-        f"Thick lines are means over seeds, thin lines single seeds. {reading}",
+        f"Thick lines are means over runs, thin lines single runs. {reading}",
         *(_draw_learning(results, shown, narrow=narrow) for narrow in (False, True)),
     )
 
@@ -79,7 +79,7 @@ def shares_figure(results: StudyResults) -> Drawing | None:
     return Drawing(
         "trajectories",
         "Share of attention of each slice during training",
-        "One panel for each arm, with means over seeds, single seeds as thin lines, and an even split as a "
+        "One panel for each arm, with means over runs, single runs as thin lines, and an even split as a "
         "gray line. If an "
         "arm is fair, the lines of the slices before and after coincide.",
         *(_draw_shares(results, blocks, narrow=narrow) for narrow in (False, True)),

@@ -12,8 +12,15 @@ from evenslice.report.study import wording as study_wording
 from evenslice.report.study.charts import forest_figure, saliency_figure
 from evenslice.report.study.curves import learning_figure, shares_figure
 from evenslice.report.study.pictures import READING, example_figure, example_panels
+from evenslice.report.study.pooled import (
+    POOLED_READING,
+    pooled_arm_sentence,
+    pooled_groups,
+    pooled_sentence,
+    shown_pooled,
+)
 from evenslice.report.study.stress import stress_chart, stress_group
-from evenslice.report.study.tables import effort_rows, figure_groups, run_rows
+from evenslice.report.study.tables import effort_rows, figure_groups, run_name, run_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from evenslice.report.base.tables import Group
     from evenslice.report.study.pictures import ExamplePanel
     from evenslice.report.study.tables import Row
-    from evenslice.results import Comparison, StudyResults
+    from evenslice.results import Comparison, PooledComparison, StudyResults
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class _Block:
 
     title: str
     sentence: str
+    reading: str
     arms: tuple[_Arm, ...]
     groups: tuple[Group[Row], ...]
 
@@ -99,14 +107,17 @@ def render(results: StudyResults, charts: Sequence[Drawing]) -> str:
         "study.css",
         baseline=results.baseline,
         headline=study_wording.study_headline(results),
-        blocks=[_block(results, item) for item in results.comparisons],
+        blocks=[
+            *(_pooled_block(results, item) for item in shown_pooled(results)),
+            *(_block(results, item) for item in results.comparisons),
+        ],
         charts=inline_charts(
             charts, "The numbers are in the tables below, and in the folder of tables beside this page."
         ),
         examples=[_example(panel, pictures) for panel in example_panels(results)],
         example_reading=READING,
         pictures=list(pictures.values()),
-        failed=results.summary["failed"],
+        failed=[(run_name(run, results), run["error"]) for run in results.summary["failed"]],
         efforts=effort_rows(results),
         run=run_rows(results),
         config=results.config,
@@ -119,14 +130,30 @@ def _block(results: StudyResults, item: Comparison) -> _Block:
             arm.arm,
             style.colour_variable(results.arms.index(arm.arm)),
             "baseline" if arm.arm == results.baseline else study_wording.judgement(arm),
-            study_wording.arm_sentence(arm, results.baseline),
+            study_wording.arm_sentence(arm, results.baseline, item.unit),
         )
         for arm in item.arms
     )
     sentence = study_wording.comparison_sentence(item, results.baseline)
     stress = stress_group(results, item)
     groups = (*figure_groups(results, item), *([stress] if stress.rows else []))
-    return _Block(item.title, sentence, arms, groups)
+    unit = f"{item.unit}s"
+    reading = f"Means over {unit}, with 95 % intervals by Student's t if there are several {unit}."
+    return _Block(item.title, sentence, reading, arms, groups)
+
+
+def _pooled_block(results: StudyResults, item: PooledComparison) -> _Block:
+    arms = tuple(
+        _Arm(
+            arm.arm,
+            style.colour_variable(results.arms.index(arm.arm)),
+            "baseline" if arm.arm == results.baseline else study_wording.judgement(arm),
+            pooled_arm_sentence(arm, results.baseline),
+        )
+        for arm in item.arms
+    )
+    groups = tuple(pooled_groups(results, item))
+    return _Block(item.title, pooled_sentence(results, item), POOLED_READING, arms, groups)
 
 
 def _example(panel: ExamplePanel, pictures: dict[str, StoredPicture]) -> _Example:

@@ -46,7 +46,7 @@ class ArmPicture:
 
 @dataclass(frozen=True)
 class ExamplePanel:
-    """A test slice of one comparison as segmented by each arm that kept an example, with its first seed."""
+    """A test slice of one comparison as segmented by each arm that kept an example, with its first run."""
 
     title: str
     pictures: tuple[ArmPicture, ...]
@@ -146,5 +146,5 @@ def example_figure(panel: ExamplePanel, name: str) -> Drawing:
 
 READING: Final = (
     "A test slice, cropped around its labelled foreground, with the outlines of the labels (blue) and of each "
-    "arm's prediction (orange), with the first seed of each; white where both coincide."
+    "arm's prediction (orange), with the first run of each; white where both coincide."
 )

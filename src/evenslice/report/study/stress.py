@@ -10,13 +10,13 @@ from evenslice.report.base.stress_chart import StressItem, stress_figure
 from evenslice.report.base.tables import Group
 from evenslice.report.base.wording import MINUS, interval
 from evenslice.report.study.tables import Row
-from evenslice.results import student_interval
+from evenslice.results import replicate_means, student_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from evenslice.report.base.drawing import Drawing
-    from evenslice.results import Comparison, StressSummary, StudyResults
+    from evenslice.results import Comparison, Interval, StressSummary, StudyResults, StudyRun, Unit
 
     Summaries = tuple[StressSummary, ...]
 
@@ -33,16 +33,13 @@ def stress_chart(results: StudyResults) -> Drawing | None:
 
 
 def stress_group(results: StudyResults, comparison: Comparison) -> Group[Row]:
-    """Return the losses of Dice of each arm, means over seeds; without rows if no run measured them."""
-    arms = [_summaries(results, comparison, arm.arm) for arm in comparison.arms]
+    """Return the losses of Dice of each arm, means over folds or seeds; without rows if no run measured them."""
+    arms = [_measured(results, comparison, arm.arm) for arm in comparison.arms]
     rows: list[Row] = []
     if any(arms):
         rows = [
-            Row(
-                label,
-                tuple(interval(student_interval([figure(one) for one in found], (-1, 1))) for found in arms),
-            )
-            for label, figure in _figures(next(found[0] for found in arms if found))
+            Row(label, tuple(interval(_mean(found, figure, comparison.unit)) for found in arms))
+            for label, figure in _figures(next(found[0][1] for found in arms if found))
         ]
     return Group(
         "What a lost or damaged slice costs",
@@ -55,10 +52,23 @@ def stress_group(results: StudyResults, comparison: Comparison) -> Group[Row]:
     )
 
 
+def _measured(results: StudyResults, item: Comparison, arm: str) -> list[tuple[StudyRun, StressSummary]]:
+    return [
+        (run, run.stress)
+        for run in results.runs_of(item, arm)
+        if run.stress is not None and run.stress.losses
+    ]
+
+
 def _summaries(results: StudyResults, item: Comparison, arm: str) -> Summaries:
-    return tuple(
-        run.stress for run in results.runs_of(item, arm) if run.stress is not None and run.stress.losses
-    )
+    return tuple(stress for _, stress in _measured(results, item, arm))
+
+
+def _mean(
+    found: Sequence[tuple[StudyRun, StressSummary]], figure: Callable[[StressSummary], float], unit: Unit
+) -> Interval:
+    values = replicate_means([vars(run) for run, _ in found], [figure(one) for _, one in found], unit)
+    return student_interval(values, (-1, 1))
 
 
 def _figures(example: StressSummary) -> Iterator[tuple[str, Callable[[StressSummary], float]]]:

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from evenslice.report.base.tables import EFFECT, SHARES, Group, csv_text, flatten
+from evenslice.report.base.tables import EFFECT, SHARES, Group, flatten
 from evenslice.report.base.wording import MINUS, NOTHING, interval, signed
 from evenslice.report.study.wording import difference, judgement, p_value, removed_part, verdicts
 from evenslice.results import SALIENCY_PERCENTILES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from evenslice.results import ArmSummary, Comparison, StudyResults
+    from evenslice.results import ArmSummary, Comparison, PooledArm, StudyResults
 
-TABLE_FILES: Final = ("arms.csv", "curves.csv", "saliency.csv")
+TABLE_FILES: Final = ("arms.csv", "curves.csv", "saliency.csv", "pooled.csv")
 """Names of the CSV files."""
 
 
@@ -30,7 +30,7 @@ class Row:
     cells: tuple[str, ...]
 
 
-_GROUPS: Final = (
+FIGURE_GROUPS: Final = (
     (
         "On the test volumes",
         (
@@ -58,7 +58,7 @@ _GROUPS: Final = (
         ),
         (
             f"Directional bias D: {MINUS}1 if all attention goes to the slices before, 0 if fair, +1 if all "
-            "goes to those after; its size does not cancel over seeds. Largest |B|: the same for the pair of opposite "
+            "goes to those after; its size does not cancel over runs. Largest |B|: the same for the pair of opposite "
             "slices where its size is largest; pairs of opposite sign cancel in D, not in it. Asymmetry: distance of "
             "the mean shares from their mirror. Imbalance: their distance from an even split. Both 0 to 1."
         ),
@@ -66,8 +66,8 @@ _GROUPS: Final = (
     EFFECT,
 )
 
-_LABELS: Final = {name: label for _, figures, _ in _GROUPS for name, label in figures}
-_COMPARED: Final = (*dict(_GROUPS[0][1]), "largest_bias")
+_LABELS: Final = {name: label for _, figures, _ in FIGURE_GROUPS for name, label in figures}
+_COMPARED: Final = (*dict(FIGURE_GROUPS[0][1]), "largest_bias")
 
 
 def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group[Row]]:
@@ -75,7 +75,8 @@ def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group[R
     arms = comparison.arms
     runs = [results.runs_of(comparison, arm.arm) for arm in arms]
     test, bias, effect = (
-        Group(title, meaning, tuple(_figure_rows(arms, dict(figures)))) for title, figures, meaning in _GROUPS
+        Group(title, meaning, tuple(_figure_rows(arms, dict(figures))))
+        for title, figures, meaning in FIGURE_GROUPS
     )
     found = Row("Verdict of the audits", tuple(verdicts([run.verdict for run in items]) for items in runs))
     groups = [
@@ -83,7 +84,7 @@ def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group[R
         Group(bias.title, bias.meaning, (found, *bias.rows)),
         Group(*SHARES, tuple(_share_rows(arms))),
         effect,
-        _difference_group(results.baseline, arms),
+        _difference_group(results.baseline, comparison),
     ]
     return [group for group in groups if group.rows]
 
@@ -102,13 +103,14 @@ def _share_rows(arms: tuple[ArmSummary, ...]) -> Iterator[Row]:
         yield Row(f"slice {signed(index - slices // 2)}", cells)
 
 
-def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group[Row]:
+def _difference_group(baseline: str, comparison: Comparison) -> Group[Row]:
     """Return the paired differences and the tests; without rows if nothing was compared."""
+    arms, by_fold = comparison.arms, comparison.unit == "fold"
 
     def row(label: str, write: Callable[[ArmSummary], str]) -> Row:
         return Row(label, tuple(write(arm) if arm.differences else NOTHING for arm in arms))
 
-    rows = [row(_LABELS[name], partial(_difference, name)) for name in _COMPARED]
+    rows = [row(_LABELS[name], partial(difference_text, name)) for name in _COMPARED]
     rows = [item for item in rows if set(item.cells) != {NOTHING}]
     if rows:
         rows += [
@@ -118,9 +120,9 @@ def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group[Row]
         ]
     margins = [arm.margin for arm in arms if arm.differences]
     return Group(
-        f"Compared with {baseline}, seed by seed",
+        f"Compared with {baseline}, {'fold by fold' if by_fold else 'seed by seed'}",
         (
-            "Mean paired differences: runs with the same seed see the same crops. "
+            f"Mean paired differences: runs with the same {'fold and seed' if by_fold else 'seed'} see the same crops. "
             "Dice is not inferior if the interval of its difference lies above "
             f"{MINUS}{min(margins, default=0):g}, which is "
             "tested one-sidedly; it is inferior if the interval lies below. The part of the bias that is removed has "
@@ -132,8 +134,17 @@ def _difference_group(baseline: str, arms: tuple[ArmSummary, ...]) -> Group[Row]
     )
 
 
-def _difference(name: str, arm: ArmSummary) -> str:
+def difference_text(name: str, arm: ArmSummary | PooledArm) -> str:
+    """Format the difference of an arm from the baseline in one metric."""
     return difference(arm.differences[name])
+
+
+def run_name(run: Mapping[str, Any], results: StudyResults) -> str:
+    """Return the names of a run that failed, with its fold if the study has any."""
+    names = [*(str(run[name]) for name in ("dataset", "architecture", "arm")), f"seed {run['seed']}"]
+    if any(item.unit == "fold" for item in results.comparisons) or run.get("fold", 0):
+        names.insert(3, f"fold {run.get('fold', 0)}")
+    return ", ".join(names)
 
 
 def run_rows(results: StudyResults) -> list[tuple[str, str]]:
@@ -159,18 +170,20 @@ class Effort:
 
 
 def effort_rows(results: StudyResults) -> list[Effort]:
-    """List the extent of each comparison: arms, seeds, training steps, audit windows, training minutes."""
+    """List the extent of each comparison: arms, folds, seeds, training steps, audit windows, training minutes."""
     rows = []
     for item in results.comparisons:
         runs = [run for arm in item.arms for run in results.runs_of(item, arm.arm)]
         if runs:
-            seeds = sorted({run.seed for run in runs})
+            trained = [run for run in runs if run.steps > 0]  # others have the network of one of these
+            seeds, folds = (sorted({getattr(run, name) for run in runs}) for name in ("seed", "fold"))
             cells = (
                 str(len(item.arms)),
+                str(len(folds)) if len(folds) > 1 else NOTHING,
                 ", ".join(map(str, seeds)),
-                _span([run.steps for run in runs]),
+                _span([run.steps for run in trained]),
                 _span([run.windows for run in runs]),
-                _span([round(run.seconds / 60, 1) for run in runs if run.seconds >= 0]),
+                _span([round(run.seconds / 60, 1) for run in trained if run.seconds >= 0]),
             )
             rows.append(Effort(item.title, cells))
     return rows
@@ -183,17 +196,12 @@ def _span(values: list[Any]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def csv_tables(results: StudyResults) -> dict[str, str]:
-    """Return the text of each CSV file by name."""
-    lines = (_arm_lines, _curve_lines, _saliency_lines)
-    return {name: csv_text(write(results)) for name, write in zip(TABLE_FILES, lines, strict=True)}
-
-
-def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:
-    yield ["dataset", "architecture", "arm", "seeds", "kind", "figure", "estimate", "low", "high"]
+def arm_lines(results: StudyResults) -> Iterator[list[Any]]:
+    """Yield the lines of ``arms.csv``."""
+    yield ["dataset", "architecture", "arm", "folds", "seeds", "kind", "figure", "estimate", "low", "high"]
     for item in results.comparisons:
         for arm in item.arms:
-            start = [item.dataset, item.architecture, arm.arm, len(arm.seeds)]
+            start = [item.dataset, item.architecture, arm.arm, len(arm.folds), len(arm.seeds)]
             for kind, figures in (("mean", arm.metrics), ("difference", arm.differences)):
                 for name, value in figures.items():
                     yield [*start, kind, name, value.estimate, value.low, value.high]
@@ -205,20 +213,30 @@ def _arm_lines(results: StudyResults) -> Iterator[list[Any]]:
                 yield [*start, "p", "dice_not_inferior", arm.p, None, None]
 
 
-def _curve_lines(results: StudyResults) -> Iterator[list[Any]]:
+def curve_lines(results: StudyResults) -> Iterator[list[Any]]:
+    """Yield the lines of ``curves.csv``."""
     names = list(dict.fromkeys(name for run in results.runs for name in run.curves))
-    yield ["dataset", "architecture", "arm", "seed", *names]
+    yield ["dataset", "architecture", "arm", "fold", "seed", *names]
     for run in results.runs:
         length = len(run.curves["step"]) if run.curves else 0
         missing = np.full(length, np.nan)
         columns = [run.curves.get(name, missing).tolist() for name in names]
         for values in zip(*columns, strict=True):
-            yield [run.dataset, run.architecture, run.arm, run.seed, *values]
+            yield [run.dataset, run.architecture, run.arm, run.fold, run.seed, *values]
 
 
-def _saliency_lines(results: StudyResults) -> Iterator[list[Any]]:
-    yield ["dataset", "architecture", "arm", "seed", "offset", *(f"p{q}" for q in SALIENCY_PERCENTILES)]
+def saliency_lines(results: StudyResults) -> Iterator[list[Any]]:
+    """Yield the lines of ``saliency.csv``."""
+    yield [
+        "dataset",
+        "architecture",
+        "arm",
+        "fold",
+        "seed",
+        "offset",
+        *(f"p{q}" for q in SALIENCY_PERCENTILES),
+    ]
     for run in results.runs:
         for index, values in enumerate(() if run.saliency is None else run.saliency.tolist()):
             offset = index - len(run.shares) // 2
-            yield [run.dataset, run.architecture, run.arm, run.seed, offset, *values]
+            yield [run.dataset, run.architecture, run.arm, run.fold, run.seed, offset, *values]

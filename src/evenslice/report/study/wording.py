@@ -10,7 +10,7 @@ from evenslice.report.base.wording import MINUS, NOTHING, interval, listed, numb
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from evenslice.results import ArmSummary, Comparison, Interval, StudyResults
+    from evenslice.results import ArmSummary, Comparison, Interval, PooledArm, StudyResults
 
 MOST: Final = 0.9
 """The part of the baseline's bias that an arm must remove, with its whole interval, to be named in a headline."""
@@ -26,7 +26,7 @@ _OUTCOMES: Final = {
         ", but whether it is inferior in Dice is not settled",
         ", but whether they are inferior in Dice is not settled",
     ),
-    "no test": (", but one seed is too few to test Dice",) * 2,
+    "no test": (", but one {unit} is too few to test Dice",) * 2,
 }
 """Ends of a clause about one arm and about several, by the outcome for Dice."""
 
@@ -39,10 +39,12 @@ def study_headline(results: StudyResults) -> str:
         len({getattr(item, name) for item in results.comparisons}) for name in ("dataset", "architecture")
     )
     seeds = len({run.seed for run in results.runs})
+    folds = len({run.fold for run in results.runs})
     counts = (
         (sets, "data set"),
         (networks, "network"),
         (len(results.arms), "arm"),
+        *([(folds, "fold")] if folds > 1 else []),
         (seeds, "seed"),
     )
     text = f"{finished} of {_counted(planned, 'run')} {'is' if 1 in (planned, finished) else 'are'} done"
@@ -61,10 +63,10 @@ def comparison_sentence(comparison: Comparison, baseline: str) -> str:
         return (
             f"There is no other arm to compare with {baseline}."
             if not others
-            else f"No arm has a seed in common with {baseline}, so there is nothing to compare."
+            else f"No arm has a {comparison.unit} in common with {baseline}, so there is nothing to compare."
         )
     if all(math.isnan(arm.bias_removed.estimate) for arm in compared):
-        return f"{_nothing_shown(compared, baseline)}."
+        return f"{_nothing_shown(compared, baseline, comparison.unit)}."
     what = f"at least {percent(MOST)} of the {BIAS} of {baseline}"
     removing = [arm for arm in compared if arm.bias_removed.low >= MOST]
     if not removing:
@@ -75,21 +77,21 @@ def comparison_sentence(comparison: Comparison, baseline: str) -> str:
         names = [arm.arm for arm in removing if judgement(arm) == outcome]
         if names:
             verb, cost = ("removes", one) if len(names) == 1 else ("remove", several)
-            clauses.append(f"{listed(names)} {verb} {what}{cost}")
+            clauses.append(f"{listed(names)} {verb} {what}{cost.format(unit=comparison.unit)}")
             what = "as much"
     tested = any(arm.holds is not None for arm in removing)
     return "; ".join(clauses) + (f" (margin {removing[0].margin:g})." if tested else ".")
 
 
-def _nothing_shown(compared: Sequence[ArmSummary], baseline: str) -> str:
+def _nothing_shown(compared: Sequence[ArmSummary], baseline: str, unit: str) -> str:
     """Say why nothing is known of what arms remove."""
     if all(math.isnan(arm.differences["largest_bias"].low) for arm in compared):
-        return "One seed in common is too few to tell what becomes of the bias"
+        return f"One {unit} in common is too few to tell what becomes of the bias"
     return f"{baseline} shows no bias to be removed: its {BIAS} is not beyond the tolerance with its whole interval"
 
 
-def arm_sentence(arm: ArmSummary, baseline: str) -> str:
-    """Describe the effect of an arm on the bias and on Dice, to follow its name.
+def arm_sentence(arm: ArmSummary, baseline: str, unit: str = "seed") -> str:
+    """Describe the effect of an arm on the bias and on Dice, to follow its name; ``unit`` is that of the comparison.
 
     ``"removes 98 % [96 %, 100 %] of the largest pair bias; Dice differs by +0.002 [-0.004, 0.008] and is not inferior
     (margin 0.01)."``
@@ -98,11 +100,11 @@ def arm_sentence(arm: ArmSummary, baseline: str) -> str:
         bias, dice = (interval(arm.metrics[name]) for name in ("largest_bias", "dice"))
         return f"is the baseline: its {BIAS} is {bias}, its Dice {dice}."
     if not arm.differences:
-        return f"has no seed in common with {baseline}; its Dice is {interval(arm.metrics['dice'])}."
+        return f"has no {unit} in common with {baseline}; its Dice is {interval(arm.metrics['dice'])}."
     change = arm.differences["dice"]
     if math.isnan(change.estimate):
         return f"{removal(arm.bias_removed)}; there is no Dice to compare."
-    return f"{removal(arm.bias_removed)}; Dice differs by {difference(change)}{_judged(arm)}."
+    return f"{removal(arm.bias_removed)}; Dice differs by {difference(change)}{_judged(arm, unit)}."
 
 
 def removal(removed: Interval) -> str:
@@ -157,7 +159,7 @@ def _part(removed: float) -> str:
     return f"more than {percent(0.99)}" if 0.99 < removed < 1 else percent(part)
 
 
-def judgement(arm: ArmSummary) -> str:
+def judgement(arm: ArmSummary | PooledArm) -> str:
     """Return the outcome of the non-inferiority test of Dice: not inferior, inferior, not settled or no test.
 
     It is inferior if the whole 95 % interval of the difference lies below minus the margin.
@@ -169,10 +171,10 @@ def judgement(arm: ArmSummary) -> str:
     return "inferior" if arm.differences["dice"].high < -arm.margin else "not settled"
 
 
-def _judged(arm: ArmSummary) -> str:
+def _judged(arm: ArmSummary, unit: str) -> str:
     margin = f"(margin {arm.margin:g})"
     return {
-        "no test": "; one seed in common is too few for a test",
+        "no test": f"; one {unit} in common is too few for a test",
         "not inferior": f" and is not inferior {margin}",
         "inferior": f" and is inferior {margin}",
         "not settled": f"; whether it is inferior is not settled {margin}",

@@ -1,0 +1,152 @@
+"""The tables and lines about studies that commands print for people."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from evenslice.cli.tables import failed_table, new_table, without_zero
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.table import Table
+
+    from evenslice.results import StudyRun
+    from evenslice.studying import RunOutcome
+
+__all__ = ["course_table", "run_line", "study_tables"]
+
+
+def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[str] = ()) -> str:
+    """Return the result of a run of a study in one line, with its fold if its data set is among those that have any."""
+    fold = f"fold {outcome.fold}, " if outcome.dataset in folded else ""
+    place = (
+        f"{count}/{total} {outcome.dataset}, {outcome.architecture}, {outcome.arm}, {fold}seed {outcome.seed}"
+    )
+    if outcome.status == "failed":
+        return f"{place}: failed: {outcome.error}"
+    figures = " ".join(
+        f"{title} {value:{form}}"
+        for value, title, form in ((outcome.dice, "Dice", ".3f"), (outcome.directional_bias, "D_m", "+.4f"))
+        if value is not None
+    )
+    return f"{place}: {figures} in {outcome.seconds:.0f} s"
+
+
+def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield tables of the arms, over all data sets and for each data set and architecture, and one of failed runs.
+
+    "no worse" means that the loss of Dice against the baseline is below the margin, "not shown" that it may not be.
+    """
+    for item in summary.get("pooled", ()):
+        if len(item["datasets"]) > 1 or any(arm.get("primary") for arm in item["arms"]):
+            yield _pooled_table(item, summary["baseline"])
+    folded = False
+    for comparison in summary["comparisons"]:
+        unit = "folds" if any(len(arm.get("folds", ())) > 1 for arm in comparison["arms"]) else "seeds"
+        folded = folded or unit == "folds"
+        title = (
+            f"{comparison['dataset']}, {comparison['architecture']}: means over {unit} with 95 % intervals"
+        )
+        difference = f"Dice minus\n{summary['baseline']}"
+        table = new_table(title, "arm", "n", "Dice", difference, "D_m", "bias\nremoved")
+        table.show_lines = True
+        for arm in comparison["arms"]:
+            table.add_row(*_arm_cells(arm, unit))
+        yield table
+    if summary["failed"]:
+        failed = [(_run_name(run, folded=folded), run["error"]) for run in summary["failed"]]
+        yield failed_table("failed; repeat the command to retry", "run", failed)
+
+
+def _run_name(run: Mapping[str, Any], *, folded: bool) -> str:
+    fold = run.get("fold", 0)
+    place = f"fold {fold}, " if folded or fold else ""
+    return f"{run['dataset']}, {run['architecture']}, {run['arm']}, {place}seed {run['seed']}"
+
+
+def _pooled_table(item: Mapping[str, Any], baseline: str) -> Table:
+    """Return the arms over all data sets, with the primary comparison marked by a star."""
+    count = len(item["datasets"])
+    sets = f"All {count} data sets" if count > 1 else item["datasets"][0]
+    columns = (
+        "arm",
+        "Dice",
+        f"Dice minus\n{baseline}",
+        "p of the\ndifference",
+        "loss, both\nmissing",
+    )
+    table = new_table(f"{sets}, {item['architecture']}: means with 95 % intervals", *columns)
+    table.show_lines = True
+    for arm in item["arms"]:
+        table.add_row(*_pooled_cells(arm))
+    notes = ["p of the difference is adjusted for the number of comparisons (Holm)."]
+    if any(arm.get("primary") for arm in item["arms"]):
+        notes.append(
+            "* Primary comparison: tested for superiority (p) where it is no worse, without adjustment."
+        )
+    table.caption, table.caption_justify = " ".join(notes), "left"
+    return table
+
+
+def _pooled_cells(arm: Mapping[str, Any]) -> Iterator[str]:
+    figures = arm["figures"]
+    yield arm["arm"] + (" *" if arm.get("primary") else "")
+    yield _estimate(figures["dice"], ".3f")
+    yield _difference(arm)
+    p = arm.get("difference", {}).get("p_adjusted")
+    if "superiority" in arm:
+        p = arm["superiority"]["p"]
+    yield "" if p is None else f"{p:.2g}"
+    yield _estimate(figures["loss_both"], ".3f")
+
+
+def course_table(runs: Sequence[StudyRun]) -> Table:
+    """Return one row for each run of a study: Dice and bias at the start and at the end of the training."""
+    table = new_table("training", "start", "validation Dice", "test Dice", "D_m")
+    for run in runs:
+        table.add_row(
+            run.arm,
+            _course(run.curves.get("validation_dice"), ".3f"),
+            without_zero(f"{run.metrics['dice']:.3f}"),
+            _course(run.curves.get("directional_bias"), "+.3f"),
+        )
+    return table
+
+
+def _course(values: NDArray[np.float64] | None, form: str) -> str:
+    """Format the first and the last logged value."""
+    known = [] if values is None else [value for value in values.tolist() if not math.isnan(value)]
+    return without_zero(f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}") if known else "none"
+
+
+def _arm_cells(arm: Mapping[str, Any], unit: str) -> Iterator[str]:
+    yield arm["arm"]
+    yield str(len(arm[unit]))
+    yield _estimate(arm["figures"]["dice"], ".3f")
+    yield _difference(arm)
+    yield _estimate(arm["figures"]["directional_bias"], "+.3f")
+    removed = arm.get("bias_removed")
+    yield _estimate(removed, ".0%") if isinstance(removed, dict) and removed["estimate"] is not None else ""
+
+
+def _difference(arm: Mapping[str, Any]) -> str:
+    """Format the difference of an arm from the baseline in Dice, and whether it is no worse."""
+    if "differences" not in arm:
+        return ""
+    test = arm["non_inferiority"]
+    difference = _estimate(arm["differences"]["dice"], "+.3f")
+    if test["holds"] is None:
+        return difference
+    return f"{difference}\n{'no worse' if test['holds'] else 'not shown'}\np = {test['p']:.2g}"
+
+
+def _estimate(interval: Mapping[str, float | None], form: str) -> str:
+    """Format an estimate and, below it, its interval, if they exist; without the zeros before the points."""
+    estimate, low, high = (interval[name] for name in ("estimate", "low", "high"))
+    if estimate is None:
+        return "none"
+    return without_zero(f"{estimate:{form}}" + ("" if low is None else f"\n[{low:{form}}, {high:{form}}]"))

@@ -1,0 +1,171 @@
+"""The arms of a study over all its data sets, in words and as rows of tables."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from evenslice.report.base.tables import Group
+from evenslice.report.base.wording import MINUS, NOTHING, interval, listed
+from evenslice.report.study.tables import FIGURE_GROUPS, Row, difference_text
+from evenslice.report.study.wording import BIAS, difference, judgement, p_value
+from evenslice.results import ENOUGH_REPLICATES, LOSSES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from evenslice.results import PooledArm, PooledComparison, StudyResults
+
+__all__ = [
+    "POOLED_READING",
+    "pooled_arm_sentence",
+    "pooled_groups",
+    "pooled_lines",
+    "pooled_sentence",
+    "shown_pooled",
+    "superiority",
+]
+
+POOLED_READING: Final = (
+    "Each data set counts the same: means over the data sets of their means, with 95 % intervals from the variances "
+    "within them (Welch and Satterthwaite)."
+)
+
+_LOSSES: Final = dict(
+    zip(LOSSES, (f"missing, at {MINUS}1", "missing, at +1", "missing, both at ±1"), strict=True)
+)
+
+_COMPARED: Final = {**dict(FIGURE_GROUPS[0][1]), "largest_bias": "largest |B|"}
+
+
+def shown_pooled(results: StudyResults) -> list[PooledComparison]:
+    """Return the comparisons over all data sets that say more than those of single ones."""
+    return [
+        item
+        for item in results.pooled
+        if any(arm.differences for arm in item.arms)
+        and (len(item.datasets) > 1 or any(arm.primary for arm in item.arms))
+    ]
+
+
+def pooled_sentence(results: StudyResults, item: PooledComparison) -> str:
+    """Say what was pooled, and which comparison is the primary one."""
+    primary = [arm for arm in item.arms if arm.primary]
+    text = f"Over {listed(list(item.datasets))}, which count the same."
+    if primary:
+        text += f" The primary comparison, named in the configuration, is that of {primary[0].arm} with {results.baseline}."
+    few = _few(results, item)
+    if few:
+        text += (
+            f" {listed(few)} {'has' if len(few) == 1 else 'have'} fewer than {ENOUGH_REPLICATES} replicates: if what "
+            "varies most has so few, 95 % intervals over data sets hold in 89 % of cases only."
+        )
+    return text
+
+
+def _few(results: StudyResults, item: PooledComparison) -> list[str]:
+    """Return the data sets whose replicates are too few for intervals over data sets that hold as often as they say."""
+    return [
+        found.dataset
+        for found in results.comparisons
+        if found.architecture == item.architecture
+        and len(item.datasets) > 1
+        and min(map(found.replicates, found.arms)) < ENOUGH_REPLICATES
+    ]
+
+
+def pooled_arm_sentence(arm: PooledArm, baseline: str) -> str:
+    """Describe what an arm costs over all data sets and how sure that is, to follow its name.
+
+    ``"has a Dice that differs by -0.011 [-0.020, -0.002] and is not shown to be not inferior (margin 0.01, p = 0.6);
+    p of a difference, adjusted for all comparisons: 0.02."``
+    """
+    dice, bias = (interval(arm.metrics[name]) for name in ("dice", "largest_bias"))
+    if arm.arm == baseline:
+        return f"is the baseline: its {BIAS} is {bias}, its Dice {dice}."
+    if not arm.differences:
+        return f"has no run in common with {baseline}; its Dice is {dice}."
+    change = f"differs in Dice by {difference(arm.differences['dice'])}"
+    if arm.holds is None:
+        return f"{change}; there are too few runs for a test."
+    text = f"{change}: {judgement(arm)} (margin {arm.margin:g}, {p_value(arm.p)})"
+    if arm.primary:
+        return f"{text}; {superiority(arm)}. This is the primary comparison."
+    return f"{text}; difference: {p_value(arm.p_adjusted)}, adjusted for the number of comparisons."
+
+
+def superiority(arm: PooledArm) -> str:
+    """Return the outcome of the test of superiority of the primary comparison."""
+    if arm.superior is None:
+        return "superiority not tested" if arm.primary else NOTHING
+    return f"{'superior' if arm.superior else 'superiority not shown'} ({p_value(arm.p_superior)})"
+
+
+def pooled_groups(results: StudyResults, item: PooledComparison) -> list[Group[Row]]:
+    """Arrange the means over data sets in groups of rows, one column for each arm; undefined ones are left out."""
+    groups = [
+        _difference_group(results.baseline, item),
+        *(
+            Group(title, meaning, tuple(_mean_rows(item, dict(figures))))
+            for title, figures, meaning in FIGURE_GROUPS
+        ),
+        Group(
+            "What a lost slice costs",
+            "Loss of Dice on a sample of the test slices when a neighbour of the middle slice, or both, are missing.",
+            tuple(_mean_rows(item, _LOSSES)),
+        ),
+    ]
+    return [group for group in groups if group.rows]
+
+
+def _mean_rows(item: PooledComparison, labels: dict[str, str]) -> Iterator[Row]:
+    for name, label in labels.items():
+        row = Row(label, tuple(interval(arm.metrics[name]) for arm in item.arms))
+        if set(row.cells) != {NOTHING}:
+            yield row
+
+
+def _difference_group(baseline: str, item: PooledComparison) -> Group[Row]:
+    def row(label: str, write: Callable[[PooledArm], str]) -> Row:
+        return Row(label, tuple(write(arm) if arm.differences else NOTHING for arm in item.arms))
+
+    losses = {name: f"loss, {label}" for name, label in _LOSSES.items()}
+    rows = [row(label, partial(difference_text, name)) for name, label in (_COMPARED | losses).items()]
+    rows = [found for found in rows if set(found.cells) != {NOTHING}]
+    rows += [
+        row("Dice not inferior?", judgement),
+        row("Test of non-inferiority", lambda arm: f"{p_value(arm.p)}, margin {arm.margin:g}"),
+        row("Primary: superior?", superiority),
+        row("Difference in Dice", lambda arm: p_value(arm.p_differs)),
+        row("the same, adjusted", lambda arm: p_value(arm.p_adjusted)),
+    ]
+    return Group(
+        f"Compared with {baseline}",
+        (
+            "Mean differences between runs of the same fold and seed. Dice is not inferior if the interval of its "
+            f"difference lies above {MINUS} the margin. The primary comparison is tested for superiority after that, if "
+            "it holds, so neither test needs an adjustment; p of all other differences is adjusted by Holm's method."
+        ),
+        tuple(found for found in rows if set(found.cells) != {NOTHING}),
+    )
+
+
+def pooled_lines(results: StudyResults) -> Iterator[list[Any]]:
+    """Yield the lines of ``pooled.csv``."""
+    yield ["architecture", "arm", "datasets", "kind", "figure", "estimate", "low", "high"]
+    for item in results.pooled:
+        for arm in item.arms:
+            start = [item.architecture, arm.arm, len(arm.datasets)]
+            for kind, figures in (("mean", arm.metrics), ("difference", arm.differences)):
+                for name, value in figures.items():
+                    yield [*start, kind, name, value.estimate, value.low, value.high]
+            tests = {
+                "dice_not_inferior": arm.p,
+                "dice_superior": arm.p_superior,
+                "dice_differs": arm.p_differs,
+                "dice_differs_adjusted": arm.p_adjusted,
+            }
+            for name, p in tests.items():
+                if not math.isnan(p):
+                    yield [*start, "p", name, p, None, None]

@@ -1,0 +1,150 @@
+"""The summary of a study: what ``summary.json`` holds, and how it is read from files of unknown origin."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
+
+from evenslice.results.intervals import Interval
+from evenslice.results.pooling import POOLED, PooledArm, PooledComparison, pooled_bounds
+from evenslice.results.seeds import BOUNDS, METRICS, ArmSummary, Comparison, difference_bounds
+from evenslice.results.student import UNKNOWN, clipped
+from evenslice.results.study_files import count, number, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Entries = Mapping[str, Any]
+
+__all__ = ["STUDY_FORMAT", "FailedRun", "StudySummary", "read_comparisons", "read_pooled"]
+
+STUDY_FORMAT: Final = 1
+NO_TEST: Final = {"margin": None, "p": None, "holds": None}
+
+
+class FailedRun(TypedDict):
+    """A run that failed, as ``summary.json`` describes it."""
+
+    dataset: str
+    architecture: str
+    arm: str
+    fold: NotRequired[int]  # not in summaries of earlier versions
+    seed: int
+    error: str
+
+
+class StudySummary(TypedDict):
+    """The content of ``summary.json``; ``planned`` and ``finished`` are numbers of runs."""
+
+    format: int
+    planned: int
+    finished: int
+    failed: list[FailedRun]
+    baseline: str
+    comparisons: list[dict[str, Any]]
+    pooled: NotRequired[list[dict[str, Any]]]  # not in summaries of earlier versions
+
+
+def read_comparisons(summary: Entries) -> tuple[Comparison, ...]:
+    """Return the comparisons of a summary, and check the rest of it but ``pooled``."""
+    if summary["format"] != STUDY_FORMAT:
+        raise ValueError(f"format {summary['format']}, this version reads {STUDY_FORMAT}")
+    text(summary, "baseline")
+    for name in ("planned", "finished"):
+        count(summary[name])
+    for run in summary["failed"]:
+        for name in ("dataset", "architecture", "arm", "error"):
+            text(run, name)
+        count(run["seed"])
+        count(run.get("fold", 0))
+    return tuple(
+        Comparison(
+            text(item, "dataset"),
+            text(item, "architecture"),
+            tuple(_arm_summary(arm) for arm in item["arms"]),
+        )
+        for item in summary["comparisons"]
+    )
+
+
+def read_pooled(items: Any) -> tuple[PooledComparison, ...]:
+    """Return the comparisons over all data sets of a summary."""
+    return tuple(
+        PooledComparison(
+            text(item, "architecture"),
+            _names(item["datasets"]),
+            tuple(_pooled_arm(arm) for arm in item["arms"]),
+        )
+        for item in items
+    )
+
+
+def _pooled_arm(arm: Entries) -> PooledArm:
+    differences = arm.get("differences")
+    found = PooledArm(
+        text(arm, "arm"),
+        _names(arm["datasets"]),
+        _intervals(arm["figures"], pooled_bounds, POOLED),
+    )
+    if differences is None:
+        return found
+    test, superiority = arm["non_inferiority"], arm.get("superiority", NO_TEST)
+    return replace(
+        found,
+        differences=_intervals(differences, partial(pooled_bounds, difference=True), POOLED),
+        margin=number(test["margin"]),
+        p=number(test["p"]),
+        holds=_holds(test),
+        primary=bool(_holds({"holds": arm["primary"]})),
+        p_superior=number(superiority["p"]),
+        superior=_holds(superiority),
+        p_differs=number(arm["difference"]["p"]),
+        p_adjusted=number(arm["difference"].get("p_adjusted")),
+    )
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    return tuple(text({"name": value}, "name") for value in values)
+
+
+def _holds(test: Entries) -> bool | None:
+    """Return the outcome of a test."""
+    holds = test["holds"]
+    if not isinstance(holds, bool | None):
+        raise TypeError(f"holds: {holds!r:.40} is neither true nor false")
+    return holds
+
+
+def _arm_summary(arm: Entries) -> ArmSummary:
+    test = arm.get("non_inferiority", NO_TEST)
+    differences = arm.get("differences")
+    return ArmSummary(
+        arm=text(arm, "arm"),
+        seeds=tuple(count(seed) for seed in arm["seeds"]),
+        folds=tuple(count(fold) for fold in arm.get("folds", (0,))),
+        metrics=_intervals(arm["figures"], lambda name: BOUNDS.get(name, (0.0, 1.0))),
+        shares=tuple(_interval(share, (0.0, 1.0)) for share in arm["shares"]),
+        differences={} if differences is None else _intervals(differences, difference_bounds),
+        margin=number(test["margin"]),
+        p=number(test["p"]),
+        holds=_holds(test),
+        bias_removed=_bias_removed(arm.get("bias_removed")),
+    )
+
+
+def _intervals(
+    values: Entries, bounds: Callable[[str], tuple[float, float]], names: Sequence[str] = METRICS
+) -> dict[str, Interval]:
+    """Read the intervals of metrics; earlier versions let them leave the range of the quantity, and knew fewer."""
+    return {name: _interval(values[name], bounds(name)) if name in values else UNKNOWN for name in names}
+
+
+def _bias_removed(value: Any) -> Interval:
+    """Read an interval; earlier versions wrote a number, of |D|, which says little of more than three slices."""
+    return _interval(value, (-math.inf, 1.0)) if isinstance(value, dict) else UNKNOWN
+
+
+def _interval(value: Entries, bounds: tuple[float, float]) -> Interval:
+    return clipped(Interval(*(number(value[name]) for name in ("estimate", "low", "high"))), bounds)

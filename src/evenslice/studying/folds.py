@@ -1,0 +1,194 @@
+"""Folds: each part of a data set is tested once, by networks that were trained on the others.
+
+    for config in fold_data(data, window):      # one for each fold, with plain pairs for training and tests
+        ...
+
+A part is a pair of image and labels, or a block of its slices. Fold f of k tests on parts f, f + k, f + 2 k ...
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import ConfigError, EvensliceError
+from evenslice.training import DataConfig
+from evenslice.volumes import is_address, open_volume
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from evenslice.studying.config import StudyData
+    from evenslice.training import LabelledFiles, ModelConfig, VolumeFile
+
+__all__ = ["cut_blocks", "fold_data"]
+
+OPTIONS = ("training", "pairs", "folds", "blocks")
+"""Options of a data set of a study that ``train`` does not have."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A pair, or a block of its slices; ``start`` and ``stop`` are None for all slices of a pair of unknown length."""
+
+    number: int
+    pair: LabelledFiles
+    files: frozenset[tuple[Any, ...]]
+    start: int | None = None
+    stop: int | None = None
+
+    def near(self, other: _Part) -> bool:
+        """Return whether both read the same image or the same labels."""
+        return bool(self.files & other.files)
+
+
+def fold_data(data: StudyData, window: ModelConfig) -> list[DataConfig]:
+    """Return the data set of each fold, or the one data set without folds.
+
+    Training leaves out the slices of a file of the test that are within the reach of a window of a test slice, and one
+    more; what remains of a block between two tests is left out if it is shorter than a window. Blocks need the number
+    of slices: images without ``slices`` are opened for their shapes, but no voxel is read.
+
+    Args:
+        data: the data set.
+        window: number and distance of the slices of a window.
+
+    Raises:
+        ConfigError: a block is shorter than a window, or a fold leaves nothing to train on.
+        VolumeError: an image whose number of slices is needed cannot be opened.
+
+    Example: two halves of a volume of 100 slices.
+        >>> from evenslice.studying.config import StudyData
+        >>> from evenslice.training import ModelConfig
+        >>> pair = {"image": "image.tif", "labels": "labels.tif", "slices": [0, 100]}
+        >>> data = StudyData.model_validate({"name": "em", "pairs": [pair], "blocks": 2, "folds": 2})
+        >>> first, second = fold_data(data, ModelConfig(slices=3))
+        >>> first.test[0].slices, first.train[0].slices
+        ((0, 50), (52, 100))
+        >>> second.test[0].slices, second.train[0].slices
+        ((50, 100), (0, 48))
+    """
+    options = data.model_dump(exclude={*OPTIONS})
+    if data.folds is None:
+        return [DataConfig.model_validate(options)]
+    parts = _cut(data, window)
+    return [
+        DataConfig.model_validate(options | _one_fold(data, parts, fold, window))
+        for fold in range(data.folds)
+    ]
+
+
+def cut_blocks(start: int, stop: int, blocks: int) -> list[tuple[int, int]]:
+    """Return contiguous blocks of slices whose lengths differ by at most one.
+
+    Example:
+        >>> cut_blocks(0, 10, 3)
+        [(0, 3), (3, 6), (6, 10)]
+    """
+    ends = [start + (stop - start) * number // blocks for number in range(blocks + 1)]
+    return list(pairwise(ends))
+
+
+def _cut(data: StudyData, window: ModelConfig) -> list[_Part]:
+    """Cut the pairs of a data set into the parts of which each is tested once."""
+    whole = [_Part(number, pair, _files(data, pair)) for number, pair in enumerate(data.pairs)]
+    parts = []
+    for part in whole:
+        alone = data.blocks == 1 and not any(part.near(other) for other in whole if other is not part)
+        if alone and part.pair.slices is None:
+            parts.append(part)
+            continue
+        start, stop = part.pair.slices or (0, _length(data, part))
+        for first, last in cut_blocks(start, stop, data.blocks):
+            if last - first < window.extent:
+                raise ConfigError(
+                    f"datasets: {data.name!r}: blocks: {data.blocks}: cuts pairs[{part.number}] into blocks of "
+                    f"{last - first} slices, fewer than the {window.extent} that a window spans; give fewer blocks"
+                )
+            parts.append(_Part(part.number, part.pair, part.files, first, last))
+    return parts
+
+
+def _one_fold(
+    data: StudyData, parts: Sequence[_Part], fold: int, window: ModelConfig
+) -> dict[str, list[LabelledFiles]]:
+    """Return the pairs for training and tests of one fold."""
+    tested = parts[fold :: data.fold_count]
+    train = []
+    for number, pair in enumerate(data.pairs):
+        kept = [part for part in parts if part.number == number and part not in tested]
+        if kept and kept[0].start is None:
+            train.append(pair)
+            continue
+        slices = {z for part in kept for z in range(*_range(part))}
+        for part in tested:
+            if kept and part.near(kept[0]):
+                first, last = _range(part)
+                slices -= set(range(first - window.guard - 1, last + window.guard + 1))
+        train += [_slices(pair, *ends) for ends in _runs(slices) if ends[1] - ends[0] >= window.extent]
+    if not train:
+        raise ConfigError(
+            f"datasets: {data.name!r}: fold {fold} has no slices to train on: those that are not tested are too near "
+            "to the test, or fewer than a window spans; give more pairs or other blocks and folds"
+        )
+    test = [part.pair if part.start is None else _slices(part.pair, *_range(part)) for part in tested]
+    return {"train": train, "test": test}
+
+
+def _range(part: _Part) -> tuple[int, int]:
+    """Return the slices of a part that shares its file with others."""
+    if part.start is None or part.stop is None:
+        raise TypeError("the number of slices is unknown")  # never: such a part shares no file
+    return part.start, part.stop
+
+
+def _runs(slices: set[int]) -> Iterator[tuple[int, int]]:
+    """Yield the contiguous ranges of a set of slices in order."""
+    start = None
+    for z in sorted(slices):
+        start = z if start is None else start
+        if z + 1 not in slices:
+            yield start, z + 1
+            start = None
+
+
+def _slices(pair: LabelledFiles, start: int, stop: int) -> LabelledFiles:
+    return pair.model_copy(update={"slices": (start, stop)})
+
+
+def _files(data: StudyData, pair: LabelledFiles) -> frozenset[tuple[Any, ...]]:
+    """Return values that pairs share if they read the same image or the same labels, at whatever resolution."""
+    files = {"image": pair.image, "labels": pair.labels}
+    paths = {kind: _path(data, file) for kind, file in files.items()}
+    return frozenset(
+        (kind, path.resolve() if isinstance(path, Path) else path, *sorted(files[kind].select.items()))
+        for kind, path in paths.items()
+    )
+
+
+def _path(data: StudyData, file: VolumeFile) -> Path | str:
+    return file.path if is_address(file.path) else (data.root or Path()) / Path(file.path).expanduser()
+
+
+def _length(data: StudyData, part: _Part) -> int:
+    """Return the number of slices of the image of a pair; only its header is read."""
+    image = part.pair.image
+    with _at(f"datasets: {data.name!r}: pairs[{part.number}].image"):
+        volume = open_volume(
+            _path(data, image), axes=image.axes, select=image.select, level=image.level, plane=data.plane
+        )
+    return len(volume)
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Add the place in the configuration to errors."""
+    try:
+        yield
+    except EvensliceError as error:
+        raise error.within(
+            place, lambda name, value: name if value is None else f"{name}: {value}"
+        ) from error

@@ -1,0 +1,138 @@
+"""What was expected of the project's studies, held against what they found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from found_studies import Found
+
+from evenslice.report.base.wording import interval, number, percent
+from evenslice.report.study.wording import difference, judgement, removed_part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from found_studies import Study
+
+    from evenslice.studying.config import Arm
+
+__all__ = ["Expectation", "expectations"]
+
+REMOVED = 0.9  # part of the bias that a uniform start is expected to remove
+LOST = 0.01  # Dice that it is expected to lose at most
+TIED = 1e-4  # largest pair bias that a tied network is expected to stay below
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What was expected, and what became of it."""
+
+    text: str
+    outcome: str
+    evidence: str
+
+
+def expectations(studies: Sequence[Study]) -> list[Expectation]:
+    """Hold what was expected of uniform, tied and random starts against what was found; what was not run is left out."""
+    uniform = _arms(studies, lambda arm: arm.strategy == "uniform" and arm.tie is None)
+    tied = _arms(studies, lambda arm: arm.tie is not None)
+    random = _arms(studies, lambda arm: arm.strategy == "random")
+    return [
+        *_removes_bias([item for item in uniform if not math.isnan(item.arm.bias_removed.estimate)]),
+        *_keeps_dice(_with_dice(uniform)),
+        *_stays_tied(tied),
+        *_loses_dice(_with_dice(random)),
+    ]
+
+
+def _arms(studies: Sequence[Study], chosen: Callable[[Arm], bool]) -> list[Found]:
+    return [
+        Found(study, comparison, arm)
+        for study in studies
+        for comparison in study.results.comparisons
+        for arm in comparison.arms
+        if any(arm.arm == item.name and _by_start_alone(item) and chosen(item) for item in study.config.arms)
+    ]
+
+
+def _by_start_alone(arm: Arm) -> bool:
+    """Return whether an arm differs from others by how its stem starts and what is tied, and by nothing else."""
+    return arm.network_of is None and arm.symmetrize is None and not arm.missing_slices
+
+
+def _with_dice(found: Sequence[Found]) -> list[Found]:
+    return [
+        item
+        for item in found
+        if item.arm.differences and not math.isnan(item.arm.differences["dice"].estimate)
+    ]
+
+
+def _removes_bias(found: Sequence[Found]) -> Iterator[Expectation]:
+    if found:
+        removed = [item.arm.bias_removed for item in found]
+        yield Expectation(
+            f"A uniform start removes at least {percent(REMOVED)} of the largest pair bias that is left "
+            "after fine-tuning, "
+            "with every data set and network.",
+            _outcome(
+                confirmed=all(part.low >= REMOVED for part in removed),
+                refuted=any(part.high < REMOVED for part in removed),
+            ),
+            _evidence(found, lambda item: removed_part(item.arm.bias_removed)),
+        )
+
+
+def _outcome(*, confirmed: bool, refuted: bool) -> str:
+    return "refuted" if refuted else "confirmed" if confirmed else "open"
+
+
+def _keeps_dice(found: Sequence[Found]) -> Iterator[Expectation]:
+    if found:
+        changes = [item.arm.differences["dice"] for item in found]
+        lost = any(change.high < -LOST for change in changes)
+        shown = all(item.arm.holds and item.arm.margin <= LOST for item in found)
+        yield Expectation(
+            f"It does so at a Dice that is no more than {LOST:g} below that of the pretrained start.",
+            _outcome(confirmed=shown, refuted=lost),
+            _evidence(found, _dice),
+        )
+
+
+def _stays_tied(found: Sequence[Found]) -> Iterator[Expectation]:
+    if found:
+        biases = [item.arm.metrics["largest_bias"] for item in found]
+        yield Expectation(
+            f"The largest pair bias of a tied network stays below {number(TIED)}.",
+            _outcome(
+                confirmed=all(bias.high < TIED for bias in biases),
+                refuted=any(bias.low > TIED for bias in biases),
+            ),
+            _evidence(found, lambda item: interval(item.arm.metrics["largest_bias"])),
+        )
+
+
+def _loses_dice(found: Sequence[Found]) -> Iterator[Expectation]:
+    if found:
+        changes = [item.arm.differences["dice"] for item in found]
+        gained = any(change.low > 0 for change in changes)
+        shown = all(change.high < 0 for change in changes)
+        yield Expectation(
+            "A network that starts at random loses Dice.",
+            _outcome(confirmed=shown, refuted=gained),
+            _evidence(found, _dice),
+        )
+
+
+def _dice(item: Found) -> str:
+    return f"{difference(item.arm.differences['dice'])}, {judgement(item.arm)}"
+
+
+def _evidence(found: Sequence[Found], write: Callable[[Found], str]) -> str:
+    """Return what was found in each comparison, study by study: several have comparisons of one name."""
+    by_study: dict[str, list[str]] = {}
+    for item in found:
+        by_study.setdefault(item.study.name, []).append(f"{item.place}: {write(item)}")
+    return " ".join(f"Study `{name}`: {'; '.join(items)}." for name, items in by_study.items())

@@ -1,0 +1,194 @@
+"""The page of a study with folds: all data sets first, the primary comparison marked, folds as what means are over."""
+
+import csv
+import io
+import json
+
+import pytest
+from pages import plain
+from rich.console import Console
+from synthetic_study import make_study
+
+from evenslice.cli.study_tables import study_tables
+from evenslice.report.base import style
+from evenslice.report.base.wording import NOTHING
+from evenslice.report.files import write_study_report
+from evenslice.report.study.charts import forest_figure
+from evenslice.report.study.csv_files import csv_tables
+from evenslice.report.study.page import draw_charts, render
+from evenslice.report.study.pooled import pooled_arm_sentence, pooled_groups, pooled_sentence, shown_pooled
+from evenslice.report.study.stress import stress_group
+from evenslice.results.pooling import Primary
+from evenslice.results.studies import load_study
+
+ARMS = {"pretrained": (-0.19, 0.0), "uniform": (-0.001, -0.03), "fair": (0.0, 0.01)}
+SETS = [("Lucchi++", "net"), ("ISBI 2012", "net")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_study(
+        tmp_path_factory.mktemp("pooled") / "study",
+        comparisons=SETS,
+        arms=ARMS,
+        folds=(0, 1, 2),
+        seeds=(0, 1),
+        size=24,
+        primary=Primary("fair", "net", 0.005),
+    )
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return load_study(folder)
+
+
+def test_what_is_pooled_comes_back_from_the_summary(folder, results):
+    (pooled,) = results.pooled
+    written = json.loads((folder / "summary.json").read_text())["pooled"][0]
+    assert (pooled.architecture, pooled.datasets) == ("net", ("Lucchi++", "ISBI 2012"))
+    for arm, document in zip(pooled.arms, written["arms"], strict=True):
+        assert arm.metrics["dice"].low == document["figures"]["dice"]["low"]
+        assert arm.primary is document.get("primary", False)
+    fair = pooled.arms[2]
+    assert (fair.margin, fair.holds, fair.superior) == (0.005, True, True)
+    assert fair.p_superior == written["arms"][2]["superiority"]["p"]
+    uniform = pooled.arms[1]
+    assert uniform.p_adjusted == uniform.p_differs == written["arms"][1]["difference"]["p_adjusted"]
+
+
+def test_a_summary_without_it_is_completed_from_its_runs(folder, results, tmp_path):
+    import shutil
+
+    old = shutil.copytree(folder, tmp_path / "old")
+    summary = json.loads((old / "summary.json").read_text())
+    del summary["pooled"]
+    (old / "summary.json").write_text(json.dumps(summary))
+    (found,) = load_study(old).pooled
+    for arm, expected in zip(found.arms, results.pooled[0].arms, strict=True):
+        assert arm.metrics["dice"].low == pytest.approx(expected.metrics["dice"].low)
+        assert not arm.primary  # nobody named one
+        assert arm.margin == 0.01 or arm.arm == "pretrained"
+        assert arm.metrics["loss_both"].estimate == pytest.approx(
+            arm.metrics["loss_before"].estimate * 2, rel=0.5
+        )
+
+
+@pytest.mark.parametrize("changed", [{"holds": "yes"}, {"p": "small"}])
+def test_a_damaged_part_is_refused(folder, tmp_path, changed):
+    import shutil
+
+    from evenslice._core.errors import ConfigError
+
+    bad = shutil.copytree(folder, tmp_path / "bad")
+    summary = json.loads((bad / "summary.json").read_text())
+    summary["pooled"][0]["arms"][1]["non_inferiority"] |= changed
+    (bad / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ConfigError, match="summary"):
+        load_study(bad)
+
+
+def test_the_page_begins_with_all_data_sets(results):
+    with style.settings():
+        text = plain(render(results, draw_charts(results)))
+    assert text.index("All 2 data sets, net") < text.index("Lucchi++, net")
+    assert "The primary comparison, named in the configuration, is that of fair with pretrained." in text
+    assert "This is the primary comparison." in text
+    assert "12 of 12 runs" not in text
+    assert "36 of 36 runs are done: 2 data sets, 1 network, 3 arms, 3 folds and 2 seeds." in text
+    assert "Means over folds, with 95 % intervals by Student" in text
+    assert "Compared with pretrained, fold by fold" in text
+
+
+def test_arms_are_judged_over_all_data_sets(results):
+    (pooled,) = results.pooled
+    baseline, uniform, fair = (plain(pooled_arm_sentence(arm, "pretrained")) for arm in pooled.arms)
+    assert baseline.startswith("is the baseline: its largest pair bias is 0.1")
+    assert ": inferior (margin 0.005, p = " in uniform
+    assert "adjusted for the number of comparisons" in uniform
+    assert ": not inferior (margin 0.005, p" in fair
+    assert "; superior (p " in fair
+    rows = {row.label: row.cells for group in pooled_groups(results, pooled) for row in group.rows}
+    assert rows["Primary: superior?"][:2] == (NOTHING, NOTHING)
+    assert rows["the same, adjusted"][2] == NOTHING  # the primary comparison needs none
+    assert rows["Test of non-inferiority"][1].endswith("margin 0.005")
+    assert "loss, missing, both at ±1" in rows
+
+
+def test_too_few_folds_are_admitted(results, tmp_path):
+    few = load_study(
+        make_study(tmp_path / "few", comparisons=SETS, arms=ARMS, folds=(0, 1), seeds=(0,), size=24)
+    )
+    assert "hold in 89 % of cases only" in plain(pooled_sentence(few, few.pooled[0]))
+    assert "89 %" not in plain(pooled_sentence(results, results.pooled[0]))
+
+
+def test_one_data_set_is_not_pooled_unless_it_has_the_primary_comparison(tmp_path):
+    alone = {"comparisons": SETS[:1], "arms": ARMS, "folds": (0, 1, 2), "seeds": (0,), "size": 24}
+    assert shown_pooled(load_study(make_study(tmp_path / "a", **alone))) == []
+    primary = Primary("fair", "net", 0.005)
+    assert len(shown_pooled(load_study(make_study(tmp_path / "b", **alone, primary=primary)))) == 1
+
+
+def test_the_forest_has_a_block_of_all_data_sets(results):
+    with style.settings():
+        drawing = forest_figure(results)
+        figure = drawing.figure
+    titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
+    assert titles == ["All 2 data sets, net", "Lucchi++, net", "ISBI 2012, net"]
+    assert "single folds" in drawing.reading
+    first, second = (axes for axes in figure.axes[:3:2])
+    margins = [
+        [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+        for axes in (first, second)
+    ]
+    assert margins == [[-0.005], [-0.01]]
+    dots = [len(line.get_xdata()) for line in first.lines if line.get_marker() == "."]
+    assert dots == [2, 2]  # data sets
+    dots = [len(line.get_xdata()) for line in second.lines if line.get_marker() == "."]
+    assert dots == [3, 3]  # folds
+
+
+def test_losses_of_an_arm_are_means_over_folds(results):
+    item = results.comparisons[0]
+    row = stress_group(results, item).rows[0]
+    runs = results.runs_of(item, "pretrained")
+    assert len(runs) == 6
+    assert plain(row.cells[0]).count("[") == 1
+
+
+def test_tables_know_folds(results):
+    tables = {name: list(csv.DictReader(io.StringIO(text))) for name, text in csv_tables(results).items()}
+    assert {row["folds"] for row in tables["arms.csv"]} == {"3"}
+    assert (
+        {row["fold"] for row in tables["curves.csv"]}
+        == {row["fold"] for row in tables["saliency.csv"]}
+        == set("012")
+    )
+    tests = {(row["arm"], row["figure"]) for row in tables["pooled.csv"] if row["kind"] == "p"}
+    assert ("fair", "dice_superior") in tests
+    assert ("uniform", "dice_differs_adjusted") in tests
+    assert ("fair", "dice_differs_adjusted") not in tests
+
+
+def test_the_report_is_written(folder, results):
+    write_study_report(results, folder / "report.html")
+    assert (folder / "tables" / "pooled.csv").exists()
+
+
+def test_the_terminal_shows_all_data_sets_first(results):
+    summary = dict(results.summary)
+    summary["failed"] = [
+        {"dataset": "d", "architecture": "n", "arm": "a", "fold": 2, "seed": 1, "error": "no luck"}
+    ]
+    console = Console(width=100, record=True, file=io.StringIO())
+    for table in study_tables(summary):
+        console.print(table)
+    text = console.export_text()
+    assert text.index("All 2 data sets, net: means with 95 % intervals") < text.index(
+        "Lucchi++, net: means over folds"
+    )
+    assert "fair *" in text
+    assert "* Primary comparison" in " ".join(text.split())
+    assert "d, n, a, fold 2, seed 1" in text
+    assert max(map(len, text.splitlines())) <= 100

@@ -1,0 +1,257 @@
+"""Means over data sets: against SciPy, by hand, a textbook, and simulations whose components of variance are known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy import stats
+
+from evenslice.results.pooling import POOLED, Primary, holm, pool_means, pool_runs
+from evenslice.results.replicates import replicate_means
+from evenslice.results.seeds import summarize_runs
+from evenslice.results.student import student_interval
+
+values = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda found: np.std(found) > 1e-3)
+
+
+@given(values)
+def test_a_single_data_set_has_the_interval_of_student(found):
+    expected = student_interval(found)
+    interval = pool_means([found]).interval()
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+    assert pool_means([found]).p_above(0.6) == pytest.approx(
+        stats.ttest_1samp(found, 0.6, alternative="greater").pvalue, rel=1e-6, abs=1e-12
+    )
+
+
+@given(values, values)
+def test_two_data_sets_have_the_degrees_of_freedom_of_welch(one, other):
+    """The mean of a and -b is half the difference that Welch's test is about."""
+    expected = stats.ttest_ind(one, other, equal_var=False)
+    found = pool_means([one, [-value for value in other]])
+    assert found.dof == pytest.approx(expected.df)
+    assert found.p_differs() == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+    low, high = expected.confidence_interval(0.95)
+    assert (2 * found.interval().low, 2 * found.interval().high) == pytest.approx((low, high))
+
+
+def test_means_without_an_interval_have_no_test():
+    alone = pool_means([[0.1, 0.2], [0.3]])
+    assert alone.estimate == pytest.approx(0.225)
+    assert all(map(math.isnan, (alone.error, alone.p_above(), alone.p_differs(), alone.interval().low)))
+    assert all(map(math.isnan, pool_means([[math.nan], []])))
+    same = pool_means([[0.0, 0.0], [0.0, 0.0]])
+    assert (same.interval().low, same.p_above(-0.01), same.p_differs()) == (0, 0, 1)
+    assert pool_means([[0.1, 0.1]]).p_differs() == 0
+
+
+def test_holm_is_that_of_the_textbooks():
+    """R's p.adjust(c(.01, .02, .03, .04), "holm"), and the example of Wright (1992), table 1."""
+    assert holm([0.01, 0.02, 0.03, 0.04]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+    assert holm([math.nan, 0.5]) == pytest.approx([math.nan, 0.5], nan_ok=True)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_step_by_step(p_values):
+    """At any level it rejects the smallest values, as long as each is below the level over those that are left."""
+    adjusted = holm(p_values)
+    assert all(after >= before for before, after in zip(p_values, adjusted, strict=True))
+    for level in (0.05, 0.2):
+        going, expected = True, set()
+        for rank, n in enumerate(np.argsort(p_values, kind="stable")):
+            going = going and (len(p_values) - rank) * p_values[n] <= level
+            if going:
+                expected.add(int(n))
+        assert {n for n, p in enumerate(adjusted) if p <= level} == expected
+
+
+def rows(effects, *, folds=3, seeds=2, datasets=("a", "b"), architecture="net", noise=0.0, losses=()):
+    """Runs of arms that differ from the baseline by known effects, with noise in each fold and seed."""
+    random = np.random.default_rng(0)
+    found = []
+    for data in datasets:
+        for fold in range(folds):
+            for seed in range(seeds):
+                base = 0.8 + 0.02 * random.standard_normal()
+                for arm, effect in effects.items():
+                    dice = base + effect + noise * random.standard_normal()
+                    stress = {f"stress_{where}": dice - lost for where, lost in losses}
+                    place = {
+                        "dataset": data,
+                        "architecture": architecture,
+                        "arm": arm,
+                        "fold": fold,
+                        "seed": seed,
+                    }
+                    found.append({**place, "shares": [0.3, 0.4, 0.3], "dice": dice, **stress})
+    return found
+
+
+def pool(found, **options):
+    return pool_runs(found, **{"baseline": "pretrained", "margin": 0.01, **options})
+
+
+def test_the_fold_is_the_replicate_where_there_are_folds():
+    runs = [{"fold": fold, "seed": seed} for fold in (0, 1, 2) for seed in (0, 1)]
+    found = [0.70, 0.72, 0.80, math.nan, 0.90, 0.92]
+    assert replicate_means(runs, found, "fold").tolist() == pytest.approx([0.71, 0.80, 0.91])
+    records = [
+        {**run, "dataset": "a", "architecture": "n", "arm": "pretrained", "shares": None, "dice": dice}
+        for run, dice in zip(runs, found, strict=True)
+    ]
+    (comparison,) = summarize_runs(records, baseline="pretrained", margin=0.01)
+    expected = student_interval([0.71, 0.80, 0.91])
+    assert comparison.arms[0].metrics["dice"].low == pytest.approx(expected.low)
+    assert (comparison.unit, comparison.replicates(comparison.arms[0])) == ("fold", 3)
+    assert (comparison.arms[0].seeds, comparison.arms[0].folds) == ((0, 1), (0, 1, 2))
+    one_fold = summarize_runs(records[:2], baseline="pretrained", margin=0.01)[0]
+    assert (one_fold.unit, one_fold.replicates(one_fold.arms[0])) == ("seed", 2)
+
+
+def test_differences_are_paired_over_fold_and_seed():
+    shuffled = rows({"pretrained": 0.0, "uniform": -0.02})
+    np.random.default_rng(1).shuffle(shuffled)
+    (found,) = pool(shuffled)
+    arms = {arm.arm: arm for arm in found.arms}
+    difference = arms["uniform"].differences["dice"]
+    assert (difference.low, difference.high) == pytest.approx((-0.02, -0.02))
+    assert arms["pretrained"].differences == {}
+    assert arms["uniform"].metrics["dice"].high - arms["uniform"].metrics["dice"].low > 0.01
+    assert set(found.datasets) == {"a", "b"}
+    unpaired = [row for row in shuffled if row["arm"] == "uniform" or row["fold"] == 0]
+    alone = {arm.arm: arm for arm in pool(unpaired)[0].arms}["uniform"]
+    assert alone.differences["dice"].estimate == pytest.approx(-0.02)
+    assert math.isnan(alone.differences["dice"].low)  # one fold in common, however many seeds
+
+
+def test_each_data_set_counts_the_same():
+    found = rows({"pretrained": 0.0, "uniform": -0.02}, datasets=("a",), folds=5)
+    found += rows({"pretrained": 0.0, "uniform": 0.04}, datasets=("b",), folds=2)
+    (pooled,) = pool(found)
+    assert pooled.arms[1].differences["dice"].estimate == pytest.approx(0.01)
+    assert pooled.title == "All 2 data sets, net"
+
+
+def test_what_a_missing_slice_costs_is_pooled():
+    losses = [("intact", 0.0), ("before", 0.1), ("after", 0.03), ("both", 0.2)]
+    found = rows({"pretrained": 0.0}, losses=losses)
+    found += rows({"uniform": 0.0}, losses=[(name, lost / 2) for name, lost in losses])
+    uniform = pool(found)[0].arms[1]
+    assert uniform.metrics["loss_before"].estimate == pytest.approx(0.05)
+    assert uniform.differences["loss_both"].estimate == pytest.approx(-0.1)
+    assert set(uniform.metrics) == set(uniform.differences) == set(POOLED)
+    assert math.isnan(pool(rows({"pretrained": 0.0}))[0].arms[0].metrics["loss_both"].estimate)
+
+
+EFFECTS = {"pretrained": 0.0, "better": 0.02, "same": 0.0, "worse": -0.03}
+
+
+@pytest.mark.parametrize(
+    ("arm", "holds", "superior"), [("better", True, True), ("same", True, False), ("worse", False, None)]
+)
+def test_the_primary_comparison_is_tested_in_order(arm, holds, superior):
+    (found,) = pool(rows(EFFECTS, noise=0.001), primary=Primary(arm, "net", 0.005))
+    (chosen,) = [item for item in found.arms if item.primary]
+    assert (chosen.arm, chosen.margin, chosen.holds, chosen.superior) == (arm, 0.005, holds, superior)
+    assert math.isnan(chosen.p_superior) == (superior is None)
+    assert math.isnan(chosen.p_adjusted)
+    others = [item for item in found.arms if item.differences and not item.primary]
+    assert [item.margin for item in others] == [0.005, 0.005]  # one line in the chart
+    assert [item.p_adjusted for item in others] == holm([item.p_differs for item in others])
+    assert chosen.to_dict()["superiority"] == {"p": chosen.p_superior, "holds": superior} or superior is None
+
+
+def test_the_primary_comparison_has_one_network_and_the_others_are_adjusted_together():
+    found = [
+        *rows(EFFECTS, noise=0.01),
+        *rows(EFFECTS, noise=0.01, architecture="other"),
+    ]
+    pooled = pool(found, primary=Primary("same", "other", 0.005))
+    assert [[arm.arm for arm in item.arms if arm.primary] for item in pooled] == [[], ["same"]]
+    others = [arm for item in pooled for arm in item.arms if arm.differences and not arm.primary]
+    assert len(others) == 5
+    assert [arm.p_adjusted for arm in others] == holm([arm.p_differs for arm in others])
+
+
+def simulated(random, *, folds, seeds, effect, spread, noise, times):
+    """Differences (times, folds, seeds) with a random effect of the fold."""
+    shape = (times, folds, 1)
+    return (
+        effect
+        + spread * random.standard_normal(shape)
+        + noise * random.standard_normal((times, folds, seeds))
+    )
+
+
+def coverage(folds, spreads, noises, *, times=4000, seeds=3):
+    """How often the interval covers the mean effect: with folds as replicates, and with all runs as replicates."""
+    random, effects = np.random.default_rng(0), (-0.02, 0.0, 0.005)
+    components = zip(folds, effects, spreads, noises, strict=True)
+    data = [
+        simulated(random, folds=k, seeds=seeds, effect=effect, spread=spread, noise=noise, times=times)
+        for k, effect, spread, noise in components
+    ]
+    found = np.zeros(2)
+    for n in range(times):
+        for column, parts in enumerate(
+            ([part[n].mean(axis=1) for part in data], [part[n].ravel() for part in data])
+        ):
+            interval = pool_means(parts).interval()
+            found[column] += interval.low <= np.mean(effects) <= interval.high
+    return found / times
+
+
+@pytest.mark.parametrize("folds", [(4, 4, 4), (3, 4, 6), (3, 3, 3), (2, 2, 2)])
+@pytest.mark.parametrize("spreads", [(0.005, 0.005, 0.005), (0.02, 0.005, 0.002)])
+def test_the_pooled_interval_holds_as_often_as_it_says(folds, spreads):
+    """Data sets with effects, spreads of folds and noise of seeds of their own."""
+    by_fold, by_run = coverage(folds, spreads, (0.004, 0.01, 0.002))
+    assert by_fold >= 0.93
+    assert by_run < by_fold  # seeds of one fold are not independent
+
+
+def test_two_folds_beside_more_are_too_few_if_they_vary_most():
+    """What the docstring of pool_means admits."""
+    assert 0.87 < coverage((2, 4, 4), (0.02, 0.005, 0.005), (0.001,) * 3)[0] < 0.93
+    assert coverage((2, 4, 4), (0.005, 0.005, 0.005), (0.001,) * 3)[0] >= 0.93
+
+
+def test_the_interval_of_runs_is_that_of_their_folds():
+    """What is simulated above goes the whole way from the rows of runs."""
+    random = np.random.default_rng(3)
+    data = {
+        name: simulated(random, folds=4, seeds=2, effect=0.0, spread=0.01, noise=0.01, times=1)[0]
+        for name in "ab"
+    }
+    records = [
+        {
+            "dataset": name,
+            "architecture": "net",
+            "arm": arm,
+            "fold": fold,
+            "seed": seed,
+            "shares": None,
+            "dice": 0.8 + (part[fold, seed] if arm == "uniform" else 0.0),
+        }
+        for name, part in data.items()
+        for arm in ("pretrained", "uniform")
+        for fold in range(4)
+        for seed in range(2)
+    ]
+    expected = pool_means([part.mean(axis=1) for part in data.values()]).interval()
+    found = pool(records)[0].arms[1].differences["dice"]
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_pooled_intervals_stay_in_range(seed):
+    random = np.random.default_rng(seed)
+    found = [{**row, "dice": float(random.random())} for row in rows(EFFECTS, folds=2, seeds=1)]
+    for arm in pool(found)[0].arms:
+        for name in ("dice",):
+            assert 0 <= arm.metrics[name].low <= arm.metrics[name].high <= 1

@@ -1,0 +1,165 @@
+"""Folds: every part is tested once, and training keeps its distance from the test."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as some
+from pydantic import ValidationError
+
+from evenslice._core.errors import ConfigError, VolumeError
+from evenslice.studying.config import StudyData
+from evenslice.studying.folds import cut_blocks, fold_data
+from evenslice.training.config import ModelConfig
+from evenslice.training.data import open_data
+
+
+def pair(name="a", slices=None, **more):
+    return {"image": f"{name}.npy", "labels": f"{name}_labels.npy", "slices": slices, **more}
+
+
+def data(*pairs, **options):
+    return StudyData.model_validate({"name": "em", "pairs": pairs, **options})
+
+
+def folds(*pairs, window=None, **options):
+    """The files and slices of each fold: training, test."""
+    return [
+        tuple([(item.image.path[0], item.slices) for item in split] for split in (each.train, each.test))
+        for each in fold_data(data(*pairs, **options), window or ModelConfig())
+    ]
+
+
+def test_one_volume_in_blocks():
+    assert folds(pair(slices=[0, 40]), blocks=4, folds=4) == [
+        ([("a", (12, 40))], [("a", (0, 10))]),
+        ([("a", (0, 8)), ("a", (22, 40))], [("a", (10, 20))]),
+        ([("a", (0, 18)), ("a", (32, 40))], [("a", (20, 30))]),
+        ([("a", (0, 28))], [("a", (30, 40))]),
+    ]
+
+
+def test_cases_are_tested_in_turn_and_not_opened():
+    found = folds(*(pair(name) for name in "abcde"), folds=2)
+    assert found == [
+        ([("b", None), ("d", None)], [("a", None), ("c", None), ("e", None)]),
+        ([("a", None), ("c", None), ("e", None)], [("b", None), ("d", None)]),
+    ]
+
+
+def test_two_volumes_are_swapped():
+    assert folds(pair("a"), pair("b"), folds=2) == [
+        ([("b", None)], [("a", None)]),
+        ([("a", None)], [("b", None)]),
+    ]
+
+
+def test_halves_of_two_volumes():
+    found = folds(pair("a", [0, 20]), pair("b", [0, 30]), blocks=2, folds=4)
+    assert found[1] == ([("a", (0, 8)), ("b", (0, 30))], [("a", (10, 20))])
+    assert [test for _, test in found] == [
+        [("a", (0, 10))],
+        [("a", (10, 20))],
+        [("b", (0, 15))],
+        [("b", (15, 30))],
+    ]
+
+
+def test_images_with_the_same_labels_keep_their_distance_too():
+    other = {**pair("b", [10, 20]), "labels": "a_labels.npy"}
+    assert folds(pair("a", [0, 10]), other, folds=2)[0] == ([("b", (12, 20))], [("a", (0, 10))])
+    assert folds(pair("a", [0, 10]), pair("b", [10, 20]), folds=2)[0][0] == [("b", (10, 20))]
+
+
+def test_another_channel_of_a_file_is_another_image():
+    one, other = (
+        {"image": {"path": "a.npy", "select": {"c": c}}, "labels": f"{c}.npy", "slices": [0, 9]}
+        for c in (0, 1)
+    )
+    assert folds(one, other, folds=2)[0][0] == [("a", (0, 9))]
+
+
+@given(
+    lengths=some.lists(some.integers(20, 60), min_size=1, max_size=3),
+    blocks=some.integers(1, 4),
+    k=some.integers(2, 4),
+    slices=some.sampled_from([1, 3, 5]),
+    step=some.sampled_from([1, 2]),
+)
+@settings(max_examples=60, deadline=None)
+def test_each_slice_is_tested_once_and_is_never_near_those_trained_on(lengths, blocks, k, slices, step):
+    window = ModelConfig(slices=slices, step=step)
+    if len(lengths) * blocks < k or min(lengths) // blocks < window.extent:
+        return
+    pairs = [pair("abc"[i], [0, length]) for i, length in enumerate(lengths)]
+    try:
+        found = folds(*pairs, blocks=blocks, folds=k, window=window)
+    except ConfigError:  # too few slices to train on: a test of its own
+        return
+    tested = sorted((name, z) for _, test in found for name, ends in test for z in range(*ends))
+    assert tested == [("abc"[i], z) for i, length in enumerate(lengths) for z in range(length)]
+    for train, test in found:
+        for name, (first, last) in train:
+            assert last - first >= window.extent
+            for other, (start, stop) in test:
+                if other == name:
+                    assert max(start - last, first - stop) >= window.guard + 1
+
+
+def test_blocks_differ_by_one_slice_at_most():
+    for stop, blocks in ((10, 3), (165, 4), (7, 7)):
+        lengths = [last - first for first, last in cut_blocks(3, 3 + stop, blocks)]
+        assert sum(lengths) == stop
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_the_number_of_slices_is_that_of_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "a.npy", rng.integers(0, 255, (20, 8, 8), dtype=np.uint8))
+    np.save(tmp_path / "a_labels.npy", rng.integers(0, 2, (20, 8, 8), dtype=np.uint8))
+    config = data(pair(), blocks=2, folds=2, root=str(tmp_path))
+    first, second = fold_data(config, ModelConfig())
+    assert (first.test[0].slices, first.train[0].slices) == ((0, 10), (12, 20))
+    for one, other in combinations((first, second), 2):
+        assert one.name == other.name == "em"
+    opened = open_data(first, ModelConfig())  # what a run reads
+    assert [len(part.volume) for part in (*opened.train, *opened.test)] == [8, 10]
+    (tmp_path / "a.npy").unlink()
+    with pytest.raises(VolumeError, match=r"datasets: 'em': pairs\[0\].image: .*a\.npy: no such file"):
+        fold_data(config, ModelConfig())
+
+
+def test_slices_are_counted_along_the_plane(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((8, 12, 30), np.uint8))
+    first, _ = fold_data(data(pair(), blocks=2, folds=2, root=str(tmp_path), plane="x"), ModelConfig())
+    assert (first.test[0].slices, first.train[0].slices, first.plane) == ((0, 15), (17, 30), "x")
+
+
+def test_what_cannot_be_folded_is_told_in_the_words_of_the_configuration():
+    with pytest.raises(
+        ConfigError, match=r"datasets: 'em': blocks: 8: cuts pairs\[0\] into blocks of 2 slices, fewer"
+    ):
+        fold_data(data(pair(slices=[0, 16]), blocks=8, folds=2), ModelConfig())
+    with pytest.raises(ConfigError, match="datasets: 'em': fold 0 has no slices to train on"):
+        fold_data(data(pair(slices=[0, 9]), blocks=3, folds=2), ModelConfig())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pairs": [pair()], "folds": 4, "blocks": 2}, "folds: 4: there are only 2 parts"),
+        ({"pairs": [pair()], "folds": 1}, "greater than or equal to 2"),
+        ({"pairs": [pair()]}, "folds\n  Field required"),
+        ({"folds": 2}, "pairs\n  Field required"),
+        ({"train": [pair()], "test": [pair()], "blocks": 2}, "pairs\n  Field required"),
+        (
+            {"pairs": [pair()], "folds": 2, "blocks": 2, "test": [pair("b")]},
+            "test: cannot stand beside pairs",
+        ),
+        ({"train": [pair()]}, "test\n  Field required"),
+        ({"train": [pair()], "test": []}, "at least one pair"),
+    ],
+)
+def test_wrong_folds_are_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        StudyData.model_validate({"name": "em", **options})
