@@ -10,13 +10,15 @@ since version 1.24 external weights are read only from the folder of the file.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, ModelError, needs_extra
+from evenslice._core import UNREADABLE, ConfigError, ModelError, needs_extra, option, reason
+from evenslice.networks import METADATA_KEY
 
 if TYPE_CHECKING:
     import os
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["OnnxNetwork", "load_onnx"]
+__all__ = ["OnnxNetwork", "load_onnx", "open_session"]
+
+MOST_METADATA = 2**24  # characters
 
 CPU = ("CPUExecutionProvider",)
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -40,16 +44,22 @@ class OnnxNetwork:
         slices: the number of slices it takes; None if the file allows any.
         tile: the size (y, x) it takes; None if the file leaves either open.
         batch: the number of windows it takes at once; None for any. Smaller batches are padded to it.
-        mean: subtracted from slices in 0..1; one value, or one for each slice.
+        mean: subtracted from slices in 0..1, here or in the graph; one value, or one for each slice.
         std: the divisor applied afterwards, likewise.
         outputs: the names of its outputs.
     """
 
     def __init__(
-        self, path: Path, mean: tuple[float, ...], std: tuple[float, ...], providers: tuple[str, ...]
+        self,
+        path: Path,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        providers: tuple[str, ...],
     ) -> None:
-        self.path, self.mean, self.std, self.providers = path, mean, std, providers
-        self._session = _open(path, providers)
+        self.path, self.providers = path, providers
+        self._given = mean, std
+        self._session = open_session(path, providers)
+        self.mean, self.std, self._in_graph = _scaling(self._session, path, mean, std)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in TYPES:
             given = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs) or "none"
@@ -61,7 +71,7 @@ class OnnxNetwork:
         self.batch, self.slices, y, x = sizes
         self.tile = None if y is None or x is None else (y, x)
         self.outputs = tuple(item.name for item in self._session.get_outputs())
-        for name, values in (("mean", mean), ("std", std)):
+        for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.slices or len(values)):
                 raise ConfigError(f"{name} has {len(values)} values; {path} takes {self.slices} slices")
 
@@ -74,7 +84,8 @@ class OnnxNetwork:
         Raises:
             ModelError: onnxruntime rejects the windows, or an output does not have one row for each of them.
         """
-        mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
+        applied = ((0.0,), (1.0,)) if self._in_graph else (self.mean, self.std)
+        mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in applied)
         scaled = ((windows - mean) / std).astype(self._type)
         step = self.batch or len(scaled)
         chunks = [self._run(scaled[start : start + step]) for start in range(0, len(scaled), step)]
@@ -100,7 +111,7 @@ class OnnxNetwork:
         return [output[:count] for output in outputs]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return OnnxNetwork, (self.path, self.mean, self.std, self.providers)
+        return OnnxNetwork, (self.path, *self._given, self.providers)
 
     @property
     def name(self) -> str:
@@ -117,8 +128,8 @@ class OnnxNetwork:
 def load_onnx(
     path: str | os.PathLike[str],
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     providers: Sequence[str] = CPU,
 ) -> OnnxNetwork:
     """Read a network from an ONNX file, as a function that ``audit`` takes.
@@ -126,22 +137,54 @@ def load_onnx(
     Args:
         path: the file. It has one input (batch, slices, y, x) of floating-point numbers. Each dimension may be fixed or
             free; smaller batches are padded to a fixed batch size.
-        mean: what the network expects to be subtracted from slices in 0..1; one value, or one for each slice.
-        std: the divisor that it expects afterwards, likewise.
+        mean: what the network expects to be subtracted from slices in 0..1; one value, or one for each slice. By
+            default what ``evenslice export`` wrote into the file, else 0.
+        std: the divisor that it expects afterwards, likewise; else 1.
         providers: execution providers of onnxruntime in order of preference; a build for GPUs has more than one.
 
     Raises:
-        ModelError: the file cannot be read, is not ONNX, takes weights from another folder, or has other inputs.
+        ModelError: the file cannot be read, is not ONNX, takes weights from another folder, or has other inputs; or it
+            states its own mean and std, and others are given.
         ConfigError: a mean, a std or a provider is invalid.
         MissingExtraError: onnxruntime is not installed.
     """
-    centre, spread = (tuple(np.atleast_1d(np.asarray(value, dtype=float)).tolist()) for value in (mean, std))
-    if not np.isfinite([*centre, *spread]).all() or 0 in spread:
+    centre, spread = _values(mean), _values(std)
+    if not np.isfinite([*(centre or ()), *(spread or ())]).all() or 0 in (spread or ()):
         raise ConfigError(f"mean {mean}, std {std}: give finite numbers, and no std of 0")
     return OnnxNetwork(Path(path).absolute(), centre, spread, tuple(providers))
 
 
-def _open(path: Path, providers: tuple[str, ...]) -> Any:
+def _values(given: float | Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if given is None else tuple(np.atleast_1d(np.asarray(given, dtype=float)).tolist())
+
+
+def _scaling(
+    session: Any, path: Path, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """Return the mean and std of slices in 0..1, and whether the graph applies them: as given, else as in the file."""
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        return mean or (0.0,), std or (1.0,), False
+    if mean is not None or std is not None:
+        raise ModelError(
+            f"{path}: states its own mean and std; leave out {option('mean')} and {option('std')}"
+        )
+    try:
+        if len(text) > MOST_METADATA:
+            raise ValueError(f"{len(text):,} characters")
+        stated = json.loads(text)
+        centre, spread = (tuple(float(value) for value in stated[name]) for name in ("mean", "std"))
+        if not (centre and spread and np.isfinite([*centre, *spread]).all() and min(spread) > 0):
+            raise ValueError(f"mean {stated['mean']!r:.40}, std {stated['std']!r:.40}")
+        return centre, spread, stated["scaled_in_graph"] is True
+    except UNREADABLE as error:
+        raise ModelError(
+            f"{path}: the metadata of evenslice in it cannot be read ({reason(error)}); export the network again"
+        ) from error
+
+
+def open_session(path: Path, providers: tuple[str, ...] = CPU) -> Any:
+    """Return an onnxruntime session of a file; see ``load_onnx`` for the errors."""
     with needs_extra("onnx", f"reading {path.name}"):
         import onnxruntime
     import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import stat
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from evenslice._core import UNREADABLE, ModelError, OutputError, option, reason, staged_file
+from evenslice._core import ModelError, OutputError, option, reason, staged_file
 from evenslice.networks import (
     METADATA_KEY,
     ModelSource,
@@ -31,6 +31,7 @@ from evenslice.networks import (
 from evenslice.neutralizing.inspection import KnownInput, locate_stems
 from evenslice.neutralizing.mirror_average import average_mirrored
 from evenslice.neutralizing.mixer import MIXER
+from evenslice.neutralizing.network_metadata import FORMAT, find_in_folder, read_saved
 from evenslice.neutralizing.neutralization import neutralize
 from evenslice.neutralizing.record import Record, keep_record, record_of
 from evenslice.neutralizing.rewriting import shape_mixer, shape_stems
@@ -46,10 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadedNetwork", "load_network", "neutralize_file", "save_network"]
 
-FORMAT = 1
-_DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ModelError)
 MANY_SLICES = 81  # the memory in which stems are probed grows with their square; 1 GiB at this number
-MOST_CHANNELS = 2**16  # classes or inputs that the metadata of a file may name
 
 
 class LoadedNetwork(NamedTuple):
@@ -68,7 +66,7 @@ class LoadedNetwork(NamedTuple):
 
 def load_network(  # noqa: PLR0913  # what to build, and one argument for each choice of neutralize
     spec: str,
-    weights: str,
+    weights: str | None = None,
     *,
     slices: int | None = None,
     strategy: str | Sequence[float] = "pretrained",
@@ -85,8 +83,9 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
     and neutralized; the default strategy, which is what the libraries do, only folds in the scaling by colour.
 
     Args:
-        spec: which network; see ``evenslice.networks.specification``.
-        weights: ``"imagenet"``, ``"none"``, or the path of a file.
+        spec: which network; see ``evenslice.networks.specification``. Without weights: a folder that ``evenslice.export``
+            wrote for Hugging Face, unless its network comes from a function, which has to be named.
+        weights: ``"imagenet"``, ``"none"``, or the path of a file or of such a folder.
         slices: N, odd. None: as many as the network has inputs, which is 3 unless its file or function says otherwise.
         strategy: how the stem's colour kernels become slice kernels, as for ``neutralize``. For a file of
             ``save_network``, ``"pretrained"`` leaves the network as it was saved, whatever its strategy.
@@ -113,6 +112,7 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
         >>> record.mean, record.std, source.weights
         (0.5, 0.5, 'imagenet')
     """
+    spec, weights = find_in_folder(spec, weights)
     if METADATA_KEY in read_metadata(weights):
         if mean is not None or std is not None:
             raise ModelError(
@@ -137,7 +137,7 @@ def _symmetrized(loaded: LoadedNetwork, at: str | None) -> LoadedNetwork:
 
 def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetwork:
     file = read_weights(weights)
-    record, saved = _read_saved(weights, file.metadata[METADATA_KEY])
+    record, saved = read_saved(weights, file.metadata[METADATA_KEY])
     _check_asked(spec, weights, asked, record, saved)
     if record.slices > MANY_SLICES and asked["slices"] is None:
         raise ModelError(
@@ -202,35 +202,6 @@ def _shape_stems(model: nn.Module, source: ModelSource, record: Record, weights:
                 f"{', '.join(names)}"
             )
         shape_stems(model, stems, record.slices, record.tie)
-
-
-def _read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:
-    """Parse the metadata that evenslice wrote into a file; the file may come from anywhere."""
-    try:
-        document = json.loads(text)
-        if document["format"] != FORMAT:
-            raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
-        source = document["source"]
-        return Record.from_dict(document["record"]), None if source is None else _parsed_source(source)
-    except _DAMAGED as error:
-        raise ModelError(
-            f"{weights}: the metadata of evenslice in it cannot be read ({reason(error)}); save the network again"
-        ) from error
-
-
-def _parsed_source(values: Mapping[str, Any]) -> ModelSource:
-    lists = {name: tuple(str(part) for part in values[name]) for name in ("random", "unused")}
-    for name, kinds in {
-        "spec": str,
-        "weights": str,
-        "origin": str,
-        "classes": int | None,
-        "inputs": int | None,
-    }.items():
-        value = values[name]
-        if not isinstance(value, kinds) or (isinstance(value, int) and not 0 < value <= MOST_CHANNELS):
-            raise ValueError(f"{name}: bad value {value!r:.40}")
-    return ModelSource(**{entry.name: values[entry.name] for entry in fields(ModelSource)} | lists)
 
 
 def _check_asked(

@@ -1,0 +1,98 @@
+"""evenslice export: hand a network on to other programs."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from evenslice.cli import options
+from evenslice.cli.printing import quiet, show
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evenslice.auditing import Audit
+
+
+@options.grouped
+def export(
+    *,
+    source: options.Source,
+    inputs: options.Input,
+    classes: options.Classes = None,
+    step: options.Step = None,
+    scaling: options.Scaling,
+    to: Annotated[
+        str,
+        options.output(
+            "Format: onnx, bioimageio or huggingface.",
+            metavar="FORMAT",
+            autocompletion=lambda: ("onnx", "bioimageio", "huggingface"),
+        ),
+    ],
+    out: Annotated[Path, options.output("Folder for the exported network.", metavar="DIR")],
+    tile: Annotated[
+        tuple[int, int] | None,
+        options.output(
+            "Fix the size of windows in pixels (default: free where the network allows it).", metavar="Y X"
+        ),
+    ] = None,
+    audit: Annotated[
+        Path | None,
+        options.output("Folder with audits of the network (default: those of the run).", metavar="DIR"),
+    ] = None,
+    name: Annotated[str | None, options.output("Name of the network.", metavar="NAME")] = None,
+    description: Annotated[str | None, options.output("What it is for.", metavar="TEXT")] = None,
+    author: Annotated[
+        list[str] | None, options.output("Author; repeat for further ones.", metavar="NAME")
+    ] = None,
+    license_id: Annotated[
+        str | None, options.output("SPDX identifier such as CC-BY-4.0.", "--license", metavar="ID")
+    ] = None,
+    cite: Annotated[
+        list[str] | None,
+        options.output("What to cite, with a DOI or an address; repeat for more.", metavar="TEXT"),
+    ] = None,
+    output: options.Output,
+) -> None:
+    """Write a network as an ONNX file, a model for bioimage.io or a folder for Hugging Face, with its scaling."""
+    from evenslice.cli.tables import export_table
+    from evenslice.inference import ModelCard
+    from evenslice.training import load_segmenter
+
+    with quiet(output.json):
+        audits = _audits(source.run, audit)
+        segmenter = load_segmenter(
+            source.run,
+            source.model,
+            source.weights,
+            step=step,
+            classes=classes,
+            **asdict(inputs),
+            **asdict(scaling),
+        )
+        written = segmenter.export(
+            out,
+            to=to,
+            tile=tile,
+            card=ModelCard(
+                name=name,
+                description=description,
+                authors=tuple(author or ()),
+                license=license_id,
+                cite=tuple(cite or ()),
+            ),
+            audits=audits,
+            force=output.force,
+        )
+    show(written.to_dict(), export_table(written), json=output.json)
+
+
+def _audits(run: Path | None, folder: Path | None) -> "Sequence[Audit]":
+    """Read the audits of a folder, or those that the folder of a run may hold."""
+    from evenslice.auditing import load_audits
+
+    if folder is not None:
+        return load_audits(folder)
+    if run is not None and (run / "audit.json").is_file():
+        return load_audits(run)
+    return ()

@@ -1,0 +1,238 @@
+"""Models as bioimage.io describes them: ``rdf.yaml`` with ONNX weights, test tensors and the preprocessing.
+
+https://bioimage.io; the format is that of the package bioimageio.spec, model description 0.5.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import ConfigError, ModelError, json_text, needs_extra, option
+from evenslice.inference.exporting.onnx_writing import INPUT, OUTPUT, write_onnx
+from evenslice.inference.exporting.readme import readme_text
+from evenslice.inference.onnx_networks import open_session
+from evenslice.volumes import PERCENTILES, Scaling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from evenslice.inference.exporting.description import Description
+    from evenslice.inference.exporting.onnx_writing import WrittenOnnx
+
+__all__ = ["BIOIMAGEIO_FILES", "write_bioimageio"]
+
+WEIGHTS, TEST_INPUT, TEST_OUTPUT = "network.onnx", "test_input.npy", "test_output.npy"
+BIOIMAGEIO_FILES = ("rdf.yaml", "README.md", WEIGHTS, TEST_INPUT, TEST_OUTPUT)
+TAGS = ("semantic-segmentation", "2d", "evenslice", "slices")
+UNNAMED = "Unnamed author"
+EPS = 1e-6  # of ``scale_range``
+
+
+def write_bioimageio(
+    model: nn.Module, folder: Path, description: Description, tile: tuple[int, int] | None
+) -> WrittenOnnx:
+    """Write a model for bioimage.io into an existing folder; its description is validated.
+
+    Raises:
+        ModelError: the network cannot be exported, or gives no map of classes.
+        ConfigError: the name, the license or a citation is not as bioimage.io wants it.
+        MissingExtraError: bioimageio.spec is not installed.
+    """
+    with _quiet_library(), needs_extra("export", "writing a model for bioimage.io"):
+        import bioimageio.spec  # noqa: F401  # before the network is converted, which takes long
+    written = write_onnx(model, folder / WEIGHTS, description, scaled=False, tile=tile)
+    if len(written.shape) != 4:
+        raise ModelError(
+            f"the network {type(model).__name__} returns an output of shape {written.shape}; bioimage.io needs a map "
+            f"(batch, classes, y, x): export it with {option('to', 'onnx')}"
+        )
+    voxels = _test_voxels(description, written.window)
+    np.save(folder / TEST_INPUT, voxels)
+    (output,) = open_session(folder / WEIGHTS).run(None, {INPUT: _preprocessed(voxels, description)})
+    np.save(folder / TEST_OUTPUT, output)
+    (folder / "README.md").write_text(readme_text(description, _usage()), encoding="utf-8")
+    _write_description(folder, _document(description, written))
+    return written
+
+
+def _test_voxels(description: Description, plane: tuple[int, int]) -> NDArray[np.float32]:
+    low, high = description.intensity or (0.0, 255.0)
+    noise = np.random.default_rng(0).random((1, description.slices, *plane))
+    return (low + (high - low) * noise).astype(np.float32)
+
+
+def _preprocessed(voxels: NDArray[np.float32], description: Description) -> NDArray[np.float32]:
+    """Compute what ``preprocessing`` of the description says."""
+    low, high = description.intensity or np.percentile(voxels, PERCENTILES).tolist()
+    mean, std = (
+        np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (description.mean, description.std)
+    )
+    return ((Scaling(low, high)(voxels) - mean) / std).astype(np.float32)
+
+
+def _document(description: Description, written: WrittenOnnx) -> dict[str, Any]:
+    """Return the description as plain values, as ``rdf.yaml`` holds it."""
+    card = description.card
+    authors = [{"name": name} for name in card.authors or (UNNAMED,)]
+    sizes: Any = (
+        ({"min": min(written.window), "step": written.multiple} for _ in written.window)
+        if written.tile is None
+        else written.tile
+    )
+    batch: dict[str, Any] = {"type": "batch"} | ({"size": 1} if written.batch else {})
+    plane = [{"type": "space", "id": axis, "size": size} for axis, size in zip("yx", sizes, strict=True)]
+    same = [
+        {"type": "space", "id": axis, "size": {"tensor_id": INPUT, "axis_id": axis}} for axis in ("y", "x")
+    ]
+    channels = {
+        "type": "channel",
+        "id": "channel",
+        "description": "Neighbouring slices of a volume, in their order along z; not colours",
+        "channel_names": [f"z{offset:+d}" if offset else "z" for offset in description.offsets],
+    }
+    classes = {
+        "type": "channel",
+        "id": "channel",
+        "description": "Logits of the classes; a single one stands for class 1",
+        "channel_names": _class_names(written.shape[1], description),
+    }
+    return {
+        "format_version": _format_version(),
+        "type": "model",
+        "name": description.name,
+        "description": card.description
+        or f"Segments slice z of a volume from a window of {description.slices} slices.",
+        "authors": authors,
+        **({"license": card.license} if card.license else {}),
+        "cite": [_citation(text) for text in description.citations],
+        "documentation": {"source": "README.md"},
+        "tags": list(TAGS),
+        "inputs": [
+            {
+                "id": INPUT,
+                "description": "A window of slices around slice z",
+                "axes": [batch, channels, *plane],
+                "data": {"type": "float32"},
+                "test_tensor": {"source": TEST_INPUT},
+                "preprocessing": _preprocessing(description),
+            }
+        ],
+        "outputs": [
+            {
+                "id": OUTPUT,
+                "description": "Scores of slice z",
+                "axes": [batch, classes, *same],
+                "data": {"type": "float32"},
+                "test_tensor": {"source": TEST_OUTPUT},
+            }
+        ],
+        "weights": {"onnx": {"source": WEIGHTS, "opset_version": written.opset, "authors": authors}},
+        "config": {"evenslice": description.to_dict(scaled_in_graph=False)},
+    }
+
+
+def _format_version() -> str:
+    from bioimageio.spec.model import v0_5
+
+    return v0_5.ModelDescr.implemented_format_version
+
+
+def _class_names(channels: int, description: Description) -> list[str]:
+    first = 1 if channels == 1 else 0
+    names = [f"class {number}" for number in range(first, first + channels)]
+    values = description.label_values
+    if values is None or len(values) != first + channels:
+        return names
+    return [f"{name} (label {value})" for name, value in zip(names, values[first:], strict=True)]
+
+
+def _preprocessing(description: Description) -> list[dict[str, Any]]:
+    """Return the steps from voxel values to the network's input: to 0..1, then by mean and std."""
+    steps: list[dict[str, Any]] = []
+    if description.intensity is None:
+        low, high = PERCENTILES
+        # With the batch, which makes it one scale for all: identical slices stay identical.
+        axes = ["batch", "channel", "y", "x"]
+        kwargs = {"axes": axes, "min_percentile": low, "max_percentile": high, "eps": EPS}
+        steps.append({"id": "scale_range", "kwargs": kwargs})
+    elif description.intensity != (0.0, 1.0):
+        low, high = description.intensity
+        steps.append(
+            {"id": "scale_linear", "kwargs": {"gain": 1 / (high - low), "offset": -low / (high - low)}}
+        )
+    steps.append({"id": "clip", "kwargs": {"min": 0.0, "max": 1.0}})
+    mean, std = description.mean, description.std
+    if len(mean) == len(std) == 1:
+        steps.append({"id": "fixed_zero_mean_unit_variance", "kwargs": {"mean": mean[0], "std": std[0]}})
+    else:
+        each = {
+            "axis": "channel",
+            **{
+                name: list(values) * (description.slices // len(values))
+                for name, values in (("mean", mean), ("std", std))
+            },
+        }
+        steps.append({"id": "fixed_zero_mean_unit_variance", "kwargs": each})
+    return steps
+
+
+def _citation(text: str) -> dict[str, str]:
+    doi = re.search(r"\b10\.\d{4,}/\S+[\w/]", text)
+    if doi and "://" not in text[: doi.start()].rpartition(" ")[2]:
+        return {"text": text, "doi": doi[0]}
+    url = re.search(r"https?://\S+[\w/]", text)
+    if url is None:
+        raise ConfigError(f"{option('cite', text)}: bioimage.io needs a DOI or an address in it; add one")
+    return {"text": text, "url": url[0]}
+
+
+def _write_description(folder: Path, document: dict[str, Any]) -> None:
+    """Validate a description, and write it with the digests of its files."""
+    with _quiet_library():
+        from bioimageio.spec import InvalidDescr, ValidationContext, build_description, dump_description
+
+        address = {str(entry.get("url")): None for entry in document["cite"]}  # known: nothing is looked up
+        with ValidationContext(root=folder, known_files={**address}, perform_io_checks=True):
+            built = build_description(document)
+        if isinstance(built, InvalidDescr):
+            error = next(
+                (entry for detail in built.validation_summary.details for entry in detail.errors), None
+            )
+            where = ".".join(map(str, error.loc)) if error else "rdf.yaml"
+            raise ConfigError(f"{where}: {error.msg if error else 'not valid'}; bioimage.io does not take it")
+        content = dump_description(built)
+    (folder / "rdf.yaml").write_text(json_text(content), encoding="utf-8")  # JSON is YAML
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Keep to itself that the library logs its own steps, warns of its own parts and leaves files open."""
+    with needs_extra("export", "writing a model for bioimage.io"):
+        from loguru import logger
+    logger.disable("bioimageio")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.enable("bioimageio")
+
+
+def _usage() -> list[str]:
+    return [
+        "import bioimageio.core",
+        "import numpy as np",
+        "",
+        'model = bioimageio.core.load_description("rdf.yaml")',
+        f'windows = np.load("{TEST_INPUT}")  # (batch, slices, y, x), raw voxel values',
+        f'logits = bioimageio.core.predict(model=model, inputs={{"{INPUT}": windows}}).members["{OUTPUT}"]',
+    ]

@@ -1,0 +1,163 @@
+"""What an exported network says about itself: how it reads a volume, where it comes from, who made it, how fair it is.
+
+All formats hold it as one document, under ``evenslice``: in the metadata of an ONNX file, in the configuration of a
+bioimage.io description, as ``config.json`` of a folder for Hugging Face.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import ConfigError, option
+from evenslice.inference.ready_network import input_scaling
+from evenslice.neutralizing import record_of
+from evenslice.volumes import PERCENTILES, Scaling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from evenslice.networks import ModelSource
+    from evenslice.results import AuditResult
+
+__all__ = ["Description", "ModelCard", "describe"]
+
+FORMAT = 1
+PAPER = (
+    "Mitigating Pretraining-Induced Attention Asymmetry in 2D+ Electron Microscopy Image Segmentation, "
+    "https://arxiv.org/abs/2505.14105"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a file cannot know about a network: for those who get it from you.
+
+    Attributes:
+        name: of the network; by default its class.
+        description: what it is for, in a sentence or two.
+        authors: names of those who made it.
+        license: SPDX identifier, such as "CC-BY-4.0". The pretrained weights may restrict the choice.
+        cite: what to cite beside the paper of evenslice, each a text with a DOI or an address.
+
+    Example:
+        >>> ModelCard(name="Mitochondria", authors=("A. Author",), license="CC-BY-4.0").license
+        'CC-BY-4.0'
+    """
+
+    name: str | None = None
+    description: str | None = None
+    authors: tuple[str, ...] = ()
+    license: str | None = None
+    cite: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What an exported network says about itself.
+
+    Attributes:
+        slices: N, the slices of a window.
+        step: distance between them.
+        mean: what the network subtracts from slices in 0..1; one value, or one for each slice.
+        std: what it divides them by afterwards, likewise.
+        intensity: the voxel values that become 0 and 1; None for percentiles of each volume.
+        fill: the voxel value that replaces NaN and infinity; None if there must be none.
+        label_values: the voxel value of each class in labels; None for 0, 1, 2 ...
+        record: what was done to its stem, as plain values; None if nobody neutralized it.
+        source: what it was built from, likewise; None if unknown.
+        card: see ``ModelCard``.
+        audits: what audits found, each as plain values.
+    """
+
+    slices: int
+    step: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    intensity: tuple[float, float] | None
+    fill: float | None
+    label_values: tuple[int, ...] | None
+    record: dict[str, Any] | None
+    source: dict[str, Any] | None
+    card: ModelCard
+    audits: tuple[dict[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the network."""
+        return self.card.name or f"evenslice network for windows of {self.slices} slices"
+
+    @property
+    def citations(self) -> tuple[str, ...]:
+        """What to cite."""
+        return (*self.card.cite, PAPER)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The position of each slice of a window, relative to its middle, in slices of the volume."""
+        half = self.slices // 2
+        return tuple(self.step * offset for offset in range(-half, self.slices - half))
+
+    def to_dict(self, **more: Any) -> dict[str, Any]:
+        """Return plain values for JSON, with further entries."""
+        values = asdict(self)
+        return {
+            "format": FORMAT,
+            "version": version("evenslice"),
+            **values,
+            "percentiles": None if self.intensity else list(PERCENTILES),
+            **more,
+        }
+
+
+def describe(  # noqa: PLR0913  # what ``export`` takes, by name
+    model: nn.Module,
+    *,
+    slices: int | None,
+    step: int,
+    intensity: tuple[float, float] | None,
+    fill: float | None,
+    label_values: Sequence[int] | None,
+    source: ModelSource | None,
+    card: ModelCard,
+    audits: Sequence[AuditResult],
+) -> Description:
+    """Describe a network; see ``export`` for the arguments.
+
+    Raises:
+        ConfigError: an option is out of range, or contradicts the record of the network.
+    """
+    record = record_of(model)
+    if record is not None and slices not in (None, record.slices):
+        raise ConfigError(
+            f"{option('slices', slices)}: the network takes {record.slices}; leave {option('slices')} out"
+        )
+    if step < 1:
+        raise ConfigError(f"{option('step', step)}: must be at least 1")
+    if intensity is not None:
+        Scaling(*intensity, fill=fill)  # checks them
+    count = record.slices if record is not None else slices or 3
+    mean, std = input_scaling(model, count)
+    return Description(
+        slices=count,
+        step=step,
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        intensity=intensity,
+        fill=fill,
+        label_values=None if label_values is None else tuple(label_values),
+        record=None if record is None else record.to_dict(),
+        source=None if source is None else source.to_dict() | {"weights": None},  # a path on this machine
+        card=card,
+        audits=tuple(map(_finding, audits)),
+    )
+
+
+def _finding(audit: AuditResult) -> dict[str, Any]:
+    """Return what the card shows of an audit."""
+    keys = ("name", "verdict", "method", "windows", "pairs", "answer_change", "mirror_mismatch", "created")
+    found = audit.to_dict()
+    return {key: found[key] for key in keys}

@@ -1,0 +1,175 @@
+"""Export: a trained network as other programs take it, with the way in which it reads volumes.
+
+evenslice.export(network, "fair", to="onnx")
+evenslice.load_onnx("fair/network.onnx")
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import ConfigError, OutputError, did_you_mean, option, staged_folder
+from evenslice.inference.exporting.description import Description, ModelCard, describe
+from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from evenslice.inference.exporting.onnx_writing import WrittenOnnx
+    from evenslice.networks import ModelSource
+    from evenslice.results import AuditResult
+
+__all__ = ["Exported", "export"]
+
+ONNX_FILES = ("network.onnx",)
+FORMATS = ("onnx", "bioimageio", "huggingface")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What ``export`` wrote.
+
+    Attributes:
+        folder: where.
+        to: the format.
+        files: their names in the folder.
+        slices: N, the slices of a window.
+        mean: what is subtracted from slices in 0..1.
+        std: what they are divided by afterwards.
+        tile: the only size (y, x) of windows; None for every multiple of ``multiple``, or where it is not fixed.
+        multiple: of which the size of windows is a multiple; None where the network is stored as weights.
+        difference: the largest difference between the outputs of the file, run by onnxruntime, and those of the network,
+            relative to the largest; None where the network is stored as weights, which are the same bits.
+    """
+
+    folder: Path
+    to: str
+    files: tuple[str, ...]
+    slices: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tile: tuple[int, int] | None
+    multiple: int | None
+    difference: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def export(  # noqa: PLR0913  # all but three arguments have defaults and names
+    model: nn.Module,
+    out: str | os.PathLike[str],
+    *,
+    to: str,
+    slices: int | None = None,
+    step: int = 1,
+    intensity: tuple[float, float] | None = None,
+    fill: float | None = None,
+    label_values: Sequence[int] | None = None,
+    source: ModelSource | None = None,
+    tile: tuple[int, int] | None = None,
+    card: ModelCard | None = None,
+    audits: Sequence[AuditResult] = (),
+    force: bool = False,
+) -> Exported:
+    """Write a network for other programs, and check what was written.
+
+    The network itself is left unchanged. ``docs/export.md`` says what each format holds.
+
+    Args:
+        model: maps (batch, slices, y, x) to logits, with the scaling that the record of ``neutralize`` states.
+        out: the folder, created if missing.
+        to: ``"onnx"``: ``network.onnx``, which takes slices in 0..1. ``"bioimageio"``: a model for bioimage.io with ONNX
+            weights, which takes voxel values. ``"huggingface"``: weights, ``config.json`` and a model card, which
+            ``load_network`` takes back.
+        slices: N; by default what ``neutralize`` recorded, else 3.
+        step: distance between the slices of a window.
+        intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
+        fill: the voxel value that replaces NaN and infinity.
+        label_values: the voxel value of each class in labels; by default 0, 1, 2 ...
+        source: what the network was built from, as ``load_network`` returns it.
+        tile: fix the size (y, x) of the windows; by default it is free where the network allows that. Not for weights.
+        card: what a file cannot know: name, authors, license, citations.
+        audits: audits of the network, for its card.
+        force: overwrite an earlier export of the same format.
+
+    Raises:
+        ModelError: the network cannot be exported in this format, or the file computes something else.
+        ConfigError: an option is out of range.
+        OutputError: the folder holds such files, or cannot be written.
+        MissingExtraError: a package of the extra ``export`` is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import evenslice
+        >>> network, record, source = evenslice.load_network("timm:test_resnet", "none", strategy="uniform", mean=0.5, std=0.2)
+        >>> folder = tempfile.mkdtemp()
+        >>> written = export(network, folder, to="huggingface", source=source)
+        >>> evenslice.load_network(folder).record == record
+        True
+    """
+    if to not in FORMATS:
+        raise ConfigError(f"{option('to', to)}: {did_you_mean(to, FORMATS)}")
+    if to == "huggingface" and tile is not None:
+        raise ConfigError(
+            f"{option('tile', list(tile))}: weights have no fixed size of windows; leave it out"
+        )
+    if Path(out).is_file():
+        raise OutputError(f"{out}: is a file; name a folder")
+    description = describe(
+        model,
+        slices=slices,
+        step=step,
+        intensity=intensity,
+        fill=fill,
+        label_values=label_values,
+        source=source,
+        card=card or ModelCard(),
+        audits=audits,
+    )
+    files = _files(to)
+    with staged_folder(out, files, documents=files, force=force) as folder:
+        written = _write(model, folder, to, description, source, tile)
+    return Exported(
+        Path(out),
+        to,
+        files,
+        description.slices,
+        description.mean,
+        description.std,
+        tile=written.tile if written else None,
+        multiple=written.multiple if written else None,
+        difference=written.difference if written else None,
+    )
+
+
+def _files(to: str) -> tuple[str, ...]:
+    from evenslice.inference.exporting.bioimageio_folder import BIOIMAGEIO_FILES
+
+    return {"onnx": ONNX_FILES, "bioimageio": BIOIMAGEIO_FILES, "huggingface": HUGGINGFACE_FILES}[to]
+
+
+def _write(
+    model: nn.Module,
+    folder: Path,
+    to: str,
+    description: Description,
+    source: ModelSource | None,
+    tile: tuple[int, int] | None,
+) -> WrittenOnnx | None:
+    from evenslice.inference.exporting.bioimageio_folder import write_bioimageio
+    from evenslice.inference.exporting.onnx_writing import write_onnx
+
+    if to == "huggingface":
+        write_huggingface(model, folder, description, source)
+        return None
+    if to == "bioimageio":
+        return write_bioimageio(model, folder, description, tile)
+    return write_onnx(model, folder / ONNX_FILES[0], description, scaled=True, tile=tile)

@@ -1,0 +1,91 @@
+"""Folders as Hugging Face keeps models: ``model.safetensors``, ``config.json`` and a model card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import json_text, needs_extra
+from evenslice.inference.exporting.readme import readme_text
+from evenslice.neutralizing import save_network
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from evenslice.inference.exporting.description import Description
+    from evenslice.networks import ModelSource
+
+__all__ = ["HUGGINGFACE_FILES", "write_huggingface"]
+
+HUGGINGFACE_FILES = ("model.safetensors", "config.json", "README.md")
+TAGS = ("evenslice", "image-segmentation", "2.5d", "volumes")
+
+
+def write_huggingface(
+    model: nn.Module, folder: Path, description: Description, source: ModelSource | None
+) -> None:
+    """Write the files of a model into an existing folder; ``load_network`` reads them.
+
+    Raises:
+        ModelError: the network has no record of ``neutralize``.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    save_network(model, folder / "model.safetensors", source=source)
+    configuration = {"library_name": "evenslice", **_settings(description)}
+    (folder / "config.json").write_text(json_text(configuration), encoding="utf-8")
+    (folder / "README.md").write_text(
+        f"---\n{_header(description)}\n---\n\n{readme_text(description, _usage(description))}",
+        encoding="utf-8",
+    )
+
+
+def _settings(description: Description) -> dict[str, Any]:
+    """Return the document with what people look for first."""
+    values = description.to_dict()
+    record, source = values["record"] or {}, values["source"] or {}
+    first = {
+        "spec": source.get("spec"),
+        "classes": source.get("classes"),
+        "strategy": record.get("strategy"),
+        "symmetrized": record.get("symmetrized"),
+    }
+    return first | values
+
+
+def _header(description: Description) -> str:
+    """Return the metadata of the model card as YAML."""
+    with needs_extra("export", "writing a model card"):
+        from huggingface_hub import ModelCardData
+
+    card = description.card
+    data = ModelCardData(
+        license=card.license.lower() if card.license else None,
+        library_name="evenslice",
+        tags=list(TAGS),
+        pipeline_tag="image-segmentation",
+        model_name=card.name,
+        authors=list(card.authors) or None,
+    )
+    return data.to_yaml()
+
+
+def _usage(description: Description) -> list[str]:
+    name = "path/to/this/folder"
+    options = "".join(
+        f", {option}={value!r}"
+        for option, value in (
+            ("step", None if description.step == 1 else description.step),
+            ("intensity", description.intensity),
+            ("fill", description.fill),
+            ("label_values", description.label_values),
+        )
+        if value is not None
+    )
+    spec = (description.source or {}).get("spec", "SPEC")
+    return [
+        "import evenslice",
+        "",
+        f'network = evenslice.load_network({spec!r}, "{name}").model',
+        f'evenslice.segment(network, "volume.tif", "labels.tif"{options})',
+    ]

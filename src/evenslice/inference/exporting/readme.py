@@ -1,0 +1,139 @@
+"""The README of an exported network: what it expects, how to run it, and what audits found."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from evenslice.inference.exporting.description import Description
+
+__all__ = ["readme_text"]
+
+COMPARE = (
+    "Compare its answers with labels of your own: `evenslice evaluate --stress` also shows what a lost or damaged "
+    "neighbouring slice costs."
+)
+
+
+def readme_text(description: Description, usage: Sequence[str]) -> str:
+    """Return the README in Markdown.
+
+    Args:
+        description: of the network.
+        usage: lines of Python that run it.
+    """
+    return "\n".join(
+        [
+            f"# {_plain(description.name)}",
+            "",
+            *([_plain(description.card.description), ""] if description.card.description else []),
+            *_input_lines(description),
+            "",
+            "## How to run it",
+            "",
+            "```python",
+            *usage,
+            "```",
+            "",
+            "## Validation",
+            "",
+            *_audit_lines(description.audits),
+            "",
+            COMPARE,
+            "",
+            "## Citation",
+            "",
+            *(f"- {_plain(text)}" for text in description.citations),
+            *_author_lines(description),
+            "",
+        ]
+    )
+
+
+def _input_lines(description: Description) -> Iterator[str]:
+    offsets = ", ".join(f"{offset:+d}" if offset else "0" for offset in description.offsets)
+    yield (
+        f"A 2D+ network: it predicts slice z of a volume from {description.slices} slices, which are its input channels, at "
+        f"the offsets {offsets} in this order."
+    )
+    yield ""
+    if description.intensity is None:
+        yield "1. The 0.5th percentile of the whole volume becomes 0, the 99.5th becomes 1; clip to 0..1."
+    else:
+        low, high = description.intensity
+        yield f"1. The voxel value {low:g} becomes 0, {high:g} becomes 1; clip to 0..1."
+    if description.fill is not None:
+        yield f"   NaN and infinity become {description.fill:g} first."
+    mean, std = (_numbers(values) for values in (description.mean, description.std))
+    yield f"2. Every slice: subtract {mean}, divide by {std}."
+    yield "3. The class is the channel with the highest logit; a single logit above 0 is class 1."
+    if description.label_values is not None:
+        yield f"4. In labels, the classes have the values {', '.join(map(str, description.label_values))}."
+    yield ""
+    yield _strategy(description.record)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _strategy(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "Its first layer is as its maker built it."
+    tied = f", tied: {record['tie']}" if record["tie"] else ""
+    text = f"Its first layer was rewritten for slices by the strategy `{_plain(record['strategy'])}`{tied}."
+    if record["symmetrized"]:
+        places = ", ".join(f"`{_plain(name)}`" if name else "the output" for name in record["symmetrized"])
+        text += f" It averages over each window and its mirror behind {places}, so both give the same answer."
+    return text
+
+
+def _audit_lines(audits: Sequence[dict[str, Any]]) -> Iterator[str]:
+    if not audits:
+        yield "No audit of slice bias came with this network; `evenslice audit` makes one."
+        return
+    yield "Does it treat the slices before and after alike? What `evenslice audit` found, with 95 % intervals:"
+    yield ""
+    yield "| audit | verdict | pair biases B | answer change C | mirror mismatch E | windows |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for found in audits:
+        pairs = "<br>".join(f"±{pair['offset']}: {_interval(pair)}" for pair in found["pairs"])
+        cells = [
+            f"{_plain(found['name'])} ({_plain(found['method'])})",
+            _plain(found["verdict"]),
+            pairs or "none",
+            _interval(found["answer_change"]),
+            _interval(found["mirror_mismatch"]),
+            str(found["windows"]),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _interval(value: dict[str, Any]) -> str:
+    estimate, low, high = (value[name] for name in ("estimate", "low", "high"))
+    if estimate is None or estimate != estimate:  # noqa: PLR0124  # NaN
+        return "unknown"
+    known = all(bound is not None and bound == bound for bound in (low, high))  # noqa: PLR0124
+    return f"{estimate:.3f} [{low:.3f}, {high:.3f}]" if known else f"{estimate:.3f}"
+
+
+def _author_lines(description: Description) -> Iterator[str]:
+    card = description.card
+    if card.authors:
+        yield from ("", f"Authors: {', '.join(map(_plain, card.authors))}.")
+    if card.license:
+        yield from ("", f"License: {_plain(card.license)}.")
+
+
+def _plain(text: str) -> str:
+    r"""Return text of others as one line that Markdown shows as it is.
+
+    Example:
+        >>> _plain("a | <b>")
+        'a \\| &lt;b&gt;'
+    """
+    return re.sub(r"([\\`*\[\]|#])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))

@@ -1,0 +1,102 @@
+"""What evenslice writes into the metadata of a network's file, read back; and which file of a folder is a network's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import UNREADABLE, ModelError, option, reason
+from evenslice.networks import METADATA_KEY, ModelSource, parse_specification, read_metadata
+from evenslice.neutralizing.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["FORMAT", "find_in_folder", "read_saved"]
+
+FORMAT = 1
+MOST_CHANNELS = 2**16  # classes or inputs that the metadata of a file may name
+FOLDER_WEIGHTS = "model.safetensors"
+_DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ModelError)
+
+
+def find_in_folder(spec: str, weights: str | None) -> tuple[str, str]:
+    """Return the specification of a network and its file of weights, of which a folder holds the file, or both.
+
+    Args:
+        spec: a specification; without weights, a folder.
+        weights: a folder; anything else is returned as it is.
+
+    Raises:
+        ModelError: without weights: there is no such folder, or its file does not name a network of a library.
+
+    Example:
+        >>> find_in_folder("timm:resnet18", "imagenet")
+        ('timm:resnet18', 'imagenet')
+    """
+    folder = Path(spec if weights is None else weights)
+    file = folder / FOLDER_WEIGHTS
+    if weights is not None:
+        found = weights not in {"imagenet", "none"} and file.is_file()
+        return spec, str(file) if found else weights
+    if not file.is_file():
+        raise ModelError(
+            f"{spec}: is no folder with {FOLDER_WEIGHTS}; name one that `evenslice export --to huggingface` wrote, or give "
+            f"{option('weights')} as well"
+        )
+    return _named_in(file), str(file)
+
+
+def _named_in(file: Path) -> str:
+    """Return the specification that a file of ``save_network`` names; a function is not called on its word alone."""
+    text = read_metadata(file).get(METADATA_KEY)
+    source = None if text is None else read_saved(str(file), text)[1]
+    if source is None:
+        raise ModelError(f"{file}: does not say which network it is of; give its specification as well")
+    if not parse_specification(source.spec).library:
+        raise ModelError(
+            f"{file}: its network comes from the function {source.spec}; if you trust its module, give its name as well"
+        )
+    return source.spec
+
+
+def read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:
+    """Parse the metadata that evenslice wrote into a file; the file may come from anywhere.
+
+    Args:
+        weights: the file, for messages.
+        text: its metadata under ``METADATA_KEY``.
+
+    Returns:
+        What was done to the network, and what it was built from, if that is known.
+
+    Raises:
+        ModelError: they are not as ``save_network`` writes them.
+    """
+    try:
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
+        source = document["source"]
+        return Record.from_dict(document["record"]), None if source is None else _parsed_source(source)
+    except _DAMAGED as error:
+        raise ModelError(
+            f"{weights}: the metadata of evenslice in it cannot be read ({reason(error)}); save the network again"
+        ) from error
+
+
+def _parsed_source(values: Mapping[str, Any]) -> ModelSource:
+    lists = {name: tuple(str(part) for part in values[name]) for name in ("random", "unused")}
+    for name, kinds in {
+        "spec": str,
+        "weights": str,
+        "origin": str,
+        "classes": int | None,
+        "inputs": int | None,
+    }.items():
+        value = values[name]
+        if not isinstance(value, kinds) or (isinstance(value, int) and not 0 < value <= MOST_CHANNELS):
+            raise ValueError(f"{name}: bad value {value!r:.40}")
+    return ModelSource(**{entry.name: values[entry.name] for entry in fields(ModelSource)} | lists)

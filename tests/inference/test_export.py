@@ -1,0 +1,396 @@
+"""Exported networks, run by the libraries of their formats, give what the network gives; what is wrong is not written."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from scipy import ndimage
+from tiny_training import start, training_options, write_inputs
+from torch import nn
+
+import evenslice
+from evenslice._core.errors import ConfigError, ModelError, OutputError
+from evenslice.inference.exporting import onnx_writing
+from evenslice.volumes import Scaling, slice_indices
+
+CUTS = [None, "output", "1"]
+
+
+def small(at=None, *, slices=3, classes=2):
+    """Return a network that shrinks the image and restores it, on a common scale."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(slices, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(8, classes, 1),
+    ).eval()
+    evenslice.neutralize(network, slices, strategy="pretrained", mean=0.4, std=0.2)
+    return network if at is None else evenslice.symmetrize(network, at)
+
+
+def wanted(network, windows):
+    """Return what a network makes of windows in 0..1."""
+    with torch.no_grad():
+        return network((torch.from_numpy(windows) - 0.4) / 0.2).numpy()
+
+
+def noise(*shape):
+    return np.random.default_rng(1).random(shape, dtype=np.float32)
+
+
+# ONNX
+
+
+@pytest.mark.parametrize("at", CUTS)
+def test_an_onnx_file_takes_windows_of_any_number_and_size_in_0_to_1(tmp_path, at):
+    network = small(at)
+    written = evenslice.export(network, tmp_path / "out", to="onnx")
+    assert (written.tile, written.multiple, written.difference < 1e-4) == (None, 32, True)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "network.onnx")
+    for shape in ((1, 3, 64, 96), (5, 3, 96, 64)):
+        windows = noise(*shape)
+        (given,) = session.run(None, {"windows": windows})
+        np.testing.assert_allclose(given, wanted(network, windows), atol=1e-5)
+        if at is not None:  # the hooks came along
+            np.testing.assert_array_equal(given, session.run(None, {"windows": windows[:, ::-1].copy()})[0])
+
+
+def test_load_onnx_needs_nobody_to_repeat_the_scaling(tmp_path):
+    network = small()
+    evenslice.export(network, tmp_path, to="onnx", step=2, intensity=(10, 200))
+    file = evenslice.load_onnx(tmp_path / "network.onnx")
+    assert (file.mean, file.std, file.slices) == ((0.4,), (0.2,), 3)
+    windows = noise(2, 3, 64, 64)
+    np.testing.assert_allclose(file(windows), wanted(network, windows), atol=1e-5)
+    properties = {item.key: item.value for item in onnx.load(tmp_path / "network.onnx").metadata_props}
+    stated = json.loads(properties["evenslice"])
+    assert (stated["step"], stated["intensity"], stated["record"]["strategy"]) == (2, [10, 200], "pretrained")
+    with pytest.raises(ModelError, match="states its own mean and std; leave out mean and std"):
+        evenslice.load_onnx(tmp_path / "network.onnx", mean=0.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no json", "[]", '{"mean": [0], "std": [0], "scaled_in_graph": true}', '{"mean": [0], "std": ["x"]}'],
+)
+def test_an_onnx_file_with_damaged_metadata_is_refused(tmp_path, text):
+    node = onnx.helper.make_node("Identity", ["a"], ["b"])
+    sizes = [1, 3, 8, 8]
+    values = [onnx.helper.make_tensor_value_info(name, 1, sizes) for name in "ab"]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", values[:1], values[1:]),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.helper.set_model_props(model, {"evenslice": text})
+    (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(
+        ModelError, match=r"n.onnx: the metadata of evenslice in it cannot be read .*; export the"
+    ):
+        evenslice.load_onnx(tmp_path / "n.onnx")
+
+
+def test_a_size_of_windows_can_be_fixed(tmp_path):
+    written = evenslice.export(small(), tmp_path, to="onnx", tile=(32, 48))
+    assert written.tile == evenslice.load_onnx(tmp_path / "network.onnx").tile == (32, 48)
+    with pytest.raises(ConfigError, match=r"tile=\[0, 32\]: give positive numbers"):
+        evenslice.export(small(), tmp_path / "other", to="onnx", tile=(0, 32))
+
+
+def test_padding_that_depends_on_the_size_is_exported_for_every_size(tmp_path):
+    timm_layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), timm_layers.Conv2dSame(4, 4, 3, stride=2), nn.Upsample(scale_factor=2)
+    ).eval()
+    evenslice.neutralize(network, 3, strategy="pretrained", mean=0.4, std=0.2)
+    assert evenslice.export(network, tmp_path, to="onnx").tile is None
+    windows = noise(2, 3, 96, 128)
+    given = evenslice.load_onnx(tmp_path / "network.onnx")(windows)
+    np.testing.assert_allclose(given, wanted(network, windows), atol=1e-5)
+
+
+class Deciding(nn.Module):
+    """Looks at its input before it computes, which no graph can."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 2, 1)
+
+    def forward(self, windows):
+        return self.layer(windows) if float(windows.sum()) > 0 else self.layer(-windows)
+
+
+def test_what_cannot_be_exported_or_differs_is_not_written(tmp_path, monkeypatch):
+    with pytest.raises(
+        ModelError, match="the network Deciding cannot be exported to ONNX for windows of 3 slices"
+    ):
+        evenslice.export(Deciding().eval(), tmp_path / "a", to="onnx")
+    monkeypatch.setattr(onnx_writing, "_difference", lambda *_: 0.5)
+    with pytest.raises(ModelError, match=r"its outputs differ by 5.0e-01 of the largest"):
+        evenslice.export(small(), tmp_path / "b", to="onnx", tile=(32, 32))
+    assert list(tmp_path.iterdir()) == []
+
+
+# bioimage.io
+
+
+RUN = """
+import json, socket, sys
+
+def refuse(*_, **__):
+    raise RuntimeError("asked the network")
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import bioimageio.core
+import numpy as np
+
+folder, voxels, out = sys.argv[1:]
+model = bioimageio.core.load_model_description(folder + "/rdf.yaml")
+summary = bioimageio.core.test_model(model)
+if summary.status != "passed":
+    sys.exit(str([error.msg for part in summary.details for error in part.errors]))
+found = bioimageio.core.predict(model=model, inputs={"windows": np.load(voxels)})
+np.save(out, np.asarray(found.members["logits"].data))
+"""
+
+
+def core_runs(folder, voxels, tmp_path):
+    """Test a model by bioimageio.core, which leaves files open, in a process without a network; return its logits."""
+    pytest.importorskip("bioimageio.core")
+    np.save(tmp_path / "voxels.npy", voxels)
+    done = subprocess.run(  # noqa: PLW1510  # the assert below shows why
+        [sys.executable, "-c", RUN, str(folder), str(tmp_path / "voxels.npy"), str(tmp_path / "logits.npy")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return np.load(tmp_path / "logits.npy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("intensity", [None, (20, 220)])
+def test_bioimageio_core_accepts_and_runs_a_model(tmp_path, intensity):
+    card = evenslice.ModelCard(name="Small network", license="MIT", authors=("A. Author",))
+    network, folder = small("1"), tmp_path / "out"
+    evenslice.export(network, folder, to="bioimageio", intensity=intensity, step=2, card=card)
+    model = json.loads((folder / "rdf.yaml").read_text())
+    (windows,), (logits,) = model["inputs"], model["outputs"]
+    assert windows["axes"][1]["channel_names"] == ["z-2", "z", "z+2"]
+    assert "not colours" in windows["axes"][1]["description"]
+    steps = [step["id"] for step in windows["preprocessing"] if step["id"] != "ensure_dtype"]
+    first = "scale_range" if intensity is None else "scale_linear"
+    assert steps == [first, "clip", "fixed_zero_mean_unit_variance"]
+    assert logits["axes"][1]["channel_names"] == ["class 0", "class 1"]
+    assert (model["license"], model["authors"]) == ("MIT", [{"name": "A. Author"}])
+
+    voxels = 255 * noise(2, 3, 64, 96)
+    scaled = Scaling(*(intensity or np.percentile(voxels, (0.5, 99.5))))(voxels)
+    given = core_runs(folder, voxels, tmp_path)
+    np.testing.assert_allclose(given, wanted(network, scaled), atol=1e-4)
+    file = evenslice.load_onnx(folder / "network.onnx")  # outside of bioimage.io, it states its scaling
+    np.testing.assert_allclose(file(scaled), wanted(network, scaled), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ({"license": "mine"}, r"license.*; bioimage.io does not take it"),
+        ({"name": "a/b"}, r"name: .*; bioimage.io does not take it"),
+        ({"cite": ("A book",)}, "cite='A book': bioimage.io needs a DOI or an address in it; add one"),
+    ],
+)
+def test_what_bioimageio_does_not_take_is_not_written(tmp_path, monkeypatch, card, message):
+    def write(model, path, description, **_):
+        path.touch()
+        return onnx_writing.WrittenOnnx((8, 8), 1, None, (1, 2, 8, 8), 0.0, 18, (8, 8))
+
+    class Session:
+        def run(self, *_):
+            return [noise(1, 2, 8, 8)]
+
+    module = "evenslice.inference.exporting.bioimageio_folder"
+    monkeypatch.setattr(f"{module}.write_onnx", write)
+    monkeypatch.setattr(f"{module}.open_session", lambda _: Session())
+    with pytest.raises(ConfigError, match=message):
+        evenslice.export(small(), tmp_path / "out", to="bioimageio", card=evenslice.ModelCard(**card))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Hugging Face
+
+
+def test_a_folder_for_hugging_face_comes_back_bit_for_bit(tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    network, record, source = evenslice.load_network(
+        "timm:test_resnet", "none", slices=5, strategy="uniform", tie="mirror", symmetrize="output"
+    )
+    assert record == evenslice.record_of(network)
+    card = evenslice.ModelCard(
+        name="Small", license="CC-BY-4.0", authors=("A: <b>",), description="For | tests"
+    )
+    evenslice.export(network, tmp_path, to="huggingface", source=source, step=2, card=card)
+    windows = torch.from_numpy(noise(1, 5, 64, 64))
+    for back in (
+        evenslice.load_network(str(tmp_path)),
+        evenslice.load_network("timm:test_resnet", str(tmp_path)),
+    ):
+        assert back.record == record
+        for (name, tensor), (other, expected) in zip(
+            back.model.state_dict().items(), network.state_dict().items(), strict=True
+        ):
+            assert name == other
+            assert torch.equal(tensor, expected)
+        assert torch.equal(back.model(windows), network(windows))
+    stated = json.loads((tmp_path / "config.json").read_text())
+    assert {name: stated[name] for name in ("spec", "slices", "strategy", "symmetrized", "step")} == {
+        "spec": "timm:test_resnet",
+        "slices": 5,
+        "strategy": "uniform",
+        "symmetrized": [""],
+        "step": 2,
+    }
+    loaded = hub.ModelCard.load(tmp_path / "README.md")
+    assert (loaded.data.license, loaded.data.library_name) == ("cc-by-4.0", "evenslice")
+    assert "For \\| tests" in loaded.text
+    assert "offsets -4, -2, 0, +2, +4" in loaded.text
+
+
+def test_the_card_shows_what_audits_found(tmp_path):
+    volume = noise(24, 32, 32)
+    network = small("output")
+    audit = evenslice.audit(network, volume, max_windows=8, dtype="float32")
+    evenslice.export(network, tmp_path, to="huggingface", audits=[audit])
+    rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) == 3
+    assert audit.verdict in rows[2]
+    assert f"±1: {audit.pairs[0].estimate:.3f}" in rows[2]
+    assert json.loads((tmp_path / "config.json").read_text())["audits"][0]["verdict"] == audit.verdict
+
+
+def test_a_folder_that_names_a_function_does_not_call_it(tmp_path):
+    source = evenslice.load_network("timm:test_resnet", "none").source
+    from dataclasses import replace
+
+    evenslice.export(small(), tmp_path, to="huggingface", source=replace(source, spec="os:getcwd"))
+    with pytest.raises(
+        ModelError, match="comes from the function os:getcwd; if you trust its module, give its name"
+    ):
+        evenslice.load_network(str(tmp_path))
+    with pytest.raises(ModelError, match=r"nowhere: is no folder with model.safetensors"):
+        evenslice.load_network("nowhere")
+    evenslice.export(small(), tmp_path / "b", to="huggingface")
+    with pytest.raises(ModelError, match="does not say which network it is of; give its specification"):
+        evenslice.load_network(str(tmp_path / "b"))
+
+
+# What all have in common
+
+
+def test_what_is_wrong_is_said_in_one_line(tmp_path):
+    network = small()
+    with pytest.raises(ConfigError, match="to='onxx': did you mean 'onnx'"):
+        evenslice.export(network, tmp_path, to="onxx")
+    with pytest.raises(ConfigError, match=r"tile=\[8, 8\]: weights have no fixed size of windows"):
+        evenslice.export(network, tmp_path, to="huggingface", tile=(8, 8))
+    with pytest.raises(ConfigError, match="slices=5: the network takes 3; leave slices out"):
+        evenslice.export(network, tmp_path, to="onnx", slices=5)
+    with pytest.raises(ConfigError, match="step=0: must be at least 1"):
+        evenslice.export(network, tmp_path, to="onnx", step=0)
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(
+        OutputError, match=r"README.md: has the name of a result, but evenslice did not write it"
+    ):
+        evenslice.export(network, tmp_path, to="huggingface", force=True)
+    evenslice.export(network, tmp_path / "a", to="huggingface")
+    with pytest.raises(OutputError, match="holds another result"):
+        evenslice.export(network, tmp_path / "a", to="huggingface")
+    evenslice.export(network, tmp_path / "a", to="huggingface", force=True)
+    with pytest.raises(ModelError, match="has no record; call evenslice.neutralize"):
+        evenslice.export(nn.Conv2d(3, 1, 1), tmp_path / "b", to="huggingface")
+
+
+# A finished run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run whose network comes from a function."""
+    folder = write_inputs(tmp_path_factory.mktemp("export"))
+    options = training_options(folder, validate_every=60, monitor_every=60)
+    options["data"] |= {"intensity": [0, 255], "label_values": [0, 1]}
+    options["model"]["symmetrize"] = "output"
+    process = start(folder, "train", options, folder / "run")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return folder
+
+
+def command(folder, *arguments):
+    done = subprocess.run(  # noqa: PLW1510  # the assert below shows why
+        [sys.executable, "-m", "evenslice", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    blobs = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal((7, 64, 96)), (1, 3, 3))
+    volume = np.clip(100 + 30 * blobs / blobs.std(), 0, 255).astype(np.uint8)
+    run = ["--run", "run", "--model", "tiny_networks:tiny"]
+    segmenter = evenslice.load_network("tiny_networks:tiny", "run/network.safetensors")
+    reference = evenslice.segment(
+        segmenter.model, volume, "wanted.npy", intensity=(0, 255), dtype="float32", device="cpu"
+    )
+    labels = np.asarray(reference[:])
+    assert 0.01 < labels.mean() < 0.99
+    indices = [slice_indices(z, 3, step=1, depth=7, edge="reflect") for z in range(7)]
+    voxels = np.stack([volume[index] for index in indices]).astype(np.float32)
+
+    found = json.loads(command(folder, "export", *run, "--to", "onnx", "--out", "as-onnx", "--json"))
+    assert (found["to"], found["slices"], found["difference"] < 1e-4) == ("onnx", 3, True)
+    session = onnxruntime.InferenceSession("as-onnx/network.onnx")
+    (logits,) = session.run(None, {"windows": Scaling(0, 255)(voxels)})
+    np.testing.assert_array_equal(logits.argmax(1), labels)
+
+    command(
+        folder,
+        "export",
+        *run,
+        "--to",
+        "bioimageio",
+        "--out",
+        "as-bioimageio",
+        "--name",
+        "Blobs",
+        "--author",
+        "A",
+    )
+    logits = core_runs(folder / "as-bioimageio", voxels, tmp_path)
+    np.testing.assert_array_equal(logits.argmax(1), labels)
+
+    text = command(folder, "export", *run, "--to", "huggingface", "--out", "as-huggingface")
+    assert "model.safetensors" in text
+    back = evenslice.load_network("tiny_networks:tiny", "as-huggingface")
+    again = evenslice.segment(
+        back.model, volume, "again.npy", intensity=(0, 255), dtype="float32", device="cpu"
+    )
+    np.testing.assert_array_equal(np.asarray(again[:]), labels)
+    stated = json.loads((folder / "as-huggingface" / "config.json").read_text())
+    assert (stated["intensity"], stated["label_values"], stated["symmetrized"]) == ([0, 255], [0, 1], [""])
