@@ -45,7 +45,7 @@ def main() -> None:
         data = open_data(DataConfig.model_validate({"root": folder, "train": [pair]}), ModelConfig())
     plain, augmented = (
         CropDataset(
-            data.train, ModelConfig(), crop=(SIZE, SIZE), length=CROPS, foreground=0.5, augmentation=config
+            data.train, slices=3, crop=(SIZE, SIZE), length=CROPS, foreground=0.5, augmentation=config
         )
         for config in (None, AugmentationConfig())
     )

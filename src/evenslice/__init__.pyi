@@ -7,6 +7,7 @@ from ._core import (
     ModelError as ModelError,
     OutputError as OutputError,
     VolumeError as VolumeError,
+    load_config as load_config,
 )
 from .auditing import (
     Audit as Audit,
@@ -16,7 +17,9 @@ from .auditing import (
     survey as survey,
 )
 from .inference import (
+    ModelCard as ModelCard,
     evaluate as evaluate,
+    export as export,
     load_onnx as load_onnx,
     segment as segment,
 )
@@ -30,10 +33,14 @@ from .neutralizing import (
     untie as untie,
 )
 from .studying import (
+    StudyConfig as StudyConfig,
     study as study,
 )
 from .training import (
     AsymmetryMonitor as AsymmetryMonitor,
+    AugmentationConfig as AugmentationConfig,
+    SliceWindows as SliceWindows,
+    TrainConfig as TrainConfig,
     train as train,
 )
 from .volumes import (

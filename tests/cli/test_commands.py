@@ -23,11 +23,13 @@ GROUPS = {
     "info": ["Volume", "Output"],
     "audit": ["Network", "Volume", "Measurement", "Computing", "Output"],
     "neutralize": ["Network", "Computing", "Output"],
+    "symmetrize": ["Network", "Output"],
     "survey": ["Network", "Volume", "Measurement", "Computing", "Output"],
     "train": ["Output"],
     "segment": ["Network", "Volume", "Computing", "Output"],
     "evaluate": ["Network", "Volume", "Measurement", "Computing", "Output"],
     "study": ["Computing", "Output"],
+    "export": ["Network", "Volume", "Output"],
     "report": ["Output"],
 }
 SHARED = {"audit": ["--model", "m:f", "--weights", "none"], "segment": ["--run", "run", "--out", "out.tif"]}

@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from evenslice.training.config import AugmentationConfig, ModelConfig, TrainConfig, TrainingConfig
-from evenslice.training.crops import CropData, CropDataset, StepSampler
+from evenslice.training.config import AugmentationConfig, TrainConfig, TrainingConfig
+from evenslice.training.crop_batches import CropData, StepSampler
+from evenslice.training.crops import CropDataset
 from evenslice.training.data import Data
 from evenslice.training.data_config import DataConfig
 from evenslice.volumes.labels import LabelledVolume, index_classes
@@ -30,8 +31,8 @@ def noise():
     return make_part(image, (image > 0.9).astype(np.int64))
 
 
-def crops(parts, *, crop=(16, 16), length=100, model=None, **options):
-    return CropDataset(parts, model or ModelConfig(), crop=crop, length=length, **options)
+def crops(parts, *, crop=(16, 16), length=100, slices=3, **options):
+    return CropDataset(parts, crop=crop, length=length, slices=slices, **options)
 
 
 def test_crop_number_i_depends_on_seed_and_i_alone(noise):
@@ -73,7 +74,7 @@ def test_windows_hold_the_slices_around_the_middle():
     image = np.broadcast_to(np.arange(depth, dtype=np.float32)[:, None, None] / depth, (depth, 20, 20))
     labels = np.broadcast_to(np.arange(depth)[:, None, None], (depth, 20, 20))
     part = make_part(image, labels, classes=depth)
-    for window, classes in (crops([part], model=ModelConfig(slices=5, step=2))[i] for i in range(50)):
+    for window, classes in (crops([part], slices=5, step=2)[i] for i in range(50)):
         z = int(classes[0, 0])
         expected = np.abs(z + 2 * np.arange(-2, 3))
         expected = np.minimum(expected, 2 * (depth - 1) - expected)
@@ -87,7 +88,7 @@ def test_no_window_leaves_its_part():
     volume = take_slices(whole, 10, 20)
     labels = open_volume(np.zeros((10, 20, 20), np.int64))
     part = LabelledVolume("middle", volume, labels, Scaling(0, 1), index_classes(labels, 2, keep=1))
-    data = crops([part], model=ModelConfig(slices=7), augmentation=OFF)
+    data = crops([part], slices=7, augmentation=OFF)
     assert all(float(data[i][0].max()) == 0 for i in range(100))
 
 

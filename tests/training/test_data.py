@@ -132,7 +132,7 @@ def test_parts_can_be_pickled(load):
 
 def test_large_data_sets_stay_in_their_files(load, monkeypatch):
     kept = load([[0, 20]])
-    monkeypatch.setattr("evenslice.training.data.IN_MEMORY", 100)
+    monkeypatch.setattr("evenslice.volumes.views.IN_MEMORY", 100)
     lazy = load([[0, 20]])
     assert np.array_equal(kept.train[0].volume[...], lazy.train[0].volume[...])
     assert len(pickle.dumps(lazy.train[0].volume)) < 5000 < len(pickle.dumps(kept.train[0].volume))

@@ -5,7 +5,12 @@ from .cluster import (
     map_in_order as map_in_order,
     open_cluster as open_cluster,
 )
-from .config_files import Section as Section, load_config as load_config, to_yaml as to_yaml
+from .config_files import (
+    Section as Section,
+    as_config as as_config,
+    load_config as load_config,
+    to_yaml as to_yaml,
+)
 from .errors import (
     UNREADABLE as UNREADABLE,
     ConfigError as ConfigError,

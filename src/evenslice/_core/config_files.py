@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-__all__ = ["Section", "load_config", "to_yaml"]
+__all__ = ["Section", "as_config", "load_config", "to_yaml"]
 
 LARGEST_FILE = 2**20
 """Size limit of a configuration file in bytes."""
@@ -109,6 +109,42 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
         return kind.model_validate(values, context={"folder": path.absolute().parent})
     except ValidationError as error:
         raise ConfigError(f"{path}: {_describe(error, values)}") from error
+
+
+def as_config(config: Config | Mapping[str, Any] | str | os.PathLike[str], kind: type[Config]) -> Config:
+    """Return a configuration that is given as such, as a dict of its options, or as a file.
+
+    Args:
+        config: the configuration, its options (relative paths are those of the working directory), or a YAML file.
+        kind: its class.
+
+    Raises:
+        ConfigError: as for ``load_config``, or it is none of these.
+
+    Example:
+        >>> from pydantic import Field
+        >>> class Training(Section):
+        ...     steps: int = Field(default=2000, ge=1, description="Number of steps.")
+        >>> as_config({"steps": 500}, Training), as_config(Training(steps=7), Training)
+        (Training(steps=500), Training(steps=7))
+        >>> as_config({"steps": 0}, Training)
+        Traceback (most recent call last):
+        ...
+        evenslice.ConfigError: steps: 0: should be greater than or equal to 1
+    """
+    if isinstance(config, kind):
+        return config
+    if isinstance(config, str | Path) or hasattr(config, "__fspath__"):
+        return load_config(config, kind)
+    if not isinstance(config, dict):
+        raise ConfigError(
+            f"a configuration of type {type(config).__name__}: give a YAML file, a dict of options, or a "
+            f"{kind.__name__}"
+        )
+    try:
+        return kind.model_validate(config, context={"folder": Path.cwd()})
+    except ValidationError as error:
+        raise ConfigError(_describe(error, config)) from error
 
 
 def to_yaml(config: Section) -> str:

@@ -25,7 +25,7 @@ from evenslice.auditing.documents import Audit
 from evenslice.auditing.lost_slices import measure_loss
 from evenslice.auditing.measurer import Measurer
 from evenslice.auditing.measuring import measure_batches
-from evenslice.auditing.options import Computing, Sampling, check_thresholds
+from evenslice.auditing.options import Computing, LabelValues, Sampling, check_thresholds
 from evenslice.auditing.preparation import (
     check_method_of,
     choose_crop,
@@ -95,6 +95,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     outputs: Function | None = None,
     labels: VolumeLike | Sequence[VolumeLike] | None = None,
     label_values: Sequence[int] | None = None,
+    other_labels: str = "error",
+    ignore_label: int | None = None,
     intensity: tuple[float, float] | None = None,
     fill: float | None = None,
     scalings: Sequence[Scaling] | None = None,
@@ -136,6 +138,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         labels: class maps of the volumes' shapes, for the target "labels". With any other target, the audit also measures
             what a lost or damaged slice costs: the ``stress`` of the result.
         label_values: the value of each class in the labels; by default 0, 1, 2 ...
+        other_labels: what all other values in the labels are: an "error", or "background", which is class 0.
+        ignore_label: the value of voxels that do not count in the ``stress``; not with the target "labels".
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity.
         scalings: that of each volume, if known from training, instead of intensity and fill.
@@ -176,9 +180,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     thresholds = check_thresholds(Thresholds(tolerance, answer_tolerance, mismatch_tolerance, judged_share))
     computing = Computing(device, dtype, workers, scheduler, progress)
     target = parse_target(str(target))
-    if labels is None and (target == "labels" or label_values is not None):
-        given = option("target", "labels") if target == "labels" else option("label_values")
-        raise ConfigError(f"{given} needs label volumes; give them as {option('labels')}")
+    values = LabelValues(label_values, other_labels, ignore_label)
+    values.check(target, labelled=labels is not None)
     record = record_of(model) if isinstance(model, nn.Module) else None
     if slices is None:
         slices = choose_slices(model, record)
@@ -197,7 +200,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     network = make_ready(model, slices, outputs=outputs, computing=computing)
     returned = network.prepare(slices, tile)
     target = resolve_target(target, returned)
-    opened = open_labels(labels, volumes, label_values)
+    opened = open_labels(labels, volumes, values)
     methods = choose_methods(network, method, slices, tile)
     crop = choose_crop(network, slices, tile)
     explained = opened if target == "labels" else None

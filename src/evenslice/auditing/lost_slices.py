@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from evenslice.inference import StressedVolume, stress
 from evenslice.networks import logits
-from evenslice.volumes import class_volume
+from evenslice.volumes import IGNORED, class_volume
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ def measure_loss(
         network: ready to run.
         returned: what it returned for a window.
         grids: the volumes, with their scaling and the size and step of windows.
-        labels: the class of each voxel of each volume, 0, 1, 2 ...
+        labels: the class of each voxel of each volume, 0, 1, 2 ..., or ``IGNORED``.
         seed: random seed of the noise.
         progress: show a progress bar.
 
@@ -48,7 +48,7 @@ def measure_loss(
     output = logits(returned)
     classes = max(output.shape[1], 2) if output.ndim > 1 else 2
     volumes = [
-        StressedVolume(grid.volume, grid.scaling, class_volume(part, classes))
+        StressedVolume(grid.volume, grid.scaling, class_volume(part, classes, ignore=IGNORED))
         for grid, part in zip(grids, labels, strict=True)
     ]
     found = stress(

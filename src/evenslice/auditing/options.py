@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError
+from evenslice._core import ConfigError, option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evenslice.auditing.targets import Target
     from evenslice.results import Thresholds
 
-__all__ = ["Computing", "Sampling", "check_thresholds"]
+__all__ = ["Computing", "LabelValues", "Sampling", "check_thresholds"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,32 @@ class Computing:
     workers: int | None
     scheduler: str | None
     progress: bool | None
+
+
+@dataclass(frozen=True)
+class LabelValues:
+    """What the values in label volumes mean; see ``audit`` for the meaning of each."""
+
+    values: Sequence[int] | None = None
+    others: str = "error"
+    ignore: int | None = None
+
+    def check(self, target: Target, *, labelled: bool) -> None:
+        """Raise ConfigError if there are no labels to which these would apply, or the target explains every pixel."""
+        given = {
+            "ignore_label": self.ignore is not None,
+            "other_labels": self.others != "error",
+            "label_values": self.values is not None,
+        }
+        name = next((name for name, is_given in given.items() if is_given), None)
+        if not labelled and (target == "labels" or name):
+            asked = option("target", "labels") if target == "labels" else option(name or "")
+            raise ConfigError(f"{asked} needs label volumes; give them as {option('labels')}")
+        if self.ignore is not None and target == "labels":
+            raise ConfigError(
+                f"{option('ignore_label', self.ignore)}: the target 'labels' explains the class of every pixel; omit "
+                "one of the two"
+            )
 
 
 def check_thresholds(thresholds: Thresholds) -> Thresholds:

@@ -11,10 +11,11 @@ from torch import nn
 from evenslice._core import ConfigError, ModelError, VolumeError, check_sendable, option
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.methods import check_method
+from evenslice.auditing.options import LabelValues
 from evenslice.inference import BlackBox, ReadyNetwork
 from evenslice.networks import function_name, input_multiple, input_size
 from evenslice.results import MethodNames
-from evenslice.volumes import Volume, class_volume, fit_tile, open_volume
+from evenslice.volumes import Volume, class_volume, fit_tile, open_labels as open_labels_of, open_volume
 
 if TYPE_CHECKING:
     import os
@@ -91,7 +92,8 @@ def choose_methods(network: Network, method: str | None, slices: int, tile: tupl
 def choose_crop(network: Network, slices: int, tile: tuple[int, int]) -> tuple[int, int] | None:
     """Return half the tile for what is measured on the subset, at a quarter of the time; None to measure all of it.
 
-    A network that insists on its size is measured on whole tiles, as on tiles so small that it would see little.
+    A network that insists on its size is measured on whole tiles, as on tiles so small that it would see little; so is
+    one that does not accept a part together with its mirror.
     """
     if isinstance(network, BlackBox) or network.tile is not None:
         return None
@@ -101,7 +103,7 @@ def choose_crop(network: Network, slices: int, tile: tuple[int, int]) -> tuple[i
         return None
     try:
         with torch.no_grad():
-            network(torch.rand(1, slices, *crop, device=network.device))
+            network(torch.rand(2, slices, *crop, device=network.device))
     except Exception:  # noqa: BLE001  # a network may raise anything; it has accepted the tile
         return None
     return crop
@@ -125,18 +127,20 @@ def choose_slices(model: nn.Module | Function, record: Record | None) -> int:
 
 def open_volumes(volume: VolumeLike | Sequence[VolumeLike]) -> list[Volume]:
     """Open one volume or several."""
+    return [open_volume(item) for item in _several(volume)]
+
+
+def _several(volume: VolumeLike | Sequence[VolumeLike]) -> Sequence[VolumeLike]:
     items: Sequence[VolumeLike] = volume if isinstance(volume, list | tuple) else [cast("VolumeLike", volume)]
     if not items:
         raise ConfigError("no volume given; at least one is needed")
-    return [open_volume(item) for item in items]
+    return items
 
 
 def open_labels(
-    labels: VolumeLike | Sequence[VolumeLike] | None,
-    volumes: list[Volume],
-    values: Sequence[int] | None = None,
+    labels: VolumeLike | Sequence[VolumeLike] | None, volumes: list[Volume], values: LabelValues
 ) -> list[Volume] | None:
-    """Open the label volumes, one for each volume; ``values`` are those of the classes 0, 1, 2 ... if not these.
+    """Open the label volumes, one for each volume, as class numbers.
 
     Raises:
         ConfigError: their number is not that of the volumes.
@@ -144,20 +148,22 @@ def open_labels(
     """
     if labels is None:
         return None
-    opened = open_volumes(labels)
-    if len(opened) != len(volumes):
+    given = _several(labels)
+    if len(given) != len(volumes):
         raise ConfigError(
-            f"{len(opened)} label volumes for {len(volumes)} volumes; give one for each, in the same order"
+            f"{len(given)} label volumes for {len(volumes)} volumes; give one for each, in the same order"
         )
-    for label, volume in zip(opened, volumes, strict=True):
-        if label.shape != volume.shape:
-            raise VolumeError(
-                f"{label.path}: labels of shape {label.shape} do not fit {volume.path} of shape {volume.shape}; "
-                "the two must be equal"
-            )
+    opened = [open_labels_of(item, volume) for item, volume in zip(given, volumes, strict=True)]
+    for label in opened:
         if not np.issubdtype(label.dtype, np.integer):
             raise VolumeError(f"{label.path}: labels of type {label.dtype}; class numbers must be integers")
-    return opened if values is None else [class_volume(label, len(values), values) for label in opened]
+    if values == LabelValues():
+        return opened
+    count = None if values.values is None else len(values.values)
+    return [
+        class_volume(label, count, values.values, others=values.others, ignore=values.ignore)
+        for label in opened
+    ]
 
 
 def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:

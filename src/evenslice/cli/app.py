@@ -17,6 +17,7 @@ from evenslice._core import EvensliceError, printable, spelled_on_command_line, 
 from evenslice.cli.audit import audit
 from evenslice.cli.demo import demo
 from evenslice.cli.evaluate import evaluate
+from evenslice.cli.export import export
 from evenslice.cli.info import info
 from evenslice.cli.neutralize import neutralize
 from evenslice.cli.report import report
@@ -49,7 +50,20 @@ class _Command(TyperCommand):
         return option
 
 
-for _command in (demo, info, audit, neutralize, symmetrize, survey, train, segment, evaluate, study, report):
+for _command in (
+    demo,
+    info,
+    audit,
+    neutralize,
+    symmetrize,
+    survey,
+    train,
+    segment,
+    evaluate,
+    study,
+    export,
+    report,
+):
     app.command(cls=_Command)(_command)
 
 

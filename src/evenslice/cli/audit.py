@@ -1,12 +1,11 @@
 """evenslice audit: measure how unequally a network treats its slices."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +30,10 @@ ENOUGH = {
 @options.grouped
 def audit(
     *,
-    network: options.Network,
+    source: options.Source,
+    inputs: options.Input,
+    classes: options.Classes = None,
+    tie: options.Tie = None,
     step: options.Step = None,
     strategy: Annotated[
         list[str] | None,
@@ -52,12 +54,8 @@ def audit(
             metavar="PATH",
         ),
     ] = None,
-    label_values: Annotated[
-        Sequence[int] | None,
-        options.volume(
-            "Label value of each class (default: 0,1,2 ...).", metavar="V,V", parser=options.parse_values
-        ),
-    ] = None,
+    values: options.LabelValues,
+    plane: options.Plane = None,
     opening: options.Opening,
     scaling: options.Scaling,
     method: Annotated[
@@ -136,6 +134,15 @@ def audit(
     from evenslice.cli.comparison import AUDITS, RENDERED, audit_strategies, write_results
     from evenslice.networks import find_function
 
+    network, read = _of_source(
+        source,
+        network={**asdict(inputs), "classes": classes, "tie": tie},
+        read={"step": step, "plane": plane, **asdict(values), **asdict(scaling)},
+        strategy=strategy,
+    )
+    sliced = read.pop("plane", None)
+    if labels is None:  # those of the run apply to labels, if any
+        read = {name: value for name, value in read.items() if getattr(values, name, value) is not None}
     staged = (
         nullcontext()
         if out is None
@@ -146,9 +153,8 @@ def audit(
             network,
             partial(
                 measure,
-                volume=[opening.open(path) for path in volume],
+                volume=[opening.open(path, plane=sliced) for path in volume],
                 labels=[opening.open(path) for path in labels] if labels else None,
-                label_values=label_values,
                 target=parse_target(target),
                 outputs=None if outputs is None else find_function(outputs),
                 tolerance=tolerance,
@@ -156,10 +162,9 @@ def audit(
                 mismatch_tolerance=mismatch_tolerance,
                 judged_share=judged_share,
                 precision=precision,
-                step=1 if step is None else step,
                 max_windows=max_windows,
                 seed=seed,
-                **asdict(scaling),
+                **read,
                 **asdict(computing),
             ),
             strategies=strategy or ["pretrained"],
@@ -173,3 +178,22 @@ def audit(
     failed = fail_on_bias and any(audit.verdict == "biased" for audit in audits)
     if failed or (require and any(audit.verdict not in ENOUGH[require] for audit in audits)):
         raise typer.Exit(1)
+
+
+def _of_source(
+    source: options.Source, *, network: dict[str, Any], read: dict[str, Any], strategy: list[str] | None
+) -> tuple[options.Network, dict[str, Any]]:
+    """Return the network to audit, and how it reads volumes: as its run did, unless an option says otherwise.
+
+    Args:
+        source: where the network comes from.
+        network: options of the network; None means the default.
+        read: options of reading volumes and labels, likewise.
+        strategy: the strategies asked for, which a run has settled.
+    """
+    from evenslice.training import locate_network, reading_options
+
+    spec, weights = locate_network(source.run, source.model, source.weights)
+    settled = {name: value for name, value in network.items() if name != "symmetrize"}
+    more = {} if source.run is None else {**settled, "strategy": strategy}
+    return options.Network(spec=spec, weights=weights, **network), reading_options(source.run, **read, **more)

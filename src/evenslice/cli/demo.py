@@ -20,7 +20,7 @@ def demo(
     from evenslice._core import staged_folder
     from evenslice.cli.comparison import AUDITS, RENDERED, write_results
     from evenslice.cli.demonstration import run_demo, train_demo
-    from evenslice.cli.tables import course_table
+    from evenslice.cli.study_tables import course_table
 
     with staged_folder(out, AUDITS + RENDERED, documents=AUDITS, force=output.force) as folder:
         audits = list(run_demo(seed=seed, command=command_line()))

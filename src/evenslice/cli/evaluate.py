@@ -1,6 +1,5 @@
 """evenslice evaluate: compare a network's answers with labels, and measure what disturbed slices cost."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,14 +31,8 @@ def evaluate(
             metavar="PATH",
         ),
     ] = None,
-    label_values: Annotated[
-        Sequence[int] | None,
-        options.volume(
-            "Label value of each class (default: that of the run, else 0,1,2 ...).",
-            metavar="V,V",
-            parser=options.parse_values,
-        ),
-    ] = None,
+    values: options.LabelValues,
+    plane: options.Plane = None,
     opening: options.Opening,
     scaling: options.Scaling,
     stress: Annotated[
@@ -65,6 +58,8 @@ def evaluate(
     from evenslice.cli.evaluation_tables import evaluation_tables
     from evenslice.inference import RESULT_FILES
 
+    if labels is None:
+        values.refuse()
     opened = opening.open(volume)
     opened_labels = None if labels is None else opening.open(labels)
     staged = (
@@ -78,7 +73,7 @@ def evaluate(
             opened,
             opened_labels,
             network={"step": step, "classes": classes, **asdict(inputs)},
-            read={"label_values": label_values, **asdict(scaling)},
+            read={"plane": plane, **asdict(values), **asdict(scaling)},
             measured={
                 "stress": stress,
                 "stress_slices": stress_slices,
@@ -116,7 +111,8 @@ def _evaluate(
     from evenslice._core import ConfigError, option
     from evenslice.inference import evaluate as evaluate_function, load_onnx
     from evenslice.neutralizing import symmetrize
-    from evenslice.training import load_segmenter
+    from evenslice.training import load_segmenter, reading_options
+    from evenslice.volumes import reslice
 
     run, spec, weights = source.run, source.model, source.weights
     if run is not None or spec != ONNX or weights is None:
@@ -126,5 +122,6 @@ def _evaluate(
     function: Any = load_onnx(weights, mean=network["mean"] or 0.0, std=network["std"] or 1.0)
     if network["symmetrize"] is not None:
         function = symmetrize(function, network["symmetrize"])
-    found = {"slices": network["slices"], "step": network["step"] or 1}
-    return evaluate_function(function, volume, labels, **found, **read, **measured)
+    found = {"slices": network["slices"], **reading_options(None, step=network["step"], **read)}
+    sliced = reslice(volume, found.pop("plane", "z"))
+    return evaluate_function(function, sliced, labels, **found, **measured)

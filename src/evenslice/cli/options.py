@@ -26,6 +26,8 @@ METHODS = (
 TARGETS = ("auto", "predicted", "labels", "sum")
 TIES = ("mirror", "uniform")
 CUTS = ("output", "encoder")
+PLANES = ("z", "y", "x")
+OTHERS = ("error", "background")
 DTYPES = ("auto", "bfloat16", "float32")
 
 MODEL_HELP = (
@@ -127,6 +129,14 @@ def check_seed(seed: int) -> int:
 
 
 Classes = Annotated[int | None, network("Output classes (default: as in the weights, else 2).", metavar="N")]
+Tie = Annotated[
+    str | None,
+    network(
+        "Tie the kernels so that training keeps the symmetry: mirror or uniform.",
+        metavar="TIE",
+        autocompletion=lambda: TIES,
+    ),
+]
 Step = Annotated[int | None, network("Distance between the slices of a window (default: 1).", metavar="N")]
 Seed = Annotated[int, computing("Random seed.", metavar="N", callback=check_seed)]
 Device = Annotated[
@@ -191,7 +201,8 @@ class Source:
     model: Annotated[
         str | None,
         network(
-            f"{MODEL_HELP}; instead of --run, or beside it to confirm the function that the run names. For evaluate also onnx.",
+            f"{MODEL_HELP}; instead of --run, or beside it to confirm the function that the run names. Audits and "
+            "evaluate also take onnx.",
             metavar="SPEC",
         ),
     ] = None
@@ -202,17 +213,10 @@ class Source:
 class Network(Input):
     """A network; fields are named as the arguments of ``load_network``."""
 
-    spec: Annotated[str, network(f"{MODEL_HELP}; for audits also onnx.", "--model", metavar="SPEC")]
-    weights: Annotated[str, network(f"{WEIGHTS_HELP}; for onnx the .onnx file.", metavar="W")]
+    spec: Annotated[str, network(f"{MODEL_HELP}.", "--model", metavar="SPEC")]
+    weights: Annotated[str, network(f"{WEIGHTS_HELP}.", metavar="W")]
     classes: Classes = None
-    tie: Annotated[
-        str | None,
-        network(
-            "Tie the kernels so that training keeps the symmetry: mirror or uniform.",
-            metavar="TIE",
-            autocompletion=lambda: TIES,
-        ),
-    ] = None
+    tie: Tie = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,11 +238,59 @@ class Opening:
         int, volume("Resolution level of a multiscale volume; 0 is the finest.", metavar="N")
     ] = 0
 
-    def open(self, path: str) -> "Volume":
-        """Open a volume with these options."""
+    def open(self, path: str, *, plane: str | None = None) -> "Volume":
+        """Open a volume with these options, sliced along an axis."""
         from evenslice.volumes import open_volume
 
-        return open_volume(path, axes=self.axes, select=dict(self.select or ()), level=self.level)
+        return open_volume(
+            path, axes=self.axes, select=dict(self.select or ()), level=self.level, plane=plane
+        )
+
+
+Plane = Annotated[
+    str | None,
+    volume(
+        "Axis of the file along which slices follow one another: z, y or x (default: that of the run, else z).",
+        metavar="AXIS",
+        autocompletion=lambda: PLANES,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelValues:
+    """What the values of labels mean; fields are named as the arguments of ``audit`` and ``evaluate``."""
+
+    label_values: Annotated[
+        Sequence[int] | None,
+        volume(
+            "Label value of each class (default: that of the run, else 0,1,2 ...).",
+            metavar="V,V",
+            parser=parse_values,
+        ),
+    ] = None
+    other_labels: Annotated[
+        str | None,
+        volume(
+            "What all other values are: error, or background, which is class 0 (default: that of the run, else error).",
+            metavar="WHAT",
+            autocompletion=lambda: OTHERS,
+        ),
+    ] = None
+    ignore_label: Annotated[
+        int | None,
+        volume("Label value of voxels that do not count in scores (default: that of the run).", metavar="V"),
+    ] = None
+
+    def refuse(self) -> None:
+        """Raise ConfigError if an option is given although there are no labels."""
+        from evenslice._core import ConfigError, option
+
+        for field in fields(self):
+            if getattr(self, field.name) is not None:
+                raise ConfigError(
+                    f"{option(field.name)}: has no effect without {option('labels')}; give both"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:
 
 def show_study(summary: Mapping[str, Any], out: Path, *, json: bool) -> None:
     """Print the summary of a study."""
-    from evenslice.cli.tables import study_tables
+    from evenslice.cli.study_tables import study_tables
 
     show(summary, *study_tables(summary), f"results: {out / 'results.csv'}", *_report(out), json=json)
 

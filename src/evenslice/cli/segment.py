@@ -16,6 +16,7 @@ def segment(
     classes: options.Classes = None,
     step: options.Step = None,
     volume: Annotated[str, options.volume(f"Volume to segment: {options.VOLUME_HELP}.", metavar="PATH")],
+    plane: options.Plane = None,
     opening: options.Opening,
     scaling: options.Scaling,
     computing: options.Computing,
@@ -47,6 +48,7 @@ def segment(
             source.weights,
             step=step,
             classes=classes,
+            plane=plane,
             **asdict(inputs),
             **asdict(scaling),
         )

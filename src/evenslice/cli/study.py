@@ -14,7 +14,9 @@ def study(
     *,
     config: Annotated[
         Path,
-        typer.Argument(metavar="CONFIG.yaml", help="Strategies, networks, data sets and seeds to combine."),
+        typer.Argument(
+            metavar="CONFIG.yaml", help="Strategies, networks, data sets, folds and seeds to combine."
+        ),
     ],
     cluster: options.Cluster,
     out: Annotated[Path, options.output("Folder for runs, results and report.", metavar="DIR")],
@@ -22,15 +24,19 @@ def study(
 ) -> None:
     """Compare strategies on your data: train, test and audit each; skip runs that are finished."""
     from evenslice._core import load_config, printable, without_secrets
-    from evenslice.cli.tables import run_line
+    from evenslice.cli.study_tables import run_line
     from evenslice.studying import StudyConfig, study as run_study
 
+    study_config = load_config(config, StudyConfig)
+    folded = [data.name for data in study_config.datasets if data.folds is not None]
     summary = run_study(
-        load_config(config, StudyConfig),
+        study_config,
         out,
         workers=cluster.workers,
         scheduler=cluster.scheduler,
-        on_finished=lambda *progress: typer.echo(printable(without_secrets(run_line(*progress))), err=True),
+        on_finished=lambda *progress: typer.echo(
+            printable(without_secrets(run_line(*progress, folded=folded))), err=True
+        ),
     )
     show_study(summary, out, json=json)
     if summary["failed"]:

@@ -15,24 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from evenslice.auditing import Audit, Survey
+    from evenslice.inference import Exported
     from evenslice.neutralizing import Record
-    from evenslice.results import PairBias, StudyRun
-    from evenslice.studying import RunOutcome
+    from evenslice.results import PairBias
     from evenslice.volumes import VolumeInfo
 
 __all__ = [
     "audit_table",
-    "course_table",
+    "export_table",
+    "failed_table",
     "info_table",
+    "new_table",
     "record_table",
-    "run_line",
     "run_table",
-    "study_tables",
     "survey_tables",
+    "without_zero",
 ]
 
 VERDICT_STYLES = {
@@ -53,7 +51,7 @@ def audit_table(audits: Sequence[Audit]) -> Table:
     second = {audit.statistics.second_opinion.method for audit in audits if audit.statistics.second_opinion}
     headings = [_by_method(methods, place) for methods, place in ((first, "first"), (second, "second"))]
     columns = ("network", "verdict,\ndecided by", *headings, "C,\nanswer", "E,\nuse")
-    table = _table("attention, answer and use", *columns)
+    table = new_table("attention, answer and use", *columns)
     table.collapse_padding, table.pad_edge = True, False
     for column in table.columns[1:]:
         column.no_wrap = True
@@ -165,6 +163,24 @@ def record_table(record: Record, out: Path) -> Table:
     return table
 
 
+def export_table(written: Exported) -> Table:
+    """Return what was exported, one entry in each row."""
+    table = _facts(str(written.folder))
+    table.add_row("files", ", ".join(written.files))
+    table.add_row("slices", str(written.slices))
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (written.mean, written.std))
+    table.add_row("scaling of a slice", f"(slice - {mean}) / {std}")
+    if written.difference is None:
+        table.add_row("weights", "the same bits")
+        return table
+    size = (
+        f"multiples of {written.multiple}" if written.tile is None else "{} x {} only".format(*written.tile)
+    )
+    table.add_row("windows", f"{size} pixels")
+    table.add_row("largest difference", f"{written.difference:.1e} of the largest output, by onnxruntime")
+    return table
+
+
 def run_table(result: Mapping[str, Any], out: Path) -> Table:
     """Return the result of a training run, one entry in each row."""
     table = _facts(str(out))
@@ -191,47 +207,13 @@ def run_table(result: Mapping[str, Any], out: Path) -> Table:
     return table
 
 
-def run_line(outcome: RunOutcome, count: int, total: int) -> str:
-    """Return the result of a run of a study in one line."""
-    place = f"{count}/{total} {outcome.dataset}, {outcome.architecture}, {outcome.arm}, seed {outcome.seed}"
-    if outcome.status == "failed":
-        return f"{place}: failed: {outcome.error}"
-    figures = " ".join(
-        f"{title} {value:{form}}"
-        for value, title, form in ((outcome.dice, "Dice", ".3f"), (outcome.directional_bias, "D_m", "+.4f"))
-        if value is not None
-    )
-    return f"{place}: {figures} in {outcome.seconds:.0f} s"
-
-
-def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield a table of the arms for each data set and architecture, and one of the runs that failed.
-
-    "no worse" means that the loss of Dice against the baseline is below the margin, "not shown" that it may not be.
-    """
-    for comparison in summary["comparisons"]:
-        title = f"{comparison['dataset']}, {comparison['architecture']}: means over seeds with 95 % intervals"
-        difference = f"Dice minus\n{summary['baseline']}"
-        table = _table(title, "arm", "n", "Dice", difference, "D_m", "bias\nremoved")
-        table.show_lines = True
-        for arm in comparison["arms"]:
-            table.add_row(*_arm_cells(arm))
-        yield table
-    if summary["failed"]:
-        failed = [
-            (f"{run['dataset']}, {run['architecture']}, {run['arm']}, seed {run['seed']}", run["error"])
-            for run in summary["failed"]
-        ]
-        yield _failed_table("failed; repeat the command to retry", "run", failed)
-
-
 def survey_tables(survey: Survey) -> Iterator[Table]:
     """Yield a table of the networks of a survey, one in each row, and one of those that failed; the first fits 80 columns.
 
     Energy is that of each channel of the stem; "chromatic" is the part of it to which a gray image does not contribute.
     """
     columns = ("network", "energy\nR G B", "chro-\nmatic", "shares", "D_m", "mirror\nerror")
-    table = _table("colour balance and slice bias", *columns)
+    table = new_table("colour balance and slice bias", *columns)
     for column in table.columns:
         column.no_wrap = column.header not in {"network", "shares"}
     for item in survey.measured:
@@ -257,55 +239,15 @@ def survey_tables(survey: Survey) -> Iterator[Table]:
         )
     yield table
     if survey.failed:
-        yield _failed_table("failed", "network", [(item.spec, item.error) for item in survey.failed])
+        yield failed_table("failed", "network", [(item.spec, item.error) for item in survey.failed])
 
 
-def course_table(runs: Sequence[StudyRun]) -> Table:
-    """Return one row for each run of a study: Dice and bias at the start and at the end of the training."""
-    table = _table("training", "start", "validation Dice", "test Dice", "D_m")
-    for run in runs:
-        table.add_row(
-            run.arm,
-            _course(run.curves.get("validation_dice"), ".3f"),
-            _without_zero(f"{run.metrics['dice']:.3f}"),
-            _course(run.curves.get("directional_bias"), "+.3f"),
-        )
-    return table
-
-
-def _course(values: NDArray[np.float64] | None, form: str) -> str:
-    """Format the first and the last logged value."""
-    known = [] if values is None else [value for value in values.tolist() if not math.isnan(value)]
-    return _without_zero(f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}") if known else "none"
-
-
-def _arm_cells(arm: Mapping[str, Any]) -> Iterator[str]:
-    yield arm["arm"]
-    yield str(len(arm["seeds"]))
-    yield _estimate(arm["figures"]["dice"], ".3f")
-    test = arm.get("non_inferiority", {"holds": None})
-    found = "" if test["holds"] is None else "no worse" if test["holds"] else "not shown"
-    difference = _estimate(arm["differences"]["dice"], "+.3f") if "differences" in arm else ""
-    yield difference + (f"\n{found}, p = {test['p']:.2g}" if found else "")
-    yield _estimate(arm["figures"]["directional_bias"], "+.3f")
-    removed = arm.get("bias_removed")
-    yield _estimate(removed, ".0%") if isinstance(removed, dict) and removed["estimate"] is not None else ""
-
-
-def _failed_table(title: str, what: str, failed: Sequence[tuple[str, str]]) -> Table:
+def failed_table(title: str, what: str, failed: Sequence[tuple[str, str]]) -> Table:
     """Return a name and an error in each row."""
-    table = _table(title, what, "error")
+    table = new_table(title, what, "error")
     for name, error in failed:
         table.add_row(name, error)
     return table
-
-
-def _estimate(interval: Mapping[str, float | None], form: str) -> str:
-    """Format an estimate and, below it, its interval, if they exist; without the zeros before the points."""
-    estimate, low, high = (interval[name] for name in ("estimate", "low", "high"))
-    if estimate is None:
-        return "none"
-    return _without_zero(f"{estimate:{form}}" + ("" if low is None else f"\n[{low:{form}}, {high:{form}}]"))
 
 
 def _extent(audit: Audit) -> str:
@@ -323,12 +265,13 @@ def _short(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
-def _without_zero(text: str) -> str:
+def without_zero(text: str) -> str:
     """Remove the zeros before decimal points."""
     return re.sub(r"\b0\.", ".", text)
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """Return a table without rows."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in columns:
         table.add_column(column, overflow="fold")

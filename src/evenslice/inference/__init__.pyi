@@ -2,6 +2,8 @@ from .black_boxes import BlackBox as BlackBox
 from .depthwise import keep_depthwise_exact as keep_depthwise_exact
 from .evaluation import evaluate as evaluate
 from .evaluation_result import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation
+from .exporting.description import ModelCard as ModelCard
+from .exporting.export import Exported as Exported, export as export
 from .onnx_networks import OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
 from .prediction import class_logits as class_logits, predict as predict
 from .ready_network import (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from evenslice._core import ConfigError, VolumeError, option, package_versions
+from evenslice._core import ConfigError, option, package_versions
 from evenslice.inference.black_boxes import BlackBox
 from evenslice.inference.evaluation_result import EvaluatedVolume, Evaluation
 from evenslice.inference.plans import try_network
@@ -30,6 +30,7 @@ from evenslice.volumes import (
     class_volume,
     fingerprint,
     fit_scaling,
+    open_labels,
     open_volume,
 )
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from evenslice.inference.metrics import Scores
     from evenslice.inference.prediction import Network
     from evenslice.results import Stress
-    from evenslice.volumes import Scaling
 
     VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
     Function: TypeAlias = Callable[[Any], Any]
@@ -63,6 +63,8 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     slices: int | None = None,
     step: int = 1,
     label_values: Sequence[int] | None = None,
+    other_labels: str = "error",
+    ignore_label: int | None = None,
     intensity: tuple[float, float] | None = None,
     fill: float | None = None,
     surfaces: bool = True,
@@ -91,6 +93,8 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
         step: distance between the slices of a window.
         label_values: the value of each class in the labels; by default 0, 1, 2 ...
+        other_labels: what all other values in the labels are: an "error", or "background", which is class 0.
+        ignore_label: the value of voxels that do not count in the scores.
         intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
         fill: the voxel value that replaces NaN and infinity.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
@@ -125,10 +129,13 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             f"nothing to compare the answers with; give {option('labels')}, or {option('stress')}, which "
             "compares with the intact answer"
         )
+    if labels is None and (other_labels != "error" or ignore_label is not None):
+        name = "other_labels" if ignore_label is None else "ignore_label"
+        raise ConfigError(f"{option(name)}: has no effect without labels; give {option('labels')}")
     if stress_slices < 1:
         raise ConfigError(f"{option('stress_slices', stress_slices)}: must be at least 1")
     volume = open_volume(volume)
-    stored = None if labels is None else _open_labels(labels, volume)
+    stored = None if labels is None else open_labels(labels, volume)
     ready, slices = _make_ready(model, slices, device, dtype)
     tile = tile or choose_tile(ready, volume.shape[1:])
     classes, _ = try_network(ready, slices, tile)
@@ -154,7 +161,21 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     else:
         scores = score_parts(
             ready,
-            [_labelled(volume, stored, scaling, _check_values(label_values, classes), classes)],
+            [
+                LabelledVolume(
+                    volume.path,
+                    volume,
+                    class_volume(
+                        stored,
+                        classes,
+                        _check_values(label_values, classes),
+                        others=other_labels,
+                        ignore=ignore_label,
+                    ),
+                    scaling,
+                    ClassIndex(np.zeros(classes, np.int64), ()),  # all slices are predicted: none is chosen
+                )
+            ],
             classes=classes,
             centres=[range(len(volume))],
             surfaces=surfaces,
@@ -198,16 +219,6 @@ def _make_ready(
     return BlackBox(model, device=device, dtype=dtype), slices or getattr(model, "slices", None) or 3
 
 
-def _open_labels(labels: VolumeLike, volume: Volume) -> Volume:
-    opened = open_volume(labels)
-    if opened.shape != volume.shape:
-        raise VolumeError(
-            f"{opened.path}: labels of shape {opened.shape} do not fit {volume.path} of shape {volume.shape}; "
-            "the two must be equal"
-        )
-    return opened
-
-
 def _check_values(values: Sequence[int] | None, classes: int) -> Sequence[int] | None:
     if values is not None and (len(values) != classes or len(set(values)) < classes):
         raise ConfigError(
@@ -215,10 +226,3 @@ def _check_values(values: Sequence[int] | None, classes: int) -> Sequence[int] |
             "of the network"
         )
     return values
-
-
-def _labelled(
-    volume: Volume, stored: Volume, scaling: Scaling, values: Sequence[int] | None, classes: int
-) -> LabelledVolume:
-    index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted, so none has to be chosen
-    return LabelledVolume(volume.path, volume, class_volume(stored, classes, values), scaling, index)

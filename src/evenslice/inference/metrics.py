@@ -249,8 +249,10 @@ def object_scores(labels: ArrayLike, predicted: ArrayLike) -> tuple[float, float
 def confusion_matrix(
     truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
 ) -> NDArray[np.int64]:
-    """Count pixels by class (row) and predicted class (column)."""
-    pairs = np.bincount((truth * classes + predicted).ravel(), minlength=classes**2)
+    """Count pixels by class (row) and predicted class (column); those of no class are left out."""
+    pairs = truth * classes + predicted
+    counted = pairs[truth >= 0] if truth.min(initial=0) < 0 else pairs.ravel()
+    pairs = np.bincount(counted, minlength=classes**2)
     return pairs.reshape(classes, classes)
 
 

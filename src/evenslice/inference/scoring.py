@@ -228,9 +228,11 @@ def _compare(
     kept = np.empty((2, *volume.shape) if surfaces else 0, np.min_scalar_type(classes - 1))
     confusion = np.zeros((classes, classes), np.int64)
     objects = []
-    for z, predicted in answers:
-        truth = part.labels[z]
-        confusion += confusion_matrix(truth, predicted, classes)
+    for z, answer in answers:
+        labels = part.labels[z]
+        confusion += confusion_matrix(labels, answer, classes)
+        # What is ignored is no object, and has no surface but where it cuts one off.
+        truth, predicted = np.maximum(labels, 0), np.where(labels < 0, 0, answer)
         if boundaries:
             objects.append(object_scores(truth == 1, predicted == 1))
         if surfaces:

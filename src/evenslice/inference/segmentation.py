@@ -11,6 +11,7 @@ process and on a Dask cluster; see ``evenslice.inference.segmentation_job``.
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, OutputError, VolumeError, progress_bar
@@ -26,6 +27,7 @@ from evenslice.volumes import (
     fit_scaling,
     open_complete,
     open_volume,
+    reslice,
     write_channels,
     write_volume,
 )
@@ -69,7 +71,8 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     Args:
         model: maps (batch, slices, y, x) to logits (batch, classes, y, x). The record that ``neutralize`` left on it
             says how slices are scaled.
-        volume: the volume to segment.
+        volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
+            the output is written in the order of the file.
         out: the output file, OME-Zarr folder or its ``s3://`` address; the suffix gives the format, see
             ``evenslice.volumes.write.writer``.
         slices: N, odd; by default the number that ``neutralize`` recorded, else 3.
@@ -142,7 +145,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         clear(job.root)
     if job.values:
         return open_volume(out)
-    return _open_channel(out, classes - 1, volume.shape)
+    return _open_channel(out, classes - 1, reslice(volume, "z").shape)
 
 
 def _check_values(values: Sequence[int] | None, classes: int) -> tuple[int, ...]:
@@ -158,6 +161,7 @@ def _check_values(values: Sequence[int] | None, classes: int) -> tuple[int, ...]
 def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool | None) -> None:
     """Write the output from the staging folder."""
     total = job.volume.size * (1 if job.values else job.classes)
+    like = reslice(job.volume, "z")
     with progress_bar("write", total, "voxels", show=progress) as advance:
         written = 0
 
@@ -167,12 +171,19 @@ def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool
             written = count
 
         if job.values:
-            write_volume(
-                open_complete(job.array), out, like=job.volume, labels=True, force=force, progress=report
-            )
+            array = _in_order_of_file(open_complete(job.array), job)
+            write_volume(array, out, like=like, labels=True, force=force, progress=report)
         else:
-            channels = [open_complete(job.array, select={"c": number}) for number in range(job.classes)]
-            write_channels(channels, out, like=job.volume, force=force, progress=report)
+            channels = [
+                _in_order_of_file(open_complete(job.array, select={"c": number}), job)
+                for number in range(job.classes)
+            ]
+            write_channels(channels, out, like=like, force=force, progress=report)
+
+
+def _in_order_of_file(array: Volume, job: Job) -> Volume:
+    """Return an array of the staging folder, whose slices are those of the job, in the order of the volume's file."""
+    return reslice(replace(array, plane=job.volume.plane), "z")
 
 
 def _open_channel(path: str | os.PathLike[str], number: int, shape: tuple[int, int, int]) -> Volume:

@@ -25,6 +25,8 @@ __all__ = ["Filled", "State", "differing_sizes", "fill_network", "without_head"]
 PREFIXES = ("model.", "module.", "net.", "_orig_mod.")
 # Where segmentation networks keep a backbone: the whole network, smp, smp with timm, timm's feature getter, torchvision.
 BACKBONES = ("encoder.", "encoder.model.", "encoder.model.model.", "backbone.")
+# How the key of a tied weight ends: `neutralize` ties by a parametrization of PyTorch.
+_TIED = "parametrizations.weight.original"
 # What may stay random if the state dict is of the backbone alone.
 HEADS = frozenset(
     {"classifier", "decoder", "fc", "fc_norm", "head", "head_dist", "heads", "pre_logits"}
@@ -80,6 +82,12 @@ def fill_network(model: nn.Module, state: State, *, source: str, target: str) ->
             model.load_state_dict({**network, **view.tensors()})
             return Filled(random=view.random(network), unused=view.unused())
     closest = max(views, key=lambda view: len(view.common))
+    tied = next((key for key in closest.unexpected if key.endswith(_TIED)), None)
+    if tied is not None:
+        raise ModelError(
+            f"{source} does not fit {target}: it was saved while a weight was tied ({_shown(tied)}); call "
+            "evenslice.untie(model) before torch.save, or save the network with evenslice.save_network"
+        )
     raise ModelError(f"{source} does not fit {target}: {closest.difference()}")
 
 

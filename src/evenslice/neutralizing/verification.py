@@ -64,8 +64,11 @@ class Border:
         if not len(old) or output[: len(old)].shape != old.shape or not _fits(self.inside, old):
             return output
         patched = output.clone()
-        for images in patched.split(IMAGES * len(old)):  # twice as many where mirrors are appended
-            images[: len(old)] = torch.where(self.inside, images[: len(old)], old)
+        for start in range(
+            0, len(patched), IMAGES * len(old)
+        ):  # twice as many images where mirrors are appended
+            gray = patched[start : start + len(old)]
+            gray.copy_(torch.where(self.inside, gray, old))
         return patched
 
 

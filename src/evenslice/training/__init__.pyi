@@ -7,7 +7,11 @@ from .config import (
     default_yaml as default_yaml,
 )
 from .data import fingerprints as fingerprints, open_data as open_data
-from .data_config import DataConfig as DataConfig, LabelledFiles as LabelledFiles
+from .data_config import (
+    DataConfig as DataConfig,
+    LabelledFiles as LabelledFiles,
+    VolumeFile as VolumeFile,
+)
 from .monitor import AsymmetryMonitor as AsymmetryMonitor
 from .option_types import (
     SlicesOption as SlicesOption,
@@ -16,6 +20,12 @@ from .option_types import (
     WeightsOption as WeightsOption,
     check_strategy as check_strategy,
 )
+from .retesting import retest as retest
 from .run_folder import MOVABLE as MOVABLE, RunFolder as RunFolder, flat_options as flat_options
-from .segmenter import load_segmenter as load_segmenter, locate_network as locate_network
+from .segmenter import (
+    load_segmenter as load_segmenter,
+    locate_network as locate_network,
+    reading_options as reading_options,
+)
+from .slice_windows import SliceWindows as SliceWindows
 from .trainer import train as train

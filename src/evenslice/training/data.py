@@ -3,7 +3,7 @@
     data = open_data(config.data, config.model)
     part = data.test[0]
     part.volume.shape == part.labels.shape      only the slices of this part, the first at index 0
-    part.labels[3]                              the class of each voxel, 0 to classes - 1
+    part.labels[3]                              the class of each voxel, 0 to classes - 1, or IGNORED
 
 A part is a separate ``LabelledVolume``: windows at its ends are filled from its own slices and never see those of
 another part.
@@ -29,7 +29,7 @@ from evenslice.volumes import (
     find_nonfinite,
     fingerprint,
     fit_scaling,
-    hold_in_memory,
+    hold_small,
     index_classes,
     is_address,
     open_volume,
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     from evenslice.volumes import ClassIndex
 
 __all__ = ["Data", "fingerprints", "open_data"]
-
-IN_MEMORY = 2**30
-"""Largest total size in bytes of images and labels that are kept in memory."""
 
 POSITIONS = 2**18
 """Number of voxel positions kept for each foreground class, over all training parts."""
@@ -159,9 +156,9 @@ def _open_pairs(config: DataConfig) -> list[_Draft]:
 def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) -> _Draft:
     root = config.root or Path()
     with _at(f"{place}.image"):
-        volume = _open(root, pair.image, spacing=pair.spacing, unit=pair.unit)
+        volume = _open(root, pair.image, spacing=pair.spacing, unit=pair.unit, plane=config.plane)
     with _at(f"{place}.labels"):
-        labels = _open(root, pair.labels)
+        labels = _open(root, pair.labels, plane=config.plane)
     if volume.shape != labels.shape:
         raise VolumeError(
             f"{place}: {volume.path} has the shape {volume.shape} and {labels.path} {labels.shape}; "
@@ -274,17 +271,20 @@ def _held_out(draft: _Draft) -> _Draft:
 
 
 def _load(drafts: list[_Draft]) -> list[_Draft]:
-    """Read small data sets into memory: random crops of compressed files are slow."""
-    if sum(draft.volume.nbytes + draft.labels.nbytes for draft in drafts) > IN_MEMORY:
-        return drafts
-    return [
-        replace(draft, volume=hold_in_memory(draft.volume), labels=hold_in_memory(draft.labels))
-        for draft in drafts
-    ]
+    """Read small data sets into memory."""
+    held = iter(hold_small([volume for draft in drafts for volume in (draft.volume, draft.labels)]))
+    return [replace(draft, volume=next(held), labels=next(held)) for draft in drafts]
 
 
 def _with_classes(draft: _Draft, config: DataConfig) -> _Draft:
-    return replace(draft, labels=class_volume(draft.labels, config.classes, config.label_values))
+    classes = class_volume(
+        draft.labels,
+        config.classes,
+        config.label_values,
+        others=config.other_labels,
+        ignore=config.ignore_label,
+    )
+    return replace(draft, labels=classes)
 
 
 def _index(draft: _Draft, config: DataConfig, seed: int) -> ClassIndex:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  # pydantic reads the annotations at run time
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from evenslice._core import Section, needs_extra
+from evenslice._core import ConfigError, Section, needs_extra
+from evenslice.training.nnunet import nnunet_options
 from evenslice.training.option_types import FileOption, config_folder
 
 with needs_extra("train", "a configuration"):
@@ -19,7 +20,7 @@ with needs_extra("train", "a configuration"):
         model_validator,
     )
 
-__all__ = ["DataConfig", "LabelledFiles", "VolumeFile"]
+__all__ = ["DataConfig", "LabelledFiles", "NnunetFolder", "VolumeFile"]
 
 
 class VolumeFile(Section):
@@ -65,12 +66,31 @@ class LabelledFiles(Section):
         return slices
 
 
+class NnunetFolder(Section):
+    """A data set in nnU-Net's raw format; the path alone is enough if there is one channel."""
+
+    path: Path = Field(description="Folder with dataset.json, imagesTr and labelsTr.")
+    channel: int | None = Field(default=None, ge=0, description="Which image of each case to read, from 0.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _from_path(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        return handler(value if isinstance(value, dict | cls) else {"path": value})
+
+
 class DataConfig(Section):
     """A data set: pairs of images and labels for training, validation and testing."""
 
     name: str = Field(default="data", min_length=1, description="Name of the data set in results.")
     root: Path | None = Field(
         default=None, description="Folder of relative paths; by default that of this file."
+    )
+    nnunet: NnunetFolder | None = Field(
+        default=None,
+        description=(
+            "Instead of pairs, the folder of a data set in nnU-Net's raw format: train, test if there are labelsTs, "
+            "classes, label_values and ignore_label are then those of its files, unless given here."
+        ),
     )
     train: tuple[LabelledFiles, ...] = Field(description="Pairs of image and labels for training.")
     validation: tuple[LabelledFiles, ...] = Field(
@@ -92,6 +112,18 @@ class DataConfig(Section):
     label_values: tuple[int, ...] | None = Field(
         default=None,
         description="Voxel value of each class in the label files, such as [0, 255]; by default 0, 1, 2 ...",
+    )
+    other_labels: Literal["error", "background"] = Field(
+        default="error",
+        description="What values of no class are: an error, or background, which is class 0.",
+    )
+    ignore_label: int | None = Field(
+        default=None,
+        description="Value of voxels that count neither in the loss nor in scores, such as 255; null if all count.",
+    )
+    plane: Literal["z", "y", "x"] = Field(
+        default="z",
+        description="Axis along which slices follow one another; ranges of slices count along it.",
     )
     boundaries: bool = Field(
         default=False,
@@ -131,6 +163,14 @@ class DataConfig(Section):
             raise ValueError(f"give a different value for each of the {classes} classes")
         return values
 
+    @field_validator("ignore_label")
+    @classmethod
+    def _of_no_class(cls, ignored: int | None, info: ValidationInfo) -> int | None:
+        values = info.data.get("label_values") or range(info.data.get("classes", 2))
+        if ignored in values:
+            raise ValueError("is the value of a class; give one that is of none")
+        return ignored
+
     @field_validator("boundaries")
     @classmethod
     def _of_two_classes(cls, boundaries: bool, info: ValidationInfo) -> bool:
@@ -143,6 +183,20 @@ class DataConfig(Section):
     def _default_root(
         cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
     ) -> Self:
-        if isinstance(value, dict) and info.context and value.get("root") is None:
+        if isinstance(value, dict) and value.get("nnunet") is not None:
+            value = _of_nnunet(value, info)
+        elif isinstance(value, dict) and info.context and value.get("root") is None:
             value = {**value, "root": "."}
         return handler(value)
+
+
+def _of_nnunet(values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Replace the folder of a data set of nnU-Net by what it stands for."""
+    given = NnunetFolder.model_validate(values["nnunet"], context=info.context)
+    above = Path(values.get("root") or "").expanduser()
+    folder = (config_folder(info) / above / given.path.expanduser()).absolute()
+    try:
+        found = nnunet_options(folder, given.channel)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error  # pydantic adds the place
+    return {**found, **{name: value for name, value in values.items() if name != "nnunet"}, "root": folder}

@@ -81,7 +81,16 @@ class SegmentationLoss(nn.Module):
         )
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar loss of logits (batch, channels, y, x) and classes (batch, y, x)."""
+        """Return the scalar loss of logits (batch, channels, y, x) and classes (batch, y, x).
+
+        Pixels below 0, ``IGNORED``, do not count; without any other, the loss is 0.
+        """
+        counted = labels >= 0
+        if not bool(counted.all()):
+            if not bool(counted.any()):
+                return scores.sum() * 0
+            # Dice and cross entropy are sums over all pixels of the batch, wherever they are.
+            scores, labels = scores.movedim(1, -1)[counted].T[None, :, None], labels[counted][None, None]
         target = labels[:, None].to(scores)
         if self.channels > 1:
             target = functional.one_hot(labels, self.channels).movedim(-1, 1).to(scores)

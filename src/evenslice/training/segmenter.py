@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
-from evenslice.inference import Evaluation, evaluate, segment
+from evenslice.inference import Evaluation, Exported, evaluate, export, segment
 from evenslice.networks import parse_specification
 from evenslice.neutralizing import load_network
+from evenslice.volumes import reslice
 
 if TYPE_CHECKING:
     import os
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from evenslice.networks import ModelSource
     from evenslice.training.config import TrainConfig
     from evenslice.volumes import Volume
 
-__all__ = ["Segmenter", "load_segmenter", "locate_network"]
+__all__ = ["Segmenter", "load_segmenter", "locate_network", "reading_options"]
 
-READ = ("intensity", "fill", "label_values")
+BUILT = ("slices", "classes", "mean", "std")
+"""Options of ``load_network`` that a run determines."""
+
+LABELS = ("label_values", "other_labels", "ignore_label")
+"""Options that say what the values of labels mean."""
+
+READ = ("intensity", "fill", *LABELS, "plane")
 """Options that say how a volume and its labels are read."""
 
 
@@ -35,18 +43,29 @@ class Segmenter:
     intensity: tuple[float, float] | None = None
     fill: float | None = None
     label_values: tuple[int, ...] | None = None
+    other_labels: str = "error"
+    ignore_label: int | None = None
+    plane: str = "z"
+    source: ModelSource | None = None
 
     def segment(self, volume: Volume, out: str | os.PathLike[str], **options: Any) -> Volume:
         """Segment a volume; the other options are those of ``evenslice.segment``."""
-        return segment(self.network, volume, out, **self._own, **options)
+        return segment(self.network, reslice(volume, self.plane), out, **self._own, **options)
 
     def evaluate(self, volume: Volume, labels: Volume | None = None, **options: Any) -> Evaluation:
         """Evaluate the network on a volume; the other options are those of ``evenslice.evaluate``."""
-        return evaluate(self.network, volume, labels, **self._own, **options)
+        if labels is not None:
+            options |= {"other_labels": self.other_labels, "ignore_label": self.ignore_label}
+        return evaluate(self.network, reslice(volume, self.plane), labels, **self._own, **options)
+
+    def export(self, out: str | os.PathLike[str], **options: Any) -> Exported:
+        """Export the network for other programs; the other options are those of ``evenslice.export``."""
+        return export(self.network, out, source=self.source, **self._own, **options)
 
     @property
     def _own(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "network"}
+        """The options that all three have in common."""
+        return {name: getattr(self, name) for name in ("slices", "step", "intensity", "fill", "label_values")}
 
 
 def load_segmenter(
@@ -58,28 +77,46 @@ def load_segmenter(
         run: see ``locate_network``.
         spec: likewise.
         weights: likewise.
-        options: ``slices``, ``classes``, ``mean``, ``std`` and ``symmetrize`` of ``load_network``, and ``step``,
-            ``intensity``, ``fill`` and ``label_values`` of ``segment``; None means the default. With a run, only the
-            last three and ``symmetrize`` are allowed.
+        options: ``slices``, ``classes``, ``mean``, ``std`` and ``symmetrize`` of ``load_network``, and those of
+            ``reading_options``; None means the default. With a run, ``slices``, ``classes``, ``mean``, ``std`` and
+            ``step`` are not allowed.
 
     Raises:
         ConfigError: see ``locate_network``; or an option is given that the run determines.
         ModelError: the network cannot be loaded.
     """
-    spec, weights = locate_network(run, spec, weights)
-    given = {name: value for name, value in options.items() if value is not None}
-    read: dict[str, Any] = {name: given.pop(name) for name in READ if name in given}
+    at = options.pop("symmetrize", None)
+    built = {name: options.pop(name, None) for name in BUILT}
     if run is not None:
-        at = given.pop("symmetrize", None)
-        if given:
-            raise _determined(next(iter(given)), run)
-        network, record, _ = load_network(spec, weights, symmetrize=at)
-        config = _configuration(run)
-        read = {name: getattr(config.data, name) for name in READ} | read
-        return Segmenter(network, record.slices, config.model.step, **read)
-    step = given.pop("step", 1)
-    network, record, _ = load_network(spec, weights, **given)
-    return Segmenter(network, record.slices, step, **read)
+        _refuse_determined(run, **built, step=options.get("step"))
+    spec, weights = locate_network(run, spec, weights)
+    read = reading_options(run, **options)
+    network, record, source = load_network(spec, weights, symmetrize=at, **built)
+    return Segmenter(network, record.slices, source=source, **read)
+
+
+def reading_options(run: Path | None, **options: Any) -> dict[str, Any]:
+    """Return how a network reads volumes and their labels: as its run did, unless the user says otherwise.
+
+    Args:
+        run: the folder of the run of the network; None for a network without one.
+        options: ``step`` and the options ``READ``; None means the default. With a run, any option that is not one of
+            ``READ`` is refused.
+
+    Returns:
+        ``step`` and the options ``READ`` that have a value.
+
+    Raises:
+        ConfigError: an option is given that the run determines.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    read = {name: given.pop(name) for name in READ if name in given}
+    if run is None:
+        return {"step": given.get("step", 1), **read}
+    _refuse_determined(run, **given)
+    config = _configuration(run)
+    known = {name: value for name in READ if (value := getattr(config.data, name)) is not None}
+    return {"step": config.model.step, **known, **read}
 
 
 def locate_network(run: Path | None, spec: str | None, weights: str | None) -> tuple[str, str]:
@@ -106,6 +143,13 @@ def locate_network(run: Path | None, spec: str | None, weights: str | None) -> t
             f"no network given; give {option('run')}, or {option('model')} and {option('weights')}"
         )
     return spec, weights
+
+
+def _refuse_determined(run: Path, **given: Any) -> None:
+    """Raise ConfigError for the first option that is given although a run determines it."""
+    for name, value in given.items():
+        if value is not None:
+            raise _determined(name, run)
 
 
 def _determined(name: str, run: Path) -> ConfigError:

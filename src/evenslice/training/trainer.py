@@ -1,6 +1,6 @@
 """Train a segmenter of slice windows, from a configuration to the folder of a run.
 
-    result = train(load_config("train.yaml", TrainConfig), "run")
+    result = train("train.yaml", "run")
     result["dice"]["mean"]
 
 An epoch is the steps from one validation to the next. At its end the network is validated and a complete checkpoint
@@ -27,12 +27,21 @@ import torch
 from rich.console import Console
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice._core import EvensliceError, OutputError, json_text, needs_extra, staged_file, to_yaml
+from evenslice._core import (
+    EvensliceError,
+    OutputError,
+    as_config,
+    json_text,
+    needs_extra,
+    staged_file,
+    to_yaml,
+)
 from evenslice.inference import evaluate_parts, keep_depthwise_exact
 from evenslice.networks import check_stated_in_file, parse_specification
 from evenslice.neutralizing import load_network, save_network
 from evenslice.training.checkpoints import CheckpointFiles, SaveLast, unusable
-from evenslice.training.crops import CropData
+from evenslice.training.config import TrainConfig
+from evenslice.training.crop_batches import CropData
 from evenslice.training.data import open_data
 from evenslice.training.lightning_module import KeepBest, SegmentationModule, output_channels
 from evenslice.training.logs import is_first_process, run_loggers
@@ -50,13 +59,14 @@ with needs_extra("train", "training"):
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
 
     from torch import Tensor, nn
 
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
-    from evenslice.training.config import ModelConfig, TrainConfig
+    from evenslice.training.config import ModelConfig
     from evenslice.training.data import Data
     from evenslice.training.documents import TrainResult
     from evenslice.volumes import LabelledVolume
@@ -78,7 +88,7 @@ _IGNORED: tuple[tuple[str, type[Warning]], ...] = (
 
 
 def train(
-    config: TrainConfig,
+    config: TrainConfig | Mapping[str, Any] | str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     resume: bool = False,
@@ -92,7 +102,8 @@ def train(
     see ``RunFolder``. On several devices this function runs in each process that Lightning, torchrun or SLURM starts.
 
     Args:
-        config: the configuration of the run.
+        config: the configuration of the run, a YAML file, or a dict with the options of one; the paths in a dict are
+            relative to the working directory.
         out: the folder of the run.
         resume: continue the run in the folder, or start one if there is none; a finished run is not changed. On a CPU,
             the resulting network is identical to that of an uninterrupted run, bit for bit.
@@ -111,6 +122,7 @@ def train(
             function of an installed package.
         MissingExtraError: a package is missing.
     """
+    config = as_config(config, TrainConfig)
     check_stated_in_file(config.model.spec)
     run, first = RunFolder(Path(out).absolute()), is_first_process()
     if first and resume and run.result.exists() and run.has_begun(config, resume=True):

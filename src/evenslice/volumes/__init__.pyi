@@ -2,18 +2,24 @@ from .blocks import find_nonfinite as find_nonfinite, sample_voxels as sample_vo
 from .fingerprints import PARTIAL as PARTIAL, fingerprint as fingerprint, modified as modified
 from .info import VolumeInfo as VolumeInfo, describe_volume as describe_volume
 from .labels import (
+    IGNORED as IGNORED,
     ClassIndex as ClassIndex,
     LabelledVolume as LabelledVolume,
     class_volume as class_volume,
     index_classes as index_classes,
 )
-from .opening import open_complete as open_complete, open_volume as open_volume
+from .opening import (
+    open_complete as open_complete,
+    open_labels as open_labels,
+    open_volume as open_volume,
+)
 from .read.places import is_address as is_address
-from .scaling import Scaling as Scaling, fit_scaling as fit_scaling
+from .scaling import PERCENTILES as PERCENTILES, Scaling as Scaling, fit_scaling as fit_scaling
 from .templates import mni152 as mni152, mni152_path as mni152_path
-from .views import hold_in_memory as hold_in_memory, take_slices as take_slices
+from .views import hold_small as hold_small, reslice as reslice, take_slices as take_slices
 from .volume import Volume as Volume
 from .windows import (
+    Edge as Edge,
     WindowGrid as WindowGrid,
     fit_tile as fit_tile,
     slice_indices as slice_indices,

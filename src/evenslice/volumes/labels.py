@@ -1,17 +1,17 @@
 """Labels: the class of each voxel from the stored label values, and where each class is found.
 
-labels = class_volume(open_volume("mask.tif"), 2, [0, 255])
+labels = class_volume(open_volume("mask.tif"), 2, [0, 255], ignore=128)
 index = index_classes(labels, 2, keep=1000)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from evenslice._core import VolumeError, option
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.blocks import iterate_blocks
 from evenslice.volumes.views import map_voxels
 
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
 
-__all__ = ["ClassIndex", "LabelledVolume", "class_volume", "index_classes"]
+__all__ = ["IGNORED", "ClassIndex", "LabelledVolume", "OtherLabels", "class_volume", "index_classes"]
+
+IGNORED = -100
+"""The class number of voxels that count neither in a loss nor in scores; PyTorch's cross entropy leaves it out, too."""
+
+OtherLabels = Literal["error", "background"]
+"""What label values are that belong to no class: an error, or class 0."""
 
 _BLOCK_BYTES = 2**22
 
@@ -49,7 +55,7 @@ class LabelledVolume:
     Attributes:
         name: the image as the configuration names it, with the range of slices if it is part of a file.
         volume: the image, (z, y, x).
-        labels: the class of each of its voxels, int64, 0 to classes - 1.
+        labels: the class of each of its voxels, int64, 0 to classes - 1, or ``IGNORED``.
         scaling: the map from voxel values to 0..1.
         index: how often and where each class occurs.
     """
@@ -66,23 +72,49 @@ class LabelledVolume:
         return len(self.index.counts)
 
 
-def class_volume(stored: Volume, classes: int, values: Sequence[int] | None = None) -> Volume:
+def class_volume(
+    stored: Volume,
+    classes: int | None,
+    values: Sequence[int] | None = None,
+    *,
+    others: str = "error",
+    ignore: int | None = None,
+) -> Volume:
     """Return the volume of classes, 0 to ``classes`` - 1, of stored label values.
 
     Args:
         stored: label values, whole numbers of any data type.
-        classes: number of classes.
+        classes: number of classes; None for class numbers that are not checked.
         values: the stored value of each class; by default the classes themselves.
+        others: what all other values are: "error", or "background", which is class 0.
+        ignore: the stored value of voxels that do not count, whose class is ``IGNORED``; None if all count.
 
     Returns:
         A volume of int64, which raises VolumeError on reading any other value.
 
+    Raises:
+        ConfigError: ``others`` is neither, or has no classes to be other than; or the value to ignore is that of a class.
+
     Example:
         >>> from evenslice.volumes import open_volume
-        >>> class_volume(open_volume(np.array([[[0, 255]]], np.uint8)), 2, [0, 255])[0].tolist()
-        [[0, 1]]
+        >>> stored = open_volume(np.array([[[0, 255, 7]]], np.uint8))
+        >>> class_volume(stored, 2, [0, 255], ignore=7)[0].tolist()
+        [[0, 1, -100]]
+        >>> class_volume(stored, 2, [0, 7], others="background")[0].tolist()
+        [[0, 0, 1]]
     """
-    return map_voxels(stored, _ClassMap(stored.path, tuple(values or range(classes))), np.int64)
+    if others not in get_args(OtherLabels):
+        raise ConfigError(f"{option('other_labels', others)}: {did_you_mean(others, get_args(OtherLabels))}")
+    known = tuple(values or range(classes or 0))
+    if others == "background" and not known:
+        raise ConfigError(
+            f"{option('other_labels', others)}: others than which? give {option('label_values', [0, 5])}, too"
+        )
+    if ignore is not None and ignore in known:
+        raise ConfigError(
+            f"{option('ignore_label', ignore)}: is the value of class {known.index(ignore)}; give one that is of none"
+        )
+    return map_voxels(stored, _ClassMap(stored.path, known, others == "background", ignore), np.int64)
 
 
 @dataclass(frozen=True)
@@ -91,20 +123,42 @@ class _ClassMap:
 
     path: str
     values: tuple[int, ...]
+    lenient: bool = False
+    ignore: int | None = None
 
     def __call__(self, stored: NDArray[Any]) -> NDArray[np.int64]:
+        classes, known = self._classes(stored)
+        if self.ignore is not None:
+            ignored = stored == self.ignore
+            classes[ignored] = IGNORED
+            known = known | ignored
+        wrong = ~known
+        if self.lenient:
+            classes[wrong] = 0
+            # A fraction is no label at all, nor is NaN.
+            wrong = wrong & (np.floor(stored) != stored) if stored.dtype.kind == "f" else np.zeros_like(wrong)
+        if wrong.any():
+            raise self._wrong(stored[wrong].flat[0].item())
+        return classes
+
+    def _classes(self, stored: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the class of each value, and whether it has one."""
+        if not self.values:
+            return stored.astype(np.int64), np.ones(stored.shape, bool)
         order = np.argsort(self.values)
         rising = np.array(self.values)[order]
         place = np.searchsorted(rising, stored).clip(max=len(rising) - 1)
-        wrong = rising[place] != stored
-        if wrong.any():
-            value = stored[wrong].flat[0].item()
-            raise VolumeError(
-                f"{self.path}: holds the label value {value:g}, but the {len(rising)} classes have the values "
-                f"{', '.join(map(str, self.values))}; set {option('classes')} or {option('label_values', [0, 255])}"
-            )
         classes: NDArray[np.int64] = order[place]
-        return classes
+        return classes, rising[place] == stored
+
+    def _wrong(self, value: float) -> VolumeError:
+        if self.lenient:
+            return VolumeError(f"{self.path}: holds {value:g}, which is no label; labels are whole numbers")
+        return VolumeError(
+            f"{self.path}: holds the label value {value:g}, but the {len(self.values)} classes have the values "
+            f"{', '.join(map(str, self.values))}; set {option('classes')} or {option('label_values', [0, 255])}, or "
+            f"take others as {option('other_labels', 'background')}"
+        )
 
 
 def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> ClassIndex:
@@ -129,7 +183,7 @@ def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> 
     samples = [_Sample(keep if number else 0, random) for number in range(classes)]
     for block in iterate_blocks(labels, _BLOCK_BYTES):
         voxels = labels[block]
-        found = np.bincount(voxels.ravel(), minlength=classes)
+        found = np.bincount(voxels[voxels >= 0], minlength=classes)  # the others are ignored
         counts += found
         for number in np.flatnonzero(found):
             if samples[number].size:

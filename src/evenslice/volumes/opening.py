@@ -26,6 +26,7 @@ from evenslice.volumes.read.formats import open_source
 from evenslice.volumes.read.places import Place, locate
 from evenslice.volumes.read.source import ArraySource, VoxelSource
 from evenslice.volumes.units import UNITS, normal_unit, positive
+from evenslice.volumes.views import reslice
 from evenslice.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["open_complete", "open_volume"]
+__all__ = ["open_complete", "open_labels", "open_volume"]
 
 
 def open_volume(
@@ -46,12 +47,13 @@ def open_volume(
     level: int = 0,
     spacing: Sequence[float] | None = None,
     unit: str | None = None,
+    plane: str | None = None,
 ) -> Volume:
     """Open a volume; only its metadata is read.
 
     Args:
         path: a file, a folder of slices, a Zarr folder or its address (https://..., s3://...), a dataset in an HDF5
-            file (file.h5:/path), a NumPy array, or an open volume, which is returned unchanged.
+            file (file.h5:/path), a NumPy array, or an open volume, which only another ``plane`` changes.
         axes: one letter per stored dimension in stored order, including z, y and x ("xyz", "tzyx"); by default what the
             file says, or z, y, x for three unnamed dimensions.
         select: the index to read along each other axis longer than 1, such as ``{"t": 0}``; ``{"series": 0}`` picks
@@ -59,6 +61,8 @@ def open_volume(
         level: resolution level of an OME-Zarr image, 0 the finest.
         spacing: voxel size along z, y, x, instead of the file's.
         unit: unit of the spacing ("nm", "um", "mm", ...), instead of the file's.
+        plane: the axis along which slices follow one another: "z", or "y" or "x" for a volume whose first axis is that
+            one. Everything else here refers to the axes of the file.
 
     Raises:
         VolumeError: the file is missing, damaged, not of the format of its suffix, or not a volume of real numbers; the
@@ -79,7 +83,7 @@ def open_volume(
     if isinstance(path, Volume):
         if axes is not None or select or level or spacing is not None or unit is not None:
             raise ConfigError(f"{path.path}: is already open; give the options when opening it")
-        return path
+        return path if plane is None else reslice(path, plane)
     names = None if axes is None else check_axes(axes)
     opener: Callable[[], VoxelSource]
     if isinstance(path, np.ndarray):
@@ -91,7 +95,31 @@ def open_volume(
         place = locate(path, level, (select or {}).get("series"))
         opener = partial(open_source, place)
     volume = _arranged(place, opener, names, select or {})
-    return _with_spacing(volume, spacing, unit)
+    return reslice(_with_spacing(volume, spacing, unit), plane or "z")
+
+
+def open_labels(labels: str | os.PathLike[str] | NDArray[Any] | Volume, volume: Volume) -> Volume:
+    """Open the labels of a volume, sliced along the same axis.
+
+    Raises:
+        VolumeError: they cannot be read, or have another shape.
+
+    Example:
+        >>> import numpy as np
+        >>> image = open_volume(np.zeros((2, 4, 4)))
+        >>> open_labels(np.zeros((2, 4, 5), np.uint8), image)
+        Traceback (most recent call last):
+        ...
+        evenslice.VolumeError: <array>: labels of shape (2, 4, 5) do not fit <array> of shape (2, 4, 4); the two must
+        be equal
+    """
+    opened = open_volume(labels, plane=volume.plane)
+    if opened.shape != volume.shape:
+        raise VolumeError(
+            f"{opened.path}: labels of shape {opened.shape} do not fit {volume.path} of shape {volume.shape}; "
+            "the two must be equal"
+        )
+    return opened
 
 
 def open_complete(path: Path, *, select: Mapping[str, int] | None = None) -> Volume:

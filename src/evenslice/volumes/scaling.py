@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["Scaling", "check_finite", "fit_scaling"]
+__all__ = ["PERCENTILES", "Scaling", "check_finite", "fit_scaling"]
 
 PERCENTILES = (0.5, 99.5)
 """The percentiles of the voxel values that become 0 and 1 unless a range is given."""

@@ -1,25 +1,79 @@
-"""Volumes derived from others: a range of slices, a copy in memory, mapped values."""
+"""Volumes derived from others: sliced along another axis, a range of slices, a copy in memory, mapped values."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
-from evenslice._core import VolumeError
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.axes import Arrangement
 from evenslice.volumes.read.source import ArraySource, VoxelSource
+from evenslice.volumes.volume import Plane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["hold_in_memory", "map_voxels", "take_slices"]
+__all__ = ["hold_in_memory", "hold_small", "map_voxels", "reslice", "take_slices"]
+
+_ORDERS: dict[str, tuple[int, int, int]] = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}
+"""Which axes of the file, z, y, x, are the axes of a volume sliced along one of them."""
+
+IN_MEMORY = 2**30
+"""Largest total size in bytes of the volumes that ``hold_small`` keeps in memory."""
+
+
+def reslice(volume: Volume, plane: str) -> Volume:
+    """Return a volume whose slices follow one another along another axis of the file, without reading it.
+
+    Args:
+        volume: a volume sliced along any axis.
+        plane: "z" for the order of the file (z, y, x), "y" for (y, z, x), "x" for (x, z, y). Spacing, chunks and affine
+            follow.
+
+    Raises:
+        ConfigError: it is no axis.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(np.arange(24).reshape(2, 3, 4), spacing=(50, 4, 5))
+        >>> coronal = reslice(volume, "y")
+        >>> coronal.shape, coronal.spacing, coronal.path, coronal[0].tolist()
+        ((3, 2, 4), (4.0, 50.0, 5.0), '<array> along y', [[0, 1, 2, 3], [12, 13, 14, 15]])
+        >>> reslice(reslice(coronal, "x"), "z").path
+        '<array>'
+    """
+    if plane not in _ORDERS:
+        raise ConfigError(f"{option('plane', plane)}: {did_you_mean(plane, get_args(Plane))}")
+    if plane == volume.plane:
+        return volume
+    now = _ORDERS[volume.plane]
+    first, second, third = (now.index(axis) for axis in _ORDERS[plane])
+
+    def ordered(values: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+        return values[first], values[second], values[third]
+
+    affine = volume.affine
+    if affine is not None:  # its columns belong to x, y and z
+        affine = affine[:, [*(2 - axis for axis in (third, second, first)), 3]]
+    named = volume.path.removesuffix(f" along {volume.plane}")
+    arrangement = volume._arrangement  # noqa: SLF001  # set by `open_volume`
+    return replace(
+        volume,
+        path=named if plane == "z" else f"{named} along {plane}",
+        shape=ordered(volume.shape),
+        spacing=volume.spacing and ordered(volume.spacing),
+        chunks=volume.chunks and ordered(volume.chunks),
+        affine=affine,
+        plane=cast(Plane, plane),
+        _arrangement=replace(arrangement, zyx=ordered(arrangement.zyx)),
+    )
 
 
 def take_slices(volume: Volume, start: int, stop: int) -> Volume:
@@ -78,6 +132,17 @@ def hold_in_memory(volume: Volume) -> Volume:
     return replace(
         volume, chunks=None, _open=opener, _arrangement=Arrangement((0, 1, 2), {}), _sources=[opener()]
     )
+
+
+def hold_small(volumes: Sequence[Volume]) -> list[Volume]:
+    """Hold volumes in memory if they are small, up to 1 GiB together: random crops of compressed files are slow.
+
+    Raises:
+        VolumeError: a file cannot be read.
+    """
+    if sum(volume.nbytes for volume in volumes) > IN_MEMORY:
+        return list(volumes)
+    return [hold_in_memory(volume) for volume in volumes]
 
 
 def map_voxels(volume: Volume, function: Callable[[NDArray[Any]], NDArray[Any]], dtype: DTypeLike) -> Volume:

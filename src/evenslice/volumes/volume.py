@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, field
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from evenslice.volumes.read.source import VoxelSource
     from evenslice.volumes.units import Unit
 
-__all__ = ["Index", "Volume"]
+__all__ = ["Index", "Plane", "Volume"]
 
 Index = SupportsIndex | slice | EllipsisType
+
+Plane = Literal["z", "y", "x"]
+"""The axis along which slices follow one another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,8 @@ class Volume:
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
         files: the files that hold the voxels, unless that is all that is at the location; else None.
+        plane: the axis of the file along which slices follow one another, "z" unless asked for otherwise. It comes first
+            here and is called z in all other respects; the other two keep their order.
 
     Example:
         >>> import numpy as np
@@ -77,6 +82,7 @@ class Volume:
     _sources: list[VoxelSource] = field(
         repr=False
     )  # the opened source; empty after unpickling, until the first read
+    plane: Plane = "z"
 
     @property
     def ndim(self) -> int:

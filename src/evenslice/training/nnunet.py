@@ -1,0 +1,119 @@
+"""Data sets in nnU-Net's raw format: a folder with ``dataset.json``, images and labels.
+
+The cases in ``imagesTr`` and ``labelsTr`` are for training, those in ``imagesTs`` that have labels in ``labelsTs`` for
+testing.
+
+    nnunet_options(Path("Dataset004_Hippocampus"))["train"][0]["image"]    "imagesTr/hippocampus_001_0000.nii.gz"
+
+The format: https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from evenslice._core import UNREADABLE, ConfigError, read_bounded, reason
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["nnunet_options"]
+
+LARGEST_DESCRIPTION = 2**24
+MOST_CASES = 20_000
+
+_DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, OSError)
+
+
+def nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
+    """Return the options of the section ``data`` that a data set in nnU-Net's raw format stands for.
+
+    Args:
+        folder: the folder of the data set.
+        channel: which of several images of each case to read, from 0; None if there is only one.
+
+    Returns:
+        ``name``, ``train``, ``classes``, ``label_values``, and ``test`` and ``ignore_label`` if there are such; paths are
+        relative to the folder.
+
+    Raises:
+        ConfigError: the folder is no such data set, has several channels and none was chosen, or labels that are
+            regions.
+    """
+    described = _described(folder)
+    ending = described.get("file_ending", ".nii.gz")  # not in data sets of nnU-Net's first version
+    if not isinstance(ending, str) or not ending.startswith(".") or "/" in ending:
+        raise ConfigError(
+            f"{folder}: its dataset.json names the file_ending {ending!r:.40}; such as .nii.gz is right"
+        )
+    number = _channel(folder, described, channel)
+    values, ignored = _values(folder, described)
+    found: dict[str, Any] = {
+        "name": folder.name,
+        "train": _pairs(folder, "Tr", f"_{number:04d}{ending}", ending),
+        "classes": len(values),
+        "label_values": values,
+    }
+    if not found["train"]:
+        raise ConfigError(
+            f"{folder}: has no pair of imagesTr/CASE_{number:04d}{ending} and labelsTr/CASE{ending}; name the folder of "
+            "a data set in nnU-Net's raw format"
+        )
+    tests = _pairs(folder, "Ts", f"_{number:04d}{ending}", ending)
+    return found | ({"test": tests} if tests else {}) | ({} if ignored is None else {"ignore_label": ignored})
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(read_bounded(folder / "dataset.json", LARGEST_DESCRIPTION))
+        if not isinstance(described, dict):
+            raise ValueError("it holds no object")
+    except _DAMAGED as error:
+        raise ConfigError(
+            f"{folder}: its dataset.json cannot be read ({reason(error)}); name the folder of a data set in nnU-Net's "
+            "raw format"
+        ) from error
+    return described
+
+
+def _channel(folder: Path, described: dict[str, Any], channel: int | None) -> int:
+    names = described.get("channel_names", described.get("modality", {"0": ""}))
+    count = len(names) if isinstance(names, dict) else 1
+    if channel is None and count > 1:
+        listed = ", ".join(f"{number} ({name})" for number, name in list(names.items())[:9])
+        raise ConfigError(
+            f"{folder}: has the channels {listed}; choose one, as nnunet: {{path: {folder.name}, channel: 0}}"
+        )
+    if channel is not None and not 0 <= channel < count:
+        raise ConfigError(f"{folder}: has no channel {channel}; its channels are 0 to {count - 1}")
+    return channel or 0
+
+
+def _values(folder: Path, described: dict[str, Any]) -> tuple[list[int], int | None]:
+    """Return the value of each class, the background first, and that of voxels to ignore."""
+    labels = described.get("labels")
+    if not isinstance(labels, dict):
+        raise ConfigError(
+            f"{folder}: its dataset.json has no labels; nnU-Net's format has labels: {{NAME: VALUE}}"
+        )
+    if all(isinstance(value, str) for value in labels.values()):  # nnU-Net's first version: value to name
+        labels = {name: int(value) if value.isdecimal() else value for value, name in labels.items()}
+    for name, value in labels.items():
+        if type(value) is not int:
+            raise ConfigError(
+                f"{folder}: its label {name!r:.40} has the value {value!r:.40}; evenslice reads whole numbers, not "
+                "regions"
+            )
+    values = sorted(value for name, value in labels.items() if name != "ignore")
+    return values, labels.get("ignore")
+
+
+def _pairs(folder: Path, part: str, suffix: str, ending: str) -> list[dict[str, str]]:
+    """Return the images of a part that have labels, by name."""
+    cases = []
+    for image in sorted((folder / f"images{part}").glob(f"*{suffix}"))[:MOST_CASES]:
+        labels = folder / f"labels{part}" / f"{image.name.removesuffix(suffix)}{ending}"
+        if labels.exists():
+            cases.append({"image": f"images{part}/{image.name}", "labels": f"labels{part}/{labels.name}"})
+    return cases

@@ -1,0 +1,286 @@
+"""Slice windows as a data set for a training loop of one's own.
+
+    data = SliceWindows("brain.nii.gz", "labels.nii.gz", model=network, crop=(192, 192), foreground=0.5)
+    for windows, labels in DataLoader(data, batch_size=8): ...
+
+``train`` reads its crops in the same way, from the parts of its configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option
+from evenslice.neutralizing import record_of
+from evenslice.training.crops import CropDataset
+from evenslice.volumes import (
+    ClassIndex,
+    LabelledVolume,
+    Scaling,
+    class_volume,
+    fit_scaling,
+    hold_small,
+    index_classes,
+    open_labels,
+    open_volume,
+)
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from evenslice.neutralizing import Record
+    from evenslice.training.config import AugmentationConfig
+    from evenslice.volumes import Edge, Volume
+
+    VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
+    Augmentation: TypeAlias = AugmentationConfig | Mapping[str, Any] | bool
+
+__all__ = ["SliceWindows"]
+
+POSITIONS = 2**18
+"""Number of voxel positions kept for each foreground class, over all volumes."""
+
+
+class SliceWindows(CropDataset):
+    """The slice windows of volumes, as a map-style data set of PyTorch.
+
+    Item i depends on the arguments and i alone, not on what was drawn before nor on the process. Random crops are
+    therefore the same in each pass through the data set: for a training of 2,000 steps of 8 crops, ask for a ``length``
+    of 16,000 and pass through it once. Volumes of up to 1 GiB together are read into memory; larger ones, and in any
+    case files, are read piece by piece. It can be pickled for the workers of a ``DataLoader``.
+
+    Args:
+        volume: a volume, an array (z, y, x), a path, or several of these; for slices along another axis, one opened by
+            ``open_volume`` with its ``plane``.
+        labels: the class of each voxel, in volumes of the same shapes; None for windows without labels.
+        slices: N, odd; by default as recorded on ``model``, else 3.
+        step: distance between the slices of a window.
+        crop: size (y, x) of random crops; a smaller plane is mirrored beyond its borders. By default whole planes:
+            item i is the window around slice i, all volumes laid end to end, and from the first again if ``length`` is
+            greater.
+        edge: "reflect" fills windows at the ends of a volume with the inner slices, as ``segment`` does; "valid" omits
+            these windows, as ``audit`` does.
+        intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
+        fill: the voxel value that replaces NaN and infinity.
+        scaling: a scaling for all volumes, or that of each, instead of ``intensity`` and ``fill``.
+        model: a neutralized network: slices are then scaled as it expects. Without a network or a record they are in
+            0..1.
+        record: what ``neutralize`` returned, instead of the network.
+        classes: number of classes, including background; by default as many as ``label_values``, else 2.
+        label_values: the value of each class in the labels; by default 0, 1, 2 ...
+        other_labels: what all other values in the labels are: an "error", or "background", which is class 0.
+        ignore_label: the value of voxels that shall not count; their class is -100, which PyTorch's cross entropy leaves
+            out.
+        foreground: fraction of crops drawn around a voxel of a class above 0, 0..1, all classes equally likely.
+        augmentation: random flips, rotations and so on: True for all, or an ``AugmentationConfig`` or its options as a
+            dict, which need the extra ``train``.
+        length: number of items; by default as many as there are whole planes, or as crops that cover them.
+        seed: random seed.
+
+    Attributes:
+        slices: N.
+        scalings: the map from voxel values to 0..1 of each volume, as ``audit`` takes them.
+        classes: number of classes.
+
+    Raises:
+        VolumeError: a volume cannot be read, has too few slices, is constant or not finite; labels do not fit it, or
+            hold a value of no class.
+        ConfigError: an option is out of range, has no effect, or differs from what is recorded on the network.
+
+    Example:
+        >>> image = np.random.default_rng(0).random((12, 64, 64))
+        >>> data = SliceWindows(image, image > 0.9, slices=5, crop=(32, 48), foreground=1, length=100)
+        >>> window, classes = data[7]
+        >>> window.shape, classes.shape, int(classes.max())
+        (torch.Size([5, 32, 48]), torch.Size([32, 48]), 1)
+        >>> planes = SliceWindows(image)
+        >>> len(planes), planes[0].shape
+        (12, torch.Size([3, 64, 64]))
+    """
+
+    def __init__(  # noqa: PLR0913  # all but two arguments have defaults and names
+        self,
+        volume: VolumeLike | Sequence[VolumeLike],
+        labels: VolumeLike | Sequence[VolumeLike] | None = None,
+        *,
+        slices: int | None = None,
+        step: int = 1,
+        crop: tuple[int, int] | None = None,
+        edge: Edge = "reflect",
+        intensity: tuple[float, float] | None = None,
+        fill: float | None = None,
+        scaling: Scaling | Sequence[Scaling] | None = None,
+        model: nn.Module | None = None,
+        record: Record | None = None,
+        classes: int | None = None,
+        label_values: Sequence[int] | None = None,
+        other_labels: str = "error",
+        ignore_label: int | None = None,
+        foreground: float = 0.0,
+        augmentation: Augmentation | None = None,
+        length: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        _check(crop, foreground, length, labelled=labels is not None)
+        if labels is None:
+            _refuse(
+                classes=classes,
+                label_values=label_values,
+                other_labels=None if other_labels == "error" else other_labels,
+                ignore_label=ignore_label,
+            )
+        if scaling is not None and (intensity is not None or fill is not None):
+            raise ConfigError("intensity and fill have no effect beside scaling; give one or the other")
+        record = _record(model, record)
+        self.slices = _slices(slices, record)
+        self.classes = _classes(classes, label_values)
+        volumes = [open_volume(item) for item in _several(volume)]
+        stored = None if labels is None else _open_all(labels, volumes)
+        held = hold_small([*volumes, *(stored or ())])
+        volumes, stored = held[: len(volumes)], held[len(volumes) :] or None
+        self.scalings = (
+            [fit_scaling(item, intensity=intensity, fill=fill, seed=seed) for item in volumes]
+            if scaling is None
+            else _scalings(scaling, len(volumes))
+        )
+        maps: list[Volume | None] = [
+            class_volume(item, self.classes, label_values, others=other_labels, ignore=ignore_label)
+            for item in stored or ()
+        ]
+        keep = POSITIONS // len(volumes) if foreground else 0
+        super().__init__(
+            [
+                _part(image, classed, own, self.classes, keep, seed)
+                for image, classed, own in zip(
+                    volumes, maps or [None] * len(volumes), self.scalings, strict=True
+                )
+            ],
+            slices=self.slices,
+            step=step,
+            crop=crop,
+            length=length,
+            edge=edge,
+            foreground=foreground,
+            augmentation=_augmentation(augmentation),
+            scaling=(record.mean, record.std) if record else (0.0, 1.0),
+            seed=seed,
+            labelled=labels is not None,
+        )
+
+
+def _check(crop: tuple[int, int] | None, foreground: float, length: int | None, *, labelled: bool) -> None:
+    """Check options by themselves.
+
+    Raises:
+        ConfigError: one is out of range or has no effect.
+    """
+    if crop is not None and min(crop) < 1:
+        raise ConfigError(f"{option('crop', list(crop))}: give a height and a width of at least 1 pixel")
+    if not 0 <= foreground <= 1:
+        raise ConfigError(f"{option('foreground', foreground)}: is a fraction of the crops, 0 to 1")
+    if foreground and not (crop and labelled):
+        missing = option("labels") if crop else option("crop", [192, 192])
+        raise ConfigError(f"{option('foreground', foreground)}: has no effect without {missing}; give both")
+    if length is not None and length < 1:
+        raise ConfigError(f"{option('length', length)}: must be at least 1")
+
+
+def _refuse(**given: Any) -> None:
+    """Raise ConfigError for the first option that is given although there are no labels to which it would apply."""
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{option(name)}: has no effect without labels; give {option('labels')}")
+
+
+def _record(model: nn.Module | None, record: Record | None) -> Record | None:
+    if model is None:
+        return record
+    if record is not None:
+        raise ConfigError("model and record say the same; give one of them")
+    found = record_of(model)
+    if found is None:
+        raise ConfigError(
+            "model: has no record of how its slices are scaled; call evenslice.neutralize(model) first, or leave it out "
+            "for slices in 0..1"
+        )
+    return found
+
+
+def _slices(slices: int | None, record: Record | None) -> int:
+    if record is not None and slices is not None and slices != record.slices:
+        raise ConfigError(f"slices = {slices}: the network takes {record.slices}; omit the option")
+    return slices or (record.slices if record else 3)
+
+
+def _classes(classes: int | None, values: Sequence[int] | None) -> int:
+    count = classes or (2 if values is None else len(values))
+    if count < 2:
+        raise ConfigError(f"{option('classes', count)}: at least 2, background included")
+    if values is not None and not len(set(values)) == len(values) == count:
+        raise ConfigError(
+            f"{option('label_values', list(values))}: give a different value for each of the {count} classes"
+        )
+    return count
+
+
+def _several(items: VolumeLike | Sequence[VolumeLike]) -> Sequence[VolumeLike]:
+    several: Any = items if isinstance(items, list | tuple) else [items]
+    if not several:
+        raise ConfigError("no volume given; at least one is needed")
+    return list(several)
+
+
+def _open_all(labels: VolumeLike | Sequence[VolumeLike], volumes: Sequence[Volume]) -> list[Volume]:
+    given = _several(labels)
+    if len(given) != len(volumes):
+        raise ConfigError(
+            f"{len(given)} label volumes for {len(volumes)} volumes; give one for each, in the same order"
+        )
+    return [open_labels(item, volume) for item, volume in zip(given, volumes, strict=True)]
+
+
+def _scalings(scaling: Scaling | Sequence[Scaling], count: int) -> list[Scaling]:
+    scalings = [scaling] * count if isinstance(scaling, Scaling) else list(scaling)
+    if len(scalings) != count:
+        raise ConfigError(f"{len(scalings)} scalings for {count} volumes; give one for each, or one for all")
+    return scalings
+
+
+def _part(
+    image: Volume, labels: Volume | None, scaling: Scaling, classes: int, keep: int, seed: int
+) -> LabelledVolume:
+    """Return a volume with its labels; an index of them only if crops are drawn around the foreground."""
+    index = ClassIndex(np.zeros(classes, np.int64), (np.empty(0, np.int64),) * classes)
+    if labels is not None and keep:
+        index = index_classes(labels, classes, keep=keep, seed=seed)
+        if not index.counts[1:].any():
+            raise VolumeError(
+                f"{labels.path}: holds background alone, around which no foreground can be drawn; "
+                f"leave out {option('foreground')}, or check {option('label_values')}"
+            )
+    return LabelledVolume(image.path, image, image if labels is None else labels, scaling, index)
+
+
+def _augmentation(given: Augmentation | None) -> AugmentationConfig | None:
+    """Return the augmentation that the user means; its options are checked by the class that ``train`` uses."""
+    if given is None or given is False:
+        return None
+    from evenslice._core import as_config  # needs the extra `train`, as the next
+    from evenslice.training.config import AugmentationConfig
+
+    if isinstance(given, AugmentationConfig):
+        return given
+    values: Any = {} if given is True else given
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"augmentation = {given!r}: {did_you_mean(str(given), AugmentationConfig.model_fields)}, or True for all"
+        )
+    return as_config(dict(values), AugmentationConfig)

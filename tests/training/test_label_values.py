@@ -1,0 +1,243 @@
+"""Label values that are of no class: refused, taken as background, or left out of losses and scores."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_training
+import torch
+from torch import nn
+
+import evenslice
+from evenslice import ConfigError, TrainConfig, VolumeError, cli
+from evenslice._core import as_config, to_yaml
+from evenslice.training.config import ModelConfig
+from evenslice.training.data import open_data
+from evenslice.training.data_config import DataConfig
+from evenslice.training.lightning_module import SegmentationLoss
+from evenslice.volumes.labels import IGNORED, class_volume, index_classes
+from evenslice.volumes.opening import open_volume
+
+
+def classes(array, *arguments, **options):
+    return class_volume(open_volume(np.array(array)[None, None]), *arguments, **options)[0, 0].tolist()
+
+
+def test_all_others_are_background():
+    assert classes([0, 5, 7, 90], 2, [0, 5], others="background") == [0, 1, 0, 0]
+    assert classes([3, 5, 7, 90], 3, [0, 5, 90], others="background") == [0, 1, 0, 2]
+    assert classes([0.0, 5.0, 7.0], 2, [0, 5], others="background") == [0, 1, 0]
+    assert classes([False, True], 2, [0, 5], others="background") == [0, 0]
+
+
+def test_what_is_ignored_is_of_no_class():
+    assert classes([0, 1, 255], 2, ignore=255) == [0, 1, IGNORED]
+    assert classes([0, 5, 7, 255], 2, [0, 5], others="background", ignore=255) == [0, 1, 0, IGNORED]
+    assert classes(np.array([0, 1, -1], np.int8), 2, ignore=-1) == [0, 1, IGNORED]
+    assert classes(np.array([0, 1], np.uint8), 2, ignore=-1) == [0, 1]
+    assert classes([0, 3, 7, 255], None, ignore=255) == [0, 3, 7, IGNORED]
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "kind", "message"),
+    [
+        ([0, 1, 2], {}, VolumeError, "holds the label value 2.*other_labels='background'"),
+        ([0, 0.5], {"others": "background"}, VolumeError, "holds 0.5, which is no label"),
+        ([0, np.nan], {"others": "background"}, VolumeError, "holds nan, which is no label"),
+        ([0, 1], {"others": "backgroud"}, ConfigError, "did you mean 'background'"),
+        ([0, 1], {"ignore": 1}, ConfigError, "ignore_label=1: is the value of class 1"),
+    ],
+)
+def test_what_cannot_be(array, options, kind, message):
+    with pytest.raises(kind, match=message):
+        classes(array, 2, **options)
+
+
+def test_the_index_leaves_out_what_is_ignored():
+    labels = class_volume(open_volume(np.array([[[0, 1, 255, 1]]])), 2, ignore=255)
+    index = index_classes(labels, 2, keep=10)
+    assert index.counts.tolist() == [1, 2]
+    assert index.positions[1].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels"), [("dice_ce", 3), ("dice_ce", 2), ("dice_bce", 1), ("dice_bce", 3)]
+)
+def test_the_loss_is_that_of_the_pixels_that_count(kind, channels):
+    count = max(channels, 2)
+    loss = SegmentationLoss(kind, count)
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, channels, 8, 12, generator=generator, requires_grad=True)
+    labels = torch.randint(count, (2, 8, 12), generator=generator)
+    half = labels.clone()
+    half[:, :, 6:] = IGNORED
+    found = loss(scores, half)
+    assert torch.allclose(found, loss(scores[..., :6], labels[..., :6]))
+    found.backward()
+    assert scores.grad[..., :6].abs().min() > 0
+    assert scores.grad[..., 6:].abs().max() == 0
+    assert loss(scores, torch.full_like(labels, IGNORED)) == 0
+
+
+def test_pytorchs_own_cross_entropy_leaves_them_out():
+    image = np.random.default_rng(0).random((4, 16, 16))
+    stored = np.where(image > 0.9, 255, image > 0.5)
+    window, labels = evenslice.SliceWindows(image, stored, ignore_label=255)[1]
+    scores = torch.stack([1 - window[1], window[1]])[None]
+    counted = labels >= 0
+    expected = nn.functional.cross_entropy(scores[:, :, counted], labels[counted][None])
+    assert torch.allclose(nn.functional.cross_entropy(scores, labels[None]), expected)
+    with pytest.raises(ConfigError, match="ignore_label: has no effect without labels"):
+        evenslice.SliceWindows(image, ignore_label=255)
+
+
+class Bright(nn.Module):
+    """Finds bright voxels."""
+
+    def forward(self, x):
+        return torch.stack([0.5 - x[:, 1], x[:, 1] - 0.5], dim=1)
+
+
+def test_scores_leave_out_what_is_ignored():
+    image = np.random.default_rng(0).random((8, 32, 32))
+    image[:, :4] = 0  # so that no surface is cut off at what is ignored
+    right = np.where(image > 0.5, 5, 9)
+    wrong = np.where(np.arange(32)[:, None] < 3, 255, right)
+    wrong[2:4, 10:20] = np.where(right[2:4, 10:20] == 5, 9, 5)
+    options = {"label_values": [0, 5], "other_labels": "background", "intensity": (0, 1)}
+    perfect = evenslice.evaluate(Bright(), image, right, **options)
+    assert perfect.dice == 1
+    scores = evenslice.evaluate(Bright(), image, wrong, ignore_label=255, stress=True, **options)
+    counted = scores.scores.to_dict()["confusion"]
+    assert np.sum(counted) == 8 * 32 * 29
+    assert counted[0][1] + counted[1][0] == 2 * 10 * 32
+    ignored = np.where((wrong != right) | (wrong == 255), 255, right)
+    again = evenslice.evaluate(Bright(), image, ignored, ignore_label=255, **options)
+    assert again.dice == 1
+    assert again.scores.volumes[0].surface_dice[1] == 1
+    with pytest.raises(VolumeError, match="holds the label value 9"):
+        evenslice.evaluate(Bright(), image, right, label_values=[0, 5], intensity=(0, 1))
+    with pytest.raises(ConfigError, match="ignore_label: has no effect without labels"):
+        evenslice.evaluate(Bright(), image, stress=True, ignore_label=255)
+
+
+def test_the_stress_of_an_audit_leaves_them_out():
+    image = np.random.default_rng(0).random((12, 32, 32))
+    labels = np.where(image > 0.5, 5, 9).astype(np.uint8)
+    labels[:, :16] = 255
+    options = {"intensity": (0, 1), "max_windows": 8, "dtype": "float32"}
+    given = {"label_values": [9, 5], "ignore_label": 255}
+
+    class After(Bright):
+        def forward(self, x):
+            return torch.stack([0.5 - x[:, 2], x[:, 2] - 0.5], dim=1)
+
+    found = evenslice.audit(After(), image, labels=labels, **given, **options)
+    whole = evenslice.audit(After(), image[:, 16:], labels=labels[:, 16:], label_values=[9, 5], **options)
+    assert found.stress.intact == pytest.approx(whole.stress.intact, abs=0.02)
+    with pytest.raises(ConfigError, match="ignore_label=255: the target 'labels' explains"):
+        evenslice.audit(After(), image, labels=labels, target="labels", **given, **options)
+    with pytest.raises(ConfigError, match="ignore_label needs label volumes"):
+        evenslice.audit(After(), image, ignore_label=255, **options)
+
+
+def write_pair(folder):
+    random = np.random.default_rng(0)
+    image = random.random((12, 16, 20), dtype=np.float32)
+    labels = np.where(image > 0.5, 5, 9).astype(np.uint8)
+    labels[:, :, :4] = 255
+    np.save(folder / "image.npy", image)
+    np.save(folder / "labels.npy", labels)
+    return image, labels
+
+
+def test_a_configuration_says_it_all(tmp_path):
+    image, labels = write_pair(tmp_path)
+    options = {
+        "root": str(tmp_path),
+        "train": [{"image": "image.npy", "labels": "labels.npy", "slices": [0, 8]}],
+        "label_values": [0, 5],
+        "other_labels": "background",
+        "ignore_label": 255,
+        "plane": "y",
+    }
+    config = DataConfig.model_validate(options)
+    (part,) = open_data(config, ModelConfig()).train
+    assert part.volume.shape == (8, 12, 20)
+    assert np.array_equal(part.volume[...], image.transpose(1, 0, 2)[:8])
+    expected = np.where(labels == 255, IGNORED, labels == 5).transpose(1, 0, 2)[:8]
+    assert np.array_equal(part.labels[...], expected)
+    assert part.index.counts.sum() == 8 * 12 * 16
+    assert "plane: y" in to_yaml(as_config({"data": options}, TrainConfig))
+    with pytest.raises(ConfigError, match=r"data.ignore_label: 5: is the value of a class"):
+        as_config({"data": {**options, "ignore_label": 5}}, TrainConfig)
+    with pytest.raises(ConfigError, match=r"data.plane: 'w': should be 'z', 'y' or 'x'"):
+        as_config({"data": {**options, "plane": "w"}}, TrainConfig)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run the command line within this process, in the folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return SimpleNamespace(returncode=end.value.code, stdout=captured.out, stderr=captured.err)
+
+    return command
+
+
+def test_train_segment_and_evaluate_along_another_axis_with_labels_that_do_not_count(tmp_path, command):
+    tiny_training.write_inputs(tmp_path)
+    labels = np.load(tmp_path / "labels.npy") * 5
+    labels[0] = 255
+    labels[1] = 7
+    np.save(tmp_path / "labels.npy", labels)
+    options = tiny_training.training_options(
+        tmp_path, steps=2, validate_every=2, monitor_every=None, crop=[16, 16], stress=False
+    )
+    options["data"] |= {
+        "plane": "x",
+        "label_values": [0, 5],
+        "other_labels": "background",
+        "ignore_label": 255,
+    }
+    options["data"] |= {"train": [{**tiny_training.PAIR, "slices": [0, 30]}], "validation_fraction": 0}
+    options["data"] |= {"test": [{**tiny_training.PAIR, "slices": [32, 48]}]}
+    (tmp_path / "train.yaml").write_text(json.dumps(options))
+    done = command("train", "train.yaml", "--out", "run", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert np.sum(result["confusion"]) == 16 * 23 * 48
+
+    network = ["--run", "run", "--model", "tiny_networks:tiny", "--volume", "image.npy"]
+    done = command("evaluate", *network, "--labels", "labels.npy", "--no-surfaces", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert np.sum(document["confusion"]) == 23 * 48 * 48
+
+    done = command("segment", *network, "--out", "out.npy")
+    assert done.returncode == 0, done.stderr
+    answer = np.load(tmp_path / "out.npy")
+    assert answer.shape == (24, 48, 48)
+    assert set(np.unique(answer)) <= {0, 5}
+    truth = np.where(labels[1:] == 5, 5, 0)
+    hits, sizes = np.sum((answer[1:] == 5) & (truth == 5)), np.sum(answer[1:] == 5) + np.sum(truth == 5)
+    assert document["dice"]["per_class"][1] == pytest.approx(2 * hits / sizes)
+
+    done = command("evaluate", *network, "--labels", "labels.npy", "--plane", "z", "--no-surfaces", "--json")  # fmt: skip
+    assert json.loads(done.stdout)["dice"] != document["dice"]
+    done = command("evaluate", *network, "--stress", "--ignore-label", "255")
+    assert (done.returncode, done.stderr.strip()) == (
+        2,
+        "error: --ignore-label: has no effect without --labels; give both",
+    )
+    done = command("audit", *network, "--plane", "w")
+    assert done.returncode == 2
+    assert "--plane w: " in done.stderr

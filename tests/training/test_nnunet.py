@@ -1,0 +1,104 @@
+"""Data sets in nnU-Net's raw format, as they are written in a configuration."""
+
+import json
+
+import numpy as np
+import pytest
+
+from evenslice import ConfigError, TrainConfig, open_volume
+from evenslice._core import as_config, load_config, to_yaml
+from evenslice.training.config import ModelConfig
+from evenslice.training.data import open_data
+from evenslice.volumes import write_volume
+
+DESCRIPTION = {
+    "channel_names": {"0": "T1"},
+    "labels": {"background": 0, "anterior": 1, "posterior": 2, "ignore": 3},
+    "numTraining": 2,
+    "file_ending": ".nii.gz",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "Dataset004_Hippocampus"
+    random = np.random.default_rng(0)
+    for part, cases in (("Tr", ("h_001", "h_002")), ("Ts", ("h_007",))):
+        for kind in ("images", "labels"):
+            (folder / f"{kind}{part}").mkdir(parents=True)
+        for case in cases:
+            image = random.random((5, 16, 16), dtype=np.float32)
+            write_volume(open_volume(image), folder / f"images{part}" / f"{case}_0000.nii.gz")
+            labels = open_volume(np.digitize(image, [0.3, 0.6, 0.9]).astype(np.uint8))
+            write_volume(labels, folder / f"labels{part}" / f"{case}.nii.gz", labels=True)
+    describe(folder)
+    return folder
+
+
+def describe(folder, **changes):
+    (folder / "dataset.json").write_text(json.dumps(DESCRIPTION | changes))
+
+
+def test_a_folder_is_a_data_set(folder, tmp_path):
+    (tmp_path / "train.yaml").write_text(f"data:\n  nnunet: {folder.name}\nseed: 3\n")
+    config = load_config(tmp_path / "train.yaml", TrainConfig)
+    assert config.data.name == "Dataset004_Hippocampus"
+    assert (config.data.classes, config.data.label_values, config.data.ignore_label) == (3, (0, 1, 2), 3)
+    data = open_data(config.data, ModelConfig())
+    assert [part.name for part in data.train] == ["imagesTr/h_001_0000.nii.gz", "imagesTr/h_002_0000.nii.gz"]
+    assert [part.name for part in data.test] == ["imagesTs/h_007_0000.nii.gz"]
+    assert set(np.unique(data.train[0].labels[...])) == {-100, 0, 1, 2}
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "again.yaml", TrainConfig) == config
+
+
+def test_what_the_configuration_says_takes_precedence(folder):
+    options = {
+        "nnunet": str(folder),
+        "name": "mine",
+        "label_values": [0, 1],
+        "classes": 2,
+        "other_labels": "background",
+    }
+    config = as_config({"data": options}, TrainConfig)
+    assert (config.data.name, config.data.classes, config.data.ignore_label) == ("mine", 2, 3)
+
+
+def test_one_channel_of_several(folder):
+    describe(folder, channel_names={"0": "T1", "1": "T2"})
+    with pytest.raises(ConfigError, match=r"^data.*has the channels 0 \(T1\), 1 \(T2\); choose one"):
+        as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+    for path in folder.rglob("*_0000.nii.gz"):
+        path.rename(path.with_name(path.name.replace("_0000", "_0001")))
+    config = as_config({"data": {"nnunet": {"path": str(folder), "channel": 1}}}, TrainConfig)
+    assert config.data.train[0].image.path == "imagesTr/h_001_0001.nii.gz"
+
+
+def test_the_first_version_of_nnunet(folder):
+    old = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "anterior", "2": "posterior", "3": "rest"},
+    }
+    (folder / "dataset.json").write_text(json.dumps(old))
+    config = as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+    assert config.data.label_values == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": {"background": 0, "whole": [1, 2]}}, r"label 'whole' has the value \[1, 2\]"),
+        ({"labels": None}, "has no labels"),
+        ({"file_ending": "../x"}, "names the file_ending"),
+        ({"file_ending": ".tif"}, r"has no pair of imagesTr/CASE_0000\.tif"),
+    ],
+)
+def test_what_cannot_be_read(folder, changes, message):
+    describe(folder, **changes)
+    with pytest.raises(ConfigError, match=message):
+        as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"dataset\.json cannot be read"):
+        as_config({"data": {"nnunet": str(tmp_path)}}, TrainConfig)
