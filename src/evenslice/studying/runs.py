@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -109,8 +109,8 @@ class Run:
 def plan_runs(config: StudyConfig) -> list[Run]:
     """Return the runs of a study in order: the first seed before the others, and in it the first fold.
 
-    So what is done is always a balanced table. Within a seed and fold, runs that take the network of another run come
-    after all that train one. Images are opened for their shapes if folds need them, see ``fold_data``.
+    So what is done is always a balanced table. A run that takes the network of another comes right after it. Images are
+    opened for their shapes if folds need them, see ``fold_data``.
 
     Raises:
         ConfigError: two arms or two architectures differ only in their names; or a data set cannot be folded.
@@ -126,7 +126,7 @@ def plan_runs(config: StudyConfig) -> list[Run]:
             for data, architecture in product(config.datasets, config.architectures)
             if fold < len(folds[data.name])
         ]
-        runs += _place_runs(places, config.arms)
+        runs += chain.from_iterable(_place_runs(place, config.arms) for place in places)
     _check_different(runs)
     return runs
 
@@ -148,18 +148,18 @@ class _Place(NamedTuple):
     seed: int
 
 
-def _place_runs(places: Sequence[_Place], arms: Sequence[Arm]) -> Iterator[Run]:
-    """Yield the runs of all arms at several places, those that train a network first."""
-    bases = {}
-    for place, arm in product(places, [arm for arm in arms if arm.network_of is None]):
-        run = bases[place.dataset.name, place.architecture.name, arm.name] = _trained_run(place, arm)
-        yield run
-    for place, arm in product(places, arms):
+def _place_runs(place: _Place, arms: Sequence[Arm]) -> Iterator[Run]:
+    """Yield the runs of all arms at a place, each that trains a network followed by those that take it."""
+    for arm in arms:
         if arm.network_of is not None:
-            base = bases[place.dataset.name, place.architecture.name, arm.network_of]
-            model = base.config.model.model_copy(update={"symmetrize": arm.symmetrize})
-            taken = base.config.model_copy(update={"model": model})
-            yield replace(base, arm=arm.name, config=taken, base=base)
+            continue
+        base = _trained_run(place, arm)
+        yield base
+        for other in arms:
+            if other.network_of == arm.name:
+                model = base.config.model.model_copy(update={"symmetrize": other.symmetrize})
+                taken = base.config.model_copy(update={"model": model})
+                yield replace(base, arm=other.name, config=taken, base=base)
 
 
 def _trained_run(place: _Place, arm: Arm) -> Run:
