@@ -149,7 +149,9 @@ def test_a_gray_image_gets_the_response_it_got(computed, slices):
     assert max(record.permutation_error, record.gray_error) <= 1e-5
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", [strategy for strategy in STRATEGIES if strategy != "twin"]
+)  # which needs no tie
 def test_every_strategy_ties_and_can_be_done_again(computed, strategy):
     model = network(computed)
     assert neutralize(model, 5, strategy=strategy, tie="mirror", **planted.IMAGENET).mirror_error <= 1e-5

@@ -220,9 +220,10 @@ def test_failure_is_a_row_with_its_reason(networks, monkeypatch):
 
 def test_promise_kept_only_to_the_rounding_of_the_network_is_a_failure():
     class Record:
-        permutation_error, gray_error = 2e-5, 0.0
+        mirror_error, permutation_error, gray_error = 0.0, 2e-5, 0.0
 
     assert sweep_checks._judged(Record).outcome == "failed"
+    assert sweep_checks._judged(Record, "twin").outcome == "ok"  # which promises the mirror alone
     Record.permutation_error = 1e-5
     assert sweep_checks._judged(Record).outcome == "ok"
 

@@ -8,13 +8,14 @@ the sum of all outputs without classes; the target says which.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from evenslice.auditing.methods import METHODS, Attributed, check_method
+from evenslice.auditing.methods import METHODS, Attributed, check_gradient, check_method
 from evenslice.auditing.targets import Score
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.targets import Target
 
-__all__ = ["Mirrored", "attribute"]
+__all__ = ["Gradients", "Mirrored", "attribute"]
 
 
 class Mirrored(nn.Module):
@@ -50,6 +51,7 @@ def attribute(
     target: Target = "auto",
     labels: Tensor | None = None,
     only: int | None = None,
+    known: Tensor | None = None,
     seed: int = 0,
 ) -> Attributed:
     """Attribute the output of a network to the pixels of its input windows.
@@ -62,6 +64,8 @@ def attribute(
         target: the output that is explained; see ``evenslice.auditing.targets.Target``.
         labels: (batch, y, x) class numbers for the target "labels".
         only: a class; the score then adds up the output's pixels that are explained by it, and no others.
+        known: the output for the windows, if an earlier attribution of them returned it, which saves the methods that
+            run the network repeatedly one run.
         seed: random seed of the methods that draw samples; the global random state is left unchanged.
 
     Raises:
@@ -79,8 +83,41 @@ def attribute(
     """
     check_method(method)
     with _seeded(windows.device, seed):
-        found = METHODS[method](Score(module, target, labels, only), windows.detach())
+        found = METHODS[method](Score(module, target, labels, only, known), windows.detach())
     return Attributed(found.attribution.detach().float(), found.output)
+
+
+class Gradients:
+    """What the method "gradient" finds for several scores of the same windows, in one forward pass.
+
+    Its memory is that of the pass, and is held as long as this object.
+
+    Args:
+        module: as for ``attribute``; so are the rest.
+
+    Example: the score of the pixels that a single logit calls background, and that of those it calls foreground.
+        >>> network = nn.Conv2d(3, 1, 1, bias=False).requires_grad_(False)
+        >>> windows = torch.rand(1, 3, 8, 8) - 0.5
+        >>> gradients = Gradients(network, windows, target="predicted", labels=None, seed=0)
+        >>> whole, *classes = (gradients.explain(only).attribution for only in (None, 0, 1))
+        >>> torch.equal(whole, sum(classes)), torch.equal(whole, attribute(network, windows).attribution)
+        (True, True)
+    """
+
+    def __init__(
+        self, module: nn.Module, windows: Tensor, *, target: Target, labels: Tensor | None, seed: int
+    ) -> None:
+        self._score, self._windows = Score(module, target, labels), windows.detach().requires_grad_()
+        with _seeded(windows.device, seed):
+            self._output = self._score.output(self._windows)
+        check_gradient(self._output)
+
+    def explain(self, only: int | None = None) -> Attributed:
+        """Attribute the whole output, or the pixels that are explained by one class."""
+        output = self._output.detach()
+        explained = replace(self._score, only=only).map(self._output, self._score.classes(output)).sum()
+        (gradient,) = torch.autograd.grad(explained, self._windows, retain_graph=True)
+        return Attributed(gradient.float(), output)
 
 
 @contextmanager

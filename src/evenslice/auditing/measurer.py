@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from evenslice.auditing.attribution import Mirrored, attribute
+from evenslice.auditing.attribution import Gradients, Mirrored, attribute
 from evenslice.auditing.methods import Attributed
 from evenslice.results import measure_shares, measure_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     Network = ReadyNetwork | BlackBox
 
 __all__ = ["Explained", "Measurer", "Network"]
+
+ALIKE = ("gradient", "occlusion")
+"""Methods that treat each window of a batch as if it were alone: others draw samples, which depend on the place in it."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,10 @@ class Measurer:
         *,
         method: str | None = None,
         only: int | None = None,
+        known: Tensor | None = None,
         mirrored: bool = False,
     ) -> Attributed:
-        """Explain windows or their mirrors by a method, by default the first; ``only`` one class if one is given."""
+        """Explain windows or their mirrors by a method, by default the first; see ``attribute`` for the options."""
         return attribute(
             Mirrored(self.network) if mirrored else self.network,
             windows,
@@ -124,14 +128,49 @@ class Measurer:
             target=self.target,
             labels=labels,
             only=only,
+            known=known,
             seed=self.seed,
         )
 
-    def explain_both(self, windows: Tensor, labels: Tensor | None, **options: Any) -> Explained:
-        """Explain windows and their mirrors."""
+    def explain_both(
+        self,
+        windows: Tensor,
+        labels: Tensor | None,
+        *,
+        method: str | None = None,
+        only: int | None = None,
+        found: Explained | None = None,
+    ) -> Explained:
+        """Explain windows and their mirrors; parts of windows in one pass with their mirrors, where the method allows.
+
+        Args:
+            windows: (m, N, y, x); parts of windows if the measurer has a ``crop``.
+            labels: (m, y, x) for the target "labels".
+            method: by default the first.
+            only: a class; see ``attribute``.
+            found: what another method found for the same windows, if the network need not run again for their outputs.
+        """
+        known, mirrored = (None, None) if found is None else (found.given.output, found.mirrored.output)
+        if self.crop is not None and (method or self.methods.first) in ALIKE:
+            pairs, maps = _pair(windows, labels)
+            outputs = None if known is None or mirrored is None else torch.cat([known, mirrored])
+            return _unpair(self.explain(pairs, maps, method=method, only=only, known=outputs))
         return Explained(
-            self.explain(windows, labels, **options), self.explain(windows, labels, mirrored=True, **options)
+            self.explain(windows, labels, method=method, only=only, known=known),
+            self.explain(windows, labels, method=method, only=only, known=mirrored, mirrored=True),
         )
+
+    def explainer(self, windows: Tensor, labels: Tensor | None) -> Callable[[int | None], Explained]:
+        """Return what explains windows and their mirrors by the first method: all of the output, or one class of it.
+
+        The gradients of parts of windows share a forward pass. To keep the passes of whole windows and of their mirrors
+        would take more memory than the rest of an audit.
+        """
+        if self.crop is None or self.methods.first != "gradient":
+            return lambda only: self.explain_both(windows, labels, only=only)
+        pairs, maps = _pair(windows, labels)
+        gradients = Gradients(self.network, pairs, target=self.target, labels=maps, seed=self.seed)
+        return lambda only: _unpair(gradients.explain(only))
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -141,3 +180,15 @@ class Measurer:
             yield
         finally:
             self.network.dtype = fast
+
+
+def _pair(windows: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return windows, then their mirrors, with their labels."""
+    return torch.cat([windows, windows.flip(1)]), None if labels is None else torch.cat([labels, labels])
+
+
+def _unpair(found: Attributed) -> Explained:
+    """Return what was found for windows and then for their mirrors, in the order of the windows' slices."""
+    count = len(found.output) // 2
+    given, mirrored = found.at(slice(count)), found.at(slice(count, None))
+    return Explained(given, Attributed(mirrored.attribution.flip(1), mirrored.output))

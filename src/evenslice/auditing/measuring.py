@@ -141,11 +141,12 @@ def _measure_subset(
     methods, numbers = measurer.methods, batch.numbers[batch.subset]
     cut_windows = cut(windows[batch.subset], measurer.crop, numbers)
     maps = None if labels is None else cut(labels[batch.subset], measurer.crop, numbers)
-    first = measurer.explain_both(cut_windows, maps) if found is None else found
+    explain = measurer.explainer(cut_windows, maps)
+    first = explain(None) if found is None else found
     use = first
     if methods.first != methods.use:
         use = measurer.explain_both(cut_windows, maps, method=methods.use)
-    rows = measure_subset(measurer, cut_windows, maps, first, use, start=int(numbers[0]))
+    rows = measure_subset(measurer, cut_windows, maps, first, use, explain, start=int(numbers[0]))
     return rows, use.rows(classes=measurer.classes)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.targets import Score
 
-__all__ = ["METHODS", "Attributed", "check_method", "resize_to"]
+__all__ = ["METHODS", "Attributed", "check_gradient", "check_method", "resize_to"]
 
 SMOOTHGRAD_SAMPLES, SMOOTHGRAD_NOISE = 8, 0.1
 SHAP_SAMPLES, SHAP_GRAYS = 8, (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -129,16 +129,20 @@ def _in_one_pass(
     def forward(windows: Tensor) -> Tensor:
         output = score.output(windows)
         outputs.append(output.detach())
-        if not output.requires_grad:
-            raise ModelError(
-                "the network's output has no gradient with respect to its input (it returns classes instead "
-                "of logits, or uses "
-                "no_grad); let it return logits, or use the method 'occlusion'"
-            )
+        check_gradient(output)
         return score.map(output, score.classes(outputs[-1])).flatten(1).sum(1)
 
     attribution = captum_method(forward).attribute(windows.requires_grad_(), **options)
     return Attributed(attribution, outputs[0])
+
+
+def check_gradient(output: Tensor) -> None:
+    """Raise ModelError unless an output has a gradient."""
+    if not output.requires_grad:
+        raise ModelError(
+            "the network's output has no gradient with respect to its input (it returns classes instead of logits, or "
+            "uses no_grad); let it return logits, or use the method 'occlusion'"
+        )
 
 
 def _in_many_passes(
@@ -155,7 +159,7 @@ def _in_many_passes(
 @torch.no_grad()
 def _run(score: Score, windows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the output for the windows and the classes chosen from it, which stay fixed along a path or under noise."""
-    output = score.output(windows)
+    output = score.output(windows) if score.known is None else score.known
     return output, score.classes(output)
 
 

@@ -16,7 +16,7 @@ from evenslice.auditing.methods import Attributed, resize_to
 from evenslice.auditing.targets import Score
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from evenslice.auditing.measurer import Explained, Measurer
 
     Floats = NDArray[np.float64]
+    Explainer = Callable[[int | None], Explained]
 
 __all__ = ["cut", "measure_subset"]
 
@@ -65,6 +66,7 @@ def measure_subset(
     labels: Tensor | None,
     first: Explained,
     use: Explained,
+    explain: Explainer,
     *,
     start: int,
 ) -> dict[str, Floats]:
@@ -76,6 +78,7 @@ def measure_subset(
         labels: (m, y, x) for the target "labels".
         first: what the first method found, in float32.
         use: what the method found that tells how slices are used.
+        explain: explains one class of the windows' outputs by the first method.
         start: number of windows visited before, which decides which of many classes are explained.
 
     Returns:
@@ -87,25 +90,26 @@ def measure_subset(
     elif methods.second == methods.use:
         shares = use.shares()
     else:
-        shares = measurer.explain_both(windows, labels, method=methods.second).shares()
+        shares = measurer.explain_both(windows, labels, method=methods.second, found=first).shares()
     first_shares = first.shares()
     return {
         "first_shares": first_shares[0],
         "mirrored_first_shares": first_shares[1],
         "second_shares": shares[0],
         "mirrored_second_shares": shares[1],
-        **_measure_classes(measurer, windows, labels, first, start),
+        **_measure_classes(measurer, labels, first, explain, start),
     }
 
 
 def _measure_classes(
-    measurer: Measurer, windows: Tensor, labels: Tensor | None, first: Explained, start: int
+    measurer: Measurer, labels: Tensor | None, first: Explained, explain: Explainer, start: int
 ) -> dict[str, Floats]:
     maps = _class_maps(measurer, first, labels)
     count = _count_classes(first.given.output, maps) if maps else 0
-    unknown = np.full((len(windows), count, windows.shape[1]), np.nan)
+    windows, slices = first.given.attribution.shape[:2]
+    unknown = np.full((windows, count, slices), np.nan)
     rows = {
-        "class_pixels": np.zeros((len(windows), count)),
+        "class_pixels": np.zeros((windows, count)),
         "class_shares": unknown,
         "mirrored_class_shares": unknown.copy(),
     }
@@ -114,7 +118,7 @@ def _measure_classes(
         rows["class_pixels"][:, number] = parts.mean(0).cpu().numpy()
     pixels = rows["class_pixels"].mean(axis=0)
     present = [number for number in np.argsort(pixels).tolist() if pixels[number] >= SMALLEST_PART]
-    for number, found in _explain_classes(measurer, windows, labels, first, maps, present, start):
+    for number, found in _explain_classes(measurer.methods.first, first, explain, maps, present, start):
         rows["class_shares"][:, number], rows["mirrored_class_shares"][:, number] = found.shares()
     return rows
 
@@ -137,16 +141,14 @@ def _count_classes(output: Tensor, maps: list[Tensor]) -> int:
 
 
 def _explain_classes(
-    measurer: Measurer,
-    windows: Tensor,
-    labels: Tensor | None,
+    method: str,
     first: Explained,
+    explain: Explainer,
     maps: list[Tensor],
     present: list[int],
     start: int,
 ) -> Iterator[tuple[int, Explained]]:
     """Yield classes, of those present the rarest first, and what the first method finds for their pixels alone."""
-    method = measurer.methods.first
     if len(present) == 1:
         yield present[0], first
     elif method == "occlusion":
@@ -155,13 +157,13 @@ def _explain_classes(
     elif len(present) > MOST_CLASSES:
         turn = start % len(present)
         for number in (present + present)[turn : turn + MOST_CLASSES]:
-            yield number, measurer.explain_both(windows, labels, only=number)
+            yield number, explain(number)
     elif present:
         rest = first
         # The gradient of a sum is that of its parts, so the last class needs no passes.
         alone = present[:-1] if method == "gradient" else present
         for number in alone:
-            found = measurer.explain_both(windows, labels, only=number)
+            found = explain(number)
             rest = rest.less(found)
             yield number, found
         if method == "gradient":

@@ -110,6 +110,7 @@ class Score:
     target: Target
     labels: Tensor | None
     only: int | None = None
+    known: Tensor | None = None
 
     def output(self, windows: Tensor) -> Tensor:
         """Return the output for windows, in float32, or in int64 where it holds class numbers."""

@@ -24,7 +24,7 @@ def survey(
             "Weights of all networks: imagenet, none (random), or, for one network, a file.", metavar="W"
         ),
     ] = "imagenet",
-    inputs: options.Input,
+    inputs: options.Window,
     volume: Annotated[
         str | None,
         options.volume(f"Volume: {options.VOLUME_HELP} (default: an MRI template).", metavar="PATH"),
