@@ -92,6 +92,20 @@ def test_arms_may_lose_slices_in_training(inputs):
     assert [run.config.augmentation.missing_slices for run in runs[:3]] == [0.1, 0.2, 0.0]
 
 
+def test_a_control_is_run_with_fewer_seeds(inputs):
+    fair, base, trained = ARMS
+    arms = [fair, {**base, "seeds": [4]}, trained, {"name": "random", "strategy": "random", "seeds": [3]}]
+    planned = config(inputs, seeds=[3, 4], arms=arms)
+    runs = plan_runs(planned)
+    seeds = {arm["name"]: {run.seed for run in runs if run.arm == arm["name"]} for arm in arms}
+    assert seeds == {"pretrained": {4}, "fair": {4}, "trained so": {3, 4}, "random": {3}}
+    assert len(runs) == count_runs(planned) == 3 * (1 + 1 + 2 + 1)
+    with pytest.raises(ValidationError, match="random: seeds: 5 is none of the study's seeds"):
+        config(inputs, seeds=[3, 4], arms=[*ARMS, {"name": "random", "strategy": "random", "seeds": [5]}])
+    with pytest.raises(ValidationError, match="trains no network, so seeds has no effect"):
+        config(inputs, seeds=[3, 4], arms=[{**fair, "seeds": [3]}, base, trained])
+
+
 def test_keys_are_those_of_earlier_versions(inputs):
     """What version 0.1.0 called the runs of a configuration that its options can say."""
     pair = {"image": "i.tif", "labels": "l.tif"}

@@ -70,6 +70,11 @@ class Arm(Section):
             "the other options are those of that arm."
         ),
     )
+    seeds: tuple[int, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Which of the study's seeds this arm is run with; by default all.",
+    )
 
     @model_validator(mode="after")
     def _derived(self) -> Self:
@@ -319,6 +324,16 @@ class StudyConfig(Section):
 
     @field_validator("arms")
     @classmethod
+    def _use_seeds(cls, arms: tuple[Arm, ...], info: ValidationInfo) -> tuple[Arm, ...]:
+        for arm in arms if "seeds" in info.data else ():
+            if unknown := sorted(set(arm.seeds or ()) - set(info.data["seeds"])):
+                raise ValueError(
+                    f"{arm.name}: seeds: {unknown[0]} is none of the study's seeds; add it there"
+                )
+        return arms
+
+    @field_validator("arms")
+    @classmethod
     def _fit_slices(cls, arms: tuple[Arm, ...], info: ValidationInfo) -> tuple[Arm, ...]:
         for arm in arms if "slices" in info.data else ():
             check_strategy(arm.strategy, info.data["slices"])
@@ -364,3 +379,9 @@ class StudyConfig(Section):
         if networks and primary.architecture not in {*networks, None}:
             raise ValueError(f"architecture: {did_you_mean(str(primary.architecture), networks)}")
         return primary
+
+    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
+        """Return the seeds that an arm is run with, in the order of the study; a derived arm has those of its base."""
+        if arm.network_of is not None:
+            return self.seeds_of(next(base for base in self.arms if base.name == arm.network_of))
+        return self.seeds if arm.seeds is None else tuple(seed for seed in self.seeds if seed in arm.seeds)

@@ -126,7 +126,8 @@ def plan_runs(config: StudyConfig) -> list[Run]:
             for data, architecture in product(config.datasets, config.architectures)
             if fold < len(folds[data.name])
         ]
-        runs += chain.from_iterable(_place_runs(place, config.arms) for place in places)
+        arms = [arm for arm in config.arms if seed in config.seeds_of(arm)]
+        runs += chain.from_iterable(_place_runs(place, arms) for place in places)
     _check_different(runs)
     return runs
 
@@ -134,7 +135,7 @@ def plan_runs(config: StudyConfig) -> list[Run]:
 def count_runs(config: StudyConfig) -> int:
     """Return the number of runs of a study, without opening any file."""
     folds = sum(data.fold_count for data in config.datasets)
-    return len(config.seeds) * folds * len(config.architectures) * len(config.arms)
+    return folds * len(config.architectures) * sum(len(config.seeds_of(arm)) for arm in config.arms)
 
 
 class _Place(NamedTuple):
