@@ -22,6 +22,7 @@ import SimpleITK
 import tifffile
 import zarr
 from dicom_files import enhanced, save, write_series
+from piece_files import PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import RLELossless
@@ -302,12 +303,39 @@ def _tiff_slices(folder: Path) -> Iterator[Seed]:
         yield Seed(str(folder / name), list((folder / name).iterdir()))
 
 
+def _n5(folder: Path) -> Iterator[Seed]:
+    for name in ("raw", "gzip", "bzip2", "xz", "blosc", "zstd"):
+        path = folder / f"{name}.n5"
+        write_n5(path / "s0", STACK, name, downsamplingFactors=[1, 1, 1])
+        metadata = [path / "attributes.json", path / "s0" / "attributes.json"]
+        metadata[0].write_text(json.dumps({"resolution": [4, 4, 40], "units": ["nm", "nm", "nm"]}))
+        yield Seed(str(path), metadata, edit=_edit_json)
+        yield Seed(str(path / "s0"), _pieces(path))
+
+
+def _precomputed(folder: Path) -> Iterator[Seed]:
+    labels = STACK.astype(np.uint64)
+    for name, array in (("raw", STACK), ("jpeg", BYTES), ("png", BYTES), ("compressed_segmentation", labels)):
+        for kind, sharding in (("files", None), ("shards", SHARDS), ("plain shards", PLAIN_SHARDS)):
+            path = folder / f"{name} {kind}"
+            write_precomputed(path, array, name, sharding)
+            yield Seed(str(path), [path / "info"], edit=_edit_json)
+            yield Seed(str(path), _pieces(path))
+
+
+def _pieces(path: Path) -> list[Path]:
+    names = ("attributes.json", "info")
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.name not in names)
+
+
 FORMATS: dict[str, Callable[[Path], Iterator[Seed]]] = {
     "tiff": _tiff,
     "nifti": _nifti,
     "npy": _npy,
     "zarr": _zarr,
     "ome-zarr": _ome_zarr,
+    "n5": _n5,
+    "precomputed": _precomputed,
     "hdf5": _hdf5,
     "mrc": _mrc,
     "metaimage": _metaimage,

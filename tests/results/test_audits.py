@@ -146,3 +146,18 @@ def test_a_folder_without_audits_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no audit"):
         load_audits(tmp_path / name)
+
+
+@pytest.mark.parametrize("act", ["save", "load"])
+def test_a_wrong_suffix_is_an_error_that_names_the_right_one(tmp_path, act):
+    import torch
+
+    import evenslice
+
+    volume = np.random.default_rng(0).random((16, 32, 32))
+    found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, max_windows=8)
+    with pytest.raises(
+        evenslice.EvensliceError, match=r"a\.npz: an audit is kept in a \.json file; .*a\.json"
+    ):
+        getattr(found, act)(tmp_path / "a.npz")
+    assert list(tmp_path.iterdir()) == []

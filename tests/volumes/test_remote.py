@@ -132,6 +132,13 @@ def test_only_the_chunks_of_a_slice_are_fetched(web):
     assert len(Handler.asked) == 1
 
 
+def test_chunks_above_the_limit_of_metadata(tmp_path):
+    large = np.zeros((1, 3000, 3000), np.uint8)
+    zarr.create_array(tmp_path / "a.zarr", data=large + 1, chunks=large.shape, compressors=None)
+    with served(tmp_path) as address:
+        assert open_volume(f"{address}/a.zarr")[...].all()
+
+
 def _sum(volume):
     return int(volume[2:5].sum())
 
@@ -240,13 +247,16 @@ def test_a_server_that_goes_away(tmp_path):
 @pytest.mark.parametrize(
     ("address", "pattern"),
     [
-        ("ftp://host/a.zarr", "cannot read addresses of this kind; start it with https://, s3://, http://"),
+        (
+            "ftp://host/a.zarr",
+            "cannot read addresses of this kind; start it with https://, s3://, gs://, az://, http://",
+        ),
         ("file:///etc/a.zarr", "cannot read addresses of this kind"),
         ("reference://x/a.zarr", "cannot read addresses of this kind"),
         ("https://host/a.zarr::reference://x", "cannot read addresses of this kind"),
         ("simplecache::https://host/a.zarr", "no such file|cannot read addresses of this kind"),
-        ("https://host/a/../../b.zarr", "is not the address of a Zarr folder"),
-        ("s3://", "is not the address of a Zarr folder"),
+        ("https://host/a/../../b.zarr", "is not the address of a folder"),
+        ("s3://", "is not the address of a folder"),
     ],
 )
 def test_addresses_that_are_not_read(address, pattern):
@@ -255,7 +265,15 @@ def test_addresses_that_are_not_read(address, pattern):
 
 @pytest.mark.parametrize(
     "address",
-    ["https://me:pa55word@host/a.zarr", "https://host/a.zarr?sig=pa55word", "https://host/a#pa55word"],
+    [
+        "https://me:pa55word@host/a.zarr",
+        "https://host/a.zarr?sig=pa55word",
+        "https://host/a#pa55word",
+        "gs://me:pa55word@bucket/a",
+        "az://container/a?sv=2026&sig=pa55word",
+        "precomputed://https://me:pa55word@host/a",
+        "n5://s3://bucket/a.n5?X-Amz-Signature=pa55word",
+    ],
 )
 def test_secrets_in_an_address_are_not_repeated(address):
     with pytest.raises(

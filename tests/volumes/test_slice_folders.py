@@ -135,7 +135,7 @@ def test_folders_that_hold_no_stack(tmp_path):
     (tmp_path / "outer" / "run1").mkdir(parents=True)
     fails(
         str(tmp_path / "outer"),
-        "is a folder without Zarr metadata, DICOM files, .*; it holds the folders run1",
+        "is a folder without Zarr, N5 or precomputed metadata, DICOM files, .*; it holds the folders run1",
     )
     write(tmp_path / "volumes", STACK.reshape(2, 6, 40, 32), "tif", photometric="minisblack")
     fails(str(tmp_path / "volumes"), "slice0.tif holds 6 x 40 x 32 voxels, not one slice; name that file")

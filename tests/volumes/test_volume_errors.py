@@ -47,8 +47,8 @@ def test_missing(tmp_path):
 
 def test_folders(tmp_path):
     (tmp_path / "slices.zarr").mkdir()
-    fails(str(tmp_path), "is a folder without Zarr metadata")
-    fails(str(tmp_path / "slices.zarr"), "is a folder without Zarr metadata")
+    fails(str(tmp_path), "is a folder without Zarr, N5 or precomputed metadata")
+    fails(str(tmp_path / "slices.zarr"), "is a folder without Zarr, N5 or precomputed metadata")
     (tmp_path / "file.zarr").write_bytes(b"PK")
     fails(str(tmp_path / "file.zarr"), "is a file, and a Zarr volume is a folder")
 

@@ -20,7 +20,7 @@ from zarr.codecs import BloscCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 from evenslice._core import errors
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.zarr_guard import _unpack, _zstd_size
+from evenslice.volumes.read.unpacking import unpack, zstd_size
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
 BOMB = bytes(2**25)
@@ -125,13 +125,13 @@ def test_a_chunk_file_larger_than_anything(tmp_path):
 )
 def test_the_size_that_zstandard_frames_claim(parts, checksum):
     codec = numcodecs.Zstd(checksum=checksum)
-    assert _zstd_size(b"".join(bytes(codec.encode(part)) for part in parts)) == sum(map(len, parts))
+    assert zstd_size(b"".join(bytes(codec.encode(part)) for part in parts)) == sum(map(len, parts))
 
 
 def test_a_zstandard_frame_without_a_size():
     # Magic, a descriptor without size, a window of 1 MiB, then three blocks that repeat one byte, the last marked so.
     blocks = b"".join(((2**17 << 3) | 2 | last).to_bytes(3, "little") + b"x" for last in (0, 0, 1))
-    assert _zstd_size(b"\x28\xb5\x2f\xfd\x00\x50" + blocks) == 3 * 2**17
+    assert zstd_size(b"\x28\xb5\x2f\xfd\x00\x50" + blocks) == 3 * 2**17
 
 
 @given(
@@ -140,7 +140,7 @@ def test_a_zstandard_frame_without_a_size():
 )
 def test_rubbish_is_refused_or_left_to_the_decoder(name, packed):
     with suppress(ValueError, OSError, zlib.error, lzma.LZMAError):
-        assert _unpack(name, packed, 100) is None or len(_unpack(name, packed, 100)) <= 100
+        assert unpack(name, packed, 100) is None or len(unpack(name, packed, 100)) <= 100
 
 
 # Pickles

@@ -337,6 +337,7 @@ def _describe(grid: WindowGrid) -> AuditedVolume:
         path=volume.path,
         format=volume.format,
         shape=volume.shape,
+        region=volume.region,
         dtype=str(volume.dtype),
         spacing=volume.spacing,
         unit=volume.unit,

@@ -5,6 +5,7 @@ A group is a frozen dataclass whose fields are options. A command takes groups a
 """
 
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import partial, wraps
@@ -37,7 +38,7 @@ MODEL_HELP = (
 )
 WEIGHTS_HELP = "Weights: imagenet, none (random), or a file (.safetensors, .pt, .pth, .ckpt)"
 STRATEGY_HELP = f"How colour kernels become slice kernels: {', '.join(STRATEGIES[1:])}, or pretrained (the network as built)"
-VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://)"
+VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://, gs://)"
 
 
 def _option(panel: str, text: str, *names: str, metavar: str = "", **more: Any) -> Any:
@@ -119,6 +120,17 @@ def parse_selection(text: str) -> AxisEntry:
     if not axis or not index.isdecimal():
         raise typer.BadParameter(f"{text}: an axis and a whole number are needed, such as t=0")
     return AxisEntry(axis, int(index))
+
+
+def parse_region(text: str) -> tuple[slice, ...]:
+    """Read z0:z1,y0:y1,x0:x1, in which any bound may be left out."""
+    parts = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*),(\d*):(\d*)", "".join(text.split()), re.ASCII)
+    if parts is None:
+        raise typer.BadParameter(
+            f"{text}: bounds along z, y and x are needed, such as 0:16,:,100:612; a colon alone takes the whole axis"
+        )
+    bounds = [int(part) if part else None for part in parts.groups()]
+    return tuple(slice(*bounds[axis : axis + 2]) for axis in (0, 2, 4))
 
 
 def check_seed(seed: int) -> int:
@@ -237,13 +249,27 @@ class Opening:
     level: Annotated[
         int, volume("Resolution level of a multiscale volume; 0 is the finest.", metavar="N")
     ] = 0
+    region: Annotated[
+        Sequence[slice] | None,
+        volume(
+            "Only this part of the file: first voxel and one past the last along its z, y and x, such as "
+            "0:16,:,100:612 (labels too).",
+            metavar="Z:Z,Y:Y,X:X",
+            parser=parse_region,
+        ),
+    ] = None
 
     def open(self, path: str, *, plane: str | None = None) -> "Volume":
         """Open a volume with these options, sliced along an axis."""
         from evenslice.volumes import open_volume
 
         return open_volume(
-            path, axes=self.axes, select=dict(self.select or ()), level=self.level, plane=plane
+            path,
+            axes=self.axes,
+            select=dict(self.select or ()),
+            level=self.level,
+            plane=plane,
+            region=self.region,
         )
 
 

@@ -127,6 +127,9 @@ def info_table(info: VolumeInfo) -> Table:
         table.add_row("data set", info.part)
     table.add_row("format", info.format)
     table.add_row("shape", f"{_by_axis(info.shape)} voxels (z, y, x)")
+    if info.region is not None:
+        bounds = ", ".join(f"{start}:{stop}" for start, stop in info.region)
+        table.add_row("region", f"{bounds} of the file (z, y, x)")
     table.add_row("type", info.dtype)
     spacing = (
         "not stated" if info.spacing is None else f"{_by_axis(info.spacing)} {info.unit or ''} (z, y, x)"

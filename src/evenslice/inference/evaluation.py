@@ -201,6 +201,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             intensity=(scaling.low, scaling.high),
             image=fingerprint(volume),
             labels=None if stored is None else fingerprint(stored),
+            region=volume.region,
         ),
         seed=seed,
         versions=package_versions(PACKAGES),

@@ -29,6 +29,7 @@ class EvaluatedVolume:
         intensity: the voxel values that became 0 and 1.
         image: its fingerprint.
         labels: that of its labels; None without any.
+        region: first voxel and one past the last along z, y, x of the file; None for all of it.
     """
 
     path: str
@@ -36,6 +37,7 @@ class EvaluatedVolume:
     intensity: tuple[float, float]
     image: str
     labels: str | None
+    region: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)

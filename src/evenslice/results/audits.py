@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import UNREADABLE, ConfigError, json_text, reason, staged_file
+from evenslice._core import UNREADABLE, ConfigError, OutputError, json_text, reason, staged_file
 from evenslice.networks import StemKernels
 from evenslice.results.array_files import read_arrays
 from evenslice.results.audit_checks import check_audit
@@ -78,6 +78,7 @@ class AuditedVolume:
         path: the file, folder or address.
         format: name of its file format.
         shape: (z, y, x).
+        region: first voxel and one past the last along z, y, x of the file; None for all of it.
         dtype: NumPy type of the voxels.
         spacing: voxel size (z, y, x) in ``unit``; None if unknown.
         unit: of the spacing; None if unknown.
@@ -89,6 +90,7 @@ class AuditedVolume:
     path: str = ""
     format: str = ""
     shape: tuple[int, ...] = ()
+    region: tuple[tuple[int, ...], ...] | None = None
     dtype: str = ""
     spacing: tuple[float, ...] | None = None
     unit: str | None = None
@@ -262,8 +264,14 @@ class AuditResult:
         return replace(self, name=name)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the audit to a ``.json`` file and an ``.npz`` file of the same name beside it."""
+        """Write the audit to a ``.json`` file and an ``.npz`` file of the same name beside it.
+
+        Raises:
+            OutputError: the name does not end in ``.json``, or a file cannot be written.
+        """
         path = Path(path)
+        if path.suffix != ".json":
+            raise OutputError(f"{path}: an audit is kept in a .json file; write {path.with_suffix('.json')}")
         arrays = {
             **{f"measurements/{key}": value for key, value in _arrays(self.measurements).items()},
             **{f"subset/{key}": value for key, value in _arrays(self.subset).items()},
@@ -288,6 +296,8 @@ class AuditResult:
             ConfigError: one of the two cannot be read, or is not part of an audit.
         """
         path = Path(path)
+        if path.suffix != ".json":
+            raise ConfigError(f"{path}: an audit is kept in a .json file; read {path.with_suffix('.json')}")
         try:
             found = cls._from_files(read_json(path), read_arrays(path.with_suffix(".npz"), MOST_BYTES))
             check_audit(found)

@@ -39,6 +39,8 @@ class VolumeInfo:
         chunks: size along z, y, x of the pieces that are decoded as one, or None.
         orientation: the sides of the patient to which x, y and z run, such as "LPS" (L left, R right; P posterior, A
             anterior; I inferior, S superior), or None if unknown.
+        region: the first voxel and one past the last along z, y, x of the file, if only a region of it was opened; else
+            None.
         bytes_on_disk: size of all files of the volume; None for an array in memory or an address.
         bytes_in_memory: size of all voxels in memory.
         sampled: number of voxels in the sample.
@@ -59,6 +61,7 @@ class VolumeInfo:
     unit: Unit | None
     chunks: tuple[int, int, int] | None
     orientation: str | None
+    region: tuple[tuple[int, int], ...] | None
     bytes_on_disk: int | None
     bytes_in_memory: int
     sampled: int
@@ -94,6 +97,7 @@ def describe_volume(volume: Volume) -> VolumeInfo:
         unit=volume.unit,
         chunks=volume.chunks,
         orientation=None if volume.affine is None else axis_codes(volume.affine),
+        region=volume.region,
         bytes_on_disk=_bytes_on_disk(volume),
         bytes_in_memory=volume.nbytes,
         sampled=values.size,

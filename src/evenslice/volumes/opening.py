@@ -7,18 +7,18 @@
 
 Formats: multi-page TIFF (plain, ImageJ, OME, BigTIFF; compressed or not), NIfTI (.nii, .nii.gz), DICOM (a folder or
 a multi-frame file), MetaImage (.mha, .mhd), NRRD (.nrrd, .nhdr), HDF5 (file.h5:/path), MRC, NumPy .npy, Zarr (formats 2
-and 3, including OME-Zarr; also at https:// and s3:// addresses), folders of TIFF, PNG or JPEG slices, and NumPy arrays.
+and 3, including OME-Zarr), N5 and Neuroglancer precomputed (these three also at https://, s3://, gs:// and az://
+addresses), folders of TIFF, PNG or JPEG slices, and NumPy arrays.
 A file with axes other than z, y and x is refused until ``axes`` and ``select`` say what to read.
 ``read.formats.READ_FORMATS`` is the table of formats.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.axes import arrange, check_axes
@@ -26,17 +26,19 @@ from evenslice.volumes.read.formats import open_source
 from evenslice.volumes.read.places import Place, locate
 from evenslice.volumes.read.source import ArraySource, VoxelSource
 from evenslice.volumes.units import UNITS, normal_unit, positive
-from evenslice.volumes.views import reslice
+from evenslice.volumes.views import reslice, take_region
 from evenslice.volumes.volume import Volume
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 __all__ = ["open_complete", "open_labels", "open_volume"]
+
+ARRAY = ("shape", "dtype", "__getitem__")
+"""What every array has."""
 
 
 def open_volume(
@@ -48,21 +50,25 @@ def open_volume(
     spacing: Sequence[float] | None = None,
     unit: str | None = None,
     plane: str | None = None,
+    region: Sequence[slice] | None = None,
 ) -> Volume:
     """Open a volume; only its metadata is read.
 
     Args:
-        path: a file, a folder of slices, a Zarr folder or its address (https://..., s3://...), a dataset in an HDF5
-            file (file.h5:/path), a NumPy array, or an open volume, which only another ``plane`` changes.
+        path: a file, a folder of slices, a folder or an address (https://..., s3://..., gs://..., az://...)
+            of Zarr, N5 or Neuroglancer precomputed data, a dataset in an HDF5 file (file.h5:/path), an array of
+            NumPy, Dask, Zarr or h5py, or an open volume, which only another ``plane`` or a ``region`` changes.
         axes: one letter per stored dimension in stored order, including z, y and x ("xyz", "tzyx"); by default what the
             file says, or z, y, x for three unnamed dimensions.
         select: the index to read along each other axis longer than 1, such as ``{"t": 0}``; ``{"series": 0}`` picks
             one of several series in a DICOM folder.
-        level: resolution level of an OME-Zarr image, 0 the finest.
+        level: resolution level of an OME-Zarr, N5 or precomputed image, 0 the finest.
         spacing: voxel size along z, y, x, instead of the file's.
         unit: unit of the spacing ("nm", "um", "mm", ...), instead of the file's.
         plane: the axis along which slices follow one another: "z", or "y" or "x" for a volume whose first axis is that
             one. Everything else here refers to the axes of the file.
+        region: the part that the volume consists of, one slice along each of z, y, x of the file, such as
+            ``np.s_[0:16, :, 100:200]``; each voxel keeps its position in space.
 
     Raises:
         VolumeError: the file is missing, damaged, not of the format of its suffix, or not a volume of real numbers; the
@@ -83,19 +89,26 @@ def open_volume(
     if isinstance(path, Volume):
         if axes is not None or select or level or spacing is not None or unit is not None:
             raise ConfigError(f"{path.path}: is already open; give the options when opening it")
-        return path if plane is None else reslice(path, plane)
+        part = path if region is None else take_region(path, region)
+        return part if plane is None else reslice(part, plane)
     names = None if axes is None else check_axes(axes)
     opener: Callable[[], VoxelSource]
-    if isinstance(path, np.ndarray):
+    if _is_array(path):
         if level:
             raise ConfigError(f"<array>: an array in memory has no level {level}; leave it out")
         place = Place("<array>", "")
         opener = partial(ArraySource, path)
     else:
-        place = locate(path, level, (select or {}).get("series"))
+        place = locate(cast("str | os.PathLike[str]", path), level, (select or {}).get("series"))
         opener = partial(open_source, place)
     volume = _arranged(place, opener, names, select or {})
-    return reslice(_with_spacing(volume, spacing, unit), plane or "z")
+    volume = _with_spacing(volume, spacing, unit)
+    return reslice(volume if region is None else take_region(volume, region), plane or "z")
+
+
+def _is_array(item: object) -> TypeGuard[NDArray[Any]]:
+    """Return whether something is an array, of whatever library."""
+    return not isinstance(item, str | os.PathLike) and all(hasattr(item, name) for name in ARRAY)
 
 
 def open_labels(labels: str | os.PathLike[str] | NDArray[Any] | Volume, volume: Volume) -> Volume:

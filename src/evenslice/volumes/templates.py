@@ -19,12 +19,22 @@ def mni152() -> Volume:
 
     Raises:
         MissingExtraError: nilearn is not installed.
+
+    Example:
+        >>> volume = mni152()
+        >>> volume.shape, volume.spacing
+        ((189, 233, 197), (1.0, 1.0, 1.0))
     """
     return open_volume(mni152_path("t1"))
 
 
 def mni152_path(name: str) -> Path:
-    """Return the path of a map of the template: "t1", or "gm" or "wm" for the fraction of gray or white matter, 0..255."""
+    """Return the path of a map of the template: "t1", or "gm" or "wm" for the fraction of gray or white matter, 0..255.
+
+    Example:
+        >>> open_volume(mni152_path("gm")).shape
+        (189, 233, 197)
+    """
     with needs_extra("demo", "the demonstration volume"):
         import nilearn
     folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"

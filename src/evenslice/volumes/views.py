@@ -1,4 +1,4 @@
-"""Volumes derived from others: sliced along another axis, a range of slices, a copy in memory, mapped values."""
+"""Volumes derived from others: sliced along another axis, a range of slices, a region, a copy in memory, mapped values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["hold_in_memory", "hold_small", "map_voxels", "reslice", "take_slices"]
+    Region = Sequence[Any]
+
+__all__ = [
+    "hold_in_memory",
+    "hold_small",
+    "map_voxels",
+    "region_bounds",
+    "reslice",
+    "take_region",
+    "take_slices",
+]
 
 _ORDERS: dict[str, tuple[int, int, int]] = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}
 """Which axes of the file, z, y, x, are the axes of a volume sliced along one of them."""
@@ -100,20 +110,81 @@ def take_slices(volume: Volume, start: int, stop: int) -> Volume:
         )
     if (start, stop) == (0, depth):
         return volume
-    dimension = volume._arrangement.zyx[0]  # noqa: SLF001  # set by `open_volume`
-    opener = partial(_open_range, volume._open, dimension, start, stop)  # noqa: SLF001
+    bounds = ((start, stop), *((0, length) for length in volume.shape[1:]))
+    return replace(_cropped(volume, bounds), path=f"{volume.path}[{start}:{stop}]")
+
+
+def take_region(volume: Volume, region: Region) -> Volume:
+    """Return a box of a volume as a volume, without reading it; its position in space is kept.
+
+    Args:
+        volume: the volume, sliced along any axis.
+        region: one slice for each axis of the file, z, y, x, whatever the volume is sliced along: first voxel and one
+            past the last, either may be None.
+
+    Raises:
+        ConfigError: it is not three ranges inside the volume; the message names the axis.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> part = take_region(open_volume(np.arange(60).reshape(3, 4, 5)), (slice(1, 3), slice(None), slice(3, None)))
+        >>> part.path, part.shape, part[0, 0].tolist()
+        ('<array>[1:3,0:4,3:5]', (2, 4, 2), [23, 24])
+        >>> part.region
+        ((1, 3), (0, 4), (3, 5))
+    """
+    whole = reslice(volume, "z")
+    bounds = region_bounds(region, whole.shape, whole.path)
+    origin = [start for start, _ in whole.region or ((0, 0),) * 3]
+    z, y, x = ((low + start, high + start) for (low, high), start in zip(bounds, origin, strict=True))
+    named = ",".join(f"{low}:{high}" for low, high in bounds)
+    part = replace(_cropped(whole, bounds), path=f"{whole.path}[{named}]", region=(z, y, x))
+    return reslice(part, volume.plane)
+
+
+def region_bounds(region: Region, shape: tuple[int, ...], label: str) -> tuple[tuple[int, int], ...]:
+    """Return the first voxel and one past the last along z, y and x of a region, checked.
+
+    Raises:
+        ConfigError: it is not three ranges inside the shape.
+
+    Example:
+        >>> region_bounds((slice(1, 3), slice(None), slice(2, None)), (3, 4, 5), "<array>")
+        ((1, 3), (0, 4), (2, 5))
+    """
+    ranges = [part for part in region if isinstance(part, slice) and part.step in (None, 1)]
+    if not len(region) == len(ranges) == 3:
+        raise ConfigError(
+            f"{label}: {option('region')} needs one slice without a step for each of z, y, x, such as 0:16,0:512,0:512"
+        )
+    bounds = []
+    for axis, part, length in zip("zyx", ranges, shape, strict=True):
+        start, stop = part.start or 0, length if part.stop is None else part.stop
+        if not 0 <= start < stop <= length:
+            raise ConfigError(
+                f"{label}: {option('region')} asks for {start}:{stop} along {axis}, which has 0:{length}; give "
+                f"two bounds from 0 to {length}, the first below the second"
+            )
+        bounds.append((int(start), int(stop)))
+    return tuple(bounds)
+
+
+def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]]) -> Volume:
+    """Return a box of a volume: first voxel and one past the last along each of its axes."""
+    zyx = volume._arrangement.zyx  # noqa: SLF001  # set by `open_volume`
+    crops = tuple((dimension, *ends) for dimension, ends in zip(zyx, bounds, strict=True))
     affine = volume.affine
     if affine is not None:
         shift = np.eye(4)
-        shift[2, 3] = start
+        shift[:3, 3] = [start for start, _ in reversed(bounds)]
         affine = affine @ shift
+    z, y, x = (stop - start for start, stop in bounds)
     return replace(
         volume,
-        path=f"{volume.path}[{start}:{stop}]",
-        shape=(stop - start, *volume.shape[1:]),
+        shape=(z, y, x),
         affine=affine,
-        _open=opener,
-        _sources=[_Range(source, dimension, start, stop) for source in volume._sources],  # noqa: SLF001
+        _open=partial(_open_cropped, volume._open, crops),  # noqa: SLF001
+        _sources=[_Cropped(source, crops) for source in volume._sources],  # noqa: SLF001
     )
 
 
@@ -185,24 +256,28 @@ class _Mapped(VoxelSource):
         return self._function(self._source.read(key))
 
 
-def _open_range(opener: Callable[[], VoxelSource], dimension: int, start: int, stop: int) -> VoxelSource:
-    return _Range(opener(), dimension, start, stop)
+def _open_cropped(opener: Callable[[], VoxelSource], crops: Sequence[tuple[int, int, int]]) -> VoxelSource:
+    return _Cropped(opener(), crops)
 
 
-class _Range(VoxelSource):
-    """A stored array, cropped along one dimension."""
+class _Cropped(VoxelSource):
+    """A stored array, cropped: some of its dimensions, each with the first index and one past the last."""
 
-    def __init__(self, source: VoxelSource, dimension: int, start: int, stop: int) -> None:
-        self._source, self._dimension, self._start = source, dimension, start
+    def __init__(self, source: VoxelSource, crops: Sequence[tuple[int, int, int]]) -> None:
+        self._source, self._starts = source, {dimension: start for dimension, start, _ in crops}
         self.format, self.fresh = source.format, source.fresh
         shape = list(source.shape)
-        shape[dimension] = stop - start
+        for dimension, start, stop in crops:
+            if stop > shape[dimension]:
+                raise VolumeError("the file has fewer voxels than when it was opened; open it again")
+            shape[dimension] = stop - start
         self.shape = tuple(shape)
         self.dtype = source.dtype
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Read from the whole array."""
         parts = list(key)
-        part = parts[self._dimension]
-        parts[self._dimension] = slice(part.start + self._start, part.stop + self._start, part.step)
+        for dimension, start in self._starts.items():
+            part = parts[dimension]
+            parts[dimension] = slice(part.start + start, part.stop + start, part.step)
         return self._source.read(tuple(parts))

@@ -55,6 +55,7 @@ class Volume:
         files: the files that hold the voxels, unless that is all that is at the location; else None.
         plane: the axis of the file along which slices follow one another, "z" unless asked for otherwise. It comes first
             here and is called z in all other respects; the other two keep their order.
+        region: the first voxel and one past the last along z, y and x of the file, of a region of it; else None.
 
     Example:
         >>> import numpy as np
@@ -83,6 +84,7 @@ class Volume:
         repr=False
     )  # the opened source; empty after unpickling, until the first read
     plane: Plane = "z"
+    region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
 
     @property
     def ndim(self) -> int:

@@ -12,9 +12,12 @@ from evenslice.volumes.read.dicom_headers import is_dicom
 from evenslice.volumes.read.hdf5 import Hdf5Source
 from evenslice.volumes.read.metaimage import MetaImageSource
 from evenslice.volumes.read.mrc import MrcSource
+from evenslice.volumes.read.n5 import N5Source, is_n5
 from evenslice.volumes.read.nifti import NiftiSource
 from evenslice.volumes.read.npy import NpySource
 from evenslice.volumes.read.nrrd import NrrdSource
+from evenslice.volumes.read.precomputed import INFO, PrecomputedSource, is_precomputed
+from evenslice.volumes.read.remote_formats import remote_kind
 from evenslice.volumes.read.slice_folder import SliceFolderSource, slice_files
 from evenslice.volumes.read.tiff import TiffSource
 from evenslice.volumes.read.zarr import ZarrSource, is_zarr
@@ -50,6 +53,11 @@ class ReadFormat:
 
 # Any folder with Zarr metadata, whatever its suffix.
 ZARR = ReadFormat("Zarr", (".zarr",), ZarrSource, levels=True)
+N5 = ReadFormat("N5", (".n5",), N5Source, levels=True)
+PRECOMPUTED = ReadFormat("Neuroglancer precomputed", (), PrecomputedSource, levels=True)
+IN_PIECES = {"zarr": ZARR, "n5": N5, "precomputed": PRECOMPUTED}
+"""Formats that are read at addresses too, by the names that may stand before these."""
+
 DICOM = ReadFormat(
     "DICOM",
     (".dcm", ".dicom", ".ima"),
@@ -70,6 +78,7 @@ READ_FORMATS = (
     ReadFormat("MRC", (".mrc", ".mrcs", ".map", ".rec"), lambda place: MrcSource(place.path, place.label)),
     ReadFormat("NumPy array", (".npy",), lambda place: NpySource(place.path, place.label)),
     ZARR,
+    N5,
 )
 FOLDERS = (
     ReadFormat("DICOM", (), lambda place: DicomSource(dicom_files(place.path), place.label, place.series)),
@@ -83,13 +92,13 @@ FOLDERS = (
 
 
 def find_read_format(place: Place) -> ReadFormat:
-    """Return the format of a place: Zarr for an address, by content for a folder, by suffix for a file.
+    """Return the format of a place: by content for an address and a folder, by suffix for a file.
 
     Raises:
         VolumeError: nothing is there, or its format is unknown.
     """
     if isinstance(place.location, str):
-        return ZARR
+        return IN_PIECES[place.kind or remote_kind(place)]
     path, label = place.path, place.label
     if path.is_dir():
         return _find_folder_format(path, label)
@@ -100,8 +109,10 @@ def find_read_format(place: Place) -> ReadFormat:
     name = path.name.lower()
     for file_format in READ_FORMATS:
         if name.endswith(file_format.suffixes):
-            if file_format is ZARR:
-                raise VolumeError(f"{label}: is a file, and a Zarr volume is a folder; name the folder")
+            if file_format in (ZARR, N5):
+                raise VolumeError(
+                    f"{label}: is a file, and a {file_format.name} volume is a folder; name the folder"
+                )
             return file_format
     if is_dicom(path):
         return DICOM  # which scanners and archives name in any way
@@ -116,14 +127,20 @@ def find_read_format(place: Place) -> ReadFormat:
 def _find_folder_format(path: Path, label: str) -> ReadFormat:
     if is_zarr(path):
         return ZARR
+    if is_precomputed(path):
+        return PRECOMPUTED
+    if is_n5(path) or path.suffix.lower() == ".n5":
+        return N5
     if dicom_files(path):
         return FOLDERS[0]
     if slice_files(path, label):
         return FOLDERS[1]
+    if (path / INFO).is_file():
+        return PRECOMPUTED  # and a damaged one
     folders = sorted(item.name for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
     inside = f"; it holds the folders {', '.join(folders[:6])}" if folders else ""
     raise VolumeError(
-        f"{label}: is a folder without Zarr metadata, DICOM files, or TIFF, PNG or JPEG slices; name a "
+        f"{label}: is a folder without Zarr, N5 or precomputed metadata, DICOM files, or TIFF, PNG or JPEG slices; name a "
         f"volume file, or a folder that holds one{inside}"
     )
 

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Place", "confined", "data_file", "files_under", "is_address", "locate", "refuse_secret"]
 
-PROTOCOLS = ("https", "s3", "http")
+PROTOCOLS = ("https", "s3", "gs", "az", "http")
 """Protocols of addresses; fsspec knows more, including some that chain to other files."""
 
+KINDS = ("precomputed", "n5", "zarr")
+"""Formats that may be named in front of an address, as Neuroglancer does: precomputed://gs://bucket/image."""
+
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_CRUSHED = re.compile(r"(?:https?|s3):/[^/]")
+_CRUSHED = re.compile(r"(?:https?|s3|gs|az):/[^/]")
+_KIND = re.compile(rf"({'|'.join(KINDS)})://(.*)", re.DOTALL)
 _DATASET = re.compile(r"(.+\.(?:h5|hdf5|hdf|he5|nxs|ims)):(.*)", re.IGNORECASE)
 
 
@@ -30,10 +34,11 @@ class Place:
 
     Attributes:
         label: as the user wrote it, for messages.
-        location: the absolute path of a file or folder, or the address (URL) of a Zarr folder.
+        location: the absolute path of a file or folder, or the address (URL) of a folder.
         part: the path of a dataset inside the file, as in ``file.h5:/path``, or None.
         level: the resolution level, 0 the finest.
         series: which series of a DICOM folder, or None if the user named none.
+        kind: the format that the user named in front of the address, or None.
         since: when it was named, in seconds since 1970; no chunk of a Zarr folder may disappear later.
     """
 
@@ -42,13 +47,16 @@ class Place:
     part: str | None = None
     level: int = 0
     series: int | None = None
+    kind: str | None = None
     since: float = field(default_factory=time.time, compare=False)
 
     @property
     def path(self) -> Path:
         """The location, if it is a file or folder."""
         if isinstance(self.location, str):
-            raise VolumeError(f"{self.label}: is an address, where only Zarr can be read; copy it here")
+            raise VolumeError(
+                f"{self.label}: is an address, where only Zarr, N5 and precomputed can be read; copy it here"
+            )
         return self.location
 
 
@@ -66,7 +74,8 @@ def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = No
     """Return the place of a volume, independent of the working directory.
 
     Args:
-        path: a path, ``file.h5:/path/of/a/dataset``, or an address that starts with https:// or s3://.
+        path: a path, ``file.h5:/path/of/a/dataset``, or an address that starts with https://, s3://, gs:// or
+            az://, before which the format may stand, as in precomputed://gs://bucket/image.
         level: the resolution level, 0 the finest.
         series: which series of a DICOM folder.
 
@@ -88,16 +97,22 @@ def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = No
     if _CRUSHED.match(label):
         raise ConfigError(f"{label}: the address has lost a slash, as in a pathlib.Path; give it as a string")
     if is_address(label):
-        _check_address(label, label.partition("://")[0])
-        return Place(label, label.rstrip("/"), level=level, series=series)
+        named = _KIND.match(label)
+        kind, url = named.groups() if named else (None, label)
+        _check_address(url, url.partition("://")[0], kind)
+        return Place(label, url.rstrip("/"), level=level, series=series, kind=kind)
     inside = _DATASET.fullmatch(label)
     if inside and not Path(label).exists():
         return Place(label, Path(inside[1]).absolute(), f"/{inside[2].strip('/')}", level, series)
     return Place(label, Path(label).absolute(), level=level, series=series)
 
 
-def _check_address(url: str, protocol: str) -> None:
+def _check_address(url: str, protocol: str, kind: str | None) -> None:
     """Raise if an address has an unknown protocol, would reveal a secret, or is incomplete."""
+    if kind is not None and not is_address(url):
+        raise ConfigError(
+            f"{kind}://{url}: {kind}:// stands before an address, as in {kind}://gs://bucket/path; leave it out before a path"
+        )
     refuse_secret(url, VolumeError)
     rest = url.partition("://")[2]
     if protocol.lower() not in PROTOCOLS or "::" in url:
@@ -106,7 +121,7 @@ def _check_address(url: str, protocol: str) -> None:
             f"{', '.join(f'{known}://' for known in PROTOCOLS)}, or name a file"
         )
     if ".." in rest.split("/") or not rest.strip("/"):
-        raise VolumeError(f"{url}: is not the address of a Zarr folder; write it in full, without ..")
+        raise VolumeError(f"{url}: is not the address of a folder; write it in full, without ..")
 
 
 def refuse_secret(url: str, error: type[EvensliceError]) -> None:

@@ -1,4 +1,4 @@
-"""Zarr stores at an address: https:// and s3:// through fsspec.
+"""Files at an address: https:// and s3:// through fsspec, gs:// and az:// through their web addresses.
 
 Credentials and the endpoint of an S3 service come from where the AWS tools look for them (AWS_ACCESS_KEY_ID,
 AWS_PROFILE, AWS_ENDPOINT_URL, ~/.aws) and are never stored. Without credentials, a bucket is read anonymously.
@@ -10,16 +10,18 @@ import os
 import time
 from contextlib import contextmanager
 from functools import cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import EvensliceError, VolumeError, needs_extra, reason
-from evenslice.volumes.read.zarr_guard import inflate
+from evenslice.volumes.read.clouds import web_address
+from evenslice.volumes.read.unpacking import inflate
 from evenslice.volumes.read.zarr_store import require_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["remote_store", "reporting_network_errors", "s3_endpoint"]
+__all__ = ["RemoteFiles", "remote_store", "reporting_network_errors", "s3_endpoint"]
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -40,18 +42,51 @@ def remote_store(url: str, label: str, most: int, *, probe: bool = False) -> Any
     Raises:
         MissingExtraError: the extra "remote" is not installed.
     """
-    s3 = url.lower().startswith("s3:")
-    with needs_extra("remote", "reading a volume from an address"):
-        import fsspec  # noqa: F401  # zarr imports it, but its error would not name the extra
-
-        options = _s3_options() if s3 else _http_options(most)
+    s3 = _is_s3(url)
+    options = _options(url, most)
     missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
     return _store_class(label, most if s3 else None).from_url(
-        url,
+        web_address(url),
         storage_options=options,
         read_only=True,
         allowed_exceptions=(*missing, PermissionError) if probe else missing,
     )
+
+
+def _is_s3(url: str) -> bool:
+    return url.lower().startswith("s3:")
+
+
+def _options(url: str, most: int) -> dict[str, Any]:
+    with needs_extra("remote", "reading a volume from an address"):
+        import fsspec  # noqa: F401  # zarr imports it, but its error would not name the extra
+
+        return _s3_options() if _is_s3(url) else _http_options(most)
+
+
+class RemoteFiles:
+    """The files below an address, of which at most a number of bytes is read at once; for one process, any thread.
+
+    Args:
+        url: the address.
+        most: largest number of bytes that are read of a file at once; one more shows that a file has more.
+
+    Raises:
+        MissingExtraError: the extra "remote" is not installed.
+    """
+
+    def __init__(self, url: str, most: int) -> None:
+        options = _options(url, most)
+        import fsspec
+
+        self._filesystem, self._base = fsspec.url_to_fs(web_address(url), **options)
+        self._whole = {"start": 0, "end": most + 1} if _is_s3(url) else {}
+
+    def read(self, name: str, span: tuple[int, int] | None = None) -> bytes:
+        """Return the content of a file, or a part of it; raises what fsspec raises."""
+        limits = self._whole if span is None else {"start": span[0], "end": span[1]}
+        content: bytes = self._filesystem.cat_file(f"{self._base}/{name}", **limits)
+        return content
 
 
 @cache
@@ -105,9 +140,21 @@ def _response_class(most: int) -> Any:
                     raise ValueError(f"the server sends more than the {most:,} bytes that can be right")
                 if length < (time.monotonic() - started - READ_SECONDS) * SLOWEST:
                     raise TimeoutError(f"the server sends less than {SLOWEST:,} bytes a second")
-            return _decoded(b"".join(pieces), self.headers.get("Content-Encoding", "identity"), most)
+            content = _decoded(b"".join(pieces), self.headers.get("Content-Encoding", "identity"), most)
+            asked = self.request_info.headers.get("Range", "")
+            return _cut(content, asked) if asked and self.status == HTTPStatus.OK else content
 
+    # fsspec reuses connections with options of the same text.
+    Bounded.__qualname__ = f"Bounded to {most} bytes"
     return Bounded
+
+
+def _cut(content: bytes, asked: str) -> bytes:
+    """Return the range of bytes that was asked for, of a whole file that a server sent instead."""
+    start, _, last = asked.removeprefix("bytes=").partition("-")
+    if not start:
+        return content[max(len(content) - int(last), 0) :]
+    return content[int(start) : int(last) + 1 if last else None]
 
 
 def _decoded(content: bytes, encoding: str, most: int) -> bytes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from evenslice.volumes.units import Unit
@@ -68,15 +69,19 @@ class VoxelSource(ABC):
 
 
 class ArraySource(VoxelSource):
-    """An array in memory."""
+    """An array in memory, or one that is read in pieces, as Dask and Zarr have them."""
 
     format = "NumPy array"
 
     def __init__(self, array: NDArray[Any]) -> None:
         self.array = array
-        self.shape = array.shape
-        self.dtype = array.dtype
+        self.shape = tuple(array.shape)
+        self.dtype = np.dtype(array.dtype)
+        stored = getattr(array, "chunksize", None) or getattr(
+            array, "chunks", None
+        )  # of Dask; of Zarr and HDF5
+        self.chunks = None if stored is None else tuple(stored)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Return a view."""
-        return self.array[key]
+        """Return a view, or a copy of what is not in memory."""
+        return np.asarray(self.array[key])

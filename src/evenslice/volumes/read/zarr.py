@@ -11,11 +11,11 @@ import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, needs_extra
 from evenslice.volumes.read.checks import require_chunk
+from evenslice.volumes.read.metadata import letters, scaled_spacing
 from evenslice.volumes.read.remote import remote_store, reporting_network_errors
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.zarr_guard import LARGEST_INDEX, guarded
 from evenslice.volumes.read.zarr_store import METADATA_BYTES, local_store
-from evenslice.volumes.units import common_unit, normal_unit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,7 +101,7 @@ class ZarrSource(VoxelSource):
                 f"{label}: its metadata names {len(axes)} axes, its array has {array.ndim}; write the image again"
             )
         names = [str(axis["name"]).lower() for axis in axes]
-        self.names = _letters(names)
+        self.names = letters(names)
         self.spacing, self.unit = _spacing(names, axes, [datasets[level], image])
         return array
 
@@ -133,13 +133,7 @@ def _largest_file(array: Any) -> int:
 def _dimension_names(array: Any) -> str | None:
     """Return the dimension names of Zarr 3 or xarray, if they are single letters."""
     named = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-    return _letters([str(name).lower() for name in named]) if named else None
-
-
-def _letters(names: list[str]) -> str | None:
-    """Join names of one letter each, all different; return None for other names."""
-    joined = "".join(names)
-    return joined if joined.isalpha() and len(joined) == len(names) == len(set(names)) else None
+    return letters([str(name).lower() for name in named]) if named else None
 
 
 def _first_image(group: Any, label: str) -> Mapping[str, Any]:
@@ -178,12 +172,6 @@ def _spacing(
             if transformation.get("type") == "scale":
                 scale = scale * np.asarray(transformation["scale"], float)
                 found = True
-    space = [names.index(name) for name in "zyx" if name in names]
-    if not found or not space:
+    if not found:
         return None, None
-    units = [normal_unit(axes[dimension].get("unit")) for dimension in space]
-    sizes, unit = common_unit([float(scale[dimension]) for dimension in space], units)
-    if sizes is None:
-        return None, None
-    spacing = dict(zip(space, sizes, strict=True))
-    return tuple(spacing.get(dimension, math.nan) for dimension in range(len(names))), unit
+    return scaled_spacing(list(scale), [axis.get("unit") for axis in axes], names)

@@ -6,24 +6,20 @@ allows. (Codecs of Python objects, one of which unpickles, belong to data types 
 
 from __future__ import annotations
 
-import bz2
-import lzma
 import math
-import struct
-import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from evenslice.volumes.read.unpacking import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["guarded", "inflate"]
+__all__ = ["LARGEST_INDEX", "guarded"]
 
 _SLACK_BYTES = 2**16
 _WIDEST = 8
 """Factor by which filters may widen numbers: from one byte to eight."""
-
-_MOST_MEMBERS = 1024  # of a gzip file; each costs a copy of what follows
 
 LARGEST_INDEX = 2**26
 """Size limit in bytes of the index of chunks in a shard."""
@@ -65,7 +61,7 @@ def _bounded_v2(metadata: Any, size: int) -> Mapping[str, Any]:
             return self.inner.encode(buf)
 
         def decode(self, buf: Any, out: Any = None) -> Any:
-            unpacked = _unpack(self.inner.codec_id, buf, self.most)
+            unpacked = unpack(self.inner.codec_id, buf, self.most)
             return self.inner.decode(buf, out) if unpacked is None else unpacked
 
         def get_config(self) -> dict[str, Any]:
@@ -95,7 +91,7 @@ def _bounded_v3(codecs: tuple[Any, ...], size: int) -> list[Any]:
             return Bounded(self.inner.evolve_from_array_spec(array_spec), self.most)
 
         async def _decode_single(self, chunk_data: Any, chunk_spec: Any) -> Any:
-            unpacked = _unpack(self.name, chunk_data.as_numpy_array(), self.most)
+            unpacked = unpack(self.name, chunk_data.as_numpy_array(), self.most)
             if unpacked is None:
                 return await self.inner._decode_single(chunk_data, chunk_spec)  # noqa: SLF001
             return chunk_spec.prototype.buffer.from_bytes(unpacked)
@@ -119,83 +115,3 @@ def _bounded_v3(codecs: tuple[Any, ...], size: int) -> list[Any]:
         else:
             result.append(codec)
     return result
-
-
-def _unpack(name: str, buffer: Any, most: int) -> bytes | None:
-    """Decompress a chunk if the codec's own decoder has no limit; else check the size that it claims.
-
-    Returns:
-        The decompressed bytes, or None if the codec's own decoder may be used.
-
-    Raises:
-        ValueError: it decompresses to more than ``most`` bytes.
-    """
-    if name not in ("gzip", "zlib", "bz2", "lzma", "blosc", "lz4", "zstd"):
-        return None  # a checksum or a filter, which changes the size at most by the factor of its data types
-    packed = memoryview(buffer).cast("B")
-    claimed = 0
-    unpacked = None
-    if name in ("gzip", "zlib"):
-        unpacked = inflate(bytes(packed), most + 1)
-    elif name == "bz2":
-        unpacked = bz2.BZ2Decompressor().decompress(packed, most + 1)
-    elif name == "lzma":
-        unpacked = lzma.LZMADecompressor(memlimit=2**28 + most).decompress(packed, most + 1)
-    elif name == "blosc" and len(packed) >= 16:
-        claimed = struct.unpack_from("<I", packed, 4)[0]
-    elif name == "lz4" and len(packed) >= 4:
-        claimed = struct.unpack_from("<I", packed)[0]
-    elif name == "zstd":
-        claimed = _zstd_size(bytes(packed))
-    found = claimed if unpacked is None else len(unpacked)
-    if found > most:
-        raise ValueError(f"a chunk decompresses to more than the {most:,} bytes that its shape allows")
-    return unpacked
-
-
-def inflate(packed: bytes, most: int) -> bytes:
-    """Decompress gzip of one or several members, or zlib, up to ``most`` bytes.
-
-    Raises:
-        ValueError: it ends too early.
-
-    Example:
-        >>> inflate(zlib.compress(b"aaaaaaaaa"), 3)
-        b'aaa'
-    """
-    pieces, missing = [], most
-    for _ in range(_MOST_MEMBERS):
-        decompressor = zlib.decompressobj(wbits=47)
-        pieces.append(decompressor.decompress(packed, missing))
-        missing -= len(pieces[-1])
-        if not decompressor.eof and missing:
-            raise ValueError("a chunk is truncated")
-        packed = decompressor.unused_data
-        if not missing or not packed.startswith(b"\x1f\x8b"):
-            break
-    return b"".join(pieces)
-
-
-def _zstd_size(packed: bytes) -> int:
-    """Return the most bytes that Zstandard frames can decompress to, from their headers.
-
-    Source: RFC 8878, section 3.1.1: a frame states its size, or consists of blocks of at most 128 KiB.
-    """
-    total, position = 0, 0
-    while position + 5 <= len(packed) and packed[position : position + 4] == b"\x28\xb5\x2f\xfd":
-        descriptor = packed[position + 4]
-        single = descriptor >> 5 & 1
-        position += 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
-        width = (single, 2, 4, 8)[descriptor >> 6]
-        stated = int.from_bytes(packed[position : position + width], "little") + (256 if width == 2 else 0)
-        position += width
-        blocks, last = 0, 0
-        while not last and position + 3 <= len(packed):
-            header = int.from_bytes(packed[position : position + 3], "little")
-            last, kind, size = header & 1, header >> 1 & 3, header >> 3
-            position += 3 + (1 if kind == 1 else size)
-            blocks += 1
-        position += 4 if descriptor >> 2 & 1 else 0
-        # The format allows no block above 128 KiB; the decoder refuses it.
-        total += stated if width else blocks * 2**17
-    return total

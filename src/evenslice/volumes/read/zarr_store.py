@@ -12,7 +12,7 @@ from evenslice._core import VolumeError, open_regular, reason
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["METADATA_BYTES", "local_store", "require_size"]
+__all__ = ["METADATA_BYTES", "local_store", "read_file", "require_size", "require_unchanged"]
 
 METADATA_BYTES = 2**23
 """Size limit in bytes of a file of metadata."""
@@ -45,9 +45,9 @@ def local_store(root: Path, label: str, most: int, since: float) -> Any:
 
         def _buffer(self, key: str, prototype: Any, byte_range: Any) -> Any:
             try:
-                content = _read(self.root, key, byte_range, label, most)
+                content = read_file(self.root, key, byte_range, label, most)
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                _require_unchanged(self.root, key, label, since)
+                require_unchanged(self.root, key, label, since)
                 return None
             return (prototype or default_buffer_prototype()).buffer.from_bytes(content)
 
@@ -64,7 +64,7 @@ def require_size(key: str, size: int, label: str, most: int) -> None:
         )
 
 
-def _read(root: Path, key: str, byte_range: Any, label: str, most: int) -> bytes:
+def read_file(root: Path, key: str, byte_range: Any, label: str, most: int) -> bytes:
     """Read a file of a store, or a part of it."""
     _require_inside(root, key, label)
     try:
@@ -113,7 +113,7 @@ def _span(byte_range: Any, size: int) -> tuple[int, int]:
     return byte_range.start, byte_range.end
 
 
-def _require_unchanged(root: Path, key: str, label: str, since: float) -> None:
+def require_unchanged(root: Path, key: str, label: str, since: float) -> None:
     """Raise VolumeError if a missing chunk, which stands for the fill value, may have been there at a given time.
 
     A folder notes when a file was added to it or removed, and when it was renamed.

@@ -1,0 +1,237 @@
+"""N5 data sets, of one or several resolution levels, in a folder or at an address.
+
+Source: https://github.com/saalfeldlab/n5 (the format), and the attributes of n5-viewer, Neuroglancer and COSEM for voxel
+sizes. N5 counts its axes x first; here, as everywhere, z comes first.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra
+from evenslice.volumes.read.checks import require_chunk
+from evenslice.volumes.read.metadata import is_sizes, letters, scaled_spacing
+from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
+from evenslice.volumes.read.source import VoxelSource
+from evenslice.volumes.read.unpacking import unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.read.places import Place
+
+__all__ = ["ATTRIBUTES", "N5Source", "is_n5"]
+
+ATTRIBUTES = "attributes.json"
+TYPES = (
+    "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64",
+)  # fmt: skip
+CODECS = {"raw": None, "gzip": "gzip", "bzip2": "bz2", "xz": "lzma", "blosc": "blosc", "zstd": "zstd"}
+"""The compressions of N5, and what numcodecs calls them."""
+
+_SLACK = 2**20
+_MOST_LISTED = 1000
+
+
+def is_n5(path: Path) -> bool:
+    """Return whether a folder is an N5 data set or group."""
+    return any((path / name).is_file() for name in (ATTRIBUTES, f"s0/{ATTRIBUTES}"))
+
+
+class N5Source(VoxelSource):
+    """An N5 data set, or one level of several in a group, named s0, s1, ..."""
+
+    format = "N5"
+    fresh = True
+    chunks: tuple[int, ...]
+
+    def __init__(self, place: Place) -> None:
+        label, level = place.label, place.level
+        self._pieces = Pieces(place)
+        group = read_json_object(self._pieces, ATTRIBUTES) or {}
+        self._folder = ""
+        found = group
+        if "dimensions" not in group:
+            self._folder = f"s{level}/"
+            inner = read_json_object(self._pieces, f"{self._folder}{ATTRIBUTES}")
+            if inner is None or "dimensions" not in inner:
+                raise _no_dataset(place)
+            found = inner
+        elif level:
+            raise ConfigError(f"{label}: is one N5 data set without level {level}; leave the level out")
+        dimensions, blocks = found["dimensions"], found.get("blockSize")
+        if not is_sizes(dimensions) or not is_sizes(blocks, len(dimensions)):
+            raise _damaged(
+                label,
+                f"dimensions {str(dimensions)[:60]} and blockSize {str(blocks)[:60]} do not belong together",
+            )
+        if found.get("dataType") not in TYPES:
+            kind = str(found.get("dataType"))[:40]
+            raise VolumeError(f"{label}: its data type {kind!r} cannot be read; {did_you_mean(kind, TYPES)}")
+        self.shape = tuple(dimensions[::-1])
+        self.chunks = tuple(blocks[::-1])
+        self.dtype = np.dtype(found["dataType"])
+        require_chunk(label, "its blocks", self.chunks, self.dtype)
+        self._codec = _codec(found, label)
+        self.names = _names(found, group, len(dimensions))
+        self.spacing, self.unit = _spacing(found, group, level, len(dimensions), self.names)
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Decode the blocks under ``key``."""
+        return assemble(key, self.chunks, self.dtype, self._block, remote=self._pieces.remote)
+
+    def _block(self, index: tuple[int, ...]) -> NDArray[Any] | None:
+        name = self._folder + "/".join(map(str, index[::-1]))
+        size = math.prod(self.chunks) * self.dtype.itemsize
+        # Incompressible data grows a little.
+        content = self._pieces.read(name, 2 * size + _SLACK)
+        if content is None:
+            return None
+        shape, start = _header(content, len(index))
+        if any(length > most for length, most in zip(shape, self.chunks, strict=True)):
+            raise ValueError(f"block {name} has the shape {shape}, more than {self.chunks}")
+        size = math.prod(shape) * self.dtype.itemsize
+        data = _decode(content[start:], self._codec, size)
+        if len(data) != size:
+            raise ValueError(f"block {name} has {len(data):,} bytes where its shape {shape} needs {size:,}")
+        return np.frombuffer(data, self.dtype.newbyteorder(">")).reshape(shape)
+
+
+def _header(content: bytes, dimensions: int) -> tuple[tuple[int, ...], int]:
+    """Return the shape of a block and where its data starts.
+
+    Raises:
+        ValueError: it is no block of numbers, or has another number of dimensions.
+    """
+    mode, count = struct.unpack_from(">HH", content)
+    if mode not in (0, 1) or count != dimensions:
+        raise ValueError(
+            f"a block of mode {mode} with {count} dimensions where mode 0 with {dimensions} belongs"
+        )
+    shape = struct.unpack_from(f">{count}I", content, 4)
+    return shape[::-1], 4 + 4 * count + (4 if mode else 0)
+
+
+def _codec(attributes: Mapping[str, Any], label: str) -> str | None:
+    """Return what numcodecs calls the compression of a data set; None for none."""
+    stated = attributes.get("compression", attributes.get("compressionType"))
+    name = stated.get("type") if isinstance(stated, dict) else stated
+    if not isinstance(name, str) or name not in CODECS:
+        raise VolumeError(
+            f"{label}: its compression {str(name)[:40]!r} cannot be read; {did_you_mean(str(name)[:40], CODECS)}"
+        )
+    if CODECS[name] in ("blosc", "zstd"):
+        with needs_extra("volumes", f"reading N5 blocks compressed with {name}"):
+            import numcodecs  # noqa: F401
+    return CODECS[name]
+
+
+def _decode(packed: bytes, codec: str | None, size: int) -> bytes:
+    """Decompress a block, to at most one byte more than it may have.
+
+    Raises:
+        ValueError: it is damaged or decompresses to more.
+    """
+    if codec is None:
+        return packed
+    unpacked = unpack(codec, packed, size)
+    if unpacked is not None:
+        return unpacked
+    import numcodecs
+
+    if codec == "blosc" and (len(packed) < 16 or struct.unpack_from("<I", packed, 12)[0] != len(packed)):
+        raise ValueError("a block is truncated")
+    return bytes(numcodecs.get_codec({"id": codec}).decode(packed))
+
+
+def _names(found: Mapping[str, Any], group: Mapping[str, Any], dimensions: int) -> str | None:
+    """Return a letter for each dimension, z first; N5 has x, y, z if it does not say anything else."""
+    stated = found.get("axes", group.get("axes"))
+    if isinstance(stated, list) and len(stated) == dimensions:
+        named = letters([str(name).lower() for name in stated])
+        if named:
+            return named[::-1]
+    return "zyx" if dimensions == 3 else None
+
+
+def _spacing(
+    found: Mapping[str, Any], group: Mapping[str, Any], level: int, dimensions: int, names: str | None
+) -> Any:
+    """Return the voxel sizes along each dimension, z first, and their unit; (None, None) if they are not stated."""
+    transform = found.get("transform")
+    if isinstance(transform, dict) and names:
+        return _transformed(transform, names)
+    sizes = found.get(
+        "resolution", found.get("pixelResolution", group.get("resolution", group.get("pixelResolution")))
+    )
+    units = found.get("units", group.get("units"))
+    if isinstance(sizes, dict):  # of n5-viewer
+        units = sizes.get("unit", units)
+        sizes = sizes.get("dimensions")
+    if not isinstance(sizes, list) or len(sizes) != dimensions:
+        return None, None
+    if not isinstance(units, list):
+        units = [units] * dimensions
+    factors = found.get("downsamplingFactors")
+    listed = group.get("downsamplingFactors", group.get("scales"))
+    if found is not group and factors is None and isinstance(listed, list) and level < len(listed):
+        factors = listed[level]
+    if "resolution" in found or not (isinstance(factors, list) and len(factors) == dimensions):
+        factors = [1] * dimensions
+    try:
+        sizes = [float(size) * float(factor) for size, factor in zip(sizes, factors, strict=True)]
+    except (TypeError, ValueError, OverflowError):
+        return None, None
+    return scaled_spacing(
+        sizes[::-1], units[::-1] if len(units) == dimensions else [None] * dimensions, names
+    )
+
+
+def _transformed(transform: Mapping[str, Any], names: str) -> Any:
+    """Return the voxel sizes that COSEM's data sets state, with names for their axes, in any order."""
+    stated = [transform.get(name) for name in ("axes", "scale", "units")]
+    if not all(isinstance(values, list) and len(values) == len(names) for values in stated):
+        return None, None
+    axes, scale, units = (list(values or ()) for values in stated)
+    entries = {str(axis).lower(): (size, unit) for axis, size, unit in zip(axes, scale, units, strict=True)}
+    if not set(names) <= set(entries):
+        return None, None
+    ordered = [entries[name] for name in names]
+    return scaled_spacing([size for size, _ in ordered], [unit for _, unit in ordered], names)
+
+
+def _no_dataset(place: Place) -> ConfigError | VolumeError:
+    """Return an error that says which data sets there are, if they can be listed."""
+    label = place.label
+    listed: list[str] = []
+    if not isinstance(place.location, str):
+        if place.level and (place.location / "s0" / ATTRIBUTES).is_file():
+            return ConfigError(
+                f"{label}: has no level {place.level} (no data set s{place.level}); 0 is the finest"
+            )
+        seen = 0
+        for folder, folders, files in os.walk(place.location):
+            seen += len(folders) + len(files)
+            if ATTRIBUTES in files and folder != str(place.location):
+                listed.append(os.path.relpath(folder, place.location))
+                folders.clear()
+            folders[:] = sorted(folders)[:20]
+            if seen > _MOST_LISTED or len(listed) == 6:
+                break
+    inside = f" (it holds {', '.join(listed)})" if listed else ""
+    example = listed[0] if listed else "volumes/raw"
+    return VolumeError(
+        f"{label}: is no N5 data set; name one inside, as {label.rstrip('/')}/{example}{inside}"
+    )
+
+
+def _damaged(label: str, what: str) -> VolumeError:
+    return VolumeError(f"{label}: its {what}; its {ATTRIBUTES} is damaged, copy it again")

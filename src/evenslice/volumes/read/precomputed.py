@@ -1,0 +1,210 @@
+"""Neuroglancer's precomputed volumes, of one or several resolution levels, in a folder or at an address.
+
+Source: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md. The format counts its
+axes x first and measures voxels in nm; here, as everywhere, z comes first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, read_bounded
+from evenslice.volumes.read.checks import require_chunk
+from evenslice.volumes.read.metadata import is_sizes, scaled_spacing
+from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
+from evenslice.volumes.read.precomputed_chunks import ENCODINGS, PADDING, Encoding
+from evenslice.volumes.read.precomputed_shards import Shards
+from evenslice.volumes.read.source import VoxelSource
+from evenslice.volumes.read.unpacking import inflate
+from evenslice.volumes.read.zarr_store import METADATA_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.read.places import Place
+
+__all__ = ["INFO", "PrecomputedSource", "is_precomputed"]
+
+INFO = "info"
+TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
+_SLACK = 2**20
+_LARGEST_OFFSET = 2**62
+
+
+def is_precomputed(path: Path) -> bool:
+    """Return whether a folder is a precomputed volume: whether its file of metadata speaks of scales."""
+    try:
+        return b'"scales"' in read_bounded(path / INFO, METADATA_BYTES)
+    except OSError:
+        return False
+
+
+class PrecomputedSource(VoxelSource):
+    """One resolution level (scale) of a precomputed volume, an image or a segmentation."""
+
+    format = "Neuroglancer precomputed"
+    fresh = True
+    chunks: tuple[int, ...]
+
+    def __init__(self, place: Place) -> None:
+        label = place.label
+        self._pieces = Pieces(place)
+        info = read_json_object(self._pieces, INFO)
+        if info is None:
+            raise VolumeError(f"{label}: has no file {INFO!r}; name the folder of a precomputed volume")
+        scale = _scale(info, place.level, label)
+        kind, channels = str(info.get("data_type")).lower()[:40], info.get("num_channels")
+        if kind not in TYPES:
+            raise VolumeError(f"{label}: its data type {kind!r} cannot be read; {did_you_mean(kind, TYPES)}")
+        if not isinstance(channels, int) or not is_sizes([channels]):
+            raise _damaged(label, f"num_channels is {str(channels)[:40]}, not a number above zero")
+        self.dtype = np.dtype(kind)
+        self._size, self._chunk = _grid(scale, label)
+        self._offset = _offset(scale, label)
+        self._folder = _folder(scale, label)
+        self._encoding = _encoding(scale, channels, self.dtype, label)
+        self._shards = _shards(scale, self._pieces, self._folder, self._size, self._chunk, label)
+        many = channels > 1
+        self.names = "czyx" if many else "zyx"
+        self.shape = (channels,) * many + self._size[::-1]
+        self.chunks = (channels,) * many + self._chunk[::-1]
+        require_chunk(label, "its chunks", self.chunks, self.dtype)
+        resolution = scale.get("resolution")
+        if isinstance(resolution, list) and len(resolution) == 3:
+            sizes = [math.nan] * many + resolution[::-1]
+            self.spacing, self.unit = scaled_spacing(sizes, ["nm"] * len(sizes), self.names)
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Decode the chunks under ``key``."""
+        weight = PADDING if self._encoding.name == "compressed_segmentation" else 2
+        return assemble(
+            key, self.chunks, self.dtype, self._decoded, remote=self._pieces.remote, weight=weight
+        )
+
+    def _decoded(self, index: tuple[int, ...]) -> NDArray[Any] | None:
+        """Decode the chunk of a place in the grid; None if it is not stored."""
+        cell = index[:-4:-1]
+        start = [i * length for i, length in zip(cell, self._chunk, strict=True)]
+        stop = [min(a + length, size) for a, length, size in zip(start, self._chunk, self._size, strict=True)]
+        shape = tuple(b - a for a, b in zip(start, stop, strict=True))
+        most = 2 * math.prod(self.chunks) * self.dtype.itemsize + _SLACK
+        if self._shards is not None:
+            content = self._shards.read(cell, most)
+        else:
+            spans = zip(start, stop, self._offset, strict=True)
+            content = self._stored(
+                f"{self._folder}/" + "_".join(f"{a + origin}-{b + origin}" for a, b, origin in spans), most
+            )
+        if content is None:
+            return None
+        found = self._encoding.decode(content, shape)
+        return found if len(index) == 4 else found[0]
+
+    def _stored(self, name: str, most: int) -> bytes | None:
+        """Return the content of a chunk's file, which cloud-volume compresses and names .gz in a folder."""
+        content = self._pieces.read(name, most)
+        if content is None and not self._pieces.remote:
+            packed = self._pieces.read(f"{name}.gz", most)
+            content = None if packed is None else inflate(packed, most + 1)
+        if content is not None and len(content) > most:
+            raise ValueError(f"chunk {name} has more than the {most:,} bytes that can be right")
+        return content
+
+
+def _scale(info: Mapping[str, Any], level: int, label: str) -> Mapping[str, Any]:
+    """Return the metadata of a level."""
+    scales = info.get("scales")
+    if not isinstance(scales, list) or not scales:
+        raise VolumeError(
+            f"{label}: its file {INFO!r} describes no volume (no scales); name the folder of an image or a segmentation"
+        )
+    if not 0 <= level < len(scales):
+        raise ConfigError(
+            f"{label}: has no level {level}; it has levels 0 to {len(scales) - 1}, 0 the finest"
+        )
+    scale = scales[level]
+    if not isinstance(scale, dict):
+        raise _damaged(label, f"scale {level} is no object")
+    return scale
+
+
+def _grid(scale: Mapping[str, Any], label: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the sizes of the volume and of a chunk along x, y, z."""
+    size, chunks = scale.get("size"), scale.get("chunk_sizes")
+    chunk = chunks[0] if isinstance(chunks, list) and chunks else None
+    if not is_sizes(size, 3) or not isinstance(size, list):
+        raise _damaged(label, f"size is {str(size)[:60]}, not three numbers above zero")
+    if not is_sizes(chunk, 3) or not isinstance(chunk, list):
+        raise _damaged(label, f"chunk_sizes is {str(chunks)[:60]}, not a list of three numbers above zero")
+    return tuple(size), tuple(chunk)
+
+
+def _offset(scale: Mapping[str, Any], label: str) -> tuple[int, ...]:
+    """Return the position of the first voxel along x, y, z, which only the names of chunks depend on."""
+    offset = scale.get("voxel_offset", [0, 0, 0])
+    if not (
+        isinstance(offset, list)
+        and len(offset) == 3
+        and all(type(place) is int and abs(place) < _LARGEST_OFFSET for place in offset)
+    ):
+        raise _damaged(label, f"voxel_offset is {str(offset)[:60]}, not three whole numbers")
+    return tuple(offset)
+
+
+def _folder(scale: Mapping[str, Any], label: str) -> str:
+    """Return the name of the folder of a scale, which lies in that of the volume."""
+    key = scale.get("key")
+    parts = key.split("/") if isinstance(key, str) and len(key) < 1000 else [".."]
+    if any(part in ("", ".", "..") for part in parts) or any(set("\\\0?#%:") & set(part) for part in parts):
+        raise VolumeError(
+            f"{label}: the folder {str(key)[:60]!r} of a scale is none inside the volume's and is not read; name "
+            "the folder of each scale relative to that of the volume"
+        )
+    return "/".join(parts)
+
+
+def _encoding(scale: Mapping[str, Any], channels: int, dtype: np.dtype[Any], label: str) -> Encoding:
+    """Return how chunks are decoded."""
+    name = str(scale.get("encoding")).lower()[:40]
+    if name not in ENCODINGS:
+        raise VolumeError(f"{label}: its encoding {name!r} cannot be read; {did_you_mean(name, ENCODINGS)}")
+    if dtype.name not in ENCODINGS[name]:
+        raise _damaged(label, f"encoding {name} holds {' or '.join(ENCODINGS[name])}, not {dtype.name}")
+    if name in ("jpeg", "png"):
+        with needs_extra("volumes", f"reading {name} chunks"):
+            import imagecodecs  # noqa: F401
+    block = scale.get("compressed_segmentation_block_size")
+    if name == "compressed_segmentation" and not (is_sizes(block, 3) and math.prod(block) <= 2**18):
+        raise _damaged(
+            label, f"compressed_segmentation_block_size is {str(block)[:60]}, not three small numbers"
+        )
+    return Encoding(name, channels, dtype, tuple(block) if block else (8, 8, 8), label)
+
+
+def _shards(
+    scale: Mapping[str, Any],
+    pieces: Pieces,
+    folder: str,
+    size: tuple[int, ...],
+    chunk: tuple[int, ...],
+    label: str,
+) -> Shards | None:
+    """Return what finds chunks in shards, if they are stored so."""
+    sharding = scale.get("sharding")
+    if sharding is None:
+        return None
+    grid = tuple(-(-length // piece) for length, piece in zip(size, chunk, strict=True))
+    try:
+        return Shards.of(sharding, pieces, folder, grid)
+    except (TypeError, KeyError, ValueError) as error:
+        raise _damaged(label, f"sharding cannot be read ({error})") from error
+
+
+def _damaged(label: str, what: str) -> VolumeError:
+    return VolumeError(f"{label}: its {what}; its file {INFO!r} is damaged, copy it again")

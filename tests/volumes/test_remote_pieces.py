@@ -1,0 +1,193 @@
+"""N5, precomputed and Zarr at addresses: https, s3, gs and az through servers on this machine."""
+
+import http.server
+import re
+import threading
+from contextlib import contextmanager
+from typing import ClassVar
+
+import boto3
+import numpy as np
+import pytest
+import zarr
+from moto.server import ThreadedMotoServer
+from piece_files import IMAGE, LABELS, PLAIN_SHARDS, SHARDS, write_n5, write_precomputed
+from volume_checks import fails, same
+
+from evenslice._core import errors
+from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.opening import open_volume
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serve parts of files, and note which were asked for and how many bytes were sent."""
+
+    folder: ClassVar = None
+    asked: ClassVar[list[tuple[str, int]]] = []
+    headers_seen: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.headers_seen.append(str(self.headers))
+        file = self.folder / self.path.lstrip("/").split("?")[0]
+        if not file.is_file():
+            self.send_error(403 if "locked" in self.path else 404)
+            return
+        content, status = file.read_bytes(), 200
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked and "whole" not in self.path:
+            content, status = content[int(asked[1]) : int(asked[2]) + 1], 206
+        self.asked.append((self.path, len(content)))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def served(folder):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Handler,), {"folder": folder}))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def write(folder):
+    write_precomputed(folder / "image", IMAGE)
+    write_precomputed(folder / "seg.precomputed", LABELS, "compressed_segmentation", SHARDS)
+    write_precomputed(folder / "whole", LABELS, "raw", PLAIN_SHARDS)
+    write_n5(folder / "file.n5" / "raw", IMAGE, "gzip")
+    write_n5(folder / "locked" / "s0", IMAGE, "gzip")
+    zarr.create_array(folder / "a.zarr", data=IMAGE, chunks=(4, 16, 16))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("web") / "bucket"
+    write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def web(folder):
+    with served(folder.parent) as address:
+        yield address
+
+
+@pytest.fixture
+def google(web, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", web)
+    return "gs://bucket"
+
+
+@pytest.fixture
+def azure(web, monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_SERVICE_ENDPOINT", web)
+    return "az://bucket"
+
+
+@pytest.fixture
+def amazon(folder, monkeypatch):
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
+        ("AWS_ACCESS_KEY_ID", "key-of-the-test"),
+        ("AWS_SECRET_ACCESS_KEY", "secret-of-the-test"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="bucket")
+    for file in folder.rglob("*"):
+        if file.is_file():
+            client.upload_file(str(file), "bucket", file.relative_to(folder).as_posix())
+    yield "s3://bucket"
+    server.stop()
+
+
+@pytest.mark.parametrize("where", ["web", "google", "azure", "amazon"])
+def test_every_format_at_every_kind_of_address(request, where):
+    address = request.getfixturevalue(where) + ("/bucket" if where == "web" else "")
+    for name, expected in (
+        ("image", IMAGE),
+        ("seg.precomputed", LABELS),
+        ("whole", LABELS),
+        ("file.n5/raw", IMAGE),
+        ("a.zarr", IMAGE),
+    ):
+        volume = open_volume(f"{address}/{name}")
+        assert same(volume, expected)
+        assert volume.location == f"{address}/{name}"
+        assert fingerprint(volume).startswith("sha256-partial:")
+    assert same(open_volume(f"precomputed://{address}/image/"), IMAGE)
+    assert same(open_volume(f"n5://{address}/file.n5/raw"), IMAGE)
+    assert same(open_volume(f"zarr://{address}/a.zarr"), IMAGE)
+    if where != "amazon":
+        assert same(open_volume(f"{address}/locked"), IMAGE)  # a server that forbids what it does not have
+
+
+def test_no_byte_is_fetched_that_was_not_asked_for(web):
+    for name, expected in (("image", [16 * 16 * 4]), ("seg.precomputed", None), ("a.zarr", None)):
+        volume = open_volume(f"{web}/bucket/{name}")
+        volume[5, 17:30, 3:9]
+        Handler.asked.clear()
+        found = volume[6, 17:30, 3:9]
+        assert found.shape == (13, 6)
+        assert len(Handler.asked) == 1  # the chunk: the index of its shard is known
+        assert expected is None or [size for _, size in Handler.asked] == expected
+
+
+def test_pieces_are_fetched_side_by_side(web, monkeypatch):
+    barrier = threading.Barrier(4, timeout=30)
+    get = Handler.do_GET
+
+    def wait(self):
+        if "_" in self.path:
+            barrier.wait()
+        get(self)
+
+    volume = open_volume(f"{web}/bucket/image")
+    monkeypatch.setattr(Handler, "do_GET", wait)
+    assert np.array_equal(volume[:4, :32, :32], IMAGE[:4, :32, :32])
+
+
+def test_requests_carry_no_credentials(web, google):
+    Handler.headers_seen.clear()
+    open_volume(f"{google}/image")[0]
+    assert Handler.headers_seen
+    assert not any("authorization" in seen.lower() for seen in Handler.headers_seen)
+
+
+def test_what_is_refused(web, google, tmp_path, monkeypatch):
+    fails(f"{web}/bucket/none", "check the address, the network and your credentials")
+    fails(f"precomputed://{web}/bucket/none", "has no file 'info'")
+    fails(f"n5://{web}/bucket/none", "is no N5 data set")
+    fails("precomputed://folder", "precomputed:// stands before an address", errors.ConfigError)
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    fails("az://container/a.zarr", "set AZURE_STORAGE_ACCOUNT_NAME", errors.ConfigError)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "evil.example/")
+    fails("az://container/a.zarr", "set AZURE_STORAGE_ACCOUNT_NAME", errors.ConfigError)
+
+
+def test_a_server_that_sends_too_much(web, folder):
+    file = next(file for file in (folder / "image").rglob("*_*-*") if file.is_file())
+    content = file.read_bytes()
+    try:
+        file.write_bytes(bytes(2**26))
+        volume = open_volume(f"{web}/bucket/image")
+        with pytest.raises(errors.VolumeError, match="the server sends more than the 33,554,432 bytes"):
+            volume[...]
+        file.write_bytes(bytes(2**24))
+        with pytest.raises(errors.VolumeError, match="has 16,777,216 bytes where at most"):
+            volume[...]
+    finally:
+        file.write_bytes(content)
