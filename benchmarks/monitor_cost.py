@@ -27,9 +27,10 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from evenslice.inference.ready_network import choose_dtype
 from evenslice.neutralizing.network_files import load_network
 from evenslice.training.config import TrainConfig
+from evenslice.training.fitting import MONITORED
 from evenslice.training.lightning_module import SegmentationLoss
 from evenslice.training.monitor import measure_bias
-from evenslice.training.trainer import MONITORED, train
+from evenslice.training.trainer import train
 
 
 def make_config(folder: Path, steps: int) -> TrainConfig:

@@ -96,7 +96,7 @@ def study_options(folder, **changes):
     }
 
 
-def start(folder, command, options, out, *arguments, **environment):
+def start(folder, command, options, out, *arguments, own_session=False, **environment):
     """Start ``evenslice train`` or ``evenslice study`` in a process of its own, with a configuration beside its inputs."""
     config = folder / f"{command}.yaml"
     config.write_text(json.dumps(options))
@@ -107,6 +107,7 @@ def start(folder, command, options, out, *arguments, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=own_session,
     )
 
 

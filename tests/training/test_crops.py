@@ -210,7 +210,7 @@ def test_the_sampler_gives_each_process_its_share():
 
 
 class Trainer:
-    current_epoch, global_rank, world_size = 2, 1, 2
+    global_step, global_rank, world_size = 10, 1, 2
 
 
 def test_an_epoch_lasts_from_one_validation_to_the_next(noise):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,10 +26,12 @@ from evenslice._core.errors import ConfigError, EvensliceError, ModelError, Outp
 from evenslice.cli import entry as cli
 from evenslice.neutralizing import without_mirror
 from evenslice.neutralizing.network_files import load_network
+from evenslice.training.best_network import KeepBest
 from evenslice.training.config import TrainConfig
-from evenslice.training.lightning_module import KeepBest, SegmentationLoss, SegmentationModule
+from evenslice.training.fitting import fixed_windows
+from evenslice.training.lightning_module import SegmentationLoss, SegmentationModule
 from evenslice.training.run_folder import RunFolder
-from evenslice.training.trainer import fixed_windows, train
+from evenslice.training.trainer import train
 
 NETWORKS = """
 import os
@@ -319,7 +322,9 @@ def test_a_run_that_was_interrupted_and_killed_ends_as_an_undisturbed_one(folder
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.strip() == "interrupted"
+    assert re.match(
+        r"interrupted at step 3\d of 60; resume it with: evenslice train", errors.splitlines()[-1]
+    )
 
     process = start(folder, run, config, "--resume", SLOW="0.05")
     wait_for_step(process, run, 50)  # in the middle of the third
@@ -740,7 +745,7 @@ def test_the_best_is_kept_and_nan_is_never_best():
         stops.append(trainer.should_stop)
     assert kept == [1, 4, 5]  # the sixth is as good as the fifth but for noise, the seventh is not
     assert stops == [False] * 7
-    assert keep.state_dict() == {"best": 0.6, "worse": 2}
+    assert keep.state_dict() == {"best": 0.6, "worse": 2, "due": False}
 
 
 def test_fixed_windows_are_spread_over_parts(folder):

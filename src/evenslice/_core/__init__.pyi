@@ -31,8 +31,9 @@ from .import_paths import (
     is_installed as is_installed,
 )
 from .leftovers import remove_leftovers as remove_leftovers
+from .listening import ProgressReport as ProgressReport, progress_to as progress_to
 from .locks import locked as locked, locked_folder as locked_folder
-from .progress import progress_bar as progress_bar
+from .progress import Advance as Advance, progress_bar as progress_bar
 from .staging import (
     json_text as json_text,
     reporting_write_errors as reporting_write_errors,

@@ -99,7 +99,16 @@ def spelled_on_command_line(name: str, value: Any) -> str:
 
 
 class EvensliceError(Exception):
-    """The base class of all errors that evenslice raises on purpose."""
+    """The base class of all errors that evenslice raises on purpose.
+
+    Example: an option that is wrong, whatever it is.
+        >>> import evenslice
+        >>> try:
+        ...     evenslice.neutralize(None, slices=4)
+        ... except evenslice.EvensliceError as error:
+        ...     print(error)
+        slices=4: a window has an odd number of slices: 1, 3, 5, ...
+    """
 
     def __str__(self) -> str:
         return self.render(spelled_in_python)
@@ -125,23 +134,68 @@ class EvensliceError(Exception):
 
 
 class VolumeError(EvensliceError):
-    """A volume cannot be opened, read or scaled."""
+    """A volume cannot be opened, read or scaled.
+
+    Example:
+        >>> import evenslice
+        >>> try:
+        ...     evenslice.open_volume("nowhere.tif")
+        ... except evenslice.VolumeError as error:
+        ...     print(error)
+        nowhere.tif: ...
+    """
 
 
 class ModelError(EvensliceError):
-    """A network, its specification or its weights cannot be used as asked."""
+    """A network, its specification or its weights cannot be used as asked.
+
+    Example:
+        >>> import evenslice
+        >>> try:
+        ...     evenslice.load_network("timm:resnet9", "none")
+        ... except evenslice.ModelError as error:
+        ...     print(error)
+        timm:resnet9: ...
+    """
 
 
 class ConfigError(EvensliceError):
-    """An option or a configuration value is wrong."""
+    """An option or a configuration value is wrong.
+
+    Example:
+        >>> import evenslice
+        >>> try:
+        ...     evenslice.load_network("timm:test_resnet", "none", strategy="unifrom")
+        ... except evenslice.ConfigError as error:
+        ...     print(error)
+        unknown strategy 'unifrom'; did you mean 'uniform'? known: ...
+    """
 
 
 class OutputError(EvensliceError):
-    """A result cannot be written where it should go."""
+    """A result cannot be written where it should go.
+
+    Example:
+        >>> import numpy as np
+        >>> import evenslice
+        >>> from evenslice.volumes import write_volume
+        >>> try:
+        ...     write_volume(evenslice.open_volume(np.zeros((3, 4, 4))), "labels.gif")
+        ... except evenslice.OutputError as error:
+        ...     print(error)
+        labels.gif: ...
+    """
 
 
 class MissingExtraError(EvensliceError, ImportError):
-    """A feature needs an optional dependency that is not installed."""
+    """A feature needs an optional dependency that is not installed.
+
+    Example:
+        >>> with needs_extra("volumes", "reading a TIFF volume"):
+        ...     import no_such_package
+        Traceback (most recent call last):
+        evenslice.MissingExtraError: reading a TIFF volume needs the package 'no_such_package'; install it with: ...
+    """
 
 
 def reason(error: BaseException) -> str:

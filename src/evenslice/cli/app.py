@@ -41,9 +41,15 @@ app = typer.Typer(
 
 
 class _Command(TyperCommand):
-    """Shows --help among the options of the output; by itself it would stand in a panel above all others."""
+    """A command with --help among the options of the output, which tells interrupts from its own exit status."""
 
-    def get_help_option(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # Typer would make it a status, as if the command had told the user
+            raise typer.Abort from error
+
+    def get_help_option(self, ctx: Any) -> Any:  # by itself it would stand in a panel above all others
         option = super().get_help_option(ctx)
         if option is not None:
             option.rich_help_panel, option.metavar = "Output", ""
@@ -113,7 +119,7 @@ def _is_interrupted(error: BaseException | None) -> bool:
         if isinstance(error, KeyboardInterrupt):
             return True
         seen.add(id(error))
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
 
 

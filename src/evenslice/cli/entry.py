@@ -5,24 +5,26 @@ import sys
 
 __all__ = ["main"]
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main() -> None:
     """Run the command line and exit.
 
     The status is 0 when done, 1 if ``--fail-on-bias`` found a bias or runs of a study failed, 2 if the user's input is
-    at fault, 70 after an internal error, 130 if interrupted, 141 if the reader of the output has gone.
+    at fault, 70 after an internal error, 130 if interrupted, 141 if the reader of the output has gone, 143 if a
+    training or a study was ended by SIGTERM.
     """
     try:
         from evenslice.cli.app import run
 
-        status = run(sys.argv[1:])
+        status: int | None = run(sys.argv[1:])
     except KeyboardInterrupt:
-        status = INTERRUPTED
-    if status == INTERRUPTED:
+        status = None  # nobody has said so yet
+    if status in {None, INTERRUPTED, TERMINATED}:
         signal.signal(
             signal.SIGINT, signal.SIG_DFL
         )  # another interrupt, while Python ends, draws no traceback
+    if status is None:
         sys.stderr.write("interrupted\n")
-    sys.exit(status)
+    sys.exit(INTERRUPTED if status is None else status)

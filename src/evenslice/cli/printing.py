@@ -19,14 +19,23 @@ if TYPE_CHECKING:
 
     from evenslice.auditing import Audit, Survey
 
-__all__ = ["command_line", "quiet", "show", "show_audits", "show_study", "show_survey"]
+__all__ = ["command_line", "quiet", "show", "show_audits", "show_study", "show_survey", "tell"]
 
 
-def command_line() -> str:
-    """Return the command line to note in results, without the secrets of addresses."""
+def command_line(option: str | None = None) -> str:
+    """Return the command line, with an option if it lacks that, but without the secrets of addresses."""
     from evenslice._core import without_secrets
 
-    return shlex.join(["evenslice", *without_secrets(sys.argv[1:])])
+    words = ["evenslice", *without_secrets(sys.argv[1:])]
+    return shlex.join(words if option is None or option in words else [*words, option])
+
+
+def tell(*lines: str) -> None:
+    """Print lines for people on standard error."""
+    from evenslice._core import printable, without_secrets
+
+    for line in lines:
+        typer.echo(printable(without_secrets(line)), err=True)
 
 
 def quiet(json: bool) -> AbstractContextManager[object]:

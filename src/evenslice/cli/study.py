@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from evenslice.cli import options
-from evenslice.cli.printing import show_study
+from evenslice.cli.interrupts import resumable
+from evenslice.cli.printing import show_study, tell
 
 
 @options.grouped
@@ -23,21 +24,20 @@ def study(
     json: options.Json = False,
 ) -> None:
     """Compare strategies on your data: train, test and audit each; skip runs that are finished."""
-    from evenslice._core import load_config, printable, without_secrets
+    from evenslice._core import load_config
     from evenslice.cli.study_tables import run_line
     from evenslice.studying import StudyConfig, study as run_study
 
     study_config = load_config(config, StudyConfig)
     folded = [data.name for data in study_config.datasets if data.folds is not None]
-    summary = run_study(
-        study_config,
-        out,
-        workers=cluster.workers,
-        scheduler=cluster.scheduler,
-        on_finished=lambda *progress: typer.echo(
-            printable(without_secrets(run_line(*progress, folded=folded))), err=True
-        ),
-    )
+    with resumable("the same command goes on with the study"):
+        summary = run_study(
+            study_config,
+            out,
+            workers=cluster.workers,
+            scheduler=cluster.scheduler,
+            on_finished=lambda *progress: tell(run_line(*progress, folded=folded)),
+        )
     show_study(summary, out, json=json)
     if summary["failed"]:
         raise typer.Exit(1)

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from evenslice.cli import options
-from evenslice.cli.printing import command_line, show
+from evenslice.cli.interrupts import resumable
+from evenslice.cli.printing import command_line, show, tell
 
 
 @options.grouped
@@ -29,7 +30,10 @@ def train(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Train a segmentation network on slice windows and test it."""
+    """Train a segmentation network on slice windows and test it.
+
+    Ctrl-C or SIGTERM finishes the current step and writes a checkpoint; a second one ends at once.
+    """
     from evenslice._core import load_config, to_yaml
     from evenslice.training import TrainConfig, default_yaml
 
@@ -45,6 +49,14 @@ def train(
     from evenslice.cli.tables import run_table
     from evenslice.training import train as run_training
 
-    result = run_training(settings, out, resume=resume, command=command_line())
+    with resumable(f"resume it with: {command_line('--resume')}"):
+        result = run_training(
+            settings,
+            out,
+            resume=resume,
+            command=command_line(),
+            progress=False if json else None,
+            on_start=None if json else lambda lines: tell(*lines),
+        )
     if result:  # of several processes, only the first has one
         show(result, run_table(result, out), json=json)

@@ -91,6 +91,28 @@ def study(
         VolumeError: a data set cannot be used.
         OutputError: the folder cannot be written, another study works in it, or it holds other files of these names.
         MissingExtraError: a package is missing; those of the report are checked before the first run, too.
+
+    Example: two arms, one seed and one step on noise, with a network made for tests.
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> image = np.random.default_rng(0).random((12, 32, 32))
+        >>> np.save(folder / "image.npy", image)
+        >>> np.save(folder / "labels.npy", (image > 0.5).astype(np.uint8))
+        >>> files = {"image": str(folder / "image.npy"), "labels": str(folder / "labels.npy")}
+        >>> data = {"train": [{**files, "slices": [0, 8]}], "test": [{**files, "slices": [9, 12]}]}
+        >>> config = {
+        ...     "seeds": [0],
+        ...     "training": {"steps": 1, "batch": 2, "crop": [32, 32], "stress": False},
+        ...     "audit": {"max_windows": 8},
+        ...     "arms": [{"name": "pretrained", "strategy": "pretrained"}, {"name": "uniform"}],
+        ...     "architectures": [{"name": "U-Net", "spec": "smp:Unet/tu-test_resnet", "weights": "none"}],
+        ...     "datasets": [{"name": "noise", **data}],
+        ... }
+        >>> summary = study(config, folder / "study")
+        >>> summary["finished"], summary["failed"], (folder / "study" / "report.html").exists()
+        (2, [], True)
     """
     config = as_config(config, StudyConfig)
     need_report_extra("the report of a study")

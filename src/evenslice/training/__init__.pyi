@@ -12,6 +12,8 @@ from .data_config import (
     LabelledFiles as LabelledFiles,
     VolumeFile as VolumeFile,
 )
+from .interruption import TrainingInterrupted as TrainingInterrupted
+from .logs import is_first_process as is_first_process
 from .monitor import AsymmetryMonitor as AsymmetryMonitor
 from .option_types import (
     SlicesOption as SlicesOption,

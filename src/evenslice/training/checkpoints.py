@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from evenslice._core import ConfigError, needs_extra, open_regular, reason, staged_file
+from evenslice.training.interruption import Stopped
 
 with needs_extra("train", "training"):
     from lightning.pytorch.callbacks import Checkpoint
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import LightningModule, Trainer
 
+    from evenslice.training.interruption import Interruption
     from evenslice.training.lightning_module import SegmentationModule
 
 __all__ = ["CheckpointFiles", "SaveLast", "check_archive", "unusable"]
@@ -45,14 +47,30 @@ class SaveLast(Checkpoint):
 
     Unlike ``ModelCheckpoint``, it keeps nothing in checkpoints: that callback removes the files that a checkpoint
     names.
+
+    Args:
+        path: the file.
+        steps: the number of steps of the training.
+        interruption: ends the training after the checkpoint if asked to.
+
+    Raises:
+        Stopped: it was asked to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, steps: int, interruption: Interruption) -> None:
         self.path = path
+        self._steps, self._interruption = steps, interruption
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
+        """Note where a training begins."""
+        self._interruption.reached = f"step {trainer.global_step} of {self._steps}"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
         """Write the checkpoint."""
         trainer.save_checkpoint(self.path)
+        self._interruption.reached = f"step {trainer.global_step} of {self._steps}"
+        if self._interruption.stopping:
+            raise Stopped
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -88,7 +88,12 @@ class ModelConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """Random augmentation of crops, the same for all slices of a window."""
+    """Random augmentation of crops, the same for all slices of a window.
+
+    Example:
+        >>> AugmentationConfig(rotations=False, missing_slices=0.1).z_flip
+        True
+    """
 
     flips: bool = Field(default=True, description="Flip along y and x.")
     rotations: bool = Field(default=True, description="Rotate in the plane by multiples of 90 degrees.")

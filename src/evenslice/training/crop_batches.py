@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from evenslice._core import needs_extra
 from evenslice.training.crops import CropDataset
+from evenslice.training.interruption import tolerate_first
 
 with needs_extra("train", "training"):
     from lightning.pytorch import LightningDataModule
@@ -47,7 +48,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 class CropData(LightningDataModule):
-    """The crops of a training run, in batches; an epoch lasts from one validation to the next.
+    """The crops of a training run, in batches; an epoch lasts to the next validation.
 
     The trainer must reload the data each epoch (``reload_dataloaders_every_n_epochs=1``) and must not replace the
     sampler, which handles several processes (``use_distributed_sampler=False``).
@@ -74,17 +75,21 @@ class CropData(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Return the batches of the current epoch: windows (batch, N, y, x) and classes (batch, y, x)."""
+        """Return the batches up to the next validation: windows (batch, N, y, x) and classes (batch, y, x).
+
+        They begin with the next step: an epoch in which a run was interrupted is cut in two.
+        """
         training, trainer = self._training, self.trainer
-        epoch, rank, world = (
-            (trainer.current_epoch, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
+        first, rank, world = (
+            (trainer.global_step, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
         )
-        first = epoch * training.validate_every
-        steps = range(first, min(first + training.validate_every, training.steps))
+        end = (first // training.validate_every + 1) * training.validate_every
+        steps = range(first, min(end, training.steps))
         return DataLoader(
             self._crops,
             batch_sampler=StepSampler(steps, training.batch, rank=rank, world=world),
             num_workers=training.workers,
+            worker_init_fn=tolerate_first,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # the global generator would advance each epoch
         )

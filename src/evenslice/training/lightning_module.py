@@ -1,4 +1,4 @@
-"""Training of segmenters: loss, optimizer, learning rate, and the choice of the best network."""
+"""Training of segmenters: loss, optimizer and learning rate."""
 
 from __future__ import annotations
 
@@ -17,27 +17,22 @@ from evenslice.networks import METADATA_KEY
 from evenslice.training.logs import CsvLog, log_metrics
 
 with needs_extra("train", "training"):
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch import LightningModule
     from monai.losses import DiceLoss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from torch import Tensor
 
     from evenslice.training.config import TrainingConfig
 
 __all__ = [
-    "KeepBest",
     "SegmentationLoss",
     "SegmentationModule",
-    "kept_validation",
     "learning_rate_factor",
     "output_channels",
 ]
 
-SCORE_NOISE = 0.002  # differences of validation scores up to this are noise
 LOG_EVERY = 10  # steps; a row of the log holds their mean loss
 
 
@@ -140,7 +135,6 @@ class SegmentationModule(LightningModule):
         """Return the loss of a batch of windows and the classes of their centre slices."""
         windows, labels = batch
         loss: Tensor = self.loss(self(windows.contiguous(memory_format=torch.channels_last)), labels)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -167,24 +161,35 @@ class SegmentationModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
         """Log the mean loss every ``LOG_EVERY`` steps."""
-        self._losses.append(outputs["loss"].detach())
+        self._losses.append(outputs["loss"].detach().float())
         if self.global_step % LOG_EVERY == 0:
             self._log_losses()
 
     def on_train_epoch_end(self) -> None:
-        """Log the remaining losses, so that a run resumed here has the same log as an uninterrupted one."""
-        self._log_losses()
+        """Log the remaining losses, and end the training after its last step.
+
+        If it was interrupted in the middle of an epoch, the losses wait in the checkpoint, so that the resumed run has the
+        same log as an uninterrupted one.
+        """
+        if self.trainer.is_last_batch:
+            self._log_losses()
+        self.trainer.should_stop |= self.global_step >= self.config.steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the training time."""
-        checkpoint[METADATA_KEY] = {"seconds": self.seconds}
+        """Save the training time, and the losses that are not in the log."""
+        self._tick()
+        losses = [loss.item() for loss in self._losses]
+        checkpoint[METADATA_KEY] = {"seconds": self.seconds, "losses": losses}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the training time, and tell the log where it goes on."""
+        """Restore them, and tell the log where it goes on."""
         for logger in self.trainer.loggers:
             if isinstance(logger, CsvLog):
                 logger.resumed_at = int(checkpoint["global_step"])
-        self.seconds = float(checkpoint[METADATA_KEY]["seconds"])
+        saved = checkpoint[METADATA_KEY]
+        self.seconds = float(saved["seconds"])
+        # Versions before 0.2 write none.
+        self._losses = [torch.tensor(float(loss)) for loss in saved.get("losses", ())][:LOG_EVERY]
 
     def _factor(self, step: int) -> float:
         return learning_rate_factor(step, self.config.steps, self.config.warmup)
@@ -192,17 +197,21 @@ class SegmentationModule(LightningModule):
     def _log_losses(self) -> None:
         if not self._losses:
             return
-        loss = torch.stack(self._losses).mean().item()
+        device = self._losses[-1].device  # those of a checkpoint are on the CPU
+        loss = torch.stack([loss.to(device) for loss in self._losses]).mean().item()
         self._losses.clear()
         if not math.isfinite(loss):
             raise ModelError(
                 f"the loss is {loss} at step {self.global_step}; lower training.learning_rate, or set "
                 "training.dtype: float32"
             )
-        now = time.monotonic()
-        self.seconds, self._clock = self.seconds + now - self._clock, now
+        self._tick()
         rate = self.config.learning_rate * self._factor(self.global_step - 1)
         log_metrics(self.trainer, {"loss": loss, "learning_rate": rate, "seconds": round(self.seconds, 2)})
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -224,84 +233,3 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
-
-
-def kept_validation(rows: Iterable[Mapping[str, float]]) -> Mapping[str, float] | None:
-    """Return the row of a log at whose step ``KeepBest`` last kept the network; None if it never did.
-
-    Example:
-        >>> kept_validation([{"step": 200 * n, "validation_dice": dice} for n, dice in enumerate([0.9, 0.5, 0.8, 0.799])])
-        {'step': 600, 'validation_dice': 0.799}
-    """
-    kept, best = None, -math.inf
-    for row in rows:
-        score = row.get("validation_dice", math.nan)
-        if row["step"] > 0 and score > best - SCORE_NOISE:
-            kept, best = row, max(best, score)
-    return kept
-
-
-class KeepBest(Callback):
-    """Validate at the end of each epoch, keep the best network, and stop if it no longer improves.
-
-    Of networks whose scores differ by less than ``SCORE_NOISE``, the last one is kept: it was trained longer and
-    ended at a lower learning rate. The score before the first step is logged for comparison.
-
-    Args:
-        score: maps the network to a score, of which higher is better and NaN never best; called in the first process.
-        save: saves the network; called in the first process.
-        patience: number of consecutive validations without improvement before training stops; None never stops.
-
-    Attributes:
-        best: the highest score so far; NaN if none.
-        worse: number of validations since the best one.
-    """
-
-    def __init__(
-        self,
-        score: Callable[[nn.Module], float],
-        save: Callable[[nn.Module], None],
-        patience: int | None = None,
-    ) -> None:
-        self.best = math.nan
-        self.worse = 0
-        self._score, self._save, self._patience = score, save, patience
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the initial network; stop again a resumed run that had already stopped."""
-        if trainer.global_step == 0:
-            self._validate(trainer, pl_module)
-        trainer.should_stop |= self._stops()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate, and keep the network or count a validation without improvement."""
-        network, score = pl_module.get_submodule("network"), self._validate(trainer, pl_module)
-        if trainer.is_global_zero and (score > self.best - SCORE_NOISE or self._first(score)):
-            self._save(network)
-        if score > self.best or self._first(score):
-            self.best, self.worse = score, 0
-        else:
-            self.worse += 1
-        trainer.should_stop |= self._stops()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the best score and the validations since, for a checkpoint."""
-        return {"best": self.best, "worse": self.worse}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state from a checkpoint."""
-        self.best, self.worse = float(state_dict["best"]), int(state_dict["worse"])
-
-    def _validate(self, trainer: Trainer, module: LightningModule) -> float:
-        network = module.get_submodule("network")
-        score: float = trainer.strategy.broadcast(
-            self._score(network) if trainer.is_global_zero else math.nan
-        )
-        log_metrics(trainer, {"validation_dice": score})
-        return score
-
-    def _first(self, score: float) -> bool:
-        return math.isnan(self.best) and not math.isnan(score)
-
-    def _stops(self) -> bool:
-        return self._patience is not None and self.worse >= self._patience

@@ -1,4 +1,4 @@
-"""Collects the result of a training run: scores, what the log shows, and the circumstances."""
+"""The result of a training run: scores, what the log shows, and the circumstances."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evenslice._core import package_versions, without_secrets
+from evenslice._core import json_text, package_versions, staged_file, without_secrets
 from evenslice.inference import evaluate_parts
-from evenslice.training.lightning_module import kept_validation
+from evenslice.neutralizing import load_network
+from evenslice.training.best_network import kept_validation
 from evenslice.training.monitor import bias_columns
 from evenslice.training.preflight import find_device, find_dtype
 from evenslice.volumes import fingerprint
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from evenslice.networks import ModelSource
+    from evenslice.neutralizing import Record
     from evenslice.training.config import TrainConfig
     from evenslice.training.data import Data
-    from evenslice.training.documents import DataPart
+    from evenslice.training.documents import DataPart, TrainResult
+    from evenslice.training.run_folder import RunFolder
 
-__all__ = ["collect_result", "describe_data"]
+__all__ = ["describe_data", "finish_run"]
 
 STRESSED_PIXELS = 2**22
 """Pixels of test slices whose windows are disturbed; there are at least ``FEWEST_STRESSED`` and at most ``MOST_STRESSED``."""
@@ -35,19 +39,55 @@ FEWEST_STRESSED, MOST_STRESSED = 8, 60
 PACKAGES = ("evenslice", "torch", "lightning", "monai", "numpy", "timm", "segmentation-models-pytorch")
 
 
-def collect_result(
-    network: nn.Module, data: Data, config: TrainConfig, log: Sequence[Mapping[str, float]]
-) -> dict[str, Any]:
-    """Test a trained network, and return its result, without ``network``, ``record`` and ``command``.
+def finish_run(
+    run: RunFolder,
+    data: Data,
+    config: TrainConfig,
+    log: Sequence[Mapping[str, float]],
+    *,
+    record: Record,
+    source: ModelSource,
+    command: str | None,
+    progress: bool | None = False,
+) -> TrainResult:
+    """Test the network of a run, as it is in its file, and write the result of the run.
 
     Args:
-        network: the trained network.
+        run: the folder of the run, with its network.
         data: its data set.
-        config: the configuration of the run.
-        log: rows of the log of the run, see ``RunFolder.read_metrics``.
+        config: its configuration.
+        log: rows of its log, see ``RunFolder.read_metrics``.
+        record: that of the network.
+        source: what the network was built from.
+        command: the command line, if there is one.
+        progress: show the progress of the test: True for a bar, False for nothing, None for a bar on a terminal and
+            lines elsewhere.
+
+    Returns:
+        The content of ``result.json``.
     """
+    network = load_network(config.model.spec, str(run.network)).model
+    result = {
+        **_collect(network, data, config, log, progress),
+        "network": source.to_dict(),
+        "record": record.to_dict(),
+        "command": command,
+    }
+    with staged_file(run.result) as beside:
+        beside.write_text(json_text(result), encoding="utf-8")
+    return run.read_result()
+
+
+def _collect(
+    network: nn.Module,
+    data: Data,
+    config: TrainConfig,
+    log: Sequence[Mapping[str, float]],
+    progress: bool | None,
+) -> dict[str, Any]:
+    """Test a trained network, and return what is known about it and the run."""
     return {
-        **_test(network, data, config),
+        **_test(network, data, config, progress),
         **_summarize_log(log, config),
         "name": config.data.name,
         "seed": config.seed,
@@ -82,7 +122,7 @@ def describe_data(data: Data) -> dict[str, list[DataPart]]:
     }
 
 
-def _test(network: nn.Module, data: Data, config: TrainConfig) -> dict[str, Any]:
+def _test(network: nn.Module, data: Data, config: TrainConfig, progress: bool | None) -> dict[str, Any]:
     if not data.test:
         return {"dice": None, "iou": None, "stress": None}
     scores = evaluate_parts(
@@ -95,6 +135,7 @@ def _test(network: nn.Module, data: Data, config: TrainConfig) -> dict[str, Any]
         seed=config.seed,
         device=find_device(config.training).type,
         dtype=config.training.dtype,
+        progress=progress,
     )
     return {**scores.to_dict(), "stress": scores.stress and scores.stress.summary().to_dict()}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenslice._core import ModelError, json_text, staged_file, to_yaml
-from evenslice.neutralizing import load_network, record_of, save_network
+from evenslice._core import ModelError
+from evenslice.neutralizing import record_of, save_network
 from evenslice.training.data import open_data
 from evenslice.training.preflight import find_device
-from evenslice.training.result import collect_result, describe_data
+from evenslice.training.result import describe_data, finish_run
 from evenslice.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -75,17 +75,6 @@ def retest(
         data = open_data(config.data, config.model, seed=config.seed)
         described = describe_data(data)
         trained.check_data(described)
-        for path, text in ((run.data, json_text(described)), (run.config, to_yaml(config))):
-            with staged_file(path, force=True) as beside:
-                beside.write_text(text, encoding="utf-8")
+        run.begin(described, config)
         save_network(network, run.network, record=record, source=source, force=True)
-        saved = load_network(config.model.spec, str(run.network)).model
-        result = {
-            **collect_result(saved, data, config, UNTRAINED),
-            "network": source.to_dict(),
-            "record": record.to_dict(),
-            "command": None,
-        }
-        with staged_file(run.result) as beside:
-            beside.write_text(json_text(result), encoding="utf-8")
-        return run.read_result()
+        return finish_run(run, data, config, UNTRAINED, record=record, source=source, command=None)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 from evenslice._core import (
     ConfigError,
     OutputError,
+    json_text,
     load_config,
     locked_folder,
     needs_extra,
     option,
     remove_leftovers,
+    staged_file,
+    to_yaml,
 )
 from evenslice.training.config import TrainConfig
 from evenslice.training.documents import DataPart, TrainResult
@@ -101,6 +104,12 @@ class RunFolder:
     def result(self) -> Path:
         """The result, once everything has ended."""
         return self.path / "result.json"
+
+    def begin(self, data: Mapping[str, list[DataPart]], config: TrainConfig) -> None:
+        """Write ``data.json`` and ``config.yaml``, with which a run begins; hold the lock."""
+        for path, text in ((self.data, json_text(data)), (self.config, to_yaml(config))):
+            with staged_file(path, force=True) as beside:
+                beside.write_text(text, encoding="utf-8")
 
     def read_result(self) -> TrainResult:
         """Return the content of ``result.json``.

@@ -1,0 +1,78 @@
+"""What a training run assumes, in a few lines for its user: the network, scaling, slices, precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evenslice.training.preflight import find_device, find_dtype
+from evenslice.volumes import PERCENTILES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evenslice.networks import ModelSource
+    from evenslice.neutralizing import Record
+    from evenslice.training.config import TrainConfig
+    from evenslice.training.data import Data
+    from evenslice.volumes import LabelledVolume
+
+__all__ = ["describe_assumptions"]
+
+MOST_NAMED = 3  # stems, and ranges of intensities
+
+
+def describe_assumptions(
+    config: TrainConfig, data: Data, record: Record, source: ModelSource
+) -> tuple[str, ...]:
+    """Return lines that say what was chosen for a training run, by its configuration or by default."""
+    return (
+        f"network: {config.model.spec}, {source.origin}",
+        f"slices: {_slices(config, record)}",
+        f"scaling: {_scaling(config, data)} become 0..1; then mean {record.mean:.4g}, standard deviation {record.std:.4g}",
+        f"data: {_splits(data)}; {config.data.classes} classes",
+        f"training: {_training(config)}",
+    )
+
+
+def _slices(config: TrainConfig, record: Record) -> str:
+    model = config.model
+    stems = ", ".join(record.stems[:MOST_NAMED]) + (" ..." if len(record.stems) > MOST_NAMED else "")
+    noun = "stem" if len(record.stems) == 1 else "stems"
+    return ", ".join(
+        (
+            f"{record.slices} a window, {model.step} apart"
+            + (f" along {config.data.plane}" if config.data.plane != "z" else ""),
+            f"strategy {record.strategy}" + (f" tied {record.tie}" if record.tie else ""),
+            *([f"{noun} {stems} lifted from 3 colours to {record.slices} slices"] if stems else []),
+            *(["averaged over the window and its mirror"] if record.symmetrized else []),
+        )
+    )
+
+
+def _scaling(config: TrainConfig, data: Data) -> str:
+    parts = (*data.train, *data.validation, *data.test)
+    ranges = list(dict.fromkeys(f"{part.scaling.low:g}..{part.scaling.high:g}" for part in parts))
+    shown = ", ".join(ranges[:MOST_NAMED]) + (" ..." if len(ranges) > MOST_NAMED else "")
+    low, high = PERCENTILES
+    why = "data.intensity" if config.data.intensity is not None else f"percentiles {low:g} and {high:g}"
+    return f"voxel values {shown} ({why})"
+
+
+def _splits(data: Data) -> str:
+    return ", ".join(_part(split, getattr(data, split)) for split in ("train", "validation", "test"))
+
+
+def _part(split: str, parts: Sequence[LabelledVolume]) -> str:
+    if not parts:
+        return f"no {split}"
+    volumes = f" in {len(parts)} volumes" if len(parts) > 1 else ""
+    return f"{split} {sum(len(part.labels) for part in parts)} slices{volumes}"
+
+
+def _training(config: TrainConfig) -> str:
+    options = config.training
+    device = find_device(options).type
+    places = f"{options.devices} x {device}" if options.devices > 1 else device
+    precision = str(find_dtype(options)).removeprefix("torch.")
+    crop = f"{options.crop[0]} x {options.crop[1]}"
+    return f"{options.steps} steps of {options.batch} crops of {crop}, {precision} on {places}, seed {config.seed}"

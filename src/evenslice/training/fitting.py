@@ -1,0 +1,239 @@
+"""The training itself: a Lightning trainer with its callbacks, and what comes out of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import signal
+import threading
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain, islice, repeat
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from evenslice._core import EvensliceError, needs_extra, staged_file
+from evenslice.inference import evaluate_parts, keep_depthwise_exact
+from evenslice.neutralizing import save_network
+from evenslice.training.best_network import KeepBest
+from evenslice.training.checkpoints import CheckpointFiles, SaveLast, unusable
+from evenslice.training.crop_batches import CropData
+from evenslice.training.interruption import StopAtStep, Stopped
+from evenslice.training.lightning_module import SegmentationModule
+from evenslice.training.logs import run_loggers
+from evenslice.training.monitor import AsymmetryMonitor, bias_columns
+from evenslice.training.preflight import find_device, find_dtype
+from evenslice.training.training_progress import ShowProgress
+from evenslice.volumes import WindowGrid
+
+with needs_extra("train", "training"):
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
+    from lightning.pytorch import Callback, Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from evenslice.networks import ModelSource
+    from evenslice.neutralizing import Record
+    from evenslice.training.config import ModelConfig, TrainConfig
+    from evenslice.training.data import Data
+    from evenslice.training.interruption import Interruption
+    from evenslice.training.run_folder import RunFolder
+    from evenslice.volumes import LabelledVolume
+
+__all__ = ["fit", "fixed_windows"]
+
+MONITORED = 8  # windows shown to the monitor
+VALIDATION_FRACTION = 0.1  # of the pixels trained on between two validations
+FEWEST_VALIDATED = 8  # slices
+
+_VERBOSE = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
+
+_IGNORED: tuple[tuple[str, type[Warning]], ...] = (
+    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # Lightning's use of PyTorch
+    (r"", PossibleUserWarning),  # Lightning's advice, such as to use more workers
+    (
+        r"Total length of `(DataLoader|CombinedLoader)` across ranks is zero",
+        UserWarning,
+    ),  # a run that has no step left
+    (r"Be aware that when using `ckpt_path`", UserWarning),  # a checkpoint of version 0.1 or 0.2
+    (r"The ``noload`` loader strategy is deprecated", DeprecationWarning),  # MLflow's use of SQLAlchemy
+)
+
+
+def fixed_windows(
+    parts: Sequence[LabelledVolume], model: ModelConfig, size: tuple[int, int], count: int
+) -> Tensor:
+    """Read the same windows each time, spread evenly over parts.
+
+    Args:
+        parts: the volumes to take windows from, in turn.
+        model: number and distance of the slices of a window.
+        size: in-plane size (y, x).
+        count: the largest number of windows.
+
+    Returns:
+        Windows (n, slices, y, x) in 0..1.
+    """
+    grids = [WindowGrid(part.volume, part.scaling, model.slices, size, model.step) for part in parts]
+    rounds = zip(*(zip(repeat(grid), grid.visits(), strict=False) for grid in grids), strict=False)
+    chosen = islice(chain.from_iterable(rounds), count)
+    return torch.from_numpy(np.stack([grid.read(*place) for grid, place in chosen]))
+
+
+def fit(
+    network: nn.Module,
+    record: Record,
+    source: ModelSource,
+    data: Data,
+    config: TrainConfig,
+    run: RunFolder,
+    *,
+    interruption: Interruption,
+    progress: bool | None,
+) -> None:
+    """Train a network, from the last checkpoint of its run if there is one, and write the resulting network.
+
+    Args:
+        network: the network, with the stems of its strategy.
+        record: how its slices are scaled.
+        source: what it was built from.
+        data: the data set.
+        config: the configuration of the run.
+        run: its folder.
+        interruption: ends the training after a step and its checkpoint.
+        progress: show progress: True for a bar, False for nothing, None for a bar on a terminal and lines elsewhere.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted.
+        ConfigError: it cannot resume from the checkpoint.
+        ModelError: the loss is not finite.
+    """
+    options = config.training
+    convert_conv2d_weight_memory_format(network.train(), torch.channels_last)
+    device = find_device(options)
+    if device.type == "cpu":
+        keep_depthwise_exact(network)
+    module = SegmentationModule(network, options, classes=config.data.classes, seed=config.seed)
+    save = partial(save_network, record=record, source=source, force=True)
+    columns = ("loss", "learning_rate", "seconds", "validation_dice", *bias_columns(config.model.slices))
+    with interruption.deferred(), _quiet(), torch.random.fork_rng(range(torch.cuda.device_count())):
+        trainer = Trainer(
+            accelerator=device.type,
+            devices=options.devices,
+            sync_batchnorm=options.devices > 1 and device.type == "cuda",
+            precision="bf16-mixed" if find_dtype(options) == torch.bfloat16 else "32-true",
+            max_epochs=-1,  # the module ends the training; an interrupted epoch is two
+            reload_dataloaders_every_n_epochs=1,  # each epoch has its own steps
+            use_distributed_sampler=False,
+            logger=run_loggers(config, run, columns),
+            log_every_n_steps=1,
+            callbacks=_callbacks(record, save, data, config, run, interruption, progress),
+            # Lightning would resume a job requeued by SLURM in the middle of an epoch; ``resume`` does better.
+            plugins=[
+                CheckpointFiles(module),
+                *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else ()),
+            ],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=run.path,
+        )
+        crops = CropData(config, data, (record.mean, record.std))
+        _run_trainer(trainer, module, crops, run.last if run.last.exists() else None)
+        if trainer.is_global_zero:
+            if options.keeps_best and run.best.exists():
+                with staged_file(run.network) as beside:
+                    shutil.copyfile(run.best, beside)
+            else:
+                save(network, run.network)
+
+
+def _callbacks(
+    record: Record,
+    save: Callable[[nn.Module, Path], None],
+    data: Data,
+    config: TrainConfig,
+    run: RunFolder,
+    interruption: Interruption,
+    progress: bool | None,
+) -> list[Callback]:
+    """Return the callbacks of the trainer, in the order in which they are called; Lightning moves ``SaveLast`` to the end."""
+    options = config.training
+    monitor = best = None
+    if options.monitor_every is not None:
+        windows = fixed_windows(data.validation or data.train, config.model, options.crop, MONITORED)
+        monitor = AsymmetryMonitor((windows - record.mean) / record.std, every=options.monitor_every)
+    if data.validation:
+        score = partial(_validate, parts=data.validation, config=config)
+        best = KeepBest(score, lambda network: save(network, run.best), options.patience, interruption)
+    shown = ShowProgress(f"train {run.path.name}", options.steps, show=progress, monitor=monitor, best=best)
+    found = [StopAtStep(interruption), shown, monitor, best, SaveLast(run.last, options.steps, interruption)]
+    return [callback for callback in found if callback is not None]
+
+
+def _run_trainer(
+    trainer: Trainer, module: SegmentationModule, crops: CropData, checkpoint: Path | None
+) -> None:
+    """Run a trainer, preserving a keyboard interrupt, at which Lightning would exit the process.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted.
+        ConfigError: it cannot resume from the checkpoint.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, crops, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
+    except Stopped as error:
+        raise KeyboardInterrupt from error
+    except (EvensliceError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if checkpoint is None or module.started:
+            raise
+        raise unusable(checkpoint, error) from error
+
+
+def _validate(network: nn.Module, *, parts: Sequence[LabelledVolume], config: TrainConfig) -> float:
+    options = config.training
+    trained = options.validate_every * options.batch * math.prod(options.crop)
+    plane = max(math.prod(part.volume.shape[1:]) for part in parts)
+    return evaluate_parts(
+        network,
+        parts,
+        classes=config.data.classes,
+        step=config.model.step,
+        surfaces=False,
+        device=str(next(network.parameters()).device),
+        dtype=options.dtype,
+        most_slices=max(FEWEST_VALIDATED, round(VALIDATION_FRACTION * trained / plane)),
+    ).mean_dice
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning and the loggers, including warnings about their own internals."""
+    logs = [logging.getLogger(name) for name in _VERBOSE]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message, category in _IGNORED:
+                warnings.filterwarnings("ignore", message, category)
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
