@@ -24,8 +24,29 @@ class Audit(AuditResult):
     """The result of an audit.
 
     The main statistics are attributes (``audit.verdict``, ``audit.directional_bias.low``); ``save`` writes the result
-    to files, ``load`` reads it and ``to_html`` writes the report. See ``evenslice.results.AuditResult`` for the
-    attributes.
+    to files, ``load`` reads it and ``to_html`` writes the report.
+
+    Attributes:
+        name: distinguishes this audit from those it is compared with: a strategy, a method, "audit".
+        statistics: the statistics with their intervals, and ``decided_by`` and ``methods_agree``.
+        measurements: what was measured on each window.
+        subset: what was measured on some of the windows.
+        examples: a few windows with their saliency.
+        stress: what lost or damaged slices cost the network; None if that was not measured.
+        kernels: the stems before and after the strategy.
+        run: what was run.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import torch
+        >>> import evenslice
+        >>> volume = np.random.default_rng(0).random((16, 32, 32))
+        >>> found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, max_windows=8)
+        >>> path = f"{tempfile.mkdtemp()}/audit.json"
+        >>> found.save(path)
+        >>> Audit.load(path).verdict == found.verdict
+        True
     """
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
@@ -34,7 +55,17 @@ class Audit(AuditResult):
 
 
 class Survey(SurveyResult):
-    """The result of a survey. See ``evenslice.results.SurveyResult`` for the attributes."""
+    """The result of a survey. See ``evenslice.results.SurveyResult`` for the attributes.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import evenslice
+        >>> volume = np.random.default_rng(0).random((40, 64, 64))
+        >>> found = evenslice.survey(["timm:test_resnet"], weights="none", volume=volume, windows=4)
+        >>> print(found.to_csv(f"{tempfile.mkdtemp()}/survey.csv").read_text()[:12])
+        spec,weights
+    """
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write one row for each network as a CSV file, replacing an existing one, and return its path.
@@ -79,6 +110,18 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
 
     Raises:
         ConfigError: there is no audit, or one that cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import torch
+        >>> import evenslice
+        >>> volume = np.random.default_rng(0).random((16, 32, 32))
+        >>> found = evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, max_windows=8)
+        >>> path = f"{tempfile.mkdtemp()}/audit.json"
+        >>> found.save(path)
+        >>> [audit.name for audit in load_audits(path.rpartition("/")[0])]
+        ['audit']
     """
     folder = Path(folder)
     paths = sorted([*folder.glob("audit*.json"), *folder.glob("*/audit*.json")])

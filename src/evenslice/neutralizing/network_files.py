@@ -83,8 +83,9 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
     and neutralized; the default strategy, which is what the libraries do, only folds in the scaling by colour.
 
     Args:
-        spec: which network; see ``evenslice.networks.specification``. Without weights: a folder that ``evenslice.export``
-            wrote for Hugging Face, unless its network comes from a function, which has to be named.
+        spec: which network; see ``evenslice.networks.specification``. Without weights: a file of ``save_network`` or a
+            folder that ``evenslice.export`` wrote for Hugging Face, unless its network comes from a function, which
+            has to be named.
         weights: ``"imagenet"``, ``"none"``, or the path of a file or of such a folder.
         slices: N, odd. None: as many as the network has inputs, which is 3 unless its file or function says otherwise.
         strategy: how the stem's colour kernels become slice kernels, as for ``neutralize``. For a file of

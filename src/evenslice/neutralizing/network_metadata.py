@@ -26,25 +26,25 @@ def find_in_folder(spec: str, weights: str | None) -> tuple[str, str]:
     """Return the specification of a network and its file of weights, of which a folder holds the file, or both.
 
     Args:
-        spec: a specification; without weights, a folder.
+        spec: a specification; without weights, a folder, or a file of ``save_network``.
         weights: a folder; anything else is returned as it is.
 
     Raises:
-        ModelError: without weights: there is no such folder, or its file does not name a network of a library.
+        ModelError: without weights: there is no such folder or file, or it does not name a network of a library.
 
     Example:
         >>> find_in_folder("timm:resnet18", "imagenet")
         ('timm:resnet18', 'imagenet')
     """
     folder = Path(spec if weights is None else weights)
-    file = folder / FOLDER_WEIGHTS
+    file = folder if weights is None and folder.is_file() else folder / FOLDER_WEIGHTS
     if weights is not None:
         found = weights not in {"imagenet", "none"} and file.is_file()
         return spec, str(file) if found else weights
     if not file.is_file():
         raise ModelError(
-            f"{spec}: is no folder with {FOLDER_WEIGHTS}; name one that `evenslice export --to huggingface` wrote, or give "
-            f"{option('weights')} as well"
+            f"{spec}: is no folder with {FOLDER_WEIGHTS}, nor a file that `evenslice neutralize` wrote; name one that "
+            f"`evenslice export --to huggingface` wrote, or give {option('weights')} as well"
         )
     return _named_in(file), str(file)
 

@@ -52,6 +52,13 @@ class Record:
         symmetrized: dotted names of the modules behind which the network averages over a window and its mirror; an
             empty name is the network.
         kernels: the kernels of each stem before and after; not part of `to_dict`.
+
+    Example:
+        >>> import evenslice
+        >>> from torch import nn
+        >>> record = evenslice.neutralize(nn.Conv2d(3, 8, 3), slices=5, mean=0.5, std=0.25)
+        >>> record.strategy, record.slices, record.mean, record.std
+        ('uniform', 5, 0.5, 0.25)
     """
 
     strategy: str

@@ -1,4 +1,7 @@
 from .audit.agreement import conclusion as conclusion, methods_sentence as methods_sentence
+from .audit.questions import three_questions as three_questions
+from .audit.wording import verdict_sentence as verdict_sentence
+from .base.wording import interval as interval, signed as signed
 from .files import (
     FIGURE_FILES as FIGURE_FILES,
     TABLE_FILES as TABLE_FILES,

@@ -1,0 +1,143 @@
+"""One slice under the magnifying glass: where the network looks in its window, and what reversing the window changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from evenslice._core import ConfigError
+from evenslice.auditing.attribution import Mirrored, attribute
+from evenslice.auditing.options import Computing
+from evenslice.auditing.preparation import choose_slices, make_ready
+from evenslice.inference import ReadyNetwork
+from evenslice.networks import predicted_classes
+from evenslice.neutralizing import record_of
+from evenslice.volumes import WindowGrid, fit_scaling, open_volume
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from evenslice.auditing.preparation import VolumeLike
+    from evenslice.volumes import Scaling
+
+__all__ = ["SliceMaps", "map_slice"]
+
+LARGEST_PART = 512
+"""Pixels along y and x that are explained at once: the gradient of a larger part takes gigabytes."""
+
+
+@dataclass(frozen=True)
+class SliceMaps:
+    """What a network makes of the window around one slice.
+
+    Attributes:
+        z: the slice.
+        origin: (y, x) of the part of the plane that the maps cover.
+        offsets: -K..K.
+        saliency: (N, y, x) float32, the absolute attribution by the gradient; all values sum to 1.
+        change: (y, x) which pixels get another class when the window is reversed; None for an output without a class
+            for each pixel.
+    """
+
+    z: int
+    origin: tuple[int, int]
+    offsets: tuple[int, ...]
+    saliency: NDArray[np.float32]
+    change: NDArray[np.bool_] | None
+
+
+def map_slice(
+    model: nn.Module,
+    volume: VolumeLike,
+    z: int,
+    *,
+    slices: int | None = None,
+    step: int = 1,
+    scaling: Scaling | None = None,
+    centre: tuple[int, int] | None = None,
+    device: str = "auto",
+) -> SliceMaps:
+    """Explain the output of a network for one slice, and compare it with that for the reversed window.
+
+    A window at an end of the volume is completed by reflection, as ``evenslice.segment`` does.
+
+    Args:
+        model: maps (batch, slices, y, x) to logits, as for ``evenslice.audit``.
+        volume: the volume, an array (z, y, x), or a path.
+        z: the middle slice.
+        slices: N, odd; by default as recorded by ``neutralize``, else 3.
+        step: distance between neighbouring slices of the window.
+        scaling: maps voxel values to 0..1; by default from percentiles of the volume, as an audit does.
+        centre: (y, x) of the part of a plane that is looked at, if the plane has more than ``LARGEST_PART`` pixels
+            along an axis, or if the network insists on its size; by default the middle.
+        device: "auto" (a GPU if available) or a PyTorch device name.
+
+    Raises:
+        ConfigError: there is no such slice, or an option is out of range.
+        VolumeError: the volume cannot be read, or has too few slices.
+        ModelError: the network rejects the window, or its output does not depend on it.
+
+    Example: a network that only reads the slice before the middle.
+        >>> network = torch.nn.Conv2d(3, 1, 1, bias=False)
+        >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
+        >>> volume = np.random.default_rng(0).random((8, 32, 48))
+        >>> maps = map_slice(network, volume, 4)
+        >>> dict(zip(maps.offsets, maps.saliency.sum(axis=(1, 2)).round(3).tolist()))
+        {-1: 1.0, 0: 0.0, 1: 0.0}
+        >>> maps.change.shape
+        (32, 48)
+    """
+    volume = open_volume(volume)
+    if not 0 <= z < len(volume):
+        raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
+    slices = slices or choose_slices(model, record_of(model))
+    network = make_ready(
+        model, slices, outputs=None, computing=Computing(device, "float32", None, None, False)
+    )
+    assert isinstance(network, ReadyNetwork)  # noqa: S101  # the model is no function
+    plane = volume.shape[1:]
+    tile = network.tile or _part_size(plane, network.multiple)
+    y, x = (
+        min(max(0, middle - size // 2), max(0, length - size))
+        for middle, size, length in zip(centre or (plane[0] // 2, plane[1] // 2), tile, plane, strict=True)
+    )
+    grid = WindowGrid(volume, scaling or fit_scaling(volume), slices, tile, step, edge="reflect")
+    network.prepare(slices, tile)
+    window = torch.from_numpy(grid.read(z, y, x))[None].to(network.device)
+    given = attribute(network, window)
+    mirrored = attribute(Mirrored(network), window)
+    shape = min(tile[0], plane[0] - y), min(tile[1], plane[1] - x)
+    inner = (..., slice(shape[0]), slice(shape[1]))
+    saliency = given.attribution[0].abs()[inner].cpu().numpy()
+    change = _changed(given.output, mirrored.output, tile)
+    return SliceMaps(
+        z=z,
+        origin=(y, x),
+        offsets=tuple(range(-(slices // 2), slices // 2 + 1)),
+        saliency=saliency / max(float(saliency.sum(dtype=np.float64)), np.finfo(np.float32).tiny),
+        change=None if change is None else change[inner],
+    )
+
+
+def _part_size(plane: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Return the size (y, x) of all of a plane, or of a part of it, in multiples of what the network needs."""
+    largest = LARGEST_PART // multiple * multiple or multiple
+    y, x = (min(-(-length // multiple) * multiple, largest) for length in plane)
+    return y, x
+
+
+def _changed(given: Tensor, mirrored: Tensor, tile: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Return which pixels (y, x) of a window have another class than in its mirror."""
+    if not (given.is_floating_point() and given.ndim == 4):
+        return None
+    classes = [
+        predicted_classes(functional.interpolate(output, size=tile, mode="bilinear", align_corners=False), 1)
+        for output in (given, mirrored)
+    ]
+    changed: NDArray[np.bool_] = (classes[0] != classes[1])[0].cpu().numpy()
+    return changed

@@ -1,0 +1,118 @@
+"""The widget that audits a network on a layer: the verdict, and what the network makes of the slice in view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from magicgui.widgets import Label, PushButton
+
+from evenslice.auditing import audit, map_slice
+from evenslice.napari_plugin.job_widget import JobWidget, wrap
+from evenslice.napari_plugin.layers import position
+from evenslice.napari_plugin.map_layers import MapLayers
+from evenslice.napari_plugin.verdict_page import verdict_page
+from evenslice.volumes import Scaling, reslice
+
+if TYPE_CHECKING:
+    import napari.viewer  # the annotation tells napari to pass its viewer
+    from napari.layers import Image
+
+    from evenslice.auditing import Audit, SliceMaps
+    from evenslice.napari_plugin.network_choice import Loaded, NetworkChoice
+    from evenslice.volumes import Volume
+
+__all__ = ["AuditWidget"]
+
+
+@dataclass(frozen=True)
+class _Audited:
+    """What was audited, for maps of further slices."""
+
+    audit: Audit
+    loaded: Loaded
+    volume: Volume
+    layer: Image
+
+    @property
+    def axis(self) -> int:
+        """The axis of the layer along which slices follow one another."""
+        return "zyx".index(self.loaded.plane)
+
+    def maps(self, place: tuple[int, int, int]) -> SliceMaps:
+        """Explain the slice through a voxel (z, y, x) of the layer, in the part of the plane around it."""
+        y, x = (place[axis] for axis in range(3) if axis != self.axis)
+        run = self.audit.run
+        low, high = run.volumes[0].intensity
+        return map_slice(
+            self.loaded.network,
+            self.volume,
+            place[self.axis],
+            slices=run.slices,
+            step=run.step,
+            scaling=Scaling(low, high, run.volumes[0].fill),
+            centre=(y, x),
+        )
+
+
+class AuditWidget(JobWidget):
+    """Audits a network on the chosen layer, shows the verdict, and adds layers for the slice in view.
+
+    Args:
+        viewer: the viewer.
+
+    Attributes:
+        audit: the last audit; None before there is one.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__(viewer, "Audit")
+        self._maps = MapLayers(viewer)
+        self._audited: _Audited | None = None
+        self.verdict = Label(value="")
+        self.explain = PushButton(text="Explain the slice in view", enabled=False)
+        self.extend([self.verdict, self.explain])
+        wrap(self.verdict)
+        self.explain.changed.connect(self._explain)
+
+    @property
+    def audit(self) -> Audit | None:
+        """The last audit."""
+        return None if self._audited is None else self._audited.audit
+
+    def begin(self, choice: NetworkChoice, layer: Image, volume: Volume) -> None:
+        """Audit a network on a layer."""
+        self._audited, self.verdict.value, self.explain.enabled = None, "", False
+        self._maps.clear()
+        self.run(lambda: _audit(choice, volume, layer), self._show_verdict, "Loading the network")
+
+    def _show_verdict(self, audited: _Audited) -> None:
+        self._audited = audited
+        self.verdict.value = verdict_page(audited.audit)
+        self._explain()
+
+    def _explain(self) -> None:
+        audited = self._audited
+        if audited is None or self.busy:
+            return
+        if audited.layer not in self.viewer.layers:
+            self.refuse(f"{audited.layer.name}: the layer was removed; audit again")
+            return
+        place = position(self.viewer, audited.layer)
+        self.explain.enabled = False
+        self.run(
+            lambda: audited.maps(place),
+            lambda maps: self._maps.show(maps, audited.layer, audited.axis),
+            "Explaining the slice in view",
+        )
+
+    def _end(self, message: str) -> None:
+        super()._end(message)
+        self.explain.enabled = self._audited is not None
+
+
+def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
+    loaded = choice.load()
+    volume = reslice(volume, loaded.plane)
+    found = audit(loaded.network, volume, slices=loaded.slices, step=loaded.step, **loaded.scaling)
+    return _Audited(found, loaded, volume, layer)

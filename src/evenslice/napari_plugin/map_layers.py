@@ -1,0 +1,77 @@
+"""Layers that show what a network makes of one slice: the saliency of each offset, and what reversing the window changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice.napari_plugin.layers import mark, placement
+
+if TYPE_CHECKING:
+    from napari.layers import Image, Layer
+    from napari.viewer import Viewer
+
+    from evenslice.auditing import SliceMaps
+
+__all__ = ["MapLayers"]
+
+EARLIER, MIDDLE, LATER = "red", "green", "blue"
+"""The channels that the slices of a window took over; where all get equal attention, their sum is gray."""
+BRIGHTEST = 99.5  # percentile of the saliency of all offsets that is shown at full brightness
+CHANGED = "#ffd400"
+
+
+class MapLayers:
+    """The layers that show the maps of one slice at a time; new ones replace the old.
+
+    Args:
+        viewer: where they are shown.
+    """
+
+    def __init__(self, viewer: Viewer) -> None:
+        self._viewer = viewer
+        self._shown: list[Layer] = []
+
+    def show(self, maps: SliceMaps, layer: Image, axis: int) -> None:
+        """Show maps on their slice of a layer.
+
+        Args:
+            maps: of a slice of the layer's volume.
+            layer: the layer (z, y, x).
+            axis: of the layer, along which slices follow one another.
+        """
+        self.clear()
+        first = list(maps.origin)
+        first.insert(axis, maps.z)
+        where: dict[str, Any] = placement(layer, first) | {"metadata": mark(slice=maps.z)}
+        active = self._viewer.layers.selection.active
+        brightest = max(float(np.percentile(maps.saliency, BRIGHTEST)), float(np.finfo(np.float32).tiny))
+        for offset, saliency in zip(maps.offsets, maps.saliency, strict=True):
+            shown = self._viewer.add_image(
+                np.expand_dims(saliency, axis),
+                name=f"saliency {offset:+d}" if offset else "saliency 0",
+                colormap=EARLIER if offset < 0 else LATER if offset else MIDDLE,
+                contrast_limits=(0, brightest),
+                blending="additive",
+                **where,
+            )
+            self._shown.append(shown)
+        if maps.change is not None:
+            shown = self._viewer.add_labels(
+                np.expand_dims(maps.change.astype(np.uint8), axis),
+                name="changed by reversing",
+                colormap={1: CHANGED, None: "transparent"},
+                opacity=0.6,
+                visible=False,
+                **where,
+            )
+            self._shown.append(shown)
+        self._viewer.layers.selection.active = active
+
+    def clear(self) -> None:
+        """Remove the layers that are still there."""
+        for layer in self._shown:
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+        self._shown.clear()

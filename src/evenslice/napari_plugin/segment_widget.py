@@ -1,0 +1,78 @@
+"""The widget that segments a volume into a layer of labels."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice.inference import segment
+from evenslice.napari_plugin.job_widget import JobWidget
+from evenslice.napari_plugin.layers import mark, placement
+from evenslice.volumes import reslice
+
+if TYPE_CHECKING:
+    import napari.viewer  # the annotation tells napari to pass its viewer
+    from napari.layers import Image
+    from numpy.typing import NDArray
+
+    from evenslice.napari_plugin.network_choice import NetworkChoice
+    from evenslice.volumes import Volume
+
+__all__ = ["SegmentWidget"]
+
+IN_MEMORY = 2**30
+"""Bytes of labels that are kept in memory; more stay in a temporary file, which goes with the layer."""
+
+
+class SegmentWidget(JobWidget):
+    """Segments the chosen layer, slice by slice, into a layer of labels in the same place.
+
+    Args:
+        viewer: the viewer.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__(viewer, "Segment")
+
+    def begin(self, choice: NetworkChoice, layer: Image, volume: Volume) -> None:
+        """Segment a layer."""
+        self.run(
+            lambda: _segment(choice, volume), lambda labels: self._show(labels, layer), "Loading the network"
+        )
+
+    def _show(self, labels: _Labels, layer: Image) -> None:
+        where = placement(layer)
+        self.viewer.add_labels(
+            labels.array, name=f"{layer.name} segmented", metadata=mark(folder=labels.folder), **where
+        )
+        self.say(f"{int(labels.array.max())} is the largest of the labels.")
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Labels (z, y, x), and the temporary folder they lie in; it is removed when nobody refers to it."""
+
+    array: NDArray[Any]
+    folder: tempfile.TemporaryDirectory[str] | None
+
+
+def _segment(choice: NetworkChoice, volume: Volume) -> _Labels:
+    loaded = choice.load()
+    folder = tempfile.TemporaryDirectory(prefix="evenslice-")
+    out = Path(folder.name) / "labels.npy"
+    segment(
+        loaded.network,
+        reslice(volume, loaded.plane),
+        out,
+        slices=loaded.slices,
+        step=loaded.step,
+        **loaded.scaling,
+    )
+    if out.stat().st_size > IN_MEMORY:
+        return _Labels(np.load(out, mmap_mode="r+"), folder)
+    with folder:
+        return _Labels(np.load(out), None)

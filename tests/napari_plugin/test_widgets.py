@@ -1,0 +1,179 @@
+"""The widgets, driven in a real viewer."""
+
+import html
+import re
+import threading
+
+import numpy as np
+import pytest
+
+import evenslice
+from evenslice.neutralizing import save_network
+
+SHAPE, SCALE = (12, 40, 48), (3.0, 0.5, 0.5)
+
+
+def before_alone():
+    """A network that only reads the slice before the middle; its classes are dark and bright."""
+    import torch
+
+    network = torch.nn.Conv2d(3, 2, 1)
+    weight = torch.zeros(2, 3, 1, 1)
+    weight[1, 0], weight[0, 0] = 1.0, -1.0
+    network.weight.requires_grad_(False).copy_(weight)
+    network.bias.requires_grad_(False).copy_(torch.tensor([0.5, -0.5]))
+    return network
+
+
+@pytest.fixture
+def widget(viewer):
+    """Open a widget of the plugin by its name in napari's menu."""
+    return lambda name: viewer.window.add_plugin_dock_widget("evenslice", name)[1]
+
+
+@pytest.fixture
+def volume():
+    return np.random.default_rng(0).random(SHAPE).astype(np.float32)
+
+
+def plain(text):
+    return html.unescape(re.sub("<[^>]*>", " ", text))
+
+
+def choose_tiny(widget):
+    """Name a small network of this module, which `package.module:function` finds as the command line would."""
+    widget.network.spec.value = f"{__name__}:before_alone"
+    widget.network.weights.value = "none"
+
+
+def maps_of(viewer):
+    return {layer.name: layer for layer in viewer.layers if layer.name != "stack"}
+
+
+def test_an_audit_shows_the_verdict_and_layers_of_the_slice_in_view(viewer, widget, wait_for, volume):
+    layer = viewer.add_image(volume, scale=SCALE, translate=(5, 6, 7), name="stack")
+    audit = widget("Audit a network")
+    choose_tiny(audit)
+    viewer.dims.set_point(0, 5 + 3.0 * 4)
+    audit.start.changed.emit(True)
+    wait_for(lambda: not audit.busy)
+    found = evenslice.audit(before_alone(), volume, slices=3)
+    shown = plain(audit.verdict.value)
+    assert audit.audit.verdict == found.verdict == "biased"
+    assert audit.audit.shares == found.shares
+    assert re.search("biased +decided by: attention, by gradient", shown)
+    assert "The methods agree" in shown
+    maps = maps_of(viewer)
+    assert set(maps) == {"saliency -1", "saliency 0", "saliency +1", "changed by reversing"}
+    for item in maps.values():
+        assert item.data.shape == (1, 40, 48)
+        assert np.allclose(item.scale, SCALE)
+        assert np.allclose(item.translate, (5 + 3.0 * 4, 6, 7))
+    assert maps["saliency -1"].data.sum() == pytest.approx(1, abs=1e-3)
+    assert not maps["saliency 0"].data.any()
+    assert not maps["saliency +1"].data.any()
+    assert 0 < maps["changed by reversing"].data.mean() < 1
+    assert list(audit.layer.choices) == [layer]  # not the layers that were added
+
+    viewer.dims.set_point(0, 5 + 3.0 * 7)
+    audit.explain.changed.emit(True)
+    wait_for(lambda: not audit.busy)
+    assert np.allclose(maps_of(viewer)["saliency +1"].translate, (5 + 3.0 * 7, 6, 7))
+    assert len(viewer.layers) == 5
+
+
+def test_a_cancelled_audit_leaves_nothing(viewer, widget, wait_for, volume, monkeypatch):
+    viewer.add_image(volume, name="stack")
+    audit = widget("Audit a network")
+    choose_tiny(audit)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def slow(*given, **options):
+        reached.set()
+        go_on.wait(60)
+        return evenslice.audit(*given, **options)
+
+    monkeypatch.setattr("evenslice.napari_plugin.audit_widget.audit", slow)
+    audit.start.changed.emit(True)
+    wait_for(reached.is_set)
+    assert audit.busy
+    audit.cancel.changed.emit(True)
+    go_on.set()
+    wait_for(lambda: not audit.busy)
+    assert (audit.status.value, audit.verdict.value, audit.audit) == ("Cancelled.", "", None)
+    assert len(viewer.layers) == 1
+    assert audit.start.enabled
+    assert not audit.cancel.enabled
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": np.zeros((9, 9))}, "has 2 dimensions"),
+        ({"data": np.zeros((2, 5, 9, 9))}, "has 4 dimensions"),
+        ({"data": np.zeros((5, 9, 9, 3), np.uint8), "rgb": True}, "is in colour"),
+        ({"data": np.zeros((5, 40, 40))}, "<array>: every voxel is 0|constant"),
+    ],
+)
+def test_a_layer_that_is_no_volume_is_refused_in_one_line(viewer, widget, wait_for, options, message):
+    viewer.add_image(options.pop("data"), name="stack", **options)
+    audit = widget("Audit a network")
+    choose_tiny(audit)
+    audit.start.changed.emit(True)
+    wait_for(lambda: not audit.busy)
+    line = plain(audit.status.value)
+    assert re.search(rf"error: .*({message})", line)
+    assert "\n" not in line
+    assert len(viewer.layers) == 1
+
+
+def test_networks_that_cannot_be_loaded_are_told_in_one_line(viewer, widget, wait_for, volume, tmp_path):
+    segment = widget("Segment")
+    segment.start.changed.emit(True)
+    assert "no image layer is open" in plain(segment.status.value)
+    viewer.add_image(volume, name="stack")
+    form = segment.network
+    for fields, message in (
+        ({"spec": "smp:Unet/no_such_encoder"}, "no_such_encoder"),
+        ({"weights": "file"}, "no weights chosen"),
+        ({"source": "training run"}, "no network chosen"),
+        ({"source": "training run", "run": tmp_path}, "holds no finished run"),
+        ({"source": "saved network"}, "no network chosen"),
+        ({"source": "saved network", "file": tmp_path / "no.safetensors"}, "no.safetensors"),
+    ):
+        for name, value in {"source": "library", "weights": "imagenet", **fields}.items():
+            getattr(form, name).value = value
+        segment.start.changed.emit(True)
+        wait_for(lambda: not segment.busy)
+        assert re.search(rf"error: .*{message}", plain(segment.status.value))
+    assert len(viewer.layers) == 1
+
+
+def test_a_segmentation_is_that_of_segment_where_the_volume_lies(viewer, widget, wait_for, volume, tmp_path):
+    import dask.array as da
+
+    file = tmp_path / "fair.safetensors"
+    loaded = evenslice.load_network("smp:Unet/tu-test_resnet", "none", slices=5, strategy="mirror")
+    save_network(loaded.model, file, source=loaded.source)
+    layer = viewer.add_image(
+        da.from_array(volume, chunks=(1, 40, 48)), scale=SCALE, translate=(1, 2, 3), name="stack"
+    )
+    segment = widget("Segment")
+    segment.network.source.value = "saved network"
+    segment.network.file.value = file
+    segment.start.changed.emit(True)
+    wait_for(lambda: not segment.busy)
+    labels = viewer.layers["stack segmented"]
+    expected = evenslice.segment(loaded.model, volume, tmp_path / "labels.npy")
+    assert np.array_equal(labels.data, np.asarray(expected))
+    assert len(np.unique(labels.data)) == 2
+    assert np.array_equal(labels.scale, layer.scale)
+    assert np.array_equal(labels.translate, layer.translate)
+
+
+def test_the_sample_opens_with_its_voxel_size(viewer):
+    pytest.importorskip("nilearn")
+    (layer,) = viewer.open_sample("evenslice", "mni152")
+    assert layer.data.shape == (189, 233, 197)
+    assert layer.scale.tolist() == [1, 1, 1]
+    assert str(layer.units[0]) == "millimeter"
