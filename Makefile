@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # One process for each core, with one thread each: several threads in several processes would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help install test test-fast attack check format demo benchmarks fuzz results modules sweep coverage clean
+.PHONY: help install test test-fast attack check format docs demo benchmarks fuzz results modules sweep coverage clean
 
 help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
@@ -16,6 +16,7 @@ help:
 	@echo "make attack      the tests of hostile files, names and moments (under ten minutes)"
 	@echo "make check       lint, types, order of imports"
 	@echo "make format      format the code"
+	@echo "make docs        the documentation site, in docs/_build/html; its tutorials are run"
 	@echo "make benchmarks  speed, memory, calibration and sanity checks (long)"
 	@echo "make fuzz        open damaged volumes and results of every kind by the thousand (long)"
 	@echo "make results     docs/results.md, from what the studies found"
@@ -25,11 +26,15 @@ help:
 
 install: $(STAMP)
 
+# A tutorial reads the volumes in this package; the many others that its code needs are left out.
+QIM3D := qim3d==1.5.3
+
 # The pip that comes with Python 3.11 knows no dependency groups, and cannot resolve what moto and s3fs ask of botocore.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	$(BIN)/python -m pip install --quiet --no-deps $(QIM3D)
 	@touch $@
 
 test: $(STAMP)
@@ -50,6 +55,11 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages of the API are made anew, for those of names that are gone would stay.
+docs: $(STAMP)
+	rm -rf docs/_build docs/reference/api
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -E -W --keep-going -j auto docs docs/_build/html
 
 demo: $(STAMP)
 	$(BIN)/evenslice demo --force
@@ -78,4 +88,4 @@ coverage: $(STAMP)
 	$(BIN)/python studies/write_coverage.py
 
 clean:
-	rm -rf .venv .venv-* evenslice-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-* evenslice-demo docs/_build docs/reference/api .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -16,6 +16,13 @@ docstrings = Sybil(
         "src/*/*/*/*.py",
     ],  # "**" stands for one folder before Python 3.13
 )
-pages = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md", "docs/*.md"])
+pages = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    # docs/tutorials are executed when the site is built, which tests/docs does.
+    patterns=[
+        "README.md",
+        *("docs/*.md", "docs/explanation/*.md", "docs/how-to/*.md", "docs/reference/*.md"),
+    ],
+)
 
 pytest_collect_file = (docstrings + pages).pytest()

@@ -147,6 +147,18 @@ def load_onnx(
             states its own mean and std, and others are given.
         ConfigError: a mean, a std or a provider is invalid.
         MissingExtraError: onnxruntime is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> import evenslice
+        >>> folder = tempfile.mkdtemp() + "/network"
+        >>> model = torch.nn.Conv2d(5, 2, 3, padding=1).eval()
+        >>> _ = evenslice.neutralize(model, slices=5, mean=0.5, std=0.25)
+        >>> _ = evenslice.export(model, folder, to="onnx")
+        >>> network = load_onnx(f"{folder}/network.onnx")
+        >>> network.slices, network.mean, network(np.zeros((1, 5, 64, 64), np.float32)).shape
+        (5, (0.5,), (1, 2, 64, 64))
     """
     centre, spread = _values(mean), _values(std)
     if not np.isfinite([*(centre or ()), *(spread or ())]).all() or 0 in (spread or ()):

@@ -55,6 +55,7 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    progress: bool | None = False,
 ) -> Scores:
     """Predict whole volumes slice by slice and compare them with their labels.
 
@@ -76,6 +77,8 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
         seed: random seed of the noise of disturbed slices.
         device: "auto" (a GPU if available) or a PyTorch device name.
         dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16" or "float32".
+        progress: show progress on standard error: True for a bar, False for nothing, None for a bar on a terminal and
+            lines elsewhere.
 
     Raises:
         VolumeError: a volume cannot be read or predicted, or has fewer slices than a window.
@@ -117,6 +120,7 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
         surfaces=surfaces,
         test=test,
         stressed=stressed,
+        progress=progress,
     )
 
 
