@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenslice._core import UNREADABLE, ConfigError, staged_file, staged_folder
-from evenslice.report import survey_csv, write_report, write_survey_figures, write_survey_report
+from evenslice.report import (
+    audit_html,
+    survey_csv,
+    survey_html,
+    write_report,
+    write_survey_figures,
+    write_survey_report,
+)
 from evenslice.results import SURVEY_FILES, AuditResult, SurveyResult, stored_size
 
 if TYPE_CHECKING:
@@ -53,6 +60,9 @@ class Audit(AuditResult):
         """Write the report of this audit as a self-contained HTML file and return its path."""
         return write_report([self], path)
 
+    def _repr_html_(self) -> str:  # in a notebook
+        return audit_html(self)
+
 
 class Survey(SurveyResult):
     """The result of a survey. See ``evenslice.results.SurveyResult`` for the attributes.
@@ -80,6 +90,9 @@ class Survey(SurveyResult):
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write the report as a self-contained HTML file, replacing an existing one, and return its path."""
         return write_survey_report(self, path)
+
+    def _repr_html_(self) -> str:  # in a notebook
+        return survey_html(self)
 
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write ``survey.json``, ``survey.csv``, ``report.html`` and its figure into a folder.

@@ -11,7 +11,7 @@ from evenslice.auditing import audit, map_slice
 from evenslice.napari_plugin.job_widget import JobWidget, wrap
 from evenslice.napari_plugin.layers import position
 from evenslice.napari_plugin.map_layers import MapLayers
-from evenslice.napari_plugin.verdict_page import verdict_page
+from evenslice.report import audit_html
 from evenslice.volumes import Scaling, reslice
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class AuditWidget(JobWidget):
 
     def _show_verdict(self, audited: _Audited) -> None:
         self._audited = audited
-        self.verdict.value = verdict_page(audited.audit)
+        self.verdict.value = audit_html(audited.audit)
         self._explain()
 
     def _explain(self) -> None:

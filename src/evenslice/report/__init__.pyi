@@ -1,7 +1,5 @@
 from .audit.agreement import conclusion as conclusion, methods_sentence as methods_sentence
-from .audit.questions import three_questions as three_questions
-from .audit.wording import verdict_sentence as verdict_sentence
-from .base.wording import interval as interval, signed as signed
+from .audit.summary import audit_html as audit_html
 from .files import (
     FIGURE_FILES as FIGURE_FILES,
     TABLE_FILES as TABLE_FILES,
@@ -13,4 +11,6 @@ from .files import (
     write_survey_report as write_survey_report,
     write_tables as write_tables,
 )
+from .study.summary import study_html as study_html
+from .survey.summary import survey_html as survey_html
 from .survey.tables import survey_csv as survey_csv

@@ -58,7 +58,12 @@ from .studies import (
     load_study as load_study,
 )
 from .study_files import EXAMPLE_SIZE as EXAMPLE_SIZE, read_pictures as read_pictures
-from .study_summaries import STUDY_FORMAT as STUDY_FORMAT, StudySummary as StudySummary
+from .study_summaries import (
+    STUDY_FORMAT as STUDY_FORMAT,
+    StudySummary as StudySummary,
+    read_comparisons as read_comparisons,
+    read_pooled as read_pooled,
+)
 from .subsets import SubsetMeasurements as SubsetMeasurements
 from .surveys import (
     SURVEY_FILES as SURVEY_FILES,

@@ -18,7 +18,7 @@ import math
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from evenslice._core import (
     ConfigError,
@@ -30,7 +30,7 @@ from evenslice._core import (
     open_cluster,
     staged_file,
 )
-from evenslice.report import need_report_extra, write_study_report
+from evenslice.report import need_report_extra, study_html, write_study_report
 from evenslice.results import (
     METRICS,
     STUDY_FORMAT,
@@ -83,7 +83,7 @@ def study(
             the total number.
 
     Returns:
-        The content of ``summary.json``.
+        The content of ``summary.json``; a notebook shows it as tables.
 
     Raises:
         ConfigError: the data do not fit the configuration, or differ from those of finished runs; two arms are equal;
@@ -144,7 +144,14 @@ def _study(
             on_finished(outcome, len(outcomes), len(runs))
     summary = write_results(config, outcomes.values(), out)
     write_study_report(load_study(out), out / "report.html")
-    return summary
+    return cast("StudySummary", _ShownSummary(summary))
+
+
+class _ShownSummary(dict[str, Any]):
+    """A summary that a notebook shows as tables."""
+
+    def _repr_html_(self) -> str:
+        return study_html(cast("StudySummary", self))
 
 
 def _check_data(config: StudyConfig, runs: Iterable[Run]) -> None:

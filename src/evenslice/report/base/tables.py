@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -62,6 +63,22 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float) and math.isnan(value):
         return None
     return value
+
+
+def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a plain table as HTML with escaped text; nothing if it has no rows.
+
+    Example:
+        >>> html_table(["x"], [["<1"]])
+        '<table><tr><th align=left>x&nbsp;&nbsp;</th></tr><tr><td>&lt;1&nbsp;&nbsp;</td></tr></table>'
+    """
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        opened = f"{tag} align=left" if tag == "th" else tag
+        return f"<tr>{''.join(f'<{opened}>{escape(text)}&nbsp;&nbsp;</{tag}>' for text in cells)}</tr>"
+
+    lines = [line("td", row) for row in rows]
+    return f"<table>{line('th', headings)}{''.join(lines)}</table>" if lines else ""
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,25 +1,25 @@
-"""The verdict of an audit as a small page for a label of Qt, which knows a part of HTML."""
+"""An audit in short as HTML, for notebooks and for labels of Qt, which knows a part of HTML."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import TYPE_CHECKING
 
-from evenslice.report import interval, methods_sentence, signed, three_questions, verdict_sentence
+from evenslice.report.audit.agreement import methods_sentence
+from evenslice.report.audit.questions import three_questions
+from evenslice.report.audit.wording import verdict_sentence
+from evenslice.report.base.tables import html_table
+from evenslice.report.base.wording import interval, signed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from evenslice.auditing import Audit
-
-__all__ = ["verdict_page"]
+    from evenslice.results import AuditResult
 
 COLOURS = {"symmetric": "#3fae5a", "balanced": "#3fae5a", "biased": "#e8543f", "inconclusive": "#d9a21b"}
 OTHER = "#8a8f98"
 
 
-def verdict_page(audit: Audit) -> str:
-    """Return the verdict, what decided it, whether the methods agree, and the figures, as rich text."""
+def audit_html(audit: AuditResult) -> str:
+    """Return the verdict, what decided it, whether the methods agree, and the figures."""
     decision = audit.statistics.decided_by
     decided = "" if decision is None else f"<br>decided by: {_decision(audit)}"
     style = f"font-size: x-large; font-weight: bold; color: {COLOURS.get(audit.verdict, OTHER)}"
@@ -27,17 +27,17 @@ def verdict_page(audit: Audit) -> str:
     parts = [
         f'<p><span style="{style}">{escape(audit.verdict)}</span>{decided}</p>',
         *(f"<p>{escape(sentence)}</p>" for sentence in sentences if sentence),
-        _table(
+        html_table(
             ["slice", "share of the attention [95 %]"],
             [(signed(k), interval(share)) for k, share in zip(audit.offsets, audit.shares, strict=True)],
         ),
-        _table(["question", "found", ""], _questions(audit)),
+        html_table(["question", "found", ""], _questions(audit)),
         f"<p>{len(audit.measurements.volume)} windows in {audit.run.seconds or 0:.0f} s; {escape(audit.run.stopped)}</p>",
     ]
     return "".join(parts)
 
 
-def _decision(audit: Audit) -> str:
+def _decision(audit: AuditResult) -> str:
     found = audit.statistics.decided_by
     if found is None:
         return ""
@@ -51,17 +51,9 @@ def _decision(audit: Audit) -> str:
     return escape(", ".join(parts))
 
 
-def _questions(audit: Audit) -> list[tuple[str, str, str]]:
+def _questions(audit: AuditResult) -> list[tuple[str, str, str]]:
     return [
         (question.name, interval(figure.value), f"{figure.label}, {question.found}")
         for question in three_questions(audit)
         for figure in question.figures
     ]
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [
-        *[f"<tr>{''.join(f'<th align=left>{escape(text)}&nbsp;&nbsp;</th>' for text in headings)}</tr>"],
-        *(f"<tr>{''.join(f'<td>{escape(text)}&nbsp;&nbsp;</td>' for text in row)}</tr>" for row in rows),
-    ]
-    return f"<table>{''.join(cells)}</table>" if rows else ""

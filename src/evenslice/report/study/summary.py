@@ -1,0 +1,43 @@
+"""A study in short as HTML, for notebooks."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from evenslice.report.base.tables import html_table
+from evenslice.report.base.wording import NOTHING, interval
+from evenslice.report.study.wording import difference, judgement
+from evenslice.results import read_comparisons, read_pooled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evenslice.results import ArmSummary, PooledArm, StudySummary
+
+
+def study_html(summary: StudySummary) -> str:
+    """Return how many runs are done, and each arm's Dice and its difference to the baseline's, pooled and one by one."""
+    failed = f", {len(summary['failed'])} failed" if summary["failed"] else ""
+    parts = [f"<p><b>{summary['finished']} of {summary['planned']} runs finished{failed}</b></p>"]
+    for pooled in read_pooled(summary.get("pooled", ())):
+        if len(pooled.datasets) > 1:
+            title = f"over {len(pooled.datasets)} data sets, {pooled.architecture}"
+            parts += _part(title, pooled.arms, summary["baseline"])
+    for item in read_comparisons(dict(summary)):
+        parts += _part(f"{item.dataset}, {item.architecture}", item.arms, summary["baseline"])
+    return "".join(parts)
+
+
+def _part(title: str, arms: Sequence[ArmSummary | PooledArm], baseline: str) -> list[str]:
+    rows = [
+        (
+            arm.arm,
+            interval(arm.metrics["dice"]),
+            difference(arm.differences["dice"]) if arm.differences else NOTHING,
+            judgement(arm) if arm.differences else NOTHING,
+        )
+        for arm in arms
+    ]
+    headings = ["arm", "Dice [95 %]", f"less {baseline}", "not inferior?"]
+    return [f"<p>{escape(title)}</p>", html_table(headings, rows)]
