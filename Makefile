@@ -7,12 +7,13 @@ STAMP := $(VENV)/.installed
 # One process for each core, with one thread each: several threads in several processes would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help install test test-fast attack check format docs demo benchmarks fuzz results modules sweep coverage clean
+.PHONY: help install test test-fast test-examples attack check format docs demo benchmarks fuzz results modules sweep coverage clean
 
 help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
 	@echo "make test        run the tests"
 	@echo "make test-fast   the tests that are short and need no browser, attacks left out"
+	@echo "make test-examples  the examples in docstrings"
 	@echo "make attack      the tests of hostile files, names and moments (under ten minutes)"
 	@echo "make check       lint, types, order of imports"
 	@echo "make format      format the code"
@@ -42,6 +43,9 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(PYTEST) -m "not slow and not browser and not attack"
+
+test-examples: $(STAMP)
+	$(PYTEST) src
 
 attack: $(STAMP)
 	$(PYTEST) -m attack

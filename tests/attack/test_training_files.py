@@ -208,12 +208,22 @@ BAD = {
 }
 
 
+def without_assumptions(error):
+    """Leave out the lines that say what a training assumes, which may come before an error."""
+    kept = [line for line in error.splitlines(keepends=True) if not line.startswith(ASSUMPTIONS)]
+    return "".join(kept)
+
+
+ASSUMPTIONS = ("network: ", "slices: ", "scaling: ", "data: ", "training: ")
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_an_unusable_checkpoint_is_one_line_that_says_what_to_do(run, command, inputs, case):
     BAD[case](run.last)
     began = time.monotonic()
     status, error = command("train", run.config, "--out", run.path, "--resume")
     assert time.monotonic() - began < 5
+    error = without_assumptions(error)
     assert error.count("\n") == 1, error
     assert "last.ckpt: cannot be resumed from (" in error
     assert "delete it to train from the start again" in error
@@ -347,6 +357,7 @@ def test_a_damaged_file_of_a_run_is_one_line(undisturbed, command, inputs, tmp_p
     path.write_bytes(content)
     status, error = command("train", config, "--out", run.path, "--resume")
     assert status == 2
+    error = without_assumptions(error)
     assert error.count("\n") == 1, error
     assert path.name in error
 

@@ -189,8 +189,9 @@ def test_signals_that_have_another_meaning_keep_it():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("options", [{"workers": 2}, {"devices": 2}])
+@pytest.mark.parametrize(
+    ("options", "number"), [({"workers": 2}, signal.SIGINT), ({"devices": 2}, signal.SIGTERM)]
+)
 def test_all_processes_of_a_training_stop_at_the_same_step(inputs, tmp_path, options, number):
     chosen = training_options(inputs, steps=STEPS, **options)
     expected = tmp_path / "undisturbed"
