@@ -5,7 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # One process for each core, with one thread each: several threads in several processes would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8
+TESTS := --dist worksteal tests
+# The examples on a page or in a module follow one another, so one process runs them all.
+EXAMPLES := --dist loadfile src README.md docs
 
 .PHONY: help install test test-fast test-examples attack check format docs demo benchmarks fuzz results modules sweep coverage clean
 
@@ -13,7 +16,7 @@ help:
 	@echo "make demo        audit a pretrained network before and after it was made fair (offline)"
 	@echo "make test        run the tests"
 	@echo "make test-fast   the tests that are short and need no browser, attacks left out"
-	@echo "make test-examples  the examples in docstrings"
+	@echo "make test-examples  the examples in docstrings, the README and the documentation"
 	@echo "make attack      the tests of hostile files, names and moments (under ten minutes)"
 	@echo "make check       lint, types, order of imports"
 	@echo "make format      format the code"
@@ -39,16 +42,18 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 test: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) $(TESTS)
+	$(PYTEST) $(EXAMPLES)
 
 test-fast: $(STAMP)
-	$(PYTEST) -m "not slow and not browser and not attack"
+	$(PYTEST) -m "not slow and not browser and not attack" $(TESTS)
+	$(PYTEST) $(EXAMPLES)
 
 test-examples: $(STAMP)
-	$(PYTEST) src
+	$(PYTEST) $(EXAMPLES)
 
 attack: $(STAMP)
-	$(PYTEST) -m attack
+	$(PYTEST) -m attack $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

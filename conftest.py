@@ -1,5 +1,6 @@
 """Runs every example in docstrings, in the README and in the docs."""
 
+import signal
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
 
 from sybil import Sybil
@@ -16,7 +17,15 @@ docstrings = Sybil(
         "src/*/*/*/*.py",
     ],  # "**" stands for one folder before Python 3.13
 )
+
+
+def _take_signals_back(_namespace: object) -> None:
+    """Undo what importing dask_jobqueue does: it takes Ctrl-C over for the whole process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 pages = Sybil(
+    teardown=_take_signals_back,
     parsers=[PythonCodeBlockParser(), SkipParser()],
     # docs/tutorials are executed when the site is built, which tests/docs does.
     patterns=[
