@@ -11,6 +11,7 @@ import torch
 
 from evenslice.auditing.attribution import Gradients, Mirrored, attribute
 from evenslice.auditing.methods import Attributed
+from evenslice.neutralizing import in_float64
 from evenslice.results import measure_shares, measure_windows
 
 if TYPE_CHECKING:
@@ -180,6 +181,16 @@ class Measurer:
             yield
         finally:
             self.network.dtype = fast
+
+    @contextmanager
+    def in_float64(self) -> Iterator[None]:
+        """Let the network compute in float64 meanwhile."""
+        usual, self.network.dtype = self.network.dtype, torch.float64
+        try:
+            with in_float64(self.network):
+                yield
+        finally:
+            self.network.dtype = usual
 
 
 def _pair(windows: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -18,6 +18,7 @@ import torch
 
 from evenslice._core import map_in_order
 from evenslice.auditing.measurer import Explained
+from evenslice.auditing.rounding import USE_FIELDS, remove_rounding
 from evenslice.auditing.subset import cut, measure_subset
 from evenslice.results import OUTPUT_FIELDS, pair_bias
 
@@ -35,7 +36,6 @@ __all__ = ["MeasuredBatch", "measure_batches"]
 
 SHARE_TOLERANCE = 0.002  # largest difference of the mean shares in the fast precision from those in float32
 CHECKED = 4  # windows on which the fast precision is compared with float32
-USE_FIELDS = ("mismatch", "outer")
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ def _measure_windows(
     names = (*OUTPUT_FIELDS, *USE_FIELDS) if fast else () if methods.first == methods.use else USE_FIELDS
     for name in names:
         rows[name] = np.full_like(rows[name], np.nan)
+    if not names:
+        remove_rounding(measurer, windows, labels, rows)
     if len(batch.subset):
         whole = None if fast or measurer.crop else found.at(batch.subset)
         with measurer.in_float32():
@@ -147,7 +149,9 @@ def _measure_subset(
     if methods.first != methods.use:
         use = measurer.explain_both(cut_windows, maps, method=methods.use)
     rows = measure_subset(measurer, cut_windows, maps, first, use, explain, start=int(numbers[0]))
-    return rows, use.rows(classes=measurer.classes)
+    used = use.rows(classes=measurer.classes)
+    remove_rounding(measurer, cut_windows, maps, used)
+    return rows, used
 
 
 def _shares(attribution: Tensor) -> NDArray[np.float64]:

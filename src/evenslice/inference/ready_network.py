@@ -137,7 +137,7 @@ class ReadyNetwork(nn.Module):
 
     def forward(self, windows: Tensor) -> Any:
         """Run the network on windows (batch, slices, y, x) in 0..1; return its output, reduced by ``outputs``."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype.itemsize < 4):
             returned = self.module((windows - self.mean) / self.std)
             # Within autocast: the function may multiply tensors of both precisions.
             return returned if self.outputs is None else reduce_output(returned, self.outputs)

@@ -12,3 +12,4 @@ from .stems import find_stems as find_stems
 from .strategies import STRATEGIES as STRATEGIES, find_strategy as find_strategy
 from .symmetrization import symmetrize as symmetrize
 from .ties import TIES as TIES
+from .verification import in_float64 as in_float64
