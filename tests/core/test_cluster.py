@@ -88,17 +88,18 @@ class Lost:
         raise TimeoutError
 
 
-def never(_futures, timeout):
+def never(_futures, timeout, return_when):
     assert timeout == distributing.PATROL_SECONDS
     raise TimeoutError
-    yield
 
 
 @pytest.mark.parametrize("mapped", [map_as_finished, map_in_order])
 def test_the_loss_of_all_workers_is_said(mapped, monkeypatch):
     """Dask would wait for ever. A worker that is being restarted is not lost."""
-    monkeypatch.setattr("distributed.as_completed", never)
-    client = Lost(*[1] * (mapped is map_in_order), 2, 0, 1, 0, 0)
+    monkeypatch.setattr("distributed.wait", never)
+    looks = [2, 0, 1, 0, 0]
+    # Before each wait for whatever finishes first, the workers are counted to submit more.
+    client = Lost(1, *looks) if mapped is map_in_order else Lost(*(n for look in looks for n in (1, look)))
     with pytest.raises(EvensliceError, match="all worker processes were lost; start the command again"):
         next(mapped(str, [1], client))
     assert client.workers == []
@@ -135,6 +136,71 @@ def test_an_item_waits_for_what_it_needs(tmp_path):
             map_as_finished(note, [first, other], client, needs=lambda item: first if item is other else None)
         )
     assert found == [(first, False), (other, True)]
+
+
+class Oldest:
+    """A client of two workers whose oldest task is the first to finish; it is its own futures' record, too."""
+
+    cluster = object()
+
+    def __init__(self):
+        self.pending, self.most = [], 0
+
+    def nthreads(self):
+        return {"first": 1, "second": 1}
+
+    def submit(self, function, *arguments, **_):
+        future = Future(lambda: function(*arguments))
+        self.pending.append(future)
+        self.most = max(self.most, len(self.pending))
+        return future
+
+    def wait(self, futures, **_):
+        assert list(futures) == self.pending
+        self.pending.pop(0).run()
+
+
+class Future:
+    def __init__(self, task):
+        self.task, self.found, self.error = task, None, None
+
+    def run(self):
+        try:
+            self.found = self.task()
+        except ValueError as error:
+            self.error = error
+        self.task = None
+
+    def done(self):
+        return self.task is None
+
+    def exception(self):
+        return self.error
+
+    def result(self):
+        return self.found
+
+    def release(self):
+        pass
+
+
+def test_a_few_items_are_submitted_at_a_time(monkeypatch):
+    """Among many tasks Dask chooses as it likes, and what is done of a study would not be a balanced table."""
+    client = Oldest()
+    monkeypatch.setattr("distributed.wait", client.wait)
+    assert list(map_as_finished(str, range(20), client)) == [(item, str(item)) for item in range(20)]
+    assert client.most == 2 * distributing.AHEAD
+
+
+def test_what_needs_a_failed_item_fails_with_it(monkeypatch):
+    client = Oldest()
+    monkeypatch.setattr("distributed.wait", client.wait)
+    items = ["1", "x", "2", "3", "4", "5", "6"]
+    needs = {"2": "1", "6": "x"}  # the last is submitted long after both have finished
+    found = dict(map_as_finished(int, items, client, needs=needs.get))
+    assert isinstance(found.pop("x"), ValueError)
+    assert isinstance(found.pop("6"), ValueError)
+    assert found == {item: int(item) for item in "12345"}
 
 
 def load():

@@ -112,7 +112,8 @@ def map_as_finished(
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Apply a function to items and yield each with its result, in the order in which they finish.
 
-    If a worker dies, another one takes its items.
+    On a cluster, items begin in their order, as far as what they need allows: a few are submitted at a time, for among many
+    the scheduler chooses as it likes. If a worker dies, another one takes its items.
 
     Args:
         function: what to apply; on a cluster it may run more than once for an item.
@@ -134,22 +135,29 @@ def map_as_finished(
         for item in items:
             yield item, function(item, *rest)
         return
-    from distributed import as_completed
+    from distributed import wait
 
-    rest = _send(client, rest)
+    rest, items = _send(client, rest), iter(items)
     futures: dict[Any, Item] = {}
-    sent: dict[int, Any] = {}
-    for item in items:
-        before = sent.get(id(needs(item)))
-        future = client.submit(_after, before, function, item, *rest, pure=False)
-        futures[future], sent[id(item)] = item, future
+    sent: dict[int, Any] = {}  # futures of items, and exceptions of those that have failed
     patrol = _Patrol(client)
-    while futures:
+    while True:
+        for item in islice(items, max(0, _capacity(client) - len(futures))):
+            before = sent.get(id(needs(item)))
+            if isinstance(before, Exception):
+                yield item, before
+                continue
+            future = client.submit(_after, before, function, item, *rest, pure=False)
+            futures[future], sent[id(item)] = item, future
+        if not futures:
+            return
         with patrol.unless_lost():
-            for future in as_completed(list(futures), timeout=PATROL_SECONDS):
-                error = future.exception()
-                yield futures.pop(future), future.result() if error is None else error
-                future.release()
+            wait(list(futures), timeout=PATROL_SECONDS, return_when="FIRST_COMPLETED")
+        for future in [future for future in futures if future.done()]:
+            item, error = futures.pop(future), future.exception()
+            sent[id(item)] = error
+            yield item, future.result() if error is None else error
+            future.release()
 
 
 def map_in_order(
@@ -181,12 +189,16 @@ def map_in_order(
     waiting: deque[Any] = deque()
     patrol = _Patrol(client)
     while True:
-        workers = max(1, len(client.nthreads()))  # workers come and go
-        for item in islice(items, max(0, AHEAD * workers - len(waiting))):
+        for item in islice(items, max(0, _capacity(client) - len(waiting))):
             waiting.append(client.submit(function, item, *rest, pure=False))
         if not waiting:
             return
         yield patrol.result(waiting.popleft())
+
+
+def _capacity(client: Any) -> int:
+    """Return the number of items that may be with the workers, which come and go."""
+    return AHEAD * max(1, len(client.nthreads()))
 
 
 class _Patrol:
