@@ -15,7 +15,7 @@ from tiny_training import start, trained, training_options, write_inputs
 
 from evenslice.training import RunFolder, TrainConfig, TrainingInterrupted, fitting, result, train
 from evenslice.training.interruption import Interruption
-from evenslice.training.lightning_module import SegmentationModule
+from evenslice.training.lightning_module import TrainingModule
 
 STEPS = 80
 
@@ -103,7 +103,7 @@ def test_a_command_that_is_interrupted_says_how_to_resume_it(
 def test_a_run_that_is_interrupted_in_any_step_ends_as_an_undisturbed_one(
     inputs, undisturbed, tmp_path, monkeypatch, step
 ):
-    original = SegmentationModule.training_step
+    original = TrainingModule.training_step
 
     def interrupted(self, batch, batch_idx):
         if self.global_step == step:
@@ -112,7 +112,7 @@ def test_a_run_that_is_interrupted_in_any_step_ends_as_an_undisturbed_one(
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patched:
-        patched.setattr(SegmentationModule, "training_step", interrupted)
+        patched.setattr(TrainingModule, "training_step", interrupted)
         with pytest.raises(TrainingInterrupted, match=rf"interrupted at step {step + 1} of 80"):
             train(config(inputs), tmp_path / "run", progress=False)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -125,7 +125,7 @@ def test_a_run_that_is_interrupted_in_any_step_ends_as_an_undisturbed_one(
 def test_a_validation_that_is_interrupted_is_done_by_the_resumed_run(
     inputs, tmp_path, monkeypatch, call, reached, keep
 ):
-    original, calls = fitting._validate, []
+    original, calls = fitting.validation_score, []
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -136,7 +136,7 @@ def test_a_validation_that_is_interrupted_is_done_by_the_resumed_run(
 
     train(config(inputs, keep=keep), tmp_path / "undisturbed", progress=False)
     with monkeypatch.context() as patched:
-        patched.setattr(fitting, "_validate", interrupted)
+        patched.setattr(fitting, "validation_score", interrupted)
         with pytest.raises(TrainingInterrupted, match=f"terminated at {reached}"):
             train(config(inputs, keep=keep), tmp_path / "run", progress=False)
     train(config(inputs, keep=keep), tmp_path / "run", resume=True, progress=False)
@@ -145,7 +145,7 @@ def test_a_validation_that_is_interrupted_is_done_by_the_resumed_run(
 
 def test_a_test_that_is_interrupted_is_done_by_the_resumed_run(inputs, undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(result, "evaluate_parts", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        patched.setattr(result, "tested_scores", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         with pytest.raises(TrainingInterrupted, match="interrupted at its test"):
             train(config(inputs), tmp_path / "run", progress=False)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
@@ -156,7 +156,7 @@ def test_a_test_that_is_interrupted_is_done_by_the_resumed_run(inputs, undisturb
 
 
 def test_a_second_interrupt_ends_at_once(inputs, undisturbed, tmp_path, monkeypatch):
-    original = SegmentationModule.training_step
+    original = TrainingModule.training_step
 
     def interrupted(self, batch, batch_idx):
         if self.global_step == 32:
@@ -166,7 +166,7 @@ def test_a_second_interrupt_ends_at_once(inputs, undisturbed, tmp_path, monkeypa
         return original(self, batch, batch_idx)
 
     with monkeypatch.context() as patched:
-        patched.setattr(SegmentationModule, "training_step", interrupted)
+        patched.setattr(TrainingModule, "training_step", interrupted)
         with pytest.raises(TrainingInterrupted, match="interrupted at step 20 of 80"):
             train(config(inputs), tmp_path / "run", progress=False)
     train(config(inputs), tmp_path / "run", resume=True, progress=False)
@@ -233,3 +233,27 @@ def test_a_study_that_is_terminated_goes_on(inputs, tmp_path):
     )
     assert finished(start(inputs, "study", options, out)) == 0
     assert studied(out) == studied(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("everywhere", [False, True], ids=["one process", "all processes"])
+def test_a_study_with_workers_that_is_terminated_ends_in_order(inputs, tmp_path, everywhere):
+    from tiny_training import study_options
+
+    options, out = study_options(inputs), tmp_path / "out"
+    process = start(
+        inputs, "study", options, out, "--workers", "2", SLOW="0.1", PYTHONPATH=str(inputs), own_session=True
+    )
+    until = time.monotonic() + 120
+    while not list(out.glob("runs/*/log/metrics.csv")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    if everywhere:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert errors.splitlines()[-1] == "terminated; the same command goes on with the study"
+    assert "Traceback" not in errors

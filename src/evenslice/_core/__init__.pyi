@@ -30,6 +30,7 @@ from .import_paths import (
     importable_here as importable_here,
     is_installed as is_installed,
 )
+from .interrupts import Terminated as Terminated
 from .leftovers import remove_leftovers as remove_leftovers
 from .listening import ProgressReport as ProgressReport, progress_to as progress_to
 from .locks import locked as locked, locked_folder as locked_folder
@@ -41,5 +42,7 @@ from .staging import (
     staged_folder as staged_folder,
     staged_tree as staged_tree,
 )
+from .threads import map_ahead as map_ahead
 from .versions import package_versions as package_versions
 from .words import printable as printable, without_secrets as without_secrets
+from .worker_number import worker_number as worker_number

@@ -1,4 +1,4 @@
-"""Ctrl-C, kept for later while something starts or ends that cannot be left in between.
+"""Ctrl-C and SIGTERM. Ctrl-C can be kept for later while something starts or ends that cannot be left in between.
 
     with DeferredInterrupts() as interrupts, started() as processes:
         with interrupts.heard():
@@ -18,7 +18,45 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DeferredInterrupts"]
+__all__ = ["DeferredInterrupts", "Terminated", "terminable"]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what is under way ends as after Ctrl-C.
+
+    Attributes:
+        status: the exit status that a shell expects.
+    """
+
+    status = 128 + signal.SIGTERM
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let the first SIGTERM raise ``Terminated`` in the block, if this is the main thread and nothing else answers it.
+
+    Example:
+        >>> try:
+        ...     with terminable():
+        ...         signal.raise_signal(signal.SIGTERM)
+        ... except Terminated:
+        ...     print("ended in order")
+        ended in order
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated
 
 
 class DeferredInterrupts:

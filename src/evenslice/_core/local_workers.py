@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core.errors import needs_extra
 from evenslice._core.import_paths import importable_here, imports_from_here
-from evenslice._core.interrupts import DeferredInterrupts
+from evenslice._core.interrupts import DeferredInterrupts, terminable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,6 +86,7 @@ def local_client(workers: int) -> Iterator[Any]:
         Client(cluster) as client,
         _killed_if_interrupted(cluster),
         interrupts.heard(),
+        terminable(),
     ):
         yield client
 
@@ -107,7 +108,7 @@ def _safe_path() -> Iterator[None]:
 
 @contextmanager
 def _killed_if_interrupted(cluster: Any) -> Iterator[None]:
-    """Kill the workers if the user interrupts; they would finish what they are at, and complain meanwhile."""
+    """Kill the workers at Ctrl-C or SIGTERM; they would finish what they are at, and complain meanwhile."""
     try:
         yield
     except KeyboardInterrupt:

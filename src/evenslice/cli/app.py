@@ -105,8 +105,10 @@ def run(words: Sequence[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = app(args=arguments, prog_name="evenslice", standalone_mode=False)
-    except typer.Abort as error:
-        raise KeyboardInterrupt from error
+    except typer.Abort as error:  # what Typer makes of any interrupt
+        raise (
+            error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt
+        ) from error
     except Exception as error:  # an internal error must not look like the status of a bias
         if _is_interrupted(error):
             raise KeyboardInterrupt from error

@@ -13,18 +13,17 @@ def main() -> None:
 
     The status is 0 when done, 1 if ``--fail-on-bias`` found a bias or runs of a study failed, 2 if the user's input is
     at fault, 70 after an internal error, 130 if interrupted, 141 if the reader of the output has gone, 143 if a
-    training or a study was ended by SIGTERM.
+    training, a study or a command with workers was ended by SIGTERM.
     """
     try:
         from evenslice.cli.app import run
 
-        status: int | None = run(sys.argv[1:])
-    except KeyboardInterrupt:
-        status = None  # nobody has said so yet
-    if status in {None, INTERRUPTED, TERMINATED}:
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # another interrupt, while Python ends, draws no traceback
-    if status is None:
-        sys.stderr.write("interrupted\n")
-    sys.exit(INTERRUPTED if status is None else status)
+        status, told = run(sys.argv[1:]), True
+    except KeyboardInterrupt as error:
+        status, told = getattr(error, "status", INTERRUPTED), False
+    if status in {INTERRUPTED, TERMINATED}:
+        # Another interrupt, while Python ends, draws no traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not told:
+        sys.stderr.write("terminated\n" if status == TERMINATED else "interrupted\n")
+    sys.exit(status)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from evenslice._core import Terminated
 from evenslice.cli.printing import tell
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def resumable(remedy: str) -> Iterator[None]:
     except TrainingInterrupted as error:
         if is_first_process():
             tell(f"{error}; {remedy}")
+        raise typer.Exit(error.status) from None
+    except Terminated as error:
+        tell(f"terminated; {remedy}")
         raise typer.Exit(error.status) from None
     except KeyboardInterrupt:
         tell(f"interrupted; {remedy}")
