@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError
+from evenslice._core import ConfigError, map_ahead
+from evenslice.volumes.read.pieces import reads_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -213,7 +214,8 @@ def _read_blocks(volume: Volume, blocks: Sequence[Block], chunks: _Axes) -> list
     for number, block in enumerate(blocks):
         members.setdefault(chunks.number_of_chunk(block), []).append(number)
     found: list[NDArray[Any]] = [np.empty(0, volume.dtype)] * len(blocks)
-    for numbers in members.values():
+
+    def read(numbers: list[int]) -> None:
         hull = tuple(
             slice(min(part.start for part in parts), max(part.stop for part in parts))
             for parts in zip(*(blocks[number] for number in numbers), strict=True)
@@ -224,7 +226,11 @@ def _read_blocks(volume: Volume, blocks: Sequence[Block], chunks: _Axes) -> list
                 slice(part.start - whole.start, part.stop - whole.start)
                 for part, whole in zip(blocks[number], hull, strict=True)
             )
-            found[number] = voxels[inside].ravel()
+            found[number] = voxels[inside].flatten()
+
+    threads = reads_at_once(math.prod(volume.chunks) * volume.dtype.itemsize, remote=volume.remote)
+    for _ in map_ahead(read, members.values(), threads=threads, ahead=threads if threads > 1 else 0):
+        pass
     return found
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import open_regular
+from evenslice.volumes.blocks import sample_stored
 from evenslice.volumes.read.checks import reporting_read_errors
-from evenslice.volumes.read.places import files_under
+from evenslice.volumes.read.places import files_under, holds_many
 from evenslice.volumes.views import reslice
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ PARTIAL = "sha256-partial"
 
 WHOLE_BYTES = 2**32
 END_BYTES = 2**26
+MOST_LISTED = 2**16
 _PIECE_BYTES = 2**20
 
 
 def fingerprint(volume: Volume) -> str:
-    """Hash the stored bytes of a volume.
+    """Hash the stored bytes of a volume; of a large one a part, so that the time is limited.
 
     Args:
         volume: a volume in files, in a Zarr folder, at an address, or in memory.
@@ -38,7 +40,9 @@ def fingerprint(volume: Volume) -> str:
         "sha256:" and a hexadecimal SHA-256: of the file, as ``sha256sum`` prints it; of several files, of their
         relative names, sizes and contents (a Zarr folder in order of file names); of an array, of its bytes in the
         order z, y, x. Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last 64 MiB; for
-        an address, the hash of the address, format, shape, data type, and the first and last chunk.
+        an array of more than 4 GiB, or a folder of more than 65,536 files, the hash of format, shape, data type and
+        a sample of a million voxels; for an address, that of the address, format, shape, data type, and the first and
+        last chunk.
 
     Raises:
         VolumeError: a file cannot be read.
@@ -51,6 +55,8 @@ def fingerprint(volume: Volume) -> str:
     """
     volume = reslice(volume, "z")  # the same data, however it is sliced
     if volume.location is None:
+        if volume.nbytes > WHOLE_BYTES:
+            return _fingerprint_of_sample(volume)
         digest = hashlib.sha256()
         for z in range(len(volume)):
             digest.update(np.ascontiguousarray(volume[z]).tobytes())
@@ -58,6 +64,8 @@ def fingerprint(volume: Volume) -> str:
     if isinstance(volume.location, str):
         return _fingerprint_of_voxels(volume, volume.location)
     with reporting_read_errors(volume.path, volume.format):
+        if volume.files is None and holds_many(volume.location, MOST_LISTED):
+            return _fingerprint_of_sample(volume)
         return _fingerprint_of_files(volume, volume.location)
 
 
@@ -107,6 +115,13 @@ def _fingerprint_of_voxels(volume: Volume, address: str) -> str:
     last = tuple(slice((length - 1) // size * size, length) for size, length in ends)
     for window in (tuple(slice(0, size) for size in chunk), last):
         digest.update(volume[window].tobytes())
+    return f"{PARTIAL}:{digest.hexdigest()}"
+
+
+def _fingerprint_of_sample(volume: Volume) -> str:
+    """Hash the metadata of a volume and voxels from all over it."""
+    digest = hashlib.sha256(f"{volume.format}\0{volume.shape}\0{volume.dtype.str}\0".encode())
+    digest.update(sample_stored(volume).tobytes())
     return f"{PARTIAL}:{digest.hexdigest()}"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.blocks import iterate_blocks
+from evenslice.volumes.boundaries import boundary_volume
 from evenslice.volumes.views import map_voxels
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def class_volume(
     *,
     others: str = "error",
     ignore: int | None = None,
+    instances: str | None = None,
 ) -> Volume:
     """Return the volume of classes, 0 to ``classes`` - 1, of stored label values.
 
@@ -88,12 +90,15 @@ def class_volume(
         values: the stored value of each class; by default the classes themselves.
         others: what all other values are: "error", or "background", which is class 0.
         ignore: the stored value of voxels that do not count, whose class is ``IGNORED``; None if all count.
+        instances: "sparse" or "dense" if the values number objects, whose boundaries are class 1; see
+            ``boundary_volume``.
 
     Returns:
         A volume of int64, which raises VolumeError on reading any other value.
 
     Raises:
-        ConfigError: ``others`` is neither, or has no classes to be other than; or the value to ignore is that of a class.
+        ConfigError: ``others`` is neither, or has no classes to be other than; or the value to ignore is that of a class;
+            or numbered objects have values of classes, too, or other classes than 0 and 1.
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -105,6 +110,9 @@ def class_volume(
     """
     if others not in get_args(OtherLabels):
         raise ConfigError(f"{option('other_labels', others)}: {did_you_mean(others, get_args(OtherLabels))}")
+    if instances is not None:
+        _check_instances(classes, values, others)
+        return boundary_volume(stored, instances, ignore=ignore, ignored=IGNORED)
     known = tuple(values or range(classes or 0))
     if others == "background" and not known:
         raise ConfigError(
@@ -115,6 +123,18 @@ def class_volume(
             f"{option('ignore_label', ignore)}: is the value of class {known.index(ignore)}; give one that is of none"
         )
     return map_voxels(stored, _ClassMap(stored.path, known, others == "background", ignore), np.int64)
+
+
+def _check_instances(classes: int | None, values: Sequence[int] | None, others: str) -> None:
+    """Raise ConfigError if numbered objects are to have other classes than inside and boundary."""
+    if classes not in {None, 2}:
+        raise ConfigError(f"{option('instances')}: gives 2 classes, inside and boundary, not {classes}")
+    for name, given in (("label_values", values), ("other_labels", None if others == "error" else others)):
+        if given is not None:
+            raise ConfigError(
+                f"{option(name, given)}: the labels number objects, which have no classes; omit this, or "
+                f"{option('instances')}"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, option
-from evenslice.volumes.blocks import find_nonfinite, sample_voxels
+from evenslice.volumes.blocks import find_nonfinite, sample_stored
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["PERCENTILES", "Scaling", "check_finite", "fit_scaling"]
+__all__ = ["PERCENTILES", "Scaling", "fit_scaling", "require_finite"]
 
 PERCENTILES = (0.5, 99.5)
 """The percentiles of the voxel values that become 0 and 1 unless a range is given."""
@@ -53,13 +53,18 @@ class Scaling:
 
     def __call__(self, voxels: ArrayLike) -> NDArray[np.float32]:
         """Scale voxels of any shape to float32 in 0..1."""
-        with np.errstate(over="ignore"):  # values beyond float32 are clipped anyway
-            scaled = np.array(voxels, dtype=np.float32)
+        scaled = _in_float32(voxels)
         if self.fill is not None:
             scaled[~np.isfinite(scaled)] = self.fill
         scaled -= np.float32(self.low)
         scaled *= np.float32(1 / (self.high - self.low))
         return np.clip(scaled, 0, 1, out=scaled)
+
+
+def _in_float32(voxels: ArrayLike) -> NDArray[np.float32]:
+    """Copy voxels; those beyond float32 become infinite."""
+    with np.errstate(over="ignore"):
+        return np.array(voxels, dtype=np.float32)
 
 
 def fit_scaling(
@@ -89,13 +94,14 @@ def fit_scaling(
         Scaling(low=5.0, high=995.0, fill=None)
     """
     if fill is None and volume.nbytes <= WHOLE_CHECK:
-        check_finite(volume)
+        _check_whole(volume)
     if intensity is not None:
         return Scaling(*intensity, fill=fill)
-    voxels = sample_voxels(volume, seed=seed)
+    stored = sample_stored(volume, seed=seed)
+    voxels = _in_float32(stored)
     finite = voxels[np.isfinite(voxels)]
     if fill is None and finite.size < voxels.size:
-        check_finite(volume)
+        require_finite(volume, stored, "a sample")
         raise VolumeError(f"{volume.path}: has values beyond the range of float32; scale it down first")
     if finite.size == 0:
         raise VolumeError(
@@ -112,11 +118,42 @@ def fit_scaling(
     return Scaling(low, high, fill)
 
 
-def check_finite(volume: Volume) -> None:
-    """Raise VolumeError if a voxel is NaN or infinite; the message counts them and locates the first."""
+def require_finite(volume: Volume, voxels: NDArray[Any], part: str) -> None:
+    """Raise VolumeError if stored voxels are NaN or infinite, and not only too large for float32.
+
+    The message counts all of the volume and locates the first, if the volume is small enough to be searched; of a larger one it
+    counts those given.
+
+    Args:
+        volume: the volume.
+        voxels: a part of it, as stored.
+        part: what the message calls that part.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> require_finite(open_volume(np.array([[[0, 1, np.nan]]])), np.array([np.nan]), "a sample")
+        Traceback (most recent call last):
+        ...
+        evenslice.VolumeError: <array>: 1 voxels are NaN or infinite, the first at z, y, x = (0, 0, 2); to accept them,
+        give the voxel value that replaces them as fill
+    """
+    if volume.nbytes <= WHOLE_CHECK:
+        _check_whole(volume)
+        return
+    count = int(np.count_nonzero(~np.isfinite(voxels)))
+    if count:
+        raise VolumeError(
+            f"{volume.path}: {count} of {voxels.size} voxels of {part} are NaN or infinite; {_accept_them()}"
+        )
+
+
+def _check_whole(volume: Volume) -> None:
     found = find_nonfinite(volume)
     if found is not None:
         raise VolumeError(
-            f"{volume.path}: {found[0]} voxels are NaN or infinite, the first at z, y, x = {found[1]}; "
-            f"to accept them, give the voxel value that replaces them as {option('fill')}"
+            f"{volume.path}: {found[0]} voxels are NaN or infinite, the first at z, y, x = {found[1]}; {_accept_them()}"
         )
+
+
+def _accept_them() -> str:
+    return f"to accept them, give the voxel value that replaces them as {option('fill')}"

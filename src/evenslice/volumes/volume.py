@@ -101,6 +101,11 @@ class Volume:
         """The number of bytes that the whole volume takes in memory."""
         return self.size * self.dtype.itemsize
 
+    @property
+    def remote(self) -> bool:
+        """Whether it is at an address, where waiting for several reads at once saves time."""
+        return isinstance(self.location, str)
+
     def __len__(self) -> int:
         return self.shape[0]
 

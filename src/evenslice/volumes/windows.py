@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean
-from evenslice.volumes.scaling import check_finite
+from evenslice.volumes.read.pieces import reads_at_once
+from evenslice.volumes.scaling import require_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ Edge = Literal["valid", "reflect"]
 LARGEST_TILE = 256
 
 _PIECE = 4096  # points of a sequence that are made at once
-_MOST_SHUFFLED = 2**20
+_MOST_SHUFFLED = 2**16
 
 
 def slice_indices(
@@ -166,7 +167,7 @@ def visiting_order(depth: int, tiles: int, *, seed: int = 0) -> Iterator[tuple[i
 def _shifts(tiles: int, rng: np.random.Generator) -> Iterator[int]:
     """Yield 0 to ``tiles`` - 1 in random order; for huge numbers in steps of about their golden section."""
     if tiles <= _MOST_SHUFFLED:
-        yield from rng.permutation(tiles).tolist()
+        yield from map(int, rng.permutation(tiles))
         return
     start, step = int(rng.integers(tiles)), int(tiles * 0.618)
     while math.gcd(step, tiles) > 1:
@@ -264,6 +265,16 @@ class WindowGrid:
         (_, height, width), (ty, tx) = self.volume.shape, self.tile
         return tile_origins(height, ty), tile_origins(width, tx)
 
+    @property
+    def reads_at_once(self) -> int:
+        """The number of windows that are best read at once, in threads: several if a server sends them, else one."""
+        size = (self.slices - 1) * self.step + 1, *self.tile
+        chunk = self.volume.chunks or size
+        touched = math.prod((length - 2) // part + 2 for length, part in zip(size, chunk, strict=True))
+        return reads_at_once(
+            touched * math.prod(chunk) * self.volume.dtype.itemsize, remote=self.volume.remote
+        )
+
     def __len__(self) -> int:
         return len(self.centres) * self.tiles
 
@@ -282,7 +293,7 @@ class WindowGrid:
         depth = self.volume.shape[0]
         indices = slice_indices(z, self.slices, step=self.step, depth=depth, edge=self.edge)
         plane = (slice(y, y + self.tile[0]), slice(x, x + self.tile[1]))
-        return self._prepare(self._read_slices(indices, plane))
+        return self._prepare(self._read_slices(indices, plane), f"the window at z, y, x = {z, y, x}")
 
     def read_run(self, first: int, stop: int, y: int, x: int) -> NDArray[np.float32]:
         """Read consecutive slices in the tile whose corner is (y, x): (stop - first, tile y, tile x) in 0..1.
@@ -290,7 +301,8 @@ class WindowGrid:
         Raises:
             VolumeError: as for ``read``.
         """
-        return self._prepare(self.volume[first:stop, y : y + self.tile[0], x : x + self.tile[1]])
+        voxels = self.volume[first:stop, y : y + self.tile[0], x : x + self.tile[1]]
+        return self._prepare(voxels, f"slices {first} to {stop - 1} at y, x = {y, x}")
 
     def read_labels(self, labels: Volume, z: int, y: int, x: int) -> NDArray[np.int64]:
         """Read the class map (tile y, tile x) of the middle slice of a window."""
@@ -299,16 +311,19 @@ class WindowGrid:
         return classes
 
     def _read_slices(self, indices: NDArray[np.intp], plane: tuple[slice, slice]) -> NDArray[Any]:
+        first, last = int(indices.min()), int(indices.max())
         if self.step == 1:
-            first, last = int(indices.min()), int(indices.max())
             return self.volume[(slice(first, last + 1), *plane)][indices - first]
+        if self.volume.chunks is not None and ((indices - first) % self.step == 0).all():
+            # Slices of one chunk together, because each read decodes it whole.
+            return self.volume[(slice(first, last + 1, self.step), *plane)][(indices - first) // self.step]
         return np.stack([self.volume[(int(index), *plane)] for index in indices])
 
-    def _prepare(self, voxels: NDArray[Any]) -> NDArray[np.float32]:
+    def _prepare(self, voxels: NDArray[Any], part: str) -> NDArray[np.float32]:
         """Scale slices (n, y, x) and fill the tile."""
         window = self.scaling(voxels)
         if self.scaling.fill is None and not np.isfinite(window).all():
-            check_finite(self.volume)
+            require_finite(self.volume, voxels, part)
         return self._fill_tile(window)
 
     def _fill_tile(self, window: NDArray[Any]) -> NDArray[Any]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import VolumeError, reason
+from evenslice._core import VolumeError, map_ahead, reason
 from evenslice.volumes.read.remote import RemoteFiles, reporting_network_errors
 from evenslice.volumes.read.zarr_store import METADATA_BYTES, read_file, require_size, require_unchanged
 
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
     Index = tuple[int, ...]
 
-__all__ = ["Pieces", "Span", "assemble", "read_json_object"]
+__all__ = ["Pieces", "Span", "assemble", "read_json_object", "reads_at_once"]
 
 THREADS = 8
 """Most pieces that are fetched at once: a server answers several requests in the time of one."""
@@ -40,7 +38,6 @@ _WORTH = 2**20  # bytes of a piece in a file for which a thread pays
 _IN_FLIGHT = 2**28
 """Bytes that the pieces decoded at once may take, unless one takes more."""
 
-_BATCH = 256
 _LEAST = 2**25  # bytes that a server may send for less, as if it had not understood which part was asked for
 
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -211,20 +208,32 @@ def assemble(
     parts = _parts(key, pieces)
     size = max(math.prod(pieces) * dtype.itemsize, 1)
     most = THREADS if remote else _DECODING if size >= _WORTH else 1
-    threads = max(1, min(most, _IN_FLIGHT // (weight * size)))
+    threads = _within_memory(most, weight * size)
     alone = all(
         _wanted(part)[0] // length == _wanted(part)[-1] // length
         for part, length in zip(key, pieces, strict=True)
     )
-    if threads == 1 or alone:
-        for part in parts:
-            put(part)
-        return result
-    with ThreadPoolExecutor(threads, "pieces") as pool:
-        while batch := list(islice(parts, _BATCH)):
-            for done in [pool.submit(put, part) for part in batch]:
-                done.result()
+    for _ in map_ahead(put, parts, threads=threads, ahead=0 if threads == 1 or alone else 2 * threads):
+        pass
     return result
+
+
+def reads_at_once(size: int, *, remote: bool) -> int:
+    """Return how many parts of a volume are best read at once: several from a server, as far as memory allows.
+
+    Args:
+        size: bytes of the pieces that a part lies in.
+        remote: whether they come from a server.
+
+    Example:
+        >>> [reads_at_once(2**20, remote=True), reads_at_once(2**27, remote=True), reads_at_once(1, remote=False)]
+        [8, 2, 1]
+    """
+    return _within_memory(THREADS, size) if remote else 1
+
+
+def _within_memory(most: int, size: int) -> int:
+    return max(1, min(most, _IN_FLIGHT // max(size, 1)))
 
 
 def _wanted(part: slice) -> range:

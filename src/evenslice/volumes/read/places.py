@@ -14,7 +14,16 @@ from evenslice._core import ConfigError, VolumeError
 if TYPE_CHECKING:
     from evenslice._core import EvensliceError
 
-__all__ = ["Place", "confined", "data_file", "files_under", "is_address", "locate", "refuse_secret"]
+__all__ = [
+    "Place",
+    "confined",
+    "data_file",
+    "files_under",
+    "holds_many",
+    "is_address",
+    "locate",
+    "refuse_secret",
+]
 
 PROTOCOLS = ("https", "s3", "gs", "az", "http")
 """Protocols of addresses; fsspec knows more, including some that chain to other files."""
@@ -188,3 +197,26 @@ def files_under(path: Path, label: str) -> list[Path]:
         if file.is_symlink():
             confined(path, file.relative_to(path).as_posix(), label)
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
+
+
+def holds_many(path: Path, most: int) -> bool:
+    """Return whether more than a number of files and folders are below a folder, without listing more than these.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in "abc":
+        ...     (folder / name).touch()
+        >>> holds_many(folder, 2), holds_many(folder, 3), holds_many(folder / "a", 0)
+        (True, False, False)
+    """
+    seen, folders = 0, [os.fspath(path)] if path.is_dir() else []
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                seen += 1
+                if seen > most:
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+    return False

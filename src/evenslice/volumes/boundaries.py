@@ -1,0 +1,107 @@
+"""Boundaries of numbered objects, found slice by slice when they are read.
+
+classes = boundary_volume(open_volume("neurons.zarr"), "dense")    # 1 where objects meet, else 0
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from evenslice._core import ConfigError, did_you_mean, option
+from evenslice.volumes.read.source import VoxelSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.volume import Volume
+
+__all__ = ["Instances", "boundary_volume"]
+
+Instances = Literal["sparse", "dense"]
+"""What 0 is in labels that number objects: the background of "sparse" ones, or what lies between "dense" ones."""
+
+
+def boundary_volume(
+    stored: Volume, instances: str, *, ignore: int | None = None, ignored: int = -100
+) -> Volume:
+    """Return the volume of boundaries, 0 or 1, of a volume that numbers objects.
+
+    A boundary is two voxels wide: a voxel is on it if its number is not that of a neighbour by an edge in its slice, as in
+    the mode "thick" of scikit-image's ``find_boundaries``. Neighbours in other slices do not count.
+
+    Args:
+        stored: (z, y, x) numbers of objects, of any data type; slices are those along the volume's plane.
+        instances: "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where what is 0 lies
+            between them and is boundary itself.
+        ignore: the number of voxels that do not count; None if all count. Next to them there is no boundary.
+        ignored: what the volume has in their place.
+
+    Returns:
+        A volume of int64, which reads one voxel more on each side of what it is asked for.
+
+    Raises:
+        ConfigError: ``instances`` is neither.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> objects = open_volume(np.array([[[0, 0, 0, 7, 7, 7, 9]]], np.uint64))
+        >>> boundary_volume(objects, "sparse")[0].tolist(), boundary_volume(objects, "dense")[0].tolist()
+        ([[0, 0, 1, 1, 0, 1, 1]], [[1, 1, 1, 1, 0, 1, 1]])
+    """
+    if instances not in get_args(Instances):
+        raise ConfigError(f"{option('instances', instances)}: {did_you_mean(instances, get_args(Instances))}")
+    axes = stored._arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
+    wrap = partial(_Boundaries, axes=axes, dense=instances == "dense", ignore=ignore, ignored=ignored)
+    return replace(
+        stored,
+        dtype=np.dtype(np.int64),
+        _open=partial(_open, stored._open, wrap),  # noqa: SLF001
+        _sources=[wrap(source) for source in stored._sources],  # noqa: SLF001
+    )
+
+
+def _open(opener: Callable[[], VoxelSource], wrap: Callable[[VoxelSource], VoxelSource]) -> VoxelSource:
+    return wrap(opener())
+
+
+class _Boundaries(VoxelSource):
+    """The boundaries of a stored array of numbers along two of its dimensions."""
+
+    def __init__(
+        self, source: VoxelSource, *, axes: tuple[int, int], dense: bool, ignore: int | None, ignored: int
+    ) -> None:
+        self._source, self._axes, self._dense = source, axes, dense
+        self._ignore, self._ignored = ignore, ignored
+        self.format, self.shape, self.dtype = source.format, source.shape, np.dtype(np.int64)
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Read with one voxel more on each side, and keep what was asked for."""
+        wide, inside = list(key), [slice(None)] * len(key)
+        for axis in self._axes:
+            start, stop, _ = key[axis].indices(self.shape[axis])
+            wide[axis] = slice(max(start - 1, 0), min(stop + 1, self.shape[axis]))
+            inside[axis] = slice(start - wide[axis].start, stop - wide[axis].start)
+        return self._classes(self._source.read(tuple(wide)))[tuple(inside)]
+
+    def _classes(self, numbers: NDArray[Any]) -> NDArray[np.int64]:
+        counts = np.ones(numbers.shape, bool) if self._ignore is None else numbers != self._ignore
+        found = (numbers == 0) & self._dense
+        for axis in self._axes:
+            here, there = _pairs(numbers.ndim, axis)
+            meet = (numbers[here] != numbers[there]) & counts[here] & counts[there]
+            found[here] |= meet
+            found[there] |= meet
+        return np.where(counts, found, self._ignored).astype(np.int64)
+
+
+def _pairs(dimensions: int, axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return the indices of all voxels but the last along an axis, and of all but the first."""
+    here, there = ([slice(None)] * dimensions for _ in range(2))
+    here[axis], there[axis] = slice(None, -1), slice(1, None)
+    return tuple(here), tuple(there)

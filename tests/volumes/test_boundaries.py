@@ -1,0 +1,83 @@
+"""Boundaries of numbered objects: as scikit-image finds them, slice by slice, whatever part is read."""
+
+import pickle
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra.numpy import arrays
+from skimage.segmentation import find_boundaries
+
+from evenslice import open_volume
+from evenslice._core import ConfigError
+from evenslice.volumes import class_volume, reslice, take_slices
+from evenslice.volumes.labels import IGNORED
+
+BIG = 2**60  # neighbours of such numbers are equal as float64
+
+
+@pytest.fixture(scope="module")
+def objects():
+    coarse = np.random.default_rng(0).integers(0, 5, (4, 6, 7))
+    return np.kron(coarse, np.ones((2, 3, 4), int)).astype(np.uint64)
+
+
+def expected(slices):
+    return np.stack([find_boundaries(one, mode="thick") for one in slices]).astype(int)
+
+
+def boundaries(numbers, kind="sparse", **options):
+    return class_volume(open_volume(numbers), 2, instances=kind, **options)
+
+
+def test_boundaries_are_those_of_scikit_image(objects):
+    assert np.array_equal(boundaries(objects)[...], expected(objects))
+    assert np.array_equal(boundaries(objects, "dense")[...], expected(objects) | (objects == 0))
+
+
+def test_large_numbers_that_differ_by_one_are_two_objects():
+    numbers = np.array([[[BIG, BIG, BIG + 1, BIG + 1]]], np.uint64)
+    assert boundaries(numbers)[0, 0].tolist() == [0, 1, 1, 0]
+
+
+@given(
+    arrays(np.uint8, (2, 5, 6), elements=st.integers(0, 3)),
+    st.tuples(*(st.tuples(st.integers(0, n - 1), st.integers(1, n)) for n in (2, 5, 6))),
+)
+def test_what_is_read_does_not_depend_on_the_part_that_is_read(numbers, ends):
+    key = tuple(slice(min(a, b), max(a, b) + (a == b)) for a, b in ends)
+    assert np.array_equal(boundaries(numbers)[key], boundaries(numbers)[...][key])
+
+
+@pytest.mark.parametrize("plane", ["z", "y", "x"])
+def test_boundaries_lie_in_the_slices_that_are_read(objects, plane):
+    stored = reslice(open_volume(objects), plane)
+    assert np.array_equal(class_volume(stored, 2, instances="sparse")[...], expected(stored[...]))
+
+
+def test_parts_and_copies_are_views_too(objects):
+    volume = pickle.loads(pickle.dumps(boundaries(objects)))  # noqa: S301  # its own bytes
+    assert np.array_equal(take_slices(volume, 1, 3)[...], expected(objects)[1:3])
+
+
+def test_next_to_what_is_ignored_there_is_no_boundary():
+    found = boundaries(np.array([[[4, 4, 9, 5, 6, 0]]]), "dense", ignore=9)
+    assert found[0, 0].tolist() == [0, 0, IGNORED, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"instances": "dens"}, "instances='dens'.*'?dense'?"),
+        ({"instances": "dense", "values": [0, 5]}, r"label_values=\[0, 5\]: the labels number objects"),
+        (
+            {"instances": "dense", "others": "background"},
+            "other_labels='background': the labels number objects",
+        ),
+        ({"instances": "dense", "classes": 3}, "instances: gives 2 classes, inside and boundary, not 3"),
+    ],
+)
+def test_errors_say_what_would_be_right(objects, options, message):
+    with pytest.raises(ConfigError, match=message):
+        class_volume(open_volume(objects), **{"classes": 2, **options})

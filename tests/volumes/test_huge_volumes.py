@@ -1,0 +1,155 @@
+"""Volumes of 100 TB: what is planned, sampled and read of them does not grow with them."""
+
+import tracemalloc
+from itertools import islice, product
+
+import numpy as np
+import pytest
+from chunk_server import serving
+from hypothesis import given, strategies as st
+
+from evenslice._core.errors import VolumeError
+from evenslice.volumes import blocks, fingerprints, scaling, windows
+from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read.pieces import THREADS
+from evenslice.volumes.scaling import Scaling, fit_scaling
+from evenslice.volumes.windows import WindowGrid, visiting_order
+
+HUGE = (98_304, 32_768, 32_768)
+CHUNK = (16, 64, 64)
+
+
+class Noise:
+    """An array that is made when it is read, and counts the voxels."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, shape=HUGE, chunks=CHUNK, bad=None):
+        self.shape, self.chunks, self.bad, self.read = shape, chunks, bad, 0
+
+    def __getitem__(self, key):
+        shape = [len(range(*part.indices(length))) for part, length in zip(key, self.shape, strict=True)]
+        self.read += int(np.prod(shape))
+        voxels = np.random.default_rng([part.start for part in key]).random(shape, dtype=np.float32)
+        if self.bad is not None:
+            voxels[0, 0, 0] = self.bad
+        return voxels
+
+
+@pytest.fixture
+def server():
+    with serving(shape=HUGE, chunk=CHUNK, delay=0.005) as found:
+        yield found
+
+
+@given(depth=st.integers(1, 30), tiles=st.integers(1, 40), seed=st.integers(0, 99), shuffled=st.booleans())
+def test_the_order_is_a_permutation_whether_tiles_are_shuffled_or_computed(depth, tiles, seed, shuffled):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "_MOST_SHUFFLED", 2**16 if shuffled else 0)
+        visits = list(visiting_order(depth, tiles, seed=seed))
+    assert sorted(visits) == list(product(range(depth), range(tiles)))
+
+
+@pytest.mark.parametrize("tiles", [128 * 128, 2**40])
+def test_visits_of_a_huge_volume_are_computed_not_listed(tiles):
+    next(visiting_order(3, 3))  # imports
+    tracemalloc.start()
+    visits = list(islice(visiting_order(2**40, tiles, seed=1), 3000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(visits)) == 3000
+    assert peak < 4 * 2**20
+    z, tile = np.array(visits, dtype=float).T / [[2**40], [tiles]]
+    for values in (z, tile):
+        assert np.histogram(values, bins=10, range=(0, 1))[0].min() > 200
+
+
+def test_a_window_asks_for_the_chunks_under_it_once_each(server):
+    volume = open_volume(server.address)
+    for step, z, y, x in ((1, 1000, 256, 512), (1, 15, 100, 30_000), (2, 40_000, 64, 0), (20, 333, 7, 65)):
+        grid = WindowGrid(volume, Scaling(0, 255), 5, (128, 128), step=step)
+        server.asked.clear()
+        window = grid.read(z, y, x)
+        slices = [z + step * k for k in range(-2, 3)]
+        under = [
+            sorted({z // CHUNK[0] for z in slices}),
+            range(y // CHUNK[1], (y + 127) // CHUNK[1] + 1),
+            range(x // CHUNK[2], (x + 127) // CHUNK[2] + 1),
+        ]
+        assert sorted(server.asked) == sorted(product(*under))
+        for place, voxels in zip(slices, window, strict=True):
+            chunk = server.voxels((place // 16, (y + 5) // 64, (x + 9) // 64))
+            assert voxels[5, 9] == np.float32(chunk[place % 16, (y + 5) % 64, (x + 9) % 64]) * np.float32(
+                1 / 255
+            )
+
+
+def test_the_intensity_range_of_a_huge_volume_takes_a_sample_read_several_at_a_time(server):
+    volume = open_volume(server.address)
+    assert 0 <= fit_scaling(volume).low <= 3
+    assert len(server.asked) == len(set(server.asked)) <= blocks.MOST_BLOCKS
+    assert 1 < server.at_once <= THREADS
+    server.asked.clear()
+    first = fingerprint(volume)
+    assert len(server.asked) == 2
+    assert fingerprint(open_volume(server.address)) == first
+
+
+def test_a_sample_is_the_same_read_one_by_one_or_several_at_a_time(server, monkeypatch):
+    volume = open_volume(server.address)
+    several = blocks.sample_voxels(volume, 200_000)
+    monkeypatch.setattr(blocks, "reads_at_once", lambda *_, **__: 1)
+    assert np.array_equal(several, blocks.sample_voxels(volume, 200_000))
+
+
+def test_as_many_windows_at_once_as_memory_allows(server):
+    def at_once(chunk, volume):
+        object.__setattr__(volume, "chunks", chunk)
+        return WindowGrid(volume, Scaling(0, 1), 3, (256, 256)).reads_at_once
+
+    remote = open_volume(server.address)
+    assert [at_once(chunk, remote) for chunk in ((64, 64, 64), (128, 256, 256), (512, 512, 512))] == [8, 4, 1]
+    assert at_once((64, 64, 64), open_volume(Noise())) == 1
+
+
+def test_the_fingerprint_of_a_huge_array_takes_a_sample():
+    array = Noise()
+    first = fingerprint(open_volume(array))
+    assert first.startswith(fingerprints.PARTIAL)
+    assert array.read < 2_000_000
+    assert fingerprint(open_volume(Noise())) == first
+    assert fingerprint(open_volume(Noise(bad=0.5))) != first
+
+
+def test_the_fingerprint_of_a_folder_of_many_files_lists_no_more_than_agreed(tmp_path, monkeypatch):
+    import zarr
+
+    voxels = np.random.default_rng(0).integers(0, 255, (8, 32, 32), dtype=np.uint8)
+    for name, array in (("a", voxels), ("b", voxels), ("c", voxels + 1)):
+        zarr.create_array(tmp_path / f"{name}.zarr", data=array, chunks=(2, 8, 8))
+    volumes = [open_volume(tmp_path / f"{name}.zarr") for name in "abc"]
+    few = fingerprint(volumes[0])
+    assert few.startswith("sha256:")
+    monkeypatch.setattr(fingerprints, "MOST_LISTED", 20)
+    monkeypatch.delattr(fingerprints, "files_under")
+    first, same, other = (fingerprint(volume) for volume in volumes)
+    assert first.startswith(fingerprints.PARTIAL)
+    assert first == same != other
+
+
+def test_nan_in_a_huge_volume_is_reported_without_reading_it_whole(monkeypatch):
+    monkeypatch.delattr(scaling, "find_nonfinite")
+    volume = open_volume(Noise(bad=np.nan))
+    with pytest.raises(
+        VolumeError, match=r"\d+ of \d+ voxels of a sample are NaN or infinite; to accept .* as fill"
+    ):
+        fit_scaling(volume)
+    grid = WindowGrid(volume, Scaling(0, 1), 3, (64, 64))
+    with pytest.raises(
+        VolumeError, match=r"1 of 12288 voxels of the window at z, y, x = \(9, 64, 128\) are NaN"
+    ):
+        grid.read(9, 64, 128)
+    with pytest.raises(VolumeError, match=r"1 of 16384 voxels of slices 5 to 8 at y, x = \(0, 64\) are NaN"):
+        grid.read_run(5, 9, 0, 64)
+    assert volume._source().array.read < 10_000_000
