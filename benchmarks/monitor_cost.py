@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice.inference.ready_network import choose_dtype
+from evenslice.inference.devices import choose_dtype
 from evenslice.neutralizing.network_files import load_network
 from evenslice.training.config import TrainConfig
 from evenslice.training.fitting import MONITORED

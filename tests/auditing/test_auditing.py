@@ -7,7 +7,7 @@ from torch import nn
 
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
-from evenslice.inference.ready_network import choose_dtype
+from evenslice.inference.devices import choose_dtype
 from evenslice.volumes.scaling import Scaling
 
 
@@ -211,9 +211,12 @@ def test_bfloat16_agrees_with_float32(texture):
         ({"tolerance": 0}, ConfigError, "tolerance = 0"),
         ({"precision": 0}, ConfigError, "precision = 0"),
         ({"batch": 0}, ConfigError, "batch = 0"),
+        ({"tile": 32}, ConfigError, "tile=32: give two whole numbers"),
+        ({"tile": (0, 32)}, ConfigError, r"tile=\[0, 32\]: give two whole numbers"),
+        ({"tile": (32.0, 32)}, ConfigError, r"tile=\[32.0, 32\]: give two whole numbers"),
         ({"max_windows": 0}, ConfigError, "max_windows = 0"),
         ({"method": "saliencey"}, ConfigError, "method 'saliencey'"),
-        ({"dtype": "float8"}, ConfigError, "known: auto, bfloat16, float32"),
+        ({"dtype": "float8"}, ConfigError, "known: auto, bfloat16, float16, float32"),
         ({"device": "cuda:77"}, ConfigError, "device 'cuda:77' is not available"),
         ({"device": "toaster"}, ConfigError, "device 'toaster' is not available"),
         ({"labels": np.zeros((48, 40, 39), np.uint8), "target": "labels"}, VolumeError, "labels of shape"),

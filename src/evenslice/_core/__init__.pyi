@@ -45,4 +45,4 @@ from .staging import (
 from .threads import map_ahead as map_ahead
 from .versions import package_versions as package_versions
 from .words import printable as printable, without_secrets as without_secrets
-from .worker_number import worker_number as worker_number
+from .worker_names import worker_number as worker_number

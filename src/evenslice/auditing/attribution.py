@@ -17,6 +17,7 @@ from torch import nn
 
 from evenslice.auditing.methods import METHODS, Attributed, check_gradient, check_method
 from evenslice.auditing.targets import Score
+from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork, full_precision, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +72,11 @@ def attribute(
     Raises:
         ConfigError: the method is unknown, the network does not have the class, or labels are missing or out of range.
         ModelError: the target needs classes and the output has none, the first dimension of the output is not the
-            batch, or the output has no gradient, which all methods but "occlusion" need.
+            batch, or the output has no gradient, which all methods but "occlusion" need; or the memory of the device is
+            too small for a single window.
+
+    Where memory runs out, windows are attributed in smaller batches, and methods that draw samples draw others. What
+    overflows in float16 is computed again in float32.
 
     Example: the attribution of a network that is linear in its slices is its weights.
         >>> weights = torch.tensor([1.0, -2.0, 1.0]).view(1, 3, 1, 1)
@@ -82,15 +87,41 @@ def attribute(
         [1.0, 2.0, 1.0]
     """
     check_method(method)
-    with _seeded(windows.device, seed):
-        found = METHODS[method](Score(module, target, labels, only, known), windows.detach())
-    return Attributed(found.attribution.detach().float(), found.output)
+    network = module.module if isinstance(module, Mirrored) else module
+    batches = network.batches if isinstance(network, ReadyNetwork | BlackBox) else BatchSizes()
+
+    def compute(part: slice) -> Attributed:
+        labels_of, known_of = (None if item is None else item[part] for item in (labels, known))
+        with _reproducible(windows.device, seed):
+            found = METHODS[method](Score(module, target, labels_of, only, known_of), windows[part].detach())
+        return Attributed(found.attribution.detach().float(), found.output)
+
+    def in_batches(dtype: torch.dtype | None) -> Attributed:
+        return _joined(batches.run(compute, len(windows), (method, dtype, *windows.shape[1:])))
+
+    if not isinstance(network, ReadyNetwork):
+        return in_batches(None)
+    found = in_batches(network.dtype)
+    if network.dtype == torch.float16 and not bool(found.attribution.isfinite().all()):
+        with network.in_float32():
+            found = in_batches(torch.float32)
+    return found
+
+
+def _joined(parts: list[Attributed]) -> Attributed:
+    """Join what was found for the parts of a batch."""
+    if len(parts) == 1:
+        return parts[0]
+    return Attributed(
+        torch.cat([part.attribution for part in parts]), torch.cat([part.output for part in parts])
+    )
 
 
 class Gradients:
     """What the method "gradient" finds for several scores of the same windows, in one forward pass.
 
-    Its memory is that of the pass, and is held as long as this object.
+    Its memory is that of the pass, and is held as long as this object. Where it runs out, each score takes passes of its
+    own, as with ``attribute``.
 
     Args:
         module: as for ``attribute``; so are the rest.
@@ -108,23 +139,48 @@ class Gradients:
         self, module: nn.Module, windows: Tensor, *, target: Target, labels: Tensor | None, seed: int
     ) -> None:
         self._score, self._windows = Score(module, target, labels), windows.detach().requires_grad_()
-        with _seeded(windows.device, seed):
-            self._output = self._score.output(self._windows)
-        check_gradient(self._output)
+        self._seed = seed
+        self._output: Tensor | None = None
+        try:
+            with _reproducible(windows.device, seed):
+                self._output = self._score.output(self._windows)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        else:
+            check_gradient(self._output)
 
     def explain(self, only: int | None = None) -> Attributed:
         """Attribute the whole output, or the pixels that are explained by one class."""
-        output = self._output.detach()
-        explained = replace(self._score, only=only).map(self._output, self._score.classes(output)).sum()
-        (gradient,) = torch.autograd.grad(explained, self._windows, retain_graph=True)
-        return Attributed(gradient.float(), output)
+        if self._output is not None:
+            try:
+                return self._differentiate(self._output, only)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            self._output = None
+        score = self._score
+        return attribute(
+            score.module, self._windows, target=score.target, labels=score.labels, only=only, seed=self._seed
+        )
+
+    def _differentiate(self, output: Tensor, only: int | None) -> Attributed:
+        detached = output.detach()
+        explained = replace(self._score, only=only).map(output, self._score.classes(detached)).sum()
+        with full_precision(output.device):
+            (gradient,) = torch.autograd.grad(explained, self._windows, retain_graph=True)
+        return Attributed(gradient.float(), detached)
 
 
 @contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global generators that Captum draws from (PyTorch's and NumPy's) and restore them afterwards."""
+def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the global generators that Captum draws from (PyTorch's and NumPy's), and let a GPU compute float32 in full.
+
+    Both are as before afterwards.
+    """
     state = np.random.get_state()  # noqa: NPY002  # the generator that Captum's GradientShap uses
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with forked, full_precision(device):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:

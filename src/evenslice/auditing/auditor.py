@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from evenslice._core import ConfigError, ModelError, open_cluster, option, package_versions, progress_bar
+from evenslice.auditing.attribution import attribute
 from evenslice.auditing.batches import WindowStream
 from evenslice.auditing.collecting import (
     collect_examples,
@@ -51,14 +53,13 @@ from evenslice.results import (
     precise_enough,
     summarize,
 )
-from evenslice.volumes import WindowGrid, fingerprint, fit_scaling
+from evenslice.volumes import WindowGrid, check_tile, fingerprint, fit_scaling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from evenslice.auditing.measurer import Network
     from evenslice.auditing.measuring import MeasuredBatch
     from evenslice.auditing.preparation import Function, VolumeLike
     from evenslice.auditing.targets import Target
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 __all__ = ["audit"]
 
 MAX_WITHOUT_ATTRIBUTION = 200  # windows without any attribution after which an audit gives up
+MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
 # Of how many windows 3 get a second opinion: where it sees a quarter of the tile, or all of it.
 SUBSET_GROUPS = 16, 24
 PACKAGES = (
@@ -97,6 +99,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     label_values: Sequence[int] | None = None,
     other_labels: str = "error",
     ignore_label: int | None = None,
+    instances: str | None = None,
     intensity: tuple[float, float] | None = None,
     fill: float | None = None,
     scalings: Sequence[Scaling] | None = None,
@@ -140,6 +143,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         label_values: the value of each class in the labels; by default 0, 1, 2 ...
         other_labels: what all other values in the labels are: an "error", or "background", which is class 0.
         ignore_label: the value of voxels that do not count in the ``stress``; not with the target "labels".
+        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1: of
+            objects on a background, 0, or of objects that fill the volume, where 0 is boundary, too.
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity.
         scalings: that of each volume, if known from training, instead of intensity and fill.
@@ -150,12 +155,14 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         judged_share: the part of the attention that a pair has to get in order to be judged, 0..1.
         precision: stop when the half-widths of the 95 % intervals of all pair biases are below this.
         max_windows: largest number of windows.
-        batch: windows in one pass of the network; by default the fastest number.
+        batch: windows in one pass of the network; by default the fastest number, on a GPU as many as half of its free
+            memory holds, at most 32. Fewer from where memory runs out.
         seed: random seed of the order of the windows and of the methods that draw samples.
         device: "auto" (a GPU if available) or a PyTorch device name.
         dtype: "bfloat16", "float32" or "auto": bfloat16 if the hardware supports it and if, on the first windows, the
             mean shares agree with those in float32 to 0.002 and the pair biases to half the precision; else float32.
-            With bfloat16, answer and use are measured in float32, on the windows that get a second opinion.
+            With bfloat16, answer and use are measured in float32, on the windows that get a second opinion. "float16",
+            on a GPU, is checked as that of "auto" is, and what overflows in it is computed again in float32.
         workers: number of processes to start on this machine; by default none. The results do not depend on it.
         scheduler: address of a Dask scheduler whose workers to use instead; they must see files under the same paths.
         progress: show a progress bar on standard error; by default if that is a terminal.
@@ -180,15 +187,13 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     thresholds = check_thresholds(Thresholds(tolerance, answer_tolerance, mismatch_tolerance, judged_share))
     computing = Computing(device, dtype, workers, scheduler, progress)
     target = parse_target(str(target))
-    values = LabelValues(label_values, other_labels, ignore_label)
+    values = LabelValues(label_values, other_labels, ignore_label, instances)
     values.check(target, labelled=labels is not None)
     record = record_of(model) if isinstance(model, nn.Module) else None
     if slices is None:
         slices = choose_slices(model, record)
     volumes = open_volumes(volume)
-    tile = tile or choose_tile(model, volumes)
-    if min(tile) < 1:
-        raise ConfigError(f"tile = {tile[0]} x {tile[1]}: each side must be at least 1")
+    tile = choose_tile(model, volumes) if tile is None else check_tile(tile)
     if scalings is not None and (intensity is not None or fill is not None):
         raise ConfigError("intensity and fill have no effect beside scalings; give one or the other")
     if scalings is None:
@@ -233,7 +238,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             windows_without_attribution=sum(len(item.places) - count_attributed(item) for item in batches),
             stopped=stopped,
             tile=tile,
-            batch=batch or _batch_size(network),
+            batch=batch or _batch_size(measurer),
             seed=seed,
             device=str(network.device),
             dtype=str(network.dtype).removeprefix("torch."),
@@ -257,16 +262,23 @@ def _collect(
     """
     collected: list[MeasuredBatch] = []
     seen, attributed, look = 0, 0, next_look(0)
-    batches = stream.batches(lambda: sampling.batch or _batch_size(measurer.network))
+    batches = stream.batches(lambda: sampling.batch or _batch_size(measurer))
     with (
         open_cluster(computing.workers, computing.scheduler) as client,
         progress_bar(
             "audit", stream.limit, "windows at most", show=computing.progress, remaining=False
         ) as advance,
+        closing(
+            measure_batches(
+                batches,
+                measurer,
+                sampling.precision,
+                check_dtype=computing.dtype in ("auto", "float16"),  # small gradients vanish in float16
+                client=client,
+            )
+        ) as measured,
     ):
-        for batch in measure_batches(
-            batches, measurer, sampling.precision, check_dtype=computing.dtype == "auto", client=client
-        ):
+        for batch in measured:
             collected.append(batch)
             advance(len(batch.places))
             seen += len(batch.places)
@@ -308,11 +320,21 @@ def _without_attribution(seen: int, *, classes: bool) -> ModelError:
     )
 
 
-def _batch_size(network: Network) -> int:
+def _batch_size(measurer: Measurer) -> int:
     """Return the fastest number of windows in one pass: on a CPU in float32, few windows stay in its cache."""
+    network = measurer.network
     if isinstance(network, BlackBox):
         return 8
-    return 2 if network.device.type == "cpu" and network.dtype == torch.float32 else 8
+    if network.device.type != "cuda":
+        return 2 if network.device.type == "cpu" and network.dtype == torch.float32 else 8
+    grid, method = measurer.grids[0], measurer.methods.first
+
+    def explain(count: int) -> None:
+        windows = torch.zeros(count, grid.slices, *grid.tile, device=network.device)
+        attribute(network, windows, method=method, target="auto" if measurer.classes else "sum")
+
+    kind = (method, network.dtype, grid.slices, *grid.tile)
+    return network.batches.fitting(explain, network.device, most=MOST_ON_GPU, kind=kind)
 
 
 def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKernels, ...]:

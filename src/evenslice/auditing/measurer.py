@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from evenslice._core import map_ahead
 from evenslice.auditing.attribution import Gradients, Mirrored, attribute
 from evenslice.auditing.methods import Attributed
+from evenslice.inference import to_device
 from evenslice.neutralizing import in_float64
 from evenslice.results import measure_shares, measure_windows
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     Network = ReadyNetwork | BlackBox
 
-__all__ = ["Explained", "Measurer", "Network"]
+__all__ = ["Explained", "Measurer", "Network", "ReadBatch"]
 
 ALIKE = ("gradient", "occlusion")
 """Methods that treat each window of a batch as if it were alone: others draw samples, which depend on the place in it."""
@@ -75,6 +77,21 @@ class Explained:
 
 
 @dataclass(frozen=True)
+class ReadBatch:
+    """Windows as they were read, in memory.
+
+    Attributes:
+        batch: which windows.
+        windows: (batch, N, y, x) in 0..1.
+        labels: (batch, y, x) of their middle slices, for the target "labels".
+    """
+
+    batch: WindowBatch
+    windows: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
 class Measurer:
     """Everything needed to measure a batch.
 
@@ -101,15 +118,25 @@ class Measurer:
         """Whether the output has classes."""
         return self.target != "sum"
 
-    def read(self, batch: WindowBatch) -> tuple[Tensor, Tensor | None]:
-        """Read windows (batch, N, y, x) and the label maps (batch, y, x) of their middle slices."""
-        device, places = self.network.device, batch.places.tolist()
-        windows = np.stack([self.grids[volume].read(*place) for volume, *place in places])
-        read = torch.from_numpy(windows).to(device, memory_format=torch.channels_last)
-        if self.labels is None:
-            return read, None
-        maps = [self.grids[volume].read_labels(self.labels[volume], *place) for volume, *place in places]
-        return read, torch.from_numpy(np.stack(maps)).to(device)
+    def read(self, batch: WindowBatch) -> ReadBatch:
+        """Read the windows of a batch, several at once if a server sends them; safe in any thread."""
+        threads = min(len(batch.places), *(grid.reads_at_once for grid in self.grids))
+        ahead = threads if threads > 1 else 0
+        read = list(map_ahead(self._read_one, batch.places.tolist(), threads=threads, ahead=ahead))
+        maps = [found for _, found in read if found is not None]
+        return ReadBatch(batch, np.stack([window for window, _ in read]), np.stack(maps) if maps else None)
+
+    def _read_one(self, place: list[int]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Read a window (N, y, x), and the label map (y, x) of its middle slice."""
+        volume, z, y, x = place
+        grid, labels = self.grids[volume], self.labels
+        return grid.read(z, y, x), None if labels is None else grid.read_labels(labels[volume], z, y, x)
+
+    def place(self, read: ReadBatch) -> tuple[Tensor, Tensor | None]:
+        """Return windows (batch, N, y, x) and label maps (batch, y, x) on the device of the network."""
+        device = self.network.device
+        labels = None if read.labels is None else to_device(read.labels, device)
+        return to_device(read.windows, device), labels
 
     def explain(
         self,

@@ -3,11 +3,13 @@
     for batch in measure_batches(stream.batches(lambda: 8), measurer, precision, check_dtype=False, client=None):
         ...
 
-This runs in the current process, or on the workers of a cluster, each of which receives the measurer once.
+This runs in the current process, where the next batch is read while the network computes, or on the workers of a
+cluster, each of which receives the measurer once.
 """
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,25 +18,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evenslice._core import map_in_order
+from evenslice._core import map_ahead, map_in_order
 from evenslice.auditing.measurer import Explained
 from evenslice.auditing.rounding import USE_FIELDS, remove_rounding
 from evenslice.auditing.subset import cut, measure_subset
 from evenslice.results import OUTPUT_FIELDS, pair_bias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from evenslice.auditing.batches import WindowBatch
-    from evenslice.auditing.measurer import Measurer
+    from evenslice.auditing.measurer import Measurer, ReadBatch
     from evenslice.auditing.methods import Attributed
 
 __all__ = ["MeasuredBatch", "measure_batches"]
 
 SHARE_TOLERANCE = 0.002  # largest difference of the mean shares in the fast precision from those in float32
+AHEAD = 1  # batches that are read while one is measured; those of an audit that stops are read for nothing
 CHECKED = 4  # windows on which the fast precision is compared with float32
 
 
@@ -61,14 +64,19 @@ class MeasuredBatch:
 
 def measure_batches(
     batches: Iterator[WindowBatch], measurer: Measurer, precision: float, *, check_dtype: bool, client: Any
-) -> Iterator[MeasuredBatch]:
+) -> Generator[MeasuredBatch]:
     """Measure batches in order; with ``check_dtype``, the first one decides the precision of the computation."""
     if check_dtype and measurer.network.dtype != torch.float32:
         first = partial(_measure_first, precision=precision)
         for found, dtype in map_in_order(first, islice(batches, 1), client, common=measurer):
             measurer.network.dtype = dtype
             yield found
-    yield from map_in_order(_measure_batch, batches, client, common=measurer)
+    if client is not None:  # whose workers read for themselves
+        yield from map_in_order(_measure_batch, batches, client, common=measurer)
+        return
+    with closing(map_ahead(measurer.read, batches, threads=1, ahead=AHEAD)) as reading:
+        for read in reading:
+            yield _measure_read(read, measurer)
 
 
 def _measure_first(
@@ -80,7 +88,8 @@ def _measure_first(
     windows with large constant areas, where the rounding errors of a layer are equal at all pixels and do not average
     out.
     """
-    windows, labels = measurer.read(batch)
+    read = measurer.read(batch)
+    windows, labels = measurer.place(read)
     fast = measurer.network.dtype
     found = measurer.explain(windows, labels)
     some = slice(CHECKED)
@@ -92,12 +101,16 @@ def _measure_first(
     if shares.max() <= SHARE_TOLERANCE and biases.max(initial=0) <= precision / 2:
         return _measure_windows(batch, measurer, windows, labels, found), fast
     measurer.network.dtype = torch.float32
-    return _measure_batch(batch, measurer), torch.float32
+    return _measure_read(read, measurer), torch.float32
 
 
 def _measure_batch(batch: WindowBatch, measurer: Measurer) -> MeasuredBatch:
-    windows, labels = measurer.read(batch)
-    return _measure_windows(batch, measurer, windows, labels, measurer.explain(windows, labels))
+    return _measure_read(measurer.read(batch), measurer)
+
+
+def _measure_read(read: ReadBatch, measurer: Measurer) -> MeasuredBatch:
+    windows, labels = measurer.place(read)
+    return _measure_windows(read.batch, measurer, windows, labels, measurer.explain(windows, labels))
 
 
 def _measure_windows(

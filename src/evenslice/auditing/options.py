@@ -59,6 +59,7 @@ class LabelValues:
     values: Sequence[int] | None = None
     others: str = "error"
     ignore: int | None = None
+    instances: str | None = None
 
     def check(self, target: Target, *, labelled: bool) -> None:
         """Raise ConfigError if there are no labels to which these would apply, or the target explains every pixel."""
@@ -66,6 +67,7 @@ class LabelValues:
             "ignore_label": self.ignore is not None,
             "other_labels": self.others != "error",
             "label_values": self.values is not None,
+            "instances": self.instances is not None,
         }
         name = next((name for name, is_given in given.items() if is_given), None)
         if not labelled and (target == "labels" or name):

@@ -161,7 +161,14 @@ def open_labels(
         return opened
     count = None if values.values is None else len(values.values)
     return [
-        class_volume(label, count, values.values, others=values.others, ignore=values.ignore)
+        class_volume(
+            label,
+            count,
+            values.values,
+            others=values.others,
+            ignore=values.ignore,
+            instances=values.instances,
+        )
         for label in opened
     ]
 

@@ -1,16 +1,19 @@
+from .batch_sizes import BatchSizes as BatchSizes, out_of_memory as out_of_memory
 from .black_boxes import BlackBox as BlackBox
 from .depthwise import keep_depthwise_exact as keep_depthwise_exact
+from .devices import (
+    choose_device as choose_device,
+    choose_dtype as choose_dtype,
+    full_precision as full_precision,
+    to_device as to_device,
+)
 from .evaluation import evaluate as evaluate
 from .evaluation_result import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation
 from .exporting.description import ModelCard as ModelCard
 from .exporting.export import Exported as Exported, export as export
 from .onnx_networks import OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
 from .prediction import class_logits as class_logits, predict as predict
-from .ready_network import (
-    ReadyNetwork as ReadyNetwork,
-    choose_device as choose_device,
-    choose_dtype as choose_dtype,
-)
+from .ready_network import ReadyNetwork as ReadyNetwork
 from .scoring import evaluate_parts as evaluate_parts
 from .segmentation import segment as segment
 from .stressing import StressedVolume as StressedVolume, stress as stress

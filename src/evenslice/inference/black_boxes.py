@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, reason
+from evenslice.inference.batch_sizes import BatchSizes
 from evenslice.inference.ready_network import check_output, trial_windows
 from evenslice.networks import function_name, reduce_output
 
@@ -77,6 +78,7 @@ class BlackBox(nn.Module):
                 )
         self.function = function
         self.outputs = outputs
+        self.batches = BatchSizes()
         self.name = str(getattr(function, "name", function_name(function)))
         self.scaling = {
             name: np.atleast_1d(getattr(function, name, default)).tolist()

@@ -27,6 +27,7 @@ from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
     Volume,
+    check_tile,
     class_volume,
     fingerprint,
     fit_scaling,
@@ -65,6 +66,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     label_values: Sequence[int] | None = None,
     other_labels: str = "error",
     ignore_label: int | None = None,
+    instances: str | None = None,
     intensity: tuple[float, float] | None = None,
     fill: float | None = None,
     surfaces: bool = True,
@@ -95,14 +97,16 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         label_values: the value of each class in the labels; by default 0, 1, 2 ...
         other_labels: what all other values in the labels are: an "error", or "background", which is class 0.
         ignore_label: the value of voxels that do not count in the scores.
+        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1: of
+            objects on a background, 0, or of objects that fill the volume, where 0 is boundary, too.
         intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
         fill: the voxel value that replaces NaN and infinity.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
         tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.prediction.predict``.
-        batch: windows per forward pass.
+        batch: windows per forward pass, see ``predict``; fewer from where memory runs out.
         seed: random seed of the noise of noisy slices.
         device: "auto" (a GPU if available) or a PyTorch device name.
-        dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16" or "float32".
+        dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
         progress: show a progress bar on standard error; by default if that is a terminal.
 
     Raises:
@@ -129,15 +133,20 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             f"nothing to compare the answers with; give {option('labels')}, or {option('stress')}, which "
             "compares with the intact answer"
         )
-    if labels is None and (other_labels != "error" or ignore_label is not None):
-        name = "other_labels" if ignore_label is None else "ignore_label"
+    given = {
+        "other_labels": other_labels != "error",
+        "ignore_label": ignore_label is not None,
+        "instances": instances is not None,
+    }
+    name = next((name for name, is_given in given.items() if is_given), None)
+    if labels is None and name:
         raise ConfigError(f"{option(name)}: has no effect without labels; give {option('labels')}")
     if stress_slices < 1:
         raise ConfigError(f"{option('stress_slices', stress_slices)}: must be at least 1")
     volume = open_volume(volume)
     stored = None if labels is None else open_labels(labels, volume)
     ready, slices = _make_ready(model, slices, device, dtype)
-    tile = tile or choose_tile(ready, volume.shape[1:])
+    tile = choose_tile(ready, volume.shape[1:]) if tile is None else check_tile(tile)
     classes, _ = try_network(ready, slices, tile)
     scaling = fit_scaling(volume, intensity=intensity, fill=fill)
     options: dict[str, Any] = {
@@ -171,6 +180,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
                         _check_values(label_values, classes),
                         others=other_labels,
                         ignore=ignore_label,
+                        instances=instances,
                     ),
                     scaling,
                     ClassIndex(np.zeros(classes, np.int64), ()),  # all slices are predicted: none is chosen

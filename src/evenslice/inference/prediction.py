@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import islice, product, repeat, takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from evenslice._core import ConfigError, ModelError
+from evenslice._core import ConfigError, ModelError, map_ahead
+from evenslice.inference.devices import to_device
 from evenslice.networks import logits, predicted_classes
 from evenslice.volumes import WindowGrid, slice_indices, tile_origins
 
@@ -42,6 +43,7 @@ OVERLAP = 8
 """Tiles overlap their neighbours by their size divided by this number."""
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
+GPU_BATCH_PIXELS, LARGEST_GPU_BATCH = 2**23, 64
 
 READ_VOXELS = 2**25
 """Voxels that are read at once if slices are stored together."""
@@ -77,7 +79,8 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
         tile: size (y, x) of the in-plane tiles; by default the fixed input size of the network, else the whole plane
             rounded up to a size that the network accepts; an axis of more than ``LARGEST_TILE`` pixels is covered by as
             few tiles as possible.
-        batch: windows per forward pass; by default as many as have a million pixels, at most 16.
+        batch: windows per forward pass; by default as many as have a million pixels, at most 16; on a GPU as many as half
+            of its free memory holds, at most 64 or 8 million pixels. Fewer from where memory runs out.
         shown: maps z and the N slices (y, x) of its window, scaled to 0..1, to the windows that the network is shown in
             their place; by default that window.
 
@@ -88,7 +91,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     Raises:
         VolumeError: the volume cannot be read, has fewer slices than a window, or holds NaN or infinity and the
             scaling has no fill value.
-        ModelError: the network does not return a map of logits.
+        ModelError: the network does not return a map of logits, or the memory is too small for a single window.
         ConfigError: an option is out of range.
 
     Example:
@@ -105,7 +108,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     plane = volume.shape[1:]
     region = region or (slice(0, plane[0]), slice(0, plane[1]))
     tile = tile or choose_tile(network, plane)
-    batch = batch or max(1, min(LARGEST_BATCH, BATCH_PIXELS // (tile[0] * tile[1])))
+    batch = batch or _choose_batch(network, slices, tile)
     rows, columns = (_Tiling.of(*axis) for axis in zip(plane, tile, region, strict=True))
     windows = _windows(
         grid, range(len(volume)) if centres is None else centres, (rows.extent, columns.extent)
@@ -113,12 +116,35 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     if shown is not None:
         windows = ((z, other) for z, window in windows for other in shown(z, window))
     at_once = -(-batch // (len(rows.tiles) * len(columns.tiles)))
-    while chunk := list(islice(windows, at_once)):
+
+    def read(_: None) -> list[tuple[int, Window]]:
+        return list(islice(windows, at_once))
+
+    # While a GPU computes, this process reads what comes next.
+    ahead = 1 if network.device.type == "cuda" else 0
+    for chunk in takewhile(bool, map_ahead(read, repeat(None), threads=1, ahead=ahead)):
         planes = np.stack([plane for _, window in chunk for plane in window])
         planes = planes.reshape(len(chunk), slices, *planes.shape[1:])
         outputs = _predict_planes(network, planes, rows, columns, batch)
         for (z, _), output in zip(chunk, outputs, strict=True):
             yield z, output[:, rows.inner, columns.inner]
+
+
+def _choose_batch(network: Network, slices: int, tile: tuple[int, int]) -> int:
+    """Return the number of windows per forward pass, see ``predict``."""
+    pixels = tile[0] * tile[1]
+    if network.device.type != "cuda":
+        return max(1, min(LARGEST_BATCH, BATCH_PIXELS // pixels))
+
+    def compute(count: int) -> None:
+        _run(network, torch.zeros(count, slices, *tile, device=network.device))
+
+    return network.batches.fitting(
+        compute,
+        network.device,
+        most=max(1, min(LARGEST_GPU_BATCH, GPU_BATCH_PIXELS // pixels)),
+        kind=(network.dtype, slices, *tile),
+    )
 
 
 def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
@@ -275,16 +301,27 @@ def _predict_planes(
     network: Network, windows: NDArray[np.float32], rows: _Tiling, columns: _Tiling, batch: int
 ) -> Tensor:
     """Return the logits (planes, classes, y, x) of planes (planes, N, y, x), which have the extent of the tiles."""
-    planes = torch.from_numpy(windows).to(network.device, memory_format=torch.channels_last)
+    planes = to_device(windows, network.device)
     if len(rows.tiles) == len(columns.tiles) == 1:
-        return class_logits(network, planes)
+        return _run(network, planes)
     total = torch.zeros((), device=network.device)
     places = product(range(len(planes)), rows.tiles, columns.tiles)
     while chunk := list(islice(places, batch)):
         tiles = torch.stack([planes[index, :, y, x] for index, (y, _), (x, _) in chunk])
-        parts = class_logits(network, tiles.contiguous(memory_format=torch.channels_last))
+        parts = _run(network, tiles.contiguous(memory_format=torch.channels_last))
         if total.ndim == 0:  # only now is the number of classes known
             total = parts.new_zeros(len(planes), parts.shape[1], *planes.shape[2:])
         for (index, (y, fade_y), (x, fade_x)), part in zip(chunk, parts, strict=True):
             total[index, :, y, x] += part * (fade_y[:, None] * fade_x).to(part)
     return total
+
+
+@torch.no_grad()
+def _run(network: Network, windows: Tensor) -> Tensor:
+    """Return the logits (batch, classes, y, x) of windows (batch, N, y, x), however many go into the memory at once."""
+    parts = network.batches.run(
+        lambda part: class_logits(network, windows[part]),
+        len(windows),
+        (network.dtype, *windows.shape[1:]),
+    )
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

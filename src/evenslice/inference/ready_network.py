@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,59 +13,20 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from evenslice._core import ConfigError, ModelError, option, reason
 from evenslice.inference.batch_norm_fusion import fuse_batch_norms
+from evenslice.inference.batch_sizes import BatchSizes, memory_error, out_of_memory
 from evenslice.inference.depthwise import keep_depthwise_exact
+from evenslice.inference.devices import choose_device, choose_dtype, full_precision
 from evenslice.networks import input_multiple, input_size, logits, normalization, reduce_output
 from evenslice.neutralizing import record_of, untie
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-__all__ = ["ReadyNetwork", "check_output", "choose_device", "choose_dtype", "input_scaling", "trial_windows"]
+__all__ = ["ReadyNetwork", "check_output", "input_scaling", "trial_windows"]
 
 LARGEST_WINDOW = 2**28  # pixels in all its slices, 1 GiB
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """Return the named device; with "auto" a CUDA GPU if available, else the CPU.
-
-    Raises:
-        ConfigError: PyTorch does not know or have the device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {name!r} is not available here: {reason(error).partition('. ')[0]}"
-        ) from error
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the named precision; with "auto" bfloat16 if the hardware supports it, else float32.
-
-    Example:
-        >>> choose_dtype("float32", torch.device("cpu"))
-        torch.float32
-    """
-    if name in DTYPES:
-        return DTYPES[name]
-    if name != "auto":
-        raise ConfigError(f"dtype {name!r}: known: auto, bfloat16, float32")
-    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in BFLOAT16_CAPABILITIES)
 
 
 def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -85,19 +47,24 @@ def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tup
 class ReadyNetwork(nn.Module):
     """A frozen copy of a network in evaluation mode that reads windows in 0..1; the original is left unchanged.
 
-    Ties are resolved into plain weights in channels-last layout; the forward pass runs in the chosen precision.
+    Ties are resolved into plain weights in channels-last layout; the forward pass runs in the chosen precision. One that
+    overflows in float16 is repeated in float32. A network on a GPU that is sent to another process chooses its device
+    there anew, see ``choose_device``.
 
     Args:
         model: maps (batch, slices, y, x), with the scaling it expects, to logits.
         slices: N, the number of slices of its windows.
         device: where it runs: "auto", or a PyTorch device name.
-        dtype: "auto", "bfloat16" or "float32"; the weights are always float32.
+        dtype: "auto", "bfloat16", "float16" (on a GPU) or "float32"; the weights are always float32.
         outputs: maps what the network returns to the tensor of its outputs; by default ``evenslice.networks.logits``
             does.
 
     Raises:
         ModelError: the network cannot be copied.
-        ConfigError: the device is not available, or the precision unknown.
+        ConfigError: the device is not available, or the precision unknown, or float16 on a CPU.
+
+    Attributes:
+        batches: how many windows go through it at once.
 
     Example:
         >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="float32")
@@ -120,8 +87,10 @@ class ReadyNetwork(nn.Module):
         super().__init__()
         self.name = type(model).__name__
         self.outputs = outputs
-        self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, self.device)
+        self.batches = BatchSizes()
+        self._asked = device
+        self._device: torch.device | None = choose_device(device)
+        self.dtype = choose_dtype(dtype, self._device)
         try:
             module = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
@@ -132,15 +101,52 @@ class ReadyNetwork(nn.Module):
         if self.device.type == "cpu":
             keep_depthwise_exact(self.module)
         mean, std = input_scaling(model, slices)
-        self.register_buffer("mean", torch.tensor(mean, device=self.device).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, device=self.device).view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1).to(self.device))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1).to(self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        if self._device is None:  # it was sent to this process
+            self._device = choose_device(self._asked)
+            self.to(self._device)
+        return self._device
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is sent to another process: everything on the CPU, since that may have another GPU, or none."""
+        state = dict(vars(self))
+        if self.device.type != "cpu":
+            moved = {
+                name: copy.deepcopy(part).cpu() for name, part in self._modules.items() if part is not None
+            }
+            buffers = {name: part.cpu() for name, part in self._buffers.items() if part is not None}
+            state |= {"_modules": moved, "_buffers": buffers, "_device": None, "batches": BatchSizes()}
+        return state
 
     def forward(self, windows: Tensor) -> Any:
         """Run the network on windows (batch, slices, y, x) in 0..1; return its output, reduced by ``outputs``."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype.itemsize < 4):
+        returned = self._run(windows, self.dtype)
+        if self.dtype == torch.float16 and not _is_finite(returned):
+            returned = self._run(windows, torch.float32)
+        return returned
+
+    def _run(self, windows: Tensor, dtype: torch.dtype) -> Any:
+        with (
+            full_precision(self.device),
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype.itemsize < 4),
+        ):
             returned = self.module((windows - self.mean) / self.std)
             # Within autocast: the function may multiply tensors of both precisions.
             return returned if self.outputs is None else reduce_output(returned, self.outputs)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in float32 meanwhile."""
+        fast, self.dtype = self.dtype, torch.float32
+        try:
+            yield
+        finally:
+            self.dtype = fast
 
     @property
     def scaling(self) -> dict[str, list[float]]:
@@ -171,13 +177,18 @@ class ReadyNetwork(nn.Module):
             with torch.no_grad():
                 returned = self(windows)
         except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+            if out_of_memory(error):
+                raise memory_error(
+                    f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"
+                ) from error
             raise ModelError(
                 f"the network {self.name} rejects windows of shape {tuple(windows.shape)}: {reason(error)}; "
                 f"evenslice.neutralize(model, slices={slices}) gives it {slices} inputs, {option('tile')} another size"
             ) from error
         check_output(returned, self.name)
         reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)
-        fuse_batch_norms(self.module, (windows - self.mean) / self.std, reduced)
+        with full_precision(self.device):
+            fuse_batch_norms(self.module, (windows - self.mean) / self.std, reduced)
         return returned
 
 
@@ -200,3 +211,9 @@ def check_output(returned: Any, name: str) -> None:
     output = logits(returned)
     if output.is_floating_point() and bool(output.isnan().any()):
         raise ModelError(f"the network {name} returns NaN for a window of noise in 0..1; check its weights")
+
+
+def _is_finite(returned: Any) -> bool:
+    """Return whether the logits in what a network returned are finite, as far as they are of floating point."""
+    output = logits(returned)
+    return not output.is_floating_point() or bool(output.isfinite().all())

@@ -76,7 +76,7 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
             answers, see ``inference.stressing``; 0 for none. Not with ``most_slices``.
         seed: random seed of the noise of disturbed slices.
         device: "auto" (a GPU if available) or a PyTorch device name.
-        dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16" or "float32".
+        dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
         progress: show progress on standard error: True for a bar, False for nothing, None for a bar on a terminal and
             lines elsewhere.
 
@@ -154,7 +154,7 @@ def score_parts(  # noqa: PLR0913  # what is computed, without the defaults
         test: disturbs windows; None for no disturbance.
         stressed: the largest number of slices that it disturbs; None for all.
         tile: size (y, x) of the in-plane tiles, see ``predict``.
-        batch: windows per forward pass.
+        batch: windows per forward pass, see ``predict``; fewer from where memory runs out.
         progress: show a progress bar on standard error; by default if that is a terminal.
     """
     depths = [len(part.volume) for part in parts]

@@ -24,6 +24,7 @@ from evenslice.neutralizing import record_of
 from evenslice.volumes import (
     Volume,
     check_destination,
+    check_tile,
     fit_scaling,
     open_complete,
     open_volume,
@@ -82,9 +83,9 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels.
         label_values: the voxel value of each class in the labels, integers of at least 0; by default 0, 1, 2 ...
         tile: size (y, x) of the in-plane tiles, see ``predict``.
-        batch: windows per forward pass.
+        batch: windows per forward pass, see ``predict``; fewer from where memory runs out.
         device: "auto" (a GPU if available) or a PyTorch device name.
-        dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16" or "float32".
+        dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
         workers: worker processes to start on this machine; by default everything runs in this process.
         scheduler: address of a Dask scheduler whose workers to use instead; they must reach the volume and the staging
             folder by the same paths.
@@ -120,7 +121,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     record = record_of(model)
     slices = slices or (record.slices if record else 3)
     network = ReadyNetwork(model, slices=slices, device=device, dtype=dtype)
-    tile = tile or choose_tile(network, volume.shape[1:])
+    tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
     classes, output = try_network(network, slices, tile)
     job = Job(
         network=network,

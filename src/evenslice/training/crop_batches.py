@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from evenslice._core import needs_extra
+from evenslice.training.centred_crops import CentredCrops
 from evenslice.training.crops import CropDataset
 from evenslice.training.interruption import tolerate_first
+from evenslice.training.preflight import find_device
 
 with needs_extra("train", "training"):
     from lightning.pytorch import LightningDataModule
@@ -62,7 +64,8 @@ class CropData(LightningDataModule):
     def __init__(self, config: TrainConfig, data: Data, scaling: tuple[float, float]) -> None:
         super().__init__()
         self._training = config.training
-        self._crops = CropDataset(
+        kind = CentredCrops if config.training.task == "classification" else CropDataset
+        self._crops = kind(
             data.train,
             slices=config.model.slices,
             step=config.model.step,
@@ -75,7 +78,7 @@ class CropData(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Return the batches up to the next validation: windows (batch, N, y, x) and classes (batch, y, x).
+        """Return the batches up to the next validation: windows (batch, N, y, x) and classes (batch, y, x), or (batch,).
 
         They begin with the next step: an epoch in which a run was interrupted is cut in two.
         """
@@ -90,6 +93,6 @@ class CropData(LightningDataModule):
             batch_sampler=StepSampler(steps, training.batch, rank=rank, world=world),
             num_workers=training.workers,
             worker_init_fn=tolerate_first,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=find_device(training).type == "cuda",
             generator=torch.Generator(),  # the global generator would advance each epoch
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import signal
 import threading
@@ -11,23 +10,25 @@ import warnings
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice, repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice._core import EvensliceError, needs_extra, staged_file
-from evenslice.inference import evaluate_parts, keep_depthwise_exact
+from evenslice._core import EvensliceError, ModelError, needs_extra, staged_file
+from evenslice.inference import choose_device, keep_depthwise_exact
 from evenslice.neutralizing import save_network
+from evenslice.results import MAIN_SCORES
 from evenslice.training.best_network import KeepBest
 from evenslice.training.checkpoints import CheckpointFiles, SaveLast, unusable
 from evenslice.training.crop_batches import CropData
 from evenslice.training.interruption import StopAtStep, Stopped
-from evenslice.training.lightning_module import SegmentationModule
+from evenslice.training.lightning_module import TrainingModule
 from evenslice.training.logs import run_loggers
 from evenslice.training.monitor import AsymmetryMonitor, bias_columns
 from evenslice.training.preflight import find_device, find_dtype
+from evenslice.training.tasks import validation_score
 from evenslice.training.training_progress import ShowProgress
 from evenslice.volumes import WindowGrid
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
-    from evenslice.training.config import ModelConfig, TrainConfig
+    from evenslice.training.config import ModelConfig, TrainConfig, TrainingConfig
     from evenslice.training.data import Data
     from evenslice.training.interruption import Interruption
     from evenslice.training.run_folder import RunFolder
@@ -53,8 +54,11 @@ if TYPE_CHECKING:
 __all__ = ["fit", "fixed_windows"]
 
 MONITORED = 8  # windows shown to the monitor
-VALIDATION_FRACTION = 0.1  # of the pixels trained on between two validations
-FEWEST_VALIDATED = 8  # slices
+PRECISIONS: dict[torch.dtype, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    torch.float32: "32-true",
+    torch.bfloat16: "bf16-mixed",
+    torch.float16: "16-mixed",
+}
 
 _VERBOSE = ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")
 
@@ -65,6 +69,8 @@ _IGNORED: tuple[tuple[str, type[Warning]], ...] = (
         r"Total length of `(DataLoader|CombinedLoader)` across ranks is zero",
         UserWarning,
     ),  # a run that has no step left
+    # In float16, the first steps may be left out until the scale of the loss suits.
+    (r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`", UserWarning),
     (r"Be aware that when using `ckpt_path`", UserWarning),  # a checkpoint of version 0.1 or 0.2
     (r"The ``noload`` loader strategy is deprecated", DeprecationWarning),  # MLflow's use of SQLAlchemy
 )
@@ -116,22 +122,23 @@ def fit(
     Raises:
         KeyboardInterrupt: the training was interrupted.
         ConfigError: it cannot resume from the checkpoint.
-        ModelError: the loss is not finite.
+        ModelError: the loss is not finite, or the memory of the device has run out.
     """
     options = config.training
     convert_conv2d_weight_memory_format(network.train(), torch.channels_last)
     device = find_device(options)
     if device.type == "cpu":
         keep_depthwise_exact(network)
-    module = SegmentationModule(network, options, classes=config.data.classes, seed=config.seed)
+    module = TrainingModule(network, options, classes=config.data.classes, seed=config.seed)
     save = partial(save_network, record=record, source=source, force=True)
-    columns = ("loss", "learning_rate", "seconds", "validation_dice", *bias_columns(config.model.slices))
+    validation = f"validation_{MAIN_SCORES[options.task]}"
+    columns = ("loss", "learning_rate", "seconds", validation, *bias_columns(config.model.slices))
     with interruption.deferred(), _quiet(), torch.random.fork_rng(range(torch.cuda.device_count())):
         trainer = Trainer(
             accelerator=device.type,
-            devices=options.devices,
+            devices=_devices(options),
             sync_batchnorm=options.devices > 1 and device.type == "cuda",
-            precision="bf16-mixed" if find_dtype(options) == torch.bfloat16 else "32-true",
+            precision=PRECISIONS[find_dtype(options)],
             max_epochs=-1,  # the module ends the training; an interrupted epoch is two
             reload_dataloaders_every_n_epochs=1,  # each epoch has its own steps
             use_distributed_sampler=False,
@@ -157,6 +164,12 @@ def fit(
                 save(network, run.network)
 
 
+def _devices(options: TrainingConfig) -> int | list[int]:
+    """Return the number of devices, or, in one of several workers of a study, the GPU of this worker."""
+    device = choose_device(options.device)
+    return options.devices if options.devices > 1 or str(device) == device.type else [device.index]
+
+
 def _callbacks(
     record: Record,
     save: Callable[[nn.Module, Path], None],
@@ -173,21 +186,25 @@ def _callbacks(
         windows = fixed_windows(data.validation or data.train, config.model, options.crop, MONITORED)
         monitor = AsymmetryMonitor((windows - record.mean) / record.std, every=options.monitor_every)
     if data.validation:
-        score = partial(_validate, parts=data.validation, config=config)
-        best = KeepBest(score, lambda network: save(network, run.best), options.patience, interruption)
+        best = KeepBest(
+            partial(validation_score, parts=data.validation, config=config),
+            lambda network: save(network, run.best),
+            options.patience,
+            interruption,
+            MAIN_SCORES[options.task],
+        )
     shown = ShowProgress(f"train {run.path.name}", options.steps, show=progress, monitor=monitor, best=best)
     found = [StopAtStep(interruption), shown, monitor, best, SaveLast(run.last, options.steps, interruption)]
     return [callback for callback in found if callback is not None]
 
 
-def _run_trainer(
-    trainer: Trainer, module: SegmentationModule, crops: CropData, checkpoint: Path | None
-) -> None:
+def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, checkpoint: Path | None) -> None:
     """Run a trainer, preserving a keyboard interrupt, at which Lightning would exit the process.
 
     Raises:
         KeyboardInterrupt: the training was interrupted.
         ConfigError: it cannot resume from the checkpoint.
+        ModelError: the memory of the device has run out.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -198,28 +215,16 @@ def _run_trainer(
         raise KeyboardInterrupt from error
     except Stopped as error:
         raise KeyboardInterrupt from error
-    except (EvensliceError, torch.OutOfMemoryError):
+    except EvensliceError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            "the memory of the device has run out; lower training.batch or training.crop, or set training.dtype: bfloat16"
+        ) from error
     except Exception as error:
         if checkpoint is None or module.started:
             raise
         raise unusable(checkpoint, error) from error
-
-
-def _validate(network: nn.Module, *, parts: Sequence[LabelledVolume], config: TrainConfig) -> float:
-    options = config.training
-    trained = options.validate_every * options.batch * math.prod(options.crop)
-    plane = max(math.prod(part.volume.shape[1:]) for part in parts)
-    return evaluate_parts(
-        network,
-        parts,
-        classes=config.data.classes,
-        step=config.model.step,
-        surfaces=False,
-        device=str(next(network.parameters()).device),
-        dtype=options.dtype,
-        most_slices=max(FEWEST_VALIDATED, round(VALIDATION_FRACTION * trained / plane)),
-    ).mean_dice
 
 
 @contextmanager

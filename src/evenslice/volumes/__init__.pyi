@@ -21,6 +21,7 @@ from .volume import Volume as Volume
 from .windows import (
     Edge as Edge,
     WindowGrid as WindowGrid,
+    check_tile as check_tile,
     fit_tile as fit_tile,
     slice_indices as slice_indices,
     tile_origins as tile_origins,

@@ -10,11 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.read.pieces import reads_at_once
 from evenslice.volumes.scaling import require_finite
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Edge",
     "WindowGrid",
+    "check_tile",
     "fit_tile",
     "slice_indices",
     "tile_origins",
@@ -122,6 +124,22 @@ class _Origins(Sequence[int]):
         if isinstance(chosen, range):
             return [min(number * self.step, self.last) for number in chosen]
         return min(chosen * self.step, self.last)
+
+
+def check_tile(tile: object) -> tuple[int, int]:
+    """Return a tile (y, x) that a user gave.
+
+    Raises:
+        ConfigError: it is not two whole numbers of at least 1.
+
+    Example:
+        >>> check_tile([224, 160])
+        (224, 160)
+    """
+    given = tuple(tile) if isinstance(tile, Sequence) and not isinstance(tile, str) else ()
+    if len(given) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in given):
+        raise ConfigError(f"{option('tile', tile)}: give two whole numbers of at least 1, such as (256, 256)")
+    return int(given[0]), int(given[1])
 
 
 def fit_tile(plane: tuple[int, int], *, multiple: int = 32) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from evenslice.report.base import style, wording
 from evenslice.report.base.rendering import inline_charts, render_template
 from evenslice.report.survey.charts import balance_figure, channel_colour
+from evenslice.report.survey.summary import headline
 from evenslice.report.survey.tables import channel_names, run_rows
 
 if TYPE_CHECKING:
@@ -55,15 +56,6 @@ def render(survey: SurveyResult) -> str:
         failed=survey.failed,
         run=run_rows(survey),
     )
-
-
-def headline(survey: SurveyResult) -> str:
-    """Count the networks and verdicts of a survey in one sentence."""
-    verdicts = [item.verdict for item in survey.measured]
-    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts))]
-    failed = [f"{len(survey.failed)} failed"] if survey.failed else []
-    plural = "" if len(survey.networks) == 1 else "s"
-    return f"{len(survey.networks)} network{plural}: {', '.join(counts + failed)}."
 
 
 def _row(item: SurveyedNetwork) -> _Row:

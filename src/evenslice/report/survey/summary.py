@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from evenslice.report.base.tables import html_table
 from evenslice.report.base.wording import interval
-from evenslice.report.survey.page import headline
 
 if TYPE_CHECKING:
     from evenslice.results import SurveyResult
@@ -29,3 +28,12 @@ def survey_html(survey: SurveyResult) -> str:
     )
     failed = [(item.spec, item.error) for item in survey.failed]
     return f"<p><b>{escape(headline(survey))}</b></p>{table}{html_table(['network', 'failed'], failed)}"
+
+
+def headline(survey: SurveyResult) -> str:
+    """Count the networks and verdicts of a survey in one sentence."""
+    verdicts = [item.verdict for item in survey.measured]
+    counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts))]
+    failed = [f"{len(survey.failed)} failed"] if survey.failed else []
+    plural = "" if len(survey.networks) == 1 else "s"
+    return f"{len(survey.networks)} network{plural}: {', '.join(counts + failed)}."

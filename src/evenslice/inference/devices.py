@@ -1,0 +1,123 @@
+"""The device that networks run on: which one, in which precision, and how arrays get there."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from evenslice._core import ConfigError, reason, worker_number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["choose_device", "choose_dtype", "full_precision", "to_device"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the named device; with "auto" a CUDA GPU if available, else the CPU.
+
+    In the worker processes of a cluster, "auto" and "cuda" are a GPU of their own as long as there are enough.
+
+    Raises:
+        ConfigError: PyTorch does not know or have the device.
+    """
+    number = worker_number() if name in ("auto", "cuda") else None
+    if number is not None and torch.cuda.device_count() > 1:
+        return torch.device("cuda", number % torch.cuda.device_count())
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name!r} is not available here: {reason(error).partition('. ')[0]}"
+        ) from error
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the named precision; with "auto" bfloat16 if the hardware supports it, else float32.
+
+    Raises:
+        ConfigError: it is unknown, or float16 on a CPU, which gains nothing from its small range.
+
+    Example:
+        >>> choose_dtype("float32", torch.device("cpu"))
+        torch.float32
+    """
+    if name == "float16" and device.type == "cpu":
+        raise ConfigError("dtype 'float16': is for GPUs; on a CPU choose bfloat16, float32 or auto")
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise ConfigError(f"dtype {name!r}: known: auto, {', '.join(sorted(DTYPES))}")
+    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in BFLOAT16_CAPABILITIES)
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Copy an array to a device, images (batch, channels, y, x) in channels-last layout.
+
+    A GPU copies it from pinned memory when it comes to that, and this process goes on meanwhile.
+
+    Example:
+        >>> to_device(np.zeros((2, 3, 4, 5)), torch.device("cpu")).stride()
+        (60, 1, 15, 3)
+    """
+    layout = torch.channels_last if array.ndim == 4 else torch.contiguous_format
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type != "cuda":
+        return tensor.to(device, memory_format=layout)
+    # The GPU, and not this process, changes the layout.
+    return tensor.pin_memory().to(device, non_blocking=True).contiguous(memory_format=layout)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Let a GPU compute float32 in full: by default PyTorch lets its convolutions round to TensorFloat32, 10 bits.
+
+    The symmetry of networks is judged by differences smaller than that.
+
+    Example:
+        >>> with full_precision(torch.device("cuda")):
+        ...     torch.backends.cudnn.allow_tf32
+        False
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    products = torch.backends.cuda.matmul
+    operations = (cudnn.conv, cudnn.rnn, products)
+    before = [operation.fp32_precision for operation in operations]
+    # The older switches go along, for PyTorch complains where it reads one that says otherwise.
+    cudnn.allow_tf32 = products.allow_tf32 = False
+    _set_precisions(operations, ["ieee" if name == "tf32" else name for name in before])
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before[0] == before[1] == "tf32"
+        products.allow_tf32 = before[2] == "tf32"
+        _set_precisions(operations, before)
+
+
+def _set_precisions(operations: Sequence[Any], names: Sequence[str]) -> None:
+    for operation, name in zip(operations, names, strict=True):
+        if operation.fp32_precision != name:
+            operation.fp32_precision = name

@@ -1,0 +1,221 @@
+"""Windows are read while the network computes: the same results, no more than needed, and a clean end."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from chunk_server import serving
+from torch import nn
+
+import evenslice
+from evenslice._core.errors import VolumeError
+from evenslice.auditing import measuring
+from evenslice.auditing.lost_slices import take_middle
+from evenslice.auditing.measurer import Measurer
+from evenslice.volumes import open_volume, reslice
+
+HUGE, CHUNK = (98_304, 32_768, 32_768), (16, 64, 64)
+TEXTURE = np.random.default_rng(0).random((48, 40, 40))
+
+
+class Watched:
+    """An array that notes which thread reads it, and may fail."""
+
+    def __init__(self, fails_at=None):
+        self.shape, self.dtype = TEXTURE.shape, TEXTURE.dtype
+        self.fails_at, self.threads, self.armed = fails_at, [], False
+
+    def __getitem__(self, key):
+        if self.armed:
+            self.threads.append(threading.current_thread())
+            if len(self.threads) == self.fails_at:
+                raise OSError("the disk is gone")
+        return TEXTURE[key]
+
+
+class Network(nn.Conv2d):
+    """A convolution that calls a function with the number of each pass."""
+
+    def __init__(self, watch=lambda _: None):
+        torch.manual_seed(0)
+        super().__init__(3, 2, 3, padding=1)
+        object.__setattr__(self, "watch", watch)
+        object.__setattr__(self, "passes", [])
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, windows):
+        self.passes.append(len(windows))
+        self.watch(len(self.passes))
+        return super().forward(windows)
+
+
+def audit(volume, network=None, **options):
+    return evenslice.audit(
+        network or Network(), volume, **{"dtype": "float32", "batch": 4, "progress": False} | options
+    )
+
+
+def document(found):
+    return {key: value for key, value in found.to_dict().items() if key not in ("created", "seconds")}
+
+
+def reading():
+    return [thread for thread in threading.enumerate() if thread.name == "evenslice reading ahead"]
+
+
+@pytest.mark.parametrize("options", [{"dtype": "float32"}, {"dtype": "auto"}, {"target": "labels"}])
+def test_the_results_are_those_of_reading_one_batch_after_another(monkeypatch, options):
+    if options.get("target"):
+        options = options | {"labels": (TEXTURE > 0.5).astype(np.uint8)}
+    ahead = audit(TEXTURE, **options)
+    monkeypatch.setattr(measuring, "AHEAD", 0)
+    after = audit(TEXTURE, **options)
+    assert document(ahead) == document(after)
+    assert np.array_equal(ahead.examples.images, after.examples.images)
+    assert np.array_equal(ahead.examples.saliency, after.examples.saliency)
+
+
+def test_the_next_batch_is_read_while_the_network_computes_and_no_more(monkeypatch):
+    begun, threads, measured = [], set(), []
+    read, measure = Measurer.read, measuring._measure_read
+
+    def reading_one(self, batch):
+        begun.append(batch.numbers[0])
+        threads.add(threading.current_thread())
+        return read(self, batch)
+
+    def measuring_one(found, measurer):
+        measured.append(found.batch.numbers[0])
+        until = time.monotonic() + 10
+        while len(begun) < min(len(measured) + 1, 6):
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        time.sleep(0.02)
+        assert len(begun) <= len(measured) + 1
+        return measure(found, measurer)
+
+    monkeypatch.setattr(Measurer, "read", reading_one)
+    monkeypatch.setattr(measuring, "_measure_read", measuring_one)
+    found = audit(TEXTURE, max_windows=24, precision=1e-9)
+    assert len(found.measurements.volume) == 24
+    assert begun == measured == [0, 4, 8, 12, 16, 20]
+    assert threading.current_thread() not in threads
+    assert not reading()
+
+
+def test_a_volume_that_cannot_be_read_is_the_same_error_and_ends_the_reading(monkeypatch):
+    messages = []
+    for ahead in (1, 0):
+        monkeypatch.setattr(measuring, "AHEAD", ahead)
+        volume = Watched(fails_at=11)
+        network = Network(lambda _, volume=volume: setattr(volume, "armed", True))
+        with pytest.raises(VolumeError, match="the disk is gone") as caught:
+            audit(volume, network)
+        messages.append(str(caught.value))
+        assert not reading()
+        assert len(volume.threads) <= 12
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_ends_the_network_ends_the_reading(error):
+    volume = Watched()
+
+    def fail(number):
+        volume.armed = True
+        if number == 9:
+            raise error
+
+    with pytest.raises((error, evenslice.ModelError)):
+        audit(volume, Network(fail), precision=1e-9)
+    assert not reading()
+    seen = len(volume.threads)
+    time.sleep(0.1)
+    assert len(volume.threads) == seen
+
+
+def test_an_audit_of_100_tb_reads_its_sample_and_its_windows_and_no_more():
+    with serving(shape=HUGE, chunk=CHUNK, delay=0.002) as server:
+        audit(server.address, tile=(64, 64), max_windows=8)  # imports
+        peaks = []
+        for address in (TEXTURE, server.address):
+            server.asked.clear()
+            tracemalloc.start()
+            found = audit(
+                address, tile=(32, 32) if address is TEXTURE else (64, 64), max_windows=16, precision=1e-9
+            )
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert found.run.windows_available == (HUGE[0] - 2) * 512 * 512
+    assert len(found.measurements.volume) == 16
+    places = found.measurements.position
+    under = {(slice_ // 16, y // 64, x // 64) for z, y, x in places.tolist() for slice_ in (z - 1, z, z + 1)}
+    others = set(server.asked) - under
+    assert len(server.asked) <= len(set(server.asked)) + 4
+    assert under <= set(server.asked)
+    assert len(others) <= 256 + 2 + 4 * 2  # the sample, the fingerprint, and a batch read ahead
+    assert peaks[1] < peaks[0] + 64 * 2**20
+
+
+def test_what_a_lost_slice_costs_is_measured_on_the_middle_of_large_slices():
+    with serving(shape=(40, 32_768, 32_768), chunk=CHUNK, delay=0) as server:
+        labels = np.broadcast_to(np.uint8(1), (40, 32_768, 32_768))
+        found = audit(server.address, labels=labels, max_windows=8, tile=(64, 64))
+        planes = {index[1:] for index in server.asked}
+    assert found.stress is not None
+    middle = {(y, x) for y in range(248, 264) for x in range(248, 264)}
+    assert middle <= planes
+    assert len(planes - middle) < 256 + 2 + 16 * 4
+    cut = [take_middle(reslice(open_volume(labels), plane)) for plane in "yx"]
+    assert [part.shape for part in cut] == [(32_768, 40, 1024), (32_768, 40, 1024)]
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs signals of POSIX")
+def test_an_interrupt_does_not_wait_for_a_slow_server(tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import sys, torch, evenslice\n"
+        "torch.manual_seed(0)\n"
+        "network = torch.nn.Conv2d(3, 2, 3, padding=1)\n"
+        "volume = evenslice.open_volume(sys.argv[1])\n"
+        "print('opened', flush=True)\n"
+        "try:\n"
+        "    evenslice.audit(network, volume, tile=(64, 64), intensity=(0, 255), progress=False)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', flush=True)\n"
+    )
+    with serving(shape=(64, 128, 128), chunk=CHUNK, delay=40) as server:
+        with subprocess.Popen(
+            [sys.executable, str(script), server.address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout.readline() == "opened\n"
+            until = time.monotonic() + 60
+            while not server.asked:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            time.sleep(0.5)
+            started = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            said, errors = process.communicate(timeout=60)
+            assert time.monotonic() - started < 15
+    assert (said, process.returncode) == ("interrupted\n", 0), errors
+
+
+@pytest.mark.slow
+def test_workers_read_an_address_for_themselves():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with serving(shape=(64, 128, 128), chunk=CHUNK) as server:
+        one, many = (audit(server.address, network, tile=(64, 64), workers=workers) for workers in (None, 2))
+    assert document(one) == document(many)

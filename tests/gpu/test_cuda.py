@@ -1,0 +1,311 @@
+"""On a real GPU: results equal those of the CPU within stated bounds, in each precision, and memory is used as it should be.
+
+    python -m pytest -m cuda tests
+
+Bounds: in float32 1e-4 of the largest value for what a network puts out, 1e-4 for shares and biases; in half precision 0.02
+for shares, 0.05 for biases, and labels that are equal on at least 99.9 % of the voxels.
+"""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from scipy import ndimage
+from tiny_training import start, training_options, write_inputs
+from torch import nn
+
+import evenslice
+from evenslice.inference.devices import choose_device, choose_dtype, to_device
+from evenslice.inference.prediction import predict
+from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.volumes import Scaling, open_volume
+
+pytestmark = pytest.mark.cuda
+
+HALVES = ["bfloat16", "float16"]
+
+
+def needs(dtype):
+    """Skip where a GPU does not compute in a precision."""
+    if dtype == "bfloat16" and choose_dtype("auto", choose_device("cuda")) != torch.bfloat16:
+        pytest.skip("this GPU has no bfloat16")
+
+
+@pytest.fixture(scope="module")
+def volume():
+    """Blobs with noise."""
+    rng = np.random.default_rng(0)
+    blobs = ndimage.gaussian_filter(rng.standard_normal((40, 128, 128)), (1, 8, 8))
+    return (np.sign(blobs) + 0.2 * rng.standard_normal(blobs.shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def unet(volume):
+    """A U-Net that was trained for a moment to find the blobs: the logits of random weights lie so close that any rounding
+    changes labels."""
+    torch.manual_seed(0)
+    model = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=2)
+    evenslice.neutralize(model, slices=3, strategy="pretrained", mean=0.5, std=0.25)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.3
+    model.train().to("cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    image = torch.from_numpy((volume + 3) / 6).cuda()
+    right = torch.from_numpy(ndimage.gaussian_filter(volume, (0, 2, 2)) > 0).long().cuda()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        places = rng.integers((1, 0, 0), (39, 64, 64), (4, 3)).tolist()
+        windows = torch.stack([image[z - 1 : z + 2, y : y + 64, x : x + 64] for z, y, x in places])
+        labels = torch.stack([right[z, y : y + 64, x : x + 64] for z, y, x in places])
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(windows), labels).backward()
+        optimizer.step()
+    return model.eval().cpu()
+
+
+def audited(model, volume, **options):
+    return evenslice.audit(model, volume, max_windows=24, batch=4, tile=(64, 64), progress=False, **options)
+
+
+def biases(audit):
+    return np.array([pair.estimate for pair in audit.attention])
+
+
+def shares(audit):
+    return np.array([share.estimate for share in audit.shares])
+
+
+@pytest.mark.parametrize("method", ["gradient", "occlusion", "integrated_gradients", "input_x_gradient"])
+def test_audit_in_float32(unet, volume, method):
+    right, found = (
+        audited(unet, volume, method=method, device=device, dtype="float32") for device in ("cpu", "cuda")
+    )
+    assert found.run.device.startswith("cuda")
+    assert np.abs(shares(found) - shares(right)).max() < 1e-4
+    assert found.verdict == right.verdict
+    assert found.answer.estimate == pytest.approx(right.answer.estimate, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_audit_in_half_precision(unet, volume, dtype):
+    needs(dtype)
+    right = audited(unet, volume, device="cpu", dtype="float32")
+    found = audited(unet, volume, device="cuda", dtype=dtype)
+    assert np.abs(shares(found) - shares(right)).max() < 0.02
+    assert found.verdict == right.verdict
+
+
+def test_a_symmetrized_network_is_symmetric_there(unet, volume):
+    model = evenslice.symmetrize(copy.deepcopy(unet))
+    found = audited(model, volume, device="cuda", dtype="float32")
+    assert found.verdict == "symmetric"
+    assert found.mismatch.estimate < 0.002
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+def test_symmetrize_on_the_gpu(unet, volume, dtype):
+    needs(dtype)
+    model = evenslice.symmetrize(copy.deepcopy(unet).to("cuda"))
+    assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
+    network = ReadyNetwork(model, slices=3, device="cuda", dtype=dtype)
+    windows = to_device(np.stack([volume[:3], volume[2::-1]]), network.device)
+    with torch.no_grad():
+        given, mirrored = network(windows)
+    bound = 1e-4 if dtype == "float32" else 1e-2
+    assert (given - mirrored).abs().max() <= bound * given.abs().max()
+
+
+def test_neutralize_on_the_gpu(unet, volume):
+    right = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=2).eval()
+    there = copy.deepcopy(right).to("cuda")
+    for model in (right, there):
+        evenslice.neutralize(model, slices=3)
+    assert torch.allclose(there.encoder.model.conv_stem.weight.cpu(), right.encoder.model.conv_stem.weight)
+
+
+def outputs(model, volume, device, dtype, **options):
+    network = ReadyNetwork(model, slices=3, device=device, dtype=dtype)
+    network.prepare(3, (64, 64))
+    found = predict(network, open_volume(volume), scaling=Scaling(-3, 3), slices=3, **options)
+    return torch.stack([output.cpu() for _, output in found])
+
+
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+def test_predictions_in_float32_are_those_of_the_cpu(unet, volume, tile):
+    right, found = (outputs(unet, volume[:8], device, "float32", tile=tile) for device in ("cpu", "cuda"))
+    assert (found - right).abs().max() <= 1e-4 * right.abs().max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+def test_segment_gives_the_same_labels(unet, volume, tmp_path, dtype):
+    needs(dtype)
+    right, found = (
+        evenslice.segment(
+            unet, volume, tmp_path / f"{device}.npy", device=device, dtype=precision, progress=False
+        )[:]
+        for device, precision in (("cpu", "float32"), ("cuda", dtype))
+    )
+    assert (right == found).mean() >= 0.999
+
+
+def test_a_segmentation_begun_on_the_cpu_goes_on_on_the_gpu(unet, volume, tmp_path):
+    class Stops(nn.Module):
+        left = 6
+
+        def __init__(self):
+            super().__init__()
+            self.model = unet
+
+        def forward(self, windows):
+            type(self).left -= 1
+            if type(self).left == 0:
+                raise KeyboardInterrupt
+            return self.model(windows)
+
+    large = np.concatenate([volume] * 4)
+    options = {"batch": 16, "dtype": "float32", "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        evenslice.segment(Stops(), large, tmp_path / "labels.npy", device="cpu", **options)
+    Stops.left = -1
+    found = evenslice.segment(Stops(), large, tmp_path / "labels.npy", device="cuda", **options)[:]
+    right = evenslice.segment(Stops(), large, tmp_path / "right.npy", device="cuda", **options)[:]
+    assert (found == right).mean() >= 0.999
+
+
+def test_evaluate_with_stress(unet, volume):
+    labels = (volume > 0.8).astype(np.uint8)
+    right, found = (
+        evenslice.evaluate(
+            unet, volume, labels, stress=True, device=device, dtype="float32", surfaces=False, progress=False
+        )
+        for device in ("cpu", "cuda")
+    )
+    assert found.dice == pytest.approx(right.dice, abs=1e-3)
+    for one, other in zip(found.stress.losses, right.stress.losses, strict=True):
+        assert one.before.loss.estimate == pytest.approx(other.before.loss.estimate, abs=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+def test_train(tmp_path, dtype):
+    needs(dtype)
+    write_inputs(tmp_path)
+    scores = {}
+    for accelerator, precision in (("cpu", "float32"), ("gpu", dtype)):
+        options = training_options(tmp_path, accelerator=accelerator, dtype=precision)
+        run = start(tmp_path, "train", options, tmp_path / accelerator)
+        _, errors = run.communicate(timeout=500)
+        assert run.returncode == 0, errors
+        scores[accelerator] = json.loads((tmp_path / accelerator / "result.json").read_text())["dice"]
+    assert np.allclose(scores["gpu"], scores["cpu"], atol=0.02)
+
+
+def test_weights_and_windows_are_channels_last(unet, volume):
+    network = ReadyNetwork(unet, slices=3, device="cuda", dtype="float32")
+    assert network.module.encoder.model.conv_stem.weight.is_contiguous(memory_format=torch.channels_last)
+    windows = to_device(volume[None, :3], network.device)
+    assert windows.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_copy_leaves_pinned_memory_without_waiting():
+    """The copy of a gigabyte is under way when the call returns."""
+    array = np.ones((64, 4, 1024, 1024), np.float32)
+    pinned = torch.from_numpy(array).pin_memory()
+    torch.cuda.synchronize()
+    copied = pinned.to("cuda", non_blocking=True)
+    under_way = not torch.cuda.current_stream().query()
+    torch.cuda.synchronize()
+    assert under_way
+    assert bool((copied == 1).all())
+    moved = to_device(array[:2], torch.device("cuda"))
+    array[:2] = 0  # what is pinned is a copy
+    assert bool((moved == 1).all())
+
+
+def test_the_default_batch_fits_into_what_is_free(unet, volume):
+    free, _ = torch.cuda.mem_get_info()
+    with torch.cuda.device(0):
+        found = evenslice.audit(unet, volume, max_windows=24, device="cuda", dtype="float32", progress=False)
+    assert 1 <= found.run.batch <= 32
+    assert torch.cuda.max_memory_allocated() <= free
+
+
+def test_memory_that_runs_out_halves_the_batch(unet, volume):
+    """The process may take four times what the pass of one window takes, and is asked for sixteen at once."""
+    large = np.tile(volume[:16], (1, 4, 4))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    right = outputs(unet, large, "cuda", "float32", batch=1)
+    each = torch.cuda.max_memory_allocated() - before
+    torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + 4 * each
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        network = ReadyNetwork(unet, slices=3, device="cuda", dtype="float32")
+        network.prepare(3, (64, 64))
+        found = torch.stack(
+            [
+                output.cpu()
+                for _, output in predict(
+                    network, open_volume(large), scaling=Scaling(-3, 3), slices=3, batch=16
+                )
+            ]
+        )
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    assert max(network.batches._most.values()) < 16
+    assert (found - right).abs().max() <= 1e-4 * right.abs().max()
+
+
+def test_float32_is_computed_in_full(unet, volume):
+    """With TensorFloat32, PyTorch's default, the difference is a hundred times as large."""
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    right, found = (outputs(unet, volume[:4], device, "float32") for device in ("cpu", "cuda"))
+    assert (found - right).abs().max() <= 1e-4 * right.abs().max()
+
+
+def test_what_overflows_in_float16_is_computed_again():
+    class Overflow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 2, 1)
+            with torch.no_grad():
+                self.up.weight.fill_(50_000)
+
+        def forward(self, windows):
+            return self.down(self.up(windows)) / 50_000
+
+    network = ReadyNetwork(Overflow(), slices=3, device="cuda", dtype="float16")
+    windows = torch.rand(2, 3, 16, 16, device="cuda")
+    assert not network._run(windows, torch.float16).isfinite().all()
+    assert network(windows).isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+def test_workers_use_a_gpu_each(unet, volume, tmp_path):
+    right, found = (
+        evenslice.segment(
+            unet,
+            volume,
+            tmp_path / f"{workers}.npy",
+            device="cuda",
+            dtype="float32",
+            workers=workers,
+            progress=False,
+        )[:]
+        for workers in (None, 2)
+    )
+    assert (right == found).mean() >= 0.999
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_workers_share_a_gpu(unet, volume, workers):
+    alone, shared = (
+        audited(unet, volume, device="cuda", dtype="float32", workers=number) for number in (None, workers)
+    )
+    assert np.abs(shares(alone) - shares(shared)).max() < 1e-5

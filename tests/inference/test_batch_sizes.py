@@ -1,0 +1,179 @@
+"""How many windows go through a network at once: as many as fit, and fewer where memory runs out, with the same results."""
+
+import numpy as np
+import pytest
+import torch
+from pretend_gpu import pretend_gpu
+from torch import nn
+
+import evenslice
+from evenslice.auditing.attribution import Gradients, attribute
+from evenslice.inference.batch_sizes import BatchSizes, out_of_memory
+from evenslice.inference.prediction import predict
+from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.volumes import Scaling, open_volume
+
+VOLUME = np.random.default_rng(0).random((12, 40, 48))
+WINDOWS = torch.from_numpy(np.random.default_rng(1).random((7, 3, 32, 32), np.float32))
+LABELS = (VOLUME > 0.5).astype(np.uint8)
+
+
+class Small(nn.Module):
+    """A network whose device has memory for some windows at once, and not more."""
+
+    def __init__(self, most, error=torch.OutOfMemoryError):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 2, 3, padding=1))
+        self.most, self.error, self.sizes = most, error, []
+
+    def forward(self, windows):
+        if len(windows) > self.most:
+            raise self.error("out of memory")
+        self.sizes.append(len(windows))
+        return self.layers(windows)
+
+
+def ready(most, **options):
+    return ReadyNetwork(Small(most, **options), slices=3, device="cpu", dtype="float32")
+
+
+def predicted(network, **options):
+    volume = open_volume(VOLUME)
+    found = predict(network, volume, scaling=Scaling(0, 1), slices=3, batch=8, **options)
+    return torch.stack([output for _, output in found])
+
+
+@pytest.mark.parametrize("tile", [None, (16, 24)])
+@pytest.mark.parametrize("most", [1, 3, 5])
+def test_a_prediction_goes_on_in_smaller_batches_with_results_equal_but_for_rounding(most, tile):
+    small = ready(most)
+    found, whole = predicted(small, tile=tile), predicted(ready(100), tile=tile)
+    assert torch.allclose(found, whole, rtol=1e-5, atol=1e-6)
+    assert max(small.module.sizes) <= most
+
+
+def test_memory_that_has_run_out_once_is_not_asked_for_again():
+    network = ready(3)
+    tried = []
+    usual = network.module.forward
+    network.module.forward = lambda windows: (tried.append(len(windows)), usual(windows))[1]
+    predicted(network)
+    assert tried == [8, 4, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_every_error_that_means_it_counts(error):
+    assert torch.allclose(predicted(ready(2, error=error)), predicted(ready(100)), rtol=1e-5, atol=1e-6)
+
+
+def test_another_error_is_none_of_memory():
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        BatchSizes().run(lambda _: (_ for _ in ()).throw(RuntimeError("shapes")), 4, "")
+
+
+def test_a_window_too_large_for_the_memory_is_refused_with_what_would_help():
+    network = ready(100)
+    network.module.most = 0
+    with pytest.raises(evenslice.ModelError, match="memory of the device has run out.*smaller tile"):
+        predicted(network)
+    with pytest.raises(
+        evenslice.ModelError, match="a window of 3 slices of 32 x 48 does not fit.*smaller tile"
+    ):
+        network.prepare(3, (32, 48))
+
+
+@pytest.mark.parametrize("method", ["gradient", "input_x_gradient", "integrated_gradients", "occlusion"])
+def test_an_attribution_goes_on_in_smaller_batches(method):
+    small = ready(2)
+    found, whole = (attribute(network, WINDOWS, method=method) for network in (small, ready(100)))
+    assert torch.allclose(found.attribution, whole.attribution, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(found.output, whole.output, rtol=1e-5, atol=1e-6)
+    assert max(small.module.sizes) <= 2
+
+
+def test_gradients_that_share_a_pass_take_passes_of_their_own_where_memory_runs_out():
+    options = {"target": "predicted", "labels": None, "seed": 0}
+    shared, split = (Gradients(ready(most), WINDOWS, **options) for most in (100, 3))
+    for only in (None, 0, 1):
+        assert torch.allclose(
+            shared.explain(only).attribution, split.explain(only).attribution, rtol=1e-4, atol=1e-6
+        )
+
+
+def test_gradients_give_their_pass_up_where_memory_runs_out_on_the_way_back(monkeypatch):
+    gradients = Gradients(ready(3), WINDOWS[:3], target="predicted", labels=None, seed=0)
+    right = gradients.explain(1).attribution
+    usual, failed = torch.autograd.grad, []
+
+    def grad(*arguments, **options):
+        if not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError
+        return usual(*arguments, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    assert torch.allclose(gradients.explain(1).attribution, right, rtol=1e-4, atol=1e-6)
+    assert failed
+
+
+def test_whole_audits_segmentations_and_evaluations_go_on(tmp_path):
+    options = {"device": "cpu", "dtype": "float32", "progress": False}
+    audits = [
+        evenslice.audit(Small(most), VOLUME, batch=8, max_windows=10, tile=(32, 32), labels=LABELS, **options)
+        for most in (3, 100)
+    ]
+    shares = [[share.estimate for share in audit.shares] for audit in audits]
+    assert np.allclose(*shares, rtol=1e-5)
+    assert audits[0].run.batch == 8
+    assert audits[0].stress == audits[1].stress
+    labels = [
+        evenslice.segment(Small(most), VOLUME, tmp_path / f"{most}.npy", batch=8, **options)[:]
+        for most in (3, 100)
+    ]
+    assert np.array_equal(*labels)
+    scores = [
+        evenslice.evaluate(Small(most), VOLUME, LABELS, batch=8, stress=True, **options) for most in (3, 100)
+    ]
+    assert scores[0].dice == scores[1].dice
+
+
+@pytest.mark.parametrize(
+    ("each", "free", "batch"),
+    [
+        (2**20, 2**30, 32),  # half of a GiB holds 512 windows: the limit decides
+        (2**27, 2**31, 8),
+        (2**27, 2**31 - 2**27, 4),  # 7.5 windows: the power of two below
+        (2**30, 2**30, 1),  # half of it holds none: one is tried
+        (0, 2**30, 32),
+    ],
+)
+def test_a_batch_fills_half_of_the_free_memory_of_a_gpu(each, free, batch):
+    asked = []
+    with pretend_gpu() as gpu:
+        gpu.each, gpu.free = each, free
+        sizes = BatchSizes()
+        for _ in range(2):
+            found = sizes.fitting(asked.append, torch.device("cuda", 0), most=32, kind="")
+            assert found == batch
+    assert asked == [2]  # it is measured once
+
+
+def test_what_pytorch_has_reserved_without_use_is_free(monkeypatch):
+    with pretend_gpu() as gpu:
+        gpu.each, gpu.free = 2**20, 2**20
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 15 * 2**20)
+        assert BatchSizes().fitting(lambda _: None, torch.device("cuda", 0), most=32, kind="") == 8
+
+
+def test_the_default_batch_on_a_gpu_is_bounded_by_memory_and_recorded():
+    with pretend_gpu() as gpu:
+        gpu.each, gpu.free = 2**20, 2**23
+        network = ReadyNetwork(Small(100), slices=3, device="cuda", dtype="float32")
+        list(predict(network, open_volume(VOLUME), scaling=Scaling(0, 1), slices=3))
+        assert max(network.module.sizes) == 4
+        found = evenslice.audit(
+            Small(100), VOLUME, max_windows=10, tile=(32, 32), device="cuda", dtype="float32", progress=False
+        )
+        assert found.run.batch == 4

@@ -1,0 +1,219 @@
+"""Which device a network runs on and in which precision, and that every path takes the device it is given."""
+
+import copy
+import pickle
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from pretend_gpu import pretend_gpu
+from torch import nn
+
+import evenslice
+from evenslice._core import worker_number
+from evenslice.auditing.attribution import attribute
+from evenslice.inference.devices import choose_device, choose_dtype, full_precision, to_device
+from evenslice.inference.ready_network import ReadyNetwork
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def precisions():
+    operations = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    return [operation.fp32_precision for operation in operations]
+
+
+@pytest.fixture
+def as_worker(monkeypatch):
+    """Let this process be a worker of some name."""
+
+    def be(name):
+        module = types.SimpleNamespace(get_worker=lambda: types.SimpleNamespace(name=name))
+        monkeypatch.setitem(sys.modules, "distributed", module)
+
+    return be
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(0, 0), (3, 3), ("SLURMCluster-12", 12), ("SLURMCluster-0-3", 3), ("a", 0)]
+)
+def test_a_worker_knows_its_number(as_worker, name, number):
+    as_worker(name)
+    assert worker_number() == number
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "gpus", "chosen"),
+    [
+        ("auto", 1, 2, "cuda:1"),
+        ("cuda", 2, 2, "cuda:0"),  # more workers than GPUs share them
+        ("cuda", 3, 4, "cuda:3"),
+        ("cuda:1", 0, 2, "cuda:1"),  # as asked for
+        ("cpu", 1, 2, "cpu"),
+        ("auto", 1, 1, "cuda"),
+    ],
+)
+def test_workers_take_a_gpu_each(as_worker, asked, name, gpus, chosen):
+    as_worker(name)
+    with pretend_gpu(gpus):
+        assert str(choose_device(asked)).removesuffix(":0") == chosen.removesuffix(":0")
+
+
+def test_outside_workers_the_first_gpu_is_taken():
+    with pretend_gpu(2):
+        assert str(choose_device("auto")) == "cuda"
+        assert str(choose_device("cuda")) == "cuda:0"
+
+
+def test_a_network_that_is_sent_to_a_worker_arrives_on_the_cpu_and_takes_the_gpu_of_that_worker(as_worker):
+    windows = np.random.default_rng(0).random((2, 3, 16, 16), np.float32)
+    with pretend_gpu(2):
+        network = ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3, device="cuda", dtype="float32")
+        here = network(to_device(windows, network.device)).cpu()
+        sent = pickle.dumps(network)
+        assert network.mean.device.type == network.module.weight.device.type == "cuda"
+        as_worker(1)
+        arrived = pickle.loads(sent)  # noqa: S301  # made above
+        assert arrived.module.weight.device.type == arrived.mean.device.type == "cpu"
+        assert str(arrived.device) == "cuda:1"
+        there = arrived(to_device(windows, arrived.device)).cpu()
+    assert torch.equal(here, there)
+
+
+def test_a_network_on_the_cpu_is_sent_and_copied_as_it_is():
+    network = ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3, device="cpu", dtype="float32")
+    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):  # noqa: S301
+        assert copied.device == CPU
+        assert torch.equal(copied.module.weight, network.module.weight)
+
+
+def test_arrays_go_to_a_gpu_from_pinned_memory_without_waiting():
+    images, labels = np.zeros((2, 3, 8, 8), np.float32), np.zeros((2, 8, 8), np.int64)
+    with pretend_gpu() as gpu:
+        moved = to_device(images, torch.device("cuda", 0)), to_device(labels, torch.device("cuda", 0))
+        assert (gpu.pinned, gpu.copied) == (2, 2)
+        assert [tensor.device.type for tensor in moved] == ["cuda", "cuda"]
+        assert moved[0].is_contiguous(memory_format=torch.channels_last)
+        assert moved[1].is_contiguous()
+    assert to_device(images, CPU).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_gpu_computes_float32_in_full_meanwhile():
+    before = precisions()
+    assert before[0] == "tf32"  # PyTorch's default; if this changes, the function may go
+    with full_precision(CPU):
+        assert precisions() == before
+    with full_precision(CUDA):
+        assert "tf32" not in precisions()
+        with torch.backends.cudnn.flags(enabled=True):  # reads the older switches
+            pass
+    assert precisions() == before
+
+
+@pytest.mark.parametrize("work", ["forward", "attribute", "prepare"])
+def test_every_pass_of_a_network_computes_float32_in_full(work):
+    class Watch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm, self.seen = nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), []
+
+        def forward(self, windows):
+            self.seen.append(precisions())
+            return self.norm(self.layer(windows))
+
+    before = precisions()
+    with pretend_gpu():
+        network = ReadyNetwork(Watch(), slices=3, device="cuda", dtype="float32")
+        windows = torch.rand(1, 3, 8, 8, device="cuda")
+        {
+            "forward": lambda: network(windows),
+            "attribute": lambda: attribute(network, windows),
+            "prepare": lambda: network.prepare(3, (8, 8)),
+        }[work]()
+    assert network.module.seen
+    assert all("tf32" not in seen for seen in network.module.seen)
+    assert precisions() == before
+
+
+@pytest.mark.parametrize("work", ["audit", "segment", "evaluate"])
+def test_float16_is_refused_on_a_cpu_in_one_line(work, tmp_path):
+    volume = np.random.default_rng(0).random((6, 16, 16))
+    calls = {
+        "audit": lambda model: evenslice.audit(model, volume, device="cpu", dtype="float16"),
+        "segment": lambda model: evenslice.segment(
+            model, volume, tmp_path / "out.npy", device="cpu", dtype="float16"
+        ),
+        "evaluate": lambda model: evenslice.evaluate(
+            model, volume, volume > 0.5, device="cpu", dtype="float16"
+        ),
+    }
+    with pytest.raises(evenslice.ConfigError, match="float16.*on a CPU choose bfloat16, float32 or auto"):
+        calls[work](nn.Conv2d(3, 2, 1))
+
+
+def test_float16_is_taken_on_a_gpu():
+    assert choose_dtype("float16", CUDA) == torch.float16
+
+
+class Overflow(nn.Module):
+    """A network whose sums are too large for float16, and whose output is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        with torch.no_grad():
+            self.up.weight.fill_(50_000)
+            self.up.bias.zero_()
+            self.down.weight.copy_(torch.linspace(-1e-4, 1e-4, 8).view(2, 4, 1, 1))
+
+    def forward(self, windows):
+        return self.down(self.up(windows))
+
+
+def in_float16(model):
+    """Return a network that computes in float16 on the CPU, which a user is not let do."""
+    network = ReadyNetwork(model, slices=3, device="cpu", dtype="float32")
+    network.dtype = torch.float16
+    return network
+
+
+def test_what_overflows_in_float16_is_computed_again_in_float32():
+    windows = torch.rand(2, 3, 16, 16)
+    network = in_float16(Overflow())
+    half = network._run(windows, torch.float16)
+    assert not half.isfinite().all()
+    exact = ReadyNetwork(Overflow(), slices=3, device="cpu", dtype="float32")(windows)
+    torch.manual_seed(0)
+    assert torch.equal(
+        network(windows), ReadyNetwork(network.module, slices=3, device="cpu", dtype="float32")(windows)
+    )
+    assert network.dtype == torch.float16
+    assert exact.isfinite().all()
+
+
+def test_a_gradient_that_overflows_in_float16_is_computed_again_in_float32():
+    class Steep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1))
+            with torch.no_grad():
+                for layer in self.layers:
+                    layer.bias.zero_()
+                    layer.weight.fill_(1000)
+                self.layers[0].weight.fill_(1e-6)
+
+        def forward(self, windows):
+            return self.layers(windows)
+
+    windows = torch.rand(2, 3, 8, 8)
+    network = in_float16(Steep())
+    found = attribute(network, windows, target="sum")
+    with network.in_float32():
+        right = attribute(network, windows, target="sum")
+    with torch.autocast("cpu", dtype=torch.float16):
+        half = attribute(network.module, windows, target="sum")
+    assert half.output.isfinite().all()
+    assert not half.attribution.isfinite().all()
+    assert torch.allclose(found.attribution, right.attribution)
