@@ -12,6 +12,7 @@ from evenslice.report.study.stress import stress_group
 from evenslice.report.study.tables import figure_groups
 from evenslice.report.study.wording import difference, judgement, p_value, removed_part, verdicts
 from evenslice.results.replicates import replicate_means
+from evenslice.results.scores import score_title
 from evenslice.results.student import student_interval
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from evenslice.results.pooling import PooledArm, PooledComparison
     from evenslice.results.seeds import ArmSummary, Comparison
-    from evenslice.studying.config import StudyData
+    from evenslice.studying.study_data import StudyData
 
 __all__ = ["full_table", "pooled_table", "result_table", "run_table", "stress_table", "table"]
 
@@ -34,11 +35,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def result_table(study: Study, comparison: Comparison) -> str:
     """Return what matters most of each arm, one a row."""
-    baseline = study.results.baseline
+    baseline, score = study.results.baseline, score_title(study.results.score, first=True)
     header = (
         "arm",
-        "Dice",
-        f"Dice less {baseline}",
+        score,
+        f"{score} less {baseline}",
         "not inferior?",
         "largest pair bias",
         "part of it removed",
@@ -52,8 +53,8 @@ def _result_row(arm: ArmSummary) -> list[str]:
     tested = f"{judgement(arm)} ({p_value(arm.p)})" if not math.isnan(arm.p) else NOTHING
     return [
         arm.arm,
-        interval(arm.metrics["dice"]),
-        difference(arm.differences["dice"]) if compared else NOTHING,
+        interval(arm.metrics[arm.score]),
+        difference(arm.differences[arm.score]) if compared else NOTHING,
         tested,
         interval(arm.metrics["largest_bias"]),
         removed_part(arm.bias_removed),
@@ -63,10 +64,11 @@ def _result_row(arm: ArmSummary) -> list[str]:
 
 def pooled_table(study: Study, item: PooledComparison) -> str:
     """Return what matters most of each arm over all data sets, one a row; the primary comparison is in bold."""
+    score = score_title(study.results.score, first=True)
     header = (
         "arm",
-        "Dice",
-        f"Dice less {study.results.baseline}",
+        score,
+        f"{score} less {study.results.baseline}",
         "not inferior?",
         "superior?",
         "p of a difference, adjusted",
@@ -83,8 +85,8 @@ def _pooled_row(arm: PooledArm) -> list[str]:
     compared = bool(arm.differences)
     return [
         f"**{arm.arm}**" if arm.primary else arm.arm,
-        interval(arm.metrics["dice"]),
-        difference(arm.differences["dice"]) if compared else NOTHING,
+        interval(arm.metrics[arm.score]),
+        difference(arm.differences[arm.score]) if compared else NOTHING,
         f"{judgement(arm)} ({p_value(arm.p)}, margin {arm.margin:g})" if not math.isnan(arm.p) else NOTHING,
         superiority(arm),
         p_value(arm.p_adjusted),

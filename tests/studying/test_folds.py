@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as some
 from pydantic import ValidationError
 
 from evenslice._core.errors import ConfigError, VolumeError
-from evenslice.studying.config import StudyData
 from evenslice.studying.folds import cut_blocks, fold_data
+from evenslice.studying.study_data import StudyData
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
 

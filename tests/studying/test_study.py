@@ -19,9 +19,10 @@ from evenslice._core.errors import ConfigError, MissingExtraError, VolumeError
 from evenslice.cli import entry as cli
 from evenslice.results.studies import load_study
 from evenslice.studying import run_execution, runs as runs_module, study_runner
-from evenslice.studying.config import StudyConfig, StudyData
+from evenslice.studying.config import StudyConfig
 from evenslice.studying.outcome import RunOutcome
 from evenslice.studying.runs import plan_runs
+from evenslice.studying.study_data import StudyData
 from evenslice.studying.study_runner import study
 from evenslice.training.config import TrainingConfig
 

@@ -145,7 +145,7 @@ def test_a_validation_that_is_interrupted_is_done_by_the_resumed_run(
 
 def test_a_test_that_is_interrupted_is_done_by_the_resumed_run(inputs, undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(result, "tested_scores", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        patched.setattr(result, "final_scores", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         with pytest.raises(TrainingInterrupted, match="interrupted at its test"):
             train(config(inputs), tmp_path / "run", progress=False)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {

@@ -1,8 +1,6 @@
 """Label values that are of no class: refused, taken as background, or left out of losses and scores."""
 
 import json
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ import torch
 from torch import nn
 
 import evenslice
-from evenslice import ConfigError, TrainConfig, VolumeError, cli
+from evenslice import ConfigError, TrainConfig, VolumeError
 from evenslice._core import as_config, to_yaml
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
@@ -175,22 +173,6 @@ def test_a_configuration_says_it_all(tmp_path):
         as_config({"data": {**options, "ignore_label": 5}}, TrainConfig)
     with pytest.raises(ConfigError, match=r"data.plane: 'w': should be 'z', 'y' or 'x'"):
         as_config({"data": {**options, "plane": "w"}}, TrainConfig)
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Run the command line within this process, in the folder of the test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capsys.readouterr()
-        return SimpleNamespace(returncode=end.value.code, stdout=captured.out, stderr=captured.err)
-
-    return command
 
 
 def test_train_segment_and_evaluate_along_another_axis_with_labels_that_do_not_count(tmp_path, command):

@@ -29,7 +29,7 @@ from evenslice.neutralizing.network_files import load_network
 from evenslice.training.best_network import KeepBest
 from evenslice.training.config import TrainConfig
 from evenslice.training.fitting import fixed_windows
-from evenslice.training.lightning_module import SegmentationLoss, SegmentationModule
+from evenslice.training.lightning_module import SegmentationLoss, TrainingModule
 from evenslice.training.run_folder import RunFolder
 from evenslice.training.trainer import train
 
@@ -716,7 +716,7 @@ def test_biases_and_normalisations_do_not_decay(folder):
     import trainable
 
     config = make_config(folder).training
-    module = SegmentationModule(trainable.small(), config, classes=2)
+    module = TrainingModule(trainable.small(), config, classes=2)
     decayed, free = module.configure_optimizers()["optimizer"].param_groups
     assert [group["weight_decay"] for group in (decayed, free)] == [config.weight_decay, 0]
     assert {parameter.ndim for parameter in decayed["params"]} == {4}

@@ -29,7 +29,8 @@ TIES = ("mirror", "uniform")
 CUTS = ("output", "encoder")
 PLANES = ("z", "y", "x")
 OTHERS = ("error", "background")
-DTYPES = ("auto", "bfloat16", "float32")
+INSTANCES = ("sparse", "dense")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 MODEL_HELP = (
     "Network: smp:DECODER/ENCODER, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME (a hub name, "
@@ -306,6 +307,15 @@ class LabelValues:
     ignore_label: Annotated[
         int | None,
         volume("Label value of voxels that do not count in scores (default: that of the run).", metavar="V"),
+    ] = None
+    instances: Annotated[
+        str | None,
+        volume(
+            "If labels number objects, whose boundaries are class 1: sparse (on a background, 0) or dense (0 is boundary, "
+            "too; default: that of the run, else labels are classes).",
+            metavar="KIND",
+            autocompletion=lambda: INSTANCES,
+        ),
     ] = None
 
     def refuse(self) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from evenslice.cli.tables import failed_table, new_table, without_zero
+from evenslice.results import MAIN_SCORES, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,9 +29,10 @@ def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[
     )
     if outcome.status == "failed":
         return f"{place}: failed: {outcome.error}"
+    scores = [(getattr(outcome, name), score_title(name), ".3f") for name in MAIN_SCORES.values()]
     figures = " ".join(
         f"{title} {value:{form}}"
-        for value, title, form in ((outcome.dice, "Dice", ".3f"), (outcome.directional_bias, "D_m", "+.4f"))
+        for value, title, form in (*scores, (outcome.directional_bias, "D_m", "+.4f"))
         if value is not None
     )
     return f"{place}: {figures} in {outcome.seconds:.0f} s"
@@ -39,11 +41,13 @@ def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[
 def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     """Yield tables of the arms, over all data sets and for each data set and architecture, and one of failed runs.
 
-    "no worse" means that the loss of Dice against the baseline is below the margin, "not shown" that it may not be.
+    "no worse" means that the loss of the main score, such as Dice, against the baseline is below the margin, "not shown"
+    that it may not be.
     """
+    score = summary.get("score", MAIN_SCORES["segmentation"])  # not in those of earlier versions
     for item in summary.get("pooled", ()):
         if len(item["datasets"]) > 1 or any(arm.get("primary") for arm in item["arms"]):
-            yield _pooled_table(item, summary["baseline"])
+            yield _pooled_table(item, summary["baseline"], score)
     folded = False
     for comparison in summary["comparisons"]:
         unit = "folds" if any(len(arm.get("folds", ())) > 1 for arm in comparison["arms"]) else "seeds"
@@ -51,11 +55,12 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         title = (
             f"{comparison['dataset']}, {comparison['architecture']}: means over {unit} with 95 % intervals"
         )
-        difference = f"Dice minus\n{summary['baseline']}"
-        table = new_table(title, "arm", "n", "Dice", difference, "D_m", "bias\nremoved")
+        name = score_title(score, first=True)
+        difference = f"{name} minus\n{summary['baseline']}"
+        table = new_table(title, "arm", "n", name, difference, "D_m", "bias\nremoved")
         table.show_lines = True
         for arm in comparison["arms"]:
-            table.add_row(*_arm_cells(arm, unit))
+            table.add_row(*_arm_cells(arm, unit, score))
         yield table
     if summary["failed"]:
         failed = [(_run_name(run, folded=folded), run["error"]) for run in summary["failed"]]
@@ -68,21 +73,21 @@ def _run_name(run: Mapping[str, Any], *, folded: bool) -> str:
     return f"{run['dataset']}, {run['architecture']}, {run['arm']}, {place}seed {run['seed']}"
 
 
-def _pooled_table(item: Mapping[str, Any], baseline: str) -> Table:
+def _pooled_table(item: Mapping[str, Any], baseline: str, score: str) -> Table:
     """Return the arms over all data sets, with the primary comparison marked by a star."""
     count = len(item["datasets"])
     sets = f"All {count} data sets" if count > 1 else item["datasets"][0]
     columns = (
         "arm",
-        "Dice",
-        f"Dice minus\n{baseline}",
+        score_title(score, first=True),
+        f"{score_title(score, first=True)} minus\n{baseline}",
         "p of the\ndifference",
         "loss, both\nmissing",
     )
     table = new_table(f"{sets}, {item['architecture']}: means with 95 % intervals", *columns)
     table.show_lines = True
     for arm in item["arms"]:
-        table.add_row(*_pooled_cells(arm))
+        table.add_row(*_pooled_cells(arm, score))
     notes = ["p of the difference is adjusted for the number of comparisons (Holm)."]
     if any(arm.get("primary") for arm in item["arms"]):
         notes.append(
@@ -92,11 +97,11 @@ def _pooled_table(item: Mapping[str, Any], baseline: str) -> Table:
     return table
 
 
-def _pooled_cells(arm: Mapping[str, Any]) -> Iterator[str]:
+def _pooled_cells(arm: Mapping[str, Any], score: str) -> Iterator[str]:
     figures = arm["figures"]
     yield arm["arm"] + (" *" if arm.get("primary") else "")
-    yield _estimate(figures["dice"], ".3f")
-    yield _difference(arm)
+    yield _estimate(figures[score], ".3f")
+    yield _difference(arm, score)
     p = arm.get("difference", {}).get("p_adjusted")
     if "superiority" in arm:
         p = arm["superiority"]["p"]
@@ -123,22 +128,22 @@ def _course(values: NDArray[np.float64] | None, form: str) -> str:
     return without_zero(f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}") if known else "none"
 
 
-def _arm_cells(arm: Mapping[str, Any], unit: str) -> Iterator[str]:
+def _arm_cells(arm: Mapping[str, Any], unit: str, score: str) -> Iterator[str]:
     yield arm["arm"]
     yield str(len(arm[unit]))
-    yield _estimate(arm["figures"]["dice"], ".3f")
-    yield _difference(arm)
+    yield _estimate(arm["figures"][score], ".3f")
+    yield _difference(arm, score)
     yield _estimate(arm["figures"]["directional_bias"], "+.3f")
     removed = arm.get("bias_removed")
     yield _estimate(removed, ".0%") if isinstance(removed, dict) and removed["estimate"] is not None else ""
 
 
-def _difference(arm: Mapping[str, Any]) -> str:
-    """Format the difference of an arm from the baseline in Dice, and whether it is no worse."""
+def _difference(arm: Mapping[str, Any], score: str) -> str:
+    """Format the difference of an arm from the baseline in the main score, and whether it is no worse."""
     if "differences" not in arm:
         return ""
     test = arm["non_inferiority"]
-    difference = _estimate(arm["differences"]["dice"], "+.3f")
+    difference = _estimate(arm["differences"][score], "+.3f")
     if test["holds"] is None:
         return difference
     return f"{difference}\n{'no worse' if test['holds'] else 'not shown'}\np = {test['p']:.2g}"

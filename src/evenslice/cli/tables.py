@@ -11,6 +11,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from evenslice.results import MAIN_SCORES, score_title
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
@@ -184,15 +186,24 @@ def export_table(written: Exported) -> Table:
     return table
 
 
+TEST_SCORES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "dice": "Dice", "iou": "IoU"}
+"""Scores of the test that have a value for each class."""
+
+
 def run_table(result: Mapping[str, Any], out: Path) -> Table:
     """Return the result of a training run, one entry in each row."""
     table = _facts(str(out))
     table.add_row("steps", f"{result['steps']} in {result['seconds']:.0f} s")
     if result["validation"] is not None:
         found = result["validation"]
-        table.add_row("checkpoint", f"step {found['step']}, validation Dice {found['dice']:.3f}")
-    for name, title in (("dice", "Dice"), ("iou", "IoU")):
-        if result[name] is not None:
+        score = next(name for name in MAIN_SCORES.values() if name in found)
+        table.add_row(
+            "checkpoint", f"step {found['step']}, validation {score_title(score)} {found[score]:.3f}"
+        )
+    if result.get("accuracy") is not None:
+        table.add_row("test accuracy", f"{result['accuracy']:.3f}")
+    for name, title in TEST_SCORES.items():
+        if result.get(name) is not None:
             per_class = ", ".join(
                 "none" if value is None else f"{value:.3f}" for value in result[name]["per_class"]
             )

@@ -34,6 +34,7 @@ from .pooling import (
     pool_runs as pool_runs,
 )
 from .replicates import Unit as Unit, pair_runs as pair_runs, replicate_means as replicate_means
+from .scores import MAIN_SCORES as MAIN_SCORES, TASK_SCORES as TASK_SCORES, score_title as score_title
 from .seeds import (
     METRICS as METRICS,
     SALIENCY_PERCENTILES as SALIENCY_PERCENTILES,

@@ -18,6 +18,7 @@ import numpy as np
 
 from evenslice.results.intervals import Interval
 from evenslice.results.replicates import pair_runs, replicate_means, replicate_unit
+from evenslice.results.scores import MAIN_SCORES
 from evenslice.results.seeds import BOUNDS, METRICS, column
 from evenslice.results.student import LEVEL, clipped
 
@@ -90,7 +91,7 @@ class Primary:
     Attributes:
         arm: the arm that is compared.
         architecture: with which network.
-        margin: the loss of Dice, as a mean over the data sets, that would matter; with any arm.
+        margin: the loss of the main score, as a mean over the data sets, that would matter; with any arm.
     """
 
     arm: str
@@ -107,14 +108,15 @@ class PooledArm:
         datasets: the data sets in which it has runs.
         metrics: means by name (``POOLED``), with their 95 % intervals.
         differences: mean paired differences from the baseline by name; empty for the baseline and without common runs.
-        margin: of the non-inferiority test of Dice; NaN without differences.
+        margin: of the non-inferiority test of the main score; NaN without differences.
         p: of that test, one-sided; NaN without a test.
-        holds: whether Dice is not inferior; None without a test.
+        holds: whether the main score is not inferior; None without a test.
         primary: whether this is the primary comparison.
-        p_superior: of the test that follows in the primary comparison, one-sided: whether Dice is higher.
+        p_superior: of the test that follows in the primary comparison, one-sided: whether it is higher.
         superior: whether it is; None where it is not tested, as non-inferiority does not hold.
-        p_differs: of the two-sided test of a difference in Dice; NaN without a test.
+        p_differs: of the two-sided test of a difference in it; NaN without a test.
         p_adjusted: the same by Holm's method, over all but the primary comparison, for which it is NaN.
+        score: the name of the main score.
     """
 
     arm: str
@@ -129,6 +131,7 @@ class PooledArm:
     superior: bool | None = None
     p_differs: float = math.nan
     p_adjusted: float = math.nan
+    score: str = MAIN_SCORES["segmentation"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arm as plain values, with the keys of ``summary.json``."""
@@ -241,7 +244,12 @@ def pooled_bounds(name: str, *, difference: bool = False) -> tuple[float, float]
 
 
 def pool_runs(
-    rows: Iterable[RunRecord], *, baseline: str, margin: float, primary: Primary | None = None
+    rows: Iterable[RunRecord],
+    *,
+    baseline: str,
+    margin: float,
+    primary: Primary | None = None,
+    score: str = MAIN_SCORES["segmentation"],
 ) -> list[PooledComparison]:
     """Pool the finished runs of a study over its data sets.
 
@@ -249,8 +257,9 @@ def pool_runs(
         rows: for each run what ``summarize_runs`` needs, and ``stress_intact``, ``stress_before``, ``stress_after`` and
             ``stress_both`` if they were measured.
         baseline: the arm that the others are compared with.
-        margin: of the non-inferiority tests of Dice, unless there is a primary comparison, which has its own.
+        margin: of the non-inferiority tests of the main score, unless there is a primary comparison, which has its own.
         primary: the comparison that the study is made for.
+        score: the name of the main score.
 
     Returns:
         One comparison for each architecture, in the order of the rows.
@@ -279,6 +288,7 @@ def pool_runs(
                 baseline,
                 margin if primary is None else primary.margin,
                 primary.arm if primary is not None and architecture == primary.architecture else None,
+                score,
             ),
         )
         for architecture, arms in groups.items()
@@ -291,6 +301,7 @@ def _pool_arms(
     baseline: str,
     margin: float,
     primary: str | None,
+    score: str,
 ) -> tuple[PooledArm, ...]:
     runs: dict[str, list[RunRecord]] = {}
     for sets in arms.values():
@@ -300,7 +311,7 @@ def _pool_arms(
     others = arms.get(baseline, {})
     pooled = []
     for arm, sets in arms.items():
-        summary = PooledArm(arm, tuple(sets), _means(sets, units))
+        summary = PooledArm(arm, tuple(sets), _means(sets, units), score=score)
         if arm != baseline:
             summary = _compare(summary, sets, others, units, margin, arm == primary)
         pooled.append(summary)
@@ -324,7 +335,7 @@ def _compare(  # an arm, what it is compared with, and how
     margin: float,
     primary: bool,
 ) -> PooledArm:
-    """Add the differences of an arm from the baseline, and the tests of Dice."""
+    """Add the differences of an arm from the baseline, and the tests of the main score."""
     paired = {data: pair_runs(runs, baseline.get(data, ())) for data, runs in sets.items()}
     paired = {data: pairs for data, pairs in paired.items() if pairs}
     if not paired:
@@ -333,8 +344,8 @@ def _compare(  # an arm, what it is compared with, and how
     def pool(name: str) -> PooledMean:
         return pool_means(_differences(pairs, name, units[data]) for data, pairs in paired.items())
 
-    dice = pool("dice")
-    p, p_superior = dice.p_above(-margin), dice.p_above() if primary else math.nan
+    main = pool(summary.score)
+    p, p_superior = main.p_above(-margin), main.p_above() if primary else math.nan
     level = (1 - LEVEL) / 2
     holds = None if math.isnan(p) else p < level
     return replace(
@@ -346,7 +357,7 @@ def _compare(  # an arm, what it is compared with, and how
         primary=primary,
         p_superior=p_superior if holds else math.nan,
         superior=p_superior < level if primary and holds else None,
-        p_differs=dice.p_differs(),
+        p_differs=main.p_differs(),
     )
 
 

@@ -1,12 +1,12 @@
-"""Statistics over the runs of a study: means over replicates, differences from a baseline, and whether Dice was lost.
+"""Statistics over the runs of a study: means over replicates, differences from a baseline, and what the score lost.
 
 For each data set and architecture, every arm was run with several seeds, and perhaps on several folds of the data. A
 metric of an arm is the mean over its replicates, folds or else seeds (see ``replicates``), with Student's t interval.
 Two arms are compared run by run: runs with the same fold and seed see the same crops and start from the same random
 weights, unless the whole network is random. An arm is not inferior to the baseline when the 95 %
-interval of the difference in Dice lies above minus the margin. What an arm removes of the baseline's bias is a ratio
-of means and has Fieller's interval. Every interval is clipped to the range of its quantity. Intervals are not adjusted
-for the number of arms; ``pooling`` joins the data sets, and there p values are.
+interval of the difference in the main score, such as Dice, lies above minus the margin. What an arm removes of the
+baseline's bias is a ratio of means and has Fieller's interval. Every interval is clipped to the range of its quantity.
+Intervals are not adjusted for the number of arms; ``pooling`` joins the data sets, and there p values are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from evenslice.results.biases import halves, pair_bias
 from evenslice.results.replicates import fold_of, pair_runs, replicate_means, replicate_unit
+from evenslice.results.scores import MAIN_SCORES, TASK_SCORES
 from evenslice.results.student import (
     UNKNOWN,
     NonInferiority,
@@ -49,12 +50,8 @@ __all__ = [
 ]
 
 METRICS = (
-    "dice",
-    "iou",
-    "hd95",
-    "surface_dice",
-    "adapted_rand_error",
-    "variation_of_information",
+    *TASK_SCORES["segmentation"],
+    *TASK_SCORES["classification"],
     "directional_bias",
     "absolute_bias",
     "largest_bias",
@@ -88,11 +85,13 @@ class ArmSummary:
         metrics: mean over replicates by name (``METRICS``), with its 95 % interval.
         shares: the same for each slice.
         differences: mean paired difference from the baseline by name; empty for the baseline and without common runs.
-        margin: of the non-inferiority test of Dice: the loss that would matter; NaN if ``differences`` is empty.
+        margin: of the non-inferiority test of the main score: the loss that would matter; NaN if ``differences`` is
+            empty.
         p: of the one-sided paired t test of a mean difference of at most -margin; NaN without a test.
-        holds: whether Dice is not inferior; None without a test.
+        holds: whether the main score is not inferior; None without a test.
         bias_removed: the part of the baseline's largest pair bias that the arm does not have; see ``bias_removed``.
         folds: those of its finished runs; only 0 without folds.
+        score: the name of the main score, which is tested.
     """
 
     arm: str
@@ -105,6 +104,7 @@ class ArmSummary:
     holds: bool | None = None
     bias_removed: Interval = UNKNOWN
     folds: tuple[int, ...] = (0,)
+    score: str = MAIN_SCORES["segmentation"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain values, with the keys of ``summary.json``."""
@@ -205,7 +205,9 @@ def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float
     return [[float(f"{value:.4g}") for value in row] for row in values]
 
 
-def summarize_runs(rows: Iterable[RunRecord], *, baseline: str, margin: float) -> list[Comparison]:
+def summarize_runs(
+    rows: Iterable[RunRecord], *, baseline: str, margin: float, score: str = MAIN_SCORES["segmentation"]
+) -> list[Comparison]:
     """Summarize the finished runs of a study.
 
     Args:
@@ -213,7 +215,8 @@ def summarize_runs(rows: Iterable[RunRecord], *, baseline: str, margin: float) -
             ``fold`` if it has one; a metric that is missing or None is undefined, but for ``largest_bias``, which
             ``shares`` give too.
         baseline: the arm that the others are compared with.
-        margin: of the non-inferiority test of Dice.
+        margin: of the non-inferiority test of the main score.
+        score: the name of that.
 
     Returns:
         One comparison for each data set and architecture, in the order of the rows.
@@ -232,23 +235,28 @@ def summarize_runs(rows: Iterable[RunRecord], *, baseline: str, margin: float) -
         arms = groups.setdefault((row["dataset"], row["architecture"]), {})
         arms.setdefault(row["arm"], []).append(row)
     return [
-        Comparison(dataset, architecture, _summarize_arms(arms, baseline, margin))
+        Comparison(dataset, architecture, _summarize_arms(arms, baseline, margin, score))
         for (dataset, architecture), arms in groups.items()
     ]
 
 
 def _summarize_arms(
-    arms: Mapping[str, Sequence[RunRecord]], baseline: str, margin: float
+    arms: Mapping[str, Sequence[RunRecord]], baseline: str, margin: float, score: str
 ) -> tuple[ArmSummary, ...]:
     unit = replicate_unit(run for runs in arms.values() for run in runs)
     return tuple(
-        _summarize_arm(arm, runs, [] if arm == baseline else arms.get(baseline, []), margin, unit)
+        _summarize_arm(arm, runs, [] if arm == baseline else arms.get(baseline, []), margin, unit, score)
         for arm, runs in arms.items()
     )
 
 
 def _summarize_arm(
-    arm: str, runs: Sequence[RunRecord], baseline: Sequence[RunRecord], margin: float, unit: Unit
+    arm: str,
+    runs: Sequence[RunRecord],
+    baseline: Sequence[RunRecord],
+    margin: float,
+    unit: Unit,
+    score: str,
 ) -> ArmSummary:
     summary = ArmSummary(
         arm,
@@ -259,6 +267,7 @@ def _summarize_arm(
         },
         shares=_mean_shares([run for run in runs if run["shares"]], unit),
         folds=tuple(dict.fromkeys(map(fold_of, runs))),
+        score=score,
     )
     pairs = pair_runs(runs, baseline)
     if not pairs:
@@ -266,7 +275,7 @@ def _summarize_arm(
     own, other = zip(*pairs, strict=True)
     both = {name: (column(own, name), column(other, name)) for name in METRICS}
     differences = {name: replicate_means(own, mine - theirs, unit) for name, (mine, theirs) in both.items()}
-    test = non_inferiority(differences["dice"], margin)
+    test = non_inferiority(differences[score], margin)
     return replace(
         summary,
         differences={

@@ -42,7 +42,7 @@ from evenslice.results.study_files import (
     reading,
     text,
 )
-from evenslice.results.study_summaries import StudySummary, read_comparisons, read_pooled
+from evenslice.results.study_summaries import StudySummary, read_comparisons, read_pooled, read_score
 
 if TYPE_CHECKING:
     import os
@@ -97,9 +97,9 @@ class StudyRun:
         windows: number of windows of the audit.
         steps: of the training.
         seconds: of the training.
-        curves: the columns of the training log by name (``step``, ``loss``, ``learning_rate``, ``validation_dice``,
-            ``share_-1`` ..., ``directional_bias`` ...), all of one length, NaN where nothing was logged; empty without
-            a log.
+        curves: the columns of the training log by name (``step``, ``loss``, ``learning_rate``, ``validation_dice``
+            or ``validation_balanced_accuracy``, ``share_-1`` ..., ``directional_bias`` ...), all of one length, NaN
+            where nothing was logged; empty without a log.
         example: a test slice; None if none was kept.
         stress: what disturbed slices cost; None if that was not measured.
         circumstances: ``versions``, ``machine`` and ``created`` of the training; empty if unknown.
@@ -148,6 +148,11 @@ class StudyResults:
         return self.summary["baseline"]
 
     @property
+    def score(self) -> str:
+        """Name of the main score, by which the arms are compared."""
+        return read_score(self.summary)
+
+    @property
     def arms(self) -> tuple[str, ...]:
         """Names of all arms, in the order of the comparisons."""
         return tuple(dict.fromkeys(arm.arm for item in self.comparisons for arm in item.arms))
@@ -180,7 +185,7 @@ def load_study(folder: str | os.PathLike[str]) -> StudyResults:
     with reading(folder / "summary.json") as path:
         summary = read_json(path)
         comparisons = read_comparisons(summary)
-        pooled = read_pooled(summary["pooled"]) if "pooled" in summary else None
+        pooled = read_pooled(summary) if "pooled" in summary else None
     with reading(folder / "results.csv") as path:
         rows = [row for row in read_rows(path, COLUMNS, MAX_RUNS) if row["status"] == "done"]
         places = [_find_run(folder / "runs", row["key"]) for row in rows]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
 
 from evenslice.results.intervals import Interval
 from evenslice.results.pooling import POOLED, PooledArm, PooledComparison, pooled_bounds
+from evenslice.results.scores import MAIN_SCORES
 from evenslice.results.seeds import BOUNDS, METRICS, ArmSummary, Comparison, difference_bounds
 from evenslice.results.student import UNKNOWN, clipped
 from evenslice.results.study_files import count, number, text
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     Entries = Mapping[str, Any]
 
-__all__ = ["STUDY_FORMAT", "FailedRun", "StudySummary", "read_comparisons", "read_pooled"]
+__all__ = ["STUDY_FORMAT", "FailedRun", "StudySummary", "read_comparisons", "read_pooled", "read_score"]
 
 STUDY_FORMAT: Final = 1
 NO_TEST: Final = {"margin": None, "p": None, "holds": None}
@@ -43,6 +44,7 @@ class StudySummary(TypedDict):
     finished: int
     failed: list[FailedRun]
     baseline: str
+    score: NotRequired[str]  # the main score; not in summaries of earlier versions, which knew Dice alone
     comparisons: list[dict[str, Any]]
     pooled: NotRequired[list[dict[str, Any]]]  # not in summaries of earlier versions
 
@@ -59,34 +61,45 @@ def read_comparisons(summary: Entries) -> tuple[Comparison, ...]:
             text(run, name)
         count(run["seed"])
         count(run.get("fold", 0))
+    score = read_score(summary)
     return tuple(
         Comparison(
             text(item, "dataset"),
             text(item, "architecture"),
-            tuple(_arm_summary(arm) for arm in item["arms"]),
+            tuple(_arm_summary(arm, score) for arm in item["arms"]),
         )
         for item in summary["comparisons"]
     )
 
 
-def read_pooled(items: Any) -> tuple[PooledComparison, ...]:
-    """Return the comparisons over all data sets of a summary."""
+def read_score(summary: Entries) -> str:
+    """Return the name of the main score of a summary; earlier versions knew Dice alone."""
+    score = text(summary, "score") if "score" in summary else MAIN_SCORES["segmentation"]
+    if score not in MAIN_SCORES.values():
+        raise ValueError(f"score: {score!r:.40} is no main score")
+    return score
+
+
+def read_pooled(summary: Entries) -> tuple[PooledComparison, ...]:
+    """Return the comparisons over all data sets of a summary; none if an earlier version wrote it."""
+    score = read_score(summary)
     return tuple(
         PooledComparison(
             text(item, "architecture"),
             _names(item["datasets"]),
-            tuple(_pooled_arm(arm) for arm in item["arms"]),
+            tuple(_pooled_arm(arm, score) for arm in item["arms"]),
         )
-        for item in items
+        for item in summary.get("pooled", ())
     )
 
 
-def _pooled_arm(arm: Entries) -> PooledArm:
+def _pooled_arm(arm: Entries, score: str) -> PooledArm:
     differences = arm.get("differences")
     found = PooledArm(
         text(arm, "arm"),
         _names(arm["datasets"]),
         _intervals(arm["figures"], pooled_bounds, POOLED),
+        score=score,
     )
     if differences is None:
         return found
@@ -117,7 +130,7 @@ def _holds(test: Entries) -> bool | None:
     return holds
 
 
-def _arm_summary(arm: Entries) -> ArmSummary:
+def _arm_summary(arm: Entries, score: str) -> ArmSummary:
     test = arm.get("non_inferiority", NO_TEST)
     differences = arm.get("differences")
     return ArmSummary(
@@ -131,6 +144,7 @@ def _arm_summary(arm: Entries) -> ArmSummary:
         p=number(test["p"]),
         holds=_holds(test),
         bias_removed=_bias_removed(arm.get("bias_removed")),
+        score=score,
     )
 
 

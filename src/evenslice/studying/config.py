@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from evenslice._core import Section, did_you_mean, needs_extra
+from evenslice.studying.study_data import OneDevice, StudyData
 from evenslice.training import (
     AugmentationConfig,
-    DataConfig,
-    LabelledFiles,
     SlicesOption,
     StrategyOption,
     TieOption,
@@ -18,20 +17,9 @@ from evenslice.training import (
 )
 
 with needs_extra("train", "a study"):
-    from pydantic import (
-        AfterValidator,
-        Field,
-        ValidationError,
-        ValidationInfo,
-        field_serializer,
-        field_validator,
-        model_validator,
-    )
+    from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["Architecture", "Arm", "AuditOptions", "PrimaryComparison", "StudyConfig", "StudyData"]
+__all__ = ["Architecture", "Arm", "AuditOptions", "PrimaryComparison", "StudyConfig"]
 
 
 class Arm(Section):
@@ -96,108 +84,6 @@ class Architecture(Section):
     weights: WeightsOption = Field(default="imagenet", description="Weights: imagenet, none, or a file.")
 
 
-def _one_device(training: TrainingConfig) -> TrainingConfig:
-    if training.devices > 1:
-        raise ValueError("a run of a study uses one device; use several workers to run several at once")
-    return training
-
-
-OneDevice = Annotated[TrainingConfig, AfterValidator(_one_device)]
-
-
-def _need(values: Mapping[str, Any], *names: str) -> None:
-    """Raise the error of pydantic for missing options, with the place of each."""
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise ValidationError.from_exception_data(
-            "data", [{"type": "missing", "loc": (name,), "input": values} for name in missing]
-        )
-
-
-class StudyData(DataConfig):
-    """A data set to compare the arms on: pairs for training and others for tests, or folds of pairs.
-
-    Example: three quarters of a volume are trained on and one is tested, in turn.
-        >>> pair = {"image": "image.tif", "labels": "labels.tif"}
-        >>> data = StudyData.model_validate({"name": "em", "pairs": [pair], "blocks": 4, "folds": 4})
-        >>> data.fold_count
-        4
-    """
-
-    train: tuple[LabelledFiles, ...] = Field(
-        default=(), description="Pairs of image and labels for training; or give pairs and folds."
-    )
-    test: tuple[LabelledFiles, ...] = Field(
-        default=(), description="Pairs for tests and audits; or give pairs and folds."
-    )
-    pairs: tuple[LabelledFiles, ...] = Field(
-        default=(),
-        description=(
-            "Pairs of image and labels that are each tested in one of the folds and trained on in the others, "
-            "instead of train and test."
-        ),
-    )
-    folds: int | None = Field(
-        default=None,
-        ge=2,
-        description=(
-            "Number of folds: fold f tests on parts f, f + folds, f + 2 folds ... of the pairs and trains on the "
-            "others, without the slices near those of the test."
-        ),
-    )
-    blocks: int = Field(
-        default=1,
-        ge=1,
-        description="Number of parts, contiguous blocks of slices, into which each pair is cut.",
-    )
-    training: OneDevice = Field(
-        default_factory=TrainingConfig,
-        description="Training options for this data set that differ from those of the study.",
-    )
-
-    @field_serializer("training")
-    def _in_full(self, training: TrainingConfig) -> dict[str, Any]:
-        """Keep defaults, too: they may differ from the options of the study."""
-        return training.model_dump(mode="json")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_way_to_test(cls, values: Any) -> Any:
-        """Check that there are either pairs to fold, or pairs for training and for tests."""
-        if not isinstance(values, dict):
-            return values
-        if not (values.get("pairs") or values.get("folds") or values.get("blocks", 1) != 1):
-            _need(values, "train", "test")
-            return values
-        _need(values, "pairs", "folds")
-        for name in ("train", "validation", "test"):
-            if values.get(name):
-                raise ValueError(f"{name}: cannot stand beside pairs and folds; give one or the other")
-        return values
-
-    @field_validator("test")
-    @classmethod
-    def _can_test(cls, pairs: tuple[LabelledFiles, ...]) -> tuple[LabelledFiles, ...]:
-        if not pairs:
-            raise ValueError("give at least one pair of image and labels")
-        return pairs
-
-    @model_validator(mode="after")
-    def _enough_parts(self) -> Self:
-        parts = len(self.pairs) * self.blocks
-        if self.folds is not None and parts < self.folds:
-            raise ValueError(
-                f"folds: {self.folds}: there are only {parts} parts ({len(self.pairs)} pairs, each cut into "
-                f"blocks: {self.blocks}); give more pairs or blocks, or fewer folds"
-            )
-        return self
-
-    @property
-    def fold_count(self) -> int:
-        """The number of folds; 1 without any."""
-        return self.folds or 1
-
-
 def _known_method(method: str) -> str:
     from evenslice.auditing import METHODS
 
@@ -218,7 +104,7 @@ class AuditOptions(Section):
     )
     max_windows: int | None = Field(default=400, ge=1, description="Largest number of windows, or null.")
     batch: int = Field(default=4, ge=1, description="Windows per forward pass.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision; rounding in bfloat16 alone causes biases of 0.001."
     )
 
@@ -231,7 +117,7 @@ class PrimaryComparison(Section):
         default=0.005,
         gt=0,
         lt=1,
-        description="Loss of Dice, as a mean over the data sets, that would matter.",
+        description="Loss of the main score, as a mean over the data sets, that would matter.",
     )
     architecture: str | None = Field(
         default=None, min_length=1, description="Network of the comparison; by default the first one."
@@ -285,7 +171,13 @@ class StudyConfig(Section):
         default="pretrained", validate_default=True, description="Arm that the others are compared with."
     )
     margin: float = Field(
-        default=0.01, gt=0, lt=1, description="Loss of Dice relative to the baseline that would matter."
+        default=0.01,
+        gt=0,
+        lt=1,
+        description=(
+            "Loss of the main score relative to the baseline that would matter: of Dice, in classification of "
+            "balanced accuracy."
+        ),
     )
     architectures: tuple[Architecture, ...] = Field(min_length=1, description="Networks.")
     datasets: tuple[StudyData, ...] = Field(min_length=1, description="Data sets.")
@@ -354,6 +246,19 @@ class StudyConfig(Section):
                 raise ValueError(f"network_of: {base.name!r} {what}; name an arm that is trained as it is")
         return arms
 
+    @field_validator("datasets")
+    @classmethod
+    def _of_one_task(cls, datasets: tuple[StudyData, ...]) -> tuple[StudyData, ...]:
+        tasks = {data.name: data.training.task for data in datasets}
+        first = next(iter(tasks.values()))
+        for name, task in tasks.items():
+            if task != first:
+                raise ValueError(
+                    f"{name}: training.task: {task}: that of {datasets[0].name} is {first}, and their scores cannot "
+                    "be pooled; give all data sets one task"
+                )
+        return datasets
+
     @field_validator("baseline")
     @classmethod
     def _is_an_arm(cls, baseline: str, info: ValidationInfo) -> str:
@@ -379,6 +284,11 @@ class StudyConfig(Section):
         if networks and primary.architecture not in {*networks, None}:
             raise ValueError(f"architecture: {did_you_mean(str(primary.architecture), networks)}")
         return primary
+
+    @property
+    def task(self) -> str:
+        """What the networks learn, the same for all data sets."""
+        return self.datasets[0].training.task
 
     def seeds_of(self, arm: Arm) -> tuple[int, ...]:
         """Return the seeds that an arm is run with, in the order of the study; a derived arm has those of its base."""

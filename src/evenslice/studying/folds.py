@@ -21,7 +21,7 @@ from evenslice.volumes import is_address, open_volume
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from evenslice.studying.config import StudyData
+    from evenslice.studying.study_data import StudyData
     from evenslice.training import LabelledFiles, ModelConfig, VolumeFile
 
 __all__ = ["cut_blocks", "fold_data"]
@@ -61,7 +61,7 @@ def fold_data(data: StudyData, window: ModelConfig) -> list[DataConfig]:
         VolumeError: an image whose number of slices is needed cannot be opened.
 
     Example: two halves of a volume of 100 slices.
-        >>> from evenslice.studying.config import StudyData
+        >>> from evenslice.studying.study_data import StudyData
         >>> from evenslice.training import ModelConfig
         >>> pair = {"image": "image.tif", "labels": "labels.tif", "slices": [0, 100]}
         >>> data = StudyData.model_validate({"name": "em", "pairs": [pair], "blocks": 2, "folds": 2})

@@ -34,8 +34,9 @@ class RunOutcome(BaseModel):
         status: whether it succeeded.
         error: one line; None if it succeeded.
         traceback: of the error.
-        dice, iou, hd95, surface_dice, adapted_rand_error, variation_of_information: on the test volumes; None where
-            undefined, like all metrics.
+        dice, iou, hd95, surface_dice, adapted_rand_error, variation_of_information: on the test volumes, of
+            segmentations; None where undefined, like all metrics.
+        balanced_accuracy, accuracy, macro_f1: likewise, of classifications.
         stress_intact, stress_before, stress_after, stress_both, stress_reversed: mean Dice on a sample of the test
             slices: of intact windows, with the slice at -1, at +1 or both missing, and of reversed windows.
         verdict: of the audit on the test volumes, like all below up to ``windows``.
@@ -67,6 +68,9 @@ class RunOutcome(BaseModel):
     surface_dice: float | None = None
     adapted_rand_error: float | None = None
     variation_of_information: float | None = None
+    balanced_accuracy: float | None = None
+    accuracy: float | None = None
+    macro_f1: float | None = None
     stress_intact: float | None = None
     stress_before: float | None = None
     stress_after: float | None = None

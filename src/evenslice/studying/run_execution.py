@@ -87,7 +87,8 @@ def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
     network = load_network(config.model.spec, str(files.network)).model
     found = _audit(network, tested, run, progress)
     save_audits([found], folder)
-    _save_example(network, tested[0], config, folder / "example.npz")
+    if config.training.task == "segmentation":
+        _save_example(network, tested[0], config, folder / "example.npz")
     for file in (files.last, files.best):
         file.unlink(missing_ok=True)
     with suppress(OSError):  # somebody else has put a file there
@@ -121,6 +122,9 @@ def _derive(run: Run, base: Run, folder: Path) -> Mapping[str, Any]:
 
 
 def _test_scores(result: Mapping[str, Any]) -> dict[str, Any]:
+    if "accuracy" in result:
+        means = {name: result[name]["mean"] for name in ("balanced_accuracy", "macro_f1")}
+        return {**means, "accuracy": result["accuracy"]}
     information = result["variation_of_information"].values()
     return {
         **{name: result[name]["mean"] for name in ("dice", "iou", "hd95", "surface_dice")},
@@ -155,13 +159,16 @@ def _audit_results(found: AuditResult) -> dict[str, Any]:
 def _audit(
     network: nn.Module, parts: Sequence[LabelledVolume], run: Run, progress: bool | None
 ) -> AuditResult:
+    options = run.config.training
     found = audit(
         network,
         [part.volume for part in parts],
         step=run.config.model.step,
+        # A classifier is asked about crops as large as those that it was trained on.
+        tile=options.crop if options.task == "classification" else None,
         scalings=[part.scaling for part in parts],
         seed=run.seed,
-        device=run.config.training.device,
+        device=options.device,
         progress=progress,
         **run.audit.model_dump(),
     )

@@ -20,7 +20,8 @@ from evenslice.training import MOVABLE, ModelConfig, TrainConfig, flat_options
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from evenslice.studying.config import Architecture, Arm, AuditOptions, StudyConfig, StudyData
+    from evenslice.studying.config import Architecture, Arm, AuditOptions, StudyConfig
+    from evenslice.studying.study_data import StudyData
     from evenslice.training import DataConfig
 
 __all__ = ["LABELS", "Run", "count_runs", "plan_runs"]
@@ -34,8 +35,10 @@ ADDED = {
     "augmentation.missing_slices": 0.0,
     "data.other_labels": "error",
     "data.ignore_label": None,
+    "data.instances": None,
     "data.plane": "z",
     "data.nnunet": None,
+    "training.task": "segmentation",
 }
 """Options that earlier versions did not have, at their defaults: they leave the keys of earlier runs as they were."""
 

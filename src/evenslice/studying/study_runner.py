@@ -32,8 +32,10 @@ from evenslice._core import (
 )
 from evenslice.report import need_report_extra, study_html, write_study_report
 from evenslice.results import (
+    MAIN_SCORES,
     METRICS,
     STUDY_FORMAT,
+    TASK_SCORES,
     Primary,
     largest_bias,
     load_study,
@@ -70,8 +72,9 @@ def study(
 
     The folder gets ``config.yaml``, ``results.csv``, ``summary.json`` and, in ``runs``, a folder for each run: the
     files of ``train`` without checkpoints, ``audit.json`` with ``audit.npz``, ``example.npz`` (``image``, ``labels``
-    and ``predicted`` (y, x) of a test slice) and ``run.json``. The results are updated after each run; at the end the
-    report is written, ``report.html`` with the folders ``figures`` and ``tables``, see ``write_study_report``.
+    and ``predicted`` (y, x) of a test slice; not of classifications) and ``run.json``. The results are updated after
+    each run; at the end the report is written, ``report.html`` with the folders ``figures`` and ``tables``, see
+    ``write_study_report``.
 
     Args:
         config: the configuration of the study, a YAML file, or a dict with the options of one; the paths in a dict are
@@ -219,26 +222,29 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
     ordered = [by_labels[labels] for labels in _rows(config) if labels in by_labels]
     done = [outcome.to_dict() for outcome in ordered if outcome.status == "done"]
     failed = [outcome for outcome in ordered if outcome.status == "failed"]
+    score = MAIN_SCORES[config.task]
     summary = {
         "format": STUDY_FORMAT,
         "planned": count_runs(config),
         "finished": len(done),
         "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
         "baseline": config.baseline,
+        "score": score,
         "comparisons": [
-            item.to_dict() for item in summarize_runs(done, baseline=config.baseline, margin=config.margin)
+            item.to_dict()
+            for item in summarize_runs(done, baseline=config.baseline, margin=config.margin, score=score)
         ],
         "pooled": [
             item.to_dict()
             for item in pool_runs(
-                done, baseline=config.baseline, margin=config.margin, primary=_primary(config)
+                done, baseline=config.baseline, margin=config.margin, primary=_primary(config), score=score
             )
         ],
     }
     text = json_text(summary)
     with staged_file(out / "summary.json", force=True) as beside:
         beside.write_text(text, encoding="utf-8")
-    _write_table(ordered, config.slices, out / "results.csv")
+    _write_table(ordered, config, out / "results.csv")
     written: StudySummary = json.loads(text)
     return written
 
@@ -257,15 +263,17 @@ def _rows(config: StudyConfig) -> Iterator[tuple[Any, ...]]:
         yield from product([data.name], *names, range(data.fold_count), config.seeds)
 
 
-def _write_table(outcomes: Sequence[RunOutcome], slices: int, path: Path) -> None:
+def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path) -> None:
     """Write one row for each run; undefined values are left empty."""
-    half = slices // 2
+    half = config.slices // 2
     shares = [f"share_{offset}" for offset in range(-half, half + 1)]
-    first = (*LABELS, "dice", "iou", "directional_bias", "asymmetry", "imbalance", *shares, "seconds")
+    scores = TASK_SCORES[config.task]
+    other_task = {name for names in TASK_SCORES.values() for name in names} - {*scores}
+    first = (*LABELS, *scores[:2], "directional_bias", "asymmetry", "imbalance", *shares, "seconds")
     measured = any("stress_intact" in outcome.to_dict() for outcome in outcomes)  # not by earlier versions
     others = (
         "verdict",
-        *(name for name in METRICS if name not in first),
+        *(name for name in METRICS if name not in {*first, *other_task}),
         *(STRESS_COLUMNS if measured else ()),
         "windows",
         "steps",

@@ -4,6 +4,7 @@ from .config import (
     ModelConfig as ModelConfig,
     TrainConfig as TrainConfig,
     TrainingConfig as TrainingConfig,
+    check_boundaries as check_boundaries,
     default_yaml as default_yaml,
 )
 from .data import fingerprints as fingerprints, open_data as open_data

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import needs_extra
+from evenslice.results import MAIN_SCORES
 from evenslice.training.interruption import Interruption
 from evenslice.training.logs import log_metrics
 
@@ -22,8 +23,14 @@ __all__ = ["KeepBest", "kept_validation"]
 SCORE_NOISE = 0.002  # differences of validation scores up to this are noise
 
 
-def kept_validation(rows: Iterable[Mapping[str, float]]) -> Mapping[str, float] | None:
+def kept_validation(
+    rows: Iterable[Mapping[str, float]], column: str = "validation_dice"
+) -> Mapping[str, float] | None:
     """Return the row of a log at whose step ``KeepBest`` last kept the network; None if it never did.
+
+    Args:
+        rows: the log.
+        column: the column of the validation.
 
     Example:
         >>> kept_validation([{"step": 200 * n, "validation_dice": dice} for n, dice in enumerate([0.9, 0.5, 0.8, 0.799])])
@@ -31,7 +38,7 @@ def kept_validation(rows: Iterable[Mapping[str, float]]) -> Mapping[str, float] 
     """
     kept, best = None, -math.inf
     for row in rows:
-        score = row.get("validation_dice", math.nan)
+        score = row.get(column, math.nan)
         if row["step"] > 0 and score > best - SCORE_NOISE:
             kept, best = row, max(best, score)
     return kept
@@ -48,8 +55,10 @@ class KeepBest(Callback):
         save: saves the network; called in the first process.
         patience: number of consecutive validations without improvement before training stops; None never stops.
         interruption: may interrupt a validation, which is then left to the resumed run.
+        name: what the score is, one of ``evenslice.results.MAIN_SCORES``; it is logged as ``validation_`` and this.
 
     Attributes:
+        name: likewise.
         best: the highest score so far; NaN if none.
         worse: number of validations since the best one.
         latest: the score of the last validation; NaN before the first.
@@ -62,7 +71,9 @@ class KeepBest(Callback):
         save: Callable[[nn.Module], None],
         patience: int | None = None,
         interruption: Interruption | None = None,
+        name: str = MAIN_SCORES["segmentation"],
     ) -> None:
+        self.name = name
         self.best = self.latest = math.nan
         self.worse = 0
         self.due = False
@@ -132,7 +143,7 @@ class KeepBest(Callback):
         )
         if score is not None:
             self.latest = score
-            log_metrics(trainer, {"validation_dice": score})
+            log_metrics(trainer, {f"validation_{self.name}": score})
         return score
 
     def _measure(self, network: nn.Module) -> float | None:

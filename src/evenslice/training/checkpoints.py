@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
     from evenslice.training.interruption import Interruption
-    from evenslice.training.lightning_module import SegmentationModule
+    from evenslice.training.lightning_module import TrainingModule
 
 __all__ = ["CheckpointFiles", "SaveLast", "check_archive", "unusable"]
 
@@ -82,7 +82,7 @@ class CheckpointFiles(TorchCheckpointIO):
         module: what is trained.
     """
 
-    def __init__(self, module: SegmentationModule) -> None:
+    def __init__(self, module: TrainingModule) -> None:
         super().__init__()
         self.module = module
 

@@ -8,7 +8,7 @@ These checks need only the configuration; ``evenslice.training.data`` checks the
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 from evenslice._core import Section, needs_extra, to_yaml
 from evenslice.training.data_config import DataConfig, LabelledFiles
@@ -21,9 +21,16 @@ from evenslice.training.option_types import (
 )
 
 with needs_extra("train", "a configuration"):
-    from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+    from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
-__all__ = ["AugmentationConfig", "ModelConfig", "TrainConfig", "TrainingConfig", "default_yaml"]
+__all__ = [
+    "AugmentationConfig",
+    "ModelConfig",
+    "TrainConfig",
+    "TrainingConfig",
+    "check_boundaries",
+    "default_yaml",
+]
 
 
 class ModelConfig(Section):
@@ -107,18 +114,38 @@ class AugmentationConfig(Section):
     )
 
 
-class TrainingConfig(Section):
-    """How the network is trained."""
+LOSSES = {"segmentation": ("dice_ce", "dice_bce"), "classification": ("ce",)}
+"""The losses of each task, the default first."""
 
+
+class TrainingConfig(Section):
+    """How the network is trained.
+
+    Example: the options whose default depends on the task.
+        >>> config = TrainingConfig(task="classification")
+        >>> config.loss, config.stress
+        ('ce', False)
+    """
+
+    task: Literal["segmentation", "classification"] = Field(
+        default="segmentation",
+        description=(
+            "What the network learns: the class of each pixel of the middle slice (segmentation), or that of the "
+            "pixel (y // 2, x // 2) of crops of size y, x (classification)."
+        ),
+    )
     steps: int = Field(default=2000, ge=1, description="Optimizer steps.")
     batch: int = Field(default=8, ge=1, description="Crops per step, over all devices.")
     crop: tuple[PositiveInt, PositiveInt] = Field(
         default=(192, 192),
         description="Size of crops along y and x; smaller planes are mirrored beyond their borders.",
     )
-    loss: Literal["dice_ce", "dice_bce"] = Field(
+    loss: Literal["dice_ce", "dice_bce", "ce"] = Field(
         default="dice_ce",
-        description="Dice plus cross entropy (dice_ce) or plus binary cross entropy (dice_bce).",
+        description=(
+            "Dice plus cross entropy (dice_ce) or plus binary cross entropy (dice_bce); cross entropy alone (ce), the "
+            "default and only loss of classification."
+        ),
     )
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay of AdamW.")
@@ -132,14 +159,17 @@ class TrainingConfig(Section):
         default=0.5,
         ge=0,
         le=1,
-        description="Fraction of crops drawn around a foreground voxel, with all classes equally likely.",
+        description=(
+            "Fraction of crops drawn around a foreground voxel, in classification with that at their centre; all "
+            "foreground classes are equally likely."
+        ),
     )
     validate_every: int = Field(
         default=200,
         ge=1,
         description=(
             "Steps between validations. Each uses a tenth as many pixels as were trained on since the last, but "
-            "at least 8 slices."
+            "at least 8 slices; in classification a tenth as many crops, but at least 512."
         ),
     )
     patience: int | None = Field(
@@ -154,9 +184,11 @@ class TrainingConfig(Section):
             "last, which was trained longest and ended at the lowest learning rate."
         ),
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Precision: float32, bfloat16, or auto (bfloat16 where the hardware supports it).",
+        description=(
+            "Precision: float32, bfloat16, float16 (on a GPU), or auto (bfloat16 where the hardware supports it)."
+        ),
     )
     accelerator: str = Field(
         default="auto", min_length=1, description="Hardware to train on: auto, cpu, gpu or cuda, mps."
@@ -174,9 +206,33 @@ class TrainingConfig(Section):
         default=True,
         description=(
             "Also test with neighbouring slices missing, blank, noisy or shifted, and with reversed windows, "
-            "on a sample of the test slices."
+            "on a sample of the test slices; not in classification."
         ),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_task(cls, values: Any) -> Any:
+        """Give the options that depend on the task their defaults."""
+        if isinstance(values, dict) and values.get("task") == "classification":
+            return {"loss": LOSSES["classification"][0], "stress": False, **values}
+        return values
+
+    @field_validator("loss")
+    @classmethod
+    def _of_task(cls, loss: str, info: ValidationInfo) -> str:
+        task = info.data.get("task", "segmentation")
+        if loss not in LOSSES[task]:
+            known = " or ".join(map(repr, LOSSES[task]))
+            raise ValueError(f"should be {known} with the task {task}")
+        return loss
+
+    @field_validator("stress")
+    @classmethod
+    def _of_segmentations(cls, stress: bool, info: ValidationInfo) -> bool:
+        if stress and info.data.get("task") == "classification":
+            raise ValueError("is measured on segmentations; omit it with the task classification")
+        return stress
 
     @field_validator("devices")
     @classmethod
@@ -219,6 +275,19 @@ class TrainConfig(Section):
     )
     training: TrainingConfig = Field(default=TrainingConfig(), description="Training.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Random seed.")
+
+    @model_validator(mode="after")
+    def _fit_task(self) -> Self:
+        check_boundaries(self.data, self.training)
+        return self
+
+
+def check_boundaries(data: DataConfig, training: TrainingConfig) -> None:
+    """Raise ValueError if the boundaries of a data set are to be compared, but the task gives no map of them."""
+    if data.boundaries and training.task == "classification":
+        raise ValueError(
+            "boundaries: true: are compared in segmentations; omit it with the task classification"
+        )
 
 
 def default_yaml() -> str:

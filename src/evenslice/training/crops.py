@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from evenslice.training.config import AugmentationConfig
     from evenslice.volumes import Edge, LabelledVolume, Volume
 
-__all__ = ["CropDataset"]
+__all__ = ["CropDataset", "Places"]
 
 
 class CropDataset(Dataset[Any]):
@@ -85,7 +85,7 @@ class CropDataset(Dataset[Any]):
             for tile in (crop, crop and crop[::-1])
         )
         self._length = sum(map(len, self._grids)) if length is None else length
-        self._places = _Places(parts, [grid.centres for grid in self._grids], foreground)
+        self._places = Places(parts, [grid.centres for grid in self._grids], foreground)
 
     def __len__(self) -> int:
         return self._length
@@ -128,7 +128,7 @@ class CropDataset(Dataset[Any]):
         return turns, grid, self._labels[number], (place[0], place[1], place[2])
 
 
-class _Places:
+class Places:
     """Draws positions of crops: a part, and the slice and corner in it.
 
     Args:
@@ -172,16 +172,28 @@ class _Places:
 
     def _draw_around(self, tile: tuple[int, int], random: np.random.Generator) -> tuple[int, int, int, int]:
         """Draw a foreground voxel, and a corner of a tile that contains it."""
-        by_part, positions = self._classes[random.integers(len(self._classes))]
-        number = _choose(by_part, random)
-        voxel = random.choice(positions[number])
-        z, *inside = np.unravel_index(voxel, self._shapes[number])
+        number, z, *inside = self._foreground_voxel(random)
         low = [max(at - size + 1, 0) for at, size in zip(inside, tile, strict=True)]
         high = [
             min(at, max(length - size, 0))
             for at, length, size in zip(inside, self._shapes[number][1:], tile, strict=True)
         ]
         y, x = random.integers(low, high, endpoint=True)
+        return number, z, int(y), int(x)
+
+    def voxel(self, random: np.random.Generator) -> tuple[int, int, int, int]:
+        """Return the index of a part, and z, y, x of a voxel on its centre slices: any, or one of a foreground class."""
+        if self._classes and random.random() < self._foreground:
+            return self._foreground_voxel(random)
+        number = _choose(self._by_size, random)
+        z = random.integers(len(self._centres[number]))
+        y, x = (int(random.integers(length)) for length in self._shapes[number][1:])
+        return number, self._centres[number][z], y, x
+
+    def _foreground_voxel(self, random: np.random.Generator) -> tuple[int, int, int, int]:
+        by_part, positions = self._classes[random.integers(len(self._classes))]
+        number = _choose(by_part, random)
+        z, y, x = np.unravel_index(random.choice(positions[number]), self._shapes[number])
         return number, int(z), int(y), int(x)
 
 

@@ -283,6 +283,7 @@ def _with_classes(draft: _Draft, config: DataConfig) -> _Draft:
         config.label_values,
         others=config.other_labels,
         ignore=config.ignore_label,
+        instances=config.instances,
     )
     return replace(draft, labels=classes)
 

@@ -117,6 +117,13 @@ class DataConfig(Section):
         default="error",
         description="What values of no class are: an error, or background, which is class 0.",
     )
+    instances: Literal["sparse", "dense"] | None = Field(
+        default=None,
+        description=(
+            "If the labels number objects, whose boundaries within slices are class 1: sparse for objects on a background, "
+            "0; dense for objects that fill the volume, where 0 is boundary, too. null if the labels are classes."
+        ),
+    )
     ignore_label: int | None = Field(
         default=None,
         description="Value of voxels that count neither in the loss nor in scores, such as 255; null if all count.",
@@ -163,11 +170,24 @@ class DataConfig(Section):
             raise ValueError(f"give a different value for each of the {classes} classes")
         return values
 
+    @field_validator("instances")
+    @classmethod
+    def _instead_of_classes(cls, instances: str | None, info: ValidationInfo) -> str | None:
+        if instances is None:
+            return None
+        if info.data.get("classes", 2) != 2:
+            raise ValueError("boundaries of objects need classes: 2, inside and boundary")
+        if info.data.get("label_values") is not None or info.data.get("other_labels", "error") != "error":
+            raise ValueError(
+                "numbers of objects are no values of classes; omit label_values and other_labels"
+            )
+        return instances
+
     @field_validator("ignore_label")
     @classmethod
     def _of_no_class(cls, ignored: int | None, info: ValidationInfo) -> int | None:
         values = info.data.get("label_values") or range(info.data.get("classes", 2))
-        if ignored in values:
+        if ignored in values and info.data.get("instances") is None:
             raise ValueError("is the value of a class; give one that is of none")
         return ignored
 

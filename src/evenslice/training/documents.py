@@ -8,11 +8,17 @@ from typing_extensions import (
     TypedDict,
 )  # pydantic checks documents by these types, and needs this one before Python 3.12
 
-__all__ = ["ClassScores", "DataPart", "TrainResult"]
+__all__ = ["RESULT_SCORES", "ClassScores", "DataPart", "TrainResult"]
+
+RESULT_SCORES = {
+    "segmentation": ("dice", "iou"),
+    "classification": ("accuracy", "balanced_accuracy", "macro_f1"),
+}
+"""The scores of each task that every ``result.json`` has, None without test volumes."""
 
 
 class ClassScores(TypedDict):
-    """A score by class, and its mean without the background; None where undefined."""
+    """A score by class, and its mean, in segmentations without the background; None where undefined."""
 
     mean: float | None
     per_class: list[float | None]
@@ -32,12 +38,17 @@ class TrainResult(TypedDict, total=False):
     """The content of ``result.json``.
 
     ``dice`` to ``volumes`` are scores on the test volumes (``evenslice.inference.metrics.Scores``): without test
-    volumes, ``dice`` and ``iou`` are None and the others absent. ``stress`` says what disturbed slices cost there
-    (``evenslice.results.StressSummary``), None if that was not measured. ``validation`` has the ``step`` and ``dice`` of the
-    kept network, None without validation; ``bias`` the last row of ``AsymmetryMonitor``, None without one.
-    ``seconds`` is the time spent training; ``data`` has the parts of each split.
+    volumes, ``dice`` and ``iou`` are None and the others absent. A classification has ``accuracy``,
+    ``balanced_accuracy``, the recall of each class, ``macro_f1`` and ``confusion`` in their place
+    (``ClassificationScores``). ``stress`` says what disturbed slices cost there (``evenslice.results.StressSummary``),
+    None if that was not measured. ``validation`` has the ``step`` and the main score of the kept network, None without
+    validation; ``bias`` the last row of ``AsymmetryMonitor``, None without one. ``seconds`` is the time spent training;
+    ``data`` has the parts of each split.
     """
 
+    accuracy: float | None
+    balanced_accuracy: ClassScores | None
+    macro_f1: ClassScores | None
     dice: ClassScores | None
     iou: ClassScores | None
     hd95: ClassScores

@@ -1,4 +1,4 @@
-"""Training of segmenters: loss, optimizer and learning rate."""
+"""Training of networks: loss, optimizer and learning rate."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional
 
 from evenslice._core import ModelError, needs_extra
-from evenslice.inference import class_logits
 from evenslice.networks import METADATA_KEY
+from evenslice.training.classification import ClassificationLoss
 from evenslice.training.logs import CsvLog, log_metrics
+from evenslice.training.tasks import task_logits
 
 with needs_extra("train", "training"):
     from lightning.pytorch import LightningModule
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SegmentationLoss",
-    "SegmentationModule",
+    "TrainingModule",
     "learning_rate_factor",
     "output_channels",
 ]
@@ -97,8 +98,8 @@ class SegmentationLoss(nn.Module):
         return dice + entropy
 
 
-class SegmentationModule(LightningModule):
-    """A segmentation network in training.
+class TrainingModule(LightningModule):
+    """A network in training.
 
     The random numbers of a step depend only on the seed, the number of the step and the process.
 
@@ -120,7 +121,11 @@ class SegmentationModule(LightningModule):
         super().__init__()
         self.network = network
         self.config = config
-        self.loss = SegmentationLoss(config.loss, classes)
+        self.loss: nn.Module = (
+            ClassificationLoss()
+            if config.task == "classification"
+            else SegmentationLoss(config.loss, classes)
+        )
         self.seconds = 0.0
         self.started = False
         self._seed = seed
@@ -128,11 +133,11 @@ class SegmentationModule(LightningModule):
         self._clock = time.monotonic()
 
     def forward(self, windows: Tensor) -> Tensor:
-        """Return the logits (batch, channels, y, x) of windows (batch, slices, y, x)."""
-        return class_logits(self.network, windows)
+        """Return the logits of windows (batch, slices, y, x), see ``task_logits``."""
+        return task_logits(self.network, windows, self.config.task)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002  # Lightning's
-        """Return the loss of a batch of windows and the classes of their centre slices."""
+        """Return the loss of a batch of windows and the classes of their centre slices, or of their centres."""
         windows, labels = batch
         loss: Tensor = self.loss(self(windows.contiguous(memory_format=torch.channels_last)), labels)
         return loss

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from evenslice._core import ConfigError, ModelError, reason
-from evenslice.inference import choose_device, choose_dtype, class_logits
+from evenslice.inference import choose_device, choose_dtype
 from evenslice.networks import input_multiple, input_size
+from evenslice.training.tasks import task_logits
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +72,7 @@ def check_network(network: nn.Module, config: TrainConfig, channels: int) -> Non
     """
     spec, crop = config.model.spec, config.training.crop
     try:
-        scores = class_logits(network, torch.zeros(1, config.model.slices, *crop))
+        scores = task_logits(network, torch.zeros(1, config.model.slices, *crop), config.training.task)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         size = input_size(network)
         right = f"[{size[0]}, {size[1]}]" if size else f"multiples of {input_multiple(network)}"

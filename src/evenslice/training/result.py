@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from evenslice._core import json_text, package_versions, staged_file, without_secrets
-from evenslice.inference import evaluate_parts
 from evenslice.neutralizing import load_network
+from evenslice.results import MAIN_SCORES
 from evenslice.training.best_network import kept_validation
+from evenslice.training.documents import RESULT_SCORES
 from evenslice.training.monitor import bias_columns
 from evenslice.training.preflight import find_device, find_dtype
+from evenslice.training.tasks import final_scores
 from evenslice.volumes import fingerprint
 
 if TYPE_CHECKING:
@@ -30,11 +32,6 @@ if TYPE_CHECKING:
     from evenslice.training.run_folder import RunFolder
 
 __all__ = ["describe_data", "finish_run"]
-
-STRESSED_PIXELS = 2**22
-"""Pixels of test slices whose windows are disturbed; there are at least ``FEWEST_STRESSED`` and at most ``MOST_STRESSED``."""
-
-FEWEST_STRESSED, MOST_STRESSED = 8, 60
 
 PACKAGES = ("evenslice", "torch", "lightning", "monai", "numpy", "timm", "segmentation-models-pytorch")
 
@@ -86,8 +83,9 @@ def _collect(
     progress: bool | None,
 ) -> dict[str, Any]:
     """Test a trained network, and return what is known about it and the run."""
+    device = find_device(config.training).type
     return {
-        **_test(network, data, config, progress),
+        **_test(network, data, config, device, progress),
         **_summarize_log(log, config),
         "name": config.data.name,
         "seed": config.seed,
@@ -95,7 +93,7 @@ def _collect(
         "data": describe_data(data),
         "machine": {
             "platform": platform.platform(),
-            "device": find_device(config.training).type,
+            "device": device,
             "devices": config.training.devices,
             "dtype": str(find_dtype(config.training)).removeprefix("torch."),
             "threads": torch.get_num_threads(),
@@ -122,41 +120,25 @@ def describe_data(data: Data) -> dict[str, list[DataPart]]:
     }
 
 
-def _test(network: nn.Module, data: Data, config: TrainConfig, progress: bool | None) -> dict[str, Any]:
+def _test(
+    network: nn.Module, data: Data, config: TrainConfig, device: str, progress: bool | None
+) -> dict[str, Any]:
     if not data.test:
-        return {"dice": None, "iou": None, "stress": None}
-    scores = evaluate_parts(
-        network,
-        data.test,
-        classes=config.data.classes,
-        step=config.model.step,
-        boundaries=config.data.boundaries,
-        stressed=_stressed_slices(data, config),
-        seed=config.seed,
-        device=find_device(config.training).type,
-        dtype=config.training.dtype,
-        progress=progress,
-    )
-    return {**scores.to_dict(), "stress": scores.stress and scores.stress.summary().to_dict()}
-
-
-def _stressed_slices(data: Data, config: TrainConfig) -> int:
-    """Return the number of test slices whose windows are disturbed, each a dozen times: few of large planes."""
-    if not config.training.stress or config.model.slices < 3:
-        return 0
-    plane = max(math.prod(part.volume.shape[1:]) for part in data.test)
-    return min(max(STRESSED_PIXELS // plane, FEWEST_STRESSED), MOST_STRESSED)
+        return {**dict.fromkeys(RESULT_SCORES[config.training.task]), "stress": None}
+    return final_scores(network, data.test, config, device=device, progress=progress)
 
 
 def _summarize_log(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, Any]:
-    validated = [
-        row for row in rows if row["step"] > 0 and not math.isnan(row.get("validation_dice", math.nan))
-    ]
-    kept = kept_validation(validated) if config.training.keeps_best else next(reversed(validated), None)
+    score = MAIN_SCORES[config.training.task]
+    column = f"validation_{score}"
+    validated = [row for row in rows if row["step"] > 0 and not math.isnan(row.get(column, math.nan))]
+    kept = (
+        kept_validation(validated, column) if config.training.keeps_best else next(reversed(validated), None)
+    )
     columns = bias_columns(config.model.slices)
     measured = [{name: row[name] for name in columns} for row in rows if "directional_bias" in row]
     return {
-        "validation": kept and {"step": int(kept["step"]), "dice": kept["validation_dice"]},
+        "validation": kept and {"step": int(kept["step"]), score: kept[column]},
         "bias": measured[-1] if measured else None,
         "steps": int(rows[-1]["step"]),
         "seconds": max(row.get("seconds", 0) for row in rows),

@@ -19,7 +19,7 @@ from evenslice._core import (
     to_yaml,
 )
 from evenslice.training.config import TrainConfig
-from evenslice.training.documents import DataPart, TrainResult
+from evenslice.training.documents import RESULT_SCORES, DataPart, TrainResult
 from evenslice.training.run_files import read_json, read_rows, reading
 
 with needs_extra("train", "a training run"):
@@ -39,7 +39,7 @@ FILES = (
 """Names of the files of a run that are written beside their final names."""
 
 SPLITS = {"train", "validation", "test"}
-SHOWN = ("dice", "iou", "validation", "bias", "steps", "seconds", "data")  # of every result
+SHOWN = ("validation", "bias", "steps", "seconds", "data")  # of every result
 
 _RESULT, _DATA = TypeAdapter(TrainResult), TypeAdapter(dict[str, list[DataPart]])
 
@@ -121,7 +121,8 @@ class RunFolder:
             self.result, f"delete it and run train with {option('resume')}, which tests the network again"
         ):
             document = read_json(self.result)
-            if missing := [name for name in SHOWN if name not in document]:
+            task = "classification" if "accuracy" in document else "segmentation"
+            if missing := [name for name in (*RESULT_SCORES[task], *SHOWN) if name not in document]:
                 raise ValueError(f"it has no {missing[0]}")
             _RESULT.validate_python(document)
         return cast(TrainResult, document)

@@ -26,7 +26,7 @@ __all__ = ["Segmenter", "load_segmenter", "locate_network", "reading_options"]
 BUILT = ("slices", "classes", "mean", "std")
 """Options of ``load_network`` that a run determines."""
 
-LABELS = ("label_values", "other_labels", "ignore_label")
+LABELS = ("label_values", "other_labels", "ignore_label", "instances")
 """Options that say what the values of labels mean."""
 
 READ = ("intensity", "fill", *LABELS, "plane")
@@ -45,22 +45,42 @@ class Segmenter:
     label_values: tuple[int, ...] | None = None
     other_labels: str = "error"
     ignore_label: int | None = None
+    instances: str | None = None
     plane: str = "z"
     source: ModelSource | None = None
+    run: Path | None = None
+    task: str = "segmentation"
 
     def segment(self, volume: Volume, out: str | os.PathLike[str], **options: Any) -> Volume:
-        """Segment a volume; the other options are those of ``evenslice.segment``."""
+        """Segment a volume; the other options are those of ``evenslice.segment``.
+
+        Raises:
+            ConfigError: the network is that of a run that trained a classifier.
+        """
+        self._need_segmentation()
         return segment(self.network, reslice(volume, self.plane), out, **self._own, **options)
 
     def evaluate(self, volume: Volume, labels: Volume | None = None, **options: Any) -> Evaluation:
-        """Evaluate the network on a volume; the other options are those of ``evenslice.evaluate``."""
+        """Evaluate the network on a volume; the other options are those of ``evenslice.evaluate``.
+
+        Raises:
+            ConfigError: as for ``segment``.
+        """
+        self._need_segmentation()
         if labels is not None:
-            options |= {"other_labels": self.other_labels, "ignore_label": self.ignore_label}
+            options |= {name: getattr(self, name) for name in ("other_labels", "ignore_label", "instances")}
         return evaluate(self.network, reslice(volume, self.plane), labels, **self._own, **options)
 
     def export(self, out: str | os.PathLike[str], **options: Any) -> Exported:
         """Export the network for other programs; the other options are those of ``evenslice.export``."""
         return export(self.network, out, source=self.source, **self._own, **options)
+
+    def _need_segmentation(self) -> None:
+        if self.task != "segmentation":
+            raise ConfigError(
+                f"{option('run')}: the run {self.run} trained a classifier of crops, which gives no map of classes; "
+                f"its scores are in its result.json, and `evenslice audit --run` takes it"
+            )
 
     @property
     def _own(self) -> dict[str, Any]:
@@ -92,7 +112,8 @@ def load_segmenter(
     spec, weights = locate_network(run, spec, weights)
     read = reading_options(run, **options)
     network, record, source = load_network(spec, weights, symmetrize=at, **built)
-    return Segmenter(network, record.slices, source=source, **read)
+    task = "segmentation" if run is None else _configuration(run).training.task
+    return Segmenter(network, record.slices, source=source, run=run, task=task, **read)
 
 
 def reading_options(run: Path | None, **options: Any) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class SliceWindows(CropDataset):
         other_labels: what all other values in the labels are: an "error", or "background", which is class 0.
         ignore_label: the value of voxels that shall not count; their class is -100, which PyTorch's cross entropy leaves
             out.
+        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1: of
+            objects on a background, 0, or of objects that fill the volume, where 0 is boundary, too.
         foreground: fraction of crops drawn around a voxel of a class above 0, 0..1, all classes equally likely.
         augmentation: random flips, rotations and so on: True for all, or an ``AugmentationConfig`` or its options as a
             dict, which need the extra ``train``.
@@ -124,6 +126,7 @@ class SliceWindows(CropDataset):
         label_values: Sequence[int] | None = None,
         other_labels: str = "error",
         ignore_label: int | None = None,
+        instances: str | None = None,
         foreground: float = 0.0,
         augmentation: Augmentation | None = None,
         length: int | None = None,
@@ -136,6 +139,7 @@ class SliceWindows(CropDataset):
                 label_values=label_values,
                 other_labels=None if other_labels == "error" else other_labels,
                 ignore_label=ignore_label,
+                instances=instances,
             )
         if scaling is not None and (intensity is not None or fill is not None):
             raise ConfigError("intensity and fill have no effect beside scaling; give one or the other")
@@ -152,7 +156,14 @@ class SliceWindows(CropDataset):
             else _scalings(scaling, len(volumes))
         )
         maps: list[Volume | None] = [
-            class_volume(item, self.classes, label_values, others=other_labels, ignore=ignore_label)
+            class_volume(
+                item,
+                self.classes,
+                label_values,
+                others=other_labels,
+                ignore=ignore_label,
+                instances=instances,
+            )
             for item in stored or ()
         ]
         keep = POSITIONS // len(volumes) if foreground else 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import needs_extra, progress_bar
-from evenslice.results import pair_bias
+from evenslice.results import pair_bias, score_title
 
 with needs_extra("train", "training"):
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -102,14 +102,17 @@ class ShowProgress(Callback):
             if self._monitor and self._monitor.history
             else math.nan
         )
-        dice = self._best.latest if self._best else math.nan
         return ", ".join(
             (
                 f"loss {loss:.3f}",
                 *([] if math.isnan(bias) else [f"bias {bias:+.3f}"]),
-                *([] if math.isnan(dice) else [f"validation Dice {dice:.3f}"]),
+                *([self._validation(self._best)] if self._best and not math.isnan(self._best.latest) else []),
             )
         )
+
+    @staticmethod
+    def _validation(best: KeepBest) -> str:
+        return f"validation {score_title(best.name)} {best.latest:.3f}"
 
 
 def largest_pair_bias(row: Mapping[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""The charts of a study's results: Dice and bias, and the distribution of saliency."""
+"""The charts of a study's results: score and bias, and the distribution of saliency."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from evenslice.report.base import style
 from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
 from evenslice.report.base.wording import MINUS, listed, one_line, signed
 from evenslice.report.study.pooled import POOLED_READING, shown_pooled
-from evenslice.results import SALIENCY_PERCENTILES, Comparison, pair_runs, replicate_means
+from evenslice.results import SALIENCY_PERCENTILES, Comparison, pair_runs, replicate_means, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ TITLE: Final = 100
 """Number of characters of a comparison's title that fit above its axes."""
 
 MARGINS_SHOWN: Final = (
-    8  # in either direction, on a linear axis of Dice; a longer one is logarithmic at its ends
+    8  # in either direction, on a linear axis of scores; a longer one is logarithmic at its ends
 )
 LINEAR: Final = 2  # margins on either side of 0, where that one is linear
 TICKS: Final = (-1.0, -0.1, -0.01, 0.0, 0.01, 0.1, 1.0)  # of that one
@@ -50,30 +50,31 @@ class _Point:
 
 
 def forest_figure(results: StudyResults) -> Drawing:
-    """Draw each arm's difference in Dice from the baseline, and its largest pair bias.
+    """Draw each arm's difference in the main score from the baseline, and its largest pair bias.
 
     There is a block for all data sets together, if there are several, and one for each comparison.
     """
     blocks: list[Block] = [*shown_pooled(results), *results.comparisons]
+    title = score_title(results.score, first=True)
     bias = [_bias_points(results, item) for item in blocks]
-    dice = [_dice_points(results, item) for item in blocks]
+    scores = [_score_points(results, item) for item in blocks]
     margin = max(map(_margin, results.comparisons))
-    scaled = max(map(abs, _ends(dice)), default=0.0) > MARGINS_SHOWN * margin
+    scaled = max(map(abs, _ends(scores)), default=0.0) > MARGINS_SHOWN * margin
     units = listed(sorted({f"{item.unit}s" for item in results.comparisons}))
     reading = f"Markers are means over {units}, with 95 % intervals if there are several; small dots are single {units}. "
     if len(blocks) > len(results.comparisons):
         reading = f"{POOLED_READING} Small dots are single data sets there. Below, {reading[0].lower()}{reading[1:]}"
-    if any(dice):
+    if any(scores):
         reading += (
-            "Dice: an arm is not inferior if its whole interval lies right of the dashed line, the margin. "
+            f"{title}: an arm is not inferior if its whole interval lies right of the dashed line, the margin. "
             + (f"Beyond {LINEAR * margin:g} to either side of 0 this axis is logarithmic. " if scaled else "")
         )
     return Drawing(
         "forest",
-        "Cost in Dice and remaining bias",
+        f"Cost in {score_title(results.score)} and remaining bias",
         f"{reading}The largest pair bias of a fair arm is 0; the tolerance of an audit is shaded.",
         *(
-            _draw_forest(results, blocks, dice, bias, scaled=scaled, narrow=narrow)
+            _draw_forest(results, blocks, scores, bias, scaled=scaled, narrow=narrow)
             for narrow in (False, True)
         ),
     )
@@ -82,14 +83,14 @@ def forest_figure(results: StudyResults) -> Drawing:
 def _draw_forest(
     results: StudyResults,
     blocks: Sequence[Block],
-    dice: Sequence[Sequence[_Point]],
+    scores: Sequence[Sequence[_Point]],
     bias: Sequence[Sequence[_Point]],
     *,
     scaled: bool,
     narrow: bool,
 ) -> Figure:
-    """Draw the panels of Dice beside those of the bias, or, for narrow screens, above them."""
-    columns = [dice, bias] if any(dice) else [bias]
+    """Draw the panels of the score beside those of the bias, or, for narrow screens, above them."""
+    columns = [scores, bias] if any(scores) else [bias]
     heights = [len(item.arms) + 1.0 for item in blocks] * (len(columns) if narrow else 1)
     size = (NARROW if narrow else WIDTH, (1.6 if narrow else 1.0) + 0.28 * sum(heights))
     figure = Figure(figsize=size, layout="constrained")
@@ -104,14 +105,15 @@ def _draw_forest(
         axes.axvspan(0, TOLERANCE, color=style.BAND, linewidth=0, zorder=0.5)
         _mark_all(axes, points)
     panels[-1, -1].set_xlabel("largest pair bias")
-    if not any(dice):
+    if not any(scores):
         return figure
     scale = max(map(_margin, results.comparisons))
-    for axes, points, item in zip(panels[0], dice, blocks, strict=True):
-        _scale_dice(axes, dice, scale, scaled=scaled)
+    for axes, points, item in zip(panels[0], scores, blocks, strict=True):
+        _scale_scores(axes, scores, scale, scaled=scaled)
         axes.axvline(-_margin(item), color=style.INK, linestyle="--", linewidth=1)
         _mark_all(axes, points)
-    panels[0, -1].set_xlabel(f"← worse · Dice minus that of {one_line(results.baseline)} · better →")
+    title = score_title(results.score, first=True)
+    panels[0, -1].set_xlabel(f"← worse · {title} minus that of {one_line(results.baseline)} · better →")
     return figure
 
 
@@ -126,8 +128,8 @@ def _name_arms(axes: Axes, item: Block, longest: int, *, labelled: bool) -> None
         axes.set_title(one_line(item.title, longest))
 
 
-def _scale_dice(axes: Axes, blocks: Sequence[Sequence[_Point]], margin: float, *, scaled: bool) -> None:
-    """Set the axis of Dice so that no result lies beyond it."""
+def _scale_scores(axes: Axes, blocks: Sequence[Sequence[_Point]], margin: float, *, scaled: bool) -> None:
+    """Set the axis of the score so that no result lies beyond it."""
     ends = [(1.6 if scaled else 1.15) * end for end in _ends(blocks)]
     low, high = min(-LINEAR * margin, *ends), max(LINEAR * margin, *ends)
     if scaled:
@@ -149,16 +151,16 @@ def _arms(item: Block) -> Sequence[ArmSummary | PooledArm]:
     return item.arms
 
 
-def _dice_points(results: StudyResults, item: Block) -> list[_Point]:
+def _score_points(results: StudyResults, item: Block) -> list[_Point]:
     return [
         _Point(
             row,
             results.arms.index(arm.arm),
-            arm.differences["dice"],
-            _parts(results, item, arm.arm, "dice", compared=True),
+            arm.differences[arm.score],
+            _parts(results, item, arm.arm, arm.score, compared=True),
         )
         for row, arm in enumerate(_arms(item))
-        if arm.differences and not math.isnan(arm.differences["dice"].estimate)
+        if arm.differences and not math.isnan(arm.differences[arm.score].estimate)
     ]
 
 

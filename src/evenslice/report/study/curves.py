@@ -1,4 +1,4 @@
-"""The charts of the training runs of a study: Dice and loss, and the share of each slice."""
+"""The charts of the training runs of a study: score and loss, and the share of each slice."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from evenslice.report.base import style
 from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
 from evenslice.report.base.wording import one_line
 from evenslice.report.study.charts import TITLE
+from evenslice.results import score_title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,18 +26,19 @@ if TYPE_CHECKING:
 
     Course = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-LEARNED: Final = (("validation_dice", "validation Dice"), ("loss", "training loss"))
 PANELS: Final = 6  # side by side
 PANELS_NARROW: Final = 2
 MARKERS_SHOWN: Final = 6  # along a line
 
 
 def learning_figure(results: StudyResults) -> Drawing | None:
-    """Draw validation Dice and training loss over the training steps; None if no run logged them."""
-    shown = [(name, label) for name, label in LEARNED if any(_courses(results.runs, name))]
+    """Draw the validation score and the training loss over the training steps; None if no run logged them."""
+    validation = f"validation_{results.score}"
+    learned = ((validation, f"validation {score_title(results.score)}"), ("loss", "training loss"))
+    shown = [(name, label) for name, label in learned if any(_courses(results.runs, name))]
     if not shown:
         return None
-    if "validation_dice" in dict(shown):
+    if validation in dict(shown):
         reading = "An arm that costs no accuracy rises as fast and as high as the others."
     else:
         reading = "No part of the training data was kept out for validation; the loss says how well these data were learned."

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from evenslice.report.base.tables import Group
 from evenslice.report.base.wording import MINUS, NOTHING, interval, listed
-from evenslice.report.study.tables import FIGURE_GROUPS, Row, difference_text
+from evenslice.report.study.tables import FIGURE_GROUPS, SCORE_LABELS, Row, difference_text
 from evenslice.report.study.wording import BIAS, difference, judgement, p_value
-from evenslice.results import ENOUGH_REPLICATES, LOSSES
+from evenslice.results import ENOUGH_REPLICATES, LOSSES, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ _LOSSES: Final = dict(
     zip(LOSSES, (f"missing, at {MINUS}1", "missing, at +1", "missing, both at ±1"), strict=True)
 )
 
-_COMPARED: Final = {**dict(FIGURE_GROUPS[0][1]), "largest_bias": "largest |B|"}
+_COMPARED: Final = {**SCORE_LABELS, "largest_bias": "largest |B|"}
 
 
 def shown_pooled(results: StudyResults) -> list[PooledComparison]:
@@ -81,12 +81,13 @@ def pooled_arm_sentence(arm: PooledArm, baseline: str) -> str:
     ``"has a Dice that differs by -0.011 [-0.020, -0.002] and is not shown to be not inferior (margin 0.01, p = 0.6);
     p of a difference, adjusted for all comparisons: 0.02."``
     """
-    dice, bias = (interval(arm.metrics[name]) for name in ("dice", "largest_bias"))
+    score = score_title(arm.score)
+    found, bias = (interval(arm.metrics[name]) for name in (arm.score, "largest_bias"))
     if arm.arm == baseline:
-        return f"is the baseline: its {BIAS} is {bias}, its Dice {dice}."
+        return f"is the baseline: its {BIAS} is {bias}, its {score} {found}."
     if not arm.differences:
-        return f"has no run in common with {baseline}; its Dice is {dice}."
-    change = f"differs in Dice by {difference(arm.differences['dice'])}"
+        return f"has no run in common with {baseline}; its {score} is {found}."
+    change = f"differs in {score} by {difference(arm.differences[arm.score])}"
     if arm.holds is None:
         return f"{change}; there are too few runs for a test."
     text = f"{change}: {judgement(arm)} (margin {arm.margin:g}, {p_value(arm.p)})"
@@ -130,20 +131,21 @@ def _difference_group(baseline: str, item: PooledComparison) -> Group[Row]:
     def row(label: str, write: Callable[[PooledArm], str]) -> Row:
         return Row(label, tuple(write(arm) if arm.differences else NOTHING for arm in item.arms))
 
+    score = score_title(item.arms[0].score, first=True)
     losses = {name: f"loss, {label}" for name, label in _LOSSES.items()}
     rows = [row(label, partial(difference_text, name)) for name, label in (_COMPARED | losses).items()]
     rows = [found for found in rows if set(found.cells) != {NOTHING}]
     rows += [
-        row("Dice not inferior?", judgement),
+        row(f"{score} not inferior?", judgement),
         row("Test of non-inferiority", lambda arm: f"{p_value(arm.p)}, margin {arm.margin:g}"),
         row("Primary: superior?", superiority),
-        row("Difference in Dice", lambda arm: p_value(arm.p_differs)),
+        row(f"Difference in {score_title(item.arms[0].score)}", lambda arm: p_value(arm.p_differs)),
         row("the same, adjusted", lambda arm: p_value(arm.p_adjusted)),
     ]
     return Group(
         f"Compared with {baseline}",
         (
-            "Mean differences between runs of the same fold and seed. Dice is not inferior if the interval of its "
+            f"Mean differences between runs of the same fold and seed. {score} is not inferior if the interval of its "
             f"difference lies above {MINUS} the margin. The primary comparison is tested for superiority after that, if "
             "it holds, so neither test needs an adjustment; p of all other differences is adjusted by Holm's method."
         ),
@@ -161,11 +163,11 @@ def pooled_lines(results: StudyResults) -> Iterator[list[Any]]:
                 for name, value in figures.items():
                     yield [*start, kind, name, value.estimate, value.low, value.high]
             tests = {
-                "dice_not_inferior": arm.p,
-                "dice_superior": arm.p_superior,
-                "dice_differs": arm.p_differs,
-                "dice_differs_adjusted": arm.p_adjusted,
+                "not_inferior": arm.p,
+                "superior": arm.p_superior,
+                "differs": arm.p_differs,
+                "differs_adjusted": arm.p_adjusted,
             }
             for name, p in tests.items():
                 if not math.isnan(p):
-                    yield [*start, "p", name, p, None, None]
+                    yield [*start, "p", f"{arm.score}_{name}", p, None, None]

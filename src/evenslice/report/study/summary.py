@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from evenslice.report.base.tables import html_table
 from evenslice.report.base.wording import NOTHING, interval
 from evenslice.report.study.wording import difference, judgement
-from evenslice.results import read_comparisons, read_pooled
+from evenslice.results import read_comparisons, read_pooled, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def study_html(summary: StudySummary) -> str:
-    """Return how many runs are done, and each arm's Dice and its difference to the baseline's, pooled and one by one."""
+    """Return how many runs are done, and each arm's score and its difference to the baseline's, pooled and one by one."""
     failed = f", {len(summary['failed'])} failed" if summary["failed"] else ""
     parts = [f"<p><b>{summary['finished']} of {summary['planned']} runs finished{failed}</b></p>"]
-    for pooled in read_pooled(summary.get("pooled", ())):
+    for pooled in read_pooled(dict(summary)):
         if len(pooled.datasets) > 1:
             title = f"over {len(pooled.datasets)} data sets, {pooled.architecture}"
             parts += _part(title, pooled.arms, summary["baseline"])
@@ -33,11 +33,12 @@ def _part(title: str, arms: Sequence[ArmSummary | PooledArm], baseline: str) -> 
     rows = [
         (
             arm.arm,
-            interval(arm.metrics["dice"]),
-            difference(arm.differences["dice"]) if arm.differences else NOTHING,
+            interval(arm.metrics[arm.score]),
+            difference(arm.differences[arm.score]) if arm.differences else NOTHING,
             judgement(arm) if arm.differences else NOTHING,
         )
         for arm in arms
     ]
-    headings = ["arm", "Dice [95 %]", f"less {baseline}", "not inferior?"]
+    score = score_title(arms[0].score, first=True)
+    headings = ["arm", f"{score} [95 %]", f"less {baseline}", "not inferior?"]
     return [f"<p>{escape(title)}</p>", html_table(headings, rows)]

@@ -11,7 +11,7 @@ import numpy as np
 from evenslice.report.base.tables import EFFECT, SHARES, Group, flatten
 from evenslice.report.base.wording import MINUS, NOTHING, interval, signed
 from evenslice.report.study.wording import difference, judgement, p_value, removed_part, verdicts
-from evenslice.results import SALIENCY_PERCENTILES
+from evenslice.results import SALIENCY_PERCENTILES, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +48,15 @@ FIGURE_GROUPS: Final = (
         ),
     ),
     (
+        "On a lattice of test centres",
+        (
+            ("balanced_accuracy", "Balanced accuracy"),
+            ("accuracy", "Accuracy"),
+            ("macro_f1", "Macro F1"),
+        ),
+        "Balanced accuracy: mean recall of the classes. Macro F1: mean F1 score of the classes. 1 is perfect.",
+    ),
+    (
         "Bias of the network",
         (
             ("directional_bias", "D, model part"),
@@ -67,20 +76,24 @@ FIGURE_GROUPS: Final = (
 )
 
 _LABELS: Final = {name: label for _, figures, _ in FIGURE_GROUPS for name, label in figures}
-_COMPARED: Final = (*dict(FIGURE_GROUPS[0][1]), "largest_bias")
+SCORE_LABELS: Final = {name: label for _, figures, _ in FIGURE_GROUPS[:2] for name, label in figures}
+"""The scores of all tasks, and how tables call them."""
+
+_COMPARED: Final = (*SCORE_LABELS, "largest_bias")
 
 
 def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group[Row]]:
     """Arrange the metrics of a comparison in groups of rows, one column for each arm; undefined ones are left out."""
     arms = comparison.arms
     runs = [results.runs_of(comparison, arm.arm) for arm in arms]
-    test, bias, effect = (
+    segmented, classified, bias, effect = (
         Group(title, meaning, tuple(_figure_rows(arms, dict(figures))))
         for title, figures, meaning in FIGURE_GROUPS
     )
     found = Row("Verdict of the audits", tuple(verdicts([run.verdict for run in items]) for items in runs))
     groups = [
-        test,
+        segmented,
+        classified,
         Group(bias.title, bias.meaning, (found, *bias.rows)),
         Group(*SHARES, tuple(_share_rows(arms))),
         effect,
@@ -106,6 +119,7 @@ def _share_rows(arms: tuple[ArmSummary, ...]) -> Iterator[Row]:
 def _difference_group(baseline: str, comparison: Comparison) -> Group[Row]:
     """Return the paired differences and the tests; without rows if nothing was compared."""
     arms, by_fold = comparison.arms, comparison.unit == "fold"
+    score = score_title(arms[0].score, first=True)
 
     def row(label: str, write: Callable[[ArmSummary], str]) -> Row:
         return Row(label, tuple(write(arm) if arm.differences else NOTHING for arm in arms))
@@ -115,7 +129,7 @@ def _difference_group(baseline: str, comparison: Comparison) -> Group[Row]:
     if rows:
         rows += [
             row("Part of largest |B| removed", lambda arm: removed_part(arm.bias_removed)),
-            row("Dice not inferior?", judgement),
+            row(f"{score} not inferior?", judgement),
             row("Test of non-inferiority", lambda arm: p_value(arm.p)),
         ]
     margins = [arm.margin for arm in arms if arm.differences]
@@ -123,7 +137,7 @@ def _difference_group(baseline: str, comparison: Comparison) -> Group[Row]:
         f"Compared with {baseline}, {'fold by fold' if by_fold else 'seed by seed'}",
         (
             f"Mean paired differences: runs with the same {'fold and seed' if by_fold else 'seed'} see the same crops. "
-            "Dice is not inferior if the interval of its difference lies above "
+            f"{score} is not inferior if the interval of its difference lies above "
             f"{MINUS}{min(margins, default=0):g}, which is "
             "tested one-sidedly; it is inferior if the interval lies below. The part of the bias that is removed has "
             f"Fieller's interval, and is stated only where the largest |B| of {baseline} is beyond the tolerance of "
@@ -210,7 +224,7 @@ def arm_lines(results: StudyResults) -> Iterator[list[Any]]:
                 yield [*start, "mean", name, share.estimate, share.low, share.high]
             if arm.differences:
                 yield [*start, "part", "bias_removed", *astuple(arm.bias_removed)]
-                yield [*start, "p", "dice_not_inferior", arm.p, None, None]
+                yield [*start, "p", f"{arm.score}_not_inferior", arm.p, None, None]
 
 
 def curve_lines(results: StudyResults) -> Iterator[list[Any]]:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from evenslice.report.base.wording import MINUS, NOTHING, interval, listed, number, percent
+from evenslice.results import score_title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,15 +21,15 @@ BIAS: Final = "largest pair bias"
 
 
 _OUTCOMES: Final = {
-    "not inferior": (" and is not inferior in Dice", " and are not inferior in Dice"),
-    "inferior": (" but is inferior in Dice", " but are inferior in Dice"),
+    "not inferior": (" and is not inferior in {score}", " and are not inferior in {score}"),
+    "inferior": (" but is inferior in {score}", " but are inferior in {score}"),
     "not settled": (
-        ", but whether it is inferior in Dice is not settled",
-        ", but whether they are inferior in Dice is not settled",
+        ", but whether it is inferior in {score} is not settled",
+        ", but whether they are inferior in {score} is not settled",
     ),
-    "no test": (", but one {unit} is too few to test Dice",) * 2,
+    "no test": (", but one {unit} is too few to test {score}",) * 2,
 }
-"""Ends of a clause about one arm and about several, by the outcome for Dice."""
+"""Ends of a clause about one arm and about several, by the outcome for the main score."""
 
 
 def study_headline(results: StudyResults) -> str:
@@ -56,7 +57,7 @@ def study_headline(results: StudyResults) -> str:
 
 
 def comparison_sentence(comparison: Comparison, baseline: str) -> str:
-    """Name the arms that are shown to remove most of the baseline's bias, and whether that costs Dice."""
+    """Name the arms that are shown to remove most of the baseline's bias, and whether that costs any score."""
     others = [arm for arm in comparison.arms if arm.arm != baseline]
     compared = [arm for arm in others if arm.differences]
     if not compared:
@@ -77,7 +78,8 @@ def comparison_sentence(comparison: Comparison, baseline: str) -> str:
         names = [arm.arm for arm in removing if judgement(arm) == outcome]
         if names:
             verb, cost = ("removes", one) if len(names) == 1 else ("remove", several)
-            clauses.append(f"{listed(names)} {verb} {what}{cost.format(unit=comparison.unit)}")
+            cost = cost.format(unit=comparison.unit, score=score_title(removing[0].score))
+            clauses.append(f"{listed(names)} {verb} {what}{cost}")
             what = "as much"
     tested = any(arm.holds is not None for arm in removing)
     return "; ".join(clauses) + (f" (margin {removing[0].margin:g})." if tested else ".")
@@ -91,20 +93,23 @@ def _nothing_shown(compared: Sequence[ArmSummary], baseline: str, unit: str) -> 
 
 
 def arm_sentence(arm: ArmSummary, baseline: str, unit: str = "seed") -> str:
-    """Describe the effect of an arm on the bias and on Dice, to follow its name; ``unit`` is that of the comparison.
+    """Describe the effect of an arm on the bias and on the main score, to follow its name.
+
+    ``unit`` is that of the comparison.
 
     ``"removes 98 % [96 %, 100 %] of the largest pair bias; Dice differs by +0.002 [-0.004, 0.008] and is not inferior
     (margin 0.01)."``
     """
+    score = score_title(arm.score)
     if arm.arm == baseline:
-        bias, dice = (interval(arm.metrics[name]) for name in ("largest_bias", "dice"))
-        return f"is the baseline: its {BIAS} is {bias}, its Dice {dice}."
+        bias, found = (interval(arm.metrics[name]) for name in ("largest_bias", arm.score))
+        return f"is the baseline: its {BIAS} is {bias}, its {score} {found}."
     if not arm.differences:
-        return f"has no {unit} in common with {baseline}; its Dice is {interval(arm.metrics['dice'])}."
-    change = arm.differences["dice"]
+        return f"has no {unit} in common with {baseline}; its {score} is {interval(arm.metrics[arm.score])}."
+    change = arm.differences[arm.score]
     if math.isnan(change.estimate):
-        return f"{removal(arm.bias_removed)}; there is no Dice to compare."
-    return f"{removal(arm.bias_removed)}; Dice differs by {difference(change)}{_judged(arm, unit)}."
+        return f"{removal(arm.bias_removed)}; there is no {score} to compare."
+    return f"{removal(arm.bias_removed)}; {score} differs by {difference(change)}{_judged(arm, unit)}."
 
 
 def removal(removed: Interval) -> str:
@@ -160,7 +165,7 @@ def _part(removed: float) -> str:
 
 
 def judgement(arm: ArmSummary | PooledArm) -> str:
-    """Return the outcome of the non-inferiority test of Dice: not inferior, inferior, not settled or no test.
+    """Return the outcome of the non-inferiority test of the main score: not inferior, inferior, not settled or no test.
 
     It is inferior if the whole 95 % interval of the difference lies below minus the margin.
     """
@@ -168,7 +173,7 @@ def judgement(arm: ArmSummary | PooledArm) -> str:
         return "no test"
     if arm.holds:
         return "not inferior"
-    return "inferior" if arm.differences["dice"].high < -arm.margin else "not settled"
+    return "inferior" if arm.differences[arm.score].high < -arm.margin else "not settled"
 
 
 def _judged(arm: ArmSummary, unit: str) -> str:

@@ -1,0 +1,208 @@
+"""A study of classifiers: compared by their balanced accuracy, from the command to the report."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from evenslice._core.config_files import as_config
+from evenslice._core.errors import ConfigError
+from evenslice.cli import entry as cli
+from evenslice.results.studies import load_study
+from evenslice.studying.config import StudyConfig
+from evenslice.studying.runs import plan_runs
+from evenslice.training.run_folder import RunFolder
+
+NETWORKS = """
+import torch
+from torch import nn
+
+
+def tiny():
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        network[0].weight *= torch.tensor([1.0, 4.0, 0.2]).view(1, 3, 1, 1)
+    return network
+"""
+
+PAIR = {"image": "image.npy", "labels": "labels.npy"}
+
+
+def options(**changes):
+    return {
+        "seeds": [0, 1],
+        "training": {
+            "task": "classification",
+            "steps": 60,
+            "batch": 8,
+            "crop": [8, 8],
+            "learning_rate": 0.1,
+            "validate_every": 30,
+            "monitor_every": 30,
+            "dtype": "float32",
+            "accelerator": "cpu",
+        },
+        "audit": {"max_windows": 8},
+        "arms": [
+            {"name": "pretrained", "strategy": "pretrained"},
+            {"name": "symmetrized", "network_of": "pretrained", "symmetrize": "output"},
+            {"name": "uniform"},
+        ],
+        "architectures": [{"name": "tiny", "spec": "tiny_classifiers:tiny", "weights": "none"}],
+        "datasets": [
+            {
+                "name": "blobs",
+                "train": [{**PAIR, "slices": [0, 12]}],
+                "validation": [{**PAIR, "slices": [13, 17]}],
+                "test": [{**PAIR, "slices": [18, 24]}],
+            }
+        ],
+        "primary": {"arm": "uniform", "margin": 0.02},
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifying")
+    (folder / "tiny_classifiers.py").write_text(NETWORKS)
+    labels = np.broadcast_to(np.arange(32) // 16, (24, 32, 32)).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 120, labels.shape)
+    np.save(folder / "image.npy", (noise + 80 * labels).astype(np.uint8))
+    np.save(folder / "labels.npy", labels)
+    (folder / "study.yaml").write_text(json.dumps(options()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(inputs):
+    """The folder of a study that the command made, and what the command printed."""
+    command = [sys.executable, "-m", "evenslice", "study", "study.yaml", "--out", "out"]
+    done = subprocess.run(
+        command,
+        cwd=inputs,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return inputs / "out", done.stdout, done.stderr
+
+
+def test_runs_are_listed_with_the_scores_of_their_task(study):
+    out, _, _ = study
+    with (out / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], row["seed"], row["status"]) for row in rows] == [
+        (arm, seed, "done") for arm in ("pretrained", "symmetrized", "uniform") for seed in "01"
+    ]
+    assert [*rows[0]][5:8] == ["balanced_accuracy", "accuracy", "directional_bias"]
+    assert not {"dice", "iou", "hd95", "stress_intact"} & rows[0].keys()
+    for row in rows:
+        (folder,) = (out / "runs").glob(f"*-{row['key']}")
+        result = RunFolder(folder).read_result()
+        assert float(row["accuracy"]) == pytest.approx(result["accuracy"])
+        assert float(row["balanced_accuracy"]) == pytest.approx(result["balanced_accuracy"]["mean"])
+        assert float(row["macro_f1"]) == pytest.approx(result["macro_f1"]["mean"])
+        assert not (folder / "example.npz").exists()
+
+
+def test_a_symmetrized_classifier_has_no_bias(study):
+    results = load_study(study[0])
+    (comparison,) = results.comparisons
+    pretrained, symmetrized, _ = (arm.metrics["largest_bias"].estimate for arm in comparison.arms)
+    assert symmetrized < 1e-6
+    assert pretrained > 1e-3
+    assert (
+        results.runs_of(comparison, "pretrained")[0].curves["directional_bias"][0] < -0.3
+    )  # before training
+
+
+def test_audits_see_crops_of_the_size_that_was_trained_on(study):
+    for path in study[0].glob("runs/*/audit.json"):
+        assert json.loads(path.read_text())["tile"] == [8, 8]
+
+
+def test_arms_are_compared_by_balanced_accuracy(study):
+    out, _, _ = study
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["score"] == "balanced_accuracy"
+    results = load_study(out)
+    assert results.score == "balanced_accuracy"
+    (comparison,), (pooled,) = results.comparisons, results.pooled
+    by_seed = {
+        arm.arm: [run.metrics["balanced_accuracy"] for run in results.runs_of(comparison, arm.arm)]
+        for arm in comparison.arms
+    }
+    assert min(by_seed["pretrained"]) > 0.7
+    expected = np.mean(by_seed["uniform"]) - np.mean(by_seed["pretrained"])
+    assert expected != 0
+    for uniform in (comparison.arms[2], pooled.arms[2]):
+        assert uniform.score == "balanced_accuracy"
+        assert uniform.differences["balanced_accuracy"].estimate == pytest.approx(expected)
+        assert np.isnan(uniform.differences["dice"].estimate)
+        assert uniform.holds is not None
+    assert pooled.arms[2].primary
+
+
+def test_the_report_and_the_terminal_name_the_score(study):
+    out, shown, told = study
+    page = re.sub(r"\s+", " ", (out / "report.html").read_text())
+    assert "Cost in balanced accuracy and remaining bias" in page
+    assert "balanced accuracy differs by" in page
+    assert "Balanced accuracy not inferior?" in page
+    assert "Macro F1" in page
+    assert not re.search(
+        r"\b(Dice|IoU|dice)\b", re.sub(r"<pre.*?</pre>", "", page)
+    )  # the configuration names all losses
+    lines = (out / "tables" / "arms.csv").read_text().splitlines()
+    assert any("balanced_accuracy_not_inferior" in line for line in lines)
+    assert "Balanced accuracy" in shown
+    assert "Dice" not in shown
+    assert re.search(
+        r"1/6 blobs, tiny, pretrained, seed 0: balanced accuracy \d\.\d{3} D_m [+-]\d\.\d{4} in \d+ s", told
+    )
+
+
+def test_a_finished_study_is_not_repeated(inputs, study, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in study[0].glob("runs/*/run.json")}
+    monkeypatch.chdir(inputs)
+    monkeypatch.setattr(sys, "argv", ["evenslice", "study", "study.yaml", "--out", "out"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0, capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in study[0].glob("runs/*/run.json")} == before
+
+
+def test_scores_of_several_tasks_are_not_pooled(inputs):
+    datasets = options()["datasets"]
+    datasets.append({**datasets[0], "name": "map", "training": {"task": "segmentation"}})
+    with pytest.raises(
+        ValueError, match=r"map: training.task: segmentation: that of blobs is classification, and their"
+    ):
+        StudyConfig.model_validate(options(datasets=datasets))
+
+
+def test_boundaries_of_classifications_are_refused(inputs):
+    datasets = [{**options()["datasets"][0], "boundaries": True}]
+    with pytest.raises(ConfigError, match=r"datasets\[0\].*boundaries: true: are compared in segmentations"):
+        as_config(options(datasets=datasets), StudyConfig)
+
+
+def test_the_keys_of_segmentations_are_those_of_earlier_versions(inputs, monkeypatch):
+    """The task is part of a run's key only if it is another than that of earlier versions."""
+    monkeypatch.chdir(inputs)
+    training = {name: value for name, value in options()["training"].items() if name != "task"}
+    arms = options()["arms"]
+    stated = [
+        plan_runs(StudyConfig.model_validate(options(training={**training, **more}, arms=arms)))[0].key
+        for more in ({}, {"task": "segmentation"}, {"task": "classification"})
+    ]
+    assert stated[0] == stated[1] != stated[2]

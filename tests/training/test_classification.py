@@ -1,0 +1,468 @@
+"""Classifiers of the voxel at the centre of a window: which crops they see, how they are scored, and that they learn."""
+
+import json
+import math
+import signal
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from torch import nn
+
+from evenslice._core.config_files import load_config, to_yaml
+from evenslice._core.errors import ConfigError, ModelError
+from evenslice.cli import entry as cli
+from evenslice.training.centred_crops import CentredCrops, read_around
+from evenslice.training.classification import (
+    ClassificationLoss,
+    ClassificationScores,
+    evaluate_centres,
+    lattice,
+)
+from evenslice.training.config import AugmentationConfig, TrainConfig
+from evenslice.training.interruption import TrainingInterrupted
+from evenslice.training.lightning_module import TrainingModule
+from evenslice.training.run_folder import RunFolder
+from evenslice.training.segmenter import load_segmenter
+from evenslice.training.trainer import train
+from evenslice.volumes.labels import IGNORED, LabelledVolume, index_classes
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.scaling import Scaling
+from evenslice.volumes.windows import WindowGrid
+
+NETWORKS = """
+import torch
+from torch import nn
+
+
+def probe(classes=2):
+    "One weight for each class, slice and pixel of windows of 5 x 5 pixels."
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv2d(3, classes, 5), nn.Flatten())
+    nn.init.normal_(network[0].weight, std=0.01)
+    return network
+
+
+def segmenter():
+    return nn.Conv2d(3, 2, 3, padding=1)
+
+
+def three():
+    return probe(3)
+"""
+
+IGNORED_VALUE = 9
+
+
+def write_data(folder):
+    """Write dark and bright noise, with the label 7 where the next slice is bright; and labels of which some do not count."""
+    rng = np.random.default_rng(0)
+    image = (160 * rng.integers(0, 2, (40, 24, 24)) + rng.integers(0, 96, (40, 24, 24))).astype(np.uint8)
+    later = np.roll(image, -1, axis=0)
+    for last in (19, 28, 39):  # of a part, whose windows are reflected there
+        later[last] = image[last - 1]
+    labels = np.where(later > 127, 7, 3).astype(np.uint8)
+    np.save(folder / "image.npy", image)
+    np.save(folder / "labels.npy", labels)
+    labels[:, :, ::2] = IGNORED_VALUE
+    np.save(folder / "half.npy", labels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classification")
+    (folder / "classifiers.py").write_text(NETWORKS)
+    write_data(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.syspath_prepend(str(folder))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield folder
+        torch.set_num_threads(threads)
+
+
+def options(
+    folder, *, labels="labels.npy", data=None, augmentation=None, spec="classifiers:probe", **training
+):
+    pair = {"image": "image.npy", "labels": labels}
+    return {
+        "data": {
+            "name": "planted",
+            "root": str(folder),
+            "label_values": [3, 7],
+            "train": [{**pair, "slices": [0, 20]}],
+            "validation": [{**pair, "slices": [21, 29]}],
+            "test": [{**pair, "slices": [30, 40]}],
+            **(data or {}),
+        },
+        "model": {"spec": spec, "weights": "none", "strategy": "pretrained"},
+        "augmentation": {"z_flip": False, "intensity": False, **(augmentation or {})},
+        "training": {
+            "task": "classification",
+            "steps": 200,
+            "batch": 32,
+            "crop": [5, 5],
+            "learning_rate": 0.1,
+            "weight_decay": 0,
+            "validate_every": 50,
+            "monitor_every": 100,
+            "dtype": "float32",
+            "accelerator": "cpu",
+            **training,
+        },
+    }
+
+
+def make_config(folder, **changes):
+    return TrainConfig.model_validate(options(folder, **changes))
+
+
+@pytest.fixture(scope="module")
+def planted(folder, tmp_path_factory):
+    """A run whose data say that the class of a voxel is whether the same voxel of the next slice is bright."""
+    run = tmp_path_factory.mktemp("planted") / "run"
+    train(make_config(folder), run, progress=False)
+    return run
+
+
+# Training
+
+
+def test_a_linear_probe_finds_the_voxel_that_the_class_depends_on(planted):
+    result = RunFolder(planted).read_result()
+    assert result["accuracy"] > 0.97
+    assert result["balanced_accuracy"]["mean"] > 0.97
+    assert min(result["macro_f1"]["per_class"]) > 0.97
+    weights = load_file(planted / "network.safetensors")["0.weight"]
+    most = (weights[1] - weights[0]).abs()
+    assert np.unravel_index(int(most.argmax()), most.shape) == (2, 2, 2)  # slice +1, centre pixel
+    assert most.flatten().sort().values[-2] < most.max() / 5
+
+
+def test_the_result_counts_every_centre_once(planted):
+    result = RunFolder(planted).read_result()
+    confusion = np.array(result["confusion"])
+    labels = np.load("labels.npy")[30:40]
+    assert confusion.sum(axis=1).tolist() == [
+        (labels == 3).sum(),
+        (labels == 7).sum(),
+    ]  # 5,760 voxels: all of them
+    assert result["accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
+    assert result["stress"] is None
+    assert "dice" not in result
+
+
+def test_validation_and_the_bias_are_logged(planted):
+    rows = RunFolder(planted).read_metrics()
+    validated = {
+        row["step"]: row["validation_balanced_accuracy"]
+        for row in rows
+        if "validation_balanced_accuracy" in row
+    }
+    assert [*validated] == [0, 50, 100, 150, 200]
+    assert validated[0] < 0.7
+    assert validated[200] > 0.95
+    assert RunFolder(planted).read_result()["validation"] == {
+        "step": 200,
+        "balanced_accuracy": validated[200],
+    }
+    measured = [row for row in rows if "share_1" in row]
+    assert [row["step"] for row in measured] == [0, 100, 200]
+    assert measured[0]["share_1"] < 0.4
+    assert measured[-1]["share_1"] > 0.6
+    assert measured[-1]["directional_bias"] > 0.5
+
+
+def test_reversed_windows_hide_a_class_that_depends_on_the_next_slice(folder, tmp_path):
+    """Half of all windows are reversed: then the next slice says what the class is, or nothing, and 3 of 4 are found."""
+    result = train(make_config(folder, augmentation={"z_flip": True}), tmp_path / "run", progress=False)
+    assert 0.6 < result["accuracy"] < 0.85
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(folder, planted, tmp_path, monkeypatch):
+    original = TrainingModule.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 120:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(TrainingInterrupted, match="step 121 of 200"):
+            train(make_config(folder), tmp_path / "run", progress=False)
+    result = train(make_config(folder), tmp_path / "run", resume=True, progress=False)
+    undisturbed = RunFolder(planted).read_result()
+    assert all(result[name] == undisturbed[name] for name in ("confusion", "validation", "bias", "macro_f1"))
+    one, other = (load_file(RunFolder(run).network) for run in (planted, tmp_path / "run"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_configuration_of_a_run_is_read_back(folder, planted):
+    assert load_config(planted / "config.yaml", TrainConfig) == make_config(folder)
+    assert "task: classification" in to_yaml(make_config(folder))
+
+
+def test_a_run_without_a_test_has_no_scores(folder, tmp_path):
+    result = train(make_config(folder, data={"test": []}, steps=1), tmp_path / "run", progress=False)
+    assert (result["accuracy"], result["balanced_accuracy"], result["macro_f1"]) == (None, None, None)
+
+
+def test_voxels_to_ignore_are_neither_learned_nor_counted(folder, tmp_path):
+    config = make_config(folder, labels="half.npy", data={"ignore_label": IGNORED_VALUE})
+    result = train(config, tmp_path / "run", progress=False)
+    assert np.sum(result["confusion"]) == 10 * 24 * 12
+    assert result["accuracy"] > 0.97
+
+
+# Configurations
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"loss": "dice_ce"},
+            "training.loss: .*dice_ce.*: should be 'ce' with the task classification",
+        ),
+        (
+            {"task": "segmentation", "loss": "ce"},
+            "should be 'dice_ce' or 'dice_bce' with the task segmentation",
+        ),
+        (
+            {"stress": True},
+            "training.stress: .*: is measured on segmentations; omit it with the task classification",
+        ),
+        (
+            {"data": {"boundaries": True}},
+            "boundaries: true: are compared in segmentations; omit it with the task class",
+        ),
+        ({"task": "detection"}, "training.task: .*detection.*'segmentation' or 'classification'"),
+    ],
+)
+def test_options_of_another_task_are_refused(folder, tmp_path, changes, message):
+    (tmp_path / "train.yaml").write_text(json.dumps(options(folder, **changes)))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(tmp_path / "train.yaml", TrainConfig)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"spec": "classifiers:segmenter"},
+            r"of shape \(1, 2, 5, 5\); a classifier must return \(batch, classes\).*training.task: segmentation",
+        ),
+        ({"spec": "classifiers:three"}, "returns 3 channels; 2 classes with the loss ce need 2"),
+        ({"task": "segmentation"}, r"a segmentation network must return \(batch, classes, y, x\)"),
+    ],
+)
+def test_a_network_of_another_task_is_refused(folder, tmp_path, changes, message):
+    with pytest.raises(ModelError, match=message):
+        train(make_config(folder, **changes), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("command", ["segment", "evaluate"])
+def test_no_volume_is_segmented_by_a_classifier(folder, planted, tmp_path, monkeypatch, capsys, command):
+    out = ["--out", str(tmp_path / "out.npy")] if command == "segment" else []
+    arguments = [
+        command,
+        "--model",
+        "classifiers:probe",
+        "--run",
+        str(planted),
+        "--volume",
+        "image.npy",
+        *out,
+    ]
+    monkeypatch.setattr(sys, "argv", ["evenslice", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"error: --run: the run {planted} trained a classifier of crops, which gives no map of"
+    )
+    assert error.count("\n") == 1
+
+
+def test_a_classifier_can_be_loaded_from_its_run(planted):
+    found = load_segmenter(planted, "classifiers:probe")
+    assert found.network(torch.zeros(1, 3, 5, 5)).shape == (1, 2)
+
+
+# Crops
+
+
+def part_of(image, labels, classes=3):
+    labels = open_volume(labels)
+    return LabelledVolume(
+        "p", open_volume(image), labels, Scaling(0, 64), index_classes(labels, classes, keep=1000)
+    )
+
+
+def numbered(shape):
+    """Return different voxels in 0..1, exact in float32."""
+    return np.arange(math.prod(shape), dtype=np.float32).reshape(shape) / 256
+
+
+@given(
+    plane=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    place=st.tuples(st.integers(0, 8), st.integers(0, 8)),
+)
+def test_windows_around_a_voxel_are_those_of_a_mirrored_plane(plane, size, place):
+    y, x = place[0] % plane[0], place[1] % plane[1]
+    image = numbered((3, *plane))
+    grid = WindowGrid(open_volume(image), Scaling(0, 1), 3, (1, 1))
+    padded = np.pad(image, [(0, 0), (12, 12), (12, 12)], mode="symmetric")
+    top, left = y + 12 - size[0] // 2, x + 12 - size[1] // 2
+    found = read_around(grid, (1, y, x), size)
+    assert np.array_equal(found, padded[:, top : top + size[0], left : left + size[1]])
+    assert found[1, size[0] // 2, size[1] // 2] == image[1, y, x]
+
+
+@pytest.mark.parametrize("crop", [(5, 5), (6, 6), (4, 7), (1, 2)])
+def test_the_class_is_that_of_the_centre_pixel_whatever_was_flipped_or_rotated(crop):
+    labels = np.random.default_rng(0).integers(0, 3, (5, 11, 8))
+    augmentation = AugmentationConfig(intensity=False)
+    crops = CentredCrops(
+        [part_of(labels.astype(np.float32), labels)],
+        slices=3,
+        crop=crop,
+        length=200,
+        augmentation=augmentation,
+    )
+    windows, classes = zip(*crops, strict=True)
+    assert all(window.shape == (3, *crop) for window in windows)
+    assert [int(64 * window[1, crop[0] // 2, crop[1] // 2]) for window in windows] == [
+        int(label) for label in classes
+    ]
+    assert len(set(map(int, classes))) == 3
+
+
+def test_augmentation_turns_crops_about_their_centre_in_every_way():
+    image = numbered((1, 5, 5))
+    part = part_of(64 * image, np.pad(np.ones((1, 1, 1), np.int64), [(0, 0), (2, 2), (2, 2)]), classes=2)
+    crops = CentredCrops(
+        [part],
+        slices=1,
+        crop=(5, 5),
+        length=100,
+        foreground=1,
+        augmentation=AugmentationConfig(intensity=False),
+    )
+    seen = {tuple(window.flatten().tolist()) for window, _ in crops}
+    turned = [np.rot90(each, turns) for each in (image[0], image[0, :, ::-1]) for turns in range(4)]
+    assert seen == {tuple(each.flatten().tolist()) for each in turned}
+
+
+def test_rare_classes_are_drawn_as_often_as_asked_for():
+    labels = np.zeros((4, 50, 50), np.int64)
+    labels[2, 10, 10:20], labels[1, 0, 0] = 1, 2
+    crops = CentredCrops([part_of(labels, labels)], slices=1, crop=(3, 3), length=2000, foreground=0.5)
+    drawn = Counter(int(label) for _, label in crops)
+    assert drawn[0] == pytest.approx(1000, abs=100)
+    assert drawn[1] == pytest.approx(500, abs=80)
+    assert drawn[2] == pytest.approx(500, abs=80)
+
+
+def test_a_crop_depends_on_its_number_alone():
+    labels = np.random.default_rng(0).integers(0, 3, (5, 11, 8))
+    crops = CentredCrops([part_of(labels, labels)], slices=3, crop=(4, 4), length=10, foreground=0.5)
+    (one, first), (other, second) = crops[3], crops[3]
+    assert torch.equal(one, other)
+    assert first == second
+    with pytest.raises(IndexError, match="crop 10 of 10"):
+        crops[10]
+
+
+# Scores
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_scores_are_those_of_scikit_learn(seed):
+    random = np.random.default_rng(seed)
+    truth, answer = (np.append(random.integers(0, 3, 30), [0, 1, 2]) for _ in range(2))
+    confusion = np.zeros((3, 3), np.int64)
+    np.add.at(confusion, (truth, answer), 1)
+    scores = ClassificationScores(confusion)
+    assert scores.accuracy == pytest.approx(accuracy_score(truth, answer))
+    assert scores.balanced_accuracy == pytest.approx(balanced_accuracy_score(truth, answer))
+    assert scores.macro_f1 == pytest.approx(f1_score(truth, answer, average="macro"))
+    assert scores.f1.tolist() == pytest.approx(f1_score(truth, answer, average=None))
+
+
+def test_classes_without_centres_have_no_recall():
+    scores = ClassificationScores(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]]))
+    assert scores.balanced_accuracy == 0.75
+    assert np.isnan(scores.recall).tolist() == [False, True, True]
+    assert scores.macro_f1 == pytest.approx((6 / 7 + 0) / 2)  # class 1 was predicted, class 2 was not
+    nothing = ClassificationScores(np.zeros((2, 2), np.int64))
+    assert np.isnan([nothing.accuracy, nothing.balanced_accuracy, nothing.macro_f1]).all()
+
+
+def test_the_answers_of_a_known_network_are_counted(folder):
+    """Where the network reads the voxel that the class is made of, all is right; one that says 1 always finds all of 1."""
+    config = make_config(folder, dtype="float32")
+    image, labels = (
+        np.load("image.npy").astype(np.float32)[:20],
+        (np.load("labels.npy")[:20] == 7).astype(np.int64),
+    )
+    part = LabelledVolume(
+        "p",
+        open_volume(image),
+        open_volume(labels),
+        Scaling(0, 255),
+        index_classes(open_volume(labels), 2, keep=1),
+    )
+    network = nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten()).requires_grad_(False)
+    network[0].weight.zero_()
+    network[0].bias.copy_(torch.tensor([0.0, 1.0]))
+    always = evaluate_centres(network, [part], config, most=10**6, device="cpu")
+    assert always.confusion.tolist() == [[0, (labels == 0).sum()], [0, (labels == 1).sum()]]
+    network[0].weight[1, 2, 2, 2] = 1
+    network[0].bias.copy_(torch.tensor([0.5, 0.0]))
+    exact = evaluate_centres(network, [part], config, most=10**6, device="cpu")
+    assert exact.confusion.tolist() == [[(labels == 0).sum(), 0], [0, (labels == 1).sum()]]
+    fewer = evaluate_centres(network, [part], config, most=100, device="cpu")
+    assert (fewer.accuracy, fewer.confusion.sum()) == (1, len(lattice([image.shape], 100)))
+
+
+SHAPES = st.lists(st.tuples(*[st.integers(1, 12)] * 3), min_size=1, max_size=4)
+
+
+@given(SHAPES, st.integers(1, 200))
+def test_centres_are_spread_evenly_over_all_volumes(shapes, most):
+    places = lattice(shapes, most)
+    assert len(set(places)) == len(places) <= max(most, len(shapes))
+    steps = set()
+    for number, shape in enumerate(shapes):
+        own = [place for index, place in places if index == number]
+        assert own
+        for axis, length in enumerate(shape):
+            along = sorted({place[axis] for place in own})
+            assert abs(along[0] - (length - 1 - along[-1])) <= 1
+            assert 0 <= along[0] <= along[-1] < length
+            steps |= set(np.diff(along).tolist())
+    assert len(steps) <= 1
+
+
+def test_the_loss_leaves_out_what_does_not_count():
+    scores = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]], requires_grad=True)
+    loss = ClassificationLoss()
+    found = loss(scores, torch.tensor([0, IGNORED, 1]))
+    assert found.item() == pytest.approx((math.log(1 + math.exp(-2)) + math.log(2)) / 2)
+    nothing = loss(scores, torch.full((3,), IGNORED))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert scores.grad is not None
+    assert not scores.grad.any()

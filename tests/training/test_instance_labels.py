@@ -1,0 +1,128 @@
+"""Labels that number objects: boundaries are trained, scored and remembered as if they had been stored."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_training
+import torch
+from torch import nn
+
+import evenslice
+from evenslice import ConfigError, TrainConfig
+from evenslice._core import as_config
+from evenslice.training.config import ModelConfig
+from evenslice.training.data import open_data
+from evenslice.volumes import class_volume
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Numbers of cells that fill a volume, with 0 between some, and the boundary that is to be found."""
+    coarse = np.random.default_rng(0).integers(0, 7, (24, 12, 12))
+    numbers = np.kron(coarse, np.ones((1, 4, 4), int)).astype(np.uint32) * 1000
+    return numbers, class_volume(evenslice.open_volume(numbers), 2, instances="dense")[...]
+
+
+class Bright(nn.Module):
+    def forward(self, x):
+        return torch.stack([0.5 - x[:, 1], x[:, 1] - 0.5], dim=1)
+
+
+def test_slice_windows_find_them(cells):
+    numbers, edges = cells
+    data = evenslice.SliceWindows(
+        edges.astype(np.float32), numbers, instances="dense", foreground=1.0, crop=(32, 32)
+    )
+    window, labels = data[0]
+    assert torch.equal(labels, window[1].round().long())
+    with pytest.raises(ConfigError, match="instances: has no effect without labels"):
+        evenslice.SliceWindows(edges, instances="dense")
+    with pytest.raises(ConfigError, match="instances: gives 2 classes"):
+        evenslice.SliceWindows(edges, numbers, instances="dense", classes=3)
+
+
+def test_evaluate_and_audit_score_them(cells):
+    numbers, edges = cells
+    scores = evenslice.evaluate(Bright(), edges, numbers, instances="dense", intensity=(0, 1))
+    assert scores.dice == 1
+    found = evenslice.audit(
+        Bright(), edges, labels=numbers, instances="dense", intensity=(0, 1), max_windows=8, dtype="float32"
+    )
+    assert found.stress.intact == 1
+    with pytest.raises(ConfigError, match="instances: has no effect without labels"):
+        evenslice.evaluate(Bright(), edges, stress=True, instances="dense")
+    with pytest.raises(ConfigError, match="instances needs label volumes"):
+        evenslice.audit(Bright(), edges, instances="dense")
+
+
+def test_a_configuration_says_so(cells, tmp_path):
+    numbers, edges = cells
+    np.save(tmp_path / "image.npy", edges.astype(np.float32))
+    np.save(tmp_path / "labels.npy", numbers)
+    pair = {"image": "image.npy", "labels": "labels.npy"}
+    options = {"root": str(tmp_path), "train": [pair], "instances": "dense", "ignore_label": 1000}
+    config = as_config({"data": options}, TrainConfig)
+    (part,) = open_data(config.data, ModelConfig()).train
+    labels = part.labels[...]
+    assert np.array_equal(labels < 0, numbers == 1000)
+    assert 0 < part.index.counts[1] < (edges == 1).sum()  # fewer, as there is none beside what is ignored
+    for changes, message in (
+        ({"classes": 3}, "data.instances: 'dense': boundaries of objects need classes: 2"),
+        ({"label_values": [0, 5]}, "data.instances: 'dense': numbers of objects are no values of classes"),
+        (
+            {"other_labels": "background"},
+            "data.instances: 'dense': numbers of objects are no values of classes",
+        ),
+        ({"instances": "all"}, "data.instances: 'all': should be 'sparse' or 'dense'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            as_config({"data": options | changes}, TrainConfig)
+
+
+def test_a_run_remembers_it(cells, tmp_path, command):
+    numbers, edges = cells
+    tiny_training.write_inputs(tmp_path)
+    np.save(tmp_path / "numbers.npy", numbers)
+    np.save(tmp_path / "labels.npy", edges.astype(np.uint8))
+    scores = {}
+    for name, labels, own in (("stored", "labels.npy", {}), ("found", "numbers.npy", {"instances": "dense"})):
+        options = tiny_training.training_options(
+            tmp_path, steps=2, validate_every=2, monitor_every=None, crop=[16, 16], stress=False
+        )
+        pair = {**tiny_training.PAIR, "labels": labels}
+        options["data"] |= own | {
+            "train": [{**pair, "slices": [0, 14]}],
+            "test": [{**pair, "slices": [16, 24]}],
+        }
+        options["data"] |= {"validation_fraction": 0}
+        (tmp_path / "train.yaml").write_text(json.dumps(options))
+        done = command("train", "train.yaml", "--out", name, "--json")
+        assert done.returncode == 0, done.stderr
+        scores[name] = json.loads(done.stdout)["confusion"]
+    assert scores["found"] == scores["stored"]
+
+    network = [
+        "--run",
+        "found",
+        "--model",
+        "tiny_networks:tiny",
+        "--volume",
+        "image.npy",
+        "--no-surfaces",
+        "--json",
+    ]
+    results = [
+        command("evaluate", *network, "--labels", labels, *more)
+        for labels, more in (
+            ("numbers.npy", []),
+            ("numbers.npy", ["--instances", "sparse"]),
+        )
+    ]
+    expected = command(
+        "evaluate", *network[2:], "--weights", "found/network.safetensors", "--labels", "labels.npy"
+    )
+    assert expected.returncode == 0, expected.stderr
+    dense, sparse = (json.loads(done.stdout)["confusion"] for done in results)
+    assert dense == json.loads(expected.stdout)["confusion"]
+    assert sparse != dense
