@@ -208,7 +208,10 @@ def test_an_interrupt_does_not_wait_for_a_slow_server(tmp_path):
             time.sleep(0.5)
             started = time.monotonic()
             process.send_signal(signal.SIGINT)
-            said, errors = process.communicate(timeout=60)
+            try:
+                said, errors = process.communicate(timeout=60)
+            finally:
+                process.kill()
             assert time.monotonic() - started < 15
     assert (said, process.returncode) == ("interrupted\n", 0), errors
 

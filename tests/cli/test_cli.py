@@ -319,7 +319,7 @@ BAD = [
         r"--label-values needs label volumes; give them as --labels",
     ),
     (["--volume", "good.tif", "--seed", "-1"], r"--seed"),
-    (["--volume", "good.tif", "--tile", "0", "32"], r"tile = 0 x 32"),
+    (["--volume", "good.tif", "--tile", "0", "32"], r"--tile 0 32: give two whole numbers"),
     (
         ["--volume", "good.tif", "--model", "my_networks:classes_only", "--weights", "none"],
         r"--?occlusion|'occlusion'",

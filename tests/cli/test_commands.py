@@ -109,7 +109,7 @@ def test_completion_is_offered_in_the_help(run):
         (["audit", "--method", "gradient_"], ["gradient_shap"]),
         (["audit", "--target", "p"], ["predicted"]),
         (["neutralize", "--tie", ""], ["mirror", "uniform"]),
-        (["segment", "--dtype", "f"], ["float32"]),
+        (["segment", "--dtype", "f"], ["float16", "float32"]),
         (["survey", "--device", "c"], ["cpu", "cuda"]),
         (["report", ""], []),  # the shell offers files
     ],
