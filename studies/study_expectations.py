@@ -22,6 +22,7 @@ __all__ = ["Expectation", "expectations"]
 
 REMOVED = 0.9  # part of the bias that a uniform start is expected to remove
 LOST = 0.01  # Dice that it is expected to lose at most
+KEPT = 0.05  # pair bias that a pretrained start is expected to keep: the tolerance of an audit
 TIED = 1e-4  # largest pair bias that a tied network is expected to stay below
 
 
@@ -35,15 +36,17 @@ class Expectation:
 
 
 def expectations(studies: Sequence[Study]) -> list[Expectation]:
-    """Hold what was expected of uniform, tied and random starts against what was found; what was not run is left out."""
+    """Hold what was expected of each kind of start against what was found; what was not run is left out."""
     uniform = _arms(studies, lambda arm: arm.strategy == "uniform" and arm.tie is None)
     tied = _arms(studies, lambda arm: arm.tie is not None)
     random = _arms(studies, lambda arm: arm.strategy == "random")
+    pretrained = _arms(studies, lambda arm: arm.strategy == "pretrained" and arm.z_flip is not False)
     return [
         *_removes_bias([item for item in uniform if not math.isnan(item.arm.bias_removed.estimate)]),
         *_keeps_dice(_with_dice(uniform)),
         *_stays_tied(tied),
         *_loses_dice(_with_dice(random)),
+        *_keeps_bias(pretrained),
     ]
 
 
@@ -60,6 +63,20 @@ def _arms(studies: Sequence[Study], chosen: Callable[[Arm], bool]) -> list[Found
 def _by_start_alone(arm: Arm) -> bool:
     """Return whether an arm differs from others by how its stem starts and what is tied, and by nothing else."""
     return arm.network_of is None and arm.symmetrize is None and not arm.missing_slices
+
+
+def _keeps_bias(found: Sequence[Found]) -> Iterator[Expectation]:
+    known = [item for item in found if not math.isnan(item.arm.metrics["largest_bias"].low)]
+    if known:
+        biases = [item.arm.metrics["largest_bias"] for item in known]
+        yield Expectation(
+            f"A network with a pretrained start still has a largest pair bias of more than {KEPT:g} after training.",
+            _outcome(
+                confirmed=all(bias.low > KEPT for bias in biases),
+                refuted=any(bias.high < KEPT for bias in biases),
+            ),
+            _evidence(known, lambda item: interval(item.arm.metrics["largest_bias"])),
+        )
 
 
 def _with_dice(found: Sequence[Found]) -> list[Found]:

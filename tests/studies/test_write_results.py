@@ -129,7 +129,7 @@ def test_figures_of_earlier_studies_do_not_stay(script, folder, docs, tmp_path):
 
 def test_expectations_are_judged(script, folder):
     (study,) = script.find_studies(folder)
-    assert outcomes(script, study) == ["confirmed", "confirmed", "confirmed", "confirmed"]
+    assert outcomes(script, study) == ["confirmed"] * 5
     lost = Interval(-0.02, -0.03, -0.011)
     for removed, expected in [
         (Interval(0.95, 0.91, 0.99), "confirmed"),
@@ -153,6 +153,10 @@ def test_expectations_are_judged(script, folder):
     assert outcomes(script, with_arm(study, "random", differences={"dice": higher}))[3] == "open"
     gained = Interval(0.01, 0.005, 0.02)
     assert outcomes(script, with_arm(study, "random", differences={"dice": gained}))[3] == "refuted"
+    pretrained = study.results.comparisons[0].arms[0]
+    for bias, expected in ((Interval(0.1, 0.04, 0.2), "open"), (Interval(0.03, 0.02, 0.04), "refuted")):
+        metrics = pretrained.metrics | {"largest_bias": bias}
+        assert outcomes(script, with_arm(study, "pretrained", metrics=metrics))[4] == expected
 
 
 @pytest.mark.parametrize(
@@ -255,7 +259,8 @@ def test_what_was_not_run_is_not_judged(script, folder):
     arms = tuple(arm for arm in study.config.arms if arm.name in {"pretrained", "random"})
     only = dataclasses.replace(study, config=study.config.model_copy(update={"arms": arms}))
     assert [item.text for item in script.expectations([only])] == [
-        "A network that starts at random loses Dice."
+        "A network that starts at random loses Dice.",
+        "A network with a pretrained start still has a largest pair bias of more than 0.05 after training.",
     ]
 
 
@@ -328,5 +333,5 @@ def test_the_studies_of_the_project_are_readable(script, tmp_path):
     )
     studies = script.find_studies(tmp_path)
     assert [study.name for study in studies] == ["datasets", "architectures"]  # the larger one first
-    assert len(script.expectations(studies)) == 4
+    assert len(script.expectations(studies)) == 5
     assert "| `datasets` | MSD hippocampus | EfficientNet-Lite0 U-Net | 6 |" in script.run_table(studies)
