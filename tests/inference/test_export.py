@@ -319,6 +319,21 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         evenslice.export(nn.Conv2d(3, 1, 1), tmp_path / "b", to="huggingface")
 
 
+@pytest.mark.parametrize(
+    ("classifies", "task", "use"),
+    [(False, "segmentation", "evenslice.segment("), (True, "classification", "= network(w")],
+)
+def test_the_card_says_what_the_network_does(tmp_path, classifies, task, use):
+    layers = [nn.Conv2d(3, 2, 3, padding=1), *([nn.AdaptiveAvgPool2d(1), nn.Flatten()] if classifies else [])]
+    network = nn.Sequential(*layers).eval()
+    evenslice.neutralize(network, 3, mean=0.4, std=0.2)
+    evenslice.export(network, tmp_path, to="huggingface")
+    card = (tmp_path / "README.md").read_text()
+    assert f"pipeline_tag: image-{task}" in card
+    assert (use in card, "evaluate --stress" in card) == (True, not classifies)
+    assert json.loads((tmp_path / "config.json").read_text())["task"] == task
+
+
 # A finished run
 
 

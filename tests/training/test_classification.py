@@ -17,6 +17,7 @@ from torch import nn
 from evenslice._core.config_files import load_config, to_yaml
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.cli import entry as cli
+from evenslice.inference.onnx_networks import load_onnx
 from evenslice.training.centred_crops import CentredCrops, read_around
 from evenslice.training.classification import (
     ClassificationLoss,
@@ -292,6 +293,36 @@ def test_no_volume_is_segmented_by_a_classifier(folder, planted, tmp_path, monke
         f"error: --run: the run {planted} trained a classifier of crops, which gives no map of"
     )
     assert error.count("\n") == 1
+
+
+def run_command(monkeypatch, *arguments):
+    """Run a command on the planted classifier in this process, where its module can be imported."""
+    monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments), "--model", "classifiers:probe"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0
+
+
+@pytest.mark.parametrize(("more", "tile"), [([], [5, 5]), (["--tile", "8", "8"], [8, 8])])
+def test_a_classifier_is_audited_on_windows_as_large_as_its_crops(planted, tmp_path, monkeypatch, more, tile):
+    arguments = [
+        "audit",
+        "--run",
+        planted,
+        "--volume",
+        "image.npy",
+        "--max-windows",
+        8,
+        "--out",
+        tmp_path / "a",
+    ]
+    assert run_command(monkeypatch, *arguments, *more) == 0
+    assert json.loads((tmp_path / "a" / "audit.json").read_text())["tile"] == tile
+
+
+def test_a_classifier_is_exported_for_windows_as_large_as_its_crops(planted, tmp_path, monkeypatch):
+    status = run_command(monkeypatch, "export", "--run", planted, "--to", "onnx", "--out", tmp_path / "out")
+    assert (status, load_onnx(tmp_path / "out" / "network.onnx").tile) == (0, (5, 5))
 
 
 def test_a_classifier_can_be_loaded_from_its_run(planted):

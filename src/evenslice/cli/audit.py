@@ -133,6 +133,7 @@ def audit(
     from evenslice.auditing import audit as measure, parse_target
     from evenslice.cli.comparison import AUDITS, RENDERED, audit_strategies, write_results
     from evenslice.networks import find_function
+    from evenslice.training import asked_size
 
     network, read = _of_source(
         source,
@@ -165,7 +166,7 @@ def audit(
                 max_windows=max_windows,
                 seed=seed,
                 **read,
-                **asdict(computing),
+                **(asdict(computing) | {"tile": computing.tile or asked_size(source.run)}),
             ),
             strategies=strategy or ["pretrained"],
             methods=method or [None],

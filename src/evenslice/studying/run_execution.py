@@ -164,8 +164,7 @@ def _audit(
         network,
         [part.volume for part in parts],
         step=run.config.model.step,
-        # A classifier is asked about crops as large as those that it was trained on.
-        tile=options.crop if options.task == "classification" else None,
+        tile=options.asked_size,
         scalings=[part.scaling for part in parts],
         seed=run.seed,
         device=options.device,

@@ -248,6 +248,16 @@ class TrainingConfig(Section):
         return "cuda" if self.accelerator == "gpu" else self.accelerator
 
     @property
+    def asked_size(self) -> tuple[int, int] | None:
+        """The size (y, x) of windows that the network is asked about: a classifier's crops; None where any size will do.
+
+        Example:
+            >>> TrainingConfig(task="classification", crop=(32, 32)).asked_size, TrainingConfig().asked_size
+            ((32, 32), None)
+        """
+        return self.crop if self.task == "classification" else None
+
+    @property
     def keeps_best(self) -> bool:
         """Whether to keep the network that is best in validation, not the last.
 

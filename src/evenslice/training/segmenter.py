@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from evenslice.training.config import TrainConfig
     from evenslice.volumes import Volume
 
-__all__ = ["Segmenter", "load_segmenter", "locate_network", "reading_options"]
+__all__ = ["Segmenter", "asked_size", "load_segmenter", "locate_network", "reading_options"]
 
 BUILT = ("slices", "classes", "mean", "std")
 """Options of ``load_network`` that a run determines."""
@@ -71,9 +71,16 @@ class Segmenter:
             options |= {name: getattr(self, name) for name in ("other_labels", "ignore_label", "instances")}
         return evaluate(self.network, reslice(volume, self.plane), labels, **self._own, **options)
 
-    def export(self, out: str | os.PathLike[str], **options: Any) -> Exported:
-        """Export the network for other programs; the other options are those of ``evenslice.export``."""
-        return export(self.network, out, source=self.source, **self._own, **options)
+    def export(
+        self, out: str | os.PathLike[str], *, to: str, tile: tuple[int, int] | None = None, **options: Any
+    ) -> Exported:
+        """Export the network for other programs; the other options are those of ``evenslice.export``.
+
+        The windows of a run's classifier are as large as its crops, unless ``tile`` says otherwise.
+        """
+        if to != "huggingface":  # weights, which have no size of windows
+            tile = tile or asked_size(self.run)
+        return export(self.network, out, to=to, tile=tile, source=self.source, **self._own, **options)
 
     def _need_segmentation(self) -> None:
         if self.task != "segmentation":
@@ -138,6 +145,11 @@ def reading_options(run: Path | None, **options: Any) -> dict[str, Any]:
     config = _configuration(run)
     known = {name: value for name in READ if (value := getattr(config.data, name)) is not None}
     return {"step": config.model.step, **known, **read}
+
+
+def asked_size(run: Path | None) -> tuple[int, int] | None:
+    """Return the size (y, x) of windows that a run's network is asked about: that of the crops of a classifier, else None."""
+    return None if run is None else _configuration(run).training.asked_size
 
 
 def locate_network(run: Path | None, spec: str | None, weights: str | None) -> tuple[str, str]:

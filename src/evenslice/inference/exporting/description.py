@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
+from evenslice.inference.exporting.whole_network import gives_map
 from evenslice.inference.ready_network import input_scaling
 from evenslice.neutralizing import record_of
 from evenslice.volumes import PERCENTILES, Scaling
@@ -60,6 +61,7 @@ class Description:
     """What an exported network says about itself.
 
     Attributes:
+        task: "segmentation" if the network gives a map of classes, else "classification".
         slices: N, the slices of a window.
         step: distance between them.
         mean: what the network subtracts from slices in 0..1; one value, or one for each slice.
@@ -73,6 +75,7 @@ class Description:
         audits: what audits found, each as plain values.
     """
 
+    task: str
     slices: int
     step: int
     mean: tuple[float, ...]
@@ -142,6 +145,7 @@ def describe(  # noqa: PLR0913  # what ``export`` takes, by name
     count = record.slices if record is not None else slices or 3
     mean, std = input_scaling(model, count)
     return Description(
+        task="segmentation" if gives_map(model, count) else "classification",
         slices=count,
         step=step,
         mean=tuple(map(float, mean)),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["HUGGINGFACE_FILES", "write_huggingface"]
 
 HUGGINGFACE_FILES = ("model.safetensors", "config.json", "README.md")
-TAGS = ("evenslice", "image-segmentation", "2.5d", "volumes")
+TAGS = ("evenslice", "2.5d", "volumes")
 
 
 def write_huggingface(
@@ -62,8 +62,8 @@ def _header(description: Description) -> str:
     data = ModelCardData(
         license=card.license.lower() if card.license else None,
         library_name="evenslice",
-        tags=list(TAGS),
-        pipeline_tag="image-segmentation",
+        tags=[*TAGS, f"image-{description.task}"],
+        pipeline_tag=f"image-{description.task}",
         model_name=card.name,
         authors=list(card.authors) or None,
     )
@@ -71,7 +71,17 @@ def _header(description: Description) -> str:
 
 
 def _usage(description: Description) -> list[str]:
-    name = "path/to/this/folder"
+    spec = (description.source or {}).get("spec", "SPEC")
+    load = [
+        "import evenslice",
+        "",
+        f'network = evenslice.load_network({spec!r}, "path/to/this/folder").model',
+    ]
+    if description.task == "classification":
+        return [
+            *load,
+            "logits = network(windows)  # (batch, slices, y, x), scaled as above: (batch, classes)",
+        ]
     options = "".join(
         f", {option}={value!r}"
         for option, value in (
@@ -82,10 +92,4 @@ def _usage(description: Description) -> list[str]:
         )
         if value is not None
     )
-    spec = (description.source or {}).get("spec", "SPEC")
-    return [
-        "import evenslice",
-        "",
-        f'network = evenslice.load_network({spec!r}, "{name}").model',
-        f'evenslice.segment(network, "volume.tif", "labels.tif"{options})',
-    ]
+    return [*load, f'evenslice.segment(network, "volume.tif", "labels.tif"{options})']

@@ -43,8 +43,7 @@ def readme_text(description: Description, usage: Sequence[str]) -> str:
             "",
             *_audit_lines(description.audits),
             "",
-            COMPARE,
-            "",
+            *([COMPARE, ""] if description.task == "segmentation" else []),
             "## Citation",
             "",
             *(f"- {_plain(text)}" for text in description.citations),
@@ -56,9 +55,12 @@ def readme_text(description: Description, usage: Sequence[str]) -> str:
 
 def _input_lines(description: Description) -> Iterator[str]:
     offsets = ", ".join(f"{offset:+d}" if offset else "0" for offset in description.offsets)
+    predicts = (
+        "predicts slice z of a volume from" if description.task == "segmentation" else "classifies windows of"
+    )
     yield (
-        f"A 2D+ network: it predicts slice z of a volume from {description.slices} slices, which are its input channels, at "
-        f"the offsets {offsets} in this order."
+        f"A 2D+ network: it {predicts} {description.slices} slices, which are its input channels, at the offsets {offsets} "
+        "in this order."
     )
     yield ""
     if description.intensity is None:

@@ -10,13 +10,16 @@ from torch import nn
 from torch.nn import functional
 
 from evenslice._core import ModelError, reason
-from evenslice.networks import logits
+from evenslice.inference.ready_network import trial_windows
+from evenslice.networks import input_size, logits
 from evenslice.neutralizing import untie
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["WholeNetwork", "pads_by_size", "settle_padding"]
+__all__ = ["WholeNetwork", "gives_map", "pads_by_size", "settle_padding"]
+
+_TRIED = 64  # pixels in y and x
 
 SAME_CONVOLUTIONS = ("Conv2dSame", "SameConv2d")  # timm's and our own
 
@@ -60,6 +63,21 @@ class WholeNetwork(nn.Module):
                 output, size=windows.shape[2:], mode="bilinear", align_corners=False
             )
         return output
+
+
+def gives_map(model: nn.Module, slices: int) -> bool:
+    """Say whether a network gives a map of classes; one that does not run on a window of noise is assumed to.
+
+    Example:
+        >>> gives_map(nn.Conv2d(3, 2, 1), 3), gives_map(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3)
+        (True, False)
+    """
+    windows = trial_windows(slices, input_size(model) or (_TRIED, _TRIED))
+    try:
+        with torch.no_grad():
+            return bool(WholeNetwork(model, (0.0,), (1.0,))(windows).ndim > 2)
+    except Exception:  # noqa: BLE001  # a network may raise anything, and some need no logits to be saved
+        return True
 
 
 def settle_padding(network: nn.Module) -> None:
