@@ -55,8 +55,8 @@ from torch.utils.data import DataLoader
 STOOD_IN = add_missing()
 
 import evenslice  # noqa: E402  # after the stand-ins
-from evenslice.inference import ReadyNetwork, choose_device, choose_dtype, full_precision, predict  # noqa: E402
-from evenslice.networks import predicted_classes  # noqa: E402
+from evenslice.inference import ReadyNetwork, choose_device, choose_dtype, predict  # noqa: E402
+from evenslice.networks import full_precision, predicted_classes  # noqa: E402
 from evenslice.training import SliceWindows  # noqa: E402
 from evenslice.training.lightning_module import TrainingModule  # noqa: E402
 from evenslice.volumes import Scaling, open_volume  # noqa: E402
@@ -222,7 +222,7 @@ def measure_audit(bench: Bench) -> dict[str, Any]:
     def bare(count: int) -> None:
         for start in range(0, 2 * count, batch):  # windows and mirrors
             windows = bench.random(min(batch, 2 * count - start), tile).requires_grad_()
-            with bench.precision(), full_precision(bench.device):
+            with bench.precision(), full_precision():
                 output = network(windows)
                 explained = output.gather(1, output.argmax(1, keepdim=True)).float().sum()
                 torch.autograd.grad(explained, windows)
@@ -242,7 +242,7 @@ def bare_prediction(bench: Bench, side: int) -> Callable[[int], None]:
     @torch.no_grad()
     def bare(count: int) -> None:
         for start in range(0, count, most):
-            with bench.precision(), full_precision(bench.device):
+            with bench.precision(), full_precision():
                 network(bench.random(min(most, count - start), side))
 
     return bare

@@ -14,7 +14,7 @@ from torch import nn
 import evenslice
 from evenslice._core import worker_number
 from evenslice.auditing.attribution import attribute
-from evenslice.inference.devices import choose_device, choose_dtype, full_precision, to_device
+from evenslice.inference.devices import choose_device, choose_dtype, to_device
 from evenslice.inference.ready_network import ReadyNetwork
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -98,18 +98,6 @@ def test_arrays_go_to_a_gpu_from_pinned_memory_without_waiting():
         assert moved[0].is_contiguous(memory_format=torch.channels_last)
         assert moved[1].is_contiguous()
     assert to_device(images, CPU).is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_gpu_computes_float32_in_full_meanwhile():
-    before = precisions()
-    assert before[0] == "tf32"  # PyTorch's default; if this changes, the function may go
-    with full_precision(CPU):
-        assert precisions() == before
-    with full_precision(CUDA):
-        assert "tf32" not in precisions()
-        with torch.backends.cudnn.flags(enabled=True):  # reads the older switches
-            pass
-    assert precisions() == before
 
 
 @pytest.mark.parametrize("work", ["forward", "attribute", "prepare"])

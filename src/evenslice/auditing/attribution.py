@@ -17,7 +17,8 @@ from torch import nn
 
 from evenslice.auditing.methods import METHODS, Attributed, check_gradient, check_method
 from evenslice.auditing.targets import Score
-from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork, full_precision, out_of_memory
+from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork, out_of_memory
+from evenslice.networks import full_precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,7 +168,7 @@ class Gradients:
     def _differentiate(self, output: Tensor, only: int | None) -> Attributed:
         detached = output.detach()
         explained = replace(self._score, only=only).map(output, self._score.classes(detached)).sum()
-        with full_precision(output.device):
+        with full_precision():
             (gradient,) = torch.autograd.grad(explained, self._windows, retain_graph=True)
         return Attributed(gradient.float(), detached)
 
@@ -180,7 +181,7 @@ def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
     """
     state = np.random.get_state()  # noqa: NPY002  # the generator that Captum's GradientShap uses
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with forked, full_precision(device):
+    with forked, full_precision():
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:

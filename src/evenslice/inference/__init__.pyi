@@ -4,7 +4,6 @@ from .depthwise import keep_depthwise_exact as keep_depthwise_exact
 from .devices import (
     choose_device as choose_device,
     choose_dtype as choose_dtype,
-    full_precision as full_precision,
     to_device as to_device,
 )
 from .evaluation import evaluate as evaluate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +10,10 @@ import torch
 from evenslice._core import ConfigError, reason, worker_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["choose_device", "choose_dtype", "full_precision", "to_device"]
+__all__ = ["choose_device", "choose_dtype", "to_device"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
@@ -86,38 +83,3 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
         return tensor.to(device, memory_format=layout)
     # The GPU, and not this process, changes the layout.
     return tensor.pin_memory().to(device, non_blocking=True).contiguous(memory_format=layout)
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Let a GPU compute float32 in full: by default PyTorch lets its convolutions round to TensorFloat32, 10 bits.
-
-    The symmetry of networks is judged by differences smaller than that.
-
-    Example:
-        >>> with full_precision(torch.device("cuda")):
-        ...     torch.backends.cudnn.allow_tf32
-        False
-    """
-    if device.type != "cuda":
-        yield
-        return
-    cudnn: Any = torch.backends.cudnn
-    products = torch.backends.cuda.matmul
-    operations = (cudnn.conv, cudnn.rnn, products)
-    before = [operation.fp32_precision for operation in operations]
-    # The older switches go along, for PyTorch complains where it reads one that says otherwise.
-    cudnn.allow_tf32 = products.allow_tf32 = False
-    _set_precisions(operations, ["ieee" if name == "tf32" else name for name in before])
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = before[0] == before[1] == "tf32"
-        products.allow_tf32 = before[2] == "tf32"
-        _set_precisions(operations, before)
-
-
-def _set_precisions(operations: Sequence[Any], names: Sequence[str]) -> None:
-    for operation, name in zip(operations, names, strict=True):
-        if operation.fp32_precision != name:
-            operation.fp32_precision = name

@@ -15,8 +15,15 @@ from evenslice._core import ConfigError, ModelError, option, reason
 from evenslice.inference.batch_norm_fusion import fuse_batch_norms
 from evenslice.inference.batch_sizes import BatchSizes, memory_error, out_of_memory
 from evenslice.inference.depthwise import keep_depthwise_exact
-from evenslice.inference.devices import choose_device, choose_dtype, full_precision
-from evenslice.networks import input_multiple, input_size, logits, normalization, reduce_output
+from evenslice.inference.devices import choose_device, choose_dtype
+from evenslice.networks import (
+    full_precision,
+    input_multiple,
+    input_size,
+    logits,
+    normalization,
+    reduce_output,
+)
 from evenslice.neutralizing import record_of, untie
 
 if TYPE_CHECKING:
@@ -132,7 +139,7 @@ class ReadyNetwork(nn.Module):
 
     def _run(self, windows: Tensor, dtype: torch.dtype) -> Any:
         with (
-            full_precision(self.device),
+            full_precision(),
             torch.autocast(self.device.type, dtype=dtype, enabled=dtype.itemsize < 4),
         ):
             returned = self.module((windows - self.mean) / self.std)
@@ -187,7 +194,7 @@ class ReadyNetwork(nn.Module):
             ) from error
         check_output(returned, self.name)
         reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)
-        with full_precision(self.device):
+        with full_precision():
             fuse_batch_norms(self.module, (windows - self.mean) / self.std, reduced)
         return returned
 

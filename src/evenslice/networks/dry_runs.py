@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from evenslice.networks.precision import full_precision
+
 __all__ = [
     "exact_evaluation",
     "failing_layer",
@@ -27,7 +29,7 @@ __all__ = [
 def exact_evaluation(model: nn.Module) -> Iterator[None]:
     """Run a network in the block in evaluation mode, in its plain precision and without side effects.
 
-    In the block neither autocast nor TF32 reduces precision. Afterwards each module's mode, and the state of torch's
+    In the block neither autocast nor PyTorch's settings reduce precision. Afterwards each module's mode, and the state of torch's
     random numbers on every device of the network, are as before.
 
     Example:
@@ -45,25 +47,10 @@ def exact_evaluation(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(cuda, device_type="cuda"))
         for kind in {device.type for device in devices}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        for owner, name, exact in _precision_settings():
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, exact)
+        stack.enter_context(full_precision())
         stack.callback(_restore_modes, modes)
         model.eval()
         yield
-
-
-def _precision_settings() -> list[tuple[Any, str, Any]]:
-    """Return torch's settings of float32 precision, each as an object, an attribute and the exact value.
-
-    Newer versions of torch have settings for each backend, and refuse to read the older ones once any of the newer is
-    set.
-    """
-    backends: Any = torch.backends
-    if not hasattr(backends.cudnn, "conv"):
-        return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
-    newer = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
-    return [(backend, "fp32_precision", "ieee") for backend in newer]
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:

@@ -1,0 +1,73 @@
+"""float32 is computed in full, whatever PyTorch is set to, and PyTorch is set as before afterwards."""
+
+import pytest
+import torch
+from torch import nn
+
+from evenslice.auditing.attribution import attribute
+from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.networks.precision import full_precision
+
+
+def settings():
+    backends = torch.backends
+    newer = (
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.cuda.matmul,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+    )
+    names = [operation.fp32_precision for operation in newer]
+    return [*names, torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32]
+
+
+@pytest.fixture(params=["highest", "high", "medium"])
+def chosen(request):
+    """What somebody chose for the whole process."""
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_float32_is_full_in_the_block_alone(chosen):
+    before = settings()
+    assert before[0] == "tf32"  # PyTorch's default; if this changes, fewer lines will do
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="inside"), full_precision():
+            assert not {"tf32", "bf16"} & set(settings())
+            with torch.backends.cudnn.flags(enabled=True):  # reads the older switches
+                assert torch.get_float32_matmul_precision() == "highest"
+            raise RuntimeError("inside")
+        assert settings() == before
+
+
+@pytest.fixture
+def rounded_convolutions():
+    conv = torch.backends.mkldnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, "bf16"
+    yield conv
+    conv.fp32_precision = before
+
+
+def test_a_setting_that_only_a_newer_switch_has_comes_back(rounded_convolutions):
+    with full_precision():
+        assert rounded_convolutions.fp32_precision == "ieee"
+    assert rounded_convolutions.fp32_precision == "bf16"
+
+
+def test_a_network_and_its_attribution_do_not_depend_on_it(chosen):
+    """On processors with bfloat16, "medium" otherwise rounds what a linear layer computes."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Conv2d(3, 64, 8, stride=8), nn.Flatten(2), nn.Linear(64, 256))
+    windows = torch.rand(2, 3, 64, 64)
+    with full_precision(), torch.no_grad():
+        wanted = layer(windows)
+    network = ReadyNetwork(layer, slices=3, device="cpu", dtype="float32")
+    with torch.no_grad():
+        assert (network(windows) - wanted).abs().max() < 1e-5
+    found = attribute(network, windows, target="sum").attribution
+    with full_precision():
+        windows.requires_grad_()
+        (exact,) = torch.autograd.grad(layer(windows).sum(), windows)
+    assert (found - exact).abs().max() < 1e-4 * exact.abs().max()
