@@ -64,7 +64,9 @@ def test_an_audit_shows_the_verdict_and_layers_of_the_slice_in_view(viewer, widg
     assert re.search("biased +decided by: attention, by gradient", shown)
     assert "The methods agree" in shown
     maps = maps_of(viewer)
-    assert set(maps) == {"saliency -1", "saliency 0", "saliency +1", "changed by reversing"}
+    assert [*maps] == ["shade", "saliency -1", "saliency 0", "saliency +1", "changed by reversing"]
+    assert not maps["shade"].data.any()  # darkens bright tissue, which would leave no colour to be seen
+    assert (maps["shade"].blending, maps["shade"].opacity) == ("translucent_no_depth", 0.75)
     for item in maps.values():
         assert item.data.shape == (1, 40, 48)
         assert np.allclose(item.scale, SCALE)
@@ -79,7 +81,7 @@ def test_an_audit_shows_the_verdict_and_layers_of_the_slice_in_view(viewer, widg
     audit.explain.changed.emit(True)
     wait_for(lambda: not audit.busy)
     assert np.allclose(maps_of(viewer)["saliency +1"].translate, (5 + 3.0 * 7, 6, 7))
-    assert len(viewer.layers) == 5
+    assert len(viewer.layers) == 6
 
 
 def test_a_cancelled_audit_leaves_nothing(viewer, widget, wait_for, volume, monkeypatch):

@@ -20,6 +20,8 @@ EARLIER, MIDDLE, LATER = "red", "green", "blue"
 """The channels that the slices of a window took over; where all get equal attention, their sum is gray."""
 BRIGHTEST = 99.5  # percentile of the saliency of all offsets that is shown at full brightness
 CHANGED = "#ffd400"
+SHADE = 0.75
+"""How much a layer behind the saliency darkens the slice, on which bright tissue would leave no colour to be seen."""
 
 
 class MapLayers:
@@ -46,6 +48,15 @@ class MapLayers:
         first.insert(axis, maps.z)
         where: dict[str, Any] = placement(layer, first) | {"metadata": mark(slice=maps.z)}
         active = self._viewer.layers.selection.active
+        shade = self._viewer.add_image(
+            np.zeros_like(np.expand_dims(maps.saliency[0], axis)),
+            name="shade",
+            contrast_limits=(0, 1),
+            blending="translucent_no_depth",
+            opacity=SHADE,
+            **where,
+        )
+        self._shown.append(shade)
         brightest = max(float(np.percentile(maps.saliency, BRIGHTEST)), float(np.finfo(np.float32).tiny))
         for offset, saliency in zip(maps.offsets, maps.saliency, strict=True):
             shown = self._viewer.add_image(
