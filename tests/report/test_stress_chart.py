@@ -146,6 +146,10 @@ def test_a_damaged_file_is_named(study, stress):
 
 
 def test_many_blocks_do_not_make_the_figure_endless():
-    items = [StressItem("one", 0, (summary(0.3, 0.1),), f"block {i}") for i in range(300)]
+    items = [
+        StressItem(f"arm {arm}", arm, (summary(0.3, 0.1),), f"block {block}")
+        for block in range(40)
+        for arm in range(16)
+    ]
     with settings():
         assert stress_figure(items).figure.get_size_inches()[1] < 200
