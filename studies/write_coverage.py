@@ -43,7 +43,7 @@ The same networks, in two other ways, each of which promises that reversing the 
 its largest value, and that a window of identical slices gives the output of the gray image to 1e-4 (see
 [Exactly symmetric networks](symmetry.md)):
 
-- `twin`: `neutralize(model, N, strategy="twin")`, which averages behind the activation of the stem. Where none follows,
+- `twin`: `neutralize(model, N, strategy="twin")`, which averages after the activation of the stem. Where none follows,
   as in vision transformers and ConvNeXt, there is no place for that, and the error says so. NASNet
   and PNASNet, in which a connection goes round the activation, are refused likewise.
 - `symmetrize`: `neutralize(model, N, strategy="pretrained")`, then `symmetrize(model)`, which averages the output. A network

@@ -158,7 +158,7 @@ def test_a_file_that_names_a_module_that_is_not_there(tmp_path):
         document = json.loads(file.metadata()["evenslice"])
     document["record"]["symmetrized"] = ["no.such.module"]
     save_file(load_file(path), path, {"evenslice": json.dumps(document)})
-    with pytest.raises(ModelError, match=r"symmetrized behind 'no\.such\.module', which the network lacks"):
+    with pytest.raises(ModelError, match=r"symmetrized after 'no\.such\.module', which the network lacks"):
         load_network(SMALL, str(path))
 
 
@@ -198,7 +198,7 @@ def test_a_sum_that_goes_round_the_cut_is_found():
             half = len(images) // 2 or 1
             return self.first(images) + self.second(images)[:half].mean()
 
-    with pytest.raises(ModelError, match="not symmetric when it is cut behind first"):
+    with pytest.raises(ModelError, match="not symmetric when it is cut after first"):
         symmetrize(Around(), "first")
 
 

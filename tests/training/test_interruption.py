@@ -229,7 +229,7 @@ def test_a_study_that_is_terminated_goes_on(inputs, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert re.fullmatch(
-        r"terminated at step 3\d of 80; the same command goes on with the study", errors.splitlines()[-1]
+        r"terminated at step 3\d of 80; repeat the command to resume the study", errors.splitlines()[-1]
     )
     assert finished(start(inputs, "study", options, out)) == 0
     assert studied(out) == studied(tmp_path / "undisturbed")
@@ -255,5 +255,5 @@ def test_a_study_with_workers_that_is_terminated_ends_in_order(inputs, tmp_path,
         process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
-    assert errors.splitlines()[-1] == "terminated; the same command goes on with the study"
+    assert errors.splitlines()[-1] == "terminated; repeat the command to resume the study"
     assert "Traceback" not in errors

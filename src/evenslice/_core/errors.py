@@ -101,7 +101,7 @@ def spelled_on_command_line(name: str, value: Any) -> str:
 class EvensliceError(Exception):
     """The base class of all errors that evenslice raises on purpose.
 
-    Example: an option that is wrong, whatever it is.
+    Example: any wrong option.
         >>> import evenslice
         >>> try:
         ...     evenslice.neutralize(None, slices=4)

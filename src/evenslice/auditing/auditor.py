@@ -129,40 +129,40 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             samples.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
         step: distance between neighbouring slices of a window.
-        method: of attribution, one of ``evenslice.auditing.methods.METHODS``; by default "gradient", or "occlusion"
-            for a function, which supports no other. On some of the windows a network gets a second opinion: by
-            "occlusion", or by "gradient" if that is the first.
-        target: the output that is explained: the logit of the class that is "predicted", of a class number or of the
+        method: the attribution method, one of ``evenslice.auditing.methods.METHODS``; by default "gradient", or
+            "occlusion" for a function, which supports no other. On some of the windows a network with a gradient
+            gets a second opinion: from "occlusion", or from "gradient" if ``method`` is "occlusion".
+        target: the output to explain: the logit of the class that is "predicted", of a class number or of the
             "labels", or the "sum" of all outputs. "auto" is "predicted" if the output has classes, that is two or four
             dimensions, else "sum"; ``run.target`` of the result says which. With "sum", the mirror disagreement is not
             measured.
-        outputs: maps what the network returns to the tensor of its outputs, batch first, instead of the rule of
-            ``evenslice.networks.logits``.
+        outputs: maps what the network returns to the tensor of its outputs, batch first; by default
+            ``evenslice.networks.logits`` does.
         labels: class maps of the volumes' shapes, for the target "labels". With any other target, the audit also measures
             what a lost or damaged slice costs: the ``stress`` of the result.
         label_values: the value of each class in the labels; by default 0, 1, 2 ...
-        other_labels: what all other values in the labels are: an "error", or "background", which is class 0.
+        other_labels: what all other values in the labels mean: an "error", or "background", which is class 0.
         ignore_label: the value of voxels that do not count in the ``stress``; not with the target "labels".
-        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1: of
-            objects on a background, 0, or of objects that fill the volume, where 0 is boundary, too.
+        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1:
+            "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity.
-        scalings: that of each volume, if known from training, instead of intensity and fill.
+        scalings: the scaling of each volume, if known from training, instead of intensity and fill.
         tile: size (y, x) of the in-plane tile; by default up to 256, or the size the network requires.
         tolerance: the largest absolute pair bias B_k that counts as equal attention, 0..1.
         answer_tolerance: the largest part C of the answer that may change when a window is reversed, 0..1.
         mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way, 0..1.
-        judged_share: the part of the attention that a pair has to get in order to be judged, 0..1.
+        judged_share: the share of attention that a pair must get to be judged, 0..1.
         precision: stop when the half-widths of the 95 % intervals of all pair biases are below this.
         max_windows: largest number of windows.
-        batch: windows in one pass of the network; by default the fastest number, on a GPU as many as half of its free
-            memory holds, at most 32. Fewer from where memory runs out.
-        seed: random seed of the order of the windows and of the methods that draw samples.
+        batch: windows per pass of the network; by default the fastest number, on a GPU as many as half of its free
+            memory holds, at most 32. Fewer once memory runs out.
+        seed: random seed for the order of the windows and for methods that draw samples.
         device: "auto" (a GPU if available) or a PyTorch device name.
         dtype: "bfloat16", "float32" or "auto": bfloat16 if the hardware supports it and if, on the first windows, the
             mean shares agree with those in float32 to 0.002 and the pair biases to half the precision; else float32.
-            With bfloat16, answer and use are measured in float32, on the windows that get a second opinion. "float16",
-            on a GPU, is checked as that of "auto" is, and what overflows in it is computed again in float32.
+            With bfloat16, answer and use are measured in float32, on the windows that get a second opinion. "float16"
+            (on a GPU) is checked in the same way, and what overflows in it is computed again in float32.
         workers: number of processes to start on this machine; by default none. The results do not depend on it.
         scheduler: address of a Dask scheduler whose workers to use instead; they must see files under the same paths.
         progress: show a progress bar on standard error; by default if that is a terminal.
@@ -173,7 +173,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             windows: none of the first 200 (or of all, if fewer) has an attribution.
         ConfigError: an option is out of range or has no effect, or the function cannot be sent to workers.
 
-    Example: a network that only reads the slice before the middle.
+    Example: a network that reads only the slice before the middle.
         >>> network = torch.nn.Conv2d(3, 1, 1, bias=False)
         >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
         >>> import numpy as np

@@ -76,8 +76,9 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
 
     Each network is built as its library builds it (the strategy "pretrained"), with its normalisation folded in, and
     shown the same few windows of one volume. For segmenters and classifiers alike, the logit of the predicted class is
-    explained. What a network with random parts does, such as a segmenter whose encoder alone is pretrained, depends on
-    how they were drawn: it is the mean over several draws. A network that cannot be surveyed does not stop the others.
+    explained. The results of a network with random parts, such as a segmenter of which only the encoder is pretrained,
+    depend on how these were drawn; they are means over several draws. A network that cannot be surveyed does not stop
+    the others.
 
     Args:
         specs: the networks; see ``evenslice.networks.specification``.
@@ -87,11 +88,11 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
             nilearn.
         slices: N, odd; by default the number of each network's inputs, which is 3 for colour images.
         windows: number of windows for each network, at least 2.
-        draws: number of times that the random parts of a network are drawn, with the seeds ``seed``, ``seed + 1`` and
-            so on, at least 1. Its time grows with it; networks without random parts are measured once.
+        draws: how many times the random parts of a network are drawn, at least 1, with the seeds ``seed``,
+            ``seed + 1`` and so on. The time grows with it; networks without random parts are measured once.
         mean: input mean used in training; by default as stated by each network's weights.
         std: input standard deviation used in training, with the same default.
-        seed: random seed of the windows, and of random weights.
+        seed: random seed for the windows and for random weights.
         device: "auto" (a GPU if available) or a PyTorch device name.
         command: the command line to record in the results.
         progress: show a progress bar on standard error; by default if that is a terminal.

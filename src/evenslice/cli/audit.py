@@ -50,7 +50,7 @@ def audit(
     labels: Annotated[
         list[str] | None,
         options.volume(
-            "Class labels of each volume: also measure what a lost slice costs, or explain them with --target labels.",
+            "Class labels of each volume, to also measure what a lost slice costs, or for --target labels.",
             metavar="PATH",
         ),
     ] = None,
@@ -62,7 +62,7 @@ def audit(
         list[str] | None,
         options.measurement(
             f"Attribution method: {', '.join(options.METHODS)}; repeat to compare several (default: gradient, or "
-            "occlusion for onnx, the only one possible there).",
+            "occlusion for onnx, which supports no other).",
             metavar="M",
             autocompletion=lambda: options.METHODS,
         ),
@@ -71,8 +71,7 @@ def audit(
         str,
         options.measurement(
             "What to explain: predicted (the predicted class), labels (the class in --labels), sum (of all "
-            "outputs), a class "
-            "number, or auto (predicted if the output has classes, else sum).",
+            "outputs), a class number, or auto (predicted if the output has classes, else sum).",
             metavar="T",
             autocompletion=lambda: options.TARGETS,
         ),
@@ -80,9 +79,8 @@ def audit(
     outputs: Annotated[
         str | None,
         options.measurement(
-            "Function (package.module:function) that makes the tensor to explain from what the network "
-            "returns (default: "
-            "take its logits).",
+            "Function (package.module:function) that turns what the network returns into the tensor to explain "
+            "(default: take the logits).",
             metavar="FUNCTION",
         ),
     ] = None,
@@ -103,7 +101,7 @@ def audit(
     ] = 0.01,
     judged_share: Annotated[
         float,
-        options.measurement("Part of the attention below which a pair of slices is not judged.", metavar="X"),
+        options.measurement("Share of attention below which a pair of slices is not judged.", metavar="X"),
     ] = 0.02,
     precision: Annotated[
         float,
@@ -118,8 +116,8 @@ def audit(
     require: Annotated[
         Requirement | None,
         options.measurement(
-            "Exit with status 1 unless every verdict is at least this: symmetric, or balanced (which symmetric is, "
-            "too).",
+            "Exit with status 1 unless every verdict is at least this: symmetric, or balanced (which symmetric also "
+            "satisfies).",
             metavar="V",
         ),
     ] = None,

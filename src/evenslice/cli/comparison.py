@@ -110,9 +110,8 @@ def _load_onnx(network: Network, strategies: Sequence[str]) -> OnnxNetwork:
     for name, value in changes.items():
         if value:
             raise ConfigError(
-                f"{option(name)}: an ONNX network cannot be changed; omit the option, or neutralize the "
-                "network that was "
-                "exported to the file"
+                f"{option(name)}: an ONNX network cannot be changed; omit the option, or neutralize the network "
+                "that was exported to the file"
             )
     return load_onnx(network.weights, mean=network.mean or 0.0, std=network.std or 1.0)
 

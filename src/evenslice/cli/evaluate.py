@@ -45,9 +45,7 @@ def evaluate(
     stress_slices: Annotated[
         int, options.measurement("Disturb the windows of at most this many slices.", metavar="N", min=1)
     ] = 60,
-    no_surfaces: Annotated[
-        bool, options.measurement("Leave out the distances between surfaces.", "--no-surfaces")
-    ] = False,
+    no_surfaces: Annotated[bool, options.measurement("Skip the surface distances.", "--no-surfaces")] = False,
     seed: options.Seed = 0,
     computing: options.Passes,
     out: Annotated[Path | None, options.output("Folder for result.json.", metavar="DIR")] = None,

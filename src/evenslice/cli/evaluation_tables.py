@@ -54,7 +54,7 @@ def stress_table(stress: Stress) -> Table:
         f"{MINUS}k",
         "+k",
         "both",
-        f"loss at {MINUS}k\nless at +k",
+        f"loss at {MINUS}k\nminus at +k",
     )
     table.add_row("intact", "", *[_score(stress.intact.dice)] * 3, "")
     for loss in stress.losses:

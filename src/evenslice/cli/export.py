@@ -38,13 +38,11 @@ def export(
     ] = None,
     audit: Annotated[
         Path | None,
-        options.output("Folder with audits of the network (default: those of the run).", metavar="DIR"),
+        options.output("Folder with audits of the network (default: the run's).", metavar="DIR"),
     ] = None,
     name: Annotated[str | None, options.output("Name of the network.", metavar="NAME")] = None,
-    description: Annotated[str | None, options.output("What it is for.", metavar="TEXT")] = None,
-    author: Annotated[
-        list[str] | None, options.output("Author; repeat for further ones.", metavar="NAME")
-    ] = None,
+    description: Annotated[str | None, options.output("What the network is for.", metavar="TEXT")] = None,
+    author: Annotated[list[str] | None, options.output("Author; repeat for more.", metavar="NAME")] = None,
     license_id: Annotated[
         str | None, options.output("SPDX identifier such as CC-BY-4.0.", "--license", metavar="ID")
     ] = None,

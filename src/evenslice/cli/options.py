@@ -169,14 +169,13 @@ class Window:
 
     slices: Annotated[
         int | None,
-        network("Slices in a window, an odd number (default: that of the network, usually 3).", metavar="N"),
+        network("Slices in a window, an odd number (default: the network's, usually 3).", metavar="N"),
     ] = None
     mean: Annotated[
         Sequence[float] | None,
         network(
-            "Input mean used in training, on the scale 0..1 (default: that of the pretrained weights). Give "
-            "0, and --std 1, "
-            "if inputs were only scaled to 0..1.",
+            "Input mean used in training, on the scale 0..1 (default: as for the pretrained weights). Give 0, and "
+            "--std 1, if inputs were only scaled to 0..1.",
             metavar="M[,M,M]",
             parser=parse_numbers,
         ),
@@ -184,7 +183,7 @@ class Window:
     std: Annotated[
         Sequence[float] | None,
         network(
-            "Input standard deviation used in training (default as for --mean).",
+            "Input standard deviation used in training (default: as for --mean).",
             metavar="S[,S,S]",
             parser=parse_numbers,
         ),
@@ -198,8 +197,8 @@ class Input(Window):
     symmetrize: Annotated[
         str | None,
         network(
-            "Average over each window and its mirror: behind the output (twice the passes; right for a trained network), "
-            "the encoder, or the module of this name.",
+            "Average over each window and its mirror: at the output (twice the passes; right for a trained network), "
+            "after the encoder, or after the module of this name.",
             metavar="AT",
             autocompletion=lambda: CUTS,
         ),
@@ -210,16 +209,16 @@ class Input(Window):
 class Source:
     """Where a network comes from: a run, or a specification and weights."""
 
-    run: Annotated[Path | None, network("Folder of a finished run of evenslice train.", metavar="RUN")] = None
+    run: Annotated[Path | None, network("Folder of a finished evenslice train run.", metavar="RUN")] = None
     model: Annotated[
         str | None,
         network(
-            f"{MODEL_HELP}; instead of --run, or beside it to confirm the function that the run names. Audits and "
+            f"{MODEL_HELP}; instead of --run, or with it to confirm the function that the run names. Audits and "
             "evaluate also take onnx.",
             metavar="SPEC",
         ),
     ] = None
-    weights: Annotated[str | None, network(f"{WEIGHTS_HELP}; for onnx the .onnx file.", metavar="W")] = None
+    weights: Annotated[str | None, network(f"{WEIGHTS_HELP}; for onnx, the .onnx file.", metavar="W")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +252,8 @@ class Opening:
     region: Annotated[
         Sequence[slice] | None,
         volume(
-            "Only this part of the file: first voxel and one past the last along its z, y and x, such as "
-            "0:16,:,100:612 (labels too).",
+            "Read only this part of the file (and of labels): first voxel and one past the last along its z, y and "
+            "x, such as 0:16,:,100:612.",
             metavar="Z:Z,Y:Y,X:X",
             parser=parse_region,
         ),
@@ -277,7 +276,7 @@ class Opening:
 Plane = Annotated[
     str | None,
     volume(
-        "Axis of the file along which slices follow one another: z, y or x (default: that of the run, else z).",
+        "Axis of the file along which slices follow one another: z, y or x (default: the run's, else z).",
         metavar="AXIS",
         autocompletion=lambda: PLANES,
     ),
@@ -291,7 +290,7 @@ class LabelValues:
     label_values: Annotated[
         Sequence[int] | None,
         volume(
-            "Label value of each class (default: that of the run, else 0,1,2 ...).",
+            "Label value of each class (default: the run's, else 0,1,2 ...).",
             metavar="V,V",
             parser=parse_values,
         ),
@@ -299,20 +298,20 @@ class LabelValues:
     other_labels: Annotated[
         str | None,
         volume(
-            "What all other values are: error, or background, which is class 0 (default: that of the run, else error).",
+            "What all other values mean: error, or background, which is class 0 (default: the run's, else error).",
             metavar="WHAT",
             autocompletion=lambda: OTHERS,
         ),
     ] = None
     ignore_label: Annotated[
         int | None,
-        volume("Label value of voxels that do not count in scores (default: that of the run).", metavar="V"),
+        volume("Label value of voxels that do not count in scores (default: the run's).", metavar="V"),
     ] = None
     instances: Annotated[
         str | None,
         volume(
-            "If labels number objects, whose boundaries are class 1: sparse (on a background, 0) or dense (0 is boundary, "
-            "too; default: that of the run, else labels are classes).",
+            "If labels number objects, whose boundaries become class 1: sparse (on a background, 0) or dense (0 is "
+            "boundary too). Default: the run's, else labels are classes.",
             metavar="KIND",
             autocompletion=lambda: INSTANCES,
         ),
@@ -336,11 +335,17 @@ class Scaling:
     intensity: Annotated[
         tuple[float, float] | None,
         volume(
-            "Voxel values that are scaled to 0 and 1 (default: percentiles of the volume).",
+            "Voxel values mapped to 0 and 1 (default: the run's, else percentiles of the volume).",
             metavar="LOW HIGH",
         ),
     ] = None
-    fill: Annotated[float | None, volume("Voxel value that replaces NaN and infinity.", metavar="X")] = None
+    fill: Annotated[
+        float | None,
+        volume(
+            "Voxel value that replaces NaN and infinity (default: the run's, else they are an error).",
+            metavar="X",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +368,7 @@ class Passes:
         computing(f"Number format: {', '.join(DTYPES)}.", metavar="TYPE", autocompletion=lambda: DTYPES),
     ] = "auto"
     batch: Annotated[
-        int | None, computing("Windows in one pass (default: chosen for speed).", metavar="N")
+        int | None, computing("Windows per forward pass (default: chosen for speed).", metavar="N")
     ] = None
     tile: Annotated[
         tuple[int, int] | None,

@@ -23,14 +23,14 @@ def study(
     out: Annotated[Path, options.output("Folder for runs, results and report.", metavar="DIR")],
     json: options.Json = False,
 ) -> None:
-    """Compare strategies on your data: train, test and audit each; skip runs that are finished."""
+    """Compare strategies on your data: train, test and audit each; skip finished runs."""
     from evenslice._core import load_config
     from evenslice.cli.study_tables import run_line
     from evenslice.studying import StudyConfig, study as run_study
 
     study_config = load_config(config, StudyConfig)
     folded = [data.name for data in study_config.datasets if data.folds is not None]
-    with resumable("the same command goes on with the study"):
+    with resumable("repeat the command to resume the study"):
         summary = run_study(
             study_config,
             out,

@@ -16,12 +16,12 @@ def survey(
     *,
     specs: Annotated[
         list[str],
-        typer.Argument(metavar="SPEC...", help="Networks, as --model of evenslice audit takes them."),
+        typer.Argument(metavar="SPEC...", help="Networks, as for --model of evenslice audit."),
     ],
     weights: Annotated[
         str,
         options.network(
-            "Weights of all networks: imagenet, none (random), or, for one network, a file.", metavar="W"
+            "Weights of all networks: imagenet, none (random), or, for a single network, a file.", metavar="W"
         ),
     ] = "imagenet",
     inputs: options.Window,
@@ -33,7 +33,7 @@ def survey(
     draws: Annotated[
         int,
         options.measurement(
-            "Times to draw the random parts of a network, such as a decoder, to average over.", metavar="N"
+            "Draws of a network's random parts, such as a decoder, to average over.", metavar="N"
         ),
     ] = 3,
     seed: options.Seed = 0,
@@ -43,7 +43,7 @@ def survey(
     ] = None,
     output: options.Output,
 ) -> None:
-    """Compare networks: how their first layers weigh colours, and how that biases them towards slices."""
+    """Compare networks: how their first layers weight colours, and how that biases them towards some slices."""
     from evenslice._core import staged_folder
     from evenslice.auditing import survey as compare_networks
     from evenslice.results import SURVEY_FILES

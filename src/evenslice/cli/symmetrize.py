@@ -17,7 +17,8 @@ def symmetrize(
     at: Annotated[
         str,
         options.network(
-            "Where to average: behind the output (right for a trained network), the encoder, or the module of this name.",
+            "Where to average: at the output (right for a trained network), after the encoder, or after the module of "
+            "this name.",
             metavar="AT",
             autocompletion=lambda: options.CUTS,
         ),
@@ -25,7 +26,7 @@ def symmetrize(
     out: Annotated[Path, options.output("File for the symmetric network (.safetensors).", metavar="FILE")],
     output: options.Output,
 ) -> None:
-    """Average a network over each window and its mirror: exactly symmetric, trained or not, without new training."""
+    """Average a network over each window and its mirror: exactly symmetric, trained or not, without retraining."""
     from evenslice.cli.tables import record_table
     from evenslice.neutralizing import neutralize_file
     from evenslice.training import locate_network

@@ -160,7 +160,7 @@ def record_table(record: Record, out: Path) -> Table:
     table.add_row("slices", str(record.slices))
     table.add_row("layers rewritten", ", ".join(repr(name) for name in record.stems) or "none")
     if record.symmetrized:
-        table.add_row("averaged behind", ", ".join(name or "the output" for name in record.symmetrized))
+        table.add_row("averaged at", ", ".join(name or "the output" for name in record.symmetrized))
     table.add_row("scaling of a slice", f"(slice - {record.mean:g}) / {record.std:g}")
     table.add_row("mirror error", f"{record.mirror_error:.2g}")
     table.add_row("permutation error", f"{record.permutation_error:.2g}")
@@ -176,13 +176,13 @@ def export_table(written: Exported) -> Table:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (written.mean, written.std))
     table.add_row("scaling of a slice", f"(slice - {mean}) / {std}")
     if written.difference is None:
-        table.add_row("weights", "the same bits")
+        table.add_row("weights", "bit-identical")
         return table
     size = (
-        f"multiples of {written.multiple}" if written.tile is None else "{} x {} only".format(*written.tile)
+        f"multiples of {written.multiple}" if written.tile is None else "only {} x {}".format(*written.tile)
     )
     table.add_row("windows", f"{size} pixels")
-    table.add_row("largest difference", f"{written.difference:.1e} of the largest output, by onnxruntime")
+    table.add_row("largest difference", f"{written.difference:.1e} of the largest output, in onnxruntime")
     return table
 
 

@@ -86,8 +86,8 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             are scaled as ``neutralize`` recorded on it. Or any function with such an output, such as one from
             ``load_onnx``; see ``evenslice.inference.black_boxes.BlackBox`` for its input.
         volume: the volume, an array (z, y, x), or a path.
-        labels: the class of each voxel, whole numbers of the same shape. May be missing with ``stress``, which then
-            compares with the intact answer.
+        labels: the class of each voxel, whole numbers in an array of the same shape. Optional with ``stress``, which
+            then compares with the intact answer.
         stress: disturb the slices of windows: one neighbour, or both, missing (the middle slice in its place), blank
             (0, the darkest intensity), noisy (Gaussian noise of standard deviation 0.1, where intensities are scaled
             to 0..1) or shifted by 8 pixels along x; and the whole window reversed.
@@ -95,16 +95,16 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
         step: distance between the slices of a window.
         label_values: the value of each class in the labels; by default 0, 1, 2 ...
-        other_labels: what all other values in the labels are: an "error", or "background", which is class 0.
+        other_labels: what all other values in the labels mean: an "error", or "background", which is class 0.
         ignore_label: the value of voxels that do not count in the scores.
-        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1: of
-            objects on a background, 0, or of objects that fill the volume, where 0 is boundary, too.
+        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1:
+            "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
         intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
         fill: the voxel value that replaces NaN and infinity.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
         tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.prediction.predict``.
-        batch: windows per forward pass, see ``predict``; fewer from where memory runs out.
-        seed: random seed of the noise of noisy slices.
+        batch: windows per forward pass, see ``predict``; fewer once memory runs out.
+        seed: random seed for the noise of noisy slices.
         device: "auto" (a GPU if available) or a PyTorch device name.
         dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
         progress: show a progress bar on standard error; by default if that is a terminal.

@@ -139,7 +139,7 @@ def load_onnx(
             free; smaller batches are padded to a fixed batch size.
         mean: what the network expects to be subtracted from slices in 0..1; one value, or one for each slice. By
             default what ``evenslice export`` wrote into the file, else 0.
-        std: the divisor that it expects afterwards, likewise; else 1.
+        std: the divisor that it expects afterwards, in the same form; by default also from the file, else 1.
         providers: execution providers of onnxruntime in order of preference; a build for GPUs has more than one.
 
     Raises:

@@ -83,7 +83,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels.
         label_values: the voxel value of each class in the labels, integers of at least 0; by default 0, 1, 2 ...
         tile: size (y, x) of the in-plane tiles, see ``predict``.
-        batch: windows per forward pass, see ``predict``; fewer from where memory runs out.
+        batch: windows per forward pass, see ``predict``; fewer once memory runs out.
         device: "auto" (a GPU if available) or a PyTorch device name.
         dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
         workers: worker processes to start on this machine; by default everything runs in this process.
@@ -95,12 +95,12 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         progress: show a progress bar on standard error; by default if that is a terminal.
 
     Returns:
-        The written labels, opened; of probabilities, those of the last class.
+        The written labels, opened; with ``probabilities``, those of the last class.
 
     Raises:
         VolumeError: the volume cannot be read, has too few slices, is constant or not finite, or changes meanwhile.
         ModelError: the network rejects the windows, or does not return a map of logits.
-        OutputError: the output exists, is an input, cannot be written, or another process is writing it.
+        OutputError: the output exists, is an input, cannot be written, or is being written by another process.
         ConfigError: an option is out of range, or the scheduler does not answer.
 
     Example: a network that finds bright voxels.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["OUTPUT", "find_activations", "find_cut"]
 
 OUTPUT = "output"
-"""The cut behind the whole network."""
+"""The cut after the whole network."""
 
 ENCODERS = ("encoder", "backbone", "features")
 """Names that libraries give to the part that turns the image into features, most likely first."""
@@ -48,7 +48,7 @@ LAYERS = (
 
 
 def find_cut(model: nn.Module, at: str) -> str:
-    """Return the dotted name of the module that a user asks to cut behind; empty for the network.
+    """Return the dotted name of the module that a user asks to cut after; empty for the network.
 
     Args:
         model: the network.
@@ -86,11 +86,11 @@ def find_cut(model: nn.Module, at: str) -> str:
 
 
 def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> tuple[str, ...]:
-    """Return the modules behind which the activation of each stem is complete.
+    """Return the modules after which the activation of each stem is complete.
 
-    That is the first module to return the stem's output behind an activation, and behind no other layer with weights
+    That is the first module to return the stem's output after an activation, and after no other layer with weights
     but a norm. Where a network applies the activation by a function, it is the part that holds both, or a pooling
-    layer behind it. Call it inside `evenslice.networks.exact_evaluation`.
+    layer after it. Call it inside `evenslice.networks.exact_evaluation`.
 
     Args:
         model: the network.
@@ -130,7 +130,7 @@ def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> 
 
 
 def _activation_of(stem: Stem, start: Any, stems: frozenset[Any], finished: Sequence[tuple[str, Any]]) -> str:
-    """Return the first module behind the activation of a stem, from the modules in the order in which they end."""
+    """Return the first module after the activation of a stem, from the modules in the order in which they end."""
     for name, node in finished:
         between = set(_between(node, stems))
         if start not in between or node is start:

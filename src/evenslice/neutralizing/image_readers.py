@@ -200,7 +200,7 @@ def _leads_only_to(image: Tensor, tensor: Tensor) -> bool:
     """Say whether a tensor was computed from the image and from no parameter.
 
     The nodes of a layer's parameters are the last of its inputs, and the walk takes the last first, so it ends after a
-    few steps anywhere behind a stem.
+    few steps anywhere after a stem.
     """
     stack, seen, found = [tensor.grad_fn], set(), False
     while stack:

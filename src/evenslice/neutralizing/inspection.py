@@ -81,7 +81,7 @@ def inspect_network(model: nn.Module, known: KnownInput, *, whole: bool, stems: 
         model: the network.
         known: what is known of its input.
         whole: run all of it. Otherwise a pass of shapes alone finds its stems, and only they and what is in front of
-            them are run; what is behind them may be on the meta device.
+            them are run; what is after them may be on the meta device.
         stems: look for its stems, which raises if one of them cannot be rewritten.
 
     Raises:
@@ -115,7 +115,7 @@ def locate_stems(model: nn.Module, known: KnownInput) -> tuple[Stems, tuple[Stem
     """Find the stems of a network by a pass of shapes alone, then run it up to them.
 
     Args:
-        model: the network; what is behind its stems may be on the meta device.
+        model: the network; what is after its stems may be on the meta device.
         known: what is known of its input.
 
     Returns:

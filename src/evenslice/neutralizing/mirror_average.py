@@ -1,7 +1,7 @@
 """The average over a window and its mirror, as hooks on a network.
 
 With f = g(h(x)), x a window and x' the window reversed, the network computes g((h(x) + h(x')) / 2), which is the same
-for x and x' whatever h and g are. A hook in front of the network appends the mirrors to the batch; a hook behind each
+for x and x' whatever h and g are. A hook before the network appends the mirrors to the batch; a hook after each
 module that ends h, a cut, averages both halves. So parameters keep their names, batch norms in h see window and mirror
 together, and the network may be copied, pickled, wrapped and trained like any other.
 
@@ -180,7 +180,7 @@ def _average(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
 def _count_windows(transform: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
     """Leave the mirrors out of the sizes and targets that a detector's transform returns beside the images.
 
-    What is behind the cut takes the number of images from these.
+    What is after the cut takes the number of images from these.
     """
     images, targets = output if isinstance(output, tuple) and len(output) == 2 else (None, None)
     if getattr(transform, _ACTIVE) and images is not None and hasattr(images, "image_sizes"):

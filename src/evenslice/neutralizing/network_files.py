@@ -80,30 +80,29 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
     """Build a network that takes windows of slices on one common scale.
 
     A file that ``save_network`` wrote comes back as it was saved. Any other network is built as ``build_model`` does
-    and neutralized; the default strategy, which is what the libraries do, only folds in the scaling by colour.
+    and neutralized; the default strategy, which is what the libraries do, only folds in the per-colour scaling.
 
     Args:
-        spec: which network; see ``evenslice.networks.specification``. Without weights: a file of ``save_network`` or a
-            folder that ``evenslice.export`` wrote for Hugging Face, unless its network comes from a function, which
-            has to be named.
+        spec: which network; see ``evenslice.networks.specification``. Without weights: a file from ``save_network`` or
+            a folder that ``evenslice.export`` wrote for Hugging Face, unless its network comes from a function, which
+            must be named.
         weights: ``"imagenet"``, ``"none"``, or the path of a file or of such a folder.
         slices: N, odd. None: as many as the network has inputs, which is 3 unless its file or function says otherwise.
-        strategy: how the stem's colour kernels become slice kernels, as for ``neutralize``. For a file of
+        strategy: how the stem's colour kernels become slice kernels, as for ``neutralize``. For a file from
             ``save_network``, ``"pretrained"`` leaves the network as it was saved, whatever its strategy.
         tie: which slices to tie permanently, as for ``neutralize``.
         classes: channels of the output, as for ``build_model``.
-        seed: of random parts.
-        mean: by which the network's inputs were centred in training, one value or one for each, as for
-            ``neutralize``; by default as for the pretrained weights. 0 for a network that was trained on slices in
-            0..1.
-        std: by which they were divided afterwards, likewise; 1 for such a network.
+        seed: random seed for random parts.
+        mean: what was subtracted from the network's inputs in training, one value or one for each, as for
+            ``neutralize``; by default as for the pretrained weights. 0 for a network trained on slices in 0..1.
+        std: what they were divided by afterwards, in the same form and with the same default; 1 for such a network.
         symmetrize: where to average over a window and its mirror: "output", "encoder" or the name of a module, as for
-            ``symmetrize``; None for nowhere, or for a file of ``save_network`` where it did when it was saved.
+            ``symmetrize``; None for nowhere, or for a file from ``save_network`` where it did when it was saved.
 
     Raises:
         ModelError: the specification or the weights cannot be used, or not together; the network cannot be neutralized;
-            or a file of ``save_network`` was saved with other slices, strategy, tie or classes than requested.
-        ConfigError: unknown option, or a bad value of one.
+            or a file from ``save_network`` was saved with other slices, strategy, tie or classes than requested.
+        ConfigError: an option is unknown or has a bad value.
 
     Example:
         >>> import torch
@@ -182,7 +181,7 @@ def _symmetrize_as(model: nn.Module, record: Record, weights: str) -> None:
     missing = set(record.symmetrized) - dict(model.named_modules()).keys()
     if missing:
         raise ModelError(
-            f"{weights}: was symmetrized behind {min(missing)!r}, which the network lacks; save the network again"
+            f"{weights}: was symmetrized after {min(missing)!r}, which the network lacks; save the network again"
         )
     average_mirrored(model, record.symmetrized, ExitStack())  # never closed
 
@@ -256,7 +255,7 @@ def save_network(
 ) -> None:
     """Write a neutralized network to a safetensors file that ``load_network`` reads.
 
-    The file has the network's plain keys: ties are baked in, and tied again on loading.
+    The file has the network's plain keys: ties are baked in, and restored on loading.
 
     Args:
         model: the network.

@@ -70,17 +70,17 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     """Make a network take windows of slices by a strategy, in place, and verify what the strategy promises.
 
     The stems are found (see `evenslice.neutralizing.stems`), their colour kernels become slice kernels (see
-    `evenslice.neutralizing.strategies`), and the scaling by channel that the network was trained with moves into the
+    `evenslice.neutralizing.strategies`), and the per-channel scaling that the network was trained with moves into the
     weights (see `evenslice.neutralizing.folding`). If each channel c of an image g was scaled as (g - m_c) / s_c, all
-    slices are scaled as (g - m) / s from now on, where m and s are the means of m_c and s_c. A remaining constant
+    slices are scaled as (g - m) / s from then on, where m and s are the means of m_c and s_c. A remaining constant
     goes into the bias of the stem, else into the running mean of the batch norm that follows, else into a new bias.
 
     A stem that computes its weight, such as a weight-standardized convolution, or works in groups is replaced by an
     equivalent plain layer (see `evenslice.neutralizing.plain_layers`), which no longer standardizes what it learns.
-    Normalizations in front of the stems are removed, or made to treat all slices alike (see
-    `evenslice.neutralizing.input_path`). The strategy "mixer" leaves the stems alone and puts a layer in front of the
+    Normalizations before the stems are removed, or made to treat all slices alike (see
+    `evenslice.neutralizing.input_path`). The strategy "mixer" leaves the stems alone and puts a layer before the
     network (see `evenslice.neutralizing.mixer`). The strategy "twin" makes the network average over a window and its
-    mirror behind the activation of each stem (see `evenslice.neutralizing.mirror_average`); `symmetrize` does that
+    mirror after the activation of each stem (see `evenslice.neutralizing.mirror_average`); `symmetrize` does that
     anywhere else.
 
     Args:
@@ -89,16 +89,16 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         slices: N, odd.
         strategy: one of `STRATEGIES`, or N symmetric weights that sum to 1 for the strategy "profile".
         tie: "mirror" keeps opposite slices equal whatever is learned, "uniform" all slices, None neither. See `untie`.
-        mean: by which the network's channels were centred, one value for each or one for all. By default as in the
+        mean: what was subtracted from the network's channels, one value for each or one for all. By default as in the
             record of an earlier `neutralize`, else as for the pretrained weights, else 0. If the pretrained weights
             state another number of values than the network has channels, their average applies to all.
-        std: by which they were divided afterwards, likewise; 1 by default.
-        seed: of the strategies "shuffle", "reinit" and "random". The state of torch's random numbers is left alone.
+        std: what they were divided by afterwards, in the same form and with the same defaults, but 1 instead of 0.
+        seed: random seed for "shuffle", "reinit" and "random". The state of torch's random numbers is left alone.
         size: in-plane size (y, x) in pixels of the images for the verification; by default the first that the network
             accepts of its stated size and of 64, 224, 256, 384 and 512.
-        check: "network" runs the whole network, twice. "stems" stops behind the stems and compares what they return (or
-            the batch norms behind them), for networks too large to run; all but the stems, the batch norms behind
-            them and what is in front of them may then be on the meta device.
+        check: "network" runs the whole network, twice. "stems" stops after the stems and compares what they return (or
+            the batch norms after them), for networks too large to run; all but the stems, the batch norms after them
+            and what comes before them may then be on the meta device.
         outputs: maps what the network returns to one tensor, batch first, for the verification; by default
             `evenslice.networks.logits` does.
 
@@ -106,12 +106,12 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         What was done, how to scale the slices, and the errors measured. `record_of` returns it again.
 
     Raises:
-        ConfigError: unknown option, or a bad value of one.
+        ConfigError: an option is unknown or has a bad value.
         ModelError: the stems cannot be found or rewritten, the network is tied, or it breaks a promise of the strategy:
             mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times the effect of
             changing the last bit of its input if that is more, as in half precision and in networks that amplify
             rounding. A network that exceeds these limits is checked again in float64, and is refused only if it
-            exceeds them there, too, or cannot compute in float64. After any error the network is as it was before.
+            exceeds them there too, or cannot compute in float64. After any error the network is as it was before.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -218,7 +218,7 @@ def _check_in_float64(
 def untie(model: nn.Module) -> None:
     """Bake the ties of a network into its weights: it computes the same as before, and may learn freely from now on.
 
-    The tied weights stay the same parameters, so an optimizer that has them goes on. A network without ties is left
+    The tied weights stay the same parameters, so an optimizer that has them still works. A network without ties is left
     alone. Afterwards the state dict has its plain keys, and the record, if there is one, says that nothing is tied.
 
     Example:
@@ -239,7 +239,7 @@ def untie(model: nn.Module) -> None:
 
 
 def _average(model: nn.Module, change: RewrittenStems, undo: ExitStack) -> tuple[str, ...]:
-    """Average over windows and their mirrors behind the activations of the stems, and return their names."""
+    """Average over windows and their mirrors after the activations of the stems, and return their names."""
     image = random_image(model, (1, change.layouts[0].index.shape[1], *change.stems.size))
     cuts = find_activations(model, change.stems.items, image.to("meta") if is_on_meta(model) else image)
     average_mirrored(model, cuts, undo)
@@ -283,7 +283,7 @@ def _stem_outputs(model: nn.Module, change: RewrittenStems, images: Tensor, _: o
     for stem, call in zip(change.stems.items, calls, strict=True):
         border = borders.get(stem.name)
         output = border.patched(call.output, 0) if border else call.output
-        # A batch norm with an activation inside, behind which the network averages, has done so already.
+        # A batch norm with an activation inside, after which the network averages, has done so already.
         both = averaged and len(output) == len(call.input)
         outputs[stem.name] = mean_of_halves(output) if both else output
     return outputs

@@ -103,7 +103,7 @@ def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -
     """Run a network up to its last stem; call it inside `evenslice.networks.exact_evaluation`.
 
     Args:
-        model: the network; what is behind the stems may be on the meta device.
+        model: the network; what is after the stems may be on the meta device.
         stems: from `find_stems`.
         images: (batch, channels, y, x).
         run: run the stems too; otherwise the number of channels may differ from theirs.
@@ -141,7 +141,7 @@ def run_to_stems(model: nn.Module, stems: Stems, images: Tensor, *, run: bool) -
 
 
 class _Watch:
-    """Hooks on the stems of a network that record their calls, and end the pass behind the last stem."""
+    """Hooks on the stems of a network that record their calls, and end the pass after the last stem."""
 
     def __init__(self, stems: Stems, *, run: bool, elsewhere: bool) -> None:
         self.arrivals: dict[str, Tensor] = {}
@@ -165,7 +165,7 @@ class _Watch:
         return stem.reader.register_forward_pre_hook(hook, with_kwargs=True)
 
     def after(self, stem: Stem) -> Iterator[RemovableHandle]:
-        """Hook the stem, and the batch norm behind it, for their outputs."""
+        """Hook the stem, and the batch norm after it, for their outputs."""
         last = stem.reader if stem.norm is None or _lies_on_meta(stem.norm) else stem.norm
         bias_owner = stem.norm if stem.norm is not None and stem.bias_owner is stem.norm else stem.reader
 

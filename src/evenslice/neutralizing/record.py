@@ -34,7 +34,7 @@ class Record:
         profile: the weights that the user gave for the strategy "profile"; else empty.
         tie: "mirror", "uniform" or None.
         slices: N, the number of slices that the network takes.
-        seed: of what the strategy drew.
+        seed: random seed for what the strategy drew.
         stems: dotted names of the layers that were rewritten.
         mean: what to subtract from every slice, in the unit of the network's mean.
         std: what to divide every slice by afterwards.
@@ -47,9 +47,9 @@ class Record:
             random window counts for that value too, since kernels that sum to zero turn a gray image into nothing but
             rounding. If a constant was folded into a stem that pads with zeros, outputs of the stem whose taps reach
             into the padding keep their old values: zeros do not mean the same intensity before and after.
-        check: which outputs the errors are of, one of `CHECKS`: "network" the network's (of a detector, its parts'),
-            "stems" those of the stems, or of the batch norms behind them.
-        symmetrized: dotted names of the modules behind which the network averages over a window and its mirror; an
+        check: which outputs the errors refer to, one of `CHECKS`: "network" for the network's (for a detector, its
+            parts'), "stems" for those of the stems, or of the batch norms after them.
+        symmetrized: dotted names of the modules after which the network averages over a window and its mirror; an
             empty name is the network.
         kernels: the kernels of each stem before and after; not part of `to_dict`.
 

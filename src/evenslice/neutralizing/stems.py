@@ -51,7 +51,7 @@ class Stem:
 
     @property
     def bias_owner(self) -> nn.Module:
-        """The module that a constant is folded into: the stem if it has a bias, else the batch norm behind it, else the stem."""
+        """The module that a constant is folded into: the stem if it has a bias, else the batch norm after it, else the stem."""
         biased = getattr(self.module, "bias", None) is not None  # on the meta device it may be any layer
         return self.module if biased or self.norm is None else self.norm
 

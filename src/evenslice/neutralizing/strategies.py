@@ -43,7 +43,7 @@ class KernelStrategy:
         keeps_gray: True if the slice kernels always sum to the colour kernels, "multiples" if they do when N is 1 or a
             multiple of C, False if they need not.
         drawn: the stem is drawn at random, not derived from its kernels.
-        averaged: the features of a window and of its mirror are averaged behind the activation of the stem.
+        averaged: the features of a window and of its mirror are averaged after the activation of the stem.
         profile: the N weights of the strategy "profile"; empty for the binomial weights.
     """
 
@@ -139,7 +139,7 @@ def spread(
     - ``mirror``: each pair of opposite channels shares its mean. The outermost pair is spread evenly over the offsets
       beyond the others where N > C, and offsets beyond the window are folded onto its ends where N < C.
     - ``twin``: as ``mirror``, without the mean: channels on either side of the middle stay on their side. The network
-      averages behind the stem's activation, see `evenslice.neutralizing.mirror_average`.
+      averages after the stem's activation, see `evenslice.neutralizing.mirror_average`.
     - ``shuffle``: ``pretrained``, then one random permutation of the slices for each filter.
     - ``equalize``: ``pretrained``, then each kernel is rescaled to an N-th of the energy (sum of squares) of its
       filter; a kernel of zeros stays one.

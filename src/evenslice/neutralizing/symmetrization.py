@@ -74,11 +74,11 @@ def symmetrize(
     With x' the mirror of the window x, the network f becomes (f(x) + f(x')) / 2, or, cut earlier into f = g(h(x)),
     g((h(x) + h(x')) / 2). What comes before the cut runs twice: at "output" the whole network, at "encoder" its
     encoder. No parameter changes, so a trained network needs no new training at "output", where this averages its
-    answers; an earlier cut should be there from the start of the training, as `g` meets other features.
+    answers; an earlier cut should be there from the start of the training, as it changes the features that `g` gets.
 
     Args:
         model: a network, which is changed in place; copy it first (``copy.deepcopy``) to keep the original. Or any
-            function from arrays of windows to outputs, such as what ``load_onnx`` returns, which is left alone.
+            function from arrays of windows to outputs, such as what ``load_onnx`` returns; a function is left alone.
         at: "output", "encoder", or the dotted name of a module, as in ``model.named_modules()``, whose output is all
             that the rest of the network sees of the image.
         size: in-plane size (y, x) in pixels of the images for the verification; by default as for `neutralize`.
@@ -86,13 +86,13 @@ def symmetrize(
             ``evenslice.networks.logits`` does.
 
     Returns:
-        The network; or, for a function, a new function of the same windows. `record_of` tells what was done. A
+        The network; or, for a function, a new function of the same windows. `record_of` says what was done. A
         network without a record is taken to receive all slices on one scale; its record states the average of the
-        scaling by channel of its pretrained weights.
+        per-channel scaling of its pretrained weights.
 
     Raises:
-        ModelError: the network is symmetrized already; there is no such module, or it is no cut, as a skip connection
-            goes round it; the network returns classes instead of scores; or reversing the window changes the output by
+        ModelError: the network is already symmetrized; there is no such module, or it is not a cut: a skip connection
+            bypasses it; the network returns classes instead of scores; or reversing the window changes the output by
             more than 1e-5 of its largest value, or four times the effect of changing the last bit of the input; or a
             function was to be cut elsewhere than at "output". After any error the network is as it was before.
 
@@ -164,7 +164,7 @@ def _symmetrized(  # what to do, and what is known of the network
             exact = compare()
         if _broken(exact):
             raise ModelError(
-                f"the network is not symmetric when it is cut behind {_label(model, cut)}: reversing the window "
+                f"the network is not symmetric when it is cut after {_label(model, cut)}: reversing the window "
                 f"changes its output by {exact.mirror:.2g} of its largest value, giving it one slice N times by "
                 f"{exact.gray:.2g}; something else in it reads the window"
             )

@@ -29,7 +29,9 @@ class Arm(Section):
     strategy: StrategyOption = Field(
         default="uniform", description="How colour kernels become slice kernels, as in train."
     )
-    tie: TieOption = Field(default=None, description="Symmetry to enforce in training: mirror or uniform.")
+    tie: TieOption = Field(
+        default=None, description="Symmetry to enforce during training: mirror or uniform."
+    )
     z_flip: bool | None = Field(
         default=None, description="Randomly reverse the order of slices; by default as in augmentation."
     )
@@ -38,7 +40,7 @@ class Arm(Section):
         default=None,
         min_length=1,
         description=(
-            "Where the results for a window and its mirror are averaged, as in train: output, encoder, or the name "
+            "Where to average the results for a window and its mirror, as in train: output, encoder, or the name "
             "of a module; null for nowhere."
         ),
     )
@@ -54,8 +56,8 @@ class Arm(Section):
         default=None,
         min_length=1,
         description=(
-            "Arm whose trained network is taken, instead of training one, and symmetrized where symmetrize says; "
-            "the other options are those of that arm."
+            "Arm whose trained network to take, instead of training one, and to symmetrize where symmetrize says; "
+            "all other options come from that arm."
         ),
     )
     seeds: tuple[int, ...] | None = Field(
@@ -100,9 +102,11 @@ class AuditOptions(Section):
 
     method: Method = Field(default="gradient", description="Attribution method.")
     precision: float = Field(
-        default=0.01, gt=0, description="Half-width of 95 % intervals of pair biases at which to stop."
+        default=0.01, gt=0, description="Half-width of the 95 % intervals of pair biases at which to stop."
     )
-    max_windows: int | None = Field(default=400, ge=1, description="Largest number of windows, or null.")
+    max_windows: int | None = Field(
+        default=400, ge=1, description="Largest number of windows; null for no limit."
+    )
     batch: int = Field(default=4, ge=1, description="Windows per forward pass.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision; rounding in bfloat16 alone causes biases of 0.001."
@@ -117,10 +121,10 @@ class PrimaryComparison(Section):
         default=0.005,
         gt=0,
         lt=1,
-        description="Loss of the main score, as a mean over the data sets, that would matter.",
+        description="Loss of the main score, averaged over the data sets, that would matter.",
     )
     architecture: str | None = Field(
-        default=None, min_length=1, description="Network of the comparison; by default the first one."
+        default=None, min_length=1, description="Network of the comparison; by default the first."
     )
 
 
@@ -159,7 +163,7 @@ class StudyConfig(Section):
     seeds: tuple[int, ...] = Field(
         default=(0, 1, 2), min_length=1, description="Random seeds; each arm is run with each of them."
     )
-    slices: SlicesOption = Field(default=3, description="Number of slices in a window, odd.")
+    slices: SlicesOption = Field(default=3, description="Odd number of slices in a window.")
     step: int = Field(default=1, ge=1, description="Distance between the slices of a window.")
     augmentation: AugmentationConfig = Field(
         default=AugmentationConfig(), description="Augmentation of crops."
@@ -175,8 +179,8 @@ class StudyConfig(Section):
         gt=0,
         lt=1,
         description=(
-            "Loss of the main score relative to the baseline that would matter: of Dice, in classification of "
-            "balanced accuracy."
+            "Loss of the main score (Dice; in classification, balanced accuracy) relative to the baseline that would "
+            "matter."
         ),
     )
     architectures: tuple[Architecture, ...] = Field(min_length=1, description="Networks.")

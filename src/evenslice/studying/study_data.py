@@ -69,7 +69,7 @@ class StudyData(DataConfig):
         ge=2,
         description=(
             "Number of folds: fold f tests on parts f, f + folds, f + 2 folds ... of the pairs and trains on the "
-            "others, without the slices near those of the test."
+            "others, except for slices near the test slices."
         ),
     )
     blocks: int = Field(

@@ -72,7 +72,7 @@ def study(
 
     The folder gets ``config.yaml``, ``results.csv``, ``summary.json`` and, in ``runs``, a folder for each run: the
     files of ``train`` without checkpoints, ``audit.json`` with ``audit.npz``, ``example.npz`` (``image``, ``labels``
-    and ``predicted`` (y, x) of a test slice; not of classifications) and ``run.json``. The results are updated after
+    and ``predicted`` (y, x) of a test slice; not for classification) and ``run.json``. The results are updated after
     each run; at the end the report is written, ``report.html`` with the folders ``figures`` and ``tables``, see
     ``write_study_report``.
 

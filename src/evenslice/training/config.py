@@ -44,7 +44,7 @@ class ModelConfig(Section):
     weights: WeightsOption = Field(
         default="imagenet", description="Weights: imagenet, none (random), or a file."
     )
-    slices: SlicesOption = Field(default=3, description="Number of slices in a window, odd.")
+    slices: SlicesOption = Field(default=3, description="Odd number of slices in a window.")
     step: int = Field(default=1, ge=1, description="Distance between the slices of a window.")
     strategy: StrategyOption = Field(
         default="uniform",
@@ -61,7 +61,7 @@ class ModelConfig(Section):
         default=None,
         min_length=1,
         description=(
-            "Where the results for a window and its mirror are averaged: output, encoder, or the name of a module; "
+            "Where to average the results for a window and its mirror: output, encoder, or the name of a module; "
             "null for nowhere."
         ),
     )
@@ -110,7 +110,7 @@ class AugmentationConfig(Section):
         default=0.0,
         ge=0,
         le=1,
-        description="Probability that a neighbouring slice is replaced by the middle slice, each drawn by itself.",
+        description="Probability that a neighbouring slice is replaced by the middle slice, independently for each.",
     )
 
 
@@ -130,7 +130,7 @@ class TrainingConfig(Section):
     task: Literal["segmentation", "classification"] = Field(
         default="segmentation",
         description=(
-            "What the network learns: the class of each pixel of the middle slice (segmentation), or that of the "
+            "What the network learns: the class of each pixel of the middle slice (segmentation), or of the "
             "pixel (y // 2, x // 2) of crops of size y, x (classification)."
         ),
     )
@@ -143,8 +143,8 @@ class TrainingConfig(Section):
     loss: Literal["dice_ce", "dice_bce", "ce"] = Field(
         default="dice_ce",
         description=(
-            "Dice plus cross entropy (dice_ce) or plus binary cross entropy (dice_bce); cross entropy alone (ce), the "
-            "default and only loss of classification."
+            "Dice plus cross entropy (dice_ce) or binary cross entropy (dice_bce); or cross entropy alone (ce), the "
+            "default and only loss for classification."
         ),
     )
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate of AdamW.")
@@ -153,15 +153,15 @@ class TrainingConfig(Section):
         default=0.05,
         ge=0,
         lt=1,
-        description="Fraction of the steps in which the learning rate rises, before its cosine decay.",
+        description="Fraction of the steps during which the learning rate rises, before its cosine decay.",
     )
     foreground: float = Field(
         default=0.5,
         ge=0,
         le=1,
         description=(
-            "Fraction of crops drawn around a foreground voxel, in classification with that at their centre; all "
-            "foreground classes are equally likely."
+            "Fraction of crops drawn around a foreground voxel (in classification, centred on it); all foreground "
+            "classes are equally likely."
         ),
     )
     validate_every: int = Field(
@@ -169,7 +169,7 @@ class TrainingConfig(Section):
         ge=1,
         description=(
             "Steps between validations. Each uses a tenth as many pixels as were trained on since the last, but "
-            "at least 8 slices; in classification a tenth as many crops, but at least 512."
+            "at least 8 slices; in classification, a tenth as many crops, but at least 512."
         ),
     )
     patience: int | None = Field(
@@ -180,8 +180,8 @@ class TrainingConfig(Section):
     keep: Literal["auto", "last", "best"] = Field(
         default="auto",
         description=(
-            "Network to keep: the last, the best in validation, or auto: the best if patience is set, else the "
-            "last, which was trained longest and ended at the lowest learning rate."
+            "Network to keep: last, best (in validation), or auto (best if patience is set, else last, which was "
+            "trained longest and ended at the lowest learning rate)."
         ),
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -191,7 +191,7 @@ class TrainingConfig(Section):
         ),
     )
     accelerator: str = Field(
-        default="auto", min_length=1, description="Hardware to train on: auto, cpu, gpu or cuda, mps."
+        default="auto", min_length=1, description="Hardware to train on: auto, cpu, gpu (or cuda), or mps."
     )
     devices: int = Field(default=1, ge=1, description="Number of devices to train on.")
     workers: int = Field(

@@ -51,7 +51,7 @@ class LabelledFiles(Section):
     image: VolumeFile = Field(description="Image: a path, or a section of path, axes, select and level.")
     labels: VolumeFile = Field(description="Class of each voxel, in a file of the same shape.")
     slices: tuple[int, int] | None = Field(
-        default=None, description="First slice and the one after the last, from 0; by default all slices."
+        default=None, description="First slice and one past the last, from 0; by default all slices."
     )
     spacing: tuple[float, float, float] | None = Field(
         default=None, description="Voxel size along z, y, x; by default as the image file states."
@@ -70,7 +70,9 @@ class NnunetFolder(Section):
     """A data set in nnU-Net's raw format; the path alone is enough if there is one channel."""
 
     path: Path = Field(description="Folder with dataset.json, imagesTr and labelsTr.")
-    channel: int | None = Field(default=None, ge=0, description="Which image of each case to read, from 0.")
+    channel: int | None = Field(
+        default=None, ge=0, description="Which image of each case to read, counted from 0."
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -83,13 +85,13 @@ class DataConfig(Section):
 
     name: str = Field(default="data", min_length=1, description="Name of the data set in results.")
     root: Path | None = Field(
-        default=None, description="Folder of relative paths; by default that of this file."
+        default=None, description="Folder that paths are relative to; by default this file's."
     )
     nnunet: NnunetFolder | None = Field(
         default=None,
         description=(
-            "Instead of pairs, the folder of a data set in nnU-Net's raw format: train, test if there are labelsTs, "
-            "classes, label_values and ignore_label are then those of its files, unless given here."
+            "Instead of pairs, the folder of a data set in nnU-Net's raw format: train, test (if there are labelsTs), "
+            "classes, label_values and ignore_label then come from its files, unless given here."
         ),
     )
     train: tuple[LabelledFiles, ...] = Field(description="Pairs of image and labels for training.")
@@ -115,13 +117,14 @@ class DataConfig(Section):
     )
     other_labels: Literal["error", "background"] = Field(
         default="error",
-        description="What values of no class are: an error, or background, which is class 0.",
+        description="What values of no class mean: error, or background, which is class 0.",
     )
     instances: Literal["sparse", "dense"] | None = Field(
         default=None,
         description=(
-            "If the labels number objects, whose boundaries within slices are class 1: sparse for objects on a background, "
-            "0; dense for objects that fill the volume, where 0 is boundary, too. null if the labels are classes."
+            "If the labels number objects, whose boundaries within slices become class 1: sparse for objects on a "
+            "background, 0; dense for objects that fill the volume, where 0 is boundary too. null if the labels are "
+            "classes."
         ),
     )
     ignore_label: int | None = Field(

@@ -36,7 +36,7 @@ class AsymmetryMonitor(Callback):
     """A Lightning callback that logs how unequally a network treats the slices of its windows.
 
     It works with any LightningModule whose forward pass maps windows to logits. The same windows and their mirrors are
-    measured before the first step, every ``every`` steps, and after the last; see ``measure_bias``. A resumed training
+    measured before the first step, every ``every`` steps, and after the last; see ``measure_bias``. Resumed training
     is measured at the same steps. Weights, gradients and random numbers of the training are not changed. Only the first
     of several processes measures.
 
@@ -76,7 +76,7 @@ class AsymmetryMonitor(Callback):
         self.history: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the initial network; that of a resumed training is none."""
+        """Measure the initial network, unless training is resumed."""
         if not self.history:
             self._measure(trainer, pl_module)
 
@@ -97,7 +97,7 @@ class AsymmetryMonitor(Callback):
         self._measure(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the final network of a training that had no step left, for which Lightning calls no other hook."""
+        """Measure the final network of training that had no step left, for which Lightning calls no other hook."""
         self._measure(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

@@ -52,10 +52,10 @@ POSITIONS = 2**18
 class SliceWindows(CropDataset):
     """The slice windows of volumes, as a map-style data set of PyTorch.
 
-    Item i depends on the arguments and i alone, not on what was drawn before nor on the process. Random crops are
-    therefore the same in each pass through the data set: for a training of 2,000 steps of 8 crops, ask for a ``length``
-    of 16,000 and pass through it once. Volumes of up to 1 GiB together are read into memory; larger ones, and in any
-    case files, are read piece by piece. It can be pickled for the workers of a ``DataLoader``.
+    Item i depends on the arguments and i alone, not on what was drawn before or on the process. Random crops are
+    therefore the same in each pass through the data set: to train for 2,000 steps of 8 crops, ask for a ``length``
+    of 16,000 and pass through it once. Volumes of up to 1 GiB in total are read into memory; larger ones are read piece
+    by piece. It can be pickled for the workers of a ``DataLoader``.
 
     Args:
         volume: a volume, an array (z, y, x), a path, or several of these; for slices along another axis, one opened by
@@ -70,17 +70,16 @@ class SliceWindows(CropDataset):
             these windows, as ``audit`` does.
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity.
-        scaling: a scaling for all volumes, or that of each, instead of ``intensity`` and ``fill``.
+        scaling: one scaling for all volumes, or one for each, instead of ``intensity`` and ``fill``.
         model: a neutralized network: slices are then scaled as it expects. Without a network or a record they are in
             0..1.
         record: what ``neutralize`` returned, instead of the network.
         classes: number of classes, including background; by default as many as ``label_values``, else 2.
         label_values: the value of each class in the labels; by default 0, 1, 2 ...
-        other_labels: what all other values in the labels are: an "error", or "background", which is class 0.
-        ignore_label: the value of voxels that shall not count; their class is -100, which PyTorch's cross entropy leaves
-            out.
-        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1: of
-            objects on a background, 0, or of objects that fill the volume, where 0 is boundary, too.
+        other_labels: what all other values in the labels mean: an "error", or "background", which is class 0.
+        ignore_label: the value of voxels that do not count; their class is -100, which PyTorch's cross entropy ignores.
+        instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1:
+            "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
         foreground: fraction of crops drawn around a voxel of a class above 0, 0..1, all classes equally likely.
         augmentation: random flips, rotations and so on: True for all, or an ``AugmentationConfig`` or its options as a
             dict, which need the extra ``train``.

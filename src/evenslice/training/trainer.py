@@ -81,7 +81,7 @@ def train(
         ModelError: the network cannot be built or trained, or the loss is not finite; or the configuration names a
             function of an installed package.
         MissingExtraError: a package is missing.
-        KeyboardInterrupt: SIGINT or SIGTERM came, in the main thread. A training finishes its step and writes a
+        KeyboardInterrupt: SIGINT or SIGTERM arrived in the main thread. Training finishes its step and writes a
             checkpoint first; a second signal ends it at once.
 
     Example: two steps on noise, with a network made for tests.

@@ -52,10 +52,10 @@ class Volume:
         chunks: size along z, y, x of the pieces that are decoded as one, or None if any part is equally cheap to read.
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
-        files: the files that hold the voxels, unless that is all that is at the location; else None.
-        plane: the axis of the file along which slices follow one another, "z" unless asked for otherwise. It comes first
+        files: the files that hold the voxels; None if they are all that is at the location.
+        plane: the axis of the file along which slices follow one another, "z" by default. It comes first
             here and is called z in all other respects; the other two keep their order.
-        region: the first voxel and one past the last along z, y and x of the file, of a region of it; else None.
+        region: the first voxel and one past the last along z, y and x of the file; None for the whole file.
 
     Example:
         >>> import numpy as np

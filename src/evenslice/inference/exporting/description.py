@@ -35,14 +35,14 @@ PAPER = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a file cannot know about a network: for those who get it from you.
+    """What a file cannot know about a network, for those who get it from you.
 
     Attributes:
-        name: of the network; by default its class.
+        name: the name of the network; by default its class.
         description: what it is for, in a sentence or two.
         authors: names of those who made it.
         license: SPDX identifier, such as "CC-BY-4.0". The pretrained weights may restrict the choice.
-        cite: what to cite beside the paper of evenslice, each a text with a DOI or an address.
+        cite: what to cite besides the evenslice paper, each a text with a DOI or an address.
 
     Example:
         >>> ModelCard(name="Mitochondria", authors=("A. Author",), license="CC-BY-4.0").license

@@ -97,7 +97,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         tile: fix the size (y, x) of the windows; by default it is free where the network allows that. Not for weights.
         card: what a file cannot know: name, authors, license, citations.
         audits: audits of the network, for its card.
-        force: overwrite an earlier export of the same format.
+        force: overwrite an earlier export in the same format.
 
     Raises:
         ModelError: the network cannot be exported in this format, or the file computes something else.

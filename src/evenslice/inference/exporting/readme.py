@@ -90,7 +90,7 @@ def _strategy(record: dict[str, Any] | None) -> str:
     text = f"Its first layer was rewritten for slices by the strategy `{_plain(record['strategy'])}`{tied}."
     if record["symmetrized"]:
         places = ", ".join(f"`{_plain(name)}`" if name else "the output" for name in record["symmetrized"])
-        text += f" It averages over each window and its mirror behind {places}, so both give the same answer."
+        text += f" It averages over each window and its mirror after {places}, so both give the same answer."
     return text
 
 
