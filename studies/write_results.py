@@ -6,7 +6,8 @@
     studies/trainings.json
 
 A study is a folder with ``summary.json`` beside the configuration of the same name: ``studies/datasets/`` came from
-``studies/datasets.yaml``. Every number in the tables and figures of the page is computed; the prose around them is in ``studies/results.md.j2``.
+``studies/datasets.yaml``. Every number in the tables and figures of the page is computed; the prose around them is in
+``studies/results.md.j2``.
 """
 
 from __future__ import annotations

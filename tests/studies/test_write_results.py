@@ -1,4 +1,4 @@
-"""docs/results.md is made of what studies found: nothing on it is typed, and expectations are judged strictly."""
+"""docs/results.md is made of what studies found: no number in its tables is typed, and expectations are judged strictly."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""docs/survey.md is made of what the networks are: no number on it is typed, and what is missing is said."""
+"""docs/survey.md is made of what the networks are: no number in its tables is typed, and what is missing is said."""
 
 import sys
 from dataclasses import replace
