@@ -12,18 +12,18 @@ from evenslice.report.base.wording import interval, number, percent
 from evenslice.report.study.wording import difference, judgement, removed_part
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from found_studies import Study
 
     from evenslice.studying.config import Arm
 
-__all__ = ["Expectation", "expectations"]
+__all__ = ["LOST", "Expectation", "by_study", "expectations", "outcome"]
 
 REMOVED = 0.9  # part of the bias that a uniform start is expected to remove
 LOST = 0.01  # Dice that it is expected to lose at most
 KEPT = 0.05  # pair bias that a pretrained start is expected to keep: the tolerance of an audit
-TIED = 1e-4  # largest pair bias that a tied network is expected to stay below
+EXACT = 1e-4  # largest pair bias that a network that is fair by construction is expected to stay below
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,34 @@ class Expectation:
 def expectations(studies: Sequence[Study]) -> list[Expectation]:
     """Hold what was expected of each kind of start against what was found; what was not run is left out."""
     uniform = _arms(studies, lambda arm: arm.strategy == "uniform" and arm.tie is None)
-    tied = _arms(studies, lambda arm: arm.tie is not None)
+    exact = _arms(studies, _is_exactly_fair, alone=False)
     random = _arms(studies, lambda arm: arm.strategy == "random")
     pretrained = _arms(studies, lambda arm: arm.strategy == "pretrained" and arm.z_flip is not False)
     return [
         *_removes_bias([item for item in uniform if not math.isnan(item.arm.bias_removed.estimate)]),
         *_keeps_dice(_with_dice(uniform)),
-        *_stays_tied(tied),
+        *_stays_exact(exact),
         *_loses_dice(_with_dice(random)),
         *_keeps_bias(pretrained),
     ]
 
 
-def _arms(studies: Sequence[Study], chosen: Callable[[Arm], bool]) -> list[Found]:
+def _arms(studies: Sequence[Study], chosen: Callable[[Arm], bool], *, alone: bool = True) -> list[Found]:
+    """Return the arms of a kind; with ``alone``, those that differ from others by their start and ties alone."""
     return [
         Found(study, comparison, arm)
         for study in studies
         for comparison in study.results.comparisons
         for arm in comparison.arms
-        if any(arm.arm == item.name and _by_start_alone(item) and chosen(item) for item in study.config.arms)
+        if any(
+            arm.arm == item.name and chosen(item) and (_by_start_alone(item) or not alone)
+            for item in study.config.arms
+        )
     ]
+
+
+def _is_exactly_fair(arm: Arm) -> bool:
+    return arm.tie is not None or arm.strategy == "twin" or arm.symmetrize is not None
 
 
 def _by_start_alone(arm: Arm) -> bool:
@@ -71,7 +79,7 @@ def _keeps_bias(found: Sequence[Found]) -> Iterator[Expectation]:
         biases = [item.arm.metrics["largest_bias"] for item in known]
         yield Expectation(
             f"A network with a pretrained start still has a largest pair bias of more than {KEPT:g} after training.",
-            _outcome(
+            outcome(
                 confirmed=all(bias.low > KEPT for bias in biases),
                 refuted=any(bias.high < KEPT for bias in biases),
             ),
@@ -94,7 +102,7 @@ def _removes_bias(found: Sequence[Found]) -> Iterator[Expectation]:
             f"A uniform start removes at least {percent(REMOVED)} of the largest pair bias that is left "
             "after fine-tuning, "
             "with every data set and network.",
-            _outcome(
+            outcome(
                 confirmed=all(part.low >= REMOVED for part in removed),
                 refuted=any(part.high < REMOVED for part in removed),
             ),
@@ -102,7 +110,8 @@ def _removes_bias(found: Sequence[Found]) -> Iterator[Expectation]:
         )
 
 
-def _outcome(*, confirmed: bool, refuted: bool) -> str:
+def outcome(*, confirmed: bool, refuted: bool) -> str:
+    """Return what became of an expectation."""
     return "refuted" if refuted else "confirmed" if confirmed else "open"
 
 
@@ -113,19 +122,19 @@ def _keeps_dice(found: Sequence[Found]) -> Iterator[Expectation]:
         shown = all(item.arm.holds and item.arm.margin <= LOST for item in found)
         yield Expectation(
             f"It does so at a Dice that is no more than {LOST:g} below that of the pretrained start.",
-            _outcome(confirmed=shown, refuted=lost),
+            outcome(confirmed=shown, refuted=lost),
             _evidence(found, _dice),
         )
 
 
-def _stays_tied(found: Sequence[Found]) -> Iterator[Expectation]:
+def _stays_exact(found: Sequence[Found]) -> Iterator[Expectation]:
     if found:
         biases = [item.arm.metrics["largest_bias"] for item in found]
         yield Expectation(
-            f"The largest pair bias of a tied network stays below {number(TIED)}.",
-            _outcome(
-                confirmed=all(bias.high < TIED for bias in biases),
-                refuted=any(bias.low > TIED for bias in biases),
+            f"The largest pair bias of a tied, twin or symmetrized network stays below {number(EXACT)}.",
+            outcome(
+                confirmed=all(bias.high < EXACT for bias in biases),
+                refuted=any(bias.low > EXACT for bias in biases),
             ),
             _evidence(found, lambda item: interval(item.arm.metrics["largest_bias"])),
         )
@@ -138,7 +147,7 @@ def _loses_dice(found: Sequence[Found]) -> Iterator[Expectation]:
         shown = all(change.high < 0 for change in changes)
         yield Expectation(
             "A network that starts at random loses Dice.",
-            _outcome(confirmed=shown, refuted=gained),
+            outcome(confirmed=shown, refuted=gained),
             _evidence(found, _dice),
         )
 
@@ -149,7 +158,12 @@ def _dice(item: Found) -> str:
 
 def _evidence(found: Sequence[Found], write: Callable[[Found], str]) -> str:
     """Return what was found in each comparison, study by study: several have comparisons of one name."""
-    by_study: dict[str, list[str]] = {}
-    for item in found:
-        by_study.setdefault(item.study.name, []).append(f"{item.place}: {write(item)}")
-    return " ".join(f"Study `{name}`: {'; '.join(items)}." for name, items in by_study.items())
+    return by_study((item.study, f"{item.place}: {write(item)}") for item in found)
+
+
+def by_study(found: Iterable[tuple[Study, str]]) -> str:
+    """Join what was found, study by study."""
+    texts: dict[str, list[str]] = {}
+    for study, text in found:
+        texts.setdefault(study.name, []).append(text)
+    return " ".join(f"Study `{name}`: {'; '.join(items)}." for name, items in texts.items())

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from found_studies import find_studies
 from PIL import Image
+from pooled_expectations import pooled_expectations
 from recorded import describe_machine, describe_training, training_table
 from study_expectations import expectations
 from study_result_tables import full_table, pooled_table, result_table, run_table, stress_table
@@ -64,7 +65,7 @@ def write_page(studies: Sequence[Study], folder: Path, docs: Path) -> None:
     )
     text = environment.get_template("results.md.j2").render(
         studies=shown,
-        expectations=expectations(studies),
+        expectations=[*expectations(studies), *pooled_expectations(studies)],
         runs=run_table(studies),
         trainings=training_table(trainings.values()) if trainings else None,
         machine=machine,

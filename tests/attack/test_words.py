@@ -111,7 +111,7 @@ def test_markup_in_a_name_loses_no_result(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ä\udcff\udc80", "n" * 240, "[/]"])
+@pytest.mark.parametrize("name", ["ä\udcff\udc80", "n" * 240, "[b]"])
 def test_awkward_names_are_written_and_read(folder, name):
     (folder / "volume.npy").rename(folder / f"{name}.npy")
     short = [f"{name}.npy" if word == "volume.npy" else word for word in SHORT]

@@ -92,7 +92,7 @@ def test_the_page_begins_with_all_data_sets(results):
     with style.settings():
         text = plain(render(results, draw_charts(results)))
     assert text.index("All 2 data sets, net") < text.index("Lucchi++, net")
-    assert "The primary comparison, named in the configuration, is that of fair with pretrained." in text
+    assert "The primary comparison, named in the configuration, compares fair with pretrained." in text
     assert "This is the primary comparison." in text
     assert "12 of 12 runs" not in text
     assert "36 of 36 runs are done: 2 data sets, 1 network, 3 arms, 3 folds and 2 seeds." in text

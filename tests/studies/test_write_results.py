@@ -228,16 +228,50 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
         "### Lucchi++, net (study `folded`)"
     )
     assert "Means over folds (of the means over the seeds of each fold)" in part
-    assert "is that of fair with pretrained" in part
+    assert "compares fair with pretrained" in part
     assert "| **fair** | " in part
     assert "| superior (p " in part
     assert "- d, n, a, fold 2, seed 1: no luck" in part
     assert "| `folded` | Lucchi++ | net | 3 | 3 | 0, 1 |" in text
+    rows = [
+        line
+        for line in text.splitlines()
+        if line.startswith("| ") and "Study `folded`: All 2 data sets" in line
+    ]
+    assert [row.split(" | ")[1] for row in rows] == ["**confirmed**", "**refuted**"]
+    assert "A trained network that is symmetrized at the output scores higher than" in rows[0]
+    assert "The best fair start that costs no further passes loses no more than 0.01" in rows[1]
     # An arm that symmetrizes another's network is none that starts uniform, whatever its unused default says.
     uniform, _, *_ = (
         item.evidence for item in script.expectations([each for each in found if each.name == "folded"])
     )
     assert uniform.count("Lucchi++, net") == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "outcome"),
+    [((0.05, 0.04, 0.06), "confirmed"), ((0.2, 0.19, 0.21), "refuted"), ((0.1, 0.05, 0.15), "open")],
+)
+def test_a_fair_start_should_halve_what_a_missing_slice_costs(script, tmp_path, loss, outcome):
+    (tmp_path / "folded.yaml").write_text(FOLDED)
+    make_study(
+        tmp_path / "folded",
+        comparisons=[("Lucchi++", "net"), ("ISBI 2012", "net")],
+        arms={"pretrained": (-0.19, 0.0), "uniform": (-0.001, 0.0)},
+        size=24,
+    )
+    (study,) = script.find_studies(tmp_path)
+    losses = {"pretrained": Interval(0.2, 0.15, 0.25), "uniform": Interval(*loss)}
+    (pooled,) = study.results.pooled
+    arms = [
+        dataclasses.replace(arm, metrics=arm.metrics | {"loss_before": losses[arm.arm]})
+        for arm in pooled.arms
+    ]
+    results = dataclasses.replace(study.results, pooled=(dataclasses.replace(pooled, arms=tuple(arms)),))
+    found = script.pooled_expectations([dataclasses.replace(study, results=results)])
+    (item,) = [item for item in found if "missing" in item.text]
+    assert item.outcome == outcome
+    assert "uniform: 0." in item.evidence
 
 
 def test_comparisons_of_one_name_are_told_apart(script, folder, tmp_path):

@@ -146,5 +146,5 @@ def example_figure(panel: ExamplePanel, name: str) -> Drawing:
 
 READING: Final = (
     "A test slice, cropped around its labelled foreground, with the outlines of the labels (blue) and of each "
-    "arm's prediction (orange), with the first run of each; white where both coincide."
+    "arm's prediction (orange), from the first run of each arm; white where both coincide."
 )

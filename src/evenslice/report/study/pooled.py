@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 POOLED_READING: Final = (
-    "Each data set counts the same: means over the data sets of their means, with 95 % intervals from the variances "
+    "Each data set has the same weight: means over the data sets of their means, with 95 % intervals from the variances "
     "within them (Welch and Satterthwaite)."
 )
 
@@ -52,9 +52,9 @@ def shown_pooled(results: StudyResults) -> list[PooledComparison]:
 def pooled_sentence(results: StudyResults, item: PooledComparison) -> str:
     """Say what was pooled, and which comparison is the primary one."""
     primary = [arm for arm in item.arms if arm.primary]
-    text = f"Over {listed(list(item.datasets))}, which count the same."
+    text = f"Over {listed(list(item.datasets))}, each with the same weight."
     if primary:
-        text += f" The primary comparison, named in the configuration, is that of {primary[0].arm} with {results.baseline}."
+        text += f" The primary comparison, named in the configuration, compares {primary[0].arm} with {results.baseline}."
     few = _few(results, item)
     if few:
         text += (
