@@ -33,7 +33,8 @@ def export(
     tile: Annotated[
         tuple[int, int] | None,
         options.output(
-            "Fix the size of windows in pixels (default: free where the network allows it).", metavar="Y X"
+            "Fix the size of windows in pixels (default: a classifier's crops, else free where the network allows it).",
+            metavar="Y X",
         ),
     ] = None,
     audit: Annotated[

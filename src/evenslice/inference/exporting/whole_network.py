@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from evenslice._core import ModelError, reason
 from evenslice.inference.ready_network import trial_windows
-from evenslice.networks import input_size, logits
+from evenslice.networks import input_multiple, input_size, logits
 from evenslice.neutralizing import untie
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WholeNetwork", "gives_map", "pads_by_size", "settle_padding"]
 
-_TRIED = 64  # pixels in y and x
+_TRIED = 64  # pixels in y and x, at least
 
 SAME_CONVOLUTIONS = ("Conv2dSame", "SameConv2d")  # timm's and our own
 
@@ -72,7 +72,9 @@ def gives_map(model: nn.Module, slices: int) -> bool:
         >>> gives_map(nn.Conv2d(3, 2, 1), 3), gives_map(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3)
         (True, False)
     """
-    windows = trial_windows(slices, input_size(model) or (_TRIED, _TRIED))
+    multiple = input_multiple(model)
+    side = -(-_TRIED // multiple) * multiple
+    windows = trial_windows(slices, input_size(model) or (side, side))
     try:
         with torch.no_grad():
             return bool(WholeNetwork(model, (0.0,), (1.0,))(windows).ndim > 2)
