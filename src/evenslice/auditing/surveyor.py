@@ -1,4 +1,4 @@
-"""Surveys of pretrained networks: how their stems weigh colours, and how that biases them towards earlier or later slices."""
+"""Surveys of pretrained networks: how their stems weight colours, and how that biases them towards earlier or later slices."""
 
 from __future__ import annotations
 
