@@ -76,13 +76,14 @@ class _Threads(Generic[Item, Result]):
         self._lock = threading.Lock()
         self._waiting: deque[tuple[Item, Future[Result]]] = deque()
         self._running: set[threading.Thread] = set()
+        self._failed = False
 
     def submit(self, item: Item) -> Future[Result]:
         """Return the future of an item; it begins when a thread is free."""
         future: Future[Result] = Future()
         with self._lock:
             self._waiting.append((item, future))
-            if len(self._running) < self._most:
+            if len(self._running) < self._most and not self._failed:
                 thread = threading.Thread(target=self._work, name="evenslice reading ahead", daemon=True)
                 thread.start()
                 self._running.add(thread)
@@ -100,12 +101,13 @@ class _Threads(Generic[Item, Result]):
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._waiting:
+                if self._failed or not self._waiting:
                     self._running.discard(threading.current_thread())
                     return
                 item, future = self._waiting.popleft()
             try:
                 future.set_result(self._function(item))
             except BaseException as error:  # noqa: BLE001  # it belongs to whoever waits for the result
+                self._failed = True  # the caller comes to this item before those that wait
                 future.set_exception(error)
             del item, future  # while waiting for the next, hold no result of the last
