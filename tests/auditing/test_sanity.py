@@ -1,27 +1,26 @@
 """A short run of benchmarks/sanity.py on networks whose answers are known; its long run is in docs/sanity.md."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import sanity
 import torch
+from sanity_checks import (
+    METHODS,
+    REPLACEMENTS,
+    Cache,
+    Randomisation,
+    measure_replacements,
+    order_of_slices,
+    pair_biases,
+    rank_correlation,
+    right_signs,
+)
+from sanity_networks import STAGES, Effort, Family, Windows, find_families, redraw
 from torch import nn
 
 import evenslice
-
-
-@pytest.fixture(scope="module")
-def sanity():
-    path = Path(__file__).parents[2] / "benchmarks" / "sanity.py"
-    specification = importlib.util.spec_from_file_location("sanity", path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["sanity"] = module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["sanity"]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +29,8 @@ def volume():
 
 
 @pytest.fixture
-def effort(sanity):
-    return sanity.Effort(windows=8, draws=1, replaced=6, tile=(32, 32))
+def effort():
+    return Effort(windows=8, draws=1, replaced=6, tile=(32, 32))
 
 
 def linear(weights):
@@ -66,64 +65,64 @@ def biased_stem():
     return network.eval()
 
 
-def test_strangers_come_from_beyond_the_window(sanity):
+def test_strangers_come_from_beyond_the_window():
     levels = np.arange(12, dtype=np.float32)[:, None, None] + np.zeros((12, 64, 32), np.float32)
-    reader = sanity.Windows(evenslice.open_volume(levels), 3, (32, 32))
+    reader = Windows(evenslice.open_volume(levels), 3, (32, 32))
     levels = torch.from_numpy(reader.grid.scaling(range(1, 11)))
     found = reader.read_strangers([5] * 50)[:, :, 0, 0].flatten()
     assert set(found.tolist()) == set(levels.tolist()) - set(levels[3:6].tolist())
 
 
 @pytest.mark.parametrize("weights", [(3.0, 2.0, 1.0), (5.0, 1.0, 4.0, 2.0, 3.0)])
-def test_shares_of_a_linear_network_predict_every_replacement(sanity, volume, effort, weights):
-    found = sanity.measure_replacements(linear(weights), volume, len(weights), effort)
+def test_shares_of_a_linear_network_predict_every_replacement(volume, effort, weights):
+    found = measure_replacements(linear(weights), volume, len(weights), effort)
     np.testing.assert_allclose(
         found["gradient"], np.tile(np.array(weights) / sum(weights), (12, 1)), rtol=1e-5
     )
-    for kind in sanity.REPLACEMENTS:
-        for method in sanity.METHODS:
-            assert sanity.order_of_slices(found, method, f"{kind} logits").estimate == pytest.approx(1)
-            assert sanity.right_signs(found, method, f"{kind} logits").estimate == 1
-    for k, bias in enumerate(sanity.pair_biases(found, "gray logits"), start=1):
+    for kind in REPLACEMENTS:
+        for method in METHODS:
+            assert order_of_slices(found, method, f"{kind} logits").estimate == pytest.approx(1)
+            assert right_signs(found, method, f"{kind} logits").estimate == 1
+    for k, bias in enumerate(pair_biases(found, "gray logits"), start=1):
         before, after = weights[len(weights) // 2 - k], weights[len(weights) // 2 + k]
         assert bias.estimate == pytest.approx((after - before) / (after + before), abs=0.03)
 
 
-def test_a_steep_but_small_wave_misleads_the_gradient_and_not_occlusion(sanity, volume, effort):
-    found = sanity.measure_replacements(Wave(), volume, 3, effort)
-    for kind in sanity.REPLACEMENTS:
-        assert sanity.right_signs(found, "gradient", f"{kind} logits").estimate == 0
-        assert sanity.right_signs(found, "occlusion", f"{kind} logits").estimate == 1
+def test_a_steep_but_small_wave_misleads_the_gradient_and_not_occlusion(volume, effort):
+    found = measure_replacements(Wave(), volume, 3, effort)
+    for kind in REPLACEMENTS:
+        assert right_signs(found, "gradient", f"{kind} logits").estimate == 0
+        assert right_signs(found, "occlusion", f"{kind} logits").estimate == 1
 
 
-def test_a_bias_of_the_stem_alone_goes_with_the_stem_and_stays_without(sanity, volume, effort):
-    randomisation = sanity.Randomisation(biased_stem(), volume, effort)
-    bias = {stage: randomisation.measure(stage, seed=0)["gradient"][0] for stage in sanity.STAGES}
+def test_a_bias_of_the_stem_alone_goes_with_the_stem_and_stays_without(volume, effort):
+    randomisation = Randomisation(biased_stem(), volume, effort)
+    bias = {stage: randomisation.measure(stage, seed=0)["gradient"][0] for stage in STAGES}
     kept = ("nothing: as built", "output layer and decoder", "... and the first third: all but the stem")
     assert all(bias[stage] < -0.7 for stage in kept), bias
     assert all(abs(bias[stage]) < 0.2 for stage in ("everything", "the stem alone")), bias
 
 
-def test_maps_of_the_same_network_are_the_same(sanity, volume, effort):
-    found = sanity.Randomisation(biased_stem(), volume, effort).measure("nothing: as built", seed=0)
+def test_maps_of_the_same_network_are_the_same(volume, effort):
+    found = Randomisation(biased_stem(), volume, effort).measure("nothing: as built", seed=0)
     assert found["gradient maps"] == pytest.approx([1, 1, 1])
     assert found["occlusion maps"] == pytest.approx([1, 1, 1])
 
 
-def test_a_network_that_is_blind_after_redrawing_is_said_to_fail(sanity, volume, effort, monkeypatch):
+def test_a_network_that_is_blind_after_redrawing_is_said_to_fail(volume, effort, monkeypatch):
     dead = biased_stem()
     dead[6].weight.data.zero_()
-    monkeypatch.setattr(sanity, "redraw", lambda *_, **__: dead)
-    found = sanity.Randomisation(biased_stem(), volume, effort).measure("everything", seed=0)
+    monkeypatch.setattr("sanity_checks.redraw", lambda *_, **__: dead)
+    found = Randomisation(biased_stem(), volume, effort).measure("everything", seed=0)
     ((_, stage, words, *_),) = sanity.stage_table("dead", {"everything": [found]})
     assert stage == "everything"
     assert "does not depend on its input" in words
 
 
-def test_redrawing_permutes_the_layers_of_a_stage_and_no_others(sanity, volume):
+def test_redrawing_permutes_the_layers_of_a_stage_and_no_others(volume):
     network, windows = biased_stem(), torch.rand(4, 3, 32, 32)
     before = network.state_dict()
-    drawn = {stage: sanity.redraw(network, stage, windows, seed=1).state_dict() for stage in sanity.STAGES}
+    drawn = {stage: redraw(network, stage, windows, seed=1).state_dict() for stage in STAGES}
     top, most = drawn["output layer and decoder"], drawn["... and the first third: all but the stem"]
     assert {key for key in before if not torch.equal(before[key], top[key])} - {"6.bias"} == {"6.weight"}
     assert torch.equal(top["6.weight"], most["6.weight"])  # the stages are cumulative
@@ -136,11 +135,11 @@ def test_redrawing_permutes_the_layers_of_a_stage_and_no_others(sanity, volume):
 
 
 @pytest.mark.parametrize("way", ["permuted", "kernels", "normal", "new"])
-def test_ways_to_redraw(sanity, way):
+def test_ways_to_redraw(way):
     network = biased_stem()
     norm = torch.linspace(0.5, 2, 64)
     network[1].weight.data[:] = norm
-    drawn = sanity.redraw(network, "everything", torch.rand(4, 3, 32, 32), seed=1, way=way)
+    drawn = redraw(network, "everything", torch.rand(4, 3, 32, 32), seed=1, way=way)
     kernel, before = drawn[0].weight.detach(), network[0].weight.detach()
     assert torch.equal(drawn[1].weight, norm) == (way == "kernels")
     assert torch.equal(kernel.flatten().sort()[0], before.flatten().sort()[0]) == (
@@ -153,9 +152,9 @@ def test_ways_to_redraw(sanity, way):
         assert not drawn[6].bias.any()
 
 
-def test_redrawn_norms_get_the_statistics_of_their_new_input(sanity):
+def test_redrawn_norms_get_the_statistics_of_their_new_input():
     windows = torch.rand(8, 3, 32, 32)
-    drawn = sanity.redraw(biased_stem(), "the stem alone", windows, seed=1)
+    drawn = redraw(biased_stem(), "the stem alone", windows, seed=1)
     out = drawn[1](drawn[0](torch.cat([windows, windows.flip(1)]))).transpose(0, 1).flatten(1)
     torch.testing.assert_close(out.mean(1), torch.zeros(64), atol=1e-4, rtol=0)
     torch.testing.assert_close(out.std(1), torch.ones(64), atol=1e-2, rtol=0)
@@ -163,16 +162,16 @@ def test_redrawn_norms_get_the_statistics_of_their_new_input(sanity):
     assert drawn[1].momentum == 0.1
 
 
-def test_results_are_kept_and_tables_written_between_their_markers(sanity, volume, effort, tmp_path):
-    class Planted(sanity.Family):
+def test_results_are_kept_and_tables_written_between_their_markers(volume, effort, tmp_path):
+    class Planted(Family):
         def load(self, slices):
             network = linear((3.0, 2.0, 1.0, 2.0, 1.0)[:slices])
             evenslice.neutralize(network, slices=slices, strategy="pretrained", mean=0, std=1)
             return network
 
     family, file = Planted("planted", "", "", effort), tmp_path / "results.json"
-    tables = sanity.measure_all([family], volume, "noise", sanity.Cache(file))
-    again = sanity.Cache(file)
+    tables = sanity.measure_all([family], volume, "noise", Cache(file))
+    again = Cache(file)
     again.get = lambda key, _: again.known[key]  # measures nothing
     assert sanity.measure_all([family], volume, "noise", again) == tables
     assert tables["signs"].splitlines()[2] == (
@@ -189,12 +188,12 @@ def test_results_are_kept_and_tables_written_between_their_markers(sanity, volum
         sanity.write_docs("other", tables, page)
 
 
-def test_networks_without_weights_say_what_is_missing(sanity, tmp_path):
-    missing = {family.name: family.missing for family in sanity.find_families(tmp_path)}
+def test_networks_without_weights_say_what_is_missing(tmp_path):
+    missing = {family.name: family.missing for family in find_families(tmp_path)}
     assert missing["VGG16"] == f"{tmp_path / 'vgg16_features.safetensors'} does not exist"
     assert missing["MobileNetV1"]
 
 
-def test_a_constant_has_no_rank_correlation(sanity):
-    assert math.isnan(sanity.rank_correlation([1, 2, 3], [0, 0, 0]))
-    assert sanity.rank_correlation([1, 2, 3], [1, 4, 9]) == pytest.approx(1)
+def test_a_constant_has_no_rank_correlation():
+    assert math.isnan(rank_correlation([1, 2, 3], [0, 0, 0]))
+    assert rank_correlation([1, 2, 3], [1, 4, 9]) == pytest.approx(1)

@@ -1,9 +1,6 @@
 """A short run of benchmarks/calibration.py, whose long run is in docs/statistics.md."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import calibration_simulations as simulations
 import numpy as np
 import pytest
 
@@ -11,22 +8,11 @@ from evenslice.results.intervals import MeanFit
 from evenslice.results.verdicts import BIASED_LEVEL, WITHIN_LEVEL, Decision, Evidence, judge
 
 
-@pytest.fixture(scope="module")
-def calibration():
-    path = Path(__file__).parents[2] / "benchmarks" / "calibration.py"
-    specification = importlib.util.spec_from_file_location("calibration", path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["calibration"] = module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["calibration"]
-
-
 @pytest.mark.parametrize("stop", ["never", "in the middle", "early"])
 @pytest.mark.parametrize("autocorrelation", [0.0, 0.8])
-def test_intervals_and_verdicts_are_right_as_often_as_they_say(calibration, autocorrelation, stop):
+def test_intervals_and_verdicts_are_right_as_often_as_they_say(autocorrelation, stop):
     """With 600 audits the limits lie three standard errors outside those that are required."""
-    found = calibration.rates(calibration.Setting(100, autocorrelation, stop), 600, seed=3)
+    found = simulations.rates(simulations.Setting(100, autocorrelation, stop), 600, seed=3)
     assert 0.90 < found["coverage"] < 0.99
     assert found["biased"] < 0.077
     assert found["balanced"] < 0.077
@@ -34,27 +20,27 @@ def test_intervals_and_verdicts_are_right_as_often_as_they_say(calibration, auto
 
 
 @pytest.mark.parametrize(("slices", "autocorrelation"), [(4, 0.8), (8, 0.5), (16, 0.8)])
-def test_intervals_of_few_slices_cover_the_truth(calibration, slices, autocorrelation):
+def test_intervals_of_few_slices_cover_the_truth(slices, autocorrelation):
     """With 600 audits the limit lies three standard errors below the 93 % that are required."""
-    assert calibration.rates(calibration.Setting(slices, autocorrelation), 600, seed=3)["coverage"] > 0.90
+    assert simulations.rates(simulations.Setting(slices, autocorrelation), 600, seed=3)["coverage"] > 0.90
 
 
 @pytest.mark.parametrize(("name", "slices"), [("answer", 12), ("answer", 100), ("use", 12)])
-def test_answer_and_use_at_their_tolerances_are_rarely_found_within(calibration, name, slices):
+def test_answer_and_use_at_their_tolerances_are_rarely_found_within(name, slices):
     truth = {"answer": 0.05, "use": 0.01}[name]
-    found = calibration.question_rates(calibration.Question(name, truth, slices, 0.5), 600, seed=3)
+    found = simulations.question_rates(simulations.Question(name, truth, slices, 0.5), 600, seed=3)
     assert found["coverage"] > 0.90
     assert found["balanced"] < 0.077
     assert found["biased"] < 0.077
 
 
 @pytest.mark.parametrize("at_tolerance", ["all", "class"])
-def test_verdicts_of_whole_audits_are_rarely_wrong(calibration, at_tolerance):
-    found = calibration.whole_rates(calibration.Whole(at_tolerance, 40, 0.5), 150, seed=3)
+def test_verdicts_of_whole_audits_are_rarely_wrong(at_tolerance):
+    found = simulations.whole_rates(simulations.Whole(at_tolerance, 40, 0.5), 150, seed=3)
     assert max(found.values()) < 0.1
 
 
-def test_the_benchmark_judges_as_the_audit_does(calibration):
+def test_the_benchmark_judges_as_the_audit_does():
     rng = np.random.default_rng(0)
     answer = Evidence(
         Decision("answer"), MeanFit(*one_column(0.0, 0.001), 1, np.zeros(1)), 0.05, (True,), 50, exact=False
@@ -64,11 +50,11 @@ def test_the_benchmark_judges_as_the_audit_does(calibration):
         estimate = rng.normal(0, 0.06, size=2)
         scale = np.full((1, 2), rng.uniform(0.001, 0.03))
         fit = MeanFit(estimate, 50, scale, np.ones((1, 2)), 1, np.zeros(2))
-        evidence = Evidence(Decision("attention"), fit, calibration.TOLERANCE, (True, True), 50, exact=False)
+        evidence = Evidence(Decision("attention"), fit, simulations.TOLERANCE, (True, True), 50, exact=False)
         # the answer is one more test, so three intervals hold simultaneously
         widths = fit.half_width(WITHIN_LEVEL)[None], fit.half_width(BIASED_LEVEL, 3)[None]
-        audits = calibration.Audits(estimate[None], fit.half_width()[None], *widths, used=np.array([51]))
-        biased, balanced = calibration.verdicts(audits, np.zeros(2))
+        audits = simulations.Audits(estimate[None], fit.half_width()[None], *widths, used=np.array([51]))
+        biased, balanced = simulations.verdicts(audits, np.zeros(2))
         expected = "biased" if biased else "balanced" if balanced else "inconclusive"
         assert judge([evidence], answer, None)[0] == expected
         seen.add(expected)
