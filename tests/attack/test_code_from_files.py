@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import run_command
 
 import evenslice
 from evenslice import ConfigError, ModelError
@@ -129,23 +129,8 @@ def make_run(spec):
 
 
 def segment(*options):
-    code = "from evenslice.cli import main; main()"
-    arguments = [
-        "segment",
-        "--run",
-        "run",
-        "--volume",
-        "image.npy",
-        "--out",
-        "out.npy",
-        "--tile",
-        "32",
-        "32",
-        *options,
-    ]
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=False, capture_output=True, text=True
-    )
+    files = ["--run", "run", "--volume", "image.npy", "--out", "out.npy"]
+    return run_command("segment", *files, "--tile", 32, 32, *options, cwd=Path.cwd())
 
 
 def test_a_run_folder_calls_a_function_only_if_the_user_names_it_too(folder):

@@ -7,7 +7,6 @@ import pickle
 import shutil
 import stat
 import struct
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -16,6 +15,7 @@ import fuzz_results
 import fuzz_volumes
 import numpy as np
 import pytest
+from commands import run_command
 from safetensors.torch import save_file
 from synthetic import PRETRAINED, UNIFORM, make_audit
 from synthetic_study import make_study
@@ -32,30 +32,15 @@ OWN = "mine"
 
 
 def evenslice(*arguments, cwd, status=2):
-    """Run a command within bounds of memory and time beyond those of a command that does nothing; return what it says."""
+    """Run a command within bounds of memory and time, and return what it says."""
     if sys.platform != "linux":
         pytest.skip("memory is read from /proc")
-    usage = "import sys, time; status = 0\ntry: from evenslice.cli import main; main()\n"
-    usage += "except SystemExit as end: status = end.code\n"
-    # The largest memory that `resource` knows of is, after a fork, that of the process of the tests, if it was larger.
-    usage += "peak = int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]) * 1024\n"
-    usage += "print('USED', peak, time.process_time(), file=sys.stderr)\nsys.exit(status)"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", usage, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        timeout=PATIENCE,
-        check=False,
-    )
-    said, used = done.stderr.rsplit("USED", 1)
-    memory, seconds = map(float, used.split())
+    done = run_command(*arguments, cwd=cwd, timeout=PATIENCE)
+    said = done.stderr
     assert "Traceback" not in said, said[-2000:]
     assert done.returncode in ((0, 2) if status is None else (status,)), said[-2000:]
-    assert memory < MEMORY + 2**30, f"{memory / 2**30:.1f} GiB"  # PyTorch and its libraries take 0.7 GiB
-    assert seconds < SECONDS + 10, f"{seconds} s"  # and some seconds to load
+    assert done.memory < MEMORY, f"{done.memory / 2**30:.1f} GiB"
+    assert done.seconds < SECONDS, f"{done.seconds} s"
     if done.returncode:
         assert said.count("\n") == 1, said
     return said

@@ -9,6 +9,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
+from commands import run_command
 from synthetic import PRETRAINED, UNIFORM, make_audit
 
 from evenslice.results import save_audits
@@ -37,16 +38,9 @@ print(os.listdir())
 
 def evenslice(*arguments, cwd, **environment):
     """Run a command in a wide terminal that shows colours; return its status and what it wrote."""
-    wide = {"COLUMNS": "400", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "evenslice", *arguments],
-        capture_output=True,
-        cwd=cwd,
-        env=os.environ | wide | environment,
-        timeout=300,
-        check=False,
-    )
-    return done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+    wide = {"COLUMNS": "400", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = run_command(*arguments, cwd=cwd, **wide | environment)
+    return done.returncode, done.stdout, done.stderr
 
 
 def assert_one_line(ended):

@@ -3,13 +3,13 @@
 import csv
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from commands import run_command
 from pages import HOSTILE, Page, plain
 
 import evenslice
@@ -411,8 +411,7 @@ def test_no_pairs_at_one_slice(survey, tmp_path):
 
 
 def run(folder, *arguments):
-    command = [sys.executable, "-m", "evenslice", "survey", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
+    return run_command("survey", *arguments, cwd=folder)
 
 
 def test_the_command_end_to_end(folder, tmp_path):

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_command
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 NETWORKS = """
@@ -49,8 +48,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *arguments):
-    command = [sys.executable, "-m", "evenslice", "evaluate", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    return run_command("evaluate", *arguments, cwd=folder)
 
 
 def test_scores_and_stress_are_printed_and_written(folder, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+from commands import run_command
 from safetensors.torch import load_file
 from scipy import ndimage
 
@@ -98,10 +99,8 @@ def study_options(folder, **changes):
 
 def start(folder, command, options, out, *arguments, own_session=False, **environment):
     """Start ``evenslice train`` or ``evenslice study`` in a process of its own, with a configuration beside its inputs."""
-    config = folder / f"{command}.yaml"
-    config.write_text(json.dumps(options))
     return subprocess.Popen(
-        [sys.executable, "-m", "evenslice", command, str(config), "--out", str(out), *arguments],
+        [sys.executable, "-m", "evenslice", *_arguments(folder, command, options, out), *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
@@ -109,6 +108,17 @@ def start(folder, command, options, out, *arguments, own_session=False, **enviro
         text=True,
         start_new_session=own_session,
     )
+
+
+def finish(folder, command, options, out, *arguments):
+    """Run what ``start`` starts to its end, and return its exit status; not for several processes."""
+    return run_command(*_arguments(folder, command, options, out), *arguments, cwd=folder).returncode
+
+
+def _arguments(folder, command, options, out):
+    config = folder / f"{command}.yaml"
+    config.write_text(json.dumps(options))
+    return [command, str(config), "--out", str(out)]
 
 
 def trained(run):

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import subprocess
 import sys
 import threading
 import warnings
@@ -10,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -373,8 +373,7 @@ def test_a_wrong_option_of_a_file_is_refused(file, options, message):
 
 def run(folder, *arguments):
     """Run the installed command's way: without the current directory on the path."""
-    command = [sys.executable, "-P", "-m", "evenslice", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
+    return run_command(*arguments, cwd=folder)
 
 
 @pytest.fixture(scope="module")

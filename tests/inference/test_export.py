@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from commands import run_command
 from scipy import ndimage
 from tiny_training import start, training_options, write_inputs
 from torch import nn
@@ -351,13 +352,7 @@ def folder(tmp_path_factory):
 
 
 def command(folder, *arguments):
-    done = subprocess.run(  # noqa: PLW1510  # the assert below shows why
-        [sys.executable, "-m", "evenslice", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = run_command(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

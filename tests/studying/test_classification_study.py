@@ -2,13 +2,12 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from commands import run_command
 
 from evenslice._core.config_files import as_config
 from evenslice._core.errors import ConfigError
@@ -83,15 +82,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(inputs):
     """The folder of a study that the command made, and what the command printed."""
-    command = [sys.executable, "-m", "evenslice", "study", "study.yaml", "--out", "out"]
-    done = subprocess.run(
-        command,
-        cwd=inputs,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command("study", "study.yaml", "--out", "out", cwd=inputs, COLUMNS="200")
     assert done.returncode == 0, done.stderr
     return inputs / "out", done.stdout, done.stderr
 

@@ -4,14 +4,14 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import start, trained, training_options, write_inputs
+from commands import run_command
+from tiny_training import finish, start, trained, training_options, write_inputs
 
 from evenslice.training import RunFolder, TrainConfig, TrainingInterrupted, fitting, result, train
 from evenslice.training.interruption import Interruption
@@ -52,8 +52,11 @@ def wait_for_step(process, run, step):
         time.sleep(0.02)
 
 
-def finished(process):
-    """Wait for a command to end and return its exit status."""
+def ends(inputs, options, run, *arguments):
+    """Train to the end and return the exit status; Lightning starts further processes only from a Python of its own."""
+    if "devices" not in options["training"]:
+        return finish(inputs, "train", options, run, *arguments)
+    process = start(inputs, "train", options, run, *arguments)
     process.communicate(timeout=120)
     return process.returncode
 
@@ -86,15 +89,7 @@ def test_a_command_that_is_interrupted_says_how_to_resume_it(
     assert said, errors
     assert 30 <= int(said[1]) < 40  # in the middle of an epoch
     assert torch.load(RunFolder(run).last, weights_only=True)["global_step"] == int(said[1])
-    command = [sys.executable, "-m", *shlex.split(said[2]), "--json"]
-    again = subprocess.run(
-        command,
-        cwd=inputs,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    again = run_command(*shlex.split(said[2])[1:], "--json", cwd=inputs)
     assert (again.returncode, again.stderr) == (0, "")  # a document was asked for, and nothing else
     assert trained(run) == undisturbed
 
@@ -195,7 +190,7 @@ def test_signals_that_have_another_meaning_keep_it():
 def test_all_processes_of_a_training_stop_at_the_same_step(inputs, tmp_path, options, number):
     chosen = training_options(inputs, steps=STEPS, **options)
     expected = tmp_path / "undisturbed"
-    assert finished(start(inputs, "train", chosen, expected)) == 0
+    assert ends(inputs, chosen, expected) == 0
     run = tmp_path / "run"
     process = start(inputs, "train", chosen, run, SLOW="0.1", own_session=True)
     wait_for_step(process, run, 30)
@@ -206,7 +201,7 @@ def test_all_processes_of_a_training_stop_at_the_same_step(inputs, tmp_path, opt
         errors
     )
     assert "Traceback" not in errors
-    assert finished(start(inputs, "train", chosen, run, "--resume")) == 0
+    assert ends(inputs, chosen, run, "--resume") == 0
     assert trained(run)["weights"] == trained(expected)["weights"]
     assert Path(run, "result.json").exists()
 
@@ -217,7 +212,7 @@ def test_a_study_that_is_terminated_goes_on(inputs, tmp_path):
 
     options = study_options(inputs)
     options["training"].update(steps=STEPS, validate_every=20)
-    assert finished(start(inputs, "study", options, tmp_path / "undisturbed")) == 0
+    assert finish(inputs, "study", options, tmp_path / "undisturbed") == 0
     out = tmp_path / "out"
     process = start(inputs, "study", options, out, SLOW="0.1")
     until = time.monotonic() + 60
@@ -231,7 +226,7 @@ def test_a_study_that_is_terminated_goes_on(inputs, tmp_path):
     assert re.fullmatch(
         r"terminated at step 3\d of 80; repeat the command to resume the study", errors.splitlines()[-1]
     )
-    assert finished(start(inputs, "study", options, out)) == 0
+    assert finish(inputs, "study", options, out) == 0
     assert studied(out) == studied(tmp_path / "undisturbed")
 
 
