@@ -3,6 +3,7 @@
 All results are ratios of alternating measurements within one run, on the network of the demonstration:
 
     python benchmarks/audit_speed.py [--volume PATH] [--windows 96] [--rounds 5] [--second-opinion] [--threads 1 2]
+    python benchmarks/audit_speed.py --tile 128 128 [--volume PATH] [--rounds 5]
 
 The default volume is the MNI152 template with noise of 1 % of its range, like that of a scan: the template's background
 is exactly constant, for which bfloat16 is not exact enough, so that an audit falls back to float32 (see --no-noise).
@@ -15,6 +16,8 @@ is exactly constant, for which bfloat16 is not exact enough, so that an audit fa
 - one without second opinion: the same, but no window is measured by the second method, for each class or in float32;
   both stop as early as they may. On one thread the processor's time, which other programs disturb less, else the clock's.
   `--second-opinion` measures nothing else.
+- an audit with `--tile`: compared, and nothing else, with Captum on windows of the default tile, as many as the default
+  audit uses, and with that audit. The half-widths of all three pair biases are printed.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ import evenslice
 from evenslice.auditing import auditor, batches
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
+from evenslice.results import pair_bias
+from evenslice.results.intervals import mean_interval
 from evenslice.volumes import mni152
 from evenslice.volumes.scaling import fit_scaling
 from evenslice.volumes.windows import WindowGrid, fit_tile
@@ -56,11 +61,12 @@ def open_template(noise: float) -> evenslice.Volume:
     return evenslice.open_volume(voxels)
 
 
-def read_windows(volume: evenslice.Volume, count: int, mean: float, std: float) -> Tensor:
-    """Read the windows that an audit visits first, scaled for the network: (count, 3, y, x)."""
+def read_windows(volume: evenslice.Volume, count: int, mean: float, std: float) -> tuple[Tensor, list[int]]:
+    """Read the windows that an audit visits first, scaled for the network, (count, 3, y, x), and their z."""
     grid = WindowGrid(volume, fit_scaling(volume), 3, fit_tile((volume.shape[1], volume.shape[2])))
-    windows = np.stack([grid.read(*place) for place, _ in zip(grid.visits(), range(count), strict=False)])
-    return (torch.from_numpy(windows) - mean) / std
+    places = [place for place, _ in zip(grid.visits(), range(count), strict=False)]
+    windows = torch.from_numpy(np.stack([grid.read(*place) for place in places]))
+    return (windows - mean) / std, [z for z, _, _ in places]
 
 
 def predicted(output: Tensor) -> Tensor:
@@ -77,15 +83,16 @@ def bare(network: nn.Module, windows: Tensor, size: int) -> None:
 
 
 def captum(network: nn.Module, windows: Tensor) -> NDArray[np.float64]:
-    """Attribute every window and mirror with Captum and return the mean shares."""
+    """Attribute every window and mirror with Captum and return the mean shares of both, (windows, 3)."""
     saliency = Saliency(lambda pixels: predicted(network(pixels)))
     rows = []
     for batch in torch.split(windows, BATCH):
+        shares = []
         for given in (batch, batch.flip(1)):
             total = saliency.attribute(given.requires_grad_()).sum(dim=(2, 3))
-            rows.append((total / total.sum(1, keepdim=True)).detach().numpy())
-    mean: NDArray[np.float64] = np.concatenate(rows).mean(0)
-    return mean
+            shares.append((total / total.sum(1, keepdim=True)).detach().double().numpy())
+        rows.append((shares[0] + shares[1]) / 2)
+    return np.concatenate(rows)
 
 
 def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -116,6 +123,39 @@ def second_opinion(
     return ratios
 
 
+def small_tiles(
+    audit: Callable[[tuple[int, int] | None], evenslice.Audit],
+    tile: tuple[int, int],
+    network: nn.Module,
+    windows: Tensor,
+    z: list[int],
+    rounds: int,
+) -> dict[str, list[float]]:
+    """Return the ratios of the processor times on one thread; print how well each pair bias is known."""
+    torch.set_num_threads(1)
+    usual, small = audit(None), audit(tile)
+    windows, z = windows[: len(usual.measurements.volume)], z[: len(usual.measurements.volume)]
+    explained = mean_interval(pair_bias(captum(network, windows))[:, 0], z, bounds=(-1, 1))
+    for name, count, size, pair in (
+        ("audit with --tile", len(small.measurements.volume), tile, small.pairs[0]),
+        ("default audit", len(windows), usual.run.tile, usual.pairs[0]),
+        ("captum", len(windows), usual.run.tile, explained),
+    ):
+        half = (pair.high - pair.low) / 2
+        print(f"{name}: {count} windows of {size[0]} x {size[1]}, pair bias {pair.estimate:.4f} ± {half:.4f}")
+    print(f"verdicts: {small.verdict} and {usual.verdict}")
+    runs: dict[str, Callable[[], object]] = {
+        "default audit": lambda: audit(None),
+        "captum": lambda: captum(network, windows),
+    }
+    ratios: dict[str, list[float]] = {f"{name} / audit with --tile": [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            ratio = seconds(run, time.process_time) / seconds(lambda: audit(tile), time.process_time)
+            ratios[f"{name} / audit with --tile"].append(ratio)
+    return ratios
+
+
 def show(ratios: dict[str, list[float]]) -> None:
     """Print the median and the range of each ratio."""
     for name, values in ratios.items():
@@ -132,6 +172,7 @@ def main() -> None:
     parser.add_argument("--no-noise", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--second-opinion", action="store_true", help="measure only what it takes")
+    parser.add_argument("--tile", type=int, nargs=2, help="measure only audits with this tile")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="that it is measured with")
     options = parser.parse_args()
 
@@ -139,20 +180,24 @@ def main() -> None:
     noise = 0.0 if options.no_noise else 0.01
     volume = evenslice.open_volume(options.volume) if options.volume else open_template(noise)
 
-    def audit(dtype: str) -> evenslice.Audit:
-        return evenslice.audit(model, volume, dtype=dtype, max_windows=options.windows)
+    def audit(dtype: str, tile: tuple[int, int] | None = None) -> evenslice.Audit:
+        return evenslice.audit(model, volume, dtype=dtype, tile=tile, max_windows=options.windows)
 
     if options.second_opinion:
         show(second_opinion(lambda: audit("auto"), options.threads, options.rounds))
         return
-    windows = read_windows(volume, options.windows, record.mean, record.std)
+    windows, z = read_windows(volume, options.windows, record.mean, record.std)
     as_built = copy.deepcopy(model).eval()
+    if options.tile:
+        tile = options.tile[0], options.tile[1]
+        show(small_tiles(lambda tile: audit("auto", tile), tile, as_built, windows, z, options.rounds))
+        return
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     convert_conv2d_weight_memory_format(frozen, torch.channels_last)
     exact, default = audit("float32"), audit("auto")
     # The audits stop early; the other methods get exactly the windows that the audits used.
     for_bare, for_captum = (windows[: len(found.measurements.volume)] for found in (exact, default))
-    shares = captum(as_built, for_captum)
+    shares = captum(as_built, for_captum).mean(0)
     bare(frozen, for_bare, BATCH)  # the first passes of a process are slower
     size = min(BARE_BATCHES, key=lambda size: seconds(lambda: bare(frozen, for_bare, size)))
     ratios: dict[str, list[float]] = {
