@@ -7,6 +7,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import zarr
 from dicom_files import write_series
 from PIL import Image
 from typer.testing import CliRunner
@@ -79,6 +80,16 @@ def test_a_folder_of_slices(tmp_path):
     assert described["format"] == "folder of PNG slices"
     assert described["orientation"] is None
     assert described["bytes_on_disk"] == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+def test_the_files_of_a_volume_of_many_are_not_listed(tmp_path, monkeypatch):
+    zarr.save(tmp_path / "many.zarr", STACK)
+    files = sum(path.is_file() for path in (tmp_path / "many.zarr").rglob("*"))
+    assert json.loads(info(tmp_path / "many.zarr", "--json"))["bytes_on_disk"] > 0
+    monkeypatch.setattr("evenslice.volumes.info.MOST_FILES", files - 1)
+    monkeypatch.setattr("evenslice.volumes.info.files_under", lambda *_: pytest.fail("lists them"))
+    assert json.loads(info(tmp_path / "many.zarr", "--json"))["bytes_on_disk"] is None
+    assert "size on disk │ unknown" in info(tmp_path / "many.zarr")
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LIP", "SAR", "PSR", "AIL"])

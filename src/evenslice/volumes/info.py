@@ -10,7 +10,7 @@ import numpy as np
 from evenslice.volumes.affines import axis_codes
 from evenslice.volumes.blocks import sample_stored
 from evenslice.volumes.read.checks import reporting_read_errors
-from evenslice.volumes.read.places import files_under
+from evenslice.volumes.read.places import files_under, holds_many
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +22,7 @@ __all__ = ["PERCENTILES", "VolumeInfo", "describe_volume"]
 
 PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
 MOST_CLASSES = 32
+MOST_FILES = 100_000  # whose sizes are added up
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class VolumeInfo:
             anterior; I inferior, S superior), or None if unknown.
         region: the first voxel and one past the last along z, y, x of the file, if only a region of it was opened; else
             None.
-        bytes_on_disk: size of all files of the volume; None for an array in memory or an address.
+        bytes_on_disk: size of all files of the volume; None for an array in memory, an address, and a folder of more than
+            100,000 files, which would take long to list.
         bytes_in_memory: size of all voxels in memory.
         sampled: number of voxels in the sample.
         nonfinite: how many of them are NaN or infinite; the following statistics exclude these.
@@ -113,7 +115,11 @@ def _bytes_on_disk(volume: Volume) -> int | None:
     if volume.location is None or isinstance(volume.location, str):
         return None
     with reporting_read_errors(volume.path, volume.format):
-        return sum(file.stat().st_size for file in volume.files or files_under(volume.location, volume.path))
+        if volume.files:
+            return sum(file.stat().st_size for file in volume.files)
+        if holds_many(volume.location, MOST_FILES):
+            return None
+        return sum(file.stat().st_size for file in files_under(volume.location, volume.path))
 
 
 def _percentiles(values: NDArray[Any]) -> tuple[tuple[float, float], ...]:
