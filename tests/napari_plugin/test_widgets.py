@@ -3,6 +3,7 @@
 import html
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,13 +155,13 @@ def test_networks_that_cannot_be_loaded_are_told_in_one_line(viewer, widget, wai
 def test_a_segmentation_is_that_of_segment_where_the_volume_lies(viewer, widget, wait_for, volume, tmp_path):
     import dask.array as da
 
+    segment = widget("Segment")  # before PyTorch is imported: see triton_first
     file = tmp_path / "fair.safetensors"
     loaded = evenslice.load_network("smp:Unet/tu-test_resnet", "none", slices=5, strategy="mirror")
     save_network(loaded.model, file, source=loaded.source)
     layer = viewer.add_image(
         da.from_array(volume, chunks=(1, 40, 48)), scale=SCALE, translate=(1, 2, 3), name="stack"
     )
-    segment = widget("Segment")
     segment.network.source.value = "saved network"
     segment.network.file.value = file
     segment.start.changed.emit(True)
@@ -179,3 +180,25 @@ def test_the_sample_opens_with_its_voxel_size(viewer):
     assert layer.data.shape == (189, 233, 197)
     assert layer.scale.tolist() == [1, 1, 1]
     assert str(layer.units[0]) == "millimeter"
+
+
+def test_labels_too_many_for_the_memory_lie_in_a_file_that_goes_with_their_layer(
+    viewer, widget, wait_for, volume, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("evenslice.napari_plugin.segment_widget.IN_MEMORY", 0)
+    viewer.add_image(volume, name="stack")
+    segment = widget("Segment")
+    choose_tiny(segment)
+    segment.start.changed.emit(True)
+    wait_for(lambda: not segment.busy)
+    labels = viewer.layers["stack segmented"]
+    assert isinstance(labels.data, np.memmap)
+    assert np.array_equal(
+        labels.data, evenslice.segment(before_alone(), volume, tmp_path / "labels.npy")[...]
+    )
+    file = Path(labels.data.filename)
+    assert file.exists()
+    labels.paint((0, 0, 0), 1)
+    assert np.load(file)[0, 0, 0] == 1
+    viewer.layers.remove(labels)
+    assert not file.parent.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from evenslice.volumes import reslice
 if TYPE_CHECKING:
     import napari.viewer  # the annotation tells napari to pass its viewer
     from napari.layers import Image
+    from napari.utils.events import Event
     from numpy.typing import NDArray
 
     from evenslice.napari_plugin.network_choice import NetworkChoice
@@ -46,23 +48,29 @@ class SegmentWidget(JobWidget):
 
     def _show(self, labels: _Labels, layer: Image) -> None:
         where = placement(layer)
-        self.viewer.add_labels(
-            labels.array, name=f"{layer.name} segmented", metadata=mark(folder=labels.folder), **where
-        )
+        self.viewer.add_labels(labels.array, name=f"{layer.name} segmented", metadata=mark(), **where)
+        if labels.folder is not None:
+            self.viewer.layers.events.removed.connect(partial(_clean_up, labels))
         self.say(f"{int(labels.array.max())} is the largest of the labels.")
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """Labels (z, y, x), and the temporary folder they lie in; it is removed when nobody refers to it."""
+    """Labels (z, y, x), and the temporary folder they lie in, which is removed with their layer or at the end."""
 
     array: NDArray[Any]
     folder: tempfile.TemporaryDirectory[str] | None
 
 
+def _clean_up(labels: _Labels, event: Event) -> None:
+    """Remove the folder when the layer of its labels is removed, for napari may hold on to the layer itself."""
+    if labels.folder is not None and event.value.data is labels.array:
+        labels.folder.cleanup()
+
+
 def _segment(choice: NetworkChoice, volume: Volume) -> _Labels:
     loaded = choice.load()
-    folder = tempfile.TemporaryDirectory(prefix="evenslice-")
+    folder = tempfile.TemporaryDirectory(prefix="evenslice-", ignore_cleanup_errors=True)
     out = Path(folder.name) / "labels.npy"
     segment(
         loaded.network,
