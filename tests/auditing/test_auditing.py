@@ -51,6 +51,30 @@ def test_planted_weights_are_found(texture, weights):
     assert found.verdict == ("symmetric" if np.allclose(ahead, behind) else "biased")
 
 
+class Scalar(nn.Module):
+    """A classifier: one logit for each of two classes."""
+
+    def forward(self, windows):
+        mean = windows.mean(dim=(1, 2, 3))[:, None]
+        return torch.cat([mean, -mean], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("network", "value", "error", "message"),
+    [
+        (Linear(1.0, 2.0, 1.0), 255, VolumeError, "holds the label value 255"),
+        (Scalar(), 1, ModelError, r"must return \(batch, classes, y, x\)"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_any_window_is_measured(
+    texture, monkeypatch, network, value, error, message
+):
+    monkeypatch.setattr("evenslice.auditing.auditor._collect", lambda *_: pytest.fail("measures windows"))
+    labels = np.full(texture.shape, value)
+    with pytest.raises(error, match=message):
+        evenslice.audit(network, texture, labels=labels, dtype="float32")
+
+
 def test_mirror_error_and_disagreement_are_measured(texture):
     fair = evenslice.audit(Linear(1.0, 2.0, 1.0), texture, dtype="float32").statistics
     assert fair.mirror_error.estimate < 1e-6

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import evenslice
+from evenslice.auditing import subset
 from evenslice.auditing.attribution import Gradients, attribute
 from evenslice.auditing.measurer import Measurer
 from evenslice.inference import ReadyNetwork
@@ -54,6 +55,30 @@ def test_parts_of_windows_take_one_pass_and_one_for_each_occluded_slice(network)
     # First the trial whether the network takes parts; then, three windows and their mirrors of each 16, all slices and
     # each of them occluded.
     assert parts == [(2, 3, 64, 64)] + [(6, 3, 64, 64)] * (1 + 3) * 2
+
+
+@pytest.mark.parametrize("batch", [2, 8, 16, 32])
+@pytest.mark.parametrize("classes", [4, 8, 12])
+def test_batches_explain_every_class_in_the_end(monkeypatch, classes, batch):
+    """Whatever divisors the sizes of batches and groups have in common with the number of classes."""
+    drawn = set()
+
+    def classes_of(_, first, explain, maps, present, turn, original=subset._explain_classes):
+        found = list(original(_, first, explain, maps, present, turn))
+        drawn.update(number for number, _ in found)
+        return found
+
+    monkeypatch.setattr(subset, "_explain_classes", classes_of)
+    levels = torch.linspace(0, 1, classes).view(1, -1, 1, 1)
+
+    class Levels(nn.Module):
+        def forward(self, windows):
+            return -((0.8 * windows[:, :1] + 0.2 * windows[:, 2:] ** 2 - levels) ** 2)  # shares vary
+
+    volume = np.random.default_rng(0).random((200, 32, 32))
+    options = {"dtype": "float32", "device": "cpu", "intensity": (0, 1), "precision": 1e-9}
+    evenslice.audit(Levels(), volume, slices=3, batch=batch, max_windows=192, **options)
+    assert drawn == set(range(classes))
 
 
 def test_known_outputs_are_not_computed_again(network):

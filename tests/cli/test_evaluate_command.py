@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import run_command
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
@@ -113,6 +114,25 @@ def test_an_onnx_file(folder):
     assert "--classes: an ONNX network states its own" in done.stderr
 
 
+def test_an_onnx_file_that_evenslice_exported_needs_no_scaling(folder):
+    import evenslice
+
+    pytest.importorskip("onnxruntime")
+    network = torch.nn.Conv2d(3, 2, 3, padding=1).eval()
+    evenslice.neutralize(network, slices=3, mean=0.5, std=0.25)
+    evenslice.export(network, folder / "exported", to="onnx")
+    source = ["--model", "onnx", "--weights", "exported/network.onnx", "--volume", "image.npy"]
+    done = run(folder, *source, "--stress", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["mean"] == [0.5]
+    audited = run_command("audit", *source, "--max-windows", 8, "--json", cwd=folder)
+    assert audited.returncode == 0, audited.stderr
+    assert json.loads(audited.stdout)["scaling"] == {"mean": [0.5], "std": [0.25]}
+    refused = run(folder, *source, "--stress", "--mean", "0.4")
+    assert refused.returncode == 2
+    assert "states its own mean and std; leave out --mean and --std" in refused.stderr
+
+
 def test_the_run_of_a_training_of_an_earlier_version(tmp_path):
     folder = Path(shutil.copytree(BEFORE, tmp_path / "before"))
     files = ["--volume", "image.tif", "--labels", "labels.tif"]
@@ -140,6 +160,11 @@ def test_the_run_of_a_training_of_an_earlier_version(tmp_path):
         (["--labels", "labels.npy", "--label-values", "a"], "whole numbers are needed, such as 0,255"),
         (["--labels", "missing.npy"], "missing.npy: no such file"),
         (["--stress", "--stress-slices", "0"], "--stress-slices"),
+        (
+            ["--labels", "labels.npy", "--stress-slices", "5"],
+            "--stress-slices: has no effect without --stress",
+        ),
+        (["--stress", "--no-surfaces"], "--no-surfaces: has no effect without --labels"),
         (["--stress", "--run", "run"], "--mean: the run run determines it; omit it, or omit --run"),
     ],
 )

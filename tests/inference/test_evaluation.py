@@ -46,7 +46,14 @@ def test_a_network_that_finds_its_labels(blobs):
 def test_the_scores_do_not_depend_on_stress(blobs):
     image, labels = blobs
     plain, stressed = (
-        evenslice.evaluate(linear(0.4, 0.4, 0.1), image, labels, stress=stress, stress_slices=7, **OPTIONS)
+        evenslice.evaluate(
+            linear(0.4, 0.4, 0.1),
+            image,
+            labels,
+            stress=stress,
+            stress_slices=7 if stress else None,
+            **OPTIONS,
+        )
         for stress in (False, True)
     )
     assert json_text(plain.scores.to_dict()) == json_text(stressed.scores.to_dict())
@@ -152,7 +159,13 @@ def test_an_onnx_file_is_evaluated_as_a_network_is(blobs, tmp_path, size):
         ({"labels": np.zeros((20, 48, 9), int)}, VolumeError, r"labels of shape \(20, 48, 9\) do not fit"),
         ({"label_values": [0]}, ConfigError, r"label_values=\[0\]: give a different value for each of the 2"),
         ({"label_values": [0, 7]}, VolumeError, "holds the label value 1"),
-        ({"stress_slices": 0}, ConfigError, "stress_slices=0: must be at least 1"),
+        ({"stress_slices": 0, "stress": True}, ConfigError, "stress_slices=0: must be at least 1"),
+        ({"stress_slices": 5}, ConfigError, "stress_slices: has no effect without stress"),
+        (
+            {"labels": None, "stress": True, "label_values": [0, 1]},
+            ConfigError,
+            "label_values: has no effect without labels",
+        ),
         ({"slices": 4}, ModelError, "rejects windows"),
         ({"model": nn.Flatten()}, ModelError, "must return"),
         ({"model": "unet"}, ModelError, "str is not a network"),

@@ -1,6 +1,7 @@
 """Scores against closed forms, against MONAI's own, and on whole volumes."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from evenslice._core.errors import ConfigError, ModelError
+from evenslice._core.errors import ConfigError, MissingExtraError, ModelError
 from evenslice._core.staging import json_text
 from evenslice.inference.metrics import object_scores, surface_scores
 from evenslice.inference.scoring import evaluate_parts
@@ -176,6 +177,30 @@ def test_no_boundary_found_at_all():
 def test_labels_without_an_object_have_no_figure():
     everything = np.ones((8, 8), bool)
     assert np.isnan(object_scores(everything, ~everything)).all()
+
+
+def test_ignored_pixels_join_no_objects():
+    labels = np.zeros((3, 8, 12), np.int64)
+    labels[:, :, 4] = 1
+    nothing = np.zeros_like(labels)
+    whole = scores((nothing, labels), classes=2, boundaries=True, surfaces=False).volumes[0].objects
+    labels[:, 6:] = -1  # as if two objects met where nobody looked
+    rest = part(nothing, np.maximum(labels, 0), 2)
+    rest = replace(rest, labels=open_volume(labels))
+    found = evaluate_parts(Levels(2), [rest], classes=2, device="cpu", boundaries=True, surfaces=False)
+    np.testing.assert_allclose(found.volumes[0].objects, whole, atol=0.02)
+    assert found.volumes[0].objects[2] == pytest.approx(whole[2])  # both are merged
+
+
+def test_a_package_that_is_missing_is_said_before_anything_is_predicted(monkeypatch):
+    def never(*_, **__):
+        pytest.fail("predicts")
+
+    monkeypatch.setitem(sys.modules, "monai", None)
+    monkeypatch.setattr("evenslice.inference.scoring.predict", never)
+    labels = random_classes(0, classes=2)
+    with pytest.raises(MissingExtraError, match="comparing surfaces"):
+        scores((labels, labels), classes=2)
 
 
 def test_boundaries_of_a_volume():

@@ -11,6 +11,7 @@ from scipy import stats
 from evenslice.results.asymmetry import next_look, precise_enough, summarize
 from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
 from evenslice.results.measurements import Measurements, measure_windows
+from evenslice.results.subsets import SubsetMeasurements
 from evenslice.results.verdicts import Thresholds
 
 
@@ -49,6 +50,23 @@ def share_rows(draw, count=6):
     raw = draw(hnp.arrays(float, (count, 2 * half + 1), elements=st.floats(0, 1, width=32)))
     raw[:, half] += 1e-3
     return raw / raw.sum(axis=1, keepdims=True)
+
+
+def test_a_class_that_had_no_turn_is_an_open_question():
+    bias = 0.01 * np.random.default_rng(0).standard_normal(60)
+    mine = measurements(shares_of(bias))
+    mine = replace(mine, mirrored_shares=mine.shares)
+    window = np.arange(0, 60, 4)
+    shares = mine.shares[window]
+    classes = np.stack([shares, shares], axis=1)
+    subset = SubsetMeasurements(
+        window, shares, shares, shares, shares, np.tile([0.5, 0.5], (15, 1)), classes, classes
+    )
+    assert summarize(mine, subset).verdict == "balanced"
+    unseen = np.stack([shares, np.full_like(shares, np.nan)], axis=1)
+    found = summarize(mine, replace(subset, class_shares=unseen, mirrored_class_shares=unseen))
+    assert (found.verdict, found.decided_by.class_number) == ("inconclusive", 1)
+    assert [item.class_number for item in found.classes] == [0]
 
 
 def test_biases_by_hand():

@@ -211,12 +211,14 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     explained = opened if target == "labels" else None
     measurer = Measurer(network, grids, explained, target, methods, crop, seed)
     stream = WindowStream(grids, seed, max_windows, group=_group(methods, crop))
+    lost = None
+    if (
+        opened is not None and explained is None
+    ):  # before the windows: labels that do not fit are found at once
+        lost = measure_loss(network, returned, grids, opened, seed=seed, progress=progress)
     batches, stopped = _collect(stream, measurer, sampling, computing)
     measurements = collect_measurements(batches)
     kernels = _kernels(model, record)
-    lost = None
-    if opened is not None and explained is None:
-        lost = measure_loss(network, returned, grids, opened, seed=seed, progress=progress)
     return Audit(
         name=record.strategy if record else "audit",
         statistics=summarize(measurements, collect_subset(batches), thresholds, methods),

@@ -50,16 +50,19 @@ class WindowStream:
 
     def batches(self, size: Callable[[], int]) -> Iterator[WindowBatch]:
         """Yield the windows in batches; ``size`` is asked for the size of each."""
-        places, seen = islice(self._places(), self.limit), 0
+        places, seen, turn = islice(self._places(), self.limit), 0, 0
         while chunk := list(islice(places, size())):
             numbers = np.arange(seen, seen + len(chunk))
+            subset = np.flatnonzero(numbers % self.group < SUBSET)
             yield WindowBatch(
                 np.array(chunk, dtype=np.int64),
                 numbers=numbers,
-                subset=np.flatnonzero(numbers % self.group < SUBSET),
+                subset=subset,
+                turn=turn,
                 pictures=min(max(EXAMPLES - seen, 0), len(chunk)),
             )
             seen += len(chunk)
+            turn += len(subset) > 0
 
     def _places(self) -> Iterator[tuple[int, int, int, int]]:
         visits = {index: grid.visits(seed=self.seed + index) for index, grid in enumerate(self.grids)}
@@ -80,10 +83,12 @@ class WindowBatch:
         places: (batch, 4) volume, z, y, x of each window.
         numbers: (batch,) of the windows in the order of the visit, from 0.
         subset: rows of the windows that are also measured by the second method, for each class, and in float32.
+        turn: number of batches before that have windows in the subset.
         pictures: number of windows to keep as pictures.
     """
 
     places: NDArray[np.int64]
     numbers: NDArray[np.int64]
     subset: NDArray[np.int64]
+    turn: int
     pictures: int

@@ -161,7 +161,7 @@ def _measure_subset(
     use = first
     if methods.first != methods.use:
         use = measurer.explain_both(cut_windows, maps, method=methods.use)
-    rows = measure_subset(measurer, cut_windows, maps, first, use, explain, start=int(numbers[0]))
+    rows = measure_subset(measurer, cut_windows, maps, first, use, explain, turn=batch.turn)
     used = use.rows(classes=measurer.classes)
     remove_rounding(measurer, cut_windows, maps, used)
     return rows, used

@@ -68,7 +68,7 @@ def measure_subset(
     use: Explained,
     explain: Explainer,
     *,
-    start: int,
+    turn: int,
 ) -> dict[str, Floats]:
     """Measure windows by the second method and for each class.
 
@@ -79,7 +79,7 @@ def measure_subset(
         first: what the first method found, in float32.
         use: what the method found that tells how slices are used.
         explain: explains one class of the windows' outputs by the first method.
-        start: number of windows visited before, which decides which of many classes are explained.
+        turn: number of batches measured before, which decides which of many classes are explained.
 
     Returns:
         The fields of ``SubsetMeasurements`` but the windows' numbers; C = 0 for an output without classes.
@@ -97,12 +97,12 @@ def measure_subset(
         "mirrored_first_shares": first_shares[1],
         "second_shares": shares[0],
         "mirrored_second_shares": shares[1],
-        **_measure_classes(measurer, labels, first, explain, start),
+        **_measure_classes(measurer, labels, first, explain, turn),
     }
 
 
 def _measure_classes(
-    measurer: Measurer, labels: Tensor | None, first: Explained, explain: Explainer, start: int
+    measurer: Measurer, labels: Tensor | None, first: Explained, explain: Explainer, turn: int
 ) -> dict[str, Floats]:
     maps = _class_maps(measurer, first, labels)
     count = _count_classes(first.given.output, maps) if maps else 0
@@ -118,7 +118,7 @@ def _measure_classes(
         rows["class_pixels"][:, number] = parts.mean(0).cpu().numpy()
     pixels = rows["class_pixels"].mean(axis=0)
     present = [number for number in np.argsort(pixels).tolist() if pixels[number] >= SMALLEST_PART]
-    for number, found in _explain_classes(measurer.methods.first, first, explain, maps, present, start):
+    for number, found in _explain_classes(measurer.methods.first, first, explain, maps, present, turn):
         rows["class_shares"][:, number], rows["mirrored_class_shares"][:, number] = found.shares()
     return rows
 
@@ -146,7 +146,7 @@ def _explain_classes(
     explain: Explainer,
     maps: list[Tensor],
     present: list[int],
-    start: int,
+    turn: int,
 ) -> Iterator[tuple[int, Explained]]:
     """Yield classes, of those present the rarest first, and what the first method finds for their pixels alone."""
     if len(present) == 1:
@@ -155,8 +155,9 @@ def _explain_classes(
         for number in present:
             yield number, _mask(first, maps, number)
     elif len(present) > MOST_CLASSES:
-        turn = start % len(present)
-        for number in (present + present)[turn : turn + MOST_CLASSES]:
+        first_one = turn * MOST_CLASSES % len(present)
+        in_order = sorted(present)  # which of them are rare may change from batch to batch
+        for number in (in_order + in_order)[first_one : first_one + MOST_CLASSES]:
             yield number, explain(number)
     elif present:
         rest = first

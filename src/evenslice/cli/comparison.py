@@ -113,7 +113,7 @@ def _load_onnx(network: Network, strategies: Sequence[str]) -> OnnxNetwork:
                 f"{option(name)}: an ONNX network cannot be changed; omit the option, or neutralize the network "
                 "that was exported to the file"
             )
-    return load_onnx(network.weights, mean=network.mean or 0.0, std=network.std or 1.0)
+    return load_onnx(network.weights, mean=network.mean, std=network.std)
 
 
 def _name(strategy: str, method: str, *, several: tuple[bool, bool]) -> str:

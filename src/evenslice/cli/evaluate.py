@@ -43,21 +43,32 @@ def evaluate(
         ),
     ] = False,
     stress_slices: Annotated[
-        int, options.measurement("Disturb the windows of at most this many slices.", metavar="N", min=1)
-    ] = 60,
-    no_surfaces: Annotated[bool, options.measurement("Skip the surface distances.", "--no-surfaces")] = False,
+        int | None,
+        options.measurement(
+            "Disturb the windows of at most this many slices; 60 by default.", metavar="N", min=1
+        ),
+    ] = None,
+    no_surfaces: Annotated[
+        bool,
+        options.measurement(
+            "Skip the surface distances, which are measured in volumes of up to 67,108,864 voxels.",
+            "--no-surfaces",
+        ),
+    ] = False,
     seed: options.Seed = 0,
     computing: options.Passes,
     out: Annotated[Path | None, options.output("Folder for result.json.", metavar="DIR")] = None,
     output: options.Output,
 ) -> None:
     """Compare a network's answers with labels, and measure what lost or damaged slices cost."""
-    from evenslice._core import staged_folder
+    from evenslice._core import ConfigError, staged_folder
     from evenslice.cli.evaluation_tables import evaluation_tables
     from evenslice.inference import RESULT_FILES
 
     if labels is None:
         values.refuse()
+        if no_surfaces:
+            raise ConfigError("--no-surfaces: has no effect without --labels; give both or neither")
     opened = opening.open(volume)
     opened_labels = None if labels is None else opening.open(labels)
     staged = (
@@ -117,7 +128,7 @@ def _evaluate(
         return load_segmenter(run, spec, weights, **network, **read).evaluate(volume, labels, **measured)
     if network["classes"] is not None:
         raise ConfigError(f"{option('classes')}: an ONNX network states its own; omit the option")
-    function: Any = load_onnx(weights, mean=network["mean"] or 0.0, std=network["std"] or 1.0)
+    function: Any = load_onnx(weights, mean=network["mean"], std=network["std"])
     if network["symmetrize"] is not None:
         function = symmetrize(function, network["symmetrize"])
     found = {"slices": network["slices"], **reading_options(None, step=network["step"], **read)}

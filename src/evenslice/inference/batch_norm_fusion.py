@@ -30,7 +30,7 @@ def fuse_batch_norms(network: nn.Module, windows: Tensor, outputs: Callable[[Any
     """Fold batch norms into the preceding convolutions, in place.
 
     A batch norm stays if it does not directly follow its convolution, or is of an unknown kind; all of them stay if the
-    output would change.
+    output would change, or if the network cannot be watched: its memory has to hold a pass with its graph.
 
     Args:
         network: in evaluation mode, in float32.
@@ -47,7 +47,10 @@ def fuse_batch_norms(network: nn.Module, windows: Tensor, outputs: Callable[[Any
     """
     if not any(_successor(module) for module in network.modules()):
         return 0
-    before, pairs = _watch(network, windows, outputs)
+    try:
+        before, pairs = _watch(network, windows, outputs)
+    except RuntimeError:  # watching takes more memory than running
+        return 0
     changes = [_fuse(network, *pair) for pair in pairs]
     try:
         with torch.no_grad():
@@ -104,7 +107,9 @@ def _watch(
             )
     try:
         with torch.enable_grad():
-            output = outputs(network(windows.detach().requires_grad_()))
+            output = outputs(
+                network(windows.detach().requires_grad_() * 1)
+            )  # no leaf, which may not be changed in place
     finally:
         for hook in hooks:
             hook.remove()

@@ -60,7 +60,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     labels: VolumeLike | None = None,
     *,
     stress: bool = False,
-    stress_slices: int = MOST_SLICES,
+    stress_slices: int | None = None,
     slices: int | None = None,
     step: int = 1,
     label_values: Sequence[int] | None = None,
@@ -91,7 +91,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         stress: disturb the slices of windows: one neighbour, or both, missing (the middle slice in its place), blank
             (0, the darkest intensity), noisy (Gaussian noise of standard deviation 0.1, where intensities are scaled
             to 0..1) or shifted by 8 pixels along x; and the whole window reversed.
-        stress_slices: disturb the windows of at most this many slices, spread evenly over the volume.
+        stress_slices: disturb the windows of at most this many slices, spread evenly over the volume; by default 60.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
         step: distance between the slices of a window.
         label_values: the value of each class in the labels; by default 0, 1, 2 ...
@@ -137,10 +137,16 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         "other_labels": other_labels != "error",
         "ignore_label": ignore_label is not None,
         "instances": instances is not None,
+        "label_values": label_values is not None,
     }
     name = next((name for name, is_given in given.items() if is_given), None)
     if labels is None and name:
         raise ConfigError(f"{option(name)}: has no effect without labels; give {option('labels')}")
+    if stress_slices is not None and not stress:
+        raise ConfigError(
+            f"{option('stress_slices')}: has no effect without {option('stress')}; give both or neither"
+        )
+    stress_slices = MOST_SLICES if stress_slices is None else stress_slices
     if stress_slices < 1:
         raise ConfigError(f"{option('stress_slices', stress_slices)}: must be at least 1")
     volume = open_volume(volume)

@@ -9,11 +9,12 @@ Volumes are predicted slice by slice; ``evenslice.inference.metrics`` compares p
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice._core import ConfigError, progress_bar
+from evenslice._core import ConfigError, needs_extra, progress_bar
 from evenslice.inference.metrics import (
     Scores,
     VolumeScores,
@@ -158,6 +159,8 @@ def score_parts(  # noqa: PLR0913  # what is computed, without the defaults
         progress: show a progress bar on standard error; by default if that is a terminal.
     """
     depths = [len(part.volume) for part in parts]
+    compared = [surfaces and part.volume.size <= LARGEST_SURFACE for part in parts]
+    _need_packages(surfaces=any(compared), boundaries=boundaries)
     chosen = [set(places) for places in even_slices(depths, stressed)] if test else [set[int]()] * len(parts)
     more = (len(test.ways) - 1) * sum(map(len, chosen)) if test else 0
     found = []
@@ -178,9 +181,19 @@ def score_parts(  # noqa: PLR0913  # what is computed, without the defaults
                 answers = test.watch(outputs, index, chosen[index], part.labels, advance)
             else:
                 answers = _class_maps(outputs, classes, advance)
-            compared = surfaces and part.volume.size <= LARGEST_SURFACE
-            found.append(_compare(answers, part, classes, boundaries=boundaries, surfaces=compared))
+            found.append(_compare(answers, part, classes, boundaries=boundaries, surfaces=compared[index]))
     return Scores(tuple(found), test.result() if test else None)
+
+
+def _need_packages(*, surfaces: bool, boundaries: bool) -> None:
+    """Raise MissingExtraError before the first slice is predicted if a package for the comparison is missing."""
+    for name, needed, purpose in (
+        ("monai", surfaces, "comparing surfaces"),
+        ("skimage", boundaries, "comparing objects"),
+    ):
+        if needed:
+            with needs_extra("train", purpose):
+                import_module(name)
 
 
 def _class_maps(
@@ -235,10 +248,11 @@ def _compare(
     for z, answer in answers:
         labels = part.labels[z]
         confusion += confusion_matrix(labels, answer, classes)
-        # What is ignored is no object, and has no surface but where it cuts one off.
-        truth, predicted = np.maximum(labels, 0), np.where(labels < 0, 0, answer)
+        # What is ignored is no object, but boundary, and has no surface but where it cuts one off.
+        ignored = labels < 0
+        truth, predicted = np.maximum(labels, 0), np.where(ignored, 0, answer)
         if boundaries:
-            objects.append(object_scores(truth == 1, predicted == 1))
+            objects.append(object_scores((truth == 1) | ignored, (predicted == 1) | ignored))
         if surfaces:
             kept[:, z] = truth, predicted
     distances = np.full((classes, 3), np.nan)

@@ -230,7 +230,9 @@ def summarize(
         if second
         else None,
         classes=tuple(
-            ClassBias(item.class_number, item.pixels, item.windows, _pairs(item.evidence)) for item in classes
+            ClassBias(item.class_number, item.pixels, item.windows, _pairs(item.evidence))
+            for item in classes
+            if item.windows
         ),
         answer_tolerance=thresholds.answer,
         mismatch_tolerance=thresholds.use,

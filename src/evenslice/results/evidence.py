@@ -80,9 +80,10 @@ def second_evidence(
 def class_evidence(
     measured: Measurements, subset: SubsetMeasurements, thresholds: Thresholds, method: str
 ) -> list[ClassEvidence]:
-    """Return the attention of each class that covers at least 1 % of the predicted pixels and was measured.
+    """Return the attention of each class that covers at least 1 % of the predicted pixels.
 
-    A network that predicts one class only has no other attention than that of its whole output.
+    That of a class that no window has told about is unknown. A network that predicts one class only has no other
+    attention than that of its whole output.
     """
     volume, z = _places(measured, subset)
     pixels = subset.class_pixels.mean(axis=0) if len(subset.window) else np.empty(0)
@@ -90,10 +91,9 @@ def class_evidence(
     for number in np.flatnonzero(pixels >= SMALLEST_CLASS).tolist():
         shares, mirrored = subset.class_shares[:, number], subset.mirrored_class_shares[:, number]
         kept = _known(shares, mirrored)
-        if kept.any():
-            decision = Decision("attention", method, number)
-            item = _attention((volume[kept], z[kept]), shares[kept], mirrored[kept], thresholds, decision)
-            found.append(ClassEvidence(number, float(pixels[number]), int(kept.sum()), item))
+        decision = Decision("attention", method, number)
+        item = _attention((volume[kept], z[kept]), shares[kept], mirrored[kept], thresholds, decision)
+        found.append(ClassEvidence(number, float(pixels[number]), int(kept.sum()), item))
     return found
 
 

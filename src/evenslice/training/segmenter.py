@@ -67,9 +67,12 @@ class Segmenter:
             ConfigError: as for ``segment``.
         """
         self._need_segmentation()
-        if labels is not None:
-            options |= {name: getattr(self, name) for name in ("other_labels", "ignore_label", "instances")}
-        return evaluate(self.network, reslice(volume, self.plane), labels, **self._own, **options)
+        own = self._own
+        if labels is None:
+            del own["label_values"]
+        else:
+            options |= {name: getattr(self, name) for name in LABELS}
+        return evaluate(self.network, reslice(volume, self.plane), labels, **own | options)
 
     def export(
         self, out: str | os.PathLike[str], *, to: str, tile: tuple[int, int] | None = None, **options: Any
