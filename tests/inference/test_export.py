@@ -404,3 +404,15 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
     np.testing.assert_array_equal(np.asarray(again[:]), labels)
     stated = json.loads((folder / "as-huggingface" / "config.json").read_text())
     assert (stated["intensity"], stated["label_values"], stated["symmetrized"]) == ([0, 255], [0, 1], [""])
+
+
+def test_slices_along_another_axis_are_said(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    network = small("1")
+    with pytest.raises(ConfigError, match="plane='w': must be one of z, y, x"):
+        evenslice.export(network, tmp_path / "out", to="huggingface", plane="w")
+    evenslice.export(network, tmp_path / "out", to="huggingface", plane="x")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["plane"] == "x"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "along the axis x of the volume, not along z" in card
+    assert """reslice(evenslice.open_volume("volume.tif"), 'x')""" in card

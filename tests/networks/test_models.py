@@ -657,3 +657,15 @@ def test_truncated_safetensors(small, tmp_path):
 def test_missing_file(tmp_path, name):
     with pytest.raises(ModelError, match="no such weights file"):
         read_weights(tmp_path / name)
+
+
+def test_a_classifier_of_torchvision_is_scaled_as_its_weights_were_trained():
+    from torchvision import models as zoo
+
+    from evenslice.networks.libraries import torchvision
+
+    found = {name: torchvision._scaling(name) for name in zoo.list_models(module=zoo)}
+    assert found["efficientnet_v2_l"] == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    assert found["resnet18"]["mean"] == (0.485, 0.456, 0.406)
+    built = build_model("torchvision:squeezenet1_1", "none").model
+    assert built.pretrained_cfg == found["squeezenet1_1"]

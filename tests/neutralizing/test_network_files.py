@@ -411,3 +411,15 @@ def test_a_record_without_a_check_is_of_the_whole_network(tmp_path):
     save_network(model, tmp_path / "fair.safetensors", source=source)
     rewrite(tmp_path / "fair.safetensors", lambda document: document["record"].pop("check"))
     assert load_network(SMALL, tmp_path / "fair.safetensors")[1] == record
+
+
+def test_a_mixer_before_weights_of_other_inputs_comes_back(tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", in_chans=4).state_dict(), tmp_path / "four.safetensors")
+    built = load_network("timm:test_resnet", tmp_path / "four.safetensors", slices=5, strategy="mixer")
+    save_network(built.model, tmp_path / "fair.safetensors", source=built.source)
+    again = load_network("timm:test_resnet", tmp_path / "fair.safetensors")
+    assert again.record == built.record
+    assert torch.equal(scores(again.model, window(5)), scores(built.model, window(5)))

@@ -255,3 +255,22 @@ def test_pooled_intervals_stay_in_range(seed):
     for arm in pool(found)[0].arms:
         for name in ("dice",):
             assert 0 <= arm.metrics[name].low <= arm.metrics[name].high <= 1
+
+
+@pytest.mark.parametrize("lost", ["uniform", "pretrained"])
+def test_an_arm_that_lacks_a_data_set_is_not_tested(lost):
+    found = rows({"pretrained": 0.0, "uniform": 0.01, "twin": 0.01}, datasets=("a", "b", "c"), noise=1e-4)
+    complete = {arm.arm: arm for arm in pool(found)[0].arms}
+    assert complete["uniform"].holds
+    assert complete["uniform"].datasets == ("a", "b", "c")
+    fewer = [row for row in found if (row["arm"], row["dataset"]) != (lost, "c")]
+    (pooled,) = pool(fewer, primary=Primary("uniform", "net", 0.005))
+    uniform = next(arm for arm in pooled.arms if arm.arm == "uniform")
+    assert (uniform.holds, uniform.superior, uniform.datasets) == (None, None, ("a", "b"))
+    assert math.isnan(uniform.p)
+    assert math.isnan(uniform.p_differs)
+    assert uniform.differences["dice"].estimate == pytest.approx(0.01, abs=1e-3)
+    failed = [
+        row | ({"dice": math.nan} if (row["arm"], row["dataset"]) == (lost, "c") else {}) for row in found
+    ]
+    assert next(arm for arm in pool(failed)[0].arms if arm.arm == "uniform").holds is None

@@ -497,3 +497,18 @@ def test_the_loss_leaves_out_what_does_not_count():
     assert nothing.item() == 0
     assert scores.grad is not None
     assert not scores.grad.any()
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_class_that_the_lattice_misses_counts_nevertheless(folder, indexed):
+    config = make_config(folder, dtype="float32")
+    image, labels = np.zeros((6, 40, 40), np.float32), np.zeros((6, 40, 40), np.int64)
+    labels[3, 1, 2:5] = 1
+    index = index_classes(open_volume(labels), 2, keep=100 if indexed else 0)
+    part = LabelledVolume("p", open_volume(image), open_volume(labels), Scaling(0, 1), index)
+    network = nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten()).requires_grad_(False)
+    network[0].weight.zero_()
+    network[0].bias.copy_(torch.tensor([1.0, 0.0]))
+    always = evaluate_centres(network, [part], config, most=16, device="cpu")
+    assert always.confusion[1].tolist() == [3, 0]
+    assert always.balanced_accuracy == 0.5  # and not 1, for finding nothing but the background

@@ -1,5 +1,6 @@
 import pickle
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -367,3 +368,14 @@ def test_real_volumes(shared_data):
     assert [len(split) for split in (data.train, data.validation, data.test)] == [3, 1, 2]
     assert all(part.volume.spacing == (1, 1, 1) for part in data.test)
     assert all(len(found) for part in data.train for found in part.index.positions[1:])
+
+
+def test_two_datasets_of_a_file_are_two_images(load, error, folder):
+    image, labels = np.load(folder / "image.npy"), np.load(folder / "labels.npy")
+    with h5py.File(folder / "all.h5", "w") as file:
+        file["a/raw"], file["b/raw"] = image, 100.0 * image
+        file["a/labels"], file["b/labels"] = labels, labels[::-1]
+    one, other = ({"image": f"all.h5:/{name}/raw", "labels": f"all.h5:/{name}/labels"} for name in "ab")
+    found = load([one], test=[other])
+    assert found.train[0].scaling != found.test[0].scaling
+    assert "overlap" in error([one], test=[one])[1]

@@ -179,3 +179,25 @@ def test_plain_use_needs_no_extra(tmp_path):
 
 def test_an_open_volume_serves(image):
     assert len(evenslice.SliceWindows(open_volume(image, spacing=(3, 1, 1)))) == 12
+
+
+def test_one_of_several_volumes_may_have_no_foreground(image):
+    labels = [image > 2, image > 0.9]
+    data = SliceWindows([image, image], labels, crop=(8, 8), foreground=1.0, length=8)
+    assert all(data[number][1].any() for number in range(8))
+    with pytest.raises(VolumeError, match="holds background alone"):
+        SliceWindows([image, image], [image > 2] * 2, crop=(8, 8), foreground=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slices": 0}, "slices = 0: a window has an odd number"),
+        ({"classes": 0}, "classes=0: at least 2"),
+        ({"crop": 64}, "crop=64: give a height and a width"),
+        ({"crop": (64,)}, r"crop=\[64\]: give a height and a width"),
+    ],
+)
+def test_nothing_that_is_given_becomes_a_default(image, options, message):
+    with pytest.raises(ConfigError, match=message):
+        SliceWindows(image, image > 0.9, **options)

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,3 +325,16 @@ def test_any_part_of_a_compressed_stream(tmp_path_factory, parts, reads, packer)
             else:
                 with pytest.raises(errors.VolumeError, match="is truncated"):
                     stream.read(start, count)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+def test_nrrd_headers_may_be_long(tmp_path, encoding):
+    """As those of segmentations of many structures are."""
+    path = Path(nrrd(tmp_path, encoding=encoding, data=b"VOXELS"))
+    head = path.read_bytes().removesuffix(b"\nVOXELS")
+    data = VOXELS if encoding == "raw" else gzip.compress(VOXELS)
+    tags = b"".join(b"Segment%d_Tags:=%s\n" % (number, b"x" * 500) for number in range(140))
+    path.write_bytes(head + tags + b"\n" + data)
+    assert same(open_volume(path), STACK)
+    path.write_bytes(head + tags * 130 + data)
+    fails(str(path), "its header has no empty line at its end in the first 8,388,608 bytes")

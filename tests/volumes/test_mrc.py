@@ -99,3 +99,24 @@ def test_misnamed(tmp_path):
     for content, pattern in ((b"\x89PNG\r\n\x1a\n" + bytes(1200), "a PNG image"), (b"", "nothing")):
         (tmp_path / "a.mrc").write_bytes(content)
         fails(str(tmp_path / "a.mrc"), f"is not an MRC file, its content is {pattern}")
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    ("stamp", "flags", "largest", "signed"),
+    [(True, 0, 255, False), (True, 1, 127, True), (False, 0, 255, False), (False, 0, 120, True)],
+)
+def test_bytes_are_signed_or_not_as_imod_says(tmp_path, order, stamp, flags, largest, signed):
+    array = (STACK % 256).astype(np.uint8)
+    write(tmp_path / "a.mrc", array.view(np.int8))
+    content = bytearray((tmp_path / "a.mrc").read_bytes())
+    if order == ">":
+        words = struct.unpack("<256I", content[:1024])
+        text = content[104:108], content[208:212]
+        content[:1024] = struct.pack(">256I", *words)
+        content[104:108], content[208:212] = text
+        content[212:216] = b"\x11\x11\x00\x00"
+    content[76:84] = struct.pack(f"{order}2f", 0 if largest > 127 else -128, largest)
+    content[152:160] = struct.pack(f"{order}2i", 1146047817 if stamp else 0, flags)
+    (tmp_path / "a.mrc").write_bytes(content)
+    assert same(open_volume(tmp_path / "a.mrc"), array.view(np.int8) if signed else array)

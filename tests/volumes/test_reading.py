@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import pickle
 import shutil
 import sys
@@ -487,3 +488,42 @@ def test_fingerprint_of_what_is_very_large(tmp_path, monkeypatch, writer):
         head, tail = content[:500], content[-500:]
         name = f".\0{size}\0".encode()
         assert first == "sha256-partial:" + hashlib.sha256(name + head + tail).hexdigest()
+
+
+def test_fingerprint_of_a_file_in_parts_through_another_way(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    folder = write_slices(tmp_path / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    expected = fingerprint(open_volume(folder))
+    assert fingerprint(open_volume(tmp_path / "b" / ".." / "a" / "slices")) == expected
+    assert fingerprint(open_volume(tmp_path / "link" / "slices")) == expected
+
+
+def test_fingerprint_of_files_whose_names_are_no_text(tmp_path):
+    folder = write_slices(tmp_path)
+    for path in list(folder.iterdir()):
+        path.rename(folder / os.fsdecode(b"\xe4" + os.fsencode(path.name)))
+    assert fingerprint(open_volume(folder)).startswith("sha256:")
+
+
+def test_an_affine_is_in_millimetres_whatever_the_unit(tmp_path):
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.diag([4.0, 4, 50, 1]))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii.gz")
+    volume = open_volume(tmp_path / "a.nii.gz")
+    assert (volume.spacing, volume.unit) == ((50, 4, 4), "um")
+    np.testing.assert_allclose(np.diag(volume.affine), [0.004, 0.004, 0.05, 1], rtol=1e-6)
+
+
+def test_crops_of_slices_hold_no_whole_slices(tmp_path):
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    for z in range(12):
+        Image.fromarray(np.zeros((1000, 1000), np.uint8)).save(folder / f"{z:02}.png")
+    volume = open_volume(folder)
+    tracemalloc.start()
+    volume[:, :8, :8]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6e6  # some slices at once, and not all

@@ -201,3 +201,16 @@ def test_windows_of_the_volume_ends_need_an_edge_policy():
     assert list(grid.centres) == [0, 1, 2, 3, 4]
     window = grid.read(0, 0, 0)
     np.testing.assert_array_equal(window[0], window[2])
+
+
+def test_infinity_is_an_error_in_any_volume(monkeypatch):
+    monkeypatch.setattr(
+        "evenslice.volumes.scaling.WHOLE_CHECK", 0
+    )  # as in a large one, of which a sample is searched
+    voxels = np.full((5, 40, 40), 100, np.float32)
+    voxels[2, 3, 4] = np.inf
+    grid = WindowGrid(open_volume(voxels), Scaling(0, 200), 3, (32, 32))
+    with pytest.raises(VolumeError, match="NaN or infinite"):
+        grid.read(1, 0, 0)
+    filled = WindowGrid(open_volume(voxels), Scaling(0, 200, fill=0), 3, (32, 32))
+    assert filled.read(1, 0, 0)[2, 3, 4] == 0

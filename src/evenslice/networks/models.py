@@ -7,6 +7,7 @@ weights), or a file.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,7 +60,9 @@ class BuiltNetwork(NamedTuple):
     source: ModelSource
 
 
-def build_model(spec: str, weights: str, *, classes: int | None = None, seed: int = 0) -> BuiltNetwork:
+def build_model(
+    spec: str, weights: str, *, classes: int | None = None, seed: int = 0, inputs: int | None = None
+) -> BuiltNetwork:
     """Build a network with its weights, in evaluation mode.
 
     The network takes 3 inputs, or as many as the weights in a file were trained for. The global random state of torch
@@ -73,6 +76,7 @@ def build_model(spec: str, weights: str, *, classes: int | None = None, seed: in
             the library's own default elsewhere. With ``"imagenet"`` a classifier keeps its head unless another number
             is given.
         seed: of the random parts.
+        inputs: channels of the input of a network without weights; by default 3.
 
     Raises:
         ModelError: the specification is unknown or cannot be built, or its weights are missing, broken or do not fit.
@@ -88,7 +92,10 @@ def build_model(spec: str, weights: str, *, classes: int | None = None, seed: in
     """
     if classes is not None and classes < 1:
         raise ModelError(f"{option('classes', classes)}: a network needs at least 1 class")
+    weights = os.fspath(weights)
     specification = parse_specification(spec, classes, seed)
+    if inputs is not None:
+        specification = replace(specification, inputs=inputs)
     if weights == "none":
         model, _ = build_network(specification)
         if specification.library:

@@ -144,7 +144,10 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
             f"{weights}: was saved with {record.slices} slices, which take much memory; to load it, give "
             f"{option('slices', record.slices)}"
         )
-    model, source = build_model(spec, "none", classes=asked["classes"] if saved is None else saved.classes)
+    # Every other strategy gives the stems a shape of their own; a mixer is followed by those of the weights.
+    inputs = saved.inputs if saved is not None and record.stems == (MIXER,) else None
+    classes = asked["classes"] if saved is None else saved.classes
+    model, source = build_model(spec, "none", classes=classes, inputs=inputs)
     state = dict(file.state)
     _check_room(model, record, state, weights)
     _shape_stems(model, source, record, weights)

@@ -105,11 +105,11 @@ class PooledArm:
 
     Attributes:
         arm: its name.
-        datasets: the data sets in which it has runs.
+        datasets: the data sets in which it has runs; with differences, those in which it is compared.
         metrics: means by name (``POOLED``), with their 95 % intervals.
         differences: mean paired differences from the baseline by name; empty for the baseline and without common runs.
         margin: of the non-inferiority test of the main score; NaN without differences.
-        p: of that test, one-sided; NaN without a test.
+        p: of that test, one-sided; NaN without a test, as for an arm that is not compared in every data set.
         holds: whether the main score is not inferior; None without a test.
         primary: whether this is the primary comparison.
         p_superior: of the test that follows in the primary comparison, one-sided: whether it is higher.
@@ -335,16 +335,23 @@ def _compare(  # an arm, what it is compared with, and how
     margin: float,
     primary: bool,
 ) -> PooledArm:
-    """Add the differences of an arm from the baseline, and the tests of the main score."""
+    """Add the differences of an arm from the baseline, and the tests of the main score if no data set lacks it."""
     paired = {data: pair_runs(runs, baseline.get(data, ())) for data, runs in sets.items()}
-    paired = {data: pairs for data, pairs in paired.items() if pairs}
+    paired = {
+        data: pairs
+        for data, pairs in paired.items()
+        if pairs and not np.isnan(_differences(pairs, summary.score, units[data])).all()
+    }
     if not paired:
         return summary
+    summary = replace(summary, datasets=tuple(paired))
 
     def pool(name: str) -> PooledMean:
         return pool_means(_differences(pairs, name, units[data]) for data, pairs in paired.items())
 
     main = pool(summary.score)
+    if len(paired) < len(units):  # the mean over some of the data sets says nothing of the others
+        main = main._replace(error=math.nan, dof=math.nan)
     p, p_superior = main.p_above(-margin), main.p_above() if primary else math.nan
     level = (1 - LEVEL) / 2
     holds = None if math.isnan(p) else p < level

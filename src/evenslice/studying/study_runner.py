@@ -118,6 +118,7 @@ def study(
         (2, [], True)
     """
     config = as_config(config, StudyConfig)
+    config = config.model_copy(update={"datasets": tuple(data.with_root() for data in config.datasets)})
     need_report_extra("the report of a study")
     out, runs = Path(out).absolute(), plan_runs(config)
     with study_folder(out):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["ClassificationLoss", "ClassificationScores", "classifier_logits", "evaluate_centres", "lattice"]
 
 BATCH = 32  # windows per forward pass
+OF_MISSED = 16  # voxels of each volume that stand for a class without a centre
 
 
 def classifier_logits(network: nn.Module, windows: Tensor) -> Tensor:
@@ -156,6 +157,7 @@ def evaluate_centres(
     ]
     confusion = np.zeros((classes, classes), np.int64)
     counted = [*_counted(parts, lattice([part.volume.shape for part in parts], most))]
+    counted += _missed(parts, counted, classes)
     waiting = iter(counted)
     with progress_bar("classify", len(counted), "windows", show=progress) as advance, torch.inference_mode():
         while chunk := list(islice(waiting, BATCH)):
@@ -205,6 +207,31 @@ def _counted(
         label = int(plane[y, x])
         if label >= 0:
             yield number, (z, y, x), label
+
+
+def _missed(
+    parts: Sequence[LabelledVolume], counted: Sequence[tuple[int, tuple[int, int, int], int]], classes: int
+) -> list[tuple[int, tuple[int, int, int], int]]:
+    """Return some voxels, with their class, of each class that occurs but has no centre: else its recall would be unknown."""
+    seen = {label for *_, label in counted}
+    found = []
+    for label in set(range(classes)) - seen:
+        for number, part in enumerate(parts):
+            positions = _some_voxels(part, label) if part.index.counts[label] else np.empty(0, np.int64)
+            places = zip(*np.unravel_index(positions, part.volume.shape), strict=True)
+            found += [(number, (int(z), int(y), int(x)), label) for z, y, x in places]
+    return found
+
+
+def _some_voxels(part: LabelledVolume, label: int) -> NDArray[np.int64]:
+    """Return the flat indices of up to ``OF_MISSED`` voxels of a class, evenly spaced among those that are known."""
+    known = part.index.positions[label] if part.index.positions else np.empty(0, np.int64)
+    if not len(known):  # test data are not indexed
+        plane = math.prod(part.volume.shape[1:])
+        found = (z * plane + np.flatnonzero(part.labels[z] == label) for z in range(len(part.volume)))
+        known = next((positions for positions in found if len(positions)), known)
+    chosen = np.linspace(0, len(known) - 1, min(len(known), OF_MISSED)).astype(int)
+    return np.asarray(known[chosen])
 
 
 def _ratio(numerator: Any, denominator: Any) -> NDArray[np.float64]:

@@ -177,7 +177,7 @@ def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) 
 def _origin(volume: Volume, file: VolumeFile) -> tuple[Any, ...]:
     """Return a value that is equal for files whose voxels are the same."""
     location = volume.location.resolve() if isinstance(volume.location, Path) else volume.location
-    return (location, *sorted(file.select.items()))
+    return (location, volume.part, *sorted(file.select.items()))
 
 
 def _open(root: Path, file: VolumeFile, **options: Any) -> Volume:

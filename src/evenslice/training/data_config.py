@@ -201,6 +201,13 @@ class DataConfig(Section):
             raise ValueError("boundaries need classes: 2, inside and boundary")
         return boundaries
 
+    def with_root(self) -> Self:
+        """Return a data set whose files are found wherever its configuration is written: in the current folder by default.
+
+        One that was read from a file or a dict has a root already.
+        """
+        return self if self.root is not None else self.model_copy(update={"root": Path.cwd()})
+
     @model_validator(mode="wrap")
     @classmethod
     def _default_root(

@@ -83,7 +83,8 @@ class Segmenter:
         """
         if to != "huggingface":  # weights, which have no size of windows
             tile = tile or asked_size(self.run)
-        return export(self.network, out, to=to, tile=tile, source=self.source, **self._own, **options)
+        own = {"plane": self.plane, **self._own}
+        return export(self.network, out, to=to, tile=tile, source=self.source, **own, **options)
 
     def _need_segmentation(self) -> None:
         if self.task != "segmentation":

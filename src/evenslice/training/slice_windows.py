@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from evenslice.volumes import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -166,13 +166,17 @@ class SliceWindows(CropDataset):
             for item in stored or ()
         ]
         keep = POSITIONS // len(volumes) if foreground else 0
+        parts = [
+            _part(image, classed, own, self.classes, keep, seed)
+            for image, classed, own in zip(volumes, maps or [None] * len(volumes), self.scalings, strict=True)
+        ]
+        if foreground and not any(part.index.counts[1:].any() for part in parts):
+            raise VolumeError(
+                f"{parts[0].labels.path}: holds background alone, around which no foreground can be drawn; "
+                f"leave out {option('foreground')}, or check {option('label_values')}"
+            )
         super().__init__(
-            [
-                _part(image, classed, own, self.classes, keep, seed)
-                for image, classed, own in zip(
-                    volumes, maps or [None] * len(volumes), self.scalings, strict=True
-                )
-            ],
+            parts,
             slices=self.slices,
             step=step,
             crop=crop,
@@ -192,8 +196,13 @@ def _check(crop: tuple[int, int] | None, foreground: float, length: int | None, 
     Raises:
         ConfigError: one is out of range or has no effect.
     """
-    if crop is not None and min(crop) < 1:
-        raise ConfigError(f"{option('crop', list(crop))}: give a height and a width of at least 1 pixel")
+    if crop is not None:
+        given: Any = crop
+        sides = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+        if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
+            raise ConfigError(
+                f"{option('crop', sides or given)}: give a height and a width of at least 1 pixel"
+            )
     if not 0 <= foreground <= 1:
         raise ConfigError(f"{option('foreground', foreground)}: is a fraction of the crops, 0 to 1")
     if foreground and not (crop and labelled):
@@ -227,11 +236,15 @@ def _record(model: nn.Module | None, record: Record | None) -> Record | None:
 def _slices(slices: int | None, record: Record | None) -> int:
     if record is not None and slices is not None and slices != record.slices:
         raise ConfigError(f"slices = {slices}: the network takes {record.slices}; omit the option")
-    return slices or (record.slices if record else 3)
+    if slices is None:
+        return record.slices if record else 3
+    return slices
 
 
 def _classes(classes: int | None, values: Sequence[int] | None) -> int:
-    count = classes or (2 if values is None else len(values))
+    if classes is None:
+        classes = 2 if values is None else len(values)
+    count = classes
     if count < 2:
         raise ConfigError(f"{option('classes', count)}: at least 2, background included")
     if values is not None and not len(set(values)) == len(values) == count:
@@ -271,11 +284,6 @@ def _part(
     index = ClassIndex(np.zeros(classes, np.int64), (np.empty(0, np.int64),) * classes)
     if labels is not None and keep:
         index = index_classes(labels, classes, keep=keep, seed=seed)
-        if not index.counts[1:].any():
-            raise VolumeError(
-                f"{labels.path}: holds background alone, around which no foreground can be drawn; "
-                f"leave out {option('foreground')}, or check {option('label_values')}"
-            )
     return LabelledVolume(image.path, image, image if labels is None else labels, scaling, index)
 
 

@@ -104,6 +104,7 @@ def train(
         (True, True)
     """
     config = as_config(config, TrainConfig)
+    config = config.model_copy(update={"data": config.data.with_root()})
     check_stated_in_file(config.model.spec)
     run, first = RunFolder(Path(out).absolute()), is_first_process()
     if first and resume and run.result.exists() and run.has_begun(config, resume=True):

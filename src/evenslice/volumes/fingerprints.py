@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +102,8 @@ def _fingerprint_of_files(volume: Volume, location: Path) -> str:
     folder = location if location.is_dir() or len(files) == 1 else location.parent
     if partial or len(files) > 1 or location.is_dir():
         for file, size in files:
-            digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
+            name = os.path.relpath(file.resolve(), folder.resolve()).replace(os.sep, "/")
+            digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
     for file, start, stop in _spans(files) if partial else [(file, 0, size) for file, size in files]:
         _update(digest, file, start, stop)
     return f"{PARTIAL if partial else 'sha256'}:{digest.hexdigest()}"

@@ -339,10 +339,10 @@ class WindowGrid:
 
     def _prepare(self, voxels: NDArray[Any], part: str) -> NDArray[np.float32]:
         """Scale slices (n, y, x) and fill the tile."""
-        window = self.scaling(voxels)
-        if self.scaling.fill is None and not np.isfinite(window).all():
+        # Once scaled, infinity is 0 or 1.
+        if self.scaling.fill is None and voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
             require_finite(self.volume, voxels, part)
-        return self._fill_tile(window)
+        return self._fill_tile(self.scaling(voxels))
 
     def _fill_tile(self, window: NDArray[Any]) -> NDArray[Any]:
         missing = [(0, size - length) for size, length in zip(self.tile, window.shape[1:], strict=True)]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Description", "ModelCard", "describe"]
 
 FORMAT = 1
+PLANES = "zyx"
 PAPER = (
     "Mitigating Pretraining-Induced Attention Asymmetry in 2D+ Electron Microscopy Image Segmentation, "
     "https://arxiv.org/abs/2505.14105"
@@ -69,6 +70,7 @@ class Description:
         intensity: the voxel values that become 0 and 1; None for percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity; None if there must be none.
         label_values: the voxel value of each class in labels; None for 0, 1, 2 ...
+        plane: the axis of the volume along which slices follow one another.
         record: what was done to its stem, as plain values; None if nobody neutralized it.
         source: what it was built from, likewise; None if unknown.
         card: see ``ModelCard``.
@@ -83,6 +85,7 @@ class Description:
     intensity: tuple[float, float] | None
     fill: float | None
     label_values: tuple[int, ...] | None
+    plane: str
     record: dict[str, Any] | None
     source: dict[str, Any] | None
     card: ModelCard
@@ -124,6 +127,7 @@ def describe(  # noqa: PLR0913  # what ``export`` takes, by name
     intensity: tuple[float, float] | None,
     fill: float | None,
     label_values: Sequence[int] | None,
+    plane: str,
     source: ModelSource | None,
     card: ModelCard,
     audits: Sequence[AuditResult],
@@ -142,6 +146,8 @@ def describe(  # noqa: PLR0913  # what ``export`` takes, by name
         raise ConfigError(f"{option('step', step)}: must be at least 1")
     if intensity is not None:
         Scaling(*intensity, fill=fill)  # checks them
+    if plane not in PLANES:
+        raise ConfigError(f"{option('plane', plane)}: must be one of {', '.join(PLANES)}")
     count = record.slices if record is not None else slices or 3
     mean, std = input_scaling(model, count)
     return Description(
@@ -153,6 +159,7 @@ def describe(  # noqa: PLR0913  # what ``export`` takes, by name
         intensity=intensity,
         fill=fill,
         label_values=None if label_values is None else tuple(label_values),
+        plane=plane,
         record=None if record is None else record.to_dict(),
         source=None if source is None else source.to_dict() | {"weights": None},  # a path on this machine
         card=card,

@@ -72,6 +72,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     intensity: tuple[float, float] | None = None,
     fill: float | None = None,
     label_values: Sequence[int] | None = None,
+    plane: str = "z",
     source: ModelSource | None = None,
     tile: tuple[int, int] | None = None,
     card: ModelCard | None = None,
@@ -93,6 +94,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity.
         label_values: the voxel value of each class in labels; by default 0, 1, 2 ...
+        plane: the axis along which slices follow one another, "z", "y" or "x".
         source: what the network was built from, as ``load_network`` returns it.
         tile: fix the size (y, x) of the windows; by default it is free where the network allows that. Not for weights.
         card: what a file cannot know: name, authors, license, citations.
@@ -130,6 +132,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         intensity=intensity,
         fill=fill,
         label_values=label_values,
+        plane=plane,
         source=source,
         card=card or ModelCard(),
         audits=audits,

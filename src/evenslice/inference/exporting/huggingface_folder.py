@@ -92,4 +92,8 @@ def _usage(description: Description) -> list[str]:
         )
         if value is not None
     )
-    return [*load, f'evenslice.segment(network, "volume.tif", "labels.tif"{options})']
+    volume = '"volume.tif"'
+    if description.plane != "z":
+        load.insert(1, "from evenslice.volumes import reslice")
+        volume = f'reslice(evenslice.open_volume("volume.tif"), {description.plane!r})'
+    return [*load, f'evenslice.segment(network, {volume}, "labels.tif"{options})']

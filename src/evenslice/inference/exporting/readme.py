@@ -62,6 +62,8 @@ def _input_lines(description: Description) -> Iterator[str]:
         f"A 2D+ network: it {predicts} {description.slices} slices, which are its input channels, at the offsets {offsets} "
         "in this order."
     )
+    if description.plane != "z":
+        yield f"Slices follow one another along the axis {description.plane} of the volume, not along z."
     yield ""
     if description.intensity is None:
         yield "1. The 0.5th percentile of the whole volume becomes 0, the 99.5th becomes 1; clip to 0..1."

@@ -37,8 +37,21 @@ def _build(specification: Specification, pretrained: bool) -> Built:
     else:
         model, random = _classifier(specification, pretrained)
     # Read by evenslice's normalization, as timm's networks carry it. A detector scales its input itself.
-    model.pretrained_cfg = PLAIN if specification.name in detectors else IMAGENET
+    if specification.name in detectors:
+        model.pretrained_cfg = PLAIN
+    elif specification.name in on_backbones:
+        model.pretrained_cfg = IMAGENET
+    else:
+        model.pretrained_cfg = _scaling(specification.name)
     return model, random
+
+
+def _scaling(name: str) -> dict[str, tuple[float, ...]]:
+    """Return the mean and std that the default weights of a classifier were trained with."""
+    from torchvision import models as zoo
+
+    transforms = zoo.get_model_weights(name).DEFAULT.transforms()
+    return {"mean": tuple(transforms.mean), "std": tuple(transforms.std)}
 
 
 def _classes(specification: Specification) -> dict[str, Any]:

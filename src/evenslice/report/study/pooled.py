@@ -55,6 +55,10 @@ def pooled_sentence(results: StudyResults, item: PooledComparison) -> str:
     text = f"Over {listed(list(item.datasets))}, each with the same weight."
     if primary:
         text += f" The primary comparison, named in the configuration, compares {primary[0].arm} with {results.baseline}."
+    for arm in item.arms:
+        lacking = [name for name in item.datasets if name not in arm.datasets]
+        if lacking:
+            text += f" {arm.arm} has no result on {listed(lacking)}: its figures are those of the others, and it is not tested."
     few = _few(results, item)
     if few:
         text += (

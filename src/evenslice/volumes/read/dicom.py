@@ -85,7 +85,7 @@ class DicomSource(VoxelSource):
         count = (self.names or "").index("y")
         grid = self._frames if count == 2 else self._frames[0]
         frames = grid[key[:count]]
-        blocks = [pixels[key[count:]] for pixels in decode(list(frames.flat), self._label)]
+        blocks = [pixels[key[count:]].copy() for pixels in decode(list(frames.flat), self._label)]
         return np.stack(blocks).astype(self.dtype, copy=False).reshape(*frames.shape, *blocks[0].shape)
 
 

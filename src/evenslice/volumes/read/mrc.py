@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["MrcSource"]
 
 _HEADER_BYTES = 1024
+IMOD = 1146047817
+"""The stamp with which IMOD marks its files."""
 
 
 class MrcSource(FileSource):
     """A volume, a stack of images, or a stack of volumes with an axis t before z."""
 
     def __init__(self, path: Path, label: str) -> None:
-        header = _read_header(path, label)
+        header, head = _read_header(path, label)
         columns, rows, sections = (int(header[name]) for name in ("nx", "ny", "nz"))
         if min(columns, rows, sections) < 0 or int(header.nsymbt) < 0:
             raise VolumeError(
@@ -41,7 +43,9 @@ class MrcSource(FileSource):
                 )
             shape, names = (sections // depth, depth, rows, columns), f"t{names}"
         super().__init__(
-            FileVoxels(path, label, _data_type(header, label), _HEADER_BYTES + int(header.nsymbt), shape)
+            FileVoxels(
+                path, label, _data_type(header, head, label), _HEADER_BYTES + int(header.nsymbt), shape
+            )
         )
         self.format = "MRC volume stack" if stacked else "MRC"
         self.names = names
@@ -52,7 +56,8 @@ class MrcSource(FileSource):
             self.unit = "angstrom"
 
 
-def _read_header(path: Path, label: str) -> Any:
+def _read_header(path: Path, label: str) -> tuple[Any, bytes]:
+    """Return the header as mrcfile parses it, and its bytes."""
     with needs_extra("volumes", "reading an MRC volume"):
         import mrcfile
     with open_regular(path) as file:
@@ -63,10 +68,11 @@ def _read_header(path: Path, label: str) -> Any:
             "suffix matches its content"
         )
     with without_warnings(), mrcfile.open(path, header_only=True) as file:
-        return file.header
+        return file.header, head
 
 
-def _data_type(header: Any, label: str) -> np.dtype[Any]:
+def _data_type(header: Any, head: bytes, label: str) -> np.dtype[Any]:
+    """Return the type of the voxels; bytes are signed, unless IMOD, or voxels above 127, say otherwise."""
     from mrcfile.utils import dtype_from_mode
 
     mode = int(header.mode)
@@ -75,8 +81,22 @@ def _data_type(header: Any, label: str) -> np.dtype[Any]:
             f"{label}: its voxels have mode {mode}, which cannot be read; save it as integers or reals "
             "(mode 0, 1, 2, 6, 12)"
         )
+    if mode == 0 and _unsigned(header, head):
+        return np.dtype(np.uint8)
     kind: np.dtype[Any] = np.dtype(dtype_from_mode(header.mode))
     return kind.newbyteorder(header.mode.dtype.byteorder)
+
+
+def _unsigned(header: Any, head: bytes) -> bool:
+    """Return whether bytes are unsigned, as IMOD wrote them before 4.2.23, and marks them in its flags since.
+
+    Source: https://bio3d.colorado.edu/imod/doc/mrc_format.txt, on mode 0, "imodStamp" and "imodFlags".
+    """
+    order: Any = "big" if header.mode.dtype.str[0] == ">" else "little"
+    stamp, flags = (int.from_bytes(head[start : start + 4], order) for start in (152, 156))
+    if stamp == IMOD:
+        return not flags & 1
+    return bool(header.dmin >= 0 and 127 < header.dmax <= 255)
 
 
 def _names(header: Any) -> str:

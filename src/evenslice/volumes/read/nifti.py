@@ -20,7 +20,7 @@ from evenslice.volumes.affines import LARGEST
 from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.deflate import MOST_COMPRESSION
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.units import normal_unit
+from evenslice.volumes.units import normal_unit, scale_to
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,9 @@ class NiftiSource(VoxelSource):
         zooms = [float(zoom) for zoom in header.get_zooms()]
         self.spacing = (*zooms[:3], *(math.nan for _ in zooms[3:]))
         self.unit = normal_unit(header.get_xyzt_units()[0])
-        self.affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        self.affine = np.array(header.get_best_affine(), dtype=np.float64)
+        if self.unit not in (None, "mm"):
+            self.affine[:3] *= scale_to(self.unit, "mm")
         if not (np.abs(self.affine) <= LARGEST).all():
             raise VolumeError(
                 f"{label}: its affine holds NaN, infinity or numbers beyond {LARGEST:g}; correct its header"

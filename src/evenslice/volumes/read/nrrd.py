@@ -14,7 +14,7 @@ from evenslice._core import VolumeError, needs_extra
 from evenslice.volumes.affines import affine_from_lps
 from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.places import data_file
-from evenslice.volumes.read.raw import RawVoxels, head_of
+from evenslice.volumes.read.raw import HEADER_BYTES, RawVoxels, head_of
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.units import common_unit, normal_unit, scale_to
 
@@ -46,6 +46,9 @@ _SIGNS = {
 }
 """Signs that map the axes of an anatomical space to left, back, head."""
 
+LARGEST_HEADER = 2**23
+"""Bytes after which a header must have ended: those of segmentations describe each structure."""
+
 _SPATIAL_KINDS = {"domain", "space"}
 
 
@@ -55,7 +58,7 @@ class NrrdSource(VoxelSource):
     format = "NRRD"
 
     def __init__(self, path: Path, label: str) -> None:
-        header, end = _parse(head_of(path), label)
+        header, end = _parse(path, label)
         self.shape = tuple(int(size) for size in header["sizes"])
         if len(self.shape) != header["dimension"] or not 1 <= len(self.shape) <= 7:
             raise VolumeError(
@@ -86,12 +89,13 @@ class NrrdSource(VoxelSource):
         return self._voxels.read(key)
 
 
-def _parse(head: bytes, label: str) -> tuple[Mapping[str, Any], int]:
+def _parse(path: Path, label: str) -> tuple[Mapping[str, Any], int]:
     """Read the fields up to the empty line.
 
     Returns:
         The fields by name without spaces ("datafile" for "data file"), and where the header ends.
     """
+    head = head_of(path)
     if not head.startswith(b"NRRD000"):
         raise VolumeError(
             f"{label}: is not an NRRD file, its content is {describe_content(head)}; name a file whose "
@@ -99,16 +103,28 @@ def _parse(head: bytes, label: str) -> tuple[Mapping[str, Any], int]:
         )
     with needs_extra("medical", "reading an NRRD volume"):
         from nrrd import read_header
-    lines: list[bytes] = []
-    for line in head.splitlines(keepends=True):
-        lines.append(line)
-        if not line.strip():
-            break
+    lines = _header_lines(head)
+    if lines[-1].strip() and len(head) == HEADER_BYTES:
+        lines = _header_lines(head_of(path, LARGEST_HEADER))
+    if lines[-1].strip() and sum(map(len, lines)) == LARGEST_HEADER:
+        raise VolumeError(
+            f"{label}: its header has no empty line at its end in the first {LARGEST_HEADER:,} bytes; the file is damaged"
+        )
     fields = {name.replace(" ", ""): value for name, value in read_header(lines).items()}
     missing = [name for name in ("dimension", "type", "encoding", "sizes") if name not in fields]
     if missing:
         raise VolumeError(f"{label}: its header lacks {', '.join(missing)}; the file is damaged")
     return fields, sum(map(len, lines))
+
+
+def _header_lines(head: bytes) -> list[bytes]:
+    """Return the lines up to the empty one, or all if there is none, as in a header without voxels."""
+    lines: list[bytes] = []
+    for line in head.splitlines(keepends=True):
+        lines.append(line)
+        if not line.strip():
+            break
+    return lines
 
 
 def _data_type(header: Mapping[str, Any], label: str) -> np.dtype[Any]:

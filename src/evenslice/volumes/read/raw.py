@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["IN_MEMORY", "Encoding", "RawVoxels", "head_of"]
+__all__ = ["HEADER_BYTES", "IN_MEMORY", "Encoding", "RawVoxels", "head_of"]
 
 IN_MEMORY = 2**27
 """Size limit in bytes of compressed voxels that are decompressed once and kept."""
 
 Encoding = Literal["raw", "deflate", "bzip2"]
 
-_HEADER_BYTES = 2**16
+HEADER_BYTES = 2**16
 
 
 class RawVoxels:
@@ -97,7 +97,7 @@ class RawVoxels:
         else:
             with open_regular(self._path) as file:
                 file.seek(self._offset)
-                content = _unzip_bzip2(file.read(self._nbytes + _HEADER_BYTES), self._nbytes)
+                content = _unzip_bzip2(file.read(self._nbytes + HEADER_BYTES), self._nbytes)
         if len(content) < self._nbytes:
             raise VolumeError(
                 f"{self._label}: is truncated, its header claims {self._nbytes:,} bytes and "
@@ -111,7 +111,7 @@ def _unzip_bzip2(content: bytes, most: int) -> bytes:
     return bz2.BZ2Decompressor().decompress(content, most)
 
 
-def head_of(path: Path) -> bytes:
+def head_of(path: Path, size: int = HEADER_BYTES) -> bytes:
     """Return the first bytes of a file, which must contain its text header."""
     with open_regular(path) as file:
-        return file.read(_HEADER_BYTES)
+        return file.read(size)

@@ -150,7 +150,7 @@ def _read(file: Path, label: str, shape: tuple[int, ...], key: tuple[slice, ...]
         with _image(file, label) as image:
             pixels = np.asarray(image)
             _require_shape(pixels.shape, shape, file, label)
-            return pixels[key]
+            return pixels[key].copy()  # and not all of the image
 
 
 def _require_shape(found: tuple[int, ...], shape: tuple[int, ...], file: Path, label: str) -> None:
