@@ -70,8 +70,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 class nnUNetTrainerMinutes(nnUNetTrainer):
     """The default trainer with epochs of five iterations, as many as fit into the time."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch, self.save_every = 5, 1, 10**6
 
     def on_train_start(self):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -274,6 +275,26 @@ def test_nothing_is_repeated_but_what_is_damaged(done, inputs, monkeypatch):
     study(again, out, on_finished=lambda outcome, *_: tried.append(outcome))
     (repeated,) = tried
     assert repeated == fair
+
+
+def test_a_network_that_was_removed_is_trained_anew_if_another_run_needs_it(inputs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(inputs))
+    values = options(inputs, arms=ARMS[1:2])
+    values["datasets"] = values["datasets"][1:]
+    out, kept = tmp_path / "out", {"run.json", "log", "example.npz"}
+    first = study(StudyConfig.model_validate(values), out)
+    (folder,) = (out / "runs").iterdir()
+    for path in folder.iterdir():
+        if path.name not in kept:  # as in an archive of results without networks
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    tried = []
+    assert study(StudyConfig.model_validate(values), out) == first  # nobody needs it
+    more = StudyConfig.model_validate({**values, "arms": ARMS[:2]})
+    summary = study(more, out, on_finished=lambda outcome, *_: tried.append(outcome))
+    assert [run["error"] for run in summary["failed"]] == []
+    assert summary["finished"] == 2
+    assert [outcome.arm for outcome in tried] == ["pretrained", "fair"]
+    assert tried[0].dice == first["comparisons"][0]["arms"][0]["figures"]["dice"]["estimate"]
 
 
 def test_a_derived_run_of_a_failed_run_fails_and_says_why(inputs, monkeypatch):

@@ -36,7 +36,10 @@ def repair_run(folder: Path) -> None:
     remove_leftovers(folder, FILES)
     checkpoints = {run.last, run.best}
     untested = run.network.exists() and (run.result in damaged or not run.result.exists())
-    if damaged & {run.config, run.data, run.metrics, run.network} or (untested and not run.metrics.exists()):
+    # Of a finished run, results may have been kept without what a training goes on from.
+    bare = (folder / "run.json").exists() and not run.config.exists()
+    lost = damaged & {run.config, run.data, run.metrics, run.network}
+    if lost or bare or (untested and not run.metrics.exists()):
         damaged |= {run.config, run.data, run.metrics, run.network, run.result, *checkpoints}
     elif damaged & checkpoints:
         damaged |= checkpoints

@@ -47,7 +47,7 @@ from evenslice.studying.outcome import STRESS_COLUMNS
 from evenslice.studying.run_execution import execute, record_failure
 from evenslice.studying.runs import LABELS, count_runs, plan_runs
 from evenslice.studying.study_folder import study_folder, write_config
-from evenslice.training import ModelConfig, fingerprints, open_data
+from evenslice.training import ModelConfig, RunFolder, fingerprints, open_data
 
 if TYPE_CHECKING:
     import os
@@ -135,6 +135,8 @@ def _study(
 ) -> StudySummary:
     base = out / "runs"
     outcomes = {run.key: found for run in runs if (found := run.outcome(base)) is not None}
+    for needed in _networks_to_restore(runs, outcomes, base):
+        del outcomes[needed.key]
     waiting = [run for run in runs if run.key not in outcomes]
     _check_data(config, waiting)
     _check_unchanged([run for run in runs if run.key in outcomes], outcomes, base)
@@ -149,6 +151,18 @@ def _study(
     summary = write_results(config, outcomes.values(), out)
     write_study_report(load_study(out), out / "report.html")
     return cast("StudySummary", _ShownSummary(summary))
+
+
+def _networks_to_restore(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome], base: Path) -> list[Run]:
+    """Return the finished runs whose networks unfinished runs need, and which were removed since."""
+    return [
+        run.base
+        for run in runs
+        if run.base is not None
+        and run.key not in outcomes
+        and run.base.key in outcomes
+        and not RunFolder(run.base.folder(base)).network.exists()
+    ]
 
 
 class _ShownSummary(dict[str, Any]):
