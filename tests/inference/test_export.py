@@ -409,8 +409,9 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
 def test_slices_along_another_axis_are_said(tmp_path):
     pytest.importorskip("huggingface_hub")
     network = small("1")
-    with pytest.raises(ConfigError, match="plane='w': must be one of z, y, x"):
-        evenslice.export(network, tmp_path / "out", to="huggingface", plane="w")
+    for wrong in ("w", "zy", ""):
+        with pytest.raises(ConfigError, match=f"plane='{wrong}': must be one of z, y, x"):
+            evenslice.export(network, tmp_path / "out", to="huggingface", plane=wrong)
     evenslice.export(network, tmp_path / "out", to="huggingface", plane="x")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["plane"] == "x"
     card = (tmp_path / "out" / "README.md").read_text()

@@ -212,9 +212,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     measurer = Measurer(network, grids, explained, target, methods, crop, seed)
     stream = WindowStream(grids, seed, max_windows, group=_group(methods, crop))
     lost = None
-    if (
-        opened is not None and explained is None
-    ):  # before the windows: labels that do not fit are found at once
+    if opened is not None and explained is None:
+        # Before the windows, so that labels that do not fit are found at once.
         lost = measure_loss(network, returned, grids, opened, seed=seed, progress=progress)
     batches, stopped = _collect(stream, measurer, sampling, computing)
     measurements = collect_measurements(batches)

@@ -107,9 +107,8 @@ def _watch(
             )
     try:
         with torch.enable_grad():
-            output = outputs(
-                network(windows.detach().requires_grad_() * 1)
-            )  # no leaf, which may not be changed in place
+            # The product is no leaf of the graph, which a network may not change in place.
+            output = outputs(network(windows.detach().requires_grad_() * 1))
     finally:
         for hook in hooks:
             hook.remove()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Description", "ModelCard", "describe"]
 
 FORMAT = 1
-PLANES = "zyx"
+PLANES = ("z", "y", "x")
 PAPER = (
     "Mitigating Pretraining-Induced Attention Asymmetry in 2D+ Electron Microscopy Image Segmentation, "
     "https://arxiv.org/abs/2505.14105"
