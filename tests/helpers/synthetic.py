@@ -54,7 +54,7 @@ def make_audit(
         foreground=np.full(windows, 0.4),
         change=np.full(windows, 0.5 if shares[0] != shares[-1] else 0.0),
         power=np.ones(windows),
-        level=np.zeros(windows),
+        level=np.zeros((windows, 1)),
         mismatch=np.full((windows, half), 0.3 if shares[0] != shares[-1] else 1e-7) / max(half, 1),
         outer=np.full((windows, half), 0.4) / max(half, 1),
     )

@@ -10,6 +10,7 @@ from scipy import stats
 
 from evenslice.results.asymmetry import next_look, precise_enough, summarize
 from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
+from evenslice.results.evidence import answer_evidence
 from evenslice.results.measurements import Measurements, measure_windows
 from evenslice.results.subsets import SubsetMeasurements
 from evenslice.results.verdicts import Thresholds
@@ -32,7 +33,7 @@ def measurements(shares, mirrored_shares=None, volume=None, mismatch=0.3):
         foreground=np.ones(count),
         change=np.full(count, np.nan),
         power=np.full(count, np.nan),
-        level=np.full(count, np.nan),
+        level=np.full((count, 1), np.nan),
         mismatch=np.full((count, shares.shape[1] // 2), mismatch),
         outer=np.ones((count, shares.shape[1] // 2)),
     )
@@ -345,6 +346,22 @@ def test_the_answer_is_judged_by_the_foreground_it_has():
     rows = measure_windows(torch.ones(1, 3, 10, 10), torch.ones(1, 3, 10, 10), logits, mirrored)
     assert rows["mirror_disagreement"].tolist() == pytest.approx([0.01])
     assert rows["foreground"].tolist() == pytest.approx([0.02])
+
+
+@pytest.mark.parametrize("features", [1, 2, 1000])
+def test_answers_of_unlike_levels_change_as_much_as_they_vary(features):
+    """Unrelated answers have C = 1, whatever the level of each number, and in each volume."""
+    count, generator = 1000, torch.Generator().manual_seed(0)
+    volume = np.arange(count) % 2
+    levels = 100.0 * torch.arange(features) + 1000.0 * torch.from_numpy(volume)[:, None]
+    answer, other = (torch.randn(count, features, generator=generator) + levels for _ in range(2))
+    rows = measure_windows(
+        torch.ones(count, 3, 1, 1), torch.ones(count, 3, 1, 1), answer, other, classes=False
+    )
+    found = answer_evidence(
+        replace(measurements(shares_of(np.zeros(count)), volume=volume), **rows), Thresholds()
+    )
+    assert found.fit.estimate[0] == pytest.approx(1, abs=0.05)
 
 
 @given(share_rows())

@@ -184,7 +184,8 @@ def summarize(
         >>> shares = np.array([[0.2, 0.5, 0.3], [0.21, 0.5, 0.29], [0.19, 0.5, 0.31], [0.2, 0.51, 0.29]] * 2)
         >>> place, figure, pair = np.zeros((8, 3), dtype=int), np.zeros(8), np.ones((8, 1))
         >>> place[:, 0] = range(10, 90, 10)
-        >>> outputs = dict.fromkeys(("mirror_error", "foreground", "mirror_disagreement", "change", "power", "level"), figure)
+        >>> outputs = dict.fromkeys(("mirror_error", "foreground", "mirror_disagreement", "change", "power"), figure)
+        >>> outputs["level"] = figure[:, None]
         >>> rows = {"shares": shares, "mirrored_shares": shares, "wasserstein": pair, "mismatch": pair, "outer": pair}
         >>> found = summarize(Measurements(place[:, 1], place, **rows, **outputs))
         >>> found.verdict, found.decided_by.question, round(found.directional_bias.estimate, 2)

@@ -111,7 +111,8 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
     if root and not np.isnan(measured.power).all():
         part = measured.change
         mean = _mean_by_volume(measured.level, volume)
-        whole = 2 * np.maximum(measured.power - 2 * mean * measured.level + mean**2, 0)
+        around = np.mean(mean**2 - 2 * mean * measured.level, axis=1)
+        whole = 2 * np.maximum(measured.power + around, 0)
     known = ~np.isnan(part + whole)
     if not known.any():
         return None
@@ -213,10 +214,9 @@ def _count_slices(volume: NDArray[np.int64], z: NDArray[np.int64]) -> int:
 
 
 def _mean_by_volume(values: Floats, volume: NDArray[np.int64]) -> Floats:
-    """Return for each window the mean of its volume; NaN counts as unknown."""
-    means = np.full(len(values), np.nan)
-    for one in np.unique(volume):
-        here = values[volume == one]
-        if not np.isnan(here).all():
-            means[volume == one] = np.nanmean(here)
+    """Return for each window the means (n, F) of its volume; a window with NaN counts as unknown."""
+    means = np.full(values.shape, np.nan)
+    known = ~np.isnan(values).any(axis=1)
+    for one in np.unique(volume[known]):
+        means[volume == one] = values[known & (volume == one)].mean(axis=0)
     return means

@@ -47,7 +47,7 @@ class Measurements:
             for an output with classes but no pixels; NaN without classes.
         change: (n,) mean square of the output change when the window is reversed; NaN for class numbers.
         power: (n,) mean square of the output, for a map less its mean over the window's pixels; NaN for class numbers.
-        level: (n,) mean of the output, 0 for a map; NaN for class numbers.
+        level: (n, F) the output of F numbers, at most 256 of them; (n, 1) zeros for a map, and NaN for class numbers.
         mismatch: (n, K) attribution of offsets k and -k that is not used in the same way by the window and by its
             mirror: the sum of |a_k(x) - a_-k(x')| and |a_-k(x) - a_k(x')| over the pixels, a signed, relative to the
             total absolute attribution of both.

@@ -19,6 +19,9 @@ __all__ = ["OUTPUT_FIELDS", "measure_outputs"]
 OUTPUT_FIELDS = ("mirror_error", "mirror_disagreement", "foreground", "change", "power", "level")
 """The fields of ``Measurements`` that ``measure_outputs`` gives."""
 
+MOST_FEATURES = 256
+"""Of an output with more numbers than this and no pixels, as many are taken, at equal distances."""
+
 
 def measure_outputs(output: Tensor, mirrored_output: Tensor, *, classes: bool = True) -> dict[str, Floats]:
     """Measure the effect of mirroring on the outputs of a batch.
@@ -30,8 +33,8 @@ def measure_outputs(output: Tensor, mirrored_output: Tensor, *, classes: bool = 
         classes: False if the output has no classes, whatever its shape.
 
     Returns:
-        The fields of ``OUTPUT_FIELDS``, (B,) each; see ``Measurements``. An output without classes has no
-        disagreement and no foreground, one of class numbers nothing else: these are NaN.
+        The fields of ``OUTPUT_FIELDS``, (B,) each, but for the level (B, F); see ``Measurements``. An output without
+        classes has no disagreement and no foreground, one of class numbers nothing else: these are NaN.
 
     Example:
         >>> import torch
@@ -40,18 +43,11 @@ def measure_outputs(output: Tensor, mirrored_output: Tensor, *, classes: bool = 
         ([0.5], [0.0])
     """
     unknown = np.full(len(output), np.nan)
-    rows = dict.fromkeys(OUTPUT_FIELDS, unknown)
+    rows = dict.fromkeys(OUTPUT_FIELDS, unknown) | {"level": unknown[:, None]}
     if output.is_floating_point():
         given, other = (part.float().reshape(len(part), -1) for part in (output, mirrored_output))
         rows["mirror_error"] = _mirror_error(given, other)
-        rows["change"] = _numpy((given - other).double().square().mean(dim=1))
-        # Channels have levels of their own, which say nothing about how much the output varies.
-        pixels = tuple(range(output.ndim - min(output.ndim - 1, 2), output.ndim)) if output.ndim > 2 else ()
-        varying = (
-            output.double() - output.double().mean(dim=pixels, keepdim=True) if pixels else output.double()
-        )
-        rows["power"] = _numpy(varying.square().reshape(len(output), -1).mean(dim=1))
-        rows["level"] = _numpy(varying.reshape(len(output), -1).mean(dim=1))
+        rows |= _measure_map(output, mirrored_output) if output.ndim > 2 else _measure_features(given, other)
     if classes and (not output.is_floating_point() or output.ndim in (2, 4)):
         found, mirrored = (predicted_classes(part, dim=1) for part in (output, mirrored_output))
         rows["mirror_disagreement"] = _part(found != mirrored)
@@ -59,6 +55,26 @@ def measure_outputs(output: Tensor, mirrored_output: Tensor, *, classes: bool = 
         whole = found.ndim == 1
         rows["foreground"] = np.ones(len(output)) if whole else _part((found != 0) | (mirrored != 0))
     return rows
+
+
+def _measure_map(output: Tensor, mirrored: Tensor) -> dict[str, Floats]:
+    """Return change, power and level of maps: they vary over the pixels, each channel around its own mean."""
+    pixels = tuple(range(output.ndim - min(output.ndim - 1, 2), output.ndim))
+    varying = output.double() - output.double().mean(dim=pixels, keepdim=True)
+    changed = output.double() - mirrored.double()
+    change, power = (_numpy(part.square().reshape(len(part), -1).mean(dim=1)) for part in (changed, varying))
+    return {"change": change, "power": power, "level": np.zeros((len(output), 1))}
+
+
+def _measure_features(output: Tensor, mirrored: Tensor) -> dict[str, Floats]:
+    """Return change, power and level of outputs (B, F) without pixels: they vary over windows, each feature by itself."""
+    stride = max(1, -(-output.shape[1] // MOST_FEATURES))
+    given, other = (_numpy(part[:, ::stride]) for part in (output, mirrored))
+    return {
+        "change": np.mean((given - other) ** 2, axis=1),
+        "power": np.mean(given**2, axis=1),
+        "level": given,
+    }
 
 
 def _part(chosen: Tensor) -> Floats:

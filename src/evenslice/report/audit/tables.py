@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from evenslice.report.audit.questions import method_name
 from evenslice.report.base.tables import EFFECT, SHARES, Group, csv_text, flatten
 from evenslice.report.base.wording import MINUS, signed
@@ -276,7 +278,7 @@ def _window_lines(audits: Sequence[AuditResult]) -> Iterator[list[Any]]:
             yield [
                 *(audit.name, measured.volume[i], *measured.position[i]),
                 *(value for values in by_offset + by_pair for value in values),
-                *(getattr(measured, name)[i] for name in OUTPUT_FIELDS),
+                *(np.mean(getattr(measured, name)[i]) for name in OUTPUT_FIELDS),
                 *(value for values in use for value in values),
             ]
 
