@@ -104,14 +104,15 @@ def test_arms_are_judged_over_all_data_sets(results):
     (pooled,) = results.pooled
     baseline, uniform, fair = (plain(pooled_arm_sentence(arm, "pretrained")) for arm in pooled.arms)
     assert baseline.startswith("is the baseline: its largest pair bias is 0.1")
-    assert ": inferior (margin 0.005, p = " in uniform
+    assert ": inferior (margin 0.01, p = " in uniform
     assert "adjusted for the number of comparisons" in uniform
     assert ": not inferior (margin 0.005, p" in fair
     assert "; superior (p " in fair
     rows = {row.label: row.cells for group in pooled_groups(results, pooled) for row in group.rows}
     assert rows["Primary: superior?"][:2] == (NOTHING, NOTHING)
     assert rows["the same, adjusted"][2] == NOTHING  # the primary comparison needs none
-    assert rows["Test of non-inferiority"][1].endswith("margin 0.005")
+    margins = [cell.rpartition("margin ")[2] for cell in rows["Test of non-inferiority"][1:]]
+    assert margins == ["0.01", "0.005"]
     assert "loss, missing, both at ±1" in rows
 
 
@@ -142,7 +143,7 @@ def test_the_forest_has_a_block_of_all_data_sets(results):
         [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
         for axes in (first, second)
     ]
-    assert margins == [[-0.005], [-0.01]]
+    assert margins == [[-0.01, -0.005], [-0.01, -0.01]]
     dots = [len(line.get_xdata()) for line in first.lines if line.get_marker() == "."]
     assert dots == [2, 2]  # data sets
     dots = [len(line.get_xdata()) for line in second.lines if line.get_marker() == "."]

@@ -91,7 +91,7 @@ class Primary:
     Attributes:
         arm: the arm that is compared.
         architecture: with which network.
-        margin: the loss of the main score, as a mean over the data sets, that would matter; with any arm.
+        margin: the loss of the main score, as a mean over the data sets, that would matter with this arm.
     """
 
     arm: str
@@ -257,8 +257,8 @@ def pool_runs(
         rows: for each run what ``summarize_runs`` needs, and ``stress_intact``, ``stress_before``, ``stress_after`` and
             ``stress_both`` if they were measured.
         baseline: the arm that the others are compared with.
-        margin: of the non-inferiority tests of the main score, unless there is a primary comparison, which has its own.
-        primary: the comparison that the study is made for.
+        margin: of the non-inferiority tests of the main score, but for that of the primary comparison.
+        primary: the comparison that the study is made for, with its own margin.
         score: the name of the main score.
 
     Returns:
@@ -286,8 +286,8 @@ def pool_runs(
             _pool_arms(
                 arms,
                 baseline,
-                margin if primary is None else primary.margin,
-                primary.arm if primary is not None and architecture == primary.architecture else None,
+                margin,
+                primary if primary is not None and architecture == primary.architecture else None,
                 score,
             ),
         )
@@ -300,7 +300,7 @@ def _pool_arms(
     arms: Mapping[str, Mapping[str, Sequence[RunRecord]]],
     baseline: str,
     margin: float,
-    primary: str | None,
+    primary: Primary | None,
     score: str,
 ) -> tuple[PooledArm, ...]:
     runs: dict[str, list[RunRecord]] = {}
@@ -313,7 +313,9 @@ def _pool_arms(
     for arm, sets in arms.items():
         summary = PooledArm(arm, tuple(sets), _means(sets, units), score=score)
         if arm != baseline:
-            summary = _compare(summary, sets, others, units, margin, arm == primary)
+            chosen = primary is not None and arm == primary.arm
+            own_margin = primary.margin if primary is not None and chosen else margin
+            summary = _compare(summary, sets, others, units, own_margin, chosen)
         pooled.append(summary)
     return tuple(pooled)
 

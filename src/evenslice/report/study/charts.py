@@ -58,7 +58,7 @@ def forest_figure(results: StudyResults) -> Drawing:
     title = score_title(results.score, first=True)
     bias = [_bias_points(results, item) for item in blocks]
     scores = [_score_points(results, item) for item in blocks]
-    margin = max(map(_margin, results.comparisons))
+    margin = _largest_margin(results)
     scaled = max(map(abs, _ends(scores)), default=0.0) > MARGINS_SHOWN * margin
     units = listed(sorted({f"{item.unit}s" for item in results.comparisons}))
     reading = f"Markers are means over {units}, with 95 % intervals if there are several; small dots are single {units}. "
@@ -66,7 +66,7 @@ def forest_figure(results: StudyResults) -> Drawing:
         reading = f"{POOLED_READING} Small dots are single data sets there. Below, {reading[0].lower()}{reading[1:]}"
     if any(scores):
         reading += (
-            f"{title}: an arm is not inferior if its whole interval lies right of the dashed line, the margin. "
+            f"{title}: an arm is not inferior if its whole interval lies right of the dashed line, its margin. "
             + (f"Beyond {LINEAR * margin:g} to either side of 0 this axis is logarithmic. " if scaled else "")
         )
     return Drawing(
@@ -107,10 +107,10 @@ def _draw_forest(
     panels[-1, -1].set_xlabel("largest pair bias")
     if not any(scores):
         return figure
-    scale = max(map(_margin, results.comparisons))
+    scale = _largest_margin(results)
     for axes, points, item in zip(panels[0], scores, blocks, strict=True):
         _scale_scores(axes, scores, scale, scaled=scaled)
-        axes.axvline(-_margin(item), color=style.INK, linestyle="--", linewidth=1)
+        _draw_margins(axes, item)
         _mark_all(axes, points)
     title = score_title(results.score, first=True)
     panels[0, -1].set_xlabel(f"← worse · {title} minus that of {one_line(results.baseline)} · better →")
@@ -190,10 +190,16 @@ def _parts(results: StudyResults, item: Block, arm: str, name: str, *, compared:
     return tuple(replicate_means([own for own, _ in pairs], values, item.unit).tolist())
 
 
-def _margin(item: Block) -> float:
-    """Return the margin of a comparison: of the primary arm, if it has one, else of any."""
-    arms = sorted(_arms(item), key=lambda arm: not getattr(arm, "primary", False))
-    return next((arm.margin for arm in arms if arm.margin > 0), 0.01)
+def _largest_margin(results: StudyResults) -> float:
+    margins = (arm.margin for item in results.comparisons for arm in item.arms if arm.margin > 0)
+    return max(margins, default=0.01)
+
+
+def _draw_margins(axes: Axes, item: Block) -> None:
+    """Draw the margin of each arm across its row: the primary arm may have another than the rest."""
+    for row, arm in enumerate(_arms(item)):
+        if arm.margin > 0:
+            axes.plot([-arm.margin] * 2, [row - 0.5, row + 0.5], color=style.INK, linestyle="--", linewidth=1)
 
 
 def _ends(blocks: Sequence[Sequence[_Point]]) -> list[float]:
