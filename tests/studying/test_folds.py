@@ -1,5 +1,6 @@
 """Folds: every part is tested once, and training keeps its distance from the test."""
 
+import json
 from itertools import combinations
 
 import numpy as np
@@ -163,3 +164,21 @@ def test_what_cannot_be_folded_is_told_in_the_words_of_the_configuration():
 def test_wrong_folds_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         StudyData.model_validate({"name": "em", **options})
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_the_cases_of_an_nnunet_folder_are_folded(tmp_path, tested):
+    described = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "cell": 1}, "file_ending": ".npy"}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    parts = {"Tr": "abc", "Ts": "d" if tested else ""}
+    for part, cases in parts.items():
+        for kind, suffix in (("images", "_0000"), ("labels", "")):
+            (tmp_path / f"{kind}{part}").mkdir()
+            for case in cases:
+                (tmp_path / f"{kind}{part}" / f"{case}{suffix}.npy").touch()
+    found = StudyData.model_validate({"nnunet": str(tmp_path), "folds": 3})
+    assert [part.image.path for part in found.pairs] == [f"imagesTr/{case}_0000.npy" for case in "abc"]
+    assert (found.train, found.test, found.label_values) == ((), (), (0, 1))
+    assert StudyData.model_validate(found.model_dump(mode="json", exclude_defaults=True)) == found
+    with pytest.raises(ValidationError, match="train: cannot stand beside pairs"):
+        StudyData.model_validate({"nnunet": str(tmp_path), "folds": 3, "train": [pair()]})

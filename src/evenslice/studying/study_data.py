@@ -87,6 +87,14 @@ class StudyData(DataConfig):
         """Keep defaults, too: they may differ from the options of the study."""
         return training.model_dump(mode="json")
 
+    @classmethod
+    def _arrange(cls, found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """Fold the cases that a folder of nnU-Net's has for training, if folds are given."""
+        if given.get("folds") is None:
+            return found
+        rest = {name: value for name, value in found.items() if name not in ("train", "test")}
+        return {"pairs": found["train"], **rest}
+
     @model_validator(mode="before")
     @classmethod
     def _one_way_to_test(cls, values: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from evenslice._core import ConfigError, Section, needs_extra
 from evenslice.training.nnunet import nnunet_options
@@ -19,6 +19,9 @@ with needs_extra("train", "a configuration"):
         model_serializer,
         model_validator,
     )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["DataConfig", "LabelledFiles", "NnunetFolder", "VolumeFile"]
 
@@ -91,7 +94,8 @@ class DataConfig(Section):
         default=None,
         description=(
             "Instead of pairs, the folder of a data set in nnU-Net's raw format: train, test (if there are labelsTs), "
-            "classes, label_values and ignore_label then come from its files, unless given here."
+            "classes, label_values and ignore_label then come from its files, unless given here. In a study with folds, "
+            "the cases of imagesTr are its pairs."
         ),
     )
     train: tuple[LabelledFiles, ...] = Field(description="Pairs of image and labels for training.")
@@ -214,19 +218,28 @@ class DataConfig(Section):
         cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
     ) -> Self:
         if isinstance(value, dict) and value.get("nnunet") is not None:
-            value = _of_nnunet(value, info)
+            value = _of_nnunet(value, info, cls._arrange)
         elif isinstance(value, dict) and info.context and value.get("root") is None:
             value = {**value, "root": "."}
         return handler(value)
 
+    @classmethod
+    def _arrange(cls, found: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
+        """Return the options found in a folder of nnU-Net's, as they fit to those that are given beside it."""
+        return found
 
-def _of_nnunet(values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+
+def _of_nnunet(
+    values: dict[str, Any],
+    info: ValidationInfo,
+    arrange: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
     """Replace the folder of a data set of nnU-Net by what it stands for."""
     given = NnunetFolder.model_validate(values["nnunet"], context=info.context)
     above = Path(values.get("root") or "").expanduser()
     folder = (config_folder(info) / above / given.path.expanduser()).absolute()
     try:
-        found = nnunet_options(folder, given.channel)
+        found = arrange(nnunet_options(folder, given.channel), values)
     except ConfigError as error:
         raise ValueError(str(error)) from error  # pydantic adds the place
     return {**found, **{name: value for name, value in values.items() if name != "nnunet"}, "root": folder}
