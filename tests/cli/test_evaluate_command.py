@@ -112,6 +112,19 @@ def test_an_onnx_file(folder):
     done = run(folder, *network, *SCALED, "--stress", "--classes", "2")
     assert done.returncode == 2
     assert "--classes: an ONNX network states its own" in done.stderr
+    image = np.load(folder / "image.npy").astype(int)
+    for name, options, read in (
+        ("labels.npy", [], image[2:]),
+        ("fair.npy", ["--symmetrize", "output"], (image[2:] + image[:-2]) / 2),
+    ):
+        out = ["--out", f"after-{name}"]
+        done = run_command("segment", *network, *SCALED, *options, *out, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        clear = read != 127.5
+        assert np.array_equal(np.load(folder / out[1])[1:-1][clear], (read > 127.5)[clear])
+    done = run_command("export", *network, "--to", "onnx", "--out", "again", cwd=folder)
+    assert done.returncode == 2
+    assert "--model onnx: is exported already" in done.stderr
 
 
 def test_an_onnx_file_that_evenslice_exported_needs_no_scaling(folder):

@@ -1,9 +1,11 @@
 """Exported networks, run by the libraries of their formats, give what the network gives; what is wrong is not written."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,6 +20,8 @@ from torch import nn
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, OutputError
 from evenslice.inference.exporting import onnx_writing
+from evenslice.inference.exporting.stated_reading import stated_reading
+from evenslice.training.segmenter import reading_options
 from evenslice.volumes import Scaling, slice_indices
 
 CUTS = [None, "output", "1"]
@@ -404,6 +408,74 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
     np.testing.assert_array_equal(np.asarray(again[:]), labels)
     stated = json.loads((folder / "as-huggingface" / "config.json").read_text())
     assert (stated["intensity"], stated["label_values"], stated["symmetrized"]) == ([0, 255], [0, 1], [""])
+
+    np.save("volume.npy", volume)
+    for network in (
+        ["--model", "onnx", "--weights", "as-onnx/network.onnx"],
+        [
+            "--model",
+            "tiny_networks:tiny",
+            "--weights",
+            "as-huggingface",
+            "--dtype",
+            "float32",
+            "--device",
+            "cpu",
+        ],
+    ):  # each says what 0 and 1 are
+        command(folder, "segment", *network, "--volume", "volume.npy", "--out", "said.npy", "--force")
+        np.testing.assert_array_equal(np.load("said.npy"), labels)
+        audited = json.loads(
+            command(folder, "audit", *network, "--volume", "volume.npy", "--max-windows", "8", "--json")
+        )
+        assert audited["volumes"][0]["intensity"] == [0, 255]
+
+    command(folder, "audit", *network, "--volume", "volume.npy", "--max-windows", "8", "--out", "audited")
+    command(folder, "export", *run, "--to", "huggingface", "--out", "with-audit", "--audit", "audited")
+    assert f"| {audited['verdict']} |" in Path("with-audit/README.md").read_text()
+
+
+READING = {"step": 2, "plane": "y", "intensity": (10.0, 200.0), "fill": 0.0, "label_values": (0, 255)}
+
+
+def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
+    evenslice.export(small(), tmp_path / "hub", to="huggingface", **READING)
+    evenslice.export(small(), tmp_path / "onnx", to="onnx", **READING)
+    evenslice.export(small(), tmp_path / "plain", to="onnx")
+    assert stated_reading("tests:any", str(tmp_path / "hub")) == READING
+    assert stated_reading(str(tmp_path / "hub"), None) == READING
+    assert stated_reading("onnx", str(tmp_path / "onnx" / "network.onnx")) == READING
+    assert stated_reading("onnx", str(tmp_path / "plain" / "network.onnx")) == {"step": 1, "plane": "z"}
+    assert stated_reading(str(tmp_path), None) == {}
+    found = reading_options(None, str(tmp_path / "hub"), None, step=1, intensity=(0.0, 1.0))
+    assert found == READING | {"step": 1, "intensity": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": 0},
+        {"step": 1.5},
+        {"plane": "w"},
+        {"plane": ["z"]},
+        {"intensity": [1]},
+        {"intensity": ["a", "b"]},
+        {"intensity": 7},
+        {"fill": math.nan},
+        {"label_values": [0.5]},
+        {"label_values": 3},
+    ],
+)
+def test_damaged_words_of_an_exported_network_are_refused(tmp_path, changes):
+    evenslice.export(small(), tmp_path, to="huggingface", **READING)
+    stated = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(stated | changes))
+    with pytest.raises(
+        ModelError, match="what it says of itself cannot be read .*; export the network again"
+    ):
+        stated_reading(str(tmp_path), None)
+    (tmp_path / "config.json").write_text(json.dumps({**stated, "library_name": "another"} | changes))
+    assert stated_reading(str(tmp_path), None) == {}
 
 
 def test_slices_along_another_axis_are_said(tmp_path):

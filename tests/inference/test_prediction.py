@@ -1,5 +1,7 @@
 """Whole volumes predicted slice by slice by networks whose output is known."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,22 @@ def test_no_slice_is_read_twice(monkeypatch):
     for _ in predict(ready(Weighted(*[1.0] * 5), 5), volume, scaling=Scaling(0, 1), slices=5, step=2):
         pass
     assert sorted(part if isinstance(part, int) else part.start for part in reads) == list(range(12))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_comes_next_is_read_while_a_volume_at_an_address_is_predicted(monkeypatch, remote):
+    volume, image = open_volume(noise(9, 8, 8)), noise(9, 8, 8)
+    threads, read = set(), type(volume).__getitem__
+    monkeypatch.setattr(type(volume), "remote", property(lambda _: remote))
+    monkeypatch.setattr(
+        type(volume),
+        "__getitem__",
+        lambda self, key: threads.add(threading.current_thread()) or read(self, key),
+    )
+    found = predicted(Weighted(1.0, 2.0, 4.0), image, batch=2)
+    assert (threading.main_thread() in threads) is not remote
+    monkeypatch.undo()
+    assert np.array_equal(found, predicted(Weighted(1.0, 2.0, 4.0), image, batch=2))
 
 
 @pytest.mark.parametrize(("most", "lengths"), [(2**25, [4, 4, 4, 1]), (3 * 32 * 32, [3, 1, 3, 1, 3, 1, 1])])

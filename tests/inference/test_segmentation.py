@@ -15,7 +15,7 @@ import zarr
 from torch import nn
 
 from evenslice import cli, segment
-from evenslice._core.errors import ConfigError, OutputError, VolumeError
+from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
 from evenslice.inference import segmentation, segmentation_job
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_network import ReadyNetwork
@@ -350,3 +350,46 @@ def test_a_run_and_a_network_exclude_each_other(tmp_path):
 def test_too_few_slices_are_refused(tmp_path):
     with pytest.raises(VolumeError, match="2 slices, fewer"):
         segment(network(), noise(2, 40, 40), tmp_path / "labels.npy")
+
+
+def test_a_function_is_segmented_like_the_network_that_it_calls(tmp_path, image):
+    model = network()
+
+    def function(windows):
+        return model(torch.from_numpy(windows)).numpy()
+
+    right = segment(model, image, tmp_path / "right.npy", tile=(64, 32), dtype="float32")
+    labels = segment(function, image, tmp_path / "labels.npy", tile=(64, 32))
+    np.testing.assert_array_equal(labels[...], right[...])
+    with pytest.raises(ConfigError, match="dtype 'float32' has no effect on a function"):
+        segment(function, image, tmp_path / "no.npy", dtype="float32")
+    with pytest.raises(ModelError, match=r"must return \(batch, classes, y, x\)"):
+        segment(lambda windows: windows[:, 0], image, tmp_path / "no.npy")
+
+
+def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(tmp_path, image, monkeypatch):
+    def scaling(factor):
+        def scaled(windows):
+            return factor * windows[:, :2]
+
+        return scaled
+
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
+    work, begun = segmentation_job._segment_blocks, []
+
+    def first(blocks, job):
+        yield from islice(work(blocks, job), 4)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(segmentation_job, "_segment_blocks", first)
+        segment(scaling(1.0), image, tmp_path / "labels.npy")
+    with pytest.raises(OutputError, match="unfinished segmentation by another network"):
+        segment(scaling(1.001), image, tmp_path / "labels.npy")
+    monkeypatch.setattr(
+        segmentation_job, "_segment_blocks", lambda blocks, job: begun.extend(blocks) or work(blocks, job)
+    )
+    labels = segment(scaling(1.0), image, tmp_path / "labels.npy")
+    assert len(begun) == 10 - 4
+    monkeypatch.undo()
+    np.testing.assert_array_equal(labels[...], segment(scaling(1.0), image, tmp_path / "right.npy")[...])

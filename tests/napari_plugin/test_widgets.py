@@ -10,6 +10,7 @@ import pytest
 
 import evenslice
 from evenslice.neutralizing import save_network
+from evenslice.training import load_segmenter
 
 SHAPE, SCALE = (12, 40, 48), (3.0, 0.5, 0.5)
 
@@ -45,6 +46,22 @@ def choose_tiny(widget):
     """Name a small network of this module, which `package.module:function` finds as the command line would."""
     widget.network.spec.value = f"{__name__}:before_alone"
     widget.network.weights.value = "none"
+
+
+def train_once(folder, volume, spec="smp:Unet/tu-test_resnet", **training):
+    """Train for one step on slices along y, with labels of 0 and 255."""
+    np.save(folder / "image.npy", volume * 255)
+    np.save(folder / "labels.npy", np.where(volume > 0.5, 255, 0).astype(np.uint8))
+    files = [{"image": "image.npy", "labels": "labels.npy"}]
+    reading = {"label_values": [0, 255], "intensity": [0, 300], "plane": "y"}
+    common = {"steps": 1, "batch": 2, "stress": False, "dtype": "float32", "accelerator": "cpu", **training}
+    config = {
+        "data": {"name": "stack", "root": str(folder), "train": files, **reading},
+        "model": {"spec": spec, "weights": "none", "strategy": "pretrained"},
+        "training": common,
+    }
+    evenslice.train(config, out=folder / "run", progress=False)
+    return folder / "run"
 
 
 def maps_of(viewer):
@@ -167,7 +184,7 @@ def test_a_segmentation_is_that_of_segment_where_the_volume_lies(viewer, widget,
     segment.start.changed.emit(True)
     wait_for(lambda: not segment.busy)
     labels = viewer.layers["stack segmented"]
-    expected = evenslice.segment(loaded.model, volume, tmp_path / "labels.npy")
+    expected = evenslice.segment(loaded.model, volume, tmp_path / "expected.npy")
     assert np.array_equal(labels.data, np.asarray(expected))
     assert len(np.unique(labels.data)) == 2
     assert np.array_equal(labels.scale, layer.scale)
@@ -202,3 +219,40 @@ def test_labels_too_many_for_the_memory_lie_in_a_file_that_goes_with_their_layer
     assert np.load(file)[0, 0, 0] == 1
     viewer.layers.remove(labels)
     assert not file.parent.exists()
+
+
+def test_the_network_of_a_run_reads_volumes_and_writes_labels_as_the_run_does(
+    viewer, widget, wait_for, volume, tmp_path
+):
+    volume = volume.swapaxes(0, 1)
+    segment, audit = widget("Segment"), widget("Audit a network")
+    run = train_once(tmp_path, volume, crop=[32, 32])
+    viewer.add_image(volume * 255, name="stack")
+    for part in (segment, audit):
+        part.network.source.value, part.network.run.value = "training run", run
+        part.start.changed.emit(True)
+        wait_for(lambda part=part: not part.busy)
+    network = load_segmenter(run)
+    expected = network.segment(evenslice.open_volume(volume * 255), tmp_path / "expected.npy")
+    labels = viewer.layers["stack segmented"].data
+    assert np.array_equal(labels, np.asarray(expected))
+    assert set(np.unique(labels)) <= {0, 255}
+    assert labels.max() == 255
+    assert audit.audit.run.volumes[0].intensity == (0, 300)
+    assert maps_of(viewer)["saliency 0"].data.shape == (40, 1, 48)
+
+
+def test_a_classifier_is_asked_about_windows_of_the_size_of_its_crops(
+    viewer, widget, wait_for, volume, tmp_path
+):
+    volume = volume.swapaxes(0, 1)
+    audit, segment = widget("Audit a network"), widget("Segment")
+    run = train_once(tmp_path, volume, "timm:test_resnet", crop=[16, 16], task="classification")
+    viewer.add_image(volume * 255, name="stack")
+    for part in (segment, audit):
+        part.network.source.value, part.network.run.value = "training run", run
+        part.start.changed.emit(True)
+        wait_for(lambda part=part: not part.busy)
+    assert "trained a classifier" in plain(segment.status.value)
+    assert audit.audit.run.tile == (16, 16)
+    assert maps_of(viewer)["saliency 0"].data.shape == (16, 1, 16)

@@ -165,7 +165,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             (on a GPU) is checked in the same way, and what overflows in it is computed again in float32.
         workers: number of processes to start on this machine; by default none. The results do not depend on it.
         scheduler: address of a Dask scheduler whose workers to use instead; they must see files under the same paths.
-        progress: show a progress bar on standard error; by default if that is a terminal.
+        progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 
     Raises:
         VolumeError: a volume cannot be read, has too few slices, is constant or not finite, or labels do not fit it.

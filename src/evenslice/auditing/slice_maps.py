@@ -16,7 +16,7 @@ from evenslice.auditing.preparation import choose_slices, make_ready
 from evenslice.inference import ReadyNetwork
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import record_of
-from evenslice.volumes import WindowGrid, fit_scaling, open_volume
+from evenslice.volumes import WindowGrid, check_tile, fit_scaling, open_volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class SliceMaps:
     change: NDArray[np.bool_] | None
 
 
-def map_slice(
+def map_slice(  # noqa: PLR0913  # all but three arguments have defaults and names
     model: nn.Module,
     volume: VolumeLike,
     z: int,
@@ -60,6 +60,7 @@ def map_slice(
     step: int = 1,
     scaling: Scaling | None = None,
     centre: tuple[int, int] | None = None,
+    tile: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> SliceMaps:
     """Explain the output of a network for one slice, and compare it with that for the reversed window.
@@ -74,7 +75,8 @@ def map_slice(
         step: distance between neighbouring slices of the window.
         scaling: maps voxel values to 0..1; by default from percentiles of the volume, as an audit does.
         centre: (y, x) of the part of a plane that is looked at, if the plane has more than ``LARGEST_PART`` pixels
-            along an axis, or if the network insists on its size; by default the middle.
+            along an axis, or if ``tile`` or the network says how large the part is; by default the middle.
+        tile: size (y, x) of the part; by default as large as may be, or the size the network requires.
         device: "auto" (a GPU if available) or a PyTorch device name.
 
     Raises:
@@ -101,7 +103,7 @@ def map_slice(
     )
     assert isinstance(network, ReadyNetwork)  # noqa: S101  # the model is no function
     plane = volume.shape[1:]
-    tile = network.tile or _part_size(plane, network.multiple)
+    tile = check_tile(tile) if tile else network.tile or _part_size(plane, network.multiple)
     y, x = (
         min(max(0, middle - size // 2), max(0, length - size))
         for middle, size, length in zip(centre or (plane[0] // 2, plane[1] // 2), tile, plane, strict=True)

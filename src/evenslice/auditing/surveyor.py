@@ -95,7 +95,7 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
         seed: random seed for the windows and for random weights.
         device: "auto" (a GPU if available) or a PyTorch device name.
         command: the command line to record in the results.
-        progress: show a progress bar on standard error; by default if that is a terminal.
+        progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 
     Raises:
         ConfigError: an option is out of range, or the weights do not match the networks.

@@ -195,4 +195,5 @@ def _of_source(
     spec, weights = locate_network(source.run, source.model, source.weights)
     settled = {name: value for name, value in network.items() if name != "symmetrize"}
     more = {} if source.run is None else {**settled, "strategy": strategy}
-    return options.Network(spec=spec, weights=weights, **network), reading_options(source.run, **read, **more)
+    found = reading_options(source.run, source.model, source.weights, **read, **more)
+    return options.Network(spec=spec, weights=weights, **network), found

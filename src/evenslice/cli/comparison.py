@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from evenslice._core import ConfigError, option
 from evenslice.auditing import check_method
-from evenslice.inference import load_onnx
+from evenslice.inference import ONNX, load_onnx
 from evenslice.neutralizing import find_strategy, load_network, symmetrize
 from evenslice.report import FIGURE_FILES, TABLE_FILES, write_figures, write_report, write_tables
 from evenslice.results import save_audits
@@ -41,9 +41,6 @@ RENDERED = (
     *(f"tables/{name}" for name in TABLE_FILES),
 )
 """Name patterns of the files made from them."""
-
-ONNX = "onnx"
-"""The specification of a network in an ONNX file."""
 
 
 def audit_strategies(

@@ -39,7 +39,7 @@ MODEL_HELP = (
 )
 WEIGHTS_HELP = "Weights: imagenet, none (random), or a file (.safetensors, .pt, .pth, .ckpt)"
 STRATEGY_HELP = f"How colour kernels become slice kernels: {', '.join(STRATEGIES[1:])}, or pretrained (the network as built)"
-VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://, gs://)"
+VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://, gs://, az://)"
 
 
 def _option(panel: str, text: str, *names: str, metavar: str = "", **more: Any) -> Any:
@@ -213,8 +213,8 @@ class Source:
     model: Annotated[
         str | None,
         network(
-            f"{MODEL_HELP}; instead of --run, or with it to confirm the function that the run names. Audits and "
-            "evaluate also take onnx.",
+            f"{MODEL_HELP}; instead of --run, or with it to confirm the function that the run names. audit, "
+            "evaluate and segment also take onnx.",
             metavar="SPEC",
         ),
     ] = None

@@ -10,7 +10,8 @@ from .evaluation import evaluate as evaluate
 from .evaluation_result import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation
 from .exporting.description import ModelCard as ModelCard
 from .exporting.export import Exported as Exported, export as export
-from .onnx_networks import OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
+from .exporting.stated_reading import stated_reading as stated_reading
+from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
 from .prediction import class_logits as class_logits, predict as predict
 from .ready_network import ReadyNetwork as ReadyNetwork
 from .scoring import evaluate_parts as evaluate_parts

@@ -17,15 +17,16 @@ from torch import nn
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, reason
 from evenslice.inference.batch_sizes import BatchSizes
-from evenslice.inference.ready_network import check_output, trial_windows
+from evenslice.inference.ready_network import ReadyNetwork, check_output, trial_windows
 from evenslice.networks import function_name, reduce_output
+from evenslice.neutralizing import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-__all__ = ["BlackBox"]
+__all__ = ["BlackBox", "make_ready"]
 
 
 class BlackBox(nn.Module):
@@ -138,3 +139,28 @@ class BlackBox(nn.Module):
                 f"the function {self.name} returns an array of type {array.dtype}; it must return numbers"
             )
         return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
+
+
+def make_ready(
+    model: nn.Module | Callable[..., Any], slices: int | None, *, device: str, dtype: str
+) -> tuple[ReadyNetwork | BlackBox, int]:
+    """Return a network or a function ready to run, and the number of slices of its windows.
+
+    Args:
+        model: the network or the function.
+        slices: N; None for the number that ``neutralize`` recorded or that the function states, else 3.
+        device: as for ``ReadyNetwork``, and for ``BlackBox``.
+        dtype: likewise.
+
+    Raises:
+        ModelError, ConfigError: see ``ReadyNetwork`` and ``BlackBox``.
+
+    Example:
+        >>> make_ready(lambda windows: windows, None, device="auto", dtype="auto")[1]
+        3
+    """
+    if isinstance(model, nn.Module):
+        record = record_of(model)
+        slices = slices or (record.slices if record else 3)
+        return ReadyNetwork(model, slices=slices, device=device, dtype=dtype), slices
+    return BlackBox(model, device=device, dtype=dtype), slices or getattr(model, "slices", None) or 3

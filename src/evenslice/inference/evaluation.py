@@ -12,17 +12,14 @@ import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from evenslice._core import ConfigError, option, package_versions
-from evenslice.inference.black_boxes import BlackBox
+from evenslice.inference.black_boxes import make_ready
 from evenslice.inference.evaluation_result import EvaluatedVolume, Evaluation
 from evenslice.inference.plans import try_network
 from evenslice.inference.prediction import choose_tile
-from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.inference.scoring import score_parts
 from evenslice.inference.stressing import MOST_SLICES, StressedVolume, StressTest, stress as measure_stress
-from evenslice.neutralizing import record_of
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
@@ -41,9 +38,9 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from numpy.typing import NDArray
+    from torch import nn
 
     from evenslice.inference.metrics import Scores
-    from evenslice.inference.prediction import Network
     from evenslice.results import Stress
 
     VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
@@ -107,7 +104,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         seed: random seed for the noise of noisy slices.
         device: "auto" (a GPU if available) or a PyTorch device name.
         dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
-        progress: show a progress bar on standard error; by default if that is a terminal.
+        progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 
     Raises:
         VolumeError: a volume cannot be read, has too few slices, is constant or not finite; the labels have another
@@ -151,7 +148,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         raise ConfigError(f"{option('stress_slices', stress_slices)}: must be at least 1")
     volume = open_volume(volume)
     stored = None if labels is None else open_labels(labels, volume)
-    ready, slices = _make_ready(model, slices, device, dtype)
+    ready, slices = make_ready(model, slices, device=device, dtype=dtype)
     tile = choose_tile(ready, volume.shape[1:]) if tile is None else check_tile(tile)
     classes, _ = try_network(ready, slices, tile)
     scaling = fit_scaling(volume, intensity=intensity, fill=fill)
@@ -223,17 +220,6 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         versions=package_versions(PACKAGES),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
     )
-
-
-def _make_ready(
-    model: nn.Module | Function, slices: int | None, device: str, dtype: str
-) -> tuple[Network, int]:
-    """Return a network or function ready to run, and the number of slices of its windows."""
-    if isinstance(model, nn.Module):
-        record = record_of(model)
-        slices = slices or (record.slices if record else 3)
-        return ReadyNetwork(model, slices=slices, device=device, dtype=dtype), slices
-    return BlackBox(model, device=device, dtype=dtype), slices or getattr(model, "slices", None) or 3
 
 
 def _check_values(values: Sequence[int] | None, classes: int) -> Sequence[int] | None:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["OnnxNetwork", "load_onnx", "open_session"]
+__all__ = ["MOST_METADATA", "ONNX", "OnnxNetwork", "load_onnx", "open_session"]
+
+ONNX = "onnx"
+"""The specification of a network in an ONNX file, whose weights are the file."""
 
 MOST_METADATA = 2**24  # characters
 

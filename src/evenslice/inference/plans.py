@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from evenslice._core import json_text, read_bounded, staged_file
+from evenslice.inference.black_boxes import BlackBox
 from evenslice.inference.prediction import class_logits
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ SHOWN = 256
 TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Differences of outputs between devices, relative to the largest value."""
 
+SAME_FUNCTION = 1e-5
+"""The same for a function, which is known by its outputs alone, not by its weights."""
+
 
 def try_network(network: Network, slices: int, tile: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
     """Run one fixed window through a network.
@@ -51,8 +55,14 @@ def try_network(network: Network, slices: int, tile: tuple[int, int]) -> tuple[i
     return max(output.shape[1], 2), values[:: max(1, len(values) // SHOWN)][:SHOWN]
 
 
-def describe_network(network: ReadyNetwork) -> list[str]:
-    """Return what tells a network from others: its class, specification, tensors and precision."""
+def describe_network(network: Network) -> list[str]:
+    """Return what tells a network from others: its class, specification, tensors and precision.
+
+    Of a function that is its type, its name and, of an ONNX file, the digest.
+    """
+    if isinstance(network, BlackBox):
+        function = network.function
+        return [type(function).__qualname__, network.name, str(getattr(function, "origin", None))]
     module = network.module
     return [
         f"{type(module).__module__}.{type(module).__qualname__}",
@@ -103,7 +113,7 @@ def write_plan(path: Path, plan: dict[str, Any], output: NDArray[np.float64]) ->
         beside.write_text(json_text({**plan, "output": output.tolist()}), encoding="utf-8")
 
 
-def same_plan(path: Path, plan: dict[str, Any], output: NDArray[np.float64], dtype: torch.dtype) -> bool:
+def same_plan(path: Path, plan: dict[str, Any], output: NDArray[np.float64], network: Network) -> bool:
     """Return whether a plan was written for the same work and a network that does the same."""
     try:
         written = json.loads(read_bounded(path, PLAN_BYTES))
@@ -112,5 +122,6 @@ def same_plan(path: Path, plan: dict[str, Any], output: NDArray[np.float64], dty
         return False
     if written != json.loads(json_text(plan)) or seen.shape != output.shape:
         return False
+    tolerance = SAME_FUNCTION if isinstance(network, BlackBox) else TOLERANCES[network.dtype]
     scale = np.nanmax(np.abs(output), initial=0)
-    return bool(np.allclose(seen, output, rtol=0, atol=TOLERANCES[dtype] * scale, equal_nan=True))
+    return bool(np.allclose(seen, output, rtol=0, atol=tolerance * scale, equal_nan=True))

@@ -120,8 +120,8 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     def read(_: None) -> list[tuple[int, Window]]:
         return list(islice(windows, at_once))
 
-    # While a GPU computes, this process reads what comes next.
-    ahead = 1 if network.device.type == "cuda" else 0
+    # While a GPU computes, or a server is waited for, this process reads what comes next; otherwise, both need the processor.
+    ahead = 1 if network.device.type == "cuda" or volume.remote else 0
     for chunk in takewhile(bool, map_ahead(read, repeat(None), threads=1, ahead=ahead)):
         planes = np.stack([plane for _, window in chunk for plane in window])
         planes = planes.reshape(len(chunk), slices, *planes.shape[1:])

@@ -156,7 +156,7 @@ def score_parts(  # noqa: PLR0913  # what is computed, without the defaults
         stressed: the largest number of slices that it disturbs; None for all.
         tile: size (y, x) of the in-plane tiles, see ``predict``.
         batch: windows per forward pass, see ``predict``; fewer from where memory runs out.
-        progress: show a progress bar on standard error; by default if that is a terminal.
+        progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
     """
     depths = [len(part.volume) for part in parts]
     compared = [surfaces and part.volume.size <= LARGEST_SURFACE for part in parts]

@@ -14,13 +14,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, OutputError, VolumeError, progress_bar
+from evenslice._core import ConfigError, OutputError, VolumeError, check_sendable, progress_bar
+from evenslice.inference.black_boxes import BlackBox, make_ready
 from evenslice.inference.plans import try_network
 from evenslice.inference.prediction import choose_tile
-from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.inference.segmentation_job import Job, begin, check_blocks, confirm_input, run_blocks
 from evenslice.inference.unfinished import clear, place_of, working_in
-from evenslice.neutralizing import record_of
 from evenslice.volumes import (
     Volume,
     check_destination,
@@ -35,7 +34,7 @@ from evenslice.volumes import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
@@ -44,7 +43,7 @@ __all__ = ["segment"]
 
 
 def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     volume: Volume | NDArray[Any] | str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -71,12 +70,14 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
 
     Args:
         model: maps (batch, slices, y, x) to logits (batch, classes, y, x). The record that ``neutralize`` left on it
-            says how slices are scaled.
+            says how slices are scaled. Or any function with such an output, such as one from ``load_onnx``; see
+            ``evenslice.inference.black_boxes.BlackBox`` for its input. An interrupted run recognizes a function by its
+            name and by what it returns for one window.
         volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
             the output is written in the order of the file.
         out: the output file, OME-Zarr folder or its ``s3://`` address; the suffix gives the format, see
             ``evenslice.volumes.write.writer``.
-        slices: N, odd; by default the number that ``neutralize`` recorded, else 3.
+        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
         step: distance between the slices of a window.
         intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
         fill: the voxel value that replaces NaN and infinity.
@@ -92,7 +93,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         scratch: where to create the staging folder; by default beside the output, or in the system's folder for
             temporary files if the output is remote.
         force: overwrite existing output, and discard an interrupted run with other options.
-        progress: show a progress bar on standard error; by default if that is a terminal.
+        progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 
     Returns:
         The written labels, opened; with ``probabilities``, those of the last class.
@@ -118,9 +119,9 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         ((4, 40, 40), [0, 1, 0, 0])
     """
     volume = open_volume(volume)
-    record = record_of(model)
-    slices = slices or (record.slices if record else 3)
-    network = ReadyNetwork(model, slices=slices, device=device, dtype=dtype)
+    network, slices = make_ready(model, slices, device=device, dtype=dtype)
+    if isinstance(network, BlackBox) and (workers is not None or scheduler is not None):
+        check_sendable(network.function, f"the function {network.name}")
     tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
     classes, output = try_network(network, slices, tile)
     job = Job(

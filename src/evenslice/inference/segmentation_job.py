@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.inference.ready_network import ReadyNetwork
+    from evenslice.inference.prediction import Network
     from evenslice.volumes import Scaling, Volume
 
     Region = tuple[slice, slice, slice]
@@ -60,7 +60,7 @@ MOST_VOXELS = 2**40  # above which the list of blocks, and the folder of their n
 class Job:
     """Everything that a block needs; each worker gets it once."""
 
-    network: ReadyNetwork
+    network: Network
     volume: Volume
     scaling: Scaling
     slices: int
@@ -188,7 +188,7 @@ def begin(job: Job, *, force: bool) -> None:
         import zarr
         from zarr.codecs import ZstdCodec
 
-    same = same_plan(job.description, job.plan, job.output, job.network.dtype)
+    same = same_plan(job.description, job.plan, job.output, job.network)
     if other_work(job.root, job.staging if same else job.root) and not force:
         raise OutputError(
             f"{job.root}: holds an unfinished segmentation by another network, of another volume or with other "

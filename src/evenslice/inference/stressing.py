@@ -154,7 +154,7 @@ def stress(  # noqa: PLR0913  # all but three arguments have defaults and names
         tile: size (y, x) of the in-plane tiles, see ``predict``.
         batch: windows per forward pass.
         seed: random seed of the noise.
-        progress: show a progress bar on standard error; by default if that is a terminal.
+        progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 
     Raises:
         VolumeError: a volume cannot be read, or has fewer slices than a window.

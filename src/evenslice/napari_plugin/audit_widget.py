@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from magicgui.widgets import Label, PushButton
 
@@ -12,14 +12,17 @@ from evenslice.napari_plugin.job_widget import JobWidget, wrap
 from evenslice.napari_plugin.layers import position
 from evenslice.napari_plugin.map_layers import MapLayers
 from evenslice.report import audit_html
+from evenslice.training import asked_size
 from evenslice.volumes import Scaling, reslice
 
 if TYPE_CHECKING:
     import napari.viewer  # the annotation tells napari to pass its viewer
     from napari.layers import Image
+    from torch import nn
 
     from evenslice.auditing import Audit, SliceMaps
-    from evenslice.napari_plugin.network_choice import Loaded, NetworkChoice
+    from evenslice.napari_plugin.network_choice import NetworkChoice
+    from evenslice.training import Segmenter
     from evenslice.volumes import Volume
 
 __all__ = ["AuditWidget"]
@@ -30,14 +33,14 @@ class _Audited:
     """What was audited, for maps of further slices."""
 
     audit: Audit
-    loaded: Loaded
+    network: Segmenter
     volume: Volume
     layer: Image
 
     @property
     def axis(self) -> int:
         """The axis of the layer along which slices follow one another."""
-        return "zyx".index(self.loaded.plane)
+        return "zyx".index(self.network.plane)
 
     def maps(self, place: tuple[int, int, int]) -> SliceMaps:
         """Explain the slice through a voxel (z, y, x) of the layer, in the part of the plane around it."""
@@ -45,13 +48,14 @@ class _Audited:
         run = self.audit.run
         low, high = run.volumes[0].intensity
         return map_slice(
-            self.loaded.network,
+            cast("nn.Module", self.network.network),  # no widget offers functions
             self.volume,
             place[self.axis],
             slices=run.slices,
             step=run.step,
             scaling=Scaling(low, high, run.volumes[0].fill),
             centre=(y, x),
+            tile=asked_size(self.network.run),
         )
 
 
@@ -112,7 +116,15 @@ class AuditWidget(JobWidget):
 
 
 def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
-    loaded = choice.load()
-    volume = reslice(volume, loaded.plane)
-    found = audit(loaded.network, volume, slices=loaded.slices, step=loaded.step, **loaded.scaling)
-    return _Audited(found, loaded, volume, layer)
+    network = choice.load()
+    volume = reslice(volume, network.plane)
+    found = audit(
+        network.network,
+        volume,
+        slices=network.slices,
+        step=network.step,
+        intensity=network.intensity,
+        fill=network.fill,
+        tile=asked_size(network.run),
+    )
+    return _Audited(found, network, volume, layer)

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from evenslice._core import ConfigError
+from evenslice.inference import stated_reading
 from evenslice.neutralizing import load_network
-from evenslice.training import load_segmenter
+from evenslice.training import Segmenter, load_segmenter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
-
-__all__ = ["FromFile", "FromLibrary", "FromRun", "Loaded", "NetworkChoice"]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A network with the way in which it reads volumes.
-
-    Attributes:
-        network: the network.
-        slices: N, the slices of its windows.
-        step: distance between neighbouring slices of a window.
-        plane: the axis of a volume along which slices follow one another.
-        scaling: ``intensity`` and ``fill``, as far as a training run determines them.
-    """
-
-    network: nn.Module
-    slices: int
-    step: int = 1
-    plane: str = "z"
-    scaling: dict[str, Any] = field(default_factory=dict)
+__all__ = ["FromFile", "FromLibrary", "FromRun", "NetworkChoice"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +32,10 @@ class FromLibrary:
     slices: int
     strategy: str
 
-    def load(self) -> Loaded:
+    def load(self) -> Segmenter:
         """Build it; the errors are those of ``load_network``."""
         model, record, _ = load_network(self.spec, self.weights, slices=self.slices, strategy=self.strategy)
-        return Loaded(model, record.slices)
+        return Segmenter(model, record.slices)
 
 
 @dataclass(frozen=True)
@@ -64,26 +44,23 @@ class FromRun:
 
     run: Path
 
-    def load(self) -> Loaded:
+    def load(self) -> Segmenter:
         """Load it; the errors are those of ``load_segmenter``."""
         _check_chosen(self.run, "the folder of a training run")
-        found = load_segmenter(self.run)
-        scaling = {"intensity": found.intensity, "fill": found.fill}
-        known = {name: value for name, value in scaling.items() if value is not None}
-        return Loaded(found.network, found.slices, found.step, found.plane, known)
+        return load_segmenter(self.run)
 
 
 @dataclass(frozen=True)
 class FromFile:
-    """A network that evenslice has saved: a file, or a folder for Hugging Face."""
+    """A network that evenslice has saved: a file, or a folder for Hugging Face, which says how it reads volumes."""
 
     path: Path
 
-    def load(self) -> Loaded:
+    def load(self) -> Segmenter:
         """Load it; the errors are those of ``load_network``."""
         _check_chosen(self.path, "the file of a network")
         model, record, _ = load_network(str(self.path))
-        return Loaded(model, record.slices)
+        return Segmenter(model, record.slices, **stated_reading(str(self.path), None))
 
 
 NetworkChoice = FromLibrary | FromRun | FromFile

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.inference import segment
 from evenslice.napari_plugin.job_widget import JobWidget
 from evenslice.napari_plugin.layers import mark, placement
-from evenslice.volumes import reslice
 
 if TYPE_CHECKING:
     import napari.viewer  # the annotation tells napari to pass its viewer
@@ -69,17 +67,10 @@ def _clean_up(labels: _Labels, event: Event) -> None:
 
 
 def _segment(choice: NetworkChoice, volume: Volume) -> _Labels:
-    loaded = choice.load()
+    network = choice.load()
     folder = tempfile.TemporaryDirectory(prefix="evenslice-", ignore_cleanup_errors=True)
     out = Path(folder.name) / "labels.npy"
-    segment(
-        loaded.network,
-        reslice(volume, loaded.plane),
-        out,
-        slices=loaded.slices,
-        step=loaded.step,
-        **loaded.scaling,
-    )
+    network.segment(volume, out)
     if out.stat().st_size > IN_MEMORY:
         return _Labels(np.load(out, mmap_mode="r+"), folder)
     with folder:

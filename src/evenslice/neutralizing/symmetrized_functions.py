@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SymmetrizedFunction"]
 
-STATED = ("slices", "tile", "mean", "std")
-"""Attributes by which a function states what windows it takes."""
+STATED = ("slices", "tile", "mean", "std", "origin")
+"""Attributes by which a function states what windows it takes, and where it comes from."""
 
 
 class SymmetrizedFunction:
@@ -26,7 +26,8 @@ class SymmetrizedFunction:
 
     Args:
         function: maps an array (batch, slices, y, x) to an array or tensor, or to a mapping, tuple or list of them.
-            What it states by the attributes ``slices``, ``tile``, ``mean``, ``std`` and ``name`` holds here, too.
+            What it states by the attributes ``slices``, ``tile``, ``mean``, ``std``, ``origin`` and ``name`` holds here,
+            too.
 
     Attributes:
         function: the function.

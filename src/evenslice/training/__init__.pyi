@@ -26,6 +26,7 @@ from .option_types import (
 from .retesting import retest as retest
 from .run_folder import MOVABLE as MOVABLE, RunFolder as RunFolder, flat_options as flat_options
 from .segmenter import (
+    Segmenter as Segmenter,
     asked_size as asked_size,
     load_segmenter as load_segmenter,
     locate_network as locate_network,

@@ -5,17 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from evenslice._core import ConfigError, option
-from evenslice.inference import Evaluation, Exported, evaluate, export, segment
+from evenslice.inference import (
+    ONNX,
+    Evaluation,
+    Exported,
+    evaluate,
+    export,
+    load_onnx,
+    segment,
+    stated_reading,
+)
 from evenslice.networks import parse_specification
-from evenslice.neutralizing import load_network
+from evenslice.neutralizing import load_network, symmetrize
 from evenslice.volumes import reslice
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
     from pathlib import Path
-
-    from torch import nn
 
     from evenslice.networks import ModelSource
     from evenslice.training.config import TrainConfig
@@ -35,9 +45,9 @@ READ = ("intensity", "fill", *LABELS, "plane")
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A network, and the options of ``segment`` and ``evaluate`` that belong to it."""
+    """A network or a function, and the options of ``segment`` and ``evaluate`` that belong to it."""
 
-    network: nn.Module
+    network: nn.Module | Callable[..., Any]
     slices: int
     step: int = 1
     intensity: tuple[float, float] | None = None
@@ -80,7 +90,14 @@ class Segmenter:
         """Export the network for other programs; the other options are those of ``evenslice.export``.
 
         The windows of a run's classifier are as large as its crops, unless ``tile`` says otherwise.
+
+        Raises:
+            ConfigError: it is an ONNX file; or see ``evenslice.export``.
         """
+        if not isinstance(self.network, nn.Module):
+            raise ConfigError(
+                f"{option('model', ONNX)}: is exported already; name the network that it came from"
+            )
         if to != "huggingface":  # weights, which have no size of windows
             tile = tile or asked_size(self.run)
         own = {"plane": self.plane, **self._own}
@@ -106,32 +123,56 @@ def load_segmenter(
 
     Args:
         run: see ``locate_network``.
-        spec: likewise.
-        weights: likewise.
+        spec: likewise; or "onnx".
+        weights: likewise; or the ONNX file.
         options: ``slices``, ``classes``, ``mean``, ``std`` and ``symmetrize`` of ``load_network``, and those of
             ``reading_options``; None means the default. With a run, ``slices``, ``classes``, ``mean``, ``std`` and
             ``step`` are not allowed.
 
     Raises:
-        ConfigError: see ``locate_network``; or an option is given that the run determines.
+        ConfigError: see ``locate_network``; or an option is given that the run, or the ONNX file, determines.
         ModelError: the network cannot be loaded.
     """
     at = options.pop("symmetrize", None)
     built = {name: options.pop(name, None) for name in BUILT}
+    if run is None and spec == ONNX and weights is not None:
+        return _of_onnx(weights, at, **built, read=reading_options(None, spec, weights, **options))
     if run is not None:
         _refuse_determined(run, **built, step=options.get("step"))
     spec, weights = locate_network(run, spec, weights)
-    read = reading_options(run, **options)
+    read = reading_options(run, spec, weights, **options)
     network, record, source = load_network(spec, weights, symmetrize=at, **built)
     task = "segmentation" if run is None else _configuration(run).training.task
     return Segmenter(network, record.slices, source=source, run=run, task=task, **read)
 
 
-def reading_options(run: Path | None, **options: Any) -> dict[str, Any]:
+def _of_onnx(
+    file: str,
+    at: str | None,
+    *,
+    slices: int | None,
+    classes: int | None,
+    mean: Any,
+    std: Any,
+    read: dict[str, Any],
+) -> Segmenter:
+    """Return the function that an ONNX file holds."""
+    if classes is not None:
+        raise ConfigError(f"{option('classes')}: an ONNX network states its own; omit the option")
+    network = load_onnx(file, mean=mean, std=std)
+    function = network if at is None else symmetrize(network, at)
+    return Segmenter(function, slices or network.slices or 3, **read)
+
+
+def reading_options(
+    run: Path | None, spec: str | None, weights: str | None, **options: Any
+) -> dict[str, Any]:
     """Return how a network reads volumes and their labels: as its run did, unless the user says otherwise.
 
     Args:
         run: the folder of the run of the network; None for a network without one.
+        spec: without a run, the specification of the network, which may have been exported: see ``stated_reading``.
+        weights: likewise, its weights.
         options: ``step`` and the options ``READ``; None means the default. With a run, any option that is not one of
             ``READ`` is refused.
 
@@ -140,11 +181,12 @@ def reading_options(run: Path | None, **options: Any) -> dict[str, Any]:
 
     Raises:
         ConfigError: an option is given that the run determines.
+        ModelError: what an exported network says of itself is damaged.
     """
     given = {name: value for name, value in options.items() if value is not None}
     read = {name: given.pop(name) for name in READ if name in given}
     if run is None:
-        return {"step": given.get("step", 1), **read}
+        return {"step": 1, **stated_reading(spec, weights), **given, **read}
     _refuse_determined(run, **given)
     config = _configuration(run)
     known = {name: value for name in READ if (value := getattr(config.data, name)) is not None}

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Description", "ModelCard", "describe"]
 
 FORMAT = 1
+LIBRARY = "evenslice"
+"""What tells a folder for Hugging Face from those of other libraries."""
+
 PLANES = ("z", "y", "x")
 PAPER = (
     "Mitigating Pretraining-Induced Attention Asymmetry in 2D+ Electron Microscopy Image Segmentation, "

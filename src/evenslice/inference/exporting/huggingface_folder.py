@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import json_text, needs_extra
+from evenslice.inference.exporting.description import LIBRARY
 from evenslice.inference.exporting.readme import readme_text
 from evenslice.neutralizing import save_network
 
@@ -32,7 +33,7 @@ def write_huggingface(
         MissingExtraError: huggingface_hub is not installed.
     """
     save_network(model, folder / "model.safetensors", source=source)
-    configuration = {"library_name": "evenslice", **_settings(description)}
+    configuration = {"library_name": LIBRARY, **_settings(description)}
     (folder / "config.json").write_text(json_text(configuration), encoding="utf-8")
     (folder / "README.md").write_text(
         f"---\n{_header(description)}\n---\n\n{readme_text(description, _usage(description))}",
@@ -61,7 +62,7 @@ def _header(description: Description) -> str:
     card = description.card
     data = ModelCardData(
         license=card.license.lower() if card.license else None,
-        library_name="evenslice",
+        library_name=LIBRARY,
         tags=[*TAGS, f"image-{description.task}"],
         pipeline_tag=f"image-{description.task}",
         model_name=card.name,
