@@ -13,6 +13,7 @@ from evenslice.cli.printing import show_audits
 from evenslice.cli.tables import VERDICT_STYLES, audit_table
 from evenslice.results.asymmetry import PairBias, SecondOpinion
 from evenslice.results.intervals import Interval
+from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.verdicts import Decision
 
 WIDTH = 80
@@ -152,3 +153,24 @@ def test_json_has_the_audits_alone(capsys):
     assert [item["name"] for item in json.loads(capsys.readouterr().out)] == ["a", "b"]
     show_audits(audits[:1], None, json=True)
     assert json.loads(capsys.readouterr().out)["name"] == "a"
+
+
+def test_an_interval_cut_off_at_the_end_of_its_range_is_shown_by_its_ends(shown):
+    audit = with_statistics(make_audit("network", PRETRAINED), pairs=(PairBias(-0.98, -1.0, -0.93),))
+    lines = shown(audit)
+    assert any("-0.980" in line and "±" not in line.partition("-0.980")[2][:4] for line in lines)
+    assert any("[-1.00, -0.93]" in line for line in lines)
+
+
+def test_what_a_lost_slice_costs_stands_below_once_for_each_network(shown):
+    losses = (BriefLoss("missing", 1, 0.6, 0.8, 0.5, Interval(0.2, 0.1, 0.3)),)
+    audit = dataclasses.replace(
+        make_audit("network", PRETRAINED), stress=StressSummary("labels", 16, 0.9, 0.85, losses)
+    )
+    lines = shown(audit)
+    assert "Dice when slices are disturbed, 16 windows" in lines
+    assert "missing 1 .600 .800 .500 +.200 [+.100, +.300]" in lines
+    lines = shown(audit, with_run(audit, method="occlusion"), make_audit("other", UNIFORM))
+    assert [line for line in lines if "disturbed" in line] == [
+        "network: Dice when slices are disturbed, 16 windows"
+    ]

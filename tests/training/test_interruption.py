@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM leave runs that are resumed to the weights of undisturbed ones; progress in a pipe."""
 
+import json
 import os
 import re
 import shlex
@@ -90,7 +91,9 @@ def test_a_command_that_is_interrupted_says_how_to_resume_it(
     assert 30 <= int(said[1]) < 40  # in the middle of an epoch
     assert torch.load(RunFolder(run).last, weights_only=True)["global_step"] == int(said[1])
     again = run_command(*shlex.split(said[2])[1:], "--json", cwd=inputs)
-    assert (again.returncode, again.stderr) == (0, "")  # a document was asked for, and nothing else
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["steps"] == STEPS  # a document, and what is for people elsewhere
+    assert any(re.fullmatch(progress, line) for line in again.stderr.splitlines())
     assert trained(run) == undisturbed
 
 

@@ -1,4 +1,4 @@
-"""The tables that ``evaluate`` prints for people."""
+"""The tables that ``evaluate`` prints for people; the second also stands below that of an audit with labels."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from evenslice.inference import Evaluation
-    from evenslice.results import Interval, Stress
+    from evenslice.results import Interval, StressSummary
 
-__all__ = ["evaluation_tables"]
+__all__ = ["evaluation_tables", "stress_table"]
 
 MINUS = "\N{MINUS SIGN}"
 SCORES = ("dice", "iou", "surface_dice", "surface_dice_3", "hd95")
@@ -25,7 +25,7 @@ def evaluation_tables(found: Evaluation) -> Iterator[Table]:
     if found.scores is not None:
         yield _scores_table(found)
     if found.stress is not None:
-        yield stress_table(found.stress)
+        yield stress_table(found.stress.summary())
 
 
 def _scores_table(found: Evaluation) -> Table:
@@ -44,11 +44,12 @@ def _scores_table(found: Evaluation) -> Table:
     return table
 
 
-def stress_table(stress: Stress) -> Table:
+def stress_table(stress: StressSummary, network: str | None = None) -> Table:
     """Return the mean Dice for each kind of disturbance: of the slice at -k, at +k and both, and the asymmetry."""
     what = "Dice" if stress.reference == "labels" else "Dice with the intact answer"
+    whose = "" if network is None else f"{network}: "
     table = _table(
-        f"{what} when slices are disturbed, {stress.slices} windows",
+        f"{whose}{what} when slices are disturbed, {stress.slices} windows",
         "slice is",
         "k",
         f"{MINUS}k",
@@ -56,15 +57,15 @@ def stress_table(stress: Stress) -> Table:
         "both",
         f"loss at {MINUS}k\nminus at +k",
     )
-    table.add_row("intact", "", *[_score(stress.intact.dice)] * 3, "")
+    table.add_row("intact", "", *[_score(stress.intact)] * 3, "")
     for loss in stress.losses:
         table.add_row(
             loss.kind,
             str(loss.offset),
-            *(_score(side.dice) for side in (loss.before, loss.after, loss.both)),
+            *(_score(side) for side in (loss.before, loss.after, loss.both)),
             _signed(loss.asymmetry),
         )
-    table.add_row("reversed stack", "", "", "", _score(stress.reversed.dice), "")
+    table.add_row("reversed stack", "", "", "", _score(stress.reversed), "")
     return table
 
 

@@ -72,17 +72,24 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
     """Print audits: in JSON a list of them, or the only one.
 
     For people, a line above the table says whether the methods of an audit agree, and one below it what several methods
-    conclude about one network.
+    conclude about one network; what lost slices cost follows, where labels were given.
     """
+    from evenslice.cli.evaluation_tables import stress_table
     from evenslice.cli.tables import audit_table
     from evenslice.report import conclusion, methods_sentence
 
     documents = [audit.to_dict() for audit in audits]
+    # Several methods audit one network, whose losses are the same.
+    stressed = {audit.stress: audit.name for audit in reversed(audits) if audit.stress is not None}
     show(
         documents[0] if len(documents) == 1 else documents,
         *filter(None, [methods_sentence(audits)]),
         audit_table(audits),
         *filter(None, [conclusion(audits)]),
+        *(
+            stress_table(found, name if len(audits) > 1 else None)
+            for found, name in reversed(stressed.items())
+        ),
         *_report(out),
         json=json,
     )

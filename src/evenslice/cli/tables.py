@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from evenslice.auditing import Audit, Survey
     from evenslice.inference import Exported
     from evenslice.neutralizing import Record
-    from evenslice.results import PairBias
+    from evenslice.results import Interval, PairBias
     from evenslice.volumes import VolumeInfo
 
 __all__ = [
@@ -34,6 +34,8 @@ __all__ = [
     "survey_tables",
     "without_zero",
 ]
+
+HALF_A_DIGIT = 0.0005
 
 VERDICT_STYLES = {
     "symmetric": "green",
@@ -103,11 +105,15 @@ def _pairs(pairs: Sequence[PairBias], method: str | None) -> str:
     return "\n".join([*lines, *([_broken(method)] if method else [])]) or "none"
 
 
-def _with_half_width(pair: PairBias) -> str:
-    if math.isnan(pair.estimate):
+def _with_half_width(value: Interval, between: str = " ") -> str:
+    """Return a value and the half-width of its interval, or both ends if that is cut off at the end of the range."""
+    if math.isnan(value.estimate):
         return "none"
-    estimate = f"{pair.estimate:+.3f}".replace("-0.000", " 0.000").replace("+0.000", " 0.000")
-    return f"{estimate} ± {_short((pair.high - pair.low) / 2)}"
+    estimate = f"{value.estimate:+.3f}".replace("-0.000", " 0.000").replace("+0.000", " 0.000")
+    half = (value.high - value.low) / 2
+    if abs(value.high - value.estimate - half) > HALF_A_DIGIT:
+        return f"{estimate}\n[{value.low:.2f}, {value.high:.2f}]"
+    return f"{estimate}{between}± {_short(half)}"
 
 
 def _figure(value: float) -> str:
@@ -211,14 +217,24 @@ def run_table(result: Mapping[str, Any], out: Path) -> Table:
             table.add_row(
                 f"test {title}", f"{'none' if mean is None else f'{mean:.3f}'} (classes: {per_class})"
             )
-    for loss in (result.get("stress") or {"losses": ()})["losses"]:
-        if loss["kind"] == "missing" and loss["before"] is not None:
-            sides = ", ".join(f"{name} {loss[name]:.3f}" for name in ("before", "after", "both"))
-            table.add_row(f"test Dice, slice ±{loss['offset']} missing", sides)
+    for name, dice in _stress_rows(result.get("stress")):
+        table.add_row(name, dice)
     if result["bias"] is not None and result["bias"]["directional_bias"] is not None:
         table.add_row("directional bias D_m", f"{result['bias']['directional_bias']:+.3f}")
     table.add_row("network", str(out / "network.safetensors"))
     return table
+
+
+def _stress_rows(stress: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Yield what lost slices, and a reversed stack, leave of the Dice."""
+    if stress is None or stress["intact"] is None:
+        return
+    yield f"Dice of {stress['slices']} test slices", f"{stress['intact']:.3f}"
+    for loss in stress["losses"]:
+        if loss["kind"] == "missing" and loss["before"] is not None:
+            sides = ", ".join(f"{name} {loss[name]:.3f}" for name in ("before", "after", "both"))
+            yield f"  slice ±{loss['offset']} missing", sides
+    yield "  stack reversed", f"{stress['reversed']:.3f}"
 
 
 def survey_tables(survey: Survey) -> Iterator[Table]:
@@ -231,7 +247,6 @@ def survey_tables(survey: Survey) -> Iterator[Table]:
     for column in table.columns:
         column.no_wrap = column.header not in {"network", "shares"}
     for item in survey.measured:
-        bias = item.directional_bias
         table.add_row(
             item.spec,
             "\n".join(
@@ -240,9 +255,7 @@ def survey_tables(survey: Survey) -> Iterator[Table]:
             ),
             _short(item.chromatic),
             " ".join(_short(share.estimate) for share in item.shares),
-            "none"
-            if math.isnan(bias.estimate)
-            else f"{bias.estimate:+.3f}\n± {_short((bias.high - bias.low) / 2)}",
+            _with_half_width(item.directional_bias, "\n"),
             f"{item.mirror_error.estimate:.1g}",
         )
     draws = {item.draws for item in survey.measured if item.draws > 1}

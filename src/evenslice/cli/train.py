@@ -55,8 +55,7 @@ def train(
             out,
             resume=resume,
             command=command_line(),
-            progress=False if json else None,
-            on_start=None if json else lambda lines: tell(*lines),
+            on_start=lambda lines: tell(*lines),
         )
     if result:  # of several processes, only the first has one
         show(result, run_table(result, out), json=json)
