@@ -1,9 +1,10 @@
 """Other tools for segmentation on the Lucchi++ crop, with two CPU cores and twenty minutes of training each.
 
-    python benchmarks/segmenters.py --data FOLDER --tool evenslice|monai|biapy|nnunet [--bin FOLDER] [--minutes 20]
+    python benchmarks/segmenters.py --data FOLDER --tool evenslice|monai|biapy|nnunet [--bin FOLDER] [--minutes 20] [--length N]
 
 FOLDER holds train_image.tif, train_mito.tif, test_image.tif and test_mito.tif. Each tool trains as its documentation says,
-with its own defaults where it has any; only the length of the training is set, such that it takes the time that is given.
+with its own defaults where it has any; only the length of the training is set, such that it takes the time that is given:
+`--length` is the number of steps of evenslice or of epochs of BiaPy that fit into it, the other two find it themselves.
 Preparing the data and predicting the test volume come on top. Prints one line of JSON: IoU and Dice of the foreground in
 the test volume, minutes, and versions. Nothing else should run on the machine meanwhile.
 
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +46,7 @@ if TYPE_CHECKING:
 
     Labels = NDArray[np.uint8]
 
-STEPS_A_MINUTE = 130  # of evenslice's defaults
-BIAPY_EPOCH = 190.0  # seconds, on two cores of an Intel Xeon with AMX
+EVENSLICE_STEP, BIAPY_EPOCH = 0.46, 190.0  # seconds, on two cores of an Intel Xeon with AMX
 SPACING = 5.0  # nanometres
 BIAPY = {
     "SYSTEM": {"NUM_CPUS": -1},
@@ -111,9 +112,21 @@ def call(folder: Path, *command: str, **variables: str) -> str:
     return log.read_text()
 
 
-def with_evenslice(data: Path, folder: Path, minutes: float, _: Path) -> tuple[Labels, dict[str, Any]]:
+@dataclass(frozen=True)
+class Budget:
+    """How long a tool may train: minutes and, for those that cannot be told so, how many steps or epochs."""
+
+    minutes: float
+    length: int | None
+
+    def fit(self, seconds: float) -> int:
+        """Return the length, by default as many steps or epochs of some seconds each as fit into the time."""
+        return self.length or max(1, int(60 * self.minutes / seconds))
+
+
+def with_evenslice(data: Path, folder: Path, budget: Budget, _: Path) -> tuple[Labels, dict[str, Any]]:
     """Train with the defaults of evenslice, but for the number of steps."""
-    steps = round(STEPS_A_MINUTE * minutes)
+    steps = budget.fit(EVENSLICE_STEP)
     files = {
         split: [{"image": f"{split}_image.tif", "labels": f"{split}_mito.tif"}] for split in ("train", "test")
     }
@@ -130,7 +143,7 @@ def with_evenslice(data: Path, folder: Path, minutes: float, _: Path) -> tuple[L
     }
 
 
-def with_monai(data: Path, _: Path, minutes: float, __: Path) -> tuple[Labels, dict[str, Any]]:
+def with_monai(data: Path, _: Path, budget: Budget, __: Path) -> tuple[Labels, dict[str, Any]]:
     """Train the 3-D U-Net of MONAI's tutorial."""
     from monai.data import CacheDataset, DataLoader, list_data_collate
     from monai.inferers import sliding_window_inference
@@ -177,7 +190,7 @@ def with_monai(data: Path, _: Path, minutes: float, __: Path) -> tuple[Labels, d
     )
     loss, optimizer = DiceLoss(sigmoid=True), torch.optim.Adam(network.parameters(), 1e-3)
     start, steps = time.monotonic(), 0
-    while time.monotonic() - start < 60 * minutes:
+    while time.monotonic() - start < 60 * budget.minutes:
         for batch in loader:
             optimizer.zero_grad()
             loss(network(batch["img"]), batch["seg"]).backward()
@@ -194,7 +207,7 @@ def with_monai(data: Path, _: Path, minutes: float, __: Path) -> tuple[Labels, d
     return labels, {"steps": steps, "training": trained - start, "prediction": time.monotonic() - trained}
 
 
-def with_biapy(data: Path, folder: Path, minutes: float, programs: Path) -> tuple[Labels, dict[str, Any]]:
+def with_biapy(data: Path, folder: Path, budget: Budget, programs: Path) -> tuple[Labels, dict[str, Any]]:
     """Train BiaPy's 2-D attention U-Net as its template for semantic segmentation does."""
     for split in ("train", "test"):
         for kind, name in (("x", "image"), ("y", "mito")):
@@ -203,7 +216,7 @@ def with_biapy(data: Path, folder: Path, minutes: float, programs: Path) -> tupl
                 tifffile.imwrite(
                     folder / split / kind / f"{number:03}.tif", plane * (255 if kind == "y" else 1)
                 )
-    epochs = max(1, int(60 * minutes / BIAPY_EPOCH))
+    epochs = budget.fit(BIAPY_EPOCH)
     config = json.loads(json.dumps(BIAPY))
     for split in ("train", "test"):
         paths = {"PATH": str(folder / split / "x"), "GT_PATH": str(folder / split / "y"), "IN_MEMORY": True}
@@ -224,7 +237,7 @@ def with_biapy(data: Path, folder: Path, minutes: float, programs: Path) -> tupl
     }
 
 
-def with_nnunet(data: Path, folder: Path, minutes: float, programs: Path) -> tuple[Labels, dict[str, Any]]:
+def with_nnunet(data: Path, folder: Path, budget: Budget, programs: Path) -> tuple[Labels, dict[str, Any]]:
     """Train nnU-Net's 2d configuration on all training slices."""
     parts = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
     variables = {name: str(folder / part) for name, part in parts.items()}
@@ -233,7 +246,7 @@ def with_nnunet(data: Path, folder: Path, minutes: float, programs: Path) -> tup
         "nnUNet_n_proc_DA": "2",
         "nnUNet_def_n_proc": "2",
     }
-    variables["TRAINING_SECONDS"] = str(60 * minutes)
+    variables["TRAINING_SECONDS"] = str(60 * budget.minutes)
     (folder / "trainers").mkdir()
     (folder / "trainers" / "minutes.py").write_text(TRAINER)
     raw = folder / "raw" / "Dataset001_Crop"
@@ -270,7 +283,7 @@ def with_nnunet(data: Path, folder: Path, minutes: float, programs: Path) -> tup
     return labels, {"epochs": epochs, "training": trained - start, "prediction": time.monotonic() - trained}
 
 
-TOOLS: dict[str, tuple[Callable[[Path, Path, float, Path], tuple[Labels, dict[str, Any]]], str]] = {
+TOOLS: dict[str, tuple[Callable[[Path, Path, Budget, Path], tuple[Labels, dict[str, Any]]], str]] = {
     "evenslice": (with_evenslice, "evenslice"),
     "monai": (with_monai, "monai"),
     "biapy": (with_biapy, "biapy"),
@@ -298,15 +311,20 @@ def main() -> None:
         "--bin", type=Path, default=Path(sys.executable).parent, help="folder of the tool's programs"
     )
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--length", type=int, help="steps of evenslice, or epochs of BiaPy")
     parser.add_argument(
         "--keep", type=Path, help="folder for everything that the tool writes; by default a temporary one"
     )
     options = parser.parse_args()
+    if options.length and options.tool not in ("evenslice", "biapy"):
+        parser.error(f"--length: {options.tool} finds by itself what fits into --minutes; leave it out")
     run, package = TOOLS[options.tool]
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        labels, found = run(options.data, folder, options.minutes, options.bin.absolute())
+        labels, found = run(
+            options.data, folder, Budget(options.minutes, options.length), options.bin.absolute()
+        )
     truth = read(options.data, "test_mito")
     shared, either = np.sum((labels > 0) & (truth > 0)), np.sum((labels > 0) | (truth > 0))
     scores = {"iou": shared / either, "dice": 2 * shared / (shared + either)}
