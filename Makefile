@@ -75,7 +75,14 @@ demo: $(STAMP)
 
 benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/audit_speed.py
+	$(BIN)/python benchmarks/segment_speed.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/monitor_cost.py
+	$(BIN)/python benchmarks/neutralize_speed.py
+	$(BIN)/python benchmarks/symmetrize_cost.py
+	$(BIN)/python benchmarks/large_volume_audit.py
 	$(BIN)/python benchmarks/audit_memory.py
+	$(BIN)/python benchmarks/segment_memory.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/sanity.py
 
