@@ -166,13 +166,33 @@ def test_a_function(weights, verdict):
     assert found.statistics.second_opinion is None
 
 
-def test_a_function_of_classes_is_biased_in_its_foreground():
-    def classes(windows):
-        return foreground_alone(0.1)(torch.from_numpy(windows)).argmax(1).numpy()
+def test_a_function_of_scores_is_biased_in_its_foreground_alone():
+    def scores(windows):
+        return foreground_alone(0.1)(torch.from_numpy(windows)).numpy()
 
-    found = audit(classes, noise(), slices=3, intensity=(0, 1))
-    assert {item.class_number for item in found.statistics.classes} <= {0, 1}
-    assert found.statistics.answer_change.estimate == 0
+    found = audit(scores, noise(), slices=3, intensity=(0, 1), max_windows=60)
+    assert decided(found) == ("biased", "attention", 1, 1)
+    background, foreground = found.statistics.classes
+    assert foreground.pairs[0].estimate == pytest.approx(-0.5, abs=0.01)
+    assert background.pairs[0].estimate == pytest.approx(0, abs=1e-4)
+    assert abs(found.attention[0].estimate) < 0.05
+
+
+def test_a_function_of_classes_is_judged_by_what_its_classes_read():
+    def middle(windows):
+        return (windows[:, 1] > 0.9).astype(np.int64)
+
+    def before(windows):
+        return ((windows[:, 1] > 0.5) * (1 + (windows[:, 0] > 0.5))).astype(np.int64)
+
+    fair, unfair = (audit(part, noise(), slices=3, intensity=(0, 1)) for part in (middle, before))
+    assert fair.verdict == "symmetric"
+    assert fair.statistics.answer_change.estimate == 0
+    assert decided(unfair) == ("biased", "attention", None, 1)
+    assert unfair.attention[0].estimate == -1
+    assert unfair.answer.estimate == pytest.approx(
+        0.5, abs=0.02
+    )  # half of the foreground is of another class
 
 
 def test_networks_that_are_fair_by_construction_are_symmetric():
