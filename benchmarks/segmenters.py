@@ -6,7 +6,7 @@ FOLDER holds train_image.tif, train_mito.tif, test_image.tif and test_mito.tif. 
 with its own defaults where it has any; only the length of the training is set, such that it takes the time that is given:
 `--length` is the number of steps of evenslice or of epochs of BiaPy that fit into it, the other two find it themselves.
 Preparing the data and predicting the test volume come on top. Prints one line of JSON: IoU and Dice of the foreground in
-the test volume, minutes, and versions. Nothing else should run on the machine meanwhile.
+the test volume, seconds of training and of prediction, and versions. Nothing else should run on the machine meanwhile.
 
 - evenslice: `evenslice train`, with the defaults but for the number of steps.
 - monai: the 3-D U-Net, loss, optimizer and transforms of the tutorial `3d_segmentation/torch/unet_training_dict.py`; it
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -229,11 +230,12 @@ def with_biapy(data: Path, folder: Path, budget: Budget, programs: Path) -> tupl
                    "--run_id", "1", OMP_NUM_THREADS="2")  # fmt: skip
     found = sorted(folder.glob("results/**/per_image_binarized/*.tif"))
     labels = np.stack([np.squeeze(tifffile.imread(path)) for path in found])
-    times = [line.strip() for line in printed.splitlines() if "time" in line.lower()]
+    hours, minutes, seconds = map(int, re.findall(r"Train time \(s\): (\d+):(\d+):(\d+)", printed)[-1])
+    training = 3600.0 * hours + 60 * minutes + seconds
     return (labels > 0).astype(np.uint8), {
         "epochs": epochs,
-        "whole": time.monotonic() - start,
-        "printed": times[-1:],
+        "training": training,
+        "prediction": time.monotonic() - start - training,
     }
 
 
@@ -279,8 +281,8 @@ def with_nnunet(data: Path, folder: Path, budget: Budget, programs: Path) -> tup
     call(folder, str(programs / "nnUNetv2_predict"), "-i", str(raw / "imagesTs"), "-o", "predicted", "-d", "1", "-c", "2d",
          "-f", "all", "-tr", "nnUNetTrainerMinutes", "-device", "cpu", "-npp", "1", "-nps", "1", **variables)  # fmt: skip
     labels: Labels = tifffile.imread(folder / "predicted" / "test.tif")
-    epochs = [line for line in printed.splitlines() if "epochs of 5" in line]
-    return labels, {"epochs": epochs, "training": trained - start, "prediction": time.monotonic() - trained}
+    steps = 5 * int(re.findall(r"(\d+) epochs of 5 iterations", printed)[-1])
+    return labels, {"steps": steps, "training": trained - start, "prediction": time.monotonic() - trained}
 
 
 TOOLS: dict[str, tuple[Callable[[Path, Path, Budget, Path], tuple[Labels, dict[str, Any]]], str]] = {

@@ -131,7 +131,16 @@ def full_table(study: Study, comparison: Comparison) -> str:
     for group in (*figure_groups(study.results, comparison), *([stress] if stress.rows else [])):
         rows.append([f"**{group.title}**", *[""] * len(names)])
         rows += [[row.label, *row.cells] for row in group.rows]
+    rows.append(["**Time**", *[""] * len(names)])
+    rows.append(["Minutes of training, median", *(_minutes(study, comparison, name) for name in names)])
     return table(["", *names], rows)
+
+
+def _minutes(study: Study, comparison: Comparison, arm: str) -> str:
+    """Return the median duration of the trainings of an arm; those with the network of another arm have none."""
+    runs = study.results.runs_of(comparison, arm)
+    known = [run.seconds / 60 for run in runs if run.steps > 0 and not math.isnan(run.seconds)]
+    return f"{median(known):.1f}" if known else NOTHING
 
 
 def run_table(studies: Sequence[Study]) -> str:

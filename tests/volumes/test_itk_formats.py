@@ -16,7 +16,7 @@ from evenslice._core import errors
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.deflate import DeflatedFile
+from evenslice.volumes.read.deflate import DeflatedFile, read_in_parts
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
 VOXELS = STACK.tobytes()
@@ -71,6 +71,28 @@ def test_large_compressed_volumes_are_read_in_part(tmp_path, suffix, monkeypatch
     for z in (5, 0, 3, 5):
         np.testing.assert_array_equal(volume[z, ::3, 5:], STACK[z, ::3, 5:])
     assert same(volume, STACK)
+
+
+@pytest.mark.parametrize("suffix", ["mha", "nrrd", "nii.gz"])
+@pytest.mark.parametrize("plane", ["y", "x"])
+def test_a_large_compressed_volume_is_sliced_across_its_order_in_little_memory(
+    tmp_path, monkeypatch, suffix, plane
+):
+    array = np.random.default_rng(0).integers(0, 9, (128, 256, 256), np.uint8)  # 8 MiB
+    for name in ("raw", "nifti"):
+        monkeypatch.setattr(f"evenslice.volumes.read.{name}.IN_MEMORY", 0)
+    monkeypatch.setattr("evenslice.volumes.read.deflate.PART_BYTES", 2**16)
+    path = tmp_path / f"scan.{suffix}"
+    write(path, array, compress=True)
+    volume = open_volume(path, plane=plane)
+    axis = "zyx".index(plane)
+    volume[3]  # what is kept for the reads that follow
+    tracemalloc.start()
+    found = volume[60:63, ::2]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.moveaxis(array, axis, 0)[60:63, ::2])
+    assert peak < 2**21
 
 
 @pytest.mark.parametrize(
@@ -338,3 +360,27 @@ def test_nrrd_headers_may_be_long(tmp_path, encoding):
     assert same(open_volume(path), STACK)
     path.write_bytes(head + tags * 130 + data)
     fails(str(path), "its header has no empty line at its end in the first 8,388,608 bytes")
+
+
+@given(data=st.data(), part=st.integers(1, 400))
+def test_parts_of_any_shape_are_read_as_one_but_span_less(data, part):
+    shape = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
+    array = np.asfortranarray(np.arange(np.prod(shape), dtype=np.int16).reshape(shape))
+    key = []
+    for length in shape:
+        start = data.draw(st.integers(0, length - 1))
+        key.append(slice(start, data.draw(st.integers(start + 1, length)), data.draw(st.integers(1, 3))))
+    spans = []
+
+    def read(inner):
+        ends = [(rows.start, rows[-1]) for rows in (range(n)[p] for n, p in zip(shape, inner, strict=True))]
+        spans.append(
+            sum((last - first) * step for (first, last), step in zip(ends, array.strides, strict=True))
+        )
+        return array[inner]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evenslice.volumes.read.deflate.PART_BYTES", part)
+        found = read_in_parts(tuple(key), array.strides, array.dtype, read)
+    np.testing.assert_array_equal(found, array[tuple(key)])
+    assert max(spans) < 2 * part + 2 * array.itemsize

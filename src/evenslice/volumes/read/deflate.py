@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evenslice._core import VolumeError, open_regular
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
-__all__ = ["MOST_COMPRESSION", "DeflatedFile"]
+    from numpy.typing import NDArray
+
+__all__ = ["MOST_COMPRESSION", "DeflatedFile", "read_in_parts"]
 
 MOST_COMPRESSION = 1032
 """Deflate expands one byte to at most 1,032 (Adler and Gailly, zlib technical details)."""
+
+PART_BYTES = 2**24
+"""Most bytes of an array that are decompressed at once to pick some from."""
 
 _PIECE_BYTES = 2**18
 _STEP_BYTES = 2**22
@@ -135,3 +143,40 @@ class _Pieces:
 
 def _decompressor() -> zlib._Decompress:
     return zlib.decompressobj(wbits=47)  # zlib or gzip, detected from the first bytes
+
+
+def read_in_parts(
+    key: tuple[slice, ...],
+    strides: Sequence[int],
+    dtype: np.dtype[Any],
+    read: Callable[[tuple[slice, ...]], NDArray[Any]],
+) -> NDArray[Any]:
+    """Return a part of a compressed array whose first axis varies fastest, with little more in memory than that part.
+
+    What lies between the first and the last voxel of a part has to be decompressed. So a part that spans much, such as a
+    slice along the first axis, is read in parts that span less.
+
+    Args:
+        key: one slice per axis, not empty.
+        strides: distance of neighbours along each axis, in bytes, ascending.
+        dtype: of the array.
+        read: returns the part under a key, at a cost in memory of what it spans.
+
+    Example:
+        >>> array = np.asfortranarray(np.arange(24).reshape(2, 3, 4))
+        >>> read_in_parts((slice(1, 2), slice(0, 3), slice(0, 4, 3)), array.strides, array.dtype, array.__getitem__).shape
+        (1, 3, 2)
+    """
+    ranges = [range(part.start, part.stop, part.step or 1) for part in key]
+    axis = max((n for n, rows in enumerate(ranges) if len(rows) > 1), default=0)
+    rows, stride = ranges[axis], strides[axis]
+    if (rows[-1] + 1 - rows[0]) * stride <= PART_BYTES or len(rows) == 1:
+        return read(key)
+    out = np.empty([len(steps) for steps in ranges], dtype, order="F")
+    count = max(1, PART_BYTES // (stride * rows.step))
+    for start in range(0, len(rows), count):
+        part = rows[start : start + count]
+        inner = (*key[:axis], slice(part[0], part[-1] + 1, rows.step), *key[axis + 1 :])
+        place = (*[slice(None)] * axis, slice(start, start + len(part)))
+        out[place] = read_in_parts(inner, strides, dtype, read)
+    return out

@@ -18,7 +18,7 @@ import numpy as np
 from evenslice._core import VolumeError, needs_extra, open_regular
 from evenslice.volumes.affines import LARGEST
 from evenslice.volumes.read.checks import describe_content
-from evenslice.volumes.read.deflate import MOST_COMPRESSION
+from evenslice.volumes.read.deflate import MOST_COMPRESSION, read_in_parts
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.units import normal_unit, scale_to
 
@@ -76,13 +76,19 @@ class NiftiSource(VoxelSource):
         elif self._nbytes <= IN_MEMORY:
             raw = self._in_memory[key]
         else:
-            # Each row of a crop would take a seek, and each seek decompresses up to 4 MiB.
-            whole = tuple(slice(part.start, part.stop) for part in key[2:])
-            steps = tuple(slice(None, None, part.step) for part in key[2:])
-            raw = self._proxy[(slice(None), slice(None), *whole)][(*key[:2], *steps)]
+            stored = self._proxy.dtype
+            strides = np.cumprod([stored.itemsize, *self.shape[:-1]], dtype=np.int64).tolist()
+            raw = read_in_parts(key, strides, stored, self._read_slices)
         if not self._scaled:
             return np.asarray(raw)
         return (np.asarray(raw, np.float64) * self._slope + self._inter).astype(self.dtype)
+
+    def _read_slices(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Read whole slices and crop them: each row of a crop would take a seek, which decompresses up to 4 MiB."""
+        whole = tuple(slice(part.start, part.stop) for part in key[2:])
+        steps = tuple(slice(None, None, part.step) for part in key[2:])
+        raw: NDArray[Any] = self._proxy[(slice(None), slice(None), *whole)][(*key[:2], *steps)]
+        return raw
 
     @cached_property
     def _in_memory(self) -> NDArray[Any]:

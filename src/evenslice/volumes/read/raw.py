@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import bz2
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from evenslice._core import VolumeError, open_regular
-from evenslice.volumes.read.deflate import DeflatedFile
+from evenslice.volumes.read.deflate import DeflatedFile, read_in_parts
 from evenslice.volumes.read.file_voxels import FileVoxels
 
 if TYPE_CHECKING:
@@ -81,10 +81,19 @@ class RawVoxels:
             return self._raw.read(key)
         if self._deflated is None or self._nbytes <= IN_MEMORY:
             return self._in_memory[key]
-        strides = np.cumprod([self._dtype.itemsize, *self._shape[:-1]], dtype=np.int64).tolist()
+        return read_in_parts(key, self._strides, self._dtype, partial(self._read_span, self._deflated))
+
+    @cached_property
+    def _strides(self) -> list[int]:
+        strides: list[int] = np.cumprod([self._dtype.itemsize, *self._shape[:-1]], dtype=np.int64).tolist()
+        return strides
+
+    def _read_span(self, file: DeflatedFile, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Decompress all that lies between the first and the last voxel of a part."""
+        strides = self._strides
         first = sum(part.start * stride for part, stride in zip(key, strides, strict=True))
         last = sum((part.stop - 1) * stride for part, stride in zip(key, strides, strict=True))
-        content = self._deflated.read(first, last + self._dtype.itemsize - first)
+        content = file.read(first, last + self._dtype.itemsize - first)
         lengths = [len(range(part.start, part.stop, part.step or 1)) for part in key]
         steps = [stride * (part.step or 1) for part, stride in zip(key, strides, strict=True)]
         return np.ndarray(lengths, self._dtype, content, 0, steps)
