@@ -88,6 +88,21 @@ def test_labels_are_optional_under_stress(folder):
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_labels_may_lack_the_axis_of_which_an_entry_of_the_image_is_selected(folder):
+    image = np.load(folder / "image.npy")
+    np.save(folder / "channels.npy", np.stack([255 - image, image]))
+    chosen = ["--volume", "channels.npy", "--axes", "czyx", "--select", "c=1", "--intensity", "0", "255"]
+    scores = []
+    for volume in (SCALED, chosen):
+        done = run(folder, *NETWORK, *volume, "--labels", "labels.npy", "--json")
+        assert done.returncode == 0, done.stderr
+        scores.append(json.loads(done.stdout)["dice"])
+    assert scores[0] == scores[1]
+    done = run(folder, *NETWORK, *chosen, "--labels", "missing.npy")
+    assert done.returncode == 2
+    assert "missing.npy: no such file" in done.stderr
+
+
 def test_an_onnx_file(folder):
     import evenslice  # noqa: F401  # the package that the command runs
 

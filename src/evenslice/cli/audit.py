@@ -153,7 +153,7 @@ def audit(
             partial(
                 measure,
                 volume=[opening.open(path, plane=sliced) for path in volume],
-                labels=[opening.open(path) for path in labels] if labels else None,
+                labels=[opening.open_labels(path) for path in labels] if labels else None,
                 target=parse_target(target),
                 outputs=None if outputs is None else find_function(outputs),
                 tolerance=tolerance,

@@ -64,7 +64,7 @@ def evaluate(
         if no_surfaces:
             raise ConfigError("--no-surfaces: has no effect without --labels; give both or neither")
     opened = opening.open(volume)
-    opened_labels = None if labels is None else opening.open(labels)
+    opened_labels = None if labels is None else opening.open_labels(labels)
     staged = (
         nullcontext()
         if out is None

@@ -7,7 +7,8 @@ A group is a frozen dataclass whose fields are options. A command takes groups a
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -263,14 +264,21 @@ class Opening:
         """Open a volume with these options, sliced along an axis."""
         from evenslice.volumes import open_volume
 
+        chosen = dict(self.select or ())
         return open_volume(
-            path,
-            axes=self.axes,
-            select=dict(self.select or ()),
-            level=self.level,
-            plane=plane,
-            region=self.region,
+            path, axes=self.axes, select=chosen, level=self.level, plane=plane, region=self.region
         )
+
+    def open_labels(self, path: str) -> "Volume":
+        """Open labels with these options or, as they may lack the other axes of the image, without those of axes."""
+        from evenslice._core import EvensliceError
+
+        try:
+            return self.open(path)
+        except EvensliceError:
+            with suppress(EvensliceError):
+                return replace(self, axes=None, select=None, level=0).open(path)
+            raise
 
 
 Plane = Annotated[
