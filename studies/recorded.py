@@ -15,7 +15,7 @@ from evenslice._core.versions import package_versions
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["describe_machine", "describe_training", "training_table"]
+__all__ = ["describe_machine", "describe_training", "segmenter_table", "training_table"]
 
 PACKAGES = ("evenslice", "torch", "lightning", "monai", "timm", "segmentation-models-pytorch", "torchvision")
 
@@ -56,6 +56,32 @@ def _training_row(training: dict[str, Any]) -> list[str]:
         f"{training['dice']:.3f}",
         f"{training['iou']:.3f}",
         f"{training['directional_bias']:+.3f}".replace("-", "\N{MINUS SIGN}"),
+    ]
+
+
+SEGMENTERS = {
+    "evenslice": ("evenslice", "U-Net on EfficientNet-Lite0, pretrained, 3 slices, uniform"),
+    "biapy": ("BiaPy", "2-D attention U-Net"),
+    "monai": ("MONAI", "3-D U-Net"),
+    "nnunet": ("nnU-Net", "2d configuration"),
+}
+
+
+def segmenter_table(found: Iterable[dict[str, Any]]) -> str:
+    """Return what several tools made of the same data, from the lines that ``benchmarks/segmenters.py`` printed."""
+    header = ("tool", "network", "trained for", "minutes of training", "minutes of prediction", "IoU", "Dice")
+    return table(header, (_segmenter_row(line) for line in found))
+
+
+def _segmenter_row(line: dict[str, Any]) -> list[str]:
+    name, network = SEGMENTERS[line["tool"]]
+    unit = "epochs" if "epochs" in line else "steps"
+    return [
+        f"{name} {line['version']}",
+        network,
+        f"{line[unit]} {unit}",
+        *(f"{line[part] / 60:.1f}" for part in ("training", "prediction")),
+        *(f"{line[score]:.3f}" for score in ("iou", "dice")),
     ]
 
 

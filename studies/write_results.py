@@ -23,7 +23,7 @@ import jinja2
 from found_studies import find_studies
 from PIL import Image
 from pooled_expectations import pooled_expectations
-from recorded import describe_machine, describe_training, training_table
+from recorded import describe_machine, describe_training, segmenter_table, training_table
 from study_expectations import expectations
 from study_result_tables import full_table, pooled_table, result_table, run_table, stress_table
 
@@ -50,10 +50,11 @@ def write_page(studies: Sequence[Study], folder: Path, docs: Path) -> None:
 
     Args:
         studies: what to show.
-        folder: that of the studies, with ``machine.json`` and ``trainings.json``.
+        folder: that of the studies, with ``machine.json``, ``trainings.json`` and ``segmenters.json``.
         docs: where to write.
     """
     machine, trainings = _noted(folder / "machine.json"), _noted(folder / "trainings.json")
+    segmenters = _noted(folder / "segmenters.json")
     with style.settings(), staged_folder(docs / "results", ("*.svg", "*.webp"), force=True) as beside:
         shown = [_shown(study, beside) for study in studies]
     environment = jinja2.Environment(  # noqa: S701  # it writes Markdown
@@ -68,6 +69,8 @@ def write_page(studies: Sequence[Study], folder: Path, docs: Path) -> None:
         expectations=[*expectations(studies), *pooled_expectations(studies)],
         runs=run_table(studies),
         trainings=training_table(trainings.values()) if trainings else None,
+        segmenters=segmenter_table(segmenters["found"]) if segmenters else None,
+        segmenters_on=segmenters.get("machine"),
         machine=machine,
     )
     with staged_file(docs / "results.md", force=True) as path:

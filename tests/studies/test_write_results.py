@@ -344,6 +344,23 @@ def test_what_single_trainings_gave_is_noted_and_shown(script, folder, tmp_path,
     assert row in (tmp_path / "docs" / "results.md").read_text()
 
 
+def test_what_other_tools_gave_is_shown(script, folder, tmp_path, monkeypatch):
+    studies = shutil.copytree(folder, tmp_path / "studies")
+    scores = {"iou": 0.7637, "dice": 0.866, "training": 1272.0, "prediction": 309.0}
+    found = [
+        {"tool": "biapy", "version": "3.7.1", "epochs": 7, **scores},
+        {"tool": "nnunet", "version": "2.8.1", "steps": 25, **scores},
+    ]
+    (studies / "segmenters.json").write_text(json.dumps({"machine": "two old cores", "found": found}))
+    arguments = ["--studies", str(studies), "--docs", str(tmp_path / "docs")]
+    monkeypatch.setattr(sys, "argv", ["write_results.py", *arguments])
+    assert script.main() == 0
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "The machine: two old cores." in page
+    assert "| BiaPy 3.7.1 | 2-D attention U-Net | 7 epochs | 21.2 | 5.2 | 0.764 | 0.866 |" in page
+    assert "| nnU-Net 2.8.1 | 2d configuration | 25 steps | 21.2 | 5.2 | 0.764 | 0.866 |" in page
+
+
 def test_without_a_study_the_page_stays(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["write_results.py", "--studies", str(tmp_path), "--docs", str(tmp_path)]
