@@ -98,6 +98,19 @@ def test_labels_may_lack_the_axis_of_which_an_entry_of_the_image_is_selected(fol
         assert done.returncode == 0, done.stderr
         scores.append(json.loads(done.stdout)["dice"])
     assert scores[0] == scores[1]
+    # The shape of a cube would show no mistake.
+    cube = np.random.default_rng(1).integers(0, 255, (16, 16, 16, 2), dtype=np.uint8)
+    np.save(folder / "turned.npy", cube)
+    np.save(folder / "turned_labels.npy", (cube[..., 1] > 127).astype(np.uint8))
+    np.save(folder / "upright.npy", cube[..., 1].T)
+    np.save(folder / "upright_labels.npy", (cube[..., 1].T > 127).astype(np.uint8))
+    scores = []
+    for name, options in (("upright", []), ("turned", ["--axes", "xyzc", "--select", "c=1"])):
+        files = ["--volume", f"{name}.npy", "--labels", f"{name}_labels.npy", "--intensity", "0", "255"]
+        done = run(folder, *NETWORK, *files, *options, "--json")
+        assert done.returncode == 0, done.stderr
+        scores.append(json.loads(done.stdout)["dice"])
+    assert scores[0] == scores[1]
     done = run(folder, *NETWORK, *chosen, "--labels", "missing.npy")
     assert done.returncode == 2
     assert "missing.npy: no such file" in done.stderr

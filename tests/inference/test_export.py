@@ -446,9 +446,12 @@ def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
     assert stated_reading(str(tmp_path / "hub"), None) == READING
     assert stated_reading("onnx", str(tmp_path / "onnx" / "network.onnx")) == READING
     assert stated_reading("onnx", str(tmp_path / "plain" / "network.onnx")) == {"step": 1, "plane": "z"}
+    assert stated_reading("tests:any", str(tmp_path / "hub" / "model.safetensors")) == READING
     assert stated_reading(str(tmp_path), None) == {}
     found = reading_options(None, str(tmp_path / "hub"), None, step=1, intensity=(0.0, 1.0))
     assert found == READING | {"step": 1, "intensity": (0.0, 1.0)}
+    found = reading_options(None, str(tmp_path / "hub"), None, instances="sparse")
+    assert "label_values" not in found
 
 
 @pytest.mark.parametrize(

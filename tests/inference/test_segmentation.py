@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 import zarr
 from torch import nn
 
-from evenslice import cli, segment, symmetrize
+from evenslice import cli, export, load_onnx, segment, symmetrize
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
 from evenslice.inference import segmentation, segmentation_job
 from evenslice.inference.prediction import predict
@@ -365,6 +366,8 @@ def test_a_function_is_segmented_like_the_network_that_it_calls(tmp_path, image)
     np.testing.assert_array_equal(labels[...], right[...])
     with pytest.raises(ConfigError, match="dtype 'float32' has no effect on a function"):
         segment(function, image, tmp_path / "no.npy", dtype="float32")
+    with pytest.raises(ModelError, match="returns int64, such as class numbers; it must return logits"):
+        segment(lambda windows: windows[:, :1].astype(int), image, tmp_path / "no.npy")
     with pytest.raises(ModelError, match=r"must return \(batch, classes, y, x\)"):
         segment(lambda windows: windows[:, 0], image, tmp_path / "no.npy")
 
@@ -395,3 +398,18 @@ def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(tm
     assert len(begun) == 10 - 4
     monkeypatch.undo()
     np.testing.assert_array_equal(labels[...], segment(scaling(1.0), image, tmp_path / "right.npy")[...])
+
+
+@pytest.mark.slow
+def test_workers_segment_by_an_onnx_file_that_is_symmetrized(tmp_path, image):
+    pytest.importorskip("onnxruntime")
+    model = network().eval()
+    neutralize(model, 3, strategy="pretrained", mean=0, std=1)
+    export(model, tmp_path / "exported", to="onnx")
+    function = symmetrize(load_onnx(tmp_path / "exported" / "network.onnx"))
+    right = segment(function, image, tmp_path / "right.npy")
+    labels = segment(function, image, tmp_path / "labels.npy", workers=1)
+    np.testing.assert_array_equal(labels[...], right[...])
+    lock = threading.Lock()
+    with pytest.raises(ConfigError, match="cannot be sent to workers"):
+        segment(lambda windows: windows[:, :2] if lock else None, image, tmp_path / "no.npy", workers=1)

@@ -131,6 +131,26 @@ def test_one_data_set_is_not_pooled_unless_it_has_the_primary_comparison(tmp_pat
     assert len(shown_pooled(load_study(make_study(tmp_path / "b", **alone, primary=primary)))) == 1
 
 
+def test_a_margin_beyond_all_results_is_drawn(tmp_path):
+    primary = Primary("fair", "net", 0.3)
+    found = load_study(
+        make_study(
+            tmp_path / "wide",
+            comparisons=SETS,
+            arms=ARMS,
+            folds=(0, 1, 2),
+            seeds=(0,),
+            size=24,
+            primary=primary,
+        )
+    )
+    with style.settings():
+        axes = forest_figure(found).figure.axes[0]
+    lines = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    assert min(lines) == -0.3
+    assert axes.get_xlim()[0] < -0.3
+
+
 def test_the_forest_has_a_block_of_all_data_sets(results):
     with style.settings():
         drawing = forest_figure(results)

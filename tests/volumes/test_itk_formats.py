@@ -383,4 +383,24 @@ def test_parts_of_any_shape_are_read_as_one_but_span_less(data, part):
         patch.setattr("evenslice.volumes.read.deflate.PART_BYTES", part)
         found = read_in_parts(tuple(key), array.strides, array.dtype, read)
     np.testing.assert_array_equal(found, array[tuple(key)])
-    assert max(spans) < 2 * part + 2 * array.itemsize
+    assert max(spans) < 2 * max(part, found.nbytes) + 2 * array.itemsize
+
+
+def test_what_is_asked_for_whole_is_read_at_once(monkeypatch):
+    monkeypatch.setattr("evenslice.volumes.read.deflate.PART_BYTES", 8)
+    array, keys = np.asfortranarray(np.arange(120, dtype=np.uint8).reshape(4, 5, 6)), []
+
+    def read(key):
+        keys.append(key)
+        return array[key]
+
+    for whole, key, parts in (
+        (0, (slice(0, 4), slice(0, 5), slice(2, 3)), 1),  # a slice
+        (0, (slice(1, 2), slice(0, 5), slice(2, 3)), 3),
+        (2, (slice(1, 2), slice(0, 5), slice(2, 3)), 1),  # whole slices are read anyway
+        (2, (slice(1, 2), slice(0, 5), slice(2, 5)), 3),
+    ):
+        keys.clear()
+        found = read_in_parts(key, array.strides, array.dtype, read, whole=whole)
+        np.testing.assert_array_equal(found, array[key])
+        assert len(keys) == parts

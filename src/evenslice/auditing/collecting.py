@@ -28,8 +28,19 @@ def count_attributed(batch: MeasuredBatch) -> int:
 def collect_measurements(batches: Sequence[MeasuredBatch]) -> Measurements:
     """Return the measurements of all windows, in the order of the visit."""
     places = np.concatenate([batch.places for batch in batches])
-    rows = {key: np.concatenate([batch.rows[key] for batch in batches]) for key in batches[0].rows}
+    parts = {key: [batch.rows[key] for batch in batches] for key in batches[0].rows}
+    parts["level"] = _of_one_width(parts["level"])
+    rows = {key: np.concatenate(values) for key, values in parts.items()}
     return Measurements(volume=places[:, 0], position=places[:, 1:], **rows)
+
+
+def _of_one_width(parts: Sequence[Floats]) -> list[Floats]:
+    """Return levels (n, F) with one F: means over the features if there are several, as many as are known where none is."""
+    widths = {part.shape[1] for part in parts if not np.isnan(part).all()}
+    if len(widths) > 1:
+        return [part.mean(axis=1, keepdims=True) for part in parts]
+    width = max(widths, default=1)
+    return [part if part.shape[1] == width else np.full((len(part), width), np.nan) for part in parts]
 
 
 def collect_subset(batches: Sequence[MeasuredBatch]) -> SubsetMeasurements:

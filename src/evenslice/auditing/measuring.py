@@ -135,7 +135,8 @@ def _measure_windows(
         whole = None if fast or measurer.crop else found.at(batch.subset)
         with measurer.in_float32():
             subset_rows, used = _measure_subset(batch, measurer, windows, labels, whole)
-        for name in names:
+        for name in names:  # an output may have another number of features on a part of the tile
+            rows[name] = np.full((len(rows[name]), *used[name].shape[1:]), np.nan)
             rows[name][batch.subset] = used[name]
     saliency = given.attribution[: batch.pictures].abs()
     total = saliency.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

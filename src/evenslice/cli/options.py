@@ -270,21 +270,22 @@ class Opening:
         )
 
     def open_labels(self, path: str) -> "Volume":
-        """Open labels with these options or, as they may lack the other axes of the image, without those of axes."""
+        """Open labels with these options or, as they may lack the other axes of the image, with those of z, y and x alone."""
         from evenslice._core import EvensliceError
 
         try:
             return self.open(path)
         except EvensliceError:
+            axes = None if self.axes is None else "".join(axis for axis in self.axes if axis.lower() in "zyx")
             with suppress(EvensliceError):
-                return replace(self, axes=None, select=None, level=0).open(path)
+                return replace(self, axes=axes, select=None).open(path)
             raise
 
 
 Plane = Annotated[
     str | None,
     volume(
-        "Axis of the file along which slices follow one another: z, y or x (default: the run's, else z).",
+        "Axis of the file along which slices follow one another: z, y or x (default: that of the run or export, else z).",
         metavar="AXIS",
         autocompletion=lambda: PLANES,
     ),
@@ -298,7 +299,7 @@ class LabelValues:
     label_values: Annotated[
         Sequence[int] | None,
         volume(
-            "Label value of each class (default: the run's, else 0,1,2 ...).",
+            "Label value of each class (default: those of the run or export, else 0,1,2 ...).",
             metavar="V,V",
             parser=parse_values,
         ),
@@ -343,14 +344,14 @@ class Scaling:
     intensity: Annotated[
         tuple[float, float] | None,
         volume(
-            "Voxel values mapped to 0 and 1 (default: the run's, else percentiles of the volume).",
+            "Voxel values mapped to 0 and 1 (default: those of the run or export, else percentiles of the volume).",
             metavar="LOW HIGH",
         ),
     ] = None
     fill: Annotated[
         float | None,
         volume(
-            "Voxel value that replaces NaN and infinity (default: the run's, else they are an error).",
+            "Voxel value that replaces NaN and infinity (default: that of the run or export, else they are an error).",
             metavar="X",
         ),
     ] = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from evenslice.auditing import Audit, Survey
+    from evenslice.results import StressSummary
 
 __all__ = ["command_line", "quiet", "show", "show_audits", "show_study", "show_survey", "tell"]
 
@@ -79,20 +80,25 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
     from evenslice.report import conclusion, methods_sentence
 
     documents = [audit.to_dict() for audit in audits]
-    # Several methods audit one network, whose losses are the same.
-    stressed = {audit.stress: audit.name for audit in reversed(audits) if audit.stress is not None}
     show(
         documents[0] if len(documents) == 1 else documents,
         *filter(None, [methods_sentence(audits)]),
         audit_table(audits),
         *filter(None, [conclusion(audits)]),
-        *(
-            stress_table(found, name if len(audits) > 1 else None)
-            for found, name in reversed(stressed.items())
-        ),
+        *(stress_table(found, name if len(audits) > 1 else None) for name, found in _stressed(audits)),
         *_report(out),
         json=json,
     )
+
+
+def _stressed(audits: Sequence[Audit]) -> Iterator[tuple[str, StressSummary]]:
+    """Yield each network whose losses were measured once, though several methods may have audited it."""
+    seen = set()
+    for audit in audits:
+        network = (audit.run.strategy, audit.run.tie, repr(audit.run.model))
+        if audit.stress is not None and network not in seen:
+            seen.add(network)
+            yield audit.name.removesuffix(f", {audit.run.method}"), audit.stress
 
 
 def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:

@@ -36,7 +36,8 @@ class BlackBox(nn.Module):
         function: maps an array (batch, slices, y, x), float32 in 0..1, to an array or a tensor, batch first, or to
             anything that ``outputs`` or ``evenslice.networks.logits`` reduces to one. It scales and
             moves its input itself. Attributes ``slices`` and ``tile``, if present and not None, state the only windows
-            that it accepts; ``name``, ``mean`` and ``std``, if present, are recorded.
+            that it accepts; ``name``, ``mean`` and ``std``, if present, are recorded. ``origin``, such as a digest of its
+            weights, tells it from others when a segmentation is resumed.
         outputs: maps what the function returns to the outputs.
         device: must be "auto": any other value would have no effect.
         dtype: likewise.

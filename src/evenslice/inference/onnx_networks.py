@@ -198,8 +198,8 @@ def _scaling(
         ) from error
 
 
-def open_session(path: Path, providers: tuple[str, ...] = CPU) -> Any:
-    """Return an onnxruntime session of a file; see ``load_onnx`` for the errors."""
+def open_session(path: Path, providers: tuple[str, ...] = CPU, *, optimized: bool = True) -> Any:
+    """Return an onnxruntime session of a file, which opens faster if it need not be fast; see ``load_onnx`` for the errors."""
     with needs_extra("onnx", f"reading {path.name}"):
         import onnxruntime
     import torch
@@ -211,6 +211,8 @@ def open_session(path: Path, providers: tuple[str, ...] = CPU) -> Any:
         raise ModelError(f"{path}: no such file; name an ONNX file")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised anyway
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = torch.get_num_threads()  # the limit of a worker in a cluster
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=list(providers))

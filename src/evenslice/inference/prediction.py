@@ -158,6 +158,11 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
         torch.Size([1, 2, 64, 64])
     """
     output = logits(network(windows))
+    if not output.is_floating_point():
+        raise ModelError(
+            f"the network returns {str(output.dtype).removeprefix('torch.')}, such as class numbers; it must return "
+            "logits (batch, classes, y, x)"
+        )
     if output.ndim != 4:
         raise ModelError(
             f"the network returns an output of shape {tuple(output.shape)}; a segmentation network must return "

@@ -70,9 +70,10 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
 
     Args:
         model: maps (batch, slices, y, x) to logits (batch, classes, y, x). The record that ``neutralize`` left on it
-            says how slices are scaled. Or any function with such an output, such as one from ``load_onnx``; see
-            ``evenslice.inference.black_boxes.BlackBox`` for its input. An interrupted run recognizes a function by its
-            name and by what it returns for one window.
+            says how slices are scaled. Or any function with such an output (logits, no class numbers or probabilities),
+            such as one from ``load_onnx``; see ``evenslice.inference.black_boxes.BlackBox`` for its input. An
+            interrupted run recognizes a function by its name, by its attribute ``origin``, such as a digest, and by
+            what it returns for one window.
         volume: the volume to segment; one that was opened with another ``plane`` is segmented along that axis, and
             the output is written in the order of the file.
         out: the output file, OME-Zarr folder or its ``s3://`` address; the suffix gives the format, see

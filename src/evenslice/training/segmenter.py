@@ -186,11 +186,15 @@ def reading_options(
     given = {name: value for name, value in options.items() if value is not None}
     read = {name: given.pop(name) for name in READ if name in given}
     if run is None:
-        return {"step": 1, **stated_reading(spec, weights), **given, **read}
-    _refuse_determined(run, **given)
-    config = _configuration(run)
-    known = {name: value for name in READ if (value := getattr(config.data, name)) is not None}
-    return {"step": config.model.step, **known, **read}
+        known = {"step": 1, **stated_reading(spec, weights), **given}
+    else:
+        _refuse_determined(run, **given)
+        config = _configuration(run)
+        known = {name: value for name in READ if (value := getattr(config.data, name)) is not None}
+        known["step"] = config.model.step
+    if "instances" in read:  # labels that number objects have values of no class
+        known = {name: value for name, value in known.items() if name not in ("label_values", "other_labels")}
+    return {**known, **read}
 
 
 def asked_size(run: Path | None) -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["stated_reading"]
 
-CONFIG = "config.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MOST_STEP = 2**16
 MOST_CLASSES = 2**16
 
@@ -58,14 +58,15 @@ def stated_reading(spec: str | None, weights: str | None) -> dict[str, Any]:
 
 
 def _metadata(file: Path) -> Any:
-    text = open_session(file).get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    text = open_session(file, optimized=False).get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is not None and len(text) > MOST_METADATA:
         raise ValueError(f"{len(text):,} characters")
     return None if text is None else json.loads(text)
 
 
 def _configuration(folder: Path) -> Any:
-    """Return the description in a folder that evenslice exported; None for another folder, or none."""
+    """Return the description in a folder that evenslice exported, also if its weights are named; None for any other."""
+    folder = folder.parent if folder.name == WEIGHTS else folder
     if not (folder / CONFIG).is_file():
         return None
     stated = json.loads(read_bounded(folder / CONFIG, MOST_METADATA))

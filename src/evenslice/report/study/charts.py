@@ -191,7 +191,8 @@ def _parts(results: StudyResults, item: Block, arm: str, name: str, *, compared:
 
 
 def _largest_margin(results: StudyResults) -> float:
-    margins = (arm.margin for item in results.comparisons for arm in item.arms if arm.margin > 0)
+    blocks: list[Block] = [*shown_pooled(results), *results.comparisons]
+    margins = (arm.margin for item in blocks for arm in _arms(item) if arm.margin > 0)
     return max(margins, default=0.01)
 
 

@@ -7,6 +7,7 @@ stores zlib, and NRRD puts its header before the gzip stream.
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -150,17 +151,20 @@ def read_in_parts(
     strides: Sequence[int],
     dtype: np.dtype[Any],
     read: Callable[[tuple[slice, ...]], NDArray[Any]],
+    *,
+    whole: int = 0,
 ) -> NDArray[Any]:
     """Return a part of a compressed array whose first axis varies fastest, with little more in memory than that part.
 
-    What lies between the first and the last voxel of a part has to be decompressed. So a part that spans much, such as a
-    slice along the first axis, is read in parts that span less.
+    What lies between the first and the last voxel of a part has to be decompressed. So a part that spans far more than it
+    holds, such as a slice along the first axis, is read in parts that span less.
 
     Args:
         key: one slice per axis, not empty.
         strides: distance of neighbours along each axis, in bytes, ascending.
         dtype: of the array.
         read: returns the part under a key, at a cost in memory of what it spans.
+        whole: number of the first axes that ``read`` reads whole, whatever it is asked for.
 
     Example:
         >>> array = np.asfortranarray(np.arange(24).reshape(2, 3, 4))
@@ -170,13 +174,14 @@ def read_in_parts(
     ranges = [range(part.start, part.stop, part.step or 1) for part in key]
     axis = max((n for n, rows in enumerate(ranges) if len(rows) > 1), default=0)
     rows, stride = ranges[axis], strides[axis]
-    if (rows[-1] + 1 - rows[0]) * stride <= PART_BYTES or len(rows) == 1:
+    span, lengths = (rows[-1] + 1 - rows[0]) * stride, [len(steps) for steps in ranges]
+    if len(rows) == 1 or axis < whole or span <= max(PART_BYTES, 2 * math.prod(lengths) * dtype.itemsize):
         return read(key)
-    out = np.empty([len(steps) for steps in ranges], dtype, order="F")
+    out = np.empty(lengths, dtype, order="F")
     count = max(1, PART_BYTES // (stride * rows.step))
     for start in range(0, len(rows), count):
         part = rows[start : start + count]
         inner = (*key[:axis], slice(part[0], part[-1] + 1, rows.step), *key[axis + 1 :])
         place = (*[slice(None)] * axis, slice(start, start + len(part)))
-        out[place] = read_in_parts(inner, strides, dtype, read)
+        out[place] = read_in_parts(inner, strides, dtype, read, whole=whole)
     return out

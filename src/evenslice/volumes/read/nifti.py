@@ -78,7 +78,7 @@ class NiftiSource(VoxelSource):
         else:
             stored = self._proxy.dtype
             strides = np.cumprod([stored.itemsize, *self.shape[:-1]], dtype=np.int64).tolist()
-            raw = read_in_parts(key, strides, stored, self._read_slices)
+            raw = read_in_parts(key, strides, stored, self._read_slices, whole=2)
         if not self._scaled:
             return np.asarray(raw)
         return (np.asarray(raw, np.float64) * self._slope + self._inter).astype(self.dtype)
