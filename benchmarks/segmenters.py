@@ -132,14 +132,13 @@ def with_evenslice(data: Path, folder: Path, budget: Budget, _: Path) -> tuple[L
         split: [{"image": f"{split}_image.tif", "labels": f"{split}_mito.tif"}] for split in ("train", "test")
     }
     config = {"data": {"name": "crop", "root": str(data.resolve()), **files}, "training": {"steps": steps}}
-    start = time.monotonic()
-    evenslice.train(config, out=folder / "run")
+    result = evenslice.train(config, out=folder / "run")
     trained = time.monotonic()
     call(folder, sys.executable, "-m", "evenslice", "segment", "--run", "run", "--volume", str(data / "test_image.tif"),
          "--out", "labels.tif")  # fmt: skip
     return read(folder, "labels"), {
         "steps": steps,
-        "training": trained - start,
+        "training": result["seconds"],
         "prediction": time.monotonic() - trained,
     }
 
