@@ -474,7 +474,7 @@ def test_damaged_words_of_an_exported_network_are_refused(tmp_path, changes):
     stated = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(stated | changes))
     with pytest.raises(
-        ModelError, match="what it says of itself cannot be read .*; export the network again"
+        ModelError, match="its description of how it reads volumes is damaged .*; export the network again"
     ):
         stated_reading(str(tmp_path), None)
     (tmp_path / "config.json").write_text(json.dumps({**stated, "library_name": "another"} | changes))

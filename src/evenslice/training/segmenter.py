@@ -181,7 +181,7 @@ def reading_options(
 
     Raises:
         ConfigError: an option is given that the run determines.
-        ModelError: what an exported network says of itself is damaged.
+        ModelError: the description in an exported network is damaged.
     """
     given = {name: value for name, value in options.items() if value is not None}
     read = {name: given.pop(name) for name in READ if name in given}

@@ -1,6 +1,8 @@
 """How a network reads volumes, as the file or folder that it was exported to says; the file may come from anywhere.
 
-stated_reading("onnx", "mitochondria/network.onnx")    {"step": 2, "plane": "z", "intensity": (0.0, 255.0)}
+    stated_reading("onnx", "mitochondria/network.onnx")    {"step": 2, "plane": "z", "intensity": (0.0, 255.0)}
+
+What ``evenslice export`` did not write is left out, and what is damaged is an error.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def stated_reading(spec: str | None, weights: str | None) -> dict[str, Any]:
         return {} if stated is None else _parsed(stated)
     except UNREADABLE as error:
         raise ModelError(
-            f"{place}: what it says of itself cannot be read ({reason(error)}); export the network again"
+            f"{place}: its description of how it reads volumes is damaged ({reason(error)}); export the network again"
         ) from error
 
 
@@ -65,7 +67,7 @@ def _metadata(file: Path) -> Any:
 
 
 def _configuration(folder: Path) -> Any:
-    """Return the description in a folder that evenslice exported, also if its weights are named; None for any other."""
+    """Return the description in a folder that evenslice exported, given it or its file of weights; None for any other."""
     folder = folder.parent if folder.name == WEIGHTS else folder
     if not (folder / CONFIG).is_file():
         return None
