@@ -40,8 +40,8 @@ def evenslice(*arguments, cwd, status=2):
     assert "Traceback" not in said, said[-2000:]
     assert done.returncode in ((0, 2) if status is None else (status,)), said[-2000:]
     assert done.memory < MEMORY, f"{done.memory / 2**30:.1f} GiB"
-    assert done.seconds < SECONDS, f"{done.seconds} s"
-    if done.returncode:
+    if done.returncode:  # a refusal is quick; the pictures of a report take their time
+        assert done.seconds < SECONDS, f"{done.seconds} s"
         assert said.count("\n") == 1, said
     return said
 

@@ -66,18 +66,20 @@ def figures(audit):
     return found
 
 
-def assert_alike(found, right):
+def assert_alike(found, right, where=""):
     """Check that two documents are equal but for the rounding of their numbers."""
     if isinstance(right, dict):
         assert found.keys() == right.keys()
         for name, value in right.items():
-            assert_alike(found[name], value)
+            assert_alike(found[name], value, f"{where}/{name}")
     elif isinstance(right, list):
         assert len(found) == len(right)
-        for one, other in zip(found, right, strict=True):
-            assert_alike(one, other)
+        for number, (one, other) in enumerate(zip(found, right, strict=True)):
+            assert_alike(one, other, f"{where}/{number}")
     else:
-        assert found == (pytest.approx(right, rel=1e-4, abs=1e-6) if isinstance(right, float) else right)
+        assert found == (pytest.approx(right, rel=1e-4, abs=1e-6) if isinstance(right, float) else right), (
+            where
+        )
 
 
 def audited(model, **options):
@@ -124,6 +126,8 @@ def test_audit_of_a_pretrained_kind_of_network_with_all_that_a_subset_takes():
     model = unet()
     evenslice.neutralize(model, slices=3, tie="mirror")
     on_cpu, on_gpu, _ = both(audited(model))
+    # E is 0 but for the rounding of two passes, which fifty random layers enlarge, not by the same on either device.
+    assert max(document.pop("mirror_mismatch")["estimate"] for document in (on_cpu, on_gpu)) < 1e-3
     assert_alike(on_gpu, on_cpu)
 
 
