@@ -200,9 +200,16 @@ def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
     ]
     code, out, _ = run(*AUDIT, "--volume", "good.tif", *arguments, "--out", str(tmp_path), "--json")
     assert code == 0
-    names = [document["name"] for document in json.loads(out)]
+    found = json.loads(out)
+    names = [document["name"] for document in found["audits"]]
     assert names == ["pretrained, gradient", "pretrained, occlusion", "mirror, gradient", "mirror, occlusion"]
     assert len(list(tmp_path.glob("audit*.json"))) == 4
+    for network, of_network in zip(
+        found["conclusions"], (found["audits"][:2], found["audits"][2:]), strict=True
+    ):
+        assert network["verdicts"] == {document["method"]: document["verdict"] for document in of_network}
+    assert [network["network"] for network in found["conclusions"]] == ["pretrained", "mirror"]
+    assert found["conclusions"][1]["agree"] is True
 
 
 def test_report_writes_the_page_anew(run, tmp_path):

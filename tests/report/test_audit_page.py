@@ -19,8 +19,9 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
 from evenslice.auditing.documents import load_audits
 from evenslice.networks.stem_kernels import StemKernels
-from evenslice.report.audit.agreement import agreement_sentence, conclusion
+from evenslice.report.audit.agreement import agreement_sentence
 from evenslice.report.audit.charts import biases_figure
+from evenslice.report.audit.conclusions import conclude, conclusion
 from evenslice.report.audit.kernels import kernel_figures
 from evenslice.report.audit.page import draw_charts, render
 from evenslice.report.audit.pictures import MAX_PIXELS, example_panels
@@ -304,22 +305,49 @@ def by(method, shares, name=None, **changes):
     return with_statistics(audit, **changes) if changes else audit
 
 
-def test_several_methods_give_one_conclusion():
-    assert conclusion([by("gradient", PRETRAINED), by("smoothgrad", PRETRAINED)]) == (
-        "Gradient and smoothgrad agree: biased."
-    )
-    assert conclusion(
-        [by("gradient", PRETRAINED), by("integrated_gradients", UNIFORM, verdict="balanced")]
-    ) == ("The methods disagree: biased by gradient, balanced by integrated gradients.")
-    assert conclusion([by("gradient", UNIFORM), by("occlusion", UNIFORM, verdict="balanced")]) == (
-        "No method finds a bias: symmetric by gradient, balanced by occlusion."
-    )
-    assert conclusion([by("gradient", PRETRAINED), by("occlusion", UNIFORM, verdict="inconclusive")]) == (
-        "Not every method settles it: biased by gradient, inconclusive by occlusion."
-    )
-    opposite = by("occlusion", PRETRAINED, pairs=(PairBias(0.1, 0.08, 0.12),))
-    assert conclusion([by("gradient", PRETRAINED), opposite]) == (
-        "Gradient and occlusion disagree about which of the slices ±1 is favoured: biased by gradient and by occlusion."
+OPPOSITE = (PairBias(0.1, 0.08, 0.12),)
+
+
+@pytest.mark.parametrize(
+    ("second", "agree", "says"),
+    [
+        (by("smoothgrad", PRETRAINED), True, "Gradient and smoothgrad agree: biased."),
+        (
+            by("integrated_gradients", UNIFORM, verdict="balanced"),
+            False,
+            "The methods disagree: biased by gradient, balanced by integrated gradients.",
+        ),
+        (
+            by("occlusion", UNIFORM, verdict="inconclusive"),
+            None,
+            "Not every method settles it: biased by gradient, inconclusive by occlusion.",
+        ),
+        (
+            by("occlusion", PRETRAINED, pairs=OPPOSITE),
+            False,
+            "Gradient and occlusion disagree about which of the slices ±1 is favoured: biased by gradient and by occlusion.",
+        ),
+    ],
+    ids=["agree", "disagree", "open", "opposite"],
+)
+def test_several_methods_give_one_conclusion(second, agree, says):
+    (found,) = conclude([by("gradient", PRETRAINED), second])
+    assert (found.agree, found.says) == (agree, says)
+    assert found.verdicts == {"gradient": "biased", second.run.method: second.verdict}
+
+
+def test_methods_that_find_no_bias_agree():
+    (found,) = conclude([by("gradient", UNIFORM), by("occlusion", UNIFORM, verdict="balanced")])
+    assert found.agree is True
+    assert found.says == "No method finds a bias: symmetric by gradient, balanced by occlusion."
+
+
+def test_repeated_audits_by_one_method_have_no_conclusion():
+    assert (
+        conclude(
+            [by("gradient", PRETRAINED, "a"), by("gradient", UNIFORM, "a"), by("occlusion", UNIFORM, "a")]
+        )
+        == []
     )
 
 

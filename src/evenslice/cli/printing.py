@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -70,21 +71,23 @@ def _plain_console() -> Console:
 
 
 def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> None:
-    """Print audits: in JSON a list of them, or the only one.
+    """Print audits: in JSON the only one, a list of them or, of several methods, what follows from them and the list.
 
     For people, a line above the table says whether the methods of an audit agree, and one below it what several methods
     conclude about one network; what lost slices cost follows, where labels were given.
     """
     from evenslice.cli.evaluation_tables import stress_table
     from evenslice.cli.tables import audit_table
-    from evenslice.report import conclusion, methods_sentence
+    from evenslice.report import conclude, methods_sentence
 
     documents = [audit.to_dict() for audit in audits]
+    concluded = conclude(audits)
+    together = {"conclusions": [asdict(found) for found in concluded], "audits": documents}
     show(
-        documents[0] if len(documents) == 1 else documents,
+        together if concluded else documents[0] if len(documents) == 1 else documents,
         *filter(None, [methods_sentence(audits)]),
         audit_table(audits),
-        *filter(None, [conclusion(audits)]),
+        *(found.says for found in concluded),
         *(stress_table(found, name if len(audits) > 1 else None) for name, found in _stressed(audits)),
         *_report(out),
         json=json,

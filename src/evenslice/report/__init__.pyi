@@ -1,4 +1,5 @@
-from .audit.agreement import conclusion as conclusion, methods_sentence as methods_sentence
+from .audit.agreement import methods_sentence as methods_sentence
+from .audit.conclusions import conclude as conclude
 from .audit.summary import audit_html as audit_html
 from .files import (
     FIGURE_FILES as FIGURE_FILES,

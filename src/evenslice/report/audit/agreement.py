@@ -1,4 +1,4 @@
-"""Whether the methods agree, in words: the two of one audit, and those of several audits of one network."""
+"""Whether the two methods of each audit agree, in words."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from evenslice.report.base.wording import listed, number, one_line, percent
 from evenslice.results import FEW_SLICES, count_slices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from evenslice.results import AuditResult, PairBias
 
-__all__ = ["agreement_sentence", "conclusion", "methods_sentence"]
+__all__ = ["agreement_sentence", "methods_sentence"]
 
 LONGEST_NAME = 60
-FAIR = frozenset({"symmetric", "balanced"})
 
 
 def agreement_sentence(audit: AuditResult) -> str:
@@ -57,17 +56,6 @@ def methods_sentence(audits: Sequence[AuditResult]) -> str:
                 (text.replace("the methods", "they") if found else text).format(_names(chosen, paired))
             )
     return f"{_capital('; '.join(found))}." if found else ""
-
-
-def conclusion(audits: Sequence[AuditResult]) -> str:
-    """Say what follows from audits of one network by several methods.
-
-    Audits belong together if they have the same network and volumes, and the same name but for the method in it.
-
-    Returns:
-        A sentence for each network with several methods; empty if there is none.
-    """
-    return " ".join(_conclude(network, group) for network, group in _by_network(audits))
 
 
 def _two_methods(audit: AuditResult, second: str, pairs: Sequence[PairBias]) -> str:
@@ -134,54 +122,6 @@ def _names(chosen: Sequence[AuditResult], audits: Sequence[AuditResult]) -> str:
     if len(chosen) == len(audits) > 1:
         return "both audits" if len(audits) == 2 else f"all {len(audits)} audits"
     return listed([one_line(audit.name, LONGEST_NAME) for audit in chosen])
-
-
-def _by_network(audits: Sequence[AuditResult]) -> Iterator[tuple[str, list[AuditResult]]]:
-    """Yield the networks that were audited by several methods: their names without the methods, and their audits."""
-    groups: dict[tuple[str, str], list[AuditResult]] = {}
-    for audit in audits:
-        network, volumes = _without_method(audit), [volume.fingerprint for volume in audit.run.volumes]
-        groups.setdefault((network, repr((audit.run.model, volumes))), []).append(audit)
-    for (network, _), group in groups.items():
-        if len({audit.run.method for audit in group}) > 1 and all(audit.pairs for audit in group):
-            yield network, group
-
-
-def _without_method(audit: AuditResult) -> str:
-    name = audit.name.removesuffix(audit.run.method)
-    return audit.name if name == audit.name and audit.run.method else name.rstrip(" ,:")
-
-
-def _conclude(network: str, group: Sequence[AuditResult]) -> str:
-    verdicts: dict[str, list[str]] = {}
-    for audit in group:
-        verdicts.setdefault(audit.verdict, []).append(f"by {method_name(audit.run.method)}")
-    each = ", ".join(f"{verdict} {listed(methods)}" for verdict, methods in verdicts.items())
-    methods = listed([method_name(audit.run.method) for audit in group])
-    opposed = _opposed(group)
-    if opposed is not None:
-        text = f"{methods} disagree about which of the slices ±{opposed} is favoured: {each}."
-    elif len(verdicts) == 1:
-        text = f"{methods} agree: {next(iter(verdicts))}."
-    elif set(verdicts) <= FAIR:
-        text = f"no method finds a bias: {each}."
-    elif "inconclusive" in verdicts:
-        text = f"not every method settles it: {each}."
-    else:
-        text = f"the methods disagree: {each}."
-    return f"{one_line(network, LONGEST_NAME)}: {text}" if network else _capital(text)
-
-
-def _opposed(group: Sequence[AuditResult]) -> int | None:
-    """Return k of the first pair that is beyond its tolerance on one side by one method and on the other by another."""
-    for k in range(1, min(len(audit.pairs) for audit in group) + 1):
-        found = [(audit.pairs[k - 1], audit.statistics.tolerance) for audit in group]
-        beyond = {
-            pair.estimate > 0 for pair, edge in found if pair.judged and state_of(pair, edge) == "beyond"
-        }
-        if len(beyond) == 2:
-            return k
-    return None
 
 
 def _capital(text: str) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice.report.audit.agreement import conclusion, methods_sentence
+from evenslice.report.audit.agreement import methods_sentence
+from evenslice.report.audit.conclusions import conclusion
 from evenslice.report.audit.favour import favour
 from evenslice.report.audit.questions import (
     attention_state,
