@@ -134,15 +134,13 @@ def question_table(cache: Cache) -> str:
 
 def whole_table(cache: Cache) -> str:
     """Return the table of whole audits."""
-    rows = [
-        [
-            "everything" if item.at_tolerance == "all" else "one class",
-            str(item.slices),
-            f"{item.autocorrelation:g}",
-            *(f"{100 * cache.rates(item)[key]:.1f}" for key in ("biased", "balanced")),
-        ]
-        for item in wholes()
-    ]
+    rows = []
+    for item in wholes():
+        found = cache.rates(item)
+        rates = [f"{100 * found[key]:.1f}" for key in ("biased", "balanced")]
+        cells = ["withheld", "withheld"] if item.slices < FEW_SLICES else rates
+        subject = "everything" if item.at_tolerance == "all" else "one class"
+        rows.append([subject, str(item.slices), f"{item.autocorrelation:g}", *cells])
     return _table(
         ["at the tolerance", "windows", "autocorrelation", "wrongly biased, %", "wrongly balanced, %"], rows
     )
