@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 from evenslice.cli import options
-from evenslice.cli.printing import command_line, show, show_audits
+from evenslice.cli.printing import command_line, quiet, show, show_audits
+
+SEEDS = 2**32  # as many as a training takes, fewer than an audit
 
 
 @options.grouped
@@ -17,17 +19,21 @@ def demo(
     output: options.Output,
 ) -> None:
     """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; works offline."""
-    from evenslice._core import staged_folder
+    from evenslice._core import ConfigError, option, staged_folder
     from evenslice.cli.comparison import AUDITS, RENDERED, write_results
     from evenslice.cli.demonstration import run_demo, train_demo
     from evenslice.cli.study_tables import course_table
 
-    with staged_folder(out, AUDITS + RENDERED, documents=AUDITS, force=output.force) as folder:
-        audits = list(run_demo(seed=seed, command=command_line()))
-        write_results(audits, folder)
-    if not output.json:
-        show_audits(audits, out, json=False)
-    trained = train_demo(out / "training", seed=seed, force=output.force)
+    if seed >= SEEDS:
+        raise ConfigError(f"{option('seed', seed)}: the training takes seeds up to {SEEDS - 1}")
+    staged = staged_folder(out, AUDITS + RENDERED, documents=AUDITS, force=output.force)
+    with quiet(output.json):
+        with staged as folder:
+            audits = list(run_demo(seed=seed, command=command_line()))
+            write_results(audits, folder)
+        if not output.json:
+            show_audits(audits, out, json=False)
+        trained = train_demo(out / "training", seed=seed, force=output.force)
     show(
         {"audits": [audit.to_dict() for audit in audits], "training": trained.summary},
         course_table(trained.runs),

@@ -37,6 +37,8 @@ ARMS = ("pretrained", "uniform", "random")
 STEPS = 120
 TRAINED, TESTED = (30, 105), (108, 132)  # slices; no window reads both
 LABELS = "labels.nii.gz"
+STUDIED = ("config.yaml", "summary.json", "results.csv", "report.html")
+"""Files of a study, which refuses a folder that holds them without any run."""
 
 
 def run_demo(*, seed: int = 0, command: str | None = None) -> Iterator[Audit]:
@@ -59,7 +61,7 @@ def train_demo(folder: Path, *, seed: int = 0, force: bool = False) -> StudyResu
     Args:
         folder: for the labels and the output of ``study``.
         seed: random seed.
-        force: repeat runs that an earlier demonstration finished there.
+        force: replace what an earlier demonstration left there.
 
     Returns:
         The results, with the curves of the training.
@@ -68,10 +70,17 @@ def train_demo(folder: Path, *, seed: int = 0, force: bool = False) -> StudyResu
         from evenslice.studying import study
 
     if force and (folder / LABELS).exists():
-        shutil.rmtree(folder / "runs", ignore_errors=True)
+        _remove_study(folder)
     _write_labels(folder / LABELS)
     study(_study_config(folder, seed), folder)
     return load_study(folder)
+
+
+def _remove_study(folder: Path) -> None:
+    """Remove the study of an earlier demonstration, its files first: with runs alone, the folder is still a study's."""
+    for name in STUDIED:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "runs", ignore_errors=True)
 
 
 def _write_labels(path: Path) -> None:
