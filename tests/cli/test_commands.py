@@ -1,10 +1,12 @@
 """What all commands have in common: options in groups, each with a help text; completion; options that are shared."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -167,6 +169,23 @@ def test_a_seed_out_of_range(run, seed):
     code, _, err = run("demo", "--seed", seed)
     assert code == 2
     assert err == f"error: Invalid value for '--seed': {seed} is not between 0 and 2**63 - 1\n"
+
+
+@pytest.mark.parametrize("command", ["train", "study"])
+def test_what_a_library_prints_stays_out_of_the_json(run, monkeypatch, tmp_path, command):
+    room = {"train": "training", "study": "studying"}[command]
+
+    def talk(*_, **__):
+        print("a library talks")
+        return {"failed": []}
+
+    monkeypatch.setattr(f"evenslice.{room}.{command}", talk)
+    monkeypatch.setattr("evenslice._core.load_config", lambda *_: SimpleNamespace(datasets=()))
+    monkeypatch.setattr("evenslice.cli.tables.run_table", lambda *_: "")
+    monkeypatch.setattr("evenslice.cli.study_tables.study_tables", lambda *_: ())
+    code, out, err = run(command, "some.yaml", "--json", "--out", str(tmp_path / "out"))
+    assert (code, json.loads(out)) == (0, {"failed": []}), err
+    assert "a library talks" in err
 
 
 @dataclass(frozen=True, kw_only=True)

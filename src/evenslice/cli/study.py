@@ -7,7 +7,7 @@ import typer
 
 from evenslice.cli import options
 from evenslice.cli.interrupts import resumable
-from evenslice.cli.printing import show_study, tell
+from evenslice.cli.printing import quiet, show_study, tell
 
 
 @options.grouped
@@ -30,7 +30,7 @@ def study(
 
     study_config = load_config(config, StudyConfig)
     folded = [data.name for data in study_config.datasets if data.folds is not None]
-    with resumable("repeat the command to resume the study"):
+    with quiet(json), resumable("repeat the command to resume the study"):
         summary = run_study(
             study_config,
             out,

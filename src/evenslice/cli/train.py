@@ -7,7 +7,7 @@ import typer
 
 from evenslice.cli import options
 from evenslice.cli.interrupts import resumable
-from evenslice.cli.printing import command_line, show, tell
+from evenslice.cli.printing import command_line, quiet, show, tell
 
 
 @options.grouped
@@ -49,7 +49,7 @@ def train(
     from evenslice.cli.tables import run_table
     from evenslice.training import train as run_training
 
-    with resumable(f"resume it with: {command_line('--resume')}"):
+    with quiet(json), resumable(f"resume it with: {command_line('--resume')}"):
         result = run_training(
             settings,
             out,
