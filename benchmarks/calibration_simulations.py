@@ -247,7 +247,7 @@ class Whole:
     Attributes:
         at_tolerance: "all" that is asked, or the "class" alone, whose true pair bias, or C, equals its tolerance; the
             rest is fair.
-        slices: windows along z of the first method; the others see three of sixteen, or 8 if there are as many.
+        slices: windows along z of the first method; the others see one of five, or 8 if there are as many.
         autocorrelation: along z.
     """
 
@@ -267,7 +267,7 @@ def whole_rates(setting: Whole, audits: int, seed: int) -> dict[str, float]:
 
 
 def _judge_one(setting: Whole, rng: np.random.Generator) -> str:
-    few = min(max(setting.slices * 3 // 16, FEW_SLICES), setting.slices)
+    few = min(max(setting.slices // 5, FEW_SLICES), setting.slices)
     truths = [
         TOLERANCE * (setting.at_tolerance in ("all", name)) for name in ("first", "second", "class", "rest")
     ]

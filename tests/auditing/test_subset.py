@@ -10,9 +10,12 @@ from torch import nn
 import evenslice
 from evenslice.auditing import subset
 from evenslice.auditing.attribution import Gradients, attribute
+from evenslice.auditing.batches import WindowStream
 from evenslice.auditing.measurer import Measurer
+from evenslice.auditing.subset import cut
 from evenslice.inference import ReadyNetwork
 from evenslice.results import MethodNames
+from evenslice.volumes import Scaling, WindowGrid, open_volume
 
 
 class Counted(nn.Module):
@@ -52,9 +55,43 @@ def test_parts_of_windows_take_one_pass_and_one_for_each_occluded_slice(network)
     )
     assert np.isfinite(found.subset.class_shares).all()  # both classes were explained
     parts = [shape for shape in network.seen if shape[-2:] == (64, 64)]
-    # First the trial whether the network takes parts; then, three windows and their mirrors of each 16, all slices and
-    # each of them occluded.
-    assert parts == [(2, 3, 64, 64)] + [(6, 3, 64, 64)] * (1 + 3) * 2
+    # First the trial whether the network takes parts; then, windows 0 and 5, 10 and 15, 20, 25 and 30 and their mirrors,
+    # all slices and each of them occluded.
+    sizes = [4, 4, 2, 4]
+    assert parts == [(2, 3, 64, 64)] + [(size, 3, 64, 64) for size in sizes for _ in range(1 + 3)]
+
+
+def visited(volumes, windows, depth=402, every=5):
+    """Return volume and depth (0..1) of the windows of a subset, and the place of the part that is measured."""
+    volume = open_volume(np.zeros((depth, 16, 16), np.float32))
+    grids = [WindowGrid(volume, Scaling(0, 1), 3, (16, 16)) for _ in range(volumes)]
+    found = []
+    for batch in WindowStream(grids, 0, windows, every).batches(lambda: 2):
+        for row, count in zip(batch.subset.tolist(), batch.counts.tolist(), strict=True):
+            found.append((batch.places[row, 0], (batch.places[row, 1] - 1) / (depth - 2), count % 5))
+    return [np.array(column) for column in zip(*found, strict=True)]
+
+
+def test_the_subset_sees_all_depths():
+    _, depths, _ = visited(1, 40)
+    assert len(depths) == 8
+    gaps = np.diff([0, *np.sort(depths), 1])
+    assert gaps.max() < 0.3  # of eight places at equal distances: 0.125
+
+
+@pytest.mark.parametrize("volumes", [1, 2, 3, 4, 5, 7, 8, 16, 35])
+def test_the_subset_sees_every_volume_at_every_depth_and_place(volumes):
+    volume, depths, places = visited(volumes, 300 * volumes)
+    for one in range(volumes):
+        counts = np.histogram2d(depths[volume == one], places[volume == one], bins=(2, 5))[0]
+        assert counts.min() >= 1
+        assert np.unique((4 * depths[volume == one]).astype(int)).size == 4
+
+
+def test_parts_of_windows_cover_the_tile():
+    seen = cut(torch.arange(24 * 24).reshape(1, 24, 24).expand(5, 24, 24), (10, 10), np.arange(5))
+    rows, columns = np.unique(seen.numpy() // 24), np.unique(seen.numpy() % 24)
+    assert rows.tolist() == columns.tolist() == list(range(24))
 
 
 @pytest.mark.parametrize("batch", [2, 8, 16, 32])

@@ -71,8 +71,8 @@ __all__ = ["audit"]
 
 MAX_WITHOUT_ATTRIBUTION = 200  # windows without any attribution after which an audit gives up
 MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
-# Of how many windows 3 get a second opinion: where it sees a quarter of the tile, or all of it.
-SUBSET_GROUPS = 16, 24
+# Of how many windows one gets a second opinion: where it sees a quarter of the tile, or all of it.
+SUBSET_STEPS = 5, 7
 PACKAGES = (
     "evenslice",
     "torch",
@@ -210,7 +210,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     crop = choose_crop(network, slices, tile)
     explained = opened if target == "labels" else None
     measurer = Measurer(network, grids, explained, target, methods, crop, seed)
-    stream = WindowStream(grids, seed, max_windows, group=_group(methods, crop))
+    stream = WindowStream(grids, seed, max_windows, every=_subset_step(methods, crop, max_windows))
     lost = None
     if opened is not None and explained is None:
         # Before the windows, so that labels that do not fit are found at once.
@@ -293,14 +293,17 @@ def _collect(
     return collected, "all windows used" if stream.limit == stream.available else "limit reached"
 
 
-def _group(methods: MethodNames, crop: tuple[int, int] | None) -> int:
-    """Return of how many windows 3 are in the subset, which keeps its time below a third of that of all.
+def _subset_step(methods: MethodNames, crop: tuple[int, int] | None, max_windows: int | None) -> int:
+    """Return of how many windows one is in the subset, which keeps its time below a third of that of all.
 
-    A black box has a subset for its classes alone, which takes no further passes.
+    A black box has a subset for its classes alone, which takes no further passes. A short audit has a larger part, so
+    that its verdict does not fail for want of slices.
     """
     if methods.second is None:
-        return 3
-    return SUBSET_GROUPS[0] if crop else SUBSET_GROUPS[1]
+        return 1
+    often, seldom = SUBSET_STEPS
+    short = max_windows is not None and max_windows < seldom * FEW_SLICES
+    return often if crop or short else seldom
 
 
 def _enough(batches: list[MeasuredBatch], sampling: Sampling) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["WindowBatch", "WindowStream"]
 
 EXAMPLES = 8
-SUBSET = 3
-"""Windows of each group that are in the subset."""
+STEPS = (1, 5, 7, 11, 13, 17, 19, 23)
+"""Of how many windows one can be in the subset: the order of the visit has periods of powers of 2 and 3."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,14 @@ class WindowStream:
         grids: the windows of each volume.
         seed: random seed of their order.
         max_windows: largest number of windows; None for all.
-        group: number of windows of which the first ``SUBSET`` are in the subset.
+        every: of how many windows about one is in the subset: the first of ``STEPS`` from here on with which the volumes
+            have their turns in it, too.
     """
 
     grids: list[WindowGrid]
     seed: int
     max_windows: int | None
-    group: int = 16
+    every: int = 5
 
     @property
     def available(self) -> int:
@@ -51,13 +54,18 @@ class WindowStream:
     def batches(self, size: Callable[[], int]) -> Iterator[WindowBatch]:
         """Yield the windows in batches; ``size`` is asked for the size of each."""
         places, seen, turn = islice(self._places(), self.limit), 0, 0
+        every = next(step for step in STEPS if step >= self.every and math.gcd(step, len(self.grids)) == 1)
+        before: Counter[int] = Counter()  # windows of the subset, by volume
         while chunk := list(islice(places, size())):
-            numbers = np.arange(seen, seen + len(chunk))
-            subset = np.flatnonzero(numbers % self.group < SUBSET)
+            subset = np.flatnonzero(np.arange(seen, seen + len(chunk)) % every == 0)
+            counts = []
+            for row in subset.tolist():
+                counts.append(before[chunk[row][0]])
+                before[chunk[row][0]] += 1
             yield WindowBatch(
                 np.array(chunk, dtype=np.int64),
-                numbers=numbers,
                 subset=subset,
+                counts=np.array(counts, dtype=np.int64),
                 turn=turn,
                 pictures=min(max(EXAMPLES - seen, 0), len(chunk)),
             )
@@ -81,14 +89,14 @@ class WindowBatch:
 
     Attributes:
         places: (batch, 4) volume, z, y, x of each window.
-        numbers: (batch,) of the windows in the order of the visit, from 0.
-        subset: rows of the windows that are also measured by the second method, for each class, and in float32.
+        subset: (m,) rows of the windows that are also measured by the second method, for each class, and in float32.
+        counts: (m,) how many windows of its volume were in the subset before each of these.
         turn: number of batches before that have windows in the subset.
         pictures: number of windows to keep as pictures.
     """
 
     places: NDArray[np.int64]
-    numbers: NDArray[np.int64]
     subset: NDArray[np.int64]
+    counts: NDArray[np.int64]
     turn: int
     pictures: int

@@ -154,9 +154,9 @@ def _measure_subset(
     batch: WindowBatch, measurer: Measurer, windows: Tensor, labels: Tensor | None, found: Explained | None
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
     """Return the rows of the subset, and those that tell how its slices are used; ``found`` if that is known."""
-    methods, numbers = measurer.methods, batch.numbers[batch.subset]
-    cut_windows = cut(windows[batch.subset], measurer.crop, numbers)
-    maps = None if labels is None else cut(labels[batch.subset], measurer.crop, numbers)
+    methods, counts = measurer.methods, batch.counts
+    cut_windows = cut(windows[batch.subset], measurer.crop, counts)
+    maps = None if labels is None else cut(labels[batch.subset], measurer.crop, counts)
     explain = measurer.explainer(cut_windows, maps)
     first = explain(None) if found is None else found
     use = first

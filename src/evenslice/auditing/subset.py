@@ -29,34 +29,41 @@ if TYPE_CHECKING:
 __all__ = ["cut", "measure_subset"]
 
 MOST_CLASSES = 3
-"""Classes that are explained on one batch; of more, each batch takes the next ones in turn."""
+"""Classes that are explained on one batch; of more, each batch takes others."""
 
 LARGEST_CLASS = 255
 """Classes beyond are not looked at by themselves: numbers so large are those of objects."""
+
+PLACES = ((0, 0), (2, 2), (0, 2), (2, 0), (1, 1))
+"""Where a part is cut out of a tile (y, x), in halves of the room; five, as the windows' depths have periods of 2."""
+
+GOLDEN = 0.618
+"""Part of the classes by which each batch goes on: unlike a whole number, it has no period in common with the visit."""
 
 SMALLEST_PART = 0.001
 """Part of the pixels below which a class is not worth further passes on a batch."""
 
 
-def cut(parts: Tensor, size: tuple[int, int] | None, numbers: NDArray[np.int64]) -> Tensor:
-    """Cut a part (..., y, x) of a size out of each window, from its four corners in turn.
+def cut(parts: Tensor, size: tuple[int, int] | None, counts: NDArray[np.int64]) -> Tensor:
+    """Cut a part (..., y, x) of a size out of each window, from its four corners and its middle in turn.
 
     Args:
         parts: windows (m, N, y, x) or maps (m, y, x).
         size: (y, x) of the parts; None for all.
-        numbers: (m,) of the windows in the order of the visit, which decide the corner.
+        counts: (m,) how many windows of its volume came before each, which decides the place.
 
     Example:
         >>> import torch
-        >>> cut(torch.arange(8).view(2, 2, 2), (1, 1), np.array([0, 3])).flatten().tolist()
-        [0, 7]
+        >>> cut(torch.arange(18).view(2, 3, 3), (1, 1), np.array([0, 9])).flatten().tolist()
+        [0, 13]
     """
     if size is None:
         return parts
     free = parts.shape[-2] - size[0], parts.shape[-1] - size[1]
-    corners = [(number // 2 % 2 * free[0], number % 2 * free[1]) for number in numbers.tolist()]
+    places = [PLACES[count % len(PLACES)] for count in counts.tolist()]
+    origins = [(y * free[0] // 2, x * free[1] // 2) for y, x in places]
     return torch.stack(
-        [part[..., y : y + size[0], x : x + size[1]] for part, (y, x) in zip(parts, corners, strict=True)]
+        [part[..., y : y + size[0], x : x + size[1]] for part, (y, x) in zip(parts, origins, strict=True)]
     )
 
 
@@ -155,7 +162,7 @@ def _explain_classes(
         for number in present:
             yield number, _mask(first, maps, number)
     elif len(present) > MOST_CLASSES:
-        first_one = turn * MOST_CLASSES % len(present)
+        first_one = int(turn * GOLDEN % 1 * len(present))
         in_order = sorted(present)  # which of them are rare may change from batch to batch
         for number in (in_order + in_order)[first_one : first_one + MOST_CLASSES]:
             yield number, explain(number)

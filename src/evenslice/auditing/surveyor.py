@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DRAWS", "WINDOWS", "survey"]
 
-WINDOWS = 32
-"""Default number of windows that each network is shown."""
+WINDOWS = 40
+"""Default number of windows that each network is shown; with fewer, a second opinion would see too few slices."""
 
 DRAWS = 3
 """Default number of times that the random parts of a network are drawn."""
