@@ -277,7 +277,7 @@ def test_nothing_is_repeated_but_what_is_damaged(done, inputs, monkeypatch):
     assert repeated == fair
 
 
-def test_a_network_that_was_removed_is_trained_anew_if_another_run_needs_it(inputs, tmp_path, monkeypatch):
+def test_a_network_that_was_removed_is_trained_anew_if_other_runs_need_it(inputs, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(inputs))
     values = options(inputs, arms=ARMS[1:2])
     values["datasets"] = values["datasets"][1:]
@@ -289,11 +289,12 @@ def test_a_network_that_was_removed_is_trained_anew_if_another_run_needs_it(inpu
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     tried = []
     assert study(StudyConfig.model_validate(values), out) == first  # nobody needs it
-    more = StudyConfig.model_validate({**values, "arms": ARMS[:2]})
+    arms = [*ARMS[:2], {"name": "fair early", "network_of": "pretrained", "symmetrize": "0"}]
+    more = StudyConfig.model_validate({**values, "arms": arms})
     summary = study(more, out, on_finished=lambda outcome, *_: tried.append(outcome))
     assert [run["error"] for run in summary["failed"]] == []
-    assert summary["finished"] == 2
-    assert [outcome.arm for outcome in tried] == ["pretrained", "fair"]
+    assert summary["finished"] == 3
+    assert [outcome.arm for outcome in tried] == ["pretrained", "fair", "fair early"]
     assert tried[0].dice == first["comparisons"][0]["arms"][0]["figures"]["dice"]["estimate"]
 
 

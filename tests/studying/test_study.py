@@ -379,6 +379,17 @@ def test_bad_data_stop_a_study_before_its_first_run(folder):
     assert not (folder / "bad").exists()
 
 
+@pytest.mark.parametrize("training", [{"keep": "best"}, {"patience": 2}])
+def test_an_option_that_needs_validation_data_stops_a_study_before_its_first_run(folder, training):
+    values = options()
+    values["training"] |= training
+    values["datasets"][0]["validation_fraction"] = 0
+    (name,) = training
+    with pytest.raises(ConfigError, match=f"datasets: 'blobs': training.{name}: .*no validation data"):
+        study(StudyConfig.model_validate(values), folder / "unvalidated")
+    assert not (folder / "unvalidated").exists()
+
+
 def start(folder, name, *arguments, slow, **changes):
     (folder / f"{name}.yaml").write_text(json.dumps(options(**changes)))
     watched = folder / f"{name}_watched"

@@ -47,7 +47,7 @@ from evenslice.studying.outcome import STRESS_COLUMNS
 from evenslice.studying.run_execution import execute, record_failure
 from evenslice.studying.runs import LABELS, count_runs, plan_runs
 from evenslice.studying.study_folder import study_folder, write_config
-from evenslice.training import ModelConfig, RunFolder, fingerprints, open_data
+from evenslice.training import RunFolder, check_validation, fingerprints, open_data
 
 if TYPE_CHECKING:
     import os
@@ -135,8 +135,8 @@ def _study(
 ) -> StudySummary:
     base = out / "runs"
     outcomes = {run.key: found for run in runs if (found := run.outcome(base)) is not None}
-    for needed in _networks_to_restore(runs, outcomes, base):
-        del outcomes[needed.key]
+    for key in _networks_to_restore(runs, outcomes, base):
+        del outcomes[key]
     waiting = [run for run in runs if run.key not in outcomes]
     _check_data(config, waiting)
     _check_unchanged([run for run in runs if run.key in outcomes], outcomes, base)
@@ -153,16 +153,16 @@ def _study(
     return cast("StudySummary", _ShownSummary(summary))
 
 
-def _networks_to_restore(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome], base: Path) -> list[Run]:
-    """Return the finished runs whose networks unfinished runs need, and which were removed since."""
-    return [
-        run.base
+def _networks_to_restore(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome], base: Path) -> set[str]:
+    """Return the keys of the finished runs whose networks unfinished runs need, and which were removed since."""
+    return {
+        run.base.key  # several arms may need the network of one run
         for run in runs
         if run.base is not None
         and run.key not in outcomes
         and run.base.key in outcomes
         and not RunFolder(run.base.folder(base)).network.exists()
-    ]
+    }
 
 
 class _ShownSummary(dict[str, Any]):
@@ -173,15 +173,15 @@ class _ShownSummary(dict[str, Any]):
 
 
 def _check_data(config: StudyConfig, runs: Iterable[Run]) -> None:
-    """Report errors in the data of runs before the first of them."""
+    """Report errors in the data of runs, or options that do not fit them, before the first of them."""
     folded = {data.name for data in config.datasets if data.folds is not None}
     for (name, fold), group in _by_data(runs).items():
+        first = group[0].config
         try:
-            open_data(group[0].config.data, ModelConfig(slices=config.slices, step=config.step))
+            check_validation(first, open_data(first.data, first.model))
         except EvensliceError as error:
-            if name not in folded:
-                raise
-            raise type(error)(f"datasets: {name!r}: fold {fold}: {error}") from error
+            place = f"{name!r}: fold {fold}" if name in folded else repr(name)
+            raise type(error)(f"datasets: {place}: {error}") from error
 
 
 def _by_data(runs: Iterable[Run]) -> dict[tuple[str, int], list[Run]]:
