@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from torch import nn
 
 from evenslice import segment
 from evenslice._core import EvensliceError, OutputError
 from evenslice.inference import segmentation, segmentation_job
+from evenslice.volumes import fingerprints, open_volume, write_volume
 
 pytestmark = pytest.mark.attack
 
@@ -154,6 +156,49 @@ def test_chunks_that_disappear_before_the_end_are_no_zeros(tmp_path, image, monk
         label(image, out)
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+def test_a_large_volume_that_was_rewritten_meanwhile_does_not_go_on(
+    tmp_path, image, right, stop_after, monkeypatch
+):
+    monkeypatch.setattr(fingerprints, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(fingerprints, "END_BYTES", 100)
+    out = tmp_path / "labels.npy"
+    stop_after(4, image, out)
+    stop_after(1, image, out)
+    np.load(image, mmap_mode="r+")[4:6] = 0  # which the fingerprint does not cover
+    with pytest.raises(OutputError, match="of another volume or with other options"):
+        label(image, out)
+    right[4:6] = False
+    np.testing.assert_array_equal(label(image, out, force=True)[...], right)
+
+
+def test_another_entry_of_the_same_file_does_not_go_on(tmp_path, image, right, stop_after):
+    path, out = tmp_path / "series.npy", tmp_path / "labels.npy"
+    both = np.load(image)
+    np.save(path, np.stack([[both, both[::-1]]] * 2))
+
+    def entry(axes, **select):
+        return open_volume(path, axes=axes, select=select)
+
+    stop_after(4, entry("tczyx", t=0, c=0), out)
+    for other in (entry("tczyx", t=0, c=1), entry("tczxy", t=0, c=0)):
+        with pytest.raises(OutputError, match="of another volume or with other options"):
+            label(other, out)
+    np.testing.assert_array_equal(label(entry("ctzyx", t=0, c=0), out)[...], right)
+
+
+def test_another_level_of_the_same_image_does_not_go_on(tmp_path, image, stop_after):
+    path, out = tmp_path / "image.ome.zarr", tmp_path / "labels.npy"
+    write_volume(open_volume(image), path)
+    group = zarr.open_group(path)
+    group["1"] = np.load(image)[::-1]  # of the same shape, as levels should not be
+    ome = group.attrs["ome"]
+    ome["multiscales"][0]["datasets"].append({**ome["multiscales"][0]["datasets"][0], "path": "1"})
+    group.attrs["ome"] = ome
+    stop_after(1, open_volume(path), out)
+    with pytest.raises(OutputError, match="of another volume or with other options"):
+        label(open_volume(path, level=1), out)
 
 
 def test_an_image_of_zeros_is_resumed_too(tmp_path, image, stop_after):

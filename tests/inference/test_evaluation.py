@@ -82,6 +82,15 @@ def test_the_document_is_written_once_unless_forced(blobs, tmp_path):
     found.save(tmp_path, force=True)
 
 
+def test_the_document_names_the_entry_that_was_evaluated(blobs):
+    image, labels = blobs
+    volume = evenslice.open_volume(np.stack([labels, image]), axes="czyx", select={"c": 1})
+    found = evenslice.evaluate(linear(1, 0, 0), volume, labels, **OPTIONS)
+    document = json.loads(found.to_json())
+    assert document["volume"]["select"] == {"c": 1}
+    assert document["volume"]["level"] == 0
+
+
 def test_two_runs_with_one_seed_differ_in_nothing(blobs):
     image, labels = blobs
     one, other = (

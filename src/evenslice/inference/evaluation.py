@@ -215,6 +215,8 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             image=fingerprint(volume),
             labels=None if stored is None else fingerprint(stored),
             region=volume.region,
+            level=volume.level,
+            select=dict(volume.select),
         ),
         seed=seed,
         versions=package_versions(PACKAGES),

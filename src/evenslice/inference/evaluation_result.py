@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import json_text, staged_folder
@@ -30,6 +30,8 @@ class EvaluatedVolume:
         image: its fingerprint.
         labels: that of its labels; None without any.
         region: first voxel and one past the last along z, y, x of the file; None for all of it.
+        level: the resolution level, 0 the finest.
+        select: the index that was picked along each other axis of the file.
     """
 
     path: str
@@ -38,6 +40,8 @@ class EvaluatedVolume:
     image: str
     labels: str | None
     region: tuple[tuple[int, int], ...] | None = None
+    level: int = 0
+    select: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "begin", "check_blocks", "confirm_input", "run_blocks"]
 
-FORMAT = 2
+FORMAT = 3
 CHUNK = 1024  # largest side of a chunk of the staging folder, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; a few large blocks would leave workers idle at the end
@@ -150,11 +150,19 @@ class Job:
     @cached_property
     def plan(self) -> dict[str, Any]:
         """Everything that the result depends on."""
-        _ = self.stamp
+        stamp = self.stamp
+        content = fingerprint(self.volume)
         return {
             "format": FORMAT,
             "network": describe_network(self.network),
-            "volume": [self.volume.path, fingerprint(self.volume)],
+            "volume": {
+                "path": self.volume.path,
+                "shape": list(self.volume.shape),
+                "reading": self.volume.reading,
+                "fingerprint": content,
+                # The fingerprint of a large volume does not cover all of it.
+                "modified": stamp if content.startswith(PARTIAL) else None,
+            },
             "scaling": [self.scaling.low, self.scaling.high, self.scaling.fill],
             "windows": [self.slices, self.step, *self.tile],
             "values": self.values and list(self.values),
@@ -241,9 +249,10 @@ def confirm_input(job: Job) -> None:
 
 
 def _is_unchanged(job: Job, now: str) -> bool:
-    """Return whether the voxels are what they were, given their fingerprint, which does not cover all of a large volume."""
-    partial = now.startswith(PARTIAL) and not isinstance(job.volume.location, str)
-    return now == job.plan["volume"][1] and not (partial and modified(job.volume) != job.stamp)
+    """Return whether the voxels are what they were, given their fingerprint."""
+    planned = job.plan["volume"]
+    same_files = planned["modified"] is None or modified(job.volume) == planned["modified"]
+    return now == planned["fingerprint"] and same_files
 
 
 def _check_file(job: Job) -> None:

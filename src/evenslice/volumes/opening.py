@@ -186,6 +186,8 @@ def _arranged(
         _open=opener,
         _arrangement=arrangement,
         _sources=[source],
+        level=place.level,
+        select=dict(select),
     )
 
 

@@ -13,7 +13,7 @@ from evenslice._core import VolumeError
 from evenslice.volumes.read.checks import reporting_read_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import DTypeLike, NDArray
@@ -56,6 +56,8 @@ class Volume:
         plane: the axis of the file along which slices follow one another, "z" by default. It comes first
             here and is called z in all other respects; the other two keep their order.
         region: the first voxel and one past the last along z, y and x of the file; None for the whole file.
+        level: the resolution level, 0 the finest.
+        select: the index that was picked along each other axis of the file, such as ``{"t": 0}``.
 
     Example:
         >>> import numpy as np
@@ -85,6 +87,20 @@ class Volume:
     )  # the opened source; empty after unpickling, until the first read
     plane: Plane = "z"
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
+    level: int = 0
+    select: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How it is read, as plain values: level, stored dimensions that are z, y, x, and indices along the others.
+
+        This tells volumes of one file apart, whatever their axes are called.
+        """
+        return {
+            "level": self.level,
+            "zyx": list(self._arrangement.zyx),
+            "fixed": sorted(self._arrangement.fixed.items()),
+        }
 
     @property
     def ndim(self) -> int:
