@@ -1,5 +1,6 @@
 """N5, precomputed and Zarr at addresses: https, s3, gs and az through servers on this machine."""
 
+import gzip
 import http.server
 import re
 import threading
@@ -133,6 +134,31 @@ def test_every_format_at_every_kind_of_address(request, where):
     assert same(open_volume(f"zarr://{address}/a.zarr"), IMAGE)
     if where != "amazon":
         assert same(open_volume(f"{address}/locked"), IMAGE)  # a server that forbids what it does not have
+
+
+@pytest.mark.parametrize("name", ["raw", "compressed_segmentation"])
+def test_chunks_that_cloud_volume_compressed_for_s3(name, amazon, tmp_path):
+    write_precomputed(tmp_path / name, LABELS, name)
+    client = boto3.client("s3")
+    client.upload_file(str(tmp_path / name / "info"), "bucket", f"{name}/info")
+    for file in tmp_path.rglob("*_*-*"):
+        key, packed = file.relative_to(tmp_path).as_posix(), gzip.compress(file.read_bytes())
+        client.put_object(Bucket="bucket", Key=key, Body=packed, ContentEncoding="gzip")
+    address = f"precomputed://{amazon}/{name}"
+    assert same(open_volume(address), LABELS)
+    bomb = gzip.compress(bytes(2**26))
+    client.put_object(Bucket="bucket", Key=key, Body=bomb, ContentEncoding="gzip")
+    with pytest.raises(errors.VolumeError, match="bytes that can be right"):
+        open_volume(address)[...]
+
+
+def test_raw_voxels_at_an_address_that_look_like_gzip(amazon, tmp_path):
+    image = np.full((4, 16, 16), 0x1F, np.uint8)
+    image[..., 1::2] = 0x8B
+    write_precomputed(tmp_path / "alike", image)
+    for file in (file for file in tmp_path.rglob("*") if file.is_file()):
+        boto3.client("s3").upload_file(str(file), "bucket", file.relative_to(tmp_path).as_posix())
+    assert same(open_volume(f"precomputed://{amazon}/alike"), image)
 
 
 def test_no_byte_is_fetched_that_was_not_asked_for(web):

@@ -98,20 +98,22 @@ class PrecomputedSource(VoxelSource):
             content = self._shards.read(cell, most)
         else:
             spans = zip(start, stop, self._offset, strict=True)
-            content = self._stored(
-                f"{self._folder}/" + "_".join(f"{a + origin}-{b + origin}" for a, b, origin in spans), most
-            )
+            name = "_".join(f"{a + origin}-{b + origin}" for a, b, origin in spans)
+            content = self._stored(f"{self._folder}/{name}", most, shape)
         if content is None:
             return None
         found = self._encoding.decode(content, shape)
         return found if len(index) == 4 else found[0]
 
-    def _stored(self, name: str, most: int) -> bytes | None:
-        """Return the content of a chunk's file, which cloud-volume compresses and names .gz in a folder."""
-        content = self._pieces.read(name, most)
-        if content is None and not self._pieces.remote:
-            packed = self._pieces.read(f"{name}.gz", most)
-            content = None if packed is None else inflate(packed, most + 1)
+    def _stored(self, name: str, most: int, shape: tuple[int, ...]) -> bytes | None:
+        """Return the content of a chunk's file, which cloud-volume compresses, and in a folder names .gz."""
+        content = packed = self._pieces.read(name, most)
+        if not self._pieces.remote:
+            packed = self._pieces.read(f"{name}.gz", most) if content is None else None
+        elif content is not None and not self._encoding.is_gzip(content, shape):
+            packed = None
+        if packed is not None:
+            content = inflate(packed, most + 1)
         if content is not None and len(content) > most:
             raise ValueError(f"chunk {name} has more than the {most:,} bytes that can be right")
         return content

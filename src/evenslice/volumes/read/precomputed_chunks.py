@@ -80,6 +80,15 @@ class Encoding:
             return decode_segmentation(content, full, self.dtype, self.block)
         return self._image(content, full)
 
+    def is_gzip(self, content: bytes, shape: tuple[int, ...]) -> bool:
+        """Return whether a chunk was sent as it is stored, compressed by gzip.
+
+        A web server says so, or decompresses it; S3 sends it as it is, and s3fs does not pass on what is said about it.
+        No chunk begins with these two bytes but raw voxels, whose number is known.
+        """
+        whole = self.name == "raw" and len(content) == self.channels * math.prod(shape) * self.dtype.itemsize
+        return content.startswith(b"\x1f\x8b") and not whole
+
     def _image(self, content: bytes, full: tuple[int, ...]) -> NDArray[Any]:
         """Decode an image whose pixels, row by row, are the voxels, and its colours the channels."""
         import imagecodecs
