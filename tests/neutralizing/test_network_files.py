@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError, OutputError
+from evenslice.inference import stated_reading
 from evenslice.networks import models
 from evenslice.networks.outputs import logits
 from evenslice.neutralizing import network_files as checkpoints
 from evenslice.neutralizing.network_files import neutralize_file, save_network
 from evenslice.neutralizing.neutralization import neutralize, untie
 from evenslice.neutralizing.record import record_of
+from evenslice.training import reading_options
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 timm = pytest.importorskip("timm")
@@ -355,6 +357,61 @@ def test_file_whose_record_is_no_json(saved):
     save_file(load_file(saved), saved, {"evenslice": "{"})
     with pytest.raises(ModelError, match="cannot be read"):
         load_network("timm:test_resnet", str(saved))
+
+
+# How a network reads volumes
+
+READING = {
+    **{"step": 2, "plane": "y", "intensity": (0.0, 200.0), "fill": 7.0},
+    **{"label_values": (0, 255), "other_labels": "background", "ignore_label": 9},
+}
+
+
+def test_how_a_network_reads_volumes_comes_back(tmp_path):
+    path = tmp_path / "model.safetensors"
+    record = neutralize_file("timm:test_resnet", "none", path, reading=READING)
+    assert load_network("timm:test_resnet", str(path))[1] == record
+    assert stated_reading("timm:test_resnet", str(path)) == READING
+    assert stated_reading(str(path), None) == READING
+    assert stated_reading("timm:test_resnet", str(tmp_path)) == READING  # the folder
+    found = reading_options(None, "timm:test_resnet", str(path), step=1, fill=0.0)
+    assert found == READING | {"step": 1, "fill": 0.0}
+
+
+def test_file_that_says_nothing_of_volumes(saved):
+    assert "reading" not in saved_record(saved)
+    assert stated_reading("timm:test_resnet", str(saved)) == {}
+
+
+def test_unknown_entry_about_volumes(tmp_path):
+    with pytest.raises(ConfigError, match="reading: unknown entry 'steps'; did you mean 'step'"):
+        neutralize_file("timm:test_resnet", "none", tmp_path / "net.safetensors", reading={"steps": 2})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        {"step": 0},
+        {"plane": ["z"]},
+        {"intensity": [1]},
+        {"fill": "0"},
+        {"label_values": 3},
+        {"other_labels": "ignore"},
+        {"other_labels": ["error"]},
+        {"ignore_label": 0.5},
+        {"ignore_label": True},
+        {"instances": "some"},
+        [2],
+        "step",
+    ],
+)
+def test_damaged_words_about_volumes_are_refused(saved, reading):
+    rewrite(saved, lambda document: document.update(reading=reading))
+    with pytest.raises(ModelError, match="its description of how it reads volumes is damaged") as caught:
+        stated_reading("timm:test_resnet", str(saved))
+    assert "\n" not in str(caught.value)
+    load_network("timm:test_resnet", str(saved))  # which does not ask
 
 
 def test_file_that_lacks_a_part(saved):

@@ -23,7 +23,15 @@ def neutralize(
     """Rewrite the first layer of a pretrained network so that it favours no slice; keep the rest."""
     from evenslice.cli.tables import record_table
     from evenslice.neutralizing import neutralize_file
+    from evenslice.training import reading_options
 
     with quiet(output.json):
-        record = neutralize_file(**asdict(network), out=out, strategy=strategy, seed=seed, force=output.force)
+        record = neutralize_file(
+            **asdict(network),
+            out=out,
+            strategy=strategy,
+            seed=seed,
+            reading=reading_options(None, network.spec, network.weights),
+            force=output.force,
+        )
     show(record.to_dict(), record_table(record, out), json=output.json)

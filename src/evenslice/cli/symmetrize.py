@@ -29,7 +29,7 @@ def symmetrize(
     """Average a network over each window and its mirror: exactly symmetric, trained or not, without retraining."""
     from evenslice.cli.tables import record_table
     from evenslice.neutralizing import neutralize_file
-    from evenslice.training import locate_network
+    from evenslice.training import locate_network, reading_options
 
     with quiet(output.json):
         spec, weights = locate_network(source.run, source.model, source.weights)
@@ -40,6 +40,7 @@ def symmetrize(
             strategy="pretrained",
             classes=classes,
             symmetrize=at,
+            reading=reading_options(source.run, spec, weights),
             force=output.force,
             **asdict(window),
         )

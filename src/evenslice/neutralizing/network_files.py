@@ -1,16 +1,14 @@
 """Networks to and from one file, with the record that says how their slices are scaled.
 
 It is a safetensors file with the network's plain keys, so that others can read it too; its metadata contain, under
-``evenslice``, the record and the source of the network as JSON.
+``evenslice``, the record and the source of the network as JSON, and how it reads volumes if that is known.
 """
 
 from __future__ import annotations
 
-import json
 import stat
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +29,7 @@ from evenslice.networks import (
 from evenslice.neutralizing.inspection import KnownInput, locate_stems
 from evenslice.neutralizing.mirror_average import average_mirrored
 from evenslice.neutralizing.mixer import MIXER
-from evenslice.neutralizing.network_metadata import FORMAT, find_in_folder, read_saved
+from evenslice.neutralizing.network_metadata import find_in_folder, read_saved, saved_text
 from evenslice.neutralizing.neutralization import neutralize
 from evenslice.neutralizing.record import Record, keep_record, record_of
 from evenslice.neutralizing.rewriting import shape_mixer, shape_stems
@@ -254,6 +252,7 @@ def save_network(
     *,
     record: Record | None = None,
     source: ModelSource | None = None,
+    reading: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> None:
     """Write a neutralized network to a safetensors file that ``load_network`` reads.
@@ -265,10 +264,13 @@ def save_network(
         path: the file, ``.safetensors``; it appears once it is complete.
         record: what was done to the network; by default what ``neutralize`` left on it.
         source: what the network was built from; without it, ``load_network`` must be told the classes.
+        reading: how the network reads volumes, for commands that are given the file: any of ``step``, ``plane``,
+            ``intensity``, ``fill``, ``label_values``, ``other_labels``, ``ignore_label`` and ``instances``.
         force: overwrite an existing file.
 
     Raises:
         ModelError: the network has no record.
+        ConfigError: an entry of ``reading`` is unknown.
         OutputError: the path has another suffix, exists, or cannot be written.
 
     Example:
@@ -285,30 +287,17 @@ def save_network(
         raise ModelError("the network has no record; call evenslice.neutralize on it before saving it")
     _check_suffix(path)
     with staged_file(path, force=force) as beside:
-        _write(model, beside, record, source, label=path)
+        _write(model, beside, saved_text(record, source, reading), label=path)
 
 
-def _write(
-    model: nn.Module,
-    path: Path,
-    record: Record,
-    source: ModelSource | None,
-    *,
-    label: str | os.PathLike[str],
-) -> None:
+def _write(model: nn.Module, path: Path, metadata: str, *, label: str | os.PathLike[str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    document = {
-        "format": FORMAT,
-        "version": version("evenslice"),
-        "record": record.to_dict(),
-        "source": None if source is None else source.to_dict(),
-    }
     path.touch()
     usual = path.stat().st_mode  # safetensors makes files that only their owner may read
     try:
-        save_file(_plain_state(model), path, {METADATA_KEY: json.dumps(document)})
+        save_file(_plain_state(model), path, {METADATA_KEY: metadata})
     except SafetensorError as error:
         raise OutputError(
             f"{label}: cannot be written ({reason(error)}); make room, or choose a place where you may write"
@@ -346,6 +335,7 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     symmetrize: str | None = None,
+    reading: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Record:
     """Neutralize or symmetrize a network from its weights into a file, as ``evenslice neutralize`` does.
@@ -362,6 +352,7 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
         mean: by which the network's inputs were centred in training.
         std: by which they were divided afterwards.
         symmetrize: where to average over a window and its mirror.
+        reading: how the network reads volumes, as for ``save_network``.
         force: overwrite an existing file.
 
     Returns:
@@ -388,5 +379,5 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
             std=std,
             symmetrize=symmetrize,
         )
-        _write(loaded.model, beside, loaded.record, loaded.source, label=out)
+        _write(loaded.model, beside, saved_text(loaded.record, loaded.source, reading), label=out)
     return loaded.record

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import UNREADABLE, ModelError, option, reason
+from evenslice._core import UNREADABLE, ConfigError, ModelError, did_you_mean, option, reason
 from evenslice.networks import METADATA_KEY, ModelSource, parse_specification, read_metadata
 from evenslice.neutralizing.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FORMAT", "find_in_folder", "read_saved"]
+__all__ = ["find_in_folder", "read_saved", "saved_text"]
 
 FORMAT = 1
+READING = (
+    *("step", "plane", "intensity", "fill"),
+    *("label_values", "other_labels", "ignore_label", "instances"),
+)
+"""Options that say how volumes and their labels are read."""
 MOST_CHANNELS = 2**16  # classes or inputs that the metadata of a file may name
 FOLDER_WEIGHTS = "model.safetensors"
 _DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ModelError)
@@ -60,6 +66,29 @@ def _named_in(file: Path) -> str:
             f"{file}: its network comes from the function {source.spec}; if you trust its module, give its name as well"
         )
     return source.spec
+
+
+def saved_text(record: Record, source: ModelSource | None, reading: Mapping[str, Any] | None) -> str:
+    """Return the metadata of a network's file, which ``read_saved`` and ``stated_reading`` read.
+
+    Args:
+        record: what was done to the network.
+        source: what it was built from; None if unknown.
+        reading: how it reads volumes and their labels, any of ``READING``; None if unknown.
+
+    Raises:
+        ConfigError: an entry of ``reading`` is none of these.
+    """
+    for name in reading or ():
+        if name not in READING:
+            raise ConfigError(f"{option('reading')}: unknown entry {name!r}; {did_you_mean(name, READING)}")
+    document = {
+        "format": FORMAT,
+        "version": version("evenslice"),
+        "record": record.to_dict(),
+        "source": None if source is None else source.to_dict(),
+    }
+    return json.dumps(document if reading is None else {**document, "reading": dict(reading)})
 
 
 def read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:

@@ -1,8 +1,8 @@
-"""How a network reads volumes, as the file or folder that it was exported to says; the file may come from anywhere.
+"""How a network reads volumes, as the file or folder that holds it says; the file may come from anywhere.
 
     stated_reading("onnx", "mitochondria/network.onnx")    {"step": 2, "plane": "z", "intensity": (0.0, 255.0)}
 
-What ``evenslice export`` did not write is left out, and what is damaged is an error.
+What evenslice did not write is left out, and what is damaged is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import UNREADABLE, ModelError, read_bounded, reason
 from evenslice.inference.exporting.description import LIBRARY, PLANES
 from evenslice.inference.onnx_networks import MOST_METADATA, ONNX, open_session
-from evenslice.networks import METADATA_KEY
+from evenslice.networks import METADATA_KEY, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,20 +25,23 @@ __all__ = ["stated_reading"]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MOST_STEP = 2**16
 MOST_CLASSES = 2**16
+OTHERS = ("error", "background")
+INSTANCES = ("sparse", "dense")
 
 NO_FILES = ("imagenet", "none")
 
 
 def stated_reading(spec: str | None, weights: str | None) -> dict[str, Any]:
-    """Return how a network reads volumes, as ``evenslice export`` wrote it beside the network.
+    """Return how a network reads volumes, as ``evenslice export`` or ``save_network`` wrote it with the network.
 
     Args:
-        spec: "onnx"; a folder for Hugging Face, without weights; or any other specification.
-        weights: the ONNX file; a folder for Hugging Face; or any other weights.
+        spec: "onnx"; a folder for Hugging Face or a file of ``save_network``, without weights; or any other
+            specification.
+        weights: the ONNX file; such a folder or file; or any other weights.
 
     Returns:
-        Those of ``step``, ``plane``, ``intensity``, ``fill`` and ``label_values`` that are stated; nothing for a
-        network that evenslice has not exported.
+        Those of ``step``, ``plane``, ``intensity``, ``fill``, ``label_values``, ``other_labels``, ``ignore_label`` and
+        ``instances`` that are stated; nothing for a network that evenslice has neither exported nor saved.
 
     Raises:
         ModelError: what is stated is damaged; or see ``load_onnx``.
@@ -51,11 +54,12 @@ def stated_reading(spec: str | None, weights: str | None) -> dict[str, Any]:
         return {}
     place = Path(spec if weights is None else weights)
     try:
-        stated = _metadata(place) if spec == ONNX else _configuration(place)
+        stated = _metadata(place) if spec == ONNX else _saved(place) or _configuration(place)
         return {} if stated is None else _parsed(stated)
     except UNREADABLE as error:
         raise ModelError(
-            f"{place}: its description of how it reads volumes is damaged ({reason(error)}); export the network again"
+            f"{place}: its description of how it reads volumes is damaged ({reason(error)}); export the network again, or save "
+            "it again"
         ) from error
 
 
@@ -64,6 +68,12 @@ def _metadata(file: Path) -> Any:
     if text is not None and len(text) > MOST_METADATA:
         raise ValueError(f"{len(text):,} characters")
     return None if text is None else json.loads(text)
+
+
+def _saved(place: Path) -> Any:
+    """Return what the file of a network states, given it or its folder; None for any other."""
+    text = read_metadata(place / WEIGHTS if place.is_dir() else place).get(METADATA_KEY)
+    return None if text is None else json.loads(text).get("reading")
 
 
 def _configuration(folder: Path) -> Any:
@@ -76,22 +86,30 @@ def _configuration(folder: Path) -> Any:
 
 
 def _parsed(stated: Mapping[str, Any]) -> dict[str, Any]:
+    intensity, fill, values = (stated.get(name) for name in ("intensity", "fill", "label_values"))
     found = {
-        "step": stated["step"],
-        "plane": stated.get("plane", "z"),  # not in files of before
-        "intensity": None if stated["intensity"] is None else tuple(map(_number, stated["intensity"])),
-        "fill": None if stated["fill"] is None else _number(stated["fill"]),
-        "label_values": None if stated["label_values"] is None else tuple(stated["label_values"]),
+        "step": stated.get("step", 1),
+        "plane": stated.get("plane", "z"),  # not in exports of before
+        "intensity": None if intensity is None else tuple(map(_number, intensity)),
+        "fill": None if fill is None else _number(fill),
+        "label_values": None if values is None else tuple(values),
+        **{
+            name: stated.get(name) for name in ("other_labels", "ignore_label", "instances")
+        },  # not in exports
     }
-    if type(found["step"]) is not int or not 1 <= found["step"] <= MOST_STEP:
-        raise ValueError(f"step {found['step']!r:.40}")
-    if found["plane"] not in PLANES:
-        raise ValueError(f"plane {found['plane']!r:.40}")
-    if found["intensity"] is not None and len(found["intensity"]) != 2:
-        raise ValueError(f"intensity {found['intensity']!r:.40}")
-    values = found["label_values"] or ()
-    if len(values) > MOST_CLASSES or any(type(value) is not int for value in values):
-        raise ValueError(f"label_values {values!r:.40}")
+    step, values = found["step"], found["label_values"] or ()
+    sound = {
+        "step": type(step) is int and 1 <= step <= MOST_STEP,
+        "plane": found["plane"] in PLANES,
+        "intensity": intensity is None or len(found["intensity"]) == 2,
+        "label_values": len(values) <= MOST_CLASSES and all(type(value) is int for value in values),
+        "other_labels": found["other_labels"] in (None, *OTHERS),
+        "ignore_label": found["ignore_label"] is None or type(found["ignore_label"]) is int,
+        "instances": found["instances"] in (None, *INSTANCES),
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise ValueError(f"{name} {found[name]!r:.40}")
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -1,0 +1,74 @@
+"""evenslice symmetrize and neutralize: their files keep how the network reads volumes."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evenslice.cli import main
+from evenslice.inference import stated_reading
+from evenslice.neutralizing import load_network, save_network
+
+BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
+SPEC = "smp:Unet/tu-test_resnet?encoder_depth=2&decoder_channels=[4,4]"
+READING = {
+    **{"step": 2, "plane": "y", "intensity": (0.0, 200.0), "fill": 7.0},
+    **{"label_values": (0, 255), "other_labels": "background", "ignore_label": 9},
+}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line within this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        assert end.value.code == 0, captured.err
+        return captured.out
+
+    return run
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The folder of a run that says how it reads volumes."""
+    folder = Path(shutil.copytree(BEFORE / "run", tmp_path / "run"))
+    text = (folder / "config.yaml").read_text().replace("  step: 1", "  step: 2")
+    data = "".join(
+        f"  {name}: {json.dumps(value)}\n"
+        for name, value in READING.items()
+        if name not in ("step", "label_values", "intensity", "fill")
+    )
+    text = text.replace("  label_values: null\n", f"  label_values: [0, 255]\n{data}")
+    text = text.replace("  intensity: null", "  intensity: [0, 200]").replace("  fill: null", "  fill: 7")
+    (folder / "config.yaml").write_text(text)
+    return folder
+
+
+def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, run):
+    fair = tmp_path / "fair.safetensors"
+    run("symmetrize", "--run", trained, "--out", fair)
+    assert stated_reading(SPEC, str(fair)) == READING
+    volume = tmp_path / "volume.npy"
+    np.save(volume, np.random.default_rng(0).integers(0, 255, (32, 14, 32), dtype=np.uint8))
+    audit = ["audit", "--volume", volume, "--max-windows", 8, "--json"]
+    found = json.loads(run(*audit, "--model", SPEC, "--weights", fair))
+    assert found["volumes"][0]["intensity"] == [0, 200]
+    assert found["volumes"][0]["shape"] == [14, 32, 32]
+    assert found["step"] == 2
+
+
+@pytest.mark.parametrize("command", ["neutralize", "symmetrize"])
+def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, run, command):
+    fair, fairer = tmp_path / "fair.safetensors", tmp_path / "fairer.safetensors"
+    model, record, source = load_network(SPEC, "none")
+    save_network(model, fair, record=record, source=source, reading=READING)
+    strategy = ["--strategy", "pretrained"] if command == "neutralize" else []
+    run(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
+    assert stated_reading(SPEC, str(fairer)) == READING
