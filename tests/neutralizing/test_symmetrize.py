@@ -304,6 +304,24 @@ def test_a_function_is_called_on_both():
         symmetrize(lambda images: images[:, 0].astype(int))(images)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_function_that_returns_tensors_as_networks_do(kind):
+    layer = nn.Conv2d(3, 2, 1).to(kind)
+    images = windows().numpy()
+    found = symmetrize(lambda images: layer(torch.from_numpy(images).to(kind)))(images)
+    assert (found.dtype, found.requires_grad) == (kind, False)
+    expected = (layer(windows().to(kind)) + layer(windows().flip(1).to(kind))) / 2
+    torch.testing.assert_close(found, expected.detach())
+    with pytest.raises(ModelError, match="returns integers"):
+        symmetrize(lambda images: torch.from_numpy(images[:, 0]).long())(images)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_function_that_returns_tensors_on_a_gpu():
+    fair = symmetrize(lambda images: torch.from_numpy(images).cuda()[:, 0])
+    assert fair(windows().numpy()).device.type == "cuda"
+
+
 def test_an_audit_of_a_function():
     volume = np.random.default_rng(0).random((24, 48, 48)).astype(np.float32)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch.utils._pytree import tree_map
 
 from evenslice._core import ModelError
@@ -58,9 +59,16 @@ class SymmetrizedFunction:
         return tree_map(self._mean, as_given, mirrored)
 
     def _mean(self, first: Any, second: Any) -> Any:
-        if not hasattr(first, "__array__"):
+        if isinstance(
+            first, torch.Tensor
+        ):  # on any device and in any precision, of which NumPy knows but some
+            first, second = first.detach(), second.detach()
+            real = first.is_floating_point() or first.is_complex()
+        elif hasattr(first, "__array__"):
+            real = np.asarray(first).dtype.kind in "fc"
+        else:
             return first
-        if np.asarray(first).dtype.kind not in "fc":
+        if not real:
             raise ModelError(
                 f"{self.name} returns integers, which cannot be averaged over a window and its mirror; "
                 "it has to return scores or probabilities"
