@@ -270,6 +270,20 @@ def test_a_folder_for_hugging_face_comes_back_bit_for_bit(tmp_path):
     assert "offsets -4, -2, 0, +2, +4" in loaded.text
 
 
+@pytest.mark.parametrize("to", ["huggingface", "onnx"])
+def test_where_the_weights_were_on_this_machine_stays_private(to, tmp_path):
+    trained = tmp_path / "somebody" / "trained.pt"
+    trained.parent.mkdir()
+    torch.save(evenslice.load_network("timm:test_resnet", "none").model.state_dict(), trained)
+    network, _, source = evenslice.load_network("timm:test_resnet", str(trained), strategy="uniform")
+    evenslice.export(network, tmp_path / "shared", to=to, source=source)
+    contents = [file.read_bytes() for file in (tmp_path / "shared").iterdir()]
+    assert not any(b"somebody" in content for content in contents)
+    if to == "huggingface":
+        assert any(b"trained.pt" in content for content in contents)
+        assert evenslice.load_network(str(tmp_path / "shared")).source.spec == "timm:test_resnet"
+
+
 def test_the_card_shows_what_audits_found(tmp_path):
     volume = noise(24, 32, 32)
     network = small("output")

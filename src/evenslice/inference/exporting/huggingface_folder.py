@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import json_text, needs_extra
@@ -10,8 +12,6 @@ from evenslice.inference.exporting.readme import readme_text
 from evenslice.neutralizing import save_network
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
     from evenslice.inference.exporting.description import Description
@@ -32,6 +32,8 @@ def write_huggingface(
         ModelError: the network has no record of ``neutralize``.
         MissingExtraError: huggingface_hub is not installed.
     """
+    if source is not None:
+        source = replace(source, weights=Path(source.weights).name)  # without folders of this machine
     save_network(model, folder / "model.safetensors", source=source)
     configuration = {"library_name": LIBRARY, **_settings(description)}
     (folder / "config.json").write_text(json_text(configuration), encoding="utf-8")
