@@ -142,6 +142,8 @@ def audit(
     sliced = read.pop("plane", None)
     if labels is None:  # those of the run apply to labels, if any
         read = {name: value for name, value in read.items() if getattr(values, name, value) is not None}
+    if target == "labels" and values.ignore_label is None:  # this target has no pixels to ignore
+        read.pop("ignore_label", None)
     staged = (
         nullcontext()
         if out is None

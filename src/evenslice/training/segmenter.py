@@ -24,7 +24,7 @@ from evenslice.volumes import reslice
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from evenslice.networks import ModelSource
@@ -192,9 +192,14 @@ def reading_options(
         config = _configuration(run)
         known = {name: value for name in READ if (value := getattr(config.data, name)) is not None}
         known["step"] = config.model.step
-    if "instances" in read:  # labels that number objects have values of no class
-        known = {name: value for name, value in known.items() if name not in ("label_values", "other_labels")}
-    return {**known, **read}
+    return {**_without_others(known, read), **read}
+
+
+def _without_others(known: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return known options without those that a given one rules out: numbers of objects are no values of classes."""
+    of_classes = {"label_values", "other_labels"}
+    out = of_classes if "instances" in given else {"instances"} if of_classes & given.keys() else set()
+    return {name: value for name, value in known.items() if name not in out}
 
 
 def asked_size(run: Path | None) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""evenslice symmetrize and neutralize: their files keep how the network reads volumes."""
+"""How a run reads volumes and labels: in commands that are given the run, and in files made from it."""
 
 import json
 import shutil
@@ -11,12 +11,18 @@ import pytest
 from evenslice.cli import main
 from evenslice.inference import stated_reading
 from evenslice.neutralizing import load_network, save_network
+from evenslice.training import reading_options
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 SPEC = "smp:Unet/tu-test_resnet?encoder_depth=2&decoder_channels=[4,4]"
 READING = {
-    **{"step": 2, "plane": "y", "intensity": (0.0, 200.0), "fill": 7.0},
-    **{"label_values": (0, 255), "other_labels": "background", "ignore_label": 9},
+    "step": 2,
+    "plane": "y",
+    "intensity": (0.0, 200.0),
+    "fill": 7.0,
+    "label_values": (0, 255),
+    "other_labels": "background",
+    "ignore_label": 9,
 }
 
 
@@ -72,3 +78,27 @@ def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, run, com
     strategy = ["--strategy", "pretrained"] if command == "neutralize" else []
     run(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
     assert stated_reading(SPEC, str(fairer)) == READING
+
+
+def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, run):
+    labels = np.where(np.random.default_rng(0).random((32, 14, 32)) > 0.5, 255, 0).astype(np.uint8)
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "volume.npy", labels)
+    files = ["--volume", tmp_path / "volume.npy", "--labels", tmp_path / "labels.npy"]
+    audit = ["audit", "--run", trained, *files, "--target", "labels", "--max-windows", 8, "--json"]
+    assert json.loads(run(*audit))["target"] == "labels"
+
+
+def test_values_of_classes_take_the_place_of_numbered_objects(trained):
+    config = trained / "config.yaml"
+    text = (
+        config.read_text()
+        .replace("[0, 255]", "null")
+        .replace('other_labels: "background"', "instances: sparse")
+    )
+    config.write_text(text)
+    assert reading_options(trained, None, None)["instances"] == "sparse"
+    for given in ({"label_values": (0, 255)}, {"other_labels": "background"}):
+        found = reading_options(trained, None, None, **given)
+        assert "instances" not in found
+        assert given.items() <= found.items()
