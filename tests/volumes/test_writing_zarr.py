@@ -204,11 +204,25 @@ def test_a_remote_failure_leaves_nothing(labels, memory):
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_what_is_remote_is_never_replaced(force, memory):
+@pytest.mark.parametrize("other", ["zarr.json", "0/zarr.json", ".zgroup", "notes.txt", "1/chunk"])
+def test_what_is_remote_is_never_replaced(force, other, memory):
     memory.pipe("/bucket/a.zarr/0/c/0/0/0", b"precious")
+    memory.pipe(f"/bucket/a.zarr/{other}", b"{}")
     with pytest.raises(OutputError, match="cannot be replaced in one step"):
         write_volume(open_volume(np.zeros((2, 2, 2))), "memory://bucket/a.zarr", force=force)
     assert memory.cat("/bucket/a.zarr/0/c/0/0/0") == b"precious"
+
+
+def test_chunks_that_a_kill_left_are_removed_with_force(labels, memory):
+    for chunk in ("0/c/0/0/0", "0/c/9/9/9", "1/c/0/0/0"):
+        memory.pipe(f"/bucket/a.zarr/{chunk}", b"half")
+    with pytest.raises(OutputError, match="holds chunks without metadata, .*; remove them with force"):
+        write_volume(open_volume(labels), "memory://bucket/a.zarr")
+    write_volume(open_volume(labels), "memory://bucket/a.zarr", force=True)
+    write_volume(open_volume(labels), "memory://bucket/b.zarr")
+    assert [name.replace("a.zarr", "b.zarr") for name in memory.find("/bucket/a.zarr")] == memory.find(
+        "/bucket/b.zarr"
+    )
 
 
 def test_a_service_that_fails_is_one_line(labels, memory, monkeypatch):
@@ -253,6 +267,18 @@ def test_an_image_goes_to_s3_and_opens_from_there(labels, bucket):
         write_volume(again, f"{bucket}/sub/labels.ome.zarr/labels/cells.zarr")
     with pytest.raises(OutputError, match="exists, and a remote volume cannot be replaced"):
         write_volume(volume, f"{bucket}/sub/labels.ome.zarr", force=True)
+
+
+def test_chunks_that_a_kill_left_on_s3_are_removed_with_force(labels, bucket):
+    import boto3
+
+    boto3.client("s3").put_object(Bucket="volumes", Key="killed/a.zarr/0/c/9/9/9", Body=b"half")
+    with pytest.raises(OutputError, match="holds chunks without metadata"):
+        write_volume(open_volume(labels), f"{bucket}/killed/a.zarr")
+    write_volume(open_volume(labels), f"{bucket}/killed/a.zarr", force=True)
+    listed = boto3.client("s3").list_objects_v2(Bucket="volumes", Prefix="killed/a.zarr/0/c/9")
+    assert "Contents" not in listed
+    np.testing.assert_array_equal(open_volume(f"{bucket}/killed/a.zarr")[:], labels)
 
 
 def test_a_failure_on_s3_leaves_nothing(labels, bucket):

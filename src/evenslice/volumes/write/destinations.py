@@ -143,7 +143,7 @@ def check_free(destination: Destination, *, force: bool) -> None:
         for package in destination.format.packages:
             importlib.import_module(package)
     if isinstance(destination.location, str):
-        check_remote(destination.location, destination.label)
+        check_remote(destination.location, destination.label, force=force)
         return
     with reporting_write_errors(destination.label):
         if destination.location.exists() or destination.location.is_symlink():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import EvensliceError, OutputError, needs_extra, reason
+from evenslice._core import EvensliceError, OutputError, needs_extra, option, reason
 from evenslice.volumes.read.remote import s3_endpoint
 from evenslice.volumes.write.zarr import write_zarr_store
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["check_remote", "write_remote"]
 
 WRITABLE = ("s3",)
+
+_METADATA = ("zarr.json", ".zgroup", ".zarray")
+_CHUNK = re.compile(r"[0-9]+/c(/[0-9]+)+")
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     # Credentials and the endpoint come from where the AWS tools look for them, as in `read.remote`.
@@ -30,8 +34,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def check_remote(url: str, label: str) -> None:
+def check_remote(url: str, label: str, *, force: bool) -> None:
     """Check that an address can be written and does not exist.
+
+    Args:
+        url: the address.
+        label: the address, as the user wrote it.
+        force: whether chunks that a killed process left there are to be removed.
 
     Raises:
         OutputError: its protocol is not supported, it exists, or it cannot be reached.
@@ -47,15 +56,29 @@ def check_remote(url: str, label: str) -> None:
         system, root = _file_system(url)
         system.invalidate_cache()
         there = system.exists(root)
-    if there:
+        left = _leftovers(system, root) if there else []
+    if left and not force:
+        raise OutputError(
+            f"{label}: holds chunks without metadata, as a process leaves them that is killed while it writes; remove "
+            f"them with {option('force')}, or choose another name"
+        )
+    if there and not left:
         raise OutputError(
             f"{label}: exists, and a remote volume cannot be replaced in one step; choose another name, or "
             "remove it first"
         )
 
 
+def _leftovers(system: Any, root: str) -> list[str]:
+    """Return the chunks that a killed process left at an address; none if anything else is there."""
+    if any(system.exists(f"{root}/{name}") for name in _METADATA):  # which is written last
+        return []
+    found: list[str] = system.find(root)
+    return found if all(_CHUNK.fullmatch(name.removeprefix(f"{root}/")) for name in found) else []
+
+
 def write_remote(url: str, label: str, image: Image) -> None:
-    """Write an image to an address that does not exist; after a failure, everything written is removed.
+    """Write an image to an address that ``check_remote`` passed; after a failure, everything written is removed.
 
     Raises:
         OutputError: it cannot be written.
@@ -63,10 +86,12 @@ def write_remote(url: str, label: str, image: Image) -> None:
     from zarr.storage import FsspecStore
 
     with _reaching(label):
+        system, root = _file_system(url)
+        if left := _leftovers(system, root):
+            system.rm(left)
         try:
             write_zarr_store(FsspecStore.from_url(url, _options(url)), image, url.rpartition("/")[2])
         except BaseException:
-            system, root = _file_system(url)
             with suppress(Exception):  # most likely this fails for the same reason
                 system.invalidate_cache()
                 system.rm(root, recursive=True)
