@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 from pages import plain
 from rich.console import Console
 from synthetic_study import make_study
 
+from evenslice._core.staging import json_text
 from evenslice.cli.study_tables import study_tables
 from evenslice.report.base import style
 from evenslice.report.base.wording import NOTHING
@@ -18,7 +20,8 @@ from evenslice.report.study.csv_files import csv_tables
 from evenslice.report.study.page import draw_charts, render
 from evenslice.report.study.pooled import pooled_arm_sentence, pooled_groups, pooled_sentence, shown_pooled
 from evenslice.report.study.stress import stress_group
-from evenslice.results.pooling import Primary
+from evenslice.results.pooling import Primary, pool_runs
+from evenslice.results.seeds import summarize_runs
 from evenslice.results.studies import load_study
 
 ARMS = {"pretrained": (-0.19, 0.0), "uniform": (-0.001, -0.03), "fair": (0.0, 0.01)}
@@ -58,8 +61,6 @@ def test_what_is_pooled_comes_back_from_the_summary(folder, results):
 
 
 def test_a_summary_without_it_is_completed_from_its_runs(folder, results, tmp_path):
-    import shutil
-
     old = shutil.copytree(folder, tmp_path / "old")
     summary = json.loads((old / "summary.json").read_text())
     del summary["pooled"]
@@ -76,8 +77,6 @@ def test_a_summary_without_it_is_completed_from_its_runs(folder, results, tmp_pa
 
 @pytest.mark.parametrize("changed", [{"holds": "yes"}, {"p": "small"}])
 def test_a_damaged_part_is_refused(folder, tmp_path, changed):
-    import shutil
-
     from evenslice._core.errors import ConfigError
 
     bad = shutil.copytree(folder, tmp_path / "bad")
@@ -102,7 +101,7 @@ def test_the_page_begins_with_all_data_sets(results):
 
 def test_arms_are_judged_over_all_data_sets(results):
     (pooled,) = results.pooled
-    baseline, uniform, fair = (plain(pooled_arm_sentence(arm, "pretrained")) for arm in pooled.arms)
+    baseline, uniform, fair = (plain(pooled_arm_sentence(arm, pooled, "pretrained")) for arm in pooled.arms)
     assert baseline.startswith("is the baseline: its largest pair bias is 0.1")
     assert ": inferior (margin 0.01, p = " in uniform
     assert "adjusted for the number of comparisons" in uniform
@@ -120,8 +119,49 @@ def test_too_few_folds_are_admitted(results, tmp_path):
     few = load_study(
         make_study(tmp_path / "few", comparisons=SETS, arms=ARMS, folds=(0, 1), seeds=(0,), size=24)
     )
-    assert "hold in 89 % of cases only" in plain(pooled_sentence(few, few.pooled[0]))
+    assert "the 95 % intervals cover in only 89 % of cases" in plain(pooled_sentence(few, few.pooled[0]))
     assert "89 %" not in plain(pooled_sentence(results, results.pooled[0]))
+
+
+def without(folder, out, *, arm, dataset):
+    """A study in which the runs of an arm on a data set have failed."""
+    shutil.copytree(folder, out)
+    summary = json.loads((out / "summary.json").read_text())
+    records = [json.loads(path.read_text()) for path in sorted(out.glob("runs/*/run.json"))]
+    left = [record for record in records if (record["arm"], record["dataset"]) != (arm, dataset)]
+    summary["comparisons"] = [
+        item.to_dict() for item in summarize_runs(left, baseline="pretrained", margin=0.01)
+    ]
+    summary["pooled"] = [item.to_dict() for item in pool_runs(left, baseline="pretrained", margin=0.01)]
+    (out / "summary.json").write_text(json_text(summary))
+    return load_study(out)
+
+
+def test_an_arm_that_lacks_a_data_set_is_said_to(folder, tmp_path):
+    found = without(folder, tmp_path / "out", arm="uniform", dataset="ISBI 2012")
+    (pooled,) = found.pooled
+    said = plain(pooled_sentence(found, pooled))
+    assert "uniform has no result on ISBI 2012." in said
+    assert "fair has no result" not in said
+    uniform = next(arm for arm in pooled.arms if arm.arm == "uniform")
+    sentence = plain(pooled_arm_sentence(uniform, pooled, "pretrained"))
+    assert sentence.endswith(" on Lucchi++; without a comparison on ISBI 2012 there is no test.")
+    rows = {row.label: row.cells for group in pooled_groups(found, pooled) for row in group.rows}
+    assert "HD95" not in rows
+    assert "Adapted Rand error" not in rows  # one of the data sets alone has it
+
+
+def test_an_arm_is_not_blamed_for_what_the_baseline_lacks(folder, tmp_path):
+    found = without(folder, tmp_path / "out", arm="pretrained", dataset="ISBI 2012")
+    (pooled,) = found.pooled
+    said = plain(pooled_sentence(found, pooled))
+    assert "pretrained has no result on ISBI 2012." in said
+    assert "uniform has no result" not in said
+    uniform = next(arm for arm in pooled.arms if arm.arm == "uniform")
+    assert uniform.datasets == ("Lucchi++", "ISBI 2012")
+    assert "on Lucchi++; without a comparison on ISBI 2012 there is no test." in plain(
+        pooled_arm_sentence(uniform, pooled, "pretrained")
+    )
 
 
 def test_one_data_set_is_not_pooled_unless_it_has_the_primary_comparison(tmp_path):
@@ -210,6 +250,10 @@ def test_the_terminal_shows_all_data_sets_first(results):
         "Lucchi++, net: means over folds"
     )
     assert "fair *" in text
+    assert text.count(" inferior ") > text.count(" not inferior ") > 0  # the words of the page
+    assert "no worse" not in " ".join(text.split())
     assert "* Primary comparison" in " ".join(text.split())
     assert "d, n, a, fold 2, seed 1" in text
     assert max(map(len, text.splitlines())) <= 100
+    summary["pooled"] = [{**summary["pooled"][0], "missing": ["EPFL"]}]
+    assert next(iter(study_tables(summary))).title == "2 of 3 data sets, net: means with 95 % intervals"

@@ -39,6 +39,7 @@ from evenslice.report.study.wording import (
     removal,
     removed_part,
     study_headline,
+    verdicts,
 )
 from evenslice.results.intervals import Interval
 from evenslice.results.studies import ExampleSlice, load_study
@@ -135,6 +136,11 @@ def test_judgements_follow_the_interval(results):
     ]:
         changed = dataclasses.replace(arm, holds=holds, differences={"dice": Interval(-0.02, -0.03, high)})
         assert judgement(changed) == expected
+
+
+def test_verdicts_are_counted_from_biased_to_symmetric():
+    seen = ["symmetric", "balanced", "biased", "symmetric"]
+    assert verdicts(seen) == "1 biased, 1 balanced, 2 symmetric"
 
 
 def test_what_is_removed_is_not_rounded_up():

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from evenslice.results.pooling import POOLED, Primary, holm, pool_means, pool_runs
+from evenslice.results.pooled_means import holm, pool_means
+from evenslice.results.pooling import POOLED, Primary, pool_runs
 from evenslice.results.replicates import replicate_means
 from evenslice.results.seeds import summarize_runs
 from evenslice.results.student import student_interval
@@ -262,11 +263,15 @@ def test_an_arm_that_lacks_a_data_set_is_not_tested(lost):
     found = rows({"pretrained": 0.0, "uniform": 0.01, "twin": 0.01}, datasets=("a", "b", "c"), noise=1e-4)
     complete = {arm.arm: arm for arm in pool(found)[0].arms}
     assert complete["uniform"].holds
-    assert complete["uniform"].datasets == ("a", "b", "c")
+    assert complete["uniform"].compared == ("a", "b", "c")
     fewer = [row for row in found if (row["arm"], row["dataset"]) != (lost, "c")]
     (pooled,) = pool(fewer, primary=Primary("uniform", "net", 0.005))
     uniform = next(arm for arm in pooled.arms if arm.arm == "uniform")
-    assert (uniform.holds, uniform.superior, uniform.datasets) == (None, None, ("a", "b"))
+    assert (uniform.holds, uniform.superior, uniform.compared) == (None, None, ("a", "b"))
+    arms = {arm.arm: arm for arm in pooled.arms}
+    assert arms[lost].datasets == ("a", "b")
+    assert math.isnan(arms[lost].metrics["dice"].estimate)  # the mean of two of three is none of all three
+    assert not math.isnan(arms["twin"].metrics["dice"].estimate)
     assert math.isnan(uniform.p)
     assert math.isnan(uniform.p_differs)
     assert uniform.differences["dice"].estimate == pytest.approx(0.01, abs=1e-3)
@@ -274,3 +279,30 @@ def test_an_arm_that_lacks_a_data_set_is_not_tested(lost):
         row | ({"dice": math.nan} if (row["arm"], row["dataset"]) == (lost, "c") else {}) for row in found
     ]
     assert next(arm for arm in pool(failed)[0].arms if arm.arm == "uniform").holds is None
+
+
+def test_a_data_set_without_results_is_missed():
+    found = rows({"pretrained": 0.0, "uniform": 0.01}, noise=1e-4)
+    options = {"primary": Primary("uniform", "net", 0.005), "datasets": ("a", "b", "c")}
+    (pooled,) = pool(found, **options)
+    assert (pooled.datasets, pooled.missing) == (("a", "b"), ("c",))
+    assert pooled.title == "2 of 3 data sets, net"
+    uniform = pooled.arms[1]
+    assert (uniform.primary, uniform.holds, uniform.superior) == (True, None, None)
+    assert all(map(math.isnan, (uniform.p, uniform.p_superior, uniform.p_differs)))
+    assert uniform.differences["dice"].estimate == pytest.approx(0.01, abs=1e-3)
+    complete = rows({"pretrained": 0.0, "uniform": 0.01}, noise=1e-4, datasets=("a", "b", "c"))
+    (pooled,) = pool(complete, **options)
+    assert (pooled.missing, pooled.title) == ((), "All 3 data sets, net")
+    assert pooled.arms[1].superior
+
+
+def test_only_what_every_data_set_has_is_pooled():
+    found = [
+        {**row, "hd95": 2.0, "adapted_rand_error": 0.1 if row["dataset"] == "b" else None}
+        for row in rows({"pretrained": 0.0, "uniform": 0.01})
+    ]
+    for arm in pool(found)[0].arms:
+        for figures in (arm.metrics, arm.differences):
+            assert "hd95" not in figures  # of nanometres and millimetres there is no mean
+            assert not figures or math.isnan(figures["adapted_rand_error"].estimate)

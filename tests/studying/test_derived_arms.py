@@ -263,6 +263,15 @@ def test_the_summary_pools_data_sets_and_knows_the_primary_comparison(done):
     assert base["figures"]["loss_both"]["estimate"] is not None
 
 
+def test_a_data_set_without_a_finished_run_is_missed(done, inputs, tmp_path):
+    _, _, seen = done
+    planned = config(inputs, arms=ARMS[:2], primary={"arm": "fair", "margin": 0.02})
+    folded = [outcome for outcome in seen if outcome.dataset == "folded"]
+    (pooled,) = study_runner.write_results(planned, folded, tmp_path)["pooled"]
+    assert (pooled["datasets"], pooled["missing"]) == (["folded"], ["blobs"])
+    assert pooled["arms"][0]["non_inferiority"]["holds"] is None
+
+
 def test_nothing_is_repeated_but_what_is_damaged(done, inputs, monkeypatch):
     monkeypatch.syspath_prepend(str(inputs))
     out, summary, seen = done

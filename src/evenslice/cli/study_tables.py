@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from evenslice.cli.tables import failed_table, new_table, without_zero
-from evenslice.results import MAIN_SCORES, score_title
+from evenslice.results import MAIN_SCORES, inferiority, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -41,8 +41,8 @@ def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[
 def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     """Yield tables of the arms, over all data sets and for each data set and architecture, and one of failed runs.
 
-    "no worse" means that the loss of the main score, such as Dice, against the baseline is below the margin, "not shown"
-    that it may not be.
+    "not inferior" means that the loss of the main score, such as Dice, against the baseline is below the margin,
+    "inferior" that it is above it, "not settled" that it may be either.
     """
     score = summary.get("score", MAIN_SCORES["segmentation"])  # not in those of earlier versions
     for item in summary.get("pooled", ()):
@@ -75,8 +75,10 @@ def _run_name(run: Mapping[str, Any], *, folded: bool) -> str:
 
 def _pooled_table(item: Mapping[str, Any], baseline: str, score: str) -> Table:
     """Return the arms over all data sets, with the primary comparison marked by a star."""
-    count = len(item["datasets"])
+    count, missing = len(item["datasets"]), len(item.get("missing", ()))  # not in those of earlier versions
     sets = f"All {count} data sets" if count > 1 else item["datasets"][0]
+    if missing:
+        sets = f"{count} of {count + missing} data sets"
     columns = (
         "arm",
         score_title(score, first=True),
@@ -91,7 +93,7 @@ def _pooled_table(item: Mapping[str, Any], baseline: str, score: str) -> Table:
     notes = ["p of the difference is adjusted for the number of comparisons (Holm)."]
     if any(arm.get("primary") for arm in item["arms"]):
         notes.append(
-            "* Primary comparison: tested for superiority (p) where it is no worse, without adjustment."
+            "* Primary comparison: tested for superiority (p) where it is not inferior, without adjustment."
         )
     table.caption, table.caption_justify = " ".join(notes), "left"
     return table
@@ -139,14 +141,15 @@ def _arm_cells(arm: Mapping[str, Any], unit: str, score: str) -> Iterator[str]:
 
 
 def _difference(arm: Mapping[str, Any], score: str) -> str:
-    """Format the difference of an arm from the baseline in the main score, and whether it is no worse."""
+    """Format the difference of an arm from the baseline in the main score, and whether it is inferior."""
     if "differences" not in arm:
         return ""
     test = arm["non_inferiority"]
-    difference = _estimate(arm["differences"][score], "+.3f")
+    change = arm["differences"][score]
+    difference = _estimate(change, "+.3f")
     if test["holds"] is None:
         return difference
-    return f"{difference}\n{'no worse' if test['holds'] else 'not shown'}\np = {test['p']:.2g}"
+    return f"{difference}\n{inferiority(test['holds'], change['high'], test['margin'])}\np = {test['p']:.2g}"
 
 
 def _estimate(interval: Mapping[str, float | None], form: str) -> str:

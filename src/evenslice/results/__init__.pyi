@@ -28,6 +28,7 @@ from .output_changes import OUTPUT_FIELDS as OUTPUT_FIELDS
 from .pooling import (
     ENOUGH_REPLICATES as ENOUGH_REPLICATES,
     LOSSES as LOSSES,
+    POOLED as POOLED,
     PooledArm as PooledArm,
     PooledComparison as PooledComparison,
     Primary as Primary,
@@ -50,7 +51,7 @@ from .stress import (
     StressSummary as StressSummary,
     summarize_stress as summarize_stress,
 )
-from .student import student_interval as student_interval
+from .student import inferiority as inferiority, student_interval as student_interval
 from .studies import (
     ExampleSlice as ExampleSlice,
     StudyResults as StudyResults,

@@ -19,6 +19,7 @@ __all__ = [
     "NonInferiority",
     "bias_removed",
     "clipped",
+    "inferiority",
     "non_inferiority",
     "student_interval",
 ]
@@ -130,6 +131,25 @@ def non_inferiority(differences: ArrayLike, margin: float) -> NonInferiority:
         return NonInferiority(margin, math.nan, None)
     p = float(_t_test(known, -margin, alternative="greater").pvalue)
     return NonInferiority(margin, p, p < (1 - LEVEL) / 2)
+
+
+def inferiority(holds: bool | None, high: float, margin: float) -> str:
+    """Return the outcome of a test of non-inferiority in words: not inferior, inferior, not settled or no test.
+
+    Args:
+        holds: whether it holds; None without a test.
+        high: the upper end of the 95 % interval of the difference: inferior if that, too, lies below -margin.
+        margin: the loss that would matter, above 0.
+
+    Example:
+        >>> inferiority(True, 0.01, 0.01), inferiority(False, -0.02, 0.01), inferiority(False, 0.0, 0.01)
+        ('not inferior', 'inferior', 'not settled')
+    """
+    if holds is None:
+        return "no test"
+    if holds:
+        return "not inferior"
+    return "inferior" if high < -margin else "not settled"
 
 
 def _known(values: ArrayLike) -> NDArray[np.float64]:

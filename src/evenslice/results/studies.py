@@ -91,7 +91,7 @@ class StudyRun:
         fold: which parts of the data set were tested; 0 without folds.
         seed: random seed.
         metrics: those of ``METRICS``; NaN where undefined.
-        verdict: of the audit: symmetric, biased, inconclusive or not applicable.
+        verdict: of the audit: symmetric, balanced, biased, inconclusive or not applicable.
         shares: mean share of each slice of the window in the audit.
         saliency: (slices, percentiles) from ``saliency_percentiles``; None if unknown.
         windows: number of windows of the audit.

@@ -88,6 +88,7 @@ def read_pooled(summary: Entries) -> tuple[PooledComparison, ...]:
             text(item, "architecture"),
             _names(item["datasets"]),
             tuple(_pooled_arm(arm, score) for arm in item["arms"]),
+            _names(item.get("missing", ())),
         )
         for item in summary.get("pooled", ())
     )
@@ -106,6 +107,7 @@ def _pooled_arm(arm: Entries, score: str) -> PooledArm:
     test, superiority = arm["non_inferiority"], arm.get("superiority", NO_TEST)
     return replace(
         found,
+        compared=_names(arm.get("compared", arm["datasets"])),
         differences=_intervals(differences, partial(pooled_bounds, difference=True), POOLED),
         margin=number(test["margin"]),
         p=number(test["p"]),

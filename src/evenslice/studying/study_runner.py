@@ -252,7 +252,12 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
         "pooled": [
             item.to_dict()
             for item in pool_runs(
-                done, baseline=config.baseline, margin=config.margin, primary=_primary(config), score=score
+                done,
+                baseline=config.baseline,
+                margin=config.margin,
+                primary=_primary(config),
+                score=score,
+                datasets=[data.name for data in config.datasets],
             )
         ],
     }

@@ -10,10 +10,10 @@ from evenslice.report.base.tables import Group
 from evenslice.report.base.wording import MINUS, NOTHING, interval, listed
 from evenslice.report.study.tables import FIGURE_GROUPS, SCORE_LABELS, Row, difference_text
 from evenslice.report.study.wording import BIAS, difference, judgement, p_value
-from evenslice.results import ENOUGH_REPLICATES, LOSSES, score_title
+from evenslice.results import ENOUGH_REPLICATES, LOSSES, POOLED, score_title
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from evenslice.results import PooledArm, PooledComparison, StudyResults
 
@@ -36,7 +36,10 @@ _LOSSES: Final = dict(
     zip(LOSSES, (f"missing, at {MINUS}1", "missing, at +1", "missing, both at ±1"), strict=True)
 )
 
-_COMPARED: Final = {**SCORE_LABELS, "largest_bias": "largest |B|"}
+_COMPARED: Final = {
+    **{name: label for name, label in SCORE_LABELS.items() if name in POOLED},
+    "largest_bias": "largest |B|",
+}
 
 
 def shown_pooled(results: StudyResults) -> list[PooledComparison]:
@@ -55,17 +58,32 @@ def pooled_sentence(results: StudyResults, item: PooledComparison) -> str:
     text = f"Over {listed(list(item.datasets))}, each with the same weight."
     if primary:
         text += f" The primary comparison, named in the configuration, compares {primary[0].arm} with {results.baseline}."
+    if item.missing:
+        text += f" {listed(list(item.missing))} {_have(item.missing)} no results yet, so nothing is tested."
     for arm in item.arms:
-        lacking = [name for name in item.datasets if name not in arm.datasets]
-        if lacking:
-            text += f" {arm.arm} has no result on {listed(lacking)}: its figures are those of the others, and it is not tested."
+        if lacking := _without(results, item, arm):
+            text += f" {arm.arm} has no result on {listed(lacking)}."
     few = _few(results, item)
     if few:
         text += (
-            f" {listed(few)} {'has' if len(few) == 1 else 'have'} fewer than {ENOUGH_REPLICATES} replicates: if what "
-            "varies most has so few, 95 % intervals over data sets hold in 89 % of cases only."
+            f" {listed(few)} {_have(few)} fewer than {ENOUGH_REPLICATES} replicates: if the data set that varies most is "
+            "among them, the 95 % intervals cover in only 89 % of cases."
         )
     return text
+
+
+def _have(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
+
+
+def _without(results: StudyResults, item: PooledComparison, arm: PooledArm) -> list[str]:
+    """Return the data sets on which an arm has no results; what earlier versions wrote of an arm does not say."""
+    known = {
+        found.dataset
+        for found in results.comparisons
+        if found.architecture == item.architecture and arm.arm in [own.arm for own in found.arms]
+    }
+    return [name for name in item.datasets if name not in known]
 
 
 def _few(results: StudyResults, item: PooledComparison) -> list[str]:
@@ -79,21 +97,26 @@ def _few(results: StudyResults, item: PooledComparison) -> list[str]:
     ]
 
 
-def pooled_arm_sentence(arm: PooledArm, baseline: str) -> str:
+def pooled_arm_sentence(arm: PooledArm, item: PooledComparison, baseline: str) -> str:
     """Describe what an arm costs over all data sets and how sure that is, to follow its name.
 
-    ``"has a Dice that differs by -0.011 [-0.020, -0.002] and is not shown to be not inferior (margin 0.01, p = 0.6);
-    p of a difference, adjusted for all comparisons: 0.02."``
+    ``"differs in Dice by -0.011 [-0.020, -0.002]: not settled (margin 0.01, p = 0.6); difference: p = 0.02, adjusted
+    for the number of comparisons."``
     """
     score = score_title(arm.score)
     found, bias = (interval(arm.metrics[name]) for name in (arm.score, "largest_bias"))
     if arm.arm == baseline:
         return f"is the baseline: its {BIAS} is {bias}, its {score} {found}."
     if not arm.differences:
-        return f"has no run in common with {baseline}; its {score} is {found}."
+        return f"has no run in common with {baseline}" + (
+            "." if found == NOTHING else f"; its {score} is {found}."
+        )
     change = f"differs in {score} by {difference(arm.differences[arm.score])}"
+    if lacking := [name for name in (*item.datasets, *item.missing) if name not in arm.compared]:
+        where, without = listed(list(arm.compared)), listed(lacking)
+        return f"{change} on {where}; without a comparison on {without} there is no test."
     if arm.holds is None:
-        return f"{change}; there are too few runs for a test."
+        return f"{change}; a data set has only one replicate, too few for a test."
     text = f"{change}: {judgement(arm)} (margin {arm.margin:g}, {p_value(arm.p)})"
     if arm.primary:
         return f"{text}; {superiority(arm)}. This is the primary comparison."
@@ -126,6 +149,8 @@ def pooled_groups(results: StudyResults, item: PooledComparison) -> list[Group[R
 
 def _mean_rows(item: PooledComparison, labels: dict[str, str]) -> Iterator[Row]:
     for name, label in labels.items():
+        if name not in POOLED:
+            continue
         row = Row(label, tuple(interval(arm.metrics[name]) for arm in item.arms))
         if set(row.cells) != {NOTHING}:
             yield row
@@ -162,10 +187,11 @@ def pooled_lines(results: StudyResults) -> Iterator[list[Any]]:
     yield ["architecture", "arm", "datasets", "kind", "figure", "estimate", "low", "high"]
     for item in results.pooled:
         for arm in item.arms:
-            start = [item.architecture, arm.arm, len(arm.datasets)]
-            for kind, figures in (("mean", arm.metrics), ("difference", arm.differences)):
+            start = [item.architecture, arm.arm]
+            kinds = (("mean", arm.datasets, arm.metrics), ("difference", arm.compared, arm.differences))
+            for kind, datasets, figures in kinds:
                 for name, value in figures.items():
-                    yield [*start, kind, name, value.estimate, value.low, value.high]
+                    yield [*start, len(datasets), kind, name, value.estimate, value.low, value.high]
             tests = {
                 "not_inferior": arm.p,
                 "superior": arm.p_superior,
@@ -174,4 +200,4 @@ def pooled_lines(results: StudyResults) -> Iterator[list[Any]]:
             }
             for name, p in tests.items():
                 if not math.isnan(p):
-                    yield [*start, "p", f"{arm.score}_{name}", p, None, None]
+                    yield [*start, len(arm.compared), "p", f"{arm.score}_{name}", p, None, None]

@@ -22,8 +22,7 @@ def study_html(summary: StudySummary) -> str:
     parts = [f"<p><b>{summary['finished']} of {summary['planned']} runs finished{failed}</b></p>"]
     for pooled in read_pooled(dict(summary)):
         if len(pooled.datasets) > 1:
-            title = f"over {len(pooled.datasets)} data sets, {pooled.architecture}"
-            parts += _part(title, pooled.arms, summary["baseline"])
+            parts += _part(pooled.title, pooled.arms, summary["baseline"])
     for item in read_comparisons(dict(summary)):
         parts += _part(f"{item.dataset}, {item.architecture}", item.arms, summary["baseline"])
     return "".join(parts)

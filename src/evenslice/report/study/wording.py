@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from evenslice.report.base.wording import MINUS, NOTHING, interval, listed, number, percent
-from evenslice.results import score_title
+from evenslice.results import inferiority, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,15 +165,9 @@ def _part(removed: float) -> str:
 
 
 def judgement(arm: ArmSummary | PooledArm) -> str:
-    """Return the outcome of the non-inferiority test of the main score: not inferior, inferior, not settled or no test.
-
-    It is inferior if the whole 95 % interval of the difference lies below minus the margin.
-    """
-    if arm.holds is None:
-        return "no test"
-    if arm.holds:
-        return "not inferior"
-    return "inferior" if arm.differences[arm.score].high < -arm.margin else "not settled"
+    """Return the outcome of the non-inferiority test of the main score, see ``inferiority``."""
+    high = arm.differences[arm.score].high if arm.differences else math.nan
+    return inferiority(arm.holds, high, arm.margin)
 
 
 def _judged(arm: ArmSummary, unit: str) -> str:
@@ -188,7 +182,7 @@ def _judged(arm: ArmSummary, unit: str) -> str:
 
 def verdicts(seen: Sequence[str]) -> str:
     """Count the verdicts of an arm's audits: ``"2 biased, 1 inconclusive"``; a single one is not counted."""
-    known = ("biased", "inconclusive", "symmetric", "not applicable")
+    known = ("biased", "inconclusive", "balanced", "symmetric", "not applicable")
     names = [name for name in known if name in seen] + sorted(set(seen) - set(known))
     return ", ".join(name if len(seen) == 1 else f"{seen.count(name)} {name}" for name in names) or NOTHING
 
