@@ -1,8 +1,10 @@
-"""Replicates: the independent values of a metric that the runs of an arm give.
+"""Replicates: the values of a metric that the runs of an arm give, and that count as independent.
 
 Runs of one fold share their training and test data, so seeds within a fold say how much the training scatters, not how
 much the data do. With folds, a replicate is therefore the mean over the seeds of a fold; without, it is a seed. In a
-balanced design with a random effect of the fold, Student's t over these means is exact.
+balanced design with an independent random effect of each fold, Student's t over these means is exact. Folds of one data
+set are not quite independent, as their training data overlap: intervals over them may be too narrow (Bengio and
+Grandvalet 2004; Nadeau and Bengio 2003, doi:10.1023/A:1024068626366).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Unit", "fold_of", "pair_runs", "replicate_means", "replicate_unit"]
 
 Unit: TypeAlias = Literal["fold", "seed"]
-"""What is independent among the runs of an arm."""
+"""What counts as independent among the runs of an arm."""
 
 
 def fold_of(run: RunRecord) -> int:
@@ -35,7 +37,7 @@ def fold_of(run: RunRecord) -> int:
 
 
 def replicate_unit(runs: Iterable[RunRecord]) -> Unit:
-    """Return what is independent among runs on one data set: folds, if there are several, else seeds.
+    """Return what counts as independent among runs on one data set: folds, if there are several, else seeds.
 
     Example:
         >>> replicate_unit([{"fold": 0, "seed": 0}, {"fold": 1, "seed": 0}])
@@ -52,7 +54,7 @@ def replicate_means(runs: Sequence[RunRecord], values: ArrayLike, unit: Unit) ->
     Args:
         runs: n runs, each with its ``fold`` and ``seed``.
         values: (n,) one value for each; NaN is left out.
-        unit: what is independent, from ``replicate_unit``.
+        unit: what counts as independent, from ``replicate_unit``.
 
     Returns:
         One value for each fold, or seed, in the order of the runs; NaN where no run has a value.
