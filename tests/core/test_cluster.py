@@ -203,6 +203,16 @@ def test_what_needs_a_failed_item_fails_with_it(monkeypatch):
     assert found == {item: int(item) for item in "12345"}
 
 
+def test_what_comes_after_many_that_need_a_failed_item_is_done(monkeypatch):
+    client = Oldest()
+    monkeypatch.setattr("distributed.wait", client.wait)
+    needy = [str(number) for number in range(10, 20)]  # more than are taken at once while nothing is in progress
+    items = ["x", "1", "2", "3", *needy, "4", "5"]
+    found = dict(map_as_finished(int, items, client, needs=lambda item: "x" if item in needy else None))
+    assert {item for item, outcome in found.items() if isinstance(outcome, ValueError)} == {"x", *needy}
+    assert [found[item] for item in "12345"] == [1, 2, 3, 4, 5]
+
+
 def load():
     raise ModuleNotFoundError("No module named 'mine'")
 

@@ -142,7 +142,8 @@ def map_as_finished(
     sent: dict[int, Any] = {}  # futures of items, and exceptions of those that have failed
     patrol = _Patrol(client)
     while True:
-        for item in islice(items, max(0, _capacity(client) - len(futures))):
+        taken = 0
+        for taken, item in enumerate(islice(items, max(0, _capacity(client) - len(futures))), start=1):
             before = sent.get(id(needs(item)))
             if isinstance(before, Exception):
                 yield item, before
@@ -150,6 +151,8 @@ def map_as_finished(
             future = client.submit(_after, before, function, item, *rest, pure=False)
             futures[future], sent[id(item)] = item, future
         if not futures:
+            if taken:
+                continue  # all of them need what has failed
             return
         with patrol.unless_lost():
             wait(list(futures), timeout=PATROL_SECONDS, return_when="FIRST_COMPLETED")
