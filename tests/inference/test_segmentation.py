@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import zarr
 from torch import nn
 
 from evenslice import cli, export, load_onnx, segment, symmetrize
-from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
+from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError, VolumeError
 from evenslice.inference import segmentation, segmentation_job
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_network import ReadyNetwork
@@ -293,6 +295,45 @@ def test_a_killed_worker_costs_its_blocks_alone(tmp_path, image, monkeypatch):
     labels = segment(dying, image, tmp_path / "labels.npy", dtype="float32", workers=2)
     assert flag.exists()
     np.testing.assert_array_equal(labels[...], right)
+
+
+@contextmanager
+def somewhere(_workers, _scheduler):
+    """Stand in for the client of a cluster."""
+    yield object()
+
+
+def test_workers_that_do_not_see_the_staging_folder_are_one_clear_error(tmp_path, image, monkeypatch):
+    def on_another_machine(function, blocks, _client, common):
+        for block in blocks:
+            try:
+                yield block, function(block, replace(common, root=tmp_path / "not" / "here"))
+            except OutputError as error:
+                yield block, error
+
+    monkeypatch.setattr(segmentation_job, "open_cluster", somewhere)
+    monkeypatch.setattr(segmentation_job, "map_as_finished", on_another_machine)
+    with pytest.raises(OutputError, match="not/here: is missing on the worker .*share with scratch"):
+        segment(network(), image, tmp_path / "labels.npy", dtype="float32", scheduler="tcp://head:1")
+
+
+def test_blocks_that_kill_their_workers_are_one_clear_error(tmp_path, image, monkeypatch):
+    from distributed import KilledWorker
+
+    def killed(_function, blocks, _client, **_):
+        yield blocks[0], KilledWorker("task", None, 3)
+
+    monkeypatch.setattr(segmentation_job, "open_cluster", somewhere)
+    monkeypatch.setattr(segmentation_job, "map_as_finished", killed)
+    with pytest.raises(EvensliceError, match="ended every worker that took it, .*give workers more memory"):
+        segment(network(), image, tmp_path / "labels.npy", dtype="float32", workers=2)
+
+
+def test_a_cluster_needs_a_shared_folder_for_an_output_at_an_address(image):
+    with pytest.raises(
+        ConfigError, match="choose a folder that this machine and all workers share with scratch"
+    ):
+        segment(network(), image, "s3://bucket/labels.ome.zarr", dtype="float32", scheduler="tcp://head:1")
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path, image):

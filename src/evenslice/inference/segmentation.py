@@ -92,7 +92,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         scheduler: address of a Dask scheduler whose workers to use instead; they must reach the volume and the staging
             folder by the same paths.
         scratch: where to create the staging folder; by default beside the output, or in the system's folder for
-            temporary files if the output is remote.
+            temporary files if the output is remote, where it is needed with ``scheduler``.
         force: overwrite existing output, and discard an interrupted run with other options.
         progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 
@@ -104,6 +104,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         ModelError: the network rejects the windows, or does not return a map of logits.
         OutputError: the output exists, is an input, cannot be written, or is being written by another process.
         ConfigError: an option is out of range, or the scheduler does not answer.
+        EvensliceError: workers died of a block.
 
     Example: a network that finds bright voxels.
         >>> import tempfile
@@ -136,7 +137,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         classes=classes,
         values=None if probabilities else _check_values(label_values, classes),
         output=output,
-        root=place_of(out, scratch),
+        root=place_of(out, scratch, shared=scheduler is not None),
     )
     check_destination(out, volume, force=force)
     with working_in(job.root, out):

@@ -8,17 +8,19 @@ again.
 from __future__ import annotations
 
 import os
+import platform
 import stat
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice, product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 
 from evenslice._core import (
+    EvensliceError,
     OutputError,
     VolumeError,
     map_as_finished,
@@ -285,11 +287,33 @@ def run_blocks(job: Job, workers: int | None, scheduler: str | None, progress: b
             return
         for _, outcome in map_as_finished(_segment_block, waiting, client, common=job):
             if isinstance(outcome, Exception):
-                raise outcome
+                _raise(outcome)
             advance(1)
 
 
+def _raise(error: Exception) -> NoReturn:
+    """Raise the exception of a block that no worker could finish."""
+    from distributed import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        raise EvensliceError(
+            "a block ended every worker that took it, as a lack of memory does; give workers more memory, or fewer "
+            f"windows at once with {option('batch', 1)}, and start the command again, which keeps what is finished"
+        ) from error
+    raise error
+
+
 def _segment_block(block: Region, job: Job) -> None:
+    """Segment a block on a worker.
+
+    Raises:
+        OutputError: the worker does not see the staging folder.
+    """
+    if not job.description.is_file():
+        raise OutputError(
+            f"{job.root}: is missing on the worker {platform.node()}; choose a folder that this machine and all workers "
+            f"share with {option('scratch')}"
+        )
     list(_segment_blocks([block], job))
 
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenslice._core import OutputError, locked, option, remove_leftovers, reporting_write_errors
+from evenslice._core import ConfigError, OutputError, locked, option, remove_leftovers, reporting_write_errors
 from evenslice.volumes import output_location
 
 if TYPE_CHECKING:
@@ -35,11 +35,27 @@ _LONGEST = 200
 """Longest name, in bytes, that is used whole in that of the folder: file systems allow 255."""
 
 
-def place_of(out: str | os.PathLike[str], scratch: str | os.PathLike[str] | None) -> Path:
-    """Return the folder for unfinished work on an output, the same for each run."""
+def place_of(
+    out: str | os.PathLike[str], scratch: str | os.PathLike[str] | None, *, shared: bool = False
+) -> Path:
+    """Return the folder for unfinished work on an output, the same for each run.
+
+    Args:
+        out: the output.
+        scratch: where the folder is to be; None for beside the output, or the system's folder for temporary files.
+        shared: whether other machines work in it.
+
+    Raises:
+        ConfigError: other machines would not see the folder.
+    """
     target = output_location(out)
     if scratch is None and isinstance(target, Path):
         return target.parent / f".{_short(target.name)}.unfinished"
+    if scratch is None and shared:
+        raise ConfigError(
+            f"{out}: is an address, beside which workers cannot keep unfinished work; with {option('scheduler')}, choose "
+            f"a folder that this machine and all workers share with {option('scratch')}"
+        )
     name = re.sub(r"[^A-Za-z0-9._]+", "-", str(target))[-100:]
     folder = Path(scratch or tempfile.gettempdir()).absolute()
     return folder / f"evenslice-{name}-{_digest(str(target))}.unfinished"
