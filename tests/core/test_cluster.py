@@ -1,5 +1,6 @@
 """Functions applied to items in this process and on the workers of a cluster."""
 
+import os
 import time
 
 import pytest
@@ -120,6 +121,20 @@ def test_a_worker_may_be_silent_for_long():
         assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.worker_ttl) is None
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_workers_share_the_cores_that_are_left_to_this_process(monkeypatch):
+    """As SLURM, a container or taskset leave it fewer than the machine has."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # which Dask prefers
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with open_cluster(workers=1) as client:
+            assert list(map_in_order(os.getenv, ["OMP_NUM_THREADS"], client)) == ["1"]
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def note(path):
     """Say whether a file was there, and write it a while later."""
     before = path.exists()
@@ -206,7 +221,9 @@ def test_what_needs_a_failed_item_fails_with_it(monkeypatch):
 def test_what_comes_after_many_that_need_a_failed_item_is_done(monkeypatch):
     client = Oldest()
     monkeypatch.setattr("distributed.wait", client.wait)
-    needy = [str(number) for number in range(10, 20)]  # more than are taken at once while nothing is in progress
+    needy = [
+        str(number) for number in range(10, 20)
+    ]  # more than are taken at once while nothing is in progress
     items = ["x", "1", "2", "3", *needy, "4", "5"]
     found = dict(map_as_finished(int, items, client, needs=lambda item: "x" if item in needy else None))
     assert {item for item, outcome in found.items() if isinstance(outcome, ValueError)} == {"x", *needy}

@@ -11,6 +11,7 @@ from .config_files import (
     load_config as load_config,
     to_yaml as to_yaml,
 )
+from .cores import available_cores as available_cores
 from .errors import (
     UNREADABLE as UNREADABLE,
     ConfigError as ConfigError,

@@ -142,8 +142,9 @@ def map_as_finished(
     sent: dict[int, Any] = {}  # futures of items, and exceptions of those that have failed
     patrol = _Patrol(client)
     while True:
-        taken = 0
-        for taken, item in enumerate(islice(items, max(0, _capacity(client) - len(futures))), start=1):
+        taken = False
+        for item in islice(items, max(0, _capacity(client) - len(futures))):
+            taken = True
             before = sent.get(id(needs(item)))
             if isinstance(before, Exception):
                 yield item, before

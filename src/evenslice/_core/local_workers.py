@@ -22,6 +22,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
+from evenslice._core.cores import available_cores
 from evenslice._core.errors import needs_extra
 from evenslice._core.import_paths import importable_here, imports_from_here
 from evenslice._core.interrupts import DeferredInterrupts, terminable
@@ -47,7 +48,7 @@ def local_client(workers: int) -> Iterator[Any]:
         from distributed import Client, LocalCluster
         from distributed.security import Security
 
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, available_cores() // workers)
     settings = {
         # Replaces Dask's defaults: one thread per worker, and a limit on the memory that malloc keeps. With that limit
         # the system allocates and clears the memory of every tensor anew, and a training step takes twice as long.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import VolumeError, map_ahead, reason
+from evenslice._core import VolumeError, available_cores, map_ahead, reason
 from evenslice.volumes.read.remote import RemoteFiles, reporting_network_errors
 from evenslice.volumes.read.zarr_store import METADATA_BYTES, read_file, require_size, require_unchanged
 
@@ -32,7 +32,7 @@ __all__ = ["Pieces", "Span", "assemble", "read_json_object", "reads_at_once"]
 THREADS = 8
 """Most pieces that are fetched at once: a server answers several requests in the time of one."""
 
-_DECODING = min(4, os.cpu_count() or 1)
+_DECODING = min(4, available_cores())
 _WORTH = 2**20  # bytes of a piece in a file for which a thread pays
 
 _IN_FLIGHT = 2**28
