@@ -80,6 +80,22 @@ def test_the_classes_of_a_difference_change_whatever_the_method(method):
     assert found.answer.estimate > 0.97
 
 
+def test_a_difference_that_is_always_positive_is_no_class_that_stays():
+    found = found_in(lambda windows: 10 + difference(windows).unsqueeze(1))
+    assert decided(found) == ("biased", "answer", None, None)
+    assert found.answer.estimate == pytest.approx(np.sqrt(2), rel=0.02)
+    assert found.mismatch.estimate == pytest.approx(1, abs=1e-6)
+
+
+def test_a_function_that_answers_in_one_order_only_is_biased_by_its_answer():
+    """Of each window and its mirror, one has an attribution, so that there is no pair bias."""
+    found = found_in(lambda windows: difference(windows).mean((1, 2)).relu())
+    assert decided(found) == ("biased", "answer", None, None)
+    assert found.mismatch.estimate == pytest.approx(1, abs=1e-6)
+    assert np.isnan(found.attention[0].estimate)
+    assert found.run.windows_without_attribution == len(found.measurements.volume)
+
+
 def test_sides_that_are_read_in_different_places_are_not_called_symmetric():
     found = found_in(halves)
     assert abs(found.attention[0].estimate) < 0.01

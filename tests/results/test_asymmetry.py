@@ -13,7 +13,7 @@ from evenslice.results.biases import data_part, directional_bias, model_part, pa
 from evenslice.results.evidence import answer_evidence
 from evenslice.results.measurements import Measurements, measure_windows
 from evenslice.results.subsets import SubsetMeasurements
-from evenslice.results.verdicts import Thresholds
+from evenslice.results.verdicts import WITHIN_LEVEL_OF_RATIOS, Thresholds
 
 
 def measurements(shares, mirrored_shares=None, volume=None, mismatch=0.3):
@@ -351,7 +351,7 @@ def test_the_answer_is_judged_by_the_foreground_it_has():
 @pytest.mark.parametrize("features", [1, 2, 1000])
 def test_answers_of_unlike_levels_change_as_much_as_they_vary(features):
     """Unrelated answers have C = 1, whatever the level of each number, and in each volume."""
-    count, generator = 1000, torch.Generator().manual_seed(0)
+    count, generator = 4000, torch.Generator().manual_seed(0)
     volume = np.arange(count) % 2
     levels = 100.0 * torch.arange(features) + 1000.0 * torch.from_numpy(volume)[:, None]
     answer, other = (torch.randn(count, features, generator=generator) + levels for _ in range(2))
@@ -362,6 +362,76 @@ def test_answers_of_unlike_levels_change_as_much_as_they_vary(features):
         replace(measurements(shares_of(np.zeros(count)), volume=volume), **rows), Thresholds()
     )
     assert found.fit.estimate[0] == pytest.approx(1, abs=0.05)
+
+
+def answer_of(output, mirrored, *, volume=None, classes=True):
+    """Return the evidence on the answer of windows 64 x 64 from their outputs."""
+    attribution = torch.ones(len(output), 3, 1, 1).expand(-1, -1, 64, 64)
+    rows = measure_windows(attribution, attribution, output, mirrored, classes=classes)
+    made = measurements(shares_of(np.zeros(len(output))), volume=volume)
+    return answer_evidence(replace(made, **rows), Thresholds())
+
+
+def bounds(evidence):
+    return [float(side[0]) for side in evidence.fit.bounds(WITHIN_LEVEL_OF_RATIOS)]
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 8, 8), (3, 8, 8)])
+def test_a_class_that_is_predicted_everywhere_does_not_hide_that_the_answer_changes(shape):
+    """The output of a regression, always positive, looks like the logit of one class."""
+    random = torch.Generator().manual_seed(0)
+    output, mirrored = (10 + torch.randn(60, *shape, generator=random) for _ in range(2))
+    if shape[0] == 3:
+        output[:, 1], mirrored[:, 1] = output[:, 1] + 20, mirrored[:, 1] + 20
+    found = answer_of(output, mirrored)
+    assert found.fit.estimate[0] == pytest.approx(1, abs=0.1)
+    assert not found.within().any()
+
+
+def test_classes_of_windows_that_stay_are_judged_by_their_logits():
+    random = torch.Generator().manual_seed(0)
+    output = torch.randn(40, 5, generator=random)
+    still = answer_of(output, output + 0.01 * torch.randn(40, 5, generator=random))
+    assert still.within().all()
+    moved = answer_of(output, output + 0.4 * (torch.arange(5) == output.argmax(1, keepdim=True)))
+    assert not moved.within().any()
+
+
+@pytest.mark.parametrize(("windows", "within"), [(40, False), (400, True)])
+def test_votes_that_agree_are_not_exact(windows, within):
+    """At C = .05, none of 40 windows changes in one audit of eight."""
+    numbers = torch.zeros(windows, dtype=torch.int64)
+    found = answer_of(numbers, numbers)
+    assert found.fit.estimate[0] == 0
+    assert bool(found.within().all()) == within
+    assert not found.exact
+    assert bounds(found)[1] > 3 / windows
+
+
+def test_a_pixel_of_foreground_in_one_window_decides_nothing():
+    output = torch.full((40, 1, 8, 8), -1.0)
+    mirrored = output.clone()
+    output[7, 0, 0, 0] = 1
+    found = answer_of(output, mirrored)
+    assert found.slices == 1
+    assert not found.enough
+
+
+def test_one_window_of_each_volume_does_not_tell_how_answers_vary():
+    output = torch.arange(10.0)[:, None]
+    assert answer_of(output, output + 0.3, volume=range(10), classes=False) is None
+    both = torch.cat([output, output + 1]), torch.cat([output + 1, output])
+    found = answer_of(*both, volume=[*range(10), *range(10)], classes=False)
+    assert found.fit.estimate[0] == pytest.approx(1)  # 1 over sqrt(2) times a standard deviation of sqrt(1/2)
+
+
+def test_tokens_vary_around_the_mean_of_each_feature():
+    """One feature is far from the others; it does not make the rest look small."""
+    random = torch.Generator().manual_seed(0)
+    output, mirrored = torch.randn(2, 40, 17, 24, generator=random)
+    output[:, :, 3] += 40
+    mirrored[:, :, 3] += 40
+    assert answer_of(output, mirrored).fit.estimate[0] == pytest.approx(1, abs=0.1)
 
 
 @given(share_rows())

@@ -215,7 +215,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     if opened is not None and explained is None:
         # Before the windows, so that labels that do not fit are found at once.
         lost = measure_loss(network, returned, grids, opened, seed=seed, progress=progress)
-    batches, stopped = _collect(stream, measurer, sampling, computing)
+    batches, stopped = _collect(stream, measurer, sampling, thresholds, computing)
     measurements = collect_measurements(batches)
     kernels = _kernels(model, record)
     return Audit(
@@ -236,7 +236,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             outputs=None if outputs is None else function_name(outputs),
             precision=precision,
             windows_available=stream.available,
-            windows_without_attribution=sum(len(item.places) - count_attributed(item) for item in batches),
+            windows_without_attribution=sum(len(item.places) - count_attributed(item)[0] for item in batches),
             stopped=stopped,
             tile=tile,
             batch=batch or _batch_size(measurer),
@@ -255,14 +255,15 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
 
 
 def _collect(
-    stream: WindowStream, measurer: Measurer, sampling: Sampling, computing: Computing
+    stream: WindowStream, measurer: Measurer, sampling: Sampling, thresholds: Thresholds, computing: Computing
 ) -> tuple[list[MeasuredBatch], str]:
     """Measure windows until enough is known; return the batches and why it stopped.
 
-    Only windows with an attribution count towards the next look: a detector may find something in few of them.
+    Only windows with an attribution in both orders count towards the next look: a detector may find something in few of
+    them. Without any, pair biases will not be known, so an audit ends early, with what the answer tells.
     """
     collected: list[MeasuredBatch] = []
-    seen, attributed, look = 0, 0, next_look(0)
+    seen, attributed, either, look = 0, 0, 0, next_look(0)
     batches = stream.batches(lambda: sampling.batch or _batch_size(measurer))
     with (
         open_cluster(computing.workers, computing.scheduler) as client,
@@ -283,13 +284,16 @@ def _collect(
             collected.append(batch)
             advance(len(batch.places))
             seen += len(batch.places)
-            attributed += count_attributed(batch)
+            in_both, in_either = count_attributed(batch)
+            attributed, either = attributed + in_both, either + in_either
             if attributed >= look:
-                if _enough(collected, sampling):
+                if _enough(collected, sampling, thresholds):
                     return collected, "precision reached"
                 look = next_look(attributed)
             if not attributed and seen >= min(MAX_WITHOUT_ATTRIBUTION, stream.limit):
-                raise _without_attribution(seen, classes=measurer.classes)
+                if not either:
+                    raise _without_attribution(seen, classes=measurer.classes)
+                return collected, "limit reached"
     return collected, "all windows used" if stream.limit == stream.available else "limit reached"
 
 
@@ -306,10 +310,10 @@ def _subset_step(methods: MethodNames, crop: tuple[int, int] | None, max_windows
     return often if crop or short else seldom
 
 
-def _enough(batches: list[MeasuredBatch], sampling: Sampling) -> bool:
+def _enough(batches: list[MeasuredBatch], sampling: Sampling, thresholds: Thresholds) -> bool:
     """Return whether the pair biases are known precisely enough, and as many slices as there are have a second opinion."""
     measurements = collect_measurements(batches)
-    if not precise_enough(measurements, sampling.precision):
+    if not precise_enough(measurements, sampling.precision, thresholds):
         return False
     seen = count_slices(measurements)
     return count_slices(measurements, collect_subset(batches)) >= min(seen, FEW_SLICES)

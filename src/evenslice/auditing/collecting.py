@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["collect_examples", "collect_measurements", "collect_subset", "count_attributed"]
 
 
-def count_attributed(batch: MeasuredBatch) -> int:
-    """Count the windows for which both the window and its mirror have an attribution."""
-    return int((~np.isnan(batch.rows["shares"] + batch.rows["mirrored_shares"]).any(axis=1)).sum())
+def count_attributed(batch: MeasuredBatch) -> tuple[int, int]:
+    """Count the windows of which both orders have an attribution, and those of which at least one has."""
+    given, mirrored = (~np.isnan(batch.rows[name]).any(axis=1) for name in ("shares", "mirrored_shares"))
+    return int((given & mirrored).sum()), int((given | mirrored).sum())
 
 
 def collect_measurements(batches: Sequence[MeasuredBatch]) -> Measurements:

@@ -17,6 +17,7 @@ from evenslice.results.evidence import (
     answer_evidence,
     class_evidence,
     difference_of_methods,
+    disagreement_interval,
     first_evidence,
     largest_answer_change,
     second_evidence,
@@ -155,15 +156,21 @@ def next_look(windows: int) -> int:
     return look
 
 
-def precise_enough(measurements: Measurements, precision: float = 0.01) -> bool:
+def precise_enough(
+    measurements: Measurements,
+    precision: float = 0.01,
+    thresholds: Thresholds = Thresholds(),  # noqa: B008  # immutable
+) -> bool:
     """Return whether the 95 % intervals of all pair biases (their model parts) are narrow enough.
 
     Args:
         measurements: those of the windows so far.
         precision: upper limit of every half-width.
+        thresholds: which pairs get too little attention to be judged, and to wait for.
     """
-    kept = _with_shares(measurements)
-    return bool((_fit(kept, split_biases(kept).model).half_width() < precision).all())
+    evidence = first_evidence(_with_shares(measurements), thresholds, "")
+    wide = evidence.fit.half_width() >= precision
+    return not (wide & np.array(evidence.judged, dtype=bool)).any()
 
 
 def summarize(
@@ -201,7 +208,7 @@ def summarize(
     second = second_evidence(measurements, subset, thresholds, methods.second)
     classes = class_evidence(measurements, subset, thresholds, methods.first)
     answer = answer_evidence(measurements, thresholds)
-    use = use_evidence(kept, thresholds, methods.use, first)
+    use = use_evidence(measurements, thresholds, methods.use, first)
     verdict, decided_by = judge(
         [first, *([second] if second else []), *(item.evidence for item in classes)], answer, use
     )
@@ -220,7 +227,7 @@ def summarize(
         imbalance=_distance(profile, 1 / shares.shape[1], weight=0.5),
         wasserstein=_fit(kept, kept.wasserstein).intervals(bounds=(0, np.inf)),
         mirror_error=_interval(measurements, measurements.mirror_error, bounds=(0, np.inf)),
-        mirror_disagreement=_interval(measurements, measurements.mirror_disagreement, bounds=(0, 1)),
+        mirror_disagreement=disagreement_interval(measurements),
         answer_change=answer.fit.intervals(bounds=(0, largest_answer_change(measurements)))[0]
         if answer
         else UNKNOWN,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evenslice.results.biases import halves, model_part, pair_bias
-from evenslice.results.intervals import fit_means, fit_ratio
+from evenslice.results.intervals import fit_means, fit_ratio, fit_votes, mean_interval
 from evenslice.results.verdicts import EXACT, Decision, Evidence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from evenslice.results.intervals import MeanFit
+    from evenslice.results.intervals import Interval, MeanFit
     from evenslice.results.measurements import Measurements
     from evenslice.results.subsets import SubsetMeasurements
     from evenslice.results.verdicts import Thresholds
@@ -28,6 +28,7 @@ __all__ = [
     "class_evidence",
     "count_slices",
     "difference_of_methods",
+    "disagreement_interval",
     "first_evidence",
     "largest_answer_change",
     "second_evidence",
@@ -102,35 +103,62 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
 
     For an output with classes, C is the pixels whose predicted class changes over those that are foreground in either
     answer, pooled over windows: 1 - IoU of the two answers if there is one foreground class. For any other output, and
-    where nothing but background is predicted, it is the RMS of f(x) - f(x') over sqrt(2) times the standard deviation
-    of f(x), over the pixels of a map or else over windows, which is 1 for unrelated answers.
+    where no other class than one is predicted, or each window has one that stays, it is the RMS of f(x) - f(x') over
+    sqrt(2) times the standard deviation of f(x), over the pixels of a map or else over the windows of a volume, which
+    is 1 for unrelated answers.
     """
     volume, z = measured.volume, measured.position[:, 0]
     root = largest_answer_change(measured) > 1
     part, whole = measured.mirror_disagreement, measured.foreground
-    if root and not np.isnan(measured.power).all():
-        part = measured.change
-        mean = _mean_by_volume(measured.level, volume)
-        around = np.mean(mean**2 - 2 * mean * measured.level, axis=1)
-        whole = 2 * np.maximum(measured.power + around, 0)
+    if root:
+        part, whole = measured.change, 2 * _variance(measured)
     known = ~np.isnan(part + whole)
     if not known.any():
         return None
-    fit = fit_ratio(part[:, None], whole[:, None], z, volume, root=root)
-    each = np.divide(part[known], whole[known], out=np.zeros(int(known.sum())), where=whole[known] > 0)
+    votes = not root and _are_votes(measured)
+    fit = (
+        fit_votes(part, z, volume)
+        if votes
+        else fit_ratio(part[:, None], whole[:, None], z, volume, root=root)
+    )
+    telling = known & (whole > 0)
+    each = part[telling] / whole[telling]
+    unchanged = not part[known].any()
+    spread = float(np.ptp(np.sqrt(each) if root else each)) if len(each) else 0.0
     return Evidence(
         decision=Decision("answer"),
         fit=fit,
         tolerance=thresholds.answer,
         judged=(True,),
-        slices=_count_slices(volume[known], z[known]),
-        exact=len(each) > 1 and float(np.ptp(np.sqrt(each) if root else each)) < EXACT,
+        slices=_count_slices(volume[telling], z[telling]),
+        exact=not votes and (unchanged or len(each) > 1) and int(known.sum()) > 1 and spread < EXACT,
     )
 
 
 def largest_answer_change(measured: Measurements) -> float:
     """Return the largest C there can be: 1 for a part of pixels, infinity for a ratio of standard deviations."""
-    return 1.0 if np.nansum(measured.foreground) > 0 else np.inf
+    if np.isnan(measured.power).all():
+        return 1.0
+    part, whole = (
+        values[~np.isnan(values)] for values in (measured.mirror_disagreement, measured.foreground)
+    )
+    told = part.any() or ((whole > 0).any() and (whole < 1).any())
+    return 1.0 if told else np.inf
+
+
+def disagreement_interval(measured: Measurements) -> Interval:
+    """Return the mean part of the predicted classes that change when a window is reversed."""
+    volume, z = measured.volume, measured.position[:, 0]
+    if _are_votes(measured):
+        return fit_votes(measured.mirror_disagreement, z, volume).intervals(bounds=(0, 1))[0]
+    return mean_interval(measured.mirror_disagreement, z, volume, bounds=(0, 1))
+
+
+def _are_votes(measured: Measurements) -> bool:
+    """Return whether each window has one class, so that it says only yes or no about a change."""
+    one = ~np.isnan(measured.level) if np.isnan(measured.power).all() else np.nan_to_num(measured.level)
+    part = measured.mirror_disagreement[~np.isnan(measured.mirror_disagreement)]
+    return bool(one.any() and len(part) and np.isin(part, (0, 1)).all())
 
 
 def use_evidence(
@@ -213,10 +241,20 @@ def _count_slices(volume: NDArray[np.int64], z: NDArray[np.int64]) -> int:
     return len(np.unique(np.stack([volume, z]), axis=1).T)
 
 
-def _mean_by_volume(values: Floats, volume: NDArray[np.int64]) -> Floats:
-    """Return for each window the means (n, F) of its volume; a window with NaN counts as unknown."""
-    means = np.full(values.shape, np.nan)
-    known = ~np.isnan(values).any(axis=1)
-    for one in np.unique(volume[known]):
-        means[volume == one] = values[known & (volume == one)].mean(axis=0)
-    return means
+def _variance(measured: Measurements) -> Floats:
+    """Return for each window the variance of the output: over its pixels, or over the windows of its volume.
+
+    That over windows is known from two windows of a volume on.
+    """
+    around = np.full(len(measured.volume), np.nan)
+    known = ~np.isnan(measured.power) & ~np.isnan(measured.level).any(axis=1)
+    over_windows = bool(measured.level[known].any())
+    for one in np.unique(measured.volume[known]):
+        here = known & (measured.volume == one)
+        level = measured.level[here]
+        mean = level.mean(axis=0)
+        variance = measured.power[here] + np.mean(mean**2 - 2 * mean * level, axis=1)
+        count = int(here.sum())
+        unbiased = count / (count - 1) if count > 1 else np.nan
+        around[here] = np.maximum(variance, 0) * (unbiased if over_windows else 1.0)
+    return around

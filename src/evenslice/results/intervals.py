@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["FEW_SLICES", "Interval", "MeanFit", "fit_means", "fit_ratio", "mean_interval"]
+__all__ = ["FEW_SLICES", "Interval", "MeanFit", "fit_means", "fit_ratio", "fit_votes", "mean_interval"]
 
 # The grid: independent slices first, then every correlation of the shared parts (of slices at the mean distance of
 # those visited) with every fraction of the variance. The prior odds of three to one for independence were chosen by
@@ -249,6 +249,34 @@ def fit_ratio(
         ratio = np.sqrt(ratio)
         influence = influence / np.where(ratio > 0, 2 * ratio, 1.0)
     return replace(fit_means(influence, *at), estimate=ratio, positive=True)
+
+
+def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None = None) -> MeanFit:
+    """Estimate the part of the windows for which something holds, and its precision.
+
+    Votes that all agree have no spread, but the next might differ: the width is then that with one of them changed.
+
+    Args:
+        votes: (n,) 0 or 1 for each window; NaN is left out.
+        positions: (n,) position of the windows along z, as for ``mean_interval``.
+        volumes: (n,) index of the volume of each window; None for a single volume.
+
+    Example:
+        >>> low, high = fit_votes(np.zeros(40), positions=range(40)).bounds()
+        >>> low.round(2).tolist(), high.round(2).tolist()
+        ([-0.05], [0.14])
+    """
+    values, positions = np.asarray(votes, dtype=np.float64)[:, None], np.asarray(positions)
+    volumes = np.zeros(len(values), dtype=np.int64) if volumes is None else np.asarray(volumes)
+    known = ~np.isnan(values[:, 0])
+    values, positions, volumes = values[known], positions[known], volumes[known]
+    found = fit_ratio(values, np.ones_like(values), positions, volumes)
+    if len(values) and np.ptp(values) == 0:
+        changed = values.copy()
+        changed[len(changed) // 2] = 1 - changed[len(changed) // 2]
+        spread = fit_ratio(changed, np.ones_like(values), positions, volumes)
+        found = replace(spread, estimate=found.estimate)
+    return found
 
 
 def _widening(slices: int) -> float:

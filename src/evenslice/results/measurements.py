@@ -46,8 +46,10 @@ class Measurements:
         foreground: (n,) share of output pixels whose predicted class is not 0, for the window or for its mirror; 1
             for an output with classes but no pixels; NaN without classes.
         change: (n,) mean square of the output change when the window is reversed; NaN for class numbers.
-        power: (n,) mean square of the output, for a map less its mean over the window's pixels; NaN for class numbers.
-        level: (n, F) the output of F numbers, at most 256 of them; (n, 1) zeros for a map, and NaN for class numbers.
+        power: (n,) mean square of the output, less its mean over the window's pixels or tokens if it has any; NaN for
+            class numbers.
+        level: (n, F) the output of F numbers, at most 256 of them; (n, 1) zeros if it has pixels or tokens; the
+            class number of the window, or NaN if its pixels have one each.
         mismatch: (n, K) attribution of offsets k and -k that is not used in the same way by the window and by its
             mirror: the sum of |a_k(x) - a_-k(x')| and |a_-k(x) - a_k(x')| over the pixels, a signed, relative to the
             total absolute attribution of both.
@@ -128,7 +130,7 @@ def measure_windows(
         "wasserstein": _ratio(_wasserstein(size, mirrored_size), total / (2 * sums.shape[1] * pixels)),
         "mismatch": _ratio(_pairs(_numpy(unlike.sum(dim=(2, 3)))), total),
         "outer": _ratio(_pairs(sums + mirrored_sums), total),
-        **measure_outputs(output, mirrored_output, classes=classes),
+        **measure_outputs(output, mirrored_output, classes=classes, tile=attribution.shape[2:]),
     }
 
 

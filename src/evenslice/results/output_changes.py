@@ -9,6 +9,8 @@ import numpy as np
 from evenslice.networks import predicted_classes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -23,7 +25,9 @@ MOST_FEATURES = 256
 """Of an output with more numbers than this and no pixels, as many are taken, at equal distances."""
 
 
-def measure_outputs(output: Tensor, mirrored_output: Tensor, *, classes: bool = True) -> dict[str, Floats]:
+def measure_outputs(
+    output: Tensor, mirrored_output: Tensor, *, classes: bool = True, tile: Sequence[int] | None = None
+) -> dict[str, Floats]:
     """Measure the effect of mirroring on the outputs of a batch.
 
     Args:
@@ -31,10 +35,11 @@ def measure_outputs(output: Tensor, mirrored_output: Tensor, *, classes: bool = 
             against the background if C is 1; integers are class numbers; any other output has no classes.
         mirrored_output: f(x') for the mirrored windows x'.
         classes: False if the output has no classes, whatever its shape.
+        tile: size (y, x) of the windows, which tells maps (B, y, x) from tokens with features (B, T, F); None for maps.
 
     Returns:
         The fields of ``OUTPUT_FIELDS``, (B,) each, but for the level (B, F); see ``Measurements``. An output without
-        classes has no disagreement and no foreground, one of class numbers nothing else: these are NaN.
+        classes has no disagreement and no foreground, one of class numbers no errors and no change: these are NaN.
 
     Example:
         >>> import torch
@@ -47,20 +52,39 @@ def measure_outputs(output: Tensor, mirrored_output: Tensor, *, classes: bool = 
     if output.is_floating_point():
         given, other = (part.float().reshape(len(part), -1) for part in (output, mirrored_output))
         rows["mirror_error"] = _mirror_error(given, other)
-        rows |= _measure_map(output, mirrored_output) if output.ndim > 2 else _measure_features(given, other)
+        varying = _axes_of_places(tuple(output.shape), tile)
+        rows |= (
+            _measure_places(output, mirrored_output, varying) if varying else _measure_features(given, other)
+        )
     if classes and (not output.is_floating_point() or output.ndim in (2, 4)):
         found, mirrored = (predicted_classes(part, dim=1) for part in (output, mirrored_output))
         rows["mirror_disagreement"] = _part(found != mirrored)
         # Class 0 is the background of a segmentation; a classifier has none.
         whole = found.ndim == 1
         rows["foreground"] = np.ones(len(output)) if whole else _part((found != 0) | (mirrored != 0))
+        if whole and not output.is_floating_point():
+            rows["level"] = _numpy(found)[:, None]
     return rows
 
 
-def _measure_map(output: Tensor, mirrored: Tensor) -> dict[str, Floats]:
-    """Return change, power and level of maps: they vary over the pixels, each channel around its own mean."""
-    pixels = tuple(range(output.ndim - min(output.ndim - 1, 2), output.ndim))
-    varying = output.double() - output.double().mean(dim=pixels, keepdim=True)
+def _axes_of_places(shape: tuple[int, ...], tile: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the axes of an output (B, ...) along which its numbers belong to places: none, tokens, or rows and columns.
+
+    Example:
+        >>> _axes_of_places((2, 1, 64, 64), (256, 256)), _axes_of_places((2, 197, 384), (256, 256))
+        ((2, 3), (1,))
+    """
+    if len(shape) < 3:
+        return ()
+    rows, columns = shape[-2:]
+    if len(shape) == 3 and tile is not None and abs(rows * tile[1] - columns * tile[0]) >= max(tile):
+        return (1,)
+    return (len(shape) - 2, len(shape) - 1)
+
+
+def _measure_places(output: Tensor, mirrored: Tensor, places: tuple[int, ...]) -> dict[str, Floats]:
+    """Return change, power and level of numbers that vary over places, each channel or feature around its own mean."""
+    varying = output.double() - output.double().mean(dim=places, keepdim=True)
     changed = output.double() - mirrored.double()
     change, power = (_numpy(part.square().reshape(len(part), -1).mean(dim=1)) for part in (changed, varying))
     return {"change": change, "power": power, "level": np.zeros((len(output), 1))}
