@@ -4,9 +4,10 @@ import dask.array as da
 import h5py
 import numpy as np
 import pytest
+import torch
 import zarr
 
-from evenslice import VolumeError, open_volume
+from evenslice import ConfigError, VolumeError, open_volume
 from evenslice.volumes import reslice
 
 VOXELS = np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8)
@@ -46,6 +47,14 @@ def test_only_what_is_indexed_is_computed():
     computed.clear()
     _ = open_volume(array)[3]
     assert computed == [3]
+
+
+def test_a_tensor_is_refused_with_what_to_give():
+    with pytest.raises(
+        ConfigError, match=r"not a Tensor of torch.float32; convert a tensor by tensor.numpy\(\)"
+    ):
+        open_volume(torch.zeros(2, 3, 4))
+    assert open_volume(torch.zeros(2, 3, 4).numpy()).shape == (2, 3, 4)
 
 
 def test_an_array_of_other_than_three_axes_is_refused():

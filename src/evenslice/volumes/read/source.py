@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenslice._core import ConfigError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -69,14 +71,24 @@ class VoxelSource(ABC):
 
 
 class ArraySource(VoxelSource):
-    """An array in memory, or one that is read in pieces, as Dask and Zarr have them."""
+    """An array in memory, or one that is read in pieces, as Dask and Zarr have them.
+
+    Raises:
+        ConfigError: it is of a library whose data types are not NumPy's, as are the tensors of PyTorch.
+    """
 
     format = "NumPy array"
 
     def __init__(self, array: NDArray[Any]) -> None:
         self.array = array
         self.shape = tuple(array.shape)
-        self.dtype = np.dtype(array.dtype)
+        try:
+            self.dtype = np.dtype(array.dtype)
+        except TypeError:
+            raise ConfigError(
+                f"a volume is a path or a NumPy array, not a {type(array).__name__} of {array.dtype}; convert a tensor by "
+                "tensor.numpy(), or by tensor.cpu().numpy() if it is on a GPU"
+            ) from None
         stored = getattr(array, "chunksize", None) or getattr(
             array, "chunks", None
         )  # of Dask; of Zarr and HDF5
