@@ -50,6 +50,12 @@ def test_what_is_read_does_not_depend_on_the_part_that_is_read(numbers, ends):
     assert np.array_equal(boundaries(numbers)[key], boundaries(numbers)[...][key])
 
 
+def test_every_other_voxel_has_the_boundaries_of_all(objects):
+    volume = boundaries(objects, "dense")
+    for key in (np.s_[0, ::2, ::2], np.s_[::3, 1:-2:3, 5:2:-2], np.s_[1, ::-1, 3]):
+        assert np.array_equal(volume[key], volume[...][key])
+
+
 @pytest.mark.parametrize("plane", ["z", "y", "x"])
 def test_boundaries_lie_in_the_slices_that_are_read(objects, plane):
     stored = reslice(open_volume(objects), plane)

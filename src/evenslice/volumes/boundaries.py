@@ -84,9 +84,9 @@ class _Boundaries(VoxelSource):
         """Read with one voxel more on each side, and keep what was asked for."""
         wide, inside = list(key), [slice(None)] * len(key)
         for axis in self._axes:
-            start, stop, _ = key[axis].indices(self.shape[axis])
+            start, stop, step = key[axis].indices(self.shape[axis])
             wide[axis] = slice(max(start - 1, 0), min(stop + 1, self.shape[axis]))
-            inside[axis] = slice(start - wide[axis].start, stop - wide[axis].start)
+            inside[axis] = slice(start - wide[axis].start, stop - wide[axis].start, step)
         return self._classes(self._source.read(tuple(wide)))[tuple(inside)]
 
     def _classes(self, numbers: NDArray[Any]) -> NDArray[np.int64]:
