@@ -3,6 +3,7 @@ import json
 import math
 import pickle
 
+import numpy as np
 import planted
 import pytest
 import torch
@@ -336,6 +337,21 @@ def test_again_from_the_record():
     second = neutralize(model, 7)
     assert (second.mean, second.std, second.slices) == (first.mean, first.std, 7)
     torch.testing.assert_close(run(model, window.expand(-1, 7, -1, -1)), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, None])
+def test_a_seed_that_a_saved_network_could_not_have_is_refused(seed):
+    model = planted.conv_norm()
+    with pytest.raises(ConfigError, match="seed"):
+        neutralize(model, 3, seed=seed)
+    assert record_of(model) is None
+
+
+def test_integers_of_numpy_are_recorded_as_numbers_that_load():
+    record = neutralize(planted.conv_norm(), np.int64(5), strategy="random", seed=np.int64(2**63 - 1))
+    assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    with pytest.raises(ConfigError, match="slices: is 3.0, not a whole number"):
+        neutralize(planted.conv_norm(), 3.0)
 
 
 def test_the_controls():

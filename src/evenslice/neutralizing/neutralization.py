@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import math
+import operator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
             record of an earlier `neutralize`, else as for the pretrained weights, else 0. If the pretrained weights
             state another number of values than the network has channels, their average applies to all.
         std: what they were divided by afterwards, in the same form and with the same defaults, but 1 instead of 0.
-        seed: random seed for "shuffle", "reinit" and "random". The state of torch's random numbers is left alone.
+        seed: random seed for "shuffle", "reinit" and "random", 0 to 2**63 - 1. The state of torch's random numbers is left alone.
         size: in-plane size (y, x) in pixels of the images for the verification; by default the first that the network
             accepts of its stated size and of 64, 224, 256, 384 and 512.
         check: "network" runs the whole network, twice. "stems" stops after the stems and compares what they return (or
@@ -119,6 +120,9 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         >>> record.stems, round(record.mean, 3), round(record.std, 3)
         (('0',), 0.449, 0.226)
     """
+    slices, seed = _whole_number("slices", slices), _whole_number("seed", seed)
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"{option('seed', seed)}: must be from 0 to 2**63 - 1")
     chosen = find_strategy(strategy, slices)
     check_tie(tie)
     if check not in CHECKS:
@@ -145,6 +149,14 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
                 undo.pop_all()
     keep_record(model, record)
     return record
+
+
+def _whole_number(name: str, value: Any) -> int:
+    """Return an integer of any type as Python's, which a saved record needs."""
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        raise ConfigError(f"{option(name)}: is {value!r:.40}, not a whole number") from None
 
 
 def _change(
