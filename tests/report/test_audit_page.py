@@ -19,7 +19,7 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
 from evenslice.auditing.documents import load_audits
 from evenslice.networks.stem_kernels import StemKernels
-from evenslice.report.audit.agreement import agreement_sentence
+from evenslice.report.audit.agreement import agreement_sentence, methods_sentence
 from evenslice.report.audit.charts import biases_figure
 from evenslice.report.audit.conclusions import conclude, conclusion
 from evenslice.report.audit.kernels import kernel_figures
@@ -27,7 +27,9 @@ from evenslice.report.audit.page import draw_charts, render
 from evenslice.report.audit.pictures import MAX_PIXELS, example_panels
 from evenslice.report.audit.questions import three_questions
 from evenslice.report.audit.subject import network_names, volume_names
+from evenslice.report.audit.summary import audit_html
 from evenslice.report.audit.wording import context_sentence, headline, verdict_sentence
+from evenslice.report.base.stress_chart import stress_figure
 from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
 from evenslice.report.base.wording import interval, one_line
 from evenslice.report.files import write_figures, write_report, write_tables
@@ -224,6 +226,13 @@ def test_a_pair_that_is_not_judged_is_marked_everywhere(tmp_path):
     assert "(not judged)" in " ".join(page.text)  # in the chart
 
 
+def test_a_pair_that_the_second_method_alone_does_not_judge_is_explained():
+    unjudged = by_occlusion((PairBias(0.0, -0.1, 0.1, judged=False),))
+    audit = make_audit("a", PRETRAINED)
+    assert "Pale markers" not in biases_figure([audit]).reading
+    assert "Pale markers" in biases_figure([with_statistics(audit, second_opinion=unjudged)]).reading
+
+
 # Agreement.
 
 
@@ -292,6 +301,17 @@ def test_agreement_is_the_first_thing_said(audits, tmp_path):
     )
     page = Page(write_report(audits[:1], tmp_path / "report.html").read_text(encoding="utf-8"))
     assert next(text for text in page.text if "The methods" in text) == headline(audits[:1])
+
+
+def test_a_network_without_a_second_opinion_is_not_one_for_occlusion_alone(audits):
+    lacking = with_statistics(audits[0], methods_agree=None, second_opinion=None)
+    black_box = dataclasses.replace(
+        lacking.renamed("black box"), run=dataclasses.replace(lacking.run, method="occlusion")
+    )
+    assert methods_sentence([lacking, black_box, audits[1]]) == (
+        "The methods agree about uniform; only occlusion can be used on black box; there is no second opinion on "
+        "pretrained."
+    )
 
 
 def test_the_headline_counts(audits):
@@ -395,6 +415,18 @@ def test_the_three_questions_say_whether_they_are_within_their_tolerance():
     assert three_questions(make_audit("a", (1.0,))) == ()
 
 
+def test_the_summary_calls_open_what_did_not_decide():
+    audit = make_audit("a", PRETRAINED)
+    assert "decided by: attention, by gradient" in audit_html(audit)
+    inconclusive = decided(audit, "inconclusive", method="gradient")
+    assert "open: attention, by gradient" in audit_html(inconclusive)
+    assert "decided by" not in audit_html(inconclusive)
+
+
+def test_the_answer_change_of_outputs_without_classes_is_explained(page):
+    assert "of outputs without classes, the size of the change, which is 1 for unrelated outputs" in page
+
+
 def test_the_questions_never_contradict_the_verdict():
     edge = PairBias(0.04, 0.029, 0.051)  # the verdict rests on a slightly narrower interval
     audit = with_statistics(make_audit("a", UNIFORM), pairs=(edge,))
@@ -457,6 +489,7 @@ def test_kernels_before_and_after_are_those_of_each_network(audits):
     for figure in (drawing.figure, drawing.narrow):
         assert titles(figure) == ["before =\npretrained", "uniform\nafter", "cyclic\nafter"]
         assert inputs(figure)[2] == ["−2", "−1", "0", "+1", "+2"]  # noqa: RUF001
+    assert "except where the network averages over each window and its mirror" in drawing.reading
     alone = draw_kernels(audits[1:2])
     assert titles(alone.figure) == ["before", "uniform\nafter"]
     assert inputs(alone.figure) == [["R", "G", "B"], ["−1", "0", "+1"]]  # noqa: RUF001
@@ -873,3 +906,24 @@ def test_what_a_lost_slice_costs_is_drawn_and_tabled():
     with settings():
         assert "stress" in [drawing.name for drawing in draw_charts([audit])]
     assert "lost or damaged" not in render([make_audit("other", UNIFORM)])
+
+
+def test_what_a_lost_slice_costs_is_drawn_once_for_each_network(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "evenslice.report.audit.page.stress_figure", lambda items: drawn.append(items) or stress_figure(items)
+    )
+    losses = (BriefLoss("missing", 1, 0.6, 0.8, 0.5, Interval(0.2, 0.1, 0.3)),)
+    stress = StressSummary("labels", 16, 0.9, 0.85, losses)
+    audits = [
+        dataclasses.replace(by(method, shares, f"{strategy}, {method}"), stress=stress)
+        for strategy, shares in (("pretrained", PRETRAINED), ("uniform", UNIFORM))
+        for method in ("gradient", "occlusion")
+    ]
+    with settings():
+        draw_charts(audits)
+        draw_charts([audit.renamed(audit.run.method) for audit in audits[:2]])
+    assert [[(item.name, item.index) for item in items] for items in drawn] == [
+        [("pretrained", 0), ("uniform", 2)],
+        [("gradient", 0)],  # alone, it has no legend
+    ]

@@ -69,6 +69,18 @@ def test_agreement_is_named_where_there_were_no_labels():
     assert drawing.reading.startswith("Agreement with the intact answer lost")
 
 
+def test_what_is_not_drawn_is_said():
+    near, far = (
+        StressSummary(
+            "labels", 9, 0.9, 0.8, (BriefLoss("missing", k, 0.6, 0.8, 0.5, Interval(0.2, 0.1, 0.3)),)
+        )
+        for k in (3, 4)
+    )
+    assert "in the tables alone" not in stress_figure([StressItem("one", 0, (near,))]).reading
+    drawing = stress_figure([StressItem("one", 0, (near,)), StressItem("two", 1, (far,))])
+    assert drawing.reading.endswith("Slices more than 3 away from the middle are in the tables alone.")
+
+
 @pytest.mark.parametrize("count", [1, 6])
 def test_it_is_legible_on_a_telephone(count):
     kinds = ("missing", "blank", "noisy", "shifted")

@@ -44,6 +44,7 @@ def methods_sentence(audits: Sequence[AuditResult]) -> str:
         ("the methods agree about {}", [one for one in paired if one.statistics.methods_agree]),
         ("whether the methods agree about {} is not settled", [one for one in paired if _is_unsettled(one)]),
         ("only occlusion can be used on {}", [one for one in paired if _has_one_method(one)]),
+        ("there is no second opinion on {}", [one for one in paired if _lacks_opinion(one)]),
         (
             "answer and use were not measured by the version that made {}",
             [one for one in paired if is_older(one)],
@@ -115,6 +116,14 @@ def _is_unsettled(audit: AuditResult) -> bool:
 
 
 def _has_one_method(audit: AuditResult) -> bool:
+    return audit.run.method == "occlusion" and _has_none(audit)
+
+
+def _lacks_opinion(audit: AuditResult) -> bool:
+    return audit.run.method != "occlusion" and _has_none(audit)
+
+
+def _has_none(audit: AuditResult) -> bool:
     return not is_older(audit) and audit.statistics.second_opinion is None
 
 

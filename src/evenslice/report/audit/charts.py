@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from evenslice.report.audit.questions import method_name
+from evenslice.report.audit.questions import attentions, method_name
 from evenslice.report.base import style
 from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
 from evenslice.report.base.wording import MINUS, one_line, signed
@@ -67,7 +67,8 @@ def _draw_shares(audits: Sequence[AuditResult], *, narrow: bool) -> Figure:
 def biases_figure(audits: Sequence[AuditResult]) -> Drawing:
     """Draw the distribution of each pair bias over the windows, model part and data part, with mean and interval."""
     second = any(audit.statistics.second_opinion for audit in audits)
-    pale = any(not pair.judged for audit in audits for pair in audit.pairs)
+    shown = [part for audit in audits for part in attentions(audit) if part.class_number is None]
+    pale = any(not pair.judged for part in shown for pair in part.pairs)
     return Drawing(
         "biases",
         "Which side of each pair is favoured",

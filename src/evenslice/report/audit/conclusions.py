@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from evenslice.results import AuditResult
 
-__all__ = ["Conclusion", "conclude", "conclusion"]
+__all__ = ["Conclusion", "by_network", "conclude", "conclusion"]
 
 LONGEST_NAME = 60
 FAIR = frozenset({"symmetric", "balanced"})
@@ -41,7 +41,7 @@ def conclude(audits: Sequence[AuditResult]) -> list[Conclusion]:
 
     Audits belong together if they have the same network and volumes, and the same name but for the method in it.
     """
-    return [_concluded(network, group) for network, group in _by_network(audits)]
+    return [_concluded(network, group) for network, group in _by_several_methods(audits)]
 
 
 def conclusion(audits: Sequence[AuditResult]) -> str:
@@ -49,13 +49,19 @@ def conclusion(audits: Sequence[AuditResult]) -> str:
     return " ".join(found.says for found in conclude(audits))
 
 
-def _by_network(audits: Sequence[AuditResult]) -> Iterator[tuple[str, list[AuditResult]]]:
-    """Yield the networks that were audited by several methods: their names without the methods, and their audits."""
-    groups: dict[tuple[str, str], list[AuditResult]] = {}
-    for audit in audits:
+def by_network(audits: Sequence[AuditResult]) -> list[tuple[str, list[int]]]:
+    """Return the name of each network without the methods, empty if it has no other, and the indices of its audits."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, audit in enumerate(audits):
         network, volumes = _without_method(audit), [volume.fingerprint for volume in audit.run.volumes]
-        groups.setdefault((network, repr((audit.run.model, volumes))), []).append(audit)
-    for (network, _), group in groups.items():
+        groups.setdefault((network, repr((audit.run.model, volumes))), []).append(index)
+    return [(network, group) for (network, _), group in groups.items()]
+
+
+def _by_several_methods(audits: Sequence[AuditResult]) -> Iterator[tuple[str, list[AuditResult]]]:
+    """Yield the networks that were audited by several methods: their names without the methods, and their audits."""
+    for network, indices in by_network(audits):
+        group = [audits[index] for index in indices]
         if len({audit.run.method for audit in group}) == len(group) > 1 and all(
             audit.pairs for audit in group
         ):

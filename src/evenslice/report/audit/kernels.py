@@ -75,8 +75,9 @@ def _kernel_figure(audits: Sequence[AuditResult], stem: str, name: str) -> Drawi
         f"Kernels of the stem {one_line(stem, 60)}, before and after",
         f"The {shown}{of} filters with the most energy, one row for each filter and one "
         "square for each input, all on "
-        "one scale. If slices are treated alike, a row looks the same from either end. A network whose kernels were not "
-        "changed, or are known in one state only, has one picture.",
+        "one scale. If slices are treated alike, a row looks the same from either end, except where the network averages "
+        "over each window and its mirror (twin, symmetrized). A network whose kernels were not changed, or are known in "
+        "one state only, has one picture.",
         *(_draw(blocks, width) for width in (WIDTH, NARROW)),
     )
 

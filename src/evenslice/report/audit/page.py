@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from evenslice.report.audit.agreement import agreement_sentence
 from evenslice.report.audit.charts import biases_figure, course_figure, shares_figure
+from evenslice.report.audit.conclusions import by_network
 from evenslice.report.audit.kernels import kernel_figures
 from evenslice.report.audit.pictures import example_panels
 from evenslice.report.audit.questions import three_questions
@@ -72,12 +73,20 @@ def draw_charts(audits: Sequence[AuditResult]) -> list[Drawing]:
     charts = [shares_figure(audits)]
     if any(audit.pairs for audit in audits):
         charts += [biases_figure(audits), course_figure(audits)]
-    stressed = [
-        StressItem(audit.name, index, (audit.stress,))
-        for index, audit in enumerate(audits)
-        if audit.stress is not None and audit.stress.losses
-    ]
+    stressed = _stressed(audits)
     return charts + ([stress_figure(stressed)] if stressed else []) + kernel_figures(audits)
+
+
+def _stressed(audits: Sequence[AuditResult]) -> list[StressItem]:
+    """Return what lost slices cost each network, once, though several methods may have audited it."""
+    items = []
+    for network, indices in by_network(audits):
+        for index in indices:
+            stress = audits[index].stress
+            if stress is not None and stress.losses:
+                items.append(StressItem(network or audits[index].name, index, (stress,)))
+                break
+    return items
 
 
 def render(audits: Sequence[AuditResult]) -> str:

@@ -19,9 +19,10 @@ OTHER = "#8a8f98"
 
 
 def audit_html(audit: AuditResult) -> str:
-    """Return the verdict, what decided it, whether the methods agree, and the figures."""
+    """Return the verdict, what decided it or is open, whether the methods agree, and the figures."""
     decision = audit.statistics.decided_by
-    decided = "" if decision is None else f"<br>decided by: {_decision(audit)}"
+    what = "open" if audit.verdict == "inconclusive" else "decided by"
+    decided = "" if decision is None else f"<br>{what}: {_decision(audit)}"
     style = f"font-size: x-large; font-weight: bold; color: {COLOURS.get(audit.verdict, OTHER)}"
     sentences = [verdict_sentence(audit), methods_sentence([audit])]
     parts = [

@@ -187,9 +187,7 @@ def _second_opinions(audits: Sequence[AuditResult], half: int) -> list[Group[Fig
         for method in dict.fromkeys(one.method for one in found if one)
         for k in range(1, half + 1)
     ]
-    meaning = (
-        "The same by another method, on part of the windows. Methods that disagree tell of what they measure."
-    )
+    meaning = "The same by another method, on part of the windows. Where methods disagree, they measure different things."
     return [Group("Second opinion", meaning, tuple(rows))] if rows else []
 
 

@@ -88,6 +88,7 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=9)
     several = any(len(item.summaries) > 1 for item in items)
+    cut = any(offset > FARTHEST for item in items for _, offset in _disturbed(item))
     agreement = all(summary.reference != "labels" for item in items for summary in item.summaries)
     return Drawing(
         "stress",
@@ -95,15 +96,21 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
         f"{'Agreement with the intact answer' if agreement else 'Dice'} lost when one neighbouring slice is "
         "missing (the middle slice in its place), blank, noisy or shifted. "
         f"A fair network has bars of the same length at {MINUS}k and +k."
-        + (" Bars are means over runs, and dots single runs." if several else ""),
+        + (" Bars are means over runs, and dots single runs." if several else "")
+        + (f" Slices more than {FARTHEST} away from the middle are in the tables alone." if cut else ""),
         figure,
     )
 
 
 def _rows(items: Sequence[StressItem]) -> list[tuple[str, int]]:
-    """Return the kinds and offsets that any item has, in their order."""
-    found = [(loss.kind, loss.offset) for item in items for one in item.summaries for loss in one.losses]
+    """Return the kinds and offsets that any item has and that are drawn, in their order."""
+    found = [key for item in items for key in _disturbed(item)]
     return [key for key in dict.fromkeys(found) if key[1] <= FARTHEST]
+
+
+def _disturbed(item: StressItem) -> list[tuple[str, int]]:
+    """Return the kind and the offset of every loss of an item."""
+    return [(loss.kind, loss.offset) for summary in item.summaries for loss in summary.losses]
 
 
 def _draw_block(axes: Axes, items: Sequence[StressItem], rows: Sequence[tuple[str, int]]) -> None:

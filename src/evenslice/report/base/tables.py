@@ -41,7 +41,8 @@ EFFECT: Final = (
     ),
     (
         "What reversing a window changes. Answer change: the pixels whose predicted class changes, over those that are "
-        "foreground in either answer. Mirror mismatch: the part of the attribution of the outer slices that is not used "
+        "foreground in either answer; of outputs without classes, the size of the change, which is 1 for unrelated "
+        "outputs. Mirror mismatch: the part of the attribution of the outer slices that is not used "
         "in the same way, place by place. Mirror error: largest change of the output, relative to the largest output. "
         "Mirror disagreement: the share of all pixels whose predicted class changes."
     ),
