@@ -97,6 +97,16 @@ def test_a_pair_that_is_not_judged_stands_in_brackets(shown):
     assert lines[-1] == "(…) Too little attention to be judged."
 
 
+def test_brackets_of_the_second_method_are_explained_too(shown):
+    audit = with_statistics(
+        make_audit("network", PRETRAINED),
+        second_opinion=SecondOpinion("occlusion", 12, (PairBias(-0.09, -0.11, -0.07, judged=False),)),
+    )
+    lines = shown(audit)
+    assert any("(-0.090 ± .020)" in line for line in lines)
+    assert lines[-1] == "(…) Too little attention to be judged."
+
+
 NARROW, BROAD = PairBias(-0.2, -0.205, -0.195), PairBias(-0.2, -0.22, -0.18)
 
 
@@ -155,6 +165,17 @@ def test_json_has_the_audits_alone(capsys):
     assert json.loads(capsys.readouterr().out)["name"] == "a"
 
 
+def test_json_of_several_methods_has_one_shape(capsys):
+    for audits in (
+        [make_audit(method, (1.0,), run={"method": method}) for method in ("gradient", "smoothgrad")],
+        [make_audit(method, PRETRAINED, run={"method": method}) for method in ("gradient", "smoothgrad")],
+    ):
+        show_audits(audits, None, json=True)
+        found = json.loads(capsys.readouterr().out)
+        assert [item["name"] for item in found["audits"]] == ["gradient", "smoothgrad"]
+        assert len(found["conclusions"]) == (1 if audits[0].pairs else 0)
+
+
 def test_an_interval_cut_off_at_the_end_of_its_range_is_shown_by_its_ends(shown):
     audit = with_statistics(make_audit("network", PRETRAINED), pairs=(PairBias(-0.98, -1.0, -0.93),))
     lines = shown(audit)
@@ -170,7 +191,11 @@ def test_what_a_lost_slice_costs_stands_below_once_for_each_network(shown):
     lines = shown(audit)
     assert "Dice when slices are disturbed, 16 windows" in lines
     assert "missing 1 .600 .800 .500 +.200 [+.100, +.300]" in lines
-    lines = shown(audit, with_run(audit, method="occlusion"), make_audit("other", UNIFORM))
+    methods = [with_run(audit.renamed(method), method=method) for method in ("gradient", "occlusion")]
+    lines = shown(*methods)
+    assert [line for line in lines if "disturbed" in line] == ["Dice when slices are disturbed, 16 windows"]
+    methods = [one.renamed(f"network, {one.name}") for one in methods]
+    lines = shown(*methods, with_run(make_audit("other", UNIFORM), strategy="uniform"))
     assert [line for line in lines if "disturbed" in line] == [
         "network: Dice when slices are disturbed, 16 windows"
     ]

@@ -332,6 +332,10 @@ BAD = [
         r"--?occlusion|'occlusion'",
     ),
     (["--volume", "good.tif", "--strategy", "uniform", "--strategy", "unifrom"], r"did you mean 'uniform'"),
+    (
+        ["--volume", "good.tif", "--method", "gradient", "--method", "gradient"],
+        r"--method gradient: is given more than once",
+    ),
     (["--volume", "good.tif", "--no-such-option"], r"--no-such-option"),
     ([], r"--volume"),
 ]

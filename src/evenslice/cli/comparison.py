@@ -66,12 +66,14 @@ def audit_strategies(
         One audit for each strategy and method, named after what differs among them.
 
     Raises:
-        ConfigError: an unknown strategy or method, or an option that would change an ONNX network.
+        ConfigError: an unknown strategy or method, a method given twice, or an option that would change an ONNX network.
     """
     for strategy in strategies:
         find_strategy(strategy, network.slices or 3)
     for name in filter(None, methods):
         check_method(name)
+        if methods.count(name) > 1:
+            raise ConfigError(f"{option('method', name)}: is given more than once; give each method once")
     slices = network.slices if network.spec == ONNX else None  # any other network states its own
     several = (len(strategies) > 1, len(methods) > 1)
     audits = []

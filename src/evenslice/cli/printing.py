@@ -71,7 +71,7 @@ def _plain_console() -> Console:
 
 
 def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> None:
-    """Print audits: in JSON the only one, a list of them or, of several methods, what follows from them and the list.
+    """Print audits: in JSON the only one, a list of them or, by several methods, what follows from them and the list.
 
     For people, a line above the table says whether the methods of an audit agree, and one below it what several methods
     conclude about one network; what lost slices cost follows, where labels were given.
@@ -82,26 +82,31 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
 
     documents = [audit.to_dict() for audit in audits]
     concluded = conclude(audits)
+    several_methods = len({audit.run.method for audit in audits}) > 1
     together = {"conclusions": [asdict(found) for found in concluded], "audits": documents}
     show(
-        together if concluded else documents[0] if len(documents) == 1 else documents,
+        together if several_methods else documents[0] if len(documents) == 1 else documents,
         *filter(None, [methods_sentence(audits)]),
         audit_table(audits),
         *(found.says for found in concluded),
-        *(stress_table(found, name if len(audits) > 1 else None) for name, found in _stressed(audits)),
+        *(stress_table(found, name) for name, found in _stressed(audits)),
         *_report(out),
         json=json,
     )
 
 
-def _stressed(audits: Sequence[Audit]) -> Iterator[tuple[str, StressSummary]]:
-    """Yield each network whose losses were measured once, though several methods may have audited it."""
-    seen = set()
+def _stressed(audits: Sequence[Audit]) -> Iterator[tuple[str | None, StressSummary]]:
+    """Yield what lost slices cost each network, once, though several methods may have audited it; named if not alone."""
+    networks: dict[str, Audit] = {}
     for audit in audits:
-        network = (audit.run.strategy, audit.run.tie, repr(audit.run.model))
-        if audit.stress is not None and network not in seen:
-            seen.add(network)
-            yield audit.name.removesuffix(f", {audit.run.method}"), audit.stress
+        run = audit.run
+        key = repr((run.strategy, run.tie, run.model, [volume.fingerprint for volume in run.volumes]))
+        if key not in networks or networks[key].stress is None:
+            networks[key] = audit
+    for audit in networks.values():
+        if audit.stress is not None:
+            name = audit.name.removesuffix(audit.run.method).rstrip(", ") or audit.name
+            yield name if len(networks) > 1 else None, audit.stress
 
 
 def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:

@@ -73,7 +73,9 @@ def audit_table(audits: Sequence[Audit]) -> Table:
     notes = []
     if any("*" in _extent(audit) for audit in audits):
         notes.append("* Stopped before reaching --precision.")
-    if any(not pair.judged for audit in audits for pair in audit.pairs):
+    opinions = [audit.statistics.second_opinion for audit in audits]
+    pairs = [audit.pairs for audit in audits] + [opinion.pairs for opinion in opinions if opinion]
+    if any(not pair.judged for of_one in pairs for pair in of_one):
         notes.append("(…) Too little attention to be judged.")
     if notes:
         table.caption, table.caption_justify = " ".join(notes), "left"
