@@ -176,7 +176,7 @@ def test_what_a_library_prints_stays_out_of_the_json(run, monkeypatch, tmp_path,
     room = {"train": "training", "study": "studying"}[command]
 
     def talk(*_, **__):
-        print("a library talks")
+        sys.stdout.write("a library talks\n")
         return {"failed": []}
 
     monkeypatch.setattr(f"evenslice.{room}.{command}", talk)

@@ -65,11 +65,11 @@ def test_a_seed_that_no_training_takes_is_refused_before_anything_runs(monkeypat
 
 def test_json_stands_alone_on_standard_output(monkeypatch, capsys, tmp_path):
     def talk(*_, **__):
-        print("a library talks")
+        sys.stdout.write("a library talks\n")
         return []
 
     def train(*_, **__):
-        print("a library talks")
+        sys.stdout.write("a library talks\n")
         return SimpleNamespace(summary={"finished": 3}, runs=[])
 
     monkeypatch.setattr(demonstration, "run_demo", talk)
