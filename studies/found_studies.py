@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 from run_archive import ARCHIVE, unpack
@@ -28,6 +29,20 @@ class Study:
     about: str
     config: StudyConfig
     results: StudyResults
+
+    @property
+    def complete(self) -> bool:
+        """Whether all runs are done, and every arm has results on every data set with every network."""
+        summary, config = self.results.summary, self.config
+        names = [
+            [item.name for item in kind] for kind in (config.datasets, config.architectures, config.arms)
+        ]
+        found = {
+            (item.dataset, item.architecture, arm.arm)
+            for item in self.results.comparisons
+            for arm in item.arms
+        }
+        return summary["finished"] >= summary["planned"] and found >= {*product(*names)}
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from found_studies import Found
 
 from evenslice.report.base.wording import interval, number, percent
 from evenslice.report.study.wording import difference, judgement, removed_part
+from evenslice.results.student import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from found_studies import Study
 
+    from evenslice.results.intervals import Interval
     from evenslice.studying.config import Arm
 
 __all__ = ["LOST", "Expectation", "by_study", "expectations", "outcome"]
@@ -24,6 +25,16 @@ REMOVED = 0.9  # part of the bias that a uniform start is expected to remove
 LOST = 0.01  # Dice that it is expected to lose at most
 KEPT = 0.05  # pair bias that a pretrained start is expected to keep: the tolerance of an audit
 EXACT = 1e-4  # largest pair bias that a network that is fair by construction is expected to stay below
+
+
+class _OfStudy(Protocol):
+    """What was found in a study."""
+
+    @property
+    def study(self) -> Study: ...
+
+
+Item = TypeVar("Item", bound=_OfStudy)
 
 
 @dataclass(frozen=True)
@@ -42,10 +53,10 @@ def expectations(studies: Sequence[Study]) -> list[Expectation]:
     random = _arms(studies, lambda arm: arm.strategy == "random")
     pretrained = _arms(studies, lambda arm: arm.strategy == "pretrained" and arm.z_flip is not False)
     return [
-        *_removes_bias([item for item in uniform if not math.isnan(item.arm.bias_removed.estimate)]),
-        *_keeps_dice(_with_dice(uniform)),
+        *_removes_bias(_compared(uniform)),
+        *_keeps_dice(_segmenting(_compared(uniform))),
         *_stays_exact(exact),
-        *_loses_dice(_with_dice(random)),
+        *_loses_dice(_segmenting(_compared(random))),
         *_keeps_bias(pretrained),
     ]
 
@@ -74,86 +85,107 @@ def _by_start_alone(arm: Arm) -> bool:
 
 
 def _keeps_bias(found: Sequence[Found]) -> Iterator[Expectation]:
-    known = [item for item in found if not math.isnan(item.arm.metrics["largest_bias"].low)]
-    if known:
-        biases = [item.arm.metrics["largest_bias"] for item in known]
+    if found:
         yield Expectation(
             f"A network with a pretrained start still has a largest pair bias of more than {KEPT:g} after training.",
             outcome(
-                confirmed=all(bias.low > KEPT for bias in biases),
-                refuted=any(bias.high < KEPT for bias in biases),
+                found,
+                confirms=lambda item: _bias(item).low > KEPT,
+                refutes=lambda item: _bias(item).high < KEPT,
             ),
-            _evidence(known, lambda item: interval(item.arm.metrics["largest_bias"])),
+            _evidence(found, lambda item: interval(_bias(item))),
         )
 
 
-def _with_dice(found: Sequence[Found]) -> list[Found]:
-    return [
-        item
-        for item in found
-        if item.arm.differences and not math.isnan(item.arm.differences["dice"].estimate)
-    ]
+def _compared(found: Sequence[Found]) -> list[Found]:
+    """Return what is not the baseline itself; without a run in common with that, nothing is known of it."""
+    return [item for item in found if item.arm.arm != item.study.results.baseline]
+
+
+def _segmenting(found: Sequence[Found]) -> list[Found]:
+    return [item for item in found if item.study.results.score == "dice"]
+
+
+def _bias(item: Found) -> Interval:
+    return item.arm.metrics["largest_bias"]
+
+
+def _change(item: Found) -> Interval:
+    return item.arm.differences.get("dice", UNKNOWN)
 
 
 def _removes_bias(found: Sequence[Found]) -> Iterator[Expectation]:
     if found:
-        removed = [item.arm.bias_removed for item in found]
         yield Expectation(
             f"A uniform start removes at least {percent(REMOVED)} of the largest pair bias that is left "
             "after fine-tuning, "
             "with every data set and network.",
             outcome(
-                confirmed=all(part.low >= REMOVED for part in removed),
-                refuted=any(part.high < REMOVED for part in removed),
+                found,
+                confirms=lambda item: item.arm.bias_removed.low >= REMOVED,
+                refutes=lambda item: item.arm.bias_removed.high < REMOVED,
             ),
             _evidence(found, lambda item: removed_part(item.arm.bias_removed)),
         )
 
 
-def outcome(*, confirmed: bool, refuted: bool) -> str:
-    """Return what became of an expectation."""
-    return "refuted" if refuted else "confirmed" if confirmed else "open"
+def outcome(
+    found: Sequence[Item], *, confirms: Callable[[Item], bool], refutes: Callable[[Item], bool]
+) -> str:
+    """Return what became of an expectation.
+
+    It is refuted by any finding of a complete study, confirmed only by all findings, and open otherwise; while a study
+    is not complete, that is an interim look. Comparisons with NaN are False, so what is not known confirms nothing.
+    """
+    complete = [item for item in found if item.study.complete]
+    if any(map(refutes, complete)):
+        return "refuted"
+    if len(complete) < len(found):
+        return "open (interim)"
+    return "confirmed" if all(map(confirms, found)) else "open"
 
 
 def _keeps_dice(found: Sequence[Found]) -> Iterator[Expectation]:
     if found:
-        changes = [item.arm.differences["dice"] for item in found]
-        lost = any(change.high < -LOST for change in changes)
-        shown = all(item.arm.holds and item.arm.margin <= LOST for item in found)
         yield Expectation(
             f"It does so at a Dice that is no more than {LOST:g} below that of the pretrained start.",
-            outcome(confirmed=shown, refuted=lost),
+            outcome(
+                found,
+                confirms=lambda item: bool(item.arm.holds) and item.arm.margin <= LOST,
+                refutes=lambda item: _change(item).high < -LOST,
+            ),
             _evidence(found, _dice),
         )
 
 
 def _stays_exact(found: Sequence[Found]) -> Iterator[Expectation]:
     if found:
-        biases = [item.arm.metrics["largest_bias"] for item in found]
         yield Expectation(
             f"The largest pair bias of a tied, twin or symmetrized network stays below {number(EXACT)}.",
             outcome(
-                confirmed=all(bias.high < EXACT for bias in biases),
-                refuted=any(bias.low > EXACT for bias in biases),
+                found,
+                confirms=lambda item: _bias(item).high < EXACT,
+                refutes=lambda item: _bias(item).low > EXACT,
             ),
-            _evidence(found, lambda item: interval(item.arm.metrics["largest_bias"])),
+            _evidence(found, lambda item: interval(_bias(item))),
         )
 
 
 def _loses_dice(found: Sequence[Found]) -> Iterator[Expectation]:
     if found:
-        changes = [item.arm.differences["dice"] for item in found]
-        gained = any(change.low > 0 for change in changes)
-        shown = all(change.high < 0 for change in changes)
         yield Expectation(
             "A network that starts at random loses Dice.",
-            outcome(confirmed=shown, refuted=gained),
+            outcome(
+                found,
+                confirms=lambda item: _change(item).high < 0,
+                refutes=lambda item: _change(item).low > 0,
+            ),
             _evidence(found, _dice),
         )
 
 
 def _dice(item: Found) -> str:
-    return f"{difference(item.arm.differences['dice'])}, {judgement(item.arm)}"
+    return f"{difference(_change(item))}, {judgement(item.arm)}"
 
 
 def _evidence(found: Sequence[Found], write: Callable[[Found], str]) -> str:

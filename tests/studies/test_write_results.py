@@ -7,11 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scripts
 from pages import plain
 from synthetic_study import ARMS, make_study
 
+from evenslice.report.study.wording import p_value
 from evenslice.results.intervals import Interval
 from evenslice.results.pooling import Primary
 
@@ -233,14 +235,11 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
     assert "| superior (p " in part
     assert "- d, n, a, fold 2, seed 1: no luck" in part
     assert "| `folded` | Lucchi++ | net | 3 | 3 | 0, 1 |" in text
-    rows = [
-        line
-        for line in text.splitlines()
-        if line.startswith("| ") and "Study `folded`: All 2 data sets" in line
+    assert [row.split(" | ")[1] for row in pooled_rows(text)] == [
+        "**open (interim)**",
+        "**open (interim)**",
+        "**refuted**",  # by the other study, which is complete
     ]
-    assert [row.split(" | ")[1] for row in rows] == ["**confirmed**", "**refuted**"]
-    assert "A trained network that is symmetrized at the output scores higher than" in rows[0]
-    assert "The best fair start that costs no further passes loses no more than 0.01" in rows[1]
     # An arm that symmetrizes another's network is none that starts uniform, whatever its unused default says.
     uniform, _, *_ = (
         item.evidence for item in script.expectations([each for each in found if each.name == "folded"])
@@ -248,30 +247,156 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
     assert uniform.count("Lucchi++, net") == 1
 
 
-@pytest.mark.parametrize(
-    ("loss", "outcome"),
-    [((0.05, 0.04, 0.06), "confirmed"), ((0.2, 0.19, 0.21), "refuted"), ((0.1, 0.05, 0.15), "open")],
-)
-def test_a_fair_start_should_halve_what_a_missing_slice_costs(script, tmp_path, loss, outcome):
-    (tmp_path / "folded.yaml").write_text(FOLDED)
+def pooled_rows(text):
+    """The rows of the page on what was expected over all data sets of the study with folds."""
+    return [line for line in text.splitlines() if line.startswith("| ") and "tudy `folded`" in line][-3:]
+
+
+def folded_study(script, folder, arms, *, config=FOLDED, **options):
+    """A study with three folds and two seeds of these arms, with nothing missing."""
+    (folder / "folded.yaml").write_text(config)
+    sets = [("Lucchi++", "net"), ("ISBI 2012", "net")]
     make_study(
-        tmp_path / "folded",
-        comparisons=[("Lucchi++", "net"), ("ISBI 2012", "net")],
-        arms={"pretrained": (-0.19, 0.0), "uniform": (-0.001, 0.0)},
-        size=24,
+        folder / "folded", comparisons=sets, arms=arms, folds=(0, 1, 2), seeds=(0, 1), size=24, **options
     )
-    (study,) = script.find_studies(tmp_path)
-    losses = {"pretrained": Interval(0.2, 0.15, 0.25), "uniform": Interval(*loss)}
+    (study,) = script.find_studies(folder)
+    return study
+
+
+ARMS_FOLDED = {"pretrained": (-0.19, 0.0), "uniform": (-0.001, -0.03), "fair": (0.0, 0.01)}
+
+
+def with_pooled(study, name, **changes):
+    """The study with an arm over all data sets changed."""
     (pooled,) = study.results.pooled
-    arms = [
-        dataclasses.replace(arm, metrics=arm.metrics | {"loss_before": losses[arm.arm]})
-        for arm in pooled.arms
-    ]
-    results = dataclasses.replace(study.results, pooled=(dataclasses.replace(pooled, arms=tuple(arms)),))
-    found = script.pooled_expectations([dataclasses.replace(study, results=results)])
-    (item,) = [item for item in found if "missing" in item.text]
-    assert item.outcome == outcome
+    arms = tuple(dataclasses.replace(arm, **changes) if arm.arm == name else arm for arm in pooled.arms)
+    results = dataclasses.replace(study.results, pooled=(dataclasses.replace(pooled, arms=arms),))
+    return dataclasses.replace(study, results=results)
+
+
+def judged(script, study, part):
+    """The outcome of the expectation over all data sets that has these words."""
+    (item,) = [item for item in script.pooled_expectations([study]) if part in item.text]
+    return item.outcome
+
+
+def test_a_primary_arm_is_judged_by_its_tests(script, tmp_path):
+    study = folded_study(script, tmp_path, ARMS_FOLDED, primary=Primary("fair", "net", 0.005))
+    assert study.complete
+    gains = "symmetrized at the output scores higher"
+    assert judged(script, study, gains) == "confirmed"
+    assert judged(script, with_pooled(study, "fair", superior=None), gains) == "open"
+    fair = study.results.pooled[0].arms[2]
+    lower = fair.differences | {"dice": Interval(-0.02, -0.03, -0.01)}
+    changes = {"superior": None, "differences": lower}
+    assert judged(script, with_pooled(study, "fair", **changes), gains) == "refuted"
+    unfinished = {**study.results.summary, "planned": 37}
+    results = dataclasses.replace(study.results, summary=unfinished)
+    assert judged(script, dataclasses.replace(study, results=results), gains) == "open (interim)"
+
+
+def test_another_arm_is_judged_by_its_adjusted_p(script, tmp_path):
+    study = folded_study(script, tmp_path, ARMS_FOLDED)
+    gains = "symmetrized at the output scores higher"
+    assert judged(script, study, gains) == "confirmed"
+    for p, sign, outcome in [
+        (0.049, 1, "confirmed"),
+        (0.06, 1, "open"),
+        (0.04, -1, "refuted"),
+        (0.06, -1, "open"),
+    ]:
+        change = Interval(sign * 0.01, sign * 0.01 - 0.009, sign * 0.01 + 0.009)  # without 0, whatever p says
+        changed = with_pooled(study, "fair", p_adjusted=p, differences={"dice": change})
+        assert judged(script, changed, gains) == outcome
+
+
+def test_a_network_that_is_trained_symmetrized_is_none_that_was_symmetrized_after_training(script, tmp_path):
+    trained_so = FOLDED.replace("network_of: pretrained, symmetrize", "strategy: pretrained, symmetrize")
+    study = folded_study(script, tmp_path, ARMS_FOLDED, config=trained_so)
+    assert not [item for item in script.pooled_expectations([study]) if "scores higher" in item.text]
+
+
+@pytest.mark.parametrize(
+    ("gains", "outcome"),
+    [((0.0, -0.03), "confirmed"), ((-0.02, -0.03), "refuted"), ((-0.0095, -0.03), "open")],
+)
+def test_the_best_fair_start_is_judged_as_the_best_of_several(script, tmp_path, gains, outcome):
+    config = FOLDED.replace(
+        "{name: fair, network_of: pretrained, symmetrize: output}", "{name: mirror, strategy: mirror}"
+    )
+    config = config.replace("primary: {arm: fair}\n", "")
+    uniform, mirror = gains
+    arms = {"pretrained": (-0.19, 0.0), "uniform": (0.0, uniform), "mirror": (0.0, mirror)}
+    study = folded_study(script, tmp_path, arms, config=config)
+    assert judged(script, study, "best fair start") == outcome
+    (item,) = [item for item in script.pooled_expectations([study]) if "best fair start" in item.text]
+    (best,) = [arm for arm in study.results.pooled[0].arms if arm.arm == "uniform"]
+    assert best.margin == 0.01
+    assert item.evidence.endswith(f"the best of 2, adjusted {p_value(min(1.0, 2 * best.p))}.")
+
+
+def with_losses(study, losses, noise):
+    """The study with the Dice that each arm loses if the slice before is missing."""
+    random, runs = np.random.default_rng(0), []
+    for run in study.results.runs:
+        before = run.stress.intact - losses[run.arm] - noise * random.standard_normal()
+        missing, *others = run.stress.losses
+        assert (missing.kind, missing.offset) == ("missing", 1)
+        stress = dataclasses.replace(
+            run.stress, losses=(dataclasses.replace(missing, before=before), *others)
+        )
+        runs.append(dataclasses.replace(run, stress=stress))
+    return dataclasses.replace(study, results=dataclasses.replace(study.results, runs=tuple(runs)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "noise", "outcome"),
+    [(0.05, 0.005, "confirmed"), (0.2, 0.005, "refuted"), (0.1, 0.005, "open"), (0.05, 0.2, "open")],
+)
+def test_a_fair_start_should_halve_what_a_missing_slice_costs(script, tmp_path, loss, noise, outcome):
+    study = folded_study(script, tmp_path, ARMS_FOLDED)
+    changed = with_losses(study, {"pretrained": 0.2, "uniform": loss, "fair": 0.0}, noise)
+    assert judged(script, changed, "missing") == outcome
+    (item,) = [item for item in script.pooled_expectations([changed]) if "missing" in item.text]
     assert "uniform: 0." in item.evidence
+
+
+def test_losses_are_compared_where_an_arm_has_runs(script, tmp_path):
+    """An arm of one seed beside a baseline of two: the seed that it lacks costs the baseline much more."""
+    study = with_losses(
+        folded_study(script, tmp_path, ARMS_FOLDED), {"pretrained": 0.2, "uniform": 0.15, "fair": 0}, 0.001
+    )
+    runs = [run for run in study.results.runs if (run.arm, run.seed) != ("uniform", 1)]
+    for n, run in enumerate(runs):
+        if (run.arm, run.seed) == ("pretrained", 1):
+            missing, *others = run.stress.losses
+            worse = (dataclasses.replace(missing, before=missing.before - 0.5), *others)
+            runs[n] = dataclasses.replace(run, stress=dataclasses.replace(run.stress, losses=worse))
+    fewer = dataclasses.replace(study, results=dataclasses.replace(study.results, runs=tuple(runs)))
+    assert judged(script, fewer, "missing") == "refuted"
+
+
+def test_what_is_not_known_confirms_nothing(script, folder):
+    (study,) = script.find_studies(folder)
+    unknown = Interval(math.nan, math.nan, math.nan)
+    assert outcomes(script, with_arm(study, "uniform", bias_removed=unknown))[0] == "open"
+    assert outcomes(script, with_arm(study, "uniform", differences={}, holds=None))[1] == "open"
+    assert outcomes(script, with_arm(study, "random", differences={"dice": unknown}))[3] == "open"
+    pretrained = study.results.comparisons[0].arms[0]
+    one_seed = pretrained.metrics | {"largest_bias": Interval(0.2, math.nan, math.nan)}
+    assert outcomes(script, with_arm(study, "pretrained", metrics=one_seed))[4] == "open"
+
+
+def test_a_study_that_lacks_results_is_open(script, folder):
+    (study,) = script.find_studies(folder)
+    first, second = study.results.comparisons
+    for comparisons in ((first,), (first, dataclasses.replace(second, arms=second.arms[:2]))):
+        results = dataclasses.replace(study.results, comparisons=comparisons)
+        found = outcomes(script, dataclasses.replace(study, results=results))
+        assert set(found) == {"open (interim)"}
+    unfinished = {**study.results.summary, "planned": 25}
+    results = dataclasses.replace(study.results, summary=unfinished)
+    assert outcomes(script, dataclasses.replace(study, results=results)) == ["open (interim)"] * 5
 
 
 def test_comparisons_of_one_name_are_told_apart(script, folder, tmp_path):
