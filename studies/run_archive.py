@@ -1,4 +1,4 @@
-"""The runs of the project's studies, kept as one file a study: what resuming it and its page need of each run.
+"""The finished runs of the project's studies, kept as one file a study: what resuming it and its page need of each run.
 
     python studies/run_archive.py unpack    # studies/*/runs.zip to the folders studies/*/runs
     python studies/run_archive.py pack      # and back, after a study has grown
@@ -26,14 +26,15 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def pack(study: Path) -> Path:
-    """Write what is kept of each run of a study to its archive, and return the archive.
+    """Write what is kept of each finished run of a study to its archive, and return the archive.
 
     Examples are kept of the first seed alone: the page shows no others.
     """
     archive = study / ARCHIVE
-    seeds = sorted({_seed(run) for run in (study / "runs").iterdir()})
+    runs = [run for run in sorted((study / "runs").iterdir()) if _is_done(run)]
+    seeds = sorted(map(_seed, runs))
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
-        for run in sorted((study / "runs").iterdir()):
+        for run in runs:
             for name in KEPT:
                 path = run / name
                 if path.is_file() and (name != "example.npz" or _seed(run) == seeds[0]):
@@ -41,6 +42,12 @@ def pack(study: Path) -> Path:
             if (stress := _stress(run)) is not None:
                 _add(file, (run / STRESS).relative_to(study), json.dumps(stress, indent=1).encode())
     return archive
+
+
+def _is_done(run: Path) -> bool:
+    """Return whether a run has finished: those that failed or were interrupted begin again elsewhere."""
+    record = run / "run.json"
+    return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "done"
 
 
 def _add(file: zipfile.ZipFile, path: Path, content: bytes) -> None:

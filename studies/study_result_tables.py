@@ -16,7 +16,7 @@ from evenslice.results.scores import score_title
 from evenslice.results.student import student_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from found_studies import Study
 
@@ -45,7 +45,29 @@ def result_table(study: Study, comparison: Comparison) -> str:
         "part of it removed",
         "mirror disagreement",
     )
-    return table(header, (_result_row(arm) for arm in comparison.arms))
+    runs = {arm.arm: {_extent(study, comparison, arm.arm)} for arm in comparison.arms}
+    return _with_runs(header, {arm.arm: _result_row(arm) for arm in comparison.arms}, runs)
+
+
+def _extent(study: Study, comparison: Comparison, arm: str) -> str:
+    """Return how many folds and seeds an arm has, as ``"4 x 2"``; without folds, how many seeds."""
+    runs = study.results.runs_of(comparison, arm)
+    folds, seeds = (len({getattr(run, name) for run in runs}) for name in ("fold", "seed"))
+    return f"{folds} x {seeds}" if comparison.unit == "fold" else str(seeds)
+
+
+def _with_runs(
+    header: Sequence[str], rows: Mapping[str, Sequence[str]], runs: Mapping[str, Collection[str]]
+) -> str:
+    """Return a table of arms, with the folds and seeds of each behind its name where the arms differ in them."""
+    if len(set(map(frozenset, runs.values()))) == 1:
+        return table(header, rows.values())
+    folded = any(" x " in text for texts in runs.values() for text in texts)
+    title = "folds x seeds" if folded else "seeds"
+    return table(
+        (header[0], title, *header[1:]),
+        ([row[0], listed(sorted(runs[arm])), *row[1:]] for arm, row in rows.items()),
+    )
 
 
 def _result_row(arm: ArmSummary) -> list[str]:
@@ -78,7 +100,10 @@ def pooled_table(study: Study, item: PooledComparison) -> str:
     columns = zip(header, *(_pooled_row(arm) for arm in item.arms), strict=True)
     known = [column for column in columns if set(column[1:]) != {NOTHING}]
     first, *rows = zip(*known, strict=True)
-    return table(first, rows)
+    names = [arm.arm for arm in item.arms]
+    sets = [found for found in study.results.comparisons if found.architecture == item.architecture]
+    runs = {arm: {_extent(study, found, arm) for found in sets} for arm in names}
+    return _with_runs(first, dict(zip(names, rows, strict=True)), runs)
 
 
 def _pooled_row(arm: PooledArm) -> list[str]:
@@ -165,12 +190,26 @@ def _run_rows(study: Study) -> Iterator[list[str]]:
             comparison.architecture,
             str(len(comparison.arms)),
             str(len(folds)) if len(folds) > 1 else NOTHING,
-            ", ".join(map(str, sorted({run.seed for run in runs}))),
+            _seeds(study, comparison),
             str(study.config.slices),
             listed([str(steps) for steps in sorted({run.steps for run in trained})]),
             f"{training.batch} of {training.crop[0]} x {training.crop[1]}",
             f"{median(known):.1f}" if known else NOTHING,
         ]
+
+
+def _seeds(study: Study, comparison: Comparison) -> str:
+    """Return the seeds of the arms, and which arms have fewer."""
+    own = {
+        arm.arm: ", ".join(map(str, sorted({run.seed for run in study.results.runs_of(comparison, arm.arm)})))
+        for arm in comparison.arms
+    }
+    most = max(own.values(), key=len)
+    fewer: dict[str, list[str]] = {}
+    for arm, seeds in own.items():
+        if seeds != most:
+            fewer.setdefault(seeds, []).append(arm)
+    return "; ".join([most, *(f"{listed(arms)}: {seeds}" for seeds, arms in fewer.items())])
 
 
 def _data(study: Study, name: str) -> StudyData:

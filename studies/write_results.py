@@ -108,7 +108,7 @@ def _shown(study: Study, folder: Path) -> dict[str, Any]:
         "failed": study.results.summary["failed"],
         "drawings": drawings,
         "examples": examples,
-        "unit": "fold" if any(item.unit == "fold" for item in study.results.comparisons) else "seed",
+        "folded": any(item.unit == "fold" for item in study.results.comparisons),
         "pooled": [
             {
                 "title": item.title,
@@ -121,6 +121,7 @@ def _shown(study: Study, folder: Path) -> dict[str, Any]:
         "comparisons": [
             {
                 "title": item.title,
+                "unit": item.unit,
                 "sentence": comparison_sentence(item, study.results.baseline),
                 "table": result_table(study, item),
                 "stress": stress_table(study, item),

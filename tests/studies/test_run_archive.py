@@ -45,6 +45,20 @@ def test_what_is_unpacked_is_what_was_packed(archive, tmp_path):
     assert archive.pack(study).read_bytes() == first  # the same runs, the same bytes
 
 
+def test_only_finished_runs_are_packed(archive, tmp_path):
+    study = make_study(tmp_path / "made-up", seeds=(0, 1), size=24)
+    failed, interrupted, *_ = sorted((study / "runs").glob("run-0-*"))
+    record = json.loads((failed / "run.json").read_text())
+    (failed / "run.json").write_text(json.dumps(record | {"status": "failed", "error": "no luck"}))
+    (interrupted / "run.json").unlink()
+    archive.pack(study)
+    before = {run.name for run in (study / "runs").iterdir()}
+    shutil.rmtree(study / "runs")
+    archive.unpack(study)
+    after = {run.name for run in (study / "runs").iterdir()}
+    assert before - after == {failed.name, interrupted.name}
+
+
 def test_unpacking_leaves_newer_runs_alone(archive, tmp_path):
     study = make_study(tmp_path / "made-up", seeds=(0,), size=24)
     archive.pack(study)

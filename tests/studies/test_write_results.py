@@ -90,7 +90,11 @@ def test_the_page_tells_what_was_run_and_what_came_out(script, folder, docs):
     (study,) = script.find_studies(folder)
     text = plain((docs / "results.md").read_text(encoding="utf-8"))
     assert "## Does it hold? A study made up for this test.\n" in text
-    assert "\n    evenslice study studies/made-up.yaml --out studies/made-up\n" in text
+    commands = (
+        "python studies/run_archive.py unpack\n    evenslice study studies/made-up.yaml --out studies/made-up"
+    )
+    assert f"\n    {commands}\n" in text
+    assert "Folds of one data set" not in text
     assert (
         "| `made-up` | Lucchi++ | net | 4 | \N{EN DASH} | 0, 1, 2 | 3 | 300 | 8 of 128 x 128 | 5.5 |" in text
     )
@@ -229,7 +233,10 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
     assert part.index("### All 2 data sets, net (study `folded`)") < part.index(
         "### Lucchi++, net (study `folded`)"
     )
-    assert "Means over folds (of the means over the seeds of each fold)" in part
+    assert "Folds of one data set share training data, so intervals over folds may be too narrow" in part
+    assert part.count("Means over folds (of the means over the seeds of each fold)") == 2
+    assert part.count("Means over seeds have") == 0
+    assert "folds x seeds" not in part  # all arms have the same
     assert "compares fair with pretrained" in part
     assert "| **fair** | " in part
     assert "| superior (p " in part
@@ -397,6 +404,19 @@ def test_a_study_that_lacks_results_is_open(script, folder):
     unfinished = {**study.results.summary, "planned": 25}
     results = dataclasses.replace(study.results, summary=unfinished)
     assert outcomes(script, dataclasses.replace(study, results=results)) == ["open (interim)"] * 5
+
+
+def test_arms_with_fewer_seeds_are_marked(script, tmp_path):
+    study = folded_study(script, tmp_path, ARMS_FOLDED)
+    runs = tuple(run for run in study.results.runs if (run.arm, run.seed) != ("uniform", 1))
+    fewer = dataclasses.replace(study, results=dataclasses.replace(study.results, runs=runs))
+    (pooled,), (first, _) = fewer.results.pooled, fewer.results.comparisons
+    for text in (script.result_table(fewer, first), script.pooled_table(fewer, pooled)):
+        header, _, pretrained, uniform, _ = text.splitlines()
+        assert header.startswith("| arm | folds x seeds | ")
+        assert pretrained.startswith("| pretrained | 3 x 2 | ")
+        assert uniform.startswith("| uniform | 3 x 1 | ")
+    assert "| 3 | 0, 1; uniform: 0 | 3 |" in plain(script.run_table([fewer]))
 
 
 def test_comparisons_of_one_name_are_told_apart(script, folder, tmp_path):
