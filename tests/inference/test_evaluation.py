@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+import zarr
 from scipy import ndimage
 from torch import nn
 
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
 from evenslice._core.staging import json_text
+from evenslice.inference import slice_runs
 
 
 def linear(*weights, threshold=0.5):
@@ -89,6 +91,25 @@ def test_the_document_names_the_entry_that_was_evaluated(blobs):
     document = json.loads(found.to_json())
     assert document["volume"]["select"] == {"c": 1}
     assert document["volume"]["level"] == 0
+
+
+@pytest.mark.parametrize("slices", [{}, {"stress_slices": 5}])
+@pytest.mark.parametrize(("most", "starts"), [(2**25, [0, 8, 16]), (5 * 48 * 40, [0, 5, 8, 13, 16])])
+def test_labels_that_are_stored_together_are_read_together(
+    blobs, tmp_path, monkeypatch, slices, most, starts
+):
+    image, labels = blobs
+    expected = evenslice.evaluate(linear(0.4, 0.4, 0.1), image, labels, stress=True, **slices, **OPTIONS)
+    zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(8, 24, 40))
+    monkeypatch.setattr(slice_runs, "CLASS_VOXELS", most)
+    volume, read = evenslice.open_volume(tmp_path / "labels.zarr"), []
+    source = type(volume._source())
+    original = source.read
+    monkeypatch.setattr(source, "read", lambda self, key: read.append(key[0].start) or original(self, key))
+    found = evenslice.evaluate(linear(0.4, 0.4, 0.1), image, volume, stress=True, **slices, **OPTIONS)
+    assert read == starts
+    assert found.dice == expected.dice
+    assert found.stress == expected.stress
 
 
 def test_two_runs_with_one_seed_differ_in_nothing(blobs):

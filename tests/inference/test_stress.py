@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import dask.array as da
 import numpy as np
 import pytest
 import torch
@@ -203,18 +204,22 @@ def test_a_function_and_a_network_lose_the_same():
 
 
 def test_each_slice_is_read_once(monkeypatch):
-    image, _ = blobs()
-    read = []
+    image, labels = blobs()
+    read, read_labels = [], []
     volume = open_volume(image)
+    classes = open_volume(da.from_array(labels, chunks=(7, -1, -1)))
     original = type(volume).__getitem__
 
     def counted(self, key):
         if self is volume:
             read.append(key)
+        elif self is classes:
+            read_labels.append(key)
         return original(self, key)
 
     monkeypatch.setattr(type(volume), "__getitem__", counted)
-    stress(ready(linear(0.7, 0.2, 0.1)), [StressedVolume(volume, ONE)], slices=3, most_slices=None)
+    stress(ready(linear(0.7, 0.2, 0.1)), [StressedVolume(volume, ONE, classes)], slices=3, most_slices=None)
+    assert [key.start for key in read_labels if key.stop] == list(range(0, len(image), 7))  # stored together
     starts = sorted(key[0].start for key in read)
     assert starts == sorted(set(starts))
     assert all(one < other for one, other in pairwise(starts))

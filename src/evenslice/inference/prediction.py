@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from evenslice._core import ConfigError, ModelError, map_ahead
 from evenslice.inference.devices import to_device
+from evenslice.inference.slice_runs import READ_VOXELS, run_end
 from evenslice.networks import logits, predicted_classes
 from evenslice.volumes import WindowGrid, slice_indices, tile_origins
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     Network: TypeAlias = ReadyNetwork | BlackBox
     Window: TypeAlias = Sequence[NDArray[np.float32]]
 
-__all__ = ["READ_VOXELS", "choose_tile", "class_logits", "class_map", "even_slices", "predict"]
+__all__ = ["choose_tile", "class_logits", "class_map", "even_slices", "predict"]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""
@@ -44,9 +45,6 @@ OVERLAP = 8
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
 GPU_BATCH_PIXELS, LARGEST_GPU_BATCH = 2**23, 64
-
-READ_VOXELS = 2**25
-"""Voxels that are read at once if slices are stored together."""
 
 
 def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
@@ -287,8 +285,6 @@ def _windows(
     """
     depth, (y, x), reach = len(grid.volume), extent, grid.slices // 2 * grid.step
     grid = replace(grid, tile=(y.stop - y.start, x.stop - x.start))
-    stored = (grid.volume.chunks or (1,))[0]
-    run = min(stored, max(1, READ_VOXELS // (grid.tile[0] * grid.tile[1])))
     last = min(max(centres, default=0) + reach, depth - 1)
     planes: dict[int, NDArray[np.float32]] = {}
     for z in centres:
@@ -296,7 +292,7 @@ def _windows(
         planes = {i: plane for i, plane in planes.items() if i >= z - reach}
         for i in sorted(indices):
             if i not in planes:
-                stop = min(i - i % stored % run + run, i - i % stored + stored, last + 1)
+                stop = min(run_end(grid.volume, i, math.prod(grid.tile), READ_VOXELS), last + 1)
                 planes |= zip(range(i, stop), grid.read_run(i, stop, y.start, x.start), strict=True)
         yield z, [planes[i] for i in indices]
 

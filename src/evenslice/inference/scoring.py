@@ -25,6 +25,7 @@ from evenslice.inference.metrics import (
 )
 from evenslice.inference.prediction import class_map, even_slices, predict
 from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.inference.slice_runs import SliceRuns
 from evenslice.inference.stressing import StressTest
 from evenslice.neutralizing import record_of
 
@@ -177,11 +178,14 @@ def score_parts(  # noqa: PLR0913  # what is computed, without the defaults
                 batch=batch,
                 shown=test.windows(index, chosen[index]) if test else None,
             )
+            labels = SliceRuns(part.labels)
             if test:
-                answers = test.watch(outputs, index, chosen[index], part.labels, advance)
+                answers = test.watch(outputs, index, chosen[index], labels, advance)
             else:
                 answers = _class_maps(outputs, classes, advance)
-            found.append(_compare(answers, part, classes, boundaries=boundaries, surfaces=compared[index]))
+            found.append(
+                _compare(answers, labels, part, classes, boundaries=boundaries, surfaces=compared[index])
+            )
     return Scores(tuple(found), test.result() if test else None)
 
 
@@ -233,20 +237,21 @@ def _choose_slices(parts: Sequence[LabelledVolume], most: int | None) -> list[li
 
 def _compare(
     answers: Iterable[tuple[int, NDArray[np.int64]]],
+    reference: SliceRuns,
     part: LabelledVolume,
     classes: int,
     *,
     boundaries: bool,
     surfaces: bool,
 ) -> VolumeScores:
-    """Compare the class maps of slices, each with its z, with the labels of a volume."""
+    """Compare the class maps of slices, each with its z, with those of the labels of a volume."""
     volume = part.volume
     spacing = volume.spacing or (1.0, 1.0, 1.0)
     kept = np.empty((2, *volume.shape) if surfaces else 0, np.min_scalar_type(classes - 1))
     confusion = np.zeros((classes, classes), np.int64)
     objects = []
     for z, answer in answers:
-        labels = part.labels[z]
+        labels = reference[z]
         confusion += confusion_matrix(labels, answer, classes)
         # What is ignored is no object, but boundary, and has no surface but where it cuts one off.
         ignored = labels < 0

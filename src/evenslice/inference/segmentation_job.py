@@ -31,7 +31,8 @@ from evenslice._core import (
     reporting_write_errors,
 )
 from evenslice.inference.plans import describe_network, plan_hash, same_plan, write_plan
-from evenslice.inference.prediction import READ_VOXELS, predict
+from evenslice.inference.prediction import predict
+from evenslice.inference.slice_runs import READ_VOXELS
 from evenslice.inference.unfinished import clear, other_work
 from evenslice.networks import predicted_classes
 from evenslice.volumes import PARTIAL, fingerprint, modified

@@ -20,6 +20,7 @@ from evenslice.inference.disturbances import NOISE, SHIFT, Disturbances
 from evenslice.inference.metrics import confusion_matrix
 from evenslice.inference.plans import try_network
 from evenslice.inference.prediction import choose_tile, class_map, even_slices, predict
+from evenslice.inference.slice_runs import SliceRuns
 from evenslice.results import Stress, StressCounts, summarize_stress
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class StressTest:
         outputs: Iterable[tuple[int, Tensor]],
         volume: int,
         chosen: Container[int],
-        labels: Volume | None,
+        labels: SliceRuns | None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Compare the answers to the windows of a volume, and pass on those to the intact ones.
@@ -196,6 +197,7 @@ def stress(  # noqa: PLR0913  # all but three arguments have defaults and names
                 batch=batch,
                 shown=test.windows(index, centres),
             )
-            for _ in test.watch(outputs, index, centres, item.labels, advance):
+            labels = None if item.labels is None else SliceRuns(item.labels)
+            for _ in test.watch(outputs, index, centres, labels, advance):
                 pass
     return test.result()
