@@ -326,6 +326,10 @@ BAD = [
         r"--label-values needs label volumes; give them as --labels",
     ),
     (["--volume", "good.tif", "--seed", "-1"], r"--seed"),
+    (["--volume", "good.tif", "--max-windows", "0"], r"error: --max-windows 0: must be at least 1"),
+    (["--volume", "good.tif", "--answer-tolerance", "2"], r"error: --answer-tolerance 2.0: must lie between"),
+    (["--volume", "good.tif", "--judged-share", "1"], r"error: --judged-share 1.0: must be at least 0"),
+    (["--volume", "good.tif", "--precision", "0"], r"error: --precision 0.0: must be above 0"),
     (["--volume", "good.tif", "--tile", "0", "32"], r"--tile 0 32: give two whole numbers"),
     (
         ["--volume", "good.tif", "--model", "my_networks:classes_only", "--weights", "none"],

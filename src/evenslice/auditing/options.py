@@ -31,14 +31,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.precision > 0:
-            raise ConfigError(f"precision = {self.precision}: must be above 0")
+            raise ConfigError(f"{option('precision', self.precision)}: must be above 0")
         for name, value, least in (
             ("max_windows", self.max_windows, 1),
             ("seed", self.seed, 0),
             ("batch", self.batch, 1),
         ):
             if value is not None and value < least:
-                raise ConfigError(f"{name} = {value}: must be at least {least}")
+                raise ConfigError(f"{option(name, value)}: must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def check_thresholds(thresholds: Thresholds) -> Thresholds:
         ("mismatch_tolerance", thresholds.use),
     ):
         if not 0 < value < 1:
-            raise ConfigError(f"{name} = {value}: must lie between 0 and 1")
+            raise ConfigError(f"{option(name, value)}: must lie between 0 and 1")
     if not 0 <= thresholds.judged < 1:
-        raise ConfigError(f"judged_share = {thresholds.judged}: must be at least 0 and below 1")
+        raise ConfigError(f"{option('judged_share', thresholds.judged)}: must be at least 0 and below 1")
     return thresholds
