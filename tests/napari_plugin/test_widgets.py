@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import evenslice
+from evenslice.napari_plugin.network_choice import FromFile, FromLibrary
 from evenslice.neutralizing import save_network
 from evenslice.training import load_segmenter
 
@@ -187,8 +188,19 @@ def test_a_segmentation_is_that_of_segment_where_the_volume_lies(viewer, widget,
     expected = evenslice.segment(loaded.model, volume, tmp_path / "expected.npy")
     assert np.array_equal(labels.data, np.asarray(expected))
     assert len(np.unique(labels.data)) == 2
+    assert plain(segment.status.value) == "Done; largest label: 1."
     assert np.array_equal(labels.scale, layer.scale)
     assert np.array_equal(labels.translate, layer.translate)
+
+
+def test_a_file_of_weights_says_how_volumes_are_read(tmp_path):
+    spec, file = "smp:Unet/tu-test_resnet", tmp_path / "fair.safetensors"
+    reading = {"step": 2, "plane": "y", "intensity": (0.0, 300.0), "label_values": (0, 255)}
+    loaded = evenslice.load_network(spec, "none")
+    save_network(loaded.model, file, source=loaded.source, reading=reading)
+    for choice in (FromLibrary(spec, str(file), 3, "pretrained"), FromFile(file)):
+        network = choice.load()
+        assert {name: getattr(network, name) for name in reading} == reading
 
 
 def test_the_sample_opens_with_its_voxel_size(viewer):

@@ -18,7 +18,7 @@ __all__ = ["FromFile", "FromLibrary", "FromRun", "NetworkChoice"]
 
 @dataclass(frozen=True)
 class FromLibrary:
-    """A network of a library, or of a function of the user's.
+    """A network of a library, or of a function of the user's; a file of weights may say how it reads volumes.
 
     Attributes:
         spec: its specification.
@@ -35,7 +35,7 @@ class FromLibrary:
     def load(self) -> Segmenter:
         """Build it; the errors are those of ``load_network``."""
         model, record, _ = load_network(self.spec, self.weights, slices=self.slices, strategy=self.strategy)
-        return Segmenter(model, record.slices)
+        return Segmenter(model, record.slices, **stated_reading(self.spec, self.weights))
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class SegmentWidget(JobWidget):
         self.viewer.add_labels(labels.array, name=f"{layer.name} segmented", metadata=mark(), **where)
         if labels.folder is not None:
             self.viewer.layers.events.removed.connect(partial(_clean_up, labels))
-        self.say(f"{int(labels.array.max())} is the largest of the labels.")
+        self.say(f"Done; largest label: {int(labels.array.max())}.")
 
 
 @dataclass(frozen=True)
