@@ -16,6 +16,7 @@ from typer.main import get_command
 from evenslice.auditing.methods import METHODS
 from evenslice.cli import main, options
 from evenslice.cli.app import app
+from evenslice.networks.weight_files import SUFFIXES
 from evenslice.neutralizing.strategies import STRATEGIES
 from evenslice.neutralizing.ties import TIES
 
@@ -82,6 +83,16 @@ def test_every_option_has_a_help_text_that_is_a_sentence(command):
     for parameter in COMMANDS[command].params:
         assert re.fullmatch(r"[A-Z].*\.", parameter.help), parameter.name
     assert COMMANDS[command].help.endswith(".")
+
+
+def test_the_help_says_what_a_run_or_a_saved_network_settles():
+    named = {parameter.name: parameter.help for parameter in COMMANDS["audit"].params}
+    for name in (*("step", "plane", "intensity", "fill"), *asdict(options.LabelValues())):
+        assert "of the run or saved network" in named[name], name
+    for suffix in SUFFIXES:
+        assert suffix in named["weights"]
+    assert "exported folder" in named["weights"]
+    assert "one for each volume, in the same order" in named["labels"]
 
 
 def test_the_values_that_are_listed_are_those_of_the_library():

@@ -50,7 +50,8 @@ def audit(
     labels: Annotated[
         list[str] | None,
         options.volume(
-            "Class labels of each volume, to also measure what a lost slice costs, or for --target labels.",
+            "Class labels, to also measure what a lost slice costs, or for --target labels; repeat, one for each volume, "
+            "in the same order.",
             metavar="PATH",
         ),
     ] = None,

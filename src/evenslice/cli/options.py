@@ -5,16 +5,24 @@ A group is a frozen dataclass whose fields are options. A command takes groups a
 """
 
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from evenslice.cli.parsing import (
+    AxisEntry,
+    check_seed,
+    parse_numbers,
+    parse_region,
+    parse_selection,
+    parse_values,
+)
 
 if TYPE_CHECKING:
     from evenslice.volumes import Volume
@@ -35,10 +43,11 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 MODEL_HELP = (
     "Network: smp:DECODER/ENCODER, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME (a hub name, "
-    "a folder or a "
-    "model type), or package.module:function"
+    "a folder or a model type), or package.module:function"
 )
-WEIGHTS_HELP = "Weights: imagenet, none (random), or a file (.safetensors, .pt, .pth, .ckpt)"
+WEIGHTS_HELP = (
+    "Weights: imagenet, none (random), a file (.safetensors, .pt, .pth, .ckpt, .bin), or an exported folder"
+)
 STRATEGY_HELP = f"How colour kernels become slice kernels: {', '.join(STRATEGIES[1:])}, or pretrained (the network as built)"
 VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://, gs://, az://)"
 
@@ -93,55 +102,6 @@ def _parameters(group: Any) -> list[Parameter]:
     ]
 
 
-def parse_numbers(text: str) -> list[float]:
-    """Read one number, or several separated by commas."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text}: numbers are needed, such as 0.485,0.456,0.406") from None
-
-
-def parse_values(text: str) -> list[int]:
-    """Read whole numbers separated by commas."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text}: whole numbers are needed, such as 0,255") from None
-
-
-class AxisEntry(NamedTuple):
-    """One entry of an axis; a class of its own, since Typer takes no list of tuples."""
-
-    axis: str
-    place: int
-
-
-def parse_selection(text: str) -> AxisEntry:
-    """Read AXIS=INDEX."""
-    axis, _, index = text.partition("=")
-    if not axis or not index.isdecimal():
-        raise typer.BadParameter(f"{text}: an axis and a whole number are needed, such as t=0")
-    return AxisEntry(axis, int(index))
-
-
-def parse_region(text: str) -> tuple[slice, ...]:
-    """Read z0:z1,y0:y1,x0:x1, in which any bound may be left out."""
-    parts = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*),(\d*):(\d*)", "".join(text.split()), re.ASCII)
-    if parts is None:
-        raise typer.BadParameter(
-            f"{text}: bounds along z, y and x are needed, such as 0:16,:,100:612; a colon alone takes the whole axis"
-        )
-    bounds = [int(part) if part else None for part in parts.groups()]
-    return tuple(slice(*bounds[axis : axis + 2]) for axis in (0, 2, 4))
-
-
-def check_seed(seed: int) -> int:
-    """Return a seed that every random generator takes; a range that Typer knows would fill the help."""
-    if not 0 <= seed < 2**63:
-        raise typer.BadParameter(f"{seed} is not between 0 and 2**63 - 1")
-    return seed
-
-
 Classes = Annotated[int | None, network("Output classes (default: as in the weights, else 2).", metavar="N")]
 Tie = Annotated[
     str | None,
@@ -151,7 +111,13 @@ Tie = Annotated[
         autocompletion=lambda: TIES,
     ),
 ]
-Step = Annotated[int | None, network("Distance between the slices of a window (default: 1).", metavar="N")]
+Step = Annotated[
+    int | None,
+    network(
+        "Distance between the slices of a window (default: that of the run or saved network, else 1).",
+        metavar="N",
+    ),
+]
 Seed = Annotated[int, computing("Random seed.", metavar="N", callback=check_seed)]
 Device = Annotated[
     str,
@@ -285,7 +251,7 @@ class Opening:
 Plane = Annotated[
     str | None,
     volume(
-        "Axis of the file along which slices follow one another: z, y or x (default: that of the run or export, else z).",
+        "Axis of the file along which slices follow one another: z, y or x (default: that of the run or saved network, else z).",
         metavar="AXIS",
         autocompletion=lambda: PLANES,
     ),
@@ -299,7 +265,7 @@ class LabelValues:
     label_values: Annotated[
         Sequence[int] | None,
         volume(
-            "Label value of each class (default: those of the run or export, else 0,1,2 ...).",
+            "Label value of each class (default: those of the run or saved network, else 0,1,2 ...).",
             metavar="V,V",
             parser=parse_values,
         ),
@@ -307,20 +273,24 @@ class LabelValues:
     other_labels: Annotated[
         str | None,
         volume(
-            "What all other values mean: error, or background, which is class 0 (default: the run's, else error).",
+            "What all other values mean: error, or background, which is class 0 (default: that of the run or saved "
+            "network, else error).",
             metavar="WHAT",
             autocompletion=lambda: OTHERS,
         ),
     ] = None
     ignore_label: Annotated[
         int | None,
-        volume("Label value of voxels that do not count in scores (default: the run's).", metavar="V"),
+        volume(
+            "Label value of voxels that do not count in scores (default: that of the run or saved network).",
+            metavar="V",
+        ),
     ] = None
     instances: Annotated[
         str | None,
         volume(
             "If labels number objects, whose boundaries become class 1: sparse (on a background, 0) or dense (0 is "
-            "boundary too). Default: the run's, else labels are classes.",
+            "boundary too; default: that of the run or saved network, else labels are classes).",
             metavar="KIND",
             autocompletion=lambda: INSTANCES,
         ),
@@ -344,14 +314,14 @@ class Scaling:
     intensity: Annotated[
         tuple[float, float] | None,
         volume(
-            "Voxel values mapped to 0 and 1 (default: those of the run or export, else percentiles of the volume).",
+            "Voxel values mapped to 0 and 1 (default: those of the run or saved network, else percentiles of the volume).",
             metavar="LOW HIGH",
         ),
     ] = None
     fill: Annotated[
         float | None,
         volume(
-            "Voxel value that replaces NaN and infinity (default: that of the run or export, else they are an error).",
+            "Voxel value that replaces NaN and infinity (default: that of the run or saved network, else they are an error).",
             metavar="X",
         ),
     ] = None
