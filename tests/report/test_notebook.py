@@ -54,7 +54,7 @@ def test_the_text_of_results_is_escaped():
         assert any(HOSTILE in text for text in [*page.text, *(cell for row in page.rows for cell in row)])
 
 
-def test_a_survey_counts_the_biased_networks():
+def test_a_survey_counts_the_biased_networks(tmp_path):
     known = Interval(-0.2, -0.21, -0.19)
     network = SurveyedNetwork(
         "timm:a",
@@ -70,6 +70,8 @@ def test_a_survey_counts_the_biased_networks():
     )
     page = parsed(Survey((network, SurveyedNetwork("timm:b", "imagenet", error="no such network"))))
     assert page.text == ["2 networks: 1 biased, 1 failed."]
+    alone = Survey((network,)).to_html(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<title>Survey of 1 network</title>" in alone
     assert page.rows[1] == ["timm:a", "biased", "0.250 0.500 0.250", "-0.200 [-0.210, -0.190]"]
     assert page.rows[3] == ["timm:b", "no such network"]
 
