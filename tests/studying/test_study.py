@@ -261,6 +261,13 @@ def test_a_study_without_stress_has_no_such_columns(folder):
     assert not any(name.startswith("stress") for name in rows(out)[0])
     assert load_study(out).runs[0].stress is None
     assert '<section id="stress">' not in (out / "report.html").read_text(encoding="utf-8")
+    said = []
+    study(StudyConfig.model_validate(changed), out, on_start=said.extend)
+    assert not said
+    study(config(), out, on_start=said.extend)  # losses are asked for now
+    (line,) = said
+    runs = "blobs, small, pretrained, fold 0, seed 0; blobs, small, tied, fold 0, seed 0"
+    assert line == f"training.stress: these finished runs were tested without it, and stay so: {runs}"
 
 
 def test_the_example_of_a_run_shows_its_foreground_wherever_it_is():

@@ -59,6 +59,9 @@ if TYPE_CHECKING:
 
 __all__ = ["study", "write_results"]
 
+SHOWN = 3
+"""How many runs are named in a line about several."""
+
 
 def study(
     config: StudyConfig | Mapping[str, Any] | str | os.PathLike[str],
@@ -66,6 +69,7 @@ def study(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    on_start: Callable[[tuple[str, ...]], None] | None = None,
     on_finished: Callable[[RunOutcome, int, int], None] | None = None,
 ) -> StudySummary:
     """Perform the unfinished runs of a study, and write the results of all runs.
@@ -82,6 +86,7 @@ def study(
         out: the folder. On a cluster, all workers must reach it and the data by the same paths.
         workers: worker processes to start on this machine; by default everything runs in this process.
         scheduler: address of a Dask scheduler whose workers to use instead.
+        on_start: called before the first run with lines that say which options do not apply to finished runs, if any.
         on_finished: called after each run with its outcome, the number of runs that have finished or failed so far, and
             the total number.
 
@@ -122,7 +127,7 @@ def study(
     need_report_extra("the report of a study")
     out, runs = Path(out).absolute(), plan_runs(config)
     with study_folder(out):
-        return _study(config, runs, out, workers, scheduler, on_finished)
+        return _study(config, runs, out, workers, scheduler, on_start, on_finished)
 
 
 def _study(
@@ -131,6 +136,7 @@ def _study(
     out: Path,
     workers: int | None,
     scheduler: str | None,
+    on_start: Callable[[tuple[str, ...]], None] | None,
     on_finished: Callable[[RunOutcome, int, int], None] | None,
 ) -> StudySummary:
     base = out / "runs"
@@ -143,6 +149,8 @@ def _study(
     for run in waiting[:1]:
         run.folder(base).mkdir(parents=True, exist_ok=True)  # from now on, it is the folder of a study
     write_config(config, out)
+    if on_start is not None and (lines := _not_applied(runs, outcomes)):
+        on_start(lines)
     for run, outcome in _execute_all(waiting, base, workers, scheduler):
         outcomes[run.key] = outcome
         write_results(config, outcomes.values(), out)
@@ -163,6 +171,24 @@ def _networks_to_restore(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome]
         and run.base.key in outcomes
         and not RunFolder(run.base.folder(base)).network.exists()
     }
+
+
+def _not_applied(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome]) -> tuple[str, ...]:
+    """Return a line on the finished runs of which losses are asked for that were not measured; else none.
+
+    ``training.stress`` is no part of the key of a run, as it changes nothing about its network.
+    """
+    names = [
+        ", ".join([run.dataset, run.architecture, run.arm, f"fold {run.fold}", f"seed {run.seed}"])
+        for run in runs
+        if run.config.training.stress
+        and run.key in outcomes
+        and "stress_intact" not in outcomes[run.key].model_fields_set
+    ]
+    if not names:
+        return ()
+    some = "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return (f"training.stress: these finished runs were tested without it, and stay so: {some}",)
 
 
 class _ShownSummary(dict[str, Any]):
