@@ -14,7 +14,7 @@ def test_clusters_are_asked_for_rightly(monkeypatch):
     monkeypatch.setattr(distributing, "CONNECT_SECONDS", 0.5)
     for options_, message in [
         ({"workers": 2, "scheduler": "tcp://127.0.0.1:1"}, "give one of the two"),
-        ({"workers": 0}, "workers = 0"),
+        ({"workers": 0}, "workers=0"),
         ({"scheduler": "tcp://127.0.0.1:1"}, "does not answer"),
     ]:
         with pytest.raises(EvensliceError, match=message), open_cluster(**options_):

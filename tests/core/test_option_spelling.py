@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 
 import evenslice
@@ -9,6 +10,7 @@ from evenslice._core.errors import ConfigError, VolumeError, option, spelled_on_
 
 CASES = [
     ("fill", None, "fill", "--fill"),
+    ("batch", np.int64(0), "batch=0", "--batch 0"),
     ("max_windows", 5, "max_windows=5", "--max-windows 5"),
     ("axes", "tzyx", "axes='tzyx'", "--axes tzyx"),
     ("tile", [64, 96], "tile=[64, 96]", "--tile 64 96"),

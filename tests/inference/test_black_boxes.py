@@ -131,11 +131,11 @@ class Stated:
     [
         (squares, {"method": "gradient"}, ConfigError, "only a torch.nn.Module has; use the method 'occlusion'"),
         (squares, {"method": "oclusion"}, ConfigError, "did you mean 'occlusion'"),
-        (squares, {"device": "cpu"}, ConfigError, "device 'cpu' has no effect"),
-        (squares, {"dtype": "float32"}, ConfigError, "dtype 'float32' has no effect"),
+        (squares, {"device": "cpu"}, ConfigError, "device='cpu' has no effect"),
+        (squares, {"dtype": "float32"}, ConfigError, "dtype='float32' has no effect"),
         (squares, {"target": "predicted"}, ModelError, "use the target 'sum'"),
         (squares, {"slices": 4}, ConfigError, "slices = 4"),
-        (Stated(), {"slices": 3}, ConfigError, "slices = 3: Stated takes 5; leave slices out"),
+        (Stated(), {"slices": 3}, ConfigError, "slices=3: Stated takes 5; leave slices out"),
         (Stated(), {"tile": (8, 8)}, ConfigError, "leave tile out"),
         ("network.onnx", {}, ModelError, "str is not a network; give a torch.nn.Module, or a function"),
         (fails, {}, ModelError, r"fails on an array of shape \(1, 3, 32, 32\): KeyError: 'weights'"),
@@ -253,7 +253,7 @@ def test_a_fixed_shape_is_stated_and_filled_up(texture, network, tmp_path):
     np.testing.assert_allclose(fixed(windows), network(torch.from_numpy(windows)).numpy(), atol=1e-6)
     found = audit(fixed, texture)
     assert found.run.tile == (16, 24)
-    with pytest.raises(ConfigError, match="slices = 5: fixed.onnx takes 3; leave slices out"):
+    with pytest.raises(ConfigError, match="slices=5: fixed.onnx takes 3; leave slices out"):
         audit(fixed, texture, slices=5)
 
 
@@ -433,9 +433,9 @@ def test_the_command_takes_a_reduction_and_workers(folder):
         (["--strategy", "uniform"], "--strategy: an ONNX network cannot be changed"),
         (["--tie", "mirror"], "--tie: an ONNX network cannot be changed"),
         (["--classes", "2"], "--classes: an ONNX network cannot be changed"),
-        (["--slices", "5"], "slices = 5: network.onnx takes 3"),
+        (["--slices", "5"], "--slices 5: network.onnx takes 3; leave --slices out"),
         (["--method", "gradient"], "use the method 'occlusion'"),
-        (["--device", "cpu"], "device 'cpu' has no effect"),
+        (["--device", "cpu"], "--device cpu has no effect"),
         (["--weights", "none"], "none: no such file"),
         (["--weights", "reducing.py"], "reducing.py: cannot be read as an ONNX network"),
         (["--outputs", "reducing"], "'reducing' names no function; write package.module:function"),

@@ -143,7 +143,7 @@ def test_a_function_is_evaluated_as_a_network_is(blobs):
     assert found.dice == pytest.approx(expected.dice, abs=1e-3)
     for loss, other in zip(found.stress.losses, expected.stress.losses, strict=True):
         assert loss.asymmetry.estimate == pytest.approx(other.asymmetry.estimate, abs=2e-3)
-    with pytest.raises(ConfigError, match="device 'cpu' has no effect on a function"):
+    with pytest.raises(ConfigError, match="device='cpu' has no effect on a function"):
         evenslice.evaluate(function, image, labels, device="cpu")
 
 

@@ -237,5 +237,5 @@ def test_wrong_options_are_refused():
     network = ready(Weighted(1.0, 1.0, 1.0))
     with pytest.raises(VolumeError, match="has 2 slices, fewer than the 3"):
         next(predict(network, open_volume(noise(2, 8, 8)), scaling=Scaling(0, 1), slices=3))
-    with pytest.raises(ConfigError, match="batch = 0"):
+    with pytest.raises(ConfigError, match="batch=0"):
         next(predict(network, open_volume(noise(4, 8, 8)), scaling=Scaling(0, 1), slices=3, batch=0))

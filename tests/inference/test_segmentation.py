@@ -405,7 +405,7 @@ def test_a_function_is_segmented_like_the_network_that_it_calls(tmp_path, image)
     right = segment(model, image, tmp_path / "right.npy", tile=(64, 32), dtype="float32")
     labels = segment(function, image, tmp_path / "labels.npy", tile=(64, 32))
     np.testing.assert_array_equal(labels[...], right[...])
-    with pytest.raises(ConfigError, match="dtype 'float32' has no effect on a function"):
+    with pytest.raises(ConfigError, match="dtype='float32' has no effect on a function"):
         segment(function, image, tmp_path / "no.npy", dtype="float32")
     with pytest.raises(ModelError, match="returns int64, such as class numbers; it must return logits"):
         segment(lambda windows: windows[:, :1].astype(int), image, tmp_path / "no.npy")

@@ -266,7 +266,7 @@ class Three(nn.Module):
 
 def test_what_cannot_be_stressed():
     image, _ = blobs()
-    with pytest.raises(ConfigError, match="slices = 1: such a window has no neighbours"):
+    with pytest.raises(ConfigError, match="slices=1: such a window has no neighbours"):
         measured(linear(1.0), image, slices=1)
     with pytest.raises(ConfigError, match="give at least one"):
         stress(ready(linear(1.0, 0.0, 0.0)), [], slices=3)

@@ -55,7 +55,7 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
             "one of the two"
         )
     if workers is not None and workers < 1:
-        raise ConfigError(f"workers = {workers}: must be at least 1")
+        raise ConfigError(f"{option('workers', workers)}: must be at least 1")
     if workers is not None:
         with local_client(workers) as client:
             yield client
@@ -73,7 +73,7 @@ def _connect(connect: Callable[..., Any], scheduler: str) -> Any:
         return connect(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, TypeError) as error:  # a timeout is an OSError
         raise ConfigError(
-            f"scheduler {scheduler!r}: does not answer ({error}); give the address that `dask scheduler` printed"
+            f"{option('scheduler', scheduler)}: does not answer ({error}); give the address that `dask scheduler` printed"
         ) from error
 
 

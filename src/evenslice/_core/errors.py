@@ -61,7 +61,7 @@ def option(name: str, value: Any = None) -> str:
 
     Args:
         name: its name as a Python argument.
-        value: a value to show with it: a number, a string, or a list or mapping of these.
+        value: a value to show with it: a number (of NumPy, too), a string, or a list or mapping of these.
 
     Example:
         >>> error = ConfigError(f"has no names; give {option('axes', 'tzyx')}")
@@ -70,7 +70,12 @@ def option(name: str, value: Any = None) -> str:
         >>> error.render(spelled_on_command_line)
         'has no names; give --axes tzyx'
     """
-    return f"{_MARK}{json.dumps([name, value])}{_MARK}"
+    return f"{_MARK}{json.dumps([name, value], default=_plain)}{_MARK}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of NumPy as Python's."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def spelled_in_python(name: str, value: Any) -> str:

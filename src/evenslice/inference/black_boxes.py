@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, reason
+from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
 from evenslice.inference.batch_sizes import BatchSizes
 from evenslice.inference.ready_network import ReadyNetwork, check_output, trial_windows
 from evenslice.networks import function_name, reduce_output
@@ -75,7 +75,7 @@ class BlackBox(nn.Module):
         for name, value in (("device", device), ("dtype", dtype)):
             if value != "auto":
                 raise ConfigError(
-                    f"{name} {value!r} has no effect on a function, which chooses where and how to compute; "
+                    f"{option(name, value)} has no effect on a function, which chooses where and how to compute; "
                     "leave it out"
                 )
         self.function = function
@@ -110,7 +110,9 @@ class BlackBox(nn.Module):
         for name, asked in (("slices", slices), ("tile", tuple(tile))):
             stated = getattr(self.function, name, None)
             if stated is not None and stated != asked:
-                raise ConfigError(f"{name} = {asked}: {self.name} takes {stated}; leave {name} out")
+                raise ConfigError(
+                    f"{option(name, asked)}: {self.name} takes {stated}; leave {option(name)} out"
+                )
         windows = trial_windows(slices, tile)
         try:
             returned = self(windows)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from evenslice._core import ConfigError, ModelError, map_ahead
+from evenslice._core import ConfigError, ModelError, map_ahead, option
 from evenslice.inference.devices import to_device
 from evenslice.inference.slice_runs import READ_VOXELS, run_end
 from evenslice.networks import logits, predicted_classes
@@ -102,7 +102,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     """
     grid = WindowGrid(volume, scaling, slices, (1, 1), step, edge="reflect")  # checks that windows fit
     if batch is not None and batch < 1:
-        raise ConfigError(f"batch = {batch}: must be at least 1")
+        raise ConfigError(f"{option('batch', batch)}: must be at least 1")
     plane = volume.shape[1:]
     region = region or (slice(0, plane[0]), slice(0, plane[1]))
     tile = tile or choose_tile(network, plane)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, OutputError, VolumeError, check_sendable, progress_bar
+from evenslice._core import ConfigError, OutputError, VolumeError, check_sendable, option, progress_bar
 from evenslice.inference.black_boxes import BlackBox, make_ready
 from evenslice.inference.plans import try_network
 from evenslice.inference.prediction import choose_tile
@@ -157,7 +157,8 @@ def _check_values(values: Sequence[int] | None, classes: int) -> tuple[int, ...]
         return tuple(range(classes))
     if len(values) != classes or len(set(values)) < classes or not 0 <= min(values) <= max(values) < 2**32:
         raise ConfigError(
-            f"label_values {list(values)}: give a different integer, 0 or more, for each of the {classes} classes"
+            f"{option('label_values', list(values))}: give a different integer, 0 or more, for each of the {classes} "
+            "classes"
         )
     return tuple(values)
 

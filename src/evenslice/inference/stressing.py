@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice._core import ConfigError, progress_bar
+from evenslice._core import ConfigError, option, progress_bar
 from evenslice.inference.disturbances import NOISE, SHIFT, Disturbances
 from evenslice.inference.metrics import confusion_matrix
 from evenslice.inference.plans import try_network
@@ -62,7 +62,9 @@ class StressTest:
 
     def __init__(self, slices: int, classes: int, *, seed: int = 0) -> None:
         if slices < 3:
-            raise ConfigError(f"slices = {slices}: such a window has no neighbours that could be disturbed")
+            raise ConfigError(
+                f"{option('slices', slices)}: such a window has no neighbours that could be disturbed"
+            )
         self.ways = Disturbances(slices, seed)
         self.classes = classes
         self._rows: list[tuple[int, int, NDArray[np.int64]]] = []

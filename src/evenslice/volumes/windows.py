@@ -83,7 +83,9 @@ def check_window(slices: int, step: int, edge: str) -> None:
             f"slices = {slices}: a window has an odd number of slices, such as 3 or 5, with one in the middle"
         )
     if step < 1:
-        raise ConfigError(f"step = {step}: the distance between the slices of a window is at least 1")
+        raise ConfigError(
+            f"{option('step', step)}: the distance between the slices of a window is at least 1"
+        )
     if edge not in get_args(Edge):
         raise ConfigError(f"edge = {edge!r}: {did_you_mean(edge, get_args(Edge))}")
 
