@@ -154,7 +154,8 @@ def few_missed(setting: Setting, found: dict[str, float]) -> bool:
 
 def question_missed(question: Question, found: dict[str, float]) -> bool:
     """Return whether a question is answered wrongly too often."""
-    return max(found["balanced"], found["biased"] if question.name == "answer" else 0.0) > 0.05
+    judged = question.name != "use" and question.slices >= FEW_SLICES
+    return max(found["balanced"], found["biased"] if judged else 0.0) > 0.05
 
 
 POWER_SPREAD, POWER_AUTOCORRELATION = 0.1, 0.5
@@ -216,6 +217,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="JSON file for finished settings")
     parser.add_argument("--docs", action="store_true", help="write the tables and the figure into docs/")
     options = parser.parse_args()
+    if options.docs and options.quick:
+        parser.error("--docs: the tables of the page are of 4,000 audits; leave out --quick")
     started = time.monotonic()
     audits = 200 if options.quick else options.audits
     cache = Cache(audits, options.seed, options.results)

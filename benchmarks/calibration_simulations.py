@@ -14,9 +14,10 @@ from zlib import crc32
 
 import numpy as np
 from scipy.signal import lfilter
+from scipy.stats import norm
 
 from evenslice.results.asymmetry import next_look
-from evenslice.results.intervals import FEW_SLICES, fit_means, fit_ratio
+from evenslice.results.intervals import FEW_SLICES, fit_means, fit_ratio, fit_votes
 from evenslice.results.verdicts import (
     BIASED_LEVEL,
     WITHIN_LEVEL,
@@ -199,7 +200,7 @@ class Question:
     """Simulated audits of the answer or of the use of slices, a ratio pooled over windows whose true value is known.
 
     Attributes:
-        name: "answer" or "use".
+        name: "answer" or "use"; "votes" for the answer in class numbers of whole windows, each of which changes or not.
         truth: of the ratio.
         slices: windows along z, one a slice.
         autocorrelation: of both parts of the ratio along z.
@@ -220,22 +221,22 @@ def question_rates(question: Question, audits: int, seed: int) -> dict[str, floa
     draws = [
         _draw(Setting(question.slices, question.autocorrelation), audits, rng)[0, :, 0] for _ in range(2)
     ]
-    whole, ratio = (np.exp(question.spread * draw - question.spread**2 / 2) for draw in draws)
-    fit = fit_ratio(question.truth * ratio * whole, whole, z)
+    if question.name == "votes":
+        fit = fit_votes(draws[0] < norm.ppf(question.truth), z)
+    else:
+        whole, ratio = (np.exp(question.spread * draw - question.spread**2 / 2) for draw in draws)
+        fit = fit_ratio(question.truth * ratio * whole, whole, z)
     low, high = fit.bounds()
-    decides = question.slices >= FEW_SLICES or question.name == "use"
     return {
         "coverage": float(((low <= question.truth) & (question.truth <= high)).mean()),
-        "biased": float((fit.bounds(BIASED_LEVEL)[0] > question.truth).mean()) if decides else 0.0,
-        "balanced": float((fit.bounds(WITHIN_LEVEL_OF_RATIOS)[1] <= question.truth).mean())
-        if decides
-        else 0.0,
+        "biased": float((fit.bounds(BIASED_LEVEL)[0] > question.truth).mean()),
+        "balanced": float((fit.bounds(WITHIN_LEVEL_OF_RATIOS)[1] <= question.truth).mean()),
     }
 
 
 def questions() -> Iterator[Question]:
     """Yield the answer and the use at their tolerances."""
-    truths = {"answer": Thresholds.answer, "use": Thresholds.use}
+    truths = {"answer": Thresholds.answer, "votes": Thresholds.answer, "use": Thresholds.use}
     for (name, truth), slices, rho in product(truths.items(), (4, 8, 12, 30, 100), (0.0, 0.5, 0.8)):
         yield Question(name, truth, slices, rho)
 

@@ -117,7 +117,7 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
         return None
     votes = not root and _are_votes(measured)
     fit = (
-        fit_votes(part, z, volume)
+        fit_votes(part[:, None], z, volume)
         if votes
         else fit_ratio(part[:, None], whole[:, None], z, volume, root=root)
     )
@@ -150,7 +150,7 @@ def disagreement_interval(measured: Measurements) -> Interval:
     """Return the mean part of the predicted classes that change when a window is reversed."""
     volume, z = measured.volume, measured.position[:, 0]
     if _are_votes(measured):
-        return fit_votes(measured.mirror_disagreement, z, volume).intervals(bounds=(0, 1))[0]
+        return fit_votes(measured.mirror_disagreement[:, None], z, volume).intervals(bounds=(0, 1))[0]
     return mean_interval(measured.mirror_disagreement, z, volume, bounds=(0, 1))
 
 

@@ -252,31 +252,29 @@ def fit_ratio(
 
 
 def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None = None) -> MeanFit:
-    """Estimate the part of the windows for which something holds, and its precision.
+    """Estimate the parts of the windows for which things hold, and their precision.
 
     Votes that all agree have no spread, but the next might differ: the width is then that with one of them changed.
 
     Args:
-        votes: (n,) 0 or 1 for each window; NaN is left out.
+        votes: (n, q) 0 or 1; windows where anything is NaN are left out, and one has to remain.
         positions: (n,) position of the windows along z, as for ``mean_interval``.
         volumes: (n,) index of the volume of each window; None for a single volume.
 
     Example:
-        >>> low, high = fit_votes(np.zeros(40), positions=range(40)).bounds()
+        >>> low, high = fit_votes(np.zeros((40, 1)), positions=range(40)).bounds()
         >>> low.round(2).tolist(), high.round(2).tolist()
         ([-0.05], [0.14])
     """
-    values, positions = np.asarray(votes, dtype=np.float64)[:, None], np.asarray(positions)
-    volumes = np.zeros(len(values), dtype=np.int64) if volumes is None else np.asarray(volumes)
-    known = ~np.isnan(values[:, 0])
-    values, positions, volumes = values[known], positions[known], volumes[known]
-    found = fit_ratio(values, np.ones_like(values), positions, volumes)
-    if len(values) and np.ptp(values) == 0:
-        changed = values.copy()
-        changed[len(changed) // 2] = 1 - changed[len(changed) // 2]
-        spread = fit_ratio(changed, np.ones_like(values), positions, volumes)
-        found = replace(spread, estimate=found.estimate)
-    return found
+    votes, positions = np.asarray(votes, dtype=np.float64), np.asarray(positions)
+    volumes = np.zeros(len(votes), dtype=np.int64) if volumes is None else np.asarray(volumes)
+    known = ~np.isnan(votes).any(axis=1)
+    votes = votes[known]
+    agree = (votes == votes[0]).all(axis=0)
+    changed = votes.copy()
+    changed[len(votes) // 2, agree] = 1 - votes[0, agree]
+    fit = fit_ratio(changed, np.ones_like(votes), positions[known], volumes[known])
+    return replace(fit, estimate=np.where(agree, votes[0], fit.estimate))
 
 
 def _widening(slices: int) -> float:
