@@ -52,7 +52,8 @@ class SliceRuns:
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
-        self._first, self._run = 0, volume[:0]
+        self._first = 0
+        self._run: NDArray[Any] = volume[:0]
 
     def __getitem__(self, z: int) -> NDArray[Any]:
         """Return a slice.
@@ -64,4 +65,5 @@ class SliceRuns:
             _, height, width = self._volume.shape
             stop = run_end(self._volume, z, height * width, CLASS_VOXELS)
             self._first, self._run = z, self._volume[z:stop]
-        return self._run[z - self._first]
+        found: NDArray[Any] = self._run[z - self._first]
+        return found
