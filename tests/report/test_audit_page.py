@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import re
 import subprocess
 import sys
@@ -134,7 +135,8 @@ def test_an_answer_that_depends_on_the_order_is_told_by_what_changes():
         (1.0, "97 % of the predicted classes"),
         (np.nan, "the output by 97 % of the difference"),
     ):
-        measured = dataclasses.replace(audit.measurements, foreground=np.full(120, foreground))
+        part = np.full(120, foreground)
+        measured = dataclasses.replace(audit.measurements, foreground=part, mirror_disagreement=part)
         assert words in said(dataclasses.replace(audit, measurements=measured))
     assert "although" not in said(decided(make_audit("a", PRETRAINED), "biased", "answer"))
 
@@ -435,6 +437,38 @@ def test_the_questions_never_contradict_the_verdict():
     surely = with_statistics(audit, pairs=(PairBias(0.07, 0.051, 0.09),))  # but not together with all others
     assert three_questions(decided(surely, "inconclusive", method="gradient"))[0].state == "open"
     assert three_questions(decided(surely, "biased", method="gradient", offset=1))[0].state == "beyond"
+
+
+def test_what_kept_the_verdict_open_is_not_called_within():
+    """C and E are judged by wider intervals than those of 95 %, and E for each pair besides."""
+    audit = make_audit("a", UNIFORM)
+    open_answer = decided(audit, "inconclusive", "answer")
+    assert [item.state for item in three_questions(open_answer)] == ["within", "open", "within"]
+    balanced = decided(audit, "balanced", method="gradient")
+    assert [item.state for item in three_questions(balanced)] == ["within", "within", "open"]
+
+
+def test_a_bound_that_a_file_does_not_hold_is_not_within_the_tolerance():
+    audit = with_statistics(make_audit("a", UNIFORM), answer_change=Interval(0.03, 0.0, math.nan))
+    assert three_questions(decided(audit, "inconclusive", "answer"))[1].state == "open"
+
+
+def test_a_class_that_no_window_explained_is_named():
+    audit = decided(make_audit("a", UNIFORM), "inconclusive", method="gradient", class_number=7)
+    assert three_questions(audit)[0].state == "open"
+    assert "class 7 covers at least 1 % of the predicted pixels, but no window" in verdict_sentence(audit)
+
+
+def test_a_change_of_numbers_is_not_told_as_one_of_classes():
+    """One class is predicted everywhere, so C compares the outputs."""
+    audit = make_audit("a", PRETRAINED)
+    one = dataclasses.replace(
+        audit.measurements,
+        mirror_disagreement=np.zeros_like(audit.measurements.power),
+        foreground=np.ones_like(audit.measurements.power),
+    )
+    audit = decided(dataclasses.replace(audit, measurements=one), "biased", "answer")
+    assert "of the difference of unrelated outputs" in verdict_sentence(audit)
 
 
 def test_what_an_older_version_did_not_measure_is_said(tmp_path):

@@ -15,7 +15,11 @@ from .audits import (
 )
 from .biases import directional_bias as directional_bias, model_part as model_part, pair_bias as pair_bias
 from .channel_balance import colour_balance as colour_balance
-from .evidence import MethodNames as MethodNames, count_slices as count_slices
+from .evidence import (
+    MethodNames as MethodNames,
+    count_slices as count_slices,
+    largest_answer_change as largest_answer_change,
+)
 from .intervals import FEW_SLICES as FEW_SLICES, Interval as Interval
 from .measurements import (
     BiasParts as BiasParts,

@@ -1,7 +1,7 @@
 """What an audit found about its three questions, as the page and the terminal show it.
 
 Attention, answer and use each have figures, a tolerance, and a state: whether the figures are within the tolerance with
-their whole intervals. The states never contradict the verdict, which rests on finer intervals than those that are shown.
+their whole intervals. The states never contradict the verdict, which rests on other intervals than those that are shown.
 """
 
 from __future__ import annotations
@@ -144,6 +144,8 @@ def state_of(value: Interval, tolerance: float) -> State:
     """
     if math.isnan(value.estimate):
         return "unknown"
+    if math.isnan(value.low) or math.isnan(value.high):  # infinite, as a file does not hold it
+        return "open"
     if max(abs(value.low), abs(value.high)) <= tolerance:
         return "within"
     return "beyond" if value.low > tolerance or value.high < -tolerance else "open"
@@ -229,18 +231,20 @@ def _question(
 
 
 def _settled(audit: AuditResult, state: State, question: str) -> State:
-    """Adapt a state to the verdict, whose intervals hold together, or are narrower where all tests have to agree."""
+    """Adapt a state to the verdict, whose intervals hold together, are narrower where all tests have to agree, or wider."""
     fair = {"symmetric": ("answer", "use"), "balanced": ("attention", "answer")}
     if state == "open" and not is_older(audit) and question in fair.get(audit.verdict, ()):
         return "within"
     decision = audit.statistics.decided_by
-    if decision is None or question == "use":
+    if decision is None:
         return state
+    if question == "use":  # a balanced network would be symmetric if it were
+        return "open" if state == "within" and audit.verdict == "balanced" else state
     few = slices_seen(audit, decisive(audit)[0]) < FEW_SLICES
     if audit.verdict != "inconclusive":
         return "few" if few and state == "beyond" and decision.question != question else state
-    if few and decision.question == question:
-        return "few"
+    if decision.question == question:
+        return "few" if few else "open"
     return "open" if state == "beyond" else state
 
 

@@ -20,7 +20,7 @@ from evenslice.report.audit.questions import (
     state_of,
 )
 from evenslice.report.base.wording import listed, number, percent
-from evenslice.results import FEW_SLICES
+from evenslice.results import FEW_SLICES, largest_answer_change
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,7 +159,7 @@ def _change(audit: AuditResult) -> str:
     foreground = audit.measurements.foreground
     known = foreground[~np.isnan(foreground)]
     size = percent(audit.answer.estimate)
-    if not known.sum() > 0:
+    if not len(known) or largest_answer_change(audit.measurements) > 1:
         return f"reversing a window changes the output by {size} of the difference of unrelated outputs"
     if bool((known == 1).all()):
         return f"reversing a window changes {size} of the predicted classes"
@@ -179,6 +179,12 @@ def _open_answer(audit: AuditResult) -> str:
 
 def _open_attention(audit: AuditResult) -> str:
     part, _ = decisive(audit)
+    asked = audit.statistics.decided_by
+    if asked is not None and part.class_number != asked.class_number:
+        return (
+            f"Inconclusive: class {asked.class_number} covers at least 1 % of the predicted pixels, but no window has told "
+            "yet what it attends to; audit more windows."
+        )
     judged = [item for item in enumerate(part.pairs, start=1) if item[1].judged]
     k, pair = max(judged or enumerate(part.pairs, start=1), key=lambda item: _reach(item[1]))
     seen = slices_seen(audit, part)
