@@ -57,7 +57,6 @@ def evaluate(
     from evenslice._core import ConfigError, staged_folder
     from evenslice.cli.evaluation_tables import evaluation_tables
     from evenslice.inference import RESULT_FILES
-    from evenslice.training import load_segmenter
 
     if labels is None:
         values.refuse()
@@ -71,17 +70,7 @@ def evaluate(
         else staged_folder(out, RESULT_FILES, documents=RESULT_FILES, force=output.force)
     )
     with quiet(output.json), staged as folder:
-        network = load_segmenter(
-            source.run,
-            source.model,
-            source.weights,
-            step=step,
-            classes=classes,
-            plane=plane,
-            **asdict(inputs),
-            **asdict(values),
-            **asdict(scaling),
-        )
+        network = source.load(inputs, values, scaling, step=step, classes=classes, plane=plane)
         found = network.evaluate(
             opened,
             opened_labels,

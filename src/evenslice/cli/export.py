@@ -1,6 +1,5 @@
 """evenslice export: hand a network on to other programs."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,19 +55,10 @@ def export(
     """Write a network as an ONNX file, a model for bioimage.io or a folder for Hugging Face, with its scaling."""
     from evenslice.cli.tables import export_table
     from evenslice.inference import ModelCard
-    from evenslice.training import load_segmenter
 
     with quiet(output.json):
         audits = _audits(source.run, audit)
-        segmenter = load_segmenter(
-            source.run,
-            source.model,
-            source.weights,
-            step=step,
-            classes=classes,
-            **asdict(inputs),
-            **asdict(scaling),
-        )
+        segmenter = source.load(inputs, scaling, step=step, classes=classes)
         written = segmenter.export(
             out,
             to=to,

@@ -7,7 +7,7 @@ A group is a frozen dataclass whose fields are options. A command takes groups a
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -25,6 +25,7 @@ from evenslice.cli.parsing import (
 )
 
 if TYPE_CHECKING:
+    from evenslice.training import Segmenter
     from evenslice.volumes import Volume
 
 STRATEGIES = (
@@ -186,6 +187,13 @@ class Source:
         ),
     ] = None
     weights: Annotated[str | None, network(f"{WEIGHTS_HELP}; for onnx, the .onnx file.", metavar="W")] = None
+
+    def load(self, *groups: Any, **options: Any) -> "Segmenter":
+        """Load the network with the options of these groups and further ones, as ``load_segmenter`` takes them."""
+        from evenslice.training import load_segmenter
+
+        given = {name: value for group in groups for name, value in asdict(group).items()}
+        return load_segmenter(self.run, self.model, self.weights, **given, **options)
 
 
 @dataclass(frozen=True, kw_only=True)

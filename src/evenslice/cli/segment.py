@@ -37,21 +37,11 @@ def segment(
 ) -> None:
     """Segment a volume of any size; an interrupted run resumes when the command is repeated."""
     from evenslice.cli.tables import info_table
-    from evenslice.training import load_segmenter
     from evenslice.volumes import describe_volume
 
     opened = opening.open(volume)
     with quiet(output.json):
-        segmenter = load_segmenter(
-            source.run,
-            source.model,
-            source.weights,
-            step=step,
-            classes=classes,
-            plane=plane,
-            **asdict(inputs),
-            **asdict(scaling),
-        )
+        segmenter = source.load(inputs, scaling, step=step, classes=classes, plane=plane)
         written = segmenter.segment(
             opened,
             out,
