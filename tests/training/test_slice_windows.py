@@ -192,7 +192,7 @@ def test_one_of_several_volumes_may_have_no_foreground(image):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"slices": 0}, "slices = 0: a window has an odd number"),
+        ({"slices": 0}, "slices=0: a window has an odd number"),
         ({"classes": 0}, "classes=0: at least 2"),
         ({"crop": 64}, "crop=64: give a height and a width"),
         ({"crop": (64,)}, r"crop=\[64\]: give a height and a width"),

@@ -35,7 +35,7 @@ def test_one_slice_is_reflected_onto_itself():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"slices": 4}, "slices = 4: a window has an odd number"),
+        ({"slices": 4}, "slices=4: a window has an odd number"),
         ({"step": 0}, "step=0"),
         ({"edge": "reflct"}, "did you mean 'reflect'"),
         ({"edge": "valid"}, "slice 0 of 9 has no room"),

@@ -266,15 +266,15 @@ def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None 
         >>> low.round(2).tolist(), high.round(2).tolist()
         ([-0.05], [0.14])
     """
-    votes, positions = np.asarray(votes, dtype=np.float64), np.asarray(positions)
-    volumes = np.zeros(len(votes), dtype=np.int64) if volumes is None else np.asarray(volumes)
-    known = ~np.isnan(votes).any(axis=1)
-    votes = votes[known]
-    agree = (votes == votes[0]).all(axis=0)
-    changed = votes.copy()
-    changed[len(votes) // 2, agree] = 1 - votes[0, agree]
-    fit = fit_ratio(changed, np.ones_like(votes), positions[known], volumes[known])
-    return replace(fit, estimate=np.where(agree, votes[0], fit.estimate))
+    given, at = np.asarray(votes, dtype=np.float64), np.asarray(positions)
+    number = np.zeros(len(given), dtype=np.int64) if volumes is None else np.asarray(volumes)
+    known = ~np.isnan(given).any(axis=1)
+    given = given[known]
+    agree = (given == given[0]).all(axis=0)
+    changed = given.copy()
+    changed[len(given) // 2, agree] = 1 - given[0, agree]
+    fit = fit_ratio(changed, np.ones_like(given), at[known], number[known])
+    return replace(fit, estimate=np.where(agree, given[0], fit.estimate))
 
 
 def _widening(slices: int) -> float:

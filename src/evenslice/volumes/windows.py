@@ -80,7 +80,7 @@ def check_window(slices: int, step: int, edge: str) -> None:
     """Raise ConfigError unless ``slices`` is odd, ``step`` positive and ``edge`` known."""
     if slices < 1 or slices % 2 == 0:
         raise ConfigError(
-            f"slices = {slices}: a window has an odd number of slices, such as 3 or 5, with one in the middle"
+            f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5, with one in the middle"
         )
     if step < 1:
         raise ConfigError(
