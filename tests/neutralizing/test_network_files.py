@@ -362,8 +362,13 @@ def test_file_whose_record_is_no_json(saved):
 # How a network reads volumes
 
 READING = {
-    "step": 2, "plane": "y", "intensity": (0.0, 200.0), "fill": 7.0,
-    "label_values": (0, 255), "other_labels": "background", "ignore_label": 9,
+    "step": 2,
+    "plane": "y",
+    "intensity": (0.0, 200.0),
+    "fill": 7.0,
+    "label_values": (0, 255),
+    "other_labels": "background",
+    "ignore_label": 9,
 }
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from evenslice.training.config import TrainConfig
     from evenslice.volumes import Volume
 
-__all__ = ["Segmenter", "asked_size", "load_segmenter", "locate_network", "reading_options"]
+__all__ = ["Segmenter", "asked_size", "load_segmenter", "locate_network", "reading_of", "reading_options"]
 
 BUILT = ("slices", "classes", "mean", "std")
 """Options of ``load_network`` that a run determines."""
@@ -189,10 +189,14 @@ def reading_options(
         known = {"step": 1, **stated_reading(spec, weights), **given}
     else:
         _refuse_determined(run, **given)
-        config = _configuration(run)
-        known = {name: value for name in READ if (value := getattr(config.data, name)) is not None}
-        known["step"] = config.model.step
+        known = reading_of(_configuration(run))
     return {**_without_others(known, read), **read}
+
+
+def reading_of(config: TrainConfig) -> dict[str, Any]:
+    """Return how the network of a configuration reads volumes: ``step`` and the options ``READ`` that have a value."""
+    read = {name: value for name in READ if (value := getattr(config.data, name)) is not None}
+    return {**read, "step": config.model.step}
 
 
 def _without_others(known: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
