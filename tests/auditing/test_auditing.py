@@ -272,3 +272,15 @@ def test_scalings_known_from_training_are_used(texture):
     assert [volume.intensity for volume in given.run.volumes] == [(0.2, 0.7), (0.1, 0.9)]
     of_first = given.examples.volume == 0
     assert np.array_equal(given.examples.images[of_first], fixed.examples.images[of_first])
+
+
+def test_an_audit_names_the_entry_that_it_read(tmp_path):
+    path = tmp_path / "four.npy"
+    np.save(path, np.random.default_rng(0).random((2, 12, 32, 32)).astype(np.float32))
+    volume = evenslice.open_volume(path, axes="tzyx", select={"t": 1})
+    found = evenslice.audit(
+        nn.Conv2d(3, 2, 3, padding=1), volume, device="cpu", dtype="float32", max_windows=4
+    )
+    found.save(tmp_path / "audit.json")
+    (read,) = evenslice.Audit.load(tmp_path / "audit.json").run.volumes
+    assert (read.select, read.level) == ({"t": 1}, 0)

@@ -368,6 +368,8 @@ def _describe(grid: WindowGrid) -> AuditedVolume:
         format=volume.format,
         shape=volume.shape,
         region=volume.region,
+        select=dict(volume.select),
+        level=volume.level,
         dtype=str(volume.dtype),
         spacing=volume.spacing,
         unit=volume.unit,

@@ -36,6 +36,7 @@ def study(
             out,
             workers=cluster.workers,
             scheduler=cluster.scheduler,
+            on_start=lambda lines: tell(*lines),
             on_finished=lambda *progress: tell(run_line(*progress, folded=folded)),
         )
     show_study(summary, out, json=json)

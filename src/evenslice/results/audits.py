@@ -79,6 +79,8 @@ class AuditedVolume:
         format: name of its file format.
         shape: (z, y, x).
         region: first voxel and one past the last along z, y, x of the file; None for all of it.
+        select: the index that was picked along each other axis of the file, such as ``{"t": 0}``.
+        level: the resolution level, 0 the finest.
         dtype: NumPy type of the voxels.
         spacing: voxel size (z, y, x) in ``unit``; None if unknown.
         unit: of the spacing; None if unknown.
@@ -91,6 +93,8 @@ class AuditedVolume:
     format: str = ""
     shape: tuple[int, ...] = ()
     region: tuple[tuple[int, ...], ...] | None = None
+    select: dict[str, Any] = field(default_factory=dict)
+    level: int = 0
     dtype: str = ""
     spacing: tuple[float, ...] | None = None
     unit: str | None = None
