@@ -119,9 +119,8 @@ def test_a_run_remembers_it(cells, tmp_path, command):
             ("numbers.npy", ["--instances", "sparse"]),
         )
     ]
-    expected = command(
-        "evaluate", *network[2:], "--weights", "found/network.safetensors", "--labels", "labels.npy"
-    )
+    weights = ["--weights", "found/network.safetensors", "--label-values", "0,1"]
+    expected = command("evaluate", *network[2:], *weights, "--labels", "labels.npy")
     assert expected.returncode == 0, expected.stderr
     dense, sparse = (json.loads(done.stdout)["confusion"] for done in results)
     assert dense == json.loads(expected.stdout)["confusion"]

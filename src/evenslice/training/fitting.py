@@ -28,6 +28,7 @@ from evenslice.training.lightning_module import TrainingModule
 from evenslice.training.logs import run_loggers
 from evenslice.training.monitor import AsymmetryMonitor, bias_columns
 from evenslice.training.preflight import find_device, find_dtype
+from evenslice.training.segmenter import reading_of
 from evenslice.training.tasks import validation_score
 from evenslice.training.training_progress import ShowProgress
 from evenslice.volumes import WindowGrid
@@ -130,7 +131,7 @@ def fit(
     if device.type == "cpu":
         keep_depthwise_exact(network)
     module = TrainingModule(network, options, classes=config.data.classes, seed=config.seed)
-    save = partial(save_network, record=record, source=source, force=True)
+    save = partial(save_network, record=record, source=source, reading=reading_of(config), force=True)
     validation = f"validation_{MAIN_SCORES[options.task]}"
     columns = ("loss", "learning_rate", "seconds", validation, *bias_columns(config.model.slices))
     with interruption.deferred(), _quiet(), torch.random.fork_rng(range(torch.cuda.device_count())):

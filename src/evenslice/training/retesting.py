@@ -11,6 +11,7 @@ from evenslice.training.data import open_data
 from evenslice.training.preflight import find_device
 from evenslice.training.result import describe_data, finish_run
 from evenslice.training.run_folder import RunFolder
+from evenslice.training.segmenter import reading_of
 
 if TYPE_CHECKING:
     import os
@@ -76,5 +77,6 @@ def retest(
         described = describe_data(data)
         trained.check_data(described)
         run.begin(described, config)
-        save_network(network, run.network, record=record, source=source, force=True)
+        reading = reading_of(config)
+        save_network(network, run.network, record=record, source=source, reading=reading, force=True)
         return finish_run(run, data, config, UNTRAINED, record=record, source=source, command=None)
