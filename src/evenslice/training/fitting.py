@@ -29,6 +29,7 @@ from evenslice.training.logs import run_loggers
 from evenslice.training.monitor import AsymmetryMonitor, bias_columns
 from evenslice.training.preflight import find_device, find_dtype
 from evenslice.training.segmenter import reading_of
+from evenslice.training.synchronized_norms import SynchronizedNorms
 from evenslice.training.tasks import validation_score
 from evenslice.training.training_progress import ShowProgress
 from evenslice.volumes import WindowGrid
@@ -138,7 +139,6 @@ def fit(
         trainer = Trainer(
             accelerator=device.type,
             devices=_devices(options),
-            sync_batchnorm=options.devices > 1 and device.type == "cuda",
             precision=PRECISIONS[find_dtype(options)],
             max_epochs=-1,  # the module ends the training; an interrupted epoch is two
             reload_dataloaders_every_n_epochs=1,  # each epoch has its own steps
@@ -150,6 +150,7 @@ def fit(
             plugins=[
                 CheckpointFiles(module),
                 *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else ()),
+                *([SynchronizedNorms()] if options.devices > 1 and device.type == "cuda" else ()),
             ],
             enable_progress_bar=False,
             enable_model_summary=False,
