@@ -53,6 +53,12 @@ def talkative():
             return self.inner(x)
     return Talkative()
 
+def in_parts():
+    network = nn.Sequential()
+    network.add_module("encoder", nn.Conv2d(3, 4, 3, padding=1))
+    network.add_module("decoder", nn.Conv2d(4, 2, 1))
+    return network
+
 def nothing():
     return 3
 """
@@ -91,6 +97,10 @@ def folder(tmp_path_factory):
     import my_networks
 
     torch.save(my_networks.unequal().state_dict(), folder / "weights.pt")
+    whole = my_networks.in_parts().state_dict()
+    torch.save(
+        {key: value for key, value in whole.items() if key.startswith("encoder")}, folder / "encoder.pt"
+    )
     sys.path.remove(str(folder))
     return folder
 
@@ -274,6 +284,47 @@ def test_the_scaling_of_a_network_that_was_not_trained_on_photographs(run, tmp_p
     )
     assert code == 2
     assert "states its own mean and std" in err
+
+
+ENCODER = ["--model", "my_networks:in_parts", "--weights", "encoder.pt"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["segment", "--volume", "good.tif"],
+        ["evaluate", "--volume", "good.tif", "--labels", "labels.tif"],
+        ["export", "--to", "huggingface"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_answers_of_a_network_whose_weights_are_there_in_part(run, tmp_path, command):
+    code, out, err = run(*command, *ENCODER, "--out", str(tmp_path / "out.tif"))
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: encoder.pt: lacks the network's decoder, so that its answers would be random; give the weights of "
+        "the whole network, or train it first\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_audit_tells_which_parts_the_weights_lack(run):
+    code, _, err = run("audit", *ENCODER, "--volume", "good.tif", "--max-windows", "8")
+    assert code == 0
+    assert err.startswith(
+        "note: encoder.pt lacks parts of the network, which were random in this audit: decoder; "
+    )
+
+
+def test_parts_may_have_been_trained_before_they_were_saved(run, tmp_path):
+    fair = str(tmp_path / "fair.safetensors")
+    assert run("neutralize", *ENCODER, "--out", fair)[0] == 0
+    code, _, err = run(
+        "segment",
+        *ENCODER[:2],
+        *("--weights", fair, "--volume", "good.tif", "--out", str(tmp_path / "out.tif")),
+    )
+    assert code == 0, err
 
 
 def test_the_version(folder):

@@ -469,6 +469,25 @@ def test_other_parts_of_a_lightning_module_are_reported(small, tmp_path):
     assert build_model(SMALL, str(tmp_path / "w.ckpt"))[1].unused == ("loss",)
 
 
+def test_parts_that_were_wrapped_one_by_one_are_all_used(small, tmp_path):
+    state = {f"model.{key}" if key.startswith("encoder.") else key: value for key, value in small.items()}
+    torch.save(state, tmp_path / "w.pt")
+    model, source = build_model(SMALL, str(tmp_path / "w.pt"))
+    assert (source.random, source.unused) == ((), ())
+    assert same(model.state_dict(), small)
+
+
+def test_parts_that_a_file_lacks(small, tmp_path):
+    save_file(
+        {key: value for key, value in small.items() if key.startswith("encoder.")}, tmp_path / "w.safetensors"
+    )
+    source = build_model(SMALL, str(tmp_path / "w.safetensors"))[1]
+    assert models.missing_parts(source.weights, source.random) == ("decoder", "segmentation_head")
+    assert models.missing_parts(source.weights, ("aux_classifier",)) == ()  # no answer depends on it
+    asked = build_model(SMALL, "none")[1]
+    assert models.missing_parts(asked.weights, asked.random) == ()
+
+
 @pytest.mark.parametrize("inputs", [1, 5])
 def test_file_decides_inputs_and_classes(tmp_path, inputs):
     model = smp.Unet("resnet18", encoder_weights=None, in_channels=inputs, classes=4)

@@ -189,11 +189,24 @@ class Source:
     weights: Annotated[str | None, network(f"{WEIGHTS_HELP}; for onnx, the .onnx file.", metavar="W")] = None
 
     def load(self, *groups: Any, **options: Any) -> "Segmenter":
-        """Load the network with the options of these groups and further ones, as ``load_segmenter`` takes them."""
+        """Load the network with the options of these groups and further ones, as ``load_segmenter`` takes them.
+
+        Raises:
+            ModelError: a file of weights lacks parts of the network, so that its answers would be random; or see there.
+        """
+        from evenslice._core import ModelError
+        from evenslice.networks import missing_parts
         from evenslice.training import load_segmenter
 
         given = {name: value for group in groups for name, value in asdict(group).items()}
-        return load_segmenter(self.run, self.model, self.weights, **given, **options)
+        loaded = load_segmenter(self.run, self.model, self.weights, **given, **options)
+        built = loaded.source
+        if built is not None and (missing := missing_parts(built.weights, built.random)):
+            raise ModelError(
+                f"{built.weights}: lacks the network's {', '.join(missing)}, so that its answers would be random; "
+                "give the weights of the whole network, or train it first"
+            )
+        return loaded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,11 @@ from .dry_runs import (
     tensors_in as tensors_in,
 )
 from .inputs import input_multiple as input_multiple, input_size as input_size, normalization as normalization
-from .models import ModelSource as ModelSource, build_model as build_model
+from .models import (
+    ModelSource as ModelSource,
+    build_model as build_model,
+    missing_parts as missing_parts,
+)
 from .outputs import (
     detections as detections,
     find_function as find_function,

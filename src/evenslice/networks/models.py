@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evenslice._core import ModelError, option
 from evenslice.networks.builders import build_network, parse_specification
 from evenslice.networks.state_matching import differing_sizes, fill_network, without_head
-from evenslice.networks.weight_files import METADATA_KEY, packaged_weights, read_weights
+from evenslice.networks.weight_files import METADATA_KEY, packaged_weights, read_metadata, read_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from evenslice.networks.specification import Specification
 
-__all__ = ["BuiltNetwork", "ModelSource", "build_model"]
+__all__ = ["BuiltNetwork", "ModelSource", "build_model", "missing_parts"]
+
+NOT_IN_ANSWERS = frozenset({"aux_classifier", "auxiliary_head"})
+"""Parts that networks need in their training alone."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,23 @@ def build_model(
     else:
         model, source = _from_file(specification, weights)
     return BuiltNetwork(model.eval(), source)
+
+
+def missing_parts(weights: str, random: Sequence[str]) -> tuple[str, ...]:
+    """Return the parts of a network that a file of weights lacks although the network's answers depend on them.
+
+    Args:
+        weights: as requested, as for ``ModelSource``. ``"imagenet"`` and ``"none"`` lack nothing that was promised, nor
+            does a file from ``save_network``, which holds the whole network; it may have been trained since it was built.
+        random: the parts with random weights.
+
+    Example:
+        >>> missing_parts("imagenet", ("decoder",)), missing_parts("encoder.pth", ("decoder",))
+        ((), ('decoder',))
+    """
+    if not random or weights in ("imagenet", "none") or METADATA_KEY in read_metadata(weights):
+        return ()
+    return tuple(part for part in random if part not in NOT_IN_ANSWERS)
 
 
 def _imagenet(specification: Specification) -> tuple[nn.Module, ModelSource]:

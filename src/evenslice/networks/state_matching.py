@@ -2,7 +2,8 @@
 
 The tensors must fit the network one by one. What may differ is named here and reported to the caller: a common prefix
 (``model.``, ``module.``, ...) is stripped when that makes the rest fit; a state dict of a backbone alone fills the
-backbone; and what stays random or unused is listed by name. No tensor is dropped because of its shape.
+backbone; and what stays random or unused is listed by name. Of several ways to fit, the one counts that leaves the
+fewest parameters random. No tensor is dropped because of its shape.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ class Filled:
 def fill_network(model: nn.Module, state: State, *, source: str, target: str) -> Filled:
     """Load a state dict into a network, in place.
 
-    Tried in this order: the state dict is the network's; it is, after stripping a common prefix; it lacks the head
-    alone; it is that of the backbone of a segmentation network (and may have more parts than the network uses). The
-    tensors take the network's dtype.
+    These ways to fit are tried: the state dict is the network's; it is, after stripping a prefix of all keys or of some;
+    it lacks the head alone; it is that of the backbone of a segmentation network (and may have more parts than the
+    network uses). Of those that fit, the one is taken that leaves the fewest values as they are, and the first of equal
+    ones. The tensors take the network's dtype.
 
     Args:
         model: the network.
@@ -77,10 +79,11 @@ def fill_network(model: nn.Module, state: State, *, source: str, target: str) ->
     """
     network = model.state_dict()
     views = list(_views(state, network))
-    for view in views:
-        if view.fits():
-            model.load_state_dict({**network, **view.tensors()})
-            return Filled(random=view.random(network), unused=view.unused())
+    fitting = [view for view in views if view.fits()]
+    if fitting:
+        best = max(fitting, key=_View.size)
+        model.load_state_dict({**network, **best.tensors()})
+        return Filled(random=best.random(network), unused=best.unused())
     closest = max(views, key=lambda view: len(view.common))
     tied = next((key for key in closest.unexpected if key.endswith(_TIED)), None)
     if tied is not None:
@@ -201,6 +204,10 @@ class _View:
     def tensors(self) -> dict[str, Tensor]:
         return {self.part + key: self.state[key] for key in self.common}
 
+    def size(self) -> int:
+        """Return how many values of the network it fills."""
+        return sum(self.wanted[key].numel() for key in self.common)
+
     def random(self, network: State) -> tuple[str, ...]:
         filled = _tops(self.tensors())
         return tuple(dict.fromkeys(top for top in map(_top, network) if top not in filled))
@@ -244,14 +251,19 @@ def _views(state: State, network: State) -> Iterator[_View]:
 
 
 def _stripped(state: State, depth: int = 3) -> Iterator[tuple[State, tuple[str, ...]]]:
-    """Yield a state dict as it is and without the prefixes of wrappers, and the parts beside the prefix."""
+    """Yield a state dict as it is and without the prefixes of wrappers, and the parts beside the prefix.
+
+    What stands beside the prefix may be more of the same network, whose parts were wrapped one by one.
+    """
     yield state, ()
     for prefix in PREFIXES if depth else ():
         inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if inner:
-            beside = _tops(key for key in state if not key.startswith(prefix))
+            beside = {key: value for key, value in state.items() if not key.startswith(prefix)}
             for kept, outside in _stripped(inner, depth - 1):
-                yield kept, (*beside, *outside)
+                yield kept, (*_tops(beside), *outside)
+            if beside and inner.keys().isdisjoint(beside):
+                yield {**inner, **beside}, ()
 
 
 def _name(key: str, wanted: State) -> str:
