@@ -35,7 +35,7 @@ from captum.attr import Saliency
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import evenslice
-from evenslice.auditing import auditor, batches
+from evenslice.auditing import auditor
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.results import pair_bias
@@ -108,7 +108,10 @@ def second_opinion(
     """Return the ratios of the times of audits with and without second opinion, for each number of threads."""
 
     def without() -> evenslice.Audit:
-        with mock.patch.object(batches, "SUBSET", 0), mock.patch.object(auditor, "FEW_SLICES", 0):
+        with (
+            mock.patch.object(auditor, "_subset_step", return_value=10**9),
+            mock.patch.object(auditor, "FEW_SLICES", 0),
+        ):
             return audit()
 
     ratios = {}

@@ -277,7 +277,7 @@ def test_scalings_known_from_training_are_used(texture):
 def test_an_audit_names_the_entry_that_it_read(tmp_path):
     path = tmp_path / "four.npy"
     np.save(path, np.random.default_rng(0).random((2, 12, 32, 32)).astype(np.float32))
-    volume = evenslice.open_volume(path, axes="tzyx", select={"t": 1})
+    volume = evenslice.open_volume(path, axes="tzyx", select={"t": np.int64(1)})
     found = evenslice.audit(
         nn.Conv2d(3, 2, 3, padding=1), volume, device="cpu", dtype="float32", max_windows=4
     )

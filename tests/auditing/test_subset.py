@@ -10,6 +10,7 @@ from torch import nn
 import evenslice
 from evenslice.auditing import subset
 from evenslice.auditing.attribution import Gradients, attribute
+from evenslice.auditing.auditor import _subset_step
 from evenslice.auditing.batches import WindowStream
 from evenslice.auditing.measurer import Measurer
 from evenslice.auditing.subset import cut
@@ -49,31 +50,32 @@ def measurer(network, crop):
 
 
 def test_parts_of_windows_take_one_pass_and_one_for_each_occluded_slice(network):
-    volume = np.random.default_rng(0).random((40, 128, 128)).astype(np.float32)
+    volume = np.random.default_rng(0).random((60, 128, 128)).astype(np.float32)
     found = evenslice.audit(
-        network, volume, slices=3, dtype="float32", device="cpu", batch=8, precision=1e-9, max_windows=32
+        network, volume, slices=3, dtype="float32", device="cpu", batch=8, precision=1e-9, max_windows=40
     )
     assert np.isfinite(found.subset.class_shares).all()  # both classes were explained
     parts = [shape for shape in network.seen if shape[-2:] == (64, 64)]
-    # First the trial whether the network takes parts; then, windows 0 and 5, 10 and 15, 20, 25 and 30 and their mirrors,
-    # all slices and each of them occluded.
-    sizes = [4, 4, 2, 4]
+    # First the trial whether the network takes parts; then, windows 0 and 5, 10 and 15, 20, 25 and 30, 35 and their
+    # mirrors, all slices and each of them occluded.
+    sizes = [4, 4, 2, 4, 2]
     assert parts == [(2, 3, 64, 64)] + [(size, 3, 64, 64) for size in sizes for _ in range(1 + 3)]
 
 
-def visited(volumes, windows, depth=402, every=5):
+def visited(depths, windows):
     """Return volume and depth (0..1) of the windows of a subset, and the place of the part that is measured."""
-    volume = open_volume(np.zeros((depth, 16, 16), np.float32))
-    grids = [WindowGrid(volume, Scaling(0, 1), 3, (16, 16)) for _ in range(volumes)]
+    volumes = [open_volume(np.zeros((depth, 16, 16), np.float32)) for depth in depths]
+    grids = [WindowGrid(volume, Scaling(0, 1), 3, (16, 16)) for volume in volumes]
     found = []
-    for batch in WindowStream(grids, 0, windows, every).batches(lambda: 2):
+    for batch in WindowStream(grids, 0, windows).batches(lambda: 2):
         for row, count in zip(batch.subset.tolist(), batch.counts.tolist(), strict=True):
-            found.append((batch.places[row, 0], (batch.places[row, 1] - 1) / (depth - 2), count % 5))
+            volume, z = batch.places[row, :2]
+            found.append((volume, (z - 1) / (depths[volume] - 2), count % 5))
     return [np.array(column) for column in zip(*found, strict=True)]
 
 
 def test_the_subset_sees_all_depths():
-    _, depths, _ = visited(1, 40)
+    _, depths, _ = visited([402], 40)
     assert len(depths) == 8
     gaps = np.diff([0, *np.sort(depths), 1])
     assert gaps.max() < 0.3  # of eight places at equal distances: 0.125
@@ -81,11 +83,27 @@ def test_the_subset_sees_all_depths():
 
 @pytest.mark.parametrize("volumes", [1, 2, 3, 4, 5, 7, 8, 16, 35])
 def test_the_subset_sees_every_volume_at_every_depth_and_place(volumes):
-    volume, depths, places = visited(volumes, 300 * volumes)
+    volume, depths, places = visited([402] * volumes, 300 * volumes)
     for one in range(volumes):
         counts = np.histogram2d(depths[volume == one], places[volume == one], bins=(2, 5))[0]
         assert counts.min() >= 1
         assert np.unique((4 * depths[volume == one]).astype(int)).size == 4
+
+
+def test_the_subset_sees_the_volumes_that_are_left_when_one_has_been_seen():
+    volume, _, _ = visited([402, 402, 6, 402, 402, 402], 600)
+    counts = np.bincount(volume, minlength=6)
+    assert counts[2] in (0, 1)
+    assert np.delete(counts, 2).min() > 20
+
+
+@pytest.mark.parametrize(
+    ("windows", "crop", "step"),
+    [(1000, None, 7), (1000, (64, 64), 5), (48, None, 5), (40, (64, 64), 5), (39, None, 1), (8, None, 1)],
+)
+def test_short_audits_have_enough_slices_in_the_subset(windows, crop, step):
+    assert _subset_step(MethodNames("gradient", "occlusion", "gradient"), crop, windows) == step
+    assert -(-windows // step) >= 8
 
 
 def test_parts_of_windows_cover_the_tile():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from evenslice.cli import demonstration, main
-from evenslice.studying.study_folder import FILES, study_folder
+from evenslice.studying.study_folder import STUDY_FILES, study_folder
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def studied(monkeypatch):
 
     def study(config, folder):
         with study_folder(folder):
-            for name in FILES:
+            for name in STUDY_FILES:
                 (folder / name).write_text(str(config.seeds))
             (folder / "runs" / "pretrained-0123456789ab").mkdir(parents=True, exist_ok=True)
             folders.append(folder)
@@ -36,7 +36,7 @@ def test_a_demonstration_replaces_an_earlier_one(studied, tmp_path):
     demonstration.train_demo(folder, seed=2, force=True)
     assert studied == [folder, folder]
     assert [run.name for run in (folder / "runs").iterdir()] == ["pretrained-0123456789ab"]
-    assert {(folder / name).read_text() for name in FILES} == {"(2,)"}
+    assert {(folder / name).read_text() for name in STUDY_FILES} == {"(2,)"}
 
 
 def test_nothing_is_removed_that_no_demonstration_left(studied, tmp_path):

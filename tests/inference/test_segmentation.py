@@ -148,6 +148,9 @@ def test_labels_get_the_values_asked_for(tmp_path, image):
     plain = segment(network(), image, tmp_path / "plain.npy", dtype="float32")
     assert labels.dtype == np.uint16
     np.testing.assert_array_equal(labels[...], np.array([0, 1000, 7])[plain[...]])
+    values = np.array([0, 1000, 7], np.int16)
+    again = segment(network(), image, tmp_path / "again.npy", label_values=values, dtype="float32")
+    np.testing.assert_array_equal(again[...], labels[...])
     with pytest.raises(ConfigError, match="for each of the 3 classes"):
         segment(network(), image, tmp_path / "other.npy", label_values=[0, 1])
 
@@ -325,7 +328,9 @@ def test_blocks_that_kill_their_workers_are_one_clear_error(tmp_path, image, mon
 
     monkeypatch.setattr(segmentation_job, "open_cluster", somewhere)
     monkeypatch.setattr(segmentation_job, "map_as_finished", killed)
-    with pytest.raises(EvensliceError, match="ended every worker that took it, .*give workers more memory"):
+    with pytest.raises(
+        EvensliceError, match="every worker that took this block died, .*give workers more memory"
+    ):
         segment(network(), image, tmp_path / "labels.npy", dtype="float32", workers=2)
 
 
@@ -389,6 +394,20 @@ def test_a_run_and_a_network_exclude_each_other(tmp_path):
         load_segmenter(tmp_path, "smp:Unet/resnet18")
     with pytest.raises(ConfigError, match="holds no finished run"):
         load_segmenter(tmp_path)
+
+
+@pytest.mark.parametrize("slices", [0, -1, 2])
+def test_a_window_without_a_middle_is_refused(tmp_path, image, slices):
+    for model in (network(), lambda windows: windows[:, :1]):
+        with pytest.raises(ConfigError, match=f"slices={slices}: a window has an odd number of slices"):
+            segment(model, image, tmp_path / "labels.npy", slices=slices)
+
+
+def test_bounds_that_numpy_gives_are_plain_numbers(tmp_path, image):
+    low, high = np.int16(-32768), np.int16(32767)
+    by_numpy = segment(network(), image, tmp_path / "numpy.npy", intensity=(low, high))
+    plain = segment(network(), image, tmp_path / "plain.npy", intensity=(-32768, 32767))
+    np.testing.assert_array_equal(by_numpy[...], plain[...])
 
 
 def test_too_few_slices_are_refused(tmp_path):

@@ -395,6 +395,23 @@ def test_unknown_entry_about_volumes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "reading", [{"step": "2"}, {"step": 0}, {"fill": float("nan")}, {"plane": "w"}, {"step": []}]
+)
+def test_words_about_volumes_that_cannot_be_right_are_not_written(tmp_path, reading):
+    path = tmp_path / "net.safetensors"
+    with pytest.raises(ConfigError, match="reading: cannot be right"):
+        neutralize_file("timm:test_resnet", "none", path, reading=reading)
+    assert not path.exists()
+
+
+def test_words_about_volumes_may_be_numpys(tmp_path):
+    path = tmp_path / "net.safetensors"
+    given = {"step": np.int64(2), "intensity": (np.float32(0), np.uint8(255)), "fill": None}
+    neutralize_file("timm:test_resnet", "none", path, reading=given)
+    assert stated_reading("timm:test_resnet", str(path)) == {"step": 2, "plane": "z", "intensity": (0, 255)}
+
+
+@pytest.mark.parametrize(
     "reading",
     [
         {"step": 0},

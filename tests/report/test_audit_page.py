@@ -459,6 +459,24 @@ def test_a_class_that_no_window_explained_is_named():
     assert "class 7 covers at least 1 % of the predicted pixels, but no window" in verdict_sentence(audit)
 
 
+def test_an_open_answer_is_told_by_its_own_slices():
+    """Foreground in 5 of 120 slices says too little, however narrow the interval."""
+    audit = make_audit("a", UNIFORM)
+    foreground = np.where(np.arange(120) < 5, 0.4, 0.0)
+    audit = dataclasses.replace(
+        audit, measurements=dataclasses.replace(audit.measurements, foreground=foreground)
+    )
+    audit = decided(audit, "inconclusive", "answer")
+    assert "5 distinct slices were seen with an answer, 8 are needed" in verdict_sentence(audit)
+    assert three_questions(audit)[1].found == "fewer than 8 slices"
+
+
+def test_windows_without_attribution_in_both_orders_are_not_told_to_be_too_few():
+    audit = decided(make_audit("a", UNIFORM), "inconclusive", method="gradient")
+    audit = dataclasses.replace(audit, run=dataclasses.replace(audit.run, windows_without_attribution=120))
+    assert "no window has an attribution in both orders of its slices" in verdict_sentence(audit)
+
+
 def test_a_change_of_numbers_is_not_told_as_one_of_classes():
     """One class is predicted everywhere, so C compares the outputs."""
     audit = make_audit("a", PRETRAINED)

@@ -1,7 +1,7 @@
 """Streams the windows of volumes through attribution into the statistics of asymmetry.
 
-Windows come in a stratified random order, each together with its mirror, until every pair bias is known precisely
-enough. Memory grows with the number of windows, not with the size of the volume.
+Windows come in a stratified random order, each together with its mirror, until every judged pair bias is known
+precisely enough. Memory grows with the number of windows, not with the size of the volume.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -48,6 +49,7 @@ from evenslice.results import (
     AuditRun,
     StemShape,
     Thresholds,
+    answer_evidence,
     count_slices,
     next_look,
     precise_enough,
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
+MOST_FOR_AN_ANSWER = 200  # windows after which an audit does not go on for slices with foreground
 MAX_WITHOUT_ATTRIBUTION = 200  # windows without any attribution after which an audit gives up
 MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
 # Of how many windows one gets a second opinion: where it sees a quarter of the tile, or all of it.
@@ -153,7 +156,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         answer_tolerance: the largest part C of the answer that may change when a window is reversed, 0..1.
         mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way, 0..1.
         judged_share: the share of attention that a pair must get to be judged, 0..1.
-        precision: stop when the half-widths of the 95 % intervals of all pair biases are below this.
+        precision: stop when the half-widths of the 95 % intervals of all judged pair biases are below this.
         max_windows: largest number of windows.
         batch: windows per pass of the network; by default the fastest number, on a GPU as many as half of its free
             memory holds, at most 32. Fewer once memory runs out.
@@ -210,7 +213,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     crop = choose_crop(network, slices, tile)
     explained = opened if target == "labels" else None
     measurer = Measurer(network, grids, explained, target, methods, crop, seed)
-    stream = WindowStream(grids, seed, max_windows, every=_subset_step(methods, crop, max_windows))
+    stream = WindowStream(grids, seed, max_windows)
+    stream = replace(stream, every=_subset_step(methods, crop, stream.limit))
     lost = None
     if opened is not None and explained is None:
         # Before the windows, so that labels that do not fit are found at once.
@@ -293,30 +297,32 @@ def _collect(
             if not attributed and seen >= min(MAX_WITHOUT_ATTRIBUTION, stream.limit):
                 if not either:
                     raise _without_attribution(seen, classes=measurer.classes)
-                return collected, "limit reached"
-    return collected, "all windows used" if stream.limit == stream.available else "limit reached"
+                break
+    return collected, "all windows used" if seen == stream.available else "limit reached"
 
 
-def _subset_step(methods: MethodNames, crop: tuple[int, int] | None, max_windows: int | None) -> int:
+def _subset_step(methods: MethodNames, crop: tuple[int, int] | None, windows: int) -> int:
     """Return of how many windows one is in the subset, which keeps its time below a third of that of all.
 
-    A black box has a subset for its classes alone, which takes no further passes. A short audit has a larger part, so
-    that its verdict does not fail for want of slices.
+    A black box has a subset for its classes alone, which takes no further passes. A short audit has a larger part in it,
+    so that its verdict does not fail for want of slices.
     """
-    if methods.second is None:
-        return 1
     often, seldom = SUBSET_STEPS
-    short = max_windows is not None and max_windows < seldom * FEW_SLICES
-    return often if crop or short else seldom
+    if methods.second is None or FEW_SLICES <= windows < often * FEW_SLICES:
+        return 1
+    return often if crop or windows < seldom * FEW_SLICES else seldom
 
 
 def _enough(batches: list[MeasuredBatch], sampling: Sampling, thresholds: Thresholds) -> bool:
-    """Return whether the pair biases are known precisely enough, and as many slices as there are have a second opinion."""
+    """Return whether the pair biases are known precisely enough, and enough slices have a second opinion and an answer."""
     measurements = collect_measurements(batches)
     if not precise_enough(measurements, sampling.precision, thresholds):
         return False
     seen = count_slices(measurements)
-    return count_slices(measurements, collect_subset(batches)) >= min(seen, FEW_SLICES)
+    if count_slices(measurements, collect_subset(batches)) < min(seen, FEW_SLICES):
+        return False
+    answer = answer_evidence(measurements, thresholds)
+    return answer is None or answer.enough or len(measurements.volume) >= MOST_FOR_AN_ANSWER
 
 
 def _without_attribution(seen: int, *, classes: bool) -> ModelError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["WindowBatch", "WindowStream"]
 
 EXAMPLES = 8
-STEPS = (1, 5, 7, 11, 13, 17, 19, 23)
-"""Of how many windows one can be in the subset: the order of the visit has periods of powers of 2 and 3."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class WindowStream:
         grids: the windows of each volume.
         seed: random seed of their order.
         max_windows: largest number of windows; None for all.
-        every: of how many windows about one is in the subset: the first of ``STEPS`` from here on with which the volumes
-            have their turns in it, too.
+        every: of how many windows of a volume one is in the subset. It has no divisor 2 or 3: the order of the visit has
+            periods of their powers.
     """
 
     grids: list[WindowGrid]
@@ -54,18 +51,18 @@ class WindowStream:
     def batches(self, size: Callable[[], int]) -> Iterator[WindowBatch]:
         """Yield the windows in batches; ``size`` is asked for the size of each."""
         places, seen, turn = islice(self._places(), self.limit), 0, 0
-        every = next(step for step in STEPS if step >= self.every and math.gcd(step, len(self.grids)) == 1)
-        before: Counter[int] = Counter()  # windows of the subset, by volume
+        visits: Counter[int] = Counter()  # of each volume
         while chunk := list(islice(places, size())):
-            subset = np.flatnonzero(np.arange(seen, seen + len(chunk)) % every == 0)
-            counts = []
-            for row in subset.tolist():
-                counts.append(before[chunk[row][0]])
-                before[chunk[row][0]] += 1
+            chosen = []
+            for row, (volume, *_) in enumerate(chunk):
+                if (visits[volume] + volume) % self.every == 0:  # volumes have their turns, too
+                    chosen.append((row, visits[volume] // self.every))
+                visits[volume] += 1
+            subset, counts = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
             yield WindowBatch(
                 np.array(chunk, dtype=np.int64),
                 subset=subset,
-                counts=np.array(counts, dtype=np.int64),
+                counts=counts,
                 turn=turn,
                 pictures=min(max(EXAMPLES - seen, 0), len(chunk)),
             )

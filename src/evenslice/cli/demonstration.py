@@ -37,8 +37,6 @@ ARMS = ("pretrained", "uniform", "random")
 STEPS = 120
 TRAINED, TESTED = (30, 105), (108, 132)  # slices; no window reads both
 LABELS = "labels.nii.gz"
-STUDIED = ("config.yaml", "summary.json", "results.csv", "report.html")
-"""Files of a study, which refuses a folder that holds them without any run."""
 
 
 def run_demo(*, seed: int = 0, command: str | None = None) -> Iterator[Audit]:
@@ -78,7 +76,9 @@ def train_demo(folder: Path, *, seed: int = 0, force: bool = False) -> StudyResu
 
 def _remove_study(folder: Path) -> None:
     """Remove the study of an earlier demonstration, its files first: with runs alone, the folder is still a study's."""
-    for name in STUDIED:
+    from evenslice.studying import STUDY_FILES
+
+    for name in STUDY_FILES:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "runs", ignore_errors=True)
 

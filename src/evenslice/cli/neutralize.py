@@ -22,8 +22,8 @@ def neutralize(
 ) -> None:
     """Rewrite the first layer of a pretrained network so that it favours no slice; keep the rest."""
     from evenslice.cli.tables import record_table
+    from evenslice.inference import stated_reading
     from evenslice.neutralizing import neutralize_file
-    from evenslice.training import reading_options
 
     with quiet(output.json):
         record = neutralize_file(
@@ -31,7 +31,7 @@ def neutralize(
             out=out,
             strategy=strategy,
             seed=seed,
-            reading=reading_options(None, network.spec, network.weights),
+            reading=stated_reading(network.spec, network.weights),
             force=output.force,
         )
     show(record.to_dict(), record_table(record, out), json=output.json)

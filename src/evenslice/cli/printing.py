@@ -97,16 +97,13 @@ def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> Non
 
 def _stressed(audits: Sequence[Audit]) -> Iterator[tuple[str | None, StressSummary]]:
     """Yield what lost slices cost each network, once, though several methods may have audited it; named if not alone."""
-    networks: dict[str, Audit] = {}
-    for audit in audits:
-        run = audit.run
-        key = repr((run.strategy, run.tie, run.model, [volume.fingerprint for volume in run.volumes]))
-        if key not in networks or networks[key].stress is None:
-            networks[key] = audit
-    for audit in networks.values():
-        if audit.stress is not None:
-            name = audit.name.removesuffix(audit.run.method).rstrip(", ") or audit.name
-            yield name if len(networks) > 1 else None, audit.stress
+    from evenslice.report import by_network
+
+    networks = by_network(audits)
+    for name, indices in networks:
+        found = next((stress for index in indices if (stress := audits[index].stress) is not None), None)
+        if found is not None:
+            yield (name or audits[indices[0]].name) if len(networks) > 1 else None, found
 
 
 def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:

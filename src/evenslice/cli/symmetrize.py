@@ -28,11 +28,13 @@ def symmetrize(
 ) -> None:
     """Average a network over each window and its mirror: exactly symmetric, trained or not, without retraining."""
     from evenslice.cli.tables import record_table
+    from evenslice.inference import stated_reading
     from evenslice.neutralizing import neutralize_file
     from evenslice.training import locate_network, reading_options
 
     with quiet(output.json):
         spec, weights = locate_network(source.run, source.model, source.weights)
+        run = source.run
         record = neutralize_file(
             spec,
             weights,
@@ -40,7 +42,7 @@ def symmetrize(
             strategy="pretrained",
             classes=classes,
             symmetrize=at,
-            reading=reading_options(source.run, spec, weights),
+            reading=stated_reading(spec, weights) if run is None else reading_options(run, spec, weights),
             force=output.force,
             **asdict(window),
         )

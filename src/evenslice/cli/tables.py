@@ -285,7 +285,7 @@ def _extent(audit: Audit) -> str:
     if audit.run.stopped in {"", "precision reached"} or precision is None:
         return windows
     # What lies at the edge of its range has an interval to one side only.
-    widths = [max(pair.high - pair.estimate, pair.estimate - pair.low) for pair in audit.pairs]
+    widths = [max(pair.high - pair.estimate, pair.estimate - pair.low) for pair in audit.pairs if pair.judged]
     return windows if all(width < precision for width in widths) else f"{windows} *"
 
 

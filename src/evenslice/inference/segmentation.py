@@ -104,7 +104,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         ModelError: the network rejects the windows, or does not return a map of logits.
         OutputError: the output exists, is an input, cannot be written, or is being written by another process.
         ConfigError: an option is out of range, or the scheduler does not answer.
-        EvensliceError: workers died of a block.
+        EvensliceError: a block killed every worker that took it.
 
     Example: a network that finds bright voxels.
         >>> import tempfile
@@ -155,9 +155,10 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
 def _check_values(values: Sequence[int] | None, classes: int) -> tuple[int, ...]:
     if values is None:
         return tuple(range(classes))
+    values = [int(value) for value in values]
     if len(values) != classes or len(set(values)) < classes or not 0 <= min(values) <= max(values) < 2**32:
         raise ConfigError(
-            f"{option('label_values', list(values))}: give a different integer, 0 or more, for each of the {classes} "
+            f"{option('label_values', values)}: give a different integer, 0 or more, for each of the {classes} "
             "classes"
         )
     return tuple(values)

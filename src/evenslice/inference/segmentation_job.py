@@ -298,7 +298,7 @@ def _raise(error: Exception) -> NoReturn:
 
     if isinstance(error, KilledWorker):
         raise EvensliceError(
-            "a block ended every worker that took it, as a lack of memory does; give workers more memory, or fewer "
+            "every worker that took this block died, probably for lack of memory; give workers more memory, or fewer "
             f"windows at once with {option('batch', 1)}, and start the command again, which keeps what is finished"
         ) from error
     raise error

@@ -7,6 +7,7 @@ from .network_files import (
 )
 from .neutralization import neutralize as neutralize, untie as untie
 from .probing import probe as probe
+from .reading import parse_reading as parse_reading
 from .record import Record as Record, record_of as record_of
 from .stems import find_stems as find_stems
 from .strategies import STRATEGIES as STRATEGIES, find_strategy as find_strategy

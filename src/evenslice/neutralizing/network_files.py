@@ -270,7 +270,7 @@ def save_network(
 
     Raises:
         ModelError: the network has no record.
-        ConfigError: an entry of ``reading`` is unknown.
+        ConfigError: an entry of ``reading`` is unknown, or cannot be right.
         OutputError: the path has another suffix, exists, or cannot be written.
 
     Example:

@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import UNREADABLE, ConfigError, ModelError, did_you_mean, option, reason
+from evenslice._core import UNREADABLE, ModelError, option, reason
 from evenslice.networks import METADATA_KEY, ModelSource, parse_specification, read_metadata
+from evenslice.neutralizing.reading import plain_reading
 from evenslice.neutralizing.record import Record
 
 if TYPE_CHECKING:
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["find_in_folder", "read_saved", "saved_text"]
 
 FORMAT = 1
-READING = (
-    *("step", "plane", "intensity", "fill"),
-    *("label_values", "other_labels", "ignore_label", "instances"),
-)
-"""Options that say how volumes and their labels are read."""
 MOST_CHANNELS = 2**16  # classes or inputs that the metadata of a file may name
 FOLDER_WEIGHTS = "model.safetensors"
 _DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ModelError)
@@ -74,21 +70,18 @@ def saved_text(record: Record, source: ModelSource | None, reading: Mapping[str,
     Args:
         record: what was done to the network.
         source: what it was built from; None if unknown.
-        reading: how it reads volumes and their labels, any of ``READING``; None if unknown.
+        reading: how it reads volumes and their labels, see ``plain_reading``; None if unknown.
 
     Raises:
-        ConfigError: an entry of ``reading`` is none of these.
+        ConfigError: an entry of ``reading`` is unknown, or cannot be right.
     """
-    for name in reading or ():
-        if name not in READING:
-            raise ConfigError(f"{option('reading')}: unknown entry {name!r}; {did_you_mean(name, READING)}")
     document = {
         "format": FORMAT,
         "version": version("evenslice"),
         "record": record.to_dict(),
         "source": None if source is None else source.to_dict(),
     }
-    return json.dumps(document if reading is None else {**document, "reading": dict(reading)})
+    return json.dumps({**document, "reading": plain_reading(reading)} if reading else document)
 
 
 def read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:

@@ -1,5 +1,5 @@
 from .audit.agreement import methods_sentence as methods_sentence
-from .audit.conclusions import conclude as conclude
+from .audit.conclusions import by_network as by_network, conclude as conclude
 from .audit.summary import audit_html as audit_html
 from .files import (
     FIGURE_FILES as FIGURE_FILES,

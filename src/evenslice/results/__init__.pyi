@@ -17,6 +17,7 @@ from .biases import directional_bias as directional_bias, model_part as model_pa
 from .channel_balance import colour_balance as colour_balance
 from .evidence import (
     MethodNames as MethodNames,
+    answer_evidence as answer_evidence,
     count_slices as count_slices,
     largest_answer_change as largest_answer_change,
 )

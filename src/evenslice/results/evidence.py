@@ -112,7 +112,7 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
     part, whole = measured.mirror_disagreement, measured.foreground
     if root:
         part, whole = measured.change, 2 * _variance(measured)
-    known = ~np.isnan(part + whole)
+    known, telling = ~np.isnan(part + whole), whole > 0
     if not known.any():
         return None
     votes = not root and _are_votes(measured)
@@ -121,17 +121,16 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
         if votes
         else fit_ratio(part[:, None], whole[:, None], z, volume, root=root)
     )
-    telling = known & (whole > 0)
-    each = part[telling] / whole[telling]
-    unchanged = not part[known].any()
+    each = part[known & telling] / whole[known & telling]
     spread = float(np.ptp(np.sqrt(each) if root else each)) if len(each) else 0.0
+    alike = not votes and spread < EXACT and (root or bool(telling[known].all()))
     return Evidence(
         decision=Decision("answer"),
         fit=fit,
         tolerance=thresholds.answer,
         judged=(True,),
-        slices=_count_slices(volume[telling], z[telling]),
-        exact=not votes and (unchanged or len(each) > 1) and int(known.sum()) > 1 and spread < EXACT,
+        slices=_count_slices(volume[known & telling], z[known & telling]),
+        exact=alike and int(known.sum()) > 1,
     )
 
 

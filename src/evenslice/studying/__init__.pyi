@@ -1,3 +1,4 @@
 from .config import StudyConfig as StudyConfig
 from .outcome import RunOutcome as RunOutcome
+from .study_folder import STUDY_FILES as STUDY_FILES
 from .study_runner import study as study

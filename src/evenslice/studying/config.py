@@ -102,7 +102,9 @@ class AuditOptions(Section):
 
     method: Method = Field(default="gradient", description="Attribution method.")
     precision: float = Field(
-        default=0.01, gt=0, description="Half-width of the 95 % intervals of pair biases at which to stop."
+        default=0.01,
+        gt=0,
+        description="Half-width of the 95 % intervals of judged pair biases at which to stop.",
     )
     max_windows: int | None = Field(
         default=400, ge=1, description="Largest number of windows; null for no limit."

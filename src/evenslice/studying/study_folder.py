@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["study_folder", "write_config"]
+__all__ = ["STUDY_FILES", "study_folder", "write_config"]
 
-FILES = ("config.yaml", "summary.json", "results.csv", "report.html")
+STUDY_FILES = ("config.yaml", "summary.json", "results.csv", "report.html")
 """Names of the files of a study."""
 
 _RUN = re.compile(r".+-[0-9a-f]{12}")
@@ -48,13 +48,13 @@ def study_folder(out: Path) -> Iterator[None]:
     ):
         if not any(_RUN.fullmatch(run.name) for run in (out / "runs").glob("*/")):
             _check_own(out)
-        remove_leftovers(out, (*FILES, "unfinished"))
+        remove_leftovers(out, (*STUDY_FILES, "unfinished"))
         yield
 
 
 def _check_own(out: Path) -> None:
     """Check that a folder without runs holds no files that a study would overwrite."""
-    found = [out / name for name in FILES if (out / name).exists()]
+    found = [out / name for name in STUDY_FILES if (out / name).exists()]
     if not found:
         return
     if _has_summary(out):

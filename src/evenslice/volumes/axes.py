@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -135,7 +136,7 @@ def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int], lab
                 f"{label}: {option('select', {axis: index})} is out of range; axis {name} has 0 to "
                 f"{shape[dimension] - 1}"
             )
-        fixed[dimension] = index
+        fixed[dimension] = operator.index(index)  # of NumPy, too
     return fixed
 
 

@@ -15,6 +15,7 @@ A file with axes other than z, y and x is refused until ``axes`` and ``select`` 
 
 from __future__ import annotations
 
+import operator
 import os
 from dataclasses import replace
 from functools import partial
@@ -186,8 +187,8 @@ def _arranged(
         _open=opener,
         _arrangement=arrangement,
         _sources=[source],
-        level=place.level,
-        select=dict(select),
+        level=operator.index(place.level),
+        select={axis: operator.index(index) for axis, index in select.items()},
     )
 
 

@@ -8,25 +8,18 @@ What evenslice did not write is left out, and what is damaged is an error.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evenslice._core import UNREADABLE, ModelError, read_bounded, reason
-from evenslice.inference.exporting.description import LIBRARY, PLANES
+from evenslice.inference.exporting.description import LIBRARY
 from evenslice.inference.onnx_networks import MOST_METADATA, ONNX, open_session
 from evenslice.networks import METADATA_KEY, read_metadata
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from evenslice.neutralizing import parse_reading
 
 __all__ = ["stated_reading"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MOST_STEP = 2**16
-MOST_CLASSES = 2**16
-OTHERS = ("error", "background")
-INSTANCES = ("sparse", "dense")
 
 NO_FILES = ("imagenet", "none")
 
@@ -55,7 +48,7 @@ def stated_reading(spec: str | None, weights: str | None) -> dict[str, Any]:
     place = Path(spec if weights is None else weights)
     try:
         stated = _metadata(place) if spec == ONNX else _saved(place) or _configuration(place)
-        return {} if stated is None else _parsed(stated)
+        return {} if stated is None else parse_reading(stated)
     except UNREADABLE as error:
         raise ModelError(
             f"{place}: its description of how it reads volumes is damaged ({reason(error)}); export the network again, or save "
@@ -83,37 +76,3 @@ def _configuration(folder: Path) -> Any:
         return None
     stated = json.loads(read_bounded(folder / CONFIG, MOST_METADATA))
     return stated if isinstance(stated, dict) and stated.get("library_name") == LIBRARY else None
-
-
-def _parsed(stated: Mapping[str, Any]) -> dict[str, Any]:
-    intensity, fill, values = (stated.get(name) for name in ("intensity", "fill", "label_values"))
-    found = {
-        "step": stated.get("step", 1),
-        "plane": stated.get("plane", "z"),  # not in exports of before
-        "intensity": None if intensity is None else tuple(map(_number, intensity)),
-        "fill": None if fill is None else _number(fill),
-        "label_values": None if values is None else tuple(values),
-        **{
-            name: stated.get(name) for name in ("other_labels", "ignore_label", "instances")
-        },  # not in exports
-    }
-    step, values = found["step"], found["label_values"] or ()
-    sound = {
-        "step": type(step) is int and 1 <= step <= MOST_STEP,
-        "plane": found["plane"] in PLANES,
-        "intensity": intensity is None or len(found["intensity"]) == 2,
-        "label_values": len(values) <= MOST_CLASSES and all(type(value) is int for value in values),
-        "other_labels": found["other_labels"] in (None, *OTHERS),
-        "ignore_label": found["ignore_label"] is None or type(found["ignore_label"]) is int,
-        "instances": found["instances"] in (None, *INSTANCES),
-    }
-    for name, is_sound in sound.items():
-        if not is_sound:
-            raise ValueError(f"{name} {found[name]!r:.40}")
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no number")
-    return float(value)

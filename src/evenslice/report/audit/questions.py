@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from evenslice.report.base.wording import number
-from evenslice.results import FEW_SLICES, count_slices
+from evenslice.results import FEW_SLICES, Thresholds, answer_evidence, count_slices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,6 +121,12 @@ def farthest(pairs: Sequence[PairBias]) -> int:
         judged or range(1, len(pairs) + 1),
         key=lambda k: (_known(max(pairs[k - 1].low, -pairs[k - 1].high)), _known(abs(pairs[k - 1].estimate))),
     )
+
+
+def slices_told(audit: AuditResult) -> int:
+    """Count the distinct slices behind the answer: of an output with classes, those with foreground."""
+    found = answer_evidence(audit.measurements, Thresholds())
+    return 0 if found is None else found.slices
 
 
 def slices_seen(audit: AuditResult, part: Attention) -> int:
@@ -240,7 +246,8 @@ def _settled(audit: AuditResult, state: State, question: str) -> State:
         return state
     if question == "use":  # a balanced network would be symmetric if it were
         return "open" if state == "within" and audit.verdict == "balanced" else state
-    few = slices_seen(audit, decisive(audit)[0]) < FEW_SLICES
+    seen = slices_told(audit) if question == "answer" else slices_seen(audit, decisive(audit)[0])
+    few = seen < FEW_SLICES
     if audit.verdict != "inconclusive":
         return "few" if few and state == "beyond" and decision.question != question else state
     if decision.question == question:

@@ -16,6 +16,7 @@ from evenslice.report.audit.questions import (
     decisive,
     is_older,
     slices_seen,
+    slices_told,
     spread,
     state_of,
 )
@@ -168,12 +169,11 @@ def _change(audit: AuditResult) -> str:
 
 def _open_answer(audit: AuditResult) -> str:
     value, tolerance = audit.answer, audit.statistics.answer_tolerance
-    part = attentions(audit)[0]
     if math.isnan(value.estimate):
         return "Inconclusive: whether the order of the slices changes the answer could not be measured."
     return (
         f"Inconclusive: whether reversing a window changes more than {percent(tolerance)} of the answer is not settled "
-        f"({spread('answer change', value)}); {_advice(audit, slices_seen(audit, part))}."
+        f"({spread('answer change', value)}); {_advice(audit, slices_told(audit), ' with an answer')}."
     )
 
 
@@ -182,12 +182,17 @@ def _open_attention(audit: AuditResult) -> str:
     asked = audit.statistics.decided_by
     if asked is not None and part.class_number != asked.class_number:
         return (
-            f"Inconclusive: class {asked.class_number} covers at least 1 % of the predicted pixels, but no window has told "
-            "yet what it attends to; audit more windows."
+            f"Inconclusive: class {asked.class_number} covers at least 1 % of the predicted pixels, but its attention has "
+            "not been measured in any window yet; audit more windows."
         )
     judged = [item for item in enumerate(part.pairs, start=1) if item[1].judged]
     k, pair = max(judged or enumerate(part.pairs, start=1), key=lambda item: _reach(item[1]))
     seen = slices_seen(audit, part)
+    if audit.run.windows_without_attribution == len(audit.measurements.volume):
+        return (
+            "Inconclusive: no window has an attribution in both orders of its slices, so that opposite slices cannot be "
+            "compared."
+        )
     if not (math.isfinite(pair.low) and math.isfinite(pair.high)) and seen >= FEW_SLICES:
         return "Inconclusive: there are too few windows for an interval; audit more windows."
     place = "next to the middle" if k == 1 else f"{k} before and {k} after the middle"
@@ -199,10 +204,10 @@ def _open_attention(audit: AuditResult) -> str:
     )
 
 
-def _advice(audit: AuditResult, seen: int) -> str:
+def _advice(audit: AuditResult, seen: int, what: str = "") -> str:
     """Say what would settle an open question."""
     if seen < FEW_SLICES:
-        return f"{seen} distinct {'slice was' if seen == 1 else 'slices were'} seen, {FEW_SLICES} are needed"
+        return f"{seen} distinct {'slice was' if seen == 1 else 'slices were'} seen{what}, {FEW_SLICES} are needed"
     if audit.run.stopped == "all windows used":
         return "all windows were used, so audit another volume as well"
     return "ask for more precision" if audit.run.stopped == "precision reached" else "audit more windows"

@@ -59,8 +59,8 @@ def check_remote(url: str, label: str, *, force: bool) -> None:
         left = _leftovers(system, root) if there else []
     if left and not force:
         raise OutputError(
-            f"{label}: holds chunks without metadata, as a process leaves them that is killed while it writes; remove "
-            f"them with {option('force')}, or choose another name"
+            f"{label}: holds chunks without metadata, left by an upload that was interrupted; make sure that nobody is writing "
+            f"there, and remove them with {option('force')}, or choose another name"
         )
     if there and not left:
         raise OutputError(
