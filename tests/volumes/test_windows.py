@@ -102,6 +102,13 @@ def test_scaling_leaves_its_input_alone_and_fills():
     assert np.isnan(voxels[1])
 
 
+def test_a_range_given_in_a_narrow_type_does_not_overflow():
+    narrow = Scaling(np.int16(-32768), np.int16(32767), np.uint8(0))
+    assert narrow == Scaling(-32768, 32767, 0)
+    assert narrow([-32768, 32767]).tolist() == [0, 1]
+    assert {type(value) for value in vars(narrow).values()} == {float}
+
+
 def test_a_range_upside_down_is_refused():
     with pytest.raises(ConfigError, match="the first must be below the second"):
         Scaling(3, 3)

@@ -113,7 +113,7 @@ def class_volume(
     if instances is not None:
         _check_instances(classes, values, others)
         return boundary_volume(stored, instances, ignore=ignore, ignored=IGNORED)
-    known = tuple(values or range(classes or 0))
+    known = tuple(range(classes or 0) if values is None else map(int, values))
     if others == "background" and not known:
         raise ConfigError(
             f"{option('other_labels', others)}: others than which? give {option('label_values', [0, 5])}, too"

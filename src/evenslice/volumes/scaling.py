@@ -42,6 +42,9 @@ class Scaling:
     fill: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("low", "high", "fill"):  # those of NumPy may overflow, and are not written as JSON
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
             raise ConfigError(
                 f"intensity range {self.low:g} to {self.high:g}: the first must be below the second"
