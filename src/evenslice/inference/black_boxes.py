@@ -20,6 +20,7 @@ from evenslice.inference.batch_sizes import BatchSizes
 from evenslice.inference.ready_network import ReadyNetwork, check_output, trial_windows
 from evenslice.networks import function_name, reduce_output
 from evenslice.neutralizing import record_of
+from evenslice.volumes import slice_indices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,14 +157,17 @@ def make_ready(
         dtype: likewise.
 
     Raises:
+        ConfigError: the number is not odd.
         ModelError, ConfigError: see ``ReadyNetwork`` and ``BlackBox``.
 
     Example:
         >>> make_ready(lambda windows: windows, None, device="auto", dtype="auto")[1]
         3
     """
+    if slices is None:
+        record = record_of(model) if isinstance(model, nn.Module) else model
+        slices = getattr(record, "slices", None) or 3
+    slice_indices(0, slices, depth=1)  # raises if it is even
     if isinstance(model, nn.Module):
-        record = record_of(model)
-        slices = slices or (record.slices if record else 3)
         return ReadyNetwork(model, slices=slices, device=device, dtype=dtype), slices
-    return BlackBox(model, device=device, dtype=dtype), slices or getattr(model, "slices", None) or 3
+    return BlackBox(model, device=device, dtype=dtype), slices

@@ -161,7 +161,7 @@ def _of_onnx(
         raise ConfigError(f"{option('classes')}: an ONNX network states its own; omit the option")
     network = load_onnx(file, mean=mean, std=std)
     function = network if at is None else symmetrize(network, at)
-    return Segmenter(function, slices or network.slices or 3, **read)
+    return Segmenter(function, (network.slices or 3) if slices is None else slices, **read)
 
 
 def reading_options(
