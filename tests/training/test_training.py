@@ -48,6 +48,13 @@ class Slow(nn.Module):
         return x
 
 
+def in_parts():
+    network = nn.Sequential()
+    network.add_module("encoder", nn.Conv2d(3, 4, 3, padding=1))
+    network.add_module("decoder", nn.Conv2d(4, 2, 1))
+    return network
+
+
 def small(classes=2, drop=0.2):
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(drop),
@@ -303,6 +310,22 @@ def test_what_a_run_resumes_from_is_not_taken_for_its_network(undisturbed):
         ModelError, match=r"last\.ckpt: is for resuming a training run.* use network\.safetensors"
     ):
         load_network("trainable:small", str(RunFolder(undisturbed).last))
+
+
+def test_what_the_weights_lack_is_said_before_a_training(folder, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(lines):
+        raise Stopped(lines[0])
+
+    torch.save(
+        {"encoder.weight": torch.ones(4, 3, 3, 3), "encoder.bias": torch.ones(4)}, tmp_path / "encoder.pt"
+    )
+    weights = str(tmp_path / "encoder.pt")
+    config = make_config(folder, model__spec="trainable:in_parts", model__weights=weights)
+    with pytest.raises(Stopped, match=r"^network: .*; it lacks decoder, which start random$"):
+        train(config, tmp_path / "run", on_start=stop)
 
 
 def test_one_seed_gives_one_network_whatever_was_drawn_before(folder, undisturbed, tmp_path):

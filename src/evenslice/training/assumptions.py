@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from evenslice.networks import missing_parts
 from evenslice.training.preflight import find_device, find_dtype
 from evenslice.volumes import PERCENTILES
 
@@ -26,12 +27,17 @@ def describe_assumptions(
 ) -> tuple[str, ...]:
     """Return lines that say what was chosen for a training run, by its configuration or by default."""
     return (
-        f"network: {config.model.spec}, {source.origin}",
+        f"network: {config.model.spec}, {source.origin}{_missing(source)}",
         f"slices: {_slices(config, record)}",
         f"scaling: {_scaling(config, data)} become 0..1; then mean {record.mean:.4g}, standard deviation {record.std:.4g}",
         f"data: {_splits(data)}; {config.data.classes} classes",
         f"training: {_training(config)}",
     )
+
+
+def _missing(source: ModelSource) -> str:
+    missing = missing_parts(source.weights, source.random)
+    return f"; it lacks {', '.join(missing)}, which start random" if missing else ""
 
 
 def _slices(config: TrainConfig, record: Record) -> str:
