@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import planted
@@ -302,6 +303,33 @@ def test_a_function_is_called_on_both():
         symmetrize(first_slice, "encoder")
     with pytest.raises(ModelError, match="returns integers"):
         symmetrize(lambda images: images[:, 0].astype(int))(images)
+
+
+def test_every_number_that_a_function_returns_is_averaged():
+    def first_slice(images):
+        score = float(images[:, 0].mean())
+        return MappingProxyType({"score": score, "more": [{"scores": images[:, 0]}, np.float32(score)]})
+
+    images = windows().numpy()
+    found, mirrored = (symmetrize(first_slice)(part) for part in (images, images[:, ::-1]))
+    assert found["score"] == mirrored["score"] == pytest.approx(images[:, [0, 2]].mean())
+    assert found["more"][1] == mirrored["more"][1]
+    np.testing.assert_array_equal(found["more"][0]["scores"], mirrored["more"][0]["scores"])
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (SimpleNamespace(logits=np.ones(2)), "returns SimpleNamespace, which cannot be averaged"),
+        ({"name": "words", "aux": None}, "returns dict without a score"),
+        ((), "returns tuple without a score"),
+        ({"scores": np.ones(2), "object": object()}, "returns object, which cannot be averaged"),
+        (3, "returns integers"),
+    ],
+)
+def test_an_answer_of_a_function_that_cannot_be_averaged(returned, message):
+    with pytest.raises(ModelError, match=message):
+        symmetrize(lambda _images: returned)(windows().numpy())
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

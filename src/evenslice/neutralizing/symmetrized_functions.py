@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from evenslice._core import ModelError
 from evenslice.networks import function_name
@@ -21,21 +23,26 @@ __all__ = ["SymmetrizedFunction"]
 STATED = ("slices", "tile", "mean", "std", "origin")
 """Attributes by which a function states what windows it takes, and where it comes from."""
 
+WORDS = (str, bytes, type(None))
+"""What is no answer, and is returned as it was for the window as given."""
+
+RIGHT = "it has to return arrays or tensors, or a mapping, tuple or list of them"
+
 
 class SymmetrizedFunction:
     """The mean of a function's outputs for windows and for their mirrors.
 
     Args:
-        function: maps an array (batch, slices, y, x) to an array or tensor, or to a mapping, tuple or list of them.
-            What it states by the attributes ``slices``, ``tile``, ``mean``, ``std``, ``origin`` and ``name`` holds here,
-            too.
+        function: maps an array (batch, slices, y, x) to an array or tensor, or to a mapping, tuple or list of them;
+            there, single numbers are averaged, too, while text and None stay as they are for the windows as given. What
+            it states by the attributes ``slices``, ``tile``, ``mean``, ``std``, ``origin`` and ``name`` holds here, too.
 
     Attributes:
         function: the function.
         name: its name.
 
     Raises:
-        ModelError: on a call, if the function returns integers, such as classes, or nothing numerical.
+        ModelError: on a call, if the function returns integers, such as classes, another object, or no number at all.
 
     Example:
         >>> fair = SymmetrizedFunction(lambda windows: windows[:, 0])
@@ -56,18 +63,27 @@ class SymmetrizedFunction:
         """Return the mean over windows (batch, slices, y, x) and their mirrors."""
         as_given = self.function(windows)
         mirrored = self.function(np.ascontiguousarray(windows[:, ::-1]))
-        return tree_map(self._mean, as_given, mirrored)
+        mean = tree_map(self._mean, as_given, mirrored)
+        if all(isinstance(leaf, WORDS) for leaf in tree_leaves(mean)):
+            raise ModelError(f"{self.name} returns {type(as_given).__name__} without a score; {RIGHT}")
+        return mean
 
     def _mean(self, first: Any, second: Any) -> Any:
+        if isinstance(first, Mapping):  # of a kind that PyTorch does not know
+            return {key: tree_map(self._mean, value, second[key]) for key, value in first.items()}
+        if isinstance(first, WORDS):
+            return first
         if isinstance(
             first, torch.Tensor
         ):  # on any device and in any precision, of which NumPy knows but some
             first, second = first.detach(), second.detach()
             real = first.is_floating_point() or first.is_complex()
-        elif hasattr(first, "__array__"):
+        elif isinstance(first, Number) or hasattr(first, "__array__"):
             real = np.asarray(first).dtype.kind in "fc"
         else:
-            return first
+            raise ModelError(
+                f"{self.name} returns {type(first).__name__}, which cannot be averaged over a window and its mirror; {RIGHT}"
+            )
         if not real:
             raise ModelError(
                 f"{self.name} returns integers, which cannot be averaged over a window and its mirror; "
