@@ -14,6 +14,7 @@ import typer
 from typer.main import get_command
 
 from evenslice.auditing.methods import METHODS
+from evenslice.auditing.surveyor import DRAWS, WINDOWS
 from evenslice.cli import main, options
 from evenslice.cli.app import app
 from evenslice.networks.weight_files import SUFFIXES
@@ -99,6 +100,11 @@ def test_the_values_that_are_listed_are_those_of_the_library():
     assert sorted(options.STRATEGIES) == sorted(STRATEGIES)
     assert sorted(options.METHODS) == sorted(METHODS)
     assert options.TIES == TIES
+
+
+def test_survey_has_the_defaults_of_the_library():
+    defaults = {parameter.name: parameter.default for parameter in COMMANDS["survey"].params}
+    assert (defaults["windows"], defaults["draws"]) == (WINDOWS, DRAWS)
 
 
 def test_the_completion_script_is_printed():
