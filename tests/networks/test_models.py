@@ -17,6 +17,7 @@ from torch import nn
 
 from evenslice._core.errors import MissingExtraError, ModelError
 from evenslice.networks import hubs, models
+from evenslice.networks.builders import parse_specification
 from evenslice.networks.inputs import input_multiple, input_size, normalization
 from evenslice.networks.outputs import logits
 from evenslice.networks.weight_files import packaged_weights, read_weights
@@ -328,6 +329,18 @@ def test_specification_that_means_nothing(spec, weights, message):
     with pytest.raises(ModelError, match=message) as caught:
         build_model(spec, weights)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["[" * 900, "-" * 900 + "1", "{" * 900, '[{"a":' * 150])
+def test_a_value_that_no_parser_takes_is_a_word(value):
+    assert parse_specification(f"timm:test_resnet?a={value}").arguments == {"a": value}
+
+
+@pytest.mark.parametrize("text", ["timm:test_resnet?a=" + "[" * 5000, "x" * 1001])
+def test_a_specification_is_short(text):
+    with pytest.raises(ModelError, match=r"characters; write at most 1,000$") as caught:
+        parse_specification(text)
+    assert len(str(caught.value)) < 200
 
 
 def test_no_classes():

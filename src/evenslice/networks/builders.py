@@ -17,7 +17,7 @@ from evenslice.networks.libraries.smp import SMP
 from evenslice.networks.libraries.timm import TIMM
 from evenslice.networks.libraries.torchvision import TORCHVISION
 from evenslice.networks.libraries.transformers import TRANSFORMERS
-from evenslice.networks.specification import Specification, parse_arguments
+from evenslice.networks.specification import LONGEST, Specification, parse_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,12 +46,16 @@ def parse_specification(text: str, classes: int | None = None, seed: int = 0) ->
         seed: of random parts.
 
     Raises:
-        ModelError: it is malformed, sets what evenslice sets, or makes the library read further files or run code.
+        ModelError: it is malformed or too long, sets what evenslice sets, or makes the library read further files or run code.
 
     Example:
         >>> parse_specification("smp:Unet/resnet34?encoder_depth=4").arguments
         {'encoder_depth': 4}
     """
+    if len(text) > LONGEST:
+        raise ModelError(
+            f"{text[:60]!r}… names no network: it has {len(text):,} characters; write at most {LONGEST:,}"
+        )
     head, _, query = text.partition("?")
     library, colon, name = head.partition(":")
     if not (library and colon and name):

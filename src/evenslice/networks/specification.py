@@ -31,7 +31,10 @@ from evenslice._core import ModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Specification", "parse_arguments"]
+__all__ = ["LONGEST", "Specification", "parse_arguments"]
+
+LONGEST = 1000
+"""Most characters of a specification, which may come from a file of anyone's."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ def _literal(text: str) -> Any:
     for read in (ast.literal_eval, json.loads):
         try:
             return read(text)
-        except (ValueError, SyntaxError):
+        except (
+            ValueError,
+            SyntaxError,
+            RecursionError,
+            MemoryError,
+        ):  # the last two: too many brackets or signs
             continue
     return text
