@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from evenslice._core import needs_extra
@@ -41,7 +41,7 @@ class SynchronizedNorms(TorchSyncBatchNorm):
         for name, norm in list(model.named_modules(remove_duplicate=False)):
             if isinstance(norm, _BatchNorm) and not isinstance(norm, SyncBatchNorm):
                 if norm not in replaced:
-                    replaced[norm] = convert_sync_batchnorm(norm)
+                    replaced[norm] = convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # timm's
                     vars(replaced[norm]).update(vars(norm))  # with its hooks
                 model.set_submodule(name, replaced[norm])
         self._original |= {synchronized: norm for norm, synchronized in replaced.items()}
