@@ -31,7 +31,11 @@ from evenslice.training.config import TrainConfig
 from evenslice.training.fitting import fixed_windows
 from evenslice.training.lightning_module import SegmentationLoss, TrainingModule
 from evenslice.training.run_folder import RunFolder
+from evenslice.training.tasks import validation_score
 from evenslice.training.trainer import train
+from evenslice.volumes.labels import ClassIndex, LabelledVolume
+from evenslice.volumes.opening import open_volume
+from evenslice.volumes.scaling import Scaling
 
 NETWORKS = """
 import os
@@ -124,6 +128,10 @@ def classifier():
 
 def halving():
     return nn.Sequential(small(), nn.PixelUnshuffle(2), nn.Conv2d(8, 2, 1))
+
+
+def deep():
+    return nn.Sequential(small(), nn.PixelUnshuffle(64), nn.PixelShuffle(64))
 """
 
 
@@ -294,6 +302,8 @@ def test_the_last_network_comes_out_unless_the_best_in_validation_is_asked_for(f
         if "validation_dice" in row
     }
     assert result["validation"] == {"step": 20, "dice": scores[20]}
+    bias = {row["step"]: row.get("directional_bias") for row in RunFolder(tmp_path / "run").read_metrics()}
+    assert result["bias"]["directional_bias"] == bias[20] != bias[60]
     assert scores[20] > scores[60] + 0.01
     assert same(weights(tmp_path / "run"), load_file(RunFolder(tmp_path / "run").best))
     assert not same(weights(tmp_path / "run"), weights(undisturbed))
@@ -492,6 +502,20 @@ def test_a_network_that_cannot_learn_from_one_crop_is_refused_before_anything_is
     assert not run.exists()
     config = make_config(folder, model__spec="trainable:pooled", training__steps=2)
     assert train(config, run)["steps"] == 2
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_network_that_rejects_planes_is_refused_before_anything_is_written(folder, tmp_path, split):
+    for name in ("image", "labels"):
+        np.save(tmp_path / f"{name}.npy", np.pad(np.load(f"{name}.npy")[:8], ((0, 0), (0, 32), (0, 32))))
+    wide = [{name: str(tmp_path / f"{name}.npy") for name in ("image", "labels")}]
+    changes = {"model__spec": "trainable:deep", "training__crop": [64, 64], "training__steps": 2}
+    with pytest.raises(
+        ModelError, match=r"trainable:deep: rejects the planes of .*image\.npy, 96 x 96 pixels"
+    ):
+        train(make_config(folder, **changes, **{f"data__{split}": wide}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(make_config(folder, **changes), tmp_path / "run")
 
 
 def test_a_network_without_anything_to_train(folder, tmp_path):
@@ -771,6 +795,23 @@ def test_the_best_is_kept_and_nan_is_never_best():
     assert kept == [1, 4, 5]  # the sixth is as good as the fifth but for noise, the seventh is not
     assert stops == [False] * 7
     assert keep.state_dict() == {"best": 0.6, "worse": 2, "due": False}
+
+
+def test_one_false_pixel_in_a_slice_without_the_organ_costs_the_validation_little(folder):
+    image = np.zeros((4, 32, 32), np.float32)
+    image[:, :16] = 1
+    spotted = np.zeros_like(image)
+    spotted[2, 5, 5] = 1
+    parts = []
+    for name, voxels, labels in (("organ", image, image), ("none", spotted, 0 * image)):
+        index = ClassIndex(np.bincount(labels.astype(int).ravel(), minlength=2), ())
+        labelled = open_volume(voxels), open_volume(labels.astype(np.int64))
+        parts.append(LabelledVolume(name, *labelled, Scaling(0, 1), index))
+    network = nn.Conv2d(3, 1, 1).requires_grad_(False)
+    network.weight.copy_(torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1))
+    network.bias.fill_(-0.5)
+    hits = 4 * 16 * 32
+    assert validation_score(network, parts, make_config(folder)) == pytest.approx(2 * hits / (2 * hits + 1))
 
 
 def test_fixed_windows_are_spread_over_parts(folder):

@@ -42,8 +42,8 @@ class TrainResult(TypedDict, total=False):
     ``balanced_accuracy``, the recall of each class, ``macro_f1`` and ``confusion`` in their place
     (``ClassificationScores``). ``stress`` says what disturbed slices cost there (``evenslice.results.StressSummary``),
     None if that was not measured. ``validation`` has the ``step`` and the main score of the kept network, None without
-    validation; ``bias`` the last row of ``AsymmetryMonitor``, None without one. ``seconds`` is the time spent training;
-    ``data`` has the parts of each split.
+    validation; ``bias`` what ``AsymmetryMonitor`` measured of that network, None if it was not measured at its step.
+    ``seconds`` is the time spent training; ``data`` has the parts of each split.
     """
 
     accuracy: float | None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evenslice._core import ConfigError, ModelError, reason
-from evenslice.inference import choose_device, choose_dtype
+from evenslice.inference import ReadyNetwork, choose_device, choose_dtype, predict
 from evenslice.networks import input_multiple, input_size
 from evenslice.training.tasks import task_logits
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evenslice.training.config import TrainConfig, TrainingConfig
     from evenslice.training.data import Data
 
-__all__ = ["check_network", "check_validation", "find_device", "find_dtype"]
+__all__ = ["check_network", "check_planes", "check_validation", "find_device", "find_dtype"]
 
 
 def find_device(options: TrainingConfig) -> torch.device:
@@ -91,6 +91,41 @@ def check_network(network: nn.Module, config: TrainConfig, channels: int) -> Non
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
     _check_batch(network, config)
+
+
+def check_planes(network: nn.Module, config: TrainConfig, data: Data) -> None:
+    """Check that a network accepts the windows in which the planes of validation and test are shown to it.
+
+    Raises:
+        ModelError: it rejects one.
+    """
+    if config.training.task == "classification":  # its windows are as large as crops
+        return
+    model, one_pixel = config.model, (slice(0, 1), slice(0, 1))  # which is in one tile
+    ready = ReadyNetwork(network, slices=model.slices, device="cpu", dtype="float32")
+    of_size = {
+        tuple(-(-length // ready.multiple) for length in part.volume.shape[1:]): part
+        for part in (*data.validation, *data.test)
+    }
+    for part in of_size.values():
+        y, x = part.volume.shape[1:]
+        outputs = predict(
+            ready,
+            part.volume,
+            scaling=part.scaling,
+            slices=model.slices,
+            step=model.step,
+            centres=[0],
+            region=one_pixel,
+            batch=1,
+        )
+        try:
+            next(outputs)
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            raise ModelError(
+                f"{model.spec}: rejects the planes of {part.name}, {y} x {x} pixels ({reason(error)}); crop or pad them to "
+                "a size that it accepts"
+            ) from error
 
 
 def _check_batch(network: nn.Module, config: TrainConfig) -> None:

@@ -136,10 +136,11 @@ def _summarize_log(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> 
         kept_validation(validated, column) if config.training.keeps_best else next(reversed(validated), None)
     )
     columns = bias_columns(config.model.slices)
-    measured = [{name: row[name] for name in columns} for row in rows if "directional_bias" in row]
+    network = kept if config.training.keeps_best and kept else rows[-1]
+    bias = {name: network[name] for name in columns} if "directional_bias" in network else None
     return {
         "validation": kept and {"step": int(kept["step"]), score: kept[column]},
-        "bias": measured[-1] if measured else None,
+        "bias": bias,
         "steps": int(rows[-1]["step"]),
         "seconds": max(row.get("seconds", 0) for row in rows),
     }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evenslice.inference import class_logits, evaluate_parts
 from evenslice.training.classification import classifier_logits, evaluate_centres
@@ -47,7 +50,11 @@ def task_logits(network: nn.Module, windows: Tensor, task: str) -> Tensor:
 
 
 def validation_score(network: nn.Module, parts: Sequence[LabelledVolume], config: TrainConfig) -> float:
-    """Return the main score of a network in training on a sample of the validation data."""
+    """Return the main score of a network in training on a sample of the validation data.
+
+    Dice is that of the slices of all volumes together: of a volume with few of them, or without a class in these, a single
+    pixel could make it 0.
+    """
     options = config.training
     device = str(next(network.parameters()).device)
     crops = VALIDATION_FRACTION * options.validate_every * options.batch
@@ -55,7 +62,7 @@ def validation_score(network: nn.Module, parts: Sequence[LabelledVolume], config
         most = max(FEWEST_CENTRES, round(crops))
         return evaluate_centres(network, parts, config, most=most, device=device).balanced_accuracy
     plane = max(math.prod(part.volume.shape[1:]) for part in parts)
-    return evaluate_parts(
+    found = evaluate_parts(
         network,
         parts,
         classes=config.data.classes,
@@ -64,7 +71,9 @@ def validation_score(network: nn.Module, parts: Sequence[LabelledVolume], config
         device=device,
         dtype=options.dtype,
         most_slices=max(FEWEST_VALIDATED, round(crops * math.prod(options.crop) / plane)),
-    ).mean_dice
+    )
+    confusion = np.sum([volume.confusion for volume in found.volumes], axis=0)
+    return replace(found, volumes=(replace(found.volumes[0], confusion=confusion),)).mean_dice
 
 
 def final_scores(
