@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import pickle
+from typing import Any
 
 import numpy as np
 import planted
@@ -272,6 +273,12 @@ def test_nothing_is_folded_where_the_channels_are_scaled_alike():
     model = planted.conv_alone()
     neutralize(model, mean=[0.1, 0.1, 0.1], std=0.1)
     assert model[0].bias is None
+
+
+def test_mean_and_std_may_be_numpys():
+    mean: Any = np.float32(0.5)
+    record = neutralize(planted.conv_alone(), mean=mean, std=np.full(3, 0.25))
+    assert (record.mean, record.std) == (0.5, 0.25)
 
 
 def test_pretrained_at_three_slices_changes_no_weight():
@@ -650,6 +657,8 @@ def test_an_output_that_depends_on_the_number_of_slices():
         ({"tie": "mirrored"}, "did you mean 'mirror'"),
         ({"check": "stem"}, "did you mean 'stems'"),
         ({"mean": [0.1, 0.2]}, "mean has 2 values; the network has 3 inputs"),
+        ({"mean": "0.5"}, "mean has to be a number, or one for each input, not '0.5'"),
+        ({"std": [0.1, None, 0.1]}, "std has to be a number, or one for each input"),
         ({"std": [1, 1, 0]}, "has to be positive"),
         ({"mean": math.inf}, "has to be finite"),
     ],

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -220,13 +221,20 @@ def _average(values: Sequence[float]) -> float:
     return values[0] if len(set(values)) == 1 else math.fsum(values) / len(values)
 
 
-def _by_channel(name: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:
-    given = (values,) if isinstance(values, int | float) else tuple(values)
-    if len(given) not in (1, channels):
+def _by_channel(name: str, values: Any, channels: int) -> tuple[float, ...]:
+    """Return a number, or one for each channel, as one for each; any number of Python or NumPy will do."""
+    try:
+        if isinstance(values, str):  # whose characters may be digits
+            raise TypeError
+        numbers = (float(values),) if isinstance(values, Real) else tuple(map(float, values))
+    except (TypeError, ValueError):
         raise ConfigError(
-            f"{option(name)} has {len(given)} values; the network has {channels} inputs, so give 1 or {channels}"
+            f"{option(name)} has to be a number, or one for each input, not {values!r:.100}"
+        ) from None
+    if len(numbers) not in (1, channels):
+        raise ConfigError(
+            f"{option(name)} has {len(numbers)} values; the network has {channels} inputs, so give 1 or {channels}"
         )
-    numbers = tuple(float(value) for value in given)
     if not all(map(math.isfinite, numbers)):
         raise ConfigError(f"{option(name)} has to be finite, not {values}")
     return numbers if len(numbers) == channels else numbers * channels
