@@ -321,6 +321,25 @@ def test_asking_for_what_was_saved(saved):
     assert record.strategy == "uniform"
 
 
+def test_numbers_may_be_numpys(saved):
+    options: Any = {"slices": np.int64(3), "classes": np.int64(3)}
+    assert load_network("timm:test_resnet", str(saved), **options)[1].slices == 3
+    with pytest.raises(ModelError, match="was saved with slices 3, not 5"):
+        load_network("timm:test_resnet", str(saved), slices=np.int64(5))
+
+
+def test_a_small_file_that_names_a_large_network(saved, tmp_path, monkeypatch):
+    with safe_open(saved, "pt") as file:
+        metadata = file.metadata()
+    large = {**json.loads(metadata["evenslice"])}
+    large["source"] |= {"spec": "torchvision:vit_h_14"}
+    path = tmp_path / "large.safetensors"
+    save_file(load_file(saved), path, {**metadata, "evenslice": json.dumps(large)})
+    monkeypatch.setattr(checkpoints, "build_model", None)  # which would take 2.5 GB
+    with pytest.raises(ModelError, match="is too small for the network torchvision:vit_h_14"):
+        load_network(str(path))
+
+
 @pytest.mark.parametrize("spec", ["timm:test_resnet?drop_rate=0.1", "timm:test_efficientnet"])
 def test_other_specification_than_was_saved(saved, spec):
     with pytest.raises(ModelError, match=r"was saved as timm:test_resnet, not timm:test_"):

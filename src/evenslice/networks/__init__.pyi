@@ -14,6 +14,7 @@ from .models import (
     ModelSource as ModelSource,
     build_model as build_model,
     missing_parts as missing_parts,
+    sketched_size as sketched_size,
 )
 from .outputs import (
     detections as detections,

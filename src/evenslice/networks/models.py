@@ -8,8 +8,11 @@ weights), or a file.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from evenslice._core import ModelError, option
 from evenslice.networks.builders import build_network, parse_specification
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from evenslice.networks.specification import Specification
 
-__all__ = ["BuiltNetwork", "ModelSource", "build_model", "missing_parts"]
+__all__ = ["BuiltNetwork", "ModelSource", "build_model", "missing_parts", "sketched_size"]
 
 NOT_IN_ANSWERS = frozenset({"aux_classifier", "auxiliary_head"})
 """Parts that networks need in their training alone."""
@@ -112,6 +115,29 @@ def build_model(
     else:
         model, source = _from_file(specification, weights)
     return BuiltNetwork(model.eval(), source)
+
+
+def sketched_size(spec: str, *, classes: int | None = None, inputs: int | None = None) -> int:
+    """Return how many parameters a library's network has, without the memory that they take.
+
+    Args:
+        spec: which network, which a file of anyone's may have named.
+        classes: as for ``build_model``.
+        inputs: likewise.
+
+    Returns:
+        Their number; 0 if it takes more to know it: for a function, and where the library needs their values.
+
+    Example:
+        >>> sketched_size("torchvision:vit_h_14"), sketched_size("my_networks:function")
+        (632045800, 0)
+    """
+    if not parse_specification(spec).library:
+        return 0
+    with suppress(ModelError), torch.device("meta"):
+        model, _ = build_model(spec, "none", classes=classes, inputs=inputs)
+        return sum(parameter.numel() for parameter in model.parameters())
+    return 0
 
 
 def missing_parts(weights: str, random: Sequence[str]) -> tuple[str, ...]:

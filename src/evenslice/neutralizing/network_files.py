@@ -9,6 +9,7 @@ from __future__ import annotations
 import stat
 from contextlib import ExitStack
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ from evenslice.networks import (
     parse_specification,
     read_metadata,
     read_weights,
+    sketched_size,
 )
 from evenslice.neutralizing.inspection import KnownInput, locate_stems
 from evenslice.neutralizing.mirror_average import average_mirrored
@@ -145,8 +147,12 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
     # Every other strategy gives the stems a shape of their own; a mixer is followed by those of the weights.
     inputs = saved.inputs if saved is not None and record.stems == (MIXER,) else None
     classes = asked["classes"] if saved is None else saved.classes
-    model, source = build_model(spec, "none", classes=classes, inputs=inputs)
     state = dict(file.state)
+    if sketched_size(spec, classes=classes, inputs=inputs) > _room(state):
+        raise ModelError(
+            f"{weights}: is too small for the network {spec}; name the network that was saved in it"
+        )
+    model, source = build_model(spec, "none", classes=classes, inputs=inputs)
     _check_room(model, record, state, weights)
     _shape_stems(model, source, record, weights)
     _match_stems(model, record.stems, state)
@@ -159,9 +165,13 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
     return LoadedNetwork(model, record, replace(source, random=() if saved is None else saved.random))
 
 
+def _room(state: Mapping[str, Tensor]) -> int:
+    """Return how many parameters a network may have at most whose file holds these tensors."""
+    return 16 * sum(tensor.numel() for tensor in state.values()) + 2**20
+
+
 def _check_room(model: nn.Module, record: Record, state: Mapping[str, Tensor], weights: str) -> None:
     """Check that a file is large enough for the stems that its record names, before they are made."""
-    held = sum(tensor.numel() for tensor in state.values())
     names = dict(model.named_modules())
     needed = sum(
         parameter.numel() // 3 * record.slices  # about: few networks have other than three inputs
@@ -169,7 +179,7 @@ def _check_room(model: nn.Module, record: Record, state: Mapping[str, Tensor], w
         for key, parameter in (names[name].named_parameters(recurse=False) if name in names else ())
         if key == "weight"
     )
-    if needed > 16 * held + 2**20:
+    if needed > _room(state):
         raise ModelError(
             f"{weights}: is too small for the {record.slices} slices that it names; save the network again"
         )
@@ -215,7 +225,7 @@ def _check_asked(
         "classes": None if saved is None else saved.classes,
     }
     for name, value in asked.items():
-        wanted = value if isinstance(value, str | int | None) else tuple(value)
+        wanted = value if isinstance(value, str | Integral | None) else tuple(value)
         if wanted is not None and has[name] is not None and wanted != has[name]:
             raise ModelError(
                 f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(name)}, or "
