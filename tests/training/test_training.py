@@ -31,6 +31,7 @@ from evenslice.training.config import TrainConfig
 from evenslice.training.fitting import fixed_windows
 from evenslice.training.lightning_module import SegmentationLoss, TrainingModule
 from evenslice.training.run_folder import RunFolder
+from evenslice.training.segmenter import load_segmenter
 from evenslice.training.tasks import validation_score
 from evenslice.training.trainer import train
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
@@ -620,6 +621,31 @@ def test_more_classes_than_two(folder, tmp_path, loss):
     result = train(config, tmp_path / "run")
     assert len(result["dice"]["per_class"]) == 3
     assert result["dice"]["mean"] > 0.4
+
+
+@pytest.mark.parametrize(("loss", "classes"), [("dice_bce", 3), ("dice_bce", 1), ("dice_ce", 3)])
+def test_a_sigmoid_for_each_class_is_no_softmax(folder, tmp_path, loss, classes):
+    spec, run = f"trainable:small?classes={classes}", tmp_path / "run"
+    labels = {"image": "image.npy", "labels": "three.npy" if classes == 3 else "labels.npy"}
+    options = {
+        "data__train": [labels],
+        "data__test": [],
+        "data__validation_fraction": 0,
+        "training__loss": loss,
+    }
+    train(
+        make_config(folder, data__classes=max(classes, 2), model__spec=spec, training__steps=1, **options),
+        run,
+    )
+    segmenter, image = load_segmenter(run, spec), open_volume(np.load("image.npy")[:4])
+    segmenter.segment(image, tmp_path / "labels.npy")
+    if (loss, classes) == ("dice_bce", 3):
+        with pytest.raises(
+            ConfigError, match="trained a sigmoid for each of 3 classes .* train with dice_ce"
+        ):
+            segmenter.segment(image, tmp_path / "probabilities.npy", probabilities=True)
+    else:
+        segmenter.segment(image, tmp_path / "probabilities.npy", probabilities=True)
 
 
 def test_one_sigmoid_will_do_for_two_classes(folder, tmp_path):

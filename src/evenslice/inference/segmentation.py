@@ -82,7 +82,8 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         step: distance between the slices of a window.
         intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
         fill: the voxel value that replaces NaN and infinity.
-        probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels.
+        probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
+            logits, or the sigmoid of a single one.
         label_values: the voxel value of each class in the labels, integers of at least 0; by default 0, 1, 2 ...
         tile: size (y, x) of the in-plane tiles, see ``predict``.
         batch: windows per forward pass, see ``predict``; fewer once memory runs out.

@@ -65,16 +65,19 @@ class Segmenter:
         """Segment a volume; the other options are those of ``evenslice.segment``.
 
         Raises:
-            ConfigError: the network is that of a run that trained a classifier.
+            ConfigError: the network is that of a run that trained a classifier; or ``probabilities`` are asked for that the
+                run did not train.
         """
         self._need_segmentation()
+        if options.get("probabilities"):
+            self._need_probabilities()
         return segment(self.network, reslice(volume, self.plane), out, **self._own, **options)
 
     def evaluate(self, volume: Volume, labels: Volume | None = None, **options: Any) -> Evaluation:
         """Evaluate the network on a volume; the other options are those of ``evenslice.evaluate``.
 
         Raises:
-            ConfigError: as for ``segment``.
+            ConfigError: the network is that of a run that trained a classifier.
         """
         self._need_segmentation()
         own = self._own
@@ -108,6 +111,15 @@ class Segmenter:
             raise ConfigError(
                 f"{option('run')}: the run {self.run} trained a classifier of crops, which gives no map of classes; "
                 f"its scores are in its result.json, and `evenslice audit --run` takes it"
+            )
+
+    def _need_probabilities(self) -> None:
+        """Raise ConfigError if the classes of a run do not exclude each other: their probabilities are no softmax."""
+        config = None if self.run is None else _configuration(self.run)
+        if config is not None and config.training.loss == "dice_bce" and config.data.classes > 2:
+            raise ConfigError(
+                f"{option('probabilities')}: the run {self.run} trained a sigmoid for each of {config.data.classes} classes "
+                "(training.loss: dice_bce), and segment writes a softmax; write labels, or train with dice_ce"
             )
 
     @property
