@@ -43,6 +43,7 @@ NO_PLACE = "no activation follows"  # behind which "twin" could average
 SMALL = 64  # pixels, of the image where a network can be built for it
 REFUSES = "the network refuses images of"  # of any size, as the library built it
 NO_MEMORY = "allocate memory"
+TINY = 0.01  # a scale that hides what it scales from a check
 COLOURS = (0.5, 2.0, 0.2)  # by what the colours of a stem are scaled, so that they are far from equal
 
 
@@ -184,11 +185,21 @@ def unequal(model: nn.Module, seed: int = 0) -> nn.Module:
             weight = getattr(module, "weight", None)
             if isinstance(module, nn.Conv2d) and isinstance(weight, nn.Parameter) and weight.shape[1] == 3:
                 weight.mul_(colours.to(weight))
-        for parameter in model.parameters():
-            # A head that starts as zeros would make any promise hold.
-            if parameter.ndim > 1 and not parameter.is_meta and not parameter.any():
+        # A head that starts as zeros, or branches that are scaled to almost nothing, would make any promise hold.
+        for name, parameter in model.named_parameters():
+            if parameter.is_meta:
+                continue
+            if parameter.ndim > 1 and not parameter.any():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+            elif _is_tiny_scale(name, parameter):
+                parameter.fill_(1)
     return model
+
+
+def _is_tiny_scale(name: str, parameter: nn.Parameter) -> bool:
+    """Say whether a parameter scales a branch of a fresh network to almost nothing, such as the gamma of a LayerScale."""
+    shift = "bias" in name.rpartition(".")[2] or name.endswith("beta")
+    return not shift and parameter.numel() > 0 and bool(0 <= parameter.min() == parameter.max() <= TINY)
 
 
 def _result(network: _Network, slices: int, way: str = "uniform", **options: Any) -> Result:

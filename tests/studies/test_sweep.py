@@ -1,5 +1,6 @@
 """The sweep over every network of every library: a sample of it, and what it does with the worst."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,19 @@ def test_colours_are_unequal_and_zeros_alive():
     assert network[0].weight[0].flatten().tolist() == pytest.approx([0.5, 2.0, 0.2])
     assert network[1].running_mean.abs().min() > 0
     assert network[2].weight.abs().min() > 0
+
+
+def test_branches_that_are_scaled_to_almost_nothing_come_alive():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    network.gamma = nn.Parameter(torch.full((4,), 1e-5))
+    network.layer_scale = nn.Parameter(torch.full((4, 1, 1), 1e-6))
+    nn.init.zeros_(network[1].weight)
+    weight = network[0].weight[:, 1] * 2.0
+    sweep_checks.unequal(network)
+    for scale in (network.gamma, network.layer_scale, network[1].weight):
+        assert scale.unique().tolist() == [1.0]
+    assert network[1].bias.abs().max() == 0
+    assert torch.equal(network[0].weight[:, 1], weight)
 
 
 def test_cheap_draws_are_as_spread_as_real_ones_and_end_with_the_block():
@@ -447,6 +461,25 @@ def test_page_counts_what_was_made_symmetric():
     assert "| twin | timm:2 | 5 | no\\_way |" in text
     assert "No place for `twin`: `timm:1`." in text
     assert "Symmetric networks" not in write_coverage.page(rows, {"twin": []})
+
+
+@pytest.mark.parametrize("lost", ["coverage", "twin", "symmetrize"])
+def test_page_is_not_written_without_all_of_its_rows(tmp_path, monkeypatch, lost):
+    row = Row("timm", "one", "timm:one", results={3: result("ok"), 5: result("ok")})
+    for name in {"coverage", "twin", "symmetrize"} - {lost}:
+        sweep_rows.append(row, tmp_path / f"{name}.csv")
+    page = tmp_path / "coverage.md"
+    arguments = ["write_coverage.py", "--results", str(tmp_path / "coverage.csv"), "--out", str(page)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    way = "uniform" if lost == "coverage" else lost
+    with pytest.raises(
+        SystemExit, match=rf"{lost}\.csv: is missing; make it: make sweep SWEEP='--way {way}'$"
+    ):
+        write_coverage.main()
+    assert not page.exists()
+    sweep_rows.append(row, tmp_path / f"{lost}.csv")
+    write_coverage.main()
+    assert "1 by `twin`, 1 by `symmetrize`" in page.read_text()
 
 
 def test_rows_survive_the_file(tmp_path):
