@@ -17,6 +17,7 @@ import evenslice
 import evenslice.cli
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.report.files import write_report
+from evenslice.training.segmenter import load_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +370,12 @@ def test_an_output_without_windows_is_refused(bad, texture):
 def test_a_wrong_option_of_a_file_is_refused(file, options, message):
     with pytest.raises(ConfigError, match=message):
         evenslice.load_onnx(file, **options)
+
+
+def test_no_slices_are_not_taken_for_the_default(file, texture, tmp_path):
+    segmenter = load_segmenter(None, "onnx", str(file), slices=0)
+    with pytest.raises(ConfigError, match="slices=0: a window has an odd number of slices"):
+        segmenter.segment(evenslice.open_volume(texture), tmp_path / "labels.npy")
 
 
 def run(folder, *arguments):

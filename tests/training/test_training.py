@@ -460,6 +460,17 @@ def test_steps_need_not_be_a_multiple_of_those_between_validations(folder, tmp_p
     assert result["steps"] == 25
     assert [row["step"] for row in rows if "validation_dice" in row] == [0, 20, 25]
     assert [row["step"] for row in rows if "asymmetry" in row] == [0, 20, 25]
+    assert result["bias"]["asymmetry"] == rows[-1]["asymmetry"]
+
+
+def test_no_bias_is_told_of_a_network_that_was_kept_where_none_was_measured(folder, tmp_path):
+    np.save(tmp_path / "inverted.npy", 1 - np.load("labels.npy"))
+    validation = [{"image": "image.npy", "labels": str(tmp_path / "inverted.npy"), "slices": [32, 40]}]
+    changes = {"training__keep": "best", "training__monitor_every": 30}
+    config = make_config(folder, data__validation=validation, data__test=[], **changes)
+    result = train(config, tmp_path / "run")
+    assert result["validation"]["step"] == 20
+    assert result["bias"] is None
 
 
 def test_training_stops_where_validation_gets_no_better_and_stays_stopped(folder, tmp_path):
