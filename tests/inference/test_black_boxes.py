@@ -135,7 +135,7 @@ class Stated:
         (squares, {"device": "cpu"}, ConfigError, "device='cpu' has no effect"),
         (squares, {"dtype": "float32"}, ConfigError, "dtype='float32' has no effect"),
         (squares, {"target": "predicted"}, ModelError, "use the target 'sum'"),
-        (squares, {"slices": 4}, ConfigError, "slices = 4"),
+        (squares, {"slices": 4}, ConfigError, "slices=4: a window has an odd number"),
         (Stated(), {"slices": 3}, ConfigError, "slices=3: Stated takes 5; leave slices out"),
         (Stated(), {"tile": (8, 8)}, ConfigError, "leave tile out"),
         ("network.onnx", {}, ModelError, "str is not a network; give a torch.nn.Module, or a function"),
