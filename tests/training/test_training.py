@@ -324,18 +324,18 @@ def test_what_a_run_resumes_from_is_not_taken_for_its_network(undisturbed):
 
 
 def test_what_the_weights_lack_is_said_before_a_training(folder, tmp_path):
-    class Stopped(Exception):
+    class HeardError(Exception):
         pass
 
     def stop(lines):
-        raise Stopped(lines[0])
+        raise HeardError(lines[0])
 
     torch.save(
         {"encoder.weight": torch.ones(4, 3, 3, 3), "encoder.bias": torch.ones(4)}, tmp_path / "encoder.pt"
     )
     weights = str(tmp_path / "encoder.pt")
     config = make_config(folder, model__spec="trainable:in_parts", model__weights=weights)
-    with pytest.raises(Stopped, match=r"^network: .*; it lacks decoder, which start random$"):
+    with pytest.raises(HeardError, match=r"^network: .*; it lacks decoder, which start random$"):
         train(config, tmp_path / "run", on_start=stop)
 
 
