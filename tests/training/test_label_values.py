@@ -115,7 +115,9 @@ def test_scores_leave_out_what_is_ignored():
     again = evenslice.evaluate(Bright(), image, ignored, ignore_label=255, **options)
     assert again.dice == 1
     assert again.scores.volumes[0].surface_dice[1] == 1
-    found = evenslice.evaluate(Bright(), image, right, label_values=np.array([9, 5], np.uint8), intensity=(0, 1))
+    found = evenslice.evaluate(
+        Bright(), image, right, label_values=np.array([9, 5], np.uint8), intensity=(0, 1)
+    )
     assert found.dice == 1
     with pytest.raises(VolumeError, match="holds the label value 9"):
         evenslice.evaluate(Bright(), image, right, label_values=[0, 5], intensity=(0, 1))
