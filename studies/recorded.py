@@ -35,7 +35,7 @@ def describe_training(run: Path) -> dict[str, Any]:
         "seconds": found["seconds"],
         "dice": found["dice"]["mean"],
         "iou": found["iou"]["mean"],
-        "directional_bias": found["bias"]["directional_bias"],
+        "directional_bias": found["bias"] and found["bias"]["directional_bias"],
         "versions": found["versions"],
     }
 
@@ -55,7 +55,7 @@ def _training_row(training: dict[str, Any]) -> list[str]:
         f"{training['seconds'] / 60:.1f}",
         f"{training['dice']:.3f}",
         f"{training['iou']:.3f}",
-        f"{training['directional_bias']:+.3f}".replace("-", "\N{MINUS SIGN}"),
+        _signed(training["directional_bias"]),
     ]
 
 
@@ -101,3 +101,7 @@ def _processor() -> str:
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())
+
+
+def _signed(value: float | None) -> str:
+    return "none" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")

@@ -453,7 +453,12 @@ READING = {"step": 2, "plane": "y", "intensity": (10.0, 200.0), "fill": 0.0, "la
 
 
 def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
-    evenslice.export(small(), tmp_path / "hub", to="huggingface", **READING)
+    numpys = {
+        "intensity": np.array([10, 200], np.uint8),
+        "fill": np.float32(0),
+        "label_values": np.array([0, 255]),
+    }
+    evenslice.export(small(), tmp_path / "hub", to="huggingface", **READING | numpys)
     evenslice.export(small(), tmp_path / "onnx", to="onnx", **READING)
     evenslice.export(small(), tmp_path / "plain", to="onnx")
     assert stated_reading("tests:any", str(tmp_path / "hub")) == READING

@@ -328,6 +328,13 @@ def test_numbers_may_be_numpys(saved):
         load_network("timm:test_resnet", str(saved), slices=np.int64(5))
 
 
+def test_a_network_with_a_number_of_classes_of_numpy_is_saved(tmp_path):
+    model, record, source = load_network("timm:test_resnet", "none", classes=np.int64(3))
+    save_network(model, tmp_path / "net.safetensors", source=source)
+    again = load_network("timm:test_resnet", str(tmp_path / "net.safetensors"))
+    assert (again.source.classes, again.record) == (3, record)
+
+
 def test_a_small_file_that_names_a_large_network(saved, tmp_path, monkeypatch):
     with safe_open(saved, "pt") as file:
         metadata = file.metadata()

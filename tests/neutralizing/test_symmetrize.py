@@ -308,12 +308,14 @@ def test_a_function_is_called_on_both():
 def test_every_number_that_a_function_returns_is_averaged():
     def first_slice(images):
         score = float(images[:, 0].mean())
-        return MappingProxyType({"score": score, "more": [{"scores": images[:, 0]}, np.float32(score)]})
+        more = [{"scores": images[:, 0], "classes": 2, "certain": True}, np.float32(score)]
+        return MappingProxyType({"score": score, "more": more})
 
     images = windows().numpy()
     found, mirrored = (symmetrize(first_slice)(part) for part in (images, images[:, ::-1]))
     assert found["score"] == mirrored["score"] == pytest.approx(images[:, [0, 2]].mean())
     assert found["more"][1] == mirrored["more"][1]
+    assert (found["more"][0]["classes"], found["more"][0]["certain"]) == (2, True)
     np.testing.assert_array_equal(found["more"][0]["scores"], mirrored["more"][0]["scores"])
 
 
@@ -324,7 +326,7 @@ def test_every_number_that_a_function_returns_is_averaged():
         ({"name": "words", "aux": None}, "returns dict without a score"),
         ((), "returns tuple without a score"),
         ({"scores": np.ones(2), "object": object()}, "returns object, which cannot be averaged"),
-        (3, "returns integers"),
+        (3, "returns int without a score"),
     ],
 )
 def test_an_answer_of_a_function_that_cannot_be_averaged(returned, message):

@@ -152,7 +152,6 @@ def test_other_commands_make_sections_of_their_own(load):
         ("data: {train: [{image: {path: a, select: {c: x}}, labels: b}]}", "data.train[0].image.select.c: 'x': should be a valid integer"),
         ("data: {train: [{image: a, labels: b, slices: [9, 3]}]}", "data.train[0].slices: [9, 3]: give the first slice and the one after the last"),
         ("data: {classes: 3, label_values: [0, 255], train: [{image: a, labels: b}]}", "data.label_values: [0, 255]: give a different value for each of the 3 classes"),
-        ("data: {label_values: [-1, 1], train: [{image: a, labels: b}]}", "data.label_values: [-1, 1]: segment writes these values as unsigned integers; replace those below 0"),
         ("data: {classes: 3, boundaries: true, train: [{image: a, labels: b}]}", "data.boundaries: True: boundaries need classes: 2"),
         ("data: {intensity: [3, 3], train: [{image: a, labels: b}]}", "data.intensity: [3, 3]: the first value must be below the second"),
         ("", "holds None instead of options; write them as 'name: value'"),

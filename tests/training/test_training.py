@@ -507,6 +507,24 @@ def test_without_validation_nothing_is_chosen_by_it(folder, tmp_path, option, va
         train(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize("values", [[-1, 1], [0, 2**32]])
+def test_values_of_labels_that_no_segmentation_can_hold_are_refused_before_a_training(
+    folder, tmp_path, values
+):
+    np.save(tmp_path / "labels.npy", np.where(np.load(folder / "labels.npy") == 1, values[1], values[0]))
+    labels = {"labels": str(tmp_path / "labels.npy")}
+    config = make_config(folder, data__label_values=values)
+    parts = config.model_dump(mode="json")["data"]
+    for split in ("train", "test"):
+        parts[split] = [{**part, **labels} for part in parts[split]]
+    config = make_config(
+        folder, **{f"data__{name}": parts[name] for name in ("train", "test", "label_values")}
+    )
+    with pytest.raises(ConfigError, match="segment writes these values as unsigned integers"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_network_that_cannot_learn_from_one_crop_is_refused_before_anything_is_written(folder, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(ModelError, match=r"trainable:pooled: cannot be trained on 1 of these crops at once"):

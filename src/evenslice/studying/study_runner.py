@@ -47,7 +47,7 @@ from evenslice.studying.outcome import STRESS_COLUMNS
 from evenslice.studying.run_execution import execute, record_failure
 from evenslice.studying.runs import LABELS, count_runs, plan_runs
 from evenslice.studying.study_folder import study_folder, write_config
-from evenslice.training import RunFolder, check_validation, fingerprints, open_data
+from evenslice.training import RunFolder, check_data, fingerprints, open_data
 
 if TYPE_CHECKING:
     import os
@@ -204,7 +204,7 @@ def _check_data(config: StudyConfig, runs: Iterable[Run]) -> None:
     for (name, fold), group in _by_data(runs).items():
         first = group[0].config
         try:
-            check_validation(first, open_data(first.data, first.model))
+            check_data(first, open_data(first.data, first.model))
         except EvensliceError as error:
             place = f"{name!r}: fold {fold}" if name in folded else repr(name)
             raise type(error)(f"datasets: {place}: {error}") from error

@@ -23,7 +23,7 @@ from .option_types import (
     WeightsOption as WeightsOption,
     check_strategy as check_strategy,
 )
-from .preflight import check_validation as check_validation
+from .preflight import check_data as check_data
 from .retesting import retest as retest
 from .run_folder import MOVABLE as MOVABLE, RunFolder as RunFolder, flat_options as flat_options
 from .segmenter import (

@@ -175,10 +175,6 @@ class DataConfig(Section):
         classes = info.data.get("classes", 2)
         if values is not None and not len(set(values)) == len(values) == classes:
             raise ValueError(f"give a different value for each of the {classes} classes")
-        if values is not None and not 0 <= min(values) <= max(values) < 2**32:
-            raise ValueError(
-                "segment writes these values as unsigned integers; replace those below 0 or above 4294967295 in the label files"
-            )
         return values
 
     @field_validator("instances")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evenslice._core import ConfigError, ModelError, reason
-from evenslice.inference import ReadyNetwork, choose_device, choose_dtype, predict
+from evenslice.inference import ReadyNetwork, choose_device, choose_dtype, choose_tile, predict
 from evenslice.networks import input_multiple, input_size
 from evenslice.training.tasks import task_logits
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evenslice.training.config import TrainConfig, TrainingConfig
     from evenslice.training.data import Data
 
-__all__ = ["check_network", "check_planes", "check_validation", "find_device", "find_dtype"]
+__all__ = ["check_data", "check_network", "check_planes", "find_device", "find_dtype"]
 
 
 def find_device(options: TrainingConfig) -> torch.device:
@@ -47,12 +47,18 @@ def find_dtype(options: TrainingConfig) -> torch.dtype:
     return choose_dtype(options.dtype, find_device(options))
 
 
-def check_validation(config: TrainConfig, data: Data) -> None:
-    """Check that there are validation data if an option needs them.
+def check_data(config: TrainConfig, data: Data) -> None:
+    """Check that there are validation data if an option needs them, and that a segmentation can hold the values of labels.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or it cannot.
     """
+    values = config.data.label_values
+    if config.training.task == "segmentation" and values and not 0 <= min(values) <= max(values) < 2**32:
+        raise ConfigError(
+            f"data.label_values: {list(values)}: segment writes these values as unsigned integers; replace those below 0 "
+            "or above 4294967295 in the label files"
+        )
     for name, needed in (("patience", config.training.patience), ("keep", config.training.keep == "best")):
         if needed and not data.validation:
             raise ConfigError(
@@ -103,10 +109,7 @@ def check_planes(network: nn.Module, config: TrainConfig, data: Data) -> None:
         return
     model, one_pixel = config.model, (slice(0, 1), slice(0, 1))  # which is in one tile
     ready = ReadyNetwork(network, slices=model.slices, device="cpu", dtype="float32")
-    of_size = {
-        tuple(-(-length // ready.multiple) for length in part.volume.shape[1:]): part
-        for part in (*data.validation, *data.test)
-    }
+    of_size = {choose_tile(ready, part.volume.shape[1:]): part for part in (*data.validation, *data.test)}
     for part in of_size.values():
         y, x = part.volume.shape[1:]
         outputs = predict(

@@ -25,7 +25,7 @@ from evenslice.training.fitting import fit
 from evenslice.training.interruption import Interruption, TrainingInterrupted
 from evenslice.training.lightning_module import output_channels
 from evenslice.training.logs import is_first_process
-from evenslice.training.preflight import check_network, check_planes, check_validation, find_dtype
+from evenslice.training.preflight import check_data, check_network, check_planes, find_dtype
 from evenslice.training.result import describe_data, finish_run
 from evenslice.training.run_folder import RunFolder
 
@@ -145,7 +145,7 @@ def _train(
         run.remove_leftovers()
     find_dtype(config.training)  # raises if the device is missing, or does not compute in it
     data = open_data(config.data, config.model, seed=config.seed)
-    check_validation(config, data)
+    check_data(config, data)
     network, record, source = _build(config)
     check_planes(network, config, data)
     described = describe_data(data)

@@ -159,9 +159,9 @@ def describe(  # noqa: PLR0913  # what ``export`` takes, by name
         step=step,
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
-        intensity=intensity,
-        fill=fill,
-        label_values=None if label_values is None else tuple(label_values),
+        intensity=None if intensity is None else (float(intensity[0]), float(intensity[1])),
+        fill=None if fill is None else float(fill),
+        label_values=None if label_values is None else tuple(map(int, label_values)),
         plane=plane,
         record=None if record is None else record.to_dict(),
         source=None if source is None else source.to_dict() | {"weights": None},  # a path on this machine
