@@ -216,7 +216,7 @@ def test_what_is_remote_is_never_replaced(force, other, memory):
 def test_chunks_that_a_kill_left_are_removed_with_force(labels, memory):
     for chunk in ("0/c/0/0/0", "0/c/9/9/9", "1/c/0/0/0"):
         memory.pipe(f"/bucket/a.zarr/{chunk}", b"half")
-    with pytest.raises(OutputError, match="holds chunks without metadata, .*; remove them with force"):
+    with pytest.raises(OutputError, match="holds chunks without metadata, .*, and remove them with force"):
         write_volume(open_volume(labels), "memory://bucket/a.zarr")
     write_volume(open_volume(labels), "memory://bucket/a.zarr", force=True)
     write_volume(open_volume(labels), "memory://bucket/b.zarr")

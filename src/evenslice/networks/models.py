@@ -188,7 +188,8 @@ def _from_file(specification: Specification, weights: str) -> tuple[nn.Module, M
     if specification.library and (classes or inputs):
         if specification.classes is not None and classes is not None:
             raise ModelError(
-                f"{weights}: has {classes} classes, not {specification.classes}; leave out {option('classes')}"
+                f"{weights}: has {classes} classes, not {specification.classes}; leave out {option('classes')}, or give "
+                "weights without the head"
             )
         specification = replace(
             specification, classes=classes or specification.classes, inputs=inputs or specification.inputs
