@@ -122,6 +122,18 @@ def test_a_worker_may_be_silent_for_long():
 
 
 @pytest.mark.slow
+def test_workers_leave_the_environment_of_this_process_as_it_was():
+    """A process that is started afterwards would compute with their number of threads."""
+    before = dict(os.environ)
+    with open_cluster(workers=1) as client:
+        assert list(map_in_order(os.getenv, ["MKL_NUM_THREADS"], client)) != [None]
+    after = dict(os.environ)
+    assert {name for name in {**before, **after} if before.get(name) != after.get(name)} <= {
+        "PYTEST_CURRENT_TEST"
+    }
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
 def test_workers_share_the_cores_that_are_left_to_this_process(monkeypatch):
     """As SLURM, a container or taskset leave it fewer than the machine has."""

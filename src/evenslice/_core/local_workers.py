@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["local_client"]
 
 LOOPBACK = "127.0.0.1"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SET_BY_DASK = (*THREADS, "PYTHONSAFEPATH", "PYTHONHASHSEED", "__DASK_PARENT_PID")
 
 
 @contextmanager
@@ -52,9 +54,7 @@ def local_client(workers: int) -> Iterator[Any]:
     settings = {
         # Replaces Dask's defaults: one thread per worker, and a limit on the memory that malloc keeps. With that limit
         # the system allocates and clears the memory of every tensor anew, and a training step takes twice as long.
-        "distributed.nanny.pre-spawn-environ": {
-            f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")
-        },
+        "distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, threads),
         # Daemons may not have child processes, and data loaders are child processes.
         "distributed.worker.daemon": False,
         # A worker that dies is noticed by the process that started it. One that is silent on a busy machine is not dead.
@@ -70,7 +70,7 @@ def local_client(workers: int) -> Iterator[Any]:
             ignore_cleanup_errors=True,  # by a worker that was killed while it wrote
         ) as scratch,
         dask.config.set({**settings, "temporary-directory": scratch}),
-        _safe_path(),
+        _own_environment(),
         # Workers look for modules where this process does, and one that cannot import a user's function dies every time.
         importable_here(first=False) if imports_from_here() else nullcontext(),
         # An interrupt while the cluster starts or ends, each a second or two, waits: Dask cannot be left in between.
@@ -93,18 +93,22 @@ def local_client(workers: int) -> Iterator[Any]:
 
 
 @contextmanager
-def _safe_path() -> Iterator[None]:
-    """Let processes that start in the block not look for Python's own modules in the current directory."""
-    before = os.environ.get("PYTHONSAFEPATH")
+def _own_environment() -> Iterator[None]:
+    """Let processes that start in the block not look for Python's own modules in the current directory.
+
+    Dask sets what it gives its workers in this process, too, and leaves it there; afterwards it is as before.
+    """
+    before = {name: os.environ.get(name) for name in SET_BY_DASK}
     os.environ["PYTHONSAFEPATH"] = "1"
     resource_tracker.ensure_running()  # else Dask's threads start it, which lets them see interrupts
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop("PYTHONSAFEPATH", None)
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
