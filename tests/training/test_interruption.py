@@ -190,10 +190,11 @@ def test_signals_that_have_another_meaning_keep_it():
 @pytest.mark.parametrize(
     ("options", "number"), [({"workers": 2}, signal.SIGINT), ({"devices": 2}, signal.SIGTERM)]
 )
-def test_all_processes_of_a_training_stop_at_the_same_step(inputs, tmp_path, options, number):
+def test_all_processes_of_a_training_stop_at_the_same_step(inputs, undisturbed, tmp_path, options, number):
     chosen = training_options(inputs, steps=STEPS, **options)
-    expected = tmp_path / "undisturbed"
-    assert ends(inputs, chosen, expected) == 0
+    if "devices" in options:  # which round otherwise than one
+        assert ends(inputs, chosen, tmp_path / "undisturbed") == 0
+        undisturbed = trained(tmp_path / "undisturbed")
     run = tmp_path / "run"
     process = start(inputs, "train", chosen, run, SLOW="0.1", own_session=True)
     wait_for_step(process, run, 30)
@@ -205,7 +206,7 @@ def test_all_processes_of_a_training_stop_at_the_same_step(inputs, tmp_path, opt
     )
     assert "Traceback" not in errors
     assert ends(inputs, chosen, run, "--resume") == 0
-    assert trained(run)["weights"] == trained(expected)["weights"]
+    assert trained(run)["weights"] == undisturbed["weights"]
     assert Path(run, "result.json").exists()
 
 

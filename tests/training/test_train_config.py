@@ -140,6 +140,8 @@ def test_other_commands_make_sections_of_their_own(load):
         (DATA + "model: {strategy: [0.3, 0.3, 0.4]}", "model.strategy: [0.3, 0.3, 0.4]: the profile (0.3, 0.3, 0.4) is not symmetric"),
         (DATA + "model: {slices: 5, strategy: [0.3, 0.4, 0.3]}", "model.strategy: [0.3, 0.4, 0.3]: the profile has 3 weights; 5 slices need 5"),
         (DATA + "model: {slices: 4}", "model.slices: 4: a window has an odd number of slices"),
+        (DATA + "model: {strategy: twin, tie: mirror}", "model.tie: 'mirror': the strategy 'twin' is symmetric whatever is learned; omit tie"),
+        (DATA + "model: {strategy: twin, symmetrize: encoder}", "model.symmetrize: 'encoder': the strategy 'twin' is symmetric whatever is learned; omit symm"),
         (DATA + "model: {tie: miror}", "model.tie: 'miror': did you mean 'mirror'?"),
         ("seed: 3", "data: is missing; give one"),
         ("data: {}", "data.train: is missing; give one"),
@@ -190,3 +192,17 @@ def test_without_the_extra_an_error_names_it():
     code = "import sys; sys.modules['pydantic'] = None; import evenslice.training.config"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'evenslice[train]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy"),
+    [
+        ({}, "twin"),
+        ({"tie": "mirror"}, "mirror"),
+        ({"tie": "uniform"}, "uniform"),
+        ({"symmetrize": "encoder"}, "pretrained"),
+        ({"symmetrize": "encoder", "tie": "mirror", "strategy": "center"}, "center"),
+    ],
+)
+def test_the_default_strategy_fits_the_other_options(options, strategy):
+    assert ModelConfig.model_validate(options).strategy == strategy

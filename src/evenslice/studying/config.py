@@ -13,6 +13,7 @@ from evenslice.training import (
     TieOption,
     TrainingConfig,
     WeightsOption,
+    check_added_symmetry,
     check_strategy,
 )
 
@@ -65,6 +66,11 @@ class Arm(Section):
         min_length=1,
         description="Which of the study's seeds this arm is run with; by default all.",
     )
+
+    @field_validator("tie", "symmetrize")
+    @classmethod
+    def _not_symmetric_yet(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return check_added_symmetry(value, info)
 
     @model_validator(mode="after")
     def _derived(self) -> Self:

@@ -21,6 +21,7 @@ from .option_types import (
     StrategyOption as StrategyOption,
     TieOption as TieOption,
     WeightsOption as WeightsOption,
+    check_added_symmetry as check_added_symmetry,
     check_strategy as check_strategy,
 )
 from .preflight import check_data as check_data

@@ -17,6 +17,7 @@ from evenslice.training.option_types import (
     StrategyOption,
     TieOption,
     WeightsOption,
+    check_added_symmetry,
     check_strategy,
 )
 
@@ -34,7 +35,12 @@ __all__ = [
 
 
 class ModelConfig(Section):
-    """The network, and how its first layer is converted."""
+    """The network, and how its first layer is converted.
+
+    Example: the strategy where none is given.
+        >>> ModelConfig().strategy, ModelConfig(tie="uniform").strategy, ModelConfig(symmetrize="encoder").strategy
+        ('twin', 'uniform', 'pretrained')
+    """
 
     spec: str = Field(
         default="smp:Unet/tu-tf_efficientnet_lite0",
@@ -47,10 +53,11 @@ class ModelConfig(Section):
     slices: SlicesOption = Field(default=3, description="Odd number of slices in a window.")
     step: int = Field(default=1, ge=1, description="Distance between the slices of a window.")
     strategy: StrategyOption = Field(
-        default="uniform",
+        default="twin",
         description=(
             "How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, twin, shuffle, "
-            "equalize, reinit, random, mixer; or the weights of a symmetric profile."
+            "equalize, reinit, random, mixer; or the weights of a symmetric profile. With symmetrize, the default is "
+            "pretrained; with a tie, it is the strategy of that name."
         ),
     )
     tie: TieOption = Field(
@@ -65,6 +72,24 @@ class ModelConfig(Section):
             "null for nowhere."
         ),
     )
+
+    @field_validator("tie", "symmetrize")
+    @classmethod
+    def _not_symmetric_yet(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return check_added_symmetry(value, info)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_of_strategy(cls, values: Any) -> Any:
+        """Choose a strategy that fits the other options: a network need not be made symmetric in two ways."""
+        from evenslice.neutralizing import TIES
+
+        if isinstance(values, dict) and "strategy" not in values:
+            if values.get("symmetrize") is not None:
+                return {**values, "strategy": "pretrained"}
+            if values.get("tie") in TIES:
+                return {**values, "strategy": values["tie"]}
+        return values
 
     @field_validator("strategy")
     @classmethod
@@ -275,7 +300,7 @@ class TrainConfig(Section):
         >>> pair = {"image": "image.tif", "labels": "labels.tif"}
         >>> config = TrainConfig.model_validate({"data": {"train": [pair]}, "training": {"steps": 500}})
         >>> config.training.steps, config.model.strategy, str(config.data.train[0].image.path)
-        (500, 'uniform', 'image.tif')
+        (500, 'twin', 'image.tif')
     """
 
     data: DataConfig = Field(description="Data set.")

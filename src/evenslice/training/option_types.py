@@ -63,6 +63,13 @@ def check_strategy(strategy: str | tuple[float, ...], slices: int) -> None:
         raise ValueError(str(error)) from error
 
 
+def check_added_symmetry(value: str | None, info: ValidationInfo) -> str | None:
+    """Raise ValueError if an option, a tie or a place to average, adds nothing to the strategy's own symmetry."""
+    if value is not None and info.data.get("strategy") == "twin":
+        raise ValueError(f"the strategy 'twin' is symmetric whatever is learned; omit {info.field_name}")
+    return value
+
+
 SlicesOption = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 """The number of slices in a window."""
 
