@@ -126,12 +126,16 @@ class Budget:
 
 
 def with_evenslice(data: Path, folder: Path, budget: Budget, _: Path) -> tuple[Labels, dict[str, Any]]:
-    """Train with the defaults of evenslice, but for the number of steps."""
+    """Train with the defaults of evenslice, but for the number of steps and the uniform start of the recorded run."""
     steps = budget.fit(EVENSLICE_STEP)
     files = {
         split: [{"image": f"{split}_image.tif", "labels": f"{split}_mito.tif"}] for split in ("train", "test")
     }
-    config = {"data": {"name": "crop", "root": str(data.resolve()), **files}, "training": {"steps": steps}}
+    config = {
+        "data": {"name": "crop", "root": str(data.resolve()), **files},
+        "model": {"strategy": "uniform"},
+        "training": {"steps": steps},
+    }
     result = evenslice.train(config, out=folder / "run")
     trained = time.monotonic()
     call(folder, sys.executable, "-m", "evenslice", "segment", "--run", "run", "--volume", str(data / "test_image.tif"),

@@ -176,7 +176,7 @@ def make_config(folder, **changes):
             "train": [{**source, "slices": [0, 30]}],
             "test": [{**source, "slices": [32, 40]}],
         },
-        "model": {"spec": "trainable:small", "weights": "none", "slices": 3},
+        "model": {"spec": "trainable:small", "weights": "none", "slices": 3, "strategy": "uniform"},
         "training": {
             "steps": 60,
             "batch": 4,
@@ -633,6 +633,15 @@ def test_an_untied_network_drifts(undisturbed):
     window = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         assert (network(window) - network(window.flip(1))).abs().max() > 1e-3
+
+
+def test_a_network_stays_symmetric_by_default(folder, tmp_path):
+    run, model = tmp_path / "run", {"spec": "trainable:small", "weights": "none"}
+    train(make_config(folder, model=model, training__steps=20), run)
+    network, _, _ = load_network("trainable:small", str(RunFolder(run).network))
+    window = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(window), network(window.flip(1)))
 
 
 @pytest.mark.parametrize("loss", ["dice_ce", "dice_bce"])

@@ -141,7 +141,7 @@ def _activation_of(stem: Stem, start: Any, stems: frozenset[Any], finished: Sequ
             return name
     raise ModelError(
         f"no activation follows the layer {stem.label}, so the strategy 'twin' has no place to average; "
-        "choose another strategy, such as 'mirror', or symmetrize the network, as can be done with any"
+        "choose another strategy, such as 'mirror', or evenslice.symmetrize (symmetrize in a configuration)"
     )
 
 
