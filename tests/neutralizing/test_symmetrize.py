@@ -419,7 +419,8 @@ def test_twin_by_hand():
 @pytest.mark.parametrize("spec", ["timm:convnext_atto", "timm:vit_tiny_patch16_224"])
 def test_without_an_activation_twin_names_the_way_out(spec):
     with pytest.raises(
-        ModelError, match=r"no activation follows the layer .*choose another strategy, .* or evenslice\.symmetrize"
+        ModelError,
+        match=r"no activation follows the layer .*choose another strategy, .* or evenslice\.symmetrize",
     ):
         load_network(spec, "none", strategy="twin")
 

@@ -2,10 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+from evenslice._core import ConfigError, option
 from evenslice.cli import options
 from evenslice.cli.printing import quiet, show
+
+OUTPUT = "output"
 
 
 @options.grouped
@@ -22,19 +25,27 @@ def symmetrize(
             metavar="AT",
             autocompletion=lambda: options.CUTS,
         ),
-    ] = "output",
-    out: Annotated[Path, options.output("File for the symmetric network (.safetensors).", metavar="FILE")],
+    ] = OUTPUT,
+    out: Annotated[
+        Path,
+        options.output(
+            "File for the symmetric network (.safetensors; .onnx for --model onnx).", metavar="FILE"
+        ),
+    ],
     output: options.Output,
 ) -> None:
     """Average a network over each window and its mirror: exactly symmetric, trained or not, without retraining."""
     from evenslice.cli.tables import record_table
-    from evenslice.inference import stated_reading
+    from evenslice.inference import ONNX, stated_reading
     from evenslice.neutralizing import neutralize_file
     from evenslice.training import locate_network, reading_options
 
+    spec, weights = locate_network(source.run, source.model, source.weights)
+    if spec == ONNX:
+        _symmetrize_onnx(weights, out, {"at": at, "classes": classes, **asdict(window)}, output)
+        return
+    run = source.run
     with quiet(output.json):
-        spec, weights = locate_network(source.run, source.model, source.weights)
-        run = source.run
         record = neutralize_file(
             spec,
             weights,
@@ -47,3 +58,17 @@ def symmetrize(
             **asdict(window),
         )
     show(record.to_dict(), record_table(record, out), json=output.json)
+
+
+def _symmetrize_onnx(weights: str, out: Path, given: dict[str, Any], output: options.Output) -> None:
+    from evenslice.cli.tables import symmetrized_onnx_table
+    from evenslice.inference import symmetrize_onnx
+
+    for name, value in given.items():
+        if value not in (None, OUTPUT):
+            raise ConfigError(
+                f"{option(name)}: an ONNX file is averaged at its output, and keeps all else; omit it"
+            )
+    error = symmetrize_onnx(weights, out, force=output.force)
+    document = {"symmetrized": [OUTPUT], "mirror_error": error}
+    show(document, symmetrized_onnx_table(error, out), json=output.json)

@@ -176,6 +176,14 @@ def record_table(record: Record, out: Path) -> Table:
     return table
 
 
+def symmetrized_onnx_table(mirror_error: float, out: Path) -> Table:
+    """Return what was done to a network in an ONNX file, one entry in each row."""
+    table = _facts(str(out))
+    table.add_row("averaged at", "the output")
+    table.add_row("mirror error", f"{mirror_error:.2g}")
+    return table
+
+
 def export_table(written: Exported) -> Table:
     """Return what was exported, one entry in each row."""
     table = _facts(str(written.folder))

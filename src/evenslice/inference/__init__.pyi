@@ -10,6 +10,7 @@ from .evaluation import evaluate as evaluate
 from .evaluation_result import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation
 from .exporting.description import ModelCard as ModelCard
 from .exporting.export import Exported as Exported, export as export
+from .exporting.onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
 from .exporting.stated_reading import stated_reading as stated_reading
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
 from .prediction import choose_tile as choose_tile, class_logits as class_logits, predict as predict

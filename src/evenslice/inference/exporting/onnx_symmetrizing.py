@@ -1,0 +1,216 @@
+"""ONNX files made symmetric: a graph that runs each window and its mirror in one batch, and averages the answers.
+
+    symmetrize_onnx("network.onnx", "fair.onnx")
+
+The graph's own operators and weights stay as they are; what is put around them has names that begin with ``symmetrized/``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evenslice._core import ConfigError, ModelError, json_text, needs_extra, option, staged_file
+from evenslice.inference.onnx_networks import TYPES, load_onnx
+from evenslice.networks import METADATA_KEY
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from evenslice.inference.onnx_networks import OnnxNetwork
+
+__all__ = ["symmetrize_onnx"]
+
+PREFIX = "symmetrized/"
+OPSET = 10
+"""Since this version of the operators, a graph can reverse an axis by slicing."""
+
+MIRROR_LIMIT, DIFFERENCE_LIMIT = 1e-5, 1e-4  # of the largest output
+SIDE, TINY = 256, float(np.finfo(np.float32).tiny)
+INT64 = np.iinfo(np.int64)
+
+
+def symmetrize_onnx(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], *, force: bool = False
+) -> float:
+    """Write an ONNX file whose answers are the mean of those of another for each window and its mirror.
+
+    It runs both in one batch, so it takes twice the passes, and any program that reads ONNX files can use it. The new file is
+    run before it takes its name.
+
+    Args:
+        path: a file as ``load_onnx`` takes it, with a free batch size and its weights in it.
+        out: the new file, ``.onnx``; it keeps the metadata of the other.
+        force: replace an existing file.
+
+    Returns:
+        The largest difference between the answers for windows of noise and for their mirrors, relative to the largest answer.
+
+    Raises:
+        ModelError: the file takes a fixed number of windows, keeps weights in other files, returns classes instead of
+            scores, uses operators older than version 10, or is symmetrized already; or the new file is not symmetric within
+            1e-5, or not the mean within 1e-4.
+        ConfigError: the new file has another suffix.
+        OutputError: it exists, or cannot be written.
+        MissingExtraError: onnx or onnxruntime is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> import evenslice
+        >>> folder = tempfile.mkdtemp()
+        >>> model = torch.nn.Conv2d(3, 2, 3, padding=1).eval()
+        >>> _ = evenslice.neutralize(model, strategy="pretrained", mean=0.5, std=0.25)
+        >>> _ = evenslice.export(model, f"{folder}/exported", to="onnx")
+        >>> error = symmetrize_onnx(f"{folder}/exported/network.onnx", f"{folder}/fair.onnx")
+        >>> windows = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
+        >>> fair = evenslice.load_onnx(f"{folder}/fair.onnx")
+        >>> error < 1e-6, np.allclose(fair(windows), fair(windows[:, ::-1]), atol=1e-6)
+        (True, True)
+    """
+    network = load_onnx(path)
+    if network.batch is not None:
+        raise ModelError(
+            f"{path}: takes {network.batch} windows at once, never more; export the network with a free batch size, or "
+            "average its answers where they are used (evenslice.symmetrize, or segment and audit with "
+            f"{option('symmetrize', 'output')})"
+        )
+    with needs_extra("export", "writing an ONNX file"):
+        import onnx
+    if not str(out).endswith(".onnx"):
+        raise ConfigError(
+            f"{option('out', str(out))}: a network in an ONNX file is written to one; name it .onnx"
+        )
+    model = onnx.load(network.path, load_external_data=False)
+    _refuse_unfit(model, network)
+    _average(model.graph)
+    _note(model)
+    with staged_file(out, force=force) as beside:
+        onnx.save(model, beside)
+        return _check(network, beside)
+
+
+def _refuse_unfit(model: Any, network: OnnxNetwork) -> None:
+    import onnx
+
+    graph, path = model.graph, network.path
+    if any(name.startswith(PREFIX) for node in graph.node for name in node.output):
+        raise ModelError(f"{path}: is symmetrized already")
+    version = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    if version < OPSET:
+        raise ModelError(
+            f"{path}: uses operators of version {version}; export the network with version {OPSET} or newer"
+        )
+    if any(item.data_location == onnx.TensorProto.EXTERNAL for item in graph.initializer):
+        raise ModelError(f"{path}: keeps weights in other files; save the network as one file")
+    for output in graph.output:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
+        if kind not in TYPES.values():
+            raise ModelError(
+                f"{path}: its output {output.name} is of type {kind}; only scores can be averaged, not classes"
+            )
+
+
+def _average(graph: Any) -> None:
+    """Change a graph in place: it gets windows and their mirrors, and the halves of its outputs are averaged."""
+    from onnx.helper import make_node
+
+    given = {item.name for item in graph.initializer}
+    (window,) = (item.name for item in graph.input if item.name not in given)
+    both = {window: f"{PREFIX}windows", **{item.name: PREFIX + item.name for item in graph.output}}
+    _rename(graph.node, both)
+    del graph.value_info[:]  # states the sizes of smaller batches
+    at, first, last = (PREFIX + name for name in ("zero", "first", "last"))
+    one, minus, lowest, count, mirror = (
+        PREFIX + name for name in ("one", "minus", "lowest", "count", "mirror")
+    )
+    values = {at: 0, one: 1, minus: -1, lowest: INT64.min, last: INT64.max}
+    graph.initializer.extend(_integer(name, value) for name, value in values.items())
+    before = [
+        make_node("Slice", [window, minus, lowest, one, minus], [mirror]),
+        make_node("Concat", [window, mirror], [both[window]], axis=0),
+        make_node("Shape", [window], [f"{PREFIX}shape"]),
+        make_node("Slice", [f"{PREFIX}shape", at, one, at], [count]),
+    ]
+    after = [
+        node
+        for item in graph.output
+        for answer in [both[item.name]]
+        for node in (
+            make_node("Slice", [answer, at, count, at], [f"{answer}/{first}"]),
+            make_node("Slice", [answer, count, last, at], [f"{answer}/{last}"]),
+            make_node("Mean", [f"{answer}/{first}", f"{answer}/{last}"], [item.name]),
+        )
+    ]
+    nodes = [*before, *graph.node, *after]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _integer(name: str, value: int) -> Any:
+    from onnx import TensorProto
+    from onnx.helper import make_tensor
+
+    return make_tensor(name, TensorProto.INT64, [1], [value])
+
+
+def _rename(nodes: Iterable[Any], names: Mapping[str, str]) -> None:
+    """Rename values of a graph wherever its nodes use them, in the graphs inside nodes too."""
+    for node in nodes:
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) for name in values]
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                _rename(graph.node, names)
+                for output in graph.output:
+                    output.name = names.get(output.name, output.name)
+
+
+def _note(model: Any) -> None:
+    """Say in the metadata where the file is averaged, and in the record of evenslice, where there is one."""
+    for item in model.metadata_props:
+        if item.key == METADATA_KEY:
+            stated = json.loads(item.value)
+            if isinstance(stated.get("record"), dict):
+                stated["record"]["symmetrized"] = [""]
+                item.value = json_text(stated)
+    model.metadata_props.add(
+        key="symmetrized", value="the mean of the answers for a window and for its mirror"
+    )
+
+
+def _check(network: OnnxNetwork, beside: Path) -> float:
+    """Return the mirror error of the new file, which must give the mean of the answers of the other."""
+    fair = load_onnx(beside)
+    size = network.tile or (SIDE, SIDE)
+    windows = np.random.default_rng(0).random((2, network.slices or 3, *size), np.float32)
+    mirrored = np.ascontiguousarray(windows[:, ::-1])
+    mean = [
+        (one + other) / 2 for one, other in zip(_run(network, windows), _run(network, mirrored), strict=True)
+    ]
+    given, turned = _run(fair, windows), _run(fair, mirrored)
+    error, difference = _error(given, turned), _error(given, mean)
+    rounding = max(2 * float(np.finfo(item.dtype).eps) for item in given)
+    if not (error <= MIRROR_LIMIT and difference <= max(DIFFERENCE_LIMIT, rounding)):
+        raise ModelError(
+            f"{network.path}: symmetrized, its answers differ by {error:.1e} from those for reversed windows, and by "
+            f"{difference:.1e} from the mean; is the answer for one window independent of the others in its batch?"
+        )
+    return error
+
+
+def _run(network: OnnxNetwork, windows: NDArray[np.float32]) -> list[NDArray[Any]]:
+    found = network(windows)
+    return list(found.values()) if isinstance(found, dict) else [found]
+
+
+def _error(given: list[NDArray[Any]], other: list[NDArray[Any]]) -> float:
+    """Return the largest difference of any output, relative to its largest value."""
+    pairs = ((one.astype(float), two.astype(float)) for one, two in zip(given, other, strict=True))
+    return max(float(np.abs(one - two).max() / max(np.abs(one).max(), TINY)) for one, two in pairs)

@@ -1,0 +1,147 @@
+"""Files of ``symmetrize_onnx``: the mean over window and mirror, in any program that reads ONNX; and what is refused."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from commands import run_command
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import evenslice
+from evenslice.inference import symmetrize_onnx
+from evenslice.networks import METADATA_KEY
+
+WINDOWS = np.random.default_rng(3).random((3, 3, 32, 32), np.float32)
+
+
+def save(path, nodes, *, weights=(), outputs=("y",), kind=TensorProto.FLOAT, batch="n", opset=13):
+    """Write a graph whose input is x, (batch, 3, y, x), and whose outputs have the type ``kind``."""
+    shape = (batch, 3, "h", "w")
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, kind, (batch, None, None, None)) for name in outputs],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def biased(path, **changes):
+    """A convolution that sees each slice otherwise."""
+    kernel = np.array([-1.0, 2.0, 5.0], np.float32).reshape(1, 3, 1, 1)
+    return save(path, [helper.make_node("Conv", ["x", "k"], ["y"])], weights=[("k", kernel)], **changes)
+
+
+def test_the_answer_is_the_mean_over_window_and_mirror(tmp_path):
+    error = symmetrize_onnx(biased(tmp_path / "net.onnx"), tmp_path / "fair.onnx")
+    fair = evenslice.load_onnx(tmp_path / "fair.onnx")
+    expected = np.tensordot(WINDOWS, [2.0, 2.0, 2.0], ([1], [0]))[:, None]  # (-1 + 5) / 2 on both sides
+    np.testing.assert_allclose(fair(WINDOWS), expected, rtol=1e-5)
+    assert error < 1e-6
+    assert (fair.slices, fair.batch, fair.outputs) == (3, None, ("y",))
+    for count in (1, 2):
+        assert len(fair(WINDOWS[:count])) == count
+
+
+def test_several_outputs_that_others_use_and_graphs_inside_nodes(tmp_path):
+    inner = [
+        helper.make_graph(
+            [helper.make_node(operator, ["y", "x"], [f"{operator}-result"])],
+            operator,
+            [],
+            [helper.make_tensor_value_info(f"{operator}-result", TensorProto.FLOAT, None)],
+        )
+        for operator in ("Mul", "Sub")
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["y"]),
+        helper.make_node("If", ["always"], ["z"], then_branch=inner[0], else_branch=inner[1]),
+    ]
+    kernel = np.array([-1.0, 2.0, 5.0], np.float32).reshape(1, 3, 1, 1)
+    path = save(tmp_path / "net.onnx", nodes, weights=[("k", kernel), ("always", True)], outputs=("y", "z"))
+    symmetrize_onnx(path, tmp_path / "fair.onnx")
+    plain, fair = evenslice.load_onnx(path), evenslice.load_onnx(tmp_path / "fair.onnx")
+    one, other, found = plain(WINDOWS), plain(WINDOWS[:, ::-1]), fair(WINDOWS)
+    assert list(found) == ["y", "z"]
+    for name in found:
+        np.testing.assert_allclose(found[name], (one[name] + other[name]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_an_exported_network_keeps_its_description(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(5, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    evenslice.neutralize(model, slices=5, mean=0.5, std=0.25, strategy="center")
+    evenslice.export(model, tmp_path / "exported", to="onnx", step=2)
+    path = tmp_path / "fair.onnx"
+    symmetrize_onnx(tmp_path / "exported" / "network.onnx", path)
+    given = evenslice.load_onnx(path)
+    assert (given.slices, given.mean, given.std) == (5, (0.5,), (0.25,))
+    stated = json.loads({item.key: item.value for item in onnx.load(path).metadata_props}[METADATA_KEY])
+    assert (stated["step"], stated["record"]["symmetrized"]) == (2, [""])
+    with pytest.raises(evenslice.ModelError, match="is symmetrized already"):
+        symmetrize_onnx(path, tmp_path / "again.onnx")
+    assert not (tmp_path / "again.onnx").exists()
+
+
+def classes(path):
+    return save(
+        path,
+        [helper.make_node("ArgMax", ["x"], ["y"], axis=1)],
+        kind=TensorProto.INT64,
+    )
+
+
+def dependent(path):
+    """What one window gets depends on the others of its batch."""
+    return save(
+        path, [helper.make_node("CumSum", ["x", "axis"], ["y"])], weights=[("axis", np.array(0, np.int64))]
+    )
+
+
+def outside(path):
+    model = onnx.load(biased(path))
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: biased(path, batch=2), "takes 2 windows at once, never more; export"),
+        (lambda path: biased(path, opset=9), "operators of version 9; .* version 10 or newer"),
+        (classes, "output y is of type int64; only scores"),
+        (dependent, "independent of the others in its batch"),
+        (outside, "keeps weights in other files; save the network as one file"),
+        (lambda path: path.write_bytes(b"\x08\x07junk") and path, "cannot be read as an ONNX network"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused_and_nothing_written(tmp_path, write, message):
+    path = write(tmp_path / "net.onnx")
+    with pytest.raises(evenslice.ModelError, match=message):
+        symmetrize_onnx(path, tmp_path / "fair.onnx")
+    assert not (tmp_path / "fair.onnx").exists()
+
+
+def test_the_command(tmp_path):
+    biased(tmp_path / "net.onnx")
+    arguments = ("symmetrize", "--model", "onnx", "--weights", "net.onnx", "--out", "fair.onnx")
+    done = run_command(*arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["mirror_error"] < 1e-6
+    assert (tmp_path / "fair.onnx").exists()
+    for more, expected in [
+        ((), "fair.onnx: exists"),
+        (("--force", "--at", "encoder"), "--at: an ONNX file is averaged at its output"),
+        (("--force", "--slices", "5"), "--slices: an ONNX file is averaged at its output"),
+        (("--force", "--out", "fair.safetensors"), "name it .onnx"),
+    ]:
+        refused = run_command(*arguments, *more, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert expected in refused.stderr
+        assert "Traceback" not in refused.stderr
