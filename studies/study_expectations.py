@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import numpy as np
 from found_studies import Found
 
 from evenslice.report.base.wording import interval, number, percent
@@ -167,8 +168,19 @@ def _stays_exact(found: Sequence[Found]) -> Iterator[Expectation]:
                 confirms=lambda item: _bias(item).high < EXACT,
                 refutes=lambda item: _bias(item).low > EXACT,
             ),
-            _evidence(found, lambda item: interval(_bias(item))),
+            by_study(_worst(found)),
         )
+
+
+def _worst(found: Sequence[Found]) -> Iterator[tuple[Study, str]]:
+    """Yield the study and the largest pair bias of each comparison: that of the arm whose interval reaches highest."""
+    places: dict[tuple[str, str], list[Found]] = {}
+    for item in found:
+        places.setdefault((item.study.name, item.place), []).append(item)
+    for items in places.values():
+        highest = max(items, key=lambda item: np.nan_to_num(_bias(item).high, nan=np.inf))
+        arms = f" at most, in {len(items)} arms" if len(items) > 1 else ""
+        yield highest.study, f"{highest.place}: {interval(_bias(highest))}{arms}"
 
 
 def _loses_dice(found: Sequence[Found]) -> Iterator[Expectation]:

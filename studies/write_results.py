@@ -5,8 +5,8 @@
     python studies/write_results.py --record runs/best  # and first notes what a training gave, in
     studies/trainings.json
 
-A study is a folder with ``summary.json`` beside the configuration of the same name: ``studies/datasets/`` came from
-``studies/datasets.yaml``. Every number in the tables and figures of the page is computed; the prose around them is in
+A study is a folder with ``summary.json`` beside the configuration of the same name: ``studies/price/`` came from
+``studies/price.yaml``. Every number in the tables and figures of the page is computed; the prose around them is in
 ``studies/results.md.j2``.
 """
 

@@ -121,5 +121,5 @@ def test_the_readme_claims_no_more_than_the_results_page_shows():
     table = re.findall(r"^\| .*\[.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
     cells = [cell for row in table for cell in re.findall(r"\S+ \[[^]]*\]", row)]
     results = (DOCS / "results.md").read_text()
-    assert len(cells) == 11
+    assert len(cells) == 23
     assert [cell for cell in cells if cell not in results] == []
