@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from commands import run_command
@@ -47,6 +48,17 @@ def test_the_answer_is_the_mean_over_window_and_mirror(tmp_path):
     assert (fair.slices, fair.batch, fair.outputs) == (3, None, ("y",))
     for count in (1, 2):
         assert len(fair(WINDOWS[:count])) == count
+
+
+def test_weights_that_are_inputs_too_as_in_old_files(tmp_path):
+    model = onnx.load(biased(tmp_path / "net.onnx", opset=10))
+    model.ir_version = 3
+    (weight,) = model.graph.initializer
+    model.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
+    onnx.save(model, tmp_path / "net.onnx")
+    symmetrize_onnx(tmp_path / "net.onnx", tmp_path / "fair.onnx")
+    fair = evenslice.load_onnx(tmp_path / "fair.onnx")
+    assert np.array_equal(fair(WINDOWS), fair(WINDOWS[:, ::-1]))
 
 
 def test_several_outputs_that_others_use_and_graphs_inside_nodes(tmp_path):
@@ -110,6 +122,16 @@ def outside(path):
     return path
 
 
+def of_onnxruntime(path):
+    """The same network in onnxruntime's own format, which it knows by the suffix."""
+    own, options = path.with_suffix(".ort"), onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(own)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(str(biased(path)), options)
+    return own
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -117,6 +139,7 @@ def outside(path):
         (lambda path: biased(path, opset=9), "operators of version 9; .* version 10 or newer"),
         (classes, "output y is of type int64; only scores"),
         (dependent, "independent of the others in its batch"),
+        (of_onnxruntime, "is not in the format of ONNX; name the ONNX file"),
         (outside, "keeps weights in other files; save the network as one file"),
         (lambda path: path.write_bytes(b"\x08\x07junk") and path, "cannot be read as an ONNX network"),
     ],

@@ -31,6 +31,9 @@ PREFIX = "symmetrized/"
 OPSET = 10
 """Since this version of the operators, a graph can reverse an axis by slicing."""
 
+IR = 4
+"""Since this version of the format, weights need not be inputs too."""
+
 MIRROR_LIMIT, DIFFERENCE_LIMIT = 1e-5, 1e-4  # of the largest output
 SIDE, TINY = 256, float(np.finfo(np.float32).tiny)
 INT64 = np.iinfo(np.int64)
@@ -87,9 +90,15 @@ def symmetrize_onnx(
         raise ConfigError(
             f"{option('out', str(out))}: a network in an ONNX file is written to one; name it .onnx"
         )
-    model = onnx.load(network.path, load_external_data=False)
+    try:
+        model = onnx.load(network.path, load_external_data=False)
+    except Exception as error:  # onnxruntime reads files of its own format, too
+        raise ModelError(
+            f"{path}: is not in the format of ONNX; name the ONNX file that it was made of"
+        ) from error
     _refuse_unfit(model, network)
     _average(model.graph)
+    model.ir_version = max(model.ir_version, IR)
     _note(model)
     with staged_file(out, force=force) as beside:
         onnx.save(model, beside)
