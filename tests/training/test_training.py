@@ -25,7 +25,7 @@ from evenslice._core.config_files import load_config, to_yaml
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError
 from evenslice.cli import entry as cli
 from evenslice.neutralizing import without_mirror
-from evenslice.neutralizing.network_files import load_network
+from evenslice.neutralizing.network_files import load_network, save_network
 from evenslice.training.best_network import KeepBest
 from evenslice.training.config import TrainConfig
 from evenslice.training.fitting import fixed_windows
@@ -642,6 +642,15 @@ def test_a_network_stays_symmetric_by_default(folder, tmp_path):
     window = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(network(window), network(window.flip(1)))
+
+
+def test_a_neutralized_file_is_trained_as_it_is(folder, tmp_path):
+    network, record, source = load_network("trainable:small", "none", strategy="center")
+    save_network(network, tmp_path / "fair.safetensors", record=record, source=source)
+    model = {"spec": "trainable:small", "weights": str(tmp_path / "fair.safetensors")}
+    train(make_config(folder, model=model, training__steps=2), tmp_path / "run")
+    _, record, _ = load_network("trainable:small", str(RunFolder(tmp_path / "run").network))
+    assert record.strategy == "center"
 
 
 @pytest.mark.parametrize("loss", ["dice_ce", "dice_bce"])

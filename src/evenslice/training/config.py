@@ -19,6 +19,7 @@ from evenslice.training.option_types import (
     WeightsOption,
     check_added_symmetry,
     check_strategy,
+    holds_record,
 )
 
 with needs_extra("train", "a configuration"):
@@ -57,7 +58,7 @@ class ModelConfig(Section):
         description=(
             "How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, twin, shuffle, "
             "equalize, reinit, random, mixer; or the weights of a symmetric profile. With symmetrize, the default is "
-            "pretrained; with a tie, it is the strategy of that name."
+            "pretrained, and with a tie, the strategy of that name; the network in a file of neutralize stays as it is."
         ),
     )
     tie: TieOption = Field(
@@ -80,12 +81,12 @@ class ModelConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_of_strategy(cls, values: Any) -> Any:
+    def _default_of_strategy(cls, values: Any, info: ValidationInfo) -> Any:
         """Choose a strategy that fits the other options: a network need not be made symmetric in two ways."""
         from evenslice.neutralizing import TIES
 
         if isinstance(values, dict) and "strategy" not in values:
-            if values.get("symmetrize") is not None:
+            if values.get("symmetrize") is not None or holds_record(values.get("weights"), info):
                 return {**values, "strategy": "pretrained"}
             if values.get("tie") in TIES:
                 return {**values, "strategy": values["tie"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from evenslice._core import ConfigError, did_you_mean, needs_extra
+from evenslice._core import ConfigError, ModelError, did_you_mean, needs_extra
 
 with needs_extra("train", "a configuration"):
     from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
@@ -35,6 +35,18 @@ def _odd(slices: int) -> int:
 def _beside_file(weights: str, info: ValidationInfo) -> str:
     beside = config_folder(info) / weights
     return str(beside) if beside.is_file() else weights
+
+
+def holds_record(weights: Any, info: ValidationInfo) -> bool:
+    """Return whether weights are a file of ``save_network``, which says what was done to its network."""
+    from evenslice.networks import METADATA_KEY, read_metadata
+
+    try:
+        return isinstance(weights, str | Path) and METADATA_KEY in read_metadata(
+            _beside_file(str(weights), info)
+        )
+    except ModelError:  # a damaged file, of which reading the weights will tell
+        return False
 
 
 def _known_strategy(strategy: str | tuple[float, ...]) -> str | tuple[float, ...]:
