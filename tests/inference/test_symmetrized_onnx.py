@@ -18,13 +18,23 @@ from evenslice.networks import METADATA_KEY
 WINDOWS = np.random.default_rng(3).random((3, 3, 32, 32), np.float32)
 
 
-def save(path, nodes, *, weights=(), outputs=("y",), kind=TensorProto.FLOAT, batch="n", opset=13):
-    """Write a graph whose input is x, (batch, 3, y, x), and whose outputs have the type ``kind``."""
+def save(
+    path,
+    nodes,
+    *,
+    weights=(),
+    outputs=("y",),
+    kind=TensorProto.FLOAT,
+    given=TensorProto.FLOAT,
+    batch="n",
+    opset=13,
+):
+    """Write a graph whose input is x, (batch, 3, y, x) of type ``given``, and whose outputs have the type ``kind``."""
     shape = (batch, 3, "h", "w")
     graph = helper.make_graph(
         nodes,
         "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("x", given, shape)],
         [helper.make_tensor_value_info(name, kind, (batch, None, None, None)) for name in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights],
     )
@@ -33,9 +43,9 @@ def save(path, nodes, *, weights=(), outputs=("y",), kind=TensorProto.FLOAT, bat
     return path
 
 
-def biased(path, **changes):
+def biased(path, dtype=np.float32, **changes):
     """A convolution that sees each slice otherwise."""
-    kernel = np.array([-1.0, 2.0, 5.0], np.float32).reshape(1, 3, 1, 1)
+    kernel = np.array([-1.0, 2.0, 5.0], dtype).reshape(1, 3, 1, 1)
     return save(path, [helper.make_node("Conv", ["x", "k"], ["y"])], weights=[("k", kernel)], **changes)
 
 
@@ -48,6 +58,42 @@ def test_the_answer_is_the_mean_over_window_and_mirror(tmp_path):
     assert (fair.slices, fair.batch, fair.outputs) == (3, None, ("y",))
     for count in (1, 2):
         assert len(fair(WINDOWS[:count])) == count
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_types_of_numbers(tmp_path, dtype):
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    weights = [("k", np.array([-1, 2, 5], dtype).reshape(1, 3, 1, 1))]
+    nodes = [helper.make_node("Mul", ["x", "k"], ["m"]), helper.make_node("ReduceSum", ["m", "one"], ["y"])]
+    path = save(tmp_path / "net.onnx", nodes, weights=[*weights, ("one", [1])], kind=kind, given=kind)
+    assert symmetrize_onnx(path, tmp_path / "fair.onnx") < 1e-3
+    found = evenslice.load_onnx(tmp_path / "fair.onnx")(WINDOWS)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found[:, 0], 2 * WINDOWS.sum(1), rtol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["windows", "shape", "count", "one", "outputs/y"])
+def test_names_that_are_used_around_the_graph_too(tmp_path, name):
+    kernel = np.array([-1.0, 2.0, 5.0], np.float32).reshape(1, 3, 1, 1)
+    nodes = [helper.make_node("Conv", ["x", "k"], [name])]
+    symmetrize_onnx(
+        save(tmp_path / "net.onnx", nodes, weights=[("k", kernel)], outputs=(name,)), tmp_path / "fair.onnx"
+    )
+    assert evenslice.load_onnx(tmp_path / "fair.onnx").outputs == (name,)
+
+
+def test_sizes_that_a_network_takes_are_found(tmp_path):
+    shape = ("shape", np.array([0, 3, -1, 224, 224]))
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["parts"]),
+        helper.make_node("Slice", ["x", "zero", "one", "one"], ["first"]),
+        helper.make_node("ReduceSum", ["parts", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Reshape", ["sum", "plane"], ["whole"]),
+        helper.make_node("Add", ["first", "whole"], ["y"]),
+    ]
+    weights = [shape, ("zero", [0]), ("one", [1]), ("axes", [1, 2]), ("plane", np.array([0, 1, 224, 224]))]
+    path = save(tmp_path / "net.onnx", nodes, weights=weights)
+    assert symmetrize_onnx(path, tmp_path / "fair.onnx") < 1e-6
 
 
 def test_weights_that_are_inputs_too_as_in_old_files(tmp_path):
@@ -95,7 +141,7 @@ def test_an_exported_network_keeps_its_description(tmp_path):
     given = evenslice.load_onnx(path)
     assert (given.slices, given.mean, given.std) == (5, (0.5,), (0.25,))
     stated = json.loads({item.key: item.value for item in onnx.load(path).metadata_props}[METADATA_KEY])
-    assert (stated["step"], stated["record"]["symmetrized"]) == (2, [""])
+    assert (stated["step"], stated["record"]["symmetrized"], stated["audits"]) == (2, [""], [])
     with pytest.raises(evenslice.ModelError, match="is symmetrized already"):
         symmetrize_onnx(path, tmp_path / "again.onnx")
     assert not (tmp_path / "again.onnx").exists()
@@ -122,6 +168,28 @@ def outside(path):
     return path
 
 
+def hidden(path):
+    """A function that nobody calls has a constant whose content is to be written elsewhere."""
+    model = onnx.load(biased(path))
+    constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(4, np.float32)))
+    (attribute,) = constant.attribute
+    attribute.t.data_location = TensorProto.EXTERNAL
+    attribute.t.external_data.add(key="location", value="../elsewhere")
+    function = helper.make_function("own", "unused", [], ["c"], [constant], [helper.make_opsetid("", 13)])
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def symmetric(path):
+    """A network that evenslice made symmetric before it exported it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    evenslice.neutralize(model, strategy="twin", mean=0.5, std=0.25)
+    evenslice.export(model, path.parent / "exported", to="onnx")
+    return path.parent / "exported" / "network.onnx"
+
+
 def of_onnxruntime(path):
     """The same network in onnxruntime's own format, which it knows by the suffix."""
     own, options = path.with_suffix(".ort"), onnxruntime.SessionOptions()
@@ -137,7 +205,9 @@ def of_onnxruntime(path):
     [
         (lambda path: biased(path, batch=2), "takes 2 windows at once, never more; export"),
         (lambda path: biased(path, opset=9), "operators of version 9; .* version 10 or newer"),
-        (classes, "output y is of type int64; only scores"),
+        (classes, r"output y is of type tensor\(int64\); only scores"),
+        (hidden, "keeps weights in other files; save the network as one file"),
+        (symmetric, "is symmetrized already; use it as it is"),
         (dependent, "independent of the others in its batch"),
         (of_onnxruntime, "is not in the format of ONNX; name the ONNX file"),
         (outside, "keeps weights in other files; save the network as one file"),
@@ -163,6 +233,7 @@ def test_the_command(tmp_path):
         (("--force", "--at", "encoder"), "--at: an ONNX file is averaged at its output"),
         (("--force", "--slices", "5"), "--slices: an ONNX file is averaged at its output"),
         (("--force", "--out", "fair.safetensors"), "name it .onnx"),
+        (("--force", "--out", "net.onnx"), "is the network itself; name another file"),
     ]:
         refused = run_command(*arguments, *more, cwd=tmp_path)
         assert refused.returncode == 2

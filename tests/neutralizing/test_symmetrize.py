@@ -441,7 +441,7 @@ def test_twin_has_no_place_where_a_connection_goes_round_the_activation():
     model = Forked()
     before = model.stem.weight
     with pytest.raises(
-        ModelError, match=r"no one place to average, .*evenslice\.symmetrize makes any network"
+        ModelError, match=r"no one place to average, .*choose another strategy, .* or evenslice\.symmetrize"
     ):
         neutralize(model, 5, strategy="twin")
     assert model.stem.weight is before

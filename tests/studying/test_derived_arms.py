@@ -150,6 +150,13 @@ KEY_OF_0_1_0 = "7b2035436547"
             ],
             "'so' is symmetrized already",
         ),
+        (
+            [
+                {"name": "twin", "strategy": "twin"},
+                {"name": "fair", "network_of": "twin", "symmetrize": "output"},
+            ],
+            "'twin' is symmetrized already",
+        ),
     ],
 )
 def test_arms_that_take_no_usable_network_are_refused(inputs, arms, message):

@@ -182,7 +182,7 @@ class Source:
         str | None,
         network(
             f"{MODEL_HELP}; instead of --run, or with it to confirm the function that the run names. audit, "
-            "evaluate and segment also take onnx.",
+            "evaluate, segment and symmetrize also take onnx.",
             metavar="SPEC",
         ),
     ] = None

@@ -70,5 +70,5 @@ def _symmetrize_onnx(weights: str, out: Path, given: dict[str, Any], output: opt
                 f"{option(name)}: an ONNX file is averaged at its output, and keeps all else; omit it"
             )
     error = symmetrize_onnx(weights, out, force=output.force)
-    document = {"symmetrized": [OUTPUT], "mirror_error": error}
+    document = {"symmetrized": [""], "mirror_error": error}  # as in a record
     show(document, symmetrized_onnx_table(error, out), json=output.json)

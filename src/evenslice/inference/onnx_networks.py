@@ -50,6 +50,7 @@ class OnnxNetwork:
         mean: subtracted from slices in 0..1, here or in the graph; one value, or one for each slice.
         std: the divisor applied afterwards, likewise.
         outputs: the names of its outputs.
+        types: their types, as in the file: ``"tensor(float)"``.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class OnnxNetwork:
         self.batch, self.slices, y, x = sizes
         self.tile = None if y is None or x is None else (y, x)
         self.outputs = tuple(item.name for item in self._session.get_outputs())
+        self.types = tuple(item.type for item in self._session.get_outputs())
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.slices or len(values)):
                 raise ConfigError(f"{name} has {len(values)} values; {path} takes {self.slices} slices")

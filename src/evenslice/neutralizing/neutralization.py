@@ -276,8 +276,8 @@ def _outputs(
             if averages_mirrored(model):
                 raise ModelError(
                     "the strategy 'twin' has no one place to average, as a connection goes round the activation of "
-                    f"the stem, or the network reads the image elsewhere too: it fails in {where}; "
-                    "evenslice.symmetrize makes any network symmetric"
+                    f"the stem, or the network reads the image elsewhere too: it fails in {where}; choose another strategy, "
+                    "such as 'mirror', or evenslice.symmetrize (symmetrize in a configuration)"
                 ) from error
             raise ModelError(
                 f"the network reads the image elsewhere too, and refuses {images.shape[1]} slices in {where};"

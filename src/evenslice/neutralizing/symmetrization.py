@@ -106,7 +106,9 @@ def symmetrize(
             raise ModelError(f"{at!r}: a function can only be symmetrized at {OUTPUT!r}, and is not verified")
         return SymmetrizedFunction(model)
     if averages_mirrored(model):
-        raise ModelError("the network is symmetrized already; load or build it anew to cut it elsewhere")
+        raise ModelError(
+            "the network is symmetrized already; use it as it is, or build it anew to average elsewhere"
+        )
     cut = find_cut(model, at)
     record = record_of(model)
     channels = record.slices if record else input_channels(model)

@@ -253,7 +253,7 @@ class StudyConfig(Section):
             if arm.network_of not in by_name:
                 raise ValueError(f"network_of: {did_you_mean(arm.network_of, by_name)}")
             base = by_name[arm.network_of]
-            if base.network_of is not None or base.symmetrize is not None:
+            if base.network_of is not None or base.symmetrize is not None or base.strategy == "twin":
                 what = "trains no network itself" if base.network_of is not None else "is symmetrized already"
                 raise ValueError(f"network_of: {base.name!r} {what}; name an arm that is trained as it is")
         return arms

@@ -78,7 +78,11 @@ def check_strategy(strategy: str | tuple[float, ...], slices: int) -> None:
 def check_added_symmetry(value: str | None, info: ValidationInfo) -> str | None:
     """Raise ValueError if an option, a tie or a place to average, adds nothing to the strategy's own symmetry."""
     if value is not None and info.data.get("strategy") == "twin":
-        raise ValueError(f"the strategy 'twin' is symmetric whatever is learned; omit {info.field_name}")
+        other = "'pretrained'" if info.field_name == "symmetrize" else "that of its name"
+        raise ValueError(
+            f"the strategy 'twin' is mirror-symmetric whatever is learned; omit {info.field_name}, or choose another "
+            f"strategy, such as {other}"
+        )
     return value
 
 

@@ -8,6 +8,8 @@ The graph's own operators and weights stay as they are; what is put around them 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +20,7 @@ from evenslice.networks import METADATA_KEY
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["symmetrize_onnx"]
 
-PREFIX = "symmetrized/"
+PREFIX, NOTE = "symmetrized/", "symmetrized"
 OPSET = 10
 """Since this version of the operators, a graph can reverse an axis by slicing."""
 
@@ -35,7 +36,8 @@ IR = 4
 """Since this version of the format, weights need not be inputs too."""
 
 MIRROR_LIMIT, DIFFERENCE_LIMIT = 1e-5, 1e-4  # of the largest output
-SIDE, TINY = 256, float(np.finfo(np.float32).tiny)
+SIZES = tuple((side, side) for side in (256, 224, 384, 512))
+TINY = float(np.finfo(np.float32).tiny)
 INT64 = np.iinfo(np.int64)
 
 
@@ -59,7 +61,7 @@ def symmetrize_onnx(
         ModelError: the file takes a fixed number of windows, keeps weights in other files, returns classes instead of
             scores, uses operators older than version 10, or is symmetrized already; or the new file is not symmetric within
             1e-5, or not the mean within 1e-4.
-        ConfigError: the new file has another suffix.
+        ConfigError: the new file has another suffix, or is the other itself.
         OutputError: it exists, or cannot be written.
         MissingExtraError: onnx or onnxruntime is not installed.
 
@@ -90,6 +92,8 @@ def symmetrize_onnx(
         raise ConfigError(
             f"{option('out', str(out))}: a network in an ONNX file is written to one; name it .onnx"
         )
+    if Path(out).exists() and Path(out).samefile(path):
+        raise ConfigError(f"{option('out', str(out))}: is the network itself; name another file")
     try:
         model = onnx.load(network.path, load_external_data=False)
     except Exception as error:  # onnxruntime reads files of its own format, too
@@ -97,76 +101,92 @@ def symmetrize_onnx(
             f"{path}: is not in the format of ONNX; name the ONNX file that it was made of"
         ) from error
     _refuse_unfit(model, network)
-    _average(model.graph)
-    model.ir_version = max(model.ir_version, IR)
-    _note(model)
+    _average(model, network)
     with staged_file(out, force=force) as beside:
-        onnx.save(model, beside)
-        return _check(network, beside)
+        beside.write_bytes(model.SerializeToString())
+        found = _check(network, beside)
+        _note(model, found)
+        beside.write_bytes(model.SerializeToString())
+    return found
 
 
 def _refuse_unfit(model: Any, network: OnnxNetwork) -> None:
     import onnx
 
-    graph, path = model.graph, network.path
-    if any(name.startswith(PREFIX) for node in graph.node for name in node.output):
-        raise ModelError(f"{path}: is symmetrized already")
+    path, said = network.path, _metadata(model)
+    if NOTE in said or (_record(said) or {}).get("symmetrized"):
+        raise ModelError(f"{path}: is symmetrized already; use it as it is")
     version = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     if version < OPSET:
         raise ModelError(
             f"{path}: uses operators of version {version}; export the network with version {OPSET} or newer"
         )
-    if any(item.data_location == onnx.TensorProto.EXTERNAL for item in graph.initializer):
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in _tensors(model)):
         raise ModelError(f"{path}: keeps weights in other files; save the network as one file")
-    for output in graph.output:
-        kind = onnx.helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type)
-        if kind not in TYPES.values():
+    for name, kind in zip(network.outputs, network.types, strict=True):
+        if kind not in TYPES:
             raise ModelError(
-                f"{path}: its output {output.name} is of type {kind}; only scores can be averaged, not classes"
+                f"{path}: its output {name} is of type {kind}; only scores can be averaged, not classes"
             )
 
 
-def _average(graph: Any) -> None:
+def _tensors(message: Any) -> Iterator[Any]:
+    """Yield every tensor in a file, in the graphs inside nodes and in functions too."""
+    from onnx import TensorProto
+
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for _, value in message.ListFields():
+        if hasattr(value, "ListFields"):  # a message
+            yield from _tensors(value)
+        elif hasattr(value, "add"):  # a list of messages
+            for item in value:
+                yield from _tensors(item)
+
+
+def _average(model: Any, network: OnnxNetwork) -> None:
     """Change a graph in place: it gets windows and their mirrors, and the halves of its outputs are averaged."""
     from onnx.helper import make_node
 
-    given = {item.name for item in graph.initializer}
-    (window,) = (item.name for item in graph.input if item.name not in given)
-    both = {window: f"{PREFIX}windows", **{item.name: PREFIX + item.name for item in graph.output}}
+    graph = model.graph
+    weights = {item.name for item in graph.initializer} | {
+        item.values.name for item in graph.sparse_initializer
+    }
+    (window,) = (item.name for item in graph.input if item.name not in weights)
+    both = {window: f"{PREFIX}windows"} | {name: f"{PREFIX}outputs/{name}" for name in network.outputs}
     _rename(graph.node, both)
     del graph.value_info[:]  # states the sizes of smaller batches
-    at, first, last = (PREFIX + name for name in ("zero", "first", "last"))
-    one, minus, lowest, count, mirror = (
-        PREFIX + name for name in ("one", "minus", "lowest", "count", "mirror")
-    )
-    values = {at: 0, one: 1, minus: -1, lowest: INT64.min, last: INT64.max}
-    graph.initializer.extend(_integer(name, value) for name, value in values.items())
+    model.ir_version = max(model.ir_version, IR)
+    zero, one, minus = (f"{PREFIX}{name}" for name in ("zero", "one", "minus-one"))
+    lowest, highest, count, mirror = (f"{PREFIX}{name}" for name in ("lowest", "highest", "count", "mirror"))
+    values = {zero: 0, one: 1, minus: -1, lowest: INT64.min, highest: INT64.max}
+    graph.initializer.extend(_constant(name, [value], np.int64) for name, value in values.items())
     before = [
         make_node("Slice", [window, minus, lowest, one, minus], [mirror]),
         make_node("Concat", [window, mirror], [both[window]], axis=0),
         make_node("Shape", [window], [f"{PREFIX}shape"]),
-        make_node("Slice", [f"{PREFIX}shape", at, one, at], [count]),
+        make_node("Slice", [f"{PREFIX}shape", zero, one, zero], [count]),
     ]
-    after = [
-        node
-        for item in graph.output
-        for answer in [both[item.name]]
-        for node in (
-            make_node("Slice", [answer, at, count, at], [f"{answer}/{first}"]),
-            make_node("Slice", [answer, count, last, at], [f"{answer}/{last}"]),
-            make_node("Mean", [f"{answer}/{first}", f"{answer}/{last}"], [item.name]),
-        )
-    ]
+    after = []
+    for name, kind in zip(network.outputs, network.types, strict=True):
+        first, last, total, half = (f"{both[name]}/{part}" for part in ("first", "last", "sum", "half"))
+        graph.initializer.append(_constant(half, 0.5, TYPES[kind]))
+        after += [
+            make_node("Slice", [both[name], zero, count, zero], [first]),
+            make_node("Slice", [both[name], count, highest, zero], [last]),
+            make_node("Add", [first, last], [total]),
+            make_node("Mul", [total, half], [name]),
+        ]
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _integer(name: str, value: int) -> Any:
-    from onnx import TensorProto
-    from onnx.helper import make_tensor
+def _constant(name: str, value: Any, kind: Any) -> Any:
+    from onnx.numpy_helper import from_array
 
-    return make_tensor(name, TensorProto.INT64, [1], [value])
+    return from_array(np.array(value, kind), name)
 
 
 def _rename(nodes: Iterable[Any], names: Mapping[str, str]) -> None:
@@ -181,29 +201,44 @@ def _rename(nodes: Iterable[Any], names: Mapping[str, str]) -> None:
                     output.name = names.get(output.name, output.name)
 
 
-def _note(model: Any) -> None:
-    """Say in the metadata where the file is averaged, and in the record of evenslice, where there is one."""
-    for item in model.metadata_props:
-        if item.key == METADATA_KEY:
-            stated = json.loads(item.value)
-            if isinstance(stated.get("record"), dict):
-                stated["record"]["symmetrized"] = [""]
-                item.value = json_text(stated)
-    model.metadata_props.add(
-        key="symmetrized", value="the mean of the answers for a window and for its mirror"
-    )
+def _metadata(model: Any) -> dict[str, str]:
+    return {item.key: item.value for item in model.metadata_props}
+
+
+def _record(said: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return what evenslice wrote of what was done to the network; None if it did not."""
+    stated = json.loads(said[METADATA_KEY]) if METADATA_KEY in said else {}
+    record = stated.get("record")
+    return record if isinstance(record, dict) else None
+
+
+def _note(model: Any, error: float) -> None:
+    """Say in the metadata where the file is averaged, in the record of evenslice too; what was audited is another network."""
+    said = _metadata(model)
+    if METADATA_KEY in said:
+        stated, record = json.loads(said[METADATA_KEY]), _record(said)
+        if record is not None:
+            stated["record"] = record | {"symmetrized": [""], "mirror_error": error}
+        said[METADATA_KEY] = json_text(stated | {"audits": []})
+    said[NOTE] = "the mean of the answers for a window and for its mirror"
+    del model.metadata_props[:]
+    for key, value in said.items():
+        model.metadata_props.add(key=key, value=value)
 
 
 def _check(network: OnnxNetwork, beside: Path) -> float:
     """Return the mirror error of the new file, which must give the mean of the answers of the other."""
-    fair = load_onnx(beside)
-    size = network.tile or (SIDE, SIDE)
-    windows = np.random.default_rng(0).random((2, network.slices or 3, *size), np.float32)
+    windows = _fitting_windows(network)
     mirrored = np.ascontiguousarray(windows[:, ::-1])
     mean = [
         (one + other) / 2 for one, other in zip(_run(network, windows), _run(network, mirrored), strict=True)
     ]
-    given, turned = _run(fair, windows), _run(fair, mirrored)
+    try:
+        fair = load_onnx(beside)
+        given, turned = _run(fair, windows), _run(fair, mirrored)
+    except ModelError as failed:
+        what = str(failed).removeprefix(f"{beside}: ")
+        raise ModelError(f"{network.path}: cannot be symmetrized: the new file {what}") from failed
     error, difference = _error(given, turned), _error(given, mean)
     rounding = max(2 * float(np.finfo(item.dtype).eps) for item in given)
     if not (error <= MIRROR_LIMIT and difference <= max(DIFFERENCE_LIMIT, rounding)):
@@ -212,6 +247,19 @@ def _check(network: OnnxNetwork, beside: Path) -> float:
             f"{difference:.1e} from the mean; is the answer for one window independent of the others in its batch?"
         )
     return error
+
+
+def _fitting_windows(network: OnnxNetwork) -> NDArray[np.float32]:
+    """Return two windows of noise of a size that a network takes."""
+    random, slices = np.random.default_rng(0), network.slices or 3
+    *others, last = (
+        random.random((2, slices, *size), np.float32) for size in ([network.tile] if network.tile else SIZES)
+    )
+    for windows in others:
+        with suppress(ModelError):
+            network(windows)
+            return windows
+    return last
 
 
 def _run(network: OnnxNetwork, windows: NDArray[np.float32]) -> list[NDArray[Any]]:
