@@ -190,6 +190,15 @@ def symmetric(path):
     return path.parent / "exported" / "network.onnx"
 
 
+def damaged(path):
+    """What evenslice wrote into it says how slices are scaled, and nothing of the network."""
+    model = onnx.load(biased(path))
+    stated = {"mean": [0.5], "std": [0.25], "scaled_in_graph": False}
+    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(stated))
+    onnx.save(model, path)
+    return path
+
+
 def of_onnxruntime(path):
     """The same network in onnxruntime's own format, which it knows by the suffix."""
     own, options = path.with_suffix(".ort"), onnxruntime.SessionOptions()
@@ -207,6 +216,7 @@ def of_onnxruntime(path):
         (lambda path: biased(path, opset=9), "operators of version 9; .* version 10 or newer"),
         (classes, r"output y is of type tensor\(int64\); only scores"),
         (hidden, "keeps weights in other files; save the network as one file"),
+        (damaged, "the metadata of evenslice in it cannot be read .*; export the network again"),
         (symmetric, "is symmetrized already; use it as it is"),
         (dependent, "independent of the others in its batch"),
         (of_onnxruntime, "is not in the format of ONNX; name the ONNX file"),

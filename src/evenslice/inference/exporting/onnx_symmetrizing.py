@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, ModelError, json_text, needs_extra, option, staged_file
+from evenslice._core import (
+    UNREADABLE,
+    ConfigError,
+    ModelError,
+    json_text,
+    needs_extra,
+    option,
+    reason,
+    staged_file,
+)
 from evenslice.inference.onnx_networks import TYPES, load_onnx
 from evenslice.networks import METADATA_KEY
 
@@ -114,7 +123,13 @@ def _refuse_unfit(model: Any, network: OnnxNetwork) -> None:
     import onnx
 
     path, said = network.path, _metadata(model)
-    if NOTE in said or (_record(said) or {}).get("symmetrized"):
+    try:
+        record = _record(said)
+    except UNREADABLE as error:
+        raise ModelError(
+            f"{path}: the metadata of evenslice in it cannot be read ({reason(error)}); export the network again"
+        ) from error
+    if NOTE in said or record.get("symmetrized"):
         raise ModelError(f"{path}: is symmetrized already; use it as it is")
     version = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     if version < OPSET:
@@ -205,11 +220,10 @@ def _metadata(model: Any) -> dict[str, str]:
     return {item.key: item.value for item in model.metadata_props}
 
 
-def _record(said: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return what evenslice wrote of what was done to the network; None if it did not."""
-    stated = json.loads(said[METADATA_KEY]) if METADATA_KEY in said else {}
-    record = stated.get("record")
-    return record if isinstance(record, dict) else None
+def _record(said: Mapping[str, str]) -> dict[str, Any]:
+    """Return what evenslice wrote of what was done to the network; nothing if it did not."""
+    record = json.loads(said[METADATA_KEY])["record"] if METADATA_KEY in said else None
+    return {} if record is None else dict(record)
 
 
 def _note(model: Any, error: float) -> None:
@@ -217,7 +231,7 @@ def _note(model: Any, error: float) -> None:
     said = _metadata(model)
     if METADATA_KEY in said:
         stated, record = json.loads(said[METADATA_KEY]), _record(said)
-        if record is not None:
+        if record:
             stated["record"] = record | {"symmetrized": [""], "mirror_error": error}
         said[METADATA_KEY] = json_text(stated | {"audits": []})
     said[NOTE] = "the mean of the answers for a window and for its mirror"
