@@ -32,7 +32,7 @@ from evenslice.report.audit.summary import audit_html
 from evenslice.report.audit.wording import context_sentence, headline, verdict_sentence
 from evenslice.report.base.stress_chart import stress_figure
 from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
-from evenslice.report.base.wording import interval, one_line
+from evenslice.report.base.wording import few_lines, interval, one_line
 from evenslice.report.files import write_figures, write_report, write_tables
 from evenslice.results.asymmetry import PairBias, SecondOpinion
 from evenslice.results.audits import AuditedVolume, AuditRun
@@ -607,6 +607,13 @@ def test_intervals_as_text():
 def test_labels_are_short_and_on_one_line():
     assert one_line("a\n\tb\x00c") == "a b c"
     assert one_line("x" * 50, 10) == "x" * 9 + "…"
+
+
+def test_longer_labels_are_on_two_lines():
+    assert few_lines("mirror tied") == "mirror tied"
+    assert few_lines("pretrained with\nmissing slices") == "pretrained with missing\nslices"
+    assert few_lines("a-b " * 30, 11) == "a-b a-b a-b\na-b a-b…"
+    assert few_lines("x" * 90, 10) == "x" * 10 + "\n…"
 
 
 # Numbers.

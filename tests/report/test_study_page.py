@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import sys
+from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -26,7 +27,10 @@ from evenslice.report.study.pictures import (
     BOTH,
     LABELLED,
     PREDICTED,
+    ArmPicture,
+    ExamplePanel,
     around_foreground,
+    example_figure,
     example_panels,
     outlines,
 )
@@ -470,6 +474,17 @@ def test_small_examples_get_finer_outlines(tmp_path):
     height, width = panel.pictures[0].image.shape
     scale = -(-192 // max(height, width))
     assert panel.pictures[0].outlines.shape == (scale * height, scale * width, 4)
+
+
+def test_titles_of_pictures_do_not_meet():
+    names = ["symmetrized at the output", "symmetrized at the encoder", "mirror tied with slices missing"] * 2
+    image, outlines = np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)
+    pictures = tuple(ArmPicture(index, name, image, outlines) for index, name in enumerate(names))
+    figure = example_figure(ExamplePanel("Cells", pictures), "example").figure
+    figure.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert [axes.get_title().replace("\n", " ") for axes in figure.axes] == names
 
 
 def test_examples_are_cropped_around_the_foreground():

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from evenslice.report.base import style
 from evenslice.report.base.drawing import Drawing
-from evenslice.report.base.wording import MINUS, one_line
+from evenslice.report.base.wording import MINUS, few_lines, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,7 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
     grid[-1].set_xlabel("loss of Dice")
     names = {item.name: item.index for item in items}
     handles = (
-        [Patch(color=style.audit_colour(index), label=one_line(name)) for name, index in names.items()]
+        [Patch(color=style.audit_colour(index), label=few_lines(name)) for name, index in names.items()]
         if len(names) > 1
         else []
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,6 +71,19 @@ def one_line(text: str, longest: int = 28) -> str:
     text = "".join(character if character.isprintable() else " " for character in text)
     text = " ".join(text.split())
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def few_lines(text: str, width: int = 28, lines: int = 2) -> str:
+    """Make any text fit a label of a few lines, broken between words.
+
+    Example:
+        >>> print(few_lines("symmetrized at the encoder with missing slices"))
+        symmetrized at the encoder
+        with missing slices
+    """
+    return textwrap.fill(
+        one_line(text, 2 * lines * width), width, max_lines=lines, placeholder="…", break_on_hyphens=False
+    )
 
 
 def listed(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from evenslice.report.base import style
 from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
-from evenslice.report.base.wording import MINUS, listed, one_line, signed
+from evenslice.report.base.wording import MINUS, few_lines, listed, one_line, signed
 from evenslice.report.study.pooled import POOLED_READING, shown_pooled
 from evenslice.results import SALIENCY_PERCENTILES, Comparison, pair_runs, replicate_means, score_title
 
@@ -119,7 +119,7 @@ def _draw_forest(
 
 def _name_arms(axes: Axes, item: Block, longest: int, *, labelled: bool) -> None:
     """Prepare a panel of a comparison: a row for each arm."""
-    axes.set_yticks(range(len(item.arms)), [one_line(arm.arm) if labelled else "" for arm in item.arms])
+    axes.set_yticks(range(len(item.arms)), [few_lines(arm.arm) if labelled else "" for arm in item.arms])
     axes.set_ylim(len(item.arms) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
@@ -245,7 +245,7 @@ def _draw_saliency(results: StudyResults, blocks: Sequence[Comparison], *, narro
     grid[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     grid[-1].set_xlabel("slice of the window (0 is the middle)")
     handles = [
-        Patch(color=style.audit_colour(index), alpha=_opacity(index), label=one_line(arm))
+        Patch(color=style.audit_colour(index), alpha=_opacity(index), label=few_lines(arm))
         for index, arm in enumerate(results.arms)
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 2 if narrow else 4))

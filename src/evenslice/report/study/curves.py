@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from evenslice.report.base import style
 from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
-from evenslice.report.base.wording import one_line
+from evenslice.report.base.wording import few_lines, one_line
 from evenslice.report.study.charts import TITLE
 from evenslice.results import score_title
 
@@ -68,7 +68,7 @@ def _draw_learning(results: StudyResults, shown: Sequence[tuple[str, str]], *, n
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axes in grid[-1]:
         axes.set_xlabel("step")
-    handles = [Line2D([], [], label=one_line(arm), **_look(index)) for index, arm in enumerate(results.arms)]
+    handles = [Line2D([], [], label=few_lines(arm), **_look(index)) for index, arm in enumerate(results.arms)]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 2 if narrow else 4))
     return figure
 

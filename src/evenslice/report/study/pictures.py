@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from evenslice.report.base.drawing import WIDTH, Drawing
 from evenslice.report.base.style import audit_colour
-from evenslice.report.base.wording import one_line
+from evenslice.report.base.wording import few_lines, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,7 +140,7 @@ def example_figure(panel: ExamplePanel, name: str) -> Drawing:
         box = (-0.5, width - 0.5, height - 0.5, -0.5)
         axes.imshow(picture.image, cmap="gray", vmin=0, vmax=255, interpolation="none", extent=box)
         axes.imshow(picture.outlines, interpolation="none", extent=box)
-        axes.set_title(one_line(picture.name), fontsize=9, color=audit_colour(picture.arm))
+        axes.set_title(few_lines(picture.name, 22, 3), fontsize=9, color=audit_colour(picture.arm))
     return Drawing(name, f"Example: {one_line(panel.title, 80)}", READING, figure)
 
 
