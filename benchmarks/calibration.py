@@ -37,11 +37,13 @@ from calibration_simulations import (
     wholes,
 )
 
+from evenslice._core import staged_file
 from evenslice.results.intervals import FEW_SLICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+AUDITS = 4000  # of each setting, in the tables of the page
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -72,7 +74,8 @@ class Cache:
             else:
                 self.known[key] = rates(setting, self.audits, self.seed)
             if self.path is not None:
-                self.path.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
+                with staged_file(self.path, force=True) as beside:
+                    beside.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
         return self.known[key]
 
 
@@ -201,7 +204,8 @@ def write_docs(tables: dict[str, str], folder: Path = DOCS) -> None:
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, rest = text.split(start)
         text = f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
-    page.write_text(text, encoding="utf-8")
+    with staged_file(page, force=True) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def main() -> int:
@@ -209,7 +213,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="How often the intervals and verdicts of an audit are right."
     )
-    parser.add_argument("--audits", type=int, default=4000, help="simulated audits of each setting (4000)")
+    parser.add_argument(
+        "--audits", type=int, default=AUDITS, help="simulated audits of each setting (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--quick", action="store_true", help="200 audits of each setting, too few for conclusions"
@@ -217,8 +223,10 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="JSON file for finished settings")
     parser.add_argument("--docs", action="store_true", help="write the tables and the figure into docs/")
     options = parser.parse_args()
-    if options.docs and options.quick:
-        parser.error("--docs: the tables of the page are of 4,000 audits; leave out --quick")
+    if options.docs and (options.quick or options.audits != AUDITS):
+        parser.error(
+            f"--docs: the tables of the page are of {AUDITS:,} audits; leave out --quick and --audits"
+        )
     started = time.monotonic()
     audits = 200 if options.quick else options.audits
     cache = Cache(audits, options.seed, options.results)

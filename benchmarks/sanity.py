@@ -37,6 +37,7 @@ from sanity_checks import (
 from sanity_networks import QUICK, STAGES, WAYS, find_families, open_template
 
 import evenslice
+from evenslice._core import staged_file
 from evenslice.report.base.wording import MINUS, NOTHING
 from evenslice.results import Interval, mean_of_draws, student_interval
 
@@ -171,7 +172,8 @@ def write_docs(label: str, tables: dict[str, str], page: Path = DOCS / "sanity.m
             )
         before, rest = text.split(start)
         text = f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
-    page.write_text(text, encoding="utf-8")
+    with staged_file(page, force=True) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def measure_all(
@@ -238,12 +240,18 @@ def main() -> None:
     )
     parser.add_argument("--docs", action="store_true", help="write the tables into docs/sanity.md")
     options = parser.parse_args()
+    if options.docs and (options.quick or options.family):
+        parser.error("--docs: the tables of the page are of all networks; leave out --quick and --family")
     known = find_families(options.weights)
     names = [family.name for family in known]
     if unknown := set(options.family or ()) - set(names):
         parser.error(f"--family {min(unknown)}: known are {', '.join(names)}")
     chosen = [family for family in known if family.name in (options.family or names)]
     for family in chosen:
+        if family.missing and options.docs:
+            parser.error(
+                f"--docs: the tables of the page are of all networks, and {family.name} is left out: {family.missing}"
+            )
         if family.missing:
             print(f"{family.name} is left out: {family.missing}")
     volume = evenslice.open_volume(options.volume) if options.volume else open_template()

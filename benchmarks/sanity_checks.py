@@ -13,7 +13,7 @@ from sanity_networks import WAYS, Windows, redraw
 from scipy.stats import spearmanr
 
 import evenslice
-from evenslice._core import ModelError
+from evenslice._core import ModelError, staged_file
 from evenslice.auditing.attribution import attribute
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.networks import predicted_classes
@@ -267,5 +267,6 @@ class Cache:
             self.known[key] = measure()
             print(f"{key}: {time.monotonic() - started:.0f} s", flush=True)
             if self.path is not None:
-                self.path.write_text(json.dumps(self.known), encoding="utf-8")
+                with staged_file(self.path, force=True) as beside:
+                    beside.write_text(json.dumps(self.known), encoding="utf-8")
         return self.known[key]

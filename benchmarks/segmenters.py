@@ -8,7 +8,7 @@ with its own defaults where it has any; only the length of the training is set, 
 Preparing the data and predicting the test volume come on top. Prints one line of JSON: IoU and Dice of the foreground in
 the test volume, seconds of training and of prediction, and versions. Nothing else should run on the machine meanwhile.
 
-- evenslice: `evenslice train`, with the defaults but for the number of steps.
+- evenslice: `evenslice train`, with the defaults but for the number of steps and the start, `uniform`.
 - monai: the 3-D U-Net, loss, optimizer and transforms of the tutorial `3d_segmentation/torch/unet_training_dict.py`; it
   needs no installation, for evenslice brings MONAI.
 - biapy: `biapy --config`, the template `semantic_segmentation/2d_semantic_segmentation.yaml`; `--bin` is the `bin` of the
@@ -321,6 +321,7 @@ def main() -> None:
         "--keep", type=Path, help="folder for everything that the tool writes; by default a temporary one"
     )
     options = parser.parse_args()
+    options.data = options.data.resolve()  # the tools run in other folders
     if options.length and options.tool not in ("evenslice", "biapy"):
         parser.error(f"--length: {options.tool} finds by itself what fits into --minutes; leave it out")
     run, package = TOOLS[options.tool]

@@ -11,6 +11,7 @@ from run_archive import ARCHIVE, unpack
 from evenslice._core.config_files import load_config
 from evenslice.results.studies import load_study
 from evenslice.studying.config import StudyConfig
+from evenslice.studying.runs import count_runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,11 @@ class Study:
     results: StudyResults
 
     @property
+    def planned(self) -> int:
+        """Number of runs that its configuration asks for; its results may be of an earlier one."""
+        return count_runs(self.config)
+
+    @property
     def complete(self) -> bool:
         """Whether all runs are done, and every arm has results on every data set with every network."""
         summary, config = self.results.summary, self.config
@@ -42,7 +48,7 @@ class Study:
             for item in self.results.comparisons
             for arm in item.arms
         }
-        return summary["finished"] >= summary["planned"] and found >= {*product(*names)}
+        return summary["finished"] >= self.planned and found >= {*product(*names)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def find_studies(folder: Path) -> list[Study]:
         file = folder / f"{name}.yaml"
         config = load_config(file, StudyConfig)
         studies.append(Study(name, _about(file), config, load_study(path.parent)))
-    return sorted(studies, key=lambda study: -study.results.summary["planned"])
+    return sorted(studies, key=lambda study: -study.planned)
 
 
 def _about(file: Path) -> str:

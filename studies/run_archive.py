@@ -13,9 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from evenslice._core import staged_file
 
 STUDIES = Path(__file__).parent
 ARCHIVE = "runs.zip"
@@ -29,11 +32,19 @@ def pack(study: Path) -> Path:
     """Write what is kept of each finished run of a study to its archive, and return the archive.
 
     Examples are kept of the first seed alone: the page shows no others.
+
+    Raises:
+        SystemExit: the archive has runs that are not there, and would be lost.
     """
     archive = study / ARCHIVE
     runs = [run for run in sorted((study / "runs").iterdir()) if _is_done(run)]
+    if lost := _archived(archive) - {run.name for run in runs}:
+        raise SystemExit(f"{archive}: has {len(lost)} runs that are not in {study / 'runs'}; unpack it first")
     seeds = sorted(map(_seed, runs))
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+    with (
+        staged_file(archive, force=True) as beside,
+        zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file,
+    ):
         for run in runs:
             for name in KEPT:
                 path = run / name
@@ -42,6 +53,13 @@ def pack(study: Path) -> Path:
             if (stress := _stress(run)) is not None:
                 _add(file, (run / STRESS).relative_to(study), json.dumps(stress, indent=1).encode())
     return archive
+
+
+def _archived(archive: Path) -> set[str]:
+    if not archive.exists():
+        return set()
+    with zipfile.ZipFile(archive) as file:
+        return {name.split("/")[1] for name in file.namelist()}
 
 
 def _is_done(run: Path) -> bool:
@@ -65,10 +83,13 @@ def _stress(run: Path) -> dict[str, Any] | None:
 
 def unpack(study: Path) -> Path:
     """Write the runs of a study's archive to its folder ``runs``, which is returned; existing files stay as they are."""
-    with zipfile.ZipFile(study / ARCHIVE) as file:
+    with zipfile.ZipFile(study / ARCHIVE) as file, tempfile.TemporaryDirectory(dir=study) as beside:
         for entry in file.infolist():
             if not (study / entry.filename).exists():
-                file.extract(entry, study)
+                part = Path(file.extract(entry, beside))
+                whole = study / part.relative_to(beside)
+                whole.parent.mkdir(parents=True, exist_ok=True)
+                part.replace(whole)
     return study / "runs"
 
 

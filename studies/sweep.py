@@ -91,8 +91,15 @@ class Child:
             stderr=subprocess.DEVNULL,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is not the network's fault
         )
         return self._process
+
+    def kill(self) -> None:
+        """Let the check end at once; its row says nothing then."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def stop(self) -> None:
         """End the process."""
@@ -108,20 +115,26 @@ def _row(values: dict[str, Any]) -> Row:
 
 
 def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
-    """Check networks in several processes, and append a row for each to the results as it is done."""
+    """Check networks in several processes, and append a row for each to the results as it is done.
+
+    Those that were being checked when Ctrl-C was pressed get no row.
+    """
     waiting: queue.SimpleQueue[Network] = queue.SimpleQueue()
     for network in networks:
         waiting.put(network)
     lock, started, done = threading.Lock(), time.monotonic(), 0
+    stopping = threading.Event()
+    children = [Child(options.memory, options.timeout, options.way) for _ in range(options.jobs)]
 
-    def work() -> None:
+    def work(child: Child) -> None:
         nonlocal done
-        child = Child(options.memory, options.timeout, options.way)
         try:
             while True:
                 network = waiting.get_nowait()
                 row = child.check(network, (options.largest, options.work))
                 with lock:
+                    if stopping.is_set():
+                        return
                     append(row, options.results)
                     done += 1
                     pace = (time.monotonic() - started) / done
@@ -131,11 +144,23 @@ def sweep(networks: Sequence[Network], options: argparse.Namespace) -> None:
         finally:
             child.stop()
 
-    threads = [threading.Thread(target=work) for _ in range(options.jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _run([threading.Thread(target=work, args=(child,)) for child in children], children, stopping)
+
+
+def _run(threads: Sequence[threading.Thread], children: Sequence[Child], stopping: threading.Event) -> None:
+    """Run the threads to their end, or to Ctrl-C."""
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        stopping.set()
+        while any(thread.is_alive() for thread in threads):
+            for child in children:
+                child.kill()  # again, for one that was about to start
+            time.sleep(0.1)
+        raise
 
 
 def _said(row: Row) -> str:

@@ -103,7 +103,8 @@ def _shown(study: Study, folder: Path) -> dict[str, Any]:
     return {
         "name": study.name,
         "about": study.about,
-        "planned": study.results.summary["planned"],
+        "planned": study.planned,
+        "complete": study.complete,
         "finished": study.results.summary["finished"],
         "failed": study.results.summary["failed"],
         "drawings": drawings,

@@ -246,6 +246,7 @@ def test_bfloat16_agrees_with_float32(texture):
         ({"labels": np.zeros((48, 40, 39), np.uint8), "target": "labels"}, VolumeError, "labels of shape"),
         ({"labels": np.zeros((48, 40, 40)), "target": "labels"}, VolumeError, "labels of type float64"),
         ({"scalings": [Scaling(0, 1)], "fill": 0}, ConfigError, "no effect beside scalings"),
+        ({"scalings": [Scaling(0, 1)] * 2}, ConfigError, "2 scalings for 1 volumes; give one for each"),
         ({"labels": [], "target": "labels"}, ConfigError, "no volume given"),
         ({"target": "labels"}, ConfigError, "needs label volumes"),
     ],

@@ -7,6 +7,9 @@ import sys
 import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,6 +218,23 @@ def test_an_interrupt_does_not_wait_for_a_slow_server(tmp_path):
                 process.kill()
             assert time.monotonic() - started < 15
     assert (said, process.returncode) == ("interrupted\n", 0), errors
+
+
+def test_threads_of_a_worker_take_turns_at_the_network(monkeypatch):
+    """Each may change the precision of the network that they share."""
+    inside, most = [], []
+
+    def measure(_, __):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+
+    monkeypatch.setattr(measuring, "_measure_read", measure)
+    measurer = SimpleNamespace(read=lambda batch: batch)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(partial(measuring._measure_batch, measurer=measurer), range(8)))
+    assert max(most) == 1
 
 
 @pytest.mark.slow

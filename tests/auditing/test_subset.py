@@ -90,6 +90,23 @@ def test_the_subset_sees_every_volume_at_every_depth_and_place(volumes):
         assert np.unique((4 * depths[volume == one]).astype(int)).size == 4
 
 
+@pytest.mark.parametrize("every", [5, 7])
+@pytest.mark.parametrize("depth", [*range(8, 45), 100])
+def test_the_subset_sees_every_slice_at_every_place_whatever_divides_their_number(depth, every):
+    volume = open_volume(np.zeros((depth + 2, 16, 16 * 35), np.float32))
+    stream = WindowStream([WindowGrid(volume, Scaling(0, 1), 3, (16, 16))], 0, None, every)
+    seen, in_few_rounds = set(), set()
+    visited = 0
+    for batch in stream.batches(lambda: 8):
+        for row, count in zip(batch.subset.tolist(), batch.counts.tolist(), strict=True):
+            z = batch.places[row, 1]
+            seen.add((z, count % 5))
+            in_few_rounds.update([z] if visited + row < every * depth else [])
+        visited += len(batch.places)
+    assert len(in_few_rounds) == depth
+    assert len(seen) == 5 * depth
+
+
 def test_the_subset_sees_the_volumes_that_are_left_when_one_has_been_seen():
     volume, _, _ = visited([402, 402, 6, 402, 402, 402], 600)
     counts = np.bincount(volume, minlength=6)

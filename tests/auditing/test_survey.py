@@ -234,6 +234,11 @@ def test_the_interval_over_draws_stays_in_range():
     assert mean_of_draws([Interval(0.01, -0.1, 0.2)], bounds=(0, 1)).low == -0.1  # as it is
 
 
+def test_draws_whose_intervals_are_clipped_are_no_more_certain():
+    clipped, whole = (mean_of_draws([Interval(0.02, low, 0.1)] * 2, bounds=(0, 1)) for low in (0.0, -0.06))
+    assert (clipped.low, clipped.high) == (whole.low, whole.high) == (0, pytest.approx(0.1))
+
+
 def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
     for tie in (None, "uniform"):
         model, record, source = evenslice.load_network(

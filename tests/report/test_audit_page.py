@@ -252,6 +252,19 @@ def test_methods_that_agree():
     )
 
 
+def test_methods_are_not_said_to_agree_about_what_one_does_not_judge():
+    audit = with_statistics(
+        make_audit("a", UNIFORM),
+        pairs=(PairBias(0.02, 0.01, 0.03),),
+        methods_agree=True,
+        second_opinion=by_occlusion((PairBias(-0.4, -0.5, -0.3, judged=False),)),
+    )
+    assert plain(agreement_sentence(audit)) == (
+        "The methods agree: by gradient both get equal attention, by occlusion both get less than 2 % of the attention, too "
+        "little to be judged."
+    )
+
+
 def test_methods_that_disagree():
     audit = with_statistics(
         make_audit("a", PRETRAINED),
@@ -712,6 +725,19 @@ def test_saliency_is_on_one_scale_across_slices_and_audits():
     middle, after = (np.mean(panel.rows[0].overlays[k][..., 3]) for k in (1, 2))
     even = np.mean(panel.rows[1].overlays[1][..., 3])
     assert after < even < middle
+
+
+def test_names_of_stems_may_hold_backslashes(tmp_path):
+    audit = make_audit("a", PRETRAINED)
+    named = dataclasses.replace(audit, kernels=(dataclasses.replace(audit.kernels[0], name=r"conv\1\q"),))
+    assert r"conv\1\q" in write_report([named], tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_saliency_in_half_precision_is_drawn():
+    audit = make_audit("a", PRETRAINED, examples=1, size=300)
+    half = dataclasses.replace(audit.examples, saliency=audit.examples.saliency.astype(np.float16))
+    (panel,) = example_panels([dataclasses.replace(audit, examples=half)])
+    assert max(panel.rows[0].overlays[0].shape[:2]) == MAX_PIXELS
 
 
 def test_large_slices_are_shrunk_and_keep_their_shape(tmp_path):

@@ -436,6 +436,27 @@ def test_tokens_vary_around_the_mean_of_each_feature():
     assert answer_of(output, mirrored).fit.estimate[0] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize(("shape", "single"), [((3, 1, 1), (3,)), ((1, 1, 1), (1,)), ((1, 24), (24,))])
+def test_an_output_with_a_single_place_is_judged_as_one_without_any(shape, single, scale):
+    """Classifiers that keep their axes of 1 x 1, and a single token."""
+    random = torch.Generator().manual_seed(0)
+    output, mirrored = 5 * scale + scale * torch.randn(2, 60, *single, generator=random)
+    classes = len(shape) == 3
+    found = answer_of(output.reshape(60, *shape), mirrored.reshape(60, *shape), classes=classes)
+    same = answer_of(output, mirrored, classes=classes)
+    assert found.fit.estimate[0] == same.fit.estimate[0]
+    assert found.fit.estimate[0] > 0.4
+    assert not found.within().any()
+    assert not found.exact
+
+
+def test_a_change_of_maps_without_any_variation_says_nothing():
+    output = torch.arange(40.0)[:, None, None].expand(-1, 8, 8)
+    assert answer_of(output, output + 0.001) is None
+    assert answer_of(output, output).exact
+
+
 @given(share_rows())
 def test_evidence_that_is_missing_never_gives_a_fair_verdict(shares):
     mine = measurements(shares, shares[:, ::-1], mismatch=0)

@@ -117,7 +117,9 @@ def test_an_older_audit_without_some_entries_of_its_run_is_read(audits, tmp_path
     assert loaded.run.tile == (192, 224)
 
 
-@pytest.mark.parametrize("damage", ["json", "npz", "keys", "format", "pickle", "volumes", "verdict"])
+@pytest.mark.parametrize(
+    "damage", ["json", "npz", "keys", "format", "pickle", "volumes", "verdict", "subset"]
+)
 def test_a_damaged_audit_is_one_clear_error(audits, tmp_path, damage):
     save_audits(audits[:1], tmp_path)
     file = tmp_path / "audit.json"
@@ -134,6 +136,9 @@ def test_a_damaged_audit_is_one_clear_error(audits, tmp_path, damage):
         file.write_text(json.dumps(document | {"volumes": ["brain.nii.gz"]}))
     elif damage == "verdict":
         file.write_text(json.dumps(document | {"verdict": "fine"}))
+    elif damage == "subset":
+        with np.load(tmp_path / "audit.npz") as arrays:
+            np.savez(tmp_path / "audit.npz", **{**arrays, "subset/window": np.zeros(0)})
     else:
         np.savez(tmp_path / "audit.npz", **{"measurements/volume": np.array([object()])})
     with pytest.raises(ConfigError, match="audit.json: cannot be read as an audit") as caught:

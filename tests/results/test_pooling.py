@@ -111,6 +111,12 @@ def test_the_fold_is_the_replicate_where_there_are_folds():
     assert (comparison.arms[0].seeds, comparison.arms[0].folds) == ((0, 1), (0, 1, 2))
     one_fold = summarize_runs(records[:2], baseline="pretrained", margin=0.01)[0]
     assert (one_fold.unit, one_fold.replicates(one_fold.arms[0])) == ("seed", 2)
+    apart = [
+        records[0],
+        records[2] | {"arm": "uniform"},
+    ]  # the first runs of an arm may be those of another fold
+    (unequal,) = summarize_runs(apart, baseline="pretrained", margin=0.01)
+    assert unequal.unit == "fold"
 
 
 def test_differences_are_paired_over_fold_and_seed():

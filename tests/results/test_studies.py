@@ -240,6 +240,7 @@ def test_a_run_that_is_not_there_is_named(folder):
     [
         ({"shares": ["a", "b", "c"]}, "'a' is not a number"),
         ({"shares": 5}, "not iterable"),
+        ({"shares": [0.3, 0.4, 0.3], "pairs": [0.1, 0.2], "largest_bias": None}, "index"),
         ({"verdict": None}, "verdict: None is not text"),
         ({"saliency": [[1.0, 2.0]]}, r"saliency has shape \(1, 2\)"),
         ({"saliency": [[1.0], [2.0, 3.0]]}, "shape"),

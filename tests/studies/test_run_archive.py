@@ -52,11 +52,21 @@ def test_only_finished_runs_are_packed(archive, tmp_path):
     (failed / "run.json").write_text(json.dumps(record | {"status": "failed", "error": "no luck"}))
     (interrupted / "run.json").unlink()
     archive.pack(study)
+    assert not list(study.glob(".*"))
     before = {run.name for run in (study / "runs").iterdir()}
     shutil.rmtree(study / "runs")
     archive.unpack(study)
     after = {run.name for run in (study / "runs").iterdir()}
     assert before - after == {failed.name, interrupted.name}
+
+
+def test_packing_loses_no_run_that_was_not_unpacked(archive, tmp_path):
+    study = make_study(tmp_path / "made-up", seeds=(0,), size=24)
+    before = archive.pack(study).read_bytes()
+    shutil.rmtree(next((study / "runs").iterdir()))
+    with pytest.raises(SystemExit, match="has 1 runs that are not in .*; unpack it first"):
+        archive.pack(study)
+    assert (study / archive.ARCHIVE).read_bytes() == before
 
 
 def test_unpacking_leaves_newer_runs_alone(archive, tmp_path):

@@ -1,5 +1,7 @@
 """The sweep over every network of every library: a sample of it, and what it does with the worst."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -357,6 +359,20 @@ def test_crash_and_hang_are_rows_and_the_rest_goes_on(small_sweep, capsys):
     expected = Result("ok", permutation_error=1e-7, gray_error=0.0, seconds=0.5, note="uniform")
     assert rows["good"].results[3] == expected
     assert "[5/5" in capsys.readouterr().out
+
+
+def test_ctrl_c_blames_no_network(small_sweep, tmp_path, monkeypatch):
+    check = sweep.Child.check
+
+    def interrupted(child, network, limits):
+        if network.name == "better":
+            os.kill(os.getpid(), signal.SIGINT)
+        return check(child, network, limits)
+
+    monkeypatch.setattr(sweep.Child, "check", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small_sweep("--only", "b:*", "--timeout", "60")  # of which one hangs
+    assert "hang" not in {row.name for row in sweep_rows.read_rows(tmp_path / "results.csv")}
 
 
 def test_finished_networks_are_not_checked_again_unless_they_failed(small_sweep, capsys):

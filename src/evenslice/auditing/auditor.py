@@ -199,6 +199,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     tile = choose_tile(model, volumes) if tile is None else check_tile(tile)
     if scalings is not None and (intensity is not None or fill is not None):
         raise ConfigError("intensity and fill have no effect beside scalings; give one or the other")
+    if scalings is not None and len(scalings) != len(volumes):
+        raise ConfigError(f"{len(scalings)} scalings for {len(volumes)} volumes; give one for each")
     if scalings is None:
         scalings = [fit_scaling(item, intensity=intensity, fill=fill, seed=seed) for item in volumes]
     grids = [
@@ -297,6 +299,8 @@ def _collect(
             if not attributed and seen >= min(MAX_WITHOUT_ATTRIBUTION, stream.limit):
                 if not either:
                     raise _without_attribution(seen, classes=measurer.classes)
+                if seen < stream.limit:
+                    return collected, "no attribution"
                 break
     return collected, "all windows used" if seen == stream.available else "limit reached"
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evenslice.auditing.subset import PLACES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -55,8 +57,9 @@ class WindowStream:
         while chunk := list(islice(places, size())):
             chosen = []
             for row, (volume, *_) in enumerate(chunk):
-                if (visits[volume] + volume) % self.every == 0:  # volumes have their turns, too
-                    chosen.append((row, visits[volume] // self.every))
+                count = self._count_in_subset(volume, visits[volume])
+                if count is not None:
+                    chosen.append((row, count))
                 visits[volume] += 1
             subset, counts = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
             yield WindowBatch(
@@ -68,6 +71,21 @@ class WindowStream:
             )
             seen += len(chunk)
             turn += len(subset) > 0
+
+    def _count_in_subset(self, volume: int, visit: int) -> int | None:
+        """Return the number of a window in its volume's part of the subset; None if it is not in it.
+
+        Each round of visits sees every z once, in the same order. Where the number of windows that are skipped, or of the
+        places of their parts, divides the length of a round, the next round begins with another.
+        """
+        depth = len(self.grids[volume].centres)
+        rounds = visit // depth
+        turn = visit + volume  # volumes have their turns, too
+        if depth % self.every == 0:
+            turn += rounds
+        if turn % self.every:
+            return None
+        return visit // self.every + (rounds // self.every if depth % len(PLACES) == 0 else 0)
 
     def _places(self) -> Iterator[tuple[int, int, int, int]]:
         visits = {index: grid.visits(seed=self.seed + index) for index, grid in enumerate(self.grids)}
@@ -87,7 +105,7 @@ class WindowBatch:
     Attributes:
         places: (batch, 4) volume, z, y, x of each window.
         subset: (m,) rows of the windows that are also measured by the second method, for each class, and in float32.
-        counts: (m,) how many windows of its volume were in the subset before each of these.
+        counts: (m,) number of each of these among those of its volume, which decides the place of the part that is measured.
         turn: number of batches before that have windows in the subset.
         pictures: number of windows to keep as pictures.
     """

@@ -9,6 +9,7 @@ cluster, each of which receives the measurer once.
 
 from __future__ import annotations
 
+import threading
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,10 @@ __all__ = ["MeasuredBatch", "measure_batches"]
 SHARE_TOLERANCE = 0.002  # largest difference of the mean shares in the fast precision from those in float32
 AHEAD = 1  # batches that are read while one is measured; those of an audit that stops are read for nothing
 CHECKED = 4  # windows on which the fast precision is compared with float32
+
+
+_ALONE = threading.Lock()
+"""The threads of a Dask worker share one network, whose precision is changed while it measures."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,11 @@ def _measure_first(
     out.
     """
     read = measurer.read(batch)
+    with _ALONE:
+        return _choose_dtype(read, measurer, precision)
+
+
+def _choose_dtype(read: ReadBatch, measurer: Measurer, precision: float) -> tuple[MeasuredBatch, torch.dtype]:
     windows, labels = measurer.place(read)
     fast = measurer.network.dtype
     found = measurer.explain(windows, labels)
@@ -99,13 +109,15 @@ def _measure_first(
     shares = np.abs((given - right).mean(0))
     biases = np.abs((pair_bias(given) - pair_bias(right)).mean(0))
     if shares.max() <= SHARE_TOLERANCE and biases.max(initial=0) <= precision / 2:
-        return _measure_windows(batch, measurer, windows, labels, found), fast
+        return _measure_windows(read.batch, measurer, windows, labels, found), fast
     measurer.network.dtype = torch.float32
     return _measure_read(read, measurer), torch.float32
 
 
 def _measure_batch(batch: WindowBatch, measurer: Measurer) -> MeasuredBatch:
-    return _measure_read(measurer.read(batch), measurer)
+    read = measurer.read(batch)
+    with _ALONE:
+        return _measure_read(read, measurer)
 
 
 def _measure_read(read: ReadBatch, measurer: Measurer) -> MeasuredBatch:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Explainer = Callable[[int | None], Explained]
 
-__all__ = ["cut", "measure_subset"]
+__all__ = ["PLACES", "cut", "measure_subset"]
 
 MOST_CLASSES = 3
 """Classes that are explained on one batch; of more, each batch takes others."""

@@ -163,7 +163,8 @@ def write_study_report(results: StudyResults, path: str | os.PathLike[str]) -> P
 
     The page needs no network, no other file and no JavaScript. ``figures`` holds its figures as PNG and SVG. ``tables``
     holds ``arms.csv`` (a row for every mean and paired difference of every arm), ``curves.csv`` (a row for every step
-    that a run logged) and ``saliency.csv`` (percentiles by run and slice).
+    that a run logged), ``saliency.csv`` (percentiles by run and slice) and, of several data sets, ``pooled.csv`` (the same as
+    ``arms.csv`` over all of them).
 
     Args:
         results: the results of the study; see ``load_study``.

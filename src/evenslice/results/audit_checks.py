@@ -100,11 +100,11 @@ def _check_measurements(measured: Measurements, slices: int, volumes: int) -> No
 
 
 def _check_subset(subset: SubsetMeasurements, slices: int, windows: int) -> None:
-    if not subset.window.size:
-        return
     count, classes = subset.window.shape[:1], subset.class_pixels.shape[1:2]
     _check_array("subset/window", subset.window, "iu", count)
-    if subset.window.size and not (subset.window.min() >= 0 and subset.window.max() < windows):
+    if not count[0]:
+        return
+    if not (subset.window.min() >= 0 and subset.window.max() < windows):
         raise ValueError(f"subset/window names a window that is not among the {windows} of the audit")
     for name in ("first_shares", "mirrored_first_shares", "second_shares", "mirrored_second_shares"):
         _check_array(f"subset/{name}", getattr(subset, name), "f", (*count, slices))

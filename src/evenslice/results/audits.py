@@ -126,7 +126,8 @@ class AuditRun:
         precision: half-width of the 95 % intervals at which the audit was to stop.
         windows_available: number of windows in all volumes.
         windows_without_attribution: number of windows left out because nothing in them moved the output.
-        stopped: "precision reached", "limit reached" or "all windows used".
+        stopped: "precision reached", "limit reached", "all windows used", or "no attribution" if none of the first windows
+            has one in both orders.
         tile: size (y, x) of a window in the plane.
         batch: windows in one pass of the network.
         seed: random seed.

@@ -115,6 +115,8 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
     known, telling = ~np.isnan(part + whole), whole > 0
     if not known.any():
         return None
+    if not telling[known].any() and part[known].any():
+        return None  # what changes varies over no pixel, so there is nothing to hold the change against
     votes = not root and _are_votes(measured)
     fit = (
         fit_votes(part[:, None], z, volume)

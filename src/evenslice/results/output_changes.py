@@ -47,16 +47,21 @@ def measure_outputs(
         >>> rows["mirror_error"].tolist(), rows["mirror_disagreement"].tolist()
         ([0.5], [0.0])
     """
+    classes = classes and (not output.is_floating_point() or output.ndim in (2, 4))
+    varying = _axes_of_places(tuple(output.shape), tile)
+    if all(
+        output.shape[axis] == 1 for axis in varying
+    ):  # a single place varies over windows, as outputs without any do
+        output, mirrored_output, varying = output.flatten(1), mirrored_output.flatten(1), ()
     unknown = np.full(len(output), np.nan)
     rows = dict.fromkeys(OUTPUT_FIELDS, unknown) | {"level": unknown[:, None]}
     if output.is_floating_point():
         given, other = (part.float().reshape(len(part), -1) for part in (output, mirrored_output))
         rows["mirror_error"] = _mirror_error(given, other)
-        varying = _axes_of_places(tuple(output.shape), tile)
         rows |= (
             _measure_places(output, mirrored_output, varying) if varying else _measure_features(given, other)
         )
-    if classes and (not output.is_floating_point() or output.ndim in (2, 4)):
+    if classes:
         found, mirrored = (predicted_classes(part, dim=1) for part in (output, mirrored_output))
         rows["mirror_disagreement"] = _part(found != mirrored)
         # Class 0 is the background of a segmentation; a classifier has none.

@@ -143,7 +143,7 @@ class Comparison:
     @property
     def unit(self) -> Unit:
         """What its intervals say the mean is over: folds, or seeds without folds."""
-        return "fold" if any(len(arm.folds) > 1 for arm in self.arms) else "seed"
+        return "fold" if len({fold for arm in self.arms for fold in arm.folds}) > 1 else "seed"
 
     def replicates(self, arm: ArmSummary) -> int:
         """Return the number of folds, or of seeds without folds, of an arm."""

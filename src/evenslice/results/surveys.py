@@ -184,7 +184,8 @@ def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Int
     """Return the mean of a statistic over draws of a network's random parts, with a 95 % interval.
 
     All draws were shown the same windows, so the interval has two parts: that over the windows, by the mean of the draws'
-    half-widths, and that over the draws, by Student's t. The half-width is the root of the sum of their squares.
+    half-widths (of one that is clipped at the edge of the range, that of its other side), and that over the draws, by
+    Student's t. The half-width is the root of the sum of their squares.
 
     Args:
         draws: the statistic of each draw with its interval over windows; a single one is returned as it is.
@@ -199,7 +200,8 @@ def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Int
         return Interval(draws[0].estimate, draws[0].low, draws[0].high)
     over_draws = student_interval([draw.estimate for draw in draws])
     half = math.hypot(
-        sum(draw.high - draw.low for draw in draws) / len(draws) / 2, (over_draws.high - over_draws.low) / 2
+        sum(max(draw.high - draw.estimate, draw.estimate - draw.low) for draw in draws) / len(draws),
+        (over_draws.high - over_draws.low) / 2,
     )
     middle = over_draws.estimate
     return clipped(Interval(middle, middle - half, middle + half), bounds)

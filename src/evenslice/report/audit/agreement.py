@@ -71,15 +71,17 @@ def _two_methods(audit: AuditResult, second: str, pairs: Sequence[PairBias]) -> 
             f"Opposite slices get less than {percent(audit.statistics.judged_share)} of the attention by {names[0]} and "
             f"by {names[1]}, too little to be judged."
         )
-    if agree and "beyond" not in states:
+    both_judged = one.judged and other.judged
+    if agree and both_judged and "beyond" not in states:
         return f"The methods agree: by {names[0]} and by {names[1]}, opposite slices get equal attention."
-    if agree and max(abs(one.estimate), abs(other.estimate)) <= 0.99:
+    if agree and both_judged and max(abs(one.estimate), abs(other.estimate)) <= 0.99:
         favoured, rest = sides(k, one.estimate)
         return (
             f"The methods agree: {favoured} gets {times(one.estimate)} times the attention of {rest} by {names[0]}, and "
             f"{times(other.estimate)} times by {names[1]}."
         )
-    found = f"by {names[0]} {_told(k, one, tolerance)}, by {names[1]} {_told(k, other, tolerance)}"
+    told = [_told(k, pair, tolerance, audit.statistics.judged_share) for pair in (one, other)]
+    found = f"by {names[0]} {told[0]}, by {names[1]} {told[1]}"
     if agree:
         return f"The methods agree: {found}."
     if agree is False:
@@ -101,9 +103,11 @@ def _pair_to_tell(first: Sequence[PairBias], second: Sequence[PairBias], *, agre
     return max(known or range(1, len(first) + 1), key=size)
 
 
-def _told(k: int, pair: PairBias, tolerance: float) -> str:
+def _told(k: int, pair: PairBias, tolerance: float, judged_share: float) -> str:
     if math.isnan(pair.estimate):
         return "nothing is known"
+    if not pair.judged:
+        return f"both get less than {percent(judged_share)} of the attention, too little to be judged"
     state = state_of(pair, tolerance)
     doubt = f" (not certain: pair bias {number(pair.low)} to {number(pair.high)})" if state == "open" else ""
     if abs(pair.estimate) > tolerance:

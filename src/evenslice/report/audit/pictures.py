@@ -98,7 +98,8 @@ def _panel(audits: Sequence[AuditResult], place: tuple[int, ...], found: Sequenc
 
 
 def _shrunk_maps(examples: ExampleWindows, e: int) -> NDArray[np.float64]:
-    return np.stack([_shrink(layer) for layer in np.nan_to_num(examples.saliency[e])]).astype(np.float64)
+    saliency = np.nan_to_num(examples.saliency[e]).astype(np.float64)  # Pillow does not know half precision
+    return np.stack([_shrink(layer) for layer in saliency]).astype(np.float64)
 
 
 def _shrink(picture: NDArray[Any]) -> NDArray[Any]:

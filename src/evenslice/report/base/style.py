@@ -145,7 +145,6 @@ def inline_svg(figure: Figure, name: str, description: str, kind: str = "") -> M
     width, height = figure.get_size_inches() * 72
     chosen = f' class="{kind}"' if kind else ""
     opening = f'<svg role="img" aria-label="{escape(description)}"{chosen} viewBox="0 0 {width:g} {height:g}"'
-    text = re.sub(
-        r"<svg .*?>", f'{opening} xmlns:xlink="http://www.w3.org/1999/xlink">', text, count=1, flags=re.DOTALL
-    )
+    opening += ' xmlns:xlink="http://www.w3.org/1999/xlink">'
+    text = re.sub(r"<svg .*?>", lambda _: opening, text, count=1, flags=re.DOTALL)
     return Markup(text)  # noqa: S704 - Matplotlib escapes what it is given to write, and the description is escaped here
