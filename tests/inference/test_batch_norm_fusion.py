@@ -63,6 +63,17 @@ def test_a_network_that_changes_its_input_in_place():
     torch.testing.assert_close(network(kept), before)
 
 
+class ByName(nn.Module):
+    """Gives its batch norm the image by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(input=self.convolution(x))
+
+
 def test_a_network_that_cannot_be_watched_stays(monkeypatch):
     network = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).requires_grad_(False)
 
@@ -132,6 +143,7 @@ class Unknown(nn.BatchNorm2d):
         Twice(),
         Aside(),
         Nosy(),
+        ByName(),
         nn.Sequential(nn.Conv2d(3, 4, 3), Unknown(4)),
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)),
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),

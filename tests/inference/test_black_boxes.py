@@ -16,6 +16,8 @@ from torch import nn
 import evenslice
 import evenslice.cli
 from evenslice._core.errors import ConfigError, ModelError
+from evenslice.inference import BlackBox
+from evenslice.inference.plans import describe_network
 from evenslice.report.files import write_report
 from evenslice.training.segmenter import load_segmenter
 
@@ -154,8 +156,14 @@ def test_what_does_not_do_is_refused(texture, function, options, error, message)
 
 
 def test_a_function_may_state_what_it_takes(texture):
-    found = audit(Stated(), texture)
-    assert (found.run.slices, found.run.tile) == (5, (16, 16))
+    for tile in ((16, 16), [16, 16]):
+        function = Stated()
+        function.tile = tile
+        found = audit(function, texture)
+        assert (found.run.slices, found.run.tile) == (5, (16, 16))
+    function.slices = 2**31 + 1
+    with pytest.raises(ConfigError, match="is too large"):
+        audit(function, texture)
 
 
 def test_a_cluster_finds_what_one_process_finds(texture, network):
@@ -327,6 +335,7 @@ def bad(tmp_path_factory, network):
     write_other(folder / "bytes.onnx", op="Identity", kind=TensorProto.UINT8)
     write_other(folder / "two.onnx", op="Add", inputs=("x", "y"))
     write_other(folder / "custom.onnx", op="Evil", domain="own.ops")
+    write_other(folder / "greedy.onnx", op="Relu", shape=(10**6, 3, 64, 64))
     return folder
 
 
@@ -341,6 +350,7 @@ ONNX_ERRORS = {
     "bytes.onnx": r"tensor\(uint8\)",
     "two.onnx": r"inputs are x tensor.*, y tensor",
     "custom.onnx": "own.ops:Evil.* is not a registered function/op",
+    "greedy.onnx": "takes 1000000 windows of 3 slices at once, which is too much for the memory",
     "missing.onnx": "no such file",
 }
 
@@ -370,6 +380,11 @@ def test_an_output_without_windows_is_refused(bad, texture):
 def test_a_wrong_option_of_a_file_is_refused(file, options, message):
     with pytest.raises(ConfigError, match=message):
         evenslice.load_onnx(file, **options)
+
+
+def test_a_file_that_is_scaled_otherwise_is_another_network(file):
+    one, other = (describe_network(BlackBox(evenslice.load_onnx(file, mean=mean))) for mean in (0.449, 0.45))
+    assert one != other
 
 
 def test_no_slices_are_not_taken_for_the_default(file, texture, tmp_path):

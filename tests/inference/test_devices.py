@@ -37,7 +37,15 @@ def as_worker(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [(0, 0), (3, 3), ("SLURMCluster-12", 12), ("SLURMCluster-0-3", 3), ("a", 0)]
+    ("name", "number"),
+    [
+        (0, 0),
+        (3, 3),
+        ("SLURMCluster-12", 12),
+        ("SLURMCluster-0-3", 3),
+        ("a", 0),
+        ("tcp://10.0.0.7:40123", 0),  # an address, which ends in a random port
+    ],
 )
 def test_a_worker_knows_its_number(as_worker, name, number):
     as_worker(name)

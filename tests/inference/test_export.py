@@ -14,13 +14,16 @@ import pytest
 import torch
 from commands import run_command
 from scipy import ndimage
+from synthetic import make_audit
 from tiny_training import start, training_options, write_inputs
 from torch import nn
 
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, OutputError
+from evenslice.cli.export import _audits
 from evenslice.inference.exporting import onnx_writing
 from evenslice.inference.exporting.stated_reading import stated_reading
+from evenslice.results.audits import save_audits
 from evenslice.training.segmenter import reading_options
 from evenslice.volumes import Scaling, slice_indices
 
@@ -296,6 +299,13 @@ def test_the_card_shows_what_audits_found(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["audits"][0]["verdict"] == audit.verdict
 
 
+def test_audits_of_a_run_are_not_those_of_its_symmetrized_network(tmp_path):
+    save_audits([make_audit("audit", (0.2, 0.5, 0.3))], tmp_path)
+    assert len(_audits(tmp_path, None, symmetrized=False)) == 1
+    assert _audits(tmp_path, None, symmetrized=True) == ()
+    assert len(_audits(tmp_path, tmp_path, symmetrized=True)) == 1  # as asked for
+
+
 def test_a_folder_that_names_a_function_does_not_call_it(tmp_path):
     source = evenslice.load_network("timm:test_resnet", "none").source
     from dataclasses import replace
@@ -323,8 +333,17 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         evenslice.export(network, tmp_path, to="huggingface", tile=(8, 8))
     with pytest.raises(ConfigError, match="slices=5: the network takes 3; leave slices out"):
         evenslice.export(network, tmp_path, to="onnx", slices=5)
-    with pytest.raises(ConfigError, match="step=0: must be at least 1"):
+    with pytest.raises(
+        ConfigError, match="step=0: the distance between the slices of a window is at least 1"
+    ):
         evenslice.export(network, tmp_path, to="onnx", step=0)
+    with pytest.raises(ConfigError, match="fill=nan"):
+        evenslice.export(network, tmp_path, to="onnx", fill=float("nan"))
+    with pytest.raises(ConfigError, match=r"label_values=\[1, 1\]: give a different integer"):
+        evenslice.export(network, tmp_path, to="onnx", label_values=(1, 1))
+    for slices in (0, 4):
+        with pytest.raises(ConfigError, match=f"slices={slices}: a window has an odd number"):
+            evenslice.export(nn.Conv2d(4, 1, 1), tmp_path, to="onnx", slices=slices)
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(
         OutputError, match=r"README.md: has the name of a result, but evenslice did not write it"

@@ -18,6 +18,7 @@ import zarr
 from torch import nn
 
 from evenslice import cli, export, load_onnx, segment, symmetrize
+from evenslice._core import progress_to
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError, VolumeError
 from evenslice.inference import segmentation, segmentation_job
 from evenslice.inference.prediction import predict
@@ -69,6 +70,17 @@ def test_labels_are_those_of_the_network(tmp_path, image):
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels[...], right)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["image.npy", "labels.npy"]
+
+
+def test_progress_ends_at_its_total_with_resolution_levels_too(tmp_path):
+    heard = []
+    volume = np.zeros((3, 260, 260), np.uint8)
+    with progress_to(heard.append):
+        labels = segment(network(), volume, tmp_path / "labels.ome.zarr", intensity=(0, 1), dtype="float32")
+    assert (tmp_path / "labels.ome.zarr" / "1").is_dir()
+    written = [report for report in heard if report.title == "write"]
+    assert [report.done for report in written] == sorted(report.done for report in written)
+    assert (written[0].done, written[-1].done, written[-1].total) == (0, labels.size, labels.size)
 
 
 def test_blocks_and_regions_change_nothing(tmp_path, image, small_blocks):
@@ -408,6 +420,22 @@ def test_bounds_that_numpy_gives_are_plain_numbers(tmp_path, image):
     by_numpy = segment(network(), image, tmp_path / "numpy.npy", intensity=(low, high))
     plain = segment(network(), image, tmp_path / "plain.npy", intensity=(-32768, 32767))
     np.testing.assert_array_equal(by_numpy[...], plain[...])
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "error"),
+    [((6, 40, 40), {"batch": 0}, ConfigError), ((2, 40, 40), {}, VolumeError)],
+)
+def test_what_is_refused_leaves_nothing_beside_the_output(tmp_path, shape, options, error):
+    with pytest.raises(error):
+        segment(network(), noise(*shape), tmp_path / "labels.tif", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_is_told_before_any_work(tmp_path, image, monkeypatch):
+    monkeypatch.setattr(segmentation, "make_ready", None)  # which copies the network
+    with pytest.raises(OutputError, match="labels.tof"):
+        segment(network(), image, tmp_path / "labels.tof")
 
 
 def test_too_few_slices_are_refused(tmp_path):

@@ -231,6 +231,16 @@ def test_what_cannot_be_averaged_is_refused_and_nothing_written(tmp_path, write,
     assert not (tmp_path / "fair.onnx").exists()
 
 
+def test_a_file_that_averages_wants_opposite_slices_scaled_alike(tmp_path):
+    symmetrize_onnx(biased(tmp_path / "net.onnx"), tmp_path / "fair.onnx")
+    evenslice.load_onnx(tmp_path / "fair.onnx", mean=0.4, std=[0.2, 0.3, 0.2])
+    with pytest.raises(
+        evenslice.ConfigError, match=r"mean=\[0.4, 0.5, 0.6\]: .* opposite slices need the same value"
+    ):
+        evenslice.load_onnx(tmp_path / "fair.onnx", mean=(0.4, 0.5, 0.6))
+    evenslice.load_onnx(tmp_path / "net.onnx", mean=(0.4, 0.5, 0.6))
+
+
 def test_the_command(tmp_path):
     biased(tmp_path / "net.onnx")
     arguments = ("symmetrize", "--model", "onnx", "--weights", "net.onnx", "--out", "fair.onnx")

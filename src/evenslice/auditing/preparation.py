@@ -15,7 +15,7 @@ from evenslice.auditing.options import LabelValues
 from evenslice.inference import BlackBox, ReadyNetwork
 from evenslice.networks import function_name, input_multiple, input_size
 from evenslice.results import MethodNames
-from evenslice.volumes import Volume, class_volume, fit_tile, open_labels as open_labels_of, open_volume
+from evenslice.volumes import Volume, check_tile, class_volume, fit_tile, open_labels as open_labels_of, open_volume
 
 if TYPE_CHECKING:
     import os
@@ -176,9 +176,9 @@ def open_labels(
 def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:
     """Return the tile (y, x) that a network or function insists on, or one that fits the smallest volume."""
     network = model if isinstance(model, nn.Module) else None
-    fixed: tuple[int, int] | None = getattr(model, "tile", None) if network is None else input_size(network)
+    fixed = getattr(model, "tile", None) if network is None else input_size(network)
     if fixed is not None:
-        return fixed
+        return check_tile(fixed)
     planes = [volume.shape[1:] for volume in volumes]
     smallest = (min(plane[0] for plane in planes), min(plane[1] for plane in planes))
     return fit_tile(smallest, multiple=32 if network is None else input_multiple(network))

@@ -38,7 +38,9 @@ def export(
     ] = None,
     audit: Annotated[
         Path | None,
-        options.output("Folder with audits of the network (default: the run's).", metavar="DIR"),
+        options.output(
+            "Folder with audits of the network (default: the run's, without --symmetrize).", metavar="DIR"
+        ),
     ] = None,
     name: Annotated[str | None, options.output("Name of the network.", metavar="NAME")] = None,
     description: Annotated[str | None, options.output("What the network is for.", metavar="TEXT")] = None,
@@ -57,7 +59,7 @@ def export(
     from evenslice.inference import ModelCard
 
     with quiet(output.json):
-        audits = _audits(source.run, audit)
+        audits = _audits(source.run, audit, symmetrized=inputs.symmetrize is not None)
         segmenter = source.load(inputs, scaling, step=step, classes=classes)
         written = segmenter.export(
             out,
@@ -76,12 +78,15 @@ def export(
     show(written.to_dict(), export_table(written), json=output.json)
 
 
-def _audits(run: Path | None, folder: Path | None) -> "Sequence[Audit]":
-    """Read the audits of a folder, or those that the folder of a run may hold."""
+def _audits(run: Path | None, folder: Path | None, *, symmetrized: bool) -> "Sequence[Audit]":
+    """Read the audits of a folder, or those that the folder of a run may hold.
+
+    Those say nothing about a network that is symmetrized now.
+    """
     from evenslice.auditing import load_audits
 
     if folder is not None:
         return load_audits(folder)
-    if run is not None and (run / "audit.json").is_file():
+    if run is not None and not symmetrized and (run / "audit.json").is_file():
         return load_audits(run)
     return ()

@@ -93,7 +93,8 @@ def _watch(
 
     def note_batch_norm(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] += 1
-        read.append((name, module, id(inputs[0])))
+        if inputs:  # given by keyword, it is not seen here
+            read.append((name, module, id(inputs[0])))
 
     hooks = []
     for name, module in network.named_modules():

@@ -20,7 +20,7 @@ from evenslice.inference.batch_sizes import BatchSizes
 from evenslice.inference.ready_network import ReadyNetwork, check_output, trial_windows
 from evenslice.networks import function_name, reduce_output
 from evenslice.neutralizing import record_of
-from evenslice.volumes import slice_indices
+from evenslice.volumes import check_tile, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,8 +98,8 @@ class BlackBox(nn.Module):
     @property
     def tile(self) -> tuple[int, int] | None:
         """The only size (y, x) of windows that the function states to accept; None if it states none."""
-        stated: tuple[int, int] | None = getattr(self.function, "tile", None)
-        return stated
+        stated = getattr(self.function, "tile", None)
+        return None if stated is None else check_tile(stated)
 
     def prepare(self, slices: int, tile: tuple[int, int]) -> Any:
         """Call the function on one test window, and return the result.
@@ -108,8 +108,10 @@ class BlackBox(nn.Module):
             ModelError: it rejects the window, or its result contains no outputs.
             ConfigError: it states that it takes other windows.
         """
-        for name, asked in (("slices", slices), ("tile", tuple(tile))):
-            stated = getattr(self.function, name, None)
+        for name, asked, stated in (
+            ("slices", slices, getattr(self.function, "slices", None)),
+            ("tile", tuple(tile), self.tile),
+        ):
             if stated is not None and stated != asked:
                 raise ConfigError(
                     f"{option(name, asked)}: {self.name} takes {stated}; leave {option(name)} out"
@@ -167,7 +169,7 @@ def make_ready(
     if slices is None:
         record = record_of(model) if isinstance(model, nn.Module) else model
         slices = getattr(record, "slices", None) or 3
-    slice_indices(0, slices, depth=1)  # raises if it is even
+    check_window(slices, 1, "reflect")
     if isinstance(model, nn.Module):
         return ReadyNetwork(model, slices=slices, device=device, dtype=dtype), slices
     return BlackBox(model, device=device, dtype=dtype), slices

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, needs_extra, option, reason
+from evenslice.inference.ready_network import LARGEST_WINDOW
 from evenslice.networks import METADATA_KEY
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["MOST_METADATA", "ONNX", "OnnxNetwork", "load_onnx", "open_session"]
+__all__ = ["MOST_METADATA", "ONNX", "SYMMETRIZED", "OnnxNetwork", "load_onnx", "open_session"]
 
 ONNX = "onnx"
 """The specification of a network in an ONNX file, whose weights are the file."""
+
+SYMMETRIZED = "symmetrized"
+"""The entry in the metadata of a file that averages over a window and its mirror."""
 
 MOST_METADATA = 2**24  # characters
 
@@ -76,9 +80,20 @@ class OnnxNetwork:
         self.tile = None if y is None or x is None else (y, x)
         self.outputs = tuple(item.name for item in self._session.get_outputs())
         self.types = tuple(item.type for item in self._session.get_outputs())
+        if (self.batch or 1) * (self.slices or 1) * (y or 1) * (x or 1) > LARGEST_WINDOW:
+            raise ModelError(
+                f"{path}: takes {self.batch} windows of {self.slices or 'any number of'} slices at once, which is too much for "
+                "the memory; export it with a free batch size"
+            )
+        averages = SYMMETRIZED in self._session.get_modelmeta().custom_metadata_map
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.slices or len(values)):
                 raise ConfigError(f"{name} has {len(values)} values; {path} takes {self.slices} slices")
+            if averages and not self._in_graph and values != values[::-1]:
+                raise ConfigError(
+                    f"{option(name, list(values))}: {path} averages over a window and its mirror, so opposite slices need the "
+                    "same value"
+                )
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[Any] | dict[str, NDArray[Any]]:
         """Run the network on windows (batch, slices, y, x) in 0..1.

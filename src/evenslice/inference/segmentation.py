@@ -18,7 +18,14 @@ from evenslice._core import ConfigError, OutputError, VolumeError, check_sendabl
 from evenslice.inference.black_boxes import BlackBox, make_ready
 from evenslice.inference.plans import try_network
 from evenslice.inference.prediction import choose_tile
-from evenslice.inference.segmentation_job import Job, begin, check_blocks, confirm_input, run_blocks
+from evenslice.inference.segmentation_job import (
+    Job,
+    begin,
+    check_blocks,
+    confirm_input,
+    discard_unused,
+    run_blocks,
+)
 from evenslice.inference.unfinished import clear, place_of, working_in
 from evenslice.volumes import (
     Volume,
@@ -122,6 +129,8 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         ((4, 40, 40), [0, 1, 0, 0])
     """
     volume = open_volume(volume)
+    root = place_of(out, scratch, shared=scheduler is not None)
+    check_destination(out, volume, force=force)
     network, slices = make_ready(model, slices, device=device, dtype=dtype)
     if isinstance(network, BlackBox) and (workers is not None or scheduler is not None):
         check_sendable(network.function, f"the function {network.name}")
@@ -138,12 +147,15 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         classes=classes,
         values=None if probabilities else _check_values(label_values, classes),
         output=output,
-        root=place_of(out, scratch, shared=scheduler is not None),
+        root=root,
     )
-    check_destination(out, volume, force=force)
     with working_in(job.root, out):
         begin(job, force=force)
-        run_blocks(job, workers, scheduler, progress)
+        try:
+            run_blocks(job, workers, scheduler, progress)
+        except BaseException:
+            discard_unused(job)
+            raise
         check_blocks(job)
         confirm_input(job)
         _write(job, out, force=force, progress=progress)
@@ -172,10 +184,11 @@ def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool
     with progress_bar("write", total, "voxels", show=progress) as advance:
         written = 0
 
-        def report(count: int, _: int) -> None:
+        def report(count: int, expected: int) -> None:
             nonlocal written
-            advance(count - written)
-            written = count
+            reached = total * count // expected  # the writer expects more voxels, those of resolution levels
+            advance(reached - written)
+            written = reached
 
         if job.values:
             array = _in_order_of_file(open_complete(job.array), job)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     Region = tuple[slice, slice, slice]
 
-__all__ = ["Job", "begin", "check_blocks", "confirm_input", "run_blocks"]
+__all__ = ["Job", "begin", "check_blocks", "confirm_input", "discard_unused", "run_blocks"]
 
 FORMAT = 3
 CHUNK = 1024  # largest side of a chunk of the staging folder, which is one slice deep
@@ -191,6 +191,12 @@ def _size(path: str) -> int:
     except OSError:
         return -1
     return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+def discard_unused(job: Job) -> None:
+    """Remove the staging folder if no block of it is finished: an option may have been refused."""
+    if not any(job.notes.iterdir()):
+        clear(job.root)
 
 
 def begin(job: Job, *, force: bool) -> None:

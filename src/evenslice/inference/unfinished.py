@@ -87,13 +87,15 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
             f"{root}: is not a folder of yours; remove it, or choose another one with {option('scratch')}"
         )
     busy = f"{out}: another process is writing it; wait until that ends, or choose another output"
-    with locked(root / _LOCK, busy):
-        target = output_location(out)
-        if isinstance(target, Path):
-            remove_leftovers(target.parent, [target.name])
-        yield
-    with suppress(OSError):  # it is kept if anything is left in it
-        root.rmdir()
+    try:
+        with locked(root / _LOCK, busy):
+            target = output_location(out)
+            if isinstance(target, Path):
+                remove_leftovers(target.parent, [target.name])
+            yield
+    finally:
+        with suppress(OSError):  # it is kept if anything is left in it
+            root.rmdir()
 
 
 def other_work(root: Path, staging: Path) -> bool:

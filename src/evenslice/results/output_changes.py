@@ -49,9 +49,8 @@ def measure_outputs(
     """
     classes = classes and (not output.is_floating_point() or output.ndim in (2, 4))
     varying = _axes_of_places(tuple(output.shape), tile)
-    if all(
-        output.shape[axis] == 1 for axis in varying
-    ):  # a single place varies over windows, as outputs without any do
+    if varying and all(output.shape[axis] == 1 for axis in varying):
+        # A single place varies over windows, as outputs without any do.
         output, mirrored_output, varying = output.flatten(1), mirrored_output.flatten(1), ()
     unknown = np.full(len(output), np.nan)
     rows = dict.fromkeys(OUTPUT_FIELDS, unknown) | {"level": unknown[:, None]}

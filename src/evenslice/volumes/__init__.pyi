@@ -22,6 +22,7 @@ from .windows import (
     Edge as Edge,
     WindowGrid as WindowGrid,
     check_tile as check_tile,
+    check_window as check_window,
     fit_tile as fit_tile,
     slice_indices as slice_indices,
     tile_origins as tile_origins,

@@ -14,7 +14,7 @@ from evenslice._core import ConfigError, option
 from evenslice.inference.exporting.whole_network import gives_map
 from evenslice.inference.ready_network import input_scaling
 from evenslice.neutralizing import record_of
-from evenslice.volumes import PERCENTILES, Scaling
+from evenslice.volumes import PERCENTILES, Scaling, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ class ModelCard:
     """What a file cannot know about a network, for those who get it from you.
 
     Attributes:
-        name: the name of the network; by default its class.
+        name: the name of the network; by default one that says how many slices it takes.
         description: what it is for, in a sentence or two.
         authors: names of those who made it.
         license: SPDX identifier, such as "CC-BY-4.0". The pretrained weights may restrict the choice.
@@ -145,10 +145,12 @@ def describe(  # noqa: PLR0913  # what ``export`` takes, by name
         raise ConfigError(
             f"{option('slices', slices)}: the network takes {record.slices}; leave {option('slices')} out"
         )
-    if step < 1:
-        raise ConfigError(f"{option('step', step)}: must be at least 1")
-    if intensity is not None:
-        Scaling(*intensity, fill=fill)  # checks them
+    Scaling(*((0, 1) if intensity is None else intensity), fill=fill)  # checks them
+    check_window(3 if slices is None else slices, step, "reflect")
+    if label_values is not None and (len(set(label_values)) < len(label_values) or min(label_values) < 0):
+        raise ConfigError(
+            f"{option('label_values', list(label_values))}: give a different integer, 0 or more, for each class"
+        )
     if plane not in PLANES:
         raise ConfigError(f"{option('plane', plane)}: must be one of {', '.join(PLANES)}")
     count = record.slices if record is not None else slices or 3

@@ -24,7 +24,7 @@ from evenslice._core import (
     reason,
     staged_file,
 )
-from evenslice.inference.onnx_networks import TYPES, load_onnx
+from evenslice.inference.onnx_networks import SYMMETRIZED, TYPES, load_onnx
 from evenslice.networks import METADATA_KEY
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["symmetrize_onnx"]
 
-PREFIX, NOTE = "symmetrized/", "symmetrized"
+PREFIX = f"{SYMMETRIZED}/"
 OPSET = 10
 """Since this version of the operators, a graph can reverse an axis by slicing."""
 
@@ -129,7 +129,7 @@ def _refuse_unfit(model: Any, network: OnnxNetwork) -> None:
         raise ModelError(
             f"{path}: the metadata of evenslice in it cannot be read ({reason(error)}); export the network again"
         ) from error
-    if NOTE in said or record.get("symmetrized"):
+    if SYMMETRIZED in said or record.get("symmetrized"):
         raise ModelError(f"{path}: is symmetrized already; use it as it is")
     version = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     if version < OPSET:
@@ -234,7 +234,7 @@ def _note(model: Any, error: float) -> None:
         if record:
             stated["record"] = record | {"symmetrized": [""], "mirror_error": error}
         said[METADATA_KEY] = json_text(stated | {"audits": []})
-    said[NOTE] = "the mean of the answers for a window and for its mirror"
+    said[SYMMETRIZED] = "the mean of the answers for a window and for its mirror"
     del model.metadata_props[:]
     for key, value in said.items():
         model.metadata_props.add(key=key, value=value)
