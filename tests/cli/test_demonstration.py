@@ -3,10 +3,12 @@
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from evenslice.cli import demonstration, main
 from evenslice.studying.study_folder import STUDY_FILES, study_folder
+from evenslice.volumes import open_volume, write_volume
 
 
 @pytest.fixture
@@ -23,9 +25,8 @@ def studied(monkeypatch):
 
     monkeypatch.setattr("evenslice.studying.study", study)
     monkeypatch.setattr(demonstration, "load_study", lambda folder: folder)
-    monkeypatch.setattr(
-        demonstration, "_write_labels", lambda path: path.parent.mkdir(exist_ok=True) or path.touch()
-    )
+    monkeypatch.setattr(demonstration, "_probable_classes", lambda: np.ones((4, 5, 6), np.uint8))
+    monkeypatch.setattr(demonstration, "mni152", lambda: open_volume(np.ones((4, 5, 6), np.uint8)))
     return folders
 
 
@@ -46,6 +47,30 @@ def test_nothing_is_removed_that_no_demonstration_left(studied, tmp_path):
     with pytest.raises(OutputError, match=r"config\.yaml"):
         demonstration.train_demo(tmp_path, force=True)
     assert (tmp_path / "config.yaml").read_text() == "mine"
+    assert studied == []
+
+
+def test_labels_of_the_user_are_not_taken_for_those_of_a_demonstration(
+    studied, monkeypatch, capsys, tmp_path
+):
+    from evenslice import OutputError
+
+    mine, folder = np.zeros((4, 5, 6), np.uint8), tmp_path / "training"
+    write_volume(open_volume(mine), folder / "labels.nii.gz", labels=True)
+    (folder / "config.yaml").write_text("mine")
+    (folder / "runs").mkdir()
+    with pytest.raises(OutputError, match=r"labels\.nii\.gz: exists"):
+        demonstration.train_demo(folder)
+    monkeypatch.setattr(demonstration, "run_demo", None)
+    assert run(monkeypatch, "--out", str(tmp_path)) == 2
+    assert (
+        "labels.nii.gz: exists; choose another --out, or replace it with --force" in capsys.readouterr().err
+    )
+    assert np.array_equal(open_volume(folder / "labels.nii.gz")[...], mine)
+    with pytest.raises(OutputError, match=r"config\.yaml"):
+        demonstration.train_demo(folder, force=True)
+    assert (folder / "config.yaml").read_text() == "mine"
+    assert (folder / "runs").exists()
     assert studied == []
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import evenslice
+from evenslice._core import ProgressReport
 from evenslice.napari_plugin.network_choice import FromFile, FromLibrary
 from evenslice.neutralizing import save_network
 from evenslice.training import load_segmenter
@@ -201,6 +202,32 @@ def test_a_file_of_weights_says_how_volumes_are_read(tmp_path):
     for choice in (FromLibrary(spec, str(file), 3, "pretrained"), FromFile(file)):
         network = choice.load()
         assert {name: getattr(network, name) for name in reading} == reading
+
+
+def test_a_network_whose_decoder_is_random_segments_nothing(viewer, widget, wait_for, volume, tmp_path):
+    segment, audit = widget("Segment"), widget("Audit a network")
+    import torch
+
+    network = evenslice.load_network("smp:Unet/tu-test_resnet", "none").model
+    torch.save(network.encoder.state_dict(), tmp_path / "encoder.pt")
+    viewer.add_image(volume, name="stack")
+    for form in (segment.network, audit.network):
+        form.spec.value, form.weights.value = "smp:Unet/tu-test_resnet", "file"
+        form.weights_file.value = tmp_path / "encoder.pt"
+    segment.start.changed.emit(True)
+    wait_for(lambda: not segment.busy)
+    assert "lacks the network's decoder, segmentation_head" in plain(segment.status.value)
+    assert len(viewer.layers) == 1
+    audit.start.changed.emit(True)
+    wait_for(lambda: not audit.busy)
+    assert "lacks decoder, segmentation_head, which were random" in plain(audit.verdict.value)
+
+
+def test_progress_in_more_steps_than_a_bar_can_count(widget):
+    segment = widget("Segment")
+    segment._progressed(ProgressReport("write", 3 * 2**31, 2**33, "voxels"))
+    assert segment.progress.value / segment.progress.max == pytest.approx(0.75, rel=1e-6)
+    assert "6442450944 of 8589934592 voxels" in plain(segment.status.value)
 
 
 def test_the_sample_opens_with_its_voxel_size(viewer):

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch import nn
 
+import evenslice
 from evenslice._core.config_files import load_config, to_yaml
 from evenslice._core.errors import ConfigError, MissingExtraError, VolumeError
 from evenslice.cli import entry as cli
 from evenslice.results.studies import load_study
-from evenslice.studying import run_execution, runs as runs_module, study_runner
+from evenslice.studying import run_execution, study_runner
 from evenslice.studying.config import StudyConfig
 from evenslice.studying.outcome import RunOutcome
 from evenslice.studying.runs import plan_runs
@@ -507,7 +509,6 @@ def test_the_key_is_that_of_what_matters(tmp_path):
 
     def weights(content):
         (tmp_path / "w.pt").write_bytes(content)
-        runs_module._digest.cache_clear()
         return key(lambda values: values["architectures"][0].update(weights=str(tmp_path / "w.pt")))
 
     assert key() == key(lambda values: values["arms"][0].update(name="pretrained"))
@@ -519,6 +520,18 @@ def test_the_key_is_that_of_what_matters(tmp_path):
     assert key() != key(lambda values: values.update(seeds=[1]))
     assert weights(b"one") != weights(b"two")
     assert weights(b"one") == weights(b"one")
+
+
+def test_an_arm_that_starts_from_a_saved_network_leaves_it_as_it_is(tmp_path):
+    network = nn.Conv2d(3, 2, 3)
+    evenslice.neutralize(network, slices=3, strategy="center")
+    evenslice.save_network(network, tmp_path / "fair.safetensors")
+    arms = [{"name": "pretrained", "weights": str(tmp_path / "fair.safetensors")}, {"name": "uniform"}]
+    found = {
+        run.arm: run.config.model.strategy
+        for run in plan_runs(StudyConfig.model_validate(options() | {"arms": arms}))
+    }
+    assert found == {"pretrained": "pretrained", "uniform": "uniform"}
 
 
 @pytest.mark.parametrize(

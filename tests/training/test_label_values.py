@@ -43,6 +43,11 @@ def test_what_is_ignored_is_of_no_class():
     [
         ([0, 1, 2], {}, VolumeError, "holds the label value 2.*other_labels='background'"),
         ([0, 0.5], {"others": "background"}, VolumeError, "holds 0.5, which is no label"),
+        ([0, 12345678], {}, VolumeError, "holds the label value 12345678, but"),
+        ([0.0, 12345678.0], {}, VolumeError, "holds the label value 12345678, but"),
+        (np.array([0, 2**64 - 1], np.uint64), {}, VolumeError, f"holds the label value {2**64 - 1}, but"),
+        ([0, 1e30], {}, VolumeError, "holds the label value 1e\\+30, but"),
+        (np.array([False, True]), {"values": [0, 255]}, VolumeError, "holds the label value 1, but"),
         ([0, np.nan], {"others": "background"}, VolumeError, "holds nan, which is no label"),
         ([0, 1], {"others": "backgroud"}, ConfigError, "did you mean 'background'"),
         ([0, 1], {"ignore": 1}, ConfigError, "ignore_label=1: is the value of class 1"),

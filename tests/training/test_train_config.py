@@ -3,7 +3,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+import evenslice
 from evenslice._core.config_files import Section, load_config, to_yaml
 from evenslice._core.errors import ConfigError
 from evenslice.training.config import ModelConfig, TrainConfig, TrainingConfig, default_yaml
@@ -206,3 +208,23 @@ def test_without_the_extra_an_error_names_it():
 )
 def test_the_default_strategy_fits_the_other_options(options, strategy):
     assert ModelConfig.model_validate(options).strategy == strategy
+
+
+@pytest.mark.parametrize("weights", ["hub", "hub/model.safetensors"])
+def test_a_saved_network_says_how_many_slices_it_takes(load, tmp_path, weights):
+    network = nn.Conv2d(3, 2, 3)
+    evenslice.neutralize(network, slices=5)
+    (tmp_path / "hub").mkdir()
+    evenslice.save_network(network, tmp_path / "hub" / "model.safetensors")
+    model = load(f"{DATA}model: {{spec: 'timm:test_vit', weights: {weights}}}").model
+    assert (model.strategy, model.slices) == ("pretrained", 5)
+    assert model.weights == str(tmp_path / "hub" / "model.safetensors")
+    asked = load(
+        f"{DATA}model: {{spec: 'timm:test_vit', weights: {weights}, slices: 3, strategy: center}}"
+    ).model
+    assert (asked.strategy, asked.slices) == ("center", 3)
+
+
+def test_weights_whose_name_no_disk_takes_are_one_clear_error(load):
+    with pytest.raises(ConfigError, match=r"model.weights: .*cannot be read \(File name too long"):
+        load(f"{DATA}model: {{weights: {'w' * 300}}}")

@@ -18,7 +18,7 @@ from torch import nn
 from evenslice.auditing.methods import METHODS, Attributed, check_gradient, check_method
 from evenslice.auditing.targets import Score
 from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork, out_of_memory
-from evenslice.networks import full_precision
+from evenslice.networks import full_precision, seed_generators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,7 +182,7 @@ def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
     state = np.random.get_state()  # noqa: NPY002  # the generator that Captum's GradientShap uses
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with forked, full_precision():
-        torch.manual_seed(seed)
+        seed_generators([device], seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:
             yield

@@ -15,7 +15,14 @@ from evenslice.auditing.options import LabelValues
 from evenslice.inference import BlackBox, ReadyNetwork
 from evenslice.networks import function_name, input_multiple, input_size
 from evenslice.results import MethodNames
-from evenslice.volumes import Volume, check_tile, class_volume, fit_tile, open_labels as open_labels_of, open_volume
+from evenslice.volumes import (
+    Volume,
+    check_tile,
+    class_volume,
+    fit_tile,
+    open_labels as open_labels_of,
+    open_volume,
+)
 
 if TYPE_CHECKING:
     import os

@@ -8,7 +8,7 @@ import time
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, progress_bar, reason
+from evenslice._core import ConfigError, EvensliceError, ModelError, option, progress_bar, reason
 from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
 from evenslice.neutralizing import (
@@ -115,9 +115,9 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
     listed = [specs] if isinstance(specs, str) else list(specs)
     pairs = _paired(listed, weights)
     if windows < 2:
-        raise ConfigError(f"windows = {windows}: at least 2 are needed for an interval")
+        raise ConfigError(f"{option('windows', windows)}: at least 2 are needed for an interval")
     if draws < 1:
-        raise ConfigError(f"draws = {draws}: the random parts of a network are drawn at least once")
+        raise ConfigError(f"{option('draws', draws)}: the random parts of a network are drawn at least once")
     if slices is not None:
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)
@@ -158,7 +158,7 @@ def _paired(specs: Sequence[str], weights: str | Sequence[str]) -> list[tuple[st
         return list(zip(specs, weights, strict=True))
     if len(specs) > 1 and weights not in ("imagenet", "none"):
         raise ConfigError(
-            f"weights {weights}: a file fits one network, not {len(specs)}; survey them one by one, or use "
+            f"{option('weights', weights)}: a file fits one network, not {len(specs)}; survey them one by one, or use "
             "imagenet or none"
         )
     return [(spec, weights) for spec in specs]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from evenslice.cli import options
-from evenslice.cli.printing import command_line, quiet, show_audits, tell
+from evenslice.cli.printing import command_line, quiet, show_audits, tell_missing
 
 
 class Requirement(StrEnum):
@@ -179,21 +179,15 @@ def audit(
         if folder is not None:
             write_results(audits, folder)
     show_audits(audits, out, json=output.json)
-    _tell_missing(audits[0].run.model)
+    network = audits[0].run.model
+    tell_missing(
+        network["weights"],
+        network.get("random", ()),
+        "were random in this audit; for a verdict on trained answers, give the weights of the whole network",
+    )
     failed = fail_on_bias and any(audit.verdict == "biased" for audit in audits)
     if failed or (require and any(audit.verdict not in ENOUGH[require] for audit in audits)):
         raise typer.Exit(1)
-
-
-def _tell_missing(network: dict[str, Any]) -> None:
-    """Say which parts of the audited network its file of weights lacks."""
-    from evenslice.networks import missing_parts
-
-    if missing := missing_parts(network["weights"], network.get("random", ())):
-        tell(
-            f"note: {network['weights']} lacks parts of the network, which were random in this audit: "
-            f"{', '.join(missing)}; for a verdict on trained answers, give the weights of the whole network"
-        )
 
 
 def _of_source(

@@ -19,13 +19,18 @@ def demo(
     output: options.Output,
 ) -> None:
     """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; works offline."""
-    from evenslice._core import ConfigError, option, staged_folder
+    from evenslice._core import ConfigError, OutputError, option, staged_folder
     from evenslice.cli.comparison import AUDITS, RENDERED, write_results
-    from evenslice.cli.demonstration import run_demo, train_demo
+    from evenslice.cli.demonstration import LABELS, has_labels, run_demo, train_demo
     from evenslice.cli.study_tables import course_table
 
     if seed >= SEEDS:
         raise ConfigError(f"{option('seed', seed)}: the training takes seeds up to {SEEDS - 1}")
+    training = out / "training"
+    if (training / LABELS).exists() and not output.force and not has_labels(training):
+        raise OutputError(
+            f"{training / LABELS}: exists; choose another {option('out')}, or replace it with {option('force')}"
+        )
     staged = staged_folder(out, AUDITS + RENDERED, documents=AUDITS, force=output.force)
     with quiet(output.json):
         with staged as folder:
@@ -33,10 +38,10 @@ def demo(
             write_results(audits, folder)
         if not output.json:
             show_audits(audits, out, json=False)
-        trained = train_demo(out / "training", seed=seed, force=output.force)
+        trained = train_demo(training, seed=seed, force=output.force)
     show(
         {"audits": [audit.to_dict() for audit in audits], "training": trained.summary},
         course_table(trained.runs),
-        f"report: {out / 'training' / 'report.html'}",
+        f"report: {training / 'report.html'}",
         json=output.json,
     )

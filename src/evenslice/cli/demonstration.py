@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice._core import needs_extra
+from evenslice._core import EvensliceError, needs_extra
 from evenslice.auditing import audit
 from evenslice.cli.comparison import audit_strategies
 from evenslice.cli.options import Network
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from evenslice.auditing import Audit
     from evenslice.results import StudyResults
     from evenslice.studying import StudyConfig
 
-__all__ = ["SPEC", "run_demo", "train_demo"]
+__all__ = ["LABELS", "SPEC", "has_labels", "run_demo", "train_demo"]
 
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 MOST_WINDOWS = 160
@@ -69,11 +71,20 @@ def train_demo(folder: Path, *, seed: int = 0, force: bool = False) -> StudyResu
     with needs_extra("train", "the training part of the demonstration"):
         from evenslice.studying import study
 
-    if force and (folder / LABELS).exists():
+    if not has_labels(folder):
+        _write_labels(folder / LABELS, force=force)
+    elif force:
         _remove_study(folder)
-    _write_labels(folder / LABELS)
     study(_study_config(folder, seed), folder)
     return load_study(folder)
+
+
+def has_labels(folder: Path) -> bool:
+    """Return whether a folder holds the labels that a demonstration left there; another file of that name is the user's."""
+    try:
+        return np.array_equal(open_volume(folder / LABELS)[...], _probable_classes())
+    except EvensliceError:
+        return False
 
 
 def _remove_study(folder: Path) -> None:
@@ -85,11 +96,14 @@ def _remove_study(folder: Path) -> None:
     shutil.rmtree(folder / "runs", ignore_errors=True)
 
 
-def _write_labels(path: Path) -> None:
-    """Write the most probable class of each voxel: background (0), gray matter (1) or white matter (2)."""
+def _probable_classes() -> NDArray[np.uint8]:
+    """Return the most probable class of each voxel: background (0), gray matter (1) or white matter (2)."""
     gray, white = (open_volume(mni152_path(name))[...].astype(np.int16) for name in ("gm", "wm"))
-    labels = np.stack([255 - gray - white, gray, white]).argmax(0).astype(np.uint8)
-    write_volume(open_volume(labels), path, like=mni152(), labels=True, force=True)
+    return np.stack([255 - gray - white, gray, white]).argmax(0).astype(np.uint8)
+
+
+def _write_labels(path: Path, *, force: bool) -> None:
+    write_volume(open_volume(_probable_classes()), path, like=mni152(), labels=True, force=force)
 
 
 def _study_config(folder: Path, seed: int) -> StudyConfig:

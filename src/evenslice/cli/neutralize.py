@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from evenslice.cli import options
-from evenslice.cli.printing import quiet, show
+from evenslice.cli.printing import quiet, show, tell_random
 
 
 @options.grouped
@@ -35,3 +35,4 @@ def neutralize(
             force=output.force,
         )
     show(record.to_dict(), record_table(record, out), json=output.json)
+    tell_random(out)

@@ -18,6 +18,7 @@ import typer
 from evenslice.cli.parsing import (
     AxisEntry,
     check_seed,
+    check_selection,
     parse_numbers,
     parse_region,
     parse_selection,
@@ -194,18 +195,11 @@ class Source:
         Raises:
             ModelError: a file of weights lacks parts of the network, so that its answers would be random; or see there.
         """
-        from evenslice._core import ModelError
-        from evenslice.networks import missing_parts
         from evenslice.training import load_segmenter
 
         given = {name: value for group in groups for name, value in asdict(group).items()}
         loaded = load_segmenter(self.run, self.model, self.weights, **given, **options)
-        built = loaded.source
-        if built is not None and (missing := missing_parts(built.weights, built.random)):
-            raise ModelError(
-                f"{built.weights}: lacks the network's {', '.join(missing)}, so that its answers would be random; "
-                "give the weights of the whole network, or train it first"
-            )
+        loaded.need_all_weights()
         return loaded
 
 
@@ -232,6 +226,7 @@ class Opening:
             "Select one entry of an axis, such as t=0; repeat for further axes.",
             metavar="AXIS=N",
             parser=parse_selection,
+            callback=check_selection,
         ),
     ] = None
     level: Annotated[

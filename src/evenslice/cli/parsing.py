@@ -41,6 +41,17 @@ def parse_selection(text: str) -> AxisEntry:
     return AxisEntry(axis, int(index))
 
 
+def check_selection(entries: list[AxisEntry] | None) -> list[AxisEntry] | None:
+    """Return the entries of axes, each of which is named once."""
+    axes = [entry.axis.lower() for entry in entries or ()]
+    for axis in axes:
+        if axes.count(axis) > 1:
+            raise typer.BadParameter(
+                f"the axis {axis} is given {axes.count(axis)} times; select one entry of it"
+            )
+    return entries
+
+
 def parse_region(text: str) -> tuple[slice, ...]:
     """Read z0:z1,y0:y1,x0:x1, in which any bound may be left out."""
     parts = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*),(\d*):(\d*)", "".join(text.split()), re.ASCII)

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from evenslice.auditing import Audit, Survey
     from evenslice.results import StressSummary
 
-__all__ = ["command_line", "quiet", "show", "show_audits", "show_study", "show_survey", "tell"]
+__all__ = [
+    "command_line",
+    "quiet",
+    "show",
+    "show_audits",
+    "show_study",
+    "show_survey",
+    "tell",
+    "tell_missing",
+    "tell_random",
+]
 
 
 def command_line(option: str | None = None) -> str:
@@ -38,6 +48,32 @@ def tell(*lines: str) -> None:
 
     for line in lines:
         typer.echo(printable(without_secrets(line)), err=True)
+
+
+def tell_missing(weights: str, random: Sequence[str], outcome: str) -> None:
+    """Say which parts of a network its file of weights lacks, if it does.
+
+    Args:
+        weights: the weights, as given.
+        random: the parts with random weights.
+        outcome: what follows from it, after "they".
+    """
+    from evenslice.networks import missing_parts
+
+    if missing := missing_parts(weights, random):
+        tell(f"note: {weights} lacks parts of the network ({', '.join(missing)}); they {outcome}")
+
+
+def tell_random(out: Path) -> None:
+    """Say which parts of a network that was written are random, because its file of weights lacked them."""
+    from evenslice.networks import METADATA_KEY, read_metadata
+    from evenslice.neutralizing import read_saved
+
+    _, source = read_saved(str(out), read_metadata(out)[METADATA_KEY])
+    if source is not None:
+        tell_missing(
+            source.weights, source.random, f"are random in {out}, so train it before you use its answers"
+        )
 
 
 def quiet(json: bool) -> AbstractContextManager[object]:

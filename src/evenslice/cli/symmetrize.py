@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from evenslice._core import ConfigError, option
 from evenslice.cli import options
-from evenslice.cli.printing import quiet, show
+from evenslice.cli.printing import quiet, show, tell_random
 
 OUTPUT = "output"
 
@@ -58,6 +58,7 @@ def symmetrize(
             **asdict(window),
         )
     show(record.to_dict(), record_table(record, out), json=output.json)
+    tell_random(out)
 
 
 def _symmetrize_onnx(weights: str, out: Path, given: dict[str, Any], output: options.Output) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, cast
 
 from magicgui.widgets import Label, PushButton
@@ -16,6 +17,8 @@ from evenslice.training import asked_size
 from evenslice.volumes import Scaling, reslice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import napari.viewer  # the annotation tells napari to pass its viewer
     from napari.layers import Image
     from torch import nn
@@ -92,7 +95,7 @@ class AuditWidget(JobWidget):
 
     def _show_verdict(self, audited: _Audited) -> None:
         self._audited = audited
-        self.verdict.value = audit_html(audited.audit)
+        self.verdict.value = audit_html(audited.audit) + _note(audited.network.missing)
         self._explain()
 
     def _explain(self) -> None:
@@ -113,6 +116,13 @@ class AuditWidget(JobWidget):
     def _end(self, message: str) -> None:
         super()._end(message)
         self.explain.enabled = self._audited is not None
+
+
+def _note(missing: Sequence[str]) -> str:
+    """Say which parts of the audited network its file of weights lacks."""
+    if not missing:
+        return ""
+    return f"<p>The file of weights lacks {escape(', '.join(missing))}, which were random in this audit.</p>"
 
 
 def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JobWidget"]
 
+LARGEST_NUMBER = 2**31 - 1  # that a progress bar of Qt takes
+
 Result = TypeVar("Result")
 
 
@@ -116,8 +118,9 @@ class JobWidget(Container):  # type: ignore[type-arg]  # it holds widgets of sev
             self._job.cancel()
 
     def _progressed(self, report: ProgressReport) -> None:
-        self.progress.max = report.total
-        self.progress.value = min(report.done, report.total)
+        scale = -(-report.total // LARGEST_NUMBER) or 1
+        self.progress.max = report.total // scale
+        self.progress.value = min(report.done, report.total) // scale
         self.say(f"{report.title}: {report.done} of {report.total} {report.unit}")
 
     def _end(self, message: str) -> None:

@@ -52,7 +52,7 @@ def volume_of(layer: Image | None) -> Volume:
         raise VolumeError("no image layer is open; open a volume (z, y, x) first")
     if layer.rgb:
         raise VolumeError(
-            f"{layer.name}: is in colour; slices are gray: choose Layer > Convert > Split RGB, then one of the channels"
+            f"{layer.name}: is in colour; slices are gray: right-click the layer, choose Split RGB, then one of the channels"
         )
     if layer.ndim != 3:
         advice = (

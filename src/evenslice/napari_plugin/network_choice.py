@@ -34,8 +34,10 @@ class FromLibrary:
 
     def load(self) -> Segmenter:
         """Build it; the errors are those of ``load_network``."""
-        model, record, _ = load_network(self.spec, self.weights, slices=self.slices, strategy=self.strategy)
-        return Segmenter(model, record.slices, **stated_reading(self.spec, self.weights))
+        model, record, source = load_network(
+            self.spec, self.weights, slices=self.slices, strategy=self.strategy
+        )
+        return Segmenter(model, record.slices, source=source, **stated_reading(self.spec, self.weights))
 
 
 @dataclass(frozen=True)

@@ -49,14 +49,15 @@ class SegmentWidget(JobWidget):
         self.viewer.add_labels(labels.array, name=f"{layer.name} segmented", metadata=mark(), **where)
         if labels.folder is not None:
             self.viewer.layers.events.removed.connect(partial(_clean_up, labels))
-        self.say(f"Done; largest label: {int(labels.array.max())}.")
+        self.say(f"Done; largest label: {labels.largest}.")
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """Labels (z, y, x), and the temporary folder they lie in, which is removed with their layer or at the end."""
+    """Labels (z, y, x), the largest, and the temporary folder they lie in, which is removed with their layer or at the end."""
 
     array: NDArray[Any]
+    largest: int
     folder: tempfile.TemporaryDirectory[str] | None
 
 
@@ -68,10 +69,17 @@ def _clean_up(labels: _Labels, event: Event) -> None:
 
 def _segment(choice: NetworkChoice, volume: Volume) -> _Labels:
     network = choice.load()
+    network.need_all_weights()
     folder = tempfile.TemporaryDirectory(prefix="evenslice-", ignore_cleanup_errors=True)
     out = Path(folder.name) / "labels.npy"
     network.segment(volume, out)
     if out.stat().st_size > IN_MEMORY:
-        return _Labels(np.load(out, mmap_mode="r+"), folder)
+        array = np.load(out, mmap_mode="r+")
+        return _Labels(array, _largest(array), folder)
     with folder:
-        return _Labels(np.load(out), None)
+        array = np.load(out)
+    return _Labels(array, _largest(array), None)
+
+
+def _largest(labels: NDArray[Any]) -> int:
+    return max(int(plane.max()) for plane in labels)

@@ -5,6 +5,7 @@ from .network_files import (
     neutralize_file as neutralize_file,
     save_network as save_network,
 )
+from .network_metadata import find_in_folder as find_in_folder, read_saved as read_saved
 from .neutralization import neutralize as neutralize, untie as untie
 from .probing import probe as probe
 from .reading import parse_reading as parse_reading

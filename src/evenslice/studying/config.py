@@ -28,7 +28,11 @@ class Arm(Section):
 
     name: str = Field(min_length=1, description="Name of the arm in results.")
     strategy: StrategyOption = Field(
-        default="uniform", description="How colour kernels become slice kernels, as in train."
+        default="uniform",
+        description=(
+            "How colour kernels become slice kernels: one of the strategies of train. Unlike there, the default is uniform "
+            "whatever the other options are; the network in a file of neutralize stays as it is."
+        ),
     )
     tie: TieOption = Field(
         default=None, description="Symmetry to enforce during training: mirror or uniform."

@@ -81,7 +81,7 @@ def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
     result: Mapping[str, Any] = (
         train(config, folder, resume=True, progress=progress)
         if run.base is None
-        else _derive(run, run.base, folder)
+        else _derive(run, run.base, folder, progress)
     )
     tested = open_data(config.data, config.model, seed=config.seed).test
     network = load_network(config.model.spec, str(files.network)).model
@@ -104,7 +104,7 @@ def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
     }
 
 
-def _derive(run: Run, base: Run, folder: Path) -> Mapping[str, Any]:
+def _derive(run: Run, base: Run, folder: Path, progress: bool | None) -> Mapping[str, Any]:
     """Symmetrize the network of another run, and test it.
 
     Raises:
@@ -118,7 +118,7 @@ def _derive(run: Run, base: Run, folder: Path) -> Mapping[str, Any]:
     files = RunFolder(trained)
     loaded = load_network(run.config.model.spec, str(files.network))
     network = symmetrize(loaded.model, at=run.config.model.symmetrize or "output")
-    return retest(network, loaded.source, run.config, folder, trained=files)
+    return retest(network, loaded.source, run.config, folder, trained=files, progress=progress)
 
 
 def _test_scores(result: Mapping[str, Any]) -> dict[str, Any]:

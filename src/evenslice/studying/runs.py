@@ -15,7 +15,7 @@ from evenslice._core import ConfigError
 from evenslice.studying.folds import fold_data
 from evenslice.studying.outcome import RunOutcome
 from evenslice.studying.repair import damaged_files
-from evenslice.training import MOVABLE, ModelConfig, TrainConfig, flat_options
+from evenslice.training import MOVABLE, ModelConfig, TrainConfig, flat_options, saved_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,7 +86,8 @@ class Run:
         }
         weights = Path(self.config.model.weights)
         if weights.is_file():
-            options["model.weights"] = _digest(weights)
+            stamp = weights.stat()
+            options["model.weights"] = _digest(weights, stamp.st_mtime_ns, stamp.st_size)
         parts = [FORMAT, options] if self.base is None else [FORMAT, options, {"network_of": self.base.key}]
         text = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -168,6 +169,7 @@ def _place_runs(place: _Place, arms: Sequence[Arm]) -> Iterator[Run]:
 
 def _trained_run(place: _Place, arm: Arm) -> Run:
     study, architecture = place.study, place.architecture
+    weights = arm.weights or architecture.weights
     changes = {
         name: value for name in ("z_flip", "missing_slices") if (value := getattr(arm, name)) is not None
     }
@@ -181,10 +183,10 @@ def _trained_run(place: _Place, arm: Arm) -> Run:
             data=place.data,
             model=ModelConfig(
                 spec=architecture.spec,
-                weights=arm.weights or architecture.weights,
+                weights=weights,
                 slices=study.slices,
                 step=study.step,
-                strategy=arm.strategy,
+                strategy=_strategy(arm, weights),
                 tie=arm.tie,
                 symmetrize=arm.symmetrize,
             ),
@@ -194,6 +196,13 @@ def _trained_run(place: _Place, arm: Arm) -> Run:
         ),
         audit=study.audit,
     )
+
+
+def _strategy(arm: Arm, weights: str) -> str | tuple[float, ...]:
+    """Return the strategy of an arm; unless it says otherwise, a saved network stays as it is."""
+    if "strategy" not in arm.model_fields_set and saved_record(weights) is not None:
+        return "pretrained"
+    return arm.strategy
 
 
 def _check_different(runs: Sequence[Run]) -> None:
@@ -206,6 +215,7 @@ def _check_different(runs: Sequence[Run]) -> None:
 
 
 @cache
-def _digest(path: Path) -> str:
+def _digest(path: Path, _modified: int, _size: int) -> str:
+    """Return the digest of a file, which is read once unless it changes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,7 @@ from .option_types import (
     WeightsOption as WeightsOption,
     check_added_symmetry as check_added_symmetry,
     check_strategy as check_strategy,
+    saved_record as saved_record,
 )
 from .preflight import check_data as check_data
 from .retesting import retest as retest

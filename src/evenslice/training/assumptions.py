@@ -28,7 +28,7 @@ def describe_assumptions(
     """Return lines that say what was chosen for a training run, by its configuration or by default."""
     return (
         f"network: {config.model.spec}, {source.origin}{_missing(source)}",
-        f"slices: {_slices(config, record)}",
+        f"slices: {_slices(config, record, source)}",
         f"scaling: {_scaling(config, data)} become 0..1; then mean {record.mean:.4g}, standard deviation {record.std:.4g}",
         f"data: {_splits(data)}; {config.data.classes} classes",
         f"training: {_training(config)}",
@@ -40,8 +40,13 @@ def _missing(source: ModelSource) -> str:
     return f"; it lacks {', '.join(missing)}, which start random" if missing else ""
 
 
-def _slices(config: TrainConfig, record: Record) -> str:
+def _slices(config: TrainConfig, record: Record, source: ModelSource) -> str:
     model = config.model
+    lifted = (
+        ""
+        if source.inputs in (None, record.slices)
+        else f" lifted from {source.inputs} inputs to {record.slices}"
+    )
     stems = ", ".join(record.stems[:MOST_NAMED]) + (" ..." if len(record.stems) > MOST_NAMED else "")
     noun = "stem" if len(record.stems) == 1 else "stems"
     return ", ".join(
@@ -49,7 +54,7 @@ def _slices(config: TrainConfig, record: Record) -> str:
             f"{record.slices} a window, {model.step} apart"
             + (f" along {config.data.plane}" if config.data.plane != "z" else ""),
             f"strategy {record.strategy}" + (f" tied {record.tie}" if record.tie else ""),
-            *([f"{noun} {stems} lifted from 3 colours to {record.slices} slices"] if stems else []),
+            *([f"{noun} {stems}{lifted}"] if stems else []),
             *(["averaged over the window and its mirror"] if record.symmetrized else []),
         )
     )

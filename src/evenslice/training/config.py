@@ -19,7 +19,7 @@ from evenslice.training.option_types import (
     WeightsOption,
     check_added_symmetry,
     check_strategy,
-    holds_record,
+    record_beside,
 )
 
 with needs_extra("train", "a configuration"):
@@ -46,12 +46,19 @@ class ModelConfig(Section):
     spec: str = Field(
         default="smp:Unet/tu-tf_efficientnet_lite0",
         min_length=1,
-        description="Network: smp:Unet/resnet34, timm:NAME, torchvision:NAME, or package.module:function.",
+        description=(
+            "Network: smp:Unet/resnet34, timm:NAME, torchvision:NAME, monai:NAME, transformers:NAME, or "
+            "package.module:function."
+        ),
     )
     weights: WeightsOption = Field(
-        default="imagenet", description="Weights: imagenet, none (random), or a file."
+        default="imagenet",
+        description="Weights: imagenet, none (random), a file, or a folder for Hugging Face.",
     )
-    slices: SlicesOption = Field(default=3, description="Odd number of slices in a window.")
+    slices: SlicesOption = Field(
+        default=3,
+        description="Odd number of slices in a window; by default that of the network in a file of neutralize, else 3.",
+    )
     step: int = Field(default=1, ge=1, description="Distance between the slices of a window.")
     strategy: StrategyOption = Field(
         default="twin",
@@ -81,16 +88,23 @@ class ModelConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_of_strategy(cls, values: Any, info: ValidationInfo) -> Any:
-        """Choose a strategy that fits the other options: a network need not be made symmetric in two ways."""
+    def _fitting_defaults(cls, values: Any, info: ValidationInfo) -> Any:
+        """Choose a strategy that fits the other options, and what a saved network says of itself.
+
+        A network need not be made symmetric in two ways.
+        """
         from evenslice.neutralizing import TIES
 
-        if isinstance(values, dict) and "strategy" not in values:
-            if values.get("symmetrize") is not None or holds_record(values.get("weights"), info):
-                return {**values, "strategy": "pretrained"}
-            if values.get("tie") in TIES:
-                return {**values, "strategy": values["tie"]}
-        return values
+        if not isinstance(values, dict):
+            return values
+        fitting: dict[str, Any] = {}
+        if values.get("tie") in TIES:
+            fitting["strategy"] = values["tie"]
+        if values.get("symmetrize") is not None:
+            fitting["strategy"] = "pretrained"
+        if record := record_beside(values.get("weights"), info):
+            fitting |= {"strategy": "pretrained", "slices": record.slices}
+        return fitting | values
 
     @field_validator("strategy")
     @classmethod

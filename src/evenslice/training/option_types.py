@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from evenslice._core import ConfigError, ModelError, did_you_mean, needs_extra
+
+if TYPE_CHECKING:
+    from evenslice.neutralizing import Record
 
 with needs_extra("train", "a configuration"):
     from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
@@ -33,20 +36,36 @@ def _odd(slices: int) -> int:
 
 
 def _beside_file(weights: str, info: ValidationInfo) -> str:
+    from evenslice.neutralizing import find_in_folder
+
+    if weights in ("imagenet", "none"):
+        return weights
     beside = config_folder(info) / weights
-    return str(beside) if beside.is_file() else weights
+    try:
+        _, file = find_in_folder("", str(beside))
+        return file if Path(file).is_file() else weights
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror}); name a file that can") from error
 
 
-def holds_record(weights: Any, info: ValidationInfo) -> bool:
-    """Return whether weights are a file of ``save_network``, which says what was done to its network."""
+def record_beside(weights: Any, info: ValidationInfo) -> Record | None:
+    """Return what was done to the network that weights in a configuration hold; see ``saved_record``."""
+    try:
+        return saved_record(_beside_file(str(weights), info)) if isinstance(weights, str | Path) else None
+    except ValueError:  # of which the option itself will tell
+        return None
+
+
+def saved_record(weights: str) -> Record | None:
+    """Return what was done to the network in a file of ``save_network``; None for any other weights."""
     from evenslice.networks import METADATA_KEY, read_metadata
+    from evenslice.neutralizing import read_saved
 
     try:
-        return isinstance(weights, str | Path) and METADATA_KEY in read_metadata(
-            _beside_file(str(weights), info)
-        )
+        text = read_metadata(weights).get(METADATA_KEY)
+        return None if text is None else read_saved(weights, text)[0]
     except ModelError:  # a damaged file, of which reading the weights will tell
-        return False
+        return None
 
 
 def _known_strategy(strategy: str | tuple[float, ...]) -> str | tuple[float, ...]:

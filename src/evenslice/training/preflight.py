@@ -35,9 +35,10 @@ def find_device(options: TrainingConfig) -> torch.device:
         device = choose_device(options.device)
     except ConfigError as error:
         raise ConfigError(f"training.accelerator: {error}; known: auto, cpu, gpu, cuda, mps") from error
-    if device.type == "cuda" and torch.cuda.device_count() < options.devices:
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type != "cpu" and count < options.devices:
         raise ConfigError(
-            f"training.devices: {options.devices}: this machine has only {torch.cuda.device_count()} GPUs"
+            f"training.devices: {options.devices}: this machine has only {count} {'GPU' if count == 1 else 'GPUs'}"
         )
     return torch.device(device.type)
 

@@ -35,6 +35,7 @@ def retest(
     out: str | os.PathLike[str],
     *,
     trained: RunFolder,
+    progress: bool | None = False,
 ) -> TrainResult:
     """Test a network that was changed after its training, and write everything to a folder.
 
@@ -47,6 +48,8 @@ def retest(
         config: the configuration that describes the network as it is now, with its data.
         out: the folder.
         trained: the run that trained the network.
+        progress: show the progress of the test: True for a bar, False for nothing, None for a bar on a terminal and
+            lines elsewhere.
 
     Returns:
         The content of ``result.json``.
@@ -79,4 +82,6 @@ def retest(
         run.begin(described, config)
         reading = reading_of(config)
         save_network(network, run.network, record=record, source=source, reading=reading, force=True)
-        return finish_run(run, data, config, UNTRAINED, record=record, source=source, command=None)
+        return finish_run(
+            run, data, config, UNTRAINED, record=record, source=source, command=None, progress=progress
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from evenslice._core import ConfigError, option
+from evenslice._core import ConfigError, ModelError, option
 from evenslice.inference import (
     ONNX,
     Evaluation,
@@ -18,7 +18,7 @@ from evenslice.inference import (
     segment,
     stated_reading,
 )
-from evenslice.networks import parse_specification
+from evenslice.networks import missing_parts, parse_specification
 from evenslice.neutralizing import load_network, symmetrize
 from evenslice.volumes import reslice
 
@@ -105,6 +105,19 @@ class Segmenter:
             tile = tile or asked_size(self.run)
         own = {"plane": self.plane, **self._own}
         return export(self.network, out, to=to, tile=tile, source=self.source, **own, **options)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The parts of the network that its file of weights lacks, so that they are random."""
+        return () if self.source is None else missing_parts(self.source.weights, self.source.random)
+
+    def need_all_weights(self) -> None:
+        """Raise ModelError if the file of weights lacks parts of the network, so that its answers would be random."""
+        if self.source is not None and self.missing:
+            raise ModelError(
+                f"{self.source.weights}: lacks the network's {', '.join(self.missing)}, so that its answers would be random; "
+                "give the weights of the whole network, or train it first"
+            )
 
     def _need_segmentation(self) -> None:
         if self.task != "segmentation":
