@@ -2,6 +2,9 @@
 
 import os
 import time
+from concurrent.futures import CancelledError
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,6 +44,8 @@ class Growing:
 
 
 class Pending:
+    status = "finished"
+
     def __init__(self, client, value):
         self.client, self.value = client, value
 
@@ -62,7 +67,7 @@ def test_workers_that_come_and_go_are_counted():
 @pytest.mark.slow
 def test_every_worker_has_what_items_have_in_common_before_it_starts():
     with open_cluster(workers=2) as client:
-        (common,) = distributing._send(client, (10,))
+        (common,) = distributing._send(distributing._Patrol(client), (10,))
         assert len(client.who_has([common])[common.key]) == 2
         assert list(map_in_order(pow, [2, 3, 4], client, common=10)) == [1024, 59049, 1048576]
 
@@ -106,13 +111,85 @@ def test_the_loss_of_all_workers_is_said(mapped, monkeypatch):
     assert client.workers == []
 
 
-def test_a_cluster_of_other_machines_may_have_no_workers_yet(monkeypatch):
+def test_a_cluster_of_other_machines_may_have_no_workers_yet_which_is_said_once(capsys):
     client = Lost(*[0] * 9)
-    client.cluster = None
+    client.cluster, client.scheduler = None, SimpleNamespace(address="tcp://head:8786")
     patrol = distributing._Patrol(client)
     for _ in range(5):
         with patrol.unless_lost():
             raise TimeoutError
+    assert capsys.readouterr().err == "waiting for workers of tcp://head:8786\n"
+
+
+def test_no_workers_are_said_while_they_are_sent_what_items_have_in_common(monkeypatch, capsys):
+    client = Lost(0, 0, 1)
+    client.cluster, client.scheduler = None, SimpleNamespace(address="tcp://head:8786")
+    ends = iter([False, False, False])
+    monkeypatch.setattr(client, "done", lambda: next(ends), raising=False)
+    with pytest.raises(StopIteration):
+        distributing._send(distributing._Patrol(client), (10,))
+    assert capsys.readouterr().err == "waiting for workers of tcp://head:8786\n"
+
+
+class Cut:
+    """A client that loses its scheduler, and its own future: the call of one name fails, as Dask's do at some moment."""
+
+    cluster, status = None, "running"
+
+    def __init__(self, failing, error):
+        self.failing, self.error, self.ended = failing, error, False
+
+    def __getattr__(self, name):
+        return partial(self._answer, name)
+
+    def _answer(self, name, *_, **__):
+        if name == self.failing:
+            self.status = "closed" if isinstance(self.error, RuntimeError) else "running"
+            raise self.error
+        self.ended = self.ended or name == "wait"
+        return {"nthreads": {"worker": 1}, "submit": self, "done": self.ended}.get(name)
+
+    def exception(self, timeout=None):
+        if timeout is not None:
+            self.wait()
+
+    def __hash__(self):
+        return 0
+
+
+@pytest.mark.parametrize("mapped", [map_as_finished, map_in_order])
+@pytest.mark.parametrize(
+    ("failing", "error"),
+    [
+        ("nthreads", OSError("Timed out trying to connect to tcp://head:8786 after 10 s")),
+        ("submit", RuntimeError("Client is closed. Can't send update-graph message.")),
+        ("replicate", OSError("Timed out trying to connect to tcp://head:8786 after 10 s")),
+        ("wait", CancelledError("2 Futures cancelled")),
+        ("result", CancelledError("slow-1 cancelled for reason: scheduler-connection-lost")),
+    ],
+)
+def test_the_loss_of_the_scheduler_is_told_in_one_line(mapped, failing, error, monkeypatch):
+    """Dask raises exceptions of several types, none of them evenslice's."""
+    client = Cut(failing, error)
+    monkeypatch.setattr("distributed.wait", client.wait)
+    with pytest.raises(
+        EvensliceError, match=r"^the scheduler was lost; start the command again \(a segmentation"
+    ):
+        list(mapped(pow, [1], client, common=1))
+
+
+@pytest.mark.parametrize("mapped", [map_as_finished, map_in_order])
+def test_an_error_of_a_task_is_not_taken_for_the_loss_of_the_scheduler(mapped, monkeypatch):
+    error = FileNotFoundError("gone")
+    client = Cut("result", error)
+    client.status = "error"  # of the future
+    monkeypatch.setattr("distributed.wait", client.wait)
+    monkeypatch.setattr(client, "exception", lambda **_: client.wait() or error)
+    if mapped is map_as_finished:
+        assert list(mapped(str, [1], client)) == [(1, error)]
+    else:
+        with pytest.raises(FileNotFoundError):
+            list(mapped(str, [1], client))
 
 
 @pytest.mark.slow

@@ -20,6 +20,31 @@ def test_a_missing_extra_is_named():
             import no_such_package  # noqa: F401
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libhdf5.so.310: cannot open shared object file"),
+        ImportError("cannot import name 'File' from 'h5py'", name="h5py"),
+        ModuleNotFoundError("No module named 'h5py._errors'", name="h5py._errors"),
+    ],
+)
+def test_a_damaged_installation_is_not_taken_for_a_missing_package(error):
+    with pytest.raises(
+        MissingExtraError, match="^flying fails, because an installed package is damaged"
+    ) as raised:
+        with needs_extra("wings", "flying"):
+            raise error
+    assert str(raised.value).endswith(
+        f"({error}); install it anew with: pip install --force-reinstall 'evenslice[wings]'"
+    )
+
+
+def test_the_innermost_of_missing_extras_is_named():
+    with pytest.raises(MissingExtraError, match=r"^flying needs .*evenslice\[wings\]"):
+        with needs_extra("airport", "travelling"), needs_extra("wings", "flying"):
+            import no_such_package  # noqa: F401
+
+
 def test_a_missing_extra_is_an_import_error_too():
     assert issubclass(MissingExtraError, ImportError)
 

@@ -3,6 +3,7 @@
 import io
 import threading
 from contextlib import redirect_stderr
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,25 @@ def test_a_listener_hears_each_step_and_nothing_is_printed():
         ("work", done, 3, "steps") for done in (1, 2, 3)
     ]
     assert printed.getvalue() == ""
+
+
+def test_lines_end_with_one_for_the_last_step_even_if_there_were_more(capsys, monkeypatch):
+    monkeypatch.setattr("evenslice._core.progress.LINE_EVERY", 3600)
+    with progress_bar("work", 3, "steps", show=None, first_line=0) as advance:
+        for _ in range(6):
+            advance(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "work: 1/3 steps, 0:00:00 remaining",
+        "work: 3/3 steps, 0:00:00 remaining",
+    ]
+
+
+def test_a_line_beyond_the_end_has_no_negative_time(capsys, monkeypatch):
+    clock = SimpleNamespace(monotonic=iter([0, 100]).__next__)
+    monkeypatch.setattr("evenslice._core.progress.time", clock)
+    with progress_bar("work", 3, "steps", show=None, first_line=0) as advance:
+        advance(4)
+    assert capsys.readouterr().err == "work: 4/3 steps, 0:00:00 remaining\n"
 
 
 def test_another_thread_is_not_heard():

@@ -1,5 +1,6 @@
 """Boundaries of numbered objects: as scikit-image finds them, slice by slice, whatever part is read."""
 
+import math
 import pickle
 
 import hypothesis.strategies as st
@@ -11,7 +12,7 @@ from skimage.segmentation import find_boundaries
 
 from evenslice import open_volume
 from evenslice._core import ConfigError
-from evenslice.volumes import class_volume, reslice, take_slices
+from evenslice.volumes import class_volume, index_classes, reslice, take_slices
 from evenslice.volumes.labels import IGNORED
 
 BIG = 2**60  # neighbours of such numbers are equal as float64
@@ -65,6 +66,30 @@ def test_boundaries_lie_in_the_slices_that_are_read(objects, plane):
 def test_parts_and_copies_are_views_too(objects):
     volume = pickle.loads(pickle.dumps(boundaries(objects)))  # noqa: S301  # its own bytes
     assert np.array_equal(take_slices(volume, 1, 3)[...], expected(objects)[1:3])
+
+
+class Chunked:
+    """An array that counts the chunks from which it is read."""
+
+    dtype, chunks = np.dtype(np.uint8), (1, 1024, 1024)
+
+    def __init__(self, array):
+        self.array, self.shape, self.decoded = array, array.shape, 0
+
+    def __getitem__(self, key):
+        ends = (
+            (part.start // size, (part.stop - 1) // size) for part, size in zip(key, self.chunks, strict=True)
+        )
+        self.decoded += math.prod(last - first + 1 for first, last in ends)
+        return self.array[key]
+
+
+def test_an_index_of_boundaries_decodes_each_chunk_once():
+    """Blocks of a few chunks would decode all chunks around them, too."""
+    stored = Chunked(np.zeros((1, 2048, 2048), np.uint8))
+    index = index_classes(boundaries(stored), 2, keep=10)
+    assert index.counts.tolist() == [2048 * 2048, 0]
+    assert stored.decoded == 4
 
 
 def test_next_to_what_is_ignored_there_is_no_boundary():

@@ -169,6 +169,30 @@ def test_a_file_that_holds_other_datasets_is_not_replaced(tmp_path):
             del file["group/raw"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError, SystemError])
+def test_a_damaged_hdf5_file_is_not_replaced(error, tmp_path, monkeypatch):
+    """h5py raises these at links whose names or targets are damaged."""
+    write_volume(open_volume(NOISE), tmp_path / "a.h5")
+    before = contents(tmp_path)
+
+    def fail(*_):
+        raise error("Unable to get link info")
+
+    monkeypatch.setattr(h5py.File, "visititems_links", fail)
+    with pytest.raises(OutputError, match=r"a.h5: is not an HDF5 file and is not replaced"):
+        write_volume(open_volume(NOISE), tmp_path / "a.h5", force=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ["5", "[]", "[" * 100_000])
+def test_a_folder_with_damaged_zarr_metadata_is_not_replaced(text, tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "zarr.json").write_text(text)
+    with pytest.raises(OutputError, match=r"a.zarr: is a folder but not a Zarr volume; choose another name"):
+        write_volume(open_volume(NOISE), tmp_path / "a.zarr", force=True)
+    assert (tmp_path / "a.zarr" / "zarr.json").read_text() == text
+
+
 def test_a_folder_that_is_not_one_image_is_not_replaced(tmp_path):
     volume = open_volume(NOISE)
     write_volume(volume, tmp_path / "a.zarr")

@@ -10,7 +10,13 @@ import pytest
 import SimpleITK
 from dicom_files import AXIAL, dataset, enhanced, save, write_series
 from pydicom.data import get_testdata_file
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+    RTDoseStorage,
+    SurfaceSegmentationStorage,
+    generate_uid,
+)
 from volume_checks import fails, same
 
 from evenslice._core import errors
@@ -109,6 +115,19 @@ def test_files_that_are_no_images_or_no_dicom_are_left_out(tmp_path):
     assert same(open_volume(tmp_path), STACK)
 
 
+def test_meshes_and_dose_histograms_are_no_images(tmp_path):
+    write_series(tmp_path, STACK)
+    for name, storage in (("mesh", SurfaceSegmentationStorage), ("dose", RTDoseStorage)):
+        file = dataset(STACK[0], storage=storage)
+        del file.Rows, file.Columns, file.PixelData
+        if name == "dose":
+            save(file, tmp_path / name)
+            fails(str(tmp_path), "dose: is truncated, it is of the kind RT Dose Storage but has no image")
+            file.DVHSequence = [pydicom.Dataset()]
+        save(file, tmp_path / name)
+    assert same(open_volume(tmp_path), STACK)
+
+
 def test_several_volumes_at_the_same_positions(tmp_path):
     uid = generate_uid()
     write_series(tmp_path / "a", STACK, SeriesInstanceUID=uid, AcquisitionNumber=1)
@@ -201,6 +220,21 @@ def test_a_radiation_dose():
     file = pydicom.dcmread(get_testdata_file("rtdose.dcm"))
     assert volume.spacing == (5, 10, 10)
     np.testing.assert_allclose(volume[...], file.pixel_array * float(file.DoseGridScaling), rtol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, (-1, 0, 0, 0, 1, 0)])
+@pytest.mark.parametrize("descending", [False, True])
+def test_a_radiation_dose_that_states_z_of_each_frame(tmp_path, orientation, descending):
+    places = np.arange(6) * 3.0 - 100
+    places = places[::-1] if descending else places
+    fields = {"ImageOrientationPatient": list(orientation), "PixelSpacing": [0.7, 0.5]}
+    fields |= {"ImagePositionPatient": [-10, 20, places[0]], "GridFrameOffsetVector": places.tolist()}
+    save(dataset(STACK, storage=RTDoseStorage, Modality="RTDOSE", **fields), tmp_path / "dose.dcm")
+    volume = open_volume(tmp_path / "dose.dcm")
+    first, last = (volume.affine @ [0, 0, z, 1] for z in (0, 5))
+    assert sorted([first[2], last[2]]) == [-100, -85]
+    assert volume.affine[0, 3] == 10
+    assert np.array_equal(volume[0 if first[2] == places[0] else 5], STACK[0])
 
 
 def test_single_bits(tmp_path):

@@ -1,8 +1,10 @@
 """HDF5 datasets: which one, voxel size, names of axes, and files that name others."""
 
 import json
+import os
 import struct
 import zlib
+from collections import Counter
 
 import h5py
 import numpy as np
@@ -13,6 +15,7 @@ from evenslice._core import errors
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read.hdf5_chunks import ChunkChecks
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
 
@@ -216,19 +219,67 @@ def test_a_bomb_in_a_chunk(tmp_path):
         volume[1]
 
 
-def test_a_chunk_of_no_bytes(tmp_path):
+@pytest.mark.parametrize(
+    ("compression", "claim"), [("lzf", 0), ("lzf", 2**30), (None, 0), (None, 4), (None, 5121)]
+)
+def test_a_chunk_that_claims_an_impossible_number_of_bytes(tmp_path, compression, claim):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w", libver="earliest") as file:
-        data = file.create_dataset("raw", data=STACK, chunks=(2, 40, 32), compression="lzf")
+        data = file.create_dataset("raw", data=STACK, chunks=(2, 40, 32), compression=compression)
         size = data.id.get_chunk_info_by_coord((2, 0, 0)).size
     entry = struct.pack("<II4Q", size, 0, 2, 0, 0, 0)  # of the tree of chunks: size, filters, corner
     content = path.read_bytes()
     assert content.count(entry) == 1
-    path.write_bytes(content.replace(entry, struct.pack("<I", 0) + entry[4:]))
+    path.write_bytes(content.replace(entry, struct.pack("<I", claim) + entry[4:]))
     volume = open_volume(path)
     np.testing.assert_array_equal(volume[1], STACK[1])
-    with pytest.raises(errors.VolumeError, match="a chunk claims 0 bytes for 5,120; the file is damaged"):
+    with pytest.raises(
+        errors.VolumeError, match=f"a chunk claims {claim:,} bytes for 5,120; the file is damaged"
+    ):
         volume[2]
+
+
+class Counted:
+    """A dataset, or its identifier, that counts which methods are asked for."""
+
+    def __init__(self, counted, calls):
+        self.counted, self.calls = counted, calls
+
+    def __getattr__(self, name):
+        self.calls[name] += 1
+        found = getattr(self.counted, name)
+        return Counted(found, self.calls) if name == "id" else found
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_the_chunks_of_a_file_are_looked_at_once(tmp_path, compression):
+    path, calls = tmp_path / "a.h5", Counter()
+    with h5py.File(path, "w") as file:
+        file.create_dataset("raw", data=STACK, chunks=(1, 8, 8), compression=compression)
+    checks, key = ChunkChecks("a.h5"), (slice(0, 6), slice(0, 40), slice(0, 32))
+    for times in (1, 2):
+        for _ in range(3):
+            with h5py.File(path) as file:
+                checks.require(Counted(file["raw"], calls), key)
+        assert calls["chunk_iter"] == times
+        os.utime(path, ns=(0, times))  # as if it had been written again
+    assert calls["get_chunk_info_by_coord"] == 0
+
+
+def test_a_large_chunk_is_inflated_once_to_see_that_it_may_be(tmp_path, monkeypatch):
+    path, found = tmp_path / "a.h5", []
+    noise = np.random.default_rng(0).integers(0, 255, (3, 600, 600), dtype=np.uint8)
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("raw", noise.shape, np.uint8, chunks=(1, 600, 600), compression="gzip")
+        data[:2] = noise[:2]
+    monkeypatch.setattr(
+        "evenslice.volumes.read.hdf5_chunks._inflates", lambda packed, _: bool(found.append(packed))
+    )
+    volume = open_volume(path)
+    for _ in range(3):
+        np.testing.assert_array_equal(volume[:2], noise[:2])
+        assert not volume[2].any()  # never written
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.5, 0.99])

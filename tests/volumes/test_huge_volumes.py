@@ -1,5 +1,7 @@
 """Volumes of 100 TB: what is planned, sampled and read of them does not grow with them."""
 
+import os
+import pickle
 import tracemalloc
 from itertools import islice, product
 
@@ -10,10 +12,12 @@ from hypothesis import given, strategies as st
 
 from evenslice._core.errors import VolumeError
 from evenslice.volumes import blocks, fingerprints, scaling, windows
-from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.fingerprints import fingerprint, modified
+from evenslice.volumes.labels import class_volume
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.pieces import THREADS
 from evenslice.volumes.scaling import Scaling, fit_scaling
+from evenslice.volumes.views import hold_in_memory, reslice, take_region, take_slices
 from evenslice.volumes.windows import WindowGrid, visiting_order
 
 HUGE = (98_304, 32_768, 32_768)
@@ -96,6 +100,18 @@ def test_the_intensity_range_of_a_huge_volume_takes_a_sample_read_several_at_a_t
     assert fingerprint(open_volume(server.address)) == first
 
 
+def test_what_is_made_of_a_remote_volume_has_its_fingerprint(server):
+    """A training records its parts, cut and held in memory; an audit the volume as it was opened."""
+    volume = open_volume(server.address)
+    parts = [
+        take_slices(volume, 2, 40),
+        take_region(volume, np.s_[0:8, 0:8, 0:8]),
+        class_volume(volume, None),
+    ]
+    parts += [hold_in_memory(parts[1]), reslice(parts[0], "x")]
+    assert {fingerprint(pickle.loads(pickle.dumps(part))) for part in parts} == {fingerprint(volume)}  # noqa: S301
+
+
 def test_a_sample_is_the_same_read_one_by_one_or_several_at_a_time(server, monkeypatch):
     volume = open_volume(server.address)
     several = blocks.sample_voxels(volume, 200_000)
@@ -131,11 +147,31 @@ def test_the_fingerprint_of_a_folder_of_many_files_lists_no_more_than_agreed(tmp
     volumes = [open_volume(tmp_path / f"{name}.zarr") for name in "abc"]
     few = fingerprint(volumes[0])
     assert few.startswith("sha256:")
+    assert fingerprint(take_slices(volumes[0], 2, 4)) == few
     monkeypatch.setattr(fingerprints, "MOST_LISTED", 20)
     monkeypatch.delattr(fingerprints, "files_under")
     first, same, other = (fingerprint(volume) for volume in volumes)
     assert first.startswith(fingerprints.PARTIAL)
     assert first == same != other
+    assert fingerprint(take_slices(volumes[0], 2, 4)) == first
+
+
+def test_a_folder_of_many_files_is_known_to_be_unmodified_without_a_list_of_them(tmp_path, monkeypatch):
+    import zarr
+
+    voxels = np.random.default_rng(0).integers(0, 255, (8, 32, 32), dtype=np.uint8)
+    zarr.create_array(tmp_path / "a.zarr", data=voxels, chunks=(2, 8, 8))
+    volume = open_volume(tmp_path / "a.zarr")
+    few = modified(volume)
+    monkeypatch.setattr(fingerprints, "MOST_LISTED", 20)
+    monkeypatch.delattr(fingerprints, "files_under")
+    found = [modified(volume), modified(volume)]
+    os.utime(tmp_path / "a.zarr" / "c" / "3" / "1" / "2", ns=(0, 0))
+    found.append(modified(volume))
+    (tmp_path / "a.zarr" / "c" / "3" / "1" / "2").unlink()
+    found.append(modified(volume))
+    assert found[0] == found[1]
+    assert len({few, *found}) == 4
 
 
 def test_nan_in_a_huge_volume_is_reported_without_reading_it_whole(monkeypatch):

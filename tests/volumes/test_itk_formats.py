@@ -150,6 +150,54 @@ def nrrd(tmp_path, name="a.nrrd", data=VOXELS, **changes):
     return str(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"dimension": "4", "sizes": "32 40 6 1"}, "xyzc"),
+        ({"dimension": "4", "sizes": "32 1 40 6"}, "xcyz"),
+        ({"dimension": "5", "sizes": "1 1 32 40 6", "kinds": "list list domain domain domain"}, "cuxyz"),
+        ({"dimension": "4", "sizes": "32 40 6 1", "kinds": "domain domain domain domain"}, "xyzc"),
+    ],
+)
+def test_axes_of_length_one_do_not_turn_an_nrrd_file_round(tmp_path, changes, names):
+    path = nrrd(tmp_path, **changes, spacings=" ".join(str("xyz".find(name) + 2) for name in names))
+    volume = open_volume(path)
+    assert same(volume, STACK)
+    assert volume.spacing == (4, 3, 2)
+    assert open_volume(path, axes=names).reading == volume.reading
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"kinds": "domain domain time"}, r"axes XYT \(32, 40, 6\) and no axis z; .* axes='xyz'"),
+        ({"kinds": "domain domain list"}, r"axes XYC \(32, 40, 6\) and no axis z; .* axes='xyz'"),
+        ({"space_dimension": "2", "space_directions": "none (1,0) (0,1)"}, "axes CXY .* and no axis z"),
+        ({"dimension": "4", "sizes": "32 40 3 2", "kinds": "??? ??? ??? time"}, "has 4 axes XYZT"),
+        ({"dimension": "4", "sizes": "32 40 3 2"}, r"has 4 dimensions \(32, 40, 3, 2\); name them"),
+    ],
+)
+def test_axes_that_an_nrrd_file_does_not_call_spatial_are_no_slices(tmp_path, changes, pattern):
+    fails(nrrd(tmp_path, **changes), pattern)
+
+
+def test_axes_of_length_one_do_not_turn_a_metaimage_round(tmp_path):
+    volume = open_volume(mha(tmp_path, NDims="5", DimSize="32 40 6 1 1", ElementSpacing="2 3 4 1 1"))
+    assert same(volume, STACK)
+    assert volume.spacing == (4, 3, 2)
+    path = mha(tmp_path, NDims="5", DimSize="32 40 1 1 6")
+    fails(path, r"has 5 axes XYZTU \(32, 40, 1, 1, 6\); pick one of axis U with select=\{'u': 0\}")
+
+
+def test_what_itk_knows_from_other_formats_may_stand_in_a_metaimage(tmp_path):
+    image = SimpleITK.GetImageFromArray(STACK)
+    image.SetMetaData("NRRD_kinds[0]", "domain")
+    image.SetMetaData("0008|0060", "CT")
+    SimpleITK.WriteImage(image, str(tmp_path / "scan.mha"))
+    assert b"NRRD_kinds[0] = domain" in (tmp_path / "scan.mha").read_bytes()
+    assert same(open_volume(tmp_path / "scan.mha"), STACK)
+
+
 def test_bare_headers(tmp_path):
     for path in (mha(tmp_path), nrrd(tmp_path)):
         volume = open_volume(path)
@@ -214,6 +262,25 @@ def test_nrrd_encodings(tmp_path, encoding):
     assert same(open_volume(nrrd(tmp_path, encoding=encoding, data=pack(STACK.tobytes()))), STACK)
 
 
+@pytest.mark.parametrize("in_memory", [2**27, 0])
+@pytest.mark.parametrize("encoding", ["gzip", "bzip2"])
+def test_a_byte_skip_counts_decompressed_bytes(tmp_path, monkeypatch, encoding, in_memory):
+    if encoding == "gzip":
+        monkeypatch.setattr("evenslice.volumes.read.raw.IN_MEMORY", in_memory)
+    pack = bz2.compress if encoding == "bzip2" else gzip.compress
+    data = pack(b"something before" + VOXELS)
+    assert same(open_volume(nrrd(tmp_path, encoding=encoding, data=data, byte_skip=16)), STACK)
+    (tmp_path / "v.raw").write_bytes(data)
+    assert same(open_volume(nrrd(tmp_path, encoding=encoding, data_file="v.raw", byte_skip=16)), STACK)
+    fails(nrrd(tmp_path, encoding=encoding, data=data, byte_skip=17), "is truncated")
+    fails(nrrd(tmp_path, encoding=encoding, data=data, byte_skip=2**40), "is truncated|up to 134,217,728")
+
+
+def test_a_data_file_whose_name_begins_like_a_list(tmp_path):
+    write(tmp_path / "listeria.mhd", STACK)
+    assert same(open_volume(tmp_path / "listeria.mhd"), STACK)
+
+
 def test_detached_files_belong_to_the_volume(tmp_path):
     write(tmp_path / "scan.mhd", STACK)
     volume = open_volume(tmp_path / "scan.mhd")
@@ -247,7 +314,7 @@ def test_data_files_that_are_missing_or_many(tmp_path):
         (nrrd(tmp_path, "a.nhdr", data_file="none.raw"), "none.raw"),
     ):
         fails(path, f"its data file '{file}' is missing; copy it too")
-    for name in ("LIST", "slice%03d.raw 1 6 1"):
+    for name in ("LIST", "LIST 2", "slice%03d.raw 1 6 1"):
         fails(mha(tmp_path, "a.mhd", ElementDataFile=name), "spread over several files")
         fails(nrrd(tmp_path, "a.nhdr", data_file=name), "spread over several files")
 

@@ -1,6 +1,7 @@
 """Each format, written by its own library: values, order of axes, spacing, unit, metadata."""
 
 import gzip
+import os
 
 import nibabel as nib
 import numpy as np
@@ -217,6 +218,43 @@ def test_nifti_with_time(tmp_path):
     assert same(open_volume(path), STACK)
 
 
+def test_axes_of_length_one_do_not_turn_a_nifti_file_round(tmp_path):
+    path = tmp_path / "scan.nii"
+    affine = np.diag([0.5, 0.7, 3.0, 1.0])
+    nib.save(nib.Nifti1Image(STACK.T[..., None, None, None], affine, dtype=np.uint16), path)
+    volume = open_volume(path)
+    assert same(volume, STACK)
+    assert volume.spacing == pytest.approx((3.0, 0.7, 0.5))
+    np.testing.assert_allclose(volume.affine, affine)
+
+
+@pytest.mark.parametrize("image", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_nifti_offset_within_the_header_is_that_of_the_first_voxel(tmp_path, image):
+    path = tmp_path / "scan.nii"
+    nib.save(image(STACK.T, np.eye(4), dtype=np.uint16), path)
+    content = bytearray(path.read_bytes())
+    if image is nib.Nifti1Image:
+        content[108:112] = np.float32(348).tobytes()
+    else:
+        content[168:176] = np.int64(352).tobytes()
+    path.write_bytes(content)
+    assert same(open_volume(path), STACK)
+
+
+@pytest.mark.parametrize("slope", [1, 0.5])
+def test_an_uncompressed_nifti_file_is_sliced_along_x_in_few_reads(tmp_path, monkeypatch, slope):
+    path = tmp_path / "scan.nii"
+    file = nib.Nifti1Image(STACK.T.astype(np.int16), np.eye(4))
+    file.header.set_slope_inter(slope, 0)
+    nib.save(file, path)
+    volume = open_volume(path, plane="x")
+    read, calls = os.preadv, []
+    monkeypatch.setattr(os, "preadv", lambda *arguments: calls.append(1) or read(*arguments))
+    for x in range(32):
+        np.testing.assert_array_equal(volume[x], STACK[:, :, x] * slope)
+    assert 0 < len(calls) < 8
+
+
 def test_large_compressed_nifti_is_read_through_the_index(tmp_path, monkeypatch):
     monkeypatch.setattr("evenslice.volumes.read.nifti.IN_MEMORY", 0)
     path = tmp_path / "scan.nii.gz"
@@ -405,6 +443,11 @@ def test_spacing_and_unit_replace_those_of_the_file(tmp_path):
 def test_suffixes_are_read_in_any_case(tmp_path):
     tifffile.imwrite(tmp_path / "STACK.TIF", STACK)
     assert same(open_volume(tmp_path / "STACK.TIF"), STACK)
+
+
+@pytest.mark.parametrize("other", ["ms", "s", "Mm", "ins", "pixels", 5, None])
+def test_what_is_no_unit_of_length(other):
+    assert normal_unit(other) is None
 
 
 def test_units():

@@ -1,12 +1,15 @@
 """N5 and Neuroglancer precomputed: written by TensorStore or from the specification, and read back."""
 
+import bz2
 import gzip
 import json
+import lzma
 import pickle
 import struct
 import subprocess
 import sys
 
+import numcodecs
 import numpy as np
 import pytest
 import tifffile
@@ -95,6 +98,24 @@ def test_a_precomputed_volume_by_hand(tmp_path):
     assert same(open_volume(tmp_path), array)
     (tmp_path / "40_4_4" / "10-13_20-24_30-32").unlink()
     assert not open_volume(tmp_path)[:2, :, :3].any()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [("zstd", numcodecs.zstd.compress), ("xz", lzma.compress), ("bz2", bz2.compress)]
+)
+def test_chunks_that_cloud_volume_compressed_otherwise(tmp_path, suffix, pack):
+    write_precomputed(tmp_path, IMAGE)
+    for file in list(next(tmp_path.glob("*/")).iterdir()):
+        file.with_name(f"{file.name}.{suffix}").write_bytes(pack(file.read_bytes()))
+        file.unlink()
+    assert same(open_volume(tmp_path), IMAGE)
+
+
+def test_chunks_compressed_as_brotli_are_no_zeros(tmp_path):
+    write_precomputed(tmp_path, IMAGE)
+    for file in list(next(tmp_path.glob("*/")).iterdir()):
+        file.rename(f"{file}.br")
+    fails(str(tmp_path), r"its chunk '4_4_40/\S+\.br' is compressed as brotli, which is not read; write it")
 
 
 def test_an_n5_data_set_by_hand(tmp_path):

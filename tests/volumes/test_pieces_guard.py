@@ -154,6 +154,7 @@ def test_metadata_that_is_too_large(tmp_path):
         ("bzip2", bz2.compress(BOMB)),
         ("xz", lzma.compress(BOMB)),
         ("zstd", numcodecs.zstd.compress(BOMB)),
+        ("zstd", struct.pack("<II", 0x184D2A50, 4) + b"note" + numcodecs.zstd.compress(BOMB)),
         ("blosc", numcodecs.Blosc().encode(BOMB)),
     ],
 )
@@ -161,6 +162,18 @@ def test_blocks_that_unpack_to_too_much(tmp_path, compression, content):
     write_n5(tmp_path, IMAGE, compression)
     first_chunk(tmp_path).write_bytes(HEADER + bytes(content))
     refused(tmp_path, "a chunk decompresses to more than the 1,024 bytes")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [("gz", gzip.compress), ("zstd", numcodecs.zstd.compress), ("xz", lzma.compress), ("bz2", bz2.compress)],
+)
+def test_chunks_of_precomputed_that_unpack_to_too_much(tmp_path, suffix, pack):
+    write_precomputed(tmp_path, IMAGE)
+    file = first_chunk(tmp_path)
+    file.with_name(f"{file.name}.{suffix}").write_bytes(pack(BOMB))
+    file.unlink()
+    refused(tmp_path, "a chunk decompresses to more than the 1,050,624 bytes")
 
 
 @pytest.mark.parametrize(

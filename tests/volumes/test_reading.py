@@ -119,6 +119,14 @@ def stored(request, tmp_path_factory):
     return request.param(tmp_path_factory.mktemp("volumes"))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list open files")
+def test_no_file_stays_open_between_reads(stored):
+    volume = open_volume(stored)
+    volume[2]
+    opened = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not any(file.startswith(str(volume.location.parent)) for file in opened)
+
+
 def index_of(length):
     """One index of an axis: an integer in range, or any slice."""
     bound = st.none() | st.integers(-length - 2, length + 2)

@@ -397,6 +397,14 @@ def test_empty_axis(tmp_path):
         ({"spacing": (1, 1)}, "give three sizes above zero"),
         ({"spacing": (1, 0, 1)}, "give three sizes above zero"),
         ({"spacing": (1, float("nan"), 1)}, "give three sizes above zero"),
+        ({"spacing": 4.0}, "spacing 4.0: give three sizes above zero"),
+        ({"spacing": (1, 1, "nm")}, "give three sizes above zero"),
+        ({"spacing": (1, 1, 10**400)}, "give three sizes above zero"),
+        ({"spacing": (1, 1, 1), "unit": 5}, "unit 5: unknown unit of length; known: "),
+        ({"plane": 1}, "plane=1: known: x, y, z"),
+        ({"plane": ["z"]}, "known: x, y, z"),
+        ({"axes": 5}, "axes '5': give one letter"),
+        ({"region": 5}, "region needs one slice"),
     ],
 )
 def test_options_that_do_not_apply(tmp_path, options, pattern):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -208,6 +209,18 @@ def test_windows_of_the_volume_ends_need_an_edge_policy():
     assert list(grid.centres) == [0, 1, 2, 3, 4]
     window = grid.read(0, 0, 0)
     np.testing.assert_array_equal(window[0], window[2])
+
+
+def test_a_remote_volume_is_not_downloaded_to_search_it_for_nan(monkeypatch):
+    monkeypatch.delattr("evenslice.volumes.scaling.find_nonfinite")
+    voxels = np.random.default_rng(0).random((5, 40, 40))
+    voxels[2, 3, 4] = np.nan
+    volume = replace(open_volume(voxels), location="https://127.0.0.1/cells.zarr")
+    with pytest.raises(VolumeError, match="1 of 8000 voxels of a sample are NaN or infinite"):
+        fit_scaling(volume)
+    grid = WindowGrid(volume, fit_scaling(volume, intensity=(0, 1)), 3, (32, 32))
+    with pytest.raises(VolumeError, match=r"1 of 3072 voxels of the window at z, y, x = \(1, 0, 0\) are NaN"):
+        grid.read(1, 0, 0)
 
 
 def test_infinity_is_an_error_in_any_volume(monkeypatch):

@@ -69,10 +69,12 @@ def small_chunk(path, zarr_format, codec):
     return path / ("c/0/0/0" if zarr_format == 3 else "0.0.0")
 
 
+SKIPPABLE = b"\x57\x2a\x4d\x18" + struct.pack("<I", 4) + b"note"
 BOMBS = {
     "gzip": (GzipCodec(), gzip.compress(BOMB)),
     "gzip of two members": (GzipCodec(), gzip.compress(bytes(100)) + gzip.compress(BOMB)),
     "zstd": (ZstdCodec(), numcodecs.zstd.compress(BOMB)),
+    "zstd after a skippable frame": (ZstdCodec(), SKIPPABLE + numcodecs.zstd.compress(BOMB)),
 }
 
 
@@ -126,6 +128,14 @@ def test_a_chunk_file_larger_than_anything(tmp_path):
 def test_the_size_that_zstandard_frames_claim(parts, checksum):
     codec = numcodecs.Zstd(checksum=checksum)
     assert zstd_size(b"".join(bytes(codec.encode(part)) for part in parts)) == sum(map(len, parts))
+
+
+def test_zstandard_frames_between_others_are_skipped_and_nothing_else_is():
+    frame = bytes(numcodecs.zstd.compress(b"abc"))
+    assert zstd_size(SKIPPABLE + frame + SKIPPABLE + frame) == 6
+    for rest in (b"\0", b"\0" * 9, b"\x27\xb5\x2f\xfd" + frame[4:], frame[:4]):
+        with pytest.raises(ValueError, match="a chunk holds no Zstandard frame at byte"):
+            zstd_size(frame + rest)
 
 
 def test_a_zstandard_frame_without_a_size():

@@ -10,17 +10,21 @@ Dask cluster does: one started on this machine or one that is already running. F
 
 from __future__ import annotations
 
+import logging
+import sys
 import warnings
 from collections import deque
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from evenslice._core.errors import ConfigError, EvensliceError, needs_extra, option, reason
 from evenslice._core.local_workers import local_client
+from evenslice._core.words import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["check_sendable", "map_as_finished", "map_in_order", "open_cluster"]
 
@@ -30,6 +34,7 @@ Result = TypeVar("Result")
 CONNECT_SECONDS = 10
 PATROL_SECONDS = 30  # between looks whether there still are workers
 AHEAD = 2  # items sent to each worker, including the one in progress
+START_AGAIN = "start the command again (a segmentation or study keeps what is finished)"
 
 
 @contextmanager
@@ -128,7 +133,7 @@ def map_as_finished(
         or with what it needs.
 
     Raises:
-        EvensliceError: all worker processes on this machine were lost, and none came back.
+        EvensliceError: all worker processes on this machine were lost, and none came back; or the scheduler was lost.
     """
     rest = () if common is None else (common,)
     if client is None:
@@ -137,19 +142,19 @@ def map_as_finished(
         return
     from distributed import wait
 
-    rest, items = _send(client, rest), iter(items)
+    patrol = _Patrol(client)
+    rest, items = _send(patrol, rest), iter(items)
     futures: dict[Any, Item] = {}
     sent: dict[int, Any] = {}  # futures of items, and exceptions of those that have failed
-    patrol = _Patrol(client)
     while True:
         taken = False
-        for item in islice(items, max(0, _capacity(client) - len(futures))):
+        for item in islice(items, max(0, patrol.capacity() - len(futures))):
             taken = True
             before = sent.get(id(needs(item)))
             if isinstance(before, Exception):
                 yield item, before
                 continue
-            future = client.submit(_after, before, function, item, *rest, pure=False)
+            future = patrol.submit(_after, before, function, item, *rest)
             futures[future], sent[id(item)] = item, future
         if not futures:
             if taken:
@@ -158,9 +163,12 @@ def map_as_finished(
         with patrol.unless_lost():
             wait(list(futures), timeout=PATROL_SECONDS, return_when="FIRST_COMPLETED")
         for future in [future for future in futures if future.done()]:
-            item, error = futures.pop(future), future.exception()
+            item = futures.pop(future)
+            with _noticing_loss(client):
+                error = future.exception()
+                outcome = future.result() if error is None else error
             sent[id(item)] = error
-            yield item, future.result() if error is None else error
+            yield item, outcome
             future.release()
 
 
@@ -189,24 +197,38 @@ def map_in_order(
         for item in items:
             yield function(item, *rest)
         return
-    rest, items = _send(client, rest), iter(items)
-    waiting: deque[Any] = deque()
     patrol = _Patrol(client)
+    rest, items = _send(patrol, rest), iter(items)
+    waiting: deque[Any] = deque()
     while True:
-        for item in islice(items, max(0, _capacity(client) - len(waiting))):
-            waiting.append(client.submit(function, item, *rest, pure=False))
+        for item in islice(items, max(0, patrol.capacity() - len(waiting))):
+            waiting.append(patrol.submit(function, item, *rest))
         if not waiting:
             return
         yield patrol.result(waiting.popleft())
 
 
-def _capacity(client: Any) -> int:
-    """Return the number of items that may be with the workers, which come and go."""
-    return AHEAD * max(1, len(client.nthreads()))
+@contextmanager
+def _noticing_loss(client: Any) -> Iterator[None]:
+    """Let the loss of the scheduler, for which Dask raises exceptions of many types, be one error.
+
+    Raises:
+        EvensliceError: the scheduler was lost.
+    """
+    try:
+        yield
+    except EvensliceError:
+        raise
+    except Exception as error:
+        if not isinstance(error, CancelledError | OSError) and client.status == "running":
+            raise
+        # Closing the client would print tracebacks.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+        raise EvensliceError(f"the scheduler was lost; {START_AGAIN}") from error
 
 
 class _Patrol:
-    """Waits for results as long as there are workers; by itself, Dask waits for ever.
+    """Gives work to a cluster, and waits for results as long as there are workers; by itself, Dask waits for ever.
 
     Args:
         client: client of a cluster. One of other machines may be without workers until a queue lets them start.
@@ -215,46 +237,80 @@ class _Patrol:
     def __init__(self, client: Any) -> None:
         self._client = client
         self._alone = False  # whether there were no workers the last time
+        self._told = False  # whether the user knows that there are none yet
+
+    def capacity(self) -> int:
+        """Return the number of items that may be with the workers, which come and go."""
+        with _noticing_loss(self._client):
+            return AHEAD * max(1, len(self._client.nthreads()))
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the future of a function of arguments."""
+        with _noticing_loss(self._client):
+            return self._client.submit(function, *arguments, pure=False)
 
     @contextmanager
     def unless_lost(self) -> Iterator[None]:
         """Let the block end when it has waited for ``PATROL_SECONDS``.
 
         Raises:
-            EvensliceError: there were no workers then, nor the time before.
+            EvensliceError: there were no workers on this machine then, nor the time before; or the scheduler was lost.
         """
-        try:
-            yield
-        except TimeoutError:
-            alone = self._client.cluster is not None and not self._client.nthreads()
-            if alone and self._alone:
-                raise EvensliceError(
-                    "all worker processes were lost; start the command again, which keeps what is finished"
-                ) from None
-            self._alone = alone
+        with _noticing_loss(self._client):
+            try:
+                yield
+            except TimeoutError:
+                alone = not self._client.nthreads()
+                if self._client.cluster is None:  # on other machines
+                    self._tell(alone=alone)
+                elif alone and self._alone:
+                    raise EvensliceError(f"all worker processes were lost; {START_AGAIN}") from None
+                self._alone = alone
 
-    def result(self, future: Any) -> Any:
-        """Return the result of a task, or raise its exception."""
+    def _tell(self, *, alone: bool) -> None:
+        """Say once on standard error that there are no workers yet."""
+        if alone and not self._told:
+            self._told = True
+            with suppress(OSError):  # as of lines of progress
+                sys.stderr.write(printable(f"waiting for workers of {self._client.scheduler.address}") + "\n")
+                sys.stderr.flush()
+
+    def replicate(self, futures: Sequence[Any]) -> None:
+        """Copy the results of tasks to every worker."""
+        with _noticing_loss(self._client):
+            self._client.replicate(futures)
+
+    def wait(self, future: Any) -> None:
+        """Wait until a task is done."""
         while not future.done():
             with self.unless_lost():
                 future.exception(timeout=PATROL_SECONDS)
-        return future.result()
+
+    def result(self, future: Any) -> Any:
+        """Return the result of a task, or raise its exception."""
+        self.wait(future)
+        if future.status == "error":  # which may be an OSError of its own
+            return future.result()
+        with _noticing_loss(self._client):
+            return future.result()
 
 
-def _send(client: Any, objects: tuple[Any, ...]) -> tuple[Any, ...]:
+def _send(patrol: _Patrol, objects: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copy objects to every worker, as results of tasks, which survive the loss of workers that hold them.
 
     A worker that fetched them only when needed would wait, because busy workers are slow to answer.
 
     Raises:
         ConfigError: the workers cannot load them.
+        EvensliceError: as for ``map_as_finished``.
     """
     if not objects:
         return ()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # networks are large
-        futures = tuple(client.submit(_same, item, pure=False) for item in objects)
+        futures = tuple(patrol.submit(_same, item) for item in objects)
     for future in futures:
+        patrol.wait(future)
         error = future.exception()
         if error is not None:
             cause = error.__cause__ or error
@@ -264,7 +320,7 @@ def _send(client: Any, objects: tuple[Any, ...]) -> tuple[Any, ...]:
                 "a module that the scheduler and every worker can import, and they need the same packages "
                 "as this process"
             ) from error
-    client.replicate(futures)
+    patrol.replicate(futures)
     return futures
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 __all__ = ["available_cores"]
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+"""Files of version 2 and 1 of control groups that hold the time of the processor in each period, and the period."""
 
 
 def available_cores() -> int:
@@ -14,6 +20,17 @@ def available_cores() -> int:
         >>> 1 <= available_cores() <= os.cpu_count()
         True
     """
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _container_cores() or cores)
+
+
+def _container_cores() -> int | None:
+    """Return the number of cores, rounded up, whose time a container has; None if it is not limited."""
+    for names in QUOTAS:
+        with suppress(OSError, ValueError):  # no such file, or one that says "max"
+            quota, period = (
+                int(word) for name in names for word in (CONTROL_GROUP / name).read_text().split()
+            )
+            if quota > 0 and period > 0:
+                return -(-quota // period)
+    return None

@@ -20,6 +20,7 @@ import json
 import zipfile
 import zlib
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self
 
 from evenslice._core.words import printable, without_secrets
@@ -48,7 +49,7 @@ __all__ = [
 
 UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError),
-    *(MemoryError, OverflowError, RecursionError, csv.Error, zipfile.BadZipFile, zlib.error),
+    *(IndexError, MemoryError, OverflowError, RecursionError, csv.Error, zipfile.BadZipFile, zlib.error),
 )
 """What json, csv, zipfile and NumPy raise on damaged or hostile files."""
 
@@ -227,7 +228,7 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
         what: what needs it, as the message should say ("reading a TIFF volume").
 
     Raises:
-        MissingExtraError: a module imported in the block is not installed.
+        MissingExtraError: a package imported in the block is not installed, or its installation is damaged.
 
     Example:
         >>> with needs_extra("volumes", "reading a TIFF volume"):
@@ -235,17 +236,30 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
     """
     try:
         yield
+    except MissingExtraError:  # of a block within this one
+        raise
     except ImportError as error:
+        if _is_not_there(error):
+            raise MissingExtraError(
+                f"{what} needs the package {error.name!r}; install it with: pip install 'evenslice[{extra}]'"
+            ) from error
         raise MissingExtraError(
-            f"{what} needs the package {error.name!r}; install it with: pip install 'evenslice[{extra}]'"
+            f"{what} fails, because an installed package is damaged or too old ({reason(error)}); "
+            f"install it anew with: pip install --force-reinstall 'evenslice[{extra}]'"
         ) from error
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def _is_not_there(error: ImportError) -> bool:
+    """Return whether the top-level module that failed to be imported does not exist; otherwise a part of it is amiss."""
+    top = (error.name or "").partition(".")[0]
+    return isinstance(error, ModuleNotFoundError) and top != "" and find_spec(top) is None
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return the end of a message about a misspelt name: similar names, then the known ones.
 
     Args:
-        name: what the user wrote.
+        name: what the user wrote, text or not.
         known: every correct name.
 
     Returns:
@@ -258,7 +272,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         'known: center, uniform'
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=6, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=6, cutoff=0.5)
     shown = known if len(known) <= 12 else (close or known[:6])
     listing = ", ".join(shown) + ("" if len(shown) == len(known) else f", … ({len(known)} in all)")
     return (f"did you mean {close[0]!r}? " if close else "") + f"known: {listing}"

@@ -41,6 +41,9 @@ def importable_here(*, first: bool = True) -> Iterator[None]:
         True
     """
     here = str(Path.cwd())
+    if not first and here in sys.path:  # somewhere, where it stays
+        yield
+        return
     sys.path.insert(0 if first else len(sys.path), here)
     try:
         yield

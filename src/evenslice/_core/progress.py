@@ -117,15 +117,15 @@ class _Lines:
         self._before = self._done = done
         self._began = time.monotonic()
         self._due = self._began + first_line
-        self._printed = False
+        self._printed = self._ended = False
 
     def __call__(self, count: int, note: str = "") -> None:
         self._done += count
         now = time.monotonic()
         ended = self._done >= self._total and count > 0
-        if now < self._due and not (ended and self._printed):
+        if self._ended or (now < self._due and not (ended and self._printed)):
             return
-        self._due, self._printed = now + LINE_EVERY, True
+        self._due, self._printed, self._ended = now + LINE_EVERY, True, ended
         parts = [f"{self._title}: {self._done}/{self._total} {self._unit}", note, self._time(now)]
         with suppress(OSError):
             sys.stderr.write(printable(", ".join(filter(None, parts))) + "\n")
@@ -135,7 +135,8 @@ class _Lines:
         seconds, done = now - self._began, self._done - self._before
         if not self._remaining:
             return f"{_clock(seconds)} elapsed"
-        return f"{_clock(seconds / done * (self._total - self._done))} remaining" if done else ""
+        left = max(0, self._total - self._done)
+        return f"{_clock(seconds / done * left)} remaining" if done else ""
 
 
 def _clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ def worker_number() -> int | None:
     """Return the number of this worker of a Dask cluster, from the end of its name; None outside a task of a worker.
 
     Workers on this machine are called 0, 1, 2 ..., those of a job on a cluster have a name that ends in their number. One
-    whose name ends otherwise counts as 0.
+    whose name ends otherwise counts as 0, and so does one without a name, which Dask calls by its address.
 
     Example:
         >>> worker_number() is None
@@ -27,4 +27,5 @@ def worker_number() -> int | None:
     except ValueError:
         return None
     digits = re.search(r"\d+$", str(name))
-    return int(digits[0]) if digits else 0
+    port = "://" in str(name)
+    return int(digits[0]) if digits and not port else 0

@@ -115,8 +115,10 @@ def _no_volume(shape: tuple[int, ...], names: str | None, missing: list[str]) ->
         slices = option("axes", names.replace("s", "z"))
         return f"is one colour image ({named}), not a volume z, y, x; if axis S counts slices, give {slices}"
     lacking = " and ".join(missing)
-    example = option("axes", "zyx" if len(shape) == 3 else "tzyx")
-    return f"has {named} and no axis {lacking}; say which axis is which, as {example}"
+    example = "zyx" if len(shape) == 3 else "tzyx"
+    if names is not None and 0 <= names.find("x") < names.find("y"):
+        example = example[::-1]
+    return f"has {named} and no axis {lacking}; say which axis is which, as {option('axes', example)}"
 
 
 def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int], label: str) -> dict[int, int]:

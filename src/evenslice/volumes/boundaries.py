@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["Instances", "boundary_volume"]
+__all__ = ["Instances", "boundary_volume", "is_boundaries"]
 
 Instances = Literal["sparse", "dense"]
 """What 0 is in labels that number objects: the background of "sparse" ones, or what lies between "dense" ones."""
@@ -66,6 +66,18 @@ def boundary_volume(
     )
 
 
+def is_boundaries(volume: Volume) -> bool:
+    """Return whether a volume comes from ``boundary_volume``, so that parts of it overlap as they are read.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> objects = open_volume(np.zeros((1, 2, 2), np.uint8))
+        >>> is_boundaries(objects), is_boundaries(boundary_volume(objects, "dense"))
+        (False, True)
+    """
+    return isinstance(volume._source(), _Boundaries)  # noqa: SLF001  # set by `boundary_volume`
+
+
 def _open(opener: Callable[[], VoxelSource], wrap: Callable[[VoxelSource], VoxelSource]) -> VoxelSource:
     return wrap(opener())
 
@@ -97,7 +109,7 @@ class _Boundaries(VoxelSource):
             meet = (numbers[here] != numbers[there]) & counts[here] & counts[there]
             found[here] |= meet
             found[there] |= meet
-        return np.where(counts, found, self._ignored).astype(np.int64)
+        return np.where(counts, found, self._ignored).astype(np.int64, copy=False)
 
 
 def _pairs(dimensions: int, axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

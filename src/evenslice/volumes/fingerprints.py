@@ -34,6 +34,8 @@ _PIECE_BYTES = 2**20
 def fingerprint(volume: Volume) -> str:
     """Hash the stored bytes of a volume; of a large one a part, so that the time is limited.
 
+    Slices, regions, classes and copies of a volume in files or at an address have its fingerprint.
+
     Args:
         volume: a volume in files, in a Zarr folder, at an address, or in memory.
 
@@ -54,7 +56,7 @@ def fingerprint(volume: Volume) -> str:
         >>> fingerprint(open_volume(np.zeros((1, 1, 1), np.uint8)))
         'sha256:6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d'
     """
-    volume = reslice(volume, "z")  # the same data, however it is sliced
+    volume = reslice(volume._whole or volume, "z")  # noqa: SLF001  # the same data, however it is sliced
     if volume.location is None:
         if volume.nbytes > WHOLE_BYTES:
             return _fingerprint_of_sample(volume)
@@ -88,10 +90,28 @@ def modified(volume: Volume) -> str | None:
         return None
     digest = hashlib.sha256()
     with reporting_read_errors(volume.path, volume.format):
+        if volume.files is None and holds_many(volume.location, MOST_LISTED):
+            return _modified_in_any_order(volume.location)
         for file in volume.files or files_under(volume.location, volume.path):
-            found = file.stat()
-            digest.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(errors="surrogateescape"))
+            digest.update(_stamp(os.fspath(file), file.stat()))
     return digest.hexdigest()
+
+
+def _modified_in_any_order(folder: Path) -> str:
+    """Hash the same of all files below a folder without a list of them: the sum of their hashes."""
+    total, folders = 0, [os.fspath(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file():
+                    total += int.from_bytes(hashlib.sha256(_stamp(entry.path, entry.stat())).digest(), "big")
+    return f"{total % 2**256:064x}"
+
+
+def _stamp(path: str, found: os.stat_result) -> bytes:
+    return f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(errors="surrogateescape")
 
 
 def _fingerprint_of_files(volume: Volume, location: Path) -> str:

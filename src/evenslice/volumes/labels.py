@@ -13,7 +13,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.blocks import iterate_blocks
-from evenslice.volumes.boundaries import boundary_volume
+from evenslice.volumes.boundaries import boundary_volume, is_boundaries
 from evenslice.volumes.views import map_voxels
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ OtherLabels = Literal["error", "background"]
 """What label values are that belong to no class: an error, or class 0."""
 
 _BLOCK_BYTES = 2**22
+_BOUNDARY_BYTES = 2**27  # of a block that is read with chunks around it, so that few are decoded twice
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,11 @@ class _ClassMap:
         return classes, rising[place] == stored
 
     def _wrong(self, value: float) -> VolumeError:
+        shown = f"{value:g}" if value % 1 else str(+value).removesuffix(".0")  # whole numbers in full
         if self.lenient:
-            return VolumeError(f"{self.path}: holds {value:g}, which is no label; labels are whole numbers")
+            return VolumeError(f"{self.path}: holds {shown}, which is no label; labels are whole numbers")
         return VolumeError(
-            f"{self.path}: holds the label value {value:g}, but the {len(self.values)} classes have the values "
+            f"{self.path}: holds the label value {shown}, but the {len(self.values)} classes have the values "
             f"{', '.join(map(str, self.values))}; set {option('classes')} or {option('label_values', [0, 255])}, or "
             f"take others as {option('other_labels', 'background')}"
         )
@@ -201,7 +203,8 @@ def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> 
     random = np.random.default_rng(seed)
     counts = np.zeros(classes, np.int64)
     samples = [_Sample(keep if number else 0, random) for number in range(classes)]
-    for block in iterate_blocks(labels, _BLOCK_BYTES):
+    most = _BOUNDARY_BYTES if labels.chunks and is_boundaries(labels) else _BLOCK_BYTES
+    for block in iterate_blocks(labels, most):
         voxels = labels[block]
         found = np.bincount(voxels[voxels >= 0], minlength=classes)  # the others are ignored
         counts += found

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import operator
 import os
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
@@ -92,7 +93,7 @@ def open_volume(
             raise ConfigError(f"{path.path}: is already open; give the options when opening it")
         part = path if region is None else take_region(path, region)
         return part if plane is None else reslice(part, plane)
-    names = None if axes is None else check_axes(axes)
+    names = None if axes is None else check_axes(str(axes))
     opener: Callable[[], VoxelSource]
     if _is_array(path):
         if level:
@@ -171,7 +172,7 @@ def _arranged(
     sizes = source.spacing
     spacing = source.voxel_size or (None if sizes is None else (sizes[z], sizes[y], sizes[x]))
     known = spacing is not None and positive(spacing)
-    return Volume(
+    volume = Volume(
         path=label,
         location=place.location or None,
         part=source.part,
@@ -190,6 +191,7 @@ def _arranged(
         level=operator.index(place.level),
         select={axis: operator.index(index) for axis, index in select.items()},
     )
+    return volume if volume.location is None else replace(volume, _whole=volume)
 
 
 def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | None) -> Volume:
@@ -199,11 +201,8 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
         ConfigError: the spacing or unit is invalid, or there is a unit but no spacing.
     """
     if spacing is not None:
-        if len(spacing) != 3 or not positive(spacing):
-            raise ConfigError(f"spacing {tuple(spacing)}: give three sizes above zero, along z, y, x")
-        z, y, x = spacing
         # The file's unit belongs to the file's spacing.
-        volume = replace(volume, spacing=(float(z), float(y), float(x)), unit=None)
+        volume = replace(volume, spacing=_three_sizes(spacing), unit=None)
     if unit is not None:
         known = normal_unit(unit)
         if known is None:
@@ -212,3 +211,12 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
             raise ConfigError(f"{volume.path}: has no spacing to be in {unit}; give the spacing too")
         volume = replace(volume, unit=known)
     return volume
+
+
+def _three_sizes(spacing: Sequence[float]) -> tuple[float, float, float]:
+    with suppress(TypeError, OverflowError):  # not several, or not numbers that a spacing can be
+        spacing = tuple(spacing)
+        if len(spacing) == 3 and positive(spacing):
+            z, y, x = spacing
+            return float(z), float(y), float(x)
+    raise ConfigError(f"spacing {spacing}: give three sizes above zero, along z, y, x")

@@ -20,7 +20,7 @@ __all__ = ["PERCENTILES", "Scaling", "fit_scaling", "require_finite"]
 PERCENTILES = (0.5, 99.5)
 """The percentiles of the voxel values that become 0 and 1 unless a range is given."""
 
-WHOLE_CHECK = 2**32  # bytes up to which a whole volume is searched for NaN first
+WHOLE_CHECK = 2**32  # bytes up to which a whole volume, unless it is remote, is searched for NaN first
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def fit_scaling(
     Raises:
         ConfigError: the intensities are not in ascending order.
         VolumeError: the sample is constant; or there is NaN or infinity and no ``fill`` (searched for in the whole
-            volume up to 4 GiB, else in the sample).
+            volume up to 4 GiB, else, and at an address, in the sample; ``WindowGrid`` checks what it reads).
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -96,7 +96,7 @@ def fit_scaling(
         >>> fit_scaling(volume)
         Scaling(low=5.0, high=995.0, fill=None)
     """
-    if fill is None and volume.nbytes <= WHOLE_CHECK:
+    if fill is None and _is_searched(volume):
         _check_whole(volume)
     if intensity is not None:
         return Scaling(*intensity, fill=fill)
@@ -124,8 +124,8 @@ def fit_scaling(
 def require_finite(volume: Volume, voxels: NDArray[Any], part: str) -> None:
     """Raise VolumeError if stored voxels are NaN or infinite, and not only too large for float32.
 
-    The message counts all of the volume and locates the first, if the volume is small enough to be searched; of a larger one it
-    counts those given.
+    The message counts all of the volume and locates the first, if the volume is small enough to be searched; of a larger one,
+    or one at an address, it counts those given.
 
     Args:
         volume: the volume.
@@ -140,7 +140,7 @@ def require_finite(volume: Volume, voxels: NDArray[Any], part: str) -> None:
         evenslice.VolumeError: <array>: 1 voxels are NaN or infinite, the first at z, y, x = (0, 0, 2); to accept them,
         give the voxel value that replaces them as fill
     """
-    if volume.nbytes <= WHOLE_CHECK:
+    if _is_searched(volume):
         _check_whole(volume)
         return
     count = int(np.count_nonzero(~np.isfinite(voxels)))
@@ -148,6 +148,11 @@ def require_finite(volume: Volume, voxels: NDArray[Any], part: str) -> None:
         raise VolumeError(
             f"{volume.path}: {count} of {voxels.size} voxels of {part} are NaN or infinite; {_accept_them()}"
         )
+
+
+def _is_searched(volume: Volume) -> bool:
+    """Return whether a whole volume is searched for NaN; one at an address would be downloaded for it."""
+    return volume.nbytes <= WHOLE_CHECK and not volume.remote
 
 
 def _check_whole(volume: Volume) -> None:

@@ -48,7 +48,12 @@ def normal_unit(text: object) -> Unit | None:
         >>> normal_unit("Micrometre"), normal_unit("nm"), normal_unit("pixel")
         ('um', 'nm', None)
     """
-    name = str(text).strip().lower().removesuffix("s").replace("metre", "meter")
+    given = str(text).strip()
+    if given == "Mm":  # megametres
+        return None
+    name = given.lower().replace("metre", "meter")
+    if len(name) > 3:  # "ms" are milliseconds
+        name = name.removesuffix("s")
     if name in _METRES:
         return name
     return _SPELLINGS.get(name)

@@ -59,7 +59,7 @@ def reslice(volume: Volume, plane: str) -> Volume:
         >>> reslice(reslice(coronal, "x"), "z").path
         '<array>'
     """
-    if plane not in _ORDERS:
+    if plane not in get_args(Plane):
         raise ConfigError(f"{option('plane', plane)}: {did_you_mean(plane, get_args(Plane))}")
     if plane == volume.plane:
         return volume
@@ -152,8 +152,9 @@ def region_bounds(region: Region, shape: tuple[int, ...], label: str) -> tuple[t
         >>> region_bounds((slice(1, 3), slice(None), slice(2, None)), (3, 4, 5), "<array>")
         ((1, 3), (0, 4), (2, 5))
     """
-    ranges = [part for part in region if isinstance(part, slice) and part.step in (None, 1)]
-    if not len(region) == len(ranges) == 3:
+    parts = region if isinstance(region, tuple | list) else ()
+    ranges = [part for part in parts if isinstance(part, slice) and part.step in (None, 1)]
+    if not len(parts) == len(ranges) == 3:
         raise ConfigError(
             f"{label}: {option('region')} needs one slice without a step for each of z, y, x, such as 0:16,0:512,0:512"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from copy import copy
 from dataclasses import dataclass, field
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
@@ -89,6 +90,9 @@ class Volume:
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     level: int = 0
     select: Mapping[str, int] = field(default_factory=dict)
+    _whole: Volume | None = field(
+        default=None, repr=False
+    )  # as opened, of what this is a part or a function of
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -156,7 +160,7 @@ class Volume:
         return self[...] if dtype is None else self[...].astype(dtype, copy=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_sources": []}
+        return {**self.__dict__, "_sources": [], "_whole": copy(self._whole)}  # which opens anew, too
 
     def _read(self, window: list[slice]) -> NDArray[Any]:
         """Read slices along z, y, x, all non-empty and with a positive step."""

@@ -117,9 +117,11 @@ def where_in(label: str, path: Path) -> str:
 
 
 def _require_no_image(header: Any, where: str) -> None:
-    """Raise unless a file without an image is of a kind that has none: a report, a structure set, a media directory."""
+    """Raise unless a file without an image is of a kind that has none: a report, a structure set, a mesh, a dose histogram."""
     kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
     name = "DICOM file" if kind is None else kind.name
+    if name.startswith("Surface Segmentation") or "DVHSequence" in header:
+        return
     if kind is None or any(
         word in name for word in ("Image Storage", "Dose Storage", "Segmentation Storage", "Map Storage")
     ):
@@ -154,7 +156,7 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
             position = numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
         offsets = header.get("GridFrameOffsetVector")
         if offsets is not None and len(offsets) == count and orientation is not None:
-            position = _dose_position(header, orientation, float(offsets[index]))
+            position = _dose_position(header, orientation, float(offsets[index]), float(offsets[0]))
         slope = number(values, "RescaleSlope", number(header, "DoseGridScaling", 1.0) or 1.0)
         gap = number(measures, "SpacingBetweenSlices", number(measures, "SliceThickness", 0.0))
         yield Frame(
@@ -225,10 +227,18 @@ def _check_syntax(header: Any, path: Path, where: str, shape: tuple[int, ...], c
         require_bytes(path, where, shape[0] * shape[1] * count * bits // 8)
 
 
-def _dose_position(header: Any, orientation: tuple[float, ...], offset: float) -> tuple[float, ...] | None:
-    """Return the position of a frame of a radiation dose, which states the offset of each frame from the first."""
+def _dose_position(
+    header: Any, orientation: tuple[float, ...], offset: float, first_offset: float
+) -> tuple[float, ...] | None:
+    """Return the position of a frame of a radiation dose, which states offsets from the first frame, or z of each frame.
+
+    Source: PS3.3, section C.8.8.3.2. Offsets count along the normal and start at zero; z, whatever the normal, towards
+    the head.
+    """
     first = numbers(header, "ImagePositionPatient", 3)
     if first is None:
         return None
     normal = np.cross(orientation[:3], orientation[3:])
-    return tuple((np.array(first) + offset * normal).tolist())
+    if first_offset and normal[2] < 0:
+        normal = -normal
+    return tuple((np.array(first) + (offset - first_offset) * normal).tolist())

@@ -40,6 +40,7 @@ _TAGS = [
     "RescaleIntercept",
     "ModalityLUTSequence",
     "GridFrameOffsetVector",
+    "DVHSequence",
     "DoseGridScaling",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",

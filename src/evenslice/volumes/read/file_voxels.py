@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import os
-import weakref
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from evenslice._core import VolumeError
+from evenslice._core import VolumeError, open_regular
 from evenslice.volumes.read.checks import require_bytes
 from evenslice.volumes.read.source import VoxelSource
 
@@ -79,8 +78,6 @@ class FileVoxels:
         if not hasattr(os, "preadv"):
             self._mapped = np.memmap(path, dtype, "r", offset, shape, order)
             return
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
 
     @property
     def fresh(self) -> bool:
@@ -95,11 +92,12 @@ class FileVoxels:
         """
         if self._mapped is not None:
             return self._mapped[key]
-        if self._reversed:
-            return self._read_ahead(self.shape[::-1], key[::-1]).transpose()
-        return self._read_ahead(self.shape, key)
+        with open_regular(self._path) as file:
+            if self._reversed:
+                return self._read_ahead(file.fileno(), self.shape[::-1], key[::-1]).transpose()
+            return self._read_ahead(file.fileno(), self.shape, key)
 
-    def _read_ahead(self, shape: tuple[int, ...], key: tuple[slice, ...]) -> NDArray[Any]:
+    def _read_ahead(self, file: int, shape: tuple[int, ...], key: tuple[slice, ...]) -> NDArray[Any]:
         """Read a part of an array in C order; of one that is read across its rows, keep what the next reads will ask for.
 
         Each index of the last axis alone takes as much reading as many of them.
@@ -109,21 +107,21 @@ class FileVoxels:
         size = math.prod(len(range(part.start, part.stop, part.step or 1)) for part in others)
         most = min(KEPT_LENGTH, KEPT_BYTES // (size * self.dtype.itemsize))
         if last.stop - last.start > 1 or most < 2 or shape[-1] < 2:
-            return self._read(shape, key)
+            return self._read(file, shape, key)
         again, self._last = others == self._last, others
         if not again:
-            return self._read(shape, key)
-        changed, start = os.fstat(self._descriptor).st_mtime_ns, last.start - last.start % most
+            return self._read(file, shape, key)
+        changed, start = os.fstat(file).st_mtime_ns, last.start - last.start % most
         ahead = slice(start, min(start + most, shape[-1]))
         wanted = (*others, ahead)
         kept = self._kept  # another thread may replace it meanwhile
         if kept is None or kept[:2] != (wanted, changed):
-            kept = (wanted, changed, self._read(shape, wanted))
+            kept = (wanted, changed, self._read(file, shape, wanted))
             kept[2].setflags(write=False)  # so that callers copy what they change
             self._kept = kept
         return kept[2][..., last.start - start : last.stop - start]
 
-    def _read(self, shape: tuple[int, ...], key: tuple[slice, ...]) -> NDArray[Any]:
+    def _read(self, file: int, shape: tuple[int, ...], key: tuple[slice, ...]) -> NDArray[Any]:
         """Read a part of an array in C order."""
         ranges = [range(part.start, part.stop, part.step or 1) for part in key]
         out = np.empty([len(steps) for steps in ranges], self.dtype)
@@ -142,18 +140,18 @@ class FileVoxels:
                 part = rows[first : first + piece]
                 at = start + part[0] * strides[axis]
                 if buffer is None:
-                    self._fill(target, at)
+                    self._fill(file, target, at)
                     continue
                 block = buffer[: part[-1] + 1 - part[0]]
-                self._fill(block, at)
+                self._fill(file, block, at)
                 target[first : first + len(part)] = block[(slice(None, None, rows.step), *key[axis + 1 :])]
         return out
 
-    def _fill(self, array: NDArray[Any], position: int) -> None:
+    def _fill(self, file: int, array: NDArray[Any], position: int) -> None:
         """Fill a contiguous array with the bytes of the file from a position on."""
         rest = array.reshape(-1).view(np.uint8).data
         while rest:
-            count = os.preadv(self._descriptor, [rest], position)
+            count = os.preadv(file, [rest], position)
             if not count:
                 raise VolumeError(
                     f"{self._label}: {self._path.name} has become shorter since it was opened; copy it again"

@@ -12,7 +12,7 @@ import numpy as np
 
 from evenslice._core import VolumeError, did_you_mean, needs_extra
 from evenslice.volumes.read.checks import require_chunk, require_signature
-from evenslice.volumes.read.hdf5_chunks import check_chunks, check_filters
+from evenslice.volumes.read.hdf5_chunks import ChunkChecks, check_filters
 from evenslice.volumes.read.hdf5_labels import has_labels, read_labels
 from evenslice.volumes.read.source import VoxelSource
 
@@ -36,7 +36,7 @@ class Hdf5Source(VoxelSource):
 
     def __init__(self, path: Path, label: str, part: str | None) -> None:
         require_signature(path, label, "an HDF5 file")
-        self._path, self._label = path, label
+        self._path, self._label, self._checks = path, label, ChunkChecks(label)
         with _opened(path) as file:
             self.part = _only_volume(file, label) if part in (None, "/") else str(part)
             dataset = _dataset(file, self.part, label)
@@ -59,7 +59,7 @@ class Hdf5Source(VoxelSource):
         with _opened(self._path) as file:
             dataset = _dataset(file, self.part or "/", self._label)
             if dataset.chunks:
-                check_chunks(dataset, key, self._label)
+                self._checks.require(dataset, key)
             return np.asarray(dataset[key])
 
 

@@ -7,16 +7,17 @@ kilobytes to gigabytes. On an empty chunk they abort the process. What they woul
 from __future__ import annotations
 
 import math
+import os
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evenslice._core import VolumeError
 from evenslice.volumes.read.deflate import MOST_COMPRESSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["check_chunks", "check_filters"]
+__all__ = ["ChunkChecks", "check_filters"]
 
 TRUSTED_BYTES = 2**28
 """Size in bytes that a compressed chunk may expand to without a check."""
@@ -27,6 +28,8 @@ _COUNTED = (_NBIT, _SCALE_OFFSET)
 
 _LZF_EXPANSION = 88  # three bytes repeat at most 264
 _SLACK_BYTES = 2**16
+_MOST_IMPOSSIBLE = 1000
+_MOST_REMEMBERED = 2**17  # each takes about 200 bytes
 
 
 def check_filters(dataset: Any, label: str) -> None:
@@ -51,35 +54,113 @@ def check_filters(dataset: Any, label: str) -> None:
                 )
 
 
-def check_chunks(dataset: Any, key: tuple[slice, ...], label: str) -> None:
-    """Raise VolumeError if a chunk under ``key`` is empty or expands to more than its shape allows."""
-    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
+class ChunkChecks:
+    """Which chunks of a dataset may be decoded: each is checked once, as long as its file does not change.
+
+    Safe to use from several threads.
+
+    Args:
+        label: the file, as the user wrote it.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._known: tuple[tuple[int, ...], _Survey, set[tuple[int, ...]]] | None = None
+
+    def require(self, dataset: Any, key: tuple[slice, ...]) -> None:
+        """Raise VolumeError if a chunk under ``key`` has an impossible size or expands to more than its shape allows."""
+        state = os.fstat(dataset.file.id.get_vfd_handle())
+        stamp = (state.st_ino, state.st_size, state.st_mtime_ns)
+        known = self._known  # another thread may replace it meanwhile
+        if known is None or known[0] != stamp:
+            known = self._known = (stamp, _survey(dataset, self._label), set())
+        _, survey, passed = known
+        if not survey.impossible and not survey.doubtful:
+            return
+        size = _size(dataset)
+        for index in _corners(key, dataset.chunks):
+            if index in survey.impossible:
+                raise VolumeError(
+                    f"{self._label}: a chunk claims {survey.impossible[index]:,} bytes for {size:,}; the file is damaged"
+                )
+            if not survey.doubtful or index in passed:
+                continue
+            if _exceeds(dataset, index, size):
+                raise VolumeError(
+                    f"{self._label}: a chunk decompresses to more than its {size:,} bytes; the file is damaged"
+                )
+            if len(passed) < _MOST_REMEMBERED:
+                passed.add(index)
+
+
+class _Survey(NamedTuple):
+    """What the sizes of the stored chunks of a dataset say.
+
+    Attributes:
+        impossible: the first index of each chunk of an impossible size, and that size.
+        doubtful: whether there are chunks that could expand to more than is trusted.
+    """
+
+    impossible: dict[tuple[int, ...], int]
+    doubtful: bool
+
+
+def _survey(dataset: Any, label: str) -> _Survey:
+    """Look at the sizes of all stored chunks; to ask for those of a single one takes as long.
+
+    Raises:
+        VolumeError: more are impossible than one damaged spot explains.
+    """
+    size, filters = _size(dataset), _filters(dataset.id.get_create_plist())
+    # What is not compressed is read without regard to the size of a chunk in memory.
+    least, most = (1, 2 * size + TRUSTED_BYTES) if filters else (size, size)
+    impossible: dict[tuple[int, ...], int] = {}
+    largest = 0
+
+    def look(stored: Any) -> bool | None:
+        nonlocal largest
+        if stored.byte_offset is not None:
+            largest = max(largest, stored.size)
+            if not least <= stored.size <= most:
+                impossible[stored.chunk_offset] = stored.size
+        return None if len(impossible) <= _MOST_IMPOSSIBLE else True
+
+    if dataset.id.chunk_iter(look):
+        raise VolumeError(
+            f"{label}: more than {_MOST_IMPOSSIBLE:,} chunks claim other sizes than {size:,} bytes allow; the file is damaged"
+        )
+    return _Survey(impossible, largest > 0 and _in_doubt(filters, largest, size))
+
+
+def _size(dataset: Any) -> int:
+    """Return the number of bytes of a chunk that is not compressed."""
+    size: int = math.prod(dataset.chunks) * dataset.id.get_type().get_size()
+    return size
+
+
+def _in_doubt(filters: Sequence[int], stored: int, size: int) -> bool:
+    """Return whether a chunk of ``stored`` bytes could expand to more than is trusted."""
+    return (
+        (_DEFLATE in filters and stored * MOST_COMPRESSION > max(4 * size, TRUSTED_BYTES))
+        or (_LZF in filters and stored * _LZF_EXPANSION > size + 4 * TRUSTED_BYTES)
+        or _SZIP in filters
+    )
+
+
+def _exceeds(dataset: Any, index: tuple[int, ...], size: int) -> bool:
+    """Return whether a chunk has more than ``size`` bytes and a little."""
+    try:
+        _, packed = dataset.id.read_direct_chunk(index)
+    except (OSError, RuntimeError, MemoryError):
+        if dataset.id.get_chunk_info_by_coord(index).byte_offset is None:  # never written
+            return False
+        raise
     filters = _filters(dataset.id.get_create_plist())
-    trusted = max(4 * size, TRUSTED_BYTES)
-    for index in _corners(key, dataset.chunks):
-        stored = dataset.id.get_chunk_info_by_coord(index)
-        if stored.byte_offset is None:  # never written
-            continue
-        if not 0 < stored.size <= 2 * size + TRUSTED_BYTES:
-            raise VolumeError(
-                f"{label}: a chunk claims {stored.size:,} bytes for {size:,}; the file is damaged"
-            )
-        if (
-            (
-                _DEFLATE in filters
-                and stored.size * MOST_COMPRESSION > trusted
-                and _inflates(dataset, index, size)
-            )
-            or (
-                _LZF in filters
-                and stored.size * _LZF_EXPANSION > size + 4 * TRUSTED_BYTES
-                and _expands(dataset, index, size)
-            )
-            or (_SZIP in filters and _claims(dataset, index) > size)
-        ):
-            raise VolumeError(
-                f"{label}: a chunk decompresses to more than its {size:,} bytes; the file is damaged"
-            )
+    if not _in_doubt(filters, len(packed), size):
+        return False
+    if _DEFLATE in filters:
+        return _inflates(packed, size)
+    return _expands(packed, size) if _LZF in filters else int.from_bytes(packed[:4], "little") > size
 
 
 def _filters(properties: Any) -> list[int]:
@@ -98,26 +179,18 @@ def _corners(key: tuple[slice, ...], chunks: tuple[int, ...]) -> Iterator[tuple[
             yield start, *rest
 
 
-def _inflates(dataset: Any, index: tuple[int, ...], size: int) -> bool:
+def _inflates(packed: bytes, size: int) -> bool:
     """Return whether a deflated chunk has more than ``size`` bytes and a little."""
-    _, packed = dataset.id.read_direct_chunk(index)
     most = size + _SLACK_BYTES
     return len(zlib.decompressobj().decompress(packed, most + 1)) > most
 
 
-def _expands(dataset: Any, index: tuple[int, ...], size: int) -> bool:
+def _expands(packed: bytes, size: int) -> bool:
     """Return whether a chunk of LZF has more than ``size`` bytes and a little."""
     import imagecodecs
 
-    _, packed = dataset.id.read_direct_chunk(index)
     try:
         imagecodecs.lzf_decode(packed, out=size + _SLACK_BYTES)
     except imagecodecs.LzfError:
         return True
     return False
-
-
-def _claims(dataset: Any, index: tuple[int, ...]) -> int:
-    """Return the size that a chunk of szip states in its first four bytes."""
-    _, packed = dataset.id.read_direct_chunk(index)
-    return int.from_bytes(packed[:4], "little")

@@ -43,7 +43,7 @@ _TYPES = {
 
 
 class MetaImageSource(VoxelSource):
-    """The voxels of a MetaImage in stored order: channel (if there are several), x, y, z, t."""
+    """The voxels of a MetaImage in stored order: channel (if there are several), x, y, z, t, and up to three more."""
 
     format = "MetaImage"
 
@@ -59,7 +59,7 @@ class MetaImageSource(VoxelSource):
         lead = (channels,) if channels > 1 else ()
         self.shape = (*lead, *sizes)
         self.dtype = _data_type(header, label)
-        self.names = ("c" if lead else "") + "xyzt"[: len(sizes)] if len(sizes) <= 4 else None
+        self.names = ("c" if lead else "") + "xyztuvw"[: len(sizes)]
         self._place(header, len(lead))
         data, offset = _find_data(path, label, header, end)
         if data != path:
@@ -106,11 +106,12 @@ def _parse(head: bytes, label: str) -> tuple[dict[str, str], int]:
     end = 0
     for line in head.splitlines(keepends=True):
         end += len(line)
-        key, equals, value = line.decode("latin-1").partition("=")
-        if not equals or not key.strip().isidentifier() or len(key) > 80:
+        key, equals, value = (part.strip() for part in line.decode("latin-1").partition("="))
+        # ITK also writes what it knows from DICOM and NRRD: "0008|0060 = CT", "NRRD_kinds[0] = domain".
+        if not equals or not key or not key.isprintable() or len(key) > 80:
             break
-        header[key.strip()] = value.strip()
-        if key.strip() == "ElementDataFile":
+        header[key] = value
+        if key == "ElementDataFile":
             missing = [name for name in ("NDims", "DimSize", "ElementType") if name not in header]
             if missing:
                 raise VolumeError(f"{label}: its header lacks {', '.join(missing)}; the file is damaged")

@@ -18,7 +18,7 @@ from evenslice.volumes.read.checks import require_chunk
 from evenslice.volumes.read.metadata import is_sizes, letters, scaled_spacing
 from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.read.unpacking import unpack
+from evenslice.volumes.read.unpacking import decompress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +99,8 @@ class N5Source(VoxelSource):
         if any(length > most for length, most in zip(shape, self.chunks, strict=True)):
             raise ValueError(f"block {name} has the shape {shape}, more than {self.chunks}")
         size = math.prod(shape) * self.dtype.itemsize
-        data = _decode(content[start:], self._codec, size)
+        packed = content[start:]
+        data = packed if self._codec is None else decompress(packed, self._codec, size)
         if len(data) != size:
             raise ValueError(f"block {name} has {len(data):,} bytes where its shape {shape} needs {size:,}")
         return np.frombuffer(data, self.dtype.newbyteorder(">")).reshape(shape)
@@ -132,24 +133,6 @@ def _codec(attributes: Mapping[str, Any], label: str) -> str | None:
         with needs_extra("volumes", f"reading N5 blocks compressed with {name}"):
             import numcodecs  # noqa: F401
     return CODECS[name]
-
-
-def _decode(packed: bytes, codec: str | None, size: int) -> bytes:
-    """Decompress a block, to at most one byte more than it may have.
-
-    Raises:
-        ValueError: it is damaged or decompresses to more.
-    """
-    if codec is None:
-        return packed
-    unpacked = unpack(codec, packed, size)
-    if unpacked is not None:
-        return unpacked
-    import numcodecs
-
-    if codec == "blosc" and (len(packed) < 16 or struct.unpack_from("<I", packed, 12)[0] != len(packed)):
-        raise ValueError("a block is truncated")
-    return bytes(numcodecs.get_codec({"id": codec}).decode(packed))
 
 
 def _names(found: Mapping[str, Any], group: Mapping[str, Any], dimensions: int) -> str | None:

@@ -1,8 +1,9 @@
 """NIfTI-1 and NIfTI-2 files (``.nii``, ``.nii.gz``), read slab by slab through nibabel.
 
-Only the fixed-size header is parsed; header extensions, whose length is not bounded, are skipped. A gzip stream can
-only be decompressed from its start: a small one is decompressed once and kept, a large one is read through an index
-of entry points (by the package indexed_gzip, which nibabel uses if installed), at the cost of a few MiB per read.
+Only the fixed-size header is parsed; header extensions, whose length is not bounded, are skipped. An uncompressed
+file is read without nibabel, whose reads along x take a call for each voxel. A gzip stream can only be decompressed from
+its start: a small one is decompressed once and kept, a large one is read through an index of entry points (by the
+package indexed_gzip, which nibabel uses if installed), at the cost of a few MiB per read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from evenslice._core import VolumeError, needs_extra, open_regular
 from evenslice.volumes.affines import LARGEST
 from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.deflate import MOST_COMPRESSION, read_in_parts
+from evenslice.volumes.read.file_voxels import FileVoxels
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.units import normal_unit, scale_to
 
@@ -43,17 +45,17 @@ class NiftiSource(VoxelSource):
 
     def __init__(self, path: Path, label: str) -> None:
         header = _read_header(path, label)
-        self._compressed = path.name.lower().endswith(".gz")
+        compressed = path.name.lower().endswith(".gz")
         self.shape = tuple(int(length) for length in header.get_data_shape())
         stored = header.get_data_dtype()
-        offset = header.get_data_offset()
+        # An offset within the header, such as that of another version, cannot be meant.
+        offset = max(header.get_data_offset(), header.single_vox_offset)
         slope, inter = header.get_slope_inter()
         self._slope, self._inter = slope or 1.0, inter or 0.0
         self._scaled = (self._slope, self._inter) != (1.0, 0.0)
         # Single precision is exact enough for scaled 16-bit integers, and takes half the memory of nibabel's double.
         self.dtype = np.result_type(stored, np.float32) if self._scaled and stored.kind in "iuf" else stored
-        count = len(self.shape)
-        self.names = "xyztc"[:count] if count <= 5 else None
+        self.names = "xyztcuv"[: len(self.shape)]
         zooms = [float(zoom) for zoom in header.get_zooms()]
         self.spacing = (*zooms[:3], *(math.nan for _ in zooms[3:]))
         self.unit = normal_unit(header.get_xyzt_units()[0])
@@ -66,13 +68,15 @@ class NiftiSource(VoxelSource):
             )
         self._nbytes = math.prod(self.shape) * stored.itemsize
         if self._nbytes > 0:
-            _check_size(path, label, offset + self._nbytes, compressed=self._compressed)
+            _check_size(path, label, offset + self._nbytes, compressed=compressed)
+        self._file = None if compressed else FileVoxels(path, label, stored, offset, self.shape, "F")
         self._proxy = _nibabel().arrayproxy.ArrayProxy(str(path), (self.shape, stored, offset), mmap=False)
+        self.fresh = self._scaled or (self._file is not None and self._file.fresh)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Read and scale; a large compressed file is decompressed by whole slices, then cropped."""
-        if not self._compressed:
-            raw = self._proxy[key]
+        if self._file is not None:
+            raw = self._file.read(key)
         elif self._nbytes <= IN_MEMORY:
             raw = self._in_memory[key]
         else:

@@ -66,7 +66,7 @@ class NrrdSource(VoxelSource):
             )
         self.dtype = _data_type(header, label)
         directions = _directions(header, len(self.shape))
-        spatial = _spatial_axes(header, directions, len(self.shape))
+        spatial = _spatial_axes(header, directions, self.shape)
         self.names = _names(header, spatial, len(self.shape))
         self.spacing, self.unit = _spacing(header, directions, spatial, len(self.shape))
         if len(spatial) == 3 and directions is not None:
@@ -76,12 +76,13 @@ class NrrdSource(VoxelSource):
             raise VolumeError(
                 f"{label}: its voxels are encoded as {str(header['encoding'])[:40]!r}; save it as raw or gzip"
             )
-        data, offset = _find_data(path, label, header, end)
+        data, offset, skip = _find_data(path, label, header, end)
         if data != path:
             self.files = (path, data)
-        if offset < 0:
-            offset = data.stat().st_size - math.prod(self.shape) * self.dtype.itemsize
-        self._voxels = RawVoxels(data, label, self.dtype, self.shape, offset, encoding)
+        if encoding == "raw":
+            size = math.prod(self.shape) * self.dtype.itemsize
+            offset, skip = offset + skip if skip >= 0 else data.stat().st_size - size, 0
+        self._voxels = RawVoxels(data, label, self.dtype, self.shape, offset, encoding, skip)
         self.fresh = self._voxels.fresh
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
@@ -159,27 +160,42 @@ def _directions(header: Mapping[str, Any], count: int) -> list[NDArray[np.float6
     return rows
 
 
+def _kinds(header: Mapping[str, Any], count: int) -> list[str]:
+    """Return the kind of each axis, empty if the file has none."""
+    return ([str(kind).lower() for kind in header.get("kinds", ())] + [""] * count)[:count]
+
+
 def _spatial_axes(
-    header: Mapping[str, Any], directions: Sequence[NDArray[np.float64] | None] | None, count: int
+    header: Mapping[str, Any],
+    directions: Sequence[NDArray[np.float64] | None] | None,
+    shape: tuple[int, ...],
 ) -> list[int]:
-    """Return the spatial axes: those with a direction, else those of a spatial kind, else all of up to three."""
+    """Return the spatial axes: those with a direction, else those of a spatial kind, else all.
+
+    Of more than three, those along time and those of length 1 are left out.
+    """
+    kinds = _kinds(header, len(shape))
     if directions is not None:
-        return [axis for axis, step in enumerate(directions) if step is not None]
-    kinds = [str(kind).lower() for kind in header.get("kinds", ())]
-    named = [axis for axis, kind in enumerate(kinds[:count]) if kind in _SPATIAL_KINDS]
-    return named or (list(range(count)) if count <= 3 else [])
+        found = [axis for axis, step in enumerate(directions) if step is not None]
+    else:
+        named = [axis for axis, kind in enumerate(kinds) if kind in _SPATIAL_KINDS]
+        found = named or list(range(len(shape)))
+    if len(found) > 3:
+        found = [axis for axis in found if kinds[axis] != "time" and shape[axis] > 1]
+    return found
 
 
 def _names(header: Mapping[str, Any], spatial: Sequence[int], count: int) -> str | None:
-    """Name the spatial axes x, y, z; another axis is time if the file says so, else a channel."""
-    if len(spatial) > 3 or (count >= 3 and len(spatial) != 3):
+    """Name the spatial axes x, y, z, and any other t if it is time, else c and so on; None if too many are spatial."""
+    if len(spatial) > 3:
         return None
-    kinds = [str(kind).lower() for kind in header.get("kinds", ())] + [""] * count
-    names = ["t" if kind == "time" else "c" for kind in kinds[:count]]
+    names, others = [""] * count, iter("cuvwabd")
     for axis, name in zip(spatial, "xyz", strict=False):
         names[axis] = name
-    joined = "".join(names)
-    return joined if len(set(joined)) == count else None
+    for axis, kind in enumerate(_kinds(header, count)):
+        if not names[axis]:
+            names[axis] = "t" if kind == "time" and "t" not in names else next(others)
+    return "".join(names)
 
 
 def _spacing(
@@ -225,8 +241,11 @@ def _affine(
     return affine_from_lps(columns * millimetres[:, None], origin * millimetres)
 
 
-def _find_data(path: Path, label: str, header: Mapping[str, Any], end: int) -> tuple[Path, int]:
-    """Return the file with the voxels and their offset; -1 means that they are the last bytes of the file."""
+def _find_data(path: Path, label: str, header: Mapping[str, Any], end: int) -> tuple[Path, int, int]:
+    """Return the file with the voxels, where they are stored, and how many of their bytes, once decompressed, to skip.
+
+    A skip of -1 means that the voxels are the last bytes of the file.
+    """
     if header.get("lineskip"):
         raise VolumeError(f"{label}: lines of text precede its voxels; save it as one .nrrd file")
     skip = int(header.get("byteskip", 0))
@@ -234,5 +253,5 @@ def _find_data(path: Path, label: str, header: Mapping[str, Any], end: int) -> t
         raise VolumeError(f"{label}: its byte skip {skip} is valid for raw voxels only; the file is damaged")
     name = header.get("datafile")
     if name is None:
-        return path, end + skip if skip >= 0 else -1
-    return data_file(path.parent, str(name), label), skip
+        return path, end, skip
+    return data_file(path.parent, str(name), label), 0, skip

@@ -170,7 +170,7 @@ def data_file(folder: Path, name: str, label: str) -> Path:
     Raises:
         VolumeError: the name leads out of the folder or means several files, or the file is missing.
     """
-    if name.upper().startswith("LIST") or "%" in name:
+    if re.match(r"LIST(\s|$)", name) or "%" in name:
         raise VolumeError(
             f"{label}: its voxels are spread over several files ({name[:40]}); save it as one file"
         )

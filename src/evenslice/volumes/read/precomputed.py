@@ -7,6 +7,7 @@ axes x first and measures voxels in nm; here, as everywhere, z comes first.
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
 from evenslice.volumes.read.precomputed_chunks import ENCODINGS, PADDING, Encoding
 from evenslice.volumes.read.precomputed_shards import Shards
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.read.unpacking import inflate
+from evenslice.volumes.read.unpacking import decompress
 from evenslice.volumes.read.zarr_store import METADATA_BYTES
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ __all__ = ["INFO", "PrecomputedSource", "is_precomputed"]
 
 INFO = "info"
 TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
+_SUFFIXES = {".gz": "gzip", ".zstd": "zstd", ".xz": "lzma", ".bz2": "bz2", ".br": None}
+"""What cloud-volume appends to the names of compressed chunks in a folder, and what numcodecs calls the compression."""
+
 _SLACK = 2**20
 _LARGEST_OFFSET = 2**62
 
@@ -106,17 +110,32 @@ class PrecomputedSource(VoxelSource):
         return found if len(index) == 4 else found[0]
 
     def _stored(self, name: str, most: int, shape: tuple[int, ...]) -> bytes | None:
-        """Return the content of a chunk's file, which cloud-volume compresses, and in a folder names .gz."""
-        content = packed = self._pieces.read(name, most)
-        if not self._pieces.remote:
-            packed = self._pieces.read(f"{name}.gz", most) if content is None else None
-        elif content is not None and not self._encoding.is_gzip(content, shape):
-            packed = None
-        if packed is not None:
-            content = inflate(packed, most + 1)
-        if content is not None and len(content) > most:
-            raise ValueError(f"chunk {name} has more than the {most:,} bytes that can be right")
+        """Return the content of a chunk's file, which cloud-volume compresses, and in a folder names by how."""
+        content = self._pieces.read(name, most)
+        if content is None:
+            return self._compressed(name, most)
+        if self._pieces.remote and self._encoding.is_gzip(content, shape):
+            return decompress(content, "gzip", most)
         return content
+
+    def _compressed(self, name: str, most: int) -> bytes | None:
+        """Return the content of a chunk's file in a folder that has a suffix; None if it is not stored."""
+        folder = self._pieces.place.location
+        if isinstance(folder, str):
+            return None
+        for suffix, codec in _SUFFIXES.items():
+            file = f"{name}{suffix}"
+            # A look costs little, and of most volumes many chunks are missing.
+            if not os.path.lexists(folder / file):
+                continue
+            if codec is None:
+                raise VolumeError(
+                    f"{self._pieces.place.label}: its chunk {file!r} is compressed as brotli, which is not read; write "
+                    "it with gzip"
+                )
+            packed = self._pieces.read(file, most)
+            return None if packed is None else decompress(packed, codec, most)
+        return None
 
 
 def _scale(info: Mapping[str, Any], level: int, label: str) -> Mapping[str, Any]:

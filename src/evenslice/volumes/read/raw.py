@@ -38,6 +38,7 @@ class RawVoxels:
         shape: number of voxels along each axis, the fastest first.
         offset: where they start, in bytes.
         encoding: how they are stored.
+        skip: how many bytes precede them once they are decompressed.
 
     Raises:
         VolumeError: the file cannot hold what the header claims.
@@ -51,8 +52,10 @@ class RawVoxels:
         shape: tuple[int, ...],
         offset: int,
         encoding: Encoding,
+        skip: int = 0,
     ) -> None:
-        self._path, self._label, self._dtype, self._shape, self._offset = path, label, dtype, shape, offset
+        self._path, self._label, self._dtype, self._shape = path, label, dtype, shape
+        self._offset, self._skip = offset, skip
         self._nbytes = math.prod(shape) * dtype.itemsize
         if offset < 0 or min(shape, default=0) < 0:
             raise VolumeError(
@@ -60,11 +63,11 @@ class RawVoxels:
             )
         self._raw = FileVoxels(path, label, dtype, offset, shape, "F") if encoding == "raw" else None
         self._deflated = (
-            DeflatedFile(path, label, offset, self._nbytes)
+            DeflatedFile(path, label, offset, skip + self._nbytes)
             if encoding == "deflate" and self._nbytes
             else None
         )
-        if encoding == "bzip2" and self._nbytes > IN_MEMORY:
+        if encoding == "bzip2" and skip + self._nbytes > IN_MEMORY:
             raise VolumeError(
                 f"{label}: is compressed with bzip2, which can only be read whole and up to {IN_MEMORY:,} "
                 "bytes; save it with gzip"
@@ -93,7 +96,7 @@ class RawVoxels:
         strides = self._strides
         first = sum(part.start * stride for part, stride in zip(key, strides, strict=True))
         last = sum((part.stop - 1) * stride for part, stride in zip(key, strides, strict=True))
-        content = file.read(first, last + self._dtype.itemsize - first)
+        content = file.read(self._skip + first, last + self._dtype.itemsize - first)
         lengths = [len(range(part.start, part.stop, part.step or 1)) for part in key]
         steps = [stride * (part.step or 1) for part, stride in zip(key, strides, strict=True)]
         return np.ndarray(lengths, self._dtype, content, 0, steps)
@@ -102,11 +105,12 @@ class RawVoxels:
     def _in_memory(self) -> NDArray[Any]:
         """All voxels of a compressed file."""
         if self._deflated is not None:
-            content = self._deflated.read(0, self._nbytes)
+            content = self._deflated.read(self._skip, self._nbytes)
         else:
+            end = self._skip + self._nbytes
             with open_regular(self._path) as file:
                 file.seek(self._offset)
-                content = _unzip_bzip2(file.read(self._nbytes + HEADER_BYTES), self._nbytes)
+                content = _unzip_bzip2(file.read(end + HEADER_BYTES), end)[self._skip :]
         if len(content) < self._nbytes:
             raise VolumeError(
                 f"{self._label}: is truncated, its header claims {self._nbytes:,} bytes and "

@@ -23,8 +23,8 @@ class VoxelSource(ABC):
     """A stored array of any number of dimensions, read in pieces.
 
     A subclass opens one file format: its constructor reads and validates the metadata and sets the attributes; voxels
-    are read by ``read`` only. It keeps no file open between reads (except uncompressed ones, which are read at
-    positions), so that a volume needs no closing and may be used from several threads and after a fork.
+    are read by ``read`` only. It keeps no file open between reads, so that a volume needs no closing and may be used
+    from several threads and after a fork, and hundreds of volumes at once.
 
     Attributes:
         format: the name of the format, for users.

@@ -8,9 +8,12 @@ import struct
 import zlib
 from typing import Any
 
-__all__ = ["inflate", "unpack", "zstd_size"]
+from evenslice._core import needs_extra
+
+__all__ = ["decompress", "inflate", "unpack", "zstd_size"]
 
 _MOST_MEMBERS = 1024  # of a gzip file; each costs a copy of what follows
+_ZSTD_FRAME, _ZSTD_SKIPPABLE = 0xFD2FB528, 0x184D2A50  # the last hexadecimal digit of the second may be any
 
 
 def unpack(name: str, buffer: Any, most: int) -> bytes | None:
@@ -45,6 +48,31 @@ def unpack(name: str, buffer: Any, most: int) -> bytes | None:
     return unpacked
 
 
+def decompress(packed: bytes, codec: str, most: int) -> bytes:
+    """Decompress a chunk, to at most ``most`` bytes.
+
+    Args:
+        packed: the chunk.
+        codec: what numcodecs calls the compression.
+        most: largest number of bytes that can be right.
+
+    Raises:
+        ValueError: it is damaged or decompresses to more.
+
+    Example:
+        >>> decompress(bz2.compress(b"aaa"), "bz2", 3)
+        b'aaa'
+    """
+    unpacked = unpack(codec, packed, most)
+    if unpacked is not None:
+        return unpacked
+    with needs_extra("volumes", f"reading chunks compressed with {codec}"):
+        import numcodecs
+    if codec == "blosc" and (len(packed) < 16 or struct.unpack_from("<I", packed, 12)[0] != len(packed)):
+        raise ValueError("a block is truncated")
+    return bytes(numcodecs.get_codec({"id": codec}).decode(packed))
+
+
 def inflate(packed: bytes, most: int) -> bytes:
     """Decompress gzip of one or several members, or zlib, up to ``most`` bytes.
 
@@ -71,10 +99,20 @@ def inflate(packed: bytes, most: int) -> bytes:
 def zstd_size(packed: bytes) -> int:
     """Return the most bytes that Zstandard frames can decompress to, from their headers.
 
-    Source: RFC 8878, section 3.1.1: a frame states its size, or consists of blocks of at most 128 KiB.
+    Source: RFC 8878, section 3.1: a frame states its size, or consists of blocks of at most 128 KiB; a skippable frame
+    holds none.
+
+    Raises:
+        ValueError: there is anything else than frames.
     """
     total, position = 0, 0
-    while position + 5 <= len(packed) and packed[position : position + 4] == b"\x28\xb5\x2f\xfd":
+    while position < len(packed):
+        magic = int.from_bytes(packed[position : position + 4], "little")
+        if magic & ~0xF == _ZSTD_SKIPPABLE:
+            position += 8 + int.from_bytes(packed[position + 4 : position + 8], "little")
+            continue
+        if magic != _ZSTD_FRAME or position + 5 > len(packed):
+            raise ValueError(f"a chunk holds no Zstandard frame at byte {position:,}")
         descriptor = packed[position + 4]
         single = descriptor >> 5 & 1
         position += 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]

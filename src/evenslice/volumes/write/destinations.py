@@ -183,8 +183,8 @@ def _check_zarr(label: str, path: Path) -> None:
     try:
         node = zarr.open(str(path), mode="r")
         levels = [] if isinstance(node, zarr.Array) else _levels(node)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise OutputError(f"{label}: is a folder but not a Zarr volume; choose another name") from None
+    except Exception as error:  # whatever zarr makes of metadata that may hold anything
+        raise OutputError(f"{label}: is a folder but not a Zarr volume; choose another name") from error
     arrays = [path] if isinstance(node, zarr.Array) else [path / level for level in levels]
     theirs = next(_strangers(path, set(levels), arrays), None)
     if theirs is not None:

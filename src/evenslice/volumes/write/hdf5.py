@@ -96,8 +96,8 @@ def datasets_in(path: Path) -> list[str]:
     try:
         with h5py.File(path, "r") as file:
             file.visititems_links(visit)
-    except OSError:
-        raise OutputError(f"{path}: is not an HDF5 file and is not replaced; choose another name") from None
+    except Exception as error:  # of damaged files h5py raises RuntimeError and SystemError, too
+        raise OutputError(f"{path}: is not an HDF5 file and is not replaced; choose another name") from error
     return found
 
 
