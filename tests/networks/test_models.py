@@ -432,6 +432,27 @@ def test_torchvision_head_is_replaced_where_other_classes_are_asked_for(monkeypa
     assert (source.classes, source.random) == (3, ("classifier",))
 
 
+def test_torchvision_encoder_keeps_its_positions_where_other_classes_are_asked_for(monkeypatch):
+    """Pretrained weights may be for larger images than the library's default, and have more positions."""
+    from torchvision.models import VisionTransformer
+
+    def build(_name, *, weights, num_classes=5):
+        pixels = 32 if weights else 16
+        return VisionTransformer(pixels, 8, 1, 1, 8, 8, num_classes=num_classes)
+
+    monkeypatch.setattr("torchvision.models.get_model", build)
+    model, source = build_model("torchvision:vit_b_16", classes=3)
+    assert model.encoder.pos_embedding.shape[1] == 17
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    assert source.random == ("heads",)
+
+
+@pytest.mark.parametrize("spec", ["smp:Unet/mit_b0", "monai:SwinUNETR"])
+def test_size_of_networks_whose_libraries_read_values_while_building(spec):
+    model, _ = build_model(spec, "none")
+    assert models.sketched_size(spec) == sum(parameter.numel() for parameter in model.parameters())
+
+
 # Files
 
 
@@ -663,6 +684,11 @@ def saved(value):
         ("w.pt", saved({1: torch.zeros(3)}), "contains no state dict"),
         ("w.pt", saved({"first\nsecond": torch.zeros(3)}), r"first\\nsecond"),
         ("w.pt", saved({"state_dict": {"a": torch.zeros(3), "b": 3}}), "contains no state dict"),
+        (
+            "w.pt",
+            saved({"fc.weight": torch.zeros(1, 1).expand(300_000, 96)}),
+            r"'fc.weight' of shape \(300000, 96\) repeats 4 stored bytes; save it again",
+        ),
         ("w.safetensors", b"{}", "not a safetensors file"),
         ("w.safetensors", saved({}), "not a safetensors file"),
         ("w.onnx", b"", "unknown kind of weights file '.onnx'"),

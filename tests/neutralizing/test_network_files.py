@@ -1,6 +1,7 @@
 """Networks to and from files, with the record of what was done to them."""
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,23 @@ def test_network_without_a_source(tmp_path):
     assert torch.equal(scores(again, window(5)), scores(model, window(5)))
 
 
+@pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel, nn.Sequential])
+def test_a_wrapped_network_is_saved_without_the_wrapper(tmp_path, monkeypatch, wrap):
+    """Tied, and with the bias that a stem gets for the folded normalization."""
+    (tmp_path / "bias_free.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = {"mean": [0.1, 0.5, 0.9], "std": [0.2, 0.3, 0.4]}
+    model, record, _ = load_network("bias_free:build", "none", strategy="mirror", tie="mirror", **options)
+    save_network(wrap(model), "net.safetensors")
+    again, loaded, _ = load_network("bias_free:build", "net.safetensors")
+    assert loaded == record
+    assert torch.equal(scores(again, window(3)), scores(model, window(3)))
+
+
 # The command
 
 
@@ -279,6 +297,15 @@ def test_neutralize_leaves_files_alone(tmp_path):
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out.safetensors", "w.safetensors"]
 
 
+def test_neutralize_does_not_replace_the_file_of_a_folder_that_it_reads(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="is the file of weights to read"):
+        neutralize_file("timm:test_resnet", str(tmp_path), path, force=True)
+    assert path.read_bytes() == before
+
+
 def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     model = nn.Conv2d(3, 2, 3)
@@ -321,6 +348,15 @@ def test_asking_for_what_was_saved(saved):
     assert record.strategy == "uniform"
 
 
+def test_asking_for_another_seed_than_was_saved(tmp_path):
+    path = tmp_path / "net.safetensors"
+    neutralize_file("timm:test_resnet", "none", path, strategy="shuffle", seed=2)
+    with pytest.raises(ModelError, match="was saved with seed 2, not 1; leave out seed"):
+        load_network("timm:test_resnet", str(path), strategy="shuffle", seed=1)
+    for options in ({"strategy": "shuffle", "seed": 2}, {"strategy": "shuffle"}, {"seed": 1}):
+        assert load_network("timm:test_resnet", str(path), **options)[1].seed == 2
+
+
 def test_numbers_may_be_numpys(saved):
     options: Any = {"slices": np.int64(3), "classes": np.int64(3)}
     assert load_network("timm:test_resnet", str(saved), **options)[1].slices == 3
@@ -335,16 +371,28 @@ def test_a_network_with_a_number_of_classes_of_numpy_is_saved(tmp_path):
     assert (again.source.classes, again.record) == (3, record)
 
 
-def test_a_small_file_that_names_a_large_network(saved, tmp_path, monkeypatch):
-    with safe_open(saved, "pt") as file:
-        metadata = file.metadata()
-    large = {**json.loads(metadata["evenslice"])}
-    large["source"] |= {"spec": "torchvision:vit_h_14"}
-    path = tmp_path / "large.safetensors"
-    save_file(load_file(saved), path, {**metadata, "evenslice": json.dumps(large)})
-    monkeypatch.setattr(checkpoints, "build_model", None)  # which would take 2.5 GB
-    with pytest.raises(ModelError, match="is too small for the network torchvision:vit_h_14"):
+@pytest.mark.parametrize(
+    "spec", ["torchvision:vit_h_14", "smp:Unet/mit_b0?decoder_channels=[6000,6000,6000,6000,16]"]
+)
+def test_a_small_file_that_names_a_large_network(saved, monkeypatch, spec):
+    rewrite(saved, lambda document: document["source"].update(spec=spec))
+    monkeypatch.setattr(checkpoints, "build_model", None)  # which would take 2.5 and 9 GB
+    with pytest.raises(ModelError, match="is too small for the network"):
+        load_network(str(saved))
+
+
+def test_a_file_whose_network_is_of_unknown_size_until_it_is_built(tmp_path, monkeypatch):
+    """Its arguments, which may be a stranger's, count if the user repeats them."""
+    path, spec = tmp_path / "net.safetensors", "timm:test_resnet?drop_rate=0.1"
+    neutralize_file(spec, "none", path)
+    monkeypatch.setattr(checkpoints, "sketched_size", lambda *_arguments, **_options: None)
+    with pytest.raises(
+        ModelError, match=r"test_resnet\?drop_rate=0.1 has to be built before its size is known"
+    ):
         load_network(str(path))
+    assert load_network(spec, str(path))[1].strategy == "uniform"
+    rewrite(path, lambda document: document["source"].update(spec="timm:test_resnet"))
+    assert load_network(str(path))[2].spec == "timm:test_resnet"
 
 
 @pytest.mark.parametrize("spec", ["timm:test_resnet?drop_rate=0.1", "timm:test_efficientnet"])

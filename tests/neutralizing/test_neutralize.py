@@ -399,6 +399,15 @@ def test_random_draws_everything_anew():
     assert after["scale"].std() == pytest.approx(2, abs=0.3)
 
 
+@pytest.mark.parametrize("strategy", ["uniform", "reinit", "random"])
+def test_random_numbers_of_devices_that_the_network_is_not_on_are_left_alone(strategy, monkeypatch):
+    seeded = []
+    for name in ("manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, seeded.append)
+    neutralize(planted.conv_norm(), strategy=strategy, seed=4)
+    assert seeded == []
+
+
 def test_equalize_and_shuffle_promise_no_symmetry():
     for strategy in ("equalize", "shuffle"):
         assert neutralize(planted.conv_bias(), 5, strategy=strategy).mirror_error > 0.01
@@ -661,6 +670,15 @@ def test_an_output_that_depends_on_the_number_of_slices():
         ({"std": [0.1, None, 0.1]}, "std has to be a number, or one for each input"),
         ({"std": [1, 1, 0]}, "has to be positive"),
         ({"mean": math.inf}, "has to be finite"),
+        ({"size": 128}, "size: is 128; must be two numbers of pixels"),
+        ({"size": (64, 64.5)}, "must be two numbers of pixels"),
+        ({"strategy": None}, "strategy: is None; must be one of pretrained, uniform"),
+        ({"strategy": ["a", "b", "c"]}, "strategy: is .* or 3 numbers"),
+        ({"strategy": "center", "tie": "uniform"}, "makes every strategy 'uniform', not 'center'"),
+        (
+            {"strategy": [0.25, 0.5, 0.25], "tie": "uniform"},
+            "not 'profile'; choose the strategy 'uniform', or",
+        ),
     ],
 )
 def test_options_that_are_wrong(options, message):

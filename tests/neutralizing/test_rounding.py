@@ -6,6 +6,7 @@ from torch import nn
 
 from evenslice._core.errors import ModelError
 from evenslice.neutralizing.neutralization import neutralize
+from evenslice.neutralizing.symmetrization import symmetrize
 from evenslice.neutralizing.verification import in_float64
 
 SEEDS = range(20)
@@ -48,6 +49,19 @@ class Single(nn.Module):
         return self.deep(x.float())
 
 
+class Noisy(nn.Module):
+    """Adds noise to the output of a network, anew in every pass, or the same for every batch."""
+
+    def __init__(self, noise, *, seeded=False):
+        super().__init__()
+        self.body, self.noise, self.seeded = deep(0, depth=1), noise, seeded
+
+    def forward(self, x):
+        output = self.body(x)
+        generator = torch.Generator().manual_seed(0) if self.seeded else None
+        return output + self.noise * torch.rand(output.shape, generator=generator).to(output)
+
+
 def refused(build, seed):
     try:
         neutralize(build(seed), 5, size=(4, 4))
@@ -75,6 +89,28 @@ def test_a_real_fault_is_refused_however_much_the_network_amplifies():
         message = refused(Peeking, seed)
         assert "breaks what the strategy 'uniform' promises" in message
         assert "look for what else reads the image" in message
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1.0])
+@pytest.mark.parametrize(
+    "change", [neutralize, lambda model: neutralize(model, strategy="pretrained"), symmetrize]
+)
+def test_a_network_whose_output_is_random_is_refused(noise, change):
+    model = Noisy(noise)
+    before = model.body[0].weight
+    with pytest.raises(
+        ModelError, match="output is random: the same window twice gives different outputs"
+    ) as caught:
+        change(model)
+    assert "\n" not in str(caught.value)
+    assert model.body[0].weight is before
+
+
+def test_noise_that_every_pass_repeats_does_not_pass_for_rounding():
+    with pytest.raises(ModelError, match="breaks what the strategy 'uniform' promises"):
+        neutralize(Noisy(10.0, seeded=True))
+    with pytest.raises(ModelError, match="not symmetric"):
+        symmetrize(Noisy(10.0, seeded=True))
 
 
 def test_a_network_without_float64_gets_the_error_of_its_own_precision(monkeypatch):

@@ -142,6 +142,8 @@ def test_profile_is_binomial_or_as_given():
         ([0.2, 0.5, 0.2], 3, "sum to 0.9"),
         ([0.5, 0.3, 0.2], 3, "not symmetric"),
         ([math.nan, 1.0, math.nan], 3, "sum to nan"),
+        (None, 3, "strategy: is None; must be one of pretrained, .* or 3 numbers"),
+        (["a", "b", "c"], 3, "or 3 numbers"),
     ],
 )
 def test_a_strategy_that_is_none(strategy, slices, message):

@@ -146,6 +146,23 @@ def test_a_network_that_nobody_neutralized_is_saved_and_loaded(tmp_path):
     assert torch.equal(run(again.model, windows()), run(model.eval(), windows()))
 
 
+def test_a_network_of_five_inputs_that_nobody_neutralized_is_saved_and_loaded(tmp_path):
+    model = symmetrize(timm.create_model("test_resnet", in_chans=5))
+    save_network(model, tmp_path / "fair.safetensors")
+    again = load_network("timm:test_resnet", str(tmp_path / "fair.safetensors"))
+    assert again.record == record_of(model)
+    assert torch.equal(run(again.model, windows(5)), run(model.eval(), windows(5)))
+
+
+def test_an_even_number_of_inputs_is_no_window():
+    model = timm.create_model("test_resnet", in_chans=4)
+    with pytest.raises(ModelError, match="takes 4 slices, and a window has an odd number"):
+        symmetrize(model)
+    assert record_of(model) is None
+    with pytest.raises(ConfigError, match="size: is 64; must be two numbers"):
+        symmetrize(timm.create_model("test_resnet"), size=64)
+
+
 def test_a_file_that_names_a_module_that_is_not_there(tmp_path):
     import json
 
@@ -423,6 +440,61 @@ def test_without_an_activation_twin_names_the_way_out(spec):
         match=r"no activation follows the layer .*choose another strategy, .* or evenslice\.symmetrize",
     ):
         load_network(spec, "none", strategy="twin")
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.CELU(), nn.RReLU(), nn.Softsign(), nn.Hardshrink(), nn.Softshrink(), nn.GLU(dim=1), nn.Tanhshrink()],
+)
+def test_twin_knows_the_activations_of_torch(activation):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.LazyConv2d(2, 1)).eval()
+    model(windows())
+    assert neutralize(model, strategy="twin").symmetrized == ("1",)
+    assert_symmetric(model, windows())
+
+
+class Reusing(nn.Module):
+    """Uses one activation after every layer."""
+
+    def __init__(self, pool=None):
+        super().__init__()
+        self.stem, self.second, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)
+        self.pool = pool
+
+    def forward(self, images):
+        features = self.relu(self.stem(images))
+        return self.relu(self.second(features if self.pool is None else self.pool(features)))
+
+
+def test_twin_has_no_place_after_an_activation_that_is_used_again():
+    model = Reusing()
+    with pytest.raises(
+        ModelError,
+        match=r"activation relu after the layer stem \(Conv2d\) elsewhere too.* no one place .*'mirror'",
+    ):
+        neutralize(model, 5, strategy="twin")
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("check", ["network", "stems"])
+def test_twin_averages_after_a_pooling_layer_if_the_activation_is_used_again(check):
+    model = Reusing(nn.MaxPool2d(2))
+    assert neutralize(model, 5, strategy="twin", check=check).symmetrized == ("pool",)
+    assert_symmetric(model, windows(5))
+
+
+def test_twin_averages_after_each_call_of_one_activation_behind_two_stems():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.ReLU()
+
+        def forward(self, images):
+            return self.relu(self.first(images)) + self.relu(self.second(images))
+
+    model = Branches()
+    assert neutralize(model, 5, strategy="twin").symmetrized == ("relu",)
+    assert_symmetric(model, windows(5))
 
 
 class Forked(nn.Module):

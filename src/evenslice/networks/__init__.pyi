@@ -7,6 +7,7 @@ from .dry_runs import (
     layer_label as layer_label,
     random_image as random_image,
     run_network as run_network,
+    seed_generators as seed_generators,
     tensors_in as tensors_in,
 )
 from .inputs import input_multiple as input_multiple, input_size as input_size, normalization as normalization

@@ -21,6 +21,7 @@ __all__ = [
     "layer_label",
     "random_image",
     "run_network",
+    "seed_generators",
     "tensors_in",
 ]
 
@@ -79,6 +80,26 @@ def random_image(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Ten
     like = next((p for p in floating if not p.is_meta), None)
     drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     return drawn.to(next(iter(floating), torch.empty(0)).dtype) if like is None else drawn.to(like)
+
+
+def seed_generators(devices: Iterable[torch.device], seed: int) -> None:
+    """Seed torch's generator of the CPU, and those of some devices; `torch.manual_seed` would seed all there are.
+
+    Example:
+        >>> seed_generators([torch.device("cpu")], 3)
+        >>> first = torch.rand(2)
+        >>> seed_generators([torch.device("cpu")], 3)
+        >>> torch.equal(first, torch.rand(2))
+        True
+    """
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        if device.type == "cuda":
+            generators: tuple[torch.Generator, ...] = torch.cuda.default_generators
+            if generators:  # none before CUDA is used
+                generators[device.index or 0].manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
 
 
 def run_network(model: nn.Module, image: Tensor) -> Any:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import operator
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ModelError, option
 from evenslice.networks.builders import LIBRARIES, build_network, parse_specification
@@ -32,6 +33,8 @@ __all__ = ["BuiltNetwork", "ModelSource", "build_model", "missing_parts", "sketc
 
 NOT_IN_ANSWERS = frozenset({"aux_classifier", "auxiliary_head"})
 """Parts that networks need in their training alone."""
+
+MOST_STEPS = 1024  # of a ``linspace`` with values while a network is sketched
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def build_model(
     return BuiltNetwork(model.eval(), source)
 
 
-def sketched_size(spec: str, *, classes: int | None = None, inputs: int | None = None) -> int:
+def sketched_size(spec: str, *, classes: int | None = None, inputs: int | None = None) -> int | None:
     """Return how many parameters a library's network has, without the memory that they take.
 
     Args:
@@ -129,21 +132,32 @@ def sketched_size(spec: str, *, classes: int | None = None, inputs: int | None =
         inputs: likewise.
 
     Returns:
-        Their number; 0 if it takes more to know it: for a function, and where the library needs their values.
+        Their number; None if it takes more to know it: for a function, and where the library needs their values.
 
     Example:
         >>> sketched_size("torchvision:vit_h_14"), sketched_size("my_networks:function")
-        (632045800, 0)
+        (632045800, None)
     """
     library = parse_specification(spec).library
     if not library:
-        return 0
+        return None
     with suppress(ImportError):  # building names the extra
         import_module(LIBRARIES[library].package)  # what a library makes when it is imported has to be real
-    with suppress(ModelError), torch.device("meta"):
-        model, _ = build_model(spec, "none", classes=classes, inputs=inputs)
-        return sum(parameter.numel() for parameter in model.parameters())
-    return 0
+    for values in (nullcontext(), _FewSteps()):
+        with suppress(ModelError), torch.device("meta"), values:
+            model, _ = build_model(spec, "none", classes=classes, inputs=inputs)
+            return sum(parameter.numel() for parameter in model.parameters())
+    return None
+
+
+class _FewSteps(TorchFunctionMode):
+    """On the meta device, give short results of ``torch.linspace`` values: libraries read rates of dropout from them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.linspace and made.numel() <= MOST_STEPS:
+            return func(*args, **{**(kwargs or {}), "device": "cpu"})
+        return made
 
 
 def missing_parts(weights: str, random: Sequence[str]) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
 
     Raises:
         ModelError: there is no such file, its content does not match its suffix, or it contains pickled Python
-            objects or no state dict.
+            objects, no state dict, or a tensor that states more values than are stored.
 
     Example:
         >>> import tempfile, torch
@@ -181,6 +181,7 @@ def _read_torch(path: Path) -> State:
             if isinstance(key, str) and isinstance(value, torch.Tensor) and _is_plain(value)
         }
         if state and len(state) == len(document):
+            _refuse_repetition(path, state)
             return state
     raise ModelError(
         f"{path}: contains no state dict; save the network's state_dict() alone, or under 'state_dict'"
@@ -191,6 +192,17 @@ def _is_plain(tensor: Tensor) -> bool:
     import torch
 
     return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+
+
+def _refuse_repetition(path: Path, state: State) -> None:
+    """Refuse tensors of more values than are stored for them, from which a network of any size would be built."""
+    for key, tensor in state.items():
+        stored = tensor.untyped_storage().nbytes()
+        if stored < tensor.numel() * tensor.element_size():
+            raise ModelError(
+                f"{path}: its tensor {key!r:.100} of shape {tuple(tensor.shape)} repeats {stored:,} stored bytes; save "
+                "it again with tensor.contiguous()"
+            )
 
 
 def _what_else(path: Path) -> str:

@@ -32,7 +32,8 @@ ENCODERS = ("encoder", "backbone", "features")
 # Nodes of the autograd graph by the start of their names: activations, and what combines pixels or channels by weights.
 ACTIVATIONS = (
     *("Relu", "Hardtanh", "Silu", "Gelu", "Hardswish", "LeakyRelu", "Elu", "Mish", "PreluKernel", "Softplus"),
-    *("Sigmoid", "Hardsigmoid", "Tanh", "Clamp", "Threshold", "LogSigmoid"),
+    *("Sigmoid", "Hardsigmoid", "Tanh", "Clamp", "Threshold", "LogSigmoid", "Celu", "Rrelu", "Glu"),
+    *("Hardshrink", "Softshrink", "Abs"),  # the last in softsign
 )
 LAYERS = (
     "Convolution",
@@ -89,8 +90,8 @@ def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> 
     """Return the modules after which the activation of each stem is complete.
 
     That is the first module to return the stem's output after an activation, and after no other layer with weights
-    but a norm. Where a network applies the activation by a function, it is the part that holds both, or a pooling
-    layer after it. Call it inside `evenslice.networks.exact_evaluation`.
+    but a norm. Where a network applies the activation by a function, or by a module that it uses elsewhere too, it is
+    the part that holds both, or a pooling layer after it. Call it inside `evenslice.networks.exact_evaluation`.
 
     Args:
         model: the network.
@@ -98,7 +99,7 @@ def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> 
         image: (1, slices, y, x), on the meta device for a pass of shapes alone.
 
     Raises:
-        ModelError: no activation follows a stem.
+        ModelError: no activation follows a stem, or only one that the network uses elsewhere too.
 
     Example:
         >>> from evenslice.neutralizing import find_stems
@@ -126,11 +127,43 @@ def find_activations(model: nn.Module, stems: Sequence[Stem], image: Tensor) -> 
         run_network(model, image.clone())
     starts = {stem.name: next((node for name, node in finished if name == stem.name), None) for stem in stems}
     known = frozenset(starts.values())
-    return tuple(dict.fromkeys(_activation_of(stem, starts[stem.name], known, finished) for stem in stems))
+    reused = _reused(finished, frozenset(starts))
+    return tuple(
+        dict.fromkeys(_activation_of(stem, starts[stem.name], known, finished, reused) for stem in stems)
+    )
 
 
-def _activation_of(stem: Stem, start: Any, stems: frozenset[Any], finished: Sequence[tuple[str, Any]]) -> str:
+def _reused(finished: Sequence[tuple[str, Any]], stems: frozenset[str]) -> frozenset[str]:
+    """Return the modules that run again behind one of their own calls, or behind a layer that is no stem.
+
+    Their later calls would get what the first has averaged. They cannot be told apart in a call: checkpointing runs
+    one again in the backward pass.
+    """
+    starts = frozenset(node for name, node in finished if name in stems)
+    calls: dict[str, set[Any]] = {}
+    for name, node in finished:
+        calls.setdefault(name, set()).add(node)
+    return frozenset(
+        name
+        for name, nodes in calls.items()
+        if len(nodes) > 1
+        and any(
+            each in nodes or (_is_layer(each) and each not in starts)
+            for node in nodes
+            for each in set(_between(node, starts)) - {node}
+        )
+    )
+
+
+def _activation_of(  # which stem, and what is known of the pass
+    stem: Stem,
+    start: Any,
+    stems: frozenset[Any],
+    finished: Sequence[tuple[str, Any]],
+    reused: frozenset[str],
+) -> str:
     """Return the first module after the activation of a stem, from the modules in the order in which they end."""
+    shared = ""
     for name, node in finished:
         between = set(_between(node, stems))
         if start not in between or node is start:
@@ -138,9 +171,17 @@ def _activation_of(stem: Stem, start: Any, stems: frozenset[Any], finished: Sequ
         if any(_is_layer(each) for each in between - stems):
             break
         if name and any(_is_activation(each) for each in between):
-            return name
+            if name not in reused:
+                return name
+            shared = shared or name
+    why, place = f"no activation follows the layer {stem.label}", "place"
+    if shared:
+        why, place = (
+            f"the network uses the activation {shared} after the layer {stem.label} elsewhere too",
+            "one place",
+        )
     raise ModelError(
-        f"no activation follows the layer {stem.label}, so the strategy 'twin' has no place to average; "
+        f"{why}, so the strategy 'twin' has no {place} to average; "
         "choose another strategy, such as 'mirror', or evenslice.symmetrize (symmetrize in a configuration)"
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import stat
 from contextlib import ExitStack
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,9 +30,9 @@ from evenslice.networks import (
 from evenslice.neutralizing.inspection import KnownInput, locate_stems
 from evenslice.neutralizing.mirror_average import average_mirrored
 from evenslice.neutralizing.mixer import MIXER
-from evenslice.neutralizing.network_metadata import find_in_folder, read_saved, saved_text
+from evenslice.neutralizing.network_metadata import check_asked, find_in_folder, read_saved, saved_text
 from evenslice.neutralizing.neutralization import neutralize
-from evenslice.neutralizing.record import Record, keep_record, record_of
+from evenslice.neutralizing.record import Record, keep_record, record_of, recorded_network
 from evenslice.neutralizing.rewriting import shape_mixer, shape_stems
 from evenslice.neutralizing.stems import find_stems, input_channels
 from evenslice.neutralizing.symmetrization import symmetrize as make_symmetric
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadedNetwork", "load_network", "neutralize_file", "save_network"]
 
+DRAWN = ("shuffle", "reinit", "random")  # strategies with a seed
 MANY_SLICES = 81  # the memory in which stems are probed grows with their square; 1 GiB at this number
 
 
@@ -92,7 +92,8 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
             ``save_network``, ``"pretrained"`` leaves the network as it was saved, whatever its strategy.
         tie: which slices to tie permanently, as for ``neutralize``.
         classes: channels of the output, as for ``build_model``.
-        seed: random seed for random parts.
+        seed: random seed for random parts. A file from ``save_network`` has none, and is refused if its strategy is asked
+            for with another seed than 0 and its own.
         mean: what was subtracted from the network's inputs in training, one value or one for each, as for
             ``neutralize``; by default as for the pretrained weights. 0 for a network trained on slices in 0..1.
         std: what they were divided by afterwards, in the same form and with the same default; 1 for such a network.
@@ -101,7 +102,8 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
 
     Raises:
         ModelError: the specification or the weights cannot be used, or not together; the network cannot be neutralized;
-            or a file from ``save_network`` was saved with other slices, strategy, tie or classes than requested.
+            or a file from ``save_network`` was saved with other slices, strategy, tie or classes than requested, or
+            names a network by arguments whose size only building it would tell.
         ConfigError: an option is unknown or has a bad value.
 
     Example:
@@ -112,6 +114,7 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
         >>> record.mean, record.std, source.weights
         (0.5, 0.5, 'imagenet')
     """
+    stated = weights is None
     spec, weights = find_in_folder(spec, weights)
     if METADATA_KEY in read_metadata(weights):
         if mean is not None or std is not None:
@@ -121,7 +124,9 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
         asked = {"slices": slices, "strategy": strategy, "tie": tie, "classes": classes}
         if strategy == "pretrained":
             del asked["strategy"]
-        return _symmetrized(_load_saved(spec, weights, asked), symmetrize)
+        elif strategy in DRAWN and seed != 0:  # callers pass the default too
+            asked["seed"] = seed
+        return _symmetrized(_load_saved(spec, weights, asked, stated=stated), symmetrize)
     model, source = build_model(spec, weights, classes=classes, seed=seed)
     inputs = source.inputs or input_channels(model)
     count = inputs if slices is None else slices
@@ -135,20 +140,26 @@ def _symmetrized(loaded: LoadedNetwork, at: str | None) -> LoadedNetwork:
     return loaded._replace(record=record_of(make_symmetric(loaded.model, at)) or loaded.record)
 
 
-def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetwork:
+def _load_saved(spec: str, weights: str, asked: Mapping[str, Any], *, stated: bool) -> LoadedNetwork:
+    """Load a file of `save_network`, whose words may be anyone's; it alone names the network if that is stated there."""
     file = read_weights(weights)
     record, saved = read_saved(weights, file.metadata[METADATA_KEY])
-    _check_asked(spec, weights, asked, record, saved)
+    check_asked(spec, weights, asked, record, saved)
     if record.slices > MANY_SLICES and asked["slices"] is None:
         raise ModelError(
             f"{weights}: was saved with {record.slices} slices, which take much memory; to load it, give "
             f"{option('slices', record.slices)}"
         )
-    # Every other strategy gives the stems a shape of their own; a mixer is followed by those of the weights.
-    inputs = saved.inputs if saved is not None and record.stems == (MIXER,) else None
+    inputs = _inputs(record, saved)
     classes = asked["classes"] if saved is None else saved.classes
     state = dict(file.state)
-    if sketched_size(spec, classes=classes, inputs=inputs) > _room(state):
+    size = sketched_size(spec, classes=classes, inputs=inputs)
+    if size is None and stated and parse_specification(spec).arguments:
+        raise ModelError(
+            f"{weights}: its network {spec} has to be built before its size is known; if you trust the file, give the "
+            "specification as well"
+        )
+    if size is not None and size > _room(state):
         raise ModelError(
             f"{weights}: is too small for the network {spec}; name the network that was saved in it"
         )
@@ -163,6 +174,13 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any]) -> LoadedNetw
     keep_record(model, record)
     source = replace(source if saved is None else saved, spec=spec, weights=str(weights), origin=file.origin)
     return LoadedNetwork(model, record, replace(source, random=() if saved is None else saved.random))
+
+
+def _inputs(record: Record, saved: ModelSource | None) -> int | None:
+    """Return the inputs to build a saved network with; None where its stems get a shape of their own afterwards."""
+    if not record.stems:  # nobody has neutralized it
+        return record.slices
+    return saved.inputs if saved is not None and record.stems == (MIXER,) else None
 
 
 def _room(state: Mapping[str, Tensor]) -> int:
@@ -215,32 +233,6 @@ def _shape_stems(model: nn.Module, source: ModelSource, record: Record, weights:
         shape_stems(model, stems, record.slices, record.tie)
 
 
-def _check_asked(
-    spec: str, weights: str, asked: Mapping[str, Any], record: Record, saved: ModelSource | None
-) -> None:
-    has: dict[str, Any] = {
-        "slices": record.slices,
-        "strategy": record.profile or record.strategy,
-        "tie": record.tie,
-        "classes": None if saved is None else saved.classes,
-    }
-    for name, value in asked.items():
-        wanted = value if isinstance(value, str | Integral | None) else tuple(value)
-        if wanted is not None and has[name] is not None and wanted != has[name]:
-            raise ModelError(
-                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(name)}, or "
-                "start from the"
-                " original weights"
-            )
-    if asked["tie"] is not None and record.tie is None:
-        raise ModelError(
-            f"{weights}: was saved untied; leave out {option('tie')}, or start from the original weights"
-        )
-    # Another argument of the builder may fit as well and compute something else; a function may have moved.
-    if saved is not None and saved.spec != spec and parse_specification(saved.spec).library:
-        raise ModelError(f"{weights}: was saved as {saved.spec}, not {spec}")
-
-
 def _match_stems(model: nn.Module, stems: Sequence[str], state: dict[str, Tensor]) -> None:
     """Give a network's stems and a saved state dict the same keys, in place.
 
@@ -272,7 +264,8 @@ def save_network(
     Args:
         model: the network.
         path: the file, ``.safetensors``; it appears once it is complete.
-        record: what was done to the network; by default what ``neutralize`` left on it.
+        record: what was done to the network; by default what ``neutralize`` left on it, or on the network that the
+            model wraps, which is then saved without the wrapper.
         source: what the network was built from; without it, ``load_network`` must be told the classes.
         reading: how the network reads volumes, for commands that are given the file: any of ``step``, ``plane``,
             ``intensity``, ``fill``, ``label_values``, ``other_labels``, ``ignore_label`` and ``instances``.
@@ -292,7 +285,9 @@ def save_network(
         >>> again.record == record
         True
     """
-    record = record or record_of(model)
+    if record is None:
+        model = recorded_network(model) or model
+        record = record_of(model)
     if record is None:
         raise ModelError("the network has no record; call evenslice.neutralize on it before saving it")
     _check_suffix(path)
@@ -352,7 +347,7 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
 
     Args:
         spec: which network; see ``evenslice.networks.specification``.
-        weights: ``"imagenet"``, ``"none"``, or the path of a file, which stays as it is.
+        weights: ``"imagenet"``, ``"none"``, or the path of a file or folder, which stays as it is.
         out: the file to write, ``.safetensors``.
         slices: see ``load_network``, as for the options below.
         strategy: how the stem's colour kernels become slice kernels.
@@ -373,6 +368,7 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
         ConfigError: see ``load_network``.
         OutputError: the file exists, cannot be written, or contains the weights.
     """
+    spec, weights = find_in_folder(spec, weights)
     if Path(weights).is_file() and Path(out).exists() and Path(out).samefile(weights):
         raise OutputError(f"{out}: is the file of weights to read; write to another file")
     _check_suffix(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from evenslice.neutralizing.record import Record
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["find_in_folder", "read_saved", "saved_text"]
+__all__ = ["check_asked", "find_in_folder", "read_saved", "saved_text"]
 
 FORMAT = 1
 MOST_CHANNELS = 2**16  # classes or inputs that the metadata of a file may name
@@ -107,6 +108,45 @@ def read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:
         raise ModelError(
             f"{weights}: the metadata of evenslice in it cannot be read ({reason(error)}); save the network again"
         ) from error
+
+
+def check_asked(
+    spec: str, weights: str, asked: Mapping[str, Any], record: Record, saved: ModelSource | None
+) -> None:
+    """Check what is asked of a saved network against what it is.
+
+    Args:
+        spec: the network that is asked for.
+        weights: the file, for messages.
+        asked: any of slices, strategy, tie, seed and classes; None for what nobody asks for.
+        record: what was done to the network in the file.
+        saved: what it was built from, if that is known.
+
+    Raises:
+        ModelError: the file holds another network.
+    """
+    has: dict[str, Any] = {
+        "slices": record.slices,
+        "strategy": record.profile or record.strategy,
+        "tie": record.tie,
+        "seed": record.seed,
+        "classes": None if saved is None else saved.classes,
+    }
+    for name, value in asked.items():
+        wanted = value if isinstance(value, str | Integral | None) else tuple(value)
+        if wanted is not None and has[name] is not None and wanted != has[name]:
+            raise ModelError(
+                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(name)}, or "
+                "start from the"
+                " original weights"
+            )
+    if asked["tie"] is not None and record.tie is None:
+        raise ModelError(
+            f"{weights}: was saved untied; leave out {option('tie')}, or start from the original weights"
+        )
+    # Another argument of the builder may fit as well and compute something else; a function may have moved.
+    if saved is not None and saved.spec != spec and parse_specification(saved.spec).library:
+        raise ModelError(f"{weights}: was saved as {saved.spec}, not {spec}")
 
 
 def _parsed_source(values: Mapping[str, Any]) -> ModelSource:

@@ -39,6 +39,7 @@ from evenslice.neutralizing.verification import (
     ComparedOutputs,
     check_promises,
     compare_outputs,
+    difference_of_runs,
     in_float64,
     old_borders,
     recording_outputs,
@@ -110,9 +111,10 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         ConfigError: an option is unknown or has a bad value.
         ModelError: the stems cannot be found or rewritten, the network is tied, or it breaks a promise of the strategy:
             mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times the effect of
-            changing the last bit of its input if that is more, as in half precision and in networks that amplify
-            rounding. A network that exceeds these limits is checked again in float64, and is refused only if it
-            exceeds them there too, or cannot compute in float64. After any error the network is as it was before.
+            changing the last bit of its input if that is more, up to .1, as in half precision and in networks that
+            amplify rounding. A network that exceeds these limits, or gives other outputs for the same windows when it
+            is run again, is checked again in float64, and is refused only if it does so there too, or cannot compute
+            in float64. After any error the network is as it was before.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -132,6 +134,11 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     if chosen.averaged and tie is not None:
         raise ConfigError(
             f"{option('tie', tie)}: the strategy {chosen.name!r} is symmetric whatever is learned; leave out the tie"
+        )
+    if chosen.symmetry == "mirror" and tie == "uniform":
+        raise ConfigError(
+            f"{option('tie', tie)}: makes every strategy 'uniform', not {chosen.name!r}; choose the strategy 'uniform', or "
+            f"{option('tie', 'mirror')}"
         )
     if any(is_tied(module) for module in model.modules()):
         raise ModelError("the network is tied; call evenslice.untie(model) before neutralizing it again")
@@ -180,9 +187,12 @@ def _change(
     change = (mix if mixing else rewrite)(model, before, request, undo)
     shared = before.scaling.shared(request.slices)
     cuts = _average(model, change, undo) if strategy.averaged else ()
-    after = (_outputs if whole else _stem_outputs)(
-        model, change, _trial(model, change, shared), known.outputs
-    )
+    images = _trial(model, change, shared)
+
+    def run() -> ComparedOutputs:
+        return (_outputs if whole else _stem_outputs)(model, change, images, known.outputs)
+
+    after = run()
     errors = compare_outputs(before.gray, after)
     record = Record(
         strategy=strategy.name,
@@ -201,7 +211,14 @@ def _change(
         kernels=tuple(_kernels(change, shared)),
     )
     try:
-        check_promises(record, strategy, before.stems.channels, errors.rounding, change.stems.items)
+        check_promises(
+            record,
+            strategy,
+            before.stems.channels,
+            errors.rounding,
+            change.stems.items,
+            lambda: difference_of_runs(after, run()),
+        )
     except ModelError as error:
         return record, error
     return record, None

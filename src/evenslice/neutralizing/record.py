@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from evenslice.networks import StemKernels
 
-__all__ = ["CHECKS", "Record", "keep_record", "record_of"]
+__all__ = ["CHECKS", "Record", "keep_record", "record_of", "recorded_network"]
 
 _ATTRIBUTE = "evenslice_record"
 _DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ConfigError)
@@ -112,12 +112,23 @@ def record_of(model: nn.Module) -> Record | None:
     return next((vars(module)[_ATTRIBUTE] for module in _holders(model)), None)
 
 
+def recorded_network(model: nn.Module) -> nn.Module | None:
+    """Return the network that holds the record: a model, or the one that it wraps.
+
+    Example:
+        >>> from torch import nn
+        >>> recorded_network(nn.Conv2d(3, 8, 3)) is None
+        True
+    """
+    return next(_holders(model), None)
+
+
 def keep_record(model: nn.Module, record: Record) -> None:
     """Leave a record on a network, replacing an earlier one.
 
     It is a plain attribute: it is copied by `copy.deepcopy` and pickle, and is not part of the state dict.
     """
-    setattr(next(_holders(model), model), _ATTRIBUTE, record)
+    setattr(recorded_network(model) or model, _ATTRIBUTE, record)
 
 
 def _holders(model: nn.Module) -> Iterator[nn.Module]:

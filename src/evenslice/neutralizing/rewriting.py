@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from evenslice.networks import seed_generators
 from evenslice.neutralizing.folding import (
     EffectiveKernels,
     add_constant,
@@ -83,7 +84,8 @@ def rewrite(model: nn.Module, before: Inspection, request: Request, undo: ExitSt
     )
     everything = request.strategy.name == "random"
     undo.callback(restorer(list(model.modules()) if everything else list(_touched(stems))))
-    torch.manual_seed(request.seed)
+    if request.strategy.drawn:
+        seed_generators({parameter.device for parameter in model.parameters()}, request.seed)
     for number, (stem, layout, colours) in enumerate(zip(stems.items, layouts, kernels, strict=True)):
         _rewrite(stem, layout, colours, request, number)
     if everything:

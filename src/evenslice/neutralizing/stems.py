@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import EvensliceError, ModelError, option, reason
+from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
 from evenslice.networks import exact_evaluation, input_size, layer_label, random_image, run_network
 from evenslice.neutralizing.image_readers import find_readers
 from evenslice.neutralizing.mixer import MIXER_HINT
@@ -178,7 +179,10 @@ def first_accepted(
 
     Raises:
         ModelError: the network refuses every image, or the run raised an error of evenslice.
+        ConfigError: the size is not a pair of positive whole numbers.
     """
+    if size is not None:
+        _check_size(size)
     stated = input_size(model)
     usual = [(pixels, pixels) for pixels in SIZES]
     sizes = [size] if size else [stated, *usual] if stated else usual
@@ -196,6 +200,17 @@ def first_accepted(
         f"the network refuses images of {' or '.join(map(str, counts))} channels at {_pixels(sizes)} pixels"
         f" ({type(refusals[0]).__name__}: {reason(refusals[0])}); give {option('size')}"
     )
+
+
+def _check_size(size: Any) -> None:
+    if not (
+        isinstance(size, tuple | list)
+        and len(size) == 2
+        and all(isinstance(pixels, Integral) and int(pixels) > 0 for pixels in size)
+    ):
+        raise ConfigError(
+            f"{option('size')}: is {size!r:.60}; must be two numbers of pixels (y, x), such as (64, 64)"
+        )
 
 
 def _first_width(model: nn.Module) -> Iterator[int]:

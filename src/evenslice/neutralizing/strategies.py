@@ -93,8 +93,8 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
         slices: N, odd.
 
     Raises:
-        ConfigError: N is not a positive odd number, or too large; no strategy has this name; the weights are not N in
-            number, not symmetric, or do not sum to 1.
+        ConfigError: N is not a positive odd number, or too large; no strategy has this name; the weights are not
+            numbers, not N, not symmetric, or do not sum to 1.
 
     Example:
         >>> find_strategy("uniform", 3).symmetry
@@ -110,7 +110,12 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
         if strategy not in _TABLE:
             raise ConfigError(f"unknown strategy {strategy!r}; {did_you_mean(strategy, STRATEGIES)}")
         return _TABLE[strategy]
-    profile = tuple(float(weight) for weight in strategy)
+    try:
+        profile = tuple(float(weight) for weight in strategy)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{option('strategy')}: is {strategy!r:.60}; must be one of {', '.join(STRATEGIES)}, or {slices} numbers"
+        ) from None
     if len(profile) != slices:
         raise ConfigError(f"the profile has {len(profile)} weights; {slices} slices need {slices}")
     if not math.isclose(math.fsum(profile), 1.0, abs_tol=1e-6):

@@ -30,8 +30,11 @@ __all__ = [
     "Border",
     "ComparedOutputs",
     "OutputErrors",
+    "allowed_error",
     "check_promises",
+    "check_repeatable",
     "compare_outputs",
+    "difference_of_runs",
     "in_float64",
     "old_borders",
     "recording_outputs",
@@ -40,6 +43,12 @@ __all__ = [
 
 ComparedOutputs = dict[Any, Tensor]
 """The tensors of a network that are compared, by where they come from; the first axis counts images."""
+
+MOST_ROUNDING = 0.1
+"""Largest error that rounding excuses, enough for half precision. Of a network that amplifies it more, float64 tells."""
+
+REPEATABLE = 1e-5
+"""Largest difference between two runs on the same images; a few operations of a GPU add in any order."""
 
 IMAGES = 6  # in what `trial_images` returns for one gray image and one window
 
@@ -234,8 +243,48 @@ def _difference(first: Tensor, second: Tensor) -> float:
     return (first.double() - second.double()).abs().max().item() / largest if largest else 0.0
 
 
-def check_promises(
-    record: Record, strategy: KernelStrategy, channels: int, rounding: float, stems: Sequence[Stem]
+def allowed_error(precise: float, rounding: float) -> float:
+    """Return the largest error that keeps a promise, given the effect of rounding.
+
+    Example:
+        >>> allowed_error(1e-5, 1e-7), allowed_error(1e-5, 0.01), allowed_error(1e-5, 1.0)
+        (1e-05, 0.04, 0.1)
+    """
+    return max(precise, min(4 * rounding, MOST_ROUNDING))
+
+
+def difference_of_runs(first: ComparedOutputs, second: ComparedOutputs) -> float:
+    """Return by how much a network's outputs for the same images differ, relative to the largest absolute value."""
+    common = [(first[key], second[key]) for key in first if key in second]
+    return max(
+        (_difference(one, other) if one.shape == other.shape else 1.0 for one, other in common), default=0.0
+    )
+
+
+def check_repeatable(difference: float) -> None:
+    """Check that a network is no random function, whose noise would pass for rounding.
+
+    Args:
+        difference: what `difference_of_runs` returned for the same images.
+
+    Raises:
+        ModelError: the network draws random numbers.
+    """
+    if difference > REPEATABLE:
+        raise ModelError(
+            "the network's output is random: the same window twice gives different outputs, by "
+            f"{difference:.2g} of the largest value, so no promise can be verified; switch off what draws random "
+            "numbers in evaluation mode, such as dropout, and on again afterwards"
+        )
+
+
+def check_promises(  # what was done, what promises, and what was measured
+    record: Record,
+    strategy: KernelStrategy,
+    channels: int,
+    rounding: float,
+    stems: Sequence[Stem],
+    repeat: Callable[[], float],
 ) -> None:
     """Check the errors of a record against what was promised.
 
@@ -245,9 +294,11 @@ def check_promises(
         channels: C, the number of inputs before.
         rounding: the effect of rounding on the output; no network keeps a promise better than it computes.
         stems: what was rewritten, for messages.
+        repeat: runs the network on the same images again, and returns the `difference_of_runs`; it is called only if
+            a promise is not kept to the last digits.
 
     Raises:
-        ModelError: an error exceeds what the strategy and the tie promise.
+        ModelError: an error exceeds what the strategy and the tie promise, or the network's output is random.
     """
     symmetry = {"uniform": "permutation", "mirror": "mirror"}.get(record.tie or "", strategy.symmetry)
     promises = [
@@ -260,9 +311,12 @@ def check_promises(
             strategy.promises_gray(channels, record.slices),
         ),
     ]
-    for what, error, precise, promised in promises:
-        limit = max(precise, 4 * rounding)
-        if promised and error > limit:
+    inexact = [promise for promise in promises if promise[3] and promise[1] > promise[2]]
+    if inexact:
+        check_repeatable(repeat())
+    for what, error, precise, _ in inexact:
+        limit = allowed_error(precise, rounding)
+        if error > limit:
             hint = "" if strategy.name == "mixer" else f"; {MIXER_HINT}"
             raise ModelError(
                 f"the network breaks what the strategy {strategy.name!r} promises: {what} changes its output"

@@ -84,9 +84,15 @@ def _on_backbone(specification: Specification, pretrained: bool) -> tuple[Any, t
 
 
 def _transplant_heads(model: nn.Module, donor: nn.Module) -> tuple[str, ...]:
-    """Replace the layers whose number of classes differs by those of another network; return their top-level parts."""
+    """Replace the layers whose number of classes differs by those of another network; return their top-level parts.
+
+    A part that holds layers stays, as the encoder of a vision transformer, whose position embedding fits the size of
+    the images that the weights were trained with.
+    """
     replaced = []
     for name, module in list(model.named_modules()):
+        if any(module.children()):
+            continue
         shapes = [tuple(parameter.shape) for parameter in module.parameters(recurse=False)]
         other = donor.get_submodule(name) if shapes else module
         if shapes != [tuple(parameter.shape) for parameter in other.parameters(recurse=False)]:
