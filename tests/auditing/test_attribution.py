@@ -198,6 +198,14 @@ def test_a_wrong_option_is_refused(options, message):
         attribute(network, windows, **options)
 
 
+def test_random_numbers_of_devices_without_the_windows_are_left_alone(monkeypatch):
+    seeded = []
+    for name in ("manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, seeded.append)
+    attribute(linear([1.0, 2.0, 3.0]), equal_slices(3), method="smoothgrad")
+    assert seeded == []
+
+
 def test_a_target_is_read_as_written():
     assert [parse_target(text) for text in ("auto", "predicted", "labels", "sum", "0")] == [
         "auto",

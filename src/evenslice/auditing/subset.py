@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from evenslice.auditing.batches import PLACES
 from evenslice.auditing.methods import Attributed, resize_to
 from evenslice.auditing.targets import Score
 
@@ -26,16 +27,13 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Explainer = Callable[[int | None], Explained]
 
-__all__ = ["PLACES", "cut", "measure_subset"]
+__all__ = ["cut", "measure_subset"]
 
 MOST_CLASSES = 3
 """Classes that are explained on one batch; of more, each batch takes others."""
 
 LARGEST_CLASS = 255
 """Classes beyond are not looked at by themselves: numbers so large are those of objects."""
-
-PLACES = ((0, 0), (2, 2), (0, 2), (2, 0), (1, 1))
-"""Where a part is cut out of a tile (y, x), in halves of the room; five, as the windows' depths have periods of 2."""
 
 GOLDEN = 0.618
 """Part of the classes by which each batch goes on: unlike a whole number, it has no period in common with the visit."""

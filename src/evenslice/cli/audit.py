@@ -179,10 +179,10 @@ def audit(
         if folder is not None:
             write_results(audits, folder)
     show_audits(audits, out, json=output.json)
-    network = audits[0].run.model
+    audited = audits[0].run.model
     tell_missing(
-        network["weights"],
-        network.get("random", ()),
+        audited["weights"],
+        audited.get("random", ()),
         "were random in this audit; for a verdict on trained answers, give the weights of the whole network",
     )
     failed = fail_on_bias and any(audit.verdict == "biased" for audit in audits)

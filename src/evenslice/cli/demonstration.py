@@ -99,7 +99,8 @@ def _remove_study(folder: Path) -> None:
 def _probable_classes() -> NDArray[np.uint8]:
     """Return the most probable class of each voxel: background (0), gray matter (1) or white matter (2)."""
     gray, white = (open_volume(mni152_path(name))[...].astype(np.int16) for name in ("gm", "wm"))
-    return np.stack([255 - gray - white, gray, white]).argmax(0).astype(np.uint8)
+    classes: NDArray[np.uint8] = np.stack([255 - gray - white, gray, white]).argmax(0).astype(np.uint8)
+    return classes
 
 
 def _write_labels(path: Path, *, force: bool) -> None:

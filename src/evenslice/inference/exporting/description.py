@@ -145,7 +145,8 @@ def describe(  # noqa: PLR0913  # what ``export`` takes, by name
         raise ConfigError(
             f"{option('slices', slices)}: the network takes {record.slices}; leave {option('slices')} out"
         )
-    Scaling(*((0, 1) if intensity is None else intensity), fill=fill)  # checks them
+    low, high = (0, 1) if intensity is None else intensity
+    Scaling(low, high, fill=fill)  # checks them
     check_window(3 if slices is None else slices, step, "reflect")
     if label_values is not None and (len(set(label_values)) < len(label_values) or min(label_values) < 0):
         raise ConfigError(
