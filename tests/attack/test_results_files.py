@@ -87,14 +87,13 @@ def test_results_that_are_pipes_or_devices_are_refused(audit, tmp_path, name, ki
     assert f"is a {kind}, not a regular file" in evenslice("report", audit, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["results.csv", "config.yaml", "runs/*/run.json", "runs/*/log/metrics.csv"])
+@pytest.mark.parametrize("name", ["results.csv", "runs/*/run.json", "runs/*/log/metrics.csv"])
 def test_documents_of_a_study_that_are_devices_are_refused(tmp_path, name):
     study = make_study(tmp_path / "study", arms={"pretrained": (0, 0)}, seeds=(0,), size=16)
     (found,) = study.glob(name)
     found.unlink()
     found.symlink_to("/dev/zero")
-    said = evenslice("report", study, cwd=tmp_path, status=None)
-    assert "error: " not in said or "regular file" in said
+    assert "is a device, not a regular file" in evenslice("report", study, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -220,9 +220,7 @@ ASSUMPTIONS = ("network: ", "slices: ", "scaling: ", "data: ", "training: ")
 @pytest.mark.parametrize("case", BAD)
 def test_an_unusable_checkpoint_is_one_line_that_says_what_to_do(run, command, inputs, case):
     BAD[case](run.last)
-    began = time.monotonic()
     status, error = command("train", run.config, "--out", run.path, "--resume")
-    assert time.monotonic() - began < 5
     error = without_assumptions(error)
     assert error.count("\n") == 1, error
     assert "last.ckpt: cannot be resumed from (" in error
@@ -391,7 +389,7 @@ def test_the_configuration_of_a_run_without_a_checkpoint_is_its_own(config, undi
 
 def test_of_two_trainings_in_one_folder_the_second_is_told_so(inputs, command, undisturbed, tmp_path):
     options, run = training_options(inputs, workers=2), RunFolder(tmp_path / "run")
-    process = start(inputs, "train", options, run.path, SLOW="0.05")
+    process = start(inputs, "train", options, run.path, SLOW="0.2")
     try:
         for _ in range(1200):
             if run.last.exists():

@@ -119,6 +119,11 @@ def test_a_cluster_of_other_machines_may_have_no_workers_yet_which_is_said_once(
         with patrol.unless_lost():
             raise TimeoutError
     assert capsys.readouterr().err == "waiting for workers of tcp://head:8786\n"
+    for workers in (1, 0):
+        client.workers = [workers]
+        with patrol.unless_lost():
+            raise TimeoutError
+    assert capsys.readouterr().err == "waiting for workers of tcp://head:8786\n"  # they came and went
 
 
 def test_no_workers_are_said_while_they_are_sent_what_items_have_in_common(monkeypatch, capsys):

@@ -26,7 +26,6 @@ LIBRARIES = (
     "monai.transforms",
     "nibabel",
     "onnxruntime",
-    "plotly.graph_objects",
     "pydantic",
     "rich.console",
     "scipy.stats",

@@ -19,6 +19,7 @@ from evenslice.neutralizing import network_files as checkpoints
 from evenslice.neutralizing.network_files import neutralize_file, save_network
 from evenslice.neutralizing.neutralization import neutralize, untie
 from evenslice.neutralizing.record import record_of
+from evenslice.neutralizing.symmetrization import symmetrize
 from evenslice.training import reading_options
 
 smp = pytest.importorskip("segmentation_models_pytorch")
@@ -252,6 +253,22 @@ def test_a_wrapped_network_is_saved_without_the_wrapper(tmp_path, monkeypatch, w
     assert torch.equal(scores(again, window(3)), scores(model, window(3)))
 
 
+def test_what_a_network_has_beside_its_neutralized_part_is_saved(tmp_path):
+    network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 2, 1))
+    neutralize(network[0])
+    save_network(network, tmp_path / "net.safetensors")
+    assert set(load_file(tmp_path / "net.safetensors")) == set(network.state_dict())
+
+
+def test_a_network_that_is_symmetrized_in_a_wrapper_loads_again(tmp_path):
+    network, _, _ = load_network("timm:test_resnet", "none")
+    symmetrize(nn.DataParallel(network), "module.layer1")
+    save_network(nn.DataParallel(network), tmp_path / "net.safetensors")
+    again, record, _ = load_network("timm:test_resnet", str(tmp_path / "net.safetensors"))
+    assert record.symmetrized == ("layer1",)
+    assert torch.equal(again(window(3)), again(window(3).flip(1)))
+
+
 # The command
 
 
@@ -351,7 +368,7 @@ def test_asking_for_what_was_saved(saved):
 def test_asking_for_another_seed_than_was_saved(tmp_path):
     path = tmp_path / "net.safetensors"
     neutralize_file("timm:test_resnet", "none", path, strategy="shuffle", seed=2)
-    with pytest.raises(ModelError, match="was saved with seed 2, not 1; leave out seed"):
+    with pytest.raises(ModelError, match="was saved with seed 2, not 1; leave out strategy"):
         load_network("timm:test_resnet", str(path), strategy="shuffle", seed=1)
     for options in ({"strategy": "shuffle", "seed": 2}, {"strategy": "shuffle"}, {"seed": 1}):
         assert load_network("timm:test_resnet", str(path), **options)[1].seed == 2

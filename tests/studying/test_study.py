@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,7 @@ def test_a_study_writes_what_it_found(done):
     assert load_config(out / "config.yaml", StudyConfig).arms == config().arms
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_study_ends_with_its_page(done, monkeypatch):
     out, _, _ = done
     page = (out / "report.html").read_text(encoding="utf-8")
@@ -255,6 +257,7 @@ def test_the_table_has_what_a_missing_neighbour_costs(done):
             assert run.stress.reversed == pytest.approx(run.stress.intact, abs=1e-3)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_study_without_stress_has_no_such_columns(folder):
     out = folder / "unstressed"
     changed = options()
@@ -331,9 +334,8 @@ def test_a_study_does_not_mix_runs_on_other_data(folder, monkeypatch):
     assert study(StudyConfig.model_validate(values), out)["finished"] == 2  # nothing is read of what is gone
 
 
-def test_a_study_can_be_given_more(done, monkeypatch):
-    out, _, _ = done
-    seen = []
+def test_a_study_can_be_given_more(done, tmp_path, monkeypatch):
+    out, seen = Path(shutil.copytree(done[0], tmp_path / "study")), []
 
     def pretend(run, base, progress):
         seen.append((run.seed, run.arm))

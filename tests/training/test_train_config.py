@@ -219,6 +219,8 @@ def test_a_saved_network_says_how_many_slices_it_takes(load, tmp_path, weights):
     model = load(f"{DATA}model: {{spec: 'timm:test_vit', weights: {weights}}}").model
     assert (model.strategy, model.slices) == ("pretrained", 5)
     assert model.weights == str(tmp_path / "hub" / "model.safetensors")
+    with pytest.raises(ConfigError, match="tie: .*makes every strategy 'uniform'"):
+        load(f"{DATA}model: {{strategy: center, tie: uniform}}")
     asked = load(
         f"{DATA}model: {{spec: 'timm:test_vit', weights: {weights}, slices: 3, strategy: center}}"
     ).model

@@ -199,6 +199,36 @@ def test_virtual_and_external_storage(secret, monkeypatch):
 # Claims that nothing stands behind
 
 
+@pytest.mark.parametrize(
+    ("options", "mask", "content"),
+    [
+        ({"compression": "gzip"}, 1, b"\7" * 4),  # not passed through the filter
+        ({"compression": "lzf"}, 1, b"\7" * 4),
+        ({"shuffle": True}, 0, b"\7" * 4),
+        ({"fletcher32": True}, 0, b"\7" * 4),
+        ({"compression": "gzip"}, 0, b"\7" * 3),  # fewer bytes than any deflated chunk of this size has
+    ],
+)
+def test_a_chunk_of_fewer_bytes_than_its_shape_takes(tmp_path, options, mask, content):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("raw", (2, 64, 64), np.uint8, chunks=(1, 64, 64), **options)
+        data[0] = 5
+        data.id.write_direct_chunk((1, 0, 0), content, mask)
+    volume = open_volume(path)
+    assert (volume[0] == 5).all()
+    with pytest.raises(errors.VolumeError, match=f"a chunk claims {len(content)} bytes for 4,096"):
+        volume[1]
+
+
+def test_chunks_that_a_filter_was_left_out_for_are_read(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("raw", (1, 64, 64), np.uint8, chunks=(1, 64, 64), compression="gzip")
+        data.id.write_direct_chunk((0, 0, 0), b"\7" * 4096, 1)
+    assert (open_volume(path)[0] == 7).all()
+
+
 def test_enormous_claims(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("big", (2**20,) * 3, np.uint8, chunks=(64, 64, 64))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_sendable", "map_as_finished", "map_in_order", "open_cluster"]
 
+_CLIENT_LOGGER = logging.getLogger("distributed.client")
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -61,16 +63,20 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
         )
     if workers is not None and workers < 1:
         raise ConfigError(f"{option('workers', workers)}: must be at least 1")
-    if workers is not None:
-        with local_client(workers) as client:
-            yield client
-    elif scheduler is not None:
-        with needs_extra("cluster", "working in several processes"):
-            from distributed import Client
-        with _connect(Client, scheduler) as client:
-            yield client
-    else:
-        yield None
+    level = _CLIENT_LOGGER.level
+    try:
+        if workers is not None:
+            with local_client(workers) as client:
+                yield client
+        elif scheduler is not None:
+            with needs_extra("cluster", "working in several processes"):
+                from distributed import Client
+            with _connect(Client, scheduler) as client:
+                yield client
+        else:
+            yield None
+    finally:
+        _CLIENT_LOGGER.setLevel(level)  # which the loss of the scheduler raises
 
 
 def _connect(connect: Callable[..., Any], scheduler: str) -> Any:
@@ -223,7 +229,7 @@ def _noticing_loss(client: Any) -> Iterator[None]:
         if not isinstance(error, CancelledError | OSError) and client.status == "running":
             raise
         # Closing the client would print tracebacks.
-        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+        _CLIENT_LOGGER.setLevel(logging.CRITICAL)
         raise EvensliceError(f"the scheduler was lost; {START_AGAIN}") from error
 
 
@@ -269,8 +275,8 @@ class _Patrol:
 
     def _tell(self, *, alone: bool) -> None:
         """Say once on standard error that there are no workers yet."""
-        if alone and not self._told:
-            self._told = True
+        told, self._told = self._told, alone
+        if alone and not told:
             with suppress(OSError):  # as of lines of progress
                 sys.stderr.write(printable(f"waiting for workers of {self._client.scheduler.address}") + "\n")
                 sys.stderr.flush()

@@ -244,9 +244,16 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
                 f"{what} needs the package {error.name!r}; install it with: pip install 'evenslice[{extra}]'"
             ) from error
         raise MissingExtraError(
-            f"{what} fails, because an installed package is damaged or too old ({reason(error)}); "
-            f"install it anew with: pip install --force-reinstall 'evenslice[{extra}]'"
+            f"{what} fails, because an installed package is damaged or too old ({reason(error)}); install "
+            f"{_distribution(error) or 'it'} anew with pip install --force-reinstall --no-deps"
         ) from error
+
+
+def _distribution(error: ImportError) -> str | None:
+    """Return the name under which the package that failed to be imported is installed."""
+    from importlib.metadata import packages_distributions
+
+    return next(iter(packages_distributions().get((error.name or "").partition(".")[0], ())), None)
 
 
 def _is_not_there(error: ImportError) -> bool:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, needs_extra, option, reason
-from evenslice.inference.ready_network import LARGEST_WINDOW
 from evenslice.networks import METADATA_KEY
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ SYMMETRIZED = "symmetrized"
 """The entry in the metadata of a file that averages over a window and its mirror."""
 
 MOST_METADATA = 2**24  # characters
+FREE_SIDE = 256  # pixels that are assumed where a file leaves the size of windows open
+MOST_PADDED = 2**30  # pixels in all slices of the windows that a file takes at once, 4 GiB
 
 CPU = ("CPUExecutionProvider",)
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -80,10 +81,10 @@ class OnnxNetwork:
         self.tile = None if y is None or x is None else (y, x)
         self.outputs = tuple(item.name for item in self._session.get_outputs())
         self.types = tuple(item.type for item in self._session.get_outputs())
-        if (self.batch or 1) * (self.slices or 1) * (y or 1) * (x or 1) > LARGEST_WINDOW:
+        if (self.batch or 0) * (self.slices or 3) * (y or FREE_SIDE) * (x or FREE_SIDE) > MOST_PADDED:
             raise ModelError(
-                f"{path}: takes {self.batch} windows of {self.slices or 'any number of'} slices at once, which is too much for "
-                "the memory; export it with a free batch size"
+                f"{path}: takes {self.batch:,} windows at once, to which even a single one would be filled up; export it "
+                "with a free batch size"
             )
         averages = SYMMETRIZED in self._session.get_modelmeta().custom_metadata_map
         for name, values in (("mean", self.mean), ("std", self.std)):

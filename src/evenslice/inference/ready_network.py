@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["LARGEST_WINDOW", "ReadyNetwork", "check_output", "input_scaling", "trial_windows"]
+__all__ = ["ReadyNetwork", "check_output", "input_scaling", "trial_windows"]
 
 LARGEST_WINDOW = 2**28  # pixels in all its slices, 1 GiB
 

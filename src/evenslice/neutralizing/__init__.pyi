@@ -1,6 +1,7 @@
 from .folding import effective_kernels as effective_kernels, find_scaling as find_scaling
 from .mirror_average import copy_average as copy_average, without_mirror as without_mirror
 from .network_files import (
+    MANY_SLICES as MANY_SLICES,
     load_network as load_network,
     neutralize_file as neutralize_file,
     save_network as save_network,

@@ -32,7 +32,7 @@ from evenslice.neutralizing.mirror_average import average_mirrored
 from evenslice.neutralizing.mixer import MIXER
 from evenslice.neutralizing.network_metadata import check_asked, find_in_folder, read_saved, saved_text
 from evenslice.neutralizing.neutralization import neutralize
-from evenslice.neutralizing.record import Record, keep_record, record_of, recorded_network
+from evenslice.neutralizing.record import Record, keep_record, record_of, unwrapped
 from evenslice.neutralizing.rewriting import shape_mixer, shape_stems
 from evenslice.neutralizing.stems import find_stems, input_channels
 from evenslice.neutralizing.symmetrization import symmetrize as make_symmetric
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["LoadedNetwork", "load_network", "neutralize_file", "save_network"]
+__all__ = ["MANY_SLICES", "LoadedNetwork", "load_network", "neutralize_file", "save_network"]
 
 DRAWN = ("shuffle", "reinit", "random")  # strategies with a seed
 MANY_SLICES = 81  # the memory in which stems are probed grows with their square; 1 GiB at this number
@@ -285,9 +285,10 @@ def save_network(
         >>> again.record == record
         True
     """
-    if record is None:
-        model = recorded_network(model) or model
-        record = record_of(model)
+    if record is None and (record := record_of(model)) is not None:
+        model, wrapper = unwrapped(model)
+        cuts = (f"{cut}.".removeprefix(wrapper).removesuffix(".") for cut in record.symmetrized)
+        record = replace(record, symmetrized=tuple(cuts))
     if record is None:
         raise ModelError("the network has no record; call evenslice.neutralize on it before saving it")
     _check_suffix(path)

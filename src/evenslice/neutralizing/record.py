@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, did_you_mean, reason
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from evenslice.networks import StemKernels
 
-__all__ = ["CHECKS", "Record", "keep_record", "record_of", "recorded_network"]
+__all__ = ["CHECKS", "Record", "keep_record", "record_of", "unwrapped"]
 
 _ATTRIBUTE = "evenslice_record"
 _DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ConfigError)
@@ -112,15 +113,23 @@ def record_of(model: nn.Module) -> Record | None:
     return next((vars(module)[_ATTRIBUTE] for module in _holders(model)), None)
 
 
-def recorded_network(model: nn.Module) -> nn.Module | None:
-    """Return the network that holds the record: a model, or the one that it wraps.
+def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
+    """Return the network that holds the record if a model only wraps it, and its name there, ``"module."``; else the model.
+
+    What has weights of its own beside that network is more than a wrapper.
 
     Example:
         >>> from torch import nn
-        >>> recorded_network(nn.Conv2d(3, 8, 3)) is None
+        >>> layer = nn.Conv2d(3, 8, 3)
+        >>> unwrapped(layer) == (layer, "")
         True
     """
-    return next(_holders(model), None)
+    inner = next(_holders(model), model)
+    name = next(name for name, module in model.named_modules() if module is inner)
+    held = {id(tensor) for tensor in chain(inner.parameters(), inner.buffers())}
+    if not name or any(id(tensor) not in held for tensor in chain(model.parameters(), model.buffers())):
+        return model, ""
+    return inner, f"{name}."
 
 
 def keep_record(model: nn.Module, record: Record) -> None:
@@ -128,7 +137,7 @@ def keep_record(model: nn.Module, record: Record) -> None:
 
     It is a plain attribute: it is copied by `copy.deepcopy` and pickle, and is not part of the state dict.
     """
-    setattr(recorded_network(model) or model, _ATTRIBUTE, record)
+    setattr(next(_holders(model), model), _ATTRIBUTE, record)
 
 
 def _holders(model: nn.Module) -> Iterator[nn.Module]:

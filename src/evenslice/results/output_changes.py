@@ -51,7 +51,8 @@ def measure_outputs(
     varying = _axes_of_places(tuple(output.shape), tile)
     if varying and all(output.shape[axis] == 1 for axis in varying):
         # A single place varies over windows, as outputs without any do.
-        output, mirrored_output, varying = output.flatten(1), mirrored_output.flatten(1), ()
+        flat = 0 if output.shape[1:].numel() == 1 and not output.is_floating_point() else 1
+        output, mirrored_output, varying = output.flatten(flat), mirrored_output.flatten(flat), ()
     unknown = np.full(len(output), np.nan)
     rows = dict.fromkeys(OUTPUT_FIELDS, unknown) | {"level": unknown[:, None]}
     if output.is_floating_point():

@@ -93,7 +93,7 @@ class ModelConfig(Section):
 
         A network need not be made symmetric in two ways.
         """
-        from evenslice.neutralizing import TIES
+        from evenslice.neutralizing import MANY_SLICES, TIES
 
         if not isinstance(values, dict):
             return values
@@ -103,7 +103,9 @@ class ModelConfig(Section):
         if values.get("symmetrize") is not None:
             fitting["strategy"] = "pretrained"
         if record := record_beside(values.get("weights"), info):
-            fitting |= {"strategy": "pretrained", "slices": record.slices}
+            fitting["strategy"] = "pretrained"
+            if record.slices <= MANY_SLICES:  # more are up to the user
+                fitting["slices"] = record.slices
         return fitting | values
 
     @field_validator("strategy")

@@ -95,7 +95,9 @@ def check_strategy(strategy: str | tuple[float, ...], slices: int) -> None:
 
 
 def check_added_symmetry(value: str | None, info: ValidationInfo) -> str | None:
-    """Raise ValueError if an option, a tie or a place to average, adds nothing to the strategy's own symmetry."""
+    """Raise ValueError if a tie or a place to average adds nothing to the strategy's own symmetry, or makes it another."""
+    if value == "uniform" and info.field_name == "tie" and _is_mirror_symmetric(info.data.get("strategy")):
+        raise ValueError("makes every strategy 'uniform'; choose the strategy 'uniform', or the tie 'mirror'")
     if value is not None and info.data.get("strategy") == "twin":
         other = "'pretrained'" if info.field_name == "symmetrize" else "that of its name"
         raise ValueError(
@@ -103,6 +105,10 @@ def check_added_symmetry(value: str | None, info: ValidationInfo) -> str | None:
             f"strategy, such as {other}"
         )
     return value
+
+
+def _is_mirror_symmetric(strategy: Any) -> bool:
+    return strategy in ("center", "profile", "mirror") or isinstance(strategy, tuple)
 
 
 SlicesOption = Annotated[int, Field(ge=1), AfterValidator(_odd)]

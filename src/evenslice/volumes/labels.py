@@ -33,7 +33,7 @@ OtherLabels = Literal["error", "background"]
 """What label values are that belong to no class: an error, or class 0."""
 
 _BLOCK_BYTES = 2**22
-_BOUNDARY_BYTES = 2**27  # of a block that is read with chunks around it, so that few are decoded twice
+_BOUNDARY_BYTES = 2**25  # of a block that is read with chunks around it, so that few are decoded twice
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,9 @@ def describe(  # noqa: PLR0913  # what ``export`` takes, by name
     low, high = (0, 1) if intensity is None else intensity
     Scaling(low, high, fill=fill)  # checks them
     check_window(3 if slices is None else slices, step, "reflect")
-    if label_values is not None and (len(set(label_values)) < len(label_values) or min(label_values) < 0):
+    if label_values is not None and (
+        len(set(label_values)) < len(label_values) or min(label_values, default=-1) < 0
+    ):
         raise ConfigError(
             f"{option('label_values', list(label_values))}: give a different integer, 0 or more, for each class"
         )

@@ -26,6 +26,7 @@ _DEFLATE, _SHUFFLE, _CHECKSUM, _SZIP, _NBIT, _SCALE_OFFSET, _LZF = 1, 2, 3, 4, 5
 _COUNTED = (_NBIT, _SCALE_OFFSET)
 """Filters that pack numbers into fewer bits, and store how many."""
 
+_CHECKSUM_BYTES = 4
 _LZF_EXPANSION = 88  # three bytes repeat at most 264
 _SLACK_BYTES = 2**16
 _MOST_IMPOSSIBLE = 1000
@@ -112,8 +113,6 @@ def _survey(dataset: Any, label: str) -> _Survey:
         VolumeError: more are impossible than one damaged spot explains.
     """
     size, filters = _size(dataset), _filters(dataset.id.get_create_plist())
-    # What is not compressed is read without regard to the size of a chunk in memory.
-    least, most = (1, 2 * size + TRUSTED_BYTES) if filters else (size, size)
     impossible: dict[tuple[int, ...], int] = {}
     largest = 0
 
@@ -121,6 +120,8 @@ def _survey(dataset: Any, label: str) -> _Survey:
         nonlocal largest
         if stored.byte_offset is not None:
             largest = max(largest, stored.size)
+            used = [code for place, code in enumerate(filters) if not stored.filter_mask >> place & 1]
+            least, most = _possible_sizes(used, size)
             if not least <= stored.size <= most:
                 impossible[stored.chunk_offset] = stored.size
         return None if len(impossible) <= _MOST_IMPOSSIBLE else True
@@ -130,6 +131,25 @@ def _survey(dataset: Any, label: str) -> _Survey:
             f"{label}: more than {_MOST_IMPOSSIBLE:,} chunks claim other sizes than {size:,} bytes allow; the file is damaged"
         )
     return _Survey(impossible, largest > 0 and _in_doubt(filters, largest, size))
+
+
+def _possible_sizes(filters: Sequence[int], size: int) -> tuple[int, int]:
+    """Return how many bytes a chunk of ``size`` bytes may take after the filters that it has passed.
+
+    HDF5 reads a chunk without regard to how few bytes come out: the rest would be what lies in memory there.
+
+    Example:
+        >>> _possible_sizes([_SHUFFLE], 4096), _possible_sizes([_DEFLATE], 4096)
+        ((4096, 4096), (4, 268443648))
+    """
+    packers = [code for code in filters if code not in (_SHUFFLE, _CHECKSUM)]
+    if not packers:
+        exact = size + _CHECKSUM_BYTES * filters.count(_CHECKSUM)
+        return exact, exact
+    least = 1
+    if packers in ([_DEFLATE], [_LZF]):
+        least = max(-(-size // (MOST_COMPRESSION if packers == [_DEFLATE] else _LZF_EXPANSION)), 1)
+    return least, 2 * size + TRUSTED_BYTES
 
 
 def _size(dataset: Any) -> int:

@@ -50,6 +50,7 @@ LARGEST_HEADER = 2**23
 """Bytes after which a header must have ended: those of segmentations describe each structure."""
 
 _SPATIAL_KINDS = {"domain", "space"}
+_UNKNOWN_KINDS = {"", "???", "none"}
 
 
 class NrrdSource(VoxelSource):
@@ -179,6 +180,8 @@ def _spatial_axes(
         found = [axis for axis, step in enumerate(directions) if step is not None]
     else:
         named = [axis for axis, kind in enumerate(kinds) if kind in _SPATIAL_KINDS]
+        if len(named) < 3:
+            named = [axis for axis, kind in enumerate(kinds) if kind in (*_SPATIAL_KINDS, *_UNKNOWN_KINDS)]
         found = named or list(range(len(shape)))
     if len(found) > 3:
         found = [axis for axis in found if kinds[axis] != "time" and shape[axis] > 1]
@@ -186,11 +189,14 @@ def _spatial_axes(
 
 
 def _names(header: Mapping[str, Any], spatial: Sequence[int], count: int) -> str | None:
-    """Name the spatial axes x, y, z, and any other t if it is time, else c and so on; None if too many are spatial."""
-    if len(spatial) > 3:
+    """Name the spatial axes x, y, z, and any other t if it is time, else c and so on; None if too many are spatial.
+
+    The fourth of four is t, so that the user may pick one entry of it.
+    """
+    if len(spatial) > 4:
         return None
     names, others = [""] * count, iter("cuvwabd")
-    for axis, name in zip(spatial, "xyz", strict=False):
+    for axis, name in zip(spatial, "xyzt", strict=False):
         names[axis] = name
     for axis, kind in enumerate(_kinds(header, count)):
         if not names[axis]:
