@@ -33,7 +33,7 @@ class Study:
 
     @property
     def planned(self) -> int:
-        """Number of runs that its configuration asks for; its results may be of an earlier one."""
+        """Number of runs that its configuration asks for now; its results may be of an earlier one."""
         return count_runs(self.config)
 
     @property
@@ -48,7 +48,7 @@ class Study:
             for item in self.results.comparisons
             for arm in item.arms
         }
-        return summary["finished"] >= self.planned and found >= {*product(*names)}
+        return summary["finished"] >= summary["planned"] and found >= {*product(*names)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def find_studies(folder: Path) -> list[Study]:
         file = folder / f"{name}.yaml"
         config = load_config(file, StudyConfig)
         studies.append(Study(name, _about(file), config, load_study(path.parent)))
-    return sorted(studies, key=lambda study: -study.planned)
+    return sorted(studies, key=lambda study: -study.results.summary["planned"])
 
 
 def _about(file: Path) -> str:

@@ -87,13 +87,22 @@ def test_results_that_are_pipes_or_devices_are_refused(audit, tmp_path, name, ki
     assert f"is a {kind}, not a regular file" in evenslice("report", audit, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["results.csv", "runs/*/run.json", "runs/*/log/metrics.csv"])
-def test_documents_of_a_study_that_are_devices_are_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("results.csv", True),
+        ("runs/*/run.json", True),
+        ("config.yaml", False),
+        ("runs/*/log/metrics.csv", False),
+    ],
+)
+def test_documents_of_a_study_that_are_devices_are_refused_or_left_out(tmp_path, name, refused):
     study = make_study(tmp_path / "study", arms={"pretrained": (0, 0)}, seeds=(0,), size=16)
     (found,) = study.glob(name)
     found.unlink()
     found.symlink_to("/dev/zero")
-    assert "is a device, not a regular file" in evenslice("report", study, cwd=tmp_path)
+    said = evenslice("report", study, cwd=tmp_path, status=2 if refused else 0)
+    assert ("is a device, not a regular file" in said) == refused
 
 
 @pytest.mark.parametrize(

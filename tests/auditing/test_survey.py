@@ -274,9 +274,9 @@ def test_efficientnet_lite_has_the_energies_that_are_known_of_it(survey):
         ((), {}, ConfigError, "no network given"),
         (("fair", "before"), {"weights": "w.pt"}, ConfigError, "a file fits one network, not 2"),
         (("fair", "before"), {"weights": ["none"]}, ConfigError, "1 weights for 2 networks"),
-        (("fair",), {"windows": 1}, ConfigError, "windows = 1: at least 2"),
+        (("fair",), {"windows": 1}, ConfigError, "windows=1: at least 2"),
         (("fair",), {"slices": 4}, ConfigError, "4"),
-        (("fair",), {"draws": 0}, ConfigError, "draws = 0: .* at least once"),
+        (("fair",), {"draws": 0}, ConfigError, "draws=0: .* at least once"),
         (("fair",), {"volume": "none.tif"}, VolumeError, "none.tif"),
         (("broken",), {}, ModelError, "by design"),
         (
