@@ -116,6 +116,7 @@ def _shown(study: Study, folder: Path) -> dict[str, Any]:
                 "sentence": pooled_sentence(study.results, item),
                 "table": pooled_table(study, item),
                 "primary": any(arm.primary for arm in item.arms),
+                "several": len(item.datasets) > 1,
             }
             for item in shown_pooled(study.results)
         ],

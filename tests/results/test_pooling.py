@@ -301,6 +301,8 @@ def test_a_data_set_without_results_is_missed():
     (pooled,) = pool(complete, **options)
     assert (pooled.missing, pooled.title) == ((), "All 3 data sets, net")
     assert pooled.arms[1].superior
+    (alone,) = pool([row for row in complete if row["dataset"] == "b"])
+    assert alone.title == "Tests on b, net"
 
 
 def test_only_what_every_data_set_has_is_pooled():

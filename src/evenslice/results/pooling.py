@@ -141,11 +141,12 @@ class PooledComparison:
 
     @property
     def title(self) -> str:
-        """The number of data sets, if the study has several, and the name of the architecture."""
+        """The number of data sets, or the name of a single one, and that of the architecture."""
         count = len(self.datasets)
         if self.missing:
             return f"{count} of {count + len(self.missing)} data sets, {self.architecture}"
-        return f"All {count} data sets, {self.architecture}" if count > 1 else f"Tests, {self.architecture}"
+        where = f"All {count} data sets" if count > 1 else f"Tests on {', '.join(self.datasets)}"
+        return f"{where}, {self.architecture}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain values, with the keys of ``summary.json``."""

@@ -55,7 +55,10 @@ def shown_pooled(results: StudyResults) -> list[PooledComparison]:
 def pooled_sentence(results: StudyResults, item: PooledComparison) -> str:
     """Say what was pooled, and which comparison is the primary one."""
     primary = [arm for arm in item.arms if arm.primary]
-    text = f"Over {listed(list(item.datasets))}, each with the same weight."
+    several = len(item.datasets) > 1
+    text = (
+        f"Over {listed(list(item.datasets))}, each with the same weight." if several else "A single data set."
+    )
     if primary:
         text += f" The primary comparison, named in the configuration, compares {primary[0].arm} with {results.baseline}."
     if item.missing:
