@@ -13,7 +13,7 @@ import pytest
 
 from evenslice._core import open_cluster
 
-pytestmark = [pytest.mark.attack, pytest.mark.slow]
+pytestmark = pytest.mark.attack
 
 PLANTED = """
 import pathlib
@@ -59,6 +59,7 @@ def segment(folder, **environment):
     return run(folder, script, "segment", *network, *files, **environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bokeh", "multiprocessing", "distributed", "yaml"])
 def test_workers_import_nothing_from_the_current_directory(folder, name):
     plant(folder, folder / "here", name)
@@ -67,6 +68,7 @@ def test_workers_import_nothing_from_the_current_directory(folder, name):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_workers_import_nothing_from_a_scratch_folder_that_others_could_make(folder):
     plant(folder, folder / "temporary" / "dask-scratch-space", "yaml", "tornado", "cloudpickle")
     done = segment(folder, TMPDIR=str(folder / "temporary"))
