@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["LABELS", "SPEC", "has_labels", "run_demo", "train_demo"]
 
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
-MOST_WINDOWS = 80
+MOST_WINDOWS = 160
 CASES = (("pretrained", 3), ("uniform", 3), ("mirror", 3), ("twin", 3), ("pretrained", 5))
 
 ARMS = ("pretrained", "twin", "random")
