@@ -23,9 +23,9 @@ def test_a_missing_extra_is_named():
 @pytest.mark.parametrize(
     ("error", "package"),
     [
-        (ImportError("libhdf5.so.310: cannot open shared object file"), "it"),
-        (ImportError("cannot import name 'File' from 'h5py'", name="h5py"), "h5py"),
-        (ModuleNotFoundError("No module named 'yaml._yaml'", name="yaml._yaml"), "PyYAML"),
+        (ImportError("libhdf5.so.310: cannot open shared object file"), "'evenslice[wings]'"),
+        (ImportError("cannot import name 'File' from 'h5py'", name="h5py"), "--no-deps h5py"),
+        (ModuleNotFoundError("No module named 'yaml._yaml'", name="yaml._yaml"), "--no-deps PyYAML"),
     ],
 )
 def test_a_damaged_installation_is_not_taken_for_a_missing_package(error, package):
@@ -35,7 +35,7 @@ def test_a_damaged_installation_is_not_taken_for_a_missing_package(error, packag
         with needs_extra("wings", "flying"):
             raise error
     assert str(raised.value).endswith(
-        f"({error}); install {package} anew with pip install --force-reinstall --no-deps"
+        f"({error}); install it anew with: pip install --force-reinstall {package}"
     )
 
 

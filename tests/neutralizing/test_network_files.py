@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from evenslice._core.errors import ConfigError, ModelError, OutputError
 from evenslice.inference import stated_reading
@@ -236,7 +237,9 @@ def test_network_without_a_source(tmp_path):
     assert torch.equal(scores(again, window(5)), scores(model, window(5)))
 
 
-@pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel, nn.Sequential])
+@pytest.mark.parametrize(
+    "wrap", [partial(torch.compile, backend="eager"), nn.DataParallel, nn.Sequential, AveragedModel]
+)
 def test_a_wrapped_network_is_saved_without_the_wrapper(tmp_path, monkeypatch, wrap):
     """Tied, and with the bias that a stem gets for the folded normalization."""
     (tmp_path / "bias_free.py").write_text(
@@ -253,17 +256,27 @@ def test_a_wrapped_network_is_saved_without_the_wrapper(tmp_path, monkeypatch, w
     assert torch.equal(scores(again, window(3)), scores(model, window(3)))
 
 
-def test_what_a_network_has_beside_its_neutralized_part_is_saved(tmp_path):
-    network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 2, 1))
+def test_what_a_network_has_beside_its_neutralized_part_is_saved(tmp_path, monkeypatch):
+    network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 2, 1)).eval()
     neutralize(network[0])
     save_network(network, tmp_path / "net.safetensors")
     assert set(load_file(tmp_path / "net.safetensors")) == set(network.state_dict())
+    (tmp_path / "partly.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 2, 1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    again, record, _ = load_network("partly:build", "net.safetensors")
+    assert record.stems == ("0.0",)
+    assert torch.equal(again(window(3)), network(window(3)))
 
 
-def test_a_network_that_is_symmetrized_in_a_wrapper_loads_again(tmp_path):
+@pytest.mark.parametrize("saved", [0, 1])
+def test_a_network_that_is_symmetrized_in_a_wrapper_loads_again(tmp_path, saved):
     network, _, _ = load_network("timm:test_resnet", "none")
-    symmetrize(nn.DataParallel(network), "module.layer1")
-    save_network(nn.DataParallel(network), tmp_path / "net.safetensors")
+    wrapper = symmetrize(nn.DataParallel(network), "module.layer1")
+    save_network((network, wrapper)[saved], tmp_path / "net.safetensors")
     again, record, _ = load_network("timm:test_resnet", str(tmp_path / "net.safetensors"))
     assert record.symmetrized == ("layer1",)
     assert torch.equal(again(window(3)), again(window(3).flip(1)))
@@ -368,7 +381,9 @@ def test_asking_for_what_was_saved(saved):
 def test_asking_for_another_seed_than_was_saved(tmp_path):
     path = tmp_path / "net.safetensors"
     neutralize_file("timm:test_resnet", "none", path, strategy="shuffle", seed=2)
-    with pytest.raises(ModelError, match="was saved with seed 2, not 1; leave out strategy"):
+    with pytest.raises(
+        ModelError, match="was saved with seed 2, not 1; give seed=2 or no strategy, or start"
+    ):
         load_network("timm:test_resnet", str(path), strategy="shuffle", seed=1)
     for options in ({"strategy": "shuffle", "seed": 2}, {"strategy": "shuffle"}, {"seed": 1}):
         assert load_network("timm:test_resnet", str(path), **options)[1].seed == 2

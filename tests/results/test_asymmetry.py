@@ -453,10 +453,10 @@ def test_an_output_with_a_single_place_is_judged_as_one_without_any(shape, singl
 
 def test_class_numbers_of_a_single_place_are_votes():
     numbers, mirrored = torch.randint(3, (2, 40), generator=torch.Generator().manual_seed(0))
-    flat, single = (
-        answer_of(*(item.reshape(40, *shape) for item in (numbers, mirrored))) for shape in ((), (1, 1))
+    flat, single, kept = (
+        answer_of(*(item.reshape(40, *shape) for item in (numbers, mirrored))) for shape in ((), (1, 1), (1,))
     )
-    assert single.fit.estimate[0] == flat.fit.estimate[0]
+    assert single.fit.estimate[0] == kept.fit.estimate[0] == flat.fit.estimate[0]
     assert single.fit.half_width().tolist() == flat.fit.half_width().tolist()
 
 

@@ -15,6 +15,7 @@ from evenslice._core import errors
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read import hdf5_chunks
 from evenslice.volumes.read.hdf5_chunks import ChunkChecks
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
@@ -221,11 +222,15 @@ def test_a_chunk_of_fewer_bytes_than_its_shape_takes(tmp_path, options, mask, co
         volume[1]
 
 
-def test_chunks_that_a_filter_was_left_out_for_are_read(tmp_path):
+@pytest.mark.parametrize("compression", ["gzip", "lzf"])
+def test_chunks_that_a_filter_was_left_out_for_are_read(tmp_path, monkeypatch, compression):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
-        data = file.create_dataset("raw", (1, 64, 64), np.uint8, chunks=(1, 64, 64), compression="gzip")
-        data.id.write_direct_chunk((0, 0, 0), b"\7" * 4096, 1)
+        data = file.create_dataset(
+            "raw", (1, 600, 600), np.uint8, chunks=(1, 600, 600), compression=compression
+        )
+        data.id.write_direct_chunk((0, 0, 0), b"\7" * 360_000, 1)
+    monkeypatch.setattr(hdf5_chunks, "TRUSTED_BYTES", 2**16)  # so that it is looked at
     assert (open_volume(path)[0] == 7).all()
 
 

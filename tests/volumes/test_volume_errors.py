@@ -347,7 +347,7 @@ def test_two_dimensions(tmp_path):
 
 def test_four_dimensions(tmp_path):
     array = np.stack([STACK, STACK])
-    tail = r" \(2, 6, 40, 32\); pick one of axis T with select=\{'t': 0\}$"
+    tail = r" \(2, 6, 40, 32\); pick one of axis T with select=\{'t': 0\}, or name"
     path = saved(tmp_path, "a.tif", tifffile.imwrite, array, imagej=True, metadata={"axes": "TZYX"})
     fails(path, "has 4 axes TZYX" + tail)
     path = saved(tmp_path, "a.npy", np.save, array)
@@ -361,8 +361,8 @@ def test_four_dimensions(tmp_path):
 def test_five_dimensions():
     array = np.zeros((2, 3, 6, 5, 4))
     fails(array, r"as axes='tczyx', and pick with select=\{'t': 0, 'c': 0\}$")
-    fails(array, r"pick one index of each of axes T, C with select=\{'t': 0, 'c': 0\}$", axes="tczyx")
-    fails(array, r"pick one of axis C with select=\{'c': 0\}$", axes="tczyx", select={"t": 1})
+    fails(array, r"pick one index of each of axes T, C with select=\{'t': 0, 'c': 0\}, or name", axes="tczyx")
+    fails(array, r"pick one of axis C with select=\{'c': 0\}, or name", axes="tczyx", select={"t": 1})
 
 
 def test_colour_image(tmp_path):

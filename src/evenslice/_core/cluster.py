@@ -63,7 +63,6 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
         )
     if workers is not None and workers < 1:
         raise ConfigError(f"{option('workers', workers)}: must be at least 1")
-    level = _CLIENT_LOGGER.level
     try:
         if workers is not None:
             with local_client(workers) as client:
@@ -76,7 +75,8 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
         else:
             yield None
     finally:
-        _CLIENT_LOGGER.setLevel(level)  # which the loss of the scheduler raises
+        if _CLIENT_LOGGER.level == logging.CRITICAL:  # since the scheduler was lost
+            _CLIENT_LOGGER.setLevel(logging.WARNING)  # as Dask sets it
 
 
 def _connect(connect: Callable[..., Any], scheduler: str) -> Any:
@@ -265,6 +265,7 @@ class _Patrol:
         with _noticing_loss(self._client):
             try:
                 yield
+                self._told = False
             except TimeoutError:
                 alone = not self._client.nthreads()
                 if self._client.cluster is None:  # on other machines
@@ -274,7 +275,7 @@ class _Patrol:
                 self._alone = alone
 
     def _tell(self, *, alone: bool) -> None:
-        """Say once on standard error that there are no workers yet."""
+        """Say on standard error that there are no workers, once as long as there are none."""
         told, self._told = self._told, alone
         if alone and not told:
             with suppress(OSError):  # as of lines of progress

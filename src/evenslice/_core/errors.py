@@ -243,9 +243,11 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
             raise MissingExtraError(
                 f"{what} needs the package {error.name!r}; install it with: pip install 'evenslice[{extra}]'"
             ) from error
+        package = _distribution(error)
+        anew = f"--no-deps {package}" if package else f"'evenslice[{extra}]'"
         raise MissingExtraError(
-            f"{what} fails, because an installed package is damaged or too old ({reason(error)}); install "
-            f"{_distribution(error) or 'it'} anew with pip install --force-reinstall --no-deps"
+            f"{what} fails, because an installed package is damaged or too old ({reason(error)}); "
+            f"install it anew with: pip install --force-reinstall {anew}"
         ) from error
 
 

@@ -81,7 +81,8 @@ class OnnxNetwork:
         self.tile = None if y is None or x is None else (y, x)
         self.outputs = tuple(item.name for item in self._session.get_outputs())
         self.types = tuple(item.type for item in self._session.get_outputs())
-        if (self.batch or 0) * (self.slices or 3) * (y or FREE_SIDE) * (x or FREE_SIDE) > MOST_PADDED:
+        at_once = self.batch or 1
+        if at_once > 1 and at_once * (self.slices or 3) * (y or FREE_SIDE) * (x or FREE_SIDE) > MOST_PADDED:
             raise ModelError(
                 f"{path}: takes {self.batch:,} windows at once, to which even a single one would be filled up; export it "
                 "with a free batch size"

@@ -33,7 +33,7 @@ from evenslice._core import (
 from evenslice.inference.plans import describe_network, plan_hash, same_plan, write_plan
 from evenslice.inference.prediction import predict
 from evenslice.inference.slice_runs import READ_VOXELS
-from evenslice.inference.unfinished import clear, has_notes, other_work
+from evenslice.inference.unfinished import clear, other_work
 from evenslice.networks import predicted_classes
 from evenslice.volumes import PARTIAL, fingerprint, modified
 
@@ -195,7 +195,13 @@ def _size(path: str) -> int:
 
 def discard_unused(job: Job) -> None:
     """Remove the staging folder if no block of it is finished: an option may have been refused."""
-    if not has_notes(job.staging):
+    try:
+        used = any(job.notes.iterdir())
+    except FileNotFoundError:
+        used = False
+    except OSError:  # of a disk that does not answer, who knows
+        used = True
+    if not used:
         clear(job.root)
 
 

@@ -28,7 +28,7 @@ from evenslice.volumes import output_location
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["clear", "has_notes", "other_work", "place_of", "working_in"]
+__all__ = ["clear", "other_work", "place_of", "working_in"]
 
 _LOCK, _NOTES = "lock", "finished"
 _LONGEST = 200
@@ -101,11 +101,10 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
 def other_work(root: Path, staging: Path) -> bool:
     """Return whether the folder holds finished blocks of another segmentation than that of a staging folder."""
     # In the folder itself are those of version 0.2.
-    return any(has_notes(folder) for folder in (root, *_others(root, staging)))
+    return any(_has_notes(folder) for folder in (root, *_others(root, staging)))
 
 
-def has_notes(folder: Path) -> bool:
-    """Return whether a folder holds notes of finished blocks."""
+def _has_notes(folder: Path) -> bool:
     try:
         return any((folder / _NOTES).iterdir())
     except OSError:

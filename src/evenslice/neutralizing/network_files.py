@@ -32,7 +32,7 @@ from evenslice.neutralizing.mirror_average import average_mirrored
 from evenslice.neutralizing.mixer import MIXER
 from evenslice.neutralizing.network_metadata import check_asked, find_in_folder, read_saved, saved_text
 from evenslice.neutralizing.neutralization import neutralize
-from evenslice.neutralizing.record import Record, keep_record, record_of, unwrapped
+from evenslice.neutralizing.record import Record, keep_record, record_of, record_with_names, unwrapped
 from evenslice.neutralizing.rewriting import shape_mixer, shape_stems
 from evenslice.neutralizing.stems import find_stems, input_channels
 from evenslice.neutralizing.symmetrization import symmetrize as make_symmetric
@@ -285,10 +285,9 @@ def save_network(
         >>> again.record == record
         True
     """
-    if record is None and (record := record_of(model)) is not None:
-        model, wrapper = unwrapped(model)
-        cuts = (f"{cut}.".removeprefix(wrapper).removesuffix(".") for cut in record.symmetrized)
-        record = replace(record, symmetrized=tuple(cuts))
+    if record is None:
+        model, _ = unwrapped(model)
+        record = record_with_names(model)
     if record is None:
         raise ModelError("the network has no record; call evenslice.neutralize on it before saving it")
     _check_suffix(path)

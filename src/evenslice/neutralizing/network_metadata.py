@@ -135,10 +135,11 @@ def check_asked(
     for name, value in asked.items():
         wanted = value if isinstance(value, str | Integral | None) else tuple(value)
         if wanted is not None and has[name] is not None and wanted != has[name]:
-            idle = "strategy" if name == "seed" else name  # a seed is for more than what it drew there
+            advice = f"leave out {option(name)}"
+            if name == "seed":  # which may be for more than what it drew there
+                advice = f"give {option('seed', has[name])} or no {option('strategy')}"
             raise ModelError(
-                f"{weights}: was saved with {name} {has[name]}, not {wanted}; leave out {option(idle)}, or start from the "
-                "original weights"
+                f"{weights}: was saved with {name} {has[name]}, not {wanted}; {advice}, or start from the original weights"
             )
     if asked["tie"] is not None and record.tie is None:
         raise ModelError(

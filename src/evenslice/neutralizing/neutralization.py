@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import operator
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from evenslice.neutralizing.inspection import ChannelValues, KnownInput, inspect
 from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored, mean_of_halves
 from evenslice.neutralizing.mixer import MIXER_HINT, has_mixer
 from evenslice.neutralizing.probing import run_to_stems
-from evenslice.neutralizing.record import CHECKS, Record, keep_record, record_of
+from evenslice.neutralizing.record import CHECKS, Record, amend_records, keep_record, record_of
 from evenslice.neutralizing.rewriting import Request, RewrittenStems, mix, rewrite
 from evenslice.neutralizing.strategies import find_strategy
 from evenslice.neutralizing.ties import check_tie, is_tied, untie_weight
@@ -262,9 +261,7 @@ def untie(model: nn.Module) -> None:
     for module in model.modules():
         if is_tied(module):
             untie_weight(module)
-    record = record_of(model)
-    if record is not None:
-        keep_record(model, replace(record, tie=None))
+    amend_records(model, tie=None)
 
 
 def _average(model: nn.Module, change: RewrittenStems, undo: ExitStack) -> tuple[str, ...]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from itertools import chain
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, did_you_mean, reason
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from evenslice.networks import StemKernels
 
-__all__ = ["CHECKS", "Record", "keep_record", "record_of", "unwrapped"]
+__all__ = ["CHECKS", "Record", "amend_records", "keep_record", "record_of", "record_with_names", "unwrapped"]
 
 _ATTRIBUTE = "evenslice_record"
 _DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ConfigError)
@@ -116,7 +115,7 @@ def record_of(model: nn.Module) -> Record | None:
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
     """Return the network that holds the record if a model only wraps it, and its name there, ``"module."``; else the model.
 
-    What has weights of its own beside that network is more than a wrapper.
+    What has parameters of its own beside that network is more than a wrapper.
 
     Example:
         >>> from torch import nn
@@ -126,10 +125,26 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
     """
     inner = next(_holders(model), model)
     name = next(name for name, module in model.named_modules() if module is inner)
-    held = {id(tensor) for tensor in chain(inner.parameters(), inner.buffers())}
-    if not name or any(id(tensor) not in held for tensor in chain(model.parameters(), model.buffers())):
+    held = set(map(id, inner.parameters()))
+    if not name or any(id(parameter) not in held for parameter in model.parameters()):
         return model, ""
     return inner, f"{name}."
+
+
+def record_with_names(model: nn.Module) -> Record | None:
+    """Return the record that a network holds, or a part of it, with the names that layers have in the network."""
+    inner = next(_holders(model), None)
+    if inner is None:
+        return None
+    record: Record = vars(inner)[_ATTRIBUTE]
+    name = next(name for name, module in model.named_modules() if module is inner)
+    if not name:
+        return record
+    return replace(
+        record,
+        stems=tuple(f"{name}.{stem}" for stem in record.stems),
+        symmetrized=tuple(f"{name}.{cut}" if cut else name for cut in record.symmetrized),
+    )
 
 
 def keep_record(model: nn.Module, record: Record) -> None:
@@ -137,7 +152,13 @@ def keep_record(model: nn.Module, record: Record) -> None:
 
     It is a plain attribute: it is copied by `copy.deepcopy` and pickle, and is not part of the state dict.
     """
-    setattr(next(_holders(model), model), _ATTRIBUTE, record)
+    setattr(unwrapped(model)[0], _ATTRIBUTE, record)
+
+
+def amend_records(model: nn.Module, **changes: Any) -> None:
+    """Change entries of the records that a network and its parts hold."""
+    for module in list(_holders(model)):
+        setattr(module, _ATTRIBUTE, replace(vars(module)[_ATTRIBUTE], **changes))
 
 
 def _holders(model: nn.Module) -> Iterator[nn.Module]:

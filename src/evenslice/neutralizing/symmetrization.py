@@ -22,7 +22,7 @@ from evenslice.networks import exact_evaluation, failing_layer, layer_label, ran
 from evenslice.neutralizing.cuts import OUTPUT, find_cut
 from evenslice.neutralizing.folding import find_scaling
 from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored
-from evenslice.neutralizing.record import Record, keep_record, record_of
+from evenslice.neutralizing.record import Record, keep_record, record_with_names, unwrapped
 from evenslice.neutralizing.stems import first_accepted, input_channels
 from evenslice.neutralizing.symmetrized_functions import SymmetrizedFunction
 from evenslice.neutralizing.verification import (
@@ -116,7 +116,8 @@ def symmetrize(
             "the network is symmetrized already; use it as it is, or build it anew to average elsewhere"
         )
     cut = find_cut(model, at)
-    record = record_of(model)
+    network, wrapper = unwrapped(model)
+    record = record_with_names(network)
     channels = record.slices if record else input_channels(model)
     if channels % 2 == 0:
         raise ModelError(
@@ -127,10 +128,10 @@ def symmetrize(
         errors = _symmetrized(model, cut, channels, size, outputs, undo)
         undo.pop_all()
     keep_record(
-        model,
+        network,
         replace(
             record or _new_record(model, channels),
-            symmetrized=(cut,),
+            symmetrized=(f"{cut}.".removeprefix(wrapper).removesuffix("."),),
             mirror_error=errors.mirror,
             permutation_error=errors.permutation,
             gray_error=errors.gray,

@@ -49,10 +49,11 @@ def measure_outputs(
     """
     classes = classes and (not output.is_floating_point() or output.ndim in (2, 4))
     varying = _axes_of_places(tuple(output.shape), tile)
-    if varying and all(output.shape[axis] == 1 for axis in varying):
+    if output.ndim > 1 and not output.is_floating_point() and output.shape[1:].numel() == 1:
+        output, mirrored_output = output.flatten(), mirrored_output.flatten()  # a class of each window
+    elif varying and all(output.shape[axis] == 1 for axis in varying):
         # A single place varies over windows, as outputs without any do.
-        flat = 0 if output.shape[1:].numel() == 1 and not output.is_floating_point() else 1
-        output, mirrored_output, varying = output.flatten(flat), mirrored_output.flatten(flat), ()
+        output, mirrored_output, varying = output.flatten(1), mirrored_output.flatten(1), ()
     unknown = np.full(len(output), np.nan)
     rows = dict.fromkeys(OUTPUT_FIELDS, unknown) | {"level": unknown[:, None]}
     if output.is_floating_point():

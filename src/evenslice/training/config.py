@@ -104,8 +104,11 @@ class ModelConfig(Section):
             fitting["strategy"] = "pretrained"
         if record := record_beside(values.get("weights"), info):
             fitting["strategy"] = "pretrained"
-            if record.slices <= MANY_SLICES:  # more are up to the user
-                fitting["slices"] = record.slices
+            if record.slices > MANY_SLICES and "slices" not in values:
+                raise ValueError(
+                    f"the weights were saved with {record.slices} slices; confirm them by slices"
+                )
+            fitting["slices"] = record.slices
         return fitting | values
 
     @field_validator("strategy")

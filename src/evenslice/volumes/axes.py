@@ -151,5 +151,6 @@ def _refuse_open_axes(shape: tuple[int, ...], names: str, settled: set[int], lab
     picks = option("select", dict.fromkeys(rest, 0))
     one = "one of " if len(rest) == 1 else "one index of "
     raise VolumeError(
-        f"{label}: has {len(shape)} axes {names.upper()} {shape}; pick {one}{axes} with {picks}"
+        f"{label}: has {len(shape)} axes {names.upper()} {shape}; pick {one}{axes} with {picks}, or name the axes by "
+        f"{option('axes')} if they are others"
     )

@@ -31,6 +31,7 @@ MOST_COMPRESSION = 1032
 PART_BYTES = 2**24
 """Most bytes of an array that are decompressed at once to pick some from."""
 
+_GZIP = b"\x1f\x8b"  # what each member begins with
 _PIECE_BYTES = 2**18
 _STEP_BYTES = 2**22
 _MOST_COPIES = 1024  # each takes about 50 kB
@@ -129,8 +130,9 @@ class _Pieces:
             self._used += given - len(self._waiting)
             if self._decompressor.eof:
                 # A gzip file may consist of several members.
-                self._waiting = self._waiting or self._file.read(_PIECE_BYTES)
-                self._ended = not self._waiting.startswith(b"\x1f\x8b")
+                if len(self._waiting) < len(_GZIP):
+                    self._waiting += self._file.read(_PIECE_BYTES)
+                self._ended = not self._waiting.startswith(_GZIP)
                 self._decompressor = _decompressor()
             elif not given and not piece:
                 self._ended = True  # the file ends within the stream

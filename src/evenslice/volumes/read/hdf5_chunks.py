@@ -114,14 +114,16 @@ def _survey(dataset: Any, label: str) -> _Survey:
     """
     size, filters = _size(dataset), _filters(dataset.id.get_create_plist())
     impossible: dict[tuple[int, ...], int] = {}
+    possible: dict[int, tuple[int, int]] = {}
     largest = 0
 
     def look(stored: Any) -> bool | None:
         nonlocal largest
         if stored.byte_offset is not None:
             largest = max(largest, stored.size)
-            used = [code for place, code in enumerate(filters) if not stored.filter_mask >> place & 1]
-            least, most = _possible_sizes(used, size)
+            if stored.filter_mask not in possible:
+                possible[stored.filter_mask] = _possible_sizes(_used(filters, stored.filter_mask), size)
+            least, most = possible[stored.filter_mask]
             if not least <= stored.size <= most:
                 impossible[stored.chunk_offset] = stored.size
         return None if len(impossible) <= _MOST_IMPOSSIBLE else True
@@ -170,12 +172,12 @@ def _in_doubt(filters: Sequence[int], stored: int, size: int) -> bool:
 def _exceeds(dataset: Any, index: tuple[int, ...], size: int) -> bool:
     """Return whether a chunk has more than ``size`` bytes and a little."""
     try:
-        _, packed = dataset.id.read_direct_chunk(index)
+        mask, packed = dataset.id.read_direct_chunk(index)
     except (OSError, RuntimeError, MemoryError):
         if dataset.id.get_chunk_info_by_coord(index).byte_offset is None:  # never written
             return False
         raise
-    filters = _filters(dataset.id.get_create_plist())
+    filters = _used(_filters(dataset.id.get_create_plist()), mask)
     if not _in_doubt(filters, len(packed), size):
         return False
     if _DEFLATE in filters:
@@ -186,6 +188,11 @@ def _exceeds(dataset: Any, index: tuple[int, ...], size: int) -> bool:
 def _filters(properties: Any) -> list[int]:
     """Return the codes of the filters that chunks passed when they were written."""
     return [properties.get_filter(position)[0] for position in range(properties.get_nfilters())]
+
+
+def _used(filters: Sequence[int], mask: int) -> list[int]:
+    """Return the filters that a chunk has passed: writers leave out those that did not make it smaller."""
+    return [code for place, code in enumerate(filters) if not mask >> place & 1]
 
 
 def _corners(key: tuple[slice, ...], chunks: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -171,7 +171,7 @@ def _spatial_axes(
     directions: Sequence[NDArray[np.float64] | None] | None,
     shape: tuple[int, ...],
 ) -> list[int]:
-    """Return the spatial axes: those with a direction, else those of a spatial kind, else all.
+    """Return the spatial axes: those with a direction, else those of a spatial kind and of no kind behind them, else all.
 
     Of more than three, those along time and those of length 1 are left out.
     """
@@ -180,8 +180,8 @@ def _spatial_axes(
         found = [axis for axis, step in enumerate(directions) if step is not None]
     else:
         named = [axis for axis, kind in enumerate(kinds) if kind in _SPATIAL_KINDS]
-        if len(named) < 3:
-            named = [axis for axis, kind in enumerate(kinds) if kind in (*_SPATIAL_KINDS, *_UNKNOWN_KINDS)]
+        if named and len(named) < 3:
+            named += [axis for axis, kind in enumerate(kinds) if kind in _UNKNOWN_KINDS and axis > named[-1]]
         found = named or list(range(len(shape)))
     if len(found) > 3:
         found = [axis for axis in found if kinds[axis] != "time" and shape[axis] > 1]
