@@ -103,6 +103,7 @@ def symmetrize(
             elsewhere than at "output". After any error the network is as it was before.
 
     Example:
+        >>> from evenslice.neutralizing import record_of
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
         >>> record_of(symmetrize(network, at="1")).symmetrized
         ('1',)
