@@ -106,7 +106,8 @@ class ModelConfig(Section):
             fitting["strategy"] = "pretrained"
             if record.slices > MANY_SLICES and "slices" not in values:
                 raise ValueError(
-                    f"the weights were saved with {record.slices} slices; confirm them by slices"
+                    f"the weights were saved with {record.slices} slices, which take much memory; to accept them, set "
+                    f"slices to {record.slices}"
                 )
             fitting["slices"] = record.slices
         return fitting | values

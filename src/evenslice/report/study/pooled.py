@@ -57,7 +57,9 @@ def pooled_sentence(results: StudyResults, item: PooledComparison) -> str:
     primary = [arm for arm in item.arms if arm.primary]
     several = len(item.datasets) > 1
     text = (
-        f"Over {listed(list(item.datasets))}, each with the same weight." if several else "A single data set."
+        f"Over {listed(list(item.datasets))}, each with the same weight."
+        if several
+        else "The study has one data set."
     )
     if primary:
         text += f" The primary comparison, named in the configuration, compares {primary[0].arm} with {results.baseline}."
