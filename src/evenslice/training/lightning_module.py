@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from evenslice._core import ModelError, needs_extra
-from evenslice.networks import METADATA_KEY
+from evenslice.networks import METADATA_KEY, seed_generators
 from evenslice.training.classification import ClassificationLoss
 from evenslice.training.logs import CsvLog, log_metrics
 from evenslice.training.tasks import task_logits
@@ -162,7 +162,7 @@ class TrainingModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
         """Seed the random numbers of this step."""
         state = np.random.SeedSequence([self._seed, self.global_step, self.global_rank])
-        torch.manual_seed(int(state.generate_state(1)[0]))
+        seed_generators([self.device], int(state.generate_state(1)[0]))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
         """Log the mean loss every ``LOG_EVERY`` steps."""
