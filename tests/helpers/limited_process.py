@@ -1,49 +1,30 @@
 """Run a few lines of Python in a process of their own, and tell what they did, how long it took and how much memory."""
 
-import json
-import os
-import subprocess
+import multiprocessing
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from forking import forked
+
+from evenslice._core.errors import EvensliceError
 
 MEMORY = 2**30
 SECONDS = 5
 PACE = 0.045
 """Seconds in which the processor that ``SECONDS`` are counted on adds a million squares; others are slower, or shared."""
 
-PATIENCE = 60
-"""Seconds on the clock before a process is ended: others may use this machine too."""
-
-_CHILD = """
-import json, sys, time
-import h5py, imagecodecs, numpy as np, pydicom, tifffile, zarr, zarr.storage
-import pydicom.pixels.decoders, pydicom.encaps, nibabel, PIL.PngImagePlugin, PIL.JpegImagePlugin
-from scipy.stats import qmc
+IMPORTS = """
 from evenslice import open_volume
 from evenslice.volumes import *
 from evenslice.volumes.blocks import iterate_blocks
-def pace():
-    started = time.process_time()
-    sum(number * number for number in range(1_000_000))
-    return time.process_time() - started
-path, = sys.argv[1:]
-before = pace()
-print("ready", flush=True)
-started = time.process_time()
-try:
-    said = eval(compile(sys.stdin.read(), "<lines>", "eval"))
-    said = f"gave {said}"
-except Exception as error:
-    from evenslice._core.errors import EvensliceError
-    kind = "refused" if isinstance(error, EvensliceError) else f"raised {type(error).__name__}"
-    said = f"{kind}: {error}"
-seconds = time.process_time() - started
-print(json.dumps([said[:600], seconds, (before + pace()) / 2]), flush=True)
 """
+
+PATIENCE = 60
+"""Seconds on the clock before a process is ended: others may use this machine too."""
 
 
 @dataclass
@@ -68,41 +49,51 @@ def answer(expression: str, path: object) -> Answer:
     """
     if sys.platform != "linux":
         pytest.skip("memory is read from /proc")
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    with subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        try:
-            ready = process.stdout.readline()
-            assert ready == "ready\n", process.stderr.read()[-2000:]
-            before, most = _memory(process.pid), 0
-            process.stdin.write(expression)
-            process.stdin.close()
-            started = time.monotonic()
-            while process.poll() is None:
-                most = max(most, _memory(process.pid) - before)
-                elapsed = time.monotonic() - started
-                if most > MEMORY:
-                    return Answer(f"took more than {MEMORY:,} bytes", elapsed, most)
-                if elapsed > PATIENCE:
-                    return Answer(f"took more than {PATIENCE} s", elapsed, most)
-                time.sleep(0.005)
-            line = process.stdout.read()
-            assert line, process.stderr.read()[-2000:]
-            said, seconds, pace = json.loads(line)
-            return Answer(said, seconds * PACE / pace, most)
-        finally:
-            process.kill()
+    here, there = multiprocessing.Pipe()
+    process = forked(_evaluate, there, str(path))
+    there.close()
+    try:
+        assert here.recv() == "ready"
+        before, most = _memory(process.pid), 0
+        here.send(expression)
+        started = time.monotonic()
+        while process.is_alive() and not here.poll(0.005):
+            most = max(most, _memory(process.pid) - before)
+            elapsed = time.monotonic() - started
+            if most > MEMORY:
+                return Answer(f"took more than {MEMORY:,} bytes", elapsed, most)
+            if elapsed > PATIENCE:
+                return Answer(f"took more than {PATIENCE} s", elapsed, most)
+        assert here.poll(), f"the process ended with {process.exitcode}"
+        said, seconds, pace = here.recv()
+        return Answer(said, seconds * PACE / pace, most)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _evaluate(connection, path: str) -> None:
+    """Evaluate the expression that comes through a connection; send word before, and what came of it after."""
+    warnings.simplefilter("ignore")
+    names = {"path": path}
+    exec(IMPORTS, names)  # noqa: S102 - these lines, and those of the test
+    before = _pace()
+    connection.send("ready")
+    expression = connection.recv()
+    started = time.process_time()
+    try:
+        said = f"gave {eval(expression, names)}"  # noqa: S307 - likewise
+    except Exception as error:  # noqa: BLE001 - which are what tests ask for
+        kind = "refused" if isinstance(error, EvensliceError) else f"raised {type(error).__name__}"
+        said = f"{kind}: {error}"
+    seconds = time.process_time() - started
+    connection.send((said[:600], seconds, (before + _pace()) / 2))
+
+
+def _pace() -> float:
+    started = time.process_time()
+    sum(number * number for number in range(1_000_000))
+    return time.process_time() - started
 
 
 def _memory(pid: int) -> int:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
-from commands import run_command
+from commands import Command, run_command
 from safetensors.torch import load_file
 from scipy import ndimage
 
@@ -97,8 +97,17 @@ def study_options(folder, **changes):
     }
 
 
-def start(folder, command, options, out, *arguments, own_session=False, **environment):
-    """Start ``evenslice train`` or ``evenslice study`` in a process of its own, with a configuration beside its inputs."""
+def start(folder, command, options, out, *arguments, **environment):
+    """Start ``evenslice train`` or ``evenslice study`` with a configuration beside its inputs.
+
+    It has a group of processes of its own.
+    """
+    command = _arguments(folder, command, options, out)
+    return Command(*command, *arguments, cwd=folder, own_session=True, **environment)
+
+
+def start_anew(folder, command, options, out, *arguments, **environment):
+    """Do the same in a Python of its own, as Lightning needs it to start further processes."""
     return subprocess.Popen(
         [sys.executable, "-m", "evenslice", *_arguments(folder, command, options, out), *arguments],
         cwd=folder,
@@ -106,7 +115,7 @@ def start(folder, command, options, out, *arguments, own_session=False, **enviro
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=own_session,
+        start_new_session=True,
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
+from tiny_training import PAIR, start, study_options, write_inputs
 
 from evenslice._core.config_files import load_config, to_yaml
 from evenslice.neutralizing import load_network
@@ -17,7 +18,6 @@ from evenslice.studying import run_execution, study_runner
 from evenslice.studying.config import StudyConfig
 from evenslice.studying.runs import count_runs, plan_runs
 from evenslice.studying.study_runner import study
-from tests.helpers.tiny_training import PAIR, study_options, write_inputs
 
 ARMS = [
     {"name": "fair", "network_of": "pretrained", "symmetrize": "output"},
@@ -341,8 +341,6 @@ def test_an_unusable_fold_stops_a_study_before_its_first_run(inputs):
 
 @pytest.mark.slow
 def test_workers_begin_a_derived_run_when_its_base_is_done(inputs, tmp_path):
-    from tests.helpers.tiny_training import start
-
     values = options(inputs, arms=ARMS[:2])
     values["datasets"] = values["datasets"][:1]
     process = start(inputs, "study", values, tmp_path / "out", "--workers", "2", SLOW="0.05")

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import Command
 from scipy import ndimage
 from torch import nn
 
@@ -405,27 +405,15 @@ def start(folder, name, *arguments, slow, **changes):
     (folder / f"{name}.yaml").write_text(json.dumps(options(**changes)))
     watched = folder / f"{name}_watched"
     watched.mkdir(exist_ok=True)
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "evenslice",
-        "study",
-        f"{name}.yaml",
-        "--out",
-        name,
-        *arguments,
-    ]
-    environment = {**os.environ, "WATCHED": str(watched), "SLOW": str(slow), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True), watched
+    environment = {"WATCHED": str(watched), "SLOW": str(slow), "PYTHONWARNINGS": "error"}
+    return Command("study", f"{name}.yaml", "--out", name, *arguments, cwd=folder, **environment), watched
 
 
 def wait_for(condition, process, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.02)
 
 
@@ -436,7 +424,6 @@ def test_a_killed_study_goes_on_where_it_was(folder, done):
     wait_for(lambda: len(run_files(out)) == 1 and list(out.glob("runs/*/checkpoints/last.ckpt")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process.stderr.close()
     (finished_run,) = run_files(out)
     written = finished_run.stat().st_mtime_ns
     tried = []

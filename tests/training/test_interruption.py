@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from commands import run_command
-from tiny_training import finish, start, trained, training_options, write_inputs
+from tiny_training import (
+    finish,
+    start,
+    start_anew,
+    studied,
+    study_options,
+    trained,
+    training_options,
+    write_inputs,
+)
 
 from evenslice.training import RunFolder, TrainConfig, TrainingInterrupted, fitting, result, train
 from evenslice.training.interruption import Interruption
@@ -57,7 +66,7 @@ def ends(inputs, options, run, *arguments):
     """Train to the end and return the exit status; Lightning starts further processes only from a Python of its own."""
     if "devices" not in options["training"]:
         return finish(inputs, "train", options, run, *arguments)
-    process = start(inputs, "train", options, run, *arguments)
+    process = start_anew(inputs, "train", options, run, *arguments)
     process.communicate(timeout=120)
     return process.returncode
 
@@ -191,12 +200,13 @@ def test_signals_that_have_another_meaning_keep_it():
     ("options", "number"), [({"workers": 2}, signal.SIGINT), ({"devices": 2}, signal.SIGTERM)]
 )
 def test_all_processes_of_a_training_stop_at_the_same_step(inputs, undisturbed, tmp_path, options, number):
-    chosen = training_options(inputs, steps=STEPS, **options)
+    chosen, begin = training_options(inputs, steps=STEPS, **options), start
     if "devices" in options:  # which round otherwise than one
+        begin = start_anew
         assert ends(inputs, chosen, tmp_path / "undisturbed") == 0
         undisturbed = trained(tmp_path / "undisturbed")
     run = tmp_path / "run"
-    process = start(inputs, "train", chosen, run, SLOW="0.1", own_session=True)
+    process = begin(inputs, "train", chosen, run, SLOW="0.1")
     wait_for_step(process, run, 30)
     os.killpg(process.pid, number)  # as a terminal and SLURM do: to all processes
     _, errors = process.communicate(timeout=60)
@@ -212,8 +222,6 @@ def test_all_processes_of_a_training_stop_at_the_same_step(inputs, undisturbed, 
 
 @pytest.mark.slow
 def test_a_study_that_is_terminated_goes_on(inputs, tmp_path):
-    from tiny_training import studied, study_options
-
     options = study_options(inputs)
     options["training"].update(steps=STEPS, validate_every=20)
     assert finish(inputs, "study", options, tmp_path / "undisturbed") == 0
@@ -237,12 +245,8 @@ def test_a_study_that_is_terminated_goes_on(inputs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("everywhere", [False, True], ids=["one process", "all processes"])
 def test_a_study_with_workers_that_is_terminated_ends_in_order(inputs, tmp_path, everywhere):
-    from tiny_training import study_options
-
     options, out = study_options(inputs), tmp_path / "out"
-    process = start(
-        inputs, "study", options, out, "--workers", "2", SLOW="0.1", PYTHONPATH=str(inputs), own_session=True
-    )
+    process = start(inputs, "study", options, out, "--workers", "2", SLOW="0.1", PYTHONPATH=str(inputs))
     until = time.monotonic() + 120
     while not list(out.glob("runs/*/log/metrics.csv")):
         assert process.poll() is None, process.communicate()

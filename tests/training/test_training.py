@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import Command
 from safetensors.torch import load_file
 from scipy import ndimage
 from torch import nn
@@ -215,11 +216,19 @@ def undisturbed(folder, tmp_path_factory):
 
 def start(folder, run, config, *arguments, **environment):
     """Start the command in a process of its own."""
+    return Command(*command(run, config), *arguments, cwd=folder, **environment)
+
+
+def command(run, config):
     path = run.parent / f"{run.name}.yaml"
     path.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "evenslice", "train", str(path), "--out", str(run), *arguments]
+    return "train", str(path), "--out", str(run)
+
+
+def start_anew(folder, run, config, *arguments, **environment):
+    """Do the same in a Python of its own, as Lightning needs it to start further processes."""
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "evenslice", *command(run, config), *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
@@ -562,7 +571,9 @@ def test_without_test_volumes_there_are_no_scores(folder, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_one_network(folder, tmp_path):
     options = {"model__spec": "trainable:plain", "training__steps": 20, "training__learning_rate": 0.002}
-    process = start(folder, tmp_path / "two", make_config(folder, training__devices=2, **options), "--json")
+    process = start_anew(
+        folder, tmp_path / "two", make_config(folder, training__devices=2, **options), "--json"
+    )
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     said = {line.partition(":")[0] for line in errors.splitlines()}
@@ -613,7 +624,7 @@ def test_a_symmetrized_network_is_symmetric_after_training(folder, tmp_path, str
 
 def test_two_processes_train_a_symmetrized_network(folder, tmp_path):
     options = {"model__spec": "trainable:plain", "training__steps": 10, "model__symmetrize": "output"}
-    process = start(folder, tmp_path / "two", make_config(folder, training__devices=2, **options))
+    process = start_anew(folder, tmp_path / "two", make_config(folder, training__devices=2, **options))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     network, _, _ = load_network("trainable:plain", str(RunFolder(tmp_path / "two").network))
