@@ -308,6 +308,26 @@ def test_no_answers_of_a_network_whose_weights_are_there_in_part(run, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_answers_of_a_network_that_was_never_trained_come_with_a_note(run, tmp_path):
+    unet = ("--model", "smp:Unet/tu-tf_efficientnet_lite0")
+    files = ("--volume", "good.tif", "--out", str(tmp_path / "out.tif"))
+    code, _, err = run("segment", *unet, "--weights", "none", *files)
+    assert code == 0
+    assert err.startswith(
+        "note: with the weights none, the network is random; train it before you use its answers\n"
+    )
+    fair = str(tmp_path / "fair.safetensors")
+    note = (
+        "note: with the weights imagenet, parts of the network (decoder, segmentation_head) are random; "
+        "train it before you use its answers\n"
+    )
+    code, _, err = run("neutralize", *unet, "--weights", "imagenet", "--out", fair)
+    assert (code, err) == (0, note)
+    code, _, err = run("segment", *unet, "--weights", fair, *files, "--force")  # may have been trained since
+    assert code == 0
+    assert "note" not in err
+
+
 def test_audit_tells_which_parts_the_weights_lack(run):
     code, _, err = run("audit", *ENCODER, "--volume", "good.tif", "--max-windows", "8")
     assert code == 0

@@ -35,4 +35,4 @@ def neutralize(
             force=output.force,
         )
     show(record.to_dict(), record_table(record, out), json=output.json)
-    tell_random(out)
+    tell_random(out, network.weights)

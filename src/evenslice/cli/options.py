@@ -24,6 +24,7 @@ from evenslice.cli.parsing import (
     parse_selection,
     parse_values,
 )
+from evenslice.cli.printing import tell_untrained
 
 if TYPE_CHECKING:
     from evenslice.training import Segmenter
@@ -192,6 +193,8 @@ class Source:
     def load(self, *groups: Any, **options: Any) -> "Segmenter":
         """Load the network with the options of these groups and further ones, as ``load_segmenter`` takes them.
 
+        Say which parts of it are random although its answers depend on them.
+
         Raises:
             ModelError: a file of weights lacks parts of the network, so that its answers would be random; or see there.
         """
@@ -200,6 +203,8 @@ class Source:
         given = {name: value for group in groups for name, value in asdict(group).items()}
         loaded = load_segmenter(self.run, self.model, self.weights, **given, **options)
         loaded.need_all_weights()
+        if self.weights is not None and loaded.source is not None:
+            tell_untrained(self.weights, loaded.source.random)
         return loaded
 
 

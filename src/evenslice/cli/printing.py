@@ -31,6 +31,7 @@ __all__ = [
     "tell",
     "tell_missing",
     "tell_random",
+    "tell_untrained",
 ]
 
 
@@ -64,13 +65,23 @@ def tell_missing(weights: str, random: Sequence[str], outcome: str) -> None:
         tell(f"note: {weights} lacks parts of the network ({', '.join(missing)}); they {outcome}")
 
 
-def tell_random(out: Path) -> None:
-    """Say which parts of a network that was written are random, because its file of weights lacked them."""
+def tell_untrained(weights: str, random: Sequence[str]) -> None:
+    """Say which parts of a network are random because ``"imagenet"`` or ``"none"`` has no weights for them."""
+    from evenslice.networks import untrained_parts
+
+    if parts := untrained_parts(weights, random):
+        what = "the network is" if parts == ("*",) else f"parts of the network ({', '.join(parts)}) are"
+        tell(f"note: with the weights {weights}, {what} random; train it before you use its answers")
+
+
+def tell_random(out: Path, weights: str) -> None:
+    """Say which parts of a network that was written are random, because the weights that were given lacked them."""
     from evenslice.networks import METADATA_KEY, read_metadata
     from evenslice.neutralizing import read_saved
 
     _, source = read_saved(str(out), read_metadata(out)[METADATA_KEY])
     if source is not None:
+        tell_untrained(weights, source.random)
         tell_missing(
             source.weights, source.random, f"are random in {out}, so train it before you use its answers"
         )

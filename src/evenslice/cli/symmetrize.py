@@ -58,7 +58,7 @@ def symmetrize(
             **asdict(window),
         )
     show(record.to_dict(), record_table(record, out), json=output.json)
-    tell_random(out)
+    tell_random(out, weights)
 
 
 def _symmetrize_onnx(weights: str, out: Path, given: dict[str, Any], output: options.Output) -> None:

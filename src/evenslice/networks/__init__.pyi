@@ -16,6 +16,7 @@ from .models import (
     build_model as build_model,
     missing_parts as missing_parts,
     sketched_size as sketched_size,
+    untrained_parts as untrained_parts,
 )
 from .outputs import (
     detections as detections,

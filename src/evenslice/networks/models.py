@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from evenslice.networks.specification import Specification
 
-__all__ = ["BuiltNetwork", "ModelSource", "build_model", "missing_parts", "sketched_size"]
+__all__ = ["BuiltNetwork", "ModelSource", "build_model", "missing_parts", "sketched_size", "untrained_parts"]
 
+NO_FILES = ("imagenet", "none")
 NOT_IN_ANSWERS = frozenset({"aux_classifier", "auxiliary_head"})
 """Parts that networks need in their training alone."""
 
@@ -172,9 +173,27 @@ def missing_parts(weights: str, random: Sequence[str]) -> tuple[str, ...]:
         >>> missing_parts("imagenet", ("decoder",)), missing_parts("encoder.pth", ("decoder",))
         ((), ('decoder',))
     """
-    if not random or weights in ("imagenet", "none") or METADATA_KEY in read_metadata(weights):
+    if not random or weights in NO_FILES or METADATA_KEY in read_metadata(weights):
         return ()
-    return tuple(part for part in random if part not in NOT_IN_ANSWERS)
+    return _in_answers(random)
+
+
+def untrained_parts(weights: str, random: Sequence[str]) -> tuple[str, ...]:
+    """Return the random parts of a network with ``"imagenet"`` or ``"none"`` on which its answers depend.
+
+    Args:
+        weights: as requested.
+        random: the parts with random weights, ``("*",)`` for all.
+
+    Example:
+        >>> untrained_parts("imagenet", ("decoder",)), untrained_parts("trained.safetensors", ("decoder",))
+        (('decoder',), ())
+    """
+    return _in_answers(random) if weights in NO_FILES else ()
+
+
+def _in_answers(parts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part for part in parts if part not in NOT_IN_ANSWERS)
 
 
 def _imagenet(specification: Specification) -> tuple[nn.Module, ModelSource]:
