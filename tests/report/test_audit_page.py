@@ -29,6 +29,7 @@ from evenslice.report.audit.pictures import MAX_PIXELS, example_panels
 from evenslice.report.audit.questions import three_questions
 from evenslice.report.audit.subject import network_names, volume_names
 from evenslice.report.audit.summary import audit_html
+from evenslice.report.audit.tables import csv_tables
 from evenslice.report.audit.wording import context_sentence, headline, verdict_sentence
 from evenslice.report.base.stress_chart import stress_figure
 from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
@@ -212,6 +213,12 @@ def test_what_stands_beside_the_verdict():
     )
     without = with_statistics(make_audit("a", UNIFORM), mirror_disagreement=NAN)
     assert "largest value." in context_sentence(without)
+    pixels = make_audit("a", CYCLIC)
+    measured = dataclasses.replace(
+        pixels.measurements, foreground=np.ones_like(pixels.measurements.foreground)
+    )
+    classifier = dataclasses.replace(pixels, measurements=measured)
+    assert plain(context_sentence(classifier)).endswith("and the class of 12 % of the windows.")
 
 
 def test_a_pair_that_is_not_judged_is_marked_everywhere(tmp_path):
@@ -989,6 +996,7 @@ def test_what_a_lost_slice_costs_is_drawn_and_tabled():
         make_audit("network", PRETRAINED), stress=StressSummary("labels", 16, 0.9, 0.85, losses)
     )
     page = render([audit, make_audit("other", UNIFORM)])
+    assert "stress_asymmetry_missing,1,0.2,0.1,0.3" in csv_tables([audit])["figures.csv"]
     assert "What a lost or damaged slice costs" in page
     assert "missing, k = 1" in page
     with settings():

@@ -47,6 +47,7 @@ def test_the_bars_are_the_losses_before_and_after():
     drawing = stress_figure(items)
     assert bars(drawing.figure) == [[0.3, 0.1, 0.05, -0.02] * 2]
     assert [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()] == ["missing", "blank"]
+    assert "slice is missing (the middle slice in its place) or blank. A fair" in drawing.reading  # and no more
     assert drawing.name == "stress"
     assert "means over" not in drawing.reading
 
@@ -76,9 +77,9 @@ def test_what_is_not_drawn_is_said():
         )
         for k in (3, 4)
     )
-    assert "in the tables alone" not in stress_figure([StressItem("one", 0, (near,))]).reading
+    assert "not drawn" not in stress_figure([StressItem("one", 0, (near,))]).reading
     drawing = stress_figure([StressItem("one", 0, (near,)), StressItem("two", 1, (far,))])
-    assert drawing.reading.endswith("Slices more than 3 away from the middle are in the tables alone.")
+    assert drawing.reading.endswith("Slices more than 3 away from the middle are not drawn.")
 
 
 @pytest.mark.parametrize("count", [1, 6])

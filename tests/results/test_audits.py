@@ -1,12 +1,13 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 
-from evenslice._core.errors import ConfigError
+from evenslice._core.errors import ConfigError, OutputError
 from evenslice.auditing.documents import load_audits
 from evenslice.results.audits import AuditedVolume, save_audits
 
@@ -166,3 +167,16 @@ def test_a_wrong_suffix_is_an_error_that_names_the_right_one(tmp_path, act):
     ):
         getattr(found, act)(tmp_path / "a.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_audit_that_cannot_be_written_leaves_the_one_before(audits, tmp_path, monkeypatch):
+    audits[0].save(tmp_path / "audit.json")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OutputError, match="No space left"):
+        audits[1].save(tmp_path / "audit.json")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

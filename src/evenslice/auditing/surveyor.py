@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evenslice.auditing.documents import Audit
-    from evenslice.auditing.preparation import VolumeLike
+    from evenslice.inference import VolumeLike
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
     from evenslice.volumes import Volume
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["DRAWS", "WINDOWS", "survey"]
 
 WINDOWS = 40
-"""Default number of windows that each network is shown; with fewer, a second opinion would see too few slices."""
+"""Default number of windows that each network is shown."""
 
 DRAWS = 3
 """Default number of times that the random parts of a network are drawn."""

@@ -285,10 +285,13 @@ class AuditResult:
         for index, kernels in enumerate(self.kernels):
             arrays[f"kernels/{index}/before"] = kernels.before
             arrays[f"kernels/{index}/after"] = kernels.after
-        with staged_file(path.with_suffix(".npz"), force=True) as beside:
+        # Both are written before either replaces one of an older audit.
+        with (
+            staged_file(path, force=True) as document,
+            staged_file(path.with_suffix(".npz"), force=True) as beside,
+        ):
+            document.write_text(self.to_json(), encoding="utf-8")
             np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]  # numpy types its keyword options first
-        with staged_file(path, force=True) as beside:
-            beside.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -161,7 +161,9 @@ def _lost_slices(audits: Sequence[AuditResult]) -> Group[FigureRow]:
         for audit in audits
     ]
     rows = [
-        FigureRow("stress_asymmetry", k, f"{kind}, k = {k}", tuple(one.get((kind, k)) for one in found))
+        FigureRow(
+            f"stress_asymmetry_{kind}", k, f"{kind}, k = {k}", tuple(one.get((kind, k)) for one in found)
+        )
         for kind, k in dict.fromkeys(place for one in found for place in one)
     ]
     return Group(

@@ -73,7 +73,7 @@ def context_sentence(audit: AuditResult) -> str:
             "value"
         )
         if not math.isnan(statistics.mirror_disagreement.estimate):
-            text += f" and the class of {percent(statistics.mirror_disagreement.estimate)} of the pixels"
+            text += f" and the class of {percent(statistics.mirror_disagreement.estimate)} of the {_classified(audit)}"
         text += "."
     return text
 
@@ -158,13 +158,19 @@ def _biased_by_answer(audit: AuditResult) -> str:
 def _change(audit: AuditResult) -> str:
     """Describe C: pixels or windows whose class changes, or the change of an output without classes."""
     foreground = audit.measurements.foreground
-    known = foreground[~np.isnan(foreground)]
     size = percent(audit.answer.estimate)
-    if not len(known) or largest_answer_change(audit.measurements) > 1:
+    if bool(np.isnan(foreground).all()) or largest_answer_change(audit.measurements) > 1:
         return f"reversing a window changes the output by {size} of the difference of unrelated outputs"
-    if bool((known == 1).all()):
+    if _classified(audit) == "windows":
         return f"reversing a window changes {size} of the predicted classes"
     return f"reversing a window changes the class of {size} of the foreground pixels"
+
+
+def _classified(audit: AuditResult) -> str:
+    """Return what an output with classes gives one to: "windows", all of which are foreground then, or "pixels"."""
+    foreground = audit.measurements.foreground
+    known = foreground[~np.isnan(foreground)]
+    return "windows" if len(known) and bool((known == 1).all()) else "pixels"
 
 
 def _open_answer(audit: AuditResult) -> str:

@@ -20,7 +20,7 @@ from evenslice.report.base.drawing import Drawing
 from evenslice.report.base.wording import MINUS, few_lines, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from matplotlib.axes import Axes
 
@@ -36,7 +36,7 @@ ROW: Final = 0.17
 """Height of a bar in inches, as long as the figure is not taller than ``TALLEST``."""
 
 TALLEST: Final = 150.0
-FARTHEST: Final = 3  # offset that is drawn; tables have all
+FARTHEST: Final = 3  # offset that is drawn
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,19 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
         "stress",
         "What a lost or damaged slice costs",
         f"{'Agreement with the intact answer' if agreement else 'Dice'} lost when one neighbouring slice is "
-        "missing (the middle slice in its place), blank, noisy or shifted. "
+        f"{_kinds(rows.values())}. "
         f"A fair network has bars of the same length at {MINUS}k and +k."
         + (" Bars are means over runs, and dots single runs." if several else "")
-        + (f" Slices more than {FARTHEST} away from the middle are in the tables alone." if cut else ""),
+        + (f" Slices more than {FARTHEST} away from the middle are not drawn." if cut else ""),
         figure,
     )
+
+
+def _kinds(rows: Iterable[Sequence[tuple[str, int]]]) -> str:
+    """Say which disturbances are drawn, in the order of the rows: ``"missing (...), blank or noisy"``."""
+    drawn = dict.fromkeys(kind for row in rows for kind, _ in row)
+    words = [f"{kind} (the middle slice in its place)" if kind == "missing" else kind for kind in drawn]
+    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _rows(items: Sequence[StressItem]) -> list[tuple[str, int]]:
