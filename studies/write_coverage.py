@@ -38,7 +38,7 @@ A promise is only as well tested as the network reacts to the image: one that an
 that starts near zero, hardly did in this sweep (by about 2e-6 of its output), so its promise is weakly tested until the
 sweep is repeated.
 
-[`studies/sweep/coverage.csv`](../studies/sweep/coverage.csv) has a row a network; `make sweep` goes on with it, and
+[`studies/sweep/coverage.csv`](../studies/sweep/coverage.csv) has a row a network; `make sweep` continues it, and
 `python studies/write_coverage.py` writes this page from it. (This page is written by that script; do not edit it.)
 """
 
