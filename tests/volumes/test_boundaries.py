@@ -13,7 +13,7 @@ from skimage.segmentation import find_boundaries
 from evenslice import open_volume
 from evenslice._core import ConfigError
 from evenslice.volumes import class_volume, index_classes, reslice, take_slices
-from evenslice.volumes.labels import IGNORED
+from evenslice.volumes.boundaries import IGNORED
 
 BIG = 2**60  # neighbours of such numbers are equal as float64
 

@@ -35,7 +35,7 @@ from evenslice.inference.prediction import predict
 from evenslice.inference.slice_runs import READ_VOXELS
 from evenslice.inference.unfinished import clear, other_work
 from evenslice.networks import predicted_classes
-from evenslice.volumes import PARTIAL, fingerprint, modified
+from evenslice.volumes import PARTIAL, cut_axis, fingerprint, modified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -111,7 +111,7 @@ class Job:
     def blocks(self) -> list[Region]:
         """All blocks, grouped by the part of the plane."""
         depth, height, width = self.volume.shape
-        rows, columns = (_cut(length, LARGEST_REGION) for length in (height, width))
+        rows, columns = (cut_axis(length, LARGEST_REGION) for length in (height, width))
         area = min(height, LARGEST_REGION) * min(width, LARGEST_REGION)
         stored = (self.volume.chunks or (1,))[0]
         aligned = stored * area <= READ_VOXELS and stored * FEWEST_BLOCKS <= depth
@@ -170,10 +170,6 @@ class Job:
             "windows": [self.slices, self.step, *self.tile],
             "values": self.values and list(self.values),
         }
-
-
-def _cut(length: int, most: int) -> list[slice]:
-    return [slice(start, min(start + most, length)) for start in range(0, length, most)]
 
 
 def _divide(length: int, most: int, unit: int) -> list[slice]:

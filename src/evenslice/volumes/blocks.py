@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Block = tuple[slice, slice, slice]
 
-__all__ = ["find_nonfinite", "iterate_blocks", "sample_stored", "sample_voxels"]
+__all__ = ["cut_axis", "find_nonfinite", "iterate_blocks", "sample_stored", "sample_voxels"]
 
 BLOCK_BYTES = 2**25
 # With a million voxels of EM, the 1st and 99th percentile are then within 1 % of the range.
@@ -56,14 +56,19 @@ def iterate_blocks(volume: Volume, max_bytes: int = BLOCK_BYTES) -> Iterator[Blo
         if block[axis] < volume.shape[axis]:
             break  # growing along the next axis would take memory without longer contiguous reads
     # Not itertools.product, which makes lists of its ranges first.
-    for z in _runs(volume.shape[0], block[0]):
-        for y in _runs(volume.shape[1], block[1]):
-            for x in _runs(volume.shape[2], block[2]):
+    for z in cut_axis(volume.shape[0], block[0]):
+        for y in cut_axis(volume.shape[1], block[1]):
+            for x in cut_axis(volume.shape[2], block[2]):
                 yield z, y, x
 
 
-def _runs(length: int, step: int) -> Iterator[slice]:
-    """Divide an axis into pieces of one length; the last may be shorter."""
+def cut_axis(length: int, step: int) -> Iterator[slice]:
+    """Divide an axis into parts of length ``step``; the last one may be shorter.
+
+    Example:
+        >>> list(cut_axis(5, 2))
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 

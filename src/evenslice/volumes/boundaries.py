@@ -5,7 +5,6 @@ classes = boundary_volume(open_volume("neurons.zarr"), "dense")    # 1 where obj
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,23 +12,23 @@ import numpy as np
 
 from evenslice._core import ConfigError, did_you_mean, option
 from evenslice.volumes.read.source import VoxelSource
+from evenslice.volumes.volume import wrap_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["Instances", "boundary_volume", "is_boundaries"]
+__all__ = ["IGNORED", "Instances", "boundary_volume", "is_boundaries"]
+
+IGNORED = -100
+"""The class number of voxels that count neither in a loss nor in scores; PyTorch's cross entropy leaves it out, too."""
 
 Instances = Literal["sparse", "dense"]
 """What 0 is in labels that number objects: the background of "sparse" ones, or what lies between "dense" ones."""
 
 
-def boundary_volume(
-    stored: Volume, instances: str, *, ignore: int | None = None, ignored: int = -100
-) -> Volume:
+def boundary_volume(stored: Volume, instances: str, *, ignore: int | None = None) -> Volume:
     """Return the volume of boundaries, 0 or 1, of a volume that numbers objects.
 
     A boundary is two voxels wide: a voxel is on it if its number is not that of a neighbour by an edge in its slice, as in
@@ -39,8 +38,8 @@ def boundary_volume(
         stored: (z, y, x) numbers of objects, of any data type; slices are those along the volume's plane.
         instances: "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where what is 0 lies
             between them and is boundary itself.
-        ignore: the number of voxels that do not count; None if all count. Next to them there is no boundary.
-        ignored: what the volume has in their place.
+        ignore: the number of voxels that do not count, which become ``IGNORED``; None if all count. Next to them there
+            is no boundary.
 
     Returns:
         A volume of int64, which reads one voxel more on each side of what it is asked for.
@@ -57,13 +56,8 @@ def boundary_volume(
     if instances not in get_args(Instances):
         raise ConfigError(f"{option('instances', instances)}: {did_you_mean(instances, get_args(Instances))}")
     axes = stored._arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
-    wrap = partial(_Boundaries, axes=axes, dense=instances == "dense", ignore=ignore, ignored=ignored)
-    return replace(
-        stored,
-        dtype=np.dtype(np.int64),
-        _open=partial(_open, stored._open, wrap),  # noqa: SLF001
-        _sources=[wrap(source) for source in stored._sources],  # noqa: SLF001
-    )
+    wrap = partial(_Boundaries, axes=axes, dense=instances == "dense", ignore=ignore)
+    return wrap_source(stored, wrap, dtype=np.dtype(np.int64))
 
 
 def is_boundaries(volume: Volume) -> bool:
@@ -78,18 +72,13 @@ def is_boundaries(volume: Volume) -> bool:
     return isinstance(volume._source(), _Boundaries)  # noqa: SLF001  # set by `boundary_volume`
 
 
-def _open(opener: Callable[[], VoxelSource], wrap: Callable[[VoxelSource], VoxelSource]) -> VoxelSource:
-    return wrap(opener())
-
-
 class _Boundaries(VoxelSource):
     """The boundaries of a stored array of numbers along two of its dimensions."""
 
     def __init__(
-        self, source: VoxelSource, *, axes: tuple[int, int], dense: bool, ignore: int | None, ignored: int
+        self, source: VoxelSource, *, axes: tuple[int, int], dense: bool, ignore: int | None
     ) -> None:
-        self._source, self._axes, self._dense = source, axes, dense
-        self._ignore, self._ignored = ignore, ignored
+        self._source, self._axes, self._dense, self._ignore = source, axes, dense, ignore
         self.format, self.shape, self.dtype = source.format, source.shape, np.dtype(np.int64)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
@@ -109,7 +98,7 @@ class _Boundaries(VoxelSource):
             meet = (numbers[here] != numbers[there]) & counts[here] & counts[there]
             found[here] |= meet
             found[there] |= meet
-        return np.where(counts, found, self._ignored).astype(np.int64, copy=False)
+        return np.where(counts, found, IGNORED).astype(np.int64, copy=False)
 
 
 def _pairs(dimensions: int, axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

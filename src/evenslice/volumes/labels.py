@@ -13,7 +13,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.blocks import iterate_blocks
-from evenslice.volumes.boundaries import boundary_volume, is_boundaries
+from evenslice.volumes.boundaries import IGNORED, boundary_volume, is_boundaries
 from evenslice.volumes.views import map_voxels
 
 if TYPE_CHECKING:
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
 
-__all__ = ["IGNORED", "ClassIndex", "LabelledVolume", "OtherLabels", "class_volume", "index_classes"]
-
-IGNORED = -100
-"""The class number of voxels that count neither in a loss nor in scores; PyTorch's cross entropy leaves it out, too."""
+__all__ = ["ClassIndex", "LabelledVolume", "OtherLabels", "class_volume", "index_classes"]
 
 OtherLabels = Literal["error", "background"]
 """What label values are that belong to no class: an error, or class 0."""
@@ -113,7 +110,7 @@ def class_volume(
         raise ConfigError(f"{option('other_labels', others)}: {did_you_mean(others, get_args(OtherLabels))}")
     if instances is not None:
         _check_instances(classes, values, others)
-        return boundary_volume(stored, instances, ignore=ignore, ignored=IGNORED)
+        return boundary_volume(stored, instances, ignore=ignore)
     known = tuple(range(classes or 0) if values is None else map(int, values))
     if others == "background" and not known:
         raise ConfigError(

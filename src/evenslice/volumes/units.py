@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["UNITS", "Unit", "common_unit", "normal_unit", "positive", "scale_to"]
+__all__ = ["UNITS", "Unit", "common_unit", "millimetres", "normal_unit", "positive"]
 
 Unit = Literal["pm", "angstrom", "nm", "um", "mm", "cm", "m", "inch"]
 
@@ -90,11 +90,11 @@ def positive(sizes: Sequence[float]) -> bool:
     return all(math.isfinite(size) and size > 0 for size in sizes)
 
 
-def scale_to(unit: Unit, other: Unit) -> float:
-    """Return the length of a unit in another unit.
+def millimetres(unit: Unit) -> float:
+    """Return the length of a unit in mm.
 
     Example:
-        >>> scale_to("um", "mm")
+        >>> millimetres("um")
         0.001
     """
-    return float(f"{_METRES[unit] / _METRES[other]:.12g}")
+    return float(f"{_METRES[unit] / _METRES['mm']:.12g}")

@@ -11,7 +11,7 @@ import numpy as np
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.axes import Arrangement
 from evenslice.volumes.read.source import ArraySource, VoxelSource
-from evenslice.volumes.volume import Plane
+from evenslice.volumes.volume import Plane, wrap_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -180,13 +180,7 @@ def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]]) -> Volume:
         shift[:3, 3] = [start for start, _ in reversed(bounds)]
         affine = affine @ shift
     z, y, x = (stop - start for start, stop in bounds)
-    return replace(
-        volume,
-        shape=(z, y, x),
-        affine=affine,
-        _open=partial(_open_cropped, volume._open, crops),  # noqa: SLF001
-        _sources=[_Cropped(source, crops) for source in volume._sources],  # noqa: SLF001
-    )
+    return wrap_source(volume, partial(_Cropped, crops=crops), shape=(z, y, x), affine=affine)
 
 
 def hold_in_memory(volume: Volume) -> Volume:
@@ -232,15 +226,7 @@ def map_voxels(volume: Volume, function: Callable[[NDArray[Any]], NDArray[Any]],
         [0.0, 2.0, 4.0]
     """
     kind = np.dtype(dtype)
-    opener = partial(_open_mapped, volume._open, function, kind)  # noqa: SLF001
-    sources: list[VoxelSource] = [_Mapped(source, function, kind) for source in volume._sources]  # noqa: SLF001
-    return replace(volume, dtype=kind, _open=opener, _sources=sources)
-
-
-def _open_mapped(
-    opener: Callable[[], VoxelSource], function: Callable[[NDArray[Any]], NDArray[Any]], dtype: np.dtype[Any]
-) -> VoxelSource:
-    return _Mapped(opener(), function, dtype)
+    return wrap_source(volume, partial(_Mapped, function=function, dtype=kind), dtype=kind)
 
 
 class _Mapped(VoxelSource):
@@ -255,10 +241,6 @@ class _Mapped(VoxelSource):
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Read and map."""
         return self._function(self._source.read(key))
-
-
-def _open_cropped(opener: Callable[[], VoxelSource], crops: Sequence[tuple[int, int, int]]) -> VoxelSource:
-    return _Cropped(opener(), crops)
 
 
 class _Cropped(VoxelSource):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from evenslice.volumes.read.source import VoxelSource
     from evenslice.volumes.units import Unit
 
-__all__ = ["Index", "Plane", "Volume"]
+__all__ = ["Index", "Plane", "Volume", "wrap_source"]
 
 Index = SupportsIndex | slice | EllipsisType
 
@@ -83,16 +84,14 @@ class Volume:
     files: tuple[Path, ...] | None = field(repr=False)
     _open: Callable[[], VoxelSource] = field(repr=False)
     _arrangement: Arrangement = field(repr=False)
-    _sources: list[VoxelSource] = field(
-        repr=False
-    )  # the opened source; empty after unpickling, until the first read
+    # The opened source; empty after unpickling, until the first read.
+    _sources: list[VoxelSource] = field(repr=False)
     plane: Plane = "z"
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     level: int = 0
     select: Mapping[str, int] = field(default_factory=dict)
-    _whole: Volume | None = field(
-        default=None, repr=False
-    )  # as opened, of what this is a part or a function of
+    # As opened, of what this is a part or a function of.
+    _whole: Volume | None = field(default=None, repr=False)
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -186,6 +185,36 @@ class Volume:
                 raise VolumeError(f"{self.path}: has changed since it was opened; open it again")
             self._sources.append(source)
         return self._sources[0]
+
+
+def wrap_source(volume: Volume, wrap: Callable[[VoxelSource], VoxelSource], **changes: Any) -> Volume:
+    """Return a volume that reads another's stored array through a wrapper.
+
+    Args:
+        volume: the volume to derive it from.
+        wrap: makes a stored array of another, with as many dimensions; the volume pickles if it does.
+        changes: attributes of the volume that are to differ, such as its shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> from evenslice.volumes.read.source import ArraySource
+        >>> volume = open_volume(np.arange(3).reshape(1, 1, 3))
+        >>> wrap_source(volume, lambda source: ArraySource(source.array + 5), path="more")[0].tolist()
+        [[5, 6, 7]]
+    """
+    return replace(
+        volume,
+        _open=partial(_open_wrapped, volume._open, wrap),  # noqa: SLF001  # of the same module
+        _sources=[wrap(source) for source in volume._sources],  # noqa: SLF001
+        **changes,
+    )
+
+
+def _open_wrapped(
+    opener: Callable[[], VoxelSource], wrap: Callable[[VoxelSource], VoxelSource]
+) -> VoxelSource:
+    return wrap(opener())
 
 
 def _resolve(

@@ -14,15 +14,12 @@ from evenslice._core import VolumeError
 from evenslice.volumes.affines import affine_from_lps
 from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.places import data_file
-from evenslice.volumes.read.raw import Encoding, RawVoxels, head_of
-from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.units import normal_unit, scale_to
+from evenslice.volumes.read.raw import Encoding, RawSource, head_of
+from evenslice.volumes.units import millimetres, normal_unit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
 __all__ = ["MetaImageSource"]
 
@@ -42,7 +39,7 @@ _TYPES = {
 }
 
 
-class MetaImageSource(VoxelSource):
+class MetaImageSource(RawSource):
     """The voxels of a MetaImage in stored order: channel (if there are several), x, y, z, t, and up to three more."""
 
     format = "MetaImage"
@@ -57,23 +54,20 @@ class MetaImageSource(VoxelSource):
             )
         channels = int(header.get("ElementNumberOfChannels", 1))
         lead = (channels,) if channels > 1 else ()
-        self.shape = (*lead, *sizes)
-        self.dtype = _data_type(header, label)
+        shape, dtype = (*lead, *sizes), _data_type(header, label)
         self.names = ("c" if lead else "") + "xyztuvw"[: len(sizes)]
-        self._place(header, len(lead))
+        self._place(header, len(lead), len(sizes))
         data, offset = _find_data(path, label, header, end)
         if data != path:
             self.files = (path, data)
         if offset < 0:  # the voxels are the last bytes of the file
-            offset = data.stat().st_size - int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+            offset = data.stat().st_size - int(np.prod(shape, dtype=object)) * dtype.itemsize
         compressed = _true(header.get("CompressedData"))
         encoding: Encoding = "deflate" if compressed else "raw"
-        self._voxels = RawVoxels(data, label, self.dtype, self.shape, offset, encoding)
-        self.fresh = self._voxels.fresh
+        super().__init__(data, label, dtype, shape, offset, encoding)
 
-    def _place(self, header: Mapping[str, str], lead: int) -> None:
-        """Set voxel size and affine."""
-        count = len(self.shape) - lead
+    def _place(self, header: Mapping[str, str], lead: int, count: int) -> None:
+        """Set voxel size and affine, given the number of channel axes and of the others."""
         stated = header.get("ElementSpacing", header.get("ElementSize"))
         if stated is None:
             return
@@ -86,14 +80,10 @@ class MetaImageSource(VoxelSource):
         axes = np.eye(count) if rows is None else np.reshape(_numbers(rows, count * count), (count, count))
         origin = header.get("Offset", header.get("Position", header.get("Origin")))
         first = np.zeros(count) if origin is None else np.array(_numbers(origin, count))
-        millimetres = scale_to(self.unit, "mm")
+        scale = millimetres(self.unit)
         # Each row is the direction of an axis.
-        directions = (axes[:3, :3] * np.reshape(sizes[:3], (3, 1))).T * millimetres
-        self.affine = affine_from_lps(directions, first[:3] * millimetres)
-
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Map, or decompress."""
-        return self._voxels.read(key)
+        directions = (axes[:3, :3] * np.reshape(sizes[:3], (3, 1))).T * scale
+        self.affine = affine_from_lps(directions, first[:3] * scale)
 
 
 def _parse(head: bytes, label: str) -> tuple[dict[str, str], int]:

@@ -22,7 +22,7 @@ from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.deflate import MOST_COMPRESSION, read_in_parts
 from evenslice.volumes.read.file_voxels import FileVoxels
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.units import normal_unit, scale_to
+from evenslice.volumes.units import millimetres, normal_unit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +61,7 @@ class NiftiSource(VoxelSource):
         self.unit = normal_unit(header.get_xyzt_units()[0])
         self.affine = np.array(header.get_best_affine(), dtype=np.float64)
         if self.unit not in (None, "mm"):
-            self.affine[:3] *= scale_to(self.unit, "mm")
+            self.affine[:3] *= millimetres(self.unit)
         if not (np.abs(self.affine) <= LARGEST).all():
             raise VolumeError(
                 f"{label}: its affine holds NaN, infinity or numbers beyond {LARGEST:g}; correct its header"
@@ -99,11 +99,11 @@ class NiftiSource(VoxelSource):
         """The stored voxels; the rest of the stream is decompressed too, to verify the checksum at its end."""
         with gzip.open(self._proxy.file_like) as stream:
             stream.seek(self._proxy.offset)
-            describe_content = stream.read(self._nbytes)
+            content = stream.read(self._nbytes)
             for _ in range(IN_MEMORY // _PIECE_BYTES):  # bounded, whatever follows
                 if not stream.read(_PIECE_BYTES):
                     break
-        return np.frombuffer(describe_content, self._proxy.dtype).reshape(self.shape, order="F")
+        return np.frombuffer(content, self._proxy.dtype).reshape(self.shape, order="F")
 
 
 def _nibabel() -> Any:

@@ -14,9 +14,8 @@ from evenslice._core import VolumeError, needs_extra
 from evenslice.volumes.affines import affine_from_lps
 from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.places import data_file
-from evenslice.volumes.read.raw import HEADER_BYTES, RawVoxels, head_of
-from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.units import common_unit, normal_unit, scale_to
+from evenslice.volumes.read.raw import HEADER_BYTES, RawSource, head_of
+from evenslice.volumes.units import common_unit, millimetres, normal_unit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,23 +52,23 @@ _SPATIAL_KINDS = {"domain", "space"}
 _UNKNOWN_KINDS = {"", "???", "none"}
 
 
-class NrrdSource(VoxelSource):
+class NrrdSource(RawSource):
     """The voxels of an NRRD file in stored order, the fastest axis first."""
 
     format = "NRRD"
 
     def __init__(self, path: Path, label: str) -> None:
         header, end = _parse(path, label)
-        self.shape = tuple(int(size) for size in header["sizes"])
-        if len(self.shape) != header["dimension"] or not 1 <= len(self.shape) <= 7:
+        shape = tuple(int(size) for size in header["sizes"])
+        if len(shape) != header["dimension"] or not 1 <= len(shape) <= 7:
             raise VolumeError(
-                f"{label}: its header claims {header['dimension']} axes of sizes {self.shape}; the file is damaged"
+                f"{label}: its header claims {header['dimension']} axes of sizes {shape}; the file is damaged"
             )
-        self.dtype = _data_type(header, label)
-        directions = _directions(header, len(self.shape))
-        spatial = _spatial_axes(header, directions, self.shape)
-        self.names = _names(header, spatial, len(self.shape))
-        self.spacing, self.unit = _spacing(header, directions, spatial, len(self.shape))
+        dtype = _data_type(header, label)
+        directions = _directions(header, len(shape))
+        spatial = _spatial_axes(header, directions, shape)
+        self.names = _names(header, spatial, len(shape))
+        self.spacing, self.unit = _spacing(header, directions, spatial, len(shape))
         if len(spatial) == 3 and directions is not None:
             self.affine = _affine(header, [directions[axis] for axis in spatial], self.unit)
         encoding = _ENCODINGS.get(str(header["encoding"]).lower())
@@ -81,14 +80,9 @@ class NrrdSource(VoxelSource):
         if data != path:
             self.files = (path, data)
         if encoding == "raw":
-            size = math.prod(self.shape) * self.dtype.itemsize
+            size = math.prod(shape) * dtype.itemsize
             offset, skip = offset + skip if skip >= 0 else data.stat().st_size - size, 0
-        self._voxels = RawVoxels(data, label, self.dtype, self.shape, offset, encoding, skip)
-        self.fresh = self._voxels.fresh
-
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Map, or decompress."""
-        return self._voxels.read(key)
+        super().__init__(data, label, dtype, shape, offset, encoding, skip)
 
 
 def _parse(path: Path, label: str) -> tuple[Mapping[str, Any], int]:
@@ -239,12 +233,12 @@ def _affine(
     signs = _SIGNS.get(_space(header))
     if signs is None or unit is None:
         return None
-    millimetres = np.array(signs) * scale_to(unit, "mm")
+    scale = np.array(signs) * millimetres(unit)
     columns = np.stack([step for step in steps if step is not None], axis=1)
     origin = np.asarray(header.get("spaceorigin", np.zeros(3)), float)
     if columns.shape != (3, 3) or origin.shape != (3,):
         return None
-    return affine_from_lps(columns * millimetres[:, None], origin * millimetres)
+    return affine_from_lps(columns * scale[:, None], origin * scale)
 
 
 def _find_data(path: Path, label: str, header: Mapping[str, Any], end: int) -> tuple[Path, int, int]:

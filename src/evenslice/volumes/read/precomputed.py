@@ -16,7 +16,7 @@ from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra,
 from evenslice.volumes.read.checks import require_chunk
 from evenslice.volumes.read.metadata import is_sizes, scaled_spacing
 from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
-from evenslice.volumes.read.precomputed_chunks import ENCODINGS, PADDING, Encoding
+from evenslice.volumes.read.precomputed_chunks import ENCODINGS, PADDING, TYPES, Encoding
 from evenslice.volumes.read.precomputed_shards import Shards
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.unpacking import decompress
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["INFO", "PrecomputedSource", "is_precomputed"]
 
 INFO = "info"
-TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
 _SUFFIXES = {".gz": "gzip", ".zstd": "zstd", ".xz": "lzma", ".bz2": "bz2", ".br": None}
 """What cloud-volume appends to the names of compressed chunks in a folder, and what numcodecs calls the compression."""
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ENCODINGS", "PADDING", "Encoding"]
+__all__ = ["ENCODINGS", "PADDING", "TYPES", "Encoding"]
 
-_ALL = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
+TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
 ENCODINGS = {
-    "raw": _ALL,
+    "raw": TYPES,
     "jpeg": ("uint8",),
     "png": ("uint8", "uint16"),
     "compressed_segmentation": ("uint32", "uint64"),

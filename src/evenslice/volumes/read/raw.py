@@ -12,13 +12,14 @@ import numpy as np
 from evenslice._core import VolumeError, open_regular
 from evenslice.volumes.read.deflate import DeflatedFile, read_in_parts
 from evenslice.volumes.read.file_voxels import FileVoxels
+from evenslice.volumes.read.source import VoxelSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-__all__ = ["HEADER_BYTES", "IN_MEMORY", "Encoding", "RawVoxels", "head_of"]
+__all__ = ["HEADER_BYTES", "IN_MEMORY", "Encoding", "RawSource", "head_of"]
 
 IN_MEMORY = 2**27
 """Size limit in bytes of compressed voxels that are decompressed once and kept."""
@@ -28,8 +29,8 @@ Encoding = Literal["raw", "deflate", "bzip2"]
 HEADER_BYTES = 2**16
 
 
-class RawVoxels:
-    """The voxels in a file from an offset on, with the first axis varying fastest.
+class RawSource(VoxelSource):
+    """A volume that is the voxels in a file from an offset on, with the first axis varying fastest.
 
     Args:
         path: the file.
@@ -54,14 +55,15 @@ class RawVoxels:
         encoding: Encoding,
         skip: int = 0,
     ) -> None:
-        self._path, self._label, self._dtype, self._shape = path, label, dtype, shape
-        self._offset, self._skip = offset, skip
+        self.shape, self.dtype = shape, dtype
+        self._path, self._label, self._offset, self._skip = path, label, offset, skip
         self._nbytes = math.prod(shape) * dtype.itemsize
         if offset < 0 or min(shape, default=0) < 0:
             raise VolumeError(
                 f"{label}: its header claims the impossible shape {shape} from byte {offset:,} on; the file is damaged"
             )
         self._raw = FileVoxels(path, label, dtype, offset, shape, "F") if encoding == "raw" else None
+        self.fresh = self._raw is not None and self._raw.fresh
         self._deflated = (
             DeflatedFile(path, label, offset, skip + self._nbytes)
             if encoding == "deflate" and self._nbytes
@@ -73,22 +75,17 @@ class RawVoxels:
                 "bytes; save it with gzip"
             )
 
-    @property
-    def fresh(self) -> bool:
-        """Whether what ``read`` returns is the caller's, if it can be written to."""
-        return self._raw is not None and self._raw.fresh
-
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Return the part under ``key``; a large compressed file is decompressed from the first to the last voxel of the part."""
         if self._raw is not None:
             return self._raw.read(key)
         if self._deflated is None or self._nbytes <= IN_MEMORY:
             return self._in_memory[key]
-        return read_in_parts(key, self._strides, self._dtype, partial(self._read_span, self._deflated))
+        return read_in_parts(key, self._strides, self.dtype, partial(self._read_span, self._deflated))
 
     @cached_property
     def _strides(self) -> list[int]:
-        strides: list[int] = np.cumprod([self._dtype.itemsize, *self._shape[:-1]], dtype=np.int64).tolist()
+        strides: list[int] = np.cumprod([self.dtype.itemsize, *self.shape[:-1]], dtype=np.int64).tolist()
         return strides
 
     def _read_span(self, file: DeflatedFile, key: tuple[slice, ...]) -> NDArray[Any]:
@@ -96,10 +93,10 @@ class RawVoxels:
         strides = self._strides
         first = sum(part.start * stride for part, stride in zip(key, strides, strict=True))
         last = sum((part.stop - 1) * stride for part, stride in zip(key, strides, strict=True))
-        content = file.read(self._skip + first, last + self._dtype.itemsize - first)
+        content = file.read(self._skip + first, last + self.dtype.itemsize - first)
         lengths = [len(range(part.start, part.stop, part.step or 1)) for part in key]
         steps = [stride * (part.step or 1) for part, stride in zip(key, strides, strict=True)]
-        return np.ndarray(lengths, self._dtype, content, 0, steps)
+        return np.ndarray(lengths, self.dtype, content, 0, steps)
 
     @cached_property
     def _in_memory(self) -> NDArray[Any]:
@@ -110,18 +107,13 @@ class RawVoxels:
             end = self._skip + self._nbytes
             with open_regular(self._path) as file:
                 file.seek(self._offset)
-                content = _unzip_bzip2(file.read(end + HEADER_BYTES), end)[self._skip :]
+                content = bz2.BZ2Decompressor().decompress(file.read(end + HEADER_BYTES), end)[self._skip :]
         if len(content) < self._nbytes:
             raise VolumeError(
                 f"{self._label}: is truncated, its header claims {self._nbytes:,} bytes and "
                 f"{self._path.name} holds {len(content):,}; copy it again"
             )
-        return np.frombuffer(content, self._dtype).reshape(self._shape, order="F")
-
-
-def _unzip_bzip2(content: bytes, most: int) -> bytes:
-    """Decompress at most ``most`` bytes."""
-    return bz2.BZ2Decompressor().decompress(content, most)
+        return np.frombuffer(content, self.dtype).reshape(self.shape, order="F")
 
 
 def head_of(path: Path, size: int = HEADER_BYTES) -> bytes:

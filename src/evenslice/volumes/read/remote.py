@@ -21,7 +21,7 @@ from evenslice.volumes.read.zarr_store import require_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["RemoteFiles", "remote_store", "reporting_network_errors", "s3_endpoint"]
+__all__ = ["RemoteFiles", "remote_store", "reporting_network_errors", "s3_connection"]
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -173,28 +173,29 @@ def _s3_options() -> dict[str, Any]:
     import botocore.session
     import s3fs  # noqa: F401  # fsspec imports it by name
 
+    anonymous = botocore.session.get_session().get_credentials() is None
+    return {"anon": anonymous, **s3_connection()}
+
+
+def s3_connection() -> dict[str, Any]:
+    """Return the time limits, and the endpoint if the environment sets one, as options of s3fs.
+
+    s3fs would find the endpoint by itself, but fsspec reuses connections with equal options and would overlook a change
+    of it.
+
+    Example:
+        >>> os.environ["AWS_ENDPOINT_URL_S3"] = "https://minio.example.org"
+        >>> s3_connection()["endpoint_url"]
+        'https://minio.example.org'
+        >>> del os.environ["AWS_ENDPOINT_URL_S3"]
+    """
     limits = {
         "connect_timeout": CONNECT_SECONDS,
         "read_timeout": READ_SECONDS,
         "retries": {"max_attempts": 3, "mode": "standard"},
     }
-    anonymous = botocore.session.get_session().get_credentials() is None
-    return {"anon": anonymous, "config_kwargs": limits, **s3_endpoint()}
-
-
-def s3_endpoint() -> dict[str, str]:
-    """Return the endpoint that the environment sets, as an option of s3fs.
-
-    s3fs would find it by itself, but fsspec reuses connections with equal options and would overlook a change of it.
-
-    Example:
-        >>> os.environ["AWS_ENDPOINT_URL_S3"] = "https://minio.example.org"
-        >>> s3_endpoint()
-        {'endpoint_url': 'https://minio.example.org'}
-        >>> del os.environ["AWS_ENDPOINT_URL_S3"]
-    """
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return {"endpoint_url": url} if url else {}
+    return {"config_kwargs": limits, **({"endpoint_url": url} if url else {})}
 
 
 @contextmanager

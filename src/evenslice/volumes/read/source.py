@@ -89,9 +89,8 @@ class ArraySource(VoxelSource):
                 f"a volume is a path or a NumPy array, not a {type(array).__name__} of {array.dtype}; convert a tensor by "
                 "tensor.numpy(), or by tensor.cpu().numpy() if it is on a GPU"
             ) from None
-        stored = getattr(array, "chunksize", None) or getattr(
-            array, "chunks", None
-        )  # of Dask; of Zarr and HDF5
+        # Of Dask; of Zarr and HDF5.
+        stored = getattr(array, "chunksize", None) or getattr(array, "chunks", None)
         self.chunks = None if stored is None else tuple(stored)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:

@@ -170,9 +170,8 @@ def _complete_pages(
         end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         ends[file] = max(ends.get(file, 0), end)
     for file, end in ends.items():
-        if not file.samefile(
-            path
-        ):  # the path that the user gave may be a link, but a file may not refer to another folder
+        # The path that the user gave may be a link, but a file may not refer to another folder.
+        if not file.samefile(path):
             confined(path.parent, os.path.relpath(file, path.parent.resolve()), label)
         require_bytes(file, label, end)
     return pages, tuple(ends)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenslice.volumes.blocks import cut_axis
 from evenslice.volumes.units import common_unit
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from evenslice.volumes.units import Unit
     from evenslice.volumes.volume import Volume
 
-__all__ = ["Image", "Tally", "chunk_shape", "cut", "sizes_in"]
+__all__ = ["Image", "Tally", "chunk_shape", "sizes_in"]
 
 SLAB_BYTES = 2**26
 """Bytes of slices that are held in memory at once, unless a single slice of all channels takes more."""
@@ -104,7 +105,7 @@ class Image:
         """
         depth = self._slab_depth(multiple, 1)
         for number, channel in enumerate(self.channels):
-            for part in cut(self.zyx[0], depth):
+            for part in cut_axis(self.zyx[0], depth):
                 voxels = channel[part].astype(self.dtype, copy=False)
                 yield number, part, voxels
                 self.tally.add(voxels.size)
@@ -115,7 +116,7 @@ class Image:
         Yields:
             Voxels (channel, z, y, x) of the data type to store.
         """
-        for part in cut(self.zyx[0], self._slab_depth(1, len(self.channels))):
+        for part in cut_axis(self.zyx[0], self._slab_depth(1, len(self.channels))):
             voxels = np.stack([channel[part].astype(self.dtype, copy=False) for channel in self.channels])
             yield voxels
             self.tally.add(voxels.size)
@@ -128,16 +129,6 @@ class Image:
         step = -(-stored // multiple) * multiple
         step = step if step <= most else multiple
         return max(step, most // step * step)
-
-
-def cut(length: int, step: int) -> list[slice]:
-    """Divide an axis into parts of length ``step``; the last one may be shorter.
-
-    Example:
-        >>> cut(5, 2)
-        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def chunk_shape(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int, int]:

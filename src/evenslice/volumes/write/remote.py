@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import EvensliceError, OutputError, needs_extra, option, reason
-from evenslice.volumes.read.remote import s3_endpoint
+from evenslice.volumes.read.remote import s3_connection
 from evenslice.volumes.write.zarr import write_zarr_store
 
 if TYPE_CHECKING:
@@ -21,17 +21,6 @@ WRITABLE = ("s3",)
 
 _METADATA = ("zarr.json", ".zgroup", ".zarray")
 _CHUNK = re.compile(r"[0-9]+/c(/[0-9]+)+")
-
-_OPTIONS: dict[str, dict[str, Any]] = {
-    # Credentials and the endpoint come from where the AWS tools look for them, as in `read.remote`.
-    "s3": {
-        "config_kwargs": {
-            "connect_timeout": 10,
-            "read_timeout": 60,
-            "retries": {"max_attempts": 3, "mode": "standard"},
-        }
-    }
-}
 
 
 def check_remote(url: str, label: str, *, force: bool) -> None:
@@ -110,8 +99,8 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _options(url: str) -> dict[str, Any]:
-    protocol = url.partition("://")[0]
-    return _OPTIONS.get(protocol, {}) | (s3_endpoint() if protocol == "s3" else {})
+    # Credentials come from where the AWS tools look for them, as in `read.remote`.
+    return s3_connection() if url.startswith("s3:") else {}
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import needs_extra
-from evenslice.volumes.write.image import chunk_shape, cut
+from evenslice.volumes.blocks import cut_axis
+from evenslice.volumes.write.image import chunk_shape
 from evenslice.volumes.write.pyramid import halve, levels
 
 if TYPE_CHECKING:
@@ -100,12 +101,13 @@ def _fill(array: Any, finer: Any, level: Level, image: Image) -> None:
     """Make a level from the next finer one, one layer of chunks at a time."""
     depth = array.chunks[-3]
     for channel in range(len(image.channels)):
-        for part in cut(level.shape[0], depth):
+        for part in cut_axis(level.shape[0], depth):
             below = slice(part.start * level.steps[0], min(part.stop * level.steps[0], finer.shape[-3]))
             voxels = np.asarray(finer[_at(image, channel, below)])
             # One slice at a time, to take little memory beyond the layer itself.
             slices = [
-                halve(voxels[z], level.steps, labels=image.labels) for z in cut(len(voxels), level.steps[0])
+                halve(voxels[z], level.steps, labels=image.labels)
+                for z in cut_axis(len(voxels), level.steps[0])
             ]
             array[_at(image, channel, part)] = np.concatenate(slices)
             image.tally.add((part.stop - part.start) * math.prod(level.shape[1:]))
