@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ from recorded import describe_machine, describe_training, segmenter_table, train
 from study_expectations import expectations
 from study_result_tables import full_table, pooled_table, result_table, run_table, stress_table
 
-from evenslice._core.staging import json_text, staged_file, staged_folder
+from evenslice._core.staging import staged_file, staged_folder
+from evenslice._core.words import json_text
 from evenslice.report.base import style
 from evenslice.report.study.page import draw_charts
 from evenslice.report.study.pictures import example_figure, example_panels
@@ -110,6 +112,7 @@ def _shown(study: Study, folder: Path) -> dict[str, Any]:
         "drawings": drawings,
         "examples": examples,
         "folded": any(item.unit == "fold" for item in study.results.comparisons),
+        "adjusted": sum(not math.isnan(arm.p_adjusted) for item in study.results.pooled for arm in item.arms),
         "pooled": [
             {
                 "title": item.title,

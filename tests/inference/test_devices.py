@@ -12,8 +12,9 @@ from pretend_gpu import pretend_gpu
 from torch import nn
 
 import evenslice
-from evenslice._core import worker_number
+from evenslice._core import ModelError, worker_number
 from evenslice.auditing.attribution import attribute
+from evenslice.inference import computing_in
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
 from evenslice.inference.ready_network import ReadyNetwork
 
@@ -206,10 +207,18 @@ def test_a_gradient_that_overflows_in_float16_is_computed_again_in_float32():
     windows = torch.rand(2, 3, 8, 8)
     network = in_float16(Steep())
     found = attribute(network, windows, target="sum")
-    with network.in_float32():
+    with computing_in(network, torch.float32):
         right = attribute(network, windows, target="sum")
     with torch.autocast("cpu", dtype=torch.float16):
         half = attribute(network.module, windows, target="sum")
     assert half.output.isfinite().all()
     assert not half.attribution.isfinite().all()
     assert torch.allclose(found.attribution, right.attribution)
+
+
+def test_a_network_that_cannot_be_copied_is_refused_in_one_line_that_says_what_to_do():
+    network = nn.Conv2d(3, 1, 1)
+    network.kept = network.weight * 2
+    with pytest.raises(ModelError, match="Conv2d cannot be copied: .*; detach the tensors") as found:
+        ReadyNetwork(network, slices=3)
+    assert "\n" not in str(found.value)

@@ -1,6 +1,7 @@
 """The page of a study with folds: all data sets first, the primary comparison marked, folds as what means are over."""
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -10,7 +11,7 @@ from pages import plain
 from rich.console import Console
 from synthetic_study import make_study
 
-from evenslice._core.staging import json_text
+from evenslice._core.words import json_text
 from evenslice.cli.study_tables import study_tables
 from evenslice.report.base import style
 from evenslice.report.base.wording import NOTHING
@@ -121,6 +122,15 @@ def test_too_few_folds_are_admitted(results, tmp_path):
     )
     assert "the 95 % intervals cover in only 89 % of cases" in plain(pooled_sentence(few, few.pooled[0]))
     assert "89 %" not in plain(pooled_sentence(results, results.pooled[0]))
+
+
+def test_data_sets_with_other_numbers_of_folds_are_named(results):
+    first, second = results.comparisons
+    arms = tuple(dataclasses.replace(arm, folds=(0, 1)) for arm in first.arms)
+    unequal = dataclasses.replace(results, comparisons=(dataclasses.replace(first, arms=arms), second))
+    said = plain(pooled_sentence(unequal, results.pooled[0]))
+    assert "The numbers of replicates differ: 2 folds of Lucchi++ and 3 folds of ISBI 2012." in said
+    assert "numbers of replicates" not in pooled_sentence(results, results.pooled[0])
 
 
 def without(folder, out, *, arm, dataset):

@@ -37,7 +37,6 @@ from .listening import ProgressReport as ProgressReport, progress_to as progress
 from .locks import locked as locked, locked_folder as locked_folder
 from .progress import Advance as Advance, progress_bar as progress_bar
 from .staging import (
-    json_text as json_text,
     reporting_write_errors as reporting_write_errors,
     staged_file as staged_file,
     staged_folder as staged_folder,
@@ -45,5 +44,5 @@ from .staging import (
 )
 from .threads import map_ahead as map_ahead
 from .versions import package_versions as package_versions
-from .words import printable as printable, without_secrets as without_secrets
+from .words import json_text as json_text, printable as printable, without_secrets as without_secrets
 from .worker_names import worker_number as worker_number

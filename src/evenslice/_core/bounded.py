@@ -69,9 +69,8 @@ def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
 def _open_descriptor(path: str, flags: int) -> int:
     # Opening alone can act on a device (a tape rewinds); the second check is for a file that was exchanged meanwhile.
     _require_regular(os.stat(path).st_mode)  # noqa: PTH116  # the opener of `open` gets a string
-    descriptor = os.open(
-        path, flags | getattr(os, "O_NONBLOCK", 0)
-    )  # Windows has no such flag, and no such pipes
+    # Windows has no such flag, and no such pipes.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     try:
         _require_regular(os.fstat(descriptor).st_mode)
     except OSError:

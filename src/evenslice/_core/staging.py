@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
-import math
 import os
-import re
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -21,35 +18,12 @@ from evenslice._core.manifests import MANIFEST, manifest_text, old_results, refu
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["json_text", "staged_file", "staged_folder"]
+__all__ = ["staged_file", "staged_folder"]
 
 _ALIVE = ".alive"
 """A lock file in each staging folder of ``staged_folder``: the system releases it when its process ends, however."""
 
 LONGEST_PREFIX = 200  # bytes of the name of a staging folder, which may have 255 on most file systems
-# What can steer a terminal, or is no text: JSON escapes only the first 32 characters by itself.
-_INVISIBLE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
-
-
-def json_text(value: Any) -> str:
-    """Return plain values as an indented JSON document; NaN and infinity, which JSON lacks, become null.
-
-    Invisible characters, and bytes of names that are not UTF-8, are escaped.
-
-    Example:
-        >>> json_text([1.5, float("nan")]).split()
-        ['[', '1.5,', 'null', ']']
-    """
-    text = json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

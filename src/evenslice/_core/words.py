@@ -1,16 +1,20 @@
-"""Text from files, names and addresses made fit to be shown: nothing that steers a terminal, and no secrets."""
+"""Text made fit to be shown or kept: nothing that steers a terminal, no secrets, and no NaN in JSON."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import unicodedata
 from typing import Any
 
-__all__ = ["printable", "without_secrets"]
+__all__ = ["json_text", "printable", "without_secrets"]
 
 # user:password@ after the scheme of an address, and everything behind its question mark but the sentence's punctuation.
 _USER = re.compile(r"(?<=://)[^\s/?#]*@")
 _QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>]*[^\s'\"<>:;,.)]", re.IGNORECASE)
+# What can steer a terminal, or is no text: JSON escapes only the first 32 characters by itself.
+_INVISIBLE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
@@ -50,3 +54,24 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in value]
     return value
+
+
+def json_text(value: Any) -> str:
+    """Return plain values as an indented JSON document; NaN and infinity, which JSON lacks, become null.
+
+    Invisible characters, and bytes of names that are not UTF-8, are escaped.
+
+    Example:
+        >>> json_text([1.5, float("nan")]).split()
+        ['[', '1.5,', 'null', ']']
+    """
+    text = json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,7 +17,7 @@ from torch import nn
 
 from evenslice.auditing.methods import METHODS, Attributed, check_gradient, check_method
 from evenslice.auditing.targets import Score
-from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork, out_of_memory
+from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork, computing_in, out_of_memory
 from evenslice.networks import full_precision, seed_generators
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def attribute(
         return in_batches(None)
     found = in_batches(network.dtype)
     if network.dtype == torch.float16 and not bool(found.attribution.isfinite().all()):
-        with network.in_float32():
+        with computing_in(network, torch.float32):
             found = in_batches(torch.float32)
     return found
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, ModelError, open_cluster, option, package_versions, progress_bar
+from evenslice._core import ModelError, open_cluster, option, package_versions, progress_bar
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.batches import WindowStream
 from evenslice.auditing.collecting import (
@@ -33,14 +33,13 @@ from evenslice.auditing.preparation import (
     check_method_of,
     choose_crop,
     choose_methods,
-    choose_slices,
+    choose_scalings,
     choose_tile,
-    make_ready,
     open_labels,
     open_volumes,
 )
 from evenslice.auditing.targets import parse_target, resolve_target
-from evenslice.inference import BlackBox
+from evenslice.inference import BlackBox, choose_slices, make_ready
 from evenslice.networks import StemKernels, function_name
 from evenslice.neutralizing import record_of
 from evenslice.results import (
@@ -55,7 +54,7 @@ from evenslice.results import (
     precise_enough,
     summarize,
 )
-from evenslice.volumes import WindowGrid, check_tile, fingerprint, fit_scaling
+from evenslice.volumes import WindowGrid, check_tile, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,8 +62,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evenslice.auditing.measuring import MeasuredBatch
-    from evenslice.auditing.preparation import Function, VolumeLike
+    from evenslice.auditing.preparation import Function
     from evenslice.auditing.targets import Target
+    from evenslice.inference import VolumeLike
     from evenslice.neutralizing import Record
     from evenslice.results import MethodNames
     from evenslice.volumes import Scaling
@@ -194,20 +194,16 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     values.check(target, labelled=labels is not None)
     record = record_of(model) if isinstance(model, nn.Module) else None
     if slices is None:
-        slices = choose_slices(model, record)
+        slices = choose_slices(model)
     volumes = open_volumes(volume)
     tile = choose_tile(model, volumes) if tile is None else check_tile(tile)
-    if scalings is not None and (intensity is not None or fill is not None):
-        raise ConfigError("intensity and fill have no effect beside scalings; give one or the other")
-    if scalings is not None and len(scalings) != len(volumes):
-        raise ConfigError(f"{len(scalings)} scalings for {len(volumes)} volumes; give one for each")
-    if scalings is None:
-        scalings = [fit_scaling(item, intensity=intensity, fill=fill, seed=seed) for item in volumes]
+    scalings = choose_scalings(volumes, scalings, intensity=intensity, fill=fill, seed=seed)
     grids = [
         WindowGrid(item, scaling, slices, tile, step) for item, scaling in zip(volumes, scalings, strict=True)
     ]
     check_method_of(model, method)
-    network = make_ready(model, slices, outputs=outputs, computing=computing)
+    sent = workers is not None or scheduler is not None
+    network, _ = make_ready(model, slices, device=device, dtype=dtype, outputs=outputs, sent=sent)
     returned = network.prepare(slices, tile)
     target = resolve_target(target, returned)
     opened = open_labels(labels, volumes, values)
@@ -232,31 +228,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         examples=collect_examples(batches),
         kernels=kernels,
         stress=lost,
-        run=AuditRun(
-            slices=slices,
-            step=step,
-            strategy=record.strategy if record else None,
-            tie=record.tie if record else None,
-            method=methods.first,
-            target=target,
-            outputs=None if outputs is None else function_name(outputs),
-            precision=precision,
-            windows_available=stream.available,
-            windows_without_attribution=sum(len(item.places) - count_attributed(item)[0] for item in batches),
-            stopped=stopped,
-            tile=tile,
-            batch=batch or _batch_size(measurer),
-            seed=seed,
-            device=str(network.device),
-            dtype=str(network.dtype).removeprefix("torch."),
-            scaling=network.scaling,
-            model={"class": network.name},
-            stems=tuple(StemShape(stem.name, stem.after.shape) for stem in kernels),
-            volumes=tuple(_describe(grid) for grid in grids),
-            versions=package_versions(PACKAGES),
-            created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-            seconds=round(time.monotonic() - started, 2),
-        ),
+        run=_audit_run(measurer, sampling, record, kernels, outputs, batches, stopped, started),
     )
 
 
@@ -369,6 +341,45 @@ def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKe
         for name, weight in weights.items()
     }
     return tuple(StemKernels(name, array, array) for name, array in arrays.items())
+
+
+def _audit_run(
+    measurer: Measurer,
+    sampling: Sampling,
+    record: Record | None,
+    kernels: Sequence[StemKernels],
+    outputs: Function | None,
+    batches: Sequence[MeasuredBatch],
+    stopped: str,
+    started: float,
+) -> AuditRun:
+    """Return what an audit ran that started at a time of ``time.monotonic`` and ends now."""
+    network, grids = measurer.network, measurer.grids
+    return AuditRun(
+        slices=grids[0].slices,
+        step=grids[0].step,
+        strategy=record.strategy if record else None,
+        tie=record.tie if record else None,
+        method=measurer.methods.first,
+        target=measurer.target,
+        outputs=None if outputs is None else function_name(outputs),
+        precision=sampling.precision,
+        windows_available=sum(map(len, grids)),
+        windows_without_attribution=sum(len(item.places) - count_attributed(item)[0] for item in batches),
+        stopped=stopped,
+        tile=grids[0].tile,
+        batch=sampling.batch or _batch_size(measurer),
+        seed=sampling.seed,
+        device=str(network.device),
+        dtype=str(network.dtype).removeprefix("torch."),
+        scaling=network.scaling,
+        model={"class": network.name},
+        stems=tuple(StemShape(stem.name, stem.after.shape) for stem in kernels),
+        volumes=tuple(_describe(grid) for grid in grids),
+        versions=package_versions(PACKAGES),
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+        seconds=round(time.monotonic() - started, 2),
+    )
 
 
 def _describe(grid: WindowGrid) -> AuditedVolume:

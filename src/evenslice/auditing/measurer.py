@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,10 @@ from evenslice._core import map_ahead
 from evenslice.auditing.attribution import Gradients, Mirrored, attribute
 from evenslice.auditing.methods import Attributed
 from evenslice.inference import to_device
-from evenslice.neutralizing import in_float64
 from evenslice.results import measure_shares, measure_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -199,25 +197,6 @@ class Measurer:
         pairs, maps = _pair(windows, labels)
         gradients = Gradients(self.network, pairs, target=self.target, labels=maps, seed=self.seed)
         return lambda only: _unpair(gradients.explain(only))
-
-    @contextmanager
-    def in_float32(self) -> Iterator[None]:
-        """Let the network compute in float32 meanwhile."""
-        fast, self.network.dtype = self.network.dtype, torch.float32
-        try:
-            yield
-        finally:
-            self.network.dtype = fast
-
-    @contextmanager
-    def in_float64(self) -> Iterator[None]:
-        """Let the network compute in float64 meanwhile."""
-        usual, self.network.dtype = self.network.dtype, torch.float64
-        try:
-            with in_float64(self.network):
-                yield
-        finally:
-            self.network.dtype = usual
 
 
 def _pair(windows: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:

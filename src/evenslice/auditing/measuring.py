@@ -23,6 +23,7 @@ from evenslice._core import map_ahead, map_in_order
 from evenslice.auditing.measurer import Explained
 from evenslice.auditing.rounding import USE_FIELDS, remove_rounding
 from evenslice.auditing.subset import cut, measure_subset
+from evenslice.inference import computing_in
 from evenslice.results import OUTPUT_FIELDS, pair_bias
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _choose_dtype(read: ReadBatch, measurer: Measurer, precision: float) -> tupl
     fast = measurer.network.dtype
     found = measurer.explain(windows, labels)
     some = slice(CHECKED)
-    with measurer.in_float32():
+    with computing_in(measurer.network, torch.float32):
         exact = measurer.explain(windows[some], None if labels is None else labels[some])
     given, right = _shares(found.at(some).attribution), _shares(exact.attribution)
     shares = np.abs((given - right).mean(0))
@@ -145,7 +146,7 @@ def _measure_windows(
         remove_rounding(measurer, windows, labels, rows)
     if len(batch.subset):
         whole = None if fast or measurer.crop else found.at(batch.subset)
-        with measurer.in_float32():
+        with computing_in(measurer.network, torch.float32):
             subset_rows, used = _measure_subset(batch, measurer, windows, labels, whole)
         for name in names:  # an output may have another number of features on a part of the tile
             rows[name] = np.full((len(rows[name]), *used[name].shape[1:]), np.nan)

@@ -1,4 +1,4 @@
-"""What an audit needs before it can start: volumes opened, a network ready to run, and defaults that depend on both."""
+"""What an audit needs before it can start: volumes opened, and defaults that depend on them and on the network."""
 
 from __future__ import annotations
 
@@ -8,33 +8,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, ModelError, VolumeError, check_sendable, option
+from evenslice._core import ConfigError, ModelError, VolumeError
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.methods import check_method
 from evenslice.auditing.options import LabelValues
-from evenslice.inference import BlackBox, ReadyNetwork
-from evenslice.networks import function_name, input_multiple, input_size
+from evenslice.inference import BlackBox
+from evenslice.networks import input_multiple, input_size
 from evenslice.results import MethodNames
 from evenslice.volumes import (
-    Volume,
     check_tile,
     class_volume,
+    fit_scaling,
     fit_tile,
     open_labels as open_labels_of,
     open_volume,
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
     from evenslice.auditing.measurer import Network
-    from evenslice.auditing.options import Computing
-    from evenslice.neutralizing import Record
+    from evenslice.inference import ReadyNetwork, VolumeLike
+    from evenslice.volumes import Scaling, Volume
 
-    VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
     Function: TypeAlias = Callable[[Any], Any]
 
 SMALLEST_CROP = 64  # pixels in y and x
@@ -43,29 +39,11 @@ __all__ = [
     "check_method_of",
     "choose_crop",
     "choose_methods",
-    "choose_slices",
+    "choose_scalings",
     "choose_tile",
-    "make_ready",
     "open_labels",
     "open_volumes",
 ]
-
-
-def make_ready(
-    model: nn.Module | Function, slices: int, *, outputs: Function | None, computing: Computing
-) -> Network:
-    """Return a network or function ready to run; raise ConfigError if it cannot be sent to the workers asked for."""
-    options: dict[str, Any] = {"device": computing.device, "dtype": computing.dtype, "outputs": outputs}
-    if isinstance(model, nn.Module):  # networks can be sent, as they can be copied
-        ready: Network = ReadyNetwork(model, slices=slices, **options)
-    else:
-        ready = BlackBox(model, **options)
-    if computing.workers is not None or computing.scheduler is not None:
-        if isinstance(ready, BlackBox):
-            check_sendable(ready.function, f"the function {ready.name}")
-        if outputs is not None:
-            check_sendable(outputs, option("outputs", function_name(outputs)))
-    return ready
 
 
 def check_method_of(model: nn.Module | Function, method: str | None) -> None:
@@ -125,13 +103,6 @@ def _has_gradient(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> 
     return True
 
 
-def choose_slices(model: nn.Module | Function, record: Record | None) -> int:
-    """Return the number of slices that ``neutralize`` recorded or a function states, else 3."""
-    if record is not None:
-        return record.slices
-    return (None if isinstance(model, nn.Module) else getattr(model, "slices", None)) or 3
-
-
 def open_volumes(volume: VolumeLike | Sequence[VolumeLike]) -> list[Volume]:
     """Open one volume or several."""
     return [open_volume(item) for item in _several(volume)]
@@ -178,6 +149,24 @@ def open_labels(
         )
         for label in opened
     ]
+
+
+def choose_scalings(
+    volumes: Sequence[Volume],
+    scalings: Sequence[Scaling] | None,
+    *,
+    intensity: tuple[float, float] | None,
+    fill: float | None,
+    seed: int,
+) -> Sequence[Scaling]:
+    """Return the scaling of each volume, as given or fitted; raise ConfigError if they do not fit together."""
+    if scalings is None:
+        return [fit_scaling(item, intensity=intensity, fill=fill, seed=seed) for item in volumes]
+    if intensity is not None or fill is not None:
+        raise ConfigError("intensity and fill have no effect beside scalings; give one or the other")
+    if len(scalings) != len(volumes):
+        raise ConfigError(f"{len(scalings)} scalings for {len(volumes)} volumes; give one for each")
+    return scalings
 
 
 def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:

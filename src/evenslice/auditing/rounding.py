@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from evenslice.inference import ReadyNetwork
+from evenslice.inference import ReadyNetwork, computing_in
+from evenslice.neutralizing import in_float64
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,11 +55,12 @@ def remove_rounding(
         mismatch = rows["mismatch"].sum(axis=1) / rows["outer"].sum(axis=1)
         doubtful = (mismatch > DOUBTFUL) & (rows["mirror_error"] <= SAME_OUTPUT)
     doubtful &= ~(windows == windows.flip(1)).flatten(1).all(1).cpu().numpy()
-    if not doubtful.any() or not isinstance(measurer.network, ReadyNetwork):
+    network = measurer.network
+    if not doubtful.any() or not isinstance(network, ReadyNetwork):
         return
     some = np.flatnonzero(doubtful)
     try:
-        with measurer.in_float64():
+        with computing_in(network, torch.float64), in_float64(network):
             exact = measurer.explain_both(
                 windows[some], None if labels is None else labels[some], method=measurer.methods.use
             )

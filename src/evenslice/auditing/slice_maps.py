@@ -11,18 +11,15 @@ from torch.nn import functional
 
 from evenslice._core import ConfigError
 from evenslice.auditing.attribution import Mirrored, attribute
-from evenslice.auditing.options import Computing
-from evenslice.auditing.preparation import choose_slices, make_ready
-from evenslice.inference import ReadyNetwork
+from evenslice.inference import ReadyNetwork, make_ready
 from evenslice.networks import predicted_classes
-from evenslice.neutralizing import record_of
 from evenslice.volumes import WindowGrid, check_tile, fit_scaling, open_volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from evenslice.auditing.preparation import VolumeLike
+    from evenslice.inference import VolumeLike
     from evenslice.volumes import Scaling
 
 __all__ = ["SliceMaps", "map_slice"]
@@ -97,10 +94,7 @@ def map_slice(  # noqa: PLR0913  # all but three arguments have defaults and nam
     volume = open_volume(volume)
     if not 0 <= z < len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
-    slices = slices or choose_slices(model, record_of(model))
-    network = make_ready(
-        model, slices, outputs=None, computing=Computing(device, "float32", None, None, False)
-    )
+    network, slices = make_ready(model, slices, device=device, dtype="float32")
     assert isinstance(network, ReadyNetwork)  # noqa: S101  # the model is no function
     plane = volume.shape[1:]
     tile = check_tile(tile) if tile else network.tile or _part_size(plane, network.multiple)

@@ -123,9 +123,8 @@ class Score:
                 "batch"
             )
         if windows.requires_grad and not output.requires_grad and _detected_nothing(returned):
-            output = (
-                output + 0 * windows.sum()
-            )  # an image without detections has a score of 0 and a gradient of 0
+            # An image without detections has a score of 0 and a gradient of 0.
+            output = output + 0 * windows.sum()
         return output
 
     def __call__(self, windows: Tensor, classes: Tensor | None) -> Tensor:

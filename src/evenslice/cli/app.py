@@ -46,9 +46,8 @@ class _Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (
-            KeyboardInterrupt
-        ) as error:  # Typer would make it a status, as if the command had told the user
+        # Typer would make it a status, as if the command had told the user.
+        except KeyboardInterrupt as error:
             raise typer.Abort from error
 
     def get_help_option(self, ctx: Any) -> Any:  # by itself it would stand in a panel above all others

@@ -1,6 +1,5 @@
 """evenslice audit: measure how unequally a network treats its slices."""
 
-from contextlib import nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
@@ -130,7 +129,6 @@ def audit(
     output: options.Output,
 ) -> None:
     """Measure how unequally a network treats the slices of its windows, with confidence intervals."""
-    from evenslice._core import staged_folder
     from evenslice.auditing import audit as measure, parse_target
     from evenslice.cli.comparison import AUDITS, RENDERED, audit_strategies, write_results
     from evenslice.networks import find_function
@@ -147,12 +145,7 @@ def audit(
         read = {name: value for name, value in read.items() if getattr(values, name, value) is not None}
     if target == "labels" and values.ignore_label is None:  # this target has no pixels to ignore
         read.pop("ignore_label", None)
-    staged = (
-        nullcontext()
-        if out is None
-        else staged_folder(out, AUDITS + RENDERED, documents=AUDITS, force=output.force)
-    )
-    with quiet(output.json), staged as folder:
+    with quiet(output.json), output.staged(out, AUDITS + RENDERED, AUDITS) as folder:
         audits = audit_strategies(
             network,
             partial(

@@ -36,9 +36,8 @@ MOST_WINDOWS = 160
 CASES = (("pretrained", 3), ("uniform", 3), ("mirror", 3), ("twin", 3), ("pretrained", 5))
 
 ARMS = ("pretrained", "twin", "random")
-STEPS = (
-    60  # so few that what was learned from photographs counts; after twice as many, a random start is as good
-)
+# So few that what was learned from photographs counts; after twice as many, a random start is as good.
+STEPS = 60
 TRAINED, TESTED = (30, 105), (108, 132)  # slices; no window reads both
 LABELS = "labels.nii.gz"
 

@@ -1,6 +1,5 @@
 """evenslice evaluate: compare a network's answers with labels, and measure what disturbed slices cost."""
 
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -54,7 +53,7 @@ def evaluate(
     output: options.Output,
 ) -> None:
     """Compare a network's answers with labels, and measure what lost or damaged slices cost."""
-    from evenslice._core import ConfigError, staged_folder
+    from evenslice._core import ConfigError
     from evenslice.cli.evaluation_tables import evaluation_tables
     from evenslice.inference import RESULT_FILES
 
@@ -64,12 +63,7 @@ def evaluate(
             raise ConfigError("--no-surfaces: has no effect without --labels; give both or neither")
     opened = opening.open(volume)
     opened_labels = None if labels is None else opening.open_labels(labels)
-    staged = (
-        nullcontext()
-        if out is None
-        else staged_folder(out, RESULT_FILES, documents=RESULT_FILES, force=output.force)
-    )
-    with quiet(output.json), staged as folder:
+    with quiet(output.json), output.staged(out, RESULT_FILES, RESULT_FILES) as folder:
         network = source.load(inputs, values, scaling, step=step, classes=classes, plane=plane)
         found = network.evaluate(
             opened,

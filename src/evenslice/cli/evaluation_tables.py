@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from evenslice.cli.tables import new_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.table import Table
 
     from evenslice.inference import Evaluation
     from evenslice.results import Interval, StressSummary
@@ -33,7 +34,7 @@ def _scores_table(found: Evaluation) -> Table:
     document = found.to_dict()
     unit = document["volumes"][0]["unit"]
     distance = f"HD95\n({unit})" if unit else "HD95"
-    table = _table(
+    table = new_table(
         "agreement with the labels", "class", "Dice", "IoU", "surface Dice\n1 voxel", "3 voxels", distance
     )
     for number in range(len(document["dice"]["per_class"])):
@@ -48,7 +49,7 @@ def stress_table(stress: StressSummary, network: str | None = None) -> Table:
     """Return the mean Dice for each kind of disturbance: of the slice at -k, at +k and both, and the asymmetry."""
     what = "Dice" if stress.reference == "labels" else "Dice with the intact answer"
     whose = "" if network is None else f"{network}: "
-    table = _table(
+    table = new_table(
         f"{whose}{what} when slices are disturbed, {stress.slices} windows",
         "slice is",
         "k",
@@ -80,10 +81,3 @@ def _signed(value: Interval) -> str:
         f"{bound:+.3f}".replace("0.", ".", 1) for bound in (value.estimate, value.low, value.high)
     )
     return f"{estimate} [{low}, {high}]"
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

@@ -6,7 +6,7 @@ A group is a frozen dataclass whose fields are options. A command takes groups a
 
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
@@ -387,3 +387,13 @@ class Output:
 
     force: Annotated[bool, output("Overwrite existing output.", "--force")] = False
     json: Json = False
+
+    def staged(
+        self, out: Path | None, files: Sequence[str], documents: Sequence[str]
+    ) -> AbstractContextManager[Path | None]:
+        """Return a context in which the folder of results is made, see ``staged_folder``; without one, give None."""
+        from evenslice._core import staged_folder
+
+        if out is None:
+            return nullcontext()
+        return staged_folder(out, files, documents=documents, force=self.force)

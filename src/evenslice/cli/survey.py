@@ -1,6 +1,5 @@
 """evenslice survey: compare networks."""
 
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -44,16 +43,10 @@ def survey(
     output: options.Output,
 ) -> None:
     """Compare networks: how their first layers weight colours, and how that biases them towards some slices."""
-    from evenslice._core import staged_folder
     from evenslice.auditing import survey as compare_networks
     from evenslice.results import SURVEY_FILES
 
-    staged = (
-        nullcontext()
-        if out is None
-        else staged_folder(out, SURVEY_FILES, documents=("survey.json",), force=output.force)
-    )
-    with quiet(output.json), staged as folder:
+    with quiet(output.json), output.staged(out, SURVEY_FILES, ("survey.json",)) as folder:
         found = compare_networks(
             specs,
             weights=weights,

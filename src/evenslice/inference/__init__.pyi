@@ -1,5 +1,10 @@
 from .batch_sizes import BatchSizes as BatchSizes, out_of_memory as out_of_memory
-from .black_boxes import BlackBox as BlackBox
+from .black_boxes import (
+    BlackBox as BlackBox,
+    choose_slices as choose_slices,
+    computing_in as computing_in,
+    make_ready as make_ready,
+)
 from .depthwise import keep_depthwise_exact as keep_depthwise_exact
 from .devices import (
     choose_device as choose_device,
@@ -13,7 +18,12 @@ from .exporting.export import Exported as Exported, export as export
 from .exporting.onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
 from .exporting.stated_reading import stated_reading as stated_reading
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
-from .prediction import choose_tile as choose_tile, class_logits as class_logits, predict as predict
+from .prediction import (
+    VolumeLike as VolumeLike,
+    choose_tile as choose_tile,
+    class_logits as class_logits,
+    predict as predict,
+)
 from .ready_network import ReadyNetwork as ReadyNetwork
 from .scoring import evaluate_parts as evaluate_parts
 from .segmentation import segment as segment

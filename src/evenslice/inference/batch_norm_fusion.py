@@ -86,10 +86,8 @@ def _watch(
 
     def note_convolution(module: nn.Module, _: Any, output: Tensor) -> None:
         calls[module] += 1
-        made[id(output)] = (
-            cast("nn.Conv2d", module),
-            output,
-        )  # kept alive, so that no other tensor gets its id
+        # The output is kept alive, so that no other tensor gets its id.
+        made[id(output)] = cast("nn.Conv2d", module), output
 
     def note_batch_norm(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] += 1

@@ -9,13 +9,14 @@ outputs, batch first. It has no gradients, so only occlusion can explain it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, option, reason
+from evenslice._core import ConfigError, EvensliceError, ModelError, check_sendable, option, reason
 from evenslice.inference.batch_sizes import BatchSizes
 from evenslice.inference.ready_network import ReadyNetwork, check_output, trial_windows
 from evenslice.networks import function_name, reduce_output
@@ -23,11 +24,11 @@ from evenslice.neutralizing import record_of
 from evenslice.volumes import check_tile, check_window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-__all__ = ["BlackBox", "make_ready"]
+__all__ = ["BlackBox", "choose_slices", "computing_in", "make_ready"]
 
 
 class BlackBox(nn.Module):
@@ -147,29 +148,72 @@ class BlackBox(nn.Module):
         return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
 
 
+def choose_slices(model: nn.Module | Callable[..., Any]) -> int:
+    """Return the number of slices that ``neutralize`` recorded on a network or that a function states, else 3.
+
+    Example:
+        >>> choose_slices(lambda windows: windows)
+        3
+    """
+    stated = record_of(model) if isinstance(model, nn.Module) else model
+    return getattr(stated, "slices", None) or 3
+
+
 def make_ready(
-    model: nn.Module | Callable[..., Any], slices: int | None, *, device: str, dtype: str
+    model: nn.Module | Callable[..., Any],
+    slices: int | None,
+    *,
+    device: str,
+    dtype: str,
+    outputs: Callable[[Any], Any] | None = None,
+    sent: bool = False,
 ) -> tuple[ReadyNetwork | BlackBox, int]:
     """Return a network or a function ready to run, and the number of slices of its windows.
 
     Args:
         model: the network or the function.
-        slices: N; None for the number that ``neutralize`` recorded or that the function states, else 3.
+        slices: N; by default see ``choose_slices``.
         device: as for ``ReadyNetwork``, and for ``BlackBox``.
         dtype: likewise.
+        outputs: likewise.
+        sent: whether it will be sent to other processes.
 
     Raises:
-        ConfigError: the number is not odd.
+        ConfigError: the number is not odd, or a function cannot be sent.
         ModelError, ConfigError: see ``ReadyNetwork`` and ``BlackBox``.
 
     Example:
         >>> make_ready(lambda windows: windows, None, device="auto", dtype="auto")[1]
         3
     """
-    if slices is None:
-        record = record_of(model) if isinstance(model, nn.Module) else model
-        slices = getattr(record, "slices", None) or 3
+    slices = choose_slices(model) if slices is None else slices
     check_window(slices, 1, "reflect")
-    if isinstance(model, nn.Module):
-        return ReadyNetwork(model, slices=slices, device=device, dtype=dtype), slices
-    return BlackBox(model, device=device, dtype=dtype), slices
+    ready: ReadyNetwork | BlackBox
+    if isinstance(model, nn.Module):  # a network can be sent, as it can be copied
+        ready = ReadyNetwork(model, slices=slices, device=device, dtype=dtype, outputs=outputs)
+    else:
+        ready = BlackBox(model, device=device, dtype=dtype, outputs=outputs)
+        if sent:
+            check_sendable(model, f"the function {ready.name}")
+    if sent and outputs is not None:
+        check_sendable(outputs, option("outputs", function_name(outputs)))
+    return ready, slices
+
+
+@contextmanager
+def computing_in(network: ReadyNetwork | BlackBox, dtype: torch.dtype) -> Iterator[None]:
+    """Let a network compute in another precision meanwhile; a function goes on as before.
+
+    Example:
+        >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="bfloat16")
+        >>> with computing_in(network, torch.float32):
+        ...     network.dtype
+        torch.float32
+        >>> network.dtype
+        torch.bfloat16
+    """
+    usual, network.dtype = network.dtype, dtype
+    try:
+        yield
+    finally:
+        network.dtype = usual

@@ -16,14 +16,12 @@ import numpy as np
 from evenslice._core import ConfigError, option, package_versions
 from evenslice.inference.black_boxes import make_ready
 from evenslice.inference.evaluation_result import EvaluatedVolume, Evaluation
-from evenslice.inference.plans import try_network
-from evenslice.inference.prediction import choose_tile
+from evenslice.inference.prediction import choose_tile, try_network
 from evenslice.inference.scoring import score_parts
 from evenslice.inference.stressing import MOST_SLICES, StressedVolume, StressTest, stress as measure_stress
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
-    Volume,
     check_tile,
     class_volume,
     fingerprint,
@@ -33,18 +31,14 @@ from evenslice.volumes import (
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
-    from typing import TypeAlias
 
-    from numpy.typing import NDArray
     from torch import nn
 
     from evenslice.inference.metrics import Scores
+    from evenslice.inference.prediction import Network, VolumeLike
     from evenslice.results import Stress
-
-    VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
-    Function: TypeAlias = Callable[[Any], Any]
+    from evenslice.volumes import Scaling, Volume
 
 __all__ = ["evaluate"]
 
@@ -52,7 +46,7 @@ PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime")
 
 
 def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments have defaults and names
-    model: nn.Module | Function,
+    model: nn.Module | Callable[..., Any],
     volume: VolumeLike,
     labels: VolumeLike | None = None,
     *,
@@ -125,27 +119,15 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         >>> scores.dice, blank.kind, blank.before.loss.estimate, blank.after.loss.estimate
         (1.0, 'blank', 1.0, 0.0)
     """
-    if labels is None and not stress:
-        raise ConfigError(
-            f"nothing to compare the answers with; give {option('labels')}, or {option('stress')}, which "
-            "compares with the intact answer"
-        )
-    given = {
-        "other_labels": other_labels != "error",
-        "ignore_label": ignore_label is not None,
-        "instances": instances is not None,
-        "label_values": label_values is not None,
-    }
-    name = next((name for name, is_given in given.items() if is_given), None)
-    if labels is None and name:
-        raise ConfigError(f"{option(name)}: has no effect without labels; give {option('labels')}")
-    if stress_slices is not None and not stress:
-        raise ConfigError(
-            f"{option('stress_slices')}: has no effect without {option('stress')}; give both or neither"
-        )
-    stress_slices = MOST_SLICES if stress_slices is None else stress_slices
-    if stress_slices < 1:
-        raise ConfigError(f"{option('stress_slices', stress_slices)}: must be at least 1")
+    if labels is None:
+        given = {
+            "other_labels": other_labels != "error",
+            "ignore_label": ignore_label is not None,
+            "instances": instances is not None,
+            "label_values": label_values is not None,
+        }
+        _refuse_labels_options(given, stress=stress)
+    stress_slices = _check_stress_slices(stress_slices, stress=stress)
     volume = open_volume(volume)
     stored = None if labels is None else open_labels(labels, volume)
     ready, slices = make_ready(model, slices, device=device, dtype=dtype)
@@ -153,6 +135,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     classes, _ = try_network(ready, slices, tile)
     scaling = fit_scaling(volume, intensity=intensity, fill=fill)
     options: dict[str, Any] = {
+        "classes": classes,
         "slices": slices,
         "step": step,
         "tile": tile,
@@ -165,31 +148,19 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         stressed = measure_stress(
             ready,
             [StressedVolume(volume, scaling)],
-            classes=classes,
             most_slices=stress_slices,
             seed=seed,
             **options,
         )
     else:
+        values = _check_values(label_values, classes)
+        known = class_volume(
+            stored, classes, values, others=other_labels, ignore=ignore_label, instances=instances
+        )
+        index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted: none is chosen
         scores = score_parts(
             ready,
-            [
-                LabelledVolume(
-                    volume.path,
-                    volume,
-                    class_volume(
-                        stored,
-                        classes,
-                        _check_values(label_values, classes),
-                        others=other_labels,
-                        ignore=ignore_label,
-                        instances=instances,
-                    ),
-                    scaling,
-                    ClassIndex(np.zeros(classes, np.int64), ()),  # all slices are predicted: none is chosen
-                )
-            ],
-            classes=classes,
+            [LabelledVolume(volume.path, volume, known, scaling, index)],
             centres=[range(len(volume))],
             surfaces=surfaces,
             test=StressTest(slices, classes, seed=seed) if stress else None,
@@ -200,28 +171,34 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     return Evaluation(
         scores=scores,
         stress=stressed,
-        model={
-            "name": ready.name,
-            "slices": slices,
-            "step": step,
-            **ready.scaling,
-            "device": ready.device.type,
-            "dtype": str(ready.dtype).removeprefix("torch."),
-        },
-        volume=EvaluatedVolume(
-            path=volume.path,
-            shape=volume.shape,
-            intensity=(scaling.low, scaling.high),
-            image=fingerprint(volume),
-            labels=None if stored is None else fingerprint(stored),
-            region=volume.region,
-            level=volume.level,
-            select=dict(volume.select),
-        ),
+        model=_describe_network(ready, slices, step),
+        volume=_describe_volume(volume, scaling, stored),
         seed=seed,
         versions=package_versions(PACKAGES),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
     )
+
+
+def _refuse_labels_options(given: dict[str, bool], *, stress: bool) -> None:
+    """Raise ConfigError if there is nothing to compare with without labels, or an option of theirs was given."""
+    if not stress:
+        raise ConfigError(
+            f"nothing to compare the answers with; give {option('labels')}, or {option('stress')}, which "
+            "compares with the intact answer"
+        )
+    name = next((name for name, is_given in given.items() if is_given), None)
+    if name:
+        raise ConfigError(f"{option(name)}: has no effect without labels; give {option('labels')}")
+
+
+def _check_stress_slices(most: int | None, *, stress: bool) -> int:
+    if most is not None and not stress:
+        raise ConfigError(
+            f"{option('stress_slices')}: has no effect without {option('stress')}; give both or neither"
+        )
+    if most is not None and most < 1:
+        raise ConfigError(f"{option('stress_slices', most)}: must be at least 1")
+    return MOST_SLICES if most is None else most
 
 
 def _check_values(values: Sequence[int] | None, classes: int) -> Sequence[int] | None:
@@ -231,3 +208,27 @@ def _check_values(values: Sequence[int] | None, classes: int) -> Sequence[int] |
             "of the network"
         )
     return values
+
+
+def _describe_network(network: Network, slices: int, step: int) -> dict[str, Any]:
+    return {
+        "name": network.name,
+        "slices": slices,
+        "step": step,
+        **network.scaling,
+        "device": network.device.type,
+        "dtype": str(network.dtype).removeprefix("torch."),
+    }
+
+
+def _describe_volume(volume: Volume, scaling: Scaling, labels: Volume | None) -> EvaluatedVolume:
+    return EvaluatedVolume(
+        path=volume.path,
+        shape=volume.shape,
+        intensity=(scaling.low, scaling.high),
+        image=fingerprint(volume),
+        labels=None if labels is None else fingerprint(labels),
+        region=volume.region,
+        level=volume.level,
+        select=dict(volume.select),
+    )

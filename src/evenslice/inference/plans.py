@@ -12,7 +12,6 @@ import torch
 
 from evenslice._core import json_text, read_bounded, staged_file
 from evenslice.inference.black_boxes import BlackBox
-from evenslice.inference.prediction import class_logits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,36 +22,16 @@ if TYPE_CHECKING:
     from evenslice.inference.prediction import Network
     from evenslice.inference.ready_network import ReadyNetwork
 
-__all__ = ["describe_network", "plan_hash", "same_plan", "try_network", "write_plan"]
+__all__ = ["describe_network", "plan_hash", "same_plan", "write_plan"]
 
 PLAN_BYTES = 2**20
 """Largest size of a plan in bytes."""
-
-SHOWN = 256
-"""Number of values of the output that a plan shows."""
 
 TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Differences of outputs between devices, relative to the largest value."""
 
 SAME_FUNCTION = 1e-5
 """The same for a function, which may be known by its outputs alone."""
-
-
-def try_network(network: Network, slices: int, tile: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
-    """Run one fixed window through a network.
-
-    Returns:
-        The number of its classes, and some values of its output.
-
-    Raises:
-        ModelError: it rejects the window, or returns no map of logits.
-    """
-    network.prepare(slices, tile)
-    window = torch.rand(1, slices, *tile, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        output = class_logits(network, window.to(network.device))
-    values = output.flatten().double().cpu().numpy()
-    return max(output.shape[1], 2), values[:: max(1, len(values) // SHOWN)][:SHOWN]
 
 
 def describe_network(network: Network) -> list[str]:

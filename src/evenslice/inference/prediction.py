@@ -7,35 +7,39 @@ Planes go through the network whole if they are small enough, else in overlappin
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from itertools import islice, product, repeat, takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from evenslice._core import ConfigError, ModelError, map_ahead, option
 from evenslice.inference.devices import to_device
 from evenslice.inference.slice_runs import READ_VOXELS, run_end
 from evenslice.networks import logits, predicted_classes
-from evenslice.volumes import WindowGrid, slice_indices, tile_origins
+from evenslice.volumes import Volume, WindowGrid, slice_indices, tile_origins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import TypeAlias
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from evenslice.inference.black_boxes import BlackBox
     from evenslice.inference.ready_network import ReadyNetwork
-    from evenslice.volumes import Scaling, Volume
+    from evenslice.volumes import Scaling
 
     Network: TypeAlias = ReadyNetwork | BlackBox
     Window: TypeAlias = Sequence[NDArray[np.float32]]
 
-__all__ = ["choose_tile", "class_logits", "class_map", "even_slices", "predict"]
+__all__ = ["VolumeLike", "choose_tile", "class_logits", "class_map", "even_slices", "predict", "try_network"]
+
+VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
+"""A volume, an array (z, y, x), or a path."""
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""
@@ -45,6 +49,9 @@ OVERLAP = 8
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
 GPU_BATCH_PIXELS, LARGEST_GPU_BATCH = 2**23, 64
+
+SHOWN = 256
+"""Number of values of its output by which a network is recognized."""
 
 
 def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
@@ -170,6 +177,23 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
     if output.shape[2:] == windows.shape[2:]:
         return output
     return functional.interpolate(output, size=windows.shape[2:], mode="bilinear", align_corners=False)
+
+
+def try_network(network: Network, slices: int, tile: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
+    """Run one fixed window through a network.
+
+    Returns:
+        The number of its classes, and some values of its output.
+
+    Raises:
+        ModelError: it rejects the window, or returns no map of logits.
+    """
+    network.prepare(slices, tile)
+    window = torch.rand(1, slices, *tile, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = class_logits(network, window.to(network.device))
+    values = output.flatten().double().cpu().numpy()
+    return max(output.shape[1], 2), values[:: max(1, len(values) // SHOWN)][:SHOWN]
 
 
 def class_map(output: Tensor, classes: int) -> NDArray[np.int64]:

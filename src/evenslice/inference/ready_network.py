@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +26,11 @@ from evenslice.networks import (
 from evenslice.neutralizing import record_of, untie
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
-__all__ = ["ReadyNetwork", "check_output", "input_scaling", "trial_windows"]
+__all__ = ["ReadyNetwork", "check_output", "frozen_copy", "input_scaling", "trial_windows"]
 
 LARGEST_WINDOW = 2**28  # pixels in all its slices, 1 GiB
 
@@ -49,6 +48,27 @@ def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tup
     if len(mean) in (1, slices):
         return mean, std
     return (sum(mean) / len(mean),), (sum(std) / len(std),)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a network in float32 and in evaluation mode, without gradients; ties become plain weights.
+
+    Raises:
+        ModelError: it cannot be copied.
+
+    Example:
+        >>> frozen_copy(nn.Conv2d(3, 2, 1)).weight.requires_grad
+        False
+    """
+    try:
+        module = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"the network {type(model).__name__} cannot be copied: {reason(error)}; detach the tensors that it "
+            "stores, and remove what copy.deepcopy cannot copy"
+        ) from error
+    untie(module)
+    return module.eval().requires_grad_(False).float()
 
 
 class ReadyNetwork(nn.Module):
@@ -98,12 +118,7 @@ class ReadyNetwork(nn.Module):
         self._asked = device
         self._device: torch.device | None = choose_device(device)
         self.dtype = choose_dtype(dtype, self._device)
-        try:
-            module = copy.deepcopy(model)
-        except (RuntimeError, TypeError) as error:
-            raise ModelError(f"the network {type(model).__name__} cannot be copied: {error}") from error
-        untie(module)
-        module.eval().requires_grad_(False).float().to(self.device)
+        module = frozen_copy(model).to(self.device)
         self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
         if self.device.type == "cpu":
             keep_depthwise_exact(self.module)
@@ -145,15 +160,6 @@ class ReadyNetwork(nn.Module):
             returned = self.module((windows - self.mean) / self.std)
             # Within autocast: the function may multiply tensors of both precisions.
             return returned if self.outputs is None else reduce_output(returned, self.outputs)
-
-    @contextmanager
-    def in_float32(self) -> Iterator[None]:
-        """Compute in float32 meanwhile."""
-        fast, self.dtype = self.dtype, torch.float32
-        try:
-            yield
-        finally:
-            self.dtype = fast
 
     @property
     def scaling(self) -> dict[str, list[float]]:

@@ -14,10 +14,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, OutputError, VolumeError, check_sendable, option, progress_bar
-from evenslice.inference.black_boxes import BlackBox, make_ready
-from evenslice.inference.plans import try_network
-from evenslice.inference.prediction import choose_tile
+from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar
+from evenslice.inference.black_boxes import make_ready
+from evenslice.inference.prediction import choose_tile, try_network
 from evenslice.inference.segmentation_job import (
     Job,
     begin,
@@ -43,15 +42,16 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
     from torch import nn
+
+    from evenslice.inference.prediction import VolumeLike
 
 __all__ = ["segment"]
 
 
 def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     model: nn.Module | Callable[..., Any],
-    volume: Volume | NDArray[Any] | str | os.PathLike[str],
+    volume: VolumeLike,
     out: str | os.PathLike[str],
     *,
     slices: int | None = None,
@@ -131,9 +131,8 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     volume = open_volume(volume)
     root = place_of(out, scratch, shared=scheduler is not None)
     check_destination(out, volume, force=force)
-    network, slices = make_ready(model, slices, device=device, dtype=dtype)
-    if isinstance(network, BlackBox) and (workers is not None or scheduler is not None):
-        check_sendable(network.function, f"the function {network.name}")
+    sent = workers is not None or scheduler is not None
+    network, slices = make_ready(model, slices, device=device, dtype=dtype, sent=sent)
     tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
     classes, output = try_network(network, slices, tile)
     job = Job(

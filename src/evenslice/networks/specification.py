@@ -104,11 +104,7 @@ def _literal(text: str) -> Any:
     for read in (ast.literal_eval, json.loads):
         try:
             return read(text)
-        except (
-            ValueError,
-            SyntaxError,
-            RecursionError,
-            MemoryError,
-        ):  # the last two: too many brackets or signs
+        # The last two: too many brackets or signs.
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return text

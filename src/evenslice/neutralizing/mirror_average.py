@@ -123,9 +123,8 @@ def mean_of_halves(tensor: Tensor) -> Tensor:
         >>> mean_of_halves(torch.tensor([[1.0], [3.0]]))
         tensor([[2.]])
     """
-    if (
-        not tensor.ndim or tensor.shape[0] % 2
-    ):  # len() would fix the size of a batch when a network is exported
+    # len() would fix the size of a batch when a network is exported.
+    if not tensor.ndim or tensor.shape[0] % 2:
         return tensor
     if not tensor.is_floating_point():
         raise ModelError(

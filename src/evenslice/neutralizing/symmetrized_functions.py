@@ -73,9 +73,8 @@ class SymmetrizedFunction:
             return {key: tree_map(self._mean, value, second[key]) for key, value in first.items()}
         if isinstance(first, WORDS) or (isinstance(first, int) and first == second):  # what is no answer
             return first
-        if isinstance(
-            first, torch.Tensor
-        ):  # on any device and in any precision, of which NumPy knows but some
+        # A tensor may be on any device and in any precision, of which NumPy knows but some.
+        if isinstance(first, torch.Tensor):
             first, second = first.detach(), second.detach()
             real = first.is_floating_point() or first.is_complex()
         elif isinstance(first, Number) or hasattr(first, "__array__"):

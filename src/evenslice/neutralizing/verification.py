@@ -73,9 +73,8 @@ class Border:
         if not len(old) or output[: len(old)].shape != old.shape or not _fits(self.inside, old):
             return output
         patched = output.clone()
-        for start in range(
-            0, len(patched), IMAGES * len(old)
-        ):  # twice as many images where mirrors are appended
+        # There are twice as many images where mirrors are appended.
+        for start in range(0, len(patched), IMAGES * len(old)):
             gray = patched[start : start + len(old)]
             gray.copy_(torch.where(self.inside, gray, old))
         return patched
@@ -189,11 +188,16 @@ def in_float64(model: nn.Module) -> Iterator[None]:
                     stack.callback(setattr, parameter, "data", parameter.data)
                     converted[id(parameter)] = parameter.data = parameter.data.double()
             for store in (module._buffers, vars(module)):  # noqa: SLF001  # what `module.double()` converts, and what it does not
-                for name, value in list(store.items()):
-                    if isinstance(value, Tensor) and value.is_floating_point():
-                        stack.callback(store.__setitem__, name, value)
-                        store[name] = converted.setdefault(id(value), value.double())
+                _convert(store, converted, stack)
         yield
+
+
+def _convert(store: dict[str, Any], converted: dict[int, Tensor], undo: ExitStack) -> None:
+    """Make the tensors among the values float64 until ``undo`` is closed; those that are one object stay one."""
+    for name, value in list(store.items()):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            undo.callback(store.__setitem__, name, value)
+            store[name] = converted.setdefault(id(value), value.double())
 
 
 def compare_outputs(before: ComparedOutputs, after: ComparedOutputs) -> OutputErrors:

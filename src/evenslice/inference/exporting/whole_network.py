@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from evenslice._core import ModelError, reason
-from evenslice.inference.ready_network import trial_windows
+from evenslice.inference.ready_network import frozen_copy, trial_windows
 from evenslice.networks import input_multiple, input_size, logits
-from evenslice.neutralizing import untie
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,14 +40,7 @@ class WholeNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        try:
-            module = copy.deepcopy(model)
-        except (RuntimeError, TypeError) as error:
-            raise ModelError(
-                f"the network {type(model).__name__} cannot be copied: {reason(error)}; detach its tensors"
-            ) from error
-        untie(module)
-        self.network = module.eval().requires_grad_(False).float().cpu()
+        self.network = frozen_copy(model).cpu()
         self.scales = (mean, std) != ((0.0,), (1.0,))
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

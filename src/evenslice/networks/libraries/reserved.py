@@ -48,9 +48,8 @@ _NESTED = ("backbone_kwargs", "model_args")  # settings that transformers passes
 # transformers downloads and runs an implementation of attention that is named like a repository on the hub.
 _IMPLEMENTATION = re.compile(r"_?(?:attn|experts)_implementation(?:_internal)?")
 _IMPLEMENTATIONS = (None, "eager", "sdpa")
-_SOURCE = re.compile(
-    r"(?:hf[-_]hub|local-dir):"
-)  # timm: a network by the configuration in a folder or on the hub
+# timm: a network by the configuration in a folder or on the hub.
+_SOURCE = re.compile(r"(?:hf[-_]hub|local-dir):")
 
 
 def find_loader(arguments: Any) -> str | None:
