@@ -8,6 +8,7 @@ from torch import nn
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.auditing.auditor import audit
 from evenslice.neutralizing.neutralization import neutralize
+from evenslice.report.audit.wording import verdict_sentence
 
 
 class Formula(nn.Module):
@@ -275,3 +276,50 @@ def test_labels_show_what_a_lost_slice_costs():
 def test_labels_that_are_needed_are_asked_for(options):
     with pytest.raises(ConfigError, match="needs label volumes"):
         found_in(difference, **options)
+
+
+def many_classes(count):
+    """A network whose answer is one of as many classes as its middle slice is bright, each with equal attention."""
+    at = [-sum((k + 1) / count for k in range(number)) for number in range(count)]
+
+    def logits(windows):
+        before, middle, after = windows.unbind(1)
+        fixed = middle.detach()
+        each = 1 + 0.3 * torch.sin(50 * fixed), 1 + 0.3 * torch.cos(50 * fixed)
+        mixed = middle + 0.006 * (after * each[0] - before * each[1])
+        return torch.stack([(1 + number) * mixed + at[number] for number in range(count)], dim=1)
+
+    return logits
+
+
+def test_an_audit_goes_on_until_each_class_was_seen_in_enough_slices():
+    volume = np.random.default_rng(0).random((300, 32, 32)).astype(np.float32)
+    found = found_in(many_classes(8), volume, batch=8, judged_share=0.01)
+    assert found.verdict == "balanced"
+    assert found.run.stopped == "precision reached"
+    assert min(item.windows for item in found.statistics.classes) >= 8
+    few = found_in(many_classes(8), volume, batch=8, judged_share=0.01, max_windows=64)
+    assert few.verdict == "inconclusive"
+    seen = few.statistics.classes[0].windows
+    assert seen < 8
+    assert f"{seen} distinct slices were seen, 8 are needed" in verdict_sentence(few)
+
+
+def test_whole_numbers_that_are_not_of_classes_are_measured_as_numbers():
+    def summed(windows):
+        return (500 * (windows[:, 0] + windows[:, 2]) + 1000 * windows[:, 1]).astype(np.int64)
+
+    volume = noise()
+    found = audit(summed, volume, slices=3, target="sum", intensity=(0, 1))
+    assert found.verdict == "symmetric"
+    assert found.answer.estimate == 0
+
+
+def test_an_audit_draws_nothing_from_the_random_numbers_of_its_caller():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    for method in ("gradient", "occlusion"):
+        torch.manual_seed(0)
+        volume = np.random.default_rng(0).random((12, 128, 128)).astype(np.float32)
+        found_in(weighted(1.0, 2.0, 1.0), volume, method=method, max_windows=8)
+        assert torch.equal(torch.rand(1), expected)

@@ -10,8 +10,7 @@ from torch import nn
 import evenslice
 from evenslice.auditing import subset
 from evenslice.auditing.attribution import Gradients, attribute
-from evenslice.auditing.auditor import _subset_step
-from evenslice.auditing.batches import WindowStream
+from evenslice.auditing.batches import WindowStream, with_subset
 from evenslice.auditing.measurer import Measurer
 from evenslice.auditing.subset import cut
 from evenslice.inference import ReadyNetwork
@@ -62,12 +61,15 @@ def test_parts_of_windows_take_one_pass_and_one_for_each_occluded_slice(network)
     assert parts == [(2, 3, 64, 64)] + [(size, 3, 64, 64) for size in sizes for _ in range(1 + 3)]
 
 
+def grid(depth, tile=(16, 16)):
+    """Return the windows of an empty volume of a depth."""
+    return WindowGrid(open_volume(np.broadcast_to(np.uint8(0), (depth, *tile))), Scaling(0, 1), 3, tile)
+
+
 def visited(depths, windows):
     """Return volume and depth (0..1) of the windows of a subset, and the place of the part that is measured."""
-    volumes = [open_volume(np.zeros((depth, 16, 16), np.float32)) for depth in depths]
-    grids = [WindowGrid(volume, Scaling(0, 1), 3, (16, 16)) for volume in volumes]
     found = []
-    for batch in WindowStream(grids, 0, windows).batches(lambda: 2):
+    for batch in WindowStream([grid(depth) for depth in depths], 0, windows).batches(lambda: 2):
         for row, count in zip(batch.subset.tolist(), batch.counts.tolist(), strict=True):
             volume, z = batch.places[row, :2]
             found.append((volume, (z - 1) / (depths[volume] - 2), count % 5))
@@ -116,11 +118,42 @@ def test_the_subset_sees_the_volumes_that_are_left_when_one_has_been_seen():
 
 @pytest.mark.parametrize(
     ("windows", "crop", "step"),
-    [(1000, None, 7), (1000, (64, 64), 5), (48, None, 5), (40, (64, 64), 5), (39, None, 1), (8, None, 1)],
+    [
+        (1000, None, 7),
+        (1000, (64, 64), 5),
+        (48, None, 5),
+        (40, (64, 64), 5),
+        (39, None, 5),
+        (35, None, 1),
+        (8, None, 1),
+    ],
 )
 def test_short_audits_have_enough_slices_in_the_subset(windows, crop, step):
-    assert _subset_step(MethodNames("gradient", "occlusion", "gradient"), crop, windows) == step
-    assert -(-windows // step) >= 8
+    stream = with_subset(WindowStream([grid(402)], 0, windows), MethodNames(), crop)
+    assert stream.every == step
+    assert slices_in_subset(stream) >= 8
+
+
+@pytest.mark.parametrize("windows", [40, 44, 48])
+@pytest.mark.parametrize("volumes", range(1, 12))
+def test_so_have_those_of_several_volumes(volumes, windows):
+    stream = WindowStream([grid(402)] * volumes, 0, windows)
+    assert slices_in_subset(with_subset(stream, MethodNames(), (64, 64))) >= 8
+    if volumes == 3 and windows == 40:
+        assert slices_in_subset(replace(stream, every=5)) == 7  # each volume rounds by itself
+
+
+def slices_in_subset(stream):
+    batches = stream.batches(lambda: 8)
+    return len({tuple(place) for batch in batches for place in batch.places[batch.subset, :2].tolist()})
+
+
+def test_few_large_windows_are_kept_as_pictures():
+    def kept(tile):
+        stream = WindowStream([grid(402, tile)], 0, 40)
+        return sum(batch.pictures for batch in stream.batches(lambda: 3))
+
+    assert [kept((side, side)) for side in (256, 1024, 2048, 4096)] == [8, 8, 2, 0]
 
 
 def test_parts_of_windows_cover_the_tile():

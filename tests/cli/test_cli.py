@@ -11,6 +11,7 @@ import tifffile
 import torch
 
 from evenslice import cli
+from evenslice.auditing import auditor
 
 NETWORKS = """
 import torch
@@ -220,6 +221,23 @@ def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
         assert network["verdicts"] == {document["method"]: document["verdict"] for document in of_network}
     assert [network["network"] for network in found["conclusions"]] == ["pretrained", "mirror"]
     assert found["conclusions"][1]["agree"] is True
+
+
+def test_what_lost_slices_cost_is_measured_once_for_all_methods(run, monkeypatch):
+    original, calls = auditor.measure_loss, []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(auditor, "measure_loss", counted)
+    methods = ("--method", "gradient", "--method", "input_x_gradient")
+    code, out, _ = run(*AUDIT, "--volume", "good.tif", "--labels", "labels.tif", *methods, "--json")
+    assert code == 0
+    first, second = json.loads(out)["audits"]
+    assert first["stress"]["losses"]
+    assert first["stress"] == second["stress"]
+    assert len(calls) == 1
 
 
 def test_report_writes_the_page_anew(run, tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import time
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from evenslice._core import ModelError, open_cluster, option, package_versions, progress_bar
 from evenslice.auditing.attribution import attribute
-from evenslice.auditing.batches import WindowStream
+from evenslice.auditing.batches import WindowStream, with_subset
 from evenslice.auditing.collecting import (
     collect_examples,
     collect_measurements,
@@ -38,20 +37,17 @@ from evenslice.auditing.preparation import (
     open_labels,
     open_volumes,
 )
+from evenslice.auditing.stopping import knows_enough
 from evenslice.auditing.targets import parse_target, resolve_target
 from evenslice.inference import BlackBox, choose_slices, make_ready
 from evenslice.networks import StemKernels, function_name
 from evenslice.neutralizing import record_of
 from evenslice.results import (
-    FEW_SLICES,
     AuditedVolume,
     AuditRun,
     StemShape,
     Thresholds,
-    answer_evidence,
-    count_slices,
     next_look,
-    precise_enough,
     summarize,
 )
 from evenslice.volumes import WindowGrid, check_tile, fingerprint
@@ -66,16 +62,12 @@ if TYPE_CHECKING:
     from evenslice.auditing.targets import Target
     from evenslice.inference import VolumeLike
     from evenslice.neutralizing import Record
-    from evenslice.results import MethodNames
     from evenslice.volumes import Scaling
 
 __all__ = ["audit"]
 
-MOST_FOR_AN_ANSWER = 200  # windows after which an audit does not go on for slices with foreground
 MAX_WITHOUT_ATTRIBUTION = 200  # windows without any attribution after which an audit gives up
 MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
-# Of how many windows one gets a second opinion: where it sees a quarter of the tile, or all of it.
-SUBSET_STEPS = 5, 7
 PACKAGES = (
     "evenslice",
     "torch",
@@ -106,6 +98,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     intensity: tuple[float, float] | None = None,
     fill: float | None = None,
     scalings: Sequence[Scaling] | None = None,
+    stress: bool = True,
     tile: tuple[int, int] | None = None,
     tolerance: float = Thresholds.attention,
     answer_tolerance: float = Thresholds.answer,
@@ -151,6 +144,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity.
         scalings: the scaling of each volume, if known from training, instead of intensity and fill.
+        stress: with labels, also measure what a lost or damaged slice costs; an audit of the same network by another method
+            need not do so again.
         tile: size (y, x) of the in-plane tile; by default up to 256, or the size the network requires.
         tolerance: the largest absolute pair bias B_k that counts as equal attention, 0..1.
         answer_tolerance: the largest part C of the answer that may change when a window is reversed, 0..1.
@@ -211,10 +206,9 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     crop = choose_crop(network, slices, tile)
     explained = opened if target == "labels" else None
     measurer = Measurer(network, grids, explained, target, methods, crop, seed)
-    stream = WindowStream(grids, seed, max_windows)
-    stream = replace(stream, every=_subset_step(methods, crop, stream.limit))
+    stream = with_subset(WindowStream(grids, seed, max_windows), methods, crop)
     lost = None
-    if opened is not None and explained is None:
+    if stress and opened is not None and explained is None:
         # Before the windows, so that labels that do not fit are found at once.
         lost = measure_loss(network, returned, grids, opened, seed=seed, progress=progress)
     batches, stopped = _collect(stream, measurer, sampling, thresholds, computing)
@@ -265,7 +259,7 @@ def _collect(
             in_both, in_either = count_attributed(batch)
             attributed, either = attributed + in_both, either + in_either
             if attributed >= look:
-                if _enough(collected, sampling, thresholds):
+                if knows_enough(collected, sampling.precision, thresholds, measurer.methods):
                     return collected, "precision reached"
                 look = next_look(attributed)
             if not attributed and seen >= min(MAX_WITHOUT_ATTRIBUTION, stream.limit):
@@ -275,30 +269,6 @@ def _collect(
                     return collected, "no attribution"
                 break
     return collected, "all windows used" if seen == stream.available else "limit reached"
-
-
-def _subset_step(methods: MethodNames, crop: tuple[int, int] | None, windows: int) -> int:
-    """Return of how many windows one is in the subset, which keeps its time below a third of that of all.
-
-    A black box has a subset for its classes alone, which takes no further passes. A short audit has a larger part in it,
-    so that its verdict does not fail for want of slices.
-    """
-    often, seldom = SUBSET_STEPS
-    if methods.second is None or FEW_SLICES <= windows < often * FEW_SLICES:
-        return 1
-    return often if crop or windows < seldom * FEW_SLICES else seldom
-
-
-def _enough(batches: list[MeasuredBatch], sampling: Sampling, thresholds: Thresholds) -> bool:
-    """Return whether the pair biases are known precisely enough, and enough slices have a second opinion and an answer."""
-    measurements = collect_measurements(batches)
-    if not precise_enough(measurements, sampling.precision, thresholds):
-        return False
-    seen = count_slices(measurements)
-    if count_slices(measurements, collect_subset(batches)) < min(seen, FEW_SLICES):
-        return False
-    answer = answer_evidence(measurements, thresholds)
-    return answer is None or answer.enough or len(measurements.volume) >= MOST_FOR_AN_ANSWER
 
 
 def _without_attribution(seen: int, *, classes: bool) -> ModelError:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from evenslice.results import FEW_SLICES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
+    from evenslice.results import MethodNames
     from evenslice.volumes import WindowGrid
 
-__all__ = ["PLACES", "WindowBatch", "WindowStream"]
+__all__ = ["PLACES", "WindowBatch", "WindowStream", "with_subset"]
 
 EXAMPLES = 8
+MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
+
+# Of how many windows one is in the subset: where it sees a quarter of the tile, or all of it.
+SUBSET_STEPS = 5, 7
 
 PLACES = ((0, 0), (2, 2), (0, 2), (2, 0), (1, 1))
 """Where a part is cut out of a tile (y, x), in halves of the room; five, as the windows' depths have periods of 2."""
@@ -68,10 +75,15 @@ class WindowStream:
                 subset=subset,
                 counts=counts,
                 turn=turn,
-                pictures=min(max(EXAMPLES - seen, 0), len(chunk)),
+                pictures=min(max(self._examples() - seen, 0), len(chunk)),
             )
             seen += len(chunk)
             turn += len(subset) > 0
+
+    def _examples(self) -> int:
+        """Return how many windows to keep as pictures: those of few large ones, a byte and a float32 for each voxel."""
+        grid = self.grids[0]
+        return min(EXAMPLES, MOST_OF_EXAMPLES // (5 * grid.slices * grid.tile[0] * grid.tile[1]))
 
     def _count_in_subset(self, volume: int, visit: int) -> int | None:
         """Return the number of a window in its volume's part of the subset; None if it is not in it.
@@ -116,3 +128,30 @@ class WindowBatch:
     counts: NDArray[np.int64]
     turn: int
     pictures: int
+
+
+def with_subset(stream: WindowStream, methods: MethodNames, crop: tuple[int, int] | None) -> WindowStream:
+    """Return a stream with a subset whose time stays below a third of that of all windows.
+
+    A black box has a subset for its classes alone, which takes no further passes. A short audit has a larger part in it,
+    so that its verdict does not fail for want of slices.
+
+    Args:
+        stream: the windows of an audit.
+        methods: the names of its methods.
+        crop: the part of a tile that is measured on the subset; None for all of it.
+    """
+    often, seldom = SUBSET_STEPS
+    if methods.second is None:
+        return replace(stream, every=1)
+    chosen = replace(stream, every=often if crop or stream.limit < seldom * FEW_SLICES else seldom)
+    return replace(stream, every=1) if stream.limit >= FEW_SLICES and _has_few_slices(chosen) else chosen
+
+
+def _has_few_slices(stream: WindowStream) -> bool:
+    """Return whether the subset of a short audit has too few distinct slices; each volume may lack one for its part."""
+    if stream.limit >= stream.every * (FEW_SLICES + len(stream.grids)):
+        return False
+    batches = stream.batches(lambda: stream.limit)
+    slices = {tuple(place) for batch in batches for place in batch.places[batch.subset, :2].tolist()}
+    return len(slices) < FEW_SLICES

@@ -12,7 +12,7 @@ from evenslice._core import ConfigError, ModelError, VolumeError
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.methods import check_method
 from evenslice.auditing.options import LabelValues
-from evenslice.inference import BlackBox
+from evenslice.inference import BlackBox, trial_windows
 from evenslice.networks import input_multiple, input_size
 from evenslice.results import MethodNames
 from evenslice.volumes import (
@@ -88,7 +88,7 @@ def choose_crop(network: Network, slices: int, tile: tuple[int, int]) -> tuple[i
         return None
     try:
         with torch.no_grad():
-            network(torch.rand(2, slices, *crop, device=network.device))
+            network(trial_windows(slices, crop).repeat(2, 1, 1, 1).to(network.device))
     except Exception:  # noqa: BLE001  # a network may raise anything; it has accepted the tile
         return None
     return crop
@@ -97,7 +97,7 @@ def choose_crop(network: Network, slices: int, tile: tuple[int, int]) -> tuple[i
 def _has_gradient(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> bool:
     """Return whether the output of a network depends on its input in a way that autograd knows."""
     try:
-        attribute(network, torch.rand(1, slices, *tile, device=network.device), target="sum")
+        attribute(network, trial_windows(slices, tile).to(network.device), target="sum")
     except ModelError:
         return False
     return True

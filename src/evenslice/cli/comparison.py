@@ -26,7 +26,12 @@ if TYPE_CHECKING:
         """``evenslice.audit`` with everything given but the network and the method."""
 
         def __call__(
-            self, model: nn.Module | Callable[..., Any], *, slices: int | None, method: str | None
+            self,
+            model: nn.Module | Callable[..., Any],
+            *,
+            slices: int | None,
+            method: str | None,
+            stress: bool,
         ) -> Audit: ...
 
 
@@ -78,10 +83,13 @@ def audit_strategies(
     several = (len(strategies) > 1, len(methods) > 1)
     audits = []
     for model, strategy, source in _networks(network, strategies, seed):
-        for method in methods:
-            found = measure(model, slices=slices, method=method)
+        lost = None
+        for number, method in enumerate(methods):
+            found = measure(model, slices=slices, method=method, stress=number == 0)
+            lost = found.stress if number == 0 else lost  # which no method changes
             run = replace(found.run, model=found.run.model | source, command=command)
-            audits.append(replace(found, name=_name(strategy, run.method, several=several), run=run))
+            name = _name(strategy, run.method, several=several)
+            audits.append(replace(found, name=name, stress=lost, run=run))
     return audits
 
 

@@ -18,8 +18,11 @@ from .channel_balance import colour_balance as colour_balance
 from .evidence import (
     MethodNames as MethodNames,
     answer_evidence as answer_evidence,
+    class_evidence as class_evidence,
+    count_attended as count_attended,
     count_slices as count_slices,
     largest_answer_change as largest_answer_change,
+    second_evidence as second_evidence,
 )
 from .intervals import FEW_SLICES as FEW_SLICES, Interval as Interval
 from .measurements import (
@@ -39,7 +42,12 @@ from .pooling import (
     Primary as Primary,
     pool_runs as pool_runs,
 )
-from .replicates import Unit as Unit, pair_runs as pair_runs, replicate_means as replicate_means
+from .replicates import (
+    Unit as Unit,
+    pair_runs as pair_runs,
+    replicate_means as replicate_means,
+    run_name as run_name,
+)
 from .scores import MAIN_SCORES as MAIN_SCORES, TASK_SCORES as TASK_SCORES, score_title as score_title
 from .seeds import (
     METRICS as METRICS,

@@ -26,6 +26,7 @@ __all__ = [
     "MethodNames",
     "answer_evidence",
     "class_evidence",
+    "count_attended",
     "count_slices",
     "difference_of_methods",
     "disagreement_interval",
@@ -204,9 +205,8 @@ def _attention(
     volume, z = places
     biases = model_part(pair_bias(shares), pair_bias(mirrored))
     left, right = halves(model_part(shares, mirrored))
-    material = ~(
-        fit_means(left + right, z, volume).estimate < thresholds.judged
-    )  # unknown shares are judged, too
+    # Unknown shares are judged, too.
+    material = ~(fit_means(left + right, z, volume).estimate < thresholds.judged)
     spread = np.ptp(biases[:, material], axis=0) if len(biases) else np.empty(0)
     return Evidence(
         decision=decision,
@@ -230,11 +230,31 @@ def _known(*shares: Floats) -> NDArray[np.bool_]:
     return np.asarray(~np.isnan(sum(shares)).any(axis=1))
 
 
-def count_slices(measured: Measurements, subset: SubsetMeasurements | None = None) -> int:
-    """Count the distinct slices of windows, or of those in a subset."""
-    if subset is None:
-        return _count_slices(measured.volume, measured.position[:, 0])
-    return _count_slices(*_places(measured, subset))
+def count_slices(measured: Measurements) -> int:
+    """Count the distinct slices of windows."""
+    return _count_slices(measured.volume, measured.position[:, 0])
+
+
+def count_attended(
+    measured: Measurements, subset: SubsetMeasurements, *, second: bool, class_number: int | None = None
+) -> int:
+    """Count the distinct slices whose attention is known.
+
+    Args:
+        measured: of all windows.
+        subset: of some of them.
+        second: by the second method, not by the first.
+        class_number: of this class alone.
+    """
+    volume, z = _places(measured, subset)
+    if class_number is not None:
+        known = _known(subset.class_shares[:, class_number], subset.mirrored_class_shares[:, class_number])
+    elif second:
+        known = _known(subset.second_shares, subset.mirrored_second_shares)
+    else:
+        volume, z = measured.volume, measured.position[:, 0]
+        known = _known(measured.shares, measured.mirrored_shares)
+    return _count_slices(volume[known], z[known])
 
 
 def _count_slices(volume: NDArray[np.int64], z: NDArray[np.int64]) -> int:

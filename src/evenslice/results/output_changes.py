@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["OUTPUT_FIELDS", "measure_outputs"]
+__all__ = ["OUTPUT_FIELDS", "as_numpy", "measure_outputs"]
 
 OUTPUT_FIELDS = ("mirror_error", "mirror_disagreement", "foreground", "change", "power", "level")
 """The fields of ``Measurements`` that ``measure_outputs`` gives."""
@@ -47,6 +47,8 @@ def measure_outputs(
         >>> rows["mirror_error"].tolist(), rows["mirror_disagreement"].tolist()
         ([0.5], [0.0])
     """
+    if not classes and not output.is_floating_point():  # whole numbers, but not of classes
+        output, mirrored_output = output.double(), mirrored_output.double()
     classes = classes and (not output.is_floating_point() or output.ndim in (2, 4))
     varying = _axes_of_places(tuple(output.shape), tile)
     if output.ndim > 1 and not output.is_floating_point() and output.shape[1:].numel() == 1:
@@ -69,7 +71,7 @@ def measure_outputs(
         whole = found.ndim == 1
         rows["foreground"] = np.ones(len(output)) if whole else _part((found != 0) | (mirrored != 0))
         if whole and not output.is_floating_point():
-            rows["level"] = _numpy(found)[:, None]
+            rows["level"] = as_numpy(found)[:, None]
     return rows
 
 
@@ -92,14 +94,16 @@ def _measure_places(output: Tensor, mirrored: Tensor, places: tuple[int, ...]) -
     """Return change, power and level of numbers that vary over places, each channel or feature around its own mean."""
     varying = output.double() - output.double().mean(dim=places, keepdim=True)
     changed = output.double() - mirrored.double()
-    change, power = (_numpy(part.square().reshape(len(part), -1).mean(dim=1)) for part in (changed, varying))
+    change, power = (
+        as_numpy(part.square().reshape(len(part), -1).mean(dim=1)) for part in (changed, varying)
+    )
     return {"change": change, "power": power, "level": np.zeros((len(output), 1))}
 
 
 def _measure_features(output: Tensor, mirrored: Tensor) -> dict[str, Floats]:
     """Return change, power and level of outputs (B, F) without pixels: they vary over windows, each feature by itself."""
     stride = max(1, -(-output.shape[1] // MOST_FEATURES))
-    given, other = (_numpy(part[:, ::stride]) for part in (output, mirrored))
+    given, other = (as_numpy(part[:, ::stride]) for part in (output, mirrored))
     return {
         "change": np.mean((given - other) ** 2, axis=1),
         "power": np.mean(given**2, axis=1),
@@ -109,16 +113,17 @@ def _measure_features(output: Tensor, mirrored: Tensor) -> dict[str, Floats]:
 
 def _part(chosen: Tensor) -> Floats:
     """Return the part of the pixels (B,) for which something holds."""
-    return _numpy(chosen.float().reshape(len(chosen), -1).mean(dim=1))
+    return as_numpy(chosen.float().reshape(len(chosen), -1).mean(dim=1))
 
 
 def _mirror_error(output: Tensor, mirrored: Tensor) -> Floats:
     """Return max|f(x) - f(x')| / max|f(x)| (B,): 0 if nothing changes, NaN if only f(x) is 0."""
-    change, size = (_numpy(part.abs().amax(dim=1)) for part in (output - mirrored, output))
+    change, size = (as_numpy(part.abs().amax(dim=1)) for part in (output - mirrored, output))
     error = np.divide(change, size, out=np.full_like(change, np.nan), where=size != 0)
     error[change == 0] = 0
     return error
 
 
-def _numpy(tensor: Tensor) -> Floats:
+def as_numpy(tensor: Tensor) -> Floats:
+    """Return a tensor of any device as a float64 array."""
     return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)

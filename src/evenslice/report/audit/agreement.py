@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from evenslice.report.audit.favour import favour, sides, times
 from evenslice.report.audit.questions import is_older, method_name, state_of
 from evenslice.report.base.wording import listed, number, one_line, percent
-from evenslice.results import FEW_SLICES, count_slices
+from evenslice.results import FEW_SLICES, count_attended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,7 @@ def _two_methods(audit: AuditResult, second: str, pairs: Sequence[PairBias]) -> 
         return f"The methods agree: {found}."
     if agree is False:
         return f"The methods disagree{which}: {found}."
-    seen = count_slices(audit.measurements, audit.subset)
+    seen = count_attended(audit.measurements, audit.subset, second=True)
     few = f" (the second method saw {seen} distinct slices)" if seen < FEW_SLICES else ""
     return f"Whether the methods agree{which} is not settled: {found}{few}."
 

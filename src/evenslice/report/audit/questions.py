@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from evenslice.report.base.wording import number
-from evenslice.results import FEW_SLICES, Thresholds, answer_evidence, count_slices
+from evenslice.results import FEW_SLICES, Thresholds, answer_evidence, count_attended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,8 +131,8 @@ def slices_told(audit: AuditResult) -> int:
 
 def slices_seen(audit: AuditResult, part: Attention) -> int:
     """Count the distinct slices behind an attention."""
-    first = part.class_number is None and part.method == method_name(audit.run.method)
-    return count_slices(audit.measurements, None if first else audit.subset)
+    second = part.method != method_name(audit.run.method)
+    return count_attended(audit.measurements, audit.subset, second=second, class_number=part.class_number)
 
 
 def three_questions(audit: AuditResult) -> tuple[Question, ...]:

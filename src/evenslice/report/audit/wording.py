@@ -189,7 +189,7 @@ def _open_attention(audit: AuditResult) -> str:
     if asked is not None and part.class_number != asked.class_number:
         return (
             f"Inconclusive: class {asked.class_number} covers at least 1 % of the predicted pixels, but its attention has "
-            "not been measured in any window yet; audit more windows."
+            f"not been measured in any window yet; {_advice(audit, FEW_SLICES)}."
         )
     judged = [item for item in enumerate(part.pairs, start=1) if item[1].judged]
     k, pair = max(judged or enumerate(part.pairs, start=1), key=lambda item: _reach(item[1]))
