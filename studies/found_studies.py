@@ -33,13 +33,13 @@ class Study:
 
     @property
     def planned(self) -> int:
-        """Number of runs that its configuration asks for now; its results may be of an earlier one."""
-        return count_runs(self.config)
+        """Number of runs of its configuration, or of an earlier one that its results are of and that asked for more."""
+        return max(count_runs(self.config), self.results.summary["planned"])
 
     @property
     def complete(self) -> bool:
         """Whether all runs are done, and every arm has results on every data set with every network."""
-        summary, config = self.results.summary, self.config
+        config = self.config
         names = [
             [item.name for item in kind] for kind in (config.datasets, config.architectures, config.arms)
         ]
@@ -48,7 +48,7 @@ class Study:
             for item in self.results.comparisons
             for arm in item.arms
         }
-        return summary["finished"] >= summary["planned"] and found >= {*product(*names)}
+        return self.results.summary["finished"] >= self.planned and found >= {*product(*names)}
 
 
 @dataclass(frozen=True)

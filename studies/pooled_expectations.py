@@ -11,7 +11,7 @@ from study_expectations import LOST, Expectation, by_study, outcome
 
 from evenslice.neutralizing.strategies import find_strategy
 from evenslice.report.base.wording import interval
-from evenslice.report.study.pooled import shown_pooled, superiority
+from evenslice.report.study.pooled import superiority
 from evenslice.report.study.wording import difference, p_value
 from evenslice.results.pooled_means import pool_means
 from evenslice.results.replicates import pair_runs, replicate_means
@@ -105,7 +105,7 @@ def _pooled(studies: Sequence[Study], chosen: Callable[[Arm], bool]) -> list[Poo
     return [
         PooledFound(study, comparison, arm)
         for study in studies
-        for comparison in shown_pooled(study.results)
+        for comparison in study.results.pooled
         for arm in comparison.arms
         if arm.differences and any(arm.arm == item.name and chosen(item) for item in study.config.arms)
     ]
@@ -206,7 +206,8 @@ def _is_measured(item: PooledFound) -> bool:
 def _losses(item: PooledFound) -> str:
     own, baseline = (interval(_pooled_loss(item, *weights)) for weights in ((1, 0), (0, 1)))
     return (
-        f"{item.arm.arm}: {own} of {baseline}, less half of that {difference(_pooled_loss(item, 1, -HALF))}"
+        f"{item.place}: {item.arm.arm} {own} of {baseline}, "
+        f"less half of that {difference(_pooled_loss(item, 1, -HALF))}"
     )
 
 

@@ -10,7 +10,7 @@ from found_studies import Found
 
 from evenslice.report.base.wording import interval, number, percent
 from evenslice.report.study.wording import difference, judgement, removed_part
-from evenslice.results.student import UNKNOWN
+from evenslice.results.intervals import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -50,10 +50,12 @@ def result_table(study: Study, comparison: Comparison) -> str:
 
 
 def _extent(study: Study, comparison: Comparison, arm: str) -> str:
-    """Return how many folds and seeds an arm has, as ``"4 x 2"``; without folds, how many seeds."""
+    """Return how many folds and seeds an arm has, as ``"4 x 2"``, or ``"4 x 2 (5 runs)"``; without folds, how many seeds."""
     runs = study.results.runs_of(comparison, arm)
     folds, seeds = (len({getattr(run, name) for run in runs}) for name in ("fold", "seed"))
-    return f"{folds} x {seeds}" if comparison.unit == "fold" else str(seeds)
+    if comparison.unit == "seed":
+        return str(seeds)
+    return f"{folds} x {seeds}" + (f" ({len(runs)} runs)" if len(runs) != folds * seeds else "")
 
 
 def _with_runs(

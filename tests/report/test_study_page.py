@@ -197,8 +197,11 @@ def test_the_sentence_of_a_comparison(results):
     assert said(base, arm("a", 0.95, True, low=0.85)).startswith("No arm is shown to remove at least 90 %")
     none = dataclasses.replace(arm("a", 0.95, True), bias_removed=NAN)
     assert said(base, none).startswith("pretrained shows no bias to be removed: its largest pair bias")
-    single = dataclasses.replace(none, differences={"dice": NAN, "largest_bias": NAN})
+    one = Interval(-0.2, math.nan, math.nan)
+    single = dataclasses.replace(none, differences={"dice": NAN, "largest_bias": one})
     assert said(base, single) == "One seed in common is too few to tell what becomes of the bias."
+    without_pairs = dataclasses.replace(none, differences={"dice": NAN, "largest_bias": NAN})
+    assert said(base, without_pairs) == "There is no largest pair bias to compare."  # windows of one slice
     assert said(base) == "There is no other arm to compare with pretrained."
     alone = dataclasses.replace(arm("a", 0.95, True), differences={})
     assert said(base, alone).startswith("No arm has a seed in common with pretrained")
@@ -215,6 +218,18 @@ def test_the_headline_counts_what_is_done(results):
 def test_small_differences_do_not_turn_into_powers_of_ten():
     assert plain(difference(Interval(3.5e-5, -0.0081, 0.0082))) == "0.000 [-0.008, 0.008]"
     assert plain(difference(Interval(-2e-5, math.nan, math.nan))) == "0.000"
+
+
+def test_a_difference_shows_on_which_side_of_0_its_interval_ends():
+    for low, high, ends in [
+        (-0.0003, 0.0071, "[-0.0003, 0.0071]"),
+        (0.0002, 0.0071, "[0.0002, 0.0071]"),
+        (-0.0204, -0.0004, "[-0.0204, -0.0004]"),
+        (0.0, 0.0071, "[0.000, 0.007]"),
+        (-2e-5, 0.0071, "[0.000, 0.007]"),  # four decimals would not show it either
+    ]:
+        assert plain(difference(Interval(0.0031, low, high))).endswith(f" {ends}")
+    assert plain(difference(Interval(0.0031, -0.0003, 0.0071))).startswith("+0.0031 ")
 
 
 # The page.

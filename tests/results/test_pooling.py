@@ -119,6 +119,18 @@ def test_the_fold_is_the_replicate_where_there_are_folds():
     assert unequal.unit == "fold"
 
 
+def test_seeds_do_not_become_replicates_while_only_one_fold_is_done():
+    done = [{**row, "folds": 2} for row in rows({"pretrained": 0.0, "uniform": -0.02}, folds=1, noise=0.01)]
+    for comparison in summarize_runs(done, baseline="pretrained", margin=0.01):
+        assert (comparison.unit, comparison.to_dict()["unit"]) == ("fold", "fold")
+        assert [comparison.replicates(arm) for arm in comparison.arms] == [1, 1]
+        assert math.isnan(comparison.arms[1].differences["dice"].low)
+        assert comparison.arms[1].holds is None
+    (pooled,) = pool(done)
+    assert math.isnan(pooled.arms[1].differences["dice"].low)
+    assert pooled.arms[1].holds is None
+
+
 def test_differences_are_paired_over_fold_and_seed():
     shuffled = rows({"pretrained": 0.0, "uniform": -0.02})
     np.random.default_rng(1).shuffle(shuffled)

@@ -191,11 +191,28 @@ def test_garbage_is_named(folder, name, content):
             {"comparisons": [{"dataset": "d", "architecture": None, "arms": []}]},
             "architecture: None is not text",
         ),
+        (
+            {"comparisons": [{"dataset": "d", "architecture": "a", "arms": [], "unit": "run"}]},
+            "unit: 'run' is neither fold nor seed",
+        ),
     ],
 )
 def test_a_wrong_summary_is_refused(folder, changes, reason):
     change(folder / "summary.json", **changes)
     refuse(folder, "summary.json", reason)
+
+
+def test_the_unit_of_a_comparison_is_kept_and_else_that_of_its_folds(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    (comparison,) = summary["comparisons"]
+    assert comparison["unit"] == "seed"
+    units = []
+    for unit, folds in [("fold", [0]), (None, [0, 1]), (None, [0])]:  # one fold may be all that has succeeded
+        found = {name: value for name, value in comparison.items() if name != "unit"}
+        found["arms"] = [{**arm, "folds": folds} for arm in comparison["arms"]]
+        change(folder / "summary.json", comparisons=[found | ({"unit": unit} if unit else {})])
+        units.append(load_study(folder).comparisons[0].unit)
+    assert units == ["fold", "fold", "seed"]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +258,8 @@ def test_a_run_that_is_not_there_is_named(folder):
         ({"shares": ["a", "b", "c"]}, "'a' is not a number"),
         ({"shares": 5}, "not iterable"),
         ({"shares": [0.3, 0.4, 0.3], "pairs": [0.1, 0.2], "largest_bias": None}, "index"),
+        ({"pairs": [[1e300]], "largest_bias": None}, "1e[+]300 is too large"),
+        ({"pairs": [[math.inf]], "largest_bias": None}, "inf is too large"),
         ({"verdict": None}, "verdict: None is not text"),
         ({"saliency": [[1.0, 2.0]]}, r"saliency has shape \(1, 2\)"),
         ({"saliency": [[1.0], [2.0, 3.0]]}, "shape"),

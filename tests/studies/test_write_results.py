@@ -215,6 +215,7 @@ def test_what_is_committed_is_judged_by_intervals(script):
 
 FOLDED = """# Do folds show more? A study made up, too.
 
+seeds: [0, 1]
 arms:
   - {name: pretrained, strategy: pretrained}
   - {name: uniform, strategy: uniform}
@@ -253,6 +254,10 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
     assert part.count("Means over seeds have") == 0
     assert "folds x seeds" not in part  # all arms have the same
     assert "compares fair with pretrained" in part
+    assert (
+        "adjusted for the number of such tests in the study (Holm; 1 in all); the p of\nnon-inferiority is not"
+        in part
+    )
     assert "| **fair** | " in part
     assert "| superior (p " in part
     assert "- d, n, a, fold 2, seed 1: no luck" in part
@@ -380,7 +385,7 @@ def test_a_fair_start_should_halve_what_a_missing_slice_costs(script, tmp_path, 
     changed = with_losses(study, {"pretrained": 0.2, "uniform": loss, "fair": 0.0}, noise)
     assert judged(script, changed, "missing") == outcome
     (item,) = [item for item in script.pooled_expectations([changed]) if "missing" in item.text]
-    assert "uniform: 0." in item.evidence
+    assert "All 2 data sets, net: uniform 0." in item.evidence
 
 
 def test_losses_are_compared_where_an_arm_has_runs(script, tmp_path):
@@ -432,6 +437,63 @@ def test_arms_with_fewer_seeds_are_marked(script, tmp_path):
         assert pretrained.startswith("| pretrained | 3 x 2 | ")
         assert uniform.startswith("| uniform | 3 x 1 | ")
     assert "| 3 | 0, 1; uniform: 0 | 3 |" in plain(script.run_table([fewer]))
+
+
+def test_runs_that_are_not_folds_times_seeds_are_counted(script, tmp_path):
+    study = folded_study(script, tmp_path, ARMS_FOLDED)
+    runs = tuple(
+        run for run in study.results.runs if (run.arm, run.seed, run.fold > 0) != ("uniform", 1, True)
+    )
+    fewer = dataclasses.replace(study, results=dataclasses.replace(study.results, runs=runs))
+    header, _, pretrained, uniform, _ = script.result_table(fewer, fewer.results.comparisons[0]).splitlines()
+    assert header.startswith("| arm | folds x seeds | ")
+    assert pretrained.startswith("| pretrained | 3 x 2 | ")
+    assert uniform.startswith("| uniform | 3 x 2 (4 runs) | ")
+
+
+def test_a_study_is_planned_by_the_larger_of_its_plans(script, tmp_path):
+    """The configuration may have been extended, or cut, since its results were written."""
+    study = folded_study(script, tmp_path, ARMS_FOLDED)
+    assert (study.planned, study.complete) == (36, True)
+    extended = study.config.model_copy(update={"seeds": (0, 1, 2)})
+    grown = dataclasses.replace(study, config=extended)
+    assert (grown.planned, grown.complete) == (54, False)
+    results = dataclasses.replace(study.results, summary={**study.results.summary, "planned": 54})
+    cut = dataclasses.replace(study, results=results)
+    assert (cut.planned, cut.complete) == (54, False)
+
+
+TWO_NETWORKS = """# Does it hold for both networks?
+
+seeds: [0, 1, 2]
+arms:
+  - {name: pretrained, strategy: pretrained}
+  - {name: fair, network_of: pretrained, symmetrize: output}
+  - {name: twin, strategy: twin}
+primary: {arm: fair}
+architectures:
+  - {name: net, spec: "smp:Unet/resnet18"}
+  - {name: other, spec: "smp:Unet/resnet34"}
+datasets:
+  - {name: Lucchi++, train: [{image: a, labels: b}], test: [{image: c, labels: d}]}
+"""
+
+
+def test_a_network_without_the_primary_comparison_counts_too(script, tmp_path):
+    (tmp_path / "two.yaml").write_text(TWO_NETWORKS)
+    make_study(
+        tmp_path / "two",
+        comparisons=[("Lucchi++", "net"), ("Lucchi++", "other")],
+        arms={"pretrained": (-0.19, 0.0), "fair": (0.0, 0.02), "twin": (0.0, 0.0)},
+        primary=Primary("fair", "net", 0.005),
+        size=24,
+    )
+    (study,) = script.find_studies(tmp_path)
+    found = [plain(item.evidence) for item in script.pooled_expectations([study])]
+    assert len(found) == 3
+    for evidence in found:
+        assert "Tests on Lucchi++, net: " in evidence
+        assert "Tests on Lucchi++, other: " in evidence
 
 
 def test_comparisons_of_one_name_are_told_apart(script, folder, tmp_path):

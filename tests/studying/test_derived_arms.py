@@ -95,16 +95,34 @@ def test_arms_may_lose_slices_in_training(inputs):
 
 def test_a_control_is_run_with_fewer_seeds(inputs):
     fair, base, trained = ARMS
-    arms = [fair, {**base, "seeds": [4]}, trained, {"name": "random", "strategy": "random", "seeds": [3]}]
-    planned = config(inputs, seeds=[3, 4], arms=arms)
+    arms = [fair, {**base, "seeds": [4, 5]}, trained, {"name": "random", "strategy": "random", "seeds": [4]}]
+    planned = config(inputs, seeds=[3, 4, 5], arms=arms)
     runs = plan_runs(planned)
     seeds = {arm["name"]: {run.seed for run in runs if run.arm == arm["name"]} for arm in arms}
-    assert seeds == {"pretrained": {4}, "fair": {4}, "trained so": {3, 4}, "random": {3}}
-    assert len(runs) == count_runs(planned) == 3 * (1 + 1 + 2 + 1)
+    assert seeds == {"pretrained": {4, 5}, "fair": {4, 5}, "trained so": {3, 4, 5}, "random": {4}}
+    assert len(runs) == count_runs(planned) == 3 * (2 + 2 + 3 + 1)
     with pytest.raises(ValidationError, match="random: seeds: 5 is none of the study's seeds"):
         config(inputs, seeds=[3, 4], arms=[*ARMS, {"name": "random", "strategy": "random", "seeds": [5]}])
     with pytest.raises(ValidationError, match="trains no network, so seeds has no effect"):
         config(inputs, seeds=[3, 4], arms=[{**fair, "seeds": [3]}, base, trained])
+
+
+def test_an_arm_without_a_seed_in_common_with_the_baseline_is_refused(inputs):
+    fair, base, trained = ARMS
+    message = (
+        r"trained so has none of its seeds \(3\), so they cannot be compared; give both a seed in common"
+    )
+    with pytest.raises(ValidationError, match=message):
+        config(inputs, seeds=[3, 4], arms=[fair, {**base, "seeds": [3]}, {**trained, "seeds": [4]}])
+    with pytest.raises(ValidationError, match=r"fair has none of its seeds \(4\)"):
+        config(
+            inputs,
+            seeds=[3, 4],
+            arms=[fair, {**base, "seeds": [3]}, {**trained, "seeds": [4]}],
+            baseline="trained so",
+        )
+    some = config(inputs, seeds=[3, 4], arms=[fair, {**base, "seeds": [3]}, trained], baseline="fair")
+    assert [some.seeds_of(arm) for arm in some.arms] == [(3,), (3,), (3, 4)]
 
 
 def test_keys_are_those_of_earlier_versions(inputs):
@@ -277,6 +295,16 @@ def test_a_data_set_without_a_finished_run_is_missed(done, inputs, tmp_path):
     (pooled,) = study_runner.write_results(planned, folded, tmp_path)["pooled"]
     assert (pooled["datasets"], pooled["missing"]) == (["folded"], ["blobs"])
     assert pooled["arms"][0]["non_inferiority"]["holds"] is None
+
+
+def test_a_data_set_has_folds_even_if_only_one_of_them_has_succeeded(done, inputs, tmp_path):
+    _, _, seen = done
+    first = [outcome for outcome in seen if outcome.fold == 0]
+    summary = study_runner.write_results(config(inputs, arms=ARMS[:2]), first, tmp_path)
+    assert [(item["dataset"], item["unit"]) for item in summary["comparisons"]] == [
+        ("folded", "fold"),
+        ("blobs", "seed"),
+    ]
 
 
 def test_nothing_is_repeated_but_what_is_damaged(done, inputs, monkeypatch):

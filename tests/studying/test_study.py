@@ -275,6 +275,17 @@ def test_a_study_without_stress_has_no_such_columns(folder):
     assert line == f"training.stress: these finished runs were tested without it, and stay so: {runs}"
 
 
+@pytest.mark.parametrize("slices", [1, 3])
+def test_only_what_could_be_measured_is_missed(slices):
+    """A window of one slice has no neighbours to disturb."""
+    runs = plan_runs(config(slices=slices, arms=[{"name": "pretrained", "strategy": "center"}]))
+    outcomes = {
+        run.key: RunOutcome(**run.labels, key=run.key, status="done", error=None, audit={}) for run in runs
+    }
+    lines = study_runner._not_applied(runs, outcomes)
+    assert len(lines) == (slices > 1)
+
+
 def test_the_example_of_a_run_shows_its_foreground_wherever_it_is():
     labels = np.zeros((300, 1000), np.uint8)
     labels[280:290, 900:980] = 1

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from evenslice.cli.tables import failed_table, new_table, without_zero
-from evenslice.results import MAIN_SCORES, inferiority, score_title
+from evenslice.results import MAIN_SCORES, inferiority, run_name, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,10 +23,7 @@ __all__ = ["course_table", "run_line", "study_tables"]
 
 def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[str] = ()) -> str:
     """Return the result of a run of a study in one line, with its fold if its data set is among those that have any."""
-    fold = f"fold {outcome.fold}, " if outcome.dataset in folded else ""
-    place = (
-        f"{count}/{total} {outcome.dataset}, {outcome.architecture}, {outcome.arm}, {fold}seed {outcome.seed}"
-    )
+    place = f"{count}/{total} {run_name(vars(outcome), folded=outcome.dataset in folded)}"
     if outcome.status == "failed":
         return f"{place}: failed: {outcome.error}"
     scores = [(getattr(outcome, name), score_title(name), ".3f") for name in MAIN_SCORES.values()]
@@ -50,7 +47,8 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
             yield _pooled_table(item, summary["baseline"], score)
     folded = False
     for comparison in summary["comparisons"]:
-        unit = "folds" if any(len(arm.get("folds", ())) > 1 for arm in comparison["arms"]) else "seeds"
+        by_fold = any(len(arm.get("folds", ())) > 1 for arm in comparison["arms"])
+        unit = "folds" if by_fold or comparison.get("unit") == "fold" else "seeds"
         folded = folded or unit == "folds"
         title = (
             f"{comparison['dataset']}, {comparison['architecture']}: means over {unit} with 95 % intervals"
@@ -63,14 +61,8 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
             table.add_row(*_arm_cells(arm, unit, score))
         yield table
     if summary["failed"]:
-        failed = [(_run_name(run, folded=folded), run["error"]) for run in summary["failed"]]
+        failed = [(run_name(run, folded=folded), run["error"]) for run in summary["failed"]]
         yield failed_table("failed; repeat the command to retry", "run", failed)
-
-
-def _run_name(run: Mapping[str, Any], *, folded: bool) -> str:
-    fold = run.get("fold", 0)
-    place = f"fold {fold}, " if folded or fold else ""
-    return f"{run['dataset']}, {run['architecture']}, {run['arm']}, {place}seed {run['seed']}"
 
 
 def _pooled_table(item: Mapping[str, Any], baseline: str, score: str) -> Table:

@@ -23,7 +23,7 @@ from evenslice.results.evidence import (
     second_evidence,
     use_evidence,
 )
-from evenslice.results.intervals import Interval, fit_means, mean_interval
+from evenslice.results.intervals import UNKNOWN, Interval, fit_means, mean_interval
 from evenslice.results.measurements import Measurements, split_biases
 from evenslice.results.subsets import SubsetMeasurements
 from evenslice.results.verdicts import Decision, Thresholds, Verdict, agreement, judge
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Asymmetry", "ClassBias", "PairBias", "SecondOpinion", "next_look", "precise_enough", "summarize"]
 
 FIRST_LOOK = 40  # windows; fewer say too little about the correlation of neighbours
-UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True, slots=True)

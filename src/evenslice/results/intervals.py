@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["FEW_SLICES", "Interval", "MeanFit", "fit_means", "fit_ratio", "fit_votes", "mean_interval"]
+__all__ = [
+    "FEW_SLICES",
+    "UNKNOWN",
+    "Interval",
+    "MeanFit",
+    "fit_means",
+    "fit_ratio",
+    "fit_votes",
+    "mean_interval",
+]
 
 # The grid: independent slices first, then every correlation of the shared parts (of slices at the mean distance of
 # those visited) with every fraction of the variance. The prior odds of three to one for independence were chosen by
@@ -55,6 +64,9 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+
+UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True)

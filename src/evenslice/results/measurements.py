@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from evenslice.results.biases import data_part, halves, model_part, pair_bias
-from evenslice.results.output_changes import measure_outputs
+from evenslice.results.output_changes import as_numpy, measure_outputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,9 +22,8 @@ __all__ = ["BiasParts", "Measurements", "measure_shares", "measure_windows", "sp
 
 # Attribution below this part of the output is rounding: float32 rounds to 1e-7, and a network adds up many roundings.
 NEGLIGIBLE = 1e-6
-SALIENCY_SAMPLE = (
-    4096  # pixels of a map from which the Wasserstein distance is computed, the same for all maps of a size
-)
+# The Wasserstein distance is computed from so many pixels of a map, the same for all maps of a size.
+SALIENCY_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def measure_windows(
         "shares": _ratio(sums, sums.sum(axis=1, keepdims=True)),
         "mirrored_shares": _ratio(mirrored_sums, mirrored_sums.sum(axis=1, keepdims=True)),
         "wasserstein": _ratio(_wasserstein(size, mirrored_size), total / (2 * sums.shape[1] * pixels)),
-        "mismatch": _ratio(_pairs(_numpy(unlike.sum(dim=(2, 3)))), total),
+        "mismatch": _ratio(_pairs(as_numpy(unlike.sum(dim=(2, 3)))), total),
         "outer": _ratio(_pairs(sums + mirrored_sums), total),
         **measure_outputs(output, mirrored_output, classes=classes, tile=attribution.shape[2:]),
     }
@@ -148,9 +147,9 @@ def measure_shares(attribution: Tensor, output: Tensor) -> Floats:
 
 def _sums(size: Tensor, output: Tensor) -> Floats:
     """Return the absolute attribution of each slice (B, N); 0 if it does not exceed the rounding error of the output."""
-    sums = _numpy(size.sum(dim=(2, 3)))
+    sums = as_numpy(size.sum(dim=(2, 3)))
     if output.is_floating_point():
-        reach = _numpy(output.float().abs().reshape(len(output), -1).sum(dim=1))
+        reach = as_numpy(output.float().abs().reshape(len(output), -1).sum(dim=1))
         sums[sums.sum(axis=1) <= NEGLIGIBLE * reach] = 0
     return sums
 
@@ -159,10 +158,6 @@ def _pairs(values: Floats) -> Floats:
     """Add the values (B, N) of offsets k and -k: (B, K)."""
     left, right = halves(values)
     return left + right
-
-
-def _numpy(tensor: Tensor) -> Floats:
-    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
@@ -177,7 +172,7 @@ def _wasserstein(size: Tensor, mirrored_size: Tensor) -> Floats:
     samples of equal size the distance is the mean absolute difference of their sorted values.
     """
     chosen = torch.from_numpy(_sample(size[0, 0].numel())).to(size.device)
-    maps = [_numpy(part.flatten(2)[:, :, chosen]) for part in (size, mirrored_size)]
+    maps = [as_numpy(part.flatten(2)[:, :, chosen]) for part in (size, mirrored_size)]
     left, right = (np.sort(side, axis=2) for side in halves(np.concatenate(maps, axis=2)))
     return np.asarray(np.abs(right - left).mean(axis=2))
 

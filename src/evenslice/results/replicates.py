@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     RunRecord = Mapping[str, Any]
 
-__all__ = ["Unit", "fold_of", "pair_runs", "replicate_means", "replicate_unit"]
+__all__ = ["Unit", "fold_of", "pair_runs", "replicate_means", "replicate_unit", "run_name"]
 
 Unit: TypeAlias = Literal["fold", "seed"]
 """What counts as independent among the runs of an arm."""
@@ -36,16 +36,35 @@ def fold_of(run: RunRecord) -> int:
     return int(run.get("fold", 0))
 
 
+def run_name(run: RunRecord, *, folded: bool) -> str:
+    """Return the names of a run, with its fold where there are folds.
+
+    Example:
+        >>> run_name({"dataset": "em", "architecture": "net", "arm": "twin", "fold": 0, "seed": 1}, folded=True)
+        'em, net, twin, fold 0, seed 1'
+    """
+    fold = [f"fold {fold_of(run)}"] if folded or fold_of(run) else []
+    return ", ".join([run["dataset"], run["architecture"], run["arm"], *fold, f"seed {run['seed']}"])
+
+
 def replicate_unit(runs: Iterable[RunRecord]) -> Unit:
     """Return what counts as independent among runs on one data set: folds, if there are several, else seeds.
+
+    Args:
+        runs: each with its ``fold``, and with the number of ``folds`` of its data set where that is known: the runs of
+            the other folds may have failed.
 
     Example:
         >>> replicate_unit([{"fold": 0, "seed": 0}, {"fold": 1, "seed": 0}])
         'fold'
         >>> replicate_unit([{"seed": 0}, {"seed": 1}])
         'seed'
+        >>> replicate_unit([{"fold": 0, "folds": 2, "seed": 0}, {"fold": 0, "folds": 2, "seed": 1}])
+        'fold'
     """
-    return "fold" if len({fold_of(run) for run in runs}) > 1 else "seed"
+    known = [*runs]
+    planned = max((run.get("folds", 1) for run in known), default=1)
+    return "fold" if planned > 1 or len(set(map(fold_of, known))) > 1 else "seed"
 
 
 def replicate_means(runs: Sequence[RunRecord], values: ArrayLike, unit: Unit) -> NDArray[np.float64]:

@@ -18,15 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice.results.biases import halves, pair_bias
+from evenslice.results.intervals import UNKNOWN
 from evenslice.results.replicates import fold_of, pair_runs, replicate_means, replicate_unit
 from evenslice.results.scores import MAIN_SCORES, TASK_SCORES
-from evenslice.results.student import (
-    UNKNOWN,
-    NonInferiority,
-    bias_removed,
-    non_inferiority,
-    student_interval,
-)
+from evenslice.results.student import NonInferiority, bias_removed, non_inferiority, student_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -129,21 +124,24 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms on one data set with one architecture."""
+    """The arms on one data set with one architecture.
+
+    Attributes:
+        dataset: name of the data set.
+        architecture: name of the network.
+        arms: the arms.
+        unit: what its intervals say the mean is over: folds, or seeds without folds.
+    """
 
     dataset: str
     architecture: str
     arms: tuple[ArmSummary, ...]
+    unit: Unit = "seed"
 
     @property
     def title(self) -> str:
         """The names of both."""
         return f"{self.dataset}, {self.architecture}"
-
-    @property
-    def unit(self) -> Unit:
-        """What its intervals say the mean is over: folds, or seeds without folds."""
-        return "fold" if len({fold for arm in self.arms for fold in arm.folds}) > 1 else "seed"
 
     def replicates(self, arm: ArmSummary) -> int:
         """Return the number of folds, or of seeds without folds, of an arm."""
@@ -154,6 +152,7 @@ class Comparison:
         return {
             "dataset": self.dataset,
             "architecture": self.architecture,
+            "unit": self.unit,
             "arms": [arm.to_dict() for arm in self.arms],
         }
 
@@ -212,8 +211,8 @@ def summarize_runs(
 
     Args:
         rows: for each run ``dataset``, ``architecture``, ``arm``, ``seed``, ``shares`` and its ``METRICS``, and its
-            ``fold`` if it has one; a metric that is missing or None is undefined, but for ``largest_bias``, which
-            ``shares`` give too.
+            ``fold`` and the number of ``folds`` of its data set if it has any; a metric that is missing or None is
+            undefined, but for ``largest_bias``, which ``shares`` give too.
         baseline: the arm that the others are compared with.
         margin: of the non-inferiority test of the main score.
         score: the name of that.
@@ -234,20 +233,23 @@ def summarize_runs(
     for row in rows:
         arms = groups.setdefault((row["dataset"], row["architecture"]), {})
         arms.setdefault(row["arm"], []).append(row)
-    return [
-        Comparison(dataset, architecture, _summarize_arms(arms, baseline, margin, score))
-        for (dataset, architecture), arms in groups.items()
-    ]
+    return [_compare(*names, arms, baseline, margin, score) for names, arms in groups.items()]
 
 
-def _summarize_arms(
-    arms: Mapping[str, Sequence[RunRecord]], baseline: str, margin: float, score: str
-) -> tuple[ArmSummary, ...]:
+def _compare(
+    dataset: str,
+    architecture: str,
+    arms: Mapping[str, Sequence[RunRecord]],
+    baseline: str,
+    margin: float,
+    score: str,
+) -> Comparison:
     unit = replicate_unit(run for runs in arms.values() for run in runs)
-    return tuple(
+    summaries = tuple(
         _summarize_arm(arm, runs, [] if arm == baseline else arms.get(baseline, []), margin, unit, score)
         for arm, runs in arms.items()
     )
+    return Comparison(dataset, architecture, summaries, unit)
 
 
 def _summarize_arm(

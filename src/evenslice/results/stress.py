@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from evenslice.results.intervals import Interval, fit_means
+from evenslice.results.intervals import UNKNOWN, Interval, fit_means
 from evenslice.results.study_files import count, number, text
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _intervals(
     one, other = np.array(pairs).T
     known = ~np.isnan(influence[:, 0])
     if not known.any():
-        return (Interval(np.nan, np.nan, np.nan),) * len(pairs)
+        return (UNKNOWN,) * len(pairs)
     difference = dice[:, one] - dice[:, other]
     row = np.searchsorted(_volumes(counts), counts.volume[known])
     values = difference[row] + influence[known][:, one] - influence[known][:, other]

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from evenslice.results.intervals import Interval
+from evenslice.results.intervals import UNKNOWN, Interval
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "LEVEL",
-    "UNKNOWN",
     "NonInferiority",
     "bias_removed",
     "clipped",
@@ -23,8 +22,6 @@ __all__ = [
     "non_inferiority",
     "student_interval",
 ]
-
-UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 LEVEL = 0.95
 TOLERANCE = 0.05  # pair bias that counts as equal attention in an audit: less is no bias to be removed
@@ -161,7 +158,6 @@ def _t_test(values: NDArray[np.float64], mean: float = 0.0, **options: Any) -> A
     from scipy.stats import ttest_1samp  # slow to import
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Precision loss", RuntimeWarning
-        )  # equal values: an interval without width
+        # Equal values have an interval without width.
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
         return ttest_1samp(values, mean, **options)

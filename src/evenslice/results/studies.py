@@ -267,7 +267,7 @@ def _run(folder: Path, row: Entries) -> StudyRun:
             fold=count(int(row.get("fold") or 0)),
             seed=count(int(row["seed"])),
             metrics={name: number(record.get(name)) for name in METRICS}
-            | {"largest_bias": largest_bias(record | {"shares": shares})},
+            | {"largest_bias": number(largest_bias(record | {"shares": shares}))},
             verdict=text(record, "verdict"),
             shares=shares,
             saliency=_saliency(record.get("saliency"), len(shares)),

@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
 
-from evenslice.results.intervals import Interval
+from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.pooling import POOLED, PooledArm, PooledComparison, pooled_bounds
+from evenslice.results.replicates import replicate_unit
 from evenslice.results.scores import MAIN_SCORES
 from evenslice.results.seeds import BOUNDS, METRICS, ArmSummary, Comparison, difference_bounds
-from evenslice.results.student import UNKNOWN, clipped
+from evenslice.results.student import clipped
 from evenslice.results.study_files import count, number, text
 
 if TYPE_CHECKING:
@@ -62,14 +63,15 @@ def read_comparisons(summary: Entries) -> tuple[Comparison, ...]:
         count(run["seed"])
         count(run.get("fold", 0))
     score = read_score(summary)
-    return tuple(
-        Comparison(
-            text(item, "dataset"),
-            text(item, "architecture"),
-            tuple(_arm_summary(arm, score) for arm in item["arms"]),
-        )
-        for item in summary["comparisons"]
-    )
+    return tuple(_comparison(item, score) for item in summary["comparisons"])
+
+
+def _comparison(item: Entries, score: str) -> Comparison:
+    arms = tuple(_arm_summary(arm, score) for arm in item["arms"])
+    unit = item.get("unit", replicate_unit({"fold": fold} for arm in arms for fold in arm.folds))
+    if unit not in ("fold", "seed"):
+        raise ValueError(f"unit: {unit!r:.40} is neither fold nor seed")
+    return Comparison(text(item, "dataset"), text(item, "architecture"), arms, unit)
 
 
 def read_score(summary: Entries) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core import UNREADABLE, ConfigError, json_text, reason
 from evenslice.results.audits import AuditedVolume  # noqa: TC001  # ``from_plain`` reads the annotation
-from evenslice.results.intervals import Interval
+from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.plain_values import from_plain
 from evenslice.results.student import clipped, student_interval
 from evenslice.results.study_files import read_json
@@ -26,8 +26,6 @@ LARGEST = 1e9  # no figure of a survey can be larger
 
 SURVEY_FILES = ("survey.json", "survey.csv", "report.html", "figures/balance.png", "figures/balance.svg")
 """Names of the files that ``Survey.save`` writes."""
-
-_UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,9 @@ class SurveyedNetwork:
     verdict: str = ""
     shares: tuple[Interval, ...] = ()
     pairs: tuple[Interval, ...] = ()
-    directional_bias: Interval = _UNKNOWN
-    mirror_error: Interval = _UNKNOWN
-    mirror_disagreement: Interval = _UNKNOWN
+    directional_bias: Interval = UNKNOWN
+    mirror_error: Interval = UNKNOWN
+    mirror_disagreement: Interval = UNKNOWN
     windows: int = 0
     seconds: float = 0.0
     error: str = ""

@@ -68,7 +68,7 @@ class Arm(Section):
     seeds: tuple[int, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Which of the study's seeds this arm is run with; by default all.",
+        description="Which of the study's seeds this arm is run with, at least one of the baseline's; by default all.",
     )
 
     @field_validator("tie", "symmetrize")
@@ -154,6 +154,13 @@ def _completed(data: Any, common: dict[str, Any]) -> Any:
         return data.model_copy(update={"training": training})
     own = _given(data.get("training")) if isinstance(data, dict) else None
     return data if own is None else {**data, "training": common | own}
+
+
+def _seeds_of(arm: Arm, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Return which seeds of a study with these arms one of them is run with."""
+    if arm.network_of is not None:
+        return _seeds_of(next(base for base in arms if base.name == arm.network_of), arms, seeds)
+    return seeds if arm.seeds is None else tuple(seed for seed in seeds if seed in arm.seeds)
 
 
 class StudyConfig(Section):
@@ -283,6 +290,21 @@ class StudyConfig(Section):
             raise ValueError(f"no arm has this name; the arms are {', '.join(names)}")
         return baseline
 
+    @field_validator("baseline")
+    @classmethod
+    def _shares_seeds(cls, baseline: str, info: ValidationInfo) -> str:
+        if not {"seeds", "arms"} <= info.data.keys():
+            return baseline
+        arms, seeds = info.data["arms"], info.data["seeds"]
+        known = {arm.name: _seeds_of(arm, arms, seeds) for arm in arms}
+        for name, own in known.items():
+            if set(own).isdisjoint(known[baseline]):
+                raise ValueError(
+                    f"{name} has none of its seeds ({', '.join(map(str, known[baseline]))}), so they cannot be compared; "
+                    "give both a seed in common"
+                )
+        return baseline
+
     @field_validator("primary")
     @classmethod
     def _is_a_comparison(
@@ -308,6 +330,4 @@ class StudyConfig(Section):
 
     def seeds_of(self, arm: Arm) -> tuple[int, ...]:
         """Return the seeds that an arm is run with, in the order of the study; a derived arm has those of its base."""
-        if arm.network_of is not None:
-            return self.seeds_of(next(base for base in self.arms if base.name == arm.network_of))
-        return self.seeds if arm.seeds is None else tuple(seed for seed in self.seeds if seed in arm.seeds)
+        return _seeds_of(arm, self.arms, self.seeds)

@@ -40,6 +40,7 @@ from evenslice.results import (
     largest_bias,
     load_study,
     pool_runs,
+    run_name,
     summarize_runs,
 )
 from evenslice.studying.config import StudyConfig
@@ -179,9 +180,10 @@ def _not_applied(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome]) -> tup
     ``training.stress`` is no part of the key of a run, as it changes nothing about its network.
     """
     names = [
-        ", ".join([run.dataset, run.architecture, run.arm, f"fold {run.fold}", f"seed {run.seed}"])
+        run_name(run.labels, folded=True)
         for run in runs
         if run.config.training.stress
+        and run.config.model.slices > 1  # a window of one slice has no neighbours to disturb
         and run.key in outcomes
         and "stress_intact" not in outcomes[run.key].model_fields_set
     ]
@@ -261,7 +263,12 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
     """
     by_labels = {tuple(getattr(outcome, name) for name in LABELS): outcome for outcome in outcomes}
     ordered = [by_labels[labels] for labels in _rows(config) if labels in by_labels]
-    done = [outcome.to_dict() for outcome in ordered if outcome.status == "done"]
+    folds = {data.name: data.fold_count for data in config.datasets}
+    done = [
+        {**outcome.to_dict(), "folds": folds[outcome.dataset]}
+        for outcome in ordered
+        if outcome.status == "done"
+    ]
     failed = [outcome for outcome in ordered if outcome.status == "failed"]
     score = MAIN_SCORES[config.task]
     summary = {

@@ -20,7 +20,8 @@ from evenslice.report.study.pooled import (
     shown_pooled,
 )
 from evenslice.report.study.stress import stress_chart, stress_group
-from evenslice.report.study.tables import effort_rows, figure_groups, run_name, run_rows
+from evenslice.report.study.tables import effort_rows, figure_groups, run_rows
+from evenslice.results import run_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,6 +102,7 @@ def draw_examples(results: StudyResults) -> list[Drawing]:
 def render(results: StudyResults, charts: Sequence[Drawing]) -> str:
     """Return the page of a study as HTML; call it inside ``style.settings()``."""
     pictures: dict[str, StoredPicture] = {}
+    folded = any(item.unit == "fold" for item in results.comparisons)
     return render_template(
         "study.html",
         "base.css",
@@ -117,7 +119,7 @@ def render(results: StudyResults, charts: Sequence[Drawing]) -> str:
         examples=[_example(panel, pictures) for panel in example_panels(results)],
         example_reading=READING,
         pictures=list(pictures.values()),
-        failed=[(run_name(run, results), run["error"]) for run in results.summary["failed"]],
+        failed=[(run_name(run, folded=folded), run["error"]) for run in results.summary["failed"]],
         efforts=effort_rows(results),
         run=run_rows(results),
         config=results.config,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from evenslice.report.base.tables import Group
 from evenslice.report.base.wording import MINUS, NOTHING, interval, listed
 from evenslice.report.study.tables import FIGURE_GROUPS, SCORE_LABELS, Row, difference_text
-from evenslice.report.study.wording import BIAS, difference, judgement, p_value
+from evenslice.report.study.wording import BIAS, counted, difference, judgement, p_value
 from evenslice.results import ENOUGH_REPLICATES, LOSSES, POOLED, score_title
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def pooled_sentence(results: StudyResults, item: PooledComparison) -> str:
     for arm in item.arms:
         if lacking := _without(results, item, arm):
             text += f" {arm.arm} has no result on {listed(lacking)}."
+    if unequal := _unequal(results, item):
+        text += f" The numbers of replicates differ: {listed(unequal)}."
     few = _few(results, item)
     if few:
         text += (
@@ -89,6 +91,16 @@ def _without(results: StudyResults, item: PooledComparison, arm: PooledArm) -> l
         if found.architecture == item.architecture and arm.arm in [own.arm for own in found.arms]
     }
     return [name for name in item.datasets if name not in known]
+
+
+def _unequal(results: StudyResults, item: PooledComparison) -> list[str]:
+    """Return the number of folds, or of seeds without folds, of each data set; nothing if all have the same."""
+    found = {
+        each.dataset: counted(max(map(each.replicates, each.arms), default=0), each.unit)
+        for each in results.comparisons
+        if each.architecture == item.architecture
+    }
+    return [f"{counts} of {name}" for name, counts in found.items()] if len({*found.values()}) > 1 else []
 
 
 def _few(results: StudyResults, item: PooledComparison) -> list[str]:

@@ -14,7 +14,7 @@ from evenslice.report.study.wording import difference, judgement, p_value, remov
 from evenslice.results import SALIENCY_PERCENTILES, score_title
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from evenslice.results import ArmSummary, Comparison, PooledArm, StudyResults
 
@@ -151,14 +151,6 @@ def _difference_group(baseline: str, comparison: Comparison) -> Group[Row]:
 def difference_text(name: str, arm: ArmSummary | PooledArm) -> str:
     """Format the difference of an arm from the baseline in one metric."""
     return difference(arm.differences[name])
-
-
-def run_name(run: Mapping[str, Any], results: StudyResults) -> str:
-    """Return the names of a run that failed, with its fold if the study has any."""
-    names = [*(str(run[name]) for name in ("dataset", "architecture", "arm")), f"seed {run['seed']}"]
-    if any(item.unit == "fold" for item in results.comparisons) or run.get("fold", 0):
-        names.insert(3, f"fold {run.get('fold', 0)}")
-    return ", ".join(names)
 
 
 def run_rows(results: StudyResults) -> list[tuple[str, str]]:

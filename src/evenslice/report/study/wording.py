@@ -48,9 +48,9 @@ def study_headline(results: StudyResults) -> str:
         *([(folds, "fold")] if folds > 1 else []),
         (seeds, "seed"),
     )
-    text = f"{finished} of {_counted(planned, 'run')} {'is' if 1 in (planned, finished) else 'are'} done"
+    text = f"{finished} of {counted(planned, 'run')} {'is' if 1 in (planned, finished) else 'are'} done"
     if results.comparisons:
-        text += ": " + listed([_counted(count, name) for count, name in counts])
+        text += ": " + listed([counted(count, name) for count, name in counts])
     text += f"; {failed} failed" if failed else ""
     waiting = max(0, planned - finished - failed)
     return text + (f"; {waiting} {'is' if waiting == 1 else 'are'} still to be done." if waiting else ".")
@@ -87,6 +87,8 @@ def comparison_sentence(comparison: Comparison, baseline: str) -> str:
 
 def _nothing_shown(compared: Sequence[ArmSummary], baseline: str, unit: str) -> str:
     """Say why nothing is known of what arms remove."""
+    if all(math.isnan(arm.differences["largest_bias"].estimate) for arm in compared):
+        return f"There is no {BIAS} to compare"  # as in windows of one slice
     if all(math.isnan(arm.differences["largest_bias"].low) for arm in compared):
         return f"One {unit} in common is too few to tell what becomes of the bias"
     return f"{baseline} shows no bias to be removed: its {BIAS} is not beyond the tolerance with its whole interval"
@@ -188,24 +190,24 @@ def verdicts(seen: Sequence[str]) -> str:
 
 
 def difference(value: Interval) -> str:
-    """Format a difference with its interval in three decimals, with a plus sign if positive.
+    """Format a difference with its interval, with a plus sign if positive.
+
+    It has three decimals, or four where three would not show on which side of 0 an end of the interval lies.
 
     Example:
         >>> from evenslice.results import Interval
-        >>> difference(Interval(0.0021, -0.0004, 0.0046)).replace("\N{MINUS SIGN}", "-")
-        '+0.002 [0.000, 0.005]'
+        >>> for ends in ((-0.0024, 0.0066), (-0.0003, 0.0066)):
+        ...     print(difference(Interval(0.0021, *ends)).replace(MINUS, "-"))
+        +0.002 [-0.002, 0.007]
+        +0.0021 [-0.0003, 0.0066]
     """
     if math.isnan(value.estimate):
         return NOTHING
-    estimate = _decimals(value.estimate)
+    ends = (value.low, value.high)
+    places = 4 if any(round(end, 3) == 0 != round(end, 4) for end in ends) else 3
+    estimate, low, high = (f"{part:z.{places}f}".replace("-", MINUS) for part in (value.estimate, *ends))
     estimate = f"+{estimate}" if estimate.strip("0.") and value.estimate > 0 else estimate
-    if math.isnan(value.low) or math.isnan(value.high):
-        return estimate
-    return f"{estimate} [{_decimals(value.low)}, {_decimals(value.high)}]"
-
-
-def _decimals(value: float) -> str:
-    return f"{value:z.3f}".replace("-", MINUS)
+    return estimate if math.isnan(value.low) or math.isnan(value.high) else f"{estimate} [{low}, {high}]"
 
 
 def p_value(p: float) -> str:
@@ -220,5 +222,6 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {number(p)}"
 
 
-def _counted(count: int, name: str) -> str:
+def counted(count: int, name: str) -> str:
+    """Put a count before a name: ``"1 fold"``, ``"3 folds"``."""
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
