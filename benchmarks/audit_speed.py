@@ -26,6 +26,7 @@ import argparse
 import copy
 import statistics
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -35,7 +36,7 @@ from captum.attr import Saliency
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import evenslice
-from evenslice.auditing import auditor
+from evenslice.auditing import auditor, stopping
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.results import pair_bias
@@ -109,8 +110,8 @@ def second_opinion(
 
     def without() -> evenslice.Audit:
         with (
-            mock.patch.object(auditor, "_subset_step", return_value=10**9),
-            mock.patch.object(auditor, "FEW_SLICES", 0),
+            mock.patch.object(auditor, "with_subset", lambda stream, *_: replace(stream, every=10**9)),
+            mock.patch.object(stopping, "MOST_FOR_SLICES", 0),
         ):
             return audit()
 

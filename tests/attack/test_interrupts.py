@@ -8,8 +8,8 @@ import sys
 import time
 
 import numpy as np
-import psutil
 import pytest
+from commands import members
 
 pytestmark = pytest.mark.attack
 
@@ -97,14 +97,3 @@ def test_an_interrupt_with_workers_is_quiet_and_leaves_none(tmp_path, after, sec
     while left := members(process.pid):
         assert time.monotonic() < until, left
         time.sleep(0.1)
-
-
-def members(session):
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session:
-                found.append(process.cmdline())
-        except (OSError, psutil.Error):
-            continue
-    return found

@@ -7,16 +7,17 @@ in several processes, which start the command that they are once more.
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from forking import forked
 
 
@@ -40,23 +41,23 @@ class Ended:
 
 
 class Command:
-    """A command that is running; what is the same as of ``subprocess.Popen`` has the same name.
+    """A command that is running, in a session of its own; what is as of ``subprocess.Popen`` has the same name.
+
+    It ends without what Python does at its exit, as forked processes do.
 
     Args:
         arguments: of the command, each turned into a string.
         cwd: its folder.
-        own_session: begin a session and a group of processes.
         environment: variables beside those of the tests.
     """
 
-    def __init__(self, *arguments, cwd, own_session=False, **environment):
+    def __init__(self, *arguments, cwd, **environment):
         folder = tempfile.mkdtemp()
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._files = [Path(folder, name) for name in ("out", "error", "used")]
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self._arguments = [*map(str, arguments)]
-        self._process = forked(_be_command, self._arguments, str(cwd), variables, self._files, own_session)
+        self._process = forked(_be_command, self._arguments, str(cwd), environment, self._files)
         self.pid = self._process.pid
+        weakref.finalize(self, _remove, self._process, folder)
 
     @property
     def returncode(self):
@@ -70,18 +71,24 @@ class Command:
     def send_signal(self, number):
         """Send it a signal, if it has not ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def wait(self, timeout=None):
-        """Wait until it has ended, and return the exit status."""
+        """Wait until it has ended, and return the exit status; kill it after a timeout."""
         self._process.join(timeout)
         if self.returncode is None:
+            self._process.kill()
             raise subprocess.TimeoutExpired(self._arguments, timeout)
         return self.returncode
 
-    def communicate(self, timeout=None):
-        """Wait until it has ended, and return what it wrote to standard output and to standard error."""
+    def communicate(self, timeout=240):
+        """Wait until it and all processes that it has started have ended, and return what they wrote to both streams."""
         self.wait(timeout)
+        until = time.monotonic() + timeout
+        while left := members(self.pid):
+            assert time.monotonic() < until, f"these processes go on: {left}"
+            time.sleep(0.02)
         out, error = (path.read_bytes().decode() for path in self._files[:2])
         return out, error
 
@@ -89,6 +96,21 @@ class Command:
         """Return the seconds of processor time, and the most bytes beyond those of the libraries, that it took."""
         seconds, memory = self._files[2].read_text().split()
         return float(seconds), int(memory)
+
+
+def _remove(process, folder):
+    process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def members(session):
+    """Return the command lines of the processes in a session."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.cmdline())
+    return found
 
 
 def run_command(*arguments, cwd, timeout=240, **environment):
@@ -101,27 +123,21 @@ def run_command(*arguments, cwd, timeout=240, **environment):
         environment: variables beside those of the tests.
     """
     command = Command(*arguments, cwd=cwd, **environment)
-    try:
-        out, error = command.communicate(timeout)
-    finally:
-        command.send_signal(signal.SIGKILL)
-        command.wait()
+    out, error = command.communicate(timeout)
     return Ended(command.returncode, out, error, *command.used())
 
 
-def _be_command(arguments, folder, variables, files, own_session):  # what a command has
+def _be_command(arguments, folder, environment, files):
     before = _largest_memory()
-    if own_session:
-        os.setsid()
-    os.environ.clear()
-    os.environ.update(variables)
-    if "PYTHONWARNINGS" in variables:
-        warnings.simplefilter(variables["PYTHONWARNINGS"])
-    os.chdir(folder)
+    os.setsid()
     for number, path in enumerate(files[:2], start=1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    os.environ.update(environment)
+    if "PYTHONWARNINGS" in environment:  # which Python reads when it starts
+        warnings.simplefilter(environment["PYTHONWARNINGS"])
+    os.chdir(folder)
     sys.argv = ["evenslice", *arguments]
     from evenslice.cli import main
 

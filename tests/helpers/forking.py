@@ -1,6 +1,8 @@
 """Processes that do not have to import PyTorch and the rest, which takes seconds: forked from a server that has."""
 
 import multiprocessing
+import os
+from unittest import mock
 
 # What commands and readers import, but for evenslice: its own modules see the environment of each process.
 LIBRARIES = (
@@ -31,15 +33,23 @@ LIBRARIES = (
 )
 
 
+# Read when libraries are imported: several processes with several threads each would wait for each other.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
 def forked(target, *arguments):
-    """Start a function in a process of its own, and return the process."""
+    """Start a function in a process of its own, with the environment of this one, and return the process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LIBRARIES))
-    process = context.Process(target=_alone, args=(target, arguments))
-    process.start()
+    process = context.Process(target=_alone, args=(dict(os.environ), target, arguments))
+    with mock.patch.dict(os.environ, dict.fromkeys(THREADS, "1")):
+        process.start()  # and the server, if this is the first
     return process
 
 
-def _alone(target, arguments):
+def _alone(environment, target, arguments):
     multiprocessing.set_start_method(None, force=True)  # that of a Python of its own
+    os.environ.clear()
+    os.environ.update(environment)
+    os.environ.update(dict.fromkeys(THREADS, "1"))
     target(*arguments)

@@ -53,7 +53,7 @@ def answer(expression: str, path: object) -> Answer:
     process = forked(_evaluate, there, str(path))
     there.close()
     try:
-        assert here.recv() == "ready"
+        assert _received(process, here) == "ready"
         before, most = _memory(process.pid), 0
         here.send(expression)
         started = time.monotonic()
@@ -64,12 +64,20 @@ def answer(expression: str, path: object) -> Answer:
                 return Answer(f"took more than {MEMORY:,} bytes", elapsed, most)
             if elapsed > PATIENCE:
                 return Answer(f"took more than {PATIENCE} s", elapsed, most)
-        assert here.poll(), f"the process ended with {process.exitcode}"
-        said, seconds, pace = here.recv()
+        said, seconds, pace = _received(process, here)
         return Answer(said, seconds * PACE / pace, most)
     finally:
         process.kill()
         process.join()
+
+
+def _received(process, connection):
+    """Return what a process sends, or fail with its exit status."""
+    try:
+        return connection.recv()
+    except EOFError:
+        process.join()
+        pytest.fail(f"the process ended with {process.exitcode}")
 
 
 def _evaluate(connection, path: str) -> None:

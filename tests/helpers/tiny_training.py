@@ -98,12 +98,8 @@ def study_options(folder, **changes):
 
 
 def start(folder, command, options, out, *arguments, **environment):
-    """Start ``evenslice train`` or ``evenslice study`` with a configuration beside its inputs.
-
-    It has a group of processes of its own.
-    """
-    command = _arguments(folder, command, options, out)
-    return Command(*command, *arguments, cwd=folder, own_session=True, **environment)
+    """Start ``evenslice train`` or ``evenslice study`` with a configuration beside its inputs."""
+    return Command(*_arguments(folder, command, options, out), *arguments, cwd=folder, **environment)
 
 
 def start_anew(folder, command, options, out, *arguments, **environment):

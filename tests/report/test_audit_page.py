@@ -213,12 +213,15 @@ def test_what_stands_beside_the_verdict():
     )
     without = with_statistics(make_audit("a", UNIFORM), mirror_disagreement=NAN)
     assert "largest value." in context_sentence(without)
-    pixels = make_audit("a", CYCLIC)
-    measured = dataclasses.replace(
-        pixels.measurements, foreground=np.ones_like(pixels.measurements.foreground)
-    )
-    classifier = dataclasses.replace(pixels, measurements=measured)
-    assert plain(context_sentence(classifier)).endswith("and the class of 12 % of the windows.")
+
+
+def test_windows_or_pixels_change_their_class():
+    audit = make_audit("a", CYCLIC)
+    foreground = np.ones_like(audit.measurements.foreground)  # a segmenter may have no background, either
+    for change, words in ((0.3, "of the pixels."), (1.0, "of the windows.")):
+        changed = np.where(np.arange(len(foreground)) % 4, 0.0, change)
+        measured = dataclasses.replace(audit.measurements, foreground=foreground, mirror_disagreement=changed)
+        assert context_sentence(dataclasses.replace(audit, measurements=measured)).endswith(words)
 
 
 def test_a_pair_that_is_not_judged_is_marked_everywhere(tmp_path):

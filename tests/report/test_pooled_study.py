@@ -267,3 +267,8 @@ def test_the_terminal_shows_all_data_sets_first(results):
     assert max(map(len, text.splitlines())) <= 100
     summary["pooled"] = [{**summary["pooled"][0], "missing": ["EPFL"]}]
     assert next(iter(study_tables(summary))).title == "2 of 3 data sets, net: means with 95 % intervals"
+    first = summary["comparisons"][0]
+    arms = [{name: value for name, value in arm.items() if name != "folds"} for arm in first["arms"]]
+    assert list(
+        study_tables({**summary, "comparisons": [{**first, "arms": arms}]})
+    )  # as an earlier version wrote them

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from evenslice.results.seeds import BOUNDS, METRICS, largest_bias, summarize_runs
+from evenslice.results.seeds import BOUNDS, METRICS, largest_bias, saliency_percentiles, summarize_runs
 from evenslice.results.student import bias_removed, non_inferiority, student_interval
 
 dices = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda values: np.std(values) > 1e-3)
@@ -200,3 +200,7 @@ def test_no_interval_leaves_the_range_of_its_quantity():
         assert all(0 <= share.low <= share.high <= 1 for share in arm.shares)
     difference = summarize(rows)[0].arms[1].differences["absolute_bias"]
     assert (difference.low, difference.high) == (-1, 1)
+
+
+def test_an_audit_that_kept_no_windows_has_no_percentiles_of_saliency():
+    assert saliency_percentiles(np.empty((0, 3, 64, 64))) is None

@@ -1,7 +1,8 @@
 """Streams the windows of volumes through attribution into the statistics of asymmetry.
 
 Windows come in a stratified random order, each together with its mirror, until every judged pair bias is known
-precisely enough. Memory grows with the number of windows, not with the size of the volume.
+precisely enough, and enough slices have told about the answer, the second opinion and each class. Memory grows with the
+number of windows, not with the size of the volume.
 """
 
 from __future__ import annotations
@@ -151,7 +152,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         answer_tolerance: the largest part C of the answer that may change when a window is reversed, 0..1.
         mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way, 0..1.
         judged_share: the share of attention that a pair must get to be judged, 0..1.
-        precision: stop when the half-widths of the 95 % intervals of all judged pair biases are below this.
+        precision: stop when the half-widths of the 95 % intervals of all judged pair biases are below this, and 8 slices
+            have an answer, a second opinion and attention to each class, or 200 windows were measured.
         max_windows: largest number of windows.
         batch: windows per pass of the network; by default the fastest number, on a GPU as many as half of its free
             memory holds, at most 32. Fewer once memory runs out.

@@ -12,14 +12,13 @@ from evenslice.results import (
     count_slices,
     precise_enough,
     second_evidence,
-    summarize,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evenslice.auditing.measuring import MeasuredBatch
-    from evenslice.results import Measurements, MethodNames, SubsetMeasurements, Thresholds
+    from evenslice.results import MethodNames, Thresholds
 
 __all__ = ["knows_enough"]
 
@@ -31,6 +30,9 @@ def knows_enough(
     batches: Sequence[MeasuredBatch], precision: float, thresholds: Thresholds, methods: MethodNames
 ) -> bool:
     """Return whether an audit knows what it can know without many more windows.
+
+    That depends on widths and counts alone, not on estimates: an audit that looked until it liked its verdict would err
+    more often than it says.
 
     Args:
         batches: what it has measured.
@@ -51,19 +53,5 @@ def knows_enough(
     answer = answer_evidence(measurements, thresholds)
     if answer is not None and not answer.enough:
         return False
-    return _knows_classes(measurements, subset, thresholds, methods, needed)
-
-
-def _knows_classes(
-    measurements: Measurements,
-    subset: SubsetMeasurements,
-    thresholds: Thresholds,
-    methods: MethodNames,
-    needed: int,
-) -> bool:
-    """Return whether each class was seen in enough slices, or the verdict is known without."""
     classes = class_evidence(measurements, subset, thresholds, methods.first)
-    return (
-        all(item.evidence.slices >= needed for item in classes)
-        or summarize(measurements, subset, thresholds, methods).verdict != "inconclusive"
-    )
+    return all(item.evidence.slices >= needed for item in classes)

@@ -124,7 +124,7 @@ def _course(values: NDArray[np.float64] | None, form: str) -> str:
 
 def _arm_cells(arm: Mapping[str, Any], unit: str, score: str) -> Iterator[str]:
     yield arm["arm"]
-    yield str(len(arm[unit]))
+    yield str(len(arm.get(unit, (0,))))  # results of earlier versions have no folds
     yield _estimate(arm["figures"][score], ".3f")
     yield _difference(arm, score)
     yield _estimate(arm["figures"]["directional_bias"], "+.3f")

@@ -55,6 +55,7 @@ def check_audit(audit: Any) -> None:
     _check_intervals(getattr(found, entry.name) for entry in fields(found))
     _check_measurements(audit.measurements, slices, max(len(volumes), 1))
     _check_subset(audit.subset, slices, len(audit.measurements.volume))
+    _check_classes([item.class_number for item in found.classes], audit.subset)
     _check_examples(audit.examples, slices, max(len(volumes), 1))
     for index, kernels in enumerate(audit.kernels):
         for name in ("before", "after"):
@@ -102,15 +103,18 @@ def _check_measurements(measured: Measurements, slices: int, volumes: int) -> No
 def _check_subset(subset: SubsetMeasurements, slices: int, windows: int) -> None:
     count, classes = subset.window.shape[:1], subset.class_pixels.shape[1:2]
     _check_array("subset/window", subset.window, "iu", count)
-    if not count[0]:
-        return
-    if not (subset.window.min() >= 0 and subset.window.max() < windows):
+    if count[0] and not (subset.window.min() >= 0 and subset.window.max() < windows):
         raise ValueError(f"subset/window names a window that is not among the {windows} of the audit")
     for name in ("first_shares", "mirrored_first_shares", "second_shares", "mirrored_second_shares"):
         _check_array(f"subset/{name}", getattr(subset, name), "f", (*count, slices))
     _check_array("subset/class_pixels", subset.class_pixels, "f", (*count, *classes), numbers=True)
     for name in ("class_shares", "mirrored_class_shares"):
         _check_array(f"subset/{name}", getattr(subset, name), "f", (*count, *classes, slices))
+
+
+def _check_classes(numbers: Iterable[int], subset: SubsetMeasurements) -> None:
+    if any(not 0 <= number < subset.class_pixels.shape[1] for number in numbers):
+        raise ValueError("it has a class that none of its windows has")
 
 
 def _check_examples(examples: Any, slices: int, volumes: int) -> None:

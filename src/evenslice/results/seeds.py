@@ -185,7 +185,7 @@ def largest_bias(run: RunRecord) -> float:
     return float(np.abs(pairs[before + after >= LEAST_PAIR]).max(initial=0.0))
 
 
-def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float]]:
+def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float]] | None:
     """Return percentiles of the saliency of pixels in each slice of the window.
 
     Args:
@@ -193,12 +193,14 @@ def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float
 
     Returns:
         For each slice the ``SALIENCY_PERCENTILES`` over all its pixels in all windows, in units of the mean over
-        pixels and slices, rounded to four digits.
+        pixels and slices, rounded to four digits; None without windows.
 
     Example: all saliency falls on the second of two slices.
         >>> saliency_percentiles(np.array([[[[0.0, 0.0]], [[0.5, 0.5]]]]))[1][:2]
         [2.0, 2.0]
     """
+    if not len(saliency):
+        return None
     pixels = saliency.swapaxes(0, 1).reshape(saliency.shape[1], -1) * saliency[0].size
     values = np.percentile(pixels, SALIENCY_PERCENTILES, axis=1).T
     return [[float(f"{value:.4g}") for value in row] for row in values]

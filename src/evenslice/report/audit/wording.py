@@ -167,10 +167,11 @@ def _change(audit: AuditResult) -> str:
 
 
 def _classified(audit: AuditResult) -> str:
-    """Return what an output with classes gives one to: "windows", all of which are foreground then, or "pixels"."""
-    foreground = audit.measurements.foreground
-    known = foreground[~np.isnan(foreground)]
-    return "windows" if len(known) and bool((known == 1).all()) else "pixels"
+    """Return what an output with classes gives one to: "windows", each of which changes wholly or not, or "pixels"."""
+    measured = audit.measurements
+    known = ~np.isnan(measured.foreground)
+    whole = (measured.foreground == 1) & np.isin(measured.mirror_disagreement, (0, 1))
+    return "windows" if known.any() and bool(whole[known].all()) else "pixels"
 
 
 def _open_answer(audit: AuditResult) -> str:
