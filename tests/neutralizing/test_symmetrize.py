@@ -216,6 +216,7 @@ def test_a_sum_that_goes_round_the_cut_is_found():
             half = len(images) // 2 or 1
             return self.first(images) + self.second(images)[:half].mean()
 
+    torch.manual_seed(0)  # other weights might happen to tell the two orders hardly apart
     with pytest.raises(ModelError, match="not symmetric when it is cut after first"):
         symmetrize(Around(), "first")
 
