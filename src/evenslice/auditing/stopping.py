@@ -31,8 +31,8 @@ def knows_enough(
 ) -> bool:
     """Return whether an audit knows what it can know without many more windows.
 
-    That depends on widths and counts alone, not on estimates: an audit that looked until it liked its verdict would err
-    more often than it says.
+    That depends on widths and counts, and on whether all windows say the same, but not on what they say: an audit that
+    looked until it liked its verdict would err more often than it says.
 
     Args:
         batches: what it has measured.
@@ -46,12 +46,11 @@ def knows_enough(
     if len(measurements.volume) >= MOST_FOR_SLICES:
         return True
     subset, needed = collect_subset(batches), min(count_slices(measurements), FEW_SLICES)
+    told = [item.evidence for item in class_evidence(measurements, subset, thresholds, methods.first)]
     if methods.second is not None:
         second = second_evidence(measurements, subset, thresholds, methods.second)
-        if second is None or second.slices < needed:
+        if second is None:
             return False
+        told.append(second)
     answer = answer_evidence(measurements, thresholds)
-    if answer is not None and not answer.enough:
-        return False
-    classes = class_evidence(measurements, subset, thresholds, methods.first)
-    return all(item.evidence.slices >= needed for item in classes)
+    return all(item.exact or item.slices >= needed for item in told) and (answer is None or answer.enough)
