@@ -8,7 +8,7 @@ with its own defaults where it has any; only the length of the training is set, 
 Preparing the data and predicting the test volume come on top. Prints one line of JSON: IoU and Dice of the foreground in
 the test volume, seconds of training and of prediction, and versions. Nothing else should run on the machine meanwhile.
 
-- evenslice: `evenslice train`, with the defaults but for the number of steps and the start, `uniform`.
+- evenslice: `evenslice train`, with the defaults but for the number of steps.
 - monai: the 3-D U-Net, loss, optimizer and transforms of the tutorial `3d_segmentation/torch/unet_training_dict.py`; it
   needs no installation, for evenslice brings MONAI.
 - biapy: `biapy --config`, the template `semantic_segmentation/2d_semantic_segmentation.yaml`; `--bin` is the `bin` of the
@@ -126,14 +126,13 @@ class Budget:
 
 
 def with_evenslice(data: Path, folder: Path, budget: Budget, _: Path) -> tuple[Labels, dict[str, Any]]:
-    """Train with the defaults of evenslice, but for the number of steps and the uniform start of the recorded run."""
+    """Train with the defaults of evenslice, but for the number of steps."""
     steps = budget.fit(EVENSLICE_STEP)
     files = {
         split: [{"image": f"{split}_image.tif", "labels": f"{split}_mito.tif"}] for split in ("train", "test")
     }
     config = {
         "data": {"name": "crop", "root": str(data.resolve()), **files},
-        "model": {"strategy": "uniform"},
         "training": {"steps": steps},
     }
     result = evenslice.train(config, out=folder / "run")
@@ -141,6 +140,7 @@ def with_evenslice(data: Path, folder: Path, budget: Budget, _: Path) -> tuple[L
     call(folder, sys.executable, "-m", "evenslice", "segment", "--run", "run", "--volume", str(data / "test_image.tif"),
          "--out", "labels.tif")  # fmt: skip
     return read(folder, "labels"), {
+        "start": result["config"]["model"]["strategy"],
         "steps": steps,
         "training": result["seconds"],
         "prediction": time.monotonic() - trained,

@@ -60,7 +60,7 @@ def _training_row(training: dict[str, Any]) -> list[str]:
 
 
 SEGMENTERS = {
-    "evenslice": ("evenslice", "U-Net on EfficientNet-Lite0, pretrained, 3 slices, uniform"),
+    "evenslice": ("evenslice", "U-Net on EfficientNet-Lite0, pretrained, 3 slices"),
     "biapy": ("BiaPy", "2-D attention U-Net"),
     "monai": ("MONAI", "3-D U-Net"),
     "nnunet": ("nnU-Net", "2d configuration"),
@@ -78,7 +78,7 @@ def _segmenter_row(line: dict[str, Any]) -> list[str]:
     unit = "epochs" if "epochs" in line else "steps"
     return [
         f"{name} {line['version']}",
-        network,
+        f"{network}, {line['start']}" if "start" in line else network,
         f"{line[unit]} {unit}",
         *(f"{line[part] / 60:.1f}" for part in ("training", "prediction")),
         *(f"{line[score]:.3f}" for score in ("iou", "dice")),

@@ -30,7 +30,7 @@ strategy `uniform` for windows of 3 and of 5 slices. "ok" says that it then hold
 `neutralize` measures it on the running network: the output changes by at most 1e-5 of its largest value when the slices
 are put in another order, and a window of identical slices gives the output of the gray image to 1e-4. Where that fails, the
 strategy `mixer` is tried. A promise that is broken in float32 is tried again in float64, since deep networks with random
-weights magnify rounding, and once more with batch norms that have the statistics of what they meet; the column
+weights magnify rounding, and once more with batch norms whose statistics match their input; the column
 `precision` says where. Images are as small as the network can be built for. Of the
 largest, only the stem was checked, for the time and the memory that they take, and they are counted apart.
 

@@ -252,7 +252,7 @@ def findings(survey: Survey, names: Mapping[tuple[str, str], str]) -> Iterator[s
             f"{number(closest.directional_bias.estimate)}."
         )
     parts = [item.chromatic for item in networks]
-    yield f"{percent(min(parts))} to {percent(max(parts))} of the energy is chromatic: no gray image ever meets it."
+    yield f"{percent(min(parts))} to {percent(max(parts))} of the energy is chromatic: gray images never reach it."
 
 
 def _sign(value: Interval) -> int:

@@ -27,6 +27,7 @@ from .neutralizing import (
     Record as Record,
     load_network as load_network,
     neutralize as neutralize,
+    profile_weights as profile_weights,
     record_of as record_of,
     save_network as save_network,
     symmetrize as symmetrize,

@@ -123,3 +123,28 @@ def test_the_readme_claims_no_more_than_the_results_page_shows():
     results = (DOCS / "results.md").read_text()
     assert len(cells) == 23
     assert [cell for cell in cells if cell not in results] == []
+
+
+def _plain(text):
+    """Write an estimate and its interval in one way: on one line, in one form, and without leading zeros."""
+    text = re.sub(r"\s+", " ", text).replace(" Dice [", " [")
+    return re.sub(r"(?<![\d.])0\.", ".", text)
+
+
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [
+        ("README.md", 30),
+        ("docs/index.md", 2),
+        ("docs/symmetry.md", 1),
+        ("docs/explanation/strategies.md", 8),
+        ("docs/how-to/slice-continuity.md", 3),
+    ],
+)
+def test_intervals_in_the_text_stand_on_the_results_page(page, number):
+    """Those that are quoted from a study are no older than the page that is made of its runs."""
+    sign = "[+\N{MINUS SIGN}]?"
+    quoted = re.findall(rf"{sign}\.?\d[\d.]* \[{sign}\.?\d[^]]*\]", _plain((ROOT / page).read_text()))
+    results = _plain((DOCS / "results.md").read_text())
+    assert len(quoted) == number
+    assert [interval for interval in quoted if interval not in results] == []

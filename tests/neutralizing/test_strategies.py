@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from evenslice._core.errors import ConfigError, ModelError
-from evenslice.neutralizing.strategies import STRATEGIES, find_strategy, spread
+from evenslice.neutralizing.strategies import STRATEGIES, find_strategy, profile_weights, spread
 
 ANY = st.integers(1, 7)
 ODD = st.sampled_from([1, 3, 5, 7, 9])
@@ -154,3 +154,30 @@ def test_a_strategy_that_is_none(strategy, slices, message):
 def test_drawn_strategies_derive_nothing():
     with pytest.raises(ConfigError, match="'reinit' draws new kernels"):
         spread(torch.ones(1, 3), 3, "reinit")
+
+
+@given(ODD, st.tuples(*[st.floats(0.01, 100)] * 3), st.integers(1, 3))
+def test_weights_from_the_spacing_are_a_profile(slices, spacing, step):
+    weights = profile_weights(slices, spacing, step=step)
+    assert find_strategy(weights, slices).profile == weights
+    assert weights[slices // 2] == max(weights)
+
+
+def test_weights_from_the_spacing_know_thin_and_thick_slices():
+    assert profile_weights(5, (8, 4, 16)) == profile_weights(5) == profile_weights(5, (4, 8, 8), step=2)
+    assert profile_weights(5, (50, 4, 4)) == pytest.approx((0, 0, 1, 0, 0), abs=1e-12)
+    assert profile_weights(5, (0.01, 1, 1)) == pytest.approx([0.2] * 5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"slices": 4}, "odd number"),
+        ({"spacing": (1, 2)}, "three positive numbers"),
+        ({"spacing": (0, 1, 1)}, "three positive numbers"),
+        ({"step": 0}, "must be 1 or more"),
+    ],
+)
+def test_weights_from_a_wrong_spacing_are_refused(changed, message):
+    with pytest.raises(ConfigError, match=message):
+        profile_weights(**({"slices": 3, "spacing": (1, 1, 1)} | changed))

@@ -570,6 +570,7 @@ def test_what_other_tools_gave_is_shown(script, folder, tmp_path, monkeypatch):
     studies = shutil.copytree(folder, tmp_path / "studies")
     scores = {"iou": 0.7637, "dice": 0.866, "training": 1272.0, "prediction": 309.0}
     found = [
+        {"tool": "evenslice", "version": "0.2.0", "start": "twin", "steps": 950, **scores},
         {"tool": "biapy", "version": "3.7.1", "epochs": 7, **scores},
         {"tool": "nnunet", "version": "2.8.1", "steps": 25, **scores},
     ]
@@ -579,6 +580,8 @@ def test_what_other_tools_gave_is_shown(script, folder, tmp_path, monkeypatch):
     assert script.main() == 0
     page = (tmp_path / "docs" / "results.md").read_text()
     assert "The machine: two old cores." in page
+    network = "U-Net on EfficientNet-Lite0, pretrained, 3 slices, twin"
+    assert f"| evenslice 0.2.0 | {network} | 950 steps | 21.2 | 5.2 | 0.764 | 0.866 |" in page
     assert "| BiaPy 3.7.1 | 2-D attention U-Net | 7 epochs | 21.2 | 5.2 | 0.764 | 0.866 |" in page
     assert "| nnU-Net 2.8.1 | 2d configuration | 25 steps | 21.2 | 5.2 | 0.764 | 0.866 |" in page
 

@@ -12,7 +12,11 @@ from .probing import probe as probe
 from .reading import parse_reading as parse_reading
 from .record import Record as Record, record_of as record_of
 from .stems import find_stems as find_stems
-from .strategies import STRATEGIES as STRATEGIES, find_strategy as find_strategy
+from .strategies import (
+    STRATEGIES as STRATEGIES,
+    find_strategy as find_strategy,
+    profile_weights as profile_weights,
+)
 from .symmetrization import symmetrize as symmetrize
 from .ties import TIES as TIES
 from .verification import in_float64 as in_float64

@@ -27,7 +27,7 @@ from evenslice._core import ConfigError, ModelError, did_you_mean, option
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["STRATEGIES", "KernelStrategy", "find_strategy", "spread"]
+__all__ = ["STRATEGIES", "KernelStrategy", "find_strategy", "profile_weights", "spread"]
 
 Symmetry = Literal["mirror", "permutation"]
 
@@ -123,6 +123,46 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
     if profile != profile[::-1]:
         raise ConfigError(f"the profile {profile} is not symmetric; give the same weight to opposite offsets")
     return KernelStrategy("profile", symmetry="mirror", keeps_gray=True, profile=profile)
+
+
+def profile_weights(
+    slices: int, spacing: Sequence[float] | None = None, *, step: int = 1
+) -> tuple[float, ...]:
+    """Return weights for the strategy ``profile`` that are as wide within the tissue whatever the voxels' shape.
+
+    Binomial weights to the power (step dz / dxy)^2: nearly a Gaussian whose standard deviation is sqrt(N - 1) / 2 times
+    the size dxy of a voxel within the plane, the geometric mean of its sides. They are binomial for voxels as long as
+    they are wide, nearly equal for much thinner slices, and nearly those of ``center`` for much thicker ones.
+
+    Args:
+        slices: N, odd.
+        spacing: size (z, y, x) of a voxel in any unit, as `Volume.spacing` has it; by default that of a cube.
+        step: distance of neighbouring slices of a window, in slices.
+
+    Returns:
+        N weights, offsets -K..K, which sum to 1: a ``strategy`` of `evenslice.neutralize` and of configurations.
+
+    Raises:
+        ConfigError: N is not a positive odd number, or too large; the spacing is not three positive numbers, or the step
+            not positive.
+
+    Example:
+        >>> profile_weights(3), profile_weights(5, (5, 5, 5))
+        ((0.25, 0.5, 0.25), (0.0625, 0.25, 0.375, 0.25, 0.0625))
+        >>> [round(weight, 3) for weight in profile_weights(5, (30, 15, 15))]
+        [0.001, 0.141, 0.716, 0.141, 0.001]
+    """
+    find_strategy("profile", slices)
+    sizes = tuple(spacing) if spacing is not None else (1.0, 1.0, 1.0)
+    if len(sizes) != 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
+        raise ConfigError(f"{option('spacing')}: is {sizes}; must be three positive numbers (z, y, x)")
+    if step < 1:
+        raise ConfigError(f"{option('step', step)}: must be 1 or more")
+    z, y, x = sizes
+    power = (step * z / math.sqrt(y * x)) ** 2
+    binomial = _binomial(slices)
+    weights = [(weight / max(binomial)) ** power for weight in binomial]
+    return tuple(weight / math.fsum(weights) for weight in weights)
 
 
 def spread(
