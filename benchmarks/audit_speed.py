@@ -14,10 +14,11 @@ is exactly constant, for which bfloat16 is not exact enough, so that an audit fa
   class, as Captum's tutorial on segmentation does; the same windows and mirrors.
 - audit: `evenslice.audit`, everything included: opening, scaling, reading, attribution, statistics, stopping.
 - one without second opinion: the same, but no window is measured by the second method, for each class or in float32;
-  both stop as early as they may. On one thread the processor's time, which other programs disturb less, else the clock's.
-  `--second-opinion` measures nothing else.
+  both stop as early as they may. `--second-opinion` measures nothing else.
 - with `--larger-tile`, only these are compared with a default audit: an audit with that tile, and Captum on as many of
-  its windows as that audit uses. The half-widths of all three pair biases are printed.
+  its windows as that audit uses, on one thread. The half-widths of all three pair biases are printed.
+
+Times are those of the clock; on one thread (`OMP_NUM_THREADS=1`) of the processor, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ def captum(network: nn.Module, windows: Tensor) -> NDArray[np.float64]:
     return np.concatenate(rows)
 
 
-def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time one call."""
+def seconds(run: Callable[[], object]) -> float:
+    """Time one call: on one thread the processor's time, which other programs disturb less, else the clock's."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     run()
     return clock() - start
@@ -121,10 +123,9 @@ def second_opinion(
     usual = torch.get_num_threads()
     for number in threads:
         torch.set_num_threads(number)
-        clock = time.process_time if number == 1 else time.perf_counter
         windows = [len(found.measurements.volume) for found in (audit(), without())]
         name = f"default audit / one without second opinion ({windows[0]} and {windows[1]} windows), threads: {number}"
-        ratios[name] = [seconds(audit, clock) / seconds(without, clock) for _ in range(rounds)]
+        ratios[name] = [seconds(audit) / seconds(without) for _ in range(rounds)]
     torch.set_num_threads(usual)
     return ratios
 
@@ -157,7 +158,7 @@ def larger_tile(
     ratios: dict[str, list[float]] = {f"{name} / default audit": [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            ratio = seconds(run, time.process_time) / seconds(lambda: audit(None), time.process_time)
+            ratio = seconds(run) / seconds(lambda: audit(None))
             ratios[f"{name} / default audit"].append(ratio)
     return ratios
 

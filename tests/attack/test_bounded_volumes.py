@@ -394,7 +394,7 @@ def test_ome_tiff_with_a_pipe_as_companion(tmp_path):
     path = ome(tmp_path / "a.ome.tif", OME.format(' UUID="urn:uuid:1"', 8, data))
     os.mkfifo(tmp_path / "b.ome.tif")
     found = answer(READ, path)
-    assert_bounded(found, f"refused: {path}: 'b.ome.tif' beside it is no file")
+    assert_bounded(found, f"refused: {path}: 'b.ome.tif' beside it is not a readable file")
 
 
 @pytest.mark.parametrize("suffix", ["tif", "nii", "dcm", "mha", "nrrd", "h5", "mrc", "npy"])

@@ -372,7 +372,7 @@ def test_a_file_of_the_user_is_not_replaced(inputs, command, tmp_path, monkeypat
     given.write_text(text)
     status, error = command("train", given, "--out", ".", *(["--resume"] if resume else []))
     assert status == 2
-    assert f"{name}: is no file of a run" in error
+    assert f"{name}: is not a file of a run" in error
     assert "choose another folder" in error
     assert theirs.read_text() == text
     assert tree(tmp_path) == sorted({name, given.name})

@@ -36,7 +36,7 @@ print(os.listdir())
 """
 
 
-RANDOM = "note: with the weights none, the network is random; train it before you use its answers\n"
+RANDOM = "note: with --weights none, the network is randomly initialized; train it before using its output\n"
 
 
 def evenslice(*arguments, cwd, **environment):

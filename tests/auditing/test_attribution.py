@@ -187,7 +187,7 @@ def test_a_regression_is_explained_by_its_sum():
     ("options", "message"),
     [
         ({"method": "gradeint"}, "did you mean 'gradient'"),
-        ({"target": 5}, "target 5: the network only has the classes 0 to 1"),
+        ({"target": 5}, "target=5: the network only has the classes 0 to 1"),
         ({"target": "labels"}, "give them as labels"),
         ({"target": "labels", "labels": torch.full((1, 4, 4), 7)}, "values from 7 to 7"),
     ],

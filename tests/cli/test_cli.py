@@ -332,12 +332,12 @@ def test_answers_of_a_network_that_was_never_trained_come_with_a_note(run, tmp_p
     code, _, err = run("segment", *unet, "--weights", "none", *files)
     assert code == 0
     assert err.startswith(
-        "note: with the weights none, the network is random; train it before you use its answers\n"
+        "note: with --weights none, the network is randomly initialized; train it before using its output\n"
     )
     fair = str(tmp_path / "fair.safetensors")
     note = (
-        "note: with the weights imagenet, parts of the network (decoder, segmentation_head) are random; "
-        "train it before you use its answers\n"
+        "note: with --weights imagenet, parts of the network (decoder, segmentation_head) are randomly initialized; "
+        "train it before using its output\n"
     )
     code, _, err = run("neutralize", *unet, "--weights", "imagenet", "--out", fair)
     assert (code, err) == (0, note)
@@ -411,7 +411,7 @@ BAD = [
         ["--volume", "good.tif", "--labels", "short_labels.tif", "--target", "labels"],
         r"short_labels.tif.*\(20, 48, 40\)",
     ),
-    (["--volume", "good.tif", "--intensity", "9", "2"], r"intensity range 9 to 2"),
+    (["--volume", "good.tif", "--intensity", "9", "2"], r"--intensity 9.0 2.0: the first must be below"),
     (["--volume", "good.tif", "--select", "t"], r"--select"),
     (
         ["--volume", "good.tif", "--select", "T=0", "--select", "t=1"],

@@ -102,6 +102,25 @@ def test_the_values_that_are_listed_are_those_of_the_library():
     assert options.TIES == TIES
 
 
+def test_the_help_of_survey_says_that_it_takes_several_networks(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    _, out, _ = run("survey", "--help")
+    assert re.search(r"\[OPTIONS\] \{?SPEC\}?\.\.\.\s", out)
+
+
+def test_the_options_of_export_do_not_speak_of_onnx_files():
+    named = {parameter.name: parameter.help for parameter in COMMANDS["export"].params}
+    assert ".onnx" not in named["weights"]
+
+
+def test_export_refuses_an_unknown_format_before_it_loads_the_network(run):
+    code, out, err = run(
+        "export", "--model", "timm:test_resnet", "--weights", "none", "--to", "foo", "--out", "out"
+    )
+    assert (code, out) == (2, "")
+    assert err == "error: --to foo: known: bioimageio, huggingface, onnx\n"
+
+
 def test_survey_has_the_defaults_of_the_library():
     defaults = {parameter.name: parameter.default for parameter in COMMANDS["survey"].params}
     assert (defaults["windows"], defaults["draws"]) == (WINDOWS, DRAWS)

@@ -35,7 +35,7 @@ def test_a_damaged_installation_is_not_taken_for_a_missing_package(error, packag
         with needs_extra("wings", "flying"):
             raise error
     assert str(raised.value).endswith(
-        f"({error}); install it anew with: pip install --force-reinstall {package}"
+        f"({error}); reinstall it with: pip install --force-reinstall {package}"
     )
 
 

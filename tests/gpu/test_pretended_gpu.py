@@ -242,7 +242,7 @@ def test_a_training_in_float16_on_a_cpu_is_refused_before_anything_is_written(tm
     run = start(tmp_path, "train", training_options(tmp_path, dtype="float16"), tmp_path / "run")
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 2
-    assert "error: dtype 'float16': is for GPUs" in errors
+    assert "error: training.dtype: float16: is for GPUs" in errors
     assert not (tmp_path / "run").exists()
 
 

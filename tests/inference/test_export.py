@@ -315,7 +315,7 @@ def test_a_folder_that_names_a_function_does_not_call_it(tmp_path):
         ModelError, match="comes from the function os:getcwd; if you trust its module, give its name"
     ):
         evenslice.load_network(str(tmp_path))
-    with pytest.raises(ModelError, match=r"nowhere: is no folder with model.safetensors"):
+    with pytest.raises(ModelError, match=r"nowhere: is not a folder with model.safetensors"):
         evenslice.load_network("nowhere")
     evenslice.export(small(), tmp_path / "b", to="huggingface")
     with pytest.raises(ModelError, match="does not say which network it is of; give its specification"):

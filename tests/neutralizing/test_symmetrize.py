@@ -185,7 +185,7 @@ def test_a_file_that_names_a_module_that_is_not_there(tmp_path):
     [
         (
             "encoder.layer1",
-            r"encoder\.layer1 \(Sequential\) is no place to average: a connection goes round it.*decoder",
+            r"encoder\.layer1 \(Sequential\) is not a valid cut: a connection bypasses it.*decoder",
         ),
         ("encoder.fc", r"the network has no module 'encoder\.fc'"),
         ("segmentation_head.2", r"ok"),
@@ -438,7 +438,7 @@ def test_twin_by_hand():
 def test_without_an_activation_twin_names_the_way_out(spec):
     with pytest.raises(
         ModelError,
-        match=r"no activation follows the layer .*choose another strategy, .* or evenslice\.symmetrize",
+        match=r"no activation follows the layer .*choose another strategy, .* \(symmetrize='output'\)",
     ):
         load_network(spec, "none", strategy="twin")
 
@@ -471,7 +471,7 @@ def test_twin_has_no_place_after_an_activation_that_is_used_again():
     model = Reusing()
     with pytest.raises(
         ModelError,
-        match=r"activation relu after the layer stem \(Conv2d\) elsewhere too.* no one place .*'mirror'",
+        match=r"activation relu after the layer stem \(Conv2d\) elsewhere too.* no single place .*'mirror'",
     ):
         neutralize(model, 5, strategy="twin")
     assert not model._forward_pre_hooks
@@ -514,7 +514,8 @@ def test_twin_has_no_place_where_a_connection_goes_round_the_activation():
     model = Forked()
     before = model.stem.weight
     with pytest.raises(
-        ModelError, match=r"no one place to average, .*choose another strategy, .* or evenslice\.symmetrize"
+        ModelError,
+        match=r"cannot be averaged at a single place, .*choose another strategy, .* \(symmetrize='output'\)",
     ):
         neutralize(model, 5, strategy="twin")
     assert model.stem.weight is before

@@ -101,7 +101,7 @@ def test_a_control_is_run_with_fewer_seeds(inputs):
     seeds = {arm["name"]: {run.seed for run in runs if run.arm == arm["name"]} for arm in arms}
     assert seeds == {"pretrained": {4, 5}, "fair": {4, 5}, "trained so": {3, 4, 5}, "random": {4}}
     assert len(runs) == count_runs(planned) == 3 * (2 + 2 + 3 + 1)
-    with pytest.raises(ValidationError, match="random: seeds: 5 is none of the study's seeds"):
+    with pytest.raises(ValidationError, match="random: seeds: 5 is not one of the study's seeds"):
         config(inputs, seeds=[3, 4], arms=[*ARMS, {"name": "random", "strategy": "random", "seeds": [5]}])
     with pytest.raises(ValidationError, match="trains no network, so seeds has no effect"):
         config(inputs, seeds=[3, 4], arms=[{**fair, "seeds": [3]}, base, trained])

@@ -117,14 +117,14 @@ def test_scalings_are_given_or_told(image):
         ({"crop": (0, 8)}, r"crop=\[0, 8\]: give a height"),
         ({"length": 0}, "length=0: must be at least 1"),
         ({"slices": 4}, "a window has an odd number of slices"),
-        ({"edge": "mirror"}, "edge = 'mirror': did you mean|edge = 'mirror': known"),
+        ({"edge": "mirror"}, "edge='mirror': did you mean|edge='mirror': known"),
         ({"classes": 1}, "classes=1: at least 2"),
         ({"label_values": [0, 0]}, "give a different value for each of the 2 classes"),
-        ({"intensity": (0, 1), "scaling": Scaling(0, 1)}, "have no effect beside scaling"),
+        ({"intensity": (0, 1), "scaling": Scaling(0, 1)}, "have no effect with scaling"),
         ({"scaling": [Scaling(0, 1)] * 2}, "2 scalings for 1 volumes"),
         ({"model": nn.Conv2d(3, 1, 1)}, "model: has no record"),
         ({"augmentation": {"flip": True}}, "flip: no such option; did you mean 'flips'"),
-        ({"augmentation": "flips"}, "augmentation = 'flips'"),
+        ({"augmentation": "flips"}, "augmentation='flips'"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(image, options, message):
@@ -148,7 +148,7 @@ def test_labels_that_do_not_fit(image):
 def test_a_network_and_slices_that_it_does_not_take(image):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     record = neutralize(network, slices=5, mean=0.5, std=0.5)
-    with pytest.raises(ConfigError, match="slices = 3: the network takes 5"):
+    with pytest.raises(ConfigError, match="slices=3: the network takes 5"):
         SliceWindows(image, slices=3, model=network)
     with pytest.raises(ConfigError, match="say the same"):
         SliceWindows(image, model=network, record=record)

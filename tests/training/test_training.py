@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from evenslice._core.errors import ConfigError, EvensliceError, ModelError, Outp
 from evenslice.cli import entry as cli
 from evenslice.neutralizing import without_mirror
 from evenslice.neutralizing.network_files import load_network, save_network
+from evenslice.training import training_progress
 from evenslice.training.best_network import KeepBest
 from evenslice.training.config import TrainConfig
 from evenslice.training.fitting import fixed_windows
@@ -35,6 +37,7 @@ from evenslice.training.run_folder import RunFolder
 from evenslice.training.segmenter import load_segmenter
 from evenslice.training.tasks import validation_score
 from evenslice.training.trainer import train
+from evenslice.training.training_progress import ShowProgress
 from evenslice.volumes.labels import ClassIndex, LabelledVolume
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.scaling import Scaling
@@ -758,9 +761,14 @@ BAD = {
     "channels": ({"model__spec": "trainable:small?classes=5"}, r"returns 5 channels; 2 classes .* need 2"),
     "no map": ({"model__spec": "trainable:classifier"}, r"\(1, 2\)"),
     "crop": ({"model__spec": "trainable:halving", "training__crop": [32, 33]}, "training.crop"),
-    "no network": ({"model__spec": "trainable:smal"}, "did you mean 'small'"),
+    "no network": ({"model__spec": "trainable:smal"}, "^model: trainable:smal: .*did you mean 'small'"),
+    "reserved argument": (
+        {"model__spec": "smp:Unet/resnet18?classes=3"},
+        r"^model: smp:.*: model\.weights and data\.classes decide",
+    ),
     "numbered device": ({"training__accelerator": "cpu:0"}, "give only the kind of device"),
-    "no GPU": ({"training__accelerator": "gpu"}, "not available"),
+    "no GPU": ({"training__accelerator": "gpu"}, r"^training\.accelerator: gpu: is not available here"),
+    "float16 on a CPU": ({"training__dtype": "float16"}, r"^training\.dtype: float16: is for GPUs"),
 }
 
 
@@ -812,6 +820,30 @@ def test_print_config_prints_a_configuration_that_can_be_used(folder, undisturbe
     assert load_config(tmp_path / "printed.yaml", TrainConfig).training.steps > 0
 
 
+@pytest.mark.parametrize("idle", [["--json"], ["--resume"], ["--out", "zz"]])
+def test_print_config_refuses_options_that_have_no_effect(run, idle):
+    code, out, err = run("train", "--print-config", *idle)
+    assert (code, out) == (2, "")
+    assert err == f"error: {idle[0]}: has no effect with --print-config; omit it\n"
+
+
+def test_the_last_line_of_progress_shows_the_validation_of_the_final_network(monkeypatch):
+    notes = []
+    monkeypatch.setattr(
+        training_progress, "progress_bar", lambda *_, **__: nullcontext(lambda _, note: notes.append(note))
+    )
+    best = KeepBest(lambda _: 0.2, lambda _: None)
+    shown = ShowProgress("train", 2, show=None, monitor=None, best=best)
+    at = SimpleNamespace(is_global_zero=True, global_step=0)
+    best.latest = 0.039
+    shown.on_train_start(at, None)
+    for at.global_step in (1, 2):
+        shown.on_train_batch_end(at, None, {"loss": torch.tensor(0.5)}, None, 0)
+    best.latest = 0.2  # at the end of the epoch
+    shown.on_fit_end(at, None)
+    assert notes == ["loss 0.500, validation Dice 0.039", "loss 0.500, validation Dice 0.200"]
+
+
 def test_a_misspelt_option_is_one_line(folder, run, tmp_path):
     (tmp_path / "bad.yaml").write_text(
         "data: {train: [{image: a.npy, labels: b.npy}]}\ntraining: {step: 5}\n"
@@ -822,7 +854,7 @@ def test_a_misspelt_option_is_one_line(folder, run, tmp_path):
     assert err.count("\n") == 1
     code, _, err = run("train", tmp_path / "bad.yaml")
     assert code == 2
-    assert "--out" in err
+    assert err.startswith("error: CONFIG.yaml and --out are required; evenslice train --print-config")
 
 
 def test_the_loss_is_dice_plus_cross_entropy():

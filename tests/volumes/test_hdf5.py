@@ -147,7 +147,7 @@ def test_the_one_volume_is_taken(tmp_path):
 def test_options_that_do_not_apply(tmp_path):
     np.save(tmp_path / "a.npy", STACK)
     path = write(tmp_path / "a.h5", raw=STACK)
-    fails(path, "has one resolution level", errors.ConfigError, level=1)
+    fails(path, "has only one resolution level; omit level=1", errors.ConfigError, level=1)
     fails(f"{tmp_path}/a.npy:/raw", "no such file or folder")
     fails(f"{path}x:/raw", "no such file or folder")
 

@@ -199,7 +199,7 @@ def test_levels_and_voxel_sizes_of_n5(tmp_path, group, own, expected):
     assert coarse.spacing == expected
     assert coarse.unit == (expected and "um")
     fails(str(tmp_path), "has no level 7", errors.ConfigError, level=7)
-    fails(str(tmp_path / "s0"), "without level 1; leave the level out", errors.ConfigError, level=1)
+    fails(str(tmp_path / "s0"), "has only one resolution level; omit level=1", errors.ConfigError, level=1)
 
 
 def test_axes_of_n5(tmp_path):

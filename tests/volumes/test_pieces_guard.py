@@ -115,7 +115,7 @@ def test_an_info_that_cannot_be_right(tmp_path, changes, pattern):
     ("changes", "pattern"),
     [
         ({"scales": {}}, "describes no volume"),
-        ({"scales": [3]}, "scale 0 is no object"),
+        ({"scales": [3]}, "scale 0 is not an object"),
         ({"data_type": "object"}, "its data type 'object' cannot be read"),
         ({"num_channels": 0}, "num_channels is 0"),
         ({"num_channels": 2**40}, "its chunks .* bytes each"),

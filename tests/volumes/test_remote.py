@@ -187,13 +187,36 @@ def test_what_is_said_about_them(web, bucket):
 def test_a_bucket_without_credentials_is_read_anonymously(bucket, monkeypatch, tmp_path):
     from evenslice.volumes.read.remote import _s3_options
 
-    assert _s3_options()["anon"] is False
+    assert _s3_options(f"{bucket}/none")["anon"] is False
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
-    assert _s3_options()["anon"] is True
+    assert _s3_options(f"{bucket}/none")["anon"] is True
+
+
+def test_credentials_are_used_only_where_a_bucket_refuses_to_be_read_without(bucket, monkeypatch):
+    import s3fs
+
+    from evenslice.volumes.read import remote
+
+    read, anonymous = s3fs.S3FileSystem._cat_file, set()
+
+    async def watched(self, path, *arguments, **options):
+        content = await read(self, path, *arguments, **options)
+        anonymous.add(self.anon)
+        return content
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", watched)
+    client = boto3.client("s3")
+    for access, found in (("public-read", {True}), ("private", {False})):
+        for entry in client.list_objects_v2(Bucket="volumes", Prefix="plain.zarr/")["Contents"]:
+            client.put_object_acl(Bucket="volumes", Key=entry["Key"], ACL=access)
+        remote._is_public.cache_clear()
+        anonymous.clear()
+        assert same(open_volume(f"{bucket}/plain.zarr"), STACK)
+        assert anonymous == found
 
 
 def test_a_bucket_that_may_not_be_listed(bucket, monkeypatch):

@@ -196,7 +196,7 @@ def test_requests_carry_no_credentials(web, google):
 def test_what_is_refused(web, google, tmp_path, monkeypatch):
     fails(f"{web}/bucket/none", "check the address, the network and your credentials")
     fails(f"precomputed://{web}/bucket/none", "has no file 'info'")
-    fails(f"n5://{web}/bucket/none", "is no N5 data set")
+    fails(f"n5://{web}/bucket/none", "is not an N5 data set")
     fails("precomputed://folder", "precomputed:// stands before an address", errors.ConfigError)
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     fails("az://container/a.zarr", "set AZURE_STORAGE_ACCOUNT_NAME", errors.ConfigError)

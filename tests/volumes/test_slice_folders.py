@@ -139,7 +139,12 @@ def test_folders_that_hold_no_stack(tmp_path):
     )
     write(tmp_path / "volumes", STACK.reshape(2, 6, 40, 32), "tif", photometric="minisblack")
     fails(str(tmp_path / "volumes"), "slice0.tif holds 6 x 40 x 32 voxels, not one slice; name that file")
-    fails(write(tmp_path / "levels", STACK), "has one resolution level", errors.ConfigError, level=1)
+    fails(
+        write(tmp_path / "levels", STACK),
+        "has only one resolution level; omit level=1",
+        errors.ConfigError,
+        level=1,
+    )
 
 
 def test_damaged_slices(tmp_path):

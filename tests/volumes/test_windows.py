@@ -64,6 +64,7 @@ def test_tiles_fit_what_networks_need(height, width):
     assert 32 <= y <= 256
     assert y <= max(height, 32)
     assert x <= max(width, 32)
+    assert (y == 128) if height > 256 else (y > height - 32)
 
 
 @given(depth=st.integers(1, 40), tiles=st.integers(1, 9), seed=st.integers(0, 99))

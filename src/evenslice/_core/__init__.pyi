@@ -24,6 +24,7 @@ from .errors import (
     needs_extra as needs_extra,
     option as option,
     reason as reason,
+    spelled_in_configuration as spelled_in_configuration,
     spelled_on_command_line as spelled_on_command_line,
 )
 from .import_paths import (

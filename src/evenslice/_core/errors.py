@@ -43,6 +43,7 @@ __all__ = [
     "needs_extra",
     "option",
     "reason",
+    "spelled_in_configuration",
     "spelled_on_command_line",
 ]
 
@@ -75,8 +76,8 @@ def option(name: str, value: Any = None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a scalar of NumPy as Python's."""
-    return value.item() if hasattr(value, "item") else str(value)
+    """Return a scalar or an array of NumPy as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def spelled_in_python(name: str, value: Any) -> str:
@@ -102,6 +103,20 @@ def spelled_on_command_line(name: str, value: Any) -> str:
     if name in _OF_ANY_LENGTH and words:
         words = [",".join(map(str, words))]
     return " ".join(map(str, [flag, *words]))
+
+
+def spelled_in_configuration(path: str, value: Any) -> str:
+    """Spell an option as in a configuration.
+
+    Args:
+        path: its path there.
+        value: its value; None to name the option alone.
+
+    Example:
+        >>> spelled_in_configuration("training.dtype", "float16"), spelled_in_configuration("data.fill", None)
+        ('training.dtype: float16', 'data.fill')
+    """
+    return path if value is None else f"{path}: {value}"
 
 
 class EvensliceError(Exception):
@@ -174,7 +189,7 @@ class ConfigError(EvensliceError):
         ...     evenslice.load_network("timm:test_resnet", "none", strategy="unifrom")
         ... except evenslice.ConfigError as error:
         ...     print(error)
-        unknown strategy 'unifrom'; did you mean 'uniform'? known: ...
+        strategy='unifrom': did you mean 'uniform'? known: ...
     """
 
 
@@ -244,10 +259,10 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
                 f"{what} needs the package {error.name!r}; install it with: pip install 'evenslice[{extra}]'"
             ) from error
         package = _distribution(error)
-        anew = f"--no-deps {package}" if package else f"'evenslice[{extra}]'"
+        again = f"--no-deps {package}" if package else f"'evenslice[{extra}]'"
         raise MissingExtraError(
             f"{what} fails, because an installed package is damaged or too old ({reason(error)}); "
-            f"install it anew with: pip install --force-reinstall {anew}"
+            f"reinstall it with: pip install --force-reinstall {again}"
         ) from error
 
 

@@ -147,7 +147,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         scalings: the scaling of each volume, if known from training, instead of intensity and fill.
         stress: with labels, also measure what a lost or damaged slice costs; an audit of the same network by another method
             need not do so again.
-        tile: size (y, x) of the in-plane tile; by default up to 256, or the size the network requires.
+        tile: size (y, x) of the in-plane tile; by default the size the network requires, or up to 256 of a plane that
+            is no larger, and 128 of larger planes.
         tolerance: the largest absolute pair bias B_k that counts as equal attention, 0..1.
         answer_tolerance: the largest part C of the answer that may change when a window is reversed, 0..1.
         mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way, 0..1.

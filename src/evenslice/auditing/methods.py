@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, ModelError, did_you_mean
+from evenslice._core import ConfigError, ModelError, did_you_mean, option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class Attributed:
 def check_method(method: str) -> None:
     """Raise ConfigError unless there is a method of this name."""
     if method not in METHODS:
-        raise ConfigError(f"method {method!r}: {did_you_mean(method, METHODS)}")
+        raise ConfigError(f"{option('method', method)}: {did_you_mean(method, METHODS)}")
 
 
 # Each method maps (score, windows) to the attribution and the output for the windows.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, ModelError, VolumeError
+from evenslice._core import ConfigError, ModelError, VolumeError, option
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.methods import check_method
 from evenslice.auditing.options import LabelValues
@@ -53,7 +53,7 @@ def check_method_of(model: nn.Module | Function, method: str | None) -> None:
     check_method(method)
     if not isinstance(model, nn.Module) and method != "occlusion":
         raise ConfigError(
-            f"method {method!r}: needs gradients, which only a torch.nn.Module has; use the method 'occlusion'"
+            f"{option('method', method)}: needs gradients, which only a torch.nn.Module has; use the method 'occlusion'"
         )
 
 
@@ -163,7 +163,9 @@ def choose_scalings(
     if scalings is None:
         return [fit_scaling(item, intensity=intensity, fill=fill, seed=seed) for item in volumes]
     if intensity is not None or fill is not None:
-        raise ConfigError("intensity and fill have no effect beside scalings; give one or the other")
+        raise ConfigError(
+            f"{option('intensity')} and {option('fill')} have no effect with {option('scalings')}; give one or the other"
+        )
     if len(scalings) != len(volumes):
         raise ConfigError(f"{len(scalings)} scalings for {len(volumes)} volumes; give one for each")
     return scalings

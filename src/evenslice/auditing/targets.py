@@ -51,7 +51,7 @@ def parse_target(text: str) -> Target:
     for name in _NAMED_TARGETS:
         if text == name:
             return name
-    raise ConfigError(f"target {text!r}: {did_you_mean(text, _NAMED_TARGETS)}, or a class number")
+    raise ConfigError(f"{option('target', text)}: {did_you_mean(text, _NAMED_TARGETS)}, or a class number")
 
 
 def resolve_target(target: Target, returned: Any) -> Target:
@@ -84,7 +84,7 @@ def resolve_target(target: Target, returned: Any) -> Target:
 
 def _no_classes(target: Target, given: str) -> ModelError:
     return ModelError(
-        f"target {target!r} needs logits of shape (batch, classes) or (batch, classes, y, x), but the "
+        f"{option('target', target)}: needs logits of shape (batch, classes) or (batch, classes, y, x), but the "
         f"network returns {given};"
         " use the target 'sum'"
     )
@@ -158,7 +158,9 @@ class Score:
             return _labels_for(output, self.labels, count)
         number = cast("int", self.target)
         if count is not None and number >= count:
-            raise ConfigError(f"target {number}: the network only has the classes 0 to {count - 1}")
+            raise ConfigError(
+                f"{option('target', number)}: the network only has the classes 0 to {count - 1}"
+            )
         return torch.full_like(predicted_classes(output, dim=1), number)
 
 
@@ -169,10 +171,12 @@ def _detected_nothing(returned: Any) -> bool:
 
 def _labels_for(output: Tensor, labels: Tensor | None, count: int | None) -> Tensor:
     if labels is None:
-        raise ConfigError(f"target 'labels' needs label volumes; give them as {option('labels')}")
+        raise ConfigError(
+            f"{option('target', 'labels')}: needs label volumes; give them as {option('labels')}"
+        )
     if output.ndim < 3:
         raise ModelError(
-            f"target 'labels' needs an output for each pixel, but the network returns {tuple(output.shape)}"
+            f"{option('target', 'labels')}: needs an output for each pixel, but the network returns {tuple(output.shape)}"
         )
     low, high = int(labels.min()), int(labels.max())
     if count is not None and (low < 0 or high >= count):

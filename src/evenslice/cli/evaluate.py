@@ -37,7 +37,7 @@ def evaluate(
     stress_slices: Annotated[
         int | None,
         options.measurement(
-            "Disturb the windows of at most this many slices; 60 by default.", metavar="N", min=1
+            "Disturb the windows of at most this many slices (default: 60).", metavar="N", min=1
         ),
     ] = None,
     no_surfaces: Annotated[

@@ -46,7 +46,8 @@ def export(
     description: Annotated[str | None, options.output("What the network is for.", metavar="TEXT")] = None,
     author: Annotated[list[str] | None, options.output("Author; repeat for more.", metavar="NAME")] = None,
     license_id: Annotated[
-        str | None, options.output("SPDX identifier such as CC-BY-4.0.", "--license", metavar="ID")
+        str | None,
+        options.output("License, as an SPDX identifier such as CC-BY-4.0.", "--license", metavar="ID"),
     ] = None,
     cite: Annotated[
         list[str] | None,
@@ -56,8 +57,9 @@ def export(
 ) -> None:
     """Write a network as an ONNX file, a model for bioimage.io or a folder for Hugging Face, with its scaling."""
     from evenslice.cli.tables import export_table
-    from evenslice.inference import ModelCard
+    from evenslice.inference import ModelCard, check_export_format
 
+    check_export_format(to)
     with quiet(output.json):
         audits = _audits(source.run, audit, symmetrized=inputs.symmetrize is not None)
         segmenter = source.load(inputs, scaling, step=step, classes=classes)

@@ -167,8 +167,8 @@ class Input(Window):
     symmetrize: Annotated[
         str | None,
         network(
-            "Average over each window and its mirror: at the output (twice the passes; right for a trained network), "
-            "after the encoder, or after the module of this name.",
+            "Where to average over each window and its mirror: output (twice the passes; right for a trained network), "
+            "encoder, or the name of a module.",
             metavar="AT",
             autocompletion=lambda: CUTS,
         ),
@@ -184,11 +184,11 @@ class Source:
         str | None,
         network(
             f"{MODEL_HELP}; instead of --run, or with it to confirm the function that the run names. audit, "
-            "evaluate, segment and symmetrize also take onnx.",
+            "evaluate, segment and symmetrize also take onnx, with an .onnx file as --weights.",
             metavar="SPEC",
         ),
     ] = None
-    weights: Annotated[str | None, network(f"{WEIGHTS_HELP}; for onnx, the .onnx file.", metavar="W")] = None
+    weights: Annotated[str | None, network(f"{WEIGHTS_HELP}.", metavar="W")] = None
 
     def load(self, *groups: Any, **options: Any) -> "Segmenter":
         """Load the network with the options of these groups and further ones, as ``load_segmenter`` takes them.
@@ -240,8 +240,7 @@ class Opening:
     region: Annotated[
         Sequence[slice] | None,
         volume(
-            "Read only this part of the file (and of labels): first voxel and one past the last along its z, y and "
-            "x, such as 0:16,:,100:612.",
+            "Read only this part of the file (and of labels), as start:stop along z, y and x, such as 0:16,:,100:612.",
             metavar="Z:Z,Y:Y,X:X",
             parser=parse_region,
         ),
@@ -272,7 +271,7 @@ class Opening:
 Plane = Annotated[
     str | None,
     volume(
-        "Axis of the file along which slices follow one another: z, y or x (default: that of the run or saved network, else z).",
+        "Axis along which slices are stacked: z, y or x (default: that of the run or saved network, else z).",
         metavar="AXIS",
         autocompletion=lambda: PLANES,
     ),

@@ -71,7 +71,7 @@ def tell_untrained(weights: str, random: Sequence[str]) -> None:
 
     if parts := untrained_parts(weights, random):
         what = "the network is" if parts == ("*",) else f"parts of the network ({', '.join(parts)}) are"
-        tell(f"note: with the weights {weights}, {what} random; train it before you use its answers")
+        tell(f"note: with --weights {weights}, {what} randomly initialized; train it before using its output")
 
 
 def tell_random(out: Path, weights: str) -> None:
@@ -83,7 +83,7 @@ def tell_random(out: Path, weights: str) -> None:
     if source is not None:
         tell_untrained(weights, source.random)
         tell_missing(
-            source.weights, source.random, f"are random in {out}, so train it before you use its answers"
+            source.weights, source.random, f"are random in {out}, so train it before using its output"
         )
 
 

@@ -15,7 +15,7 @@ def survey(
     *,
     specs: Annotated[
         list[str],
-        typer.Argument(metavar="SPEC...", help="Networks, as for --model of evenslice audit, except onnx."),
+        typer.Argument(metavar="SPEC", help="Networks, as for --model of evenslice audit, except onnx."),
     ],
     weights: Annotated[
         str,

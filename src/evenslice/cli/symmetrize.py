@@ -20,8 +20,8 @@ def symmetrize(
     at: Annotated[
         str,
         options.network(
-            "Where to average: at the output (right for a trained network), after the encoder, or after the module of "
-            "this name.",
+            "Where to average over each window and its mirror: output (right for a trained network), encoder, or the name "
+            "of a module.",
             metavar="AT",
             autocompletion=lambda: options.CUTS,
         ),

@@ -15,9 +15,7 @@ def train(
     *,
     config: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="CONFIG.yaml", help="What to train, on which data, and how.", show_default=False
-        ),
+        typer.Argument(metavar="CONFIG.yaml", help="Training configuration (YAML).", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -34,16 +32,19 @@ def train(
 
     Ctrl-C or SIGTERM finishes the current step and writes a checkpoint; a second one ends at once.
     """
-    from evenslice._core import load_config, to_yaml
+    from evenslice._core import ConfigError, load_config, option, to_yaml
     from evenslice.training import TrainConfig, default_yaml
 
     if print_config:
+        for name, given in {"out": out, "resume": resume, "json": json}.items():
+            if given:
+                raise ConfigError(f"{option(name)}: has no effect with {option('print_config')}; omit it")
         text = default_yaml() if config is None else to_yaml(load_config(config, TrainConfig))
         typer.echo(text, nl=False)
         return
     if config is None or out is None:
-        raise typer.BadParameter(
-            "CONFIG.yaml and --out are required; evenslice train --print-config prints a configuration to start from"
+        raise ConfigError(
+            f"CONFIG.yaml and {option('out')} are required; evenslice train --print-config prints a configuration to start from"
         )
     settings = load_config(config, TrainConfig)
     from evenslice.cli.tables import run_table

@@ -14,7 +14,11 @@ from .devices import (
 from .evaluation import evaluate as evaluate
 from .evaluation_result import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation
 from .exporting.description import ModelCard as ModelCard
-from .exporting.export import Exported as Exported, export as export
+from .exporting.export import (
+    Exported as Exported,
+    check_export_format as check_export_format,
+    export as export,
+)
 from .exporting.onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
 from .exporting.stated_reading import stated_reading as stated_reading
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx

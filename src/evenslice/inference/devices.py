@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evenslice._core import ConfigError, reason, worker_number
+from evenslice._core import ConfigError, option, reason, worker_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +36,7 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {name!r} is not available here: {reason(error).partition('. ')[0]}"
+            f"{option('device', name)}: is not available here ({reason(error).partition('. ')[0]})"
         ) from error
 
 
@@ -51,11 +51,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         torch.float32
     """
     if name == "float16" and device.type == "cpu":
-        raise ConfigError("dtype 'float16': is for GPUs; on a CPU choose bfloat16, float32 or auto")
+        raise ConfigError(f"{option('dtype', name)}: is for GPUs; on a CPU choose bfloat16, float32 or auto")
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
-        raise ConfigError(f"dtype {name!r}: known: auto, {', '.join(sorted(DTYPES))}")
+        raise ConfigError(f"{option('dtype', name)}: known: auto, {', '.join(sorted(DTYPES))}")
     return torch.bfloat16 if _has_bfloat16(device) else torch.float32
 
 

@@ -90,7 +90,9 @@ class OnnxNetwork:
         averages = SYMMETRIZED in self._session.get_modelmeta().custom_metadata_map
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.slices or len(values)):
-                raise ConfigError(f"{name} has {len(values)} values; {path} takes {self.slices} slices")
+                raise ConfigError(
+                    f"{option(name)} has {len(values)} values; {path} takes {self.slices} slices"
+                )
             if averages and not self._in_graph and values != values[::-1]:
                 raise ConfigError(
                     f"{option(name, list(values))}: {path} averages over a window and its mirror, so opposite slices need the "
@@ -183,8 +185,9 @@ def load_onnx(
         (5, (0.5,), (1, 2, 64, 64))
     """
     centre, spread = _values(mean), _values(std)
-    if not np.isfinite([*(centre or ()), *(spread or ())]).all() or 0 in (spread or ()):
-        raise ConfigError(f"mean {mean}, std {std}: give finite numbers, and no std of 0")
+    for name, values in (("mean", centre), ("std", spread)):
+        if values and not (np.isfinite(values).all() and (name == "mean" or all(values))):
+            raise ConfigError(f"{option(name, list(values))}: give finite numbers, and no std of 0")
     return OnnxNetwork(Path(path).absolute(), centre, spread, tuple(providers))
 
 

@@ -209,7 +209,7 @@ def class_map(output: Tensor, classes: int) -> NDArray[np.int64]:
     channels = len(output)
     if channels != classes and (channels, classes) != (1, 2):
         raise ModelError(
-            f"the network gives {channels} classes, the labels have {classes}; build it with classes={classes}"
+            f"the network gives {channels} classes, the labels have {classes}; build it with {option('classes', classes)}"
         )
     return predicted_classes(output, dim=0).cpu().numpy()
 

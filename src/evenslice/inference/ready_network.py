@@ -196,7 +196,7 @@ class ReadyNetwork(nn.Module):
                 ) from error
             raise ModelError(
                 f"the network {self.name} rejects windows of shape {tuple(windows.shape)}: {reason(error)}; "
-                f"evenslice.neutralize(model, slices={slices}) gives it {slices} inputs, {option('tile')} another size"
+                f"neutralize it for {slices} slices, or choose another size with {option('tile')}"
             ) from error
         check_output(returned, self.name)
         reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice._core import ConfigError, needs_extra, progress_bar
+from evenslice._core import ConfigError, needs_extra, option, progress_bar
 from evenslice.inference.metrics import (
     Scores,
     VolumeScores,
@@ -105,7 +105,7 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
         raise ConfigError("no volume to evaluate on; give at least one")
     if most_slices is not None and (most_slices < 1 or surfaces or stressed):
         raise ConfigError(
-            f"most_slices = {most_slices}: must be at least 1, and surfaces and disturbed slices need all slices"
+            f"{option('most_slices', most_slices)}: must be at least 1, and surfaces and disturbed slices need all slices"
         )
     record = record_of(model)
     slices = record.slices if record else 3

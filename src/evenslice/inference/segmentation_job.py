@@ -239,8 +239,8 @@ def check_blocks(job: Job) -> None:
     """
     if not all(map(job.is_finished, job.blocks)):
         raise OutputError(
-            f"{job.staging}: another program has changed or removed finished blocks; start the segmentation "
-            "again, which does these anew"
+            f"{job.staging}: another program has changed or removed finished blocks; restart the segmentation "
+            "to recompute them"
         )
 
 

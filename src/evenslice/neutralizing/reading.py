@@ -89,5 +89,5 @@ def parse_reading(stated: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no number")
+        raise ValueError(f"{value!r:.40} is not a number")
     return float(value)

@@ -198,7 +198,7 @@ def first_accepted(
                 refusals.append(error)
     raise ModelError(
         f"the network refuses images of {' or '.join(map(str, counts))} channels at {_pixels(sizes)} pixels"
-        f" ({type(refusals[0]).__name__}: {reason(refusals[0])}); give {option('size')}"
+        f" ({type(refusals[0]).__name__}: {reason(refusals[0])}); in Python, give the right size (y, x) as size"
     )
 
 

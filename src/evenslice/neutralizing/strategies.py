@@ -108,7 +108,7 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
         raise ConfigError(f"{option('slices', slices)}: a window has at most {MOST_SLICES} slices")
     if isinstance(strategy, str):
         if strategy not in _TABLE:
-            raise ConfigError(f"unknown strategy {strategy!r}; {did_you_mean(strategy, STRATEGIES)}")
+            raise ConfigError(f"{option('strategy', strategy)}: {did_you_mean(strategy, STRATEGIES)}")
         return _TABLE[strategy]
     try:
         profile = tuple(float(weight) for weight in strategy)

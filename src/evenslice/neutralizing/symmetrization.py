@@ -114,7 +114,7 @@ def symmetrize(
         return SymmetrizedFunction(model)
     if averages_mirrored(model):
         raise ModelError(
-            "the network is symmetrized already; use it as it is, or build it anew to average elsewhere"
+            "the network is symmetrized already; use it as it is, or build it again to average elsewhere"
         )
     cut = find_cut(model, at)
     network, wrapper = unwrapped(model)
@@ -122,8 +122,8 @@ def symmetrize(
     channels = record.slices if record else input_channels(model)
     if channels % 2 == 0:
         raise ModelError(
-            f"the network takes {channels} slices, and a window has an odd number: 1, 3, 5, ...; build it with so many "
-            "inputs"
+            f"the network takes {channels} slices, and a window has an odd number: 1, 3, 5, ...; build it with an "
+            "odd number of inputs"
         )
     with exact_evaluation(model), torch.no_grad(), ExitStack() as undo:
         errors = _symmetrized(model, cut, channels, size, outputs, undo)
@@ -204,7 +204,7 @@ def _broken(errors: OutputErrors) -> bool:
 
 @contextmanager
 def _naming(model: nn.Module, cut: str) -> Iterator[None]:
-    """Say, of any error in the block, that the module is no cut, or that the output cannot be averaged."""
+    """Say, of any error in the block, that the module is not a valid cut, or that the output cannot be averaged."""
     try:
         yield
     except Exception as error:  # the rest of the network may refuse its inputs by any exception
@@ -216,7 +216,7 @@ def _naming(model: nn.Module, cut: str) -> Iterator[None]:
                 f"({type(error).__name__}: {reason(error)})"
             ) from error
         raise ModelError(
-            f"{_label(model, cut)} is no place to average: a connection goes round it, or it is not run, as "
+            f"{_label(model, cut)} is not a valid cut: a connection bypasses it, or it is not run, as "
             f"{failing_layer(error, model)} fails ({type(error).__name__}: {reason(error)}); choose a module that all "
             f"paths from the image to the output go through, or {OUTPUT!r}"
         ) from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from evenslice._core import ConfigError, did_you_mean
+from evenslice._core import ConfigError, did_you_mean, option
 
 if TYPE_CHECKING:
     from evenslice.neutralizing.probing import Layout
@@ -64,7 +64,7 @@ def check_tie(tie: str | None) -> None:
     """
     if tie is not None and tie not in TIES:
         raise ConfigError(
-            f"unknown tie {tie!r}; {did_you_mean(str(tie), TIES)}, or None to leave the slices free"
+            f"{option('tie', tie)}: {did_you_mean(str(tie), TIES)}; omit it to leave the slices free"
         )
 
 

@@ -78,7 +78,7 @@ def read_score(summary: Entries) -> str:
     """Return the name of the main score of a summary; earlier versions knew Dice alone."""
     score = text(summary, "score") if "score" in summary else MAIN_SCORES["segmentation"]
     if score not in MAIN_SCORES.values():
-        raise ValueError(f"score: {score!r:.40} is no main score")
+        raise ValueError(f"score: {score!r:.40} is not a main score")
     return score
 
 

@@ -31,7 +31,7 @@ class Arm(Section):
         default="uniform",
         description=(
             "How colour kernels become slice kernels: one of the strategies of train. Unlike there, the default is uniform "
-            "whatever the other options are; the network in a file of neutralize stays as it is."
+            "whatever the other options are; a network saved by neutralize is left unchanged."
         ),
     )
     tie: TieOption = Field(
@@ -61,8 +61,8 @@ class Arm(Section):
         default=None,
         min_length=1,
         description=(
-            "Arm whose trained network to take, instead of training one, and to symmetrize where symmetrize says; "
-            "all other options come from that arm."
+            "Reuse this arm's trained network, symmetrized as given by symmetrize, instead of training one; all other "
+            "options come from that arm."
         ),
     )
     seeds: tuple[int, ...] | None = Field(
@@ -243,7 +243,7 @@ class StudyConfig(Section):
         for arm in arms if "seeds" in info.data else ():
             if unknown := sorted(set(arm.seeds or ()) - set(info.data["seeds"])):
                 raise ValueError(
-                    f"{arm.name}: seeds: {unknown[0]} is none of the study's seeds; add it there"
+                    f"{arm.name}: seeds: {unknown[0]} is not one of the study's seeds; add it there"
                 )
         return arms
 

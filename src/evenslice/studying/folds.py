@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, EvensliceError
+from evenslice._core import ConfigError, EvensliceError, spelled_in_configuration
 from evenslice.training import DataConfig
 from evenslice.volumes import is_address, open_volume
 
@@ -189,6 +189,4 @@ def _at(place: str) -> Iterator[None]:
     try:
         yield
     except EvensliceError as error:
-        raise error.within(
-            place, lambda name, value: name if value is None else f"{name}: {value}"
-        ) from error
+        raise error.within(place, spelled_in_configuration) from error

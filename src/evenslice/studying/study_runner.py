@@ -28,6 +28,7 @@ from evenslice._core import (
     json_text,
     map_as_finished,
     open_cluster,
+    spelled_in_configuration,
     staged_file,
 )
 from evenslice.report import need_report_extra, study_html, write_study_report
@@ -209,7 +210,7 @@ def _check_data(config: StudyConfig, runs: Iterable[Run]) -> None:
             check_data(first, open_data(first.data, first.model))
         except EvensliceError as error:
             place = f"{name!r}: fold {fold}" if name in folded else repr(name)
-            raise type(error)(f"datasets: {place}: {error}") from error
+            raise error.within(f"datasets: {place}", spelled_in_configuration) from error
 
 
 def _by_data(runs: Iterable[Run]) -> dict[tuple[str, int], list[Run]]:

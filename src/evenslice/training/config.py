@@ -65,7 +65,7 @@ class ModelConfig(Section):
         description=(
             "How colour kernels become slice kernels: pretrained, uniform, center, profile, mirror, twin, shuffle, "
             "equalize, reinit, random, mixer; or the weights of a symmetric profile. With symmetrize, the default is "
-            "pretrained, and with a tie, the strategy of that name; the network in a file of neutralize stays as it is."
+            "pretrained, and with a tie, the strategy of that name; a network saved by neutralize is left unchanged."
         ),
     )
     tie: TieOption = Field(

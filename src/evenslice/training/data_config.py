@@ -137,7 +137,7 @@ class DataConfig(Section):
     )
     plane: Literal["z", "y", "x"] = Field(
         default="z",
-        description="Axis along which slices follow one another; ranges of slices count along it.",
+        description="Axis along which slices are stacked; ranges of slices count along it.",
     )
     boundaries: bool = Field(
         default=False,
@@ -185,9 +185,7 @@ class DataConfig(Section):
         if info.data.get("classes", 2) != 2:
             raise ValueError("boundaries of objects need classes: 2, inside and boundary")
         if info.data.get("label_values") is not None or info.data.get("other_labels", "error") != "error":
-            raise ValueError(
-                "numbers of objects are no values of classes; omit label_values and other_labels"
-            )
+            raise ValueError("object numbers are not class values; omit label_values and other_labels")
         return instances
 
     @field_validator("ignore_label")

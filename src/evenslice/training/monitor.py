@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evenslice._core import ConfigError, needs_extra
+from evenslice._core import ConfigError, needs_extra, option
 from evenslice.auditing import Mirrored, attribute
 from evenslice.results import directional_bias, measure_windows, model_part
 from evenslice.training.logs import log_metrics
@@ -67,7 +67,7 @@ class AsymmetryMonitor(Callback):
                 "number of slices"
             )
         if every < 1 or batch < 1:
-            raise ConfigError(f"every = {every}, batch = {batch}: both must be at least 1")
+            raise ConfigError(f"{option('every', every)}, {option('batch', batch)}: both must be at least 1")
         self.windows = windows
         self.every = every
         self.target = target

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evenslice._core import ConfigError, ModelError, reason
+from evenslice._core import ConfigError, ModelError, reason, spelled_in_configuration
 from evenslice.inference import ReadyNetwork, choose_device, choose_dtype, choose_tile, predict
 from evenslice.networks import input_multiple, input_size
 from evenslice.training.tasks import task_logits
@@ -34,7 +34,8 @@ def find_device(options: TrainingConfig) -> torch.device:
     try:
         device = choose_device(options.device)
     except ConfigError as error:
-        raise ConfigError(f"training.accelerator: {error}; known: auto, cpu, gpu, cuda, mps") from error
+        text = error.render(lambda *_: spelled_in_configuration("training.accelerator", options.accelerator))
+        raise ConfigError(f"{text}; known: auto, cpu, gpu, cuda, mps") from error
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type != "cpu" and count < options.devices:
         raise ConfigError(
@@ -44,8 +45,17 @@ def find_device(options: TrainingConfig) -> torch.device:
 
 
 def find_dtype(options: TrainingConfig) -> torch.dtype:
-    """Return the precision to train in."""
-    return choose_dtype(options.dtype, find_device(options))
+    """Return the precision to train in.
+
+    Raises:
+        ConfigError: as for ``find_device``, or the device does not compute in it.
+    """
+    device = find_device(options)
+    try:
+        return choose_dtype(options.dtype, device)
+    except ConfigError as error:
+        text = error.render(lambda name, value: spelled_in_configuration(f"training.{name}", value))
+        raise ConfigError(text) from error
 
 
 def check_data(config: TrainConfig, data: Data) -> None:

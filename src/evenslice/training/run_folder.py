@@ -238,7 +238,7 @@ class RunFolder:
             self.read_data()
         except ConfigError as error:
             raise OutputError(
-                f"{found[0]}: is no file of a run, and training here would replace it; choose another folder"
+                f"{found[0]}: is not a file of a run, and training here would replace it; choose another folder"
             ) from error
 
 

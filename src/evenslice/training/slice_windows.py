@@ -141,7 +141,9 @@ class SliceWindows(CropDataset):
                 instances=instances,
             )
         if scaling is not None and (intensity is not None or fill is not None):
-            raise ConfigError("intensity and fill have no effect beside scaling; give one or the other")
+            raise ConfigError(
+                f"{option('intensity')} and {option('fill')} have no effect with {option('scaling')}; give one or the other"
+            )
         record = _record(model, record)
         self.slices = _slices(slices, record)
         self.classes = _classes(classes, label_values)
@@ -235,7 +237,7 @@ def _record(model: nn.Module | None, record: Record | None) -> Record | None:
 
 def _slices(slices: int | None, record: Record | None) -> int:
     if record is not None and slices is not None and slices != record.slices:
-        raise ConfigError(f"slices = {slices}: the network takes {record.slices}; omit the option")
+        raise ConfigError(f"{option('slices', slices)}: the network takes {record.slices}; omit the option")
     if slices is None:
         return record.slices if record else 3
     return slices
@@ -299,6 +301,6 @@ def _augmentation(given: Augmentation | None) -> AugmentationConfig | None:
     values: Any = {} if given is True else given
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"augmentation = {given!r}: {did_you_mean(str(given), AugmentationConfig.model_fields)}, or True for all"
+            f"{option('augmentation', given)}: {did_you_mean(str(given), AugmentationConfig.model_fields)}, or True for all"
         )
     return as_config(dict(values), AugmentationConfig)

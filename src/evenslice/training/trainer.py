@@ -11,11 +11,11 @@ and the number of the step: an interrupted run resumes from its last checkpoint 
 from __future__ import annotations
 
 import signal
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenslice._core import OutputError, as_config
+from evenslice._core import EvensliceError, OutputError, as_config, spelled_in_configuration
 from evenslice.networks import check_stated_in_file, parse_specification
 from evenslice.neutralizing import load_network
 from evenslice.training.assumptions import describe_assumptions
@@ -31,7 +31,7 @@ from evenslice.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from torch import nn
@@ -105,7 +105,8 @@ def train(
     """
     config = as_config(config, TrainConfig)
     config = config.model_copy(update={"data": config.data.with_root()})
-    check_stated_in_file(config.model.spec)
+    with _at_model():
+        check_stated_in_file(config.model.spec)
     run, first = RunFolder(Path(out).absolute()), is_first_process()
     if first and resume and run.result.exists() and run.has_begun(config, resume=True):
         with suppress(OutputError), run.lock():  # the folder need not be writable
@@ -175,16 +176,32 @@ def _train(
 def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
     """Build the network and test it on a blank crop."""
     model, channels = config.model, output_channels(config.training.loss, config.data.classes)
-    network, record, source = load_network(
-        model.spec,
-        model.weights,
-        slices=model.slices,
-        strategy=model.strategy,
-        tie=model.tie,
-        # An imported function determines the number of classes itself.
-        classes=channels if parse_specification(model.spec).library else None,
-        seed=config.seed,
-        symmetrize=model.symmetrize,
-    )
+    with _at_model():
+        network, record, source = load_network(
+            model.spec,
+            model.weights,
+            slices=model.slices,
+            strategy=model.strategy,
+            tie=model.tie,
+            # An imported function determines the number of classes itself.
+            classes=channels if parse_specification(model.spec).library else None,
+            seed=config.seed,
+            symmetrize=model.symmetrize,
+        )
     check_network(network, config, channels)
     return network, record, source
+
+
+@contextmanager
+def _at_model() -> Iterator[None]:
+    """Add the place in the configuration to errors about the network, and spell options as they are written there."""
+    try:
+        yield
+    except EvensliceError as error:
+        raise error.within("model", _spelled) from error
+
+
+def _spelled(name: str, value: Any) -> str:
+    """Spell an option of a network as in the configuration."""
+    path = {"classes": "data.classes", "seed": "seed"}.get(name, f"model.{name}")
+    return spelled_in_configuration(path, value)

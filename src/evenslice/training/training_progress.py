@@ -53,6 +53,7 @@ class ShowProgress(Callback):
         self._shown = ExitStack()
         self._advance: Advance | None = None
         self._note, self._due = "", 0.0
+        self._last_loss: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
         """Begin at the step at which the training begins."""
@@ -75,16 +76,21 @@ class ShowProgress(Callback):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Advance by a step."""
+        """Advance by a step; the last one is shown when the final network has been validated."""
         if self._advance is None:
             return
+        if trainer.global_step == self._steps:
+            self._last_loss = outputs["loss"].item()
+            return
         now = time.monotonic()
-        if now >= self._due or trainer.global_step == self._steps:
+        if now >= self._due:
             self._due, self._note = now + NOTE_EVERY, self._notes(outputs["loss"].item())
         self._advance(1, self._note)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
-        """Remove the bar."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  # Lightning's
+        """Show the last step and remove the bar; all callbacks have measured the final network before."""
+        if self._advance is not None and self._last_loss is not None:
+            self._advance(1, self._notes(self._last_loss))
         self._shown.close()
 
     def on_exception(

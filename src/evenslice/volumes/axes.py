@@ -40,7 +40,7 @@ def check_axes(axes: str) -> str:
     names = axes.lower()
     if not names.isalpha() or len(set(names)) != len(names) or not set("zyx") <= set(names):
         raise ConfigError(
-            f"axes {axes!r}: give one letter per stored dimension, each once, including z, y and x, such as tzyx"
+            f"{option('axes', axes)}: give one letter per stored dimension, each once, including z, y and x, such as tzyx"
         )
     return names
 

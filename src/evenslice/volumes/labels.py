@@ -172,7 +172,7 @@ class _ClassMap:
     def _wrong(self, value: float) -> VolumeError:
         shown = f"{value:g}" if value % 1 else str(+value).removesuffix(".0")  # whole numbers in full
         if self.lenient:
-            return VolumeError(f"{self.path}: holds {shown}, which is no label; labels are whole numbers")
+            return VolumeError(f"{self.path}: holds {shown}, which is not a label; labels are whole numbers")
         return VolumeError(
             f"{self.path}: holds the label value {shown}, but the {len(self.values)} classes have the values "
             f"{', '.join(map(str, self.values))}; set {option('classes')} or {option('label_values', [0, 255])}, or "

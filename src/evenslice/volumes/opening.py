@@ -97,7 +97,9 @@ def open_volume(
     opener: Callable[[], VoxelSource]
     if _is_array(path):
         if level:
-            raise ConfigError(f"<array>: an array in memory has no level {level}; leave it out")
+            raise ConfigError(
+                f"<array>: an array in memory has only one resolution level; omit {option('level', level)}"
+            )
         place = Place("<array>", "")
         opener = partial(ArraySource, path)
     else:
@@ -206,9 +208,9 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
     if unit is not None:
         known = normal_unit(unit)
         if known is None:
-            raise ConfigError(f"unit {unit!r}: unknown unit of length; {did_you_mean(unit, UNITS)}")
+            raise ConfigError(f"{option('unit', unit)}: unknown unit of length; {did_you_mean(unit, UNITS)}")
         if volume.spacing is None:
-            raise ConfigError(f"{volume.path}: has no spacing to be in {unit}; give the spacing too")
+            raise ConfigError(f"{volume.path}: has no spacing to be in {unit}; give {option('spacing')} too")
         volume = replace(volume, unit=known)
     return volume
 
@@ -219,4 +221,4 @@ def _three_sizes(spacing: Sequence[float]) -> tuple[float, float, float]:
         if len(spacing) == 3 and positive(spacing):
             z, y, x = spacing
             return float(z), float(y), float(x)
-    raise ConfigError(f"spacing {spacing}: give three sizes above zero, along z, y, x")
+    raise ConfigError(f"{option('spacing', spacing)}: give three sizes above zero, along z, y, x")

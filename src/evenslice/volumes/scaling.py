@@ -47,7 +47,7 @@ class Scaling:
             object.__setattr__(self, name, None if value is None else float(value))
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
             raise ConfigError(
-                f"intensity range {self.low:g} to {self.high:g}: the first must be below the second"
+                f"{option('intensity', [self.low, self.high])}: the first must be below the second"
             )
         if self.fill is not None and not np.isfinite(self.fill):
             raise ConfigError(

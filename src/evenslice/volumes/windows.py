@@ -39,7 +39,8 @@ __all__ = [
 
 Edge = Literal["valid", "reflect"]
 
-LARGEST_TILE = 256
+LARGEST_WHOLE = 256  # pixels; the longest side of a plane that one tile covers
+TILE = 128  # pixels; along a longer side, it tells enough about a network at a quarter of the cost (docs/speed.md)
 
 _PIECE = 4096  # points of a sequence that are made at once
 _MOST_SHUFFLED = 2**16
@@ -87,7 +88,7 @@ def check_window(slices: int, step: int, edge: str) -> None:
             f"{option('step', step)}: the distance between the slices of a window is at least 1"
         )
     if edge not in get_args(Edge):
-        raise ConfigError(f"edge = {edge!r}: {did_you_mean(edge, get_args(Edge))}")
+        raise ConfigError(f"{option('edge', edge)}: {did_you_mean(edge, get_args(Edge))}")
 
 
 def tile_origins(length: int, tile: int, *, overlap: int = 0) -> Sequence[int]:
@@ -103,7 +104,9 @@ def tile_origins(length: int, tile: int, *, overlap: int = 0) -> Sequence[int]:
         [0]
     """
     if not 0 <= overlap < tile:
-        raise ConfigError(f"overlap = {overlap}: must be at least 0 and below the tile's size {tile}")
+        raise ConfigError(
+            f"{option('overlap', overlap)}: must be at least 0 and below the tile's size {tile}"
+        )
     return _Origins(max(length - tile, 0), tile - overlap)
 
 
@@ -145,15 +148,16 @@ def check_tile(tile: object) -> tuple[int, int]:
 
 
 def fit_tile(plane: tuple[int, int], *, multiple: int = 32) -> tuple[int, int]:
-    """Return the largest tile (y, x) up to ``LARGEST_TILE`` that fits a plane and is a multiple of what networks need.
+    """Return the tile (y, x) that an audit reads of a plane, a multiple of what networks need.
 
-    A plane smaller than ``multiple`` gets one tile of that size, filled up by mirroring the plane.
+    Along each axis it is as long as fits into the plane, up to ``LARGEST_WHOLE`` pixels, or ``TILE`` pixels of longer
+    planes. A plane smaller than ``multiple`` gets one tile of that size, filled up by mirroring the plane.
 
     Example:
-        >>> fit_tile((233, 189))
-        (224, 160)
+        >>> fit_tile((233, 189)), fit_tile((4096, 4096))
+        ((224, 160), (128, 128))
     """
-    y, x = (max(min(LARGEST_TILE, length) // multiple, 1) * multiple for length in plane)
+    y, x = (max((TILE if length > LARGEST_WHOLE else length) // multiple, 1) * multiple for length in plane)
     return y, x
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from evenslice.networks import ModelSource
     from evenslice.results import AuditResult
 
-__all__ = ["Exported", "export"]
+__all__ = ["Exported", "check_export_format", "export"]
 
 ONNX_FILES = ("network.onnx",)
 FORMATS = ("onnx", "bioimageio", "huggingface")
@@ -60,6 +60,16 @@ class Exported:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {**asdict(self), "folder": str(self.folder)}
+
+
+def check_export_format(to: str) -> None:
+    """Raise ConfigError unless networks are exported in this format.
+
+    Example:
+        >>> check_export_format("onnx")
+    """
+    if to not in FORMATS:
+        raise ConfigError(f"{option('to', to)}: {did_you_mean(to, FORMATS)}")
 
 
 def export(  # noqa: PLR0913  # all but three arguments have defaults and names
@@ -117,8 +127,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         >>> evenslice.load_network(folder).record == record
         True
     """
-    if to not in FORMATS:
-        raise ConfigError(f"{option('to', to)}: {did_you_mean(to, FORMATS)}")
+    check_export_format(to)
     if to == "huggingface" and tile is not None:
         raise ConfigError(
             f"{option('tile', list(tile))}: weights have no fixed size of windows; leave it out"

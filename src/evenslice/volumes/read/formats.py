@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.dicom import DicomSource, dicom_files
 from evenslice.volumes.read.dicom_headers import is_dicom
@@ -157,7 +157,7 @@ def open_source(place: Place) -> VoxelSource:
         file_format = find_read_format(place)
     if place.level and not file_format.levels:
         raise ConfigError(
-            f"{label}: a {file_format.name} file has one resolution level, not a level {place.level}; leave it out"
+            f"{label}: a {file_format.name} file has only one resolution level; omit {option('level', place.level)}"
         )
     if place.part is not None and not file_format.parts:
         raise ConfigError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra
+from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, option
 from evenslice.volumes.read.checks import require_chunk
 from evenslice.volumes.read.metadata import is_sizes, letters, scaled_spacing
 from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
@@ -66,7 +66,7 @@ class N5Source(VoxelSource):
                 raise _no_dataset(place)
             found = inner
         elif level:
-            raise ConfigError(f"{label}: is one N5 data set without level {level}; leave the level out")
+            raise ConfigError(f"{label}: has only one resolution level; omit {option('level', level)}")
         dimensions, blocks = found["dimensions"], found.get("blockSize")
         if not is_sizes(dimensions) or not is_sizes(blocks, len(dimensions)):
             raise _damaged(
@@ -212,7 +212,7 @@ def _no_dataset(place: Place) -> ConfigError | VolumeError:
     inside = f" (it holds {', '.join(listed)})" if listed else ""
     example = listed[0] if listed else "volumes/raw"
     return VolumeError(
-        f"{label}: is no N5 data set; name one inside, as {label.rstrip('/')}/{example}{inside}"
+        f"{label}: is not an N5 data set; name one inside, as {label.rstrip('/')}/{example}{inside}"
     )
 
 

@@ -150,7 +150,7 @@ def _scale(info: Mapping[str, Any], level: int, label: str) -> Mapping[str, Any]
         )
     scale = scales[level]
     if not isinstance(scale, dict):
-        raise _damaged(label, f"scale {level} is no object")
+        raise _damaged(label, f"scale {level} is not an object")
     return scale
 
 

@@ -1,7 +1,8 @@
 """Files at an address: https:// and s3:// through fsspec, gs:// and az:// through their web addresses.
 
-Credentials and the endpoint of an S3 service come from where the AWS tools look for them (AWS_ACCESS_KEY_ID,
-AWS_PROFILE, AWS_ENDPOINT_URL, ~/.aws) and are never stored. Without credentials, a bucket is read anonymously.
+Volumes are read anonymously. Only where a bucket refuses that, credentials are used, if there are any. They and the
+endpoint of an S3 service come from where the AWS tools look for them (AWS_ACCESS_KEY_ID, AWS_PROFILE,
+AWS_ENDPOINT_URL, ~/.aws) and are never stored.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = ["RemoteFiles", "remote_store", "reporting_network_errors", "s3_connec
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
+_METADATA = ("zarr.json", ".zgroup", ".zarray", "attributes.json", "info")
 SLOWEST = 1024
 """Bytes a second that a server must send on average, after the first ``READ_SECONDS``."""
 
@@ -61,7 +63,7 @@ def _options(url: str, most: int) -> dict[str, Any]:
     with needs_extra("remote", "reading a volume from an address"):
         import fsspec  # noqa: F401  # zarr imports it, but its error would not name the extra
 
-        return _s3_options() if _is_s3(url) else _http_options(most)
+        return _s3_options(url) if _is_s3(url) else _http_options(most)
 
 
 class RemoteFiles:
@@ -169,12 +171,33 @@ def _decoded(content: bytes, encoding: str, most: int) -> bytes:
     return unpacked
 
 
-def _s3_options() -> dict[str, Any]:
+def _s3_options(url: str) -> dict[str, Any]:
     import botocore.session
     import s3fs  # noqa: F401  # fsspec imports it by name
 
-    anonymous = botocore.session.get_session().get_credentials() is None
-    return {"anon": anonymous, **s3_connection()}
+    connection = s3_connection()
+    without = botocore.session.get_session().get_credentials() is None
+    return {"anon": without or _is_public(url, connection.get("endpoint_url")), **connection}
+
+
+@cache
+def _is_public(url: str, _endpoint: str | None) -> bool:
+    """Say whether a volume's metadata can be read without credentials."""
+    import fsspec
+
+    files = fsspec.filesystem("s3", anon=True, **s3_connection())
+    for name in _METADATA:
+        try:
+            files.cat_file(f"{url.rstrip('/')}/{name}", start=0, end=1)
+        except (
+            FileNotFoundError,
+            PermissionError,
+        ):  # the latter also of missing files, where none may be listed
+            continue
+        except Exception:  # noqa: BLE001  # whatever is wrong is said when the volume is read
+            return False
+        return True
+    return False
 
 
 def s3_connection() -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _check_companions(tif: tifffile.TiffFile, path: Path, label: str) -> None:
         return
     for file in files:
         if file.exists() and not (file.is_file() or file.is_dir()):
-            raise VolumeError(f"{label}: {file.name[:80]!r} beside it is no file that can be read; remove it")
+            raise VolumeError(f"{label}: {file.name[:80]!r} beside it is not a readable file; remove it")
 
 
 def _stated_planes(element: ET.Element) -> int:

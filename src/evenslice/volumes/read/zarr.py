@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, needs_extra
+from evenslice._core import ConfigError, VolumeError, needs_extra, option
 from evenslice.volumes.read.checks import require_chunk
 from evenslice.volumes.read.metadata import letters, scaled_spacing
 from evenslice.volumes.read.remote import remote_store, reporting_network_errors
@@ -52,9 +52,7 @@ class ZarrSource(VoxelSource):
         label, level = place.label, place.level
         if isinstance(node, zarr.Array):
             if level:
-                raise ConfigError(
-                    f"{label}: is a plain Zarr array without level {level}; leave the level out"
-                )
+                raise ConfigError(f"{label}: has only one resolution level; omit {option('level', level)}")
             array = node
             self.names = _dimension_names(node)
         else:
