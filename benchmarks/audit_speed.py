@@ -150,7 +150,11 @@ def larger_tile(
     ):
         half = (pair.high - pair.low) / 2
         print(f"{name}: {count} windows of {size[0]} x {size[1]}, pair bias {pair.estimate:.4f} ± {half:.4f}")
-    print(f"verdicts: {usual.verdict} and {large.verdict}")
+    for name, found in (("default", usual), ("larger tile", large)):
+        answer = found.answer
+        print(
+            f"{name}: {found.verdict}, answer change {answer.estimate:.3f} [{answer.low:.3f}, {answer.high:.3f}]"
+        )
     runs: dict[str, Callable[[], object]] = {
         "audit with --larger-tile": lambda: audit(tile),
         "captum": lambda: captum(network, windows),

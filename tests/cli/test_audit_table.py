@@ -1,4 +1,4 @@
-"""What the terminal says of audits: whether the methods agree, a table of 80 columns, and a conclusion."""
+"""What the terminal says of audits: the verdict, whether the methods agree, a table of 80 columns, and a conclusion."""
 
 import dataclasses
 import json
@@ -57,9 +57,25 @@ def test_a_row_has_the_verdict_what_decided_it_and_the_three_questions(shown):
 
 def test_agreement_stands_above_the_table(shown):
     audit = with_statistics(make_audit("pretrained", PRETRAINED), methods_agree=False)
-    assert " ".join(shown(audit)[:2]).startswith(
-        "The methods disagree: by gradient the slice before the middle gets"
+    assert " The methods disagree: by gradient the slice before the middle gets" in " ".join(shown(audit)[:6])
+
+
+def test_the_verdict_is_the_first_thing_said_of_a_single_audit(shown):
+    audit = with_statistics(
+        make_audit("even", UNIFORM),
+        verdict="biased",
+        decided_by=Decision("answer"),
+        answer_change=Interval(0.3, 0.25, 0.35),
     )
+    text = " ".join(shown(audit))
+    assert text.startswith("Biased: reversing a window changes the class of 30")
+    assert text.index("although opposite slices get equal attention") < text.index("The methods agree: ")
+    assert shown(audit, make_audit("uniform", UNIFORM))[0] == "The methods agree about both audits."
+    one = [make_audit(method, (1.0,), run={"method": method}) for method in ("gradient", "occlusion")]
+    for audits in (one, one[:1]):
+        assert (
+            " ".join(shown(*audits)).count("Not applicable: a window of one slice has no mirrored pair") == 1
+        )
 
 
 def test_several_methods_have_one_conclusion_below_the_table(shown):
@@ -80,6 +96,18 @@ def test_the_class_the_method_and_the_pair_that_decided_are_named(shown):
         assert word in text
 
 
+def test_pairs_are_told_apart_and_tolerances_stand_below(shown):
+    lines = shown(make_audit("five", CYCLIC), with_statistics(make_audit("even", (0.2,) * 5), tolerance=0.05))
+    assert any("k=1 -0.346 ± " in line and "k=1 -0.173 ± " in line for line in lines)
+    assert any("k=2 +0.331 ± " in line and "k=2 +0.163 ± " in line for line in lines)
+    assert lines[-1] == "Fair: pair bias within ±.05, C up to .05, E up to .01."
+    strict = with_statistics(make_audit("three", PRETRAINED), answer_tolerance=0.01)
+    lines = shown(strict)
+    assert lines[-1] == "Fair: pair bias within ±.05, C up to .01, E up to .01."
+    assert not any("k=1" in line for line in lines)
+    assert not any("Fair:" in line for line in shown(strict, make_audit("three", PRETRAINED)))
+
+
 def test_the_question_that_is_open_is_named(shown):
     audit = with_statistics(
         make_audit("network", PRETRAINED),
@@ -89,6 +117,18 @@ def test_the_question_that_is_open_is_named(shown):
     lines = shown(audit)
     at = next(i for i, line in enumerate(lines) if line.split()[:2] == ["network", "inconclusive"])
     assert [line.split()[-1] for line in lines[at + 1 : at + 4]] == ["open:", "attention", "gradient"]
+
+
+def test_too_few_slices_are_explained(shown):
+    note = "Fewer than 8 slices seen: raise --max-windows, or audit a larger volume as well."
+    for windows in (5, 50):
+        audit = with_statistics(
+            make_audit("network", PRETRAINED, windows=windows),
+            verdict="inconclusive",
+            decided_by=Decision("attention", "gradient"),
+        )
+        assert (note in " ".join(shown(audit))) == (windows == 5)
+    assert note not in " ".join(shown(make_audit("network", PRETRAINED, windows=5)))  # whose answer is biased
 
 
 def test_a_pair_that_is_not_judged_stands_in_brackets(shown):
@@ -142,13 +182,15 @@ def test_what_is_not_known_is_none(shown):
     unknown = Interval(math.nan, math.nan, math.nan)
     audit = with_statistics(
         make_audit("network", PRETRAINED),
+        verdict="inconclusive",
+        decided_by=Decision("attention"),
         pairs=(PairBias(math.nan, math.nan, math.nan),),
         answer_change=unknown,
         mirror_mismatch=unknown,
         second_opinion=None,
     )
     assert not any("nan" in line for line in shown(audit))
-    assert shown(make_audit("one", (1.0,)))[0] == "attention, answer and use"
+    assert shown(make_audit("one", (1.0,)))[1] == "attention, answer and use"
 
 
 def test_every_verdict_has_a_style():

@@ -60,6 +60,9 @@ def in_parts():
     network.add_module("decoder", nn.Conv2d(4, 2, 1))
     return network
 
+def one_slice():
+    return nn.Conv2d(1, 2, 3, padding=1)
+
 def nothing():
     return 3
 """
@@ -191,6 +194,15 @@ def test_a_required_verdict_decides_the_status(run, options, code):
     assert run(*AUDIT, "--volume", "good.tif", *options)[0] == code
 
 
+@pytest.mark.parametrize("verdict", ["symmetric", "balanced"])
+def test_a_requirement_is_not_met_where_no_verdict_applies(run, verdict):
+    source = ("--model", "my_networks:one_slice", "--weights", "none", "--max-windows", "8")
+    assert run("audit", *source, "--volume", "good.tif")[0] == 0
+    code, out, _ = run("audit", *source, "--volume", "good.tif", "--require", verdict)
+    assert code == 1
+    assert out.startswith("Not applicable: a window of one slice has no mirrored pair to compare.")
+
+
 def test_an_unknown_requirement_is_refused(run):
     code, _, err = run(*AUDIT, "--volume", "good.tif", "--require", "biased")
     assert code == 2
@@ -249,6 +261,12 @@ def test_report_writes_the_page_anew(run, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "uniform" in page
     assert "pretrained" in page
+
+
+def test_a_report_of_no_folder_says_which_folders_it_takes(run, tmp_path):
+    code, _, err = run("report", str(tmp_path / "nope"))
+    assert code == 2
+    assert "nope: no such folder; name one that evenslice audit, study or survey wrote" in err
 
 
 def test_neutralize_writes_weights_that_an_audit_finds_fair(run, tmp_path):
@@ -340,6 +358,9 @@ def test_answers_of_a_network_that_was_never_trained_come_with_a_note(run, tmp_p
         "train it before using its output\n"
     )
     code, _, err = run("neutralize", *unet, "--weights", "imagenet", "--out", fair)
+    assert (code, err) == (0, note)
+    several = ("--strategy", "pretrained", "--strategy", "uniform", "--max-windows", "2")
+    code, _, err = run("audit", *unet, "--weights", "imagenet", "--volume", "good.tif", *several)
     assert (code, err) == (0, note)
     code, _, err = run("segment", *unet, "--weights", fair, *files, "--force")  # may have been trained since
     assert code == 0

@@ -38,3 +38,19 @@ def test_import_brings_nothing_heavy(statement):
     code = f"import sys; {statement}; print(*[m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_mistake_in_a_study_is_told_before_the_libraries_of_training_are_imported(tmp_path):
+    (tmp_path / "study.yaml").write_text("nothing: 1")
+    code = """
+import sys
+from evenslice.cli.app import run
+status = run(["study", "study.yaml", "--out", "out"])
+early = "lightning" in sys.modules
+import evenslice.training.lightning_module
+print(status, early, "monai" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["2", "False", "False"], done.stderr

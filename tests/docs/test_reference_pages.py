@@ -136,7 +136,7 @@ def _plain(text):
     [
         ("README.md", 30),
         ("docs/index.md", 2),
-        ("docs/symmetry.md", 1),
+        ("docs/symmetry.md", 5),
         ("docs/explanation/strategies.md", 8),
         ("docs/how-to/slice-continuity.md", 3),
     ],

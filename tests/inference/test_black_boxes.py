@@ -363,6 +363,12 @@ def test_a_file_that_does_not_do_is_refused(bad, name):
     assert "\n" not in str(caught.value)
 
 
+def test_the_file_in_an_exported_folder_is_named(tmp_path):
+    (tmp_path / "network.onnx").touch()
+    with pytest.raises(ModelError, match=r": is a folder; name .*network\.onnx$"):
+        evenslice.load_onnx(tmp_path)
+
+
 def test_an_output_without_windows_is_refused(bad, texture):
     with pytest.raises(ModelError, match=r"single.onnx: its output largest is \(\) for 1 windows"):
         audit(evenslice.load_onnx(bad / "single.onnx"), texture)
@@ -373,6 +379,7 @@ def test_an_output_without_windows_is_refused(bad, texture):
     [
         ({"std": 0}, "no std of 0"),
         ({"mean": float("nan")}, "finite"),
+        ({"mean": [123.7, 116.3, 103.5]}, "divide the mean and std of 8-bit values by 255"),
         ({"mean": [0.1, 0.2]}, "mean has 2 values"),
         ({"providers": ["ToasterExecutionProvider"]}, "provider 'ToasterExecutionProvider': this onnxruntime has"),
     ],

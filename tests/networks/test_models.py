@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 import time
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -660,6 +661,13 @@ def test_nested_prefixes_without_end(tmp_path):
     assert len(str(caught.value)) < 500
 
 
+def test_a_network_that_a_file_holds_more_than_once_is_named(small, tmp_path):
+    copies = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in small.items()}
+    torch.save(copies | {"loss.centre": torch.ones(3)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"holds the network 2 times, under student\., teacher\.; save one"):
+        build_model(SMALL, str(tmp_path / "w.pt"))
+
+
 def test_part_of_a_backbone_does_not_pass(tmp_path):
     state = timm.create_model("test_resnet").state_dict()
     torch.save(
@@ -677,6 +685,15 @@ class Evil:
 
 def pickled(value):
     return pickle.dumps(value)
+
+
+def torchscript():
+    """Return an archive with the entries by which TorchScript is known."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("data.pkl", "code/network.py", "constants.pkl"):
+            archive.writestr(f"w/{name}", b"")
+    return file.getvalue()
 
 
 def saved(value):
@@ -706,6 +723,7 @@ def saved(value):
         ),
         ("w.safetensors", b"{}", "not a safetensors file"),
         ("w.safetensors", saved({}), "not a safetensors file"),
+        ("w.pt", torchscript(), "it is TorchScript, whose state_dict\\(\\) torch.jit.load gives"),
         ("w.onnx", b"", "unknown kind of weights file '.onnx'"),
         ("w", b"", "unknown kind of weights file ''"),
     ],

@@ -670,6 +670,10 @@ def test_an_output_that_depends_on_the_number_of_slices():
         ({"std": [0.1, None, 0.1]}, "std has to be a number, or one for each input"),
         ({"std": [1, 1, 0]}, "has to be positive"),
         ({"mean": math.inf}, "has to be finite"),
+        (
+            {"mean": 127.5, "std": 64},
+            r"mean=\[127.5, .*scaled to 0..1 first; divide the mean and std .* by 255",
+        ),
         ({"size": 128}, "size: is 128; must be two numbers of pixels"),
         ({"size": (64, 64.5)}, "must be two numbers of pixels"),
         ({"strategy": None}, "strategy: is None; must be one of pretrained, uniform"),

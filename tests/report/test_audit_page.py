@@ -200,6 +200,8 @@ def test_few_slices_are_given_as_the_reason():
     assert three_questions(audit)[0].found == "fewer than 8 slices"
     audit = decided(audit, "inconclusive", method="gradient")
     assert said(audit).endswith("5 distinct slices were seen, 8 are needed.")
+    limited = dataclasses.replace(audit, run=dataclasses.replace(audit.run, stopped="limit reached"))
+    assert said(limited).endswith("5 distinct slices were seen, 8 are needed: audit more windows.")
     states = {question.name: question.found for question in three_questions(audit)}
     assert states["attention"] == "fewer than 8 slices"
 
@@ -303,7 +305,9 @@ def test_agreement_that_is_not_settled():
     assert agreement_sentence(audit).startswith(
         "Whether the methods agree is not settled: by gradient the slice"
     )
-    assert agreement_sentence(audit).endswith("(the second method saw 5 distinct slices).")
+    assert agreement_sentence(audit).endswith("(the second method saw 5 distinct slices, 8 are needed).")
+    audit = with_statistics(make_audit("a", PRETRAINED, windows=10), methods_agree=None)
+    assert agreement_sentence(audit).endswith("(the second method saw 1 distinct slice, 8 are needed).")
 
 
 def test_a_black_box_has_the_test_of_its_answer_beside_occlusion():
@@ -410,6 +414,14 @@ def test_conclusions_are_drawn_for_each_network():
     assert headline(audits).startswith(
         f"{conclusion(audits)} The methods disagree about pretrained, gradient; "
     )
+
+
+def test_verdicts_that_a_second_opinion_contradicts_are_not_called_agreement():
+    audits = [
+        by(method, PRETRAINED, methods_agree=False) for method in ("gradient", "occlusion", "smoothgrad")
+    ]
+    assert conclusion(audits) == "The verdicts by gradient, occlusion and smoothgrad are all biased."
+    assert conclusion(audits[:2]) == "The verdicts by gradient and occlusion are both biased."
 
 
 def test_audits_of_different_networks_have_no_conclusion(audits):

@@ -1,6 +1,7 @@
 """What notebooks show of an audit, a survey and a study: short tables, with all text escaped."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from pages import plain
@@ -70,6 +71,9 @@ def test_a_survey_counts_the_biased_networks(tmp_path):
     )
     page = parsed(Survey((network, SurveyedNetwork("timm:b", "imagenet", error="no such network"))))
     assert page.text == ["2 networks: 1 biased, 1 failed."]
+    for windows, few in ((4, True), (40, False)):
+        open_ = replace(network, verdict="inconclusive", windows=windows)
+        assert ("Fewer than 8 slices were seen" in parsed(Survey((open_,))).text[0]) == few
     alone = Survey((network,)).to_html(tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<title>Survey of 1 network</title>" in alone
     assert page.rows[1] == ["timm:a", "biased", "0.250 0.500 0.250", "-0.200 [-0.210, -0.190]"]

@@ -267,7 +267,14 @@ def test_an_address_stays_one(error, folder):
 def test_an_intensity_range_that_makes_all_voxels_alike(error):
     kind, text = error([[0, 20]], intensity=[100, 200])
     assert kind is ConfigError
-    assert "all voxels are equal after scaling by data.intensity, [100.0, 200.0]" in text
+    assert (
+        "all voxels are equal after scaling by data.intensity: [100.0, 200.0]; give the voxel values" in text
+    )
+
+
+def test_a_blank_image_cannot_be_trained_on_whatever_the_range(error, folder):
+    np.save(folder / "image.npy", np.full(SHAPE, 7, np.uint8))
+    assert "all voxels are equal after scaling" in error([[0, 20]], intensity=[0, 255])[1]
 
 
 def test_files_are_known_by_their_fingerprints(load, folder):

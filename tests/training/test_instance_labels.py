@@ -69,10 +69,10 @@ def test_a_configuration_says_so(cells, tmp_path):
     assert 0 < part.index.counts[1] < (edges == 1).sum()  # fewer, as there is none beside what is ignored
     for changes, message in (
         ({"classes": 3}, "data.instances: 'dense': boundaries of objects need classes: 2"),
-        ({"label_values": [0, 5]}, "data.instances: 'dense': numbers of objects are no values of classes"),
+        ({"label_values": [0, 5]}, "data.instances: 'dense': object numbers are not class values"),
         (
             {"other_labels": "background"},
-            "data.instances: 'dense': numbers of objects are no values of classes",
+            "data.instances: 'dense': object numbers are not class values",
         ),
         ({"instances": "all"}, "data.instances: 'all': should be 'sparse' or 'dense'"),
     ):

@@ -84,15 +84,16 @@ def test_a_command_that_is_interrupted_says_how_to_resume_it(
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out) == (status, "")
     lines = errors.splitlines()
-    assert [line.partition(":")[0] for line in lines[:5]] == [
+    assert [line.partition(":")[0] for line in lines[:6]] == [
         "network",
         "slices",
         "scaling",
         "data",
         "training",
+        "test",
     ]
     progress = r"train run: \d+/80 steps, loss \d\.\d+, bias [+-]\d\.\d+, validation Dice \d\.\d+, 0:00:\d\d remaining"
-    assert re.fullmatch(progress, lines[5])
+    assert re.fullmatch(progress, lines[6])
     said = re.fullmatch(
         rf"{word} at step (\d+) of 80; resume it with: (evenslice train .* --resume)", lines[-1]
     )

@@ -1,6 +1,7 @@
 """Label values that are of no class: refused, taken as background, or left out of losses and scores."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -55,6 +56,20 @@ def test_what_is_ignored_is_of_no_class():
 )
 def test_what_cannot_be(array, options, kind, message):
     with pytest.raises(kind, match=message):
+        classes(array, 2, **options)
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "remedy"),
+    [
+        ([0, 1, 2], {}, "set classes=3, or"),
+        ([0, 255], {}, "set label_values=[0, 255], or"),
+        ([0, 1], {"values": [0, 255]}, "set label_values=[0, 1], or"),
+        ([0.0, 0.5], {}, "set label_values, or"),
+    ],
+)
+def test_the_option_that_a_label_value_needs_is_named(array, options, remedy):
+    with pytest.raises(VolumeError, match=re.escape(f"; {remedy} take others as other_labels='background'")):
         classes(array, 2, **options)
 
 

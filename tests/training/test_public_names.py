@@ -133,6 +133,18 @@ def test_an_audit_needs_a_network(run):
     assert (code, err.strip()) == (2, "error: no network given; give --run, or --model and --weights")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--model", "timm:resnet18"], "--weights is missing; give imagenet, none, or a file"),
+        (["--weights", "none"], "--model is missing; give the network that --weights belongs to"),
+    ],
+)
+def test_half_a_network_names_the_other_half(run, given, message):
+    code, _, err = run(*AUDIT, *given)
+    assert (code, err.strip()) == (2, f"error: {message}")
+
+
 def test_the_state_dict_of_a_tied_network_says_untie(folder):
     network = evenslice.load_network("smp:Unet/resnet18", "none", tie="mirror").model
     torch.save(network.state_dict(), folder / "tied.pt")

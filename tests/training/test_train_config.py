@@ -126,6 +126,8 @@ def test_other_commands_make_sections_of_their_own(load):
         (DATA + "training: {stepss: 3}", "training.stepss: no such option; did you mean 'steps'?"),
         (DATA + "learning_rate: 3", "learning_rate: no such option; known: augmentation, data, model, seed"),
         (DATA + "1: 3", "1: no such option"),
+        (DATA + "training: {lr: 3}", "training.lr: no such option; did you mean 'learning_rate'?"),
+        ("data: [\n", "is not valid YAML (while parsing a flow node did not find expected node content at line 2, column 1)"),
         (DATA + "training: {crop: 3}", "training.crop: 3: should be a list"),
         (DATA + "training: {crop: [3]}", "training.crop: [3]: has too few values"),
         (DATA + "training: {crop: [3, 4, 5]}", "training.crop: [3, 4, 5]: has too many values"),
@@ -136,7 +138,7 @@ def test_other_commands_make_sections_of_their_own(load):
         (DATA + "training: {foreground: 2}", "training.foreground: 2: should be less than or equal to 1"),
         (DATA + "training: {foreground: .nan}", "training.foreground: nan: should be a finite number"),
         (DATA + "training: {devices: 3}", "training.devices: 3: must divide the batch of 8"),
-        (DATA + "training: {steps: x, batch: x}", "training.steps: 'x': should be a valid integer, unable to parse string as an integer (and 1 more)"),
+        (DATA + "training: {steps: x, batch: x}", "training.steps: 'x': should be a valid integer, unable to parse string as an integer; training.batch: 'x': should be a valid integer, unable to parse string as an integer"),
         (DATA + "training: 3", "training: 3: should be a section of options"),
         (DATA + "model: {strategy: unifrom}", "model.strategy: 'unifrom': did you mean 'uniform'?"),
         (DATA + "model: {strategy: [0.3, 0.3, 0.4]}", "model.strategy: [0.3, 0.3, 0.4]: the profile (0.3, 0.3, 0.4) is not symmetric"),
@@ -169,6 +171,19 @@ def test_other_commands_make_sections_of_their_own(load):
 )  # fmt: skip
 def test_errors_say_where_what_and_what_would_be_right(message, text, expected):
     assert message(text).startswith(expected)
+
+
+def test_the_first_five_errors_are_listed_in_one_line(message):
+    text = message(DATA + "training: {lr: 3, stepss: 3}\nmodel: 3")
+    for part in (
+        "model: 3: should be a section",
+        "; training.lr: no such option",
+        "; training.stepss: no such option",
+    ):
+        assert part in text
+    text = message(DATA + f"training: {{{', '.join(f'{name}: 3' for name in 'abcdefg')}}}")
+    assert text.count(": no such option") == 5
+    assert text.endswith(" (and 2 more)")
 
 
 def test_a_file_that_is_not_there(tmp_path):

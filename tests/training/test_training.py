@@ -29,8 +29,10 @@ from evenslice.cli import entry as cli
 from evenslice.neutralizing import without_mirror
 from evenslice.neutralizing.network_files import load_network, save_network
 from evenslice.training import training_progress
+from evenslice.training.assumptions import describe_assumptions
 from evenslice.training.best_network import KeepBest
 from evenslice.training.config import TrainConfig
+from evenslice.training.data import open_data
 from evenslice.training.fitting import fixed_windows
 from evenslice.training.lightning_module import SegmentationLoss, TrainingModule
 from evenslice.training.run_folder import RunFolder
@@ -805,8 +807,30 @@ def run(folder, monkeypatch, capsys):
 def test_the_command_shows_what_came_out(folder, undisturbed, run):
     code, out, err = run("train", undisturbed / "config.yaml", "--out", undisturbed, "--resume")
     assert (code, err) == (0, "")
+    assert f"next: evenslice segment --run {undisturbed}" in " ".join(out.split())
     assert "test Dice" in out
     assert "60 in " in out
+
+
+@pytest.mark.parametrize(("options", "announced"), [({}, True), ({"training__stress": False}, False)])
+def test_the_windows_of_the_stress_test_are_announced(folder, options, announced):
+    config = make_config(folder, **options)
+    data = open_data(config.data, config.model, seed=0)
+    record, source = load_network(config.model.spec, "none")[1:]
+    more = 13 * min(60, sum(len(part.volume) for part in data.test))  # as is each way with three slices
+    lines = describe_assumptions(config, data, record, source)
+    assert any(line.startswith(f"test: with {more} more windows") for line in lines) == announced
+
+
+@pytest.mark.parametrize(("resumed", "notes"), [("--resume", 1), ("--json", 0)])
+def test_the_command_says_that_there_is_nothing_to_resume(folder, run, tmp_path, monkeypatch, resumed, notes):
+    from evenslice import training
+
+    monkeypatch.setattr(training, "train", lambda *_, on_start, **__: on_start(("network: any",)))
+    (tmp_path / "run.yaml").write_text(to_yaml(make_config(folder)))
+    code, _, err = run("train", tmp_path / "run.yaml", "--out", tmp_path / "run3", resumed)
+    note = f"note: nothing to resume in {tmp_path / 'run3'}; starting"
+    assert (code, err.splitlines()) == (0, [*[note] * notes, "network: any"])
 
 
 def test_print_config_prints_a_configuration_that_can_be_used(folder, undisturbed, run, tmp_path):

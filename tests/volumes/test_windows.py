@@ -128,8 +128,29 @@ def test_percentiles_ignore_a_few_extremes():
     assert 120 < scaling.high < 140
 
 
-def test_a_fixed_range_needs_no_look_at_the_voxels():
-    assert fit_scaling(volume_of(np.zeros((3, 4, 5))), intensity=(0, 255)) == Scaling(0, 255)
+@pytest.mark.parametrize("value", [0, 7, 300])
+def test_a_fixed_range_holds_for_a_blank_volume(value):
+    assert fit_scaling(volume_of(np.full((3, 4, 5), value)), intensity=(0, 255)) == Scaling(0, 255)
+
+
+@pytest.mark.parametrize(("darkest", "told"), [(0, "almost all voxels"), (3, "<array>: all voxels")])
+def test_a_range_that_leaves_no_contrast_is_refused(darkest, told):
+    voxels = np.random.default_rng(0).integers(3, 200, (20, 50, 50), np.uint8)
+    voxels[3, 4, :5] = darkest
+    with pytest.raises(
+        ConfigError, match=rf"{told} are equal after scaling by intensity=\[0.0, 1.0\].*to 199"
+    ):
+        fit_scaling(volume_of(voxels), intensity=(0, 1))
+    assert fit_scaling(volume_of(voxels > 100), intensity=(0, 1)) == Scaling(0, 1)
+
+
+def test_a_range_may_be_for_what_is_rare():
+    voxels = np.random.default_rng(0).integers(0, 20, (20, 50, 50))
+    voxels[3:5, :, 0] = 150
+    assert fit_scaling(volume_of(voxels), intensity=(100, 200)) == Scaling(100, 200)
+    voxels[...] = 0
+    voxels[0, 0, 0] = 150  # the corner of an empty tile
+    assert fit_scaling(volume_of(voxels), intensity=(200, 300)) == Scaling(200, 300)
 
 
 def test_a_constant_volume_is_refused():

@@ -39,6 +39,9 @@ LARGEST_FILE = 2**20
 MOST_VALUES = 100_000
 """Limit of the values in a configuration, counted wherever a reference repeats them."""
 
+MOST_SHOWN = 5
+"""Limit of the wrong options that one message lists."""
+
 _DAMAGED: tuple[type[Exception], ...] = (yaml.YAMLError, *UNREADABLE)
 
 Config = TypeVar("Config", bound="Section")
@@ -66,10 +69,8 @@ class Section(BaseModel):
         if isinstance(values, dict):
             unknown = [str(key) for key in values if key not in cls.model_fields]
             if unknown:
-                help_ = did_you_mean(unknown[0], cls.model_fields)
-                raise PydanticCustomError(
-                    "unknown_key", "no such option; {help}", {"key": unknown[0], "help": help_}
-                )
+                found = {"unknown": unknown, "known": list(cls.model_fields)}
+                raise PydanticCustomError("unknown_key", "no such option", found)
         return values
 
 
@@ -216,7 +217,8 @@ def _read_yaml(path: Path) -> Any:
         if _count(values) > MOST_VALUES:
             raise ValueError(f"it holds more than {MOST_VALUES:,} values")
     except _DAMAGED as error:
-        cause = " ".join(str(error).split())[:200]
+        # The libraries name no file, which the message begins with.
+        cause = " ".join(str(error).replace('in "<byte string>", ', "at ").split())[:200]
         raise ConfigError(f"{path}: is not valid YAML ({cause}); write options as 'name: value'") from error
     return values
 
@@ -233,10 +235,18 @@ def _count(values: Any) -> int:
 
 
 def _describe(error: ValidationError, values: Any) -> str:
-    """Describe the first of the errors that pydantic found: where, what, and what would be right."""
-    faults = error.errors(include_url=False)
-    more = len({_place(fault, values) for fault in faults}) - 1
-    return _worded(faults[0], values) + (f" (and {more} more)" if more else "")
+    """Describe the first few of the errors that pydantic found: where, what, and what would be right."""
+    found: dict[str, tuple[ErrorDetails, str]] = {}
+    for fault in error.errors(include_url=False):
+        place = _place(fault, values)
+        if fault["type"] == "unknown_key":
+            for key in fault["ctx"]["unknown"]:
+                found[f"{place}.{key}".removeprefix(".")] = fault, key
+        else:
+            found.setdefault(place, (fault, ""))
+    shown = [f"{place}: {_worded(*found[place])}" for place in list(found)[:MOST_SHOWN]]
+    more = len(found) - len(shown)
+    return "; ".join(shown) + (f" (and {more} more)" if more else "")
 
 
 # Pydantic names Python types; a configuration has lists and sections.
@@ -250,14 +260,15 @@ _REASONS = {
 }
 
 
-def _worded(fault: ErrorDetails, values: Any) -> str:
-    place, kind = _place(fault, values), fault["type"]
+def _worded(fault: ErrorDetails, key: str) -> str:
+    """Describe an error at its place: what, and what would be right; the key is that of an unknown option."""
+    kind = fault["type"]
     if kind == "unknown_key":
-        return f"{place}: {fault['msg']}"
+        return f"no such option; {did_you_mean(key, fault['ctx']['known'])}"
     if kind == "missing" and isinstance(fault["loc"][-1], str):
-        return f"{place}: is missing; give one"
+        return "is missing; give one"
     reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{place}: {_shown(fault['input'])}: {_REASONS.get(kind, reason)}"
+    return f"{_shown(fault['input'])}: {_REASONS.get(kind, reason)}"
 
 
 def _shown(value: Any) -> str:
@@ -281,6 +292,4 @@ def _place(fault: ErrorDetails, values: Any) -> str:
             path, values = f"{path}.{key}", values.get(key)
         else:
             break
-    if fault["type"] == "unknown_key":
-        path += f".{fault['ctx']['key']}"
     return path.removeprefix(".")

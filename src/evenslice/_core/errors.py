@@ -292,14 +292,21 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     Example:
         >>> did_you_mean("unifrom", ["center", "uniform"])
         "did you mean 'uniform'? known: center, uniform"
+        >>> did_you_mean("lr", ["learning_rate", "steps"])
+        "did you mean 'learning_rate'? known: learning_rate, steps"
         >>> did_you_mean("x", ["center", "uniform"])
         'known: center, uniform'
     """
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=6, cutoff=0.5)
+    close = close or [word for word in known if "_" in word and _initials(word) == name]
     shown = known if len(known) <= 12 else (close or known[:6])
     listing = ", ".join(shown) + ("" if len(shown) == len(known) else f", … ({len(known)} in all)")
     return (f"did you mean {close[0]!r}? " if close else "") + f"known: {listing}"
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("_"))
 
 
 for _kind in (EvensliceError, VolumeError, ModelError, ConfigError, OutputError, MissingExtraError):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from evenslice.cli import options
-from evenslice.cli.printing import command_line, quiet, show_audits, tell_missing
+from evenslice.cli.printing import command_line, quiet, show_audits, tell_missing, tell_untrained
 
 
 class Requirement(StrEnum):
@@ -19,11 +19,8 @@ class Requirement(StrEnum):
     balanced = "balanced"
 
 
-# A window of one slice has no opposite slices that could be treated unequally.
-ENOUGH = {
-    Requirement.symmetric: ("symmetric", "not applicable"),
-    Requirement.balanced: ("symmetric", "balanced", "not applicable"),
-}
+# "not applicable" is not enough: nothing was shown for a window of one slice, which may be there by mistake.
+ENOUGH = {Requirement.symmetric: ("symmetric",), Requirement.balanced: ("symmetric", "balanced")}
 
 
 @options.grouped
@@ -173,6 +170,8 @@ def audit(
             write_results(audits, folder)
     show_audits(audits, out, json=output.json)
     audited = audits[0].run.model
+    if source.weights is not None:
+        tell_untrained(source.weights, audited.get("random", ()))
     tell_missing(
         audited["weights"],
         audited.get("random", ()),

@@ -11,9 +11,10 @@ INTERRUPTED, TERMINATED = 130, 143
 def main() -> None:
     """Run the command line and exit.
 
-    The status is 0 when done, 1 if ``--fail-on-bias`` found a bias, an audit less than ``--require`` asks for, or runs of a
-    study failed, 2 if the user's input is at fault, 70 after an internal error, 130 if interrupted, 141 if the reader of
-    the output has gone, 143 if a training, a study or a command with workers was ended by SIGTERM.
+    The status is 0 when done, 1 if ``--fail-on-bias`` found a bias, an audit less than ``--require`` asks for, or runs of
+    a study or networks of a survey failed, 2 if the user's input is at fault, 70 after an internal error, 130 if
+    interrupted, 141 if the reader of the output has gone, 143 if a training, a study or a command with workers was ended
+    by SIGTERM.
     """
     try:
         from evenslice.cli.app import run

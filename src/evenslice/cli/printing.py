@@ -120,20 +120,21 @@ def _plain_console() -> Console:
 def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> None:
     """Print audits: in JSON the only one, a list of them or, by several methods, what follows from them and the list.
 
-    For people, a line above the table says whether the methods of an audit agree, and one below it what several methods
-    conclude about one network; what lost slices cost follows, where labels were given.
+    For people, lines above the table give the verdict of a single audit and say whether its methods agree, and one below
+    it what several methods conclude about one network; what lost slices cost follows, where labels were given.
     """
     from evenslice.cli.evaluation_tables import stress_table
     from evenslice.cli.tables import audit_table
-    from evenslice.report import conclude, methods_sentence
+    from evenslice.report import conclude, methods_sentence, verdict_sentence
 
     documents = [audit.to_dict() for audit in audits]
+    alike = len(audits) == 1 or not any(audit.pairs for audit in audits)  # one sentence holds for all
     concluded = conclude(audits)
     several_methods = len({audit.run.method for audit in audits}) > 1
     together = {"conclusions": [asdict(found) for found in concluded], "audits": documents}
     show(
         together if several_methods else documents[0] if len(documents) == 1 else documents,
-        *filter(None, [methods_sentence(audits)]),
+        *filter(None, [verdict_sentence(audits[0]) if alike else "", methods_sentence(audits)]),
         audit_table(audits),
         *(found.says for found in concluded),
         *(stress_table(found, name) for name, found in _stressed(audits)),

@@ -16,12 +16,14 @@ def report(
     json: options.Json = False,
 ) -> None:
     """Rebuild the report of a study, a survey, or all audits in DIR and its immediate subfolders."""
-    from evenslice._core import staged_folder
+    from evenslice._core import ConfigError, staged_folder
     from evenslice.auditing import Survey, load_audits
     from evenslice.cli.comparison import AUDITS, RENDERED, write_rendered
     from evenslice.report import write_study_report
     from evenslice.results import is_study, is_survey, load_study
 
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; name one that evenslice audit, study or survey wrote")
     if is_study(folder):
         results = load_study(folder)
         write_study_report(results, folder / "report.html")

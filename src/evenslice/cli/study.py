@@ -25,10 +25,12 @@ def study(
 ) -> None:
     """Compare strategies on your data: train, test and audit each; skip finished runs."""
     from evenslice._core import load_config
-    from evenslice.cli.study_tables import run_line
-    from evenslice.studying import StudyConfig, study as run_study
+    from evenslice.studying import StudyConfig
 
-    study_config = load_config(config, StudyConfig)
+    study_config = load_config(config, StudyConfig)  # before Lightning is imported, which takes seconds
+    from evenslice.cli.study_tables import run_line
+    from evenslice.studying import study as run_study
+
     folded = [data.name for data in study_config.datasets if data.folds is not None]
     with quiet(json), resumable("repeat the command to resume the study"):
         summary = run_study(

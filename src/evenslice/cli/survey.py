@@ -42,7 +42,10 @@ def survey(
     ] = None,
     output: options.Output,
 ) -> None:
-    """Compare networks: how their first layers weight colours, and how that biases them towards some slices."""
+    """Compare networks: how their first layers weight colours, and how that biases them towards some slices.
+
+    The exit status is 1 if a network failed.
+    """
     from evenslice.auditing import survey as compare_networks
     from evenslice.results import SURVEY_FILES
 
@@ -61,3 +64,5 @@ def survey(
         if folder is not None:
             found.write(folder)
     show_survey(found, out, json=output.json)
+    if found.failed:
+        raise typer.Exit(1)

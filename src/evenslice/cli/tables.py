@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from evenslice.results import MAIN_SCORES, score_title
+from evenslice.results import FEW_SLICES, MAIN_SCORES, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ VERDICT_STYLES = {
 def audit_table(audits: Sequence[Audit]) -> Table:
     """Return one row for each audit: verdict, what decided it, pair bias by both methods, C (answer) and E (use).
 
-    It fits 80 columns at N = 3; a pair bias has the half-width of its 95 % interval.
+    It fits 80 columns; a pair bias has the half-width of its 95 % interval, and its k if there are several.
     """
     first = {audit.run.method for audit in audits}
     second = {audit.statistics.second_opinion.method for audit in audits if audit.statistics.second_opinion}
@@ -70,16 +70,40 @@ def audit_table(audits: Sequence[Audit]) -> Table:
             _figure(found.answer_change.estimate),
             _figure(found.mirror_mismatch.estimate),
         )
+    if notes := _notes(audits):
+        table.caption, table.caption_justify = "\n".join(notes), "left"
+    return table
+
+
+def _notes(audits: Sequence[Audit]) -> list[str]:
+    """Return what explains the cells of a table of audits."""
     notes = []
+    edges = {
+        (found.tolerance, found.answer_tolerance, found.mismatch_tolerance)
+        for found in (audit.statistics for audit in audits if audit.pairs)
+    }
+    if len(edges) == 1:
+        notes.append(
+            without_zero("Fair: pair bias within ±{:g}, C up to {:g}, E up to {:g}.".format(*edges.pop()))
+        )
+    if any(_saw_few(audit) for audit in audits):
+        notes.append(
+            f"Fewer than {FEW_SLICES} slices seen: raise --max-windows, or audit a larger volume as well."
+        )
     if any("*" in _extent(audit) for audit in audits):
         notes.append("* Stopped before reaching --precision.")
     opinions = [audit.statistics.second_opinion for audit in audits]
     pairs = [audit.pairs for audit in audits] + [opinion.pairs for opinion in opinions if opinion]
     if any(not pair.judged for of_one in pairs for pair in of_one):
         notes.append("(…) Too little attention to be judged.")
-    if notes:
-        table.caption, table.caption_justify = " ".join(notes), "left"
-    return table
+    return notes
+
+
+def _saw_few(audit: Audit) -> bool:
+    """Return whether a verdict is open because too few slices were seen."""
+    from evenslice.report import three_questions
+
+    return audit.verdict == "inconclusive" and any(asked.state == "few" for asked in three_questions(audit))
 
 
 def _by_method(methods: set[str], place: str) -> str:
@@ -101,9 +125,14 @@ def _decision(audit: Audit) -> str:
 
 
 def _pairs(pairs: Sequence[PairBias], method: str | None) -> str:
-    """Return pair biases, one in each line, in brackets if they are not judged, and the method below if it is given."""
+    """Return pair biases, each in a line with its k if there are several, in brackets if it is not judged.
+
+    The method stands below them if it is given.
+    """
     lines = [_with_half_width(pair) for pair in pairs]
     lines = [line if pair.judged else f"({line})" for line, pair in zip(lines, pairs, strict=True)]
+    if len(lines) > 1:
+        lines = [f"k={k} {line}" for k, line in enumerate(lines, start=1)]
     return "\n".join([*lines, *([_broken(method)] if method else [])]) or "none"
 
 

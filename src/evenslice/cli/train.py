@@ -1,13 +1,17 @@
 """evenslice train: train a segmentation network."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evenslice.cli import options
 from evenslice.cli.interrupts import resumable
 from evenslice.cli.printing import command_line, quiet, show, tell
+
+if TYPE_CHECKING:
+    from evenslice.training import TrainConfig
 
 
 @options.grouped
@@ -48,15 +52,28 @@ def train(
         )
     settings = load_config(config, TrainConfig)
     from evenslice.cli.tables import run_table
-    from evenslice.training import train as run_training
+    from evenslice.training import RunFolder, train as run_training
 
+    fresh = resume and not RunFolder(out).config.exists()
+    notes = [f"note: nothing to resume in {out}; starting"] if fresh else []
     with quiet(json), resumable(f"resume it with: {command_line('--resume')}"):
         result = run_training(
             settings,
             out,
             resume=resume,
             command=command_line(),
-            on_start=lambda lines: tell(*lines),
+            on_start=lambda lines: tell(*notes, *lines),
         )
     if result:  # of several processes, only the first has one
-        show(result, run_table(result, out), json=json)
+        show(result, run_table(result, out), *_next_step(settings, out), json=json)
+
+
+def _next_step(settings: "TrainConfig", out: Path) -> list[str]:
+    """Return the line that says how to use the network of a run: a classifier segments nothing."""
+    from evenslice.networks import parse_specification
+
+    if settings.training.task == "classification":
+        return []
+    spec = settings.model.spec
+    network = ["--run", str(out), *([] if parse_specification(spec).library else ["--model", spec])]
+    return [f"next: evenslice segment {shlex.join(network)} --volume VOLUME --out labels.tif"]

@@ -11,6 +11,7 @@ from .devices import (
     choose_dtype as choose_dtype,
     to_device as to_device,
 )
+from .disturbances import Disturbances as Disturbances
 from .evaluation import evaluate as evaluate
 from .evaluation_result import RESULT_FILES as RESULT_FILES, Evaluation as Evaluation
 from .exporting.description import ModelCard as ModelCard

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, needs_extra, option, reason
-from evenslice.networks import METADATA_KEY
+from evenslice.networks import METADATA_KEY, check_mean
 
 if TYPE_CHECKING:
     import os
@@ -188,6 +188,8 @@ def load_onnx(
     for name, values in (("mean", centre), ("std", spread)):
         if values and not (np.isfinite(values).all() and (name == "mean" or all(values))):
             raise ConfigError(f"{option(name, list(values))}: give finite numbers, and no std of 0")
+    if centre:
+        check_mean(centre)
     return OnnxNetwork(Path(path).absolute(), centre, spread, tuple(providers))
 
 
@@ -229,6 +231,8 @@ def open_session(path: Path, providers: tuple[str, ...] = CPU, *, optimized: boo
     available = onnxruntime.get_available_providers()
     if missing := [name for name in providers if name not in available]:
         raise ConfigError(f"provider {missing[0]!r}: this onnxruntime has {', '.join(available)}")
+    if (inside := path / "network.onnx").is_file():
+        raise ModelError(f"{path}: is a folder; name {inside}")
     if not path.is_file():
         raise ModelError(f"{path}: no such file; name an ONNX file")
     options = onnxruntime.SessionOptions()

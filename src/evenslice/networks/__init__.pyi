@@ -10,7 +10,12 @@ from .dry_runs import (
     seed_generators as seed_generators,
     tensors_in as tensors_in,
 )
-from .inputs import input_multiple as input_multiple, input_size as input_size, normalization as normalization
+from .inputs import (
+    check_mean as check_mean,
+    input_multiple as input_multiple,
+    input_size as input_size,
+    normalization as normalization,
+)
 from .models import (
     ModelSource as ModelSource,
     build_model as build_model,

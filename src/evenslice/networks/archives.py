@@ -53,6 +53,9 @@ def check_archive(path: Path) -> None:
             return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+        names = [entry.filename.partition("/")[2] for entry in entries]  # without that of the archive
+        if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+            raise SuspectFileError("it is TorchScript, whose state_dict() torch.jit.load gives")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise SuspectFileError("its entries are compressed, which torch.save never does")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:

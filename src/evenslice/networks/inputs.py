@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from evenslice._core import ConfigError, option
 from evenslice.networks.libraries.library import HALF, IMAGENET
 from evenslice.networks.libraries.transformers import TYPE_SCALINGS
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["input_multiple", "input_size", "normalization"]
+__all__ = ["check_mean", "input_multiple", "input_size", "normalization"]
+
+LARGEST_MEAN = 10  # on a scale of 0..1, with room for a narrow range of wide intensities
 
 # Input scaling of smp's own encoders where it is not ImageNet's; from the pretrained_settings of smp 0.4.
 ENCODERS = {
@@ -69,6 +72,14 @@ def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
         if config.get("mean") is not None and config.get("std") is not None:
             return _floats(config["mean"]), _floats(config["std"])
     return None
+
+
+def check_mean(values: Sequence[float]) -> None:
+    """Raise ConfigError if means that a user states are those of 8-bit values: slices are scaled to 0..1 first."""
+    if max(values) > LARGEST_MEAN:
+        raise ConfigError(
+            f"{option('mean', list(values))}: slices are scaled to 0..1 first; divide the mean and std of 8-bit values by 255"
+        )
 
 
 def _pretrained_configs(model: nn.Module) -> Iterator[Mapping[str, Any]]:

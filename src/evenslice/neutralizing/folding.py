@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ConfigError, option
-from evenslice.networks import normalization
+from evenslice.networks import check_mean, normalization
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,7 +99,8 @@ def find_scaling(
         known: the (mean, std) in the record of an earlier `neutralize`.
 
     Raises:
-        ConfigError: the user's values are neither one nor C, or not finite, or a std is not positive.
+        ConfigError: the user's values are neither one nor C, or not finite, a mean is that of 8-bit values, or a std is not
+            positive.
 
     Example:
         >>> find_scaling(nn.Conv2d(3, 8, 3), 3, mean=[0.2, 0.4, 0.6], std=None, known=None)
@@ -110,6 +111,8 @@ def find_scaling(
         stated = (_average(stated[0]),), (_average(stated[1]),)
     means = _by_channel("mean", stated[0] if mean is None else mean, channels)
     stds = _by_channel("std", stated[1] if std is None else std, channels)
+    if mean is not None:
+        check_mean(means)
     if min(stds) <= 0:
         raise ConfigError(f"{option('std')} has to be positive, not {std}")
     return ChannelScaling(means, stds)

@@ -1,6 +1,8 @@
 from .audit.agreement import methods_sentence as methods_sentence
 from .audit.conclusions import by_network as by_network, conclude as conclude
+from .audit.questions import three_questions as three_questions
 from .audit.summary import audit_html as audit_html
+from .audit.wording import verdict_sentence as verdict_sentence
 from .files import (
     FIGURE_FILES as FIGURE_FILES,
     TABLE_FILES as TABLE_FILES,

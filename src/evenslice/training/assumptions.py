@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from evenslice.inference import Disturbances
 from evenslice.networks import missing_parts
 from evenslice.training.preflight import find_device, find_dtype
+from evenslice.training.tasks import stressed_slices
 from evenslice.volumes import PERCENTILES
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def describe_assumptions(
         f"scaling: {_scaling(config, data)} become 0..1; then mean {record.mean:.4g}, standard deviation {record.std:.4g}",
         f"data: {_splits(data)}; {config.data.classes} classes",
         f"training: {_training(config)}",
+        *_stress(config, data),
     )
 
 
@@ -87,3 +90,14 @@ def _training(config: TrainConfig) -> str:
     precision = str(find_dtype(options)).removeprefix("torch.")
     crop = f"{options.crop[0]} x {options.crop[1]}"
     return f"{options.steps} steps of {options.batch} crops of {crop}, {precision} on {places}, seed {config.seed}"
+
+
+def _stress(config: TrainConfig, data: Data) -> list[str]:
+    """Announce the stress test, which may take longer than a short training."""
+    slices = stressed_slices(data.test, config)
+    if not slices:
+        return []
+    more = slices * (len(Disturbances(config.model.slices)) - 1)
+    return [
+        f"test: with {more} more windows that lack slices or are disturbed; training.stress: false leaves them out"
+    ]

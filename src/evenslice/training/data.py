@@ -33,7 +33,6 @@ from evenslice.volumes import (
     index_classes,
     is_address,
     open_volume,
-    sample_voxels,
     take_slices,
 )
 
@@ -326,19 +325,10 @@ def _fit_scalings(drafts: Sequence[_Draft], config: DataConfig, seed: int) -> li
         with _at(f"{draft.place}.image"):
             _check_finite(draft.volume, config)
             if draft.origin not in largest or draft is largest[draft.origin]:
-                scalings[draft.place] = _fit_scaling(draft.volume, config, seed)
+                scalings[draft.place] = fit_scaling(
+                    draft.volume, intensity=config.intensity, fill=config.fill, seed=seed, blank=False
+                )
     return [scalings[largest.get(draft.origin, draft).place] for draft in drafts]
-
-
-def _fit_scaling(volume: Volume, config: DataConfig, seed: int) -> Scaling:
-    scaling = fit_scaling(volume, intensity=config.intensity, fill=config.fill, seed=seed)
-    if config.intensity is not None and np.ptp(scaling(sample_voxels(volume, seed=seed))) == 0:
-        raise ConfigError(
-            f"{volume.path}: all voxels are equal after scaling by data.intensity, "
-            f"{list(config.intensity)}; give the voxel "
-            "values that should become 0 and 1, or omit it"
-        )
-    return scaling
 
 
 def _check_finite(volume: Volume, config: DataConfig) -> None:

@@ -19,7 +19,6 @@ from evenslice.training.tasks import task_logits
 
 with needs_extra("train", "training"):
     from lightning.pytorch import LightningModule
-    from monai.losses import DiceLoss
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -66,6 +65,8 @@ class SegmentationLoss(nn.Module):
     """
 
     def __init__(self, kind: str, classes: int) -> None:
+        with needs_extra("train", "training"):
+            from monai.losses import DiceLoss  # takes seconds, which a mistake in the data need not wait for
         super().__init__()
         self.channels = output_channels(kind, classes)
         self.exclusive = kind == "dice_ce"

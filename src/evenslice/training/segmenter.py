@@ -255,10 +255,16 @@ def locate_network(run: Path | None, spec: str | None, weights: str | None) -> t
             if value is not None:
                 raise _determined(name, run)
         return _of_run(run, function)
-    if spec is None or weights is None:
+    if spec is None and weights is None:
         raise ConfigError(
             f"no network given; give {option('run')}, or {option('model')} and {option('weights')}"
         )
+    if spec is None:
+        raise ConfigError(
+            f"{option('model')} is missing; give the network that {option('weights')} belongs to"
+        )
+    if weights is None:
+        raise ConfigError(f"{option('weights')} is missing; give imagenet, none, or a file")
     return spec, weights
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from evenslice.training.config import TrainConfig
     from evenslice.volumes import LabelledVolume
 
-__all__ = ["final_scores", "task_logits", "validation_score"]
+__all__ = ["final_scores", "stressed_slices", "task_logits", "validation_score"]
 
 VALIDATION_FRACTION = 0.1  # of the pixels or crops trained on between two validations
 FEWEST_VALIDATED = 8  # slices
@@ -94,7 +94,7 @@ def final_scores(
         classes=config.data.classes,
         step=config.model.step,
         boundaries=config.data.boundaries,
-        stressed=_stressed_slices(parts, config),
+        stressed=stressed_slices(parts, config),
         seed=config.seed,
         device=device,
         dtype=config.training.dtype,
@@ -103,9 +103,10 @@ def final_scores(
     return {**scores.to_dict(), "stress": scores.stress and scores.stress.summary().to_dict()}
 
 
-def _stressed_slices(parts: Sequence[LabelledVolume], config: TrainConfig) -> int:
+def stressed_slices(parts: Sequence[LabelledVolume], config: TrainConfig) -> int:
     """Return the number of test slices whose windows are disturbed, each a dozen times: few of large planes."""
-    if not config.training.stress or config.model.slices < 3:
+    if not parts or not config.training.stress or config.model.slices < 3:
         return 0
     plane = max(math.prod(part.volume.shape[1:]) for part in parts)
-    return min(max(STRESSED_PIXELS // plane, FEWEST_STRESSED), MOST_STRESSED)
+    most = min(max(STRESSED_PIXELS // plane, FEWEST_STRESSED), MOST_STRESSED)
+    return min(most, sum(len(part.volume) for part in parts))

@@ -1,8 +1,4 @@
-from .blocks import (
-    cut_axis as cut_axis,
-    find_nonfinite as find_nonfinite,
-    sample_voxels as sample_voxels,
-)
+from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite
 from .boundaries import IGNORED as IGNORED
 from .fingerprints import PARTIAL as PARTIAL, fingerprint as fingerprint, modified as modified
 from .info import VolumeInfo as VolumeInfo, describe_volume as describe_volume

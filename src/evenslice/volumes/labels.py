@@ -29,6 +29,7 @@ __all__ = ["ClassIndex", "LabelledVolume", "OtherLabels", "class_volume", "index
 OtherLabels = Literal["error", "background"]
 """What label values are that belong to no class: an error, or class 0."""
 
+_MOST_NUMBERED = 31  # larger values, such as 255, are rather those of few classes than the number of a class
 _BLOCK_BYTES = 2**22
 _BOUNDARY_BYTES = 2**25  # of a block that is read with chunks around it, so that few are decoded twice
 
@@ -175,9 +176,17 @@ class _ClassMap:
             return VolumeError(f"{self.path}: holds {shown}, which is not a label; labels are whole numbers")
         return VolumeError(
             f"{self.path}: holds the label value {shown}, but the {len(self.values)} classes have the values "
-            f"{', '.join(map(str, self.values))}; set {option('classes')} or {option('label_values', [0, 255])}, or "
-            f"take others as {option('other_labels', 'background')}"
+            f"{', '.join(map(str, self.values))}; set {self._remedy(value)}, or take others as "
+            f"{option('other_labels', 'background')}"
         )
+
+    def _remedy(self, value: float) -> str:
+        """Name the option under which a value would be that of a class."""
+        if value % 1:  # or NaN
+            return option("label_values")
+        if self.values == tuple(range(len(self.values))) and 0 < value <= _MOST_NUMBERED:
+            return option("classes", int(value) + 1)
+        return option("label_values", [*self.values[:-1], int(value)])
 
 
 def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> ClassIndex:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, option
-from evenslice.volumes.blocks import find_nonfinite, sample_stored
+from evenslice.volumes.blocks import find_nonfinite, sample_stored, sample_voxels
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,8 @@ __all__ = ["PERCENTILES", "Scaling", "fit_scaling", "require_finite"]
 
 PERCENTILES = (0.5, 99.5)
 """The percentiles of the voxel values that become 0 and 1 unless a range is given."""
+
+STRAY = 0.001  # part of the voxels that may lie inside a range although it leaves a volume no contrast
 
 WHOLE_CHECK = 2**32  # bytes up to which a whole volume, unless it is remote, is searched for NaN first
 
@@ -76,6 +78,7 @@ def fit_scaling(
     intensity: tuple[float, float] | None = None,
     fill: float | None = None,
     seed: int = 0,
+    blank: bool = True,
 ) -> Scaling:
     """Choose the scaling of a volume: a fixed intensity range, or the 0.5th and 99.5th percentile of a sample.
 
@@ -84,11 +87,14 @@ def fit_scaling(
         intensity: the voxel values that become 0 and 1; None for percentiles of about a million voxels.
         fill: the voxel value that replaces NaN and infinity.
         seed: seed of the sample.
+        blank: accept a constant volume, such as an empty tile, if ``intensity`` is given.
 
     Raises:
-        ConfigError: the intensities are not in ascending order.
-        VolumeError: the sample is constant; or there is NaN or infinity and no ``fill`` (searched for in the whole
-            volume up to 4 GiB, else, and at an address, in the sample; ``WindowGrid`` checks what it reads).
+        ConfigError: the intensities are not in ascending order, or make (almost) all voxels of a sample equal (not
+            checked at an address).
+        VolumeError: the sample is constant, and no ``intensity`` given; or there is NaN or infinity and no ``fill``
+            (searched for in the whole volume up to 4 GiB, else, and at an address, in the sample; ``WindowGrid`` checks
+            what it reads).
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -99,7 +105,10 @@ def fit_scaling(
     if fill is None and _is_searched(volume):
         _check_whole(volume)
     if intensity is not None:
-        return Scaling(*intensity, fill=fill)
+        scaling = Scaling(*intensity, fill=fill)
+        if not volume.remote:  # a sample of one at an address takes many requests
+            _check_contrast(volume, scaling, seed, blank=blank)
+        return scaling
     stored = sample_stored(volume, seed=seed)
     voxels = _in_float32(stored)
     finite = voxels[np.isfinite(voxels)]
@@ -119,6 +128,24 @@ def fit_scaling(
             f"use a volume with contrast, or give its range with {option('intensity')}"
         )
     return Scaling(low, high, fill)
+
+
+def _check_contrast(volume: Volume, scaling: Scaling, seed: int, *, blank: bool) -> None:
+    """Raise ConfigError if a range makes voxels equal that are not, by which any network would look fair."""
+    voxels = sample_voxels(volume, seed=seed)
+    voxels = voxels[np.isfinite(voxels)]
+    if voxels.size == 0:
+        return
+    scaled = scaling(voxels)
+    (low, high), (first, last) = (np.percentile(values, PERCENTILES) for values in (voxels, scaled))
+    inside = np.count_nonzero((scaled > 0) & (scaled < 1))  # what is rare may yet be what the range is for
+    constant = bool(np.ptp(scaled) == 0)
+    if (low < high and first == last and inside < STRAY * voxels.size) or (constant and not blank):
+        raise ConfigError(
+            f"{volume.path}: {'all' if constant else 'almost all'} voxels are equal after scaling by "
+            f"{option('intensity', [scaling.low, scaling.high])}; give the voxel values that should become 0 and 1, or "
+            f"omit it (the sampled voxels are {voxels.min():g} to {voxels.max():g})"
+        )
 
 
 def require_finite(volume: Volume, voxels: NDArray[Any], part: str) -> None:

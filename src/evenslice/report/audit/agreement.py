@@ -87,7 +87,8 @@ def _two_methods(audit: AuditResult, second: str, pairs: Sequence[PairBias]) -> 
     if agree is False:
         return f"The methods disagree{which}: {found}."
     seen = count_attended(audit.measurements, audit.subset, second=True)
-    few = f" (the second method saw {seen} distinct slices)" if seen < FEW_SLICES else ""
+    saw = f"{seen} distinct slice{'' if seen == 1 else 's'}"
+    few = f" (the second method saw {saw}, {FEW_SLICES} are needed)" if seen < FEW_SLICES else ""
     return f"Whether the methods agree{which} is not settled: {found}{few}."
 
 

@@ -80,12 +80,14 @@ def _concluded(network: str, group: Sequence[AuditResult]) -> Conclusion:
     agree: bool | None = opposed is None and (len(found) == 1 or found <= FAIR)
     if opposed is None and "inconclusive" in found:
         agree = None
-    text = _sentence(verdicts, opposed)
+    doubted = any(audit.statistics.methods_agree is False for audit in group)
+    text = _sentence(verdicts, opposed, doubted=doubted)
     says = f"{one_line(network, LONGEST_NAME)}: {text}" if network else text[:1].upper() + text[1:]
     return Conclusion(network, verdicts, agree, says)
 
 
-def _sentence(verdicts: Mapping[str, str], opposed: int | None) -> str:
+def _sentence(verdicts: Mapping[str, str], opposed: int | None, *, doubted: bool) -> str:
+    """Say what several methods find; one that agrees with the others may differ from its second opinion (``doubted``)."""
     by_verdict: dict[str, list[str]] = {}
     for method, verdict in verdicts.items():
         by_verdict.setdefault(verdict, []).append(f"by {method_name(method)}")
@@ -93,6 +95,9 @@ def _sentence(verdicts: Mapping[str, str], opposed: int | None) -> str:
     methods = listed([method_name(method) for method in verdicts])
     if opposed is not None:
         return f"{methods} disagree about which of the slices ±{opposed} is favoured: {each}."
+    if len(by_verdict) == 1 and doubted:
+        every = "both" if len(verdicts) == 2 else "all"
+        return f"the verdicts by {methods} are {every} {next(iter(by_verdict))}."
     if len(by_verdict) == 1:
         return f"{methods} agree: {next(iter(by_verdict))}."
     if set(by_verdict) <= FAIR:

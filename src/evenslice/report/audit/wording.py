@@ -214,7 +214,9 @@ def _open_attention(audit: AuditResult) -> str:
 def _advice(audit: AuditResult, seen: int, what: str = "") -> str:
     """Say what would settle an open question."""
     if seen < FEW_SLICES:
-        return f"{seen} distinct {'slice was' if seen == 1 else 'slices were'} seen{what}, {FEW_SLICES} are needed"
+        more = ": audit more windows" if audit.run.stopped == "limit reached" else ""
+        slices = "slice was" if seen == 1 else "slices were"
+        return f"{seen} distinct {slices} seen{what}, {FEW_SLICES} are needed{more}"
     if audit.run.stopped == "all windows used":
         return "all windows were used, so audit another volume as well"
     return "ask for more precision" if audit.run.stopped == "precision reached" else "audit more windows"
