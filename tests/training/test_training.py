@@ -582,7 +582,7 @@ def test_two_processes_train_one_network(folder, tmp_path):
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     said = {line.partition(":")[0] for line in errors.splitlines()}
-    assumed = {"network", "slices", "scaling", "data", "training"}
+    assumed = {"network", "slices", "scaling", "data", "training", "test"}
     assert assumed <= said <= {*assumed, "train two"}  # a short training needs no line of progress
     result = json.loads(out)
     assert result == RunFolder(tmp_path / "two").read_result()
