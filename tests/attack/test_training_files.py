@@ -214,7 +214,7 @@ def without_assumptions(error):
     return "".join(kept)
 
 
-ASSUMPTIONS = ("network: ", "slices: ", "scaling: ", "data: ", "training: ")
+ASSUMPTIONS = ("network: ", "slices: ", "scaling: ", "data: ", "training: ", "test: ")
 
 
 @pytest.mark.parametrize("case", BAD)
