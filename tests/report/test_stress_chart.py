@@ -50,24 +50,30 @@ def test_the_bars_are_the_losses_before_and_after():
     assert "slice is missing (the middle slice in its place) or blank. A fair" in drawing.reading
     assert drawing.name == "stress"
     assert "means over" not in drawing.reading
+    assert drawing.reading.endswith("With intact slices, the Dice is 0.900 (one) and 0.900 (two).")
+    assert stress_figure(items[:1]).reading.endswith("With intact slices, the Dice is 0.900.")
 
 
 def test_seeds_are_averaged_and_shown():
     drawing = stress_figure([StressItem("one", 0, (summary(0.3, 0.1), summary(0.1, math.nan)))])
     assert bars(drawing.figure) == [[0.2, 0.1, 0.2, 0.1]]
     assert "means over runs" in drawing.reading
+    assert "intact slices, the" not in drawing.reading
     assert [len(line.get_xdata()) for line in drawing.figure.axes[0].lines[:2]] == [2, 2]
 
 
 def test_blocks_have_axes_of_their_own():
     items = [StressItem("one", 0, (summary(0.3, 0.1),), block) for block in ("a", "b")]
-    figure = stress_figure(items).figure
+    drawing = stress_figure(items)
+    figure = drawing.figure
+    assert "intact slices, the" not in drawing.reading
     assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes] == ["a", "b"]
 
 
 def test_agreement_is_named_where_there_were_no_labels():
     drawing = stress_figure([StressItem("one", 0, (summary(0.3, 0.1, reference="intact answer"),))])
     assert drawing.reading.startswith("Agreement with the intact answer lost")
+    assert "the Dice is" not in drawing.reading
 
 
 def test_what_is_not_drawn_is_said():

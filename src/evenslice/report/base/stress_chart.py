@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from evenslice.report.base import style
 from evenslice.report.base.drawing import Drawing
-from evenslice.report.base.wording import MINUS, few_lines, one_line
+from evenslice.report.base.wording import MINUS, few_lines, listed, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -97,9 +97,22 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
         f"{_kinds(rows.values())}. "
         f"A fair network has bars of the same length at {MINUS}k and +k."
         + (" Bars are means over runs, and dots single runs." if several else "")
+        + ("" if several or any(blocks) else _intact(items))
         + (f" Slices more than {FARTHEST} away from the middle are not drawn." if cut else ""),
         figure,
     )
+
+
+def _intact(items: Sequence[StressItem]) -> str:
+    """Return a sentence that says what the losses are losses of; empty where there were no labels."""
+    scores = [
+        (item.name, summary.intact)
+        for item in items
+        for summary in item.summaries
+        if summary.reference == "labels" and not math.isnan(summary.intact)
+    ]
+    told = [f"{score:.3f} ({one_line(name)})" if len(items) > 1 else f"{score:.3f}" for name, score in scores]
+    return f" With intact slices, the Dice is {listed(told)}." if told else ""
 
 
 def _kinds(rows: Iterable[Sequence[tuple[str, int]]]) -> str:
