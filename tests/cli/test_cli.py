@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from safetensors.torch import load_file
 
 from evenslice import cli
 from evenslice.auditing import auditor
@@ -233,6 +234,42 @@ def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
         assert network["verdicts"] == {document["method"]: document["verdict"] for document in of_network}
     assert [network["network"] for network in found["conclusions"]] == ["pretrained", "mirror"]
     assert found["conclusions"][1]["agree"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--strategy", "0.2,0.6,0.2"], "profile 0.2, 0.6, 0.2"),
+        (["--symmetrize", "output"], "pretrained, symmetrized"),
+        (["--strategy", "twin"], "twin"),
+        (["--weights", "none"], "as built"),
+        (["--model", "timm:test_resnet", "--weights", "none"], "random weights"),
+    ],
+)
+def test_an_audit_is_named_after_what_was_audited(options, name, run):
+    code, out, err = run(*AUDIT, "--max-windows", "8", "--volume", "good.tif", *options, "--json")
+    assert code == 0, err
+    assert json.loads(out)["name"] == name
+
+
+def test_the_weights_of_a_profile_are_given_like_a_strategy(run, tmp_path):
+    out = tmp_path / "fair.safetensors"
+    source = ("--model", "my_networks:unequal", "--weights", "weights.pt", "--out", str(out))
+    code, _, err = run("neutralize", *source, "--strategy", "0.25,0.5,0.25")
+    assert code == 0, err
+    kernels = load_file(out)["0.weight"]
+    torch.testing.assert_close(kernels[:, 1], 2 * kernels[:, 0])
+    torch.testing.assert_close(kernels[:, 2], kernels[:, 0])
+    for wrong, told in (
+        (
+            "0.25,half,0.25",
+            "0.25,half,0.25: give the name of one strategy, or the weights of a profile, such as",
+        ),
+        ("0.3,0.5,0.3", "sum to 1.1"),
+    ):
+        code, _, err = run("neutralize", *source, "--force", "--strategy", wrong)
+        assert code == 2
+        assert told in err
 
 
 def test_what_lost_slices_cost_is_measured_once_for_all_methods(run, monkeypatch):

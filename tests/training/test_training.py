@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from commands import Command
 from safetensors.torch import load_file
 from scipy import ndimage
@@ -50,6 +51,7 @@ import time
 from contextlib import suppress
 
 import torch
+import yaml
 from torch import nn
 
 
@@ -844,7 +846,24 @@ def test_print_config_prints_a_configuration_that_can_be_used(folder, undisturbe
     assert load_config(tmp_path / "printed.yaml", TrainConfig).training.steps > 0
 
 
-@pytest.mark.parametrize("idle", [["--json"], ["--resume"], ["--out", "zz"]])
+def test_a_seed_on_the_command_line_takes_precedence(folder, run, tmp_path, monkeypatch):
+    from evenslice import training
+
+    seen = []
+    monkeypatch.setattr(training, "train", lambda config, *_, **__: seen.append(config))
+    (tmp_path / "run.yaml").write_text(to_yaml(make_config(folder)))
+    for seed, options in ((make_config(folder).seed, []), (7, ["--seed", "7"]), (0, ["--seed", "0"])):
+        code, _, err = run("train", tmp_path / "run.yaml", "--out", tmp_path / "run", *options)
+        assert code == 0, err
+        assert seen.pop() == make_config(folder).model_copy(update={"seed": seed})
+    code, out, _ = run("train", tmp_path / "run.yaml", "--print-config", "--seed", "7")
+    assert code == 0
+    assert yaml.safe_load(out)["seed"] == 7
+    code, _, err = run("train", tmp_path / "run.yaml", "--out", tmp_path / "run", "--seed", "-1")
+    assert (code, err) == (2, "error: --seed -1: is not between 0 and 2**32 - 1\n")
+
+
+@pytest.mark.parametrize("idle", [["--json"], ["--resume"], ["--out", "zz"], ["--seed", "0"]])
 def test_print_config_refuses_options_that_have_no_effect(run, idle):
     code, out, err = run("train", "--print-config", *idle)
     assert (code, out) == (2, "")

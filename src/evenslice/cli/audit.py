@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from evenslice.cli import options
+from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show_audits, tell_missing, tell_untrained
 
 
@@ -23,7 +24,7 @@ class Requirement(StrEnum):
 ENOUGH = {Requirement.symmetric: ("symmetric",), Requirement.balanced: ("symmetric", "balanced")}
 
 
-@options.grouped
+@grouped
 def audit(
     *,
     source: options.Source,
@@ -32,12 +33,7 @@ def audit(
     tie: options.Tie = None,
     step: options.Step = None,
     strategy: Annotated[
-        list[str] | None,
-        options.network(
-            f"{options.STRATEGY_HELP}; repeat to compare several (default: pretrained).",
-            metavar="S",
-            autocompletion=lambda: options.STRATEGIES,
-        ),
+        list[Any] | None, options.strategy("; repeat to compare several (default: pretrained)")
     ] = None,
     volume: Annotated[
         list[str],
@@ -183,7 +179,7 @@ def audit(
 
 
 def _of_source(
-    source: options.Source, *, network: dict[str, Any], read: dict[str, Any], strategy: list[str] | None
+    source: options.Source, *, network: dict[str, Any], read: dict[str, Any], strategy: list[Any] | None
 ) -> tuple[options.Network, dict[str, Any]]:
     """Return the network to audit, and how it reads volumes: as its run did, unless an option says otherwise.
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from evenslice.auditing import Audit
     from evenslice.cli.options import Network
     from evenslice.inference import OnnxNetwork
+    from evenslice.networks import ModelSource
+    from evenslice.neutralizing import Record
 
     class Measure(Protocol):
         """``evenslice.audit`` with everything given but the network and the method."""
@@ -52,7 +54,7 @@ def audit_strategies(
     network: Network,
     measure: Measure,
     *,
-    strategies: Sequence[str] = ("pretrained",),
+    strategies: Sequence[str | tuple[float, ...]] = ("pretrained",),
     methods: Sequence[str | None] = (None,),
     seed: int = 0,
     command: str | None = None,
@@ -62,7 +64,8 @@ def audit_strategies(
     Args:
         network: the network; its specification may be "onnx" and its weights then the file.
         measure: audits one network by one method.
-        strategies: how colour kernels become slice kernels; "pretrained" is the network as built.
+        strategies: how colour kernels become slice kernels, or the weights of a profile; "pretrained" is the network as
+            built.
         methods: attribution methods; None stands for the default of ``audit``.
         seed: random seed of the strategies.
         command: the command line to note in the results.
@@ -82,21 +85,21 @@ def audit_strategies(
     slices = network.slices if network.spec == ONNX else None  # any other network states its own
     several = (len(strategies) > 1, len(methods) > 1)
     audits = []
-    for model, strategy, source in _networks(network, strategies, seed):
+    for model, title, source in _networks(network, strategies, seed):
         lost = None
         for number, method in enumerate(methods):
             found = measure(model, slices=slices, method=method, stress=number == 0)
             lost = found.stress if number == 0 else lost  # which no method changes
             run = replace(found.run, model=found.run.model | source, command=command)
-            name = _name(strategy, run.method, several=several)
+            name = _name(title, run.method, several=several)
             audits.append(replace(found, name=name, stress=lost, run=run))
     return audits
 
 
 def _networks(
-    network: Network, strategies: Sequence[str], seed: int
+    network: Network, strategies: Sequence[str | tuple[float, ...]], seed: int
 ) -> Iterator[tuple[nn.Module | Callable[..., Any], str, dict[str, Any]]]:
-    """Yield the network for each strategy, the strategy's name, and what the network was built from."""
+    """Yield the network for each strategy, its title, and what it was built from."""
     if network.spec == ONNX:
         onnx = _load_onnx(network, strategies)
         function = onnx if network.symmetrize is None else symmetrize(onnx, network.symmetrize)
@@ -104,10 +107,20 @@ def _networks(
         return
     for strategy in strategies:
         loaded = load_network(**asdict(network), strategy=strategy, seed=seed)
-        yield loaded.model, loaded.record.strategy, loaded.source.to_dict()
+        yield loaded.model, _title(strategy, loaded.record, loaded.source), loaded.source.to_dict()
 
 
-def _load_onnx(network: Network, strategies: Sequence[str]) -> OnnxNetwork:
+def _title(strategy: str | tuple[float, ...], record: Record, source: ModelSource) -> str:
+    """Return what tables call a network: its strategy, but not "pretrained" where nothing is known to be."""
+    title = record.strategy
+    if not isinstance(strategy, str):
+        title = f"profile {', '.join(f'{weight:g}' for weight in strategy)}"
+    if title == "pretrained" and source.weights == "none":
+        title = "random weights" if "*" in source.random else "as built"
+    return f"{title}, symmetrized" if record.symmetrized and title != "twin" else title
+
+
+def _load_onnx(network: Network, strategies: Sequence[str | tuple[float, ...]]) -> OnnxNetwork:
     """Load a network from an ONNX file; refuse options that would change it."""
     changes = {
         "strategy": [name for name in strategies if name != "pretrained"],
@@ -123,10 +136,10 @@ def _load_onnx(network: Network, strategies: Sequence[str]) -> OnnxNetwork:
     return load_onnx(network.weights, mean=network.mean, std=network.std)
 
 
-def _name(strategy: str, method: str, *, several: tuple[bool, bool]) -> str:
+def _name(title: str, method: str, *, several: tuple[bool, bool]) -> str:
     if several == (True, True):
-        return f"{strategy}, {method}"
-    return method if several == (False, True) else strategy
+        return f"{title}, {method}"
+    return method if several == (False, True) else title
 
 
 def write_results(audits: Sequence[Audit], folder: Path) -> None:

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 from evenslice.cli import options
+from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show, show_audits
 
 SEEDS = 2**32  # as many as a training takes, fewer than an audit
 
 
-@options.grouped
+@grouped
 def demo(
     *,
     seed: options.Seed = 0,

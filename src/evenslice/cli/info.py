@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from evenslice.cli import options
+from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import show
 
 
-@options.grouped
+@grouped
 def info(
     *,
     path: Annotated[str, typer.Argument(metavar="PATH", help=f"Volume: {options.VOLUME_HELP}.")],

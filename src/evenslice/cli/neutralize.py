@@ -2,20 +2,18 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from evenslice.cli import options
+from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import quiet, show, tell_random
 
 
-@options.grouped
+@grouped
 def neutralize(
     *,
     network: options.Network,
-    strategy: Annotated[
-        str,
-        options.network(f"{options.STRATEGY_HELP}.", metavar="S", autocompletion=lambda: options.STRATEGIES),
-    ] = "uniform",
+    strategy: Annotated[Any, options.strategy()] = "uniform",
     seed: options.Seed = 0,
     out: Annotated[Path, options.output("File for the fair network (.safetensors).", metavar="FILE")],
     output: options.Output,

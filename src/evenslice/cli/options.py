@@ -1,17 +1,12 @@
-"""The options that several commands share, each written once, and the groups in which a command takes them.
-
-A group is a frozen dataclass whose fields are options. A command takes groups as arguments and is decorated with
-``grouped``; a new field is then an option of every command that takes the group.
-"""
+"""The options that several commands share, each written once, and the groups in which a command takes them."""
 
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
-from functools import partial, wraps
-from inspect import Parameter, Signature, signature
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +17,7 @@ from evenslice.cli.parsing import (
     parse_numbers,
     parse_region,
     parse_selection,
+    parse_strategy,
     parse_values,
 )
 from evenslice.cli.printing import tell_untrained
@@ -51,7 +47,10 @@ MODEL_HELP = (
 WEIGHTS_HELP = (
     "Weights: imagenet, none (random), a file (.safetensors, .pt, .pth, .ckpt, .bin), or an exported folder"
 )
-STRATEGY_HELP = f"How colour kernels become slice kernels: {', '.join(STRATEGIES[1:])}, or pretrained (the network as built)"
+STRATEGY_HELP = (
+    f"How colour kernels become slice kernels: {', '.join(STRATEGIES[1:])}, pretrained (the network as built), or the "
+    "weights of a profile, such as 0.2,0.6,0.2"
+)
 VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://, gs://, az://)"
 
 
@@ -67,42 +66,14 @@ computing = partial(_option, "Computing")
 output = partial(_option, "Output")
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each field of the groups among its arguments.
-
-    Raises:
-        ValueError: two groups, or a group and the command, have an option of the same name.
-    """
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    parameters: list[Parameter] = []
-    for name, parameter in signature(command).parameters.items():
-        parameters += _parameters(groups[name]) if name in groups else [parameter]
-
-    @wraps(command)
-    def call(**values: Any) -> None:
-        made = {
-            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
-            for name, group in groups.items()
-        }
-        command(**made, **values)
-
-    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return call
-
-
-def _parameters(group: Any) -> list[Parameter]:
-    """Return a parameter for each field of a group, the required ones first, as the help shows them."""
-    hints = get_type_hints(group, include_extras=True)
-
-    def parameter(field: Field[Any]) -> Parameter:
-        default = Parameter.empty if field.default is MISSING else field.default
-        return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
-
-    return [
-        parameter(field) for field in sorted(fields(group), key=lambda field: field.default is not MISSING)
-    ]
+def strategy(more: str = "") -> Any:
+    """Return the option of a strategy, a name or the weights of a profile, with more help."""
+    return network(
+        f"{STRATEGY_HELP}{more}.",
+        metavar="S",
+        parser=parse_strategy,
+        autocompletion=lambda: STRATEGIES,
+    )
 
 
 Classes = Annotated[int | None, network("Output classes (default: as in the weights, else 2).", metavar="N")]

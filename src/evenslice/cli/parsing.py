@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 import typer
 
-__all__ = ["AxisEntry", "check_seed", "parse_numbers", "parse_region", "parse_selection", "parse_values"]
+__all__ = [
+    "AxisEntry",
+    "check_seed",
+    "parse_numbers",
+    "parse_region",
+    "parse_selection",
+    "parse_strategy",
+    "parse_values",
+]
 
 
 def parse_numbers(text: str) -> list[float]:
@@ -16,6 +24,18 @@ def parse_numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{text}: numbers are needed, such as 0.485,0.456,0.406") from None
+
+
+def parse_strategy(text: str) -> str | tuple[float, ...]:
+    """Read the name of a strategy, or the weights of a profile separated by commas."""
+    if "," not in text:
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text}: give the name of one strategy, or the weights of a profile, such as 0.25,0.5,0.25"
+        ) from None
 
 
 def parse_values(text: str) -> list[int]:

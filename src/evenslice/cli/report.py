@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from evenslice.cli import options
+from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import show_audits, show_study, show_survey
 
 
-@options.grouped
+@grouped
 def report(
     *,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a study, a survey, or audits.")],

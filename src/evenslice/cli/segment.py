@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 from evenslice.cli import options
+from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import quiet, show
 
 
-@options.grouped
+@grouped
 def segment(
     *,
     source: options.Source,

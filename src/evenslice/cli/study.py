@@ -7,10 +7,11 @@ import typer
 
 from evenslice.cli import options
 from evenslice.cli.interrupts import resumable
+from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import quiet, show_study, tell
 
 
-@options.grouped
+@grouped
 def study(
     *,
     config: Annotated[

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from evenslice.cli import options
+from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show_survey
 
 
-@options.grouped
+@grouped
 def survey(
     *,
     specs: Annotated[

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from evenslice._core import ConfigError, option
 from evenslice.cli import options
+from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import quiet, show, tell_random
 
 OUTPUT = "output"
 
 
-@options.grouped
+@grouped
 def symmetrize(
     *,
     source: options.Source,

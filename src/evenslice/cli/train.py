@@ -8,13 +8,14 @@ import typer
 
 from evenslice.cli import options
 from evenslice.cli.interrupts import resumable
+from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show, tell
 
 if TYPE_CHECKING:
     from evenslice.training import TrainConfig
 
 
-@options.grouped
+@grouped
 def train(
     *,
     config: Annotated[
@@ -24,6 +25,10 @@ def train(
     out: Annotated[
         Path | None,
         options.output("Folder for the run: log, checkpoints, network, scores.", metavar="RUN"),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        options.computing("Random seed (default: that of the configuration).", metavar="N"),
     ] = None,
     resume: Annotated[bool, options.output("Resume the run in the folder.", "--resume")] = False,
     print_config: Annotated[
@@ -36,21 +41,27 @@ def train(
 
     Ctrl-C or SIGTERM finishes the current step and writes a checkpoint; a second one ends at once.
     """
-    from evenslice._core import ConfigError, load_config, option, to_yaml
-    from evenslice.training import TrainConfig, default_yaml
+    from evenslice._core import ConfigError, option, to_yaml
+    from evenslice.training import default_yaml
 
     if print_config:
-        for name, given in {"out": out, "resume": resume, "json": json}.items():
+        ineffective = {
+            "out": out is not None,
+            "seed": seed is not None and config is None,
+            "resume": resume,
+            "json": json,
+        }
+        for name, given in ineffective.items():
             if given:
                 raise ConfigError(f"{option(name)}: has no effect with {option('print_config')}; omit it")
-        text = default_yaml() if config is None else to_yaml(load_config(config, TrainConfig))
+        text = default_yaml() if config is None else to_yaml(_settings(config, seed))
         typer.echo(text, nl=False)
         return
     if config is None or out is None:
         raise ConfigError(
             f"CONFIG.yaml and {option('out')} are required; evenslice train --print-config prints a configuration to start from"
         )
-    settings = load_config(config, TrainConfig)
+    settings = _settings(config, seed)
     from evenslice.cli.tables import run_table
     from evenslice.training import RunFolder, train as run_training
 
@@ -66,6 +77,19 @@ def train(
         )
     if result:  # of several processes, only the first has one
         show(result, run_table(result, out), *_next_step(settings, out), json=json)
+
+
+def _settings(config: Path, seed: int | None) -> "TrainConfig":
+    """Return what a file configures, with another seed if one is given."""
+    from evenslice._core import ConfigError, load_config, option
+    from evenslice.training import TrainConfig
+
+    settings = load_config(config, TrainConfig)
+    if seed is None:
+        return settings
+    if not 0 <= seed < 2**32:  # the range of the configuration
+        raise ConfigError(f"{option('seed', seed)}: is not between 0 and 2**32 - 1")
+    return settings.model_copy(update={"seed": seed})
 
 
 def _next_step(settings: "TrainConfig", out: Path) -> list[str]:
