@@ -39,7 +39,7 @@ __all__ = ["Limits", "check_network"]
 
 ORDER, GRAY = 1e-5, 1e-4  # what the errors may be at most
 BROKEN = ("the network breaks what the strategy", "the network is not symmetric")  # rounding may be to blame
-NO_PLACE = "no activation follows"  # behind which "twin" could average
+NO_PLACE = "so the strategy 'twin' has no "  # single activation to average behind
 SMALL = 64  # pixels, of the image where a network can be built for it
 REFUSES = "the network refuses images of"  # of any size, as the library built it
 NO_MEMORY = "allocate memory"
@@ -223,7 +223,7 @@ def _attempt(network: _Network, slices: int, way: str, **options: Any) -> Result
         except _NotTried as error:
             return Result(error=str(error))
         except EvensliceError as error:
-            no_place = way == "twin" and str(error).startswith(NO_PLACE)
+            no_place = way == "twin" and NO_PLACE in str(error)
             result = Result("no place" if no_place else "failed", error=_line(error))
             if not result.error.startswith(BROKEN):
                 return result

@@ -241,6 +241,10 @@ def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
     [
         (["--strategy", "0.2,0.6,0.2"], "profile 0.2, 0.6, 0.2"),
         (["--symmetrize", "output"], "pretrained, symmetrized"),
+        (
+            ["--symmetrize", "output", "--method", "gradient", "--method", "smoothgrad"],
+            "pretrained, symmetrized, gradient",
+        ),
         (["--strategy", "twin"], "twin"),
         (["--weights", "none"], "as built"),
         (["--model", "timm:test_resnet", "--weights", "none"], "random weights"),
@@ -249,7 +253,10 @@ def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
 def test_an_audit_is_named_after_what_was_audited(options, name, run):
     code, out, err = run(*AUDIT, "--max-windows", "8", "--volume", "good.tif", *options, "--json")
     assert code == 0, err
-    assert json.loads(out)["name"] == name
+    found = json.loads(out)
+    found = found["audits"][0] if "audits" in found else found
+    assert found["name"] == name
+    assert found["model"].get("symmetrized") == ("output" if "symmetrized" in name else None)
 
 
 def test_the_weights_of_a_profile_are_given_like_a_strategy(run, tmp_path):

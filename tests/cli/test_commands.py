@@ -17,6 +17,7 @@ from evenslice.auditing.methods import METHODS
 from evenslice.auditing.surveyor import DRAWS, WINDOWS
 from evenslice.cli import main, options
 from evenslice.cli.app import app
+from evenslice.cli.option_groups import grouped
 from evenslice.networks.weight_files import SUFFIXES
 from evenslice.neutralizing.strategies import STRATEGIES
 from evenslice.neutralizing.ties import TIES
@@ -29,7 +30,7 @@ GROUPS = {
     "neutralize": ["Network", "Computing", "Output"],
     "symmetrize": ["Network", "Output"],
     "survey": ["Network", "Volume", "Measurement", "Computing", "Output"],
-    "train": ["Output"],
+    "train": ["Computing", "Output"],
     "segment": ["Network", "Volume", "Computing", "Output"],
     "evaluate": ["Network", "Volume", "Measurement", "Computing", "Output"],
     "study": ["Computing", "Output"],
@@ -236,7 +237,7 @@ def test_a_group_becomes_one_option_for_each_field():
     small = typer.Typer(add_completion=False)
 
     @small.command()
-    @options.grouped
+    @grouped
     def command(*, pair: Pair, third: Annotated[float, typer.Option(help="Three.")] = 3.0) -> None:
         taken.append((asdict(pair), third))
 
@@ -248,5 +249,5 @@ def test_a_group_becomes_one_option_for_each_field():
 def test_two_options_of_one_name_are_refused():
     with pytest.raises(ValueError, match="duplicate parameter name: 'first'"):
 
-        @options.grouped
+        @grouped
         def command(*, pair: Pair, first: int = 0) -> None: ...

@@ -448,6 +448,14 @@ def test_the_command_audits_an_onnx_file_to_a_report(folder, texture):
     assert (folder / "found" / "report.html").is_file()
 
 
+def test_the_results_of_a_symmetrized_file_are_not_taken_for_those_of_the_file(folder):
+    done = run(folder, *ONNX, "--mean", "0.5", "--std", "0.25", "--symmetrize", "output", "--out", "fair")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((folder / "fair" / "audit.json").read_text())
+    assert (document["name"], document["model"]["symmetrized"]) == ("symmetrized", "output")
+    assert "network.onnx, symmetrized" in (folder / "fair" / "report.html").read_text()
+
+
 def test_the_command_takes_a_reduction_and_workers(folder):
     arguments = [*ONNX, "--json", "--outputs", "reducing:negative", "--workers", "1"]
     arguments[4] = "two.onnx"

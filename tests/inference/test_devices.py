@@ -91,6 +91,24 @@ def test_a_network_that_is_sent_to_a_worker_arrives_on_the_cpu_and_takes_the_gpu
     assert torch.equal(here, there)
 
 
+def test_a_network_from_a_machine_without_a_gpu_takes_the_gpu_of_the_worker(as_worker):
+    windows = np.random.default_rng(0).random((2, 3, 16, 16), np.float32)
+    network = ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3, dtype="float32")
+    assert network.device == CPU
+    sent, pinned = (
+        pickle.dumps(network),
+        pickle.dumps(ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3, device="cpu")),
+    )
+    here = network(to_device(windows, CPU))
+    with pretend_gpu(2):
+        as_worker(1)
+        arrived = pickle.loads(sent)  # noqa: S301  # made above
+        assert str(arrived.device) == "cuda:1"
+        there = arrived(to_device(windows, arrived.device)).cpu()
+        assert pickle.loads(pinned).device == CPU  # noqa: S301  # made above
+    assert torch.equal(here, there)
+
+
 def test_a_network_on_the_cpu_is_sent_and_copied_as_it_is():
     network = ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3, device="cpu", dtype="float32")
     for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):  # noqa: S301

@@ -115,6 +115,25 @@ def test_network_that_cannot_have_other_slices_is_symmetrized_as_it_was_built(mo
     assert row.results[5].error.startswith("only for 3 slices, since neutralize says")
 
 
+class Reusing(nn.Module):
+    """Uses one activation after every layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.second, self.relu = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU()
+
+    def forward(self, image):
+        return self.relu(self.second(self.relu(self.stem(image))))
+
+
+def test_network_without_an_activation_of_its_stem_alone_has_no_place_for_twin(monkeypatch):
+    monkeypatch.setattr(sweep_checks, "_built", lambda _: Reusing())
+    monkeypatch.setattr(sweep_checks, "_smallest", lambda spec: (spec, None))
+    row = sweep_checks.check_network("made", "up", "made:up", sweep_checks.Limits(), "twin")
+    assert [row.results[slices].outcome for slices in sweep_rows.SLICES] == ["no place", "no place"]
+    assert "elsewhere too" in row.results[3].error
+
+
 def test_broken_promises_are_told_from_other_errors():
     with pytest.raises(evenslice.ModelError) as broken:
         evenslice.neutralize(Around())

@@ -196,6 +196,14 @@ def test_a_primary_comparison_that_is_none_is_refused(inputs, primary, message):
         config(inputs, primary=primary)
 
 
+@pytest.mark.parametrize(
+    "lossy", [{"arms": [{"name": "lossy", "missing_slices": 0.2}]}, {"augmentation": {"missing_slices": 0.2}}]
+)
+def test_windows_of_one_slice_have_no_neighbours_to_lose(inputs, lossy):
+    with pytest.raises(ValidationError, match="a window of one slice has no neighbours"):
+        config(inputs, slices=1, **lossy)
+
+
 def test_every_option_is_written_as_it_is_read(inputs, tmp_path):
     arms = [*ARMS, {"name": "lossy", "missing_slices": 0.2}]
     given = config(inputs, arms=arms, primary={"arm": "fair"})

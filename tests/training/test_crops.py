@@ -3,6 +3,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from evenslice import ConfigError, SliceWindows
+from evenslice._core import as_config
 from evenslice.training.config import AugmentationConfig, TrainConfig, TrainingConfig
 from evenslice.training.crop_batches import CropData, StepSampler
 from evenslice.training.crops import CropDataset
@@ -127,6 +129,17 @@ def test_each_augmentation_can_be_switched(option, ways):
     kinds, counts = np.unique(np.array(found), axis=0, return_counts=True)
     assert len(kinds) == ways
     assert counts.min() > 200 / ways * 0.6
+
+
+def test_a_window_of_one_slice_has_no_neighbours_to_lose():
+    files = {"train": [{"image": "image.npy", "labels": "labels.npy"}]}
+    options = {"data": files, "model": {"slices": 1}, "augmentation": {"missing_slices": 0.2}}
+    for refused in (
+        lambda: as_config(options, TrainConfig),
+        lambda: SliceWindows(np.eye(8)[None], slices=1, augmentation={"missing_slices": 0.2}),
+    ):
+        with pytest.raises(ConfigError, match="a window of one slice has no neighbours"):
+            refused()
 
 
 def test_missing_slices_are_replaced_by_the_middle_slice(noise):

@@ -12,6 +12,7 @@ from torch import nn
 import evenslice
 from evenslice import ConfigError, TrainConfig, VolumeError
 from evenslice._core import as_config, to_yaml
+from evenslice.training.classification import ClassificationLoss
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
 from evenslice.training.data_config import DataConfig
@@ -97,6 +98,26 @@ def test_the_loss_is_that_of_the_pixels_that_count(kind, channels):
     assert scores.grad[..., :6].abs().min() > 0
     assert scores.grad[..., 6:].abs().max() == 0
     assert loss(scores, torch.full_like(labels, IGNORED)) == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape", "labels"),
+    [
+        (SegmentationLoss("dice_ce", 3, ignored=False), (2, 3, 8, 8), (2, 8, 8)),
+        (SegmentationLoss("dice_bce", 2, ignored=False), (2, 1, 8, 8), (2, 8, 8)),
+        (ClassificationLoss(ignored=False), (2, 3), (2,)),
+    ],
+)
+def test_where_all_count_the_loss_does_not_wait_for_the_values_of_labels(loss, shape, labels):
+    classes = torch.randint(2, labels)
+    scores = torch.randn(shape)
+    found = loss(scores, classes)
+    # The meta device has no values to wait for.
+    assert loss(scores.to("meta"), classes.to("meta")).device.type == "meta"
+    loss.ignored = True
+    assert torch.equal(loss(scores, classes), found)
+    with pytest.raises(RuntimeError, match="meta"):
+        loss(scores.to("meta"), classes.to("meta"))
 
 
 def test_pytorchs_own_cross_entropy_leaves_them_out():

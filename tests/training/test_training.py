@@ -51,7 +51,6 @@ import time
 from contextlib import suppress
 
 import torch
-import yaml
 from torch import nn
 
 

@@ -102,12 +102,22 @@ def _networks(
     """Yield the network for each strategy, its title, and what it was built from."""
     if network.spec == ONNX:
         onnx = _load_onnx(network, strategies)
-        function = onnx if network.symmetrize is None else symmetrize(onnx, network.symmetrize)
-        yield function, "audit", {"spec": ONNX, "weights": network.weights, "origin": onnx.origin}
+        source = {"spec": ONNX, "weights": network.weights, "origin": onnx.origin}
+        if network.symmetrize is None:
+            yield onnx, "audit", source
+        else:
+            yield (
+                symmetrize(onnx, network.symmetrize),
+                "symmetrized",
+                source | {"symmetrized": network.symmetrize},
+            )
         return
     for strategy in strategies:
         loaded = load_network(**asdict(network), strategy=strategy, seed=seed)
-        yield loaded.model, _title(strategy, loaded.record, loaded.source), loaded.source.to_dict()
+        source = loaded.source.to_dict()
+        if _is_symmetrized(loaded.record):
+            source["symmetrized"] = ", ".join(cut or "output" for cut in loaded.record.symmetrized)
+        yield loaded.model, _title(strategy, loaded.record, loaded.source), source
 
 
 def _title(strategy: str | tuple[float, ...], record: Record, source: ModelSource) -> str:
@@ -117,7 +127,12 @@ def _title(strategy: str | tuple[float, ...], record: Record, source: ModelSourc
         title = f"profile {', '.join(f'{weight:g}' for weight in strategy)}"
     if title == "pretrained" and source.weights == "none":
         title = "random weights" if "*" in source.random else "as built"
-    return f"{title}, symmetrized" if record.symmetrized and title != "twin" else title
+    return f"{title}, symmetrized" if _is_symmetrized(record) else title
+
+
+def _is_symmetrized(record: Record) -> bool:
+    """Return whether a network was symmetrized, which the strategy "twin" does by itself."""
+    return bool(record.symmetrized) and record.strategy != "twin"
 
 
 def _load_onnx(network: Network, strategies: Sequence[str | tuple[float, ...]]) -> OnnxNetwork:
@@ -137,9 +152,9 @@ def _load_onnx(network: Network, strategies: Sequence[str | tuple[float, ...]]) 
 
 
 def _name(title: str, method: str, *, several: tuple[bool, bool]) -> str:
-    if several == (True, True):
-        return f"{title}, {method}"
-    return method if several == (False, True) else title
+    if several == (False, True) and title in ("pretrained", "audit"):
+        return method
+    return f"{title}, {method}" if several[1] else title
 
 
 def write_results(audits: Sequence[Audit], folder: Path) -> None:

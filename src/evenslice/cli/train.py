@@ -22,13 +22,13 @@ def train(
         Path | None,
         typer.Argument(metavar="CONFIG.yaml", help="Training configuration (YAML).", show_default=False),
     ] = None,
-    out: Annotated[
-        Path | None,
-        options.output("Folder for the run: log, checkpoints, network, scores.", metavar="RUN"),
-    ] = None,
     seed: Annotated[
         int | None,
         options.computing("Random seed (default: that of the configuration).", metavar="N"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        options.output("Folder for the run: log, checkpoints, network, scores.", metavar="RUN"),
     ] = None,
     resume: Annotated[bool, options.output("Resume the run in the folder.", "--resume")] = False,
     print_config: Annotated[

@@ -114,7 +114,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     region = region or (slice(0, plane[0]), slice(0, plane[1]))
     tile = tile or choose_tile(network, plane)
     batch = batch or _choose_batch(network, slices, tile)
-    rows, columns = (_Tiling.of(*axis) for axis in zip(plane, tile, region, strict=True))
+    rows, columns = (_Tiling.of(*axis, network.device) for axis in zip(plane, tile, region, strict=True))
     windows = _windows(
         grid, range(len(volume)) if centres is None else centres, (rows.extent, columns.extent)
     )
@@ -278,8 +278,8 @@ class _Tiling:
     inner: slice
 
     @classmethod
-    def of(cls, length: int, tile: int, region: slice) -> _Tiling:
-        """Cover an axis with tiles, and keep those that touch the region."""
+    def of(cls, length: int, tile: int, region: slice, device: torch.device) -> _Tiling:
+        """Cover an axis with tiles, and keep those that touch the region; their weights are on the device."""
         length = max(length, tile)
         overlap = tile // OVERLAP
         distance = torch.arange(1, tile + 1, dtype=torch.float32)
@@ -293,7 +293,10 @@ class _Tiling:
         return cls(
             extent=slice(first, needed[-1] + tile),
             tiles=[
-                (slice(origin - first, origin - first + tile), fade / total[origin : origin + tile])
+                (
+                    slice(origin - first, origin - first + tile),
+                    (fade / total[origin : origin + tile]).to(device),
+                )
                 for origin in needed
             ],
             inner=slice(region.start - first, region.stop - first),
@@ -337,7 +340,7 @@ def _predict_planes(
         if total.ndim == 0:  # only now is the number of classes known
             total = parts.new_zeros(len(planes), parts.shape[1], *planes.shape[2:])
         for (index, (y, fade_y), (x, fade_x)), part in zip(chunk, parts, strict=True):
-            total[index, :, y, x] += part * (fade_y[:, None] * fade_x).to(part)
+            total[index, :, y, x] += part * (fade_y[:, None] * fade_x).to(part.dtype)
     return total
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadyNetwork", "check_output", "frozen_copy", "input_scaling", "trial_windows"]
 
+ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
 LARGEST_WINDOW = 2**28  # pixels in all its slices, 1 GiB
 
 
@@ -75,8 +76,8 @@ class ReadyNetwork(nn.Module):
     """A frozen copy of a network in evaluation mode that reads windows in 0..1; the original is left unchanged.
 
     Ties are resolved into plain weights in channels-last layout; the forward pass runs in the chosen precision. One that
-    overflows in float16 is repeated in float32. A network on a GPU that is sent to another process chooses its device
-    there anew, see ``choose_device``.
+    overflows in float16 is repeated in float32. A network that is sent to another process chooses its device there anew,
+    see ``choose_device``, unless it was to run on a certain one; its precision stays.
 
     Args:
         model: maps (batch, slices, y, x), with the scaling it expects, to logits.
@@ -135,8 +136,10 @@ class ReadyNetwork(nn.Module):
         return self._device
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is sent to another process: everything on the CPU, since that may have another GPU, or none."""
+        """Return what is sent to another process: everything on the CPU, since one of the two may have no GPU, or another."""
         state = dict(vars(self))
+        if self._asked in ANY_GPU:
+            state |= {"_device": None, "batches": BatchSizes()}
         if self.device.type != "cpu":
             moved = {
                 name: copy.deepcopy(part).cpu() for name, part in self._modules.items() if part is not None

@@ -79,6 +79,7 @@ _TABLE = {
 }
 
 MOST_SLICES = 1001
+LARGEST_WEIGHT = 1e6  # of a profile, far beyond any use
 """Largest number of slices in a window."""
 
 STRATEGIES: tuple[str, ...] = tuple(_TABLE)
@@ -118,6 +119,10 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
         ) from None
     if len(profile) != slices:
         raise ConfigError(f"the profile has {len(profile)} weights; {slices} slices need {slices}")
+    if not all(abs(weight) <= LARGEST_WEIGHT for weight in profile):  # NaN neither
+        raise ConfigError(
+            f"{option('strategy')}: the weights {profile} of the profile must be numbers of at most {LARGEST_WEIGHT:g}"
+        )
     if not math.isclose(math.fsum(profile), 1.0, abs_tol=1e-6):
         raise ConfigError(f"the weights of the profile sum to {math.fsum(profile):g}; they have to sum to 1")
     if profile != profile[::-1]:
@@ -154,12 +159,16 @@ def profile_weights(
     """
     find_strategy("profile", slices)
     sizes = tuple(spacing) if spacing is not None else (1.0, 1.0, 1.0)
-    if len(sizes) != 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
+    try:
+        z, y, x = (float(size) for size in sizes)
+    except (TypeError, ValueError):
+        z = y = x = math.nan
+    if not all(0 < size < math.inf for size in (z, y, x)):
         raise ConfigError(f"{option('spacing')}: is {sizes}; must be three positive numbers (z, y, x)")
     if step < 1:
         raise ConfigError(f"{option('step', step)}: must be 1 or more")
-    z, y, x = sizes
-    power = (step * z / math.sqrt(y * x)) ** 2
+    ratio = step * (z / x) / math.sqrt(y / x)  # of which no product overflows
+    power = ratio * ratio  # infinite where ** would raise an error
     binomial = _binomial(slices)
     weights = [(weight / max(binomial)) ** power for weight in binomial]
     return tuple(weight / math.fsum(weights) for weight in weights)

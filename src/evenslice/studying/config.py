@@ -14,6 +14,7 @@ from evenslice.training import (
     TrainingConfig,
     WeightsOption,
     check_added_symmetry,
+    check_missing_slices,
     check_strategy,
 )
 
@@ -252,7 +253,14 @@ class StudyConfig(Section):
     def _fit_slices(cls, arms: tuple[Arm, ...], info: ValidationInfo) -> tuple[Arm, ...]:
         for arm in arms if "slices" in info.data else ():
             check_strategy(arm.strategy, info.data["slices"])
+            check_missing_slices(arm.missing_slices, info.data["slices"])
         return arms
+
+    @field_validator("augmentation")
+    @classmethod
+    def _has_neighbours(cls, augmentation: AugmentationConfig, info: ValidationInfo) -> AugmentationConfig:
+        check_missing_slices(augmentation.missing_slices, info.data.get("slices", 3))
+        return augmentation
 
     @field_validator("arms")
     @classmethod

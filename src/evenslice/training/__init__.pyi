@@ -5,6 +5,7 @@ from .config import (
     TrainConfig as TrainConfig,
     TrainingConfig as TrainingConfig,
     check_boundaries as check_boundaries,
+    check_missing_slices as check_missing_slices,
     default_yaml as default_yaml,
 )
 from .data import fingerprints as fingerprints, open_data as open_data

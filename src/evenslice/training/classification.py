@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from evenslice._core import ModelError, progress_bar
-from evenslice.inference import ReadyNetwork
+from evenslice.inference import ReadyNetwork, to_device
 from evenslice.networks import logits, predicted_classes
 from evenslice.training.centred_crops import read_around
 from evenslice.volumes import WindowGrid
@@ -59,14 +59,23 @@ def classifier_logits(network: nn.Module, windows: Tensor) -> Tensor:
 class ClassificationLoss(nn.Module):
     """Cross entropy, the mean over the windows of a batch whose centre counts.
 
+    Args:
+        ignored: whether labels may be below 0. If not, no step waits for the device to find that out.
+
     Example:
         >>> loss = ClassificationLoss()
         >>> loss(torch.tensor([[9.0, -9.0], [0.0, 0.0]]), torch.tensor([0, -100])).item() < 1e-6
         True
     """
 
+    def __init__(self, *, ignored: bool = True) -> None:
+        super().__init__()
+        self.ignored = ignored
+
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of logits (batch, classes) and classes (batch,); 0 if all of these are ``IGNORED``."""
+        if not self.ignored:
+            return functional.cross_entropy(scores, labels)
         counted = labels >= 0
         if not bool(counted.any()):
             return scores.sum() * 0
@@ -162,12 +171,22 @@ def evaluate_centres(
     with progress_bar("classify", len(counted), "windows", show=progress) as advance, torch.inference_mode():
         while chunk := list(islice(waiting, BATCH)):
             read = [read_around(grids[number], place, crop) for number, place, _ in chunk]
-            found = classifier_logits(network, torch.from_numpy(np.stack(read)).to(network.device))
+            found = _classify(network, to_device(np.stack(read), network.device))
             answers = predicted_classes(found, dim=1).cpu().numpy()
             for (*_, label), answer in zip(chunk, answers.tolist(), strict=True):
                 confusion[label, answer] += 1
             advance(len(chunk))
     return ClassificationScores(confusion)
+
+
+def _classify(network: ReadyNetwork, windows: Tensor) -> Tensor:
+    """Return the logits (batch, classes) of windows (batch, N, y, x), however many go into the memory at once."""
+    parts = network.batches.run(
+        lambda part: classifier_logits(network, windows[part]),
+        len(windows),
+        (network.dtype, *windows.shape[1:]),
+    )
+    return torch.cat(parts)
 
 
 def lattice(shapes: Sequence[tuple[int, ...]], most: int) -> list[tuple[int, tuple[int, int, int]]]:

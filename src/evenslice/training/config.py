@@ -31,6 +31,7 @@ __all__ = [
     "TrainConfig",
     "TrainingConfig",
     "check_boundaries",
+    "check_missing_slices",
     "default_yaml",
 ]
 
@@ -335,7 +336,20 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _fit_task(self) -> Self:
         check_boundaries(self.data, self.training)
+        check_missing_slices(self.augmentation.missing_slices, self.model.slices)
         return self
+
+
+def check_missing_slices(probability: float | None, slices: int) -> None:
+    """Raise ValueError if neighbours are to be missing in windows that have none.
+
+    Example:
+        >>> check_missing_slices(0.2, 3)
+    """
+    if probability and slices == 1:
+        raise ValueError(
+            "missing_slices: a window of one slice has no neighbours that could be missing; leave it out"
+        )
 
 
 def check_boundaries(data: DataConfig, training: TrainingConfig) -> None:

@@ -131,7 +131,8 @@ def fit(
     device = find_device(options)
     if device.type == "cpu":
         keep_depthwise_exact(network)
-    module = TrainingModule(network, options, classes=config.data.classes, seed=config.seed)
+    ignored = config.data.ignore_label is not None
+    module = TrainingModule(network, options, classes=config.data.classes, seed=config.seed, ignored=ignored)
     save = partial(save_network, record=record, source=source, reading=reading_of(config), force=True)
     validation = f"validation_{MAIN_SCORES[options.task]}"
     columns = ("loss", "learning_rate", "seconds", validation, *bias_columns(config.model.slices))

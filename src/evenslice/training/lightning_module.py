@@ -55,6 +55,7 @@ class SegmentationLoss(nn.Module):
     Args:
         kind: "dice_ce", softmax over the classes, or "dice_bce", a sigmoid for each class, or only for class 1 of two.
         classes: C, 2 or more.
+        ignored: whether labels may be below 0. If not, no step waits for the device to find that out.
 
     Example:
         >>> loss = SegmentationLoss("dice_ce", classes=2)
@@ -64,12 +65,13 @@ class SegmentationLoss(nn.Module):
         True
     """
 
-    def __init__(self, kind: str, classes: int) -> None:
+    def __init__(self, kind: str, classes: int, *, ignored: bool = True) -> None:
         with needs_extra("train", "training"):
             from monai.losses import DiceLoss  # takes seconds, which a mistake in the data need not wait for
         super().__init__()
         self.channels = output_channels(kind, classes)
         self.exclusive = kind == "dice_ce"
+        self.ignored = ignored
         self.dice = DiceLoss(
             include_background=self.channels == 1,
             softmax=self.exclusive,
@@ -80,10 +82,9 @@ class SegmentationLoss(nn.Module):
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of logits (batch, channels, y, x) and classes (batch, y, x).
 
-        Pixels below 0, ``IGNORED``, do not count; without any other, the loss is 0.
+        Pixels below 0, ``IGNORED``, do not count if ``ignored``; without any other, the loss is 0.
         """
-        counted = labels >= 0
-        if not bool(counted.all()):
+        if self.ignored and not bool((counted := labels >= 0).all()):
             if not bool(counted.any()):
                 return scores.sum() * 0
             # Dice and cross entropy are sums over all pixels of the batch, wherever they are.
@@ -109,6 +110,7 @@ class TrainingModule(LightningModule):
         config: how it is trained.
         classes: number of classes, including background.
         seed: random seed of the network, for dropout and the like.
+        ignored: whether labels may be below 0, for voxels that do not count.
 
     Attributes:
         seconds: training time so far, including that before the run was resumed.
@@ -118,14 +120,22 @@ class TrainingModule(LightningModule):
         ModelError: the loss is not finite.
     """
 
-    def __init__(self, network: nn.Module, config: TrainingConfig, *, classes: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainingConfig,
+        *,
+        classes: int,
+        seed: int = 0,
+        ignored: bool = True,
+    ) -> None:
         super().__init__()
         self.network = network
         self.config = config
         self.loss: nn.Module = (
-            ClassificationLoss()
+            ClassificationLoss(ignored=ignored)
             if config.task == "classification"
-            else SegmentationLoss(config.loss, classes)
+            else SegmentationLoss(config.loss, classes, ignored=ignored)
         )
         self.seconds = 0.0
         self.started = False

@@ -185,7 +185,7 @@ class SliceWindows(CropDataset):
             length=length,
             edge=edge,
             foreground=foreground,
-            augmentation=_augmentation(augmentation),
+            augmentation=_augmentation(augmentation, self.slices),
             scaling=(record.mean, record.std) if record else (0.0, 1.0),
             seed=seed,
             labelled=labels is not None,
@@ -289,18 +289,24 @@ def _part(
     return LabelledVolume(image.path, image, image if labels is None else labels, scaling, index)
 
 
-def _augmentation(given: Augmentation | None) -> AugmentationConfig | None:
+def _augmentation(given: Augmentation | None, slices: int) -> AugmentationConfig | None:
     """Return the augmentation that the user means; its options are checked by the class that ``train`` uses."""
     if given is None or given is False:
         return None
     from evenslice._core import as_config  # needs the extra `train`, as the next
-    from evenslice.training.config import AugmentationConfig
+    from evenslice.training.config import AugmentationConfig, check_missing_slices
 
-    if isinstance(given, AugmentationConfig):
-        return given
     values: Any = {} if given is True else given
-    if not isinstance(values, Mapping):
+    if isinstance(given, AugmentationConfig):
+        config = given
+    elif isinstance(values, Mapping):
+        config = as_config(dict(values), AugmentationConfig)
+    else:
         raise ConfigError(
             f"{option('augmentation', given)}: {did_you_mean(str(given), AugmentationConfig.model_fields)}, or True for all"
         )
-    return as_config(dict(values), AugmentationConfig)
+    try:
+        check_missing_slices(config.missing_slices, slices)
+    except ValueError as error:
+        raise ConfigError(f"{option('augmentation')}: {error}") from None
+    return config

@@ -34,7 +34,8 @@ def _network(run: AuditRun) -> str:
     spec, weights, kind = (run.model.get(key) for key in ("spec", "weights", "class"))
     name = spec or kind
     text = str(name) if name else "a network of unknown name"
-    return f"{text}, weights {weights}" if weights else text
+    text = f"{text}, weights {weights}" if weights else text
+    return f"{text}, symmetrized" if run.model.get("symmetrized") else text
 
 
 def _volume(volume: AuditedVolume) -> str:
