@@ -3,7 +3,9 @@
 import gzip
 import http.server
 import re
+import socket
 import threading
+import time
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -18,6 +20,8 @@ from volume_checks import fails, same
 from evenslice._core import errors
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read import web_files
+from evenslice.volumes.read.clouds import web_address
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,6 +71,9 @@ def write(folder):
     write_n5(folder / "file.n5" / "raw", IMAGE, "gzip")
     write_n5(folder / "locked" / "s0", IMAGE, "gzip")
     zarr.create_array(folder / "a.zarr", data=IMAGE, chunks=(4, 16, 16))
+    for version in (2, 3):
+        group = zarr.open_group(folder / f"locked-v{version}.zarr", mode="w", zarr_format=version)
+        group.create_array("0", data=IMAGE, chunks=(4, 16, 16))
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +177,140 @@ def test_no_byte_is_fetched_that_was_not_asked_for(web):
         assert found.shape == (13, 6)
         assert len(Handler.asked) == 1  # the chunk: the index of its shard is known
         assert expected is None or [size for _, size in Handler.asked] == expected
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_zarr_on_a_server_that_forbids_what_it_does_not_have(web, folder, version):
+    address = f"{web}/bucket/locked-v{version}.zarr"
+    assert np.array_equal(open_volume(f"{address}/0")[5], IMAGE[5])
+    fails(address, r"a Zarr group without OME-Zarr metadata; .*v\d.zarr/0 \(it holds 0\)")
+    chunk = folder / f"locked-v{version}.zarr" / "0" / ("0.0.0" if version == 2 else "c/0/0/0")
+    content = chunk.read_bytes()
+    chunk.unlink()
+    volume = open_volume(f"{address}/0")
+    try:  # never taken for a chunk that is empty
+        with pytest.raises(errors.VolumeError, match=r"PermissionError: 403 Forbidden, .*0.0\); check "):
+            volume[:4, :16, :16]
+    finally:
+        chunk.write_bytes(content)
+
+
+def _failing(monkeypatch, first):
+    """Let the server treat its next requests in given ways, and return how many it got."""
+    get, asked = Handler.do_GET, []
+
+    def fail(self):
+        asked.append(self.path)
+        if len(asked) > len(first):
+            get(self)
+        elif first[len(asked) - 1] == "disconnect":
+            self.close_connection = True
+        elif first[len(asked) - 1] == "break off":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+        else:
+            self.send_response(first[len(asked) - 1])
+            self.send_header("Retry-After", "60")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    monkeypatch.setattr(Handler, "do_GET", fail)
+    return asked
+
+
+@pytest.mark.parametrize("name", ["image", "a.zarr"])
+@pytest.mark.parametrize("first", [[503, 429], ["disconnect", "break off"]])
+def test_a_request_that_fails_for_a_moment_is_repeated(web, name, first, monkeypatch):
+    monkeypatch.setattr(web_files, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(web_files, "LONGEST_PAUSE", 0.1)
+    volume = open_volume(f"{web}/bucket/{name}")
+    asked = _failing(monkeypatch, first)
+    started = time.monotonic()
+    assert np.array_equal(volume[:4, :16, :16], IMAGE[:4, :16, :16])
+    assert len(asked) == 3
+    assert len(set(asked)) == 1
+    if 503 in first:
+        assert time.monotonic() - started > 0.2  # as the server asked, up to a limit
+
+
+@pytest.mark.parametrize("name", ["image", "a.zarr"])
+@pytest.mark.parametrize(("status", "requests"), [(503, 3), (400, 1), (403, 1)])
+def test_a_request_that_keeps_failing_is_an_error(web, name, status, requests, monkeypatch):
+    monkeypatch.setattr(web_files, "PAUSES", (0, 0))
+    monkeypatch.setattr(web_files, "LONGEST_PAUSE", 0)
+    volume = open_volume(f"{web}/bucket/{name}")
+    asked = _failing(monkeypatch, [status] * 10)
+    with pytest.raises(errors.VolumeError, match=f"{status}.* check the address"):
+        volume[:4, :16, :16]
+    assert len(asked) == requests
+
+
+def test_a_server_that_cannot_be_reached_is_not_asked_again(monkeypatch):
+    monkeypatch.setattr(web_files, "PAUSES", (60, 60))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name in ("a.zarr", "a.n5"):
+        fails(f"http://127.0.0.1:{port}/{name}", "cannot be read .* check the address, the network")
+
+
+def test_the_proxy_of_the_environment_is_used(web, monkeypatch):
+    get = Handler.do_GET
+
+    def forward(self):
+        self.path = self.path.removeprefix("http://volumes.example")
+        get(self)
+
+    monkeypatch.setattr(Handler, "do_GET", forward)
+    monkeypatch.setattr(Handler, "do_CONNECT", lambda self: self.send_error(403), raising=False)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, web.replace("//", "//me:pa55word@"))
+    Handler.headers_seen.clear()
+    for name in ("image", "a.zarr"):
+        assert np.array_equal(open_volume(f"http://volumes.example/bucket/{name}")[5], IMAGE[5])
+    assert Handler.headers_seen
+    assert all("Proxy-Authorization" in seen for seen in Handler.headers_seen)
+    for name in ("image.precomputed", "a.zarr"):  # what a proxy forbids is not missing
+        with pytest.raises(errors.VolumeError, match="ClientHttpProxyError: 403") as caught:
+            open_volume(f"https://volumes.example/bucket/{name}")
+        assert "pa55word" not in str(caught.value)
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+    Handler.headers_seen.clear()
+    assert np.array_equal(open_volume(f"{web}/bucket/image")[5], IMAGE[5])
+    assert not any("Proxy-Authorization" in seen for seen in Handler.headers_seen)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://me:pa55word@host:1080", "http://me:pa55word@host/x"])
+def test_a_proxy_of_another_kind_is_refused(proxy, monkeypatch):
+    monkeypatch.setenv("https_proxy", proxy)
+    for address in ("https://volumes.example/a.zarr", "n5://gs://bucket/a"):
+        with pytest.raises(errors.ConfigError, match="HTTPS_PROXY: names no HTTP proxy") as caught:
+            open_volume(address)
+        assert "pa55word" not in str(caught.value)
+
+
+def test_a_server_named_in_the_environment(web, folder, monkeypatch):
+    monkeypatch.chdir(folder.parent.parent)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", web.removeprefix("http://"))
+    for name in ("image", "a.zarr"):
+        assert np.array_equal(open_volume(f"gs://bucket/{name}")[5], IMAGE[5])
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "")
+    assert web_address("gs://bucket/a") == "https://storage.googleapis.com/bucket/a"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "file:///pa55word")
+    for endpoint in (folder.parent.name, "https://host?sig=pa55word", "https://"):
+        monkeypatch.setenv("AZURE_STORAGE_SERVICE_ENDPOINT", endpoint)
+        for protocol, variable in (
+            ("gs", "STORAGE_EMULATOR_HOST"),
+            ("az", "AZURE_STORAGE_SERVICE_ENDPOINT"),
+        ):
+            with pytest.raises(errors.ConfigError, match=f"^{variable}: is not .* a server") as caught:
+                open_volume(f"{protocol}://bucket/a.zarr")
+            assert "pa55word" not in str(caught.value)
+
+
+def test_a_level_that_a_remote_n5_group_lacks(web):
+    fails(f"n5://{web}/bucket/locked", r"has no level 9 \(no data set s9\)", errors.ConfigError, level=9)
 
 
 def test_pieces_are_fetched_side_by_side(web, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from evenslice._core import ConfigError
 
@@ -21,7 +22,7 @@ def web_address(url: str) -> str:
         url: gs://BUCKET/PATH; az://CONTAINER/PATH of the account ``AZURE_STORAGE_ACCOUNT_NAME``; or any other address.
 
     Raises:
-        ConfigError: no account is set.
+        ConfigError: no account is set, or a variable does not name a server.
 
     Example:
         >>> web_address("gs://bucket/image")
@@ -29,17 +30,32 @@ def web_address(url: str) -> str:
     """
     protocol, _, rest = url.partition("://")
     if protocol.lower() == "gs":
-        return f"{os.environ.get('STORAGE_EMULATOR_HOST', _GOOGLE).rstrip('/')}/{rest}"
+        return f"{_google()}/{rest}"
     if protocol.lower() == "az":
         return f"{_azure()}/{rest}"
     return url
+
+
+def _google() -> str:
+    """Return the address of Google's buckets; without a protocol, it is http:// to Google's own clients too."""
+    host = os.environ.get("STORAGE_EMULATOR_HOST")
+    return _server("STORAGE_EMULATOR_HOST", host if "://" in host else f"http://{host}") if host else _GOOGLE
+
+
+def _server(variable: str, address: str) -> str:
+    """Return the address of a server that a variable names; the message does not repeat it, it may hold a secret."""
+    if not re.fullmatch(r"https?://[^\s/?#][^\s?#]*", address, re.IGNORECASE):
+        raise ConfigError(
+            f"{variable}: is not the address of a server; start it with https:// or http://, without ? and #"
+        )
+    return address.rstrip("/")
 
 
 def _azure() -> str:
     """Return the address of an account's blobs."""
     endpoint = os.environ.get("AZURE_STORAGE_SERVICE_ENDPOINT")
     if endpoint:
-        return endpoint.rstrip("/")
+        return _server("AZURE_STORAGE_SERVICE_ENDPOINT", endpoint)
     account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
     if not (account.isascii() and account.isalnum()):
         raise ConfigError(

@@ -63,7 +63,7 @@ class N5Source(VoxelSource):
             self._folder = f"s{level}/"
             inner = read_json_object(self._pieces, f"{self._folder}{ATTRIBUTES}")
             if inner is None or "dimensions" not in inner:
-                raise _no_dataset(place)
+                raise _no_dataset(self._pieces)
             found = inner
         elif level:
             raise ConfigError(f"{label}: has only one resolution level; omit {option('level', level)}")
@@ -191,15 +191,15 @@ def _transformed(transform: Mapping[str, Any], names: str) -> Any:
     return scaled_spacing([size for size, _ in ordered], [unit for _, unit in ordered], names)
 
 
-def _no_dataset(place: Place) -> ConfigError | VolumeError:
+def _no_dataset(pieces: Pieces) -> ConfigError | VolumeError:
     """Return an error that says which data sets there are, if they can be listed."""
-    label = place.label
+    place, label = pieces.place, pieces.place.label
+    if place.level and read_json_object(pieces, f"s0/{ATTRIBUTES}") is not None:
+        return ConfigError(
+            f"{label}: has no level {place.level} (no data set s{place.level}); 0 is the finest"
+        )
     listed: list[str] = []
     if not isinstance(place.location, str):
-        if place.level and (place.location / "s0" / ATTRIBUTES).is_file():
-            return ConfigError(
-                f"{label}: has no level {place.level} (no data set s{place.level}); 0 is the finest"
-            )
         seen = 0
         for folder, folders, files in os.walk(place.location):
             seen += len(folders) + len(files)

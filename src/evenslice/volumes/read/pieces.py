@@ -90,8 +90,7 @@ class Pieces:
         try:
             return self.read(name, most)
         except VolumeError as error:
-            cause = error.__cause__
-            if isinstance(cause, PermissionError) or getattr(cause, "status", None) in (401, 403):
+            if isinstance(error.__cause__, PermissionError):
                 return None
             raise
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import EvensliceError, VolumeError, needs_extra, reason
 from evenslice.volumes.read.clouds import web_address
 from evenslice.volumes.read.unpacking import inflate
+from evenslice.volumes.read.web_files import proxy_of, web_files_class
 from evenslice.volumes.read.zarr_store import require_size
 
 if TYPE_CHECKING:
@@ -44,12 +45,11 @@ def remote_store(url: str, label: str, most: int, *, probe: bool = False) -> Any
     Raises:
         MissingExtraError: the extra "remote" is not installed.
     """
-    s3 = _is_s3(url)
-    options = _options(url, most)
+    filesystem, path = _file_system(url, most, asynchronous=True)
     missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-    return _store_class(label, most if s3 else None).from_url(
-        web_address(url),
-        storage_options=options,
+    return _store_class(label, most if _is_s3(url) else None)(
+        filesystem,
+        path=path,
         read_only=True,
         allowed_exceptions=(*missing, PermissionError) if probe else missing,
     )
@@ -59,11 +59,16 @@ def _is_s3(url: str) -> bool:
     return url.lower().startswith("s3:")
 
 
-def _options(url: str, most: int) -> dict[str, Any]:
+def _file_system(url: str, most: int, *, asynchronous: bool = False) -> tuple[Any, str]:
+    """Return the file system of an address, and the path in it."""
     with needs_extra("remote", "reading a volume from an address"):
-        import fsspec  # noqa: F401  # zarr imports it, but its error would not name the extra
+        import fsspec
 
-        return _s3_options(url) if _is_s3(url) else _http_options(most)
+        if _is_s3(url):
+            found: tuple[Any, str] = fsspec.url_to_fs(url, asynchronous=asynchronous, **_s3_options(url))
+            return found
+        address = web_address(url)
+        return web_files_class()(asynchronous=asynchronous, **_http_options(address, most)), address
 
 
 class RemoteFiles:
@@ -78,10 +83,7 @@ class RemoteFiles:
     """
 
     def __init__(self, url: str, most: int) -> None:
-        options = _options(url, most)
-        import fsspec
-
-        self._filesystem, self._base = fsspec.url_to_fs(web_address(url), **options)
+        self._filesystem, self._base = _file_system(url, most)
         self._whole = {"start": 0, "end": most + 1} if _is_s3(url) else {}
 
     def read(self, name: str, span: tuple[int, int] | None = None) -> bytes:
@@ -113,7 +115,7 @@ def _store_class(label: str, most: int | None) -> Any:
     return Bounded
 
 
-def _http_options(most: int) -> dict[str, Any]:
+def _http_options(address: str, most: int) -> dict[str, Any]:
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
@@ -123,7 +125,8 @@ def _http_options(most: int) -> dict[str, Any]:
             "headers": {"Accept-Encoding": "identity"},  # chunks are compressed already
             "auto_decompress": False,
             "response_class": _response_class(most),
-        }
+        },
+        "proxy": proxy_of(address),
     }
 
 

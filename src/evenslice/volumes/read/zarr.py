@@ -144,7 +144,8 @@ def _first_image(group: Any, label: str) -> Mapping[str, Any]:
         return entry
     try:
         inside = ["0"] * ("0" in group) + sorted(group.array_keys()) + sorted(group.group_keys())
-    except NotImplementedError:  # HTTP cannot list folders
+    except (NotImplementedError, PermissionError):
+        # HTTP cannot list folders, and some buckets may not be listed.
         inside = ["0"] * ("0" in group)
     if not inside:
         raise VolumeError(f"{label}: is an empty Zarr group; name a Zarr array or an OME-Zarr image")
