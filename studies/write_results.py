@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+from candidate_rows import candidate_table, read_rows
+from cost_figure import cost_figure
 from found_studies import find_studies
 from PIL import Image
 from pooled_expectations import pooled_expectations
@@ -52,13 +54,15 @@ def write_page(studies: Sequence[Study], folder: Path, docs: Path) -> None:
 
     Args:
         studies: what to show.
-        folder: that of the studies, with ``machine.json``, ``trainings.json`` and ``segmenters.json``.
+        folder: that of the studies, with ``machine.json``, ``trainings.json``, ``segmenters.json``, ``costs.json`` and
+            ``candidates.csv``.
         docs: where to write.
     """
     machine, trainings = _noted(folder / "machine.json"), _noted(folder / "trainings.json")
-    segmenters = _noted(folder / "segmenters.json")
+    segmenters, candidates = _noted(folder / "segmenters.json"), read_rows(folder / "candidates.csv")
+    costs = _noted(folder / "costs.json")
     with style.settings(), staged_folder(docs / "results", ("*.svg", "*.webp"), force=True) as beside:
-        shown = [_shown(study, beside) for study in studies]
+        shown = [_shown(study, costs.get(study.name), beside) for study in studies]
     environment = jinja2.Environment(  # noqa: S701  # it writes Markdown
         loader=jinja2.FileSystemLoader(STUDIES),
         undefined=jinja2.StrictUndefined,
@@ -73,6 +77,8 @@ def write_page(studies: Sequence[Study], folder: Path, docs: Path) -> None:
         trainings=training_table(trainings.values()) if trainings else None,
         segmenters=segmenter_table(segmenters["found"]) if segmenters else None,
         segmenters_on=segmenters.get("machine"),
+        candidates=candidate_table(candidates),
+        candidate_seeds=len({row.seed for row in candidates}),
         machine=machine,
     )
     with staged_file(docs / "results.md", force=True) as path:
@@ -89,9 +95,11 @@ def _note(file: Path, content: dict[str, Any]) -> None:
         beside.write_text(json_text(content), encoding="utf-8")
 
 
-def _shown(study: Study, folder: Path) -> dict[str, Any]:
+def _shown(study: Study, costs: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
     """Draw a study's figures into a folder, and return what the template needs."""
-    drawings = draw_charts(study.results)
+    drawings = [*draw_charts(study.results)]
+    if costs is not None:
+        drawings += [cost_figure(item, costs, study.results.baseline) for item in study.results.comparisons]
     for drawing in drawings:
         buffer = io.StringIO()
         drawing.figure.savefig(buffer, format="svg", metadata=style.NO_METADATA)

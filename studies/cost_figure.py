@@ -1,0 +1,59 @@
+"""The chart of what an average over window and mirror gains against what it costs, for docs/results.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from evenslice.report.base import style
+from evenslice.report.base.drawing import WIDTH, Drawing
+from evenslice.report.base.wording import MINUS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from evenslice.results.seeds import Comparison
+
+__all__ = ["cost_figure"]
+
+GAP = 0.035  # between the marks of arms of the same cost, in passes
+
+
+def cost_figure(comparison: Comparison, costs: Mapping[str, Any], baseline: str) -> Drawing:
+    """Draw each arm's difference in Dice from the baseline over the time of a pass; call it inside ``style.settings()``.
+
+    Args:
+        comparison: the arms, each with a difference but for the baseline.
+        costs: of each arm its time of a ``pass``, and the ``command`` that measured it; see ``costs.json``.
+        baseline: name of the arm that the others are compared with.
+    """
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    taken: list[float] = []
+    for index, arm in enumerate(comparison.arms):
+        place = costs["pass"][arm.arm]
+        while any(abs(place - other) < GAP for other in taken):
+            place += GAP
+        taken.append(place)
+        marks: dict[str, Any] = {"color": style.audit_colour(index), "label": arm.arm}
+        if arm.arm == baseline:
+            axes.plot([place], [0], linestyle="none", marker=style.audit_marker(index), **marks)
+            continue
+        found = arm.differences["dice"]
+        reach = [[found.estimate - found.low], [found.high - found.estimate]]
+        axes.errorbar(
+            [place], [found.estimate], yerr=reach, fmt=style.audit_marker(index), capsize=3, **marks
+        )
+    axes.axhline(0, color=style.QUIET, linewidth=1)
+    axes.set_xlabel("time of a pass, relative to that without an average")
+    axes.set_ylabel(f"Dice less {baseline}")
+    figure.legend(loc="outside right center")
+    return Drawing(
+        "cost",
+        "What an average over window and mirror gains, and what it costs",
+        f"The difference in Dice from {baseline} with its 95 % interval, above the time of a pass on one thread of a CPU, as "
+        f"`{costs['command']}` measured it (arms of the same time side by side). Further to the right, the average is taken "
+        f"later; {MINUS}0.01 is the margin.",
+        figure,
+    )
