@@ -834,6 +834,23 @@ def test_the_command_says_that_there_is_nothing_to_resume(folder, run, tmp_path,
     assert (code, err.splitlines()) == (0, [*[note] * notes, "network: any"])
 
 
+def test_a_run_is_resumed_as_it_was_configured(undisturbed, run, tmp_path, monkeypatch):
+    from evenslice import training
+
+    seen = []
+    monkeypatch.setattr(
+        training, "train", lambda config, out, **options: seen.append((config, out, options["resume"]))
+    )
+    code, _, err = run("train", "--out", undisturbed, "--resume")
+    assert code == 0, err
+    assert seen == [(load_config(undisturbed / "config.yaml", TrainConfig), undisturbed, True)]
+    code, _, err = run("train", "--out", tmp_path / "none", "--resume")
+    assert (code, err) == (
+        2,
+        f"error: {tmp_path / 'none'}: holds no run to resume; to start one, give its CONFIG.yaml\n",
+    )
+
+
 def test_print_config_prints_a_configuration_that_can_be_used(folder, undisturbed, run, tmp_path):
     code, out, _ = run("train", undisturbed / "config.yaml", "--print-config")
     assert code == 0

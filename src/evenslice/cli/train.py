@@ -30,7 +30,9 @@ def train(
         Path | None,
         options.output("Folder for the run: log, checkpoints, network, scores.", metavar="RUN"),
     ] = None,
-    resume: Annotated[bool, options.output("Resume the run in the folder.", "--resume")] = False,
+    resume: Annotated[
+        bool, options.output("Resume the run in the folder; its configuration may be left out.", "--resume")
+    ] = False,
     print_config: Annotated[
         bool,
         options.output("Print the configuration with all options and exit.", "--print-config"),
@@ -42,7 +44,7 @@ def train(
     Ctrl-C or SIGTERM finishes the current step and writes a checkpoint; a second one ends at once.
     """
     from evenslice._core import ConfigError, option, to_yaml
-    from evenslice.training import default_yaml
+    from evenslice.training import RunFolder, default_yaml
 
     if print_config:
         ineffective = {
@@ -57,13 +59,17 @@ def train(
         text = default_yaml() if config is None else to_yaml(_settings(config, seed))
         typer.echo(text, nl=False)
         return
+    if config is None and resume and out is not None:
+        config = RunFolder(out).config
+        if not config.exists():
+            raise ConfigError(f"{out}: holds no run to resume; to start one, give its CONFIG.yaml")
     if config is None or out is None:
         raise ConfigError(
             f"CONFIG.yaml and {option('out')} are required; evenslice train --print-config prints a configuration to start from"
         )
     settings = _settings(config, seed)
     from evenslice.cli.tables import run_table
-    from evenslice.training import RunFolder, train as run_training
+    from evenslice.training import train as run_training
 
     fresh = resume and not RunFolder(out).config.exists()
     notes = [f"note: nothing to resume in {out}; starting"] if fresh else []
