@@ -14,6 +14,7 @@ from evenslice.inference import prediction as predicting
 from evenslice.inference.prediction import class_logits, predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.scaling import Scaling
 from evenslice.volumes.windows import slice_indices
 
@@ -106,19 +107,25 @@ def test_what_comes_next_is_read_while_a_volume_at_an_address_is_predicted(monke
     assert np.array_equal(found, predicted(Weighted(1.0, 2.0, 4.0), image, batch=2))
 
 
-@pytest.mark.parametrize(("most", "lengths"), [(2**25, [4, 4, 4, 1]), (3 * 32 * 32, [3, 1, 3, 1, 3, 1, 1])])
+@pytest.fixture
+def reads(monkeypatch):
+    """The slices of each read of a stored array."""
+    found, read = [], ZarrSource.read
+    monkeypatch.setattr(ZarrSource, "read", lambda self, key: found.append(key[0]) or read(self, key))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("most", "lengths"), [(2**25, [4, 4, 4, 1]), (3 * 24 * 16 * 4, [3, 1, 3, 1, 3, 1, 1])]
+)
 @pytest.mark.parametrize("step", [1, 2])
 def test_slices_that_are_stored_as_one_are_read_as_one_as_far_as_memory_allows(
-    tmp_path, monkeypatch, most, lengths, step
+    tmp_path, monkeypatch, reads, most, lengths, step
 ):
     image = noise(13, 24, 16)
     zarr.create_array(tmp_path / "image.zarr", data=image, chunks=(4, 8, 8))
-    volume, reads = open_volume(tmp_path / "image.zarr"), []
-    monkeypatch.setattr(predicting, "READ_VOXELS", most)
-    read = type(volume).__getitem__
-    monkeypatch.setattr(
-        type(volume), "__getitem__", lambda self, key: reads.append(key[0]) or read(self, key)
-    )
+    volume = open_volume(tmp_path / "image.zarr")
+    monkeypatch.setattr(predicting, "HELD_BYTES", most)
     network = ready(Weighted(1.0, 2.0, 4.0))
     found = [output for _, output in predict(network, volume, scaling=Scaling(0, 1), slices=3, step=step)]
     assert [part.stop - part.start for part in reads] == lengths
@@ -127,13 +134,9 @@ def test_slices_that_are_stored_as_one_are_read_as_one_as_far_as_memory_allows(
         np.testing.assert_allclose(output.numpy(), right, rtol=1e-6)
 
 
-def test_no_more_is_read_than_the_chosen_slices_need(tmp_path, monkeypatch):
+def test_no_more_is_read_than_the_chosen_slices_need(tmp_path, reads):
     zarr.create_array(tmp_path / "image.zarr", data=noise(12, 16, 16), chunks=(6, 16, 16))
-    volume, reads = open_volume(tmp_path / "image.zarr"), []
-    read = type(volume).__getitem__
-    monkeypatch.setattr(
-        type(volume), "__getitem__", lambda self, key: reads.append(key[0]) or read(self, key)
-    )
+    volume = open_volume(tmp_path / "image.zarr")
     assert (
         len(
             list(

@@ -1,14 +1,16 @@
 """Whole volumes segmented to files: the same labels whatever interrupts, tiles or shares the work."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,9 @@ import zarr
 from torch import nn
 
 from evenslice import cli, export, load_onnx, segment, symmetrize
-from evenslice._core import progress_to
+from evenslice._core import map_ahead, progress_to
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError, VolumeError
-from evenslice.inference import segmentation, segmentation_job
+from evenslice.inference import prediction, segmentation, segmentation_job
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.networks.outputs import predicted_classes
@@ -28,6 +30,7 @@ from evenslice.neutralizing.network_files import save_network
 from evenslice.neutralizing.neutralization import neutralize
 from evenslice.training.segmenter import load_segmenter
 from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.scaling import fit_scaling
 
 
@@ -91,20 +94,12 @@ def test_blocks_and_regions_change_nothing(tmp_path, image, small_blocks):
 
 
 @pytest.mark.parametrize(
-    ("length", "most", "unit", "lengths"),
-    [
-        (160, 22, 1, [20] * 8),
-        (10, 4, 1, [3, 3, 4]),
-        (3, 9, 1, [3]),
-        (50, 20, 8, [8, 16, 16, 10]),
-        (9, 1, 4, [4, 4, 1]),
-    ],
+    ("length", "most", "lengths"), [(160, 22, [20] * 8), (10, 4, [3, 3, 4]), (3, 9, [3])]
 )
-def test_blocks_are_of_one_size_as_far_as_stored_slices_allow(length, most, unit, lengths):
-    parts = segmentation_job._divide(length, most, unit)
+def test_blocks_are_of_one_size(length, most, lengths):
+    parts = segmentation_job._divide(length, most)
     assert [part.stop - part.start for part in parts] == lengths
     assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
-    assert all(part.start % unit == 0 for part in parts)
 
 
 def test_what_was_done_in_blocks_of_another_size_is_done_again(tmp_path, image, monkeypatch):
@@ -124,20 +119,148 @@ def test_what_was_done_in_blocks_of_another_size_is_done_again(tmp_path, image, 
     np.testing.assert_array_equal(labels[...], right)
 
 
-@pytest.mark.parametrize(("depth", "starts"), [(32, [0, 4, 8, 12, 16, 20, 24, 28]), (20, list(range(20)))])
-def test_blocks_span_slices_that_are_stored_as_one_where_there_are_enough(
-    tmp_path, monkeypatch, depth, starts
-):
-    path = tmp_path / "image.zarr"
-    zarr.create_array(path, data=noise(depth, 70, 90), chunks=(4, 70, 90))
-    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 70 * 90)
-    blocks = []
-    work = segmentation_job._segment_blocks
+class Cluster:
+    """Stands in for the client of a cluster."""
+
+    def nthreads(self):
+        return {"tcp://one": 1, "tcp://two": 1}
+
+
+def somewhere(_workers, _scheduler):
+    return nullcontext(Cluster())
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Tasks that would go to workers, which are done here in turn."""
+    tasks = []
+
+    def work(function, items, _client, common):
+        for item in items:
+            tasks.append(item)
+            yield item, function(item, common)
+
     monkeypatch.setattr(
-        segmentation_job, "_segment_blocks", lambda waiting, job: blocks.extend(waiting) or work(waiting, job)
+        segmentation_job, "open_cluster", lambda workers, _: nullcontext(workers and Cluster())
     )
-    segment(network(), path, tmp_path / "labels.npy", dtype="float32")
-    assert [block[0].start for block in blocks] == starts
+    monkeypatch.setattr(segmentation_job, "map_as_finished", work)
+    return tasks
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many times each chunk of a volume is decoded while blocks are segmented."""
+    chunks, read, work = Counter(), ZarrSource.read, segmentation.run_blocks
+
+    def counted(self, key):
+        ranges = [
+            range(part.start // size, -(-part.stop // size))
+            for part, size in zip(key, self.chunks, strict=True)
+        ]
+        chunks.update(product(*ranges))
+        return read(self, key)
+
+    def counting(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(ZarrSource, "read", counted)
+            work(*arguments)
+
+    monkeypatch.setattr(segmentation, "run_blocks", counting)
+    return chunks
+
+
+def stored_deep(path, depth=32):
+    """Write a volume with 4 slices in each chunk."""
+    zarr.create_array(path, data=noise(depth, 32, 32), chunks=(4, 16, 16))
+    return path
+
+
+@pytest.mark.parametrize("region", [None, np.s_[3:36, :, :]])
+@pytest.mark.parametrize(("workers", "times"), [(None, 1), (2, 2)])
+def test_chunks_of_many_slices_are_decoded_once_or_by_two_workers(
+    tmp_path, monkeypatch, decoded, here, workers, times, region
+):
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
+    volume = open_volume(stored_deep(tmp_path / "image.zarr", 36), region=region)
+    labels = segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=workers)
+    assert max(decoded.values()) == times
+    assert bool(here) is (workers is not None)
+    right = predicted_classes(expected(network(), volume[...]), dim=0).numpy()
+    np.testing.assert_array_equal(labels[...], right)
+
+
+def test_no_more_bytes_of_a_chunk_are_held_than_agreed(tmp_path, monkeypatch, decoded):
+    monkeypatch.setattr(prediction, "HELD_BYTES", 2 * 32 * 32)
+    segment(network(), stored_deep(tmp_path / "image.zarr"), tmp_path / "labels.npy", dtype="float32")
+    assert set(decoded.values()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("fewest", "starts"),
+    [(8, [0, *range(2, 32, 4)]), (16, [0, *range(1, 32, 2)]), (64, list(range(32)))],
+)
+def test_tasks_meet_within_chunks_and_are_enough_for_all_workers(tmp_path, monkeypatch, here, fewest, starts):
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
+    monkeypatch.setattr(Cluster, "nthreads", lambda _: dict.fromkeys(range(fewest // 2), 1))
+    volume = stored_deep(tmp_path / "image.zarr")
+    segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=2)
+    assert [task[0][0].start for task in here] == starts
+
+
+def test_a_worker_leaves_out_what_another_had_finished(tmp_path, monkeypatch, here):
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
+    volume, done = stored_deep(tmp_path / "image.zarr"), []
+    work = segmentation_job._segment_blocks
+
+    def dying(blocks, job):
+        done.extend(islice(work(blocks, job), 2))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(segmentation_job, "_segment_blocks", dying)
+        segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=2)
+    again = []
+    monkeypatch.setattr(
+        segmentation_job, "_segment_blocks", lambda blocks, job: again.extend(blocks) or work(blocks, job)
+    )
+    tasks = segmentation_job._tasks
+    monkeypatch.setattr(segmentation_job, "_tasks", lambda _, job, fewest: tasks(job.blocks, job, fewest))
+    segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=2)
+    assert len(done) == 2
+    assert len(again) == 30
+
+
+@pytest.fixture
+def writing_behind(monkeypatch):
+    """Write in a thread, as where a GPU computes."""
+    monkeypatch.setattr(
+        segmentation_job, "map_ahead", lambda *given, **options: map_ahead(*given, **{**options, "ahead": 1})
+    )
+
+
+def test_blocks_are_marked_as_finished_when_they_are_written(tmp_path, image, monkeypatch, writing_behind):
+    right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
+    write, threads = zarr.Array.__setitem__, set()
+
+    def slowly(array, place, voxels):
+        threads.add(threading.current_thread())
+        time.sleep(0.005)
+        write(array, place, voxels)
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", slowly)
+    labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")  # which compares sizes
+    np.testing.assert_array_equal(labels[...], right)
+    assert threading.main_thread() not in threads
+
+
+def test_what_cannot_be_written_in_a_thread_is_one_clear_error(tmp_path, image, monkeypatch, writing_behind):
+    def full(_array, _place, _voxels):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", full)
+    with pytest.raises(OutputError, match="No space left"):
+        segment(network(), image, tmp_path / "labels.npy", dtype="float32")
 
 
 @pytest.mark.parametrize("name", ["p.npy", "p.tif", "p.nii.gz", "p.ome.zarr", "p.h5:/p", "p.mha", "p.nrrd"])
@@ -312,12 +435,6 @@ def test_a_killed_worker_costs_its_blocks_alone(tmp_path, image, monkeypatch):
     np.testing.assert_array_equal(labels[...], right)
 
 
-@contextmanager
-def somewhere(_workers, _scheduler):
-    """Stand in for the client of a cluster."""
-    yield object()
-
-
 def test_workers_that_do_not_see_the_staging_folder_are_one_clear_error(tmp_path, image, monkeypatch):
     def on_another_machine(function, blocks, _client, common):
         for block in blocks:
@@ -341,7 +458,7 @@ def test_blocks_that_kill_their_workers_are_one_clear_error(tmp_path, image, mon
     monkeypatch.setattr(segmentation_job, "open_cluster", somewhere)
     monkeypatch.setattr(segmentation_job, "map_as_finished", killed)
     with pytest.raises(
-        EvensliceError, match="every worker that took this block died, .*give workers more memory"
+        EvensliceError, match="every worker that took these blocks died, .*give workers more memory"
     ):
         segment(network(), image, tmp_path / "labels.npy", dtype="float32", workers=2)
 

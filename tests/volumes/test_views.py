@@ -7,11 +7,18 @@ import tifffile
 from hypothesis import given, strategies as st
 
 from evenslice._core.errors import VolumeError
-from evenslice.volumes.blocks import sample_voxels
+from evenslice.volumes.blocks import run_end, sample_voxels
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.views import hold_in_memory, map_voxels, take_slices
+from evenslice.volumes.views import (
+    hold_in_memory,
+    map_voxels,
+    read_in_runs,
+    reslice,
+    take_region,
+    take_slices,
+)
 
 
 @pytest.fixture
@@ -75,3 +82,53 @@ def test_mapped_voxels(stack):
     assert mapped.dtype == np.int64
     for item in (mapped, pickle.loads(pickle.dumps(mapped)), hold_in_memory(mapped)):  # noqa: S301  # our own
         assert np.array_equal(item[1:3, ::-1], negative(array[5:7, ::-1]))
+
+
+class Chunked(np.ndarray):
+    """An array that passes for one in chunks."""
+
+    chunks = (4, 2, 3)
+
+
+def in_chunks(array):
+    return open_volume(array.view(Chunked))
+
+
+def test_a_part_knows_where_its_chunks_begin():
+    volume = in_chunks(np.zeros((12, 6, 9)))
+    part = take_region(take_slices(volume, 3, 12), np.s_[2:, 1:, 4:])
+    assert part.chunk_offset == (1, 1, 1)
+    assert reslice(take_region(volume, np.s_[7:, 2:, 5:]), "x").chunk_offset == (2, 3, 0)
+    assert [run_end(part, z, 4, most=64) for z in (0, 2, 3, 6)] == [3, 3, 7, 7]
+    assert [run_end(part, z, 4, most=8) for z in (0, 1, 2, 3)] == [1, 3, 3, 5]
+
+
+@given(
+    start=st.integers(0, 7), stop=st.integers(1, 12), row=st.slices(6), column=st.slices(9),
+    keys=st.lists(st.slices(12)), most=st.integers(1, 500), plane=st.sampled_from("zyx"),
+)  # fmt: skip
+def test_what_is_read_in_runs_is_what_the_array_holds(start, stop, row, column, keys, most, plane):
+    array = np.arange(12 * 6 * 9, dtype=np.uint16).reshape(12, 6, 9)
+    part = reslice(take_slices(in_chunks(array), start, 12), plane)
+    held = read_in_runs(part, min(stop, len(part)), max_bytes=most)
+    for key in (*range(len(part)), *keys):
+        assert np.array_equal(held[key, row, column], part[key, row, column])
+
+
+def test_slices_that_share_chunks_are_read_once_as_far_as_memory_allows(monkeypatch):
+    reads, volume = [], take_slices(in_chunks(np.zeros((12, 6, 9), np.uint16)), 3, 12)
+    source, read = type(volume._sources[0]), type(volume._sources[0]).read
+    monkeypatch.setattr(source, "read", lambda self, key: reads.append(key[0]) or read(self, key))
+
+    def ranges(most):
+        reads.clear()
+        held = read_in_runs(volume, 7, max_bytes=most)
+        for z in range(7):
+            held[z, :4]
+        return [(part.start, part.stop) for part in reads]
+
+    assert ranges(2 * 4 * 9 * 4) == [(0, 1), (1, 5), (5, 7)]
+    assert ranges(2 * 4 * 9 * 2) == [(0, 1), (1, 3), (3, 5), (5, 7)]
+    assert ranges(1) == [(z, z + 1) for z in range(7)]
+    flat = open_volume(np.zeros((3, 4, 5)))
+    assert read_in_runs(flat, 3, 2**10) is flat

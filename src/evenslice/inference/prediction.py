@@ -19,9 +19,8 @@ from torch.nn import functional
 
 from evenslice._core import ConfigError, ModelError, map_ahead, option
 from evenslice.inference.devices import to_device
-from evenslice.inference.slice_runs import READ_VOXELS, run_end
 from evenslice.networks import logits, predicted_classes
-from evenslice.volumes import Volume, WindowGrid, slice_indices, tile_origins
+from evenslice.volumes import Volume, WindowGrid, read_in_runs, slice_indices, tile_origins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +42,9 @@ VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""
+
+HELD_BYTES = 2**30
+"""Stored slices that share their chunks are held up to here: 64 of 4096 x 4096 voxels of 8 bits."""
 
 OVERLAP = 8
 """Tiles overlap their neighbours by their size divided by this number."""
@@ -107,7 +109,10 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
         >>> [(z, tuple(output.shape)) for z, output in predict(network, volume, scaling=Scaling(0, 255), slices=3)][-1]
         (4, (2, 40, 50))
     """
-    grid = WindowGrid(volume, scaling, slices, (1, 1), step, edge="reflect")  # checks that windows fit
+    centres = range(len(volume)) if centres is None else centres
+    stop = min(max(centres, default=0) + slices // 2 * step + 1, len(volume))
+    held = read_in_runs(volume, stop, HELD_BYTES)
+    grid = WindowGrid(held, scaling, slices, (1, 1), step, edge="reflect")  # checks that windows fit
     if batch is not None and batch < 1:
         raise ConfigError(f"{option('batch', batch)}: must be at least 1")
     plane = volume.shape[1:]
@@ -115,9 +120,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     tile = tile or choose_tile(network, plane)
     batch = batch or _choose_batch(network, slices, tile)
     rows, columns = (_Tiling.of(*axis, network.device) for axis in zip(plane, tile, region, strict=True))
-    windows = _windows(
-        grid, range(len(volume)) if centres is None else centres, (rows.extent, columns.extent)
-    )
+    windows = _windows(grid, centres, (rows.extent, columns.extent))
     if shown is not None:
         windows = ((z, other) for z, window in windows for other in shown(z, window))
     at_once = -(-batch // (len(rows.tiles) * len(columns.tiles)))
@@ -306,21 +309,16 @@ class _Tiling:
 def _windows(
     grid: WindowGrid, centres: Sequence[int], extent: tuple[slice, slice]
 ) -> Iterator[tuple[int, Window]]:
-    """Yield each centre z and the N slices (y, x) of the window around it, reading each slice once.
-
-    Slices stored together are read together, as far as memory allows: each read would decode all of them.
-    """
+    """Yield each centre z and the N slices (y, x) of the window around it, reading each slice once."""
     depth, (y, x), reach = len(grid.volume), extent, grid.slices // 2 * grid.step
     grid = replace(grid, tile=(y.stop - y.start, x.stop - x.start))
-    last = min(max(centres, default=0) + reach, depth - 1)
     planes: dict[int, NDArray[np.float32]] = {}
     for z in centres:
         indices = slice_indices(z, grid.slices, step=grid.step, depth=depth, edge=grid.edge).tolist()
         planes = {i: plane for i, plane in planes.items() if i >= z - reach}
         for i in sorted(indices):
             if i not in planes:
-                stop = min(run_end(grid.volume, i, math.prod(grid.tile), READ_VOXELS), last + 1)
-                planes |= zip(range(i, stop), grid.read_run(i, stop, y.start, x.start), strict=True)
+                (planes[i],) = grid.read_run(i, i + 1, y.start, x.start)
         yield z, [planes[i] for i in indices]
 
 

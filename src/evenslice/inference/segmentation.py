@@ -5,7 +5,8 @@
 The volume is processed in blocks, which go to a staging folder beside the output
 (``evenslice.inference.unfinished``), so that a run that was killed can be resumed. At the end the result is written
 in the format of the output, and the staging folder removed. The same function processes the same blocks in one
-process and on a Dask cluster; see ``evenslice.inference.segmentation_job``.
+process and on a Dask cluster; see ``evenslice.inference.segmentation_job``. Besides windows and outputs, a process holds
+at most 1 GiB of stored voxels: slices that share their chunks, which are thus decoded once.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A block is a range of slices and, of very large planes, a part of each. Blocks share no chunk of the staging folder,
 where a note marks each finished block. It states the sizes of its chunks: a block whose chunks are not there is done
-again.
+again. Consecutive blocks read each slice once. On a cluster, those whose slices are stored together go to one worker.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import stat
+from contextlib import closing
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from evenslice._core import (
     EvensliceError,
     OutputError,
     VolumeError,
+    map_ahead,
     map_as_finished,
     needs_extra,
     open_cluster,
@@ -32,7 +34,6 @@ from evenslice._core import (
 )
 from evenslice.inference.plans import describe_network, plan_hash, same_plan, write_plan
 from evenslice.inference.prediction import predict
-from evenslice.inference.slice_runs import READ_VOXELS
 from evenslice.inference.unfinished import clear, other_work
 from evenslice.networks import predicted_classes
 from evenslice.volumes import PARTIAL, cut_axis, fingerprint, modified
@@ -40,6 +41,7 @@ from evenslice.volumes import PARTIAL, cut_axis, fingerprint, modified
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+    from types import EllipsisType
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -48,14 +50,15 @@ if TYPE_CHECKING:
     from evenslice.volumes import Scaling, Volume
 
     Region = tuple[slice, slice, slice]
+    Place = tuple[EllipsisType, int, slice, slice]
 
 __all__ = ["Job", "begin", "check_blocks", "confirm_input", "discard_unused", "run_blocks"]
 
 FORMAT = 3
 CHUNK = 1024  # largest side of a chunk of the staging folder, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
-BLOCK_VOXELS = 2**20  # a full batch; a few large blocks would leave workers idle at the end
-FEWEST_BLOCKS = 8  # along z, for blocks to follow the slices that are stored together
+BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not finished
+FEWEST_TASKS = 8  # and two for each worker: a few large ones would leave workers idle at the end
 MOST_VOXELS = 2**40  # above which the list of blocks, and the folder of their notes, would be too long
 
 
@@ -113,9 +116,7 @@ class Job:
         depth, height, width = self.volume.shape
         rows, columns = (cut_axis(length, LARGEST_REGION) for length in (height, width))
         area = min(height, LARGEST_REGION) * min(width, LARGEST_REGION)
-        stored = (self.volume.chunks or (1,))[0]
-        aligned = stored * area <= READ_VOXELS and stored * FEWEST_BLOCKS <= depth
-        parts = _divide(depth, max(1, BLOCK_VOXELS // area), stored if aligned else 1)
+        parts = _divide(depth, max(1, BLOCK_VOXELS // area))
         return [(z, y, x) for y, x, z in product(rows, columns, parts)]
 
     def note(self, block: Region) -> Path:
@@ -172,12 +173,10 @@ class Job:
         }
 
 
-def _divide(length: int, most: int, unit: int) -> list[slice]:
-    """Divide into parts of whole units that differ by at most one, so that workers finish at about the same time."""
-    units = -(-length // unit)
-    parts = -(-units // max(1, most // unit))
-    ends = [min(length, units * part // parts * unit) for part in range(parts + 1)]
-    return [slice(*ends[part : part + 2]) for part in range(parts)]
+def _divide(length: int, most: int) -> list[slice]:
+    """Divide into parts that differ by at most one, so that workers finish at about the same time."""
+    parts = -(-length // most)
+    return [slice(length * part // parts, length * (part + 1) // parts) for part in range(parts)]
 
 
 def _size(path: str) -> int:
@@ -294,10 +293,27 @@ def run_blocks(job: Job, workers: int | None, scheduler: str | None, progress: b
             for _ in _segment_blocks(waiting, job):
                 advance(1)
             return
-        for _, outcome in map_as_finished(_segment_block, waiting, client, common=job):
+        tasks = _tasks(waiting, job, max(FEWEST_TASKS, 2 * len(client.nthreads())))
+        for task, outcome in map_as_finished(_segment_task, tasks, client, common=job):
             if isinstance(outcome, Exception):
                 _raise(outcome)
-            advance(1)
+            advance(len(task))
+
+
+def _tasks(blocks: Sequence[Region], job: Job, fewest: int) -> list[list[Region]]:
+    """Group blocks into tasks for workers: as many slices as share their chunks, or fewer for there to be enough tasks.
+
+    Windows reach into the next task. Since tasks meet in the middle of chunks, two of them decode each chunk, and not three.
+    """
+    stored, first = (job.volume.chunks or (1,))[0], job.volume.chunk_offset[0]
+    planes = sum(1 for _ in groupby(blocks, key=lambda block: block[1:]))
+    pieces = -(-stored * fewest // (planes * len(job.volume)))  # of the slices that share their chunks
+
+    def number(block: Region) -> tuple[slice, slice, int]:
+        z, y, x = block
+        return y, x, (2 * pieces * (first + z.start) + stored) // (2 * stored)
+
+    return [list(task) for _, task in groupby(blocks, key=number)]
 
 
 def _raise(error: Exception) -> NoReturn:
@@ -306,14 +322,14 @@ def _raise(error: Exception) -> NoReturn:
 
     if isinstance(error, KilledWorker):
         raise EvensliceError(
-            "every worker that took this block died, probably for lack of memory; give workers more memory, or fewer "
+            "every worker that took these blocks died, probably for lack of memory; give workers more memory, or fewer "
             f"windows at once with {option('batch', 1)}, and start the command again, which keeps what is finished"
         ) from error
     raise error
 
 
-def _segment_block(block: Region, job: Job) -> None:
-    """Segment a block on a worker.
+def _segment_task(blocks: Sequence[Region], job: Job) -> None:
+    """Segment blocks on a worker; another one may have finished some of them before it died.
 
     Raises:
         OutputError: the worker does not see the staging folder.
@@ -323,7 +339,7 @@ def _segment_block(block: Region, job: Job) -> None:
             f"{job.root}: is missing on the worker {platform.node()}; choose a folder that this machine and all workers "
             f"share with {option('scratch')}"
         )
-    list(_segment_blocks([block], job))
+    list(_segment_blocks([block for block in blocks if not job.is_finished(block)], job))
 
 
 def _segment_blocks(blocks: Sequence[Region], job: Job) -> Iterator[Region]:
@@ -333,27 +349,42 @@ def _segment_blocks(blocks: Sequence[Region], job: Job) -> Iterator[Region]:
     # A chunk of zeros is stored too, so that a missing one is never taken for one of zeros.
     with zarr.config.set({"array.write_empty_chunks": True}):
         array = zarr.open_array(job.array, mode="r+")
-    for (y, x), part in groupby(blocks, key=lambda block: block[1:]):
+
+    def write(found: tuple[Place, NDArray[Any]]) -> None:
+        place, voxels = found
+        with reporting_write_errors(str(job.staging)):
+            array[place] = voxels
+
+    # While a GPU computes, this process compresses and writes; otherwise, both need the processor.
+    ahead = 1 if job.network.device.type == "cuda" else 0
+    for _, part in groupby(blocks, key=lambda block: block[1:]):
         members = list(part)
-        outputs = predict(
-            job.network,
-            job.volume,
-            scaling=job.scaling,
-            slices=job.slices,
-            step=job.step,
-            centres=[z for block in members for z in range(len(job.volume))[block[0]]],
-            region=(y, x),
-            tile=job.tile,
-            batch=job.batch,
-        )
-        for block in members:
-            for z, output in islice(outputs, block[0].stop - block[0].start):
+        with closing(map_ahead(write, _slices(members, job), threads=1, ahead=ahead)) as written:
+            for block in members:
+                for _ in islice(written, block[0].stop - block[0].start):
+                    pass
+                _check_file(job)
                 with reporting_write_errors(str(job.staging)):
-                    array[..., z, y, x] = _voxels(output, job)
-            _check_file(job)
-            with reporting_write_errors(str(job.staging)):
-                job.note(block).write_text(job.sizes(block), encoding="ascii")
-            yield block
+                    job.note(block).write_text(job.sizes(block), encoding="ascii")
+                yield block
+
+
+def _slices(blocks: Sequence[Region], job: Job) -> Iterator[tuple[Place, NDArray[Any]]]:
+    """Yield the voxels of the slices of blocks with the same part of the plane, and their places in the array."""
+    depth, (_, y, x) = len(job.volume), blocks[0]
+    outputs = predict(
+        job.network,
+        job.volume,
+        scaling=job.scaling,
+        slices=job.slices,
+        step=job.step,
+        centres=[z for block in blocks for z in range(depth)[block[0]]],
+        region=(y, x),
+        tile=job.tile,
+        batch=job.batch,
+    )
+    for z, output in outputs:
+        yield (..., z, y, x), _voxels(output, job)
 
 
 def _voxels(output: Tensor, job: Job) -> NDArray[Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from evenslice.volumes import run_end
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -20,27 +22,6 @@ READ_VOXELS = 2**25
 
 CLASS_VOXELS = READ_VOXELS // 4
 """The same for classes, which take 8 bytes a voxel, and four times as much while they are looked up."""
-
-
-def run_end(volume: Volume, z: int, area: int, most: int) -> int:
-    """Return the end of the slices from z on that are best read at once.
-
-    Args:
-        volume: the volume.
-        z: the first slice.
-        area: number of voxels that are read of each.
-        most: number of voxels to read at once, unless one slice has more.
-
-    Example:
-        >>> import dask.array as da
-        >>> from evenslice.volumes import open_volume
-        >>> volume = open_volume(da.zeros((23, 4, 4), chunks=(10, 4, 4)))
-        >>> [run_end(volume, z, 16, most=64) for z in (0, 3, 8, 22)]
-        [4, 4, 10, 23]
-    """
-    stored = (volume.chunks or (1,))[0]
-    run = min(stored, max(1, most // area))
-    return min(z - z % stored % run + run, z - z % stored + stored, len(volume))
 
 
 class SliceRuns:

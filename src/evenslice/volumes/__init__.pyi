@@ -1,4 +1,4 @@
-from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite
+from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite, run_end as run_end
 from .boundaries import IGNORED as IGNORED
 from .fingerprints import PARTIAL as PARTIAL, fingerprint as fingerprint, modified as modified
 from .info import VolumeInfo as VolumeInfo, describe_volume as describe_volume
@@ -16,7 +16,12 @@ from .opening import (
 from .read.places import is_address as is_address
 from .scaling import PERCENTILES as PERCENTILES, Scaling as Scaling, fit_scaling as fit_scaling
 from .templates import mni152 as mni152, mni152_path as mni152_path
-from .views import hold_small as hold_small, reslice as reslice, take_slices as take_slices
+from .views import (
+    hold_small as hold_small,
+    read_in_runs as read_in_runs,
+    reslice as reslice,
+    take_slices as take_slices,
+)
 from .volume import Volume as Volume
 from .windows import (
     Edge as Edge,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -10,6 +11,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.axes import Arrangement
+from evenslice.volumes.blocks import run_end
 from evenslice.volumes.read.source import ArraySource, VoxelSource
 from evenslice.volumes.volume import Plane, wrap_source
 
@@ -26,6 +28,7 @@ __all__ = [
     "hold_in_memory",
     "hold_small",
     "map_voxels",
+    "read_in_runs",
     "region_bounds",
     "reslice",
     "take_region",
@@ -80,6 +83,7 @@ def reslice(volume: Volume, plane: str) -> Volume:
         shape=ordered(volume.shape),
         spacing=volume.spacing and ordered(volume.spacing),
         chunks=volume.chunks and ordered(volume.chunks),
+        chunk_offset=ordered(volume.chunk_offset),
         affine=affine,
         plane=cast(Plane, plane),
         _arrangement=replace(arrangement, zyx=ordered(arrangement.zyx)),
@@ -180,7 +184,19 @@ def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]]) -> Volume:
         shift[:3, 3] = [start for start, _ in reversed(bounds)]
         affine = affine @ shift
     z, y, x = (stop - start for start, stop in bounds)
-    return wrap_source(volume, partial(_Cropped, crops=crops), shape=(z, y, x), affine=affine)
+    first, second, third = (
+        (offset + start) % chunk
+        for offset, (start, _), chunk in zip(
+            volume.chunk_offset, bounds, volume.chunks or (1, 1, 1), strict=True
+        )
+    )
+    return wrap_source(
+        volume,
+        partial(_Cropped, crops=crops),
+        shape=(z, y, x),
+        chunk_offset=(first, second, third),
+        affine=affine,
+    )
 
 
 def hold_in_memory(volume: Volume) -> Volume:
@@ -196,7 +212,12 @@ def hold_in_memory(volume: Volume) -> Volume:
     """
     opener = partial(ArraySource, volume[...])
     return replace(
-        volume, chunks=None, _open=opener, _arrangement=Arrangement((0, 1, 2), {}), _sources=[opener()]
+        volume,
+        chunks=None,
+        chunk_offset=(0, 0, 0),
+        _open=opener,
+        _arrangement=Arrangement((0, 1, 2), {}),
+        _sources=[opener()],
     )
 
 
@@ -209,6 +230,35 @@ def hold_small(volumes: Sequence[Volume]) -> list[Volume]:
     if sum(volume.nbytes for volume in volumes) > IN_MEMORY:
         return list(volumes)
     return [hold_in_memory(volume) for volume in volumes]
+
+
+def read_in_runs(volume: Volume, stop: int, max_bytes: int) -> Volume:
+    """Return a volume whose slices are cheap to read one by one in ascending order, always the same part of the plane.
+
+    With a slice, those after it that share its chunks are read and held, in their own data type, until one beyond them is
+    read: by itself, each would decode these chunks again. Not for several threads at once.
+
+    Args:
+        volume: the volume.
+        stop: one past the last slice that is needed.
+        max_bytes: limit on the voxels that are held, unless a single slice has more.
+
+    Example:
+        >>> import dask.array as da
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(da.arange(20, chunks=10).reshape(20, 1, 1))
+        >>> held = read_in_runs(volume, 20, max_bytes=2**10)
+        >>> volume.chunks, held.chunks, held[11].tolist()
+        ((10, 1, 1), (1, 1, 1), [[11]])
+    """
+    if volume.chunks is None or volume.chunks[0] == 1:
+        return volume
+    return wrap_source(
+        volume,
+        partial(_InRuns, volume=volume, stop=stop, max_bytes=max_bytes),
+        chunks=(1, *volume.chunks[1:]),
+        chunk_offset=(0, *volume.chunk_offset[1:]),
+    )
 
 
 def map_voxels(volume: Volume, function: Callable[[NDArray[Any]], NDArray[Any]], dtype: DTypeLike) -> Volume:
@@ -241,6 +291,43 @@ class _Mapped(VoxelSource):
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Read and map."""
         return self._function(self._source.read(key))
+
+
+class _InRuns(VoxelSource):
+    """A stored array that holds the slices which it has read together, as ``read_in_runs`` says."""
+
+    def __init__(self, source: VoxelSource, volume: Volume, stop: int, max_bytes: int) -> None:
+        self._source, self._volume, self._stop = source, volume, stop
+        self._most = max_bytes // volume.dtype.itemsize
+        self._axis = volume._arrangement.zyx[0]  # noqa: SLF001  # set by `open_volume`
+        self.format, self.shape, self.dtype = source.format, source.shape, source.dtype
+        self._key: tuple[slice, ...] = ()
+        self._run: NDArray[Any] | None = None
+
+    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Return a view of what is held, which is read first if need be."""
+        wanted = key[self._axis]
+        if self._run is None or not self._holds(key):
+            self._run = None  # two would take twice the memory
+            area = math.prod(part.stop - part.start for part in self._with(key, 0, 1))
+            end = min(run_end(self._volume, wanted.start, area, self._most), self._stop)
+            self._key = self._with(key, wanted.start, max(end, wanted.stop))
+            self._run = self._source.read(self._key)
+        first = self._key[self._axis].start
+        inside = slice(wanted.start - first, wanted.stop - first, wanted.step)
+        return self._run[(slice(None),) * self._axis + (inside,)]
+
+    def _holds(self, key: tuple[slice, ...]) -> bool:
+        held, wanted = self._key[self._axis], key[self._axis]
+        return (
+            held.start <= wanted.start
+            and wanted.stop <= held.stop
+            and self._with(key, held.start, held.stop) == self._key
+        )
+
+    def _with(self, key: tuple[slice, ...], start: int, stop: int) -> tuple[slice, ...]:
+        """Return a key that asks for these slices."""
+        return *key[: self._axis], slice(start, stop), *key[self._axis + 1 :]
 
 
 class _Cropped(VoxelSource):

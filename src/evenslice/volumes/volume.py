@@ -52,6 +52,7 @@ class Volume:
         spacing: voxel size along z, y, x, finite and positive, or None if unknown.
         unit: unit of the spacing, or None if unknown.
         chunks: size along z, y, x of the pieces that are decoded as one, or None if any part is equally cheap to read.
+        chunk_offset: position of the first voxel in its chunk, along z, y, x; other than 0 in a part of a file.
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
         files: the files that hold the voxels; None if they are all that is at the location.
@@ -86,6 +87,7 @@ class Volume:
     _arrangement: Arrangement = field(repr=False)
     # The opened source; empty after unpickling, until the first read.
     _sources: list[VoxelSource] = field(repr=False)
+    chunk_offset: tuple[int, int, int] = (0, 0, 0)
     plane: Plane = "z"
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     level: int = 0
