@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.transforms import offset_copy
 
 from evenslice.report.base import style
 from evenslice.report.base.drawing import WIDTH, Drawing
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["cost_figure"]
 
-GAP = 0.035  # between the marks of arms of the same cost, in passes
+SIDE_BY_SIDE = (0.0, 9.0, -9.0)  # points by which the marks of arms of nearly the same cost are moved
+NEAR = 0.05  # passes
 
 
 def cost_figure(comparison: Comparison, costs: Mapping[str, Any], baseline: str) -> Drawing:
@@ -30,13 +32,11 @@ def cost_figure(comparison: Comparison, costs: Mapping[str, Any], baseline: str)
     """
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
-    taken: list[float] = []
-    for index, arm in enumerate(comparison.arms):
-        place = costs["pass"][arm.arm]
-        while any(abs(place - other) < GAP for other in taken):
-            place += GAP
-        taken.append(place)
-        marks: dict[str, Any] = {"color": style.audit_colour(index), "label": arm.arm}
+    places = [costs["pass"][arm.arm] for arm in comparison.arms]
+    for index, (arm, place) in enumerate(zip(comparison.arms, places, strict=True)):
+        before = sum(abs(place - other) < NEAR for other in places[:index])
+        moved = offset_copy(axes.transData, figure, x=SIDE_BY_SIDE[before], units="points")
+        marks: dict[str, Any] = {"color": style.audit_colour(index), "label": arm.arm, "transform": moved}
         if arm.arm == baseline:
             axes.plot([place], [0], linestyle="none", marker=style.audit_marker(index), **marks)
             continue

@@ -13,7 +13,7 @@ from torch import nn
 
 from evenslice import segment
 from evenslice._core import EvensliceError, OutputError
-from evenslice.inference import segmentation, segmentation_job
+from evenslice.inference import segmentation, segmentation_job, segmentation_run
 from evenslice.volumes import fingerprints, open_volume, write_volume
 
 pytestmark = pytest.mark.attack
@@ -65,7 +65,7 @@ def right(image):
 def stop_after(monkeypatch):
     """Let a segmentation stop after some blocks of two slices, as if it were killed."""
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
-    work = segmentation_job._segment_blocks
+    work = segmentation_run._segment_blocks
 
     def stop_after(count, *arguments, **options):
         def first(blocks, job):
@@ -73,7 +73,7 @@ def stop_after(monkeypatch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(segmentation_job, "_segment_blocks", first)
+            patch.setattr(segmentation_run, "_segment_blocks", first)
             label(*arguments, **options)
 
     return stop_after

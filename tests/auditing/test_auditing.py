@@ -1,5 +1,7 @@
 """Audits whose outcome is known: planted networks, planted data."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
+from evenslice.auditing import auditor
 from evenslice.inference.devices import choose_dtype
 from evenslice.volumes.scaling import Scaling
 
@@ -49,6 +52,20 @@ def test_planted_weights_are_found(texture, weights):
     assert found.directional_bias.estimate == pytest.approx(direction, abs=1e-5)
     assert found.statistics.data_direction.estimate == pytest.approx(0, abs=1e-6)
     assert found.verdict == ("symmetric" if np.allclose(ahead, behind) else "biased")
+
+
+def test_the_device_of_an_audit_is_that_where_its_windows_were_measured(texture, monkeypatch):
+    """A machine without a GPU may have sent them to those that have one."""
+    measure = auditor.measure_batches
+
+    def elsewhere(*arguments, **options):
+        for number, batch in enumerate(measure(*arguments, **options)):
+            yield replace(batch, device=f"cuda:{number % 2}")
+
+    assert evenslice.audit(Linear(1.0, 2.0, 1.0), texture, max_windows=4).run.device == "cpu"
+    monkeypatch.setattr(auditor, "measure_batches", elsewhere)
+    found = evenslice.audit(Linear(1.0, 2.0, 1.0), texture, max_windows=8, batch=2)
+    assert found.run.device == "cuda:0, cuda:1"
 
 
 class Scalar(nn.Module):

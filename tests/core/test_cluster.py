@@ -301,6 +301,20 @@ def test_a_few_items_are_submitted_at_a_time(monkeypatch):
     assert client.most == 2 * distributing.AHEAD
 
 
+def test_items_in_progress_are_looked_at_when_none_has_finished(monkeypatch):
+    client, waits, seen = Oldest(), [], []
+
+    def wait(futures, **options):
+        waits.append(futures)
+        if len(waits) == 2:
+            raise TimeoutError
+        client.wait(futures, **options)
+
+    monkeypatch.setattr("distributed.wait", wait)
+    assert len(list(map_as_finished(str, range(3), client, meanwhile=seen.append))) == 3
+    assert seen == [1, 2]
+
+
 def test_what_needs_a_failed_item_fails_with_it(monkeypatch):
     client = Oldest()
     monkeypatch.setattr("distributed.wait", client.wait)

@@ -134,6 +134,19 @@ def test_slices_that_are_stored_as_one_are_read_as_one_as_far_as_memory_allows(
         np.testing.assert_allclose(output.numpy(), right, rtol=1e-6)
 
 
+def test_a_start_before_the_end_of_a_run_reads_it_once(tmp_path, reads):
+    """With a step, the first windows reach across the border again and again."""
+    image = noise(24, 16, 16)
+    zarr.create_array(tmp_path / "image.zarr", data=image, chunks=(8, 16, 16))
+    volume, network = open_volume(tmp_path / "image.zarr"), ready(Weighted(1.0, 2.0, 4.0))
+    options = {"scaling": Scaling(0, 1), "slices": 3, "step": 3, "centres": range(6, 20)}
+    found = [output for _, output in predict(network, volume, **options)]
+    assert reads == [slice(3, 8), slice(8, 16), slice(16, 23)]
+    right = predicted(network.module, image, step=3)[6:20]
+    for output, expected in zip(found, right, strict=True):
+        np.testing.assert_allclose(output.numpy(), expected, rtol=1e-6)
+
+
 def test_no_more_is_read_than_the_chosen_slices_need(tmp_path, reads):
     zarr.create_array(tmp_path / "image.zarr", data=noise(12, 16, 16), chunks=(6, 16, 16))
     volume = open_volume(tmp_path / "image.zarr")

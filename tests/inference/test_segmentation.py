@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from torch import nn
 from evenslice import cli, export, load_onnx, segment, symmetrize
 from evenslice._core import map_ahead, progress_to
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError, VolumeError
-from evenslice.inference import prediction, segmentation, segmentation_job
+from evenslice.inference import prediction, segmentation, segmentation_job, segmentation_run
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.networks.outputs import predicted_classes
@@ -105,14 +106,14 @@ def test_blocks_are_of_one_size(length, most, lengths):
 def test_what_was_done_in_blocks_of_another_size_is_done_again(tmp_path, image, monkeypatch):
     right = segment(network(), image, tmp_path / "right.npy", dtype="float32")[...]
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
-    work = segmentation_job._segment_blocks
+    work = segmentation_run._segment_blocks
 
     def first(blocks, job):
         yield from islice(work(blocks, job), 1)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_job, "_segment_blocks", first)
+        patch.setattr(segmentation_run, "_segment_blocks", first)
         segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 5 * 70 * 90)
     labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
@@ -135,15 +136,15 @@ def here(monkeypatch):
     """Tasks that would go to workers, which are done here in turn."""
     tasks = []
 
-    def work(function, items, _client, common):
+    def work(function, items, _client, common, **_):
         for item in items:
             tasks.append(item)
             yield item, function(item, common)
 
     monkeypatch.setattr(
-        segmentation_job, "open_cluster", lambda workers, _: nullcontext(workers and Cluster())
+        segmentation_run, "open_cluster", lambda workers, _: nullcontext(workers and Cluster())
     )
-    monkeypatch.setattr(segmentation_job, "map_as_finished", work)
+    monkeypatch.setattr(segmentation_run, "map_as_finished", work)
     return tasks
 
 
@@ -207,24 +208,52 @@ def test_tasks_meet_within_chunks_and_are_enough_for_all_workers(tmp_path, monke
     assert [task[0][0].start for task in here] == starts
 
 
+def test_what_is_left_of_an_unfinished_segmentation_is_divided_among_all_workers():
+    job = SimpleNamespace(volume=SimpleNamespace(chunks=(64, 64, 64), chunk_offset=(0, 0, 0)))
+    blocks = [(slice(z, z + 1), slice(0, 64), slice(0, 64)) for z in range(928, 1024)]
+    tasks = segmentation_run._tasks(blocks, job, 32)
+    assert len(tasks) >= 32
+    assert [block for task in tasks for block in task] == blocks
+
+
+def test_progress_is_that_of_blocks_within_tasks_too(tmp_path, monkeypatch):
+    def looking(function, tasks, _client, common, meanwhile):
+        for task in tasks:
+            for block in task:
+                function([block], common)
+                meanwhile(task)
+            yield task, None
+
+    reports = []
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
+    monkeypatch.setattr(segmentation_run, "open_cluster", somewhere)
+    monkeypatch.setattr(segmentation_run, "map_as_finished", looking)
+    volume = stored_deep(tmp_path / "image.zarr")
+    with progress_to(reports.append):
+        segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=2)
+    done = [report.done for report in reports if report.title == "segment"]
+    assert done == sorted(done)
+    assert {*done} == {*range(33)}
+
+
 def test_a_worker_leaves_out_what_another_had_finished(tmp_path, monkeypatch, here):
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 32 * 32)
     volume, done = stored_deep(tmp_path / "image.zarr"), []
-    work = segmentation_job._segment_blocks
+    work = segmentation_run._segment_blocks
 
     def dying(blocks, job):
         done.extend(islice(work(blocks, job), 2))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_job, "_segment_blocks", dying)
+        patch.setattr(segmentation_run, "_segment_blocks", dying)
         segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=2)
     again = []
     monkeypatch.setattr(
-        segmentation_job, "_segment_blocks", lambda blocks, job: again.extend(blocks) or work(blocks, job)
+        segmentation_run, "_segment_blocks", lambda blocks, job: again.extend(blocks) or work(blocks, job)
     )
-    tasks = segmentation_job._tasks
-    monkeypatch.setattr(segmentation_job, "_tasks", lambda _, job, fewest: tasks(job.blocks, job, fewest))
+    tasks = segmentation_run._tasks
+    monkeypatch.setattr(segmentation_run, "_tasks", lambda _, job, fewest: tasks(job.blocks, job, fewest))
     segment(network(), volume, tmp_path / "labels.npy", dtype="float32", workers=2)
     assert len(done) == 2
     assert len(again) == 30
@@ -234,7 +263,7 @@ def test_a_worker_leaves_out_what_another_had_finished(tmp_path, monkeypatch, he
 def writing_behind(monkeypatch):
     """Write in a thread, as where a GPU computes."""
     monkeypatch.setattr(
-        segmentation_job, "map_ahead", lambda *given, **options: map_ahead(*given, **{**options, "ahead": 1})
+        segmentation_run, "map_ahead", lambda *given, **options: map_ahead(*given, **{**options, "ahead": 1})
     )
 
 
@@ -301,15 +330,15 @@ def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, sm
             yield block
             done.append(block)
 
-    work = segmentation_job._segment_blocks
-    monkeypatch.setattr(segmentation_job, "_segment_blocks", broken)
+    work = segmentation_run._segment_blocks
+    monkeypatch.setattr(segmentation_run, "_segment_blocks", broken)
     with pytest.raises(KeyboardInterrupt):
         segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     assert not (tmp_path / "labels.npy").exists()
 
     rest = []
     monkeypatch.setattr(
-        segmentation_job, "_segment_blocks", lambda blocks, job: rest.extend(blocks) or work(blocks, job)
+        segmentation_run, "_segment_blocks", lambda blocks, job: rest.extend(blocks) or work(blocks, job)
     )
     labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     np.testing.assert_array_equal(labels[...], right)
@@ -318,14 +347,14 @@ def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, sm
 
 
 def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, image, monkeypatch):
-    work = segmentation_job._segment_blocks
+    work = segmentation_run._segment_blocks
 
     def first(blocks, job):
         yield from islice(work(blocks, job), 1)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_job, "_segment_blocks", first)
+        patch.setattr(segmentation_run, "_segment_blocks", first)
         segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     other = network()
     other[0].bias.add_(1)
@@ -367,14 +396,14 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_segmentation as t
-from evenslice.inference import segmentation, segmentation_job
+from evenslice.inference import segmentation, segmentation_job, segmentation_run
 segmentation_job.BLOCK_VOXELS = 2 * 70 * 90
-work = segmentation_job._segment_blocks
+work = segmentation_run._segment_blocks
 def slow(blocks, job):
     for block in work(blocks, job):
         yield block
         time.sleep(0.2)
-segmentation_job._segment_blocks = slow
+segmentation_run._segment_blocks = slow
 t.segment(t.network(), Path({image!r}), Path({out!r}), dtype="float32")
 """
 
@@ -398,9 +427,9 @@ def test_a_killed_run_goes_on_to_the_same_labels(tmp_path, image, monkeypatch):
     assert not out.exists()
 
     seen = []
-    work = segmentation_job._segment_blocks
+    work = segmentation_run._segment_blocks
     monkeypatch.setattr(
-        segmentation_job, "_segment_blocks", lambda blocks, job: seen.extend(blocks) or work(blocks, job)
+        segmentation_run, "_segment_blocks", lambda blocks, job: seen.extend(blocks) or work(blocks, job)
     )
     labels = segment(network(), image, out, dtype="float32")
     np.testing.assert_array_equal(labels[...], right)
@@ -436,15 +465,15 @@ def test_a_killed_worker_costs_its_blocks_alone(tmp_path, image, monkeypatch):
 
 
 def test_workers_that_do_not_see_the_staging_folder_are_one_clear_error(tmp_path, image, monkeypatch):
-    def on_another_machine(function, blocks, _client, common):
+    def on_another_machine(function, blocks, _client, common, **_):
         for block in blocks:
             try:
                 yield block, function(block, replace(common, root=tmp_path / "not" / "here"))
             except OutputError as error:
                 yield block, error
 
-    monkeypatch.setattr(segmentation_job, "open_cluster", somewhere)
-    monkeypatch.setattr(segmentation_job, "map_as_finished", on_another_machine)
+    monkeypatch.setattr(segmentation_run, "open_cluster", somewhere)
+    monkeypatch.setattr(segmentation_run, "map_as_finished", on_another_machine)
     with pytest.raises(OutputError, match="not/here: is missing on the worker .*share with scratch"):
         segment(network(), image, tmp_path / "labels.npy", dtype="float32", scheduler="tcp://head:1")
 
@@ -455,8 +484,8 @@ def test_blocks_that_kill_their_workers_are_one_clear_error(tmp_path, image, mon
     def killed(_function, blocks, _client, **_):
         yield blocks[0], KilledWorker("task", None, 3)
 
-    monkeypatch.setattr(segmentation_job, "open_cluster", somewhere)
-    monkeypatch.setattr(segmentation_job, "map_as_finished", killed)
+    monkeypatch.setattr(segmentation_run, "open_cluster", somewhere)
+    monkeypatch.setattr(segmentation_run, "map_as_finished", killed)
     with pytest.raises(
         EvensliceError, match="every worker that took these blocks died, .*give workers more memory"
     ):
@@ -585,19 +614,19 @@ def test_the_segmentation_of_a_function_is_resumed_by_the_same_function_alone(tm
         return scaled
 
     monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
-    work, begun = segmentation_job._segment_blocks, []
+    work, begun = segmentation_run._segment_blocks, []
 
     def first(blocks, job):
         yield from islice(work(blocks, job), 4)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segmentation_job, "_segment_blocks", first)
+        patch.setattr(segmentation_run, "_segment_blocks", first)
         segment(scaling(1.0), image, tmp_path / "labels.npy")
     with pytest.raises(OutputError, match="unfinished segmentation by another network"):
         segment(scaling(1.001), image, tmp_path / "labels.npy")
     monkeypatch.setattr(
-        segmentation_job, "_segment_blocks", lambda blocks, job: begun.extend(blocks) or work(blocks, job)
+        segmentation_run, "_segment_blocks", lambda blocks, job: begun.extend(blocks) or work(blocks, job)
     )
     labels = segment(scaling(1.0), image, tmp_path / "labels.npy")
     assert len(begun) == 10 - 4

@@ -144,6 +144,7 @@ def test_profile_is_binomial_or_as_given():
         ([math.nan, 1.0, math.nan], 3, "must be numbers of at most 1e"),
         ([1e308, 1e308, 1e308], 3, "must be numbers of at most 1e"),
         ([math.inf, -math.inf, math.inf], 3, "must be numbers of at most 1e"),
+        ([10**400, 1, 10**400], 3, "must be one of pretrained, .* or 3 numbers"),
         (None, 3, "strategy: is None; must be one of pretrained, .* or 3 numbers"),
         (["a", "b", "c"], 3, "or 3 numbers"),
     ],
@@ -169,8 +170,8 @@ def test_weights_from_the_spacing_know_thin_and_thick_slices():
     assert profile_weights(5, (8, 4, 16)) == profile_weights(5) == profile_weights(5, (4, 8, 8), step=2)
     assert profile_weights(5, (50, 4, 4)) == pytest.approx((0, 0, 1, 0, 0), abs=1e-12)
     assert profile_weights(5, (0.01, 1, 1)) == pytest.approx([0.2] * 5, abs=1e-4)
-    assert profile_weights(3, (1e-200, 1e-200, 1e-200)) == pytest.approx((0.25, 0.5, 0.25))
-    assert profile_weights(3, (1e200, 1, 1)) == (0, 1, 0)
+    assert profile_weights(3, (1e-99, 1e-99, 1e-99)) == (0.25, 0.5, 0.25)
+    assert profile_weights(3, (1e99, 1e-99, 1e-99)) == (0, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,9 @@ def test_weights_from_the_spacing_know_thin_and_thick_slices():
         ({"spacing": (1, 2)}, "three positive numbers"),
         ({"spacing": (0, 1, 1)}, "three positive numbers"),
         ({"spacing": ("a", 1, 1)}, "three positive numbers"),
+        ({"spacing": 5.0}, "three positive numbers"),
+        ({"spacing": (10**400, 1, 1)}, "three positive numbers"),
+        ({"spacing": (1, 1e-300, 1e300)}, "three positive numbers"),
         ({"step": 0}, "must be 1 or more"),
     ],
 )

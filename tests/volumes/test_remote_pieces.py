@@ -35,7 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.headers_seen.append(str(self.headers))
         file = self.folder / self.path.lstrip("/").split("?")[0]
         if not file.is_file():
-            self.send_error(403 if "locked" in self.path else 404)
+            self.send_error(403 if "locked" in self.path else 401 if "private" in self.path else 404)
             return
         content, status = file.read_bytes(), 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -193,6 +193,15 @@ def test_zarr_on_a_server_that_forbids_what_it_does_not_have(web, folder, versio
             volume[:4, :16, :16]
     finally:
         chunk.write_bytes(content)
+
+
+def test_a_zarr_volume_that_is_not_there_or_refused_is_said_to_be(web):
+    for name in ("nothing", "locked-nothing"):
+        fails(
+            f"{web}/{name}.zarr",
+            "no array and no group is there, or the server forbids to read it; check the address",
+        )
+    fails(f"{web}/private.zarr", "401.* check the address, the network and your credentials")
 
 
 def _failing(monkeypatch, first):

@@ -4,6 +4,7 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import given, strategies as st
 
 from evenslice._core.errors import VolumeError
@@ -11,6 +12,7 @@ from evenslice.volumes.blocks import run_end, sample_voxels
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.views import (
     hold_in_memory,
     map_voxels,
@@ -132,3 +134,15 @@ def test_slices_that_share_chunks_are_read_once_as_far_as_memory_allows(monkeypa
     assert ranges(1) == [(z, z + 1) for z in range(7)]
     flat = open_volume(np.zeros((3, 4, 5)))
     assert read_in_runs(flat, 3, 2**10) is flat
+
+
+def test_a_volume_that_was_sent_is_opened_once_for_all_that_is_read_in_runs(tmp_path, monkeypatch):
+    zarr.create_array(tmp_path / "deep.zarr", data=np.zeros((8, 4, 4), np.uint8), chunks=(4, 4, 4))
+    sent = pickle.loads(pickle.dumps(open_volume(tmp_path / "deep.zarr")))  # noqa: S301  # made here
+    opened, begin = [], ZarrSource.__init__
+    monkeypatch.setattr(
+        ZarrSource, "__init__", lambda self, place: opened.append(place) or begin(self, place)
+    )
+    for _ in range(3):
+        read_in_runs(sent, 8, 2**20)[2]
+    assert len(opened) == 1

@@ -120,6 +120,7 @@ def map_as_finished(
     *,
     common: Any = None,
     needs: Callable[[Item], Item | None] = lambda _: None,
+    meanwhile: Callable[[Item], object] = lambda _: None,
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Apply a function to items and yield each with its result, in the order in which they finish.
 
@@ -133,6 +134,7 @@ def map_as_finished(
         common: second argument of the function, unless None; sent to each worker once.
         needs: returns for an item the one that has to be finished before it begins, or None; that one (the same
             object) comes earlier in ``items``, or is not among them.
+        meanwhile: on a cluster, called with each item that a worker has when none has finished for ``PATROL_SECONDS``.
 
     Yields:
         An item and its result; on a cluster, the exception if there is no result, as when several workers died with it
@@ -168,7 +170,10 @@ def map_as_finished(
             return
         with patrol.unless_lost():
             wait(list(futures), timeout=PATROL_SECONDS, return_when="FIRST_COMPLETED")
-        for future in [future for future in futures if future.done()]:
+        finished = [future for future in futures if future.done()]
+        for item in () if finished else futures.values():
+            meanwhile(item)
+        for future in finished:
             item = futures.pop(future)
             with _noticing_loss(client):
                 error = future.exception()

@@ -343,7 +343,7 @@ def _audit_run(
         tile=grids[0].tile,
         batch=sampling.batch or _batch_size(measurer),
         seed=sampling.seed,
-        device=str(network.device),
+        device=", ".join(sorted({item.device for item in batches})) or str(network.device),
         dtype=str(network.dtype).removeprefix("torch."),
         scaling=network.scaling,
         model={"class": network.name},

@@ -58,6 +58,7 @@ class MeasuredBatch:
         subset_rows: fields of ``SubsetMeasurements`` for those, except their numbers.
         images: (pictures, N, y, x) the first windows.
         saliency: (pictures, N, y, x) their absolute attribution divided by its sum.
+        device: where they were measured.
     """
 
     places: NDArray[np.int64]
@@ -66,6 +67,7 @@ class MeasuredBatch:
     subset_rows: dict[str, NDArray[np.float64]]
     images: NDArray[np.uint8]
     saliency: NDArray[np.float32]
+    device: str
 
 
 def measure_batches(
@@ -160,6 +162,7 @@ def _measure_windows(
         subset_rows=subset_rows,
         images=(windows[: batch.pictures] * 255).round().byte().cpu().numpy(),
         saliency=(saliency / total).cpu().numpy(),
+        device=str(measurer.network.device),
     )
 
 

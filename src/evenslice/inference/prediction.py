@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from dataclasses import dataclass, replace
 from itertools import islice, product, repeat, takewhile
 from typing import TYPE_CHECKING, Any
@@ -309,17 +310,24 @@ class _Tiling:
 def _windows(
     grid: WindowGrid, centres: Sequence[int], extent: tuple[slice, slice]
 ) -> Iterator[tuple[int, Window]]:
-    """Yield each centre z and the N slices (y, x) of the window around it, reading each slice once."""
+    """Yield each centre z and the N slices (y, x) of the window around it, reading each slice once, in ascending order."""
     depth, (y, x), reach = len(grid.volume), extent, grid.slices // 2 * grid.step
     grid = replace(grid, tile=(y.stop - y.start, x.stop - x.start))
     planes: dict[int, NDArray[np.float32]] = {}
+    needed: dict[int, list[int]] = {}  # by the windows that reach up to where the present one ends
+    coming = deque(centres)
     for z in centres:
-        indices = slice_indices(z, grid.slices, step=grid.step, depth=depth, edge=grid.edge).tolist()
+        while coming and coming[0] <= z + reach:
+            centre = coming.popleft()
+            needed[centre] = slice_indices(
+                centre, grid.slices, step=grid.step, depth=depth, edge=grid.edge
+            ).tolist()
         planes = {i: plane for i, plane in planes.items() if i >= z - reach}
-        for i in sorted(indices):
-            if i not in planes:
-                (planes[i],) = grid.read_run(i, i + 1, y.start, x.start)
-        yield z, [planes[i] for i in indices]
+        for i in sorted(
+            {i for indices in needed.values() for i in indices if i <= z + reach} - planes.keys()
+        ):
+            (planes[i],) = grid.read_run(i, i + 1, y.start, x.start)
+        yield z, [planes[i] for i in needed.pop(z)]
 
 
 @torch.no_grad()

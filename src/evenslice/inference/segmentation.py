@@ -5,7 +5,7 @@
 The volume is processed in blocks, which go to a staging folder beside the output
 (``evenslice.inference.unfinished``), so that a run that was killed can be resumed. At the end the result is written
 in the format of the output, and the staging folder removed. The same function processes the same blocks in one
-process and on a Dask cluster; see ``evenslice.inference.segmentation_job``. Besides windows and outputs, a process holds
+process and on a Dask cluster; see ``evenslice.inference.segmentation_run``. Besides windows and outputs, a process holds
 at most 1 GiB of stored voxels: slices that share their chunks, which are thus decoded once.
 """
 
@@ -24,8 +24,8 @@ from evenslice.inference.segmentation_job import (
     check_blocks,
     confirm_input,
     discard_unused,
-    run_blocks,
 )
+from evenslice.inference.segmentation_run import run_blocks
 from evenslice.inference.unfinished import clear, place_of, working_in
 from evenslice.volumes import (
     Volume,

@@ -2,63 +2,49 @@
 
 A block is a range of slices and, of very large planes, a part of each. Blocks share no chunk of the staging folder,
 where a note marks each finished block. It states the sizes of its chunks: a block whose chunks are not there is done
-again. Consecutive blocks read each slice once. On a cluster, those whose slices are stored together go to one worker.
+again. ``evenslice.inference.segmentation_run`` works through them.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import stat
-from contextlib import closing
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, islice, product
-from typing import TYPE_CHECKING, Any, NoReturn
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from evenslice._core import (
-    EvensliceError,
     OutputError,
     VolumeError,
-    map_ahead,
-    map_as_finished,
     needs_extra,
-    open_cluster,
     option,
-    progress_bar,
     reporting_write_errors,
 )
 from evenslice.inference.plans import describe_network, plan_hash, same_plan, write_plan
-from evenslice.inference.prediction import predict
 from evenslice.inference.unfinished import clear, other_work
-from evenslice.networks import predicted_classes
 from evenslice.volumes import PARTIAL, cut_axis, fingerprint, modified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
-    from types import EllipsisType
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from evenslice.inference.prediction import Network
     from evenslice.volumes import Scaling, Volume
 
     Region = tuple[slice, slice, slice]
-    Place = tuple[EllipsisType, int, slice, slice]
 
-__all__ = ["Job", "begin", "check_blocks", "confirm_input", "discard_unused", "run_blocks"]
+__all__ = ["Job", "begin", "check_blocks", "check_file", "confirm_input", "discard_unused"]
 
 FORMAT = 3
 CHUNK = 1024  # largest side of a chunk of the staging folder, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not finished
-FEWEST_TASKS = 8  # and two for each worker: a few large ones would leave workers idle at the end
 MOST_VOXELS = 2**40  # above which the list of blocks, and the folder of their notes, would be too long
 
 
@@ -265,7 +251,7 @@ def _is_unchanged(job: Job, now: str) -> bool:
     return now == planned["fingerprint"] and same_files
 
 
-def _check_file(job: Job) -> None:
+def check_file(job: Job) -> None:
     """Check, before voxels are marked as finished, that the one file they come from has not been modified.
 
     Raises:
@@ -277,122 +263,3 @@ def _check_file(job: Job) -> None:
     )
     if in_one_file and modified(volume) != job.stamp and not _is_unchanged(job, fingerprint(volume)):
         raise VolumeError(f"{volume.path}: has changed while it was segmented; put it back, or start again")
-
-
-def run_blocks(job: Job, workers: int | None, scheduler: str | None, progress: bool | None) -> None:
-    """Segment all unfinished blocks, in this process or on a cluster."""
-    waiting = [block for block in job.blocks if not job.is_finished(block)]
-    if not waiting:
-        return
-    with (
-        open_cluster(workers, scheduler) as client,
-        progress_bar("segment", len(job.blocks), "blocks", show=progress) as advance,
-    ):
-        advance(len(job.blocks) - len(waiting))
-        if client is None:
-            for _ in _segment_blocks(waiting, job):
-                advance(1)
-            return
-        tasks = _tasks(waiting, job, max(FEWEST_TASKS, 2 * len(client.nthreads())))
-        for task, outcome in map_as_finished(_segment_task, tasks, client, common=job):
-            if isinstance(outcome, Exception):
-                _raise(outcome)
-            advance(len(task))
-
-
-def _tasks(blocks: Sequence[Region], job: Job, fewest: int) -> list[list[Region]]:
-    """Group blocks into tasks for workers: as many slices as share their chunks, or fewer for there to be enough tasks.
-
-    Windows reach into the next task. Since tasks meet in the middle of chunks, two of them decode each chunk, and not three.
-    """
-    stored, first = (job.volume.chunks or (1,))[0], job.volume.chunk_offset[0]
-    planes = sum(1 for _ in groupby(blocks, key=lambda block: block[1:]))
-    pieces = -(-stored * fewest // (planes * len(job.volume)))  # of the slices that share their chunks
-
-    def number(block: Region) -> tuple[slice, slice, int]:
-        z, y, x = block
-        return y, x, (2 * pieces * (first + z.start) + stored) // (2 * stored)
-
-    return [list(task) for _, task in groupby(blocks, key=number)]
-
-
-def _raise(error: Exception) -> NoReturn:
-    """Raise the exception of a block that no worker could finish."""
-    from distributed import KilledWorker
-
-    if isinstance(error, KilledWorker):
-        raise EvensliceError(
-            "every worker that took these blocks died, probably for lack of memory; give workers more memory, or fewer "
-            f"windows at once with {option('batch', 1)}, and start the command again, which keeps what is finished"
-        ) from error
-    raise error
-
-
-def _segment_task(blocks: Sequence[Region], job: Job) -> None:
-    """Segment blocks on a worker; another one may have finished some of them before it died.
-
-    Raises:
-        OutputError: the worker does not see the staging folder.
-    """
-    if not job.description.is_file():
-        raise OutputError(
-            f"{job.root}: is missing on the worker {platform.node()}; choose a folder that this machine and all workers "
-            f"share with {option('scratch')}"
-        )
-    list(_segment_blocks([block for block in blocks if not job.is_finished(block)], job))
-
-
-def _segment_blocks(blocks: Sequence[Region], job: Job) -> Iterator[Region]:
-    """Segment blocks in turn and yield each when finished; consecutive blocks read each slice once."""
-    import zarr
-
-    # A chunk of zeros is stored too, so that a missing one is never taken for one of zeros.
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        array = zarr.open_array(job.array, mode="r+")
-
-    def write(found: tuple[Place, NDArray[Any]]) -> None:
-        place, voxels = found
-        with reporting_write_errors(str(job.staging)):
-            array[place] = voxels
-
-    # While a GPU computes, this process compresses and writes; otherwise, both need the processor.
-    ahead = 1 if job.network.device.type == "cuda" else 0
-    for _, part in groupby(blocks, key=lambda block: block[1:]):
-        members = list(part)
-        with closing(map_ahead(write, _slices(members, job), threads=1, ahead=ahead)) as written:
-            for block in members:
-                for _ in islice(written, block[0].stop - block[0].start):
-                    pass
-                _check_file(job)
-                with reporting_write_errors(str(job.staging)):
-                    job.note(block).write_text(job.sizes(block), encoding="ascii")
-                yield block
-
-
-def _slices(blocks: Sequence[Region], job: Job) -> Iterator[tuple[Place, NDArray[Any]]]:
-    """Yield the voxels of the slices of blocks with the same part of the plane, and their places in the array."""
-    depth, (_, y, x) = len(job.volume), blocks[0]
-    outputs = predict(
-        job.network,
-        job.volume,
-        scaling=job.scaling,
-        slices=job.slices,
-        step=job.step,
-        centres=[z for block in blocks for z in range(depth)[block[0]]],
-        region=(y, x),
-        tile=job.tile,
-        batch=job.batch,
-    )
-    for z, output in outputs:
-        yield (..., z, y, x), _voxels(output, job)
-
-
-def _voxels(output: Tensor, job: Job) -> NDArray[Any]:
-    """Convert logits (classes, y, x) to labels (y, x) or probabilities (classes, y, x)."""
-    if job.values is None:
-        output = torch.cat([-output, output]) / 2 if len(output) == 1 else output
-        probabilities: NDArray[Any] = output.softmax(0).cpu().numpy()
-        return probabilities
-    classes = predicted_classes(output, dim=0).cpu().numpy()
-    labels: NDArray[Any] = np.asarray(job.values, job.dtype)[classes]
-    return labels

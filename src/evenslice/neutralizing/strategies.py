@@ -79,8 +79,10 @@ _TABLE = {
 }
 
 MOST_SLICES = 1001
-LARGEST_WEIGHT = 1e6  # of a profile, far beyond any use
 """Largest number of slices in a window."""
+
+LARGEST_WEIGHT = 1e6  # of a profile, far beyond any use
+SMALLEST_SIZE, LARGEST_SIZE = 1e-100, 1e100  # of a voxel, of which no quotient overflows
 
 STRATEGIES: tuple[str, ...] = tuple(_TABLE)
 """The names of all strategies."""
@@ -113,20 +115,27 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
         return _TABLE[strategy]
     try:
         profile = tuple(float(weight) for weight in strategy)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(
             f"{option('strategy')}: is {strategy!r:.60}; must be one of {', '.join(STRATEGIES)}, or {slices} numbers"
         ) from None
     if len(profile) != slices:
-        raise ConfigError(f"the profile has {len(profile)} weights; {slices} slices need {slices}")
+        raise ConfigError(
+            f"{option('strategy')}: the profile has {len(profile)} weights; {slices} slices need {slices}: change one of the "
+            f"two ({option('slices')})"
+        )
     if not all(abs(weight) <= LARGEST_WEIGHT for weight in profile):  # NaN neither
         raise ConfigError(
             f"{option('strategy')}: the weights {profile} of the profile must be numbers of at most {LARGEST_WEIGHT:g}"
         )
     if not math.isclose(math.fsum(profile), 1.0, abs_tol=1e-6):
-        raise ConfigError(f"the weights of the profile sum to {math.fsum(profile):g}; they have to sum to 1")
+        raise ConfigError(
+            f"{option('strategy')}: the weights of the profile sum to {math.fsum(profile):g}; they have to sum to 1"
+        )
     if profile != profile[::-1]:
-        raise ConfigError(f"the profile {profile} is not symmetric; give the same weight to opposite offsets")
+        raise ConfigError(
+            f"{option('strategy')}: the profile {profile} is not symmetric; give the same weight to opposite offsets"
+        )
     return KernelStrategy("profile", symmetry="mirror", keeps_gray=True, profile=profile)
 
 
@@ -158,16 +167,17 @@ def profile_weights(
         [0.001, 0.141, 0.716, 0.141, 0.001]
     """
     find_strategy("profile", slices)
-    sizes = tuple(spacing) if spacing is not None else (1.0, 1.0, 1.0)
     try:
-        z, y, x = (float(size) for size in sizes)
-    except (TypeError, ValueError):
+        z, y, x = (1.0, 1.0, 1.0) if spacing is None else (float(size) for size in spacing)
+    except (TypeError, ValueError, OverflowError):
         z = y = x = math.nan
-    if not all(0 < size < math.inf for size in (z, y, x)):
-        raise ConfigError(f"{option('spacing')}: is {sizes}; must be three positive numbers (z, y, x)")
+    if not all(SMALLEST_SIZE <= size <= LARGEST_SIZE for size in (z, y, x)):
+        raise ConfigError(
+            f"{option('spacing')}: is {spacing!r:.60}; must be three positive numbers (z, y, x)"
+        )
     if step < 1:
         raise ConfigError(f"{option('step', step)}: must be 1 or more")
-    ratio = step * (z / x) / math.sqrt(y / x)  # of which no product overflows
+    ratio = step * (z / x) / math.sqrt(y / x)
     power = ratio * ratio  # infinite where ** would raise an error
     binomial = _binomial(slices)
     weights = [(weight / max(binomial)) ** power for weight in binomial]

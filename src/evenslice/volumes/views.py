@@ -12,6 +12,7 @@ import numpy as np
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.axes import Arrangement
 from evenslice.volumes.blocks import run_end
+from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.source import ArraySource, VoxelSource
 from evenslice.volumes.volume import Plane, wrap_source
 
@@ -253,6 +254,8 @@ def read_in_runs(volume: Volume, stop: int, max_bytes: int) -> Volume:
     """
     if volume.chunks is None or volume.chunks[0] == 1:
         return volume
+    with reporting_read_errors(volume.path, volume.format):
+        volume._source()  # noqa: SLF001  # opened once, whatever is read of it later
     return wrap_source(
         volume,
         partial(_InRuns, volume=volume, stop=stop, max_bytes=max_bytes),

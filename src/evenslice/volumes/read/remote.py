@@ -28,6 +28,11 @@ __all__ = ["RemoteFiles", "remote_store", "reporting_network_errors", "s3_connec
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 _METADATA = ("zarr.json", ".zgroup", ".zarray", "attributes.json", "info")
+_NOTHING_FOUND = (
+    "GroupNotFoundError",
+    "ArrayNotFoundError",
+    "NodeNotFoundError",
+)  # of Zarr, in its several versions
 SLOWEST = 1024
 """Bytes a second that a server must send on average, after the first ``READ_SECONDS``."""
 
@@ -236,6 +241,11 @@ def reporting_network_errors(label: str) -> Iterator[None]:
     except EvensliceError:
         raise
     except Exception as error:
+        if type(error).__name__ in _NOTHING_FOUND:
+            raise VolumeError(
+                f"{label}: no array and no group is there, or the server forbids to read it; check the address and your "
+                "credentials"
+            ) from error
         raise VolumeError(
             f"{label}: cannot be read ({type(error).__name__}: {reason(error)}); check the address, the "
             "network and your credentials"

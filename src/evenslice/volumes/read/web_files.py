@@ -19,7 +19,6 @@ PAUSES = (0.5, 2.0)
 LONGEST_PAUSE = 10.0
 """Most seconds that a server can ask for between two attempts."""
 
-_FORBIDDEN = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _PASSING = (
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -38,8 +37,8 @@ def web_files_class() -> Any:
 
     class WebFiles(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
         def _raise_not_found_for_status(self, response: Any, url: str) -> None:
-            if response.status in _FORBIDDEN:
-                raise PermissionError(f"{response.status} {HTTPStatus(response.status).phrase}, {url}")
+            if response.status == HTTPStatus.FORBIDDEN:
+                raise PermissionError(f"403 Forbidden, {url}")
             super()._raise_not_found_for_status(response, url)
 
         async def _cat_file(self, url: str, start: Any = None, end: Any = None, **options: Any) -> Any:
