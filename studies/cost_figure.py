@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cost_figure"]
 
-SIDE_BY_SIDE = (0.0, 9.0, -9.0)  # points by which the marks of arms of nearly the same cost are moved
+SIDE_BY_SIDE = 9.0  # points between the marks of arms of nearly the same cost
 NEAR = 0.05  # passes
 
 
@@ -34,8 +35,9 @@ def cost_figure(comparison: Comparison, costs: Mapping[str, Any], baseline: str)
     axes = figure.subplots()
     places = [costs["pass"][arm.arm] for arm in comparison.arms]
     for index, (arm, place) in enumerate(zip(comparison.arms, places, strict=True)):
-        before = sum(abs(place - other) < NEAR for other in places[:index])
-        moved = offset_copy(axes.transData, figure, x=SIDE_BY_SIDE[before], units="points")
+        near = sorted((other, at) for at, other in enumerate(places) if abs(place - other) < NEAR)
+        shift = SIDE_BY_SIDE * (near.index((place, index)) - (len(near) - 1) / 2)
+        moved = offset_copy(axes.transData, figure, x=shift, units="points")
         marks: dict[str, Any] = {"color": style.audit_colour(index), "label": arm.arm, "transform": moved}
         if arm.arm == baseline:
             axes.plot([place], [0], linestyle="none", marker=style.audit_marker(index), **marks)
@@ -45,6 +47,12 @@ def cost_figure(comparison: Comparison, costs: Mapping[str, Any], baseline: str)
         axes.errorbar(
             [place], [found.estimate], yerr=reach, fmt=style.audit_marker(index), capsize=3, **marks
         )
+    ends = [end for arm in comparison.arms if arm.differences for end in astuple(arm.differences["dice"])]
+    for limits, values in ((axes.set_xlim, places), (axes.set_ylim, [0.0, *ends])):
+        margin = 0.08 * (
+            max(values) - min(values)
+        )  # marks that are moved do not count for limits by themselves
+        limits(min(values) - margin, max(values) + margin)
     axes.axhline(0, color=style.QUIET, linewidth=1)
     axes.set_xlabel("time of a pass, relative to that without an average")
     axes.set_ylabel(f"Dice less {baseline}")

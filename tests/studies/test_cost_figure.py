@@ -35,6 +35,8 @@ def test_each_arm_stands_at_its_cost_with_its_interval(drawn):
         assert height == pytest.approx(arm.differences["dice"].estimate)
         (segment,) = line.get_segments()
         assert segment[:, 1] == pytest.approx([arm.differences["dice"].low, arm.differences["dice"].high])
+        for mark in (point, line):
+            assert axes.bbox.contains(*mark.get_transform().transform(segment)[0])  # it can be seen
 
 
 def test_the_marks_of_arms_of_the_same_cost_do_not_hide_each_other(drawn):
