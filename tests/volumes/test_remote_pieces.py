@@ -199,7 +199,7 @@ def test_a_zarr_volume_that_is_not_there_or_refused_is_said_to_be(web):
     for name in ("nothing", "locked-nothing"):
         fails(
             f"{web}/{name}.zarr",
-            "no array and no group is there, or the server forbids to read it; check the address",
+            "no array and no group is there, or the server forbids reading it; check the address",
         )
     fails(f"{web}/private.zarr", "401.* check the address, the network and your credentials")
 
@@ -344,7 +344,7 @@ def test_requests_carry_no_credentials(web, google):
 
 
 def test_what_is_refused(web, google, tmp_path, monkeypatch):
-    fails(f"{web}/bucket/none", "check the address, the network and your credentials")
+    fails(f"{web}/bucket/none", "no array and no group is there, .* check the address and your credentials")
     fails(f"precomputed://{web}/bucket/none", "has no file 'info'")
     fails(f"n5://{web}/bucket/none", "is not an N5 data set")
     fails("precomputed://folder", "precomputed:// stands before an address", errors.ConfigError)

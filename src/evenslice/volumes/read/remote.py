@@ -243,7 +243,7 @@ def reporting_network_errors(label: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ in _NOTHING_FOUND:
             raise VolumeError(
-                f"{label}: no array and no group is there, or the server forbids to read it; check the address and your "
+                f"{label}: no array and no group is there, or the server forbids reading it; check the address and your "
                 "credentials"
             ) from error
         raise VolumeError(
