@@ -104,4 +104,4 @@ def _processor() -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "none" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return "none" if value is None else f"{value:+z.3f}".replace("-", "\N{MINUS SIGN}")
