@@ -1,6 +1,6 @@
 """Peak memory and time of segmenting Zarr volumes of growing size, and of auditing the largest.
 
-    python benchmarks/segment_memory.py [--sizes 1 4 16] [--chunk 16 512 512]
+    python benchmarks/segment_memory.py [--sizes 1 4 16] [--side 2048] [--chunk 16 512 512]
 
 Sizes are in GiB; the seconds summed over cores do not depend on the load of the machine. The volumes are written to a
 temporary folder; all but their first slices are constant chunks, which compress to almost nothing. The network is a
@@ -20,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-
-SIDE = 2048
 
 NETWORK = """
 import atexit, itertools, statistics, sys
@@ -50,11 +48,11 @@ def network() -> nn.Module:
 """
 
 
-def make_volume(path: Path, gibibytes: int, chunk: tuple[int, ...]) -> None:
+def make_volume(path: Path, gibibytes: int, side: int, chunk: tuple[int, ...]) -> None:
     """Write a uint8 volume of this size: noise in the first chunks, 100 elsewhere."""
-    depth = gibibytes * 2**30 // SIDE**2
-    array = zarr.create_array(path, shape=(depth, SIDE, SIDE), chunks=chunk, dtype="uint8", fill_value=100)
-    array[: chunk[0]] = np.random.default_rng(0).integers(0, 255, (chunk[0], SIDE, SIDE), dtype=np.uint8)
+    depth = gibibytes * 2**30 // side**2
+    array = zarr.create_array(path, shape=(depth, side, side), chunks=chunk, dtype="uint8", fill_value=100)
+    array[: chunk[0]] = np.random.default_rng(0).integers(0, 255, (chunk[0], side, side), dtype=np.uint8)
 
 
 def run(arguments: list[str], folder: Path) -> tuple[float, float, float]:
@@ -77,6 +75,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--side", type=int, default=2048, help="of the planes, in voxels")
     parser.add_argument("--chunk", type=int, nargs=3, default=[16, 512, 512], metavar=("Z", "Y", "X"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -85,7 +84,7 @@ def main() -> None:
         volume = folder / "volume.zarr"
         for size in options.sizes:
             volume = folder / f"{size}.zarr"
-            make_volume(volume, size, tuple(options.chunk))
+            make_volume(volume, size, options.side, tuple(options.chunk))
             out = folder / f"labels{size}.ome.zarr"
             took, cores, peak = run(["segment", "--volume", str(volume), "--out", str(out)], folder)
             print(
