@@ -121,7 +121,7 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
         ) from None
     if len(profile) != slices:
         raise ConfigError(
-            f"{option('strategy')}: the profile has {len(profile)} weights; {slices} slices need {slices}: change one of the "
+            f"{option('strategy')}: the profile has {len(profile)} weights; {slices} slices need {slices}; change one of the "
             f"two ({option('slices')})"
         )
     if not all(abs(weight) <= LARGEST_WEIGHT for weight in profile):  # NaN neither

@@ -90,8 +90,8 @@ def check_strategy(strategy: str | tuple[float, ...], slices: int) -> None:
 
     try:
         find_strategy(strategy, slices)
-    except ConfigError as error:  # pydantic adds the place to a ValueError
-        raise ValueError(str(error)) from error
+    except ConfigError as error:  # pydantic itself says which option of the configuration it is
+        raise ValueError(str(error).removeprefix("strategy: ")) from error
 
 
 def check_added_symmetry(value: str | None, info: ValidationInfo) -> str | None:
