@@ -166,7 +166,12 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
         >>> class_logits(torch.nn.Conv2d(3, 2, 4, stride=4), torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 2, 64, 64])
     """
-    output = logits(network(windows))
+    return _class_logits(network(windows), (windows.shape[-2], windows.shape[-1]))
+
+
+def _class_logits(returned: Any, size: tuple[int, int]) -> Tensor:
+    """Return what a network returned for windows of a size (y, x) as float32 logits (batch, classes, y, x)."""
+    output = logits(returned)
     if not output.is_floating_point():
         raise ModelError(
             f"the network returns {str(output.dtype).removeprefix('torch.')}, such as class numbers; it must return "
@@ -178,13 +183,13 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
             "(batch, classes, y, x)"
         )
     output = output.float()
-    if output.shape[2:] == windows.shape[2:]:
+    if output.shape[2:] == size:
         return output
-    return functional.interpolate(output, size=windows.shape[2:], mode="bilinear", align_corners=False)
+    return functional.interpolate(output, size=size, mode="bilinear", align_corners=False)
 
 
 def try_network(network: Network, slices: int, tile: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
-    """Run one fixed window through a network.
+    """Prepare a network by running one fixed window through it.
 
     Returns:
         The number of its classes, and some values of its output.
@@ -192,10 +197,7 @@ def try_network(network: Network, slices: int, tile: tuple[int, int]) -> tuple[i
     Raises:
         ModelError: it rejects the window, or returns no map of logits.
     """
-    network.prepare(slices, tile)
-    window = torch.rand(1, slices, *tile, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        output = class_logits(network, window.to(network.device))
+    output = _class_logits(network.prepare(slices, tile), tile)
     values = output.flatten().double().cpu().numpy()
     return max(output.shape[1], 2), values[:: max(1, len(values) // SHOWN)][:SHOWN]
 
