@@ -647,3 +647,22 @@ def test_workers_segment_by_an_onnx_file_that_is_symmetrized(tmp_path, image):
     lock = threading.Lock()
     with pytest.raises(ConfigError, match="cannot be sent to workers"):
         segment(lambda windows: windows[:, :2] if lock else None, image, tmp_path / "no.npy", workers=1)
+
+
+def test_the_number_of_blocks_limits_a_volume(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(segmentation, "run_blocks", lambda job, *_: begun.append(job.blocks))
+    monkeypatch.setattr(segmentation, "check_blocks", lambda job: pytest.fail("enough"))
+    path = tmp_path / "claims.zarr"
+
+    def begin(*shape):
+        zarr.create_array(path, shape=shape, chunks=(64, 64, 64), dtype=np.uint8, overwrite=True)
+        segment(network(), path, out=tmp_path / "labels.zarr", intensity=(0, 255))
+
+    with pytest.raises(pytest.fail.Exception, match="enough"):
+        begin(13000, 13000, 13000)  # two terabytes
+    assert len(begun[0]) == 13000 * 16
+    with pytest.raises(
+        VolumeError, match=r"4,294,967,296 blocks, and at most 2,097,152 .* a part \(region\)"
+    ):
+        begin(2**40, 64, 64)

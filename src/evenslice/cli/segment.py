@@ -36,7 +36,7 @@ def segment(
     ] = None,
     output: options.Output,
 ) -> None:
-    """Segment a volume of any size; an interrupted run resumes when the command is repeated."""
+    """Segment a volume, also one larger than memory; an interrupted run resumes when the command is repeated."""
     from evenslice.cli.tables import info_table
     from evenslice.volumes import describe_volume
 

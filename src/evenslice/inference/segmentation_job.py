@@ -45,7 +45,7 @@ FORMAT = 3
 CHUNK = 1024  # largest side of a chunk of the staging folder, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not finished
-MOST_VOXELS = 2**40  # above which the list of blocks, and the folder of their notes, would be too long
+MOST_BLOCKS = 2**21  # above which their list, and the folder of their notes, would be too long
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Job:
     root: Path
 
     def __post_init__(self) -> None:
-        if self.volume.size > MOST_VOXELS:
+        if (blocks := _count_blocks(self.volume.shape)) > MOST_BLOCKS:
             raise VolumeError(
-                f"{self.volume.path}: claims {self.volume.size:,} voxels, and at most {MOST_VOXELS:,} can "
-                "be segmented at once; name a part of it, or a coarser level"
+                f"{self.volume.path}: claims {self.volume.size:,} voxels, which are {blocks:,} blocks, and at most "
+                f"{MOST_BLOCKS:,} can be segmented at once; give a part ({option('region')}), or a coarser level"
             )
 
     @cached_property
@@ -101,8 +101,7 @@ class Job:
         """All blocks, grouped by the part of the plane."""
         depth, height, width = self.volume.shape
         rows, columns = (cut_axis(length, LARGEST_REGION) for length in (height, width))
-        area = min(height, LARGEST_REGION) * min(width, LARGEST_REGION)
-        parts = _divide(depth, max(1, BLOCK_VOXELS // area))
+        parts = _divide(depth, _deepest(height, width))
         return [(z, y, x) for y, x, z in product(rows, columns, parts)]
 
     def note(self, block: Region) -> Path:
@@ -157,6 +156,17 @@ class Job:
             "windows": [self.slices, self.step, *self.tile],
             "values": self.values and list(self.values),
         }
+
+
+def _count_blocks(shape: tuple[int, ...]) -> int:
+    """Return the number of blocks of a volume, which may claim more than could be listed."""
+    depth, height, width = shape
+    return -(-depth // _deepest(height, width)) * -(-height // LARGEST_REGION) * -(-width // LARGEST_REGION)
+
+
+def _deepest(height: int, width: int) -> int:
+    """Return the largest number of slices of a block."""
+    return max(1, BLOCK_VOXELS // (min(height, LARGEST_REGION) * min(width, LARGEST_REGION)))
 
 
 def _divide(length: int, most: int) -> list[slice]:
