@@ -652,7 +652,7 @@ def test_workers_segment_by_an_onnx_file_that_is_symmetrized(tmp_path, image):
 def test_the_number_of_blocks_limits_a_volume(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(segmentation, "run_blocks", lambda job, *_: begun.append(job.blocks))
-    monkeypatch.setattr(segmentation, "check_blocks", lambda job: pytest.fail("enough"))
+    monkeypatch.setattr(segmentation, "check_blocks", lambda _: pytest.fail("enough"))
     path = tmp_path / "claims.zarr"
 
     def begin(*shape):
