@@ -13,7 +13,7 @@ import tifffile
 import zarr
 from hypothesis import given, settings, strategies as st
 
-from evenslice._core.errors import ConfigError, VolumeError
+from evenslice._core.errors import ConfigError, OutputError, VolumeError
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.write import image as image_module, tiff as tiff_module
 from evenslice.volumes.write.writer import write_channels, write_volume
@@ -411,3 +411,20 @@ def test_a_real_volume_comes_back(name, like, tmp_path, shared_data):
         np.testing.assert_array_equal(found.voxels, written[:])
         if found.spacing is not None:
             assert found.spacing == pytest.approx((5, 5, 5), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 30), (3, 40, 1), (3, 1, 1), (1, 1, 40), (1, 1, 1), (2, 1, 5)])
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".btf"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.uint32, np.uint64])
+def test_tiff_of_one_slice_or_column(tmp_path, shape, suffix, dtype):
+    voxels = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    path = tmp_path / f"a{suffix}"
+    if dtype is np.uint64 and shape[2] == 1:
+        with pytest.raises(OutputError, match="64-bit integers in planes one voxel wide"):
+            write_volume(open_volume(voxels), path)
+        return
+    write_volume(open_volume(voxels, spacing=(50, 4, 4.5)), path)
+    volume = open_volume(path)
+    assert volume.shape == shape
+    assert np.array_equal(volume[:], voxels)
+    assert volume.spacing == pytest.approx((50, 4, 4.5))

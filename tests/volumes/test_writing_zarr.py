@@ -17,7 +17,7 @@ from evenslice.volumes.opening import open_volume
 from evenslice.volumes.write import image as image_module, remote as remote_module
 from evenslice.volumes.write.image import Image, Tally, chunk_shape
 from evenslice.volumes.write.pyramid import halve, levels
-from evenslice.volumes.write.writer import write_channels, write_volume
+from evenslice.volumes.write.writer import check_destination, write_channels, write_volume
 from evenslice.volumes.write.zarr import write_zarr_store
 
 arrays = hnp.arrays(
@@ -345,3 +345,12 @@ def test_an_unfinished_folder_does_not_open(labels, tmp_path):
     for path in (tmp_path / "a.zarr", tmp_path / "a.zarr" / "0"):
         with pytest.raises(VolumeError):
             open_volume(path)
+
+
+def test_an_s3_output_is_tried_before_the_work(bucket):
+    import boto3
+
+    check_destination(f"{bucket}/tried.zarr")
+    assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="volumes", Prefix="tried")
+    with pytest.raises(OutputError, match="no-such-bucket/a.zarr: cannot be written .*bucket does not exist"):
+        check_destination("s3://no-such-bucket/a.zarr")

@@ -58,7 +58,11 @@ class TiffSource(VoxelSource):
             self.shape = tuple(series.shape)
             self.dtype = np.dtype(series.dtype)
             self.names = _names(series.axes)
-            self.spacing, self.unit = _spacing(tif, series)
+            # ImageJ and OME state the number of slices; tifffile leaves out an axis of one.
+            self._single = self.names == "yx" and (tif.is_imagej or tif.is_ome)
+            if self._single:
+                self.names = "zyx"
+            self.spacing, self.unit = _spacing(tif, series, self.names)
             if series.dataoffset is not None and not series.is_multifile:
                 stored = self.dtype.newbyteorder(tif.byteorder)
                 voxels = FileVoxels(path, label, stored, series.dataoffset, self.shape)
@@ -68,10 +72,12 @@ class TiffSource(VoxelSource):
                 self._reader = PageReader(series, path, label)
                 self.chunks = self._reader.chunks
                 self.files = self._reader.files if series.is_multifile else None
+        if self._single:
+            self.shape, self.chunks = (1, *self.shape), self.chunks and (1, *self.chunks)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Read, or decode the strips and tiles under ``key``."""
-        return self._reader.read(key)
+        return self._reader.read(key[1:])[np.newaxis] if self._single else self._reader.read(key)
 
 
 def _check_chain(tif: tifffile.TiffFile, label: str) -> None:
@@ -187,16 +193,15 @@ def _names(axes: str) -> str | None:
 
 
 def _spacing(
-    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries
+    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, names: str | None
 ) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Return the voxel size along each dimension of a series, from OME-XML or the metadata of ImageJ or tifffile."""
+    """Return the voxel size along each named dimension of a series, from OME-XML or the metadata of ImageJ or tifffile."""
     sizes: tuple[float, ...] | None
     if tif.is_ome:
         sizes, unit = _ome_spacing(tif.ome_metadata)
     else:
         shaped = tif.shaped_metadata
         sizes, unit = _stated_spacing(tif.imagej_metadata or (shaped[0] if shaped else {}), series.keyframe)
-    names = _names(series.axes)
     if sizes is None or names is None:
         return None, None
     by_name = dict(zip("zyx", sizes, strict=True))

@@ -32,7 +32,7 @@ def check_remote(url: str, label: str, *, force: bool) -> None:
         force: whether chunks that a killed process left there are to be removed.
 
     Raises:
-        OutputError: its protocol is not supported, it exists, or it cannot be reached.
+        OutputError: its protocol is not supported, it exists, or it cannot be written.
         MissingExtraError: a required package is not installed.
     """
     protocol = url.partition("://")[0]
@@ -46,6 +46,8 @@ def check_remote(url: str, label: str, *, force: bool) -> None:
         system.invalidate_cache()
         there = system.exists(root)
         left = _leftovers(system, root) if there else []
+        if not there:
+            _try_writing(system, root)
     if left and not force:
         raise OutputError(
             f"{label}: holds chunks without metadata, left by an upload that was interrupted; make sure that nobody is writing "
@@ -56,6 +58,14 @@ def check_remote(url: str, label: str, *, force: bool) -> None:
             f"{label}: exists, and a remote volume cannot be replaced in one step; choose another name, or "
             "remove it first"
         )
+
+
+def _try_writing(system: Any, root: str) -> None:
+    """Write an empty object beside the output and remove it: neither buckets nor permissions can be asked about."""
+    probe = f"{root}.writable"
+    system.pipe_file(probe, b"")
+    with suppress(Exception):  # what may be written, but not removed
+        system.rm_file(probe)
 
 
 def _leftovers(system: Any, root: str) -> list[str]:

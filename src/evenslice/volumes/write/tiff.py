@@ -1,7 +1,8 @@
 """TIFF files, zlib-compressed: in ImageJ's dialect if it can hold the image, else OME-TIFF.
 
 ImageJ's dialect holds uint8, uint16 and float32 in files of up to 4 GiB. OME-TIFF holds the rest, as BigTIFF if needed,
-except for 64-bit integers, which go into a plain TIFF with the metadata of tifffile.
+except for 64-bit integers, which go into a plain TIFF with the metadata of tifffile. So do single slices, of which ImageJ's
+dialect would lose an axis, as it would of planes one voxel wide.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import needs_extra
+from evenslice._core import OutputError, needs_extra
 from evenslice.volumes.write.image import SLAB_BYTES
 
 if TYPE_CHECKING:
@@ -41,18 +42,26 @@ def write_tiff(path: Path, image: Image) -> None:
     with needs_extra("volumes", "writing a TIFF volume"):
         import tifffile
     name = path.name.lower()
-    big = image.nbytes > CLASSIC_BYTES or name.endswith(_BIG_SUFFIXES)
-    plain = image.dtype.kind in "iu" and image.dtype.itemsize == 8
-    imagej = image.dtype.name in _IMAGEJ_TYPES and not big and not name.endswith(_OME_SUFFIXES)
-    ome = not plain and not imagej
     z, y, x = image.zyx
+    big = image.nbytes > CLASSIC_BYTES or name.endswith(_BIG_SUFFIXES)
+    named_ome = name.endswith(_OME_SUFFIXES)
+    long = image.dtype.kind in "iu" and image.dtype.itemsize == 8
+    if long and x == 1:
+        raise OutputError(
+            f"{path}: TIFF cannot hold 64-bit integers in planes one voxel wide; choose .ome.zarr"
+        )
+    plain = long or (z == 1 < x and not named_ome)
+    imagej = image.dtype.name in _IMAGEJ_TYPES and x > 1 and not (big or named_ome or plain)
+    ome = not plain and not imagej
     metadata: dict[str, Any] = {"axes": "ZCYX" if image.stacked else "ZYX"}
     pages = _pages(image)
+    shape = (z, len(image.channels), y, x) if image.stacked else (z, y, x)
     # tifffile suppresses errors when it closes a file that it opened, so we open it.
     with path.open("w+b") as file, tifffile.TiffWriter(file, bigtiff=big, imagej=imagej, ome=ome) as writer:
         writer.write(
-            map(np.asarray, pages),  # not the generator itself, which the writer would close
-            shape=(z, len(image.channels), y, x) if image.stacked else (z, y, x),
+            # Not the generator itself, which the writer would close; and whole where it takes pages for columns.
+            map(np.asarray, pages) if x > 1 else np.stack(list(pages)).reshape(shape),
+            shape=shape,
             dtype=image.dtype,
             photometric="minisblack",
             compression="zlib",
