@@ -206,8 +206,8 @@ def _is_measured(item: PooledFound) -> bool:
 def _losses(item: PooledFound) -> str:
     own, baseline = (interval(_pooled_loss(item, *weights)) for weights in ((1, 0), (0, 1)))
     return (
-        f"{item.place}: {item.arm.arm} {own} of {baseline}, "
-        f"less half of that {difference(_pooled_loss(item, 1, -HALF))}"
+        f"{item.place}: {item.arm.arm} loses {own}, {item.study.results.baseline} {baseline}; "
+        f"the first less half of the second: {difference(_pooled_loss(item, 1, -HALF))}"
     )
 
 

@@ -13,7 +13,7 @@ from evenslice.report.study.wording import difference, judgement, removed_part
 from evenslice.results.intervals import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from found_studies import Study
 
@@ -40,11 +40,17 @@ Item = TypeVar("Item", bound=_OfStudy)
 
 @dataclass(frozen=True)
 class Expectation:
-    """What was expected, and what became of it."""
+    """What was expected, and what became of it.
+
+    Attributes:
+        text: what was expected.
+        outcome: what became of it, see ``outcome``.
+        evidence: what was found, a text for each comparison, by the name of its study.
+    """
 
     text: str
     outcome: str
-    evidence: str
+    evidence: Mapping[str, Sequence[str]]
 
 
 def expectations(studies: Sequence[Study]) -> list[Expectation]:
@@ -200,14 +206,14 @@ def _dice(item: Found) -> str:
     return f"{difference(_change(item))}, {judgement(item.arm)}"
 
 
-def _evidence(found: Sequence[Found], write: Callable[[Found], str]) -> str:
+def _evidence(found: Sequence[Found], write: Callable[[Found], str]) -> dict[str, list[str]]:
     """Return what was found in each comparison, study by study: several have comparisons of one name."""
     return by_study((item.study, f"{item.place}: {write(item)}") for item in found)
 
 
-def by_study(found: Iterable[tuple[Study, str]]) -> str:
-    """Join what was found, study by study."""
+def by_study(found: Iterable[tuple[Study, str]]) -> dict[str, list[str]]:
+    """Group what was found by the name of its study."""
     texts: dict[str, list[str]] = {}
     for study, text in found:
         texts.setdefault(study.name, []).append(text)
-    return " ".join(f"Study `{name}`: {'; '.join(items)}." for name, items in texts.items())
+    return texts

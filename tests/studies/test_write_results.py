@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -133,6 +134,26 @@ def test_figures_of_earlier_studies_do_not_stay(script, folder, docs, tmp_path):
     assert (again / "results.md").read_bytes() == (docs / "results.md").read_bytes()
 
 
+def test_what_an_outcome_rests_on_is_a_list_and_not_a_cell(script, folder, docs):
+    (study,) = script.find_studies(folder)
+    text = (docs / "results.md").read_text(encoding="utf-8")
+    short = text[text.index("## In short") : text.index("### What each outcome rests on")]
+    expected = [*script.expectations([study]), *script.pooled_expectations([study])]
+    rows = re.findall(r"^\| (\d+) \| (.*) \| \*\*(.*)\*\* \|$", short, re.MULTILINE)
+    assert rows == [(str(n), item.text, item.outcome) for n, item in enumerate(expected, start=1)]
+    for item in expected:
+        for found in item.evidence["made-up"]:
+            assert f"\n  - {found}\n" in text
+    assert max(map(len, text[: text.index("## The defaults")].splitlines())) < 300
+
+
+def test_the_signs_of_a_loss_and_of_a_pair_bias_are_said_where_they_are_read(docs):
+    text = (docs / "results.md").read_text(encoding="utf-8")
+    assert "above 0 if the slice before is worth more" in text
+    assert "below 0 if the slice before gets more" in text
+    assert "| D_m, directional bias |" in text
+
+
 def test_expectations_are_judged(script, folder):
     (study,) = script.find_studies(folder)
     assert outcomes(script, study) == ["confirmed"] * 5
@@ -181,7 +202,7 @@ def test_a_tied_network_is_judged_by_its_interval(script, folder, bias, outcome)
     changed = with_arm(study, tied, metrics=arm.metrics | {"largest_bias": bias})
     (expectation,) = [item for item in script.expectations([changed]) if "tied" in item.text]
     assert expectation.outcome == outcome
-    assert "; ISBI 2012, net: 0 [0, 0]." in plain(expectation.evidence)
+    assert plain(expectation.evidence["made-up"][-1]) == "ISBI 2012, net: 0 [0, 0]"
 
 
 def test_of_several_exact_arms_the_worst_is_shown(script, folder):
@@ -194,7 +215,10 @@ def test_of_several_exact_arms_the_worst_is_shown(script, folder):
         metrics = study.results.comparisons[0].arms[2].metrics | {"largest_bias": Interval(2e-5, 1e-5, high)}
         tied = with_arm(tied, arm.name, metrics=metrics)
     (expectation,) = [item for item in script.expectations([tied]) if "tied" in item.text]
-    assert "Lucchi++, net: 2.0e-5 [1.0e-5, 9.0e-5] at most, in 2 arms;" in plain(expectation.evidence)
+    assert (
+        plain(expectation.evidence["made-up"][0])
+        == "Lucchi++, net: 2.0e-5 [1.0e-5, 9.0e-5] at most, in 2 arms"
+    )
 
 
 def test_what_is_committed_is_judged_by_intervals(script):
@@ -262,21 +286,27 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
     assert "| superior (p " in part
     assert "- d, n, a, fold 2, seed 1: no luck" in part
     assert "| `folded` | Lucchi++ | net | 3 | 3 | 0, 1 |" in text
-    assert [row.split(" | ")[1] for row in pooled_rows(text)] == [
-        "**open (interim)**",
-        "**open (interim)**",
-        "**refuted**",  # by the other study, which is complete
+    assert pooled_outcomes(text) == [
+        ("Open (interim)", 1),
+        ("Open (interim)", 1),
+        ("Refuted", 1),  # by the other study, which is complete
     ]
     # An arm that symmetrizes another's network is none that starts uniform, whatever its unused default says.
     uniform, _, *_ = (
         item.evidence for item in script.expectations([each for each in found if each.name == "folded"])
     )
-    assert uniform.count("Lucchi++, net") == 1
+    assert [item.startswith("Lucchi++, net") for item in uniform["folded"]] == [True, False]
 
 
-def pooled_rows(text):
-    """The rows of the page on what was expected over all data sets of the study with folds."""
-    return [line for line in text.splitlines() if line.startswith("| ") and "tudy `folded`" in line][-3:]
+def pooled_outcomes(text):
+    """What became of the last three expectations, over all data sets, and how many findings the study with folds has on each."""
+    rests = text[text.index("### What each outcome rests on") :].partition("\n## ")[0]
+    parts = re.split(r"^\*\*\d+\. ", rests, flags=re.MULTILINE)[-3:]
+    own = [part.partition("- Study `folded`\n")[2].partition("- Study `")[0] for part in parts]
+    outcomes = [re.findall(r"\*\* (.*):$", part, re.MULTILINE)[0] for part in parts]
+    return [
+        (outcome, item.count("  - All 2 data sets, net")) for outcome, item in zip(outcomes, own, strict=True)
+    ]
 
 
 def folded_study(script, folder, arms, *, config=FOLDED, **options):
@@ -359,7 +389,7 @@ def test_the_best_fair_start_is_judged_as_the_best_of_several(script, tmp_path, 
     (item,) = [item for item in script.pooled_expectations([study]) if "best fair start" in item.text]
     (best,) = [arm for arm in study.results.pooled[0].arms if arm.arm == "uniform"]
     assert best.margin == 0.01
-    assert item.evidence.endswith(f"the best of 2, adjusted {p_value(min(1.0, 2 * best.p))}.")
+    assert item.evidence["folded"][-1].endswith(f"the best of 2, adjusted {p_value(min(1.0, 2 * best.p))}")
 
 
 def with_losses(study, losses, noise):
@@ -385,7 +415,8 @@ def test_a_fair_start_should_halve_what_a_missing_slice_costs(script, tmp_path, 
     changed = with_losses(study, {"pretrained": 0.2, "uniform": loss, "fair": 0.0}, noise)
     assert judged(script, changed, "missing") == outcome
     (item,) = [item for item in script.pooled_expectations([changed]) if "missing" in item.text]
-    assert "All 2 data sets, net: uniform 0." in item.evidence
+    assert item.evidence["folded"][0].startswith("All 2 data sets, net: uniform loses 0.")
+    assert "; the first less half of the second: " in item.evidence["folded"][0]
 
 
 def test_losses_are_compared_where_an_arm_has_runs(script, tmp_path):

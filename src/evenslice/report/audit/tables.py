@@ -101,8 +101,8 @@ _WHOLE = (
     (
         "Over all pairs",
         (
-            ("directional_bias", "D, model part"),
-            ("data_direction", "D, data part"),
+            ("directional_bias", "D_m, directional bias, model part"),
+            ("data_direction", "D_d, directional bias, data part"),
             ("asymmetry", "A, asymmetry"),
             ("imbalance", "U, imbalance"),
         ),

@@ -59,16 +59,16 @@ FIGURE_GROUPS: Final = (
     (
         "Bias of the network",
         (
-            ("directional_bias", "D, model part"),
-            ("absolute_bias", "|D|, its size"),
+            ("directional_bias", "D_m, directional bias"),
+            ("absolute_bias", "|D_m|, its size"),
             ("largest_bias", "largest |B|"),
             ("asymmetry", "A, asymmetry"),
             ("imbalance", "U, imbalance"),
         ),
         (
-            f"Directional bias D: {MINUS}1 if all attention goes to the slices before, 0 if fair, +1 if all "
+            f"Directional bias D_m: {MINUS}1 if all attention goes to the slices before, 0 if fair, +1 if all "
             "goes to those after; its size does not cancel over runs. Largest |B|: the same for the pair of opposite "
-            "slices where its size is largest; pairs of opposite sign cancel in D, not in it. Asymmetry: distance of "
+            "slices where its size is largest; pairs of opposite sign cancel in D_m, not in it. Asymmetry: distance of "
             "the mean shares from their mirror. Imbalance: their distance from an even split. Both 0 to 1."
         ),
     ),
