@@ -196,7 +196,7 @@ def test_a_blosc_block_that_ends_early(tmp_path):
     write_n5(tmp_path, IMAGE, "blosc")
     file = first_chunk(tmp_path)
     file.write_bytes(file.read_bytes()[:-1])
-    refused(tmp_path, "a block is truncated")
+    refused(tmp_path, "a chunk is truncated")
 
 
 def words(*numbers):

@@ -21,6 +21,7 @@ from zarr.codecs import BloscCodec, GzipCodec, TransposeCodec, ZstdCodec
 from evenslice._core import errors
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.unpacking import unpack, zstd_size
+from evenslice.volumes.write.writer import write_volume
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
 BOMB = bytes(2**25)
@@ -119,6 +120,34 @@ def test_a_chunk_file_larger_than_anything(tmp_path):
         stream.truncate(10_000_001)
     with pytest.raises(errors.VolumeError, match="its file 'c/0/0/0' has 10,000,001 bytes where at most"):
         open_volume(tmp_path / "a.zarr")[...]
+
+
+# The decoder of blosc reads beyond the end of a chunk that is cut: other memory, or the end of the process.
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("left", [0, 15, 16, 0.3, -1])
+def test_a_blosc_chunk_that_ends_early(tmp_path, version, left):
+    noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64), np.uint8)
+    codec = numcodecs.Blosc() if version == 2 else BloscCodec()
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, data=noise, chunks=noise.shape, compressors=codec, zarr_format=version)
+    file = path / ("0.0.0" if version == 2 else "c/0/0/0")
+    content = file.read_bytes()
+    file.write_bytes(content[: left if isinstance(left, int) else int(left * len(content))])
+    with pytest.raises(errors.VolumeError, match="a chunk is truncated"):
+        open_volume(path)[...]
+
+
+def test_a_chunk_of_our_own_that_ends_early(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 64, 64), np.uint8)
+    path = tmp_path / "own.ome.zarr"
+    write_volume(open_volume(noise), path)
+    file = next(file for file in (path / "0" / "c").rglob("*") if file.is_file())
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 3])
+    with pytest.raises(errors.VolumeError, match="a chunk is truncated"):
+        open_volume(path)[...]
 
 
 @given(
