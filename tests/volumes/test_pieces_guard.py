@@ -182,6 +182,10 @@ def test_chunks_of_precomputed_that_unpack_to_too_much(tmp_path, suffix, pack):
         (b"", "cannot be read as N5"),
         (HEADER + bytes(1023), "has 1,023 bytes where its shape .* needs 1,024"),
         (struct.pack(">HHIII", 0, 3, 2**31, 2**31, 4), "has the shape .*, more than"),
+        (
+            struct.pack(">HHIII", 0, 3, 16, 15, 4) + bytes(960),
+            r"has the shape \(4, 15, 16\), less than \(4, 16, 16\)",
+        ),
         (struct.pack(">HHIII", 2, 3, 16, 16, 4), "a block of mode 2"),
         (struct.pack(">HHIII", 0, 900, 16, 16, 4), "with 900 dimensions"),
     ],

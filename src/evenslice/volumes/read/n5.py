@@ -98,6 +98,14 @@ class N5Source(VoxelSource):
         shape, start = _header(content, len(index))
         if any(length > most for length, most in zip(shape, self.chunks, strict=True)):
             raise ValueError(f"block {name} has the shape {shape}, more than {self.chunks}")
+        least = tuple(
+            min(length, size - i * length)
+            for i, length, size in zip(index, self.chunks, self.shape, strict=True)
+        )
+        if any(length < needed for length, needed in zip(shape, least, strict=True)):
+            raise ValueError(
+                f"block {name} has the shape {shape}, less than {least}, which lie in the volume"
+            )
         size = math.prod(shape) * self.dtype.itemsize
         packed = content[start:]
         data = packed if self._codec is None else decompress(packed, self._codec, size)
