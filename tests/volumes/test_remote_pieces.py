@@ -318,6 +318,28 @@ def test_a_server_named_in_the_environment(web, folder, monkeypatch):
             assert "pa55word" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["br", "gzip", "zstd"])
+def test_however_a_server_encodes_its_page_it_says_that_a_chunk_is_missing(tmp_path, encoding, monkeypatch):
+    zarr.create_array(tmp_path / "a.zarr", data=IMAGE, chunks=(4, 16, 16))
+    (tmp_path / "a.zarr/c/0/0/0").unlink()
+    write_n5(tmp_path / "b.n5", IMAGE)
+    (tmp_path / "b.n5/0/0/0").unlink()
+
+    def send_error(self, status):
+        self.send_response(status)
+        self.send_header("Content-Encoding", encoding)
+        self.send_header("Content-Length", "3")
+        self.end_headers()
+        self.wfile.write(b"\x8b..")
+
+    monkeypatch.setattr(Handler, "send_error", send_error, raising=False)
+    with served(tmp_path) as address:
+        for name in ("a.zarr", "b.n5"):
+            found = open_volume(f"{address}/{name}")[:4, :16, :17]
+            assert not found[..., :16].any()
+            assert np.array_equal(found[..., 16], IMAGE[:4, :16, 16])
+
+
 def test_a_level_that_a_remote_n5_group_lacks(web):
     fails(f"n5://{web}/bucket/locked", r"has no level 9 \(no data set s9\)", errors.ConfigError, level=9)
 

@@ -150,7 +150,10 @@ def _response_class(most: int) -> Any:
                     raise ValueError(f"the server sends more than the {most:,} bytes that can be right")
                 if length < (time.monotonic() - started - READ_SECONDS) * SLOWEST:
                     raise TimeoutError(f"the server sends less than {SLOWEST:,} bytes a second")
-            content = _decoded(b"".join(pieces), self.headers.get("Content-Encoding", "identity"), most)
+            content = b"".join(pieces)
+            if self.status >= HTTPStatus.BAD_REQUEST:  # a page for people, however it is encoded
+                return content
+            content = _decoded(content, self.headers.get("Content-Encoding", "identity"), most)
             asked = self.request_info.headers.get("Range", "")
             return _cut(content, asked) if asked and self.status == HTTPStatus.OK else content
 
