@@ -6,6 +6,8 @@ import json
 import lzma
 import pickle
 import struct
+import threading
+import time
 import tracemalloc
 import zlib
 from contextlib import suppress
@@ -20,6 +22,7 @@ from zarr.codecs import BloscCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 from evenslice._core import errors
 from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read import zarr_guard, zarr_store
 from evenslice.volumes.read.unpacking import unpack, zstd_size
 from evenslice.volumes.write.writer import write_volume
 
@@ -180,6 +183,57 @@ def test_a_zstandard_frame_without_a_size():
 def test_rubbish_is_refused_or_left_to_the_decoder(name, packed):
     with suppress(ValueError, OSError, zlib.error, lzma.LZMAError):
         assert unpack(name, packed, 100) is None or len(unpack(name, packed, 100)) <= 100
+
+
+# Chunks in memory at once
+
+
+@pytest.mark.parametrize(
+    ("options", "fitting", "at_once"),
+    [
+        ({}, 0, 1),
+        ({}, 3, 3),
+        ({"zarr_format": 2}, 2, 2),
+        ({"shards": (6, 16, 16)}, 3, 1),
+        ({"shards": (6, 16, 16)}, 4, 2),
+    ],
+)
+def test_large_chunks_are_not_decoded_all_at_once(tmp_path, options, fitting, at_once, monkeypatch):
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, data=STACK[:, :32], chunks=(1, 8, 8), **options)
+    volume = open_volume(path)
+    monkeypatch.setattr(zarr_guard, "IN_FLIGHT", 128 * fitting + 127)
+    read, lock, reading, most = zarr_store.read_file, threading.Lock(), set(), [0]
+
+    def watched(*arguments):
+        with lock:
+            reading.add(threading.get_ident())
+            most[0] = max(most[0], len(reading))
+        time.sleep(0.005)
+        found = read(*arguments)
+        with lock:
+            reading.remove(threading.get_ident())
+        return found
+
+    monkeypatch.setattr(zarr_store, "read_file", watched)
+    assert same(volume, STACK[:, :32])
+    assert most[0] == at_once
+    assert zarr.config.get("async.concurrency") == 10
+    monkeypatch.setattr(zarr_guard, "IN_FLIGHT", 2**28)
+    volume[...]
+    assert most[0] > at_once
+
+
+def test_reads_in_several_threads_leave_the_limit_of_zarr_as_it_was():
+    limits = zarr_guard._Limits()
+    first, second = limits.at_most(3), limits.at_most(5)
+    first.__enter__()
+    second.__enter__()
+    assert zarr.config.get("async.concurrency") == 3
+    first.__exit__(None, None, None)
+    assert zarr.config.get("async.concurrency") == 5
+    second.__exit__(None, None, None)
+    assert zarr.config.get("async.concurrency") == 10
 
 
 # Pickles

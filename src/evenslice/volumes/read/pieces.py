@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Index = tuple[int, ...]
 
-__all__ = ["Pieces", "Span", "assemble", "read_json_object", "reads_at_once"]
+__all__ = ["IN_FLIGHT", "Pieces", "Span", "assemble", "read_json_object", "reads_at_once"]
 
 THREADS = 8
 """Most pieces that are fetched at once: a server answers several requests in the time of one."""
@@ -35,7 +35,7 @@ THREADS = 8
 _DECODING = min(4, available_cores())
 _WORTH = 2**20  # bytes of a piece in a file for which a thread pays
 
-_IN_FLIGHT = 2**28
+IN_FLIGHT = 2**28
 """Bytes that the pieces decoded at once may take, unless one takes more."""
 
 _LEAST = 2**25  # bytes that a server may send for less, as if it had not understood which part was asked for
@@ -232,7 +232,7 @@ def reads_at_once(size: int, *, remote: bool) -> int:
 
 
 def _within_memory(most: int, size: int) -> int:
-    return max(1, min(most, _IN_FLIGHT // max(size, 1)))
+    return max(1, min(most, IN_FLIGHT // max(size, 1)))
 
 
 def _wanted(part: slice) -> range:

@@ -14,7 +14,7 @@ from evenslice.volumes.read.checks import require_chunk
 from evenslice.volumes.read.metadata import letters, scaled_spacing
 from evenslice.volumes.read.remote import remote_store, reporting_network_errors
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.read.zarr_guard import LARGEST_INDEX, guarded
+from evenslice.volumes.read.zarr_guard import LARGEST_INDEX, few_chunks_at_once, guarded
 from evenslice.volumes.read.zarr_store import METADATA_BYTES, local_store
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class ZarrSource(VoxelSource):
         if isinstance(self._place.location, str) and self._process != os.getpid():
             # Connections do not survive a fork.
             self.array, self._process = ZarrSource(self._place).array, os.getpid()
-        with self._reaching():
+        with self._reaching(), few_chunks_at_once(self.array):
             return np.asarray(self.array[key])
 
 

@@ -1,21 +1,26 @@
 """Bounds on the memory that an untrusted Zarr array can take.
 
-Zarr decompresses a chunk to whatever size its bytes expand to. Here, it is never decompressed to more than its shape
-allows. (Codecs of Python objects, one of which unpickles, belong to data types that Zarr itself no longer reads.)
+Zarr decompresses a chunk to whatever size its bytes expand to, and ten of any size at once. Here, a chunk is never
+decompressed to more than its shape allows, and only as many are at once as fit into the memory. (Codecs of Python objects,
+one of which unpickles, belong to data types that Zarr itself no longer reads.)
 """
 
 from __future__ import annotations
 
 import math
+import threading
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from evenslice.volumes.read.pieces import IN_FLIGHT
 from evenslice.volumes.read.unpacking import unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
-__all__ = ["LARGEST_INDEX", "guarded"]
+__all__ = ["LARGEST_INDEX", "few_chunks_at_once", "guarded"]
 
 _SLACK_BYTES = 2**16
 _WIDEST = 8
@@ -23,6 +28,52 @@ _WIDEST = 8
 
 LARGEST_INDEX = 2**26
 """Size limit in bytes of the index of chunks in a shard."""
+
+_CONCURRENCY = "async.concurrency"
+
+
+class _Limits:
+    """Zarr's limit on what it reads at once, which is one for the process: the lowest that any read in progress needs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._before: int | None = None
+        self._needed: list[int] = []
+
+    @contextmanager
+    def at_most(self, number: int) -> Iterator[None]:
+        """Let Zarr read no more than a number of chunks at once, for the length of a block."""
+        import zarr
+
+        with self._lock:
+            if not self._needed:
+                self._before = zarr.config.get(_CONCURRENCY)
+            self._needed.append(number)
+            zarr.config.set({_CONCURRENCY: min(self._needed)})
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._needed.remove(number)
+                zarr.config.set({_CONCURRENCY: min(self._needed, default=self._before)})
+
+
+_limits = _Limits()
+
+
+def few_chunks_at_once(array: Any) -> AbstractContextManager[None]:
+    """Let Zarr decode only as many chunks of an array at once as fit into ``IN_FLIGHT`` bytes, for the length of a block.
+
+    Args:
+        array: a ``zarr.Array``.
+    """
+    import zarr
+
+    fitting = IN_FLIGHT // max(1, math.prod(array.chunks) * array.dtype.itemsize)
+    if array.shards:
+        fitting = math.isqrt(fitting)  # Zarr reads so many shards at once, and in each so many chunks
+    usual = zarr.config.get(_CONCURRENCY)
+    return nullcontext() if usual is not None and usual <= fitting else _limits.at_most(max(1, fitting))
 
 
 def guarded(array: Any, store: Any) -> Any:
