@@ -367,8 +367,14 @@ def test_requests_carry_no_credentials(web, google):
 
 def test_what_is_refused(web, google, tmp_path, monkeypatch):
     fails(f"{web}/bucket/none", "no array and no group is there, .* check the address and your credentials")
-    fails(f"precomputed://{web}/bucket/none", "has no file 'info'")
-    fails(f"n5://{web}/bucket/none", "is not an N5 data set")
+    for name in ("none", "locked-none"):
+        fails(
+            f"precomputed://{web}/bucket/{name}",
+            "has no file 'info', or the server forbids reading it; check",
+        )
+        fails(
+            f"n5://{web}/bucket/{name}", "is not an N5 data set, or the server forbids reading it; name one"
+        )
     fails("precomputed://folder", "precomputed:// stands before an address", errors.ConfigError)
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     fails("az://container/a.zarr", "set AZURE_STORAGE_ACCOUNT_NAME", errors.ConfigError)

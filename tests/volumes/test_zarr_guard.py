@@ -275,16 +275,41 @@ def test_objects(tmp_path):
 
 @pytest.mark.parametrize(
     "inner",
-    ["../../secret.zarr", "/etc", "..", "a/../../../secret.zarr", "file:///etc/x", "..\\..\\secret.zarr"],
+    [
+        "../../secret.zarr",
+        "..",
+        "a/../../../secret.zarr",
+        "file:///etc/x",
+        "..\\..\\secret.zarr",
+        "%2e%2e/%2E%2E/secret.zarr",  # of which a server makes dots
+        "..%2f..%2fsecret.zarr",
+        "0?version=1",
+        "0#1",
+        "",
+        "x" * 1000,
+        3,
+    ],
 )
 def test_levels_that_lead_out_of_the_image(tmp_path, inner):
     zarr.create_array(tmp_path / "secret.zarr", data=STACK)
-    group = zarr.open_group(tmp_path / "folder" / "a.zarr", mode="w")
+    write_levels(tmp_path / "folder" / "a.zarr", inner)
+    fails(f"{tmp_path}/folder/a.zarr", "of level 0 is none inside the image and is not read; name the array")
+
+
+@pytest.mark.parametrize("inner", ["0", "0/", "scale0/image"])
+def test_levels_inside_the_image(tmp_path, inner):
+    write_levels(tmp_path / "a.zarr", inner).create_array(inner.strip("/"), data=STACK)
+    assert same(open_volume(tmp_path / "a.zarr"), STACK)
+
+
+def write_levels(path, inner):
+    """Write the metadata of an image of one level; return its group."""
+    group = zarr.open_group(path, mode="w")
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": [{"axes": list("zyx"), "datasets": [{"path": inner}]}],
     }
-    fails(f"{tmp_path}/folder/a.zarr", "cannot be read as Zarr|is not an array", errors.EvensliceError)
+    return group
 
 
 def test_an_index_that_no_shard_can_have(tmp_path):

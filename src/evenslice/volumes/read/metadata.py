@@ -12,12 +12,29 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.units import Unit
 
-__all__ = ["is_sizes", "letters", "scaled_spacing"]
+__all__ = ["is_inside", "is_sizes", "letters", "scaled_spacing"]
 
 LARGEST_SIZE = 2**62
 """Size limit of an axis."""
 
 MOST_DIMENSIONS = 8
+LONGEST_PATH = 1000
+
+
+def is_inside(path: Any) -> TypeGuard[str]:
+    r"""Return whether a value is the path of a folder below another one, in a folder and at an address.
+
+    What has a meaning in addresses, such as a percent sign, could lead elsewhere there.
+
+    Example:
+        >>> is_inside("scales/0"), is_inside("../0"), is_inside("%2e%2e/0"), is_inside("https://host/0"), is_inside("/0")
+        (True, False, False, False, False)
+    """
+    return (
+        isinstance(path, str)
+        and len(path) < LONGEST_PATH
+        and all(part not in ("", ".", "..") and not set("\\\0?#%:") & set(part) for part in path.split("/"))
+    )
 
 
 def is_sizes(value: Any, count: int | None = None) -> TypeGuard[list[int]]:

@@ -219,6 +219,11 @@ def _no_dataset(pieces: Pieces) -> ConfigError | VolumeError:
                 break
     inside = f" (it holds {', '.join(listed)})" if listed else ""
     example = listed[0] if listed else "volumes/raw"
+    if pieces.remote:
+        return VolumeError(
+            f"{label}: is not an N5 data set, or the server forbids reading it; name one inside, as "
+            f"{label.rstrip('/')}/{example}, and check your credentials"
+        )
     return VolumeError(
         f"{label}: is not an N5 data set; name one inside, as {label.rstrip('/')}/{example}{inside}"
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, read_bounded
 from evenslice.volumes.read.checks import require_chunk
-from evenslice.volumes.read.metadata import is_sizes, scaled_spacing
+from evenslice.volumes.read.metadata import is_inside, is_sizes, scaled_spacing
 from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
 from evenslice.volumes.read.precomputed_chunks import ENCODINGS, PADDING, TYPES, Encoding
 from evenslice.volumes.read.precomputed_shards import Shards
@@ -60,7 +60,11 @@ class PrecomputedSource(VoxelSource):
         self._pieces = Pieces(place)
         info = read_json_object(self._pieces, INFO)
         if info is None:
-            raise VolumeError(f"{label}: has no file {INFO!r}; name the folder of a precomputed volume")
+            raise VolumeError(
+                f"{label}: has no file {INFO!r}, or the server forbids reading it; check the address and your credentials"
+                if self._pieces.remote
+                else f"{label}: has no file {INFO!r}; name the folder of a precomputed volume"
+            )
         scale = _scale(info, place.level, label)
         kind, channels = str(info.get("data_type")).lower()[:40], info.get("num_channels")
         if kind not in TYPES:
@@ -180,13 +184,12 @@ def _offset(scale: Mapping[str, Any], label: str) -> tuple[int, ...]:
 def _folder(scale: Mapping[str, Any], label: str) -> str:
     """Return the name of the folder of a scale, which lies in that of the volume."""
     key = scale.get("key")
-    parts = key.split("/") if isinstance(key, str) and len(key) < 1000 else [".."]
-    if any(part in ("", ".", "..") for part in parts) or any(set("\\\0?#%:") & set(part) for part in parts):
+    if not is_inside(key):
         raise VolumeError(
             f"{label}: the folder {str(key)[:60]!r} of a scale is none inside the volume's and is not read; name "
             "the folder of each scale relative to that of the volume"
         )
-    return "/".join(parts)
+    return key
 
 
 def _encoding(scale: Mapping[str, Any], channels: int, dtype: np.dtype[Any], label: str) -> Encoding:

@@ -11,7 +11,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, needs_extra, option
 from evenslice.volumes.read.checks import require_chunk
-from evenslice.volumes.read.metadata import letters, scaled_spacing
+from evenslice.volumes.read.metadata import is_inside, letters, scaled_spacing
 from evenslice.volumes.read.remote import remote_store, reporting_network_errors
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.zarr_guard import LARGEST_INDEX, few_chunks_at_once, guarded
@@ -88,7 +88,14 @@ class ZarrSource(VoxelSource):
             raise ConfigError(
                 f"{label}: has no level {level}; it has levels 0 to {len(datasets) - 1}, 0 the finest"
             )
-        array = group[datasets[level]["path"]]
+        path = datasets[level]["path"]
+        path = path.strip("/") if isinstance(path, str) else path
+        if not is_inside(path):
+            raise VolumeError(
+                f"{label}: the path {str(path)[:60]!r} of level {level} is none inside the image and is not read; name the "
+                "array of each level relative to the image"
+            )
+        array = group[path]
         if not isinstance(array, zarr.Array):
             raise VolumeError(
                 f"{label}: level {level} of its metadata is not an array; write the image again"
