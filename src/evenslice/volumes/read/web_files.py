@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies, proxy_bypass
 
 from evenslice._core import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["proxy_of", "web_files_class"]
 
 PAUSES = (0.5, 2.0)
 """Seconds before the second and the third attempt."""
 
-LONGEST_PAUSE = 10.0
-"""Most seconds that a server can ask for between two attempts."""
+BUSY_PAUSES = (0.5, 2.0, 8.0, 20.0)
+"""The same for a server that says that it is busy."""
 
+LONGEST_WAIT = 300.0
+"""Most seconds that a server can ask for between all attempts of a request; one that asks for more is not asked again."""
+
+_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _PASSING = (
+    *_BUSY,
     HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.INTERNAL_SERVER_ERROR,
     HTTPStatus.BAD_GATEWAY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 
@@ -42,15 +50,18 @@ def web_files_class() -> Any:
             super()._raise_not_found_for_status(response, url)
 
         async def _cat_file(self, url: str, start: Any = None, end: Any = None, **options: Any) -> Any:
-            for least in PAUSES:
+            attempt, waited = 0, 0.0
+            while True:
                 try:
                     return await super()._cat_file(url, start, end, **options)
                 except Exception as error:
-                    if not _may_pass(error):
+                    _forget_other_addresses(error, url)
+                    pause = _pause(error, attempt)
+                    waited += pause or 0
+                    if pause is None or waited > LONGEST_WAIT:
                         raise
-                    pause = _pause(error, least)
                 await asyncio.sleep(pause)
-            return await super()._cat_file(url, start, end, **options)
+                attempt += 1
 
     # So it lives as long as fsspec's own classes: aiohttp complains of sessions that end any earlier.
     register_implementation("evenslice", WebFiles, clobber=True)
@@ -69,10 +80,43 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, lost) and not isinstance(error, unreached)
 
 
-def _pause(error: Exception, least: float) -> float:
-    """Return how many seconds to wait after an error: longer than usual if the server asks for it."""
-    asked = str((getattr(error, "headers", None) or {}).get("Retry-After", ""))
-    return max(least, min(int(asked), LONGEST_PAUSE)) if re.fullmatch("[0-9]{1,6}", asked) else least
+def _pause(error: Exception, attempt: int) -> float | None:
+    """Return how many seconds to wait after a failed attempt, at least as many as the server asks for; None to give up."""
+    pauses = BUSY_PAUSES if getattr(error, "status", None) in _BUSY else PAUSES
+    if attempt >= len(pauses) or not _may_pass(error):
+        return None
+    return max(pauses[attempt], _asked_for(getattr(error, "headers", None) or {}))
+
+
+def _asked_for(headers: Mapping[str, str]) -> float:
+    """Return how many seconds a server asks to wait: a number of them, or the time by its own clock; 0 if it does not."""
+    stated = headers.get("Retry-After", "").strip()
+    if re.fullmatch("[0-9]{1,9}", stated):
+        return float(stated)
+    now = _time(headers.get("Date", "")) or datetime.now(UTC)
+    return max(0.0, ((_time(stated) or now) - now).total_seconds())
+
+
+def _time(stated: str) -> datetime | None:
+    """Return a time as HTTP writes it, None if it is none."""
+    try:
+        found = parsedate_to_datetime(stated)
+    except (ValueError, OverflowError):
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _forget_other_addresses(error: Exception, url: str) -> None:
+    """Let an error name the address that was asked for, not the proxy's or a redirect's, which can contain secrets."""
+    import aiohttp
+    from multidict import CIMultiDict, CIMultiDictProxy
+    from yarl import URL
+
+    if isinstance(error, aiohttp.ClientResponseError):
+        address = URL(url)
+        error.request_info = aiohttp.RequestInfo(address, "GET", CIMultiDictProxy(CIMultiDict()), address)
+        error.history = ()
+        error.args = (error.request_info, error.history)
 
 
 def proxy_of(address: str) -> str | None:
@@ -98,9 +142,19 @@ def proxy_of(address: str) -> str | None:
     if not stated or proxy_bypass(rest.partition("/")[0]):
         return None
     proxy = stated if "://" in stated else f"http://{stated}"
-    if not re.fullmatch(r"https?://[^\s/?#]+/?", proxy, re.IGNORECASE):
+    if not re.fullmatch(r"https?://[^\s/?#]+/?", proxy, re.IGNORECASE) or not _has_host(proxy):
         raise ConfigError(
             f"{protocol.upper()}_PROXY: names no HTTP proxy; set it to http://HOST:PORT, or list in NO_PROXY the "
             "hosts that are reached without it"
         )
     return proxy
+
+
+def _has_host(address: str) -> bool:
+    """Return whether aiohttp will take an address; where it does not, it repeats all of it."""
+    from yarl import URL
+
+    try:
+        return bool(URL(address).raw_host)
+    except ValueError:
+        return False
