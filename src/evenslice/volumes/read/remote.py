@@ -8,15 +8,13 @@ AWS_ENDPOINT_URL, ~/.aws) and are never stored.
 from __future__ import annotations
 
 import os
-import time
 from contextlib import contextmanager
 from functools import cache
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import EvensliceError, VolumeError, needs_extra, reason
 from evenslice.volumes.read.clouds import web_address
-from evenslice.volumes.read.unpacking import inflate
+from evenslice.volumes.read.web_answers import CONNECT_SECONDS, READ_SECONDS, session_options
 from evenslice.volumes.read.web_files import proxy_of, web_files_class
 from evenslice.volumes.read.zarr_store import require_size
 
@@ -25,16 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteFiles", "remote_store", "reporting_network_errors", "s3_connection"]
 
-CONNECT_SECONDS = 10
-READ_SECONDS = 60
 _METADATA = ("zarr.json", ".zgroup", ".zarray", "attributes.json", "info")
 _NOTHING_FOUND = (
     "GroupNotFoundError",
     "ArrayNotFoundError",
     "NodeNotFoundError",
 )  # of Zarr, in its several versions
-SLOWEST = 1024
-"""Bytes a second that a server must send on average, after the first ``READ_SECONDS``."""
 
 
 def remote_store(url: str, label: str, most: int, *, probe: bool = False) -> Any:
@@ -73,7 +67,8 @@ def _file_system(url: str, most: int, *, asynchronous: bool = False) -> tuple[An
             found: tuple[Any, str] = fsspec.url_to_fs(url, asynchronous=asynchronous, **_s3_options(url))
             return found
         address = web_address(url)
-        return web_files_class()(asynchronous=asynchronous, **_http_options(address, most)), address
+        options = {"client_kwargs": session_options(most), "proxy": proxy_of(address)}
+        return web_files_class()(asynchronous=asynchronous, **options), address
 
 
 class RemoteFiles:
@@ -118,68 +113,6 @@ def _store_class(label: str, most: int | None) -> Any:
             return found
 
     return Bounded
-
-
-def _http_options(address: str, most: int) -> dict[str, Any]:
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-    return {
-        "client_kwargs": {
-            "timeout": timeout,
-            "headers": {"Accept-Encoding": "identity"},  # chunks are compressed already
-            "auto_decompress": False,
-            "response_class": _response_class(most),
-        },
-        "proxy": proxy_of(address),
-    }
-
-
-@cache
-def _response_class(most: int) -> Any:
-    """Return a class of HTTP responses whose bodies are read, and decompressed, up to a number of bytes."""
-    import aiohttp
-
-    class Bounded(aiohttp.ClientResponse):
-        async def read(self) -> bytes:
-            started, length, pieces = time.monotonic(), 0, []
-            async for piece in self.content.iter_any():
-                pieces.append(piece)
-                length += len(piece)
-                if length > most:
-                    raise ValueError(f"the server sends more than the {most:,} bytes that can be right")
-                if length < (time.monotonic() - started - READ_SECONDS) * SLOWEST:
-                    raise TimeoutError(f"the server sends less than {SLOWEST:,} bytes a second")
-            content = b"".join(pieces)
-            if self.status >= HTTPStatus.BAD_REQUEST:  # a page for people, however it is encoded
-                return content
-            content = _decoded(content, self.headers.get("Content-Encoding", "identity"), most)
-            asked = self.request_info.headers.get("Range", "")
-            return _cut(content, asked) if asked and self.status == HTTPStatus.OK else content
-
-    # fsspec reuses connections with options of the same text.
-    Bounded.__qualname__ = f"Bounded to {most} bytes"
-    return Bounded
-
-
-def _cut(content: bytes, asked: str) -> bytes:
-    """Return the range of bytes that was asked for, of a whole file that a server sent instead."""
-    start, _, last = asked.removeprefix("bytes=").partition("-")
-    if not start:
-        return content[max(len(content) - int(last), 0) :]
-    return content[int(start) : int(last) + 1 if last else None]
-
-
-def _decoded(content: bytes, encoding: str, most: int) -> bytes:
-    """Undo the compression of an HTTP body, which some servers apply though they were asked not to."""
-    if encoding.lower() in ("identity", ""):
-        return content
-    if encoding.lower() not in ("gzip", "deflate"):
-        raise ValueError(f"the server sends data encoded as {encoding[:20]!r}")
-    unpacked = inflate(content, most + 1)
-    if len(unpacked) > most:
-        raise ValueError(f"the server sends more than the {most:,} bytes that can be right")
-    return unpacked
 
 
 def _s3_options(url: str) -> dict[str, Any]:
