@@ -22,6 +22,7 @@ from moto.server import ThreadedMotoServer
 from volume_checks import fails, same
 
 from evenslice._core import errors
+from evenslice.volumes import fingerprints
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
@@ -183,6 +184,33 @@ def test_what_is_said_about_them(web, bucket):
         assert fingerprint(open_volume(f"{address}/image.ome.zarr")) == first
         assert fingerprint(open_volume(f"{address}/plain.zarr")) != first
         assert take_slices(volume, 2, 4).path == f"{address}/image.ome.zarr[2:4]"
+
+
+def test_what_has_changed_between_the_first_and_the_last_chunk_is_noticed(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 255, (60, 16, 16), np.uint8)
+    array = zarr.create_array(tmp_path / "a.zarr", data=stack, chunks=(1, 16, 16))
+    with served(tmp_path) as address:
+        Handler.asked.clear()
+        before = fingerprint(open_volume(f"{address}/a.zarr"))
+        chunks = {name for name in Handler.asked if "/c/" in name}
+        assert 30 <= len(chunks) <= 34
+        assert fingerprint(open_volume(f"{address}/a.zarr")) == before
+        array[1:-1] = 255 - stack[1:-1]
+        assert fingerprint(open_volume(f"{address}/a.zarr")) != before
+
+
+def test_of_large_chunks_few_are_read_for_a_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprints, "SAMPLED_BYTES", 1000)
+    stack = np.ones((60, 16, 16), np.uint8)
+    zarr.create_array(tmp_path / "a.zarr", data=stack, chunks=(1, 16, 16))
+    with served(tmp_path) as address:
+        Handler.asked.clear()
+        fingerprint(open_volume(f"{address}/a.zarr"))
+        assert len([name for name in Handler.asked if "/c/" in name]) == 2 + 1000 // 256
+        monkeypatch.setattr(fingerprints, "SAMPLED_BYTES", 255)
+        Handler.asked.clear()
+        fingerprint(open_volume(f"{address}/a.zarr"))
+        assert len([name for name in Handler.asked if "/c/" in name]) == 2
 
 
 def test_a_bucket_without_credentials_is_read_anonymously(bucket, monkeypatch, tmp_path):

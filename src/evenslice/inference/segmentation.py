@@ -74,7 +74,9 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     """Segment a volume slice by slice, and write the labels, or the probability of each class.
 
     The network itself is left unchanged; a frozen copy runs. An interrupted run continues from the last finished block
-    when it is started again with the same arguments.
+    when it is started again with the same arguments. Of a volume at an address, a sample of chunks tells whether it has
+    changed meanwhile (see ``evenslice.volumes.fingerprint``), and a change elsewhere is not noticed: part of the result
+    would then come from the old voxels, part from the new ones.
 
     Args:
         model: maps (batch, slices, y, x) to logits (batch, classes, y, x). The record that ``neutralize`` left on it

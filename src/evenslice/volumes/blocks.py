@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
     Block = tuple[slice, slice, slice]
 
-__all__ = ["cut_axis", "find_nonfinite", "iterate_blocks", "run_end", "sample_stored", "sample_voxels"]
+__all__ = [
+    "cut_axis",
+    "find_nonfinite",
+    "iterate_blocks",
+    "run_end",
+    "sample_chunks",
+    "sample_stored",
+    "sample_voxels",
+]
 
 BLOCK_BYTES = 2**25
 # With a million voxels of EM, the 1st and 99th percentile are then within 1 % of the range.
@@ -172,6 +180,30 @@ def sample_stored(volume: Volume, voxels: int = 1_000_000, seed: int = 0) -> NDA
     return np.concatenate(_read_blocks(volume, blocks, chunks))
 
 
+def sample_chunks(volume: Volume, most: int, max_bytes: int, seed: int = 0) -> Iterator[NDArray[Any]]:
+    """Read whole chunks spread over a volume, in the order of z, y, x.
+
+    Args:
+        volume: the volume; without chunks, a slice counts as one.
+        most: largest number of chunks.
+        max_bytes: limit on their size in bytes; of chunks that are larger, none is read.
+        seed: the same seed reads the same chunks.
+
+    Yields:
+        The voxels of a chunk.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(np.arange(32).reshape(8, 2, 2))
+        >>> [int(chunk.min()) // 16 for chunk in sample_chunks(volume, most=2, max_bytes=1000)]
+        [0, 1]
+    """
+    chunks = _Axes.of(volume.shape, volume.chunks or (1, *volume.shape[1:]), None)
+    count = min(chunks.total, most, max_bytes // (math.prod(chunks.chunk) * volume.dtype.itemsize))
+    yield from _read_blocks(volume, chunks.spread(count, np.random.default_rng(seed)), chunks)
+
+
 @dataclass(frozen=True)
 class _Axes:
     """A volume divided along each axis into chunks, and these into parts; places are computed, not listed.
@@ -216,6 +248,14 @@ class _Axes:
         start = chunk * whole + inside * piece
         return slice(start, min(start + piece, (chunk + 1) * whole, self.shape[axis]))
 
+    def spread(self, count: int, generator: np.random.Generator) -> list[Block]:
+        """Return ``count`` parts, in the order of z: one from each of as many equal runs of the grid in C order."""
+        total = self.total
+        if not count:
+            return []
+        chosen = np.unique(np.floor((np.arange(count) + generator.random(count)) * (total / count)))
+        return [self.place(number) for number in sorted({min(int(place), total - 1) for place in chosen})]
+
     def number_of_chunk(self, block: Block) -> tuple[int, ...]:
         """Return the numbers along each axis of the chunk that a part lies in."""
         return tuple(part.start // whole for part, whole in zip(block, self.chunk, strict=True))
@@ -226,11 +266,8 @@ def _random_blocks(volume: Volume, voxels: int, generator: np.random.Generator) 
     chunk = volume.chunks or (1, *volume.shape[1:])
     block = _block_shape(chunk, max(1, voxels // SAMPLE_BLOCKS))
     axes = _Axes.of(volume.shape, chunk, block)
-    total = axes.total
-    count = min(total, -(-voxels * total // volume.size), MOST_BLOCKS)
-    # One block from each of `count` equal runs of the grid in C order: stratified along z.
-    chosen = np.unique(np.floor((np.arange(count) + generator.random(count)) * (total / count)))
-    return [axes.place(number) for number in sorted({min(int(place), total - 1) for place in chosen})]
+    count = min(axes.total, -(-voxels * axes.total // volume.size), MOST_BLOCKS)
+    return axes.spread(count, generator)
 
 
 def _read_blocks(volume: Volume, blocks: Sequence[Block], chunks: _Axes) -> list[NDArray[Any]]:

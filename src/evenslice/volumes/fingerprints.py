@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import open_regular
-from evenslice.volumes.blocks import sample_stored
+from evenslice.volumes.blocks import sample_chunks, sample_stored
 from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.places import files_under, holds_many
 from evenslice.volumes.views import reslice
@@ -28,6 +28,8 @@ PARTIAL = "sha256-partial"
 WHOLE_BYTES = 2**32
 END_BYTES = 2**26
 MOST_LISTED = 2**16
+SAMPLED_CHUNKS = 32  # a few seconds from most servers
+SAMPLED_BYTES = 2**26
 _PIECE_BYTES = 2**20
 
 
@@ -44,8 +46,8 @@ def fingerprint(volume: Volume) -> str:
         relative names, sizes and contents (a Zarr folder in order of file names); of an array, of its bytes in the
         order z, y, x. Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last 64 MiB; for
         an array of more than 4 GiB, or a folder of more than 65,536 files, the hash of format, shape, data type and
-        a sample of a million voxels; for an address, that of the address, format, shape, data type, and the first and
-        last chunk.
+        a sample of a million voxels; for an address, that of the address, format, shape, data type, the first and the
+        last chunk, and up to 32 chunks spread over the volume, of at most 64 MiB together.
 
     Raises:
         VolumeError: a file cannot be read.
@@ -130,13 +132,15 @@ def _fingerprint_of_files(volume: Volume, location: Path) -> str:
 
 
 def _fingerprint_of_voxels(volume: Volume, address: str) -> str:
-    """Hash the address, metadata and outermost chunks of a volume, without loading it whole."""
+    """Hash the address and metadata of a volume, its outermost chunks and some between, without loading it whole."""
     digest = hashlib.sha256(f"{address}\0{volume.format}\0{volume.shape}\0{volume.dtype.str}\0".encode())
     chunk = volume.chunks or volume.shape
     ends = zip(chunk, volume.shape, strict=True)
     last = tuple(slice((length - 1) // size * size, length) for size, length in ends)
     for window in (tuple(slice(0, size) for size in chunk), last):
         digest.update(volume[window].tobytes())
+    for voxels in sample_chunks(volume, SAMPLED_CHUNKS, SAMPLED_BYTES):
+        digest.update(voxels.tobytes())
     return f"{PARTIAL}:{digest.hexdigest()}"
 
 
