@@ -195,6 +195,14 @@ def test_a_required_verdict_decides_the_status(run, options, code):
     assert run(*AUDIT, "--volume", "good.tif", *options)[0] == code
 
 
+def test_an_inconclusive_audit_is_no_bias_to_fail_on_and_the_help_says_so(run, monkeypatch):
+    few = (*AUDIT, "--volume", "good.tif", "--strategy", "uniform", "--max-windows", "1")
+    code, out, _ = run(*few, "--fail-on-bias", "--json")
+    assert (code, json.loads(out)["verdict"]) == (0, "inconclusive")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "inconclusive passes (use --require" in run("audit", "--help")[1]
+
+
 @pytest.mark.parametrize("verdict", ["symmetric", "balanced"])
 def test_a_requirement_is_not_met_where_no_verdict_applies(run, verdict):
     source = ("--model", "my_networks:one_slice", "--weights", "none", "--max-windows", "8")

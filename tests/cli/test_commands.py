@@ -140,6 +140,20 @@ def test_completion_is_offered_in_the_help(run):
     assert "--show-completion" in out
 
 
+def test_the_help_of_the_program_shows_no_values_of_flags(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run("--help")
+    panel = out.partition("╭─ Options ")[2].partition("╰")[0]
+    assert re.findall(r"^│ (--\S+)(?: +-h)? {2,}[A-Z]", panel, re.MULTILINE) == [
+        "--debug",
+        "--version",
+        "--install-completion",
+        "--show-completion",
+        "--help",
+    ]
+    assert "<" not in panel
+
+
 @pytest.mark.parametrize(
     ("words", "offered"),
     [

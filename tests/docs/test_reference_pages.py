@@ -83,6 +83,22 @@ def test_the_page_of_a_command_has_its_options(reference):
     assert found == expected | {"--help"}
 
 
+def test_the_options_of_the_program_itself_are_on_the_page_of_commands():
+    from typer import Context
+    from typer.main import get_command
+
+    from evenslice.cli.app import app
+
+    program = get_command(app)
+    context = Context(program, **program.context_settings)
+    records = [option.get_help_record(context) for option in program.get_params(context)]
+    page = (DOCS / "reference" / "command-line.md").read_text()
+    rows = re.findall(r"^\| `(-[^`]+)` \| (.+) \|$", page, re.MULTILINE)
+    assert [names for names, _ in rows] == [names for names, _ in records]
+    for (_, text), (_, expected) in zip(rows, records, strict=True):
+        assert text.startswith(expected.rstrip("."))
+
+
 def test_the_options_of_a_configuration_are_all_there_once(reference):
     text = "\n".join(reference.configuration_lines(evenslice.StudyConfig))
     for section in ("training", "datasets", "arms", "audit", "primary"):

@@ -10,7 +10,7 @@ import traceback
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 import evenslice
 from evenslice._core import EvensliceError, printable, spelled_on_command_line, without_secrets
@@ -32,8 +32,21 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "run"]
 
+
+class _Group(TyperGroup):
+    """The program with its own options, all of them flags, which by themselves would be shown with ``<bool>``."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters = super().get_params(ctx)
+        for parameter in parameters:  # --help and those of completion among them, which Typer adds
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
 app = typer.Typer(
     name="evenslice",
+    cls=_Group,
     help="Find and remove the colour bias that RGB-pretrained networks carry into stacks of grayscale slices.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -106,7 +106,11 @@ def audit(
         int | None, options.measurement("Stop after this many windows.", metavar="N")
     ] = None,
     fail_on_bias: Annotated[
-        bool, options.measurement("Exit with status 1 if a verdict is biased.", "--fail-on-bias")
+        bool,
+        options.measurement(
+            "Exit with status 1 if a verdict is biased; inconclusive passes (use --require to refuse it).",
+            "--fail-on-bias",
+        ),
     ] = False,
     require: Annotated[
         Requirement | None,
