@@ -189,6 +189,7 @@ def _plain(text):
         ("docs/explanation/strategies.md", 8),
         ("docs/explanation/does-it-matter.md", 30),
         ("docs/how-to/slice-continuity.md", 3),
+        ("docs/how-to/thick-slices.md", 10),
     ],
 )
 def test_intervals_in_the_text_stand_on_the_results_page(page, number):
