@@ -10,7 +10,7 @@ import pytest
 
 import evenslice
 from evenslice._core import ProgressReport
-from evenslice.napari_plugin.network_choice import FromFile, FromLibrary
+from evenslice.napari_plugin.network_choice import FromFile, FromLibrary, random_parts
 from evenslice.neutralizing import save_network
 from evenslice.training import load_segmenter
 
@@ -192,6 +192,21 @@ def test_a_segmentation_is_that_of_segment_where_the_volume_lies(viewer, widget,
     assert plain(segment.status.value) == "Done; largest label: 1."
     assert np.array_equal(labels.scale, layer.scale)
     assert np.array_equal(labels.translate, layer.translate)
+
+
+def test_untrained_networks_are_said_to_be_random(viewer, widget, wait_for, volume):
+    segment, audit = widget("Segment"), widget("Audit a network")
+    viewer.add_image(volume, name="stack")
+    for panel, shown, message in (
+        (segment, "status", "The network is random; train it before you use these labels."),
+        (audit, "verdict", "The network was random in this audit"),
+    ):
+        panel.network.spec.value, panel.network.weights.value = "smp:Unet/tu-test_resnet", "none"
+        panel.start.changed.emit(True)
+        wait_for(lambda panel=panel: not panel.busy)
+        assert message in plain(getattr(panel, shown).value)
+    choice = FromLibrary("smp:Unet/tu-tf_efficientnet_lite0", "imagenet", 3, "pretrained")
+    assert random_parts(choice, choice.load()) == ("decoder", "segmentation_head")
 
 
 def test_a_file_of_weights_says_how_volumes_are_read(tmp_path):

@@ -12,13 +12,12 @@ from evenslice.auditing import audit, map_slice
 from evenslice.napari_plugin.job_widget import JobWidget, wrap
 from evenslice.napari_plugin.layers import position
 from evenslice.napari_plugin.map_layers import MapLayers
+from evenslice.napari_plugin.network_choice import random_parts
 from evenslice.report import audit_html
 from evenslice.training import asked_size
 from evenslice.volumes import Scaling, reslice
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import napari.viewer  # the annotation tells napari to pass its viewer
     from napari.layers import Image
     from torch import nn
@@ -33,10 +32,11 @@ __all__ = ["AuditWidget"]
 
 @dataclass(frozen=True)
 class _Audited:
-    """What was audited, for maps of further slices."""
+    """What was audited, for maps of further slices; ``random`` names parts of the network that had no weights."""
 
     audit: Audit
     network: Segmenter
+    random: tuple[str, ...]
     volume: Volume
     layer: Image
 
@@ -95,7 +95,7 @@ class AuditWidget(JobWidget):
 
     def _show_verdict(self, audited: _Audited) -> None:
         self._audited = audited
-        self.verdict.value = audit_html(audited.audit) + _note(audited.network.missing)
+        self.verdict.value = audit_html(audited.audit) + _note(audited)
         self._explain()
 
     def _explain(self) -> None:
@@ -118,11 +118,20 @@ class AuditWidget(JobWidget):
         self.explain.enabled = self._audited is not None
 
 
-def _note(missing: Sequence[str]) -> str:
-    """Say which parts of the audited network its file of weights lacks."""
-    if not missing:
-        return ""
-    return f"<p>The file of weights lacks {escape(', '.join(missing))}, which were random in this audit.</p>"
+def _note(audited: _Audited) -> str:
+    """Say which parts of the audited network were random."""
+    if missing := audited.network.missing:
+        return (
+            f"<p>The file of weights lacks {escape(', '.join(missing))}, which were random in this audit.</p>"
+        )
+    if audited.random:
+        what = (
+            "The network was"
+            if audited.random == ("*",)
+            else f"Untrained parts ({escape(', '.join(audited.random))}) were"
+        )
+        return f"<p>{what} random in this audit; for a verdict on trained answers, train it.</p>"
+    return ""
 
 
 def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
@@ -137,4 +146,4 @@ def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
         fill=network.fill,
         tile=asked_size(network.run),
     )
-    return _Audited(found, network, volume, layer)
+    return _Audited(found, network, random_parts(choice, network), volume, layer)

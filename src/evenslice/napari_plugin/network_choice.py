@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from evenslice._core import ConfigError
 from evenslice.inference import stated_reading
+from evenslice.networks import untrained_parts
 from evenslice.neutralizing import load_network
 from evenslice.training import Segmenter, load_segmenter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FromFile", "FromLibrary", "FromRun", "NetworkChoice"]
+__all__ = ["FromFile", "FromLibrary", "FromRun", "NetworkChoice", "random_parts"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ class FromFile:
 
 
 NetworkChoice = FromLibrary | FromRun | FromFile
+
+
+def random_parts(choice: NetworkChoice, network: Segmenter) -> tuple[str, ...]:
+    """Return the parts of a loaded network that are random, since the weights chosen for a library's have none for them."""
+    if not isinstance(choice, FromLibrary) or network.source is None:
+        return ()
+    return untrained_parts(choice.weights, network.source.random)
 
 
 def _check_chosen(path: Path, what: str) -> None:

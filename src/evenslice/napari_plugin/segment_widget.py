@@ -12,6 +12,7 @@ import numpy as np
 
 from evenslice.napari_plugin.job_widget import JobWidget
 from evenslice.napari_plugin.layers import mark, placement
+from evenslice.napari_plugin.network_choice import random_parts
 
 if TYPE_CHECKING:
     import napari.viewer  # the annotation tells napari to pass its viewer
@@ -49,16 +50,32 @@ class SegmentWidget(JobWidget):
         self.viewer.add_labels(labels.array, name=f"{layer.name} segmented", metadata=mark(), **where)
         if labels.folder is not None:
             self.viewer.layers.events.removed.connect(partial(_clean_up, labels))
-        self.say(f"Done; largest label: {labels.largest}.")
+        self.say(f"Done; largest label: {labels.largest}.{_note(labels.random)}")
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """Labels (z, y, x), the largest, and the temporary folder they lie in, which is removed with their layer or at the end."""
+    """Labels.
+
+    Attributes:
+        array: (z, y, x).
+        largest: the largest of them.
+        random: parts of the network that were random.
+        folder: the temporary folder they lie in, which is removed with their layer or at the end.
+    """
 
     array: NDArray[Any]
     largest: int
+    random: tuple[str, ...]
     folder: tempfile.TemporaryDirectory[str] | None
+
+
+def _note(random: tuple[str, ...]) -> str:
+    """Say which parts of the network were random, as they are until it is trained."""
+    if not random:
+        return ""
+    what = "The network is" if random == ("*",) else f"Parts of the network ({', '.join(random)}) are"
+    return f" {what} random; train it before you use these labels."
 
 
 def _clean_up(labels: _Labels, event: Event) -> None:
@@ -70,15 +87,16 @@ def _clean_up(labels: _Labels, event: Event) -> None:
 def _segment(choice: NetworkChoice, volume: Volume) -> _Labels:
     network = choice.load()
     network.need_all_weights()
+    random = random_parts(choice, network)
     folder = tempfile.TemporaryDirectory(prefix="evenslice-", ignore_cleanup_errors=True)
     out = Path(folder.name) / "labels.npy"
     network.segment(volume, out)
     if out.stat().st_size > IN_MEMORY:
         array = np.load(out, mmap_mode="r+")
-        return _Labels(array, _largest(array), folder)
+        return _Labels(array, _largest(array), random, folder)
     with folder:
         array = np.load(out)
-    return _Labels(array, _largest(array), None)
+    return _Labels(array, _largest(array), random, None)
 
 
 def _largest(labels: NDArray[Any]) -> int:
