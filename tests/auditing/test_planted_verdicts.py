@@ -272,10 +272,25 @@ def test_labels_show_what_a_lost_slice_costs():
     assert found.to_dict()["stress"]["losses"][1]["kind"] == "blank"
 
 
-@pytest.mark.parametrize("options", [{"target": "labels"}, {"label_values": [0, 255]}])
-def test_labels_that_are_needed_are_asked_for(options):
-    with pytest.raises(ConfigError, match="needs label volumes"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "labels"}, "target='labels' needs label volumes; give them as labels"),
+        ({"label_values": [0, 255]}, "label_values: has no effect without labels; give both"),
+        ({"other_labels": "background"}, "other_labels: has no effect without labels; give both"),
+    ],
+)
+def test_labels_that_are_needed_are_asked_for(options, message):
+    with pytest.raises(ConfigError, match=message):
         found_in(difference, **options)
+
+
+@pytest.mark.parametrize("target", ["predicted", "labels"])
+@pytest.mark.parametrize("values", [[0, 2, 7], [0, 0], [0]])
+def test_label_values_are_those_of_the_classes_of_the_network(target, values):
+    volume = np.random.default_rng(0).random((12, 32, 32))
+    with pytest.raises(ConfigError, match=r"label_values=\[.*\]: give a different value for each"):
+        found_in(foreground_alone(0.3), volume, labels=(volume > 0.5) * 2, label_values=values, target=target)
 
 
 def many_classes(count):

@@ -492,7 +492,7 @@ BAD = [
     ),
     (
         ["--volume", "good.tif", "--label-values", "0,255"],
-        r"--label-values needs label volumes; give them as --labels",
+        r"--label-values: has no effect without --labels; give both",
     ),
     (["--volume", "good.tif", "--seed", "-1"], r"--seed"),
     (["--volume", "good.tif", "--max-windows", "0"], r"error: --max-windows 0: must be at least 1"),

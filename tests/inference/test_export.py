@@ -339,8 +339,10 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         evenslice.export(network, tmp_path, to="onnx", step=0)
     with pytest.raises(ConfigError, match="fill=nan"):
         evenslice.export(network, tmp_path, to="onnx", fill=float("nan"))
-    with pytest.raises(ConfigError, match=r"label_values=\[1, 1\]: give a different integer"):
+    with pytest.raises(ConfigError, match=r"label_values=\[1, 1\]: give a different value for each class"):
         evenslice.export(network, tmp_path, to="onnx", label_values=(1, 1))
+    with pytest.raises(ConfigError, match=r"label_values=\[-1, 1\]: segment writes .* unsigned integers"):
+        evenslice.export(network, tmp_path, to="onnx", label_values=(-1, 1))
     for slices in (0, 4):
         with pytest.raises(ConfigError, match=f"slices={slices}: a window has an odd number"):
             evenslice.export(nn.Conv2d(4, 1, 1), tmp_path, to="onnx", slices=slices)

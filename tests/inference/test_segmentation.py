@@ -317,6 +317,14 @@ def test_labels_get_the_values_asked_for(tmp_path, image):
     np.testing.assert_array_equal(again[...], labels[...])
     with pytest.raises(ConfigError, match="for each of the 3 classes"):
         segment(network(), image, tmp_path / "other.npy", label_values=[0, 1])
+    for values in ([0, 1, -1], [0, 1, 2**32]):
+        with pytest.raises(ConfigError, match="segment writes these values as unsigned integers"):
+            segment(network(), image, tmp_path / "other.npy", label_values=values)
+    with pytest.raises(
+        ConfigError, match="label_values: has no effect with probabilities; omit one of the two"
+    ):
+        segment(network(), image, tmp_path / "other.npy", label_values=[0, 1, 2], probabilities=True)
+    assert not (tmp_path / "other.npy").exists()
 
 
 def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, small_blocks, monkeypatch):

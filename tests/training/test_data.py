@@ -10,7 +10,8 @@ from evenslice._core.errors import ConfigError, EvensliceError, VolumeError
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import fingerprints, open_data
 from evenslice.training.data_config import DataConfig, LabelledFiles
-from evenslice.volumes.labels import class_volume, index_classes
+from evenslice.volumes.label_values import LabelValues
+from evenslice.volumes.labels import index_classes
 from evenslice.volumes.opening import open_volume
 
 SHAPE = (40, 24, 32)
@@ -188,7 +189,7 @@ def test_label_values_of_no_class(error, folder, split):
 
 @pytest.mark.parametrize("value", [0.5, np.nan, -1, 2, 1e30])
 def test_real_labels_have_to_be_classes(value):
-    labels = class_volume(open_volume(np.array([[[0.0, 1.0, value]]])), 2)
+    labels = LabelValues().class_volume(open_volume(np.array([[[0.0, 1.0, value]]])), 2)
     with pytest.raises(VolumeError, match="holds the label value"):
         labels[...]
     assert labels[0, 0, :2].tolist() == [0, 1]
@@ -196,10 +197,10 @@ def test_real_labels_have_to_be_classes(value):
 
 def test_labels_of_any_data_type():
     for dtype in (bool, np.uint8, np.int16, np.uint64, np.float32):
-        labels = class_volume(open_volume(np.array([[[0, 1]]], dtype)), 2)
+        labels = LabelValues().class_volume(open_volume(np.array([[[0, 1]]], dtype)), 2)
         assert labels[...].tolist() == [[[0, 1]]]
     with pytest.raises(VolumeError, match="label value 18446744073709551615"):
-        class_volume(open_volume(np.array([[[2**64 - 1]]], np.uint64)), 2)[...]
+        LabelValues().class_volume(open_volume(np.array([[[2**64 - 1]]], np.uint64)), 2)[...]
 
 
 def test_a_class_without_a_pixel_in_training(error, folder):

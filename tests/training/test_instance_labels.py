@@ -13,7 +13,7 @@ from evenslice import ConfigError, TrainConfig
 from evenslice._core import as_config
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
-from evenslice.volumes import class_volume
+from evenslice.volumes import LabelValues
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def cells():
     """Numbers of cells that fill a volume, with 0 between some, and the boundary that is to be found."""
     coarse = np.random.default_rng(0).integers(0, 7, (24, 12, 12))
     numbers = np.kron(coarse, np.ones((1, 4, 4), int)).astype(np.uint32) * 1000
-    return numbers, class_volume(evenslice.open_volume(numbers), 2, instances="dense")[...]
+    return numbers, LabelValues(instances="dense").class_volume(evenslice.open_volume(numbers), 2)[...]
 
 
 class Bright(nn.Module):
@@ -38,7 +38,7 @@ def test_slice_windows_find_them(cells):
     assert torch.equal(labels, window[1].round().long())
     with pytest.raises(ConfigError, match="instances: has no effect without labels"):
         evenslice.SliceWindows(edges, instances="dense")
-    with pytest.raises(ConfigError, match="instances: gives 2 classes"):
+    with pytest.raises(ConfigError, match="instances='dense': gives 2 classes"):
         evenslice.SliceWindows(edges, numbers, instances="dense", classes=3)
 
 
@@ -52,7 +52,7 @@ def test_evaluate_and_audit_score_them(cells):
     assert found.stress.intact == 1
     with pytest.raises(ConfigError, match="instances: has no effect without labels"):
         evenslice.evaluate(Bright(), edges, stress=True, instances="dense")
-    with pytest.raises(ConfigError, match="instances needs label volumes"):
+    with pytest.raises(ConfigError, match="instances: has no effect without labels"):
         evenslice.audit(Bright(), edges, instances="dense")
 
 
@@ -68,7 +68,7 @@ def test_a_configuration_says_so(cells, tmp_path):
     assert np.array_equal(labels < 0, numbers == 1000)
     assert 0 < part.index.counts[1] < (edges == 1).sum()  # fewer, as there is none beside what is ignored
     for changes, message in (
-        ({"classes": 3}, "data.instances: 'dense': boundaries of objects need classes: 2"),
+        ({"classes": 3}, "data.instances: 'dense': gives 2 classes, inside and boundary, not 3"),
         ({"label_values": [0, 5]}, "data.instances: 'dense': object numbers are not class values"),
         (
             {"other_labels": "background"},

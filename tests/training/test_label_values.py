@@ -17,42 +17,50 @@ from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
 from evenslice.training.data_config import DataConfig
 from evenslice.training.lightning_module import SegmentationLoss
-from evenslice.volumes.labels import IGNORED, class_volume, index_classes
+from evenslice.volumes.boundaries import IGNORED
+from evenslice.volumes.label_values import LabelValues
+from evenslice.volumes.labels import index_classes
 from evenslice.volumes.opening import open_volume
 
 
-def classes(array, *arguments, **options):
-    return class_volume(open_volume(np.array(array)[None, None]), *arguments, **options)[0, 0].tolist()
+def classes(array, count, values=None, **options):
+    labels = LabelValues(label_values=values, **options)
+    return labels.class_volume(open_volume(np.array(array)[None, None]), count)[0, 0].tolist()
 
 
 def test_all_others_are_background():
-    assert classes([0, 5, 7, 90], 2, [0, 5], others="background") == [0, 1, 0, 0]
-    assert classes([3, 5, 7, 90], 3, [0, 5, 90], others="background") == [0, 1, 0, 2]
-    assert classes([0.0, 5.0, 7.0], 2, [0, 5], others="background") == [0, 1, 0]
-    assert classes([False, True], 2, [0, 5], others="background") == [0, 0]
+    assert classes([0, 5, 7, 90], 2, [0, 5], other_labels="background") == [0, 1, 0, 0]
+    assert classes([3, 5, 7, 90], 3, [0, 5, 90], other_labels="background") == [0, 1, 0, 2]
+    assert classes([0.0, 5.0, 7.0], 2, [0, 5], other_labels="background") == [0, 1, 0]
+    assert classes([False, True], 2, [0, 5], other_labels="background") == [0, 0]
 
 
 def test_what_is_ignored_is_of_no_class():
-    assert classes([0, 1, 255], 2, ignore=255) == [0, 1, IGNORED]
-    assert classes([0, 5, 7, 255], 2, [0, 5], others="background", ignore=255) == [0, 1, 0, IGNORED]
-    assert classes(np.array([0, 1, -1], np.int8), 2, ignore=-1) == [0, 1, IGNORED]
-    assert classes(np.array([0, 1], np.uint8), 2, ignore=-1) == [0, 1]
-    assert classes([0, 3, 7, 255], None, ignore=255) == [0, 3, 7, IGNORED]
+    assert classes([0, 1, 255], 2, ignore_label=255) == [0, 1, IGNORED]
+    assert classes([0, 5, 7, 255], 2, [0, 5], other_labels="background", ignore_label=255) == [
+        0,
+        1,
+        0,
+        IGNORED,
+    ]
+    assert classes(np.array([0, 1, -1], np.int8), 2, ignore_label=-1) == [0, 1, IGNORED]
+    assert classes(np.array([0, 1], np.uint8), 2, ignore_label=-1) == [0, 1]
+    assert classes([0, 3, 7, 255], None, ignore_label=255) == [0, 3, 7, IGNORED]
 
 
 @pytest.mark.parametrize(
     ("array", "options", "kind", "message"),
     [
         ([0, 1, 2], {}, VolumeError, "holds the label value 2.*other_labels='background'"),
-        ([0, 0.5], {"others": "background"}, VolumeError, "holds 0.5, which is not a label"),
+        ([0, 0.5], {"other_labels": "background"}, VolumeError, "holds 0.5, which is not a label"),
         ([0, 12345678], {}, VolumeError, "holds the label value 12345678, but"),
         ([0.0, 12345678.0], {}, VolumeError, "holds the label value 12345678, but"),
         (np.array([0, 2**64 - 1], np.uint64), {}, VolumeError, f"holds the label value {2**64 - 1}, but"),
         ([0, 1e30], {}, VolumeError, "holds the label value 1e\\+30, but"),
         (np.array([False, True]), {"values": [0, 255]}, VolumeError, "holds the label value 1, but"),
-        ([0, np.nan], {"others": "background"}, VolumeError, "holds nan, which is not a label"),
-        ([0, 1], {"others": "backgroud"}, ConfigError, "did you mean 'background'"),
-        ([0, 1], {"ignore": 1}, ConfigError, "ignore_label=1: is the value of class 1"),
+        ([0, np.nan], {"other_labels": "background"}, VolumeError, "holds nan, which is not a label"),
+        ([0, 1], {"other_labels": "backgroud"}, ConfigError, "did you mean 'background'"),
+        ([0, 1], {"ignore_label": 1}, ConfigError, "ignore_label=1: is the value of class 1"),
     ],
 )
 def test_what_cannot_be(array, options, kind, message):
@@ -75,7 +83,7 @@ def test_the_option_that_a_label_value_needs_is_named(array, options, remedy):
 
 
 def test_the_index_leaves_out_what_is_ignored():
-    labels = class_volume(open_volume(np.array([[[0, 1, 255, 1]]])), 2, ignore=255)
+    labels = LabelValues(ignore_label=255).class_volume(open_volume(np.array([[[0, 1, 255, 1]]])), 2)
     index = index_classes(labels, 2, keep=10)
     assert index.counts.tolist() == [1, 2]
     assert index.positions[1].tolist() == [1, 3]
@@ -182,7 +190,7 @@ def test_the_stress_of_an_audit_leaves_them_out():
     assert found.stress.intact == pytest.approx(whole.stress.intact, abs=0.02)
     with pytest.raises(ConfigError, match="ignore_label=255: the target 'labels' explains"):
         evenslice.audit(After(), image, labels=labels, target="labels", **given, **options)
-    with pytest.raises(ConfigError, match="ignore_label needs label volumes"):
+    with pytest.raises(ConfigError, match="ignore_label: has no effect without labels"):
         evenslice.audit(After(), image, ignore_label=255, **options)
 
 
@@ -214,7 +222,7 @@ def test_a_configuration_says_it_all(tmp_path):
     assert np.array_equal(part.labels[...], expected)
     assert part.index.counts.sum() == 8 * 12 * 16
     assert "plane: y" in to_yaml(as_config({"data": options}, TrainConfig))
-    with pytest.raises(ConfigError, match=r"data.ignore_label: 5: is the value of a class"):
+    with pytest.raises(ConfigError, match=r"data.ignore_label: 5: is the value of class 1"):
         as_config({"data": {**options, "ignore_label": 5}}, TrainConfig)
     with pytest.raises(ConfigError, match=r"data.plane: 'w': should be 'z', 'y' or 'x'"):
         as_config({"data": {**options, "plane": "w"}}, TrainConfig)
@@ -268,3 +276,15 @@ def test_train_segment_and_evaluate_along_another_axis_with_labels_that_do_not_c
     done = command("audit", *network, "--plane", "w")
     assert done.returncode == 2
     assert "--plane w: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [{"label_values": [0, 0.5]}, {"label_values": ["0", 1]}, {"ignore_label": 0.5}]
+)
+def test_labels_are_whole_numbers(options):
+    with pytest.raises(ConfigError, match="labels are whole numbers"):
+        LabelValues(**options)
+    assert LabelValues(label_values=np.array([0.0, 255.0]), ignore_label=np.uint8(7)).of_classes(2) == (
+        0,
+        255,
+    )

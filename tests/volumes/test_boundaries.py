@@ -12,7 +12,7 @@ from skimage.segmentation import find_boundaries
 
 from evenslice import open_volume
 from evenslice._core import ConfigError
-from evenslice.volumes import class_volume, index_classes, reslice, take_slices
+from evenslice.volumes import LabelValues, index_classes, reslice, take_slices
 from evenslice.volumes.boundaries import IGNORED
 
 BIG = 2**60  # neighbours of such numbers are equal as float64
@@ -29,7 +29,7 @@ def expected(slices):
 
 
 def boundaries(numbers, kind="sparse", **options):
-    return class_volume(open_volume(numbers), 2, instances=kind, **options)
+    return LabelValues(instances=kind, **options).class_volume(open_volume(numbers), 2)
 
 
 def test_boundaries_are_those_of_scikit_image(objects):
@@ -60,7 +60,7 @@ def test_every_other_voxel_has_the_boundaries_of_all(objects):
 @pytest.mark.parametrize("plane", ["z", "y", "x"])
 def test_boundaries_lie_in_the_slices_that_are_read(objects, plane):
     stored = reslice(open_volume(objects), plane)
-    assert np.array_equal(class_volume(stored, 2, instances="sparse")[...], expected(stored[...]))
+    assert np.array_equal(LabelValues(instances="sparse").class_volume(stored, 2)[...], expected(stored[...]))
 
 
 def test_parts_and_copies_are_views_too(objects):
@@ -93,7 +93,7 @@ def test_an_index_of_boundaries_decodes_each_chunk_once():
 
 
 def test_next_to_what_is_ignored_there_is_no_boundary():
-    found = boundaries(np.array([[[4, 4, 9, 5, 6, 0]]]), "dense", ignore=9)
+    found = boundaries(np.array([[[4, 4, 9, 5, 6, 0]]]), "dense", ignore_label=9)
     assert found[0, 0].tolist() == [0, 0, IGNORED, 1, 1, 1]
 
 
@@ -101,14 +101,18 @@ def test_next_to_what_is_ignored_there_is_no_boundary():
     ("options", "message"),
     [
         ({"instances": "dens"}, "instances='dens'.*'?dense'?"),
-        ({"instances": "dense", "values": [0, 5]}, r"label_values=\[0, 5\]: the labels number objects"),
         (
-            {"instances": "dense", "others": "background"},
-            "other_labels='background': the labels number objects",
+            {"label_values": [0, 5]},
+            "instances='dense': object numbers are not class values; omit label_values",
         ),
-        ({"instances": "dense", "classes": 3}, "instances: gives 2 classes, inside and boundary, not 3"),
+        (
+            {"other_labels": "background"},
+            "instances='dense': object numbers are not class values; omit other_labels",
+        ),
+        ({"classes": 3}, "instances='dense': gives 2 classes, inside and boundary, not 3"),
     ],
 )
 def test_errors_say_what_would_be_right(objects, options, message):
+    classes = options.pop("classes", 2)
     with pytest.raises(ConfigError, match=message):
-        class_volume(open_volume(objects), **{"classes": 2, **options})
+        LabelValues(**{"instances": "dense", **options}).class_volume(open_volume(objects), classes)

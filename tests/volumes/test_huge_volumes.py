@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from evenslice._core.errors import VolumeError
 from evenslice.volumes import blocks, fingerprints, scaling, windows
 from evenslice.volumes.fingerprints import fingerprint, modified
-from evenslice.volumes.labels import class_volume
+from evenslice.volumes.label_values import LabelValues
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.pieces import THREADS
 from evenslice.volumes.scaling import Scaling, fit_scaling
@@ -106,7 +106,7 @@ def test_what_is_made_of_a_remote_volume_has_its_fingerprint(server):
     parts = [
         take_slices(volume, 2, 40),
         take_region(volume, np.s_[0:8, 0:8, 0:8]),
-        class_volume(volume, None),
+        LabelValues().class_volume(volume, None),
     ]
     parts += [hold_in_memory(parts[1]), reslice(parts[0], "x")]
     assert {fingerprint(pickle.loads(pickle.dumps(part))) for part in parts} == {fingerprint(volume)}  # noqa: S301

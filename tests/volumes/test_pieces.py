@@ -20,7 +20,7 @@ from volume_checks import fails, same
 from evenslice._core import errors
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.info import describe_volume
-from evenslice.volumes.labels import class_volume
+from evenslice.volumes.label_values import LabelValues
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.pieces import assemble
 
@@ -215,7 +215,7 @@ def test_labels_of_64_bits(tmp_path):
     assert volume.dtype == np.uint64
     assert describe_volume(volume).classes[0][0] == 5
     values = np.unique(LABELS).tolist()
-    classes = class_volume(volume, len(values), values)
+    classes = LabelValues(label_values=values).class_volume(volume, len(values))
     assert np.array_equal(classes[3], np.searchsorted(values, LABELS[3]))
 
 

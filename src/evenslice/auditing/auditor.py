@@ -28,7 +28,7 @@ from evenslice.auditing.documents import Audit
 from evenslice.auditing.lost_slices import measure_loss
 from evenslice.auditing.measurer import Measurer
 from evenslice.auditing.measuring import measure_batches
-from evenslice.auditing.options import Computing, LabelValues, Sampling, check_thresholds
+from evenslice.auditing.options import Computing, Sampling, check_label_options, check_thresholds
 from evenslice.auditing.preparation import (
     check_method_of,
     choose_crop,
@@ -39,7 +39,7 @@ from evenslice.auditing.preparation import (
     open_volumes,
 )
 from evenslice.auditing.stopping import knows_enough
-from evenslice.auditing.targets import parse_target, resolve_target
+from evenslice.auditing.targets import count_classes, parse_target, resolve_target
 from evenslice.inference import BlackBox, choose_slices, make_ready
 from evenslice.networks import StemKernels, function_name
 from evenslice.neutralizing import record_of
@@ -51,7 +51,7 @@ from evenslice.results import (
     next_look,
     summarize,
 )
-from evenslice.volumes import WindowGrid, check_tile, fingerprint
+from evenslice.volumes import LabelValues, WindowGrid, check_tile, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,8 +188,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     thresholds = check_thresholds(Thresholds(tolerance, answer_tolerance, mismatch_tolerance, judged_share))
     computing = Computing(device, dtype, workers, scheduler, progress)
     target = parse_target(str(target))
-    values = LabelValues(label_values, other_labels, ignore_label, instances)
-    values.check(target, labelled=labels is not None)
+    values = LabelValues(
+        label_values=label_values, other_labels=other_labels, ignore_label=ignore_label, instances=instances
+    )
+    check_label_options(values, target, labelled=labels is not None)
     record = record_of(model) if isinstance(model, nn.Module) else None
     if slices is None:
         slices = choose_slices(model)
@@ -204,7 +206,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     network, _ = make_ready(model, slices, device=device, dtype=dtype, outputs=outputs, sent=sent)
     returned = network.prepare(slices, tile)
     target = resolve_target(target, returned)
-    opened = open_labels(labels, volumes, values)
+    opened = open_labels(labels, volumes, values, count_classes(returned))
     methods = choose_methods(network, method, slices, tile)
     crop = choose_crop(network, slices, tile)
     explained = opened if target == "labels" else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from evenslice.inference import StressedVolume, stress
 from evenslice.networks import logits
-from evenslice.volumes import IGNORED, class_volume, open_volume, reslice
+from evenslice.volumes import IGNORED, LabelValues, open_volume, reslice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,10 +49,9 @@ def measure_loss(
     """
     output = logits(returned)
     classes = max(output.shape[1], 2) if output.ndim > 1 else 2
+    known = LabelValues(ignore_label=IGNORED)
     volumes = [
-        StressedVolume(
-            take_middle(grid.volume), grid.scaling, class_volume(take_middle(part), classes, ignore=IGNORED)
-        )
+        StressedVolume(take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
         for grid, part in zip(grids, labels, strict=True)
     ]
     found = stress(

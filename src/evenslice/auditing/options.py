@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from evenslice._core import ConfigError, option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from evenslice.auditing.targets import Target
     from evenslice.results import Thresholds
+    from evenslice.volumes import LabelValues
 
-__all__ = ["Computing", "LabelValues", "Sampling", "check_thresholds"]
+__all__ = ["Computing", "Sampling", "check_label_options", "check_thresholds"]
 
 
 @dataclass(frozen=True)
@@ -52,32 +51,18 @@ class Computing:
     progress: bool | None
 
 
-@dataclass(frozen=True)
-class LabelValues:
-    """What the values in label volumes mean; see ``audit`` for the meaning of each."""
-
-    values: Sequence[int] | None = None
-    others: str = "error"
-    ignore: int | None = None
-    instances: str | None = None
-
-    def check(self, target: Target, *, labelled: bool) -> None:
-        """Raise ConfigError if there are no labels to which these would apply, or the target explains every pixel."""
-        given = {
-            "ignore_label": self.ignore is not None,
-            "other_labels": self.others != "error",
-            "label_values": self.values is not None,
-            "instances": self.instances is not None,
-        }
-        name = next((name for name, is_given in given.items() if is_given), None)
-        if not labelled and (target == "labels" or name):
-            asked = option("target", "labels") if target == "labels" else option(name or "")
-            raise ConfigError(f"{asked} needs label volumes; give them as {option('labels')}")
-        if self.ignore is not None and target == "labels":
-            raise ConfigError(
-                f"{option('ignore_label', self.ignore)}: the target 'labels' explains the class of every pixel; omit "
-                "one of the two"
-            )
+def check_label_options(values: LabelValues, target: Target, *, labelled: bool) -> None:
+    """Raise ConfigError if there are no labels that an audit needs, or options of labels have no effect in it."""
+    if not labelled and target == "labels":
+        raise ConfigError(f"{option('target', target)} needs label volumes; give them as {option('labels')}")
+    if not labelled:
+        values.refuse()
+    if values.ignore_label is not None and target == "labels":
+        raise ConfigError(
+            f"{option('ignore_label', values.ignore_label)}: the target 'labels' explains the class of every pixel; "
+            "omit one of the two"
+        )
+    values.check()
 
 
 def check_thresholds(thresholds: Thresholds) -> Thresholds:

@@ -11,13 +11,11 @@ from torch import nn
 from evenslice._core import ConfigError, ModelError, VolumeError, option
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.methods import check_method
-from evenslice.auditing.options import LabelValues
 from evenslice.inference import BlackBox, trial_windows
 from evenslice.networks import input_multiple, input_size
 from evenslice.results import MethodNames
 from evenslice.volumes import (
     check_tile,
-    class_volume,
     fit_scaling,
     fit_tile,
     open_labels as open_labels_of,
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.measurer import Network
     from evenslice.inference import ReadyNetwork, VolumeLike
-    from evenslice.volumes import Scaling, Volume
+    from evenslice.volumes import LabelValues, Scaling, Volume
 
     Function: TypeAlias = Callable[[Any], Any]
 
@@ -116,12 +114,15 @@ def _several(volume: VolumeLike | Sequence[VolumeLike]) -> Sequence[VolumeLike]:
 
 
 def open_labels(
-    labels: VolumeLike | Sequence[VolumeLike] | None, volumes: list[Volume], values: LabelValues
+    labels: VolumeLike | Sequence[VolumeLike] | None,
+    volumes: list[Volume],
+    values: LabelValues,
+    classes: int | None,
 ) -> list[Volume] | None:
-    """Open the label volumes, one for each volume, as class numbers.
+    """Open the label volumes, one for each volume, as the class numbers of a network; None if it states no number of classes.
 
     Raises:
-        ConfigError: their number is not that of the volumes.
+        ConfigError: their number is not that of the volumes, or the values do not suit the classes.
         VolumeError: one cannot be read, is not of integers, or does not have the shape of its volume.
     """
     if labels is None:
@@ -135,20 +136,7 @@ def open_labels(
     for label in opened:
         if not np.issubdtype(label.dtype, np.integer):
             raise VolumeError(f"{label.path}: labels of type {label.dtype}; class numbers must be integers")
-    if values == LabelValues():
-        return opened
-    count = None if values.values is None else len(values.values)
-    return [
-        class_volume(
-            label,
-            count,
-            values.values,
-            others=values.others,
-            ignore=values.ignore,
-            instances=values.instances,
-        )
-        for label in opened
-    ]
+    return [values.class_volume(label, classes) for label in opened]
 
 
 def choose_scalings(

@@ -19,7 +19,7 @@ from evenslice.networks import detections, logits, predicted_classes
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Score", "Target", "parse_target", "resolve_target"]
+__all__ = ["Score", "Target", "count_classes", "parse_target", "resolve_target"]
 
 Target = int | Literal["auto", "predicted", "labels", "sum"]
 """The output that is explained at each output pixel.
@@ -80,6 +80,24 @@ def resolve_target(target: Target, returned: Any) -> Target:
     if target != "sum" and not named:
         raise _no_classes(target, given)
     return target
+
+
+def count_classes(returned: Any) -> int | None:
+    """Return how many classes the output of a network has; None for class numbers, and for an output without classes.
+
+    Args:
+        returned: what the network returned, before ``evenslice.networks.logits`` reduces it.
+
+    Example:
+        >>> count_classes(torch.zeros(1, 3, 8, 8)), count_classes(torch.zeros(1, 1, 8, 8))
+        (3, 2)
+        >>> count_classes(torch.zeros(1, 8, 8)), count_classes(torch.zeros(1, 8, 8, dtype=torch.long))
+        (None, None)
+    """
+    if detections(returned) is not None:
+        return None
+    output = _plain(logits(returned))
+    return max(output.shape[1], 2) if output.is_floating_point() and _has_classes(output) else None
 
 
 def _no_classes(target: Target, given: str) -> ModelError:
@@ -153,7 +171,7 @@ class Score:
             raise _no_classes(self.target, f"{tuple(output.shape)}")
         if self.target in ("auto", "predicted"):
             return predicted_classes(output, dim=1)
-        count = max(output.shape[1], 2) if output.is_floating_point() else None
+        count = count_classes(output)
         if self.target == "labels":
             return _labels_for(output, self.labels, count)
         number = cast("int", self.target)

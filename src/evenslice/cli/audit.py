@@ -131,6 +131,8 @@ def audit(
     from evenslice.networks import find_function
     from evenslice.training import asked_size
 
+    if labels is None:
+        values.refuse()
     network, read = _of_source(
         source,
         network={**asdict(inputs), "classes": classes, "tie": tie},
@@ -139,7 +141,7 @@ def audit(
     )
     sliced = read.pop("plane", None)
     if labels is None:  # those of the run apply to labels, if any
-        read = {name: value for name, value in read.items() if getattr(values, name, value) is not None}
+        read = {name: value for name, value in read.items() if not hasattr(values, name)}
     if target == "labels" and values.ignore_label is None:  # this target has no pixels to ignore
         read.pop("ignore_label", None)
     with quiet(output.json), output.staged(out, AUDITS + RENDERED, AUDITS) as folder:

@@ -3,7 +3,7 @@
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -288,14 +288,10 @@ class LabelValues:
     ] = None
 
     def refuse(self) -> None:
-        """Raise ConfigError if an option is given although there are no labels."""
-        from evenslice._core import ConfigError, option
+        """Raise ConfigError if an option is given, as there are no labels to which it would apply."""
+        from evenslice.volumes import refuse_without_labels
 
-        for field in fields(self):
-            if getattr(self, field.name) is not None:
-                raise ConfigError(
-                    f"{option(field.name)}: has no effect without {option('labels')}; give both"
-                )
+        refuse_without_labels(**asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from evenslice.inference.stressing import MOST_SLICES, StressedVolume, StressTes
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
+    LabelValues,
     check_tile,
-    class_volume,
     fingerprint,
     fit_scaling,
     open_labels,
@@ -119,14 +119,12 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         >>> scores.dice, blank.kind, blank.before.loss.estimate, blank.after.loss.estimate
         (1.0, 'blank', 1.0, 0.0)
     """
+    values = LabelValues(
+        label_values=label_values, other_labels=other_labels, ignore_label=ignore_label, instances=instances
+    )
     if labels is None:
-        given = {
-            "other_labels": other_labels != "error",
-            "ignore_label": ignore_label is not None,
-            "instances": instances is not None,
-            "label_values": label_values is not None,
-        }
-        _refuse_labels_options(given, stress=stress)
+        _need_stress(stress=stress)
+        values.refuse()
     stress_slices = _check_stress_slices(stress_slices, stress=stress)
     volume = open_volume(volume)
     stored = None if labels is None else open_labels(labels, volume)
@@ -153,10 +151,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             **options,
         )
     else:
-        values = _check_values(label_values, classes)
-        known = class_volume(
-            stored, classes, values, others=other_labels, ignore=ignore_label, instances=instances
-        )
+        known = values.class_volume(stored, classes)
         index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted: none is chosen
         scores = score_parts(
             ready,
@@ -179,16 +174,13 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     )
 
 
-def _refuse_labels_options(given: dict[str, bool], *, stress: bool) -> None:
-    """Raise ConfigError if there is nothing to compare with without labels, or an option of theirs was given."""
+def _need_stress(*, stress: bool) -> None:
+    """Raise ConfigError if there is nothing to compare with without labels."""
     if not stress:
         raise ConfigError(
             f"nothing to compare the answers with; give {option('labels')}, or {option('stress')}, which "
             "compares with the intact answer"
         )
-    name = next((name for name, is_given in given.items() if is_given), None)
-    if name:
-        raise ConfigError(f"{option(name)}: has no effect without labels; give {option('labels')}")
 
 
 def _check_stress_slices(most: int | None, *, stress: bool) -> int:
@@ -199,15 +191,6 @@ def _check_stress_slices(most: int | None, *, stress: bool) -> int:
     if most is not None and most < 1:
         raise ConfigError(f"{option('stress_slices', most)}: must be at least 1")
     return MOST_SLICES if most is None else most
-
-
-def _check_values(values: Sequence[int] | None, classes: int) -> Sequence[int] | None:
-    if values is not None and (len(values) != classes or len(set(values)) < classes):
-        raise ConfigError(
-            f"{option('label_values', list(values))}: give a different value for each of the {classes} classes "
-            "of the network"
-        )
-    return values
 
 
 def _describe_network(network: Network, slices: int, step: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from evenslice.inference.segmentation_job import (
 from evenslice.inference.segmentation_run import run_blocks
 from evenslice.inference.unfinished import clear, place_of, working_in
 from evenslice.volumes import (
+    LabelValues,
     Volume,
     check_destination,
     check_tile,
@@ -94,7 +95,8 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         fill: the voxel value that replaces NaN and infinity.
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
             logits, or the sigmoid of a single one.
-        label_values: the voxel value of each class in the labels, integers of at least 0; by default 0, 1, 2 ...
+        label_values: the voxel value of each class in the labels, integers of at least 0; by default 0, 1, 2 ... Not with
+            ``probabilities``.
         tile: size (y, x) of the in-plane tiles, see ``predict``.
         batch: windows per forward pass, see ``predict``; fewer once memory runs out.
         device: "auto" (a GPU if available) or a PyTorch device name.
@@ -114,7 +116,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         VolumeError: the volume cannot be read, has too few slices, is constant or not finite, or changes meanwhile.
         ModelError: the network rejects the windows, or does not return a map of logits.
         OutputError: the output exists, is an input, cannot be written, or is being written by another process.
-        ConfigError: an option is out of range, or the scheduler does not answer.
+        ConfigError: an option is out of range or has no effect, or the scheduler does not answer.
         EvensliceError: a block killed every worker that took it.
 
     Example: a network that finds bright voxels.
@@ -131,6 +133,11 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         >>> labels.shape, labels[2, ::10, 0].tolist()
         ((4, 40, 40), [0, 1, 0, 0])
     """
+    values = LabelValues(label_values=label_values)
+    if probabilities and label_values is not None:
+        raise ConfigError(
+            f"{option('label_values')}: has no effect with {option('probabilities')}; omit one of the two"
+        )
     volume = open_volume(volume)
     root = place_of(out, scratch, shared=scheduler is not None)
     check_destination(out, volume, force=force)
@@ -138,6 +145,8 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     network, slices = make_ready(model, slices, device=device, dtype=dtype, sent=sent)
     tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
     classes, output = try_network(network, slices, tile)
+    values.check(classes)
+    values.check_written()
     job = Job(
         network=network,
         volume=volume,
@@ -147,7 +156,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         tile=tile,
         batch=batch,
         classes=classes,
-        values=None if probabilities else _check_values(label_values, classes),
+        values=None if probabilities else values.of_classes(classes),
         output=output,
         root=root,
     )
@@ -165,18 +174,6 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     if job.values:
         return open_volume(out)
     return _open_channel(out, classes - 1, reslice(volume, "z").shape)
-
-
-def _check_values(values: Sequence[int] | None, classes: int) -> tuple[int, ...]:
-    if values is None:
-        return tuple(range(classes))
-    values = [int(value) for value in values]
-    if len(values) != classes or len(set(values)) < classes or not 0 <= min(values) <= max(values) < 2**32:
-        raise ConfigError(
-            f"{option('label_values', values)}: give a different integer, 0 or more, for each of the {classes} "
-            "classes"
-        )
-    return tuple(values)
 
 
 def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool | None) -> None:

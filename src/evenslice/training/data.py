@@ -25,7 +25,6 @@ from evenslice.volumes import (
     LabelledVolume,
     Scaling,
     Volume,
-    class_volume,
     find_nonfinite,
     fingerprint,
     fit_scaling,
@@ -276,15 +275,7 @@ def _load(drafts: list[_Draft]) -> list[_Draft]:
 
 
 def _with_classes(draft: _Draft, config: DataConfig) -> _Draft:
-    classes = class_volume(
-        draft.labels,
-        config.classes,
-        config.label_values,
-        others=config.other_labels,
-        ignore=config.ignore_label,
-        instances=config.instances,
-    )
-    return replace(draft, labels=classes)
+    return replace(draft, labels=config.label_options.class_volume(draft.labels, config.classes))
 
 
 def _index(draft: _Draft, config: DataConfig, seed: int) -> ClassIndex:
@@ -303,7 +294,7 @@ def _check_classes(drafts: Sequence[_Draft], indices: Sequence[ClassIndex], conf
     for draft, index in zip(drafts, indices, strict=True):
         counts[draft.split] += index.counts
     for number in np.flatnonzero(counts["train"] == 0):
-        value = config.label_values[number] if config.label_values else number
+        value = config.label_options.of_classes(config.classes)[number]
         raise ConfigError(
             f"data.train: has no voxel of class {number} (label value {value}) in its slices; "
             "choose others, or make data.classes and data.label_values match the labels"

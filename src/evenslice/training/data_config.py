@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from evenslice._core import ConfigError, Section, needs_extra
 from evenslice.training.nnunet import nnunet_options
 from evenslice.training.option_types import FileOption, config_folder
+from evenslice.volumes import LabelValues
 
 with needs_extra("train", "a configuration"):
     from pydantic import (
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["DataConfig", "LabelledFiles", "NnunetFolder", "VolumeFile"]
+
+
+_OF_LABELS = tuple(field.name for field in fields(LabelValues))
 
 
 class VolumeFile(Section):
@@ -167,34 +172,17 @@ class DataConfig(Section):
             raise ValueError("the first value must be below the second")
         return intensity
 
-    @field_validator("label_values")
+    @field_validator("label_values", "instances", "ignore_label")
     @classmethod
-    def _one_for_each_class(
-        cls, values: tuple[int, ...] | None, info: ValidationInfo
-    ) -> tuple[int, ...] | None:
-        classes = info.data.get("classes", 2)
-        if values is not None and not len(set(values)) == len(values) == classes:
-            raise ValueError(f"give a different value for each of the {classes} classes")
-        return values
-
-    @field_validator("instances")
-    @classmethod
-    def _instead_of_classes(cls, instances: str | None, info: ValidationInfo) -> str | None:
-        if instances is None:
-            return None
-        if info.data.get("classes", 2) != 2:
-            raise ValueError("boundaries of objects need classes: 2, inside and boundary")
-        if info.data.get("label_values") is not None or info.data.get("other_labels", "error") != "error":
-            raise ValueError("object numbers are not class values; omit label_values and other_labels")
-        return instances
-
-    @field_validator("ignore_label")
-    @classmethod
-    def _of_no_class(cls, ignored: int | None, info: ValidationInfo) -> int | None:
-        values = info.data.get("label_values") or range(info.data.get("classes", 2))
-        if ignored in values and info.data.get("instances") is None:
-            raise ValueError("is the value of a class; give one that is of none")
-        return ignored
+    def _of_labels(cls, value: Any, info: ValidationInfo) -> Any:
+        """Check an option of labels together with those above it."""
+        above = {name: info.data[name] for name in _OF_LABELS if name in info.data}
+        try:
+            LabelValues(**above | {info.field_name: value}).check(info.data.get("classes"))
+        except ConfigError as error:
+            # Those above were right, so it is this option, and pydantic itself says which it is.
+            raise ValueError(str(error).partition(": ")[2]) from error
+        return value
 
     @field_validator("boundaries")
     @classmethod
@@ -202,6 +190,11 @@ class DataConfig(Section):
         if boundaries and info.data.get("classes", 2) != 2:
             raise ValueError("boundaries need classes: 2, inside and boundary")
         return boundaries
+
+    @property
+    def label_options(self) -> LabelValues:
+        """What the values in label files mean."""
+        return LabelValues(**{name: getattr(self, name) for name in _OF_LABELS})
 
     def with_root(self) -> Self:
         """Return a data set whose files are found wherever its configuration is written: in the current folder by default.

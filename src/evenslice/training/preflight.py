@@ -64,12 +64,12 @@ def check_data(config: TrainConfig, data: Data) -> None:
     Raises:
         ConfigError: there are none, or it cannot.
     """
-    values = config.data.label_values
-    if config.training.task == "segmentation" and values and not 0 <= min(values) <= max(values) < 2**32:
-        raise ConfigError(
-            f"data.label_values: {list(values)}: segment writes these values as unsigned integers; replace those below 0 "
-            "or above 4294967295 in the label files"
-        )
+    if config.training.task == "segmentation":
+        try:
+            config.data.label_options.check_written()
+        except ConfigError as error:
+            text = error.render(lambda name, value: spelled_in_configuration(f"data.{name}", value))
+            raise ConfigError(text) from error
     for name, needed in (("patience", config.training.patience), ("keep", config.training.keep == "best")):
         if needed and not data.validation:
             raise ConfigError(

@@ -71,7 +71,10 @@ class Segmenter:
         self._need_segmentation()
         if options.get("probabilities"):
             self._need_probabilities()
-        return segment(self.network, reslice(volume, self.plane), out, **self._own, **options)
+        own = self._own
+        if options.get("probabilities"):
+            del own["label_values"]
+        return segment(self.network, reslice(volume, self.plane), out, **own, **options)
 
     def evaluate(self, volume: Volume, labels: Volume | None = None, **options: Any) -> Evaluation:
         """Evaluate the network on a volume; the other options are those of ``evenslice.evaluate``.

@@ -20,13 +20,14 @@ from evenslice.training.crops import CropDataset
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
+    LabelValues,
     Scaling,
-    class_volume,
     fit_scaling,
     hold_small,
     index_classes,
     open_labels,
     open_volume,
+    refuse_without_labels,
 )
 
 if TYPE_CHECKING:
@@ -132,21 +133,22 @@ class SliceWindows(CropDataset):
         seed: int = 0,
     ) -> None:
         _check(crop, foreground, length, labelled=labels is not None)
+        values = LabelValues(
+            label_values=label_values,
+            other_labels=other_labels,
+            ignore_label=ignore_label,
+            instances=instances,
+        )
         if labels is None:
-            _refuse(
-                classes=classes,
-                label_values=label_values,
-                other_labels=None if other_labels == "error" else other_labels,
-                ignore_label=ignore_label,
-                instances=instances,
-            )
+            refuse_without_labels(classes=classes)
+            values.refuse()
         if scaling is not None and (intensity is not None or fill is not None):
             raise ConfigError(
                 f"{option('intensity')} and {option('fill')} have no effect with {option('scaling')}; give one or the other"
             )
         record = _record(model, record)
         self.slices = _slices(slices, record)
-        self.classes = _classes(classes, label_values)
+        self.classes = _classes(classes, values)
         volumes = [open_volume(item) for item in _several(volume)]
         stored = None if labels is None else _open_all(labels, volumes)
         held = hold_small([*volumes, *(stored or ())])
@@ -156,17 +158,7 @@ class SliceWindows(CropDataset):
             if scaling is None
             else _scalings(scaling, len(volumes))
         )
-        maps: list[Volume | None] = [
-            class_volume(
-                item,
-                self.classes,
-                label_values,
-                others=other_labels,
-                ignore=ignore_label,
-                instances=instances,
-            )
-            for item in stored or ()
-        ]
+        maps: list[Volume | None] = [values.class_volume(item, self.classes) for item in stored or ()]
         keep = POSITIONS // len(volumes) if foreground else 0
         parts = [
             _part(image, classed, own, self.classes, keep, seed)
@@ -214,13 +206,6 @@ def _check(crop: tuple[int, int] | None, foreground: float, length: int | None, 
         raise ConfigError(f"{option('length', length)}: must be at least 1")
 
 
-def _refuse(**given: Any) -> None:
-    """Raise ConfigError for the first option that is given although there are no labels to which it would apply."""
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(f"{option(name)}: has no effect without labels; give {option('labels')}")
-
-
 def _record(model: nn.Module | None, record: Record | None) -> Record | None:
     if model is None:
         return record
@@ -243,16 +228,11 @@ def _slices(slices: int | None, record: Record | None) -> int:
     return slices
 
 
-def _classes(classes: int | None, values: Sequence[int] | None) -> int:
-    if classes is None:
-        classes = 2 if values is None else len(values)
-    count = classes
+def _classes(classes: int | None, values: LabelValues) -> int:
+    count = len(values.label_values or (0, 1)) if classes is None else classes
     if count < 2:
         raise ConfigError(f"{option('classes', count)}: at least 2, background included")
-    if values is not None and not len(set(values)) == len(values) == count:
-        raise ConfigError(
-            f"{option('label_values', list(values))}: give a different value for each of the {count} classes"
-        )
+    values.check(count)
     return count
 
 

@@ -14,7 +14,7 @@ from evenslice._core import ConfigError, option
 from evenslice.inference.exporting.whole_network import gives_map
 from evenslice.inference.ready_network import input_scaling
 from evenslice.neutralizing import record_of
-from evenslice.volumes import PERCENTILES, Scaling, check_window
+from evenslice.volumes import PERCENTILES, LabelValues, Scaling, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,25 +148,24 @@ def describe(  # noqa: PLR0913  # what ``export`` takes, by name
     low, high = (0, 1) if intensity is None else intensity
     Scaling(low, high, fill=fill)  # checks them
     check_window(3 if slices is None else slices, step, "reflect")
-    if label_values is not None and (
-        len(set(label_values)) < len(label_values) or min(label_values, default=-1) < 0
-    ):
-        raise ConfigError(
-            f"{option('label_values', list(label_values))}: give a different integer, 0 or more, for each class"
-        )
+    values = LabelValues(label_values=label_values)
+    values.check()
     if plane not in PLANES:
         raise ConfigError(f"{option('plane', plane)}: must be one of {', '.join(PLANES)}")
     count = record.slices if record is not None else slices or 3
     mean, std = input_scaling(model, count)
+    task = "segmentation" if gives_map(model, count) else "classification"
+    if task == "segmentation":
+        values.check_written()
     return Description(
-        task="segmentation" if gives_map(model, count) else "classification",
+        task=task,
         slices=count,
         step=step,
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
         intensity=None if intensity is None else (float(intensity[0]), float(intensity[1])),
         fill=None if fill is None else float(fill),
-        label_values=None if label_values is None else tuple(map(int, label_values)),
+        label_values=None if values.label_values is None else tuple(values.label_values),
         plane=plane,
         record=None if record is None else record.to_dict(),
         source=None if source is None else source.to_dict() | {"weights": None},  # a path on this machine

@@ -1,0 +1,218 @@
+"""What the values of labels mean: the class of each, what all others are, what does not count, and numbered objects.
+
+labels = LabelValues(label_values=[0, 255], ignore_label=128).class_volume(open_volume("mask.tif"), 2)
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option
+from evenslice.volumes.boundaries import IGNORED, Instances, boundary_volume
+from evenslice.volumes.views import map_voxels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.volume import Volume
+
+__all__ = ["LabelValues", "OtherLabels", "refuse_without_labels"]
+
+OtherLabels = Literal["error", "background"]
+"""What label values are that belong to no class: an error, or class 0."""
+
+_MOST_NUMBERED = 31  # larger values, such as 255, are rather those of few classes than the number of a class
+_LARGEST_WRITTEN = 2**32 - 1
+
+
+def refuse_without_labels(**options: Any) -> None:
+    """Raise ConfigError for the first option that is not None, as there are no labels to which it would apply.
+
+    Example:
+        >>> refuse_without_labels(label_values=None, ignore_label=255)
+        Traceback (most recent call last):
+        ...
+        evenslice.ConfigError: ignore_label: has no effect without labels; give both
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{option(name)}: has no effect without {option('labels')}; give both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelValues:
+    """What the values of labels mean; fields are named as the arguments of ``evaluate``, ``audit`` and ``SliceWindows``.
+
+    Attributes:
+        label_values: the value of each class; None for 0, 1, 2 ...
+        other_labels: what all other values are: "error", or "background", which is class 0.
+        ignore_label: the value of voxels that do not count, whose class is ``IGNORED``; None if all count.
+        instances: "sparse" or "dense" if the values number objects, whose boundaries are class 1; see
+            ``boundary_volume``.
+
+    Raises:
+        ConfigError: a value is not a whole number.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> stored = open_volume(np.array([[[0, 255, 7]]], np.uint8))
+        >>> LabelValues(label_values=[0, 255], ignore_label=7).class_volume(stored, 2)[0].tolist()
+        [[0, 1, -100]]
+        >>> LabelValues(label_values=[0, 7], other_labels="background").class_volume(stored, 2)[0].tolist()
+        [[0, 0, 1]]
+    """
+
+    label_values: Sequence[int] | None = None
+    other_labels: str = "error"
+    ignore_label: int | None = None
+    instances: str | None = None
+
+    def __post_init__(self) -> None:
+        values, ignored = self.label_values, self.ignore_label
+        if values is not None:
+            whole = tuple(_whole("label_values", values, value) for value in values)
+            object.__setattr__(self, "label_values", whole)
+        if ignored is not None:
+            object.__setattr__(self, "ignore_label", _whole("ignore_label", ignored, ignored))
+
+    def refuse(self) -> None:
+        """Raise ConfigError if an option is given, as there are no labels to which it would apply."""
+        others = None if self.other_labels == "error" else self.other_labels
+        refuse_without_labels(**{**asdict(self), "other_labels": others})
+
+    def check(self, classes: int | None = None) -> None:
+        """Raise ConfigError if the options contradict each other, or do not suit the number of classes, if that is known."""
+        if self.other_labels not in get_args(OtherLabels):
+            raise ConfigError(
+                f"{option('other_labels', self.other_labels)}: "
+                f"{did_you_mean(self.other_labels, get_args(OtherLabels))}"
+            )
+        values = self.label_values
+        if values is not None:
+            count = max(len(values), 1) if classes is None else classes
+            if not len(set(values)) == len(values) == count:
+                each = "each class" if classes is None else f"each of the {classes} classes"
+                raise ConfigError(f"{option('label_values', values)}: give a different value for {each}")
+        if self.instances is not None:
+            self._check_instances(classes)
+        elif self.ignore_label in (known := self.of_classes(classes)):
+            raise ConfigError(
+                f"{option('ignore_label', self.ignore_label)}: is the value of class "
+                f"{known.index(self.ignore_label)}; give one that is of none"
+            )
+
+    def check_written(self) -> None:
+        """Raise ConfigError if a segmentation, whose voxels are unsigned integers, cannot hold the values of the classes."""
+        values = self.label_values
+        if values and not 0 <= min(values) <= max(values) <= _LARGEST_WRITTEN:
+            raise ConfigError(
+                f"{option('label_values', values)}: segment writes these values as unsigned integers; replace "
+                f"those below 0 or above {_LARGEST_WRITTEN}, in the labels too"
+            )
+
+    def class_volume(self, stored: Volume, classes: int | None) -> Volume:
+        """Return the volume of classes, 0 to ``classes`` - 1, of stored label values.
+
+        Args:
+            stored: label values, whole numbers of any data type.
+            classes: number of classes; None for as many as ``label_values`` or, without these, for class numbers that
+                are not checked.
+
+        Returns:
+            A volume of int64, which raises VolumeError on reading a value of no class.
+
+        Raises:
+            ConfigError: see ``check``; or all others are background, but there are no classes to be other than.
+        """
+        self.check(classes)
+        if self.instances is not None:
+            return boundary_volume(stored, self.instances, ignore=self.ignore_label)
+        known, lenient = self.of_classes(classes), self.other_labels == "background"
+        if lenient and not known:
+            raise ConfigError(
+                f"{option('other_labels', self.other_labels)}: others than which? give "
+                f"{option('label_values', [0, 5])}, too"
+            )
+        return map_voxels(stored, _ClassMap(stored.path, known, lenient, self.ignore_label), np.int64)
+
+    def of_classes(self, classes: int | None) -> tuple[int, ...]:
+        """Return the value of each class; none if neither the values nor the number of classes are known."""
+        return tuple(range(classes or 0) if self.label_values is None else self.label_values)
+
+    def _check_instances(self, classes: int | None) -> None:
+        """Raise ConfigError if numbered objects are to have other classes than inside and boundary."""
+        given = option("instances", self.instances)
+        if self.instances not in get_args(Instances):
+            raise ConfigError(f"{given}: {did_you_mean(self.instances, get_args(Instances))}")
+        if classes not in {None, 2}:
+            raise ConfigError(f"{given}: gives 2 classes, inside and boundary, not {classes}")
+        if self.label_values is not None or self.other_labels != "error":
+            other = "other_labels" if self.label_values is None else "label_values"
+            raise ConfigError(f"{given}: object numbers are not class values; omit {option(other)}")
+
+
+def _whole(name: str, given: Any, value: Any) -> int:
+    try:
+        if int(value) == value:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ConfigError(f"{option(name, given)}: labels are whole numbers")
+
+
+@dataclass(frozen=True)
+class _ClassMap:
+    """Maps stored values to class numbers."""
+
+    path: str
+    values: tuple[int, ...]
+    lenient: bool = False
+    ignore: int | None = None
+
+    def __call__(self, stored: NDArray[Any]) -> NDArray[np.int64]:
+        classes, known = self._classes(stored)
+        if self.ignore is not None:
+            ignored = stored == self.ignore
+            classes[ignored] = IGNORED
+            known = known | ignored
+        wrong = ~known
+        if self.lenient:
+            classes[wrong] = 0
+            # A fraction is no label at all, nor is NaN.
+            wrong = wrong & (np.floor(stored) != stored) if stored.dtype.kind == "f" else np.zeros_like(wrong)
+        if wrong.any():
+            raise self._wrong(stored[wrong].flat[0].item())
+        return classes
+
+    def _classes(self, stored: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the class of each value, and whether it has one."""
+        if not self.values:
+            return stored.astype(np.int64), np.ones(stored.shape, bool)
+        order = np.argsort(self.values)
+        rising = np.array(self.values)[order]
+        place = np.searchsorted(rising, stored).clip(max=len(rising) - 1)
+        classes: NDArray[np.int64] = order[place]
+        return classes, rising[place] == stored
+
+    def _wrong(self, value: float) -> VolumeError:
+        shown = f"{value:g}" if value % 1 else str(+value).removesuffix(".0")  # whole numbers in full
+        if self.lenient:
+            return VolumeError(f"{self.path}: holds {shown}, which is not a label; labels are whole numbers")
+        return VolumeError(
+            f"{self.path}: holds the label value {shown}, but the {len(self.values)} classes have the values "
+            f"{', '.join(map(str, self.values))}; set {self._remedy(value)}, or take others as "
+            f"{option('other_labels', 'background')}"
+        )
+
+    def _remedy(self, value: float) -> str:
+        """Name the option under which a value would be that of a class."""
+        if value % 1:  # or NaN
+            return option("label_values")
+        if self.values == tuple(range(len(self.values))) and 0 < value <= _MOST_NUMBERED:
+            return option("classes", int(value) + 1)
+        return option("label_values", [*self.values[:-1], int(value)])
