@@ -10,8 +10,8 @@ import pytest
 
 from evenslice.cli import main
 from evenslice.inference import stated_reading
-from evenslice.neutralizing import load_network, save_network
-from evenslice.training import reading_options
+from evenslice.neutralizing import Reading, load_network, save_network
+from evenslice.training import find_reading
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 SPEC = "smp:Unet/tu-test_resnet?encoder_depth=2&decoder_channels=[4,4]"
@@ -60,7 +60,7 @@ def trained(tmp_path):
 def test_a_symmetrized_run_reads_volumes_as_the_run_does(trained, tmp_path, run):
     fair = tmp_path / "fair.safetensors"
     run("symmetrize", "--run", trained, "--out", fair)
-    assert stated_reading(SPEC, str(fair)) == READING
+    assert stated_reading(SPEC, str(fair)) == Reading.of(**READING)
     volume = tmp_path / "volume.npy"
     np.save(volume, np.random.default_rng(0).integers(0, 255, (32, 14, 32), dtype=np.uint8))
     audit = ["audit", "--volume", volume, "--max-windows", 8, "--json"]
@@ -77,7 +77,7 @@ def test_what_a_file_of_weights_says_of_volumes_is_carried_on(tmp_path, run, com
     save_network(model, fair, record=record, source=source, reading=READING)
     strategy = ["--strategy", "pretrained"] if command == "neutralize" else []
     run(command, "--model", SPEC, "--weights", fair, *strategy, "--out", fairer)
-    assert stated_reading(SPEC, str(fairer)) == READING
+    assert stated_reading(SPEC, str(fairer)) == Reading.of(**READING)
 
 
 def test_the_run_does_not_say_what_the_target_labels_ignores(trained, tmp_path, run):
@@ -97,8 +97,8 @@ def test_values_of_classes_take_the_place_of_numbered_objects(trained):
         .replace('other_labels: "background"', "instances: sparse")
     )
     config.write_text(text)
-    assert reading_options(trained, None, None)["instances"] == "sparse"
+    assert find_reading(trained, None, None).labels.instances == "sparse"
     for given in ({"label_values": (0, 255)}, {"other_labels": "background"}):
-        found = reading_options(trained, None, None, **given)
-        assert "instances" not in found
+        found = find_reading(trained, None, None, **given).options()
+        assert found["instances"] is None
         assert given.items() <= found.items()

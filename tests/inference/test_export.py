@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from evenslice._core.errors import ConfigError, ModelError, OutputError
 from evenslice.cli.export import _audits
 from evenslice.inference.exporting import onnx_writing
 from evenslice.inference.exporting.stated_reading import stated_reading
+from evenslice.neutralizing import Reading
 from evenslice.results.audits import save_audits
-from evenslice.training.segmenter import reading_options
+from evenslice.training.segmenter import Segmenter, find_reading
 from evenslice.volumes import Scaling, slice_indices
 
 CUTS = [None, "output", "1"]
@@ -470,7 +472,15 @@ def test_a_run_in_each_format_gives_the_labels_of_segment_by_its_own_library(fol
     assert f"| {audited['verdict']} |" in Path("with-audit/README.md").read_text()
 
 
-READING = {"step": 2, "plane": "y", "intensity": (10.0, 200.0), "fill": 0.0, "label_values": (0, 255)}
+READING = {
+    "step": 2,
+    "plane": "y",
+    "intensity": (10.0, 200.0),
+    "fill": 0.0,
+    "label_values": (0, 255),
+    "other_labels": "background",
+    "ignore_label": 9,
+}
 
 
 def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
@@ -482,16 +492,54 @@ def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
     evenslice.export(small(), tmp_path / "hub", to="huggingface", **READING | numpys)
     evenslice.export(small(), tmp_path / "onnx", to="onnx", **READING)
     evenslice.export(small(), tmp_path / "plain", to="onnx")
-    assert stated_reading("tests:any", str(tmp_path / "hub")) == READING
-    assert stated_reading(str(tmp_path / "hub"), None) == READING
-    assert stated_reading("onnx", str(tmp_path / "onnx" / "network.onnx")) == READING
-    assert stated_reading("onnx", str(tmp_path / "plain" / "network.onnx")) == {"step": 1, "plane": "z"}
-    assert stated_reading("tests:any", str(tmp_path / "hub" / "model.safetensors")) == READING
-    assert stated_reading(str(tmp_path), None) == {}
-    found = reading_options(None, str(tmp_path / "hub"), None, step=1, intensity=(0.0, 1.0))
-    assert found == READING | {"step": 1, "intensity": (0.0, 1.0)}
-    found = reading_options(None, str(tmp_path / "hub"), None, instances="sparse")
-    assert "label_values" not in found
+    evenslice.export(small(), tmp_path / "objects", to="huggingface", instances="dense")
+    reading = Reading.of(**READING)
+    assert stated_reading("tests:any", str(tmp_path / "hub")) == reading
+    assert stated_reading(str(tmp_path / "hub"), None) == reading
+    assert stated_reading("onnx", str(tmp_path / "onnx" / "network.onnx")) == reading
+    assert stated_reading("onnx", str(tmp_path / "plain" / "network.onnx")) == Reading()
+    assert stated_reading("tests:any", str(tmp_path / "hub" / "model.safetensors")) == reading
+    assert stated_reading(str(tmp_path / "objects"), None) == Reading.of(instances="dense")
+    assert stated_reading(str(tmp_path), None) is None
+    found = find_reading(None, str(tmp_path / "hub"), None, step=1, intensity=(0.0, 1.0))
+    assert found == Reading.of(**READING | {"step": 1, "intensity": (0.0, 1.0)})
+    found = find_reading(None, str(tmp_path / "hub"), None, instances="sparse")
+    assert (found.labels.label_values, found.labels.other_labels) == (None, "error")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert (
+        "the values 0, 255. All other values in labels are background, class 0. Voxels with the label 9 do"
+        in card
+    )
+    assert "Labels number objects, which fill the volume" in (tmp_path / "objects" / "README.md").read_text()
+
+
+def test_exports_of_before_do_not_say_what_other_label_values_mean(tmp_path):
+    evenslice.export(small(), tmp_path, to="huggingface", label_values=(0, 255))
+    stated = json.loads((tmp_path / "config.json").read_text())
+    for name in ("other_labels", "ignore_label", "instances"):
+        del stated[name]
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    assert stated_reading(str(tmp_path), None) == Reading.of(label_values=(0, 255))
+
+
+@pytest.mark.parametrize("to", ["onnx", "bioimageio", "huggingface"])
+def test_an_exported_network_is_evaluated_as_the_one_that_it_came_from(tmp_path, to):
+    loaded = Segmenter(small(), 3, Reading.of(intensity=(0, 1), other_labels="background", ignore_label=255))
+    loaded.export(tmp_path, to=to)
+    if to == "bioimageio":
+        stated = json.loads((tmp_path / "rdf.yaml").read_text())["config"]["evenslice"]
+        assert Reading.from_plain(stated) == loaded.reading
+        return
+    network = ("onnx", str(tmp_path / "network.onnx")) if to == "onnx" else ("tests:any", str(tmp_path))
+    back = replace(loaded, reading=find_reading(None, *network))
+    image = np.random.default_rng(0).random((6, 32, 32))
+    labels = np.where(image > 0.9, 255, np.where(image > 0.8, 7, image > 0.5)).astype(np.uint8)
+    scores = [
+        one.evaluate(evenslice.open_volume(image), evenslice.open_volume(labels), surfaces=False).to_dict()
+        for one in (loaded, back)
+    ]
+    assert scores[0]["confusion"] == scores[1]["confusion"]
+    assert np.sum(scores[0]["confusion"]) == np.sum(labels != 255)
 
 
 @pytest.mark.parametrize(
@@ -507,6 +555,9 @@ def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
         {"fill": math.nan},
         {"label_values": [0.5]},
         {"label_values": 3},
+        {"label_values": [0, 9]},
+        {"ignore_label": 0.5},
+        {"instances": "dense"},
     ],
 )
 def test_damaged_words_of_an_exported_network_are_refused(tmp_path, changes):
@@ -518,7 +569,7 @@ def test_damaged_words_of_an_exported_network_are_refused(tmp_path, changes):
     ):
         stated_reading(str(tmp_path), None)
     (tmp_path / "config.json").write_text(json.dumps({**stated, "library_name": "another"} | changes))
-    assert stated_reading(str(tmp_path), None) == {}
+    assert stated_reading(str(tmp_path), None) is None
 
 
 def test_slices_along_another_axis_are_said(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import evenslice
 from evenslice._core import ProgressReport
 from evenslice.napari_plugin.network_choice import FromFile, FromLibrary, random_parts
-from evenslice.neutralizing import save_network
+from evenslice.neutralizing import Reading, save_network
 from evenslice.training import load_segmenter
 
 SHAPE, SCALE = (12, 40, 48), (3.0, 0.5, 0.5)
@@ -215,8 +215,7 @@ def test_a_file_of_weights_says_how_volumes_are_read(tmp_path):
     loaded = evenslice.load_network(spec, "none")
     save_network(loaded.model, file, source=loaded.source, reading=reading)
     for choice in (FromLibrary(spec, str(file), 3, "pretrained"), FromFile(file)):
-        network = choice.load()
-        assert {name: getattr(network, name) for name in reading} == reading
+        assert choice.load().reading == Reading.of(**reading)
 
 
 def test_a_network_whose_decoder_is_random_segments_nothing(viewer, widget, wait_for, volume, tmp_path):

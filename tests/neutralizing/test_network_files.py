@@ -19,9 +19,10 @@ from evenslice.networks.outputs import logits
 from evenslice.neutralizing import network_files as checkpoints
 from evenslice.neutralizing.network_files import neutralize_file, save_network
 from evenslice.neutralizing.neutralization import neutralize, untie
+from evenslice.neutralizing.reading import Reading
 from evenslice.neutralizing.record import record_of
 from evenslice.neutralizing.symmetrization import symmetrize
-from evenslice.training import reading_options
+from evenslice.training import find_reading
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 timm = pytest.importorskip("timm")
@@ -482,16 +483,20 @@ def test_how_a_network_reads_volumes_comes_back(tmp_path):
     path = tmp_path / "model.safetensors"
     record = neutralize_file("timm:test_resnet", "none", path, reading=READING)
     assert load_network("timm:test_resnet", str(path))[1] == record
-    assert stated_reading("timm:test_resnet", str(path)) == READING
-    assert stated_reading(str(path), None) == READING
-    assert stated_reading("timm:test_resnet", str(tmp_path)) == READING  # the folder
-    found = reading_options(None, "timm:test_resnet", str(path), step=1, fill=0.0)
-    assert found == READING | {"step": 1, "fill": 0.0}
+    reading = Reading.of(**READING)
+    assert stated_reading("timm:test_resnet", str(path)) == reading
+    assert stated_reading(str(path), None) == reading
+    assert stated_reading("timm:test_resnet", str(tmp_path)) == reading  # the folder
+    found = find_reading(None, "timm:test_resnet", str(path), step=1, fill=0.0)
+    assert found == Reading.of(**READING | {"step": 1, "fill": 0.0})
+    again = tmp_path / "again.safetensors"
+    neutralize_file("timm:test_resnet", str(path), again, strategy="pretrained", reading=reading)
+    assert stated_reading("timm:test_resnet", str(again)) == reading
 
 
 def test_file_that_says_nothing_of_volumes(saved):
     assert "reading" not in saved_record(saved)
-    assert stated_reading("timm:test_resnet", str(saved)) == {}
+    assert stated_reading("timm:test_resnet", str(saved)) is None
 
 
 def test_unknown_entry_about_volumes(tmp_path):
@@ -501,11 +506,21 @@ def test_unknown_entry_about_volumes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "reading", [{"step": "2"}, {"step": 0}, {"fill": float("nan")}, {"plane": "w"}, {"step": []}]
+    "reading",
+    [
+        {"step": "2"},
+        {"step": 0},
+        {"fill": float("nan")},
+        {"plane": "w"},
+        {"step": []},
+        {"intensity": (1,)},
+        {"label_values": [0, 1], "ignore_label": 1},
+        {"label_values": [0, 1], "instances": "dense"},
+    ],
 )
 def test_words_about_volumes_that_cannot_be_right_are_not_written(tmp_path, reading):
     path = tmp_path / "net.safetensors"
-    with pytest.raises(ConfigError, match="reading: cannot be right"):
+    with pytest.raises(ConfigError, match="^reading: "):
         neutralize_file("timm:test_resnet", "none", path, reading=reading)
     assert not path.exists()
 
@@ -514,7 +529,7 @@ def test_words_about_volumes_may_be_numpys(tmp_path):
     path = tmp_path / "net.safetensors"
     given = {"step": np.int64(2), "intensity": (np.float32(0), np.uint8(255)), "fill": None}
     neutralize_file("timm:test_resnet", "none", path, reading=given)
-    assert stated_reading("timm:test_resnet", str(path)) == {"step": 2, "plane": "z", "intensity": (0, 255)}
+    assert stated_reading("timm:test_resnet", str(path)) == Reading(step=2, intensity=(0, 255))
 
 
 @pytest.mark.parametrize(

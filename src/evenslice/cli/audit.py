@@ -4,13 +4,16 @@ from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evenslice.cli import options
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show_audits, tell_missing, tell_untrained
+
+if TYPE_CHECKING:
+    from evenslice.neutralizing import Reading
 
 
 class Requirement(StrEnum):
@@ -133,15 +136,13 @@ def audit(
 
     if labels is None:
         values.refuse()
-    network, read = _of_source(
+    network, reading = _of_source(
         source,
         network={**asdict(inputs), "classes": classes, "tie": tie},
-        read={"step": step, "plane": plane, **asdict(values), **asdict(scaling)},
+        reading={"step": step, "plane": plane, **asdict(values), **asdict(scaling)},
         strategy=strategy,
     )
-    sliced = read.pop("plane", None)
-    if labels is None:  # those of the run apply to labels, if any
-        read = {name: value for name, value in read.items() if not hasattr(values, name)}
+    read = reading.options(labels=labels is not None)
     if target == "labels" and values.ignore_label is None:  # this target has no pixels to ignore
         read.pop("ignore_label", None)
     with quiet(output.json), output.staged(out, AUDITS + RENDERED, AUDITS) as folder:
@@ -149,7 +150,7 @@ def audit(
             network,
             partial(
                 measure,
-                volume=[opening.open(path, plane=sliced) for path in volume],
+                volume=[opening.open(path, plane=reading.plane) for path in volume],
                 labels=[opening.open_labels(path) for path in labels] if labels else None,
                 target=parse_target(target),
                 outputs=None if outputs is None else find_function(outputs),
@@ -185,20 +186,20 @@ def audit(
 
 
 def _of_source(
-    source: options.Source, *, network: dict[str, Any], read: dict[str, Any], strategy: list[Any] | None
-) -> tuple[options.Network, dict[str, Any]]:
+    source: options.Source, *, network: dict[str, Any], reading: dict[str, Any], strategy: list[Any] | None
+) -> tuple[options.Network, "Reading"]:
     """Return the network to audit, and how it reads volumes: as its run did, unless an option says otherwise.
 
     Args:
         source: where the network comes from.
         network: options of the network; None means the default.
-        read: options of reading volumes and labels, likewise.
+        reading: options of reading volumes and labels, likewise.
         strategy: the strategies asked for, which a run has settled.
     """
-    from evenslice.training import locate_network, reading_options
+    from evenslice.training import find_reading, locate_network
 
     spec, weights = locate_network(source.run, source.model, source.weights)
     settled = {name: value for name, value in network.items() if name != "symmetrize"}
     more = {} if source.run is None else {**settled, "strategy": strategy}
-    found = reading_options(source.run, source.model, source.weights, **read, **more)
+    found = find_reading(source.run, source.model, source.weights, **reading, **more)
     return options.Network(spec=spec, weights=weights, **network), found

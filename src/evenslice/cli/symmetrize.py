@@ -39,7 +39,7 @@ def symmetrize(
     from evenslice.cli.tables import record_table
     from evenslice.inference import ONNX, stated_reading
     from evenslice.neutralizing import neutralize_file
-    from evenslice.training import locate_network, reading_options
+    from evenslice.training import find_reading, locate_network
 
     spec, weights = locate_network(source.run, source.model, source.weights)
     if spec == ONNX:
@@ -54,7 +54,7 @@ def symmetrize(
             strategy="pretrained",
             classes=classes,
             symmetrize=at,
-            reading=stated_reading(spec, weights) if run is None else reading_options(run, spec, weights),
+            reading=stated_reading(spec, weights) if run is None else find_reading(run, spec, weights),
             force=output.force,
             **asdict(window),
         )

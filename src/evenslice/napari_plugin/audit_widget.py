@@ -43,7 +43,7 @@ class _Audited:
     @property
     def axis(self) -> int:
         """The axis of the layer along which slices follow one another."""
-        return "zyx".index(self.network.plane)
+        return "zyx".index(self.network.reading.plane)
 
     def maps(self, place: tuple[int, int, int]) -> SliceMaps:
         """Explain the slice through a voxel (z, y, x) of the layer, in the part of the plane around it."""
@@ -136,14 +136,12 @@ def _note(audited: _Audited) -> str:
 
 def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
     network = choice.load()
-    volume = reslice(volume, network.plane)
+    volume = reslice(volume, network.reading.plane)
     found = audit(
         network.network,
         volume,
         slices=network.slices,
-        step=network.step,
-        intensity=network.intensity,
-        fill=network.fill,
         tile=asked_size(network.run),
+        **network.reading.options(labels=False),
     )
     return _Audited(found, network, random_parts(choice, network), volume, layer)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from evenslice._core import ConfigError
 from evenslice.inference import stated_reading
 from evenslice.networks import untrained_parts
-from evenslice.neutralizing import load_network
+from evenslice.neutralizing import Reading, load_network
 from evenslice.training import Segmenter, load_segmenter
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class FromLibrary:
         model, record, source = load_network(
             self.spec, self.weights, slices=self.slices, strategy=self.strategy
         )
-        return Segmenter(model, record.slices, source=source, **stated_reading(self.spec, self.weights))
+        return Segmenter(model, record.slices, stated_reading(self.spec, self.weights) or Reading(), source)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class FromFile:
         """Load it; the errors are those of ``load_network``."""
         _check_chosen(self.path, "the file of a network")
         model, record, _ = load_network(str(self.path))
-        return Segmenter(model, record.slices, **stated_reading(str(self.path), None))
+        return Segmenter(model, record.slices, stated_reading(str(self.path), None) or Reading())
 
 
 NetworkChoice = FromLibrary | FromRun | FromFile

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from evenslice.neutralizing.reading import Reading
 __all__ = ["MANY_SLICES", "LoadedNetwork", "load_network", "neutralize_file", "save_network"]
 
 DRAWN = ("shuffle", "reinit", "random")  # strategies with a seed
@@ -254,7 +255,7 @@ def save_network(
     *,
     record: Record | None = None,
     source: ModelSource | None = None,
-    reading: Mapping[str, Any] | None = None,
+    reading: Reading | Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> None:
     """Write a neutralized network to a safetensors file that ``load_network`` reads.
@@ -340,7 +341,7 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     symmetrize: str | None = None,
-    reading: Mapping[str, Any] | None = None,
+    reading: Reading | Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Record:
     """Neutralize or symmetrize a network from its weights into a file, as ``evenslice neutralize`` does.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core import UNREADABLE, ModelError, option, reason
 from evenslice.networks import METADATA_KEY, ModelSource, parse_specification, read_metadata
-from evenslice.neutralizing.reading import plain_reading
+from evenslice.neutralizing.reading import Reading
 from evenslice.neutralizing.record import Record
 
 if TYPE_CHECKING:
@@ -65,13 +65,15 @@ def _named_in(file: Path) -> str:
     return source.spec
 
 
-def saved_text(record: Record, source: ModelSource | None, reading: Mapping[str, Any] | None) -> str:
+def saved_text(
+    record: Record, source: ModelSource | None, reading: Reading | Mapping[str, Any] | None
+) -> str:
     """Return the metadata of a network's file, which ``read_saved`` and ``stated_reading`` read.
 
     Args:
         record: what was done to the network.
         source: what it was built from; None if unknown.
-        reading: how it reads volumes and their labels, see ``plain_reading``; None if unknown.
+        reading: how it reads volumes and their labels, as such or as options by name; None if unknown.
 
     Raises:
         ConfigError: an entry of ``reading`` is unknown, or cannot be right.
@@ -82,7 +84,8 @@ def saved_text(record: Record, source: ModelSource | None, reading: Mapping[str,
         "record": record.to_dict(),
         "source": None if source is None else source.to_dict(),
     }
-    return json.dumps({**document, "reading": plain_reading(reading)} if reading else document)
+    stated = {"reading": Reading.stated(reading).to_plain()} if reading else {}
+    return json.dumps(document | stated)
 
 
 def read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:

@@ -32,9 +32,9 @@ from .run_folder import MOVABLE as MOVABLE, RunFolder as RunFolder, flat_options
 from .segmenter import (
     Segmenter as Segmenter,
     asked_size as asked_size,
+    find_reading as find_reading,
     load_segmenter as load_segmenter,
     locate_network as locate_network,
-    reading_options as reading_options,
 )
 from .slice_windows import SliceWindows as SliceWindows
 from .trainer import train as train

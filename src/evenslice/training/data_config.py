@@ -178,7 +178,7 @@ class DataConfig(Section):
         """Check an option of labels together with those above it."""
         above = {name: info.data[name] for name in _OF_LABELS if name in info.data}
         try:
-            LabelValues(**above | {info.field_name: value}).check(info.data.get("classes"))
+            LabelValues(**above | {str(info.field_name): value}).check(info.data.get("classes"))
         except ConfigError as error:
             # Those above were right, so it is this option, and pydantic itself says which it is.
             raise ValueError(str(error).partition(": ")[2]) from error

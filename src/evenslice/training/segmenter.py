@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -19,44 +19,31 @@ from evenslice.inference import (
     stated_reading,
 )
 from evenslice.networks import missing_parts, parse_specification
-from evenslice.neutralizing import load_network, symmetrize
+from evenslice.neutralizing import Reading, load_network, symmetrize
 from evenslice.volumes import reslice
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from evenslice.networks import ModelSource
     from evenslice.training.config import TrainConfig
     from evenslice.volumes import Volume
 
-__all__ = ["Segmenter", "asked_size", "load_segmenter", "locate_network", "reading_of", "reading_options"]
+__all__ = ["Segmenter", "asked_size", "find_reading", "load_segmenter", "locate_network", "reading_of"]
 
 BUILT = ("slices", "classes", "mean", "std")
 """Options of ``load_network`` that a run determines."""
 
-LABELS = ("label_values", "other_labels", "ignore_label", "instances")
-"""Options that say what the values of labels mean."""
-
-READ = ("intensity", "fill", *LABELS, "plane")
-"""Options that say how a volume and its labels are read."""
-
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A network or a function, and the options of ``segment`` and ``evaluate`` that belong to it."""
+    """A network or a function, and how it reads volumes and their labels."""
 
     network: nn.Module | Callable[..., Any]
     slices: int
-    step: int = 1
-    intensity: tuple[float, float] | None = None
-    fill: float | None = None
-    label_values: tuple[int, ...] | None = None
-    other_labels: str = "error"
-    ignore_label: int | None = None
-    instances: str | None = None
-    plane: str = "z"
+    reading: Reading = field(default_factory=Reading)
     source: ModelSource | None = None
     run: Path | None = None
     task: str = "segmentation"
@@ -71,10 +58,10 @@ class Segmenter:
         self._need_segmentation()
         if options.get("probabilities"):
             self._need_probabilities()
-        own = self._own
-        if options.get("probabilities"):
-            del own["label_values"]
-        return segment(self.network, reslice(volume, self.plane), out, **own, **options)
+        own = self.reading.options(labels=False)
+        if not options.get("probabilities"):
+            own["label_values"] = self.reading.labels.label_values
+        return segment(self.network, self._sliced(volume), out, slices=self.slices, **own, **options)
 
     def evaluate(self, volume: Volume, labels: Volume | None = None, **options: Any) -> Evaluation:
         """Evaluate the network on a volume; the other options are those of ``evenslice.evaluate``.
@@ -83,12 +70,8 @@ class Segmenter:
             ConfigError: the network is that of a run that trained a classifier.
         """
         self._need_segmentation()
-        own = self._own
-        if labels is None:
-            del own["label_values"]
-        else:
-            options |= {name: getattr(self, name) for name in LABELS}
-        return evaluate(self.network, reslice(volume, self.plane), labels, **own | options)
+        own = self.reading.options(labels=labels is not None)
+        return evaluate(self.network, self._sliced(volume), labels, slices=self.slices, **own, **options)
 
     def export(
         self, out: str | os.PathLike[str], *, to: str, tile: tuple[int, int] | None = None, **options: Any
@@ -106,8 +89,10 @@ class Segmenter:
             )
         if to != "huggingface":  # weights, which have no size of windows
             tile = tile or asked_size(self.run)
-        own = {"plane": self.plane, **self._own}
-        return export(self.network, out, to=to, tile=tile, source=self.source, **own, **options)
+        own = {"plane": self.reading.plane, **self.reading.options()}
+        return export(
+            self.network, out, to=to, tile=tile, source=self.source, slices=self.slices, **own, **options
+        )
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -138,10 +123,8 @@ class Segmenter:
                 "(training.loss: dice_bce), and segment writes a softmax; write labels, or train with dice_ce"
             )
 
-    @property
-    def _own(self) -> dict[str, Any]:
-        """The options that all three have in common."""
-        return {name: getattr(self, name) for name in ("slices", "step", "intensity", "fill", "label_values")}
+    def _sliced(self, volume: Volume) -> Volume:
+        return reslice(volume, self.reading.plane)
 
 
 def load_segmenter(
@@ -154,7 +137,7 @@ def load_segmenter(
         spec: likewise; or "onnx".
         weights: likewise; or the ONNX file.
         options: ``slices``, ``classes``, ``mean``, ``std`` and ``symmetrize`` of ``load_network``, and those of
-            ``reading_options``; None means the default. With a run, ``slices``, ``classes``, ``mean``, ``std`` and
+            ``find_reading``; None means the default. With a run, ``slices``, ``classes``, ``mean``, ``std`` and
             ``step`` are not allowed.
 
     Raises:
@@ -164,14 +147,14 @@ def load_segmenter(
     at = options.pop("symmetrize", None)
     built = {name: options.pop(name, None) for name in BUILT}
     if run is None and spec == ONNX and weights is not None:
-        return _of_onnx(weights, at, **built, read=reading_options(None, spec, weights, **options))
+        return _of_onnx(weights, at, **built, reading=find_reading(None, spec, weights, **options))
     if run is not None:
         _refuse_determined(run, **built, step=options.get("step"))
     spec, weights = locate_network(run, spec, weights)
-    read = reading_options(run, spec, weights, **options)
+    reading = find_reading(run, spec, weights, **options)
     network, record, source = load_network(spec, weights, symmetrize=at, **built)
     task = "segmentation" if run is None else _configuration(run).training.task
-    return Segmenter(network, record.slices, source=source, run=run, task=task, **read)
+    return Segmenter(network, record.slices, reading, source, run, task)
 
 
 def _of_onnx(
@@ -182,56 +165,50 @@ def _of_onnx(
     classes: int | None,
     mean: Any,
     std: Any,
-    read: dict[str, Any],
+    reading: Reading,
 ) -> Segmenter:
     """Return the function that an ONNX file holds."""
     if classes is not None:
         raise ConfigError(f"{option('classes')}: an ONNX network states its own; omit the option")
     network = load_onnx(file, mean=mean, std=std)
     function = network if at is None else symmetrize(network, at)
-    return Segmenter(function, (network.slices or 3) if slices is None else slices, **read)
+    return Segmenter(function, (network.slices or 3) if slices is None else slices, reading)
 
 
-def reading_options(
-    run: Path | None, spec: str | None, weights: str | None, **options: Any
-) -> dict[str, Any]:
+def find_reading(run: Path | None, spec: str | None, weights: str | None, **options: Any) -> Reading:
     """Return how a network reads volumes and their labels: as its run did, unless the user says otherwise.
 
     Args:
         run: the folder of the run of the network; None for a network without one.
         spec: without a run, the specification of the network, which may have been exported: see ``stated_reading``.
         weights: likewise, its weights.
-        options: ``step`` and the options ``READ``; None means the default. With a run, any option that is not one of
-            ``READ`` is refused.
-
-    Returns:
-        ``step`` and the options ``READ`` that have a value.
+        options: those of ``Reading.of``; None means the default. With a run, ``step`` and options of other kinds are
+            refused.
 
     Raises:
         ConfigError: an option is given that the run determines.
         ModelError: the description in an exported network is damaged.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    read = {name: given.pop(name) for name in READ if name in given}
     if run is None:
-        known = {"step": 1, **stated_reading(spec, weights), **given}
-    else:
-        _refuse_determined(run, **given)
-        known = reading_of(_configuration(run))
-    return {**_without_others(known, read), **read}
+        return (stated_reading(spec, weights) or Reading()).with_given(**options)
+    known = reading_of(_configuration(run))
+    settled = {
+        name: value for name, value in options.items() if name == "step" or name not in known.to_plain()
+    }
+    _refuse_determined(run, **settled)
+    return known.with_given(**{name: value for name, value in options.items() if name not in settled})
 
 
-def reading_of(config: TrainConfig) -> dict[str, Any]:
-    """Return how the network of a configuration reads volumes: ``step`` and the options ``READ`` that have a value."""
-    read = {name: value for name in READ if (value := getattr(config.data, name)) is not None}
-    return {**read, "step": config.model.step}
-
-
-def _without_others(known: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return known options without those that a given one rules out: numbers of objects are no values of classes."""
-    of_classes = {"label_values", "other_labels"}
-    out = of_classes if "instances" in given else {"instances"} if of_classes & given.keys() else set()
-    return {name: value for name, value in known.items() if name not in out}
+def reading_of(config: TrainConfig) -> Reading:
+    """Return how the network of a configuration reads volumes."""
+    data = config.data
+    return Reading(
+        step=config.model.step,
+        plane=data.plane,
+        intensity=data.intensity,
+        fill=data.fill,
+        labels=data.label_options,
+    )
 
 
 def asked_size(run: Path | None) -> tuple[int, int] | None:

@@ -65,14 +65,14 @@ def write_bioimageio(
 
 
 def _test_voxels(description: Description, plane: tuple[int, int]) -> NDArray[np.float32]:
-    low, high = description.intensity or (0.0, 255.0)
+    low, high = description.reading.intensity or (0.0, 255.0)
     noise = np.random.default_rng(0).random((1, description.slices, *plane))
     return (low + (high - low) * noise).astype(np.float32)
 
 
 def _preprocessed(voxels: NDArray[np.float32], description: Description) -> NDArray[np.float32]:
     """Compute what ``preprocessing`` of the description says."""
-    low, high = description.intensity or np.percentile(voxels, PERCENTILES).tolist()
+    low, high = description.reading.intensity or np.percentile(voxels, PERCENTILES).tolist()
     mean, std = (
         np.asarray(values, np.float32).reshape(1, -1, 1, 1) for values in (description.mean, description.std)
     )
@@ -149,7 +149,7 @@ def _format_version() -> str:
 def _class_names(channels: int, description: Description) -> list[str]:
     first = 1 if channels == 1 else 0
     names = [f"class {number}" for number in range(first, first + channels)]
-    values = description.label_values
+    values = description.reading.labels.label_values
     if values is None or len(values) != first + channels:
         return names
     return [f"{name} (label {value})" for name, value in zip(names, values[first:], strict=True)]
@@ -158,14 +158,14 @@ def _class_names(channels: int, description: Description) -> list[str]:
 def _preprocessing(description: Description) -> list[dict[str, Any]]:
     """Return the steps from voxel values to the network's input: to 0..1, then by mean and std."""
     steps: list[dict[str, Any]] = []
-    if description.intensity is None:
+    if description.reading.intensity is None:
         low, high = PERCENTILES
         # With the batch, which makes it one scale for all: identical slices stay identical.
         axes = ["batch", "channel", "y", "x"]
         kwargs = {"axes": axes, "min_percentile": low, "max_percentile": high, "eps": EPS}
         steps.append({"id": "scale_range", "kwargs": kwargs})
-    elif description.intensity != (0.0, 1.0):
-        low, high = description.intensity
+    elif description.reading.intensity != (0.0, 1.0):
+        low, high = description.reading.intensity
         steps.append(
             {"id": "scale_linear", "kwargs": {"gain": 1 / (high - low), "offset": -low / (high - low)}}
         )

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import ConfigError, option
 from evenslice.inference.exporting.whole_network import gives_map
 from evenslice.inference.ready_network import input_scaling
-from evenslice.neutralizing import record_of
-from evenslice.volumes import PERCENTILES, LabelValues, Scaling, check_window
+from evenslice.neutralizing import Reading, record_of
+from evenslice.volumes import PERCENTILES, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,6 @@ FORMAT = 1
 LIBRARY = "evenslice"
 """What tells a folder for Hugging Face from those of other libraries."""
 
-PLANES = ("z", "y", "x")
 PAPER = (
     "Mitigating Pretraining-Induced Attention Asymmetry in 2D+ Electron Microscopy Image Segmentation, "
     "https://arxiv.org/abs/2505.14105"
@@ -67,13 +66,9 @@ class Description:
     Attributes:
         task: "segmentation" if the network gives a map of classes, else "classification".
         slices: N, the slices of a window.
-        step: distance between them.
         mean: what the network subtracts from slices in 0..1; one value, or one for each slice.
         std: what it divides them by afterwards, likewise.
-        intensity: the voxel values that become 0 and 1; None for percentiles of each volume.
-        fill: the voxel value that replaces NaN and infinity; None if there must be none.
-        label_values: the voxel value of each class in labels; None for 0, 1, 2 ...
-        plane: the axis of the volume along which slices follow one another.
+        reading: how it reads volumes and their labels.
         record: what was done to its stem, as plain values; None if nobody neutralized it.
         source: what it was built from, likewise; None if unknown.
         card: see ``ModelCard``.
@@ -82,13 +77,9 @@ class Description:
 
     task: str
     slices: int
-    step: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    intensity: tuple[float, float] | None
-    fill: float | None
-    label_values: tuple[int, ...] | None
-    plane: str
+    reading: Reading
     record: dict[str, Any] | None
     source: dict[str, Any] | None
     card: ModelCard
@@ -108,29 +99,27 @@ class Description:
     def offsets(self) -> tuple[int, ...]:
         """The position of each slice of a window, relative to its middle, in slices of the volume."""
         half = self.slices // 2
-        return tuple(self.step * offset for offset in range(-half, self.slices - half))
+        return tuple(self.reading.step * offset for offset in range(-half, self.slices - half))
 
     def to_dict(self, **more: Any) -> dict[str, Any]:
         """Return plain values for JSON, with further entries."""
         values = asdict(self)
+        del values["reading"]
         return {
             "format": FORMAT,
             "version": version("evenslice"),
             **values,
-            "percentiles": None if self.intensity else list(PERCENTILES),
+            **self.reading.to_plain(),
+            "percentiles": None if self.reading.intensity else list(PERCENTILES),
             **more,
         }
 
 
-def describe(  # noqa: PLR0913  # what ``export`` takes, by name
+def describe(
     model: nn.Module,
     *,
     slices: int | None,
-    step: int,
-    intensity: tuple[float, float] | None,
-    fill: float | None,
-    label_values: Sequence[int] | None,
-    plane: str,
+    reading: Reading,
     source: ModelSource | None,
     card: ModelCard,
     audits: Sequence[AuditResult],
@@ -145,28 +134,18 @@ def describe(  # noqa: PLR0913  # what ``export`` takes, by name
         raise ConfigError(
             f"{option('slices', slices)}: the network takes {record.slices}; leave {option('slices')} out"
         )
-    low, high = (0, 1) if intensity is None else intensity
-    Scaling(low, high, fill=fill)  # checks them
-    check_window(3 if slices is None else slices, step, "reflect")
-    values = LabelValues(label_values=label_values)
-    values.check()
-    if plane not in PLANES:
-        raise ConfigError(f"{option('plane', plane)}: must be one of {', '.join(PLANES)}")
+    check_window(3 if slices is None else slices, reading.step, "reflect")
     count = record.slices if record is not None else slices or 3
     mean, std = input_scaling(model, count)
     task = "segmentation" if gives_map(model, count) else "classification"
     if task == "segmentation":
-        values.check_written()
+        reading.labels.check_written()
     return Description(
         task=task,
         slices=count,
-        step=step,
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
-        intensity=None if intensity is None else (float(intensity[0]), float(intensity[1])),
-        fill=None if fill is None else float(fill),
-        label_values=None if values.label_values is None else tuple(values.label_values),
-        plane=plane,
+        reading=reading,
         record=None if record is None else record.to_dict(),
         source=None if source is None else source.to_dict() | {"weights": None},  # a path on this machine
         card=card,

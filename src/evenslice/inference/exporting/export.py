@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import ConfigError, OutputError, did_you_mean, option, staged_folder
 from evenslice.inference.exporting.description import Description, ModelCard, describe
 from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
+from evenslice.neutralizing import Reading
 
 if TYPE_CHECKING:
     import os
@@ -82,6 +83,9 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     intensity: tuple[float, float] | None = None,
     fill: float | None = None,
     label_values: Sequence[int] | None = None,
+    other_labels: str = "error",
+    ignore_label: int | None = None,
+    instances: str | None = None,
     plane: str = "z",
     source: ModelSource | None = None,
     tile: tuple[int, int] | None = None,
@@ -104,6 +108,9 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity.
         label_values: the voxel value of each class in labels; by default 0, 1, 2 ...
+        other_labels: what all other values in labels mean: an "error", or "background", which is class 0.
+        ignore_label: the value of voxels in labels that do not count.
+        instances: "sparse" or "dense" if labels number objects, whose boundaries are class 1; see ``evaluate``.
         plane: the axis along which slices follow one another, "z", "y" or "x".
         source: what the network was built from, as ``load_network`` returns it.
         tile: fix the size (y, x) of the windows; by default it is free where the network allows that. Not for weights.
@@ -137,11 +144,16 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     description = describe(
         model,
         slices=slices,
-        step=step,
-        intensity=intensity,
-        fill=fill,
-        label_values=label_values,
-        plane=plane,
+        reading=Reading.of(
+            step=step,
+            plane=plane,
+            intensity=intensity,
+            fill=fill,
+            label_values=label_values,
+            other_labels=other_labels,
+            ignore_label=ignore_label,
+            instances=instances,
+        ),
         source=source,
         card=card or ModelCard(),
         audits=audits,

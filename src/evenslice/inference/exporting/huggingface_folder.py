@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import json_text, needs_extra
 from evenslice.inference.exporting.description import LIBRARY
 from evenslice.inference.exporting.readme import readme_text
-from evenslice.neutralizing import save_network
+from evenslice.neutralizing import Reading, save_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,18 +85,12 @@ def _usage(description: Description) -> list[str]:
             *load,
             "logits = network(windows)  # (batch, slices, y, x), scaled as above: (batch, classes)",
         ]
-    options = "".join(
-        f", {option}={value!r}"
-        for option, value in (
-            ("step", None if description.step == 1 else description.step),
-            ("intensity", description.intensity),
-            ("fill", description.fill),
-            ("label_values", description.label_values),
-        )
-        if value is not None
-    )
+    reading, default = description.reading, Reading()
+    given = {**reading.options(labels=False), "label_values": reading.labels.label_values}
+    known = {**default.options(labels=False), "label_values": default.labels.label_values}
+    options = "".join(f", {name}={value!r}" for name, value in given.items() if value != known[name])
     volume = '"volume.tif"'
-    if description.plane != "z":
+    if reading.plane != "z":
         load.insert(1, "from evenslice.volumes import reslice")
-        volume = f'reslice(evenslice.open_volume("volume.tif"), {description.plane!r})'
+        volume = f'reslice(evenslice.open_volume("volume.tif"), {reading.plane!r})'
     return [*load, f'evenslice.segment(network, {volume}, "labels.tif"{options})']

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from evenslice.inference.exporting.description import Description
+    from evenslice.volumes import LabelValues
 
 __all__ = ["readme_text"]
 
@@ -62,23 +63,40 @@ def _input_lines(description: Description) -> Iterator[str]:
         f"A 2D+ network: it {predicts} {description.slices} slices, which are its input channels, at the offsets {offsets} "
         "in this order."
     )
-    if description.plane != "z":
-        yield f"Slices follow one another along the axis {description.plane} of the volume, not along z."
+    if description.reading.plane != "z":
+        yield f"Slices follow one another along the axis {description.reading.plane} of the volume, not along z."
     yield ""
-    if description.intensity is None:
+    if description.reading.intensity is None:
         yield "1. The 0.5th percentile of the whole volume becomes 0, the 99.5th becomes 1; clip to 0..1."
     else:
-        low, high = description.intensity
+        low, high = description.reading.intensity
         yield f"1. The voxel value {low:g} becomes 0, {high:g} becomes 1; clip to 0..1."
-    if description.fill is not None:
-        yield f"   NaN and infinity become {description.fill:g} first."
+    if description.reading.fill is not None:
+        yield f"   NaN and infinity become {description.reading.fill:g} first."
     mean, std = (_numbers(values) for values in (description.mean, description.std))
     yield f"2. Every slice: subtract {mean}, divide by {std}."
     yield "3. The class is the channel with the highest logit; a single logit above 0 is class 1."
-    if description.label_values is not None:
-        yield f"4. In labels, the classes have the values {', '.join(map(str, description.label_values))}."
+    if labels := " ".join(_label_sentences(description.reading.labels)):
+        yield f"4. {labels}"
     yield ""
     yield _strategy(description.record)
+
+
+def _label_sentences(labels: LabelValues) -> Iterator[str]:
+    """Say what the values of labels mean, as far as it is not the default."""
+    if labels.label_values is not None:
+        yield f"In labels, the classes have the values {', '.join(map(str, labels.label_values))}."
+    if labels.other_labels == "background":
+        yield "All other values in labels are background, class 0."
+    if labels.instances is not None:
+        lie = (
+            "lie on a background, 0"
+            if labels.instances == "sparse"
+            else "fill the volume, but for 0 between them"
+        )
+        yield f"Labels number objects, which {lie}; class 1 is their boundaries within slices."
+    if labels.ignore_label is not None:
+        yield f"Voxels with the label {labels.ignore_label} do not count."
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -1,6 +1,6 @@
 """How a network reads volumes, as the file or folder that holds it says; the file may come from anywhere.
 
-    stated_reading("onnx", "mitochondria/network.onnx")    {"step": 2, "plane": "z", "intensity": (0.0, 255.0)}
+    stated_reading("onnx", "mitochondria/network.onnx")    Reading(step=2, plane="z", intensity=(0.0, 255.0), ...)
 
 What evenslice did not write is left out, and what is damaged is an error.
 """
@@ -15,7 +15,7 @@ from evenslice._core import UNREADABLE, ModelError, read_bounded, reason
 from evenslice.inference.exporting.description import LIBRARY
 from evenslice.inference.onnx_networks import MOST_METADATA, ONNX, open_session
 from evenslice.networks import METADATA_KEY, read_metadata
-from evenslice.neutralizing import parse_reading
+from evenslice.neutralizing import Reading
 
 __all__ = ["stated_reading"]
 
@@ -24,7 +24,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 NO_FILES = ("imagenet", "none")
 
 
-def stated_reading(spec: str | None, weights: str | None) -> dict[str, Any]:
+def stated_reading(spec: str | None, weights: str | None) -> Reading | None:
     """Return how a network reads volumes, as ``evenslice export`` or ``save_network`` wrote it with the network.
 
     Args:
@@ -33,22 +33,21 @@ def stated_reading(spec: str | None, weights: str | None) -> dict[str, Any]:
         weights: the ONNX file; such a folder or file; or any other weights.
 
     Returns:
-        Those of ``step``, ``plane``, ``intensity``, ``fill``, ``label_values``, ``other_labels``, ``ignore_label`` and
-        ``instances`` that are stated; nothing for a network that evenslice has neither exported nor saved.
+        What is stated, and defaults for the rest; None for a network that evenslice has neither exported nor saved.
 
     Raises:
         ModelError: what is stated is damaged; or see ``load_onnx``.
 
     Example:
-        >>> stated_reading("timm:resnet18", "imagenet")
-        {}
+        >>> print(stated_reading("timm:resnet18", "imagenet"))
+        None
     """
     if spec is None or weights in NO_FILES:
-        return {}
+        return None
     place = Path(spec if weights is None else weights)
     try:
         stated = _metadata(place) if spec == ONNX else _saved(place) or _configuration(place)
-        return {} if stated is None else parse_reading(stated)
+        return None if stated is None else Reading.from_plain(stated)
     except UNREADABLE as error:
         raise ModelError(
             f"{place}: its description of how it reads volumes is damaged ({reason(error)}); export the network again, or save "
