@@ -24,6 +24,7 @@ import jinja2
 from candidate_rows import candidate_table, read_rows
 from cost_figure import cost_figure
 from found_studies import find_studies
+from missing_figure import missing_figure
 from PIL import Image
 from pooled_expectations import pooled_expectations
 from recorded import describe_machine, describe_training, segmenter_table, training_table
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from found_studies import Study
 
     from evenslice.report.base.drawing import Drawing
+    from evenslice.results.pooling import PooledComparison
 
 STUDIES = Path(__file__).parent
 DOCS = STUDIES.parent / "docs"
@@ -100,6 +102,7 @@ def _shown(study: Study, costs: dict[str, Any] | None, folder: Path) -> dict[str
     drawings = [*draw_charts(study.results)]
     if costs is not None:
         drawings += [cost_figure(item, costs, study.results.baseline) for item in study.results.comparisons]
+    drawings += [missing_figure(item) for item in shown_pooled(study.results) if _is_stressed(item)]
     for drawing in drawings:
         buffer = io.StringIO()
         drawing.figure.savefig(buffer, format="svg", metadata=style.NO_METADATA)
@@ -143,6 +146,13 @@ def _shown(study: Study, costs: dict[str, Any] | None, folder: Path) -> dict[str
             for item in study.results.comparisons
         ],
     }
+
+
+def _is_stressed(pooled: PooledComparison) -> bool:
+    """Return whether every arm was tested with missing slices, in several data sets."""
+    return len(pooled.datasets) > 1 and not any(
+        math.isnan(arm.metrics["loss_both"].estimate) for arm in pooled.arms
+    )
 
 
 def _save_picture(drawing: Drawing, path: Path) -> None:

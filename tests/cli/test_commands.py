@@ -1,5 +1,6 @@
 """What all commands have in common: options in groups, each with a help text; completion; options that are shared."""
 
+import inspect
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 import typer
 from typer.main import get_command
 
+import evenslice
 from evenslice.auditing.methods import METHODS
 from evenslice.auditing.surveyor import DRAWS, WINDOWS
 from evenslice.cli import main, options
@@ -125,6 +127,20 @@ def test_export_refuses_an_unknown_format_before_it_loads_the_network(run):
 def test_survey_has_the_defaults_of_the_library():
     defaults = {parameter.name: parameter.default for parameter in COMMANDS["survey"].params}
     assert (defaults["windows"], defaults["draws"]) == (WINDOWS, DRAWS)
+
+
+@pytest.mark.parametrize(
+    "command", ["audit", "evaluate", "export", "neutralize", "segment", "survey", "symmetrize"]
+)
+def test_options_have_the_defaults_of_the_function(command):
+    defaults = {parameter.name: parameter.default for parameter in COMMANDS[command].params}
+    settled = {"step", "other_labels", "slices"}  # by a run, a saved network or the network itself, if not given
+    shared = 0
+    for name, parameter in inspect.signature(getattr(evenslice, command)).parameters.items():
+        if name in defaults and parameter.default is not parameter.empty:
+            assert defaults[name] == parameter.default or (defaults[name] is None and name in settled), name
+            shared += 1
+    assert shared >= 1
 
 
 def test_the_completion_script_is_printed():
