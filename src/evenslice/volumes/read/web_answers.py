@@ -142,8 +142,9 @@ def _response_class(most: int) -> Any:
 
 async def _within(seconds: float, answer: Any) -> Any:
     """Await a part of an answer for so long."""
+    limit = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with limit:
             return await answer
     except TimeoutError:
         if limit.expired():
