@@ -232,6 +232,8 @@ def test_a_pair_that_is_not_judged_is_marked_everywhere(tmp_path):
     assert "The slices ±1 get less than 2 % of the attention and are not judged." in plain(
         context_sentence(audit)
     )
+    several = make_audit("a", (0.001, 0.002, 0.004, 0.985, 0.005, 0.002, 0.001))
+    assert "±1, ±2 and ±3 get less than 1.33 % of the attention" in plain(context_sentence(several))
     assert "too little to be judged" in agreement_sentence(audit)
     assert three_questions(audit)[0].found == "not judged"
     assert "although" not in said(audit)  # nothing is known to be equal

@@ -12,8 +12,9 @@ from evenslice.results.asymmetry import next_look, precise_enough, summarize
 from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
 from evenslice.results.evidence import answer_evidence
 from evenslice.results.measurements import Measurements, measure_windows
+from evenslice.results.seeds import largest_bias
 from evenslice.results.subsets import SubsetMeasurements
-from evenslice.results.verdicts import WITHIN_LEVEL_OF_RATIOS, Thresholds
+from evenslice.results.verdicts import WITHIN_LEVEL_OF_RATIOS, Thresholds, least_attention
 
 
 def measurements(shares, mirrored_shares=None, volume=None, mismatch=0.3):
@@ -165,6 +166,31 @@ def test_verdicts(bias, spread, verdict):
 def test_one_biased_pair_among_symmetric_ones_is_enough():
     shares = np.tile([0.2, 0.1, 0.1, 0.1, 0.2, 0.1, 0.2], (50, 1))
     assert summarize(measurements(shares)).verdict == "biased"
+
+
+@pytest.mark.parametrize("slices", [5, 7, 99, 101, 401])
+def test_a_bias_is_found_however_many_slices_share_the_attention(slices):
+    """Each of 50 pairs gets less than 2 % of the attention, but all pairs together get nearly all of it."""
+    half = slices // 2
+    profile = np.array([0.2] * half + [0.6] + [1.0] * half)
+    found = summarize(measurements(np.tile(profile / profile.sum(), (50, 1))))
+    assert found.verdict == "biased"
+    assert all(pair.judged for pair in found.pairs)
+    assert largest_bias({"shares": [share.estimate for share in found.shares]}) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("slices", [3, 5, 7, 101])
+def test_the_pairs_that_are_not_judged_get_little_attention_together(slices):
+    pairs = slices // 2
+    least = least_attention(pairs)
+    outer = np.full(pairs, 0.99 * least / 2)
+    profile = np.concatenate([outer * 0.5, [1 - outer.sum() * 2], outer * 1.5])
+    found = summarize(measurements(np.tile(profile, (50, 1))))
+    assert not any(pair.judged for pair in found.pairs)
+    assert 1 - found.shares[pairs].estimate < 0.04
+    judged = summarize(measurements(np.tile(profile, (50, 1))), thresholds=Thresholds(judged=0.019))
+    assert all(pair.judged for pair in judged.pairs)
+    assert (found.least_attention, judged.least_attention) == (least, least_attention(pairs, 0.019))
 
 
 def test_a_wider_tolerance_accepts_more():

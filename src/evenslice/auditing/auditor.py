@@ -152,7 +152,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         tolerance: the largest absolute pair bias B_k that counts as equal attention, 0..1.
         answer_tolerance: the largest part C of the answer that may change when a window is reversed, 0..1.
         mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way, 0..1.
-        judged_share: the share of attention that a pair must get to be judged, 0..1.
+        judged_share: the share of attention that a pair must get to be judged, 0..1; with K pairs of slices and K > 2,
+            2/K of it.
         precision: stop when the half-widths of the 95 % intervals of all judged pair biases are below this, and 8 slices
             have an answer, a second opinion and attention to each class, or 200 windows were measured.
         max_windows: largest number of windows.

@@ -97,7 +97,10 @@ def audit(
     ] = 0.01,
     judged_share: Annotated[
         float,
-        options.measurement("Share of attention below which a pair of slices is not judged.", metavar="X"),
+        options.measurement(
+            "Share of attention below which a pair of slices is not judged; with K > 2 pairs, 2/K of it.",
+            metavar="X",
+        ),
     ] = 0.02,
     precision: Annotated[
         float,

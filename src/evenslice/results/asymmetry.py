@@ -26,7 +26,7 @@ from evenslice.results.evidence import (
 from evenslice.results.intervals import UNKNOWN, Interval, fit_means, mean_interval
 from evenslice.results.measurements import Measurements, split_biases
 from evenslice.results.subsets import SubsetMeasurements
-from evenslice.results.verdicts import Decision, Thresholds, Verdict, agreement, judge
+from evenslice.results.verdicts import Decision, Thresholds, Verdict, agreement, judge, least_attention
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,7 +110,7 @@ class Asymmetry:
         classes: the pair biases of each class that covers at least 1 % of the predicted pixels.
         answer_tolerance: the largest C that counts as the same answer.
         mismatch_tolerance: the largest E that counts as the same use.
-        judged_share: the part of the attention that a pair has to get in order to be judged.
+        judged_share: the part of the attention that a pair has to get in order to be judged; see ``least_attention``.
     """
 
     verdict: Verdict
@@ -134,6 +134,11 @@ class Asymmetry:
     answer_tolerance: float = Thresholds.answer
     mismatch_tolerance: float = Thresholds.use
     judged_share: float = Thresholds.judged
+
+    @property
+    def least_attention(self) -> float:
+        """The part of the attention below which a pair is not judged."""
+        return least_attention(len(self.pairs), self.judged_share)
 
 
 def next_look(windows: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from evenslice.results.biases import halves, model_part, pair_bias
 from evenslice.results.intervals import fit_means, fit_ratio, fit_votes, mean_interval
-from evenslice.results.verdicts import EXACT, Decision, Evidence
+from evenslice.results.verdicts import EXACT, Decision, Evidence, least_attention
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -205,8 +205,8 @@ def _attention(
     volume, z = places
     biases = model_part(pair_bias(shares), pair_bias(mirrored))
     left, right = halves(model_part(shares, mirrored))
-    # Unknown shares are judged, too.
-    material = ~(fit_means(left + right, z, volume).estimate < thresholds.judged)
+    least = least_attention(left.shape[1], thresholds.judged)
+    material = ~(fit_means(left + right, z, volume).estimate < least)  # unknown shares are judged, too
     spread = np.ptp(biases[:, material], axis=0) if len(biases) else np.empty(0)
     return Evidence(
         decision=decision,

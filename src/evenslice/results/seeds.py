@@ -22,6 +22,7 @@ from evenslice.results.intervals import UNKNOWN
 from evenslice.results.replicates import fold_of, pair_runs, replicate_means, replicate_unit
 from evenslice.results.scores import MAIN_SCORES, TASK_SCORES
 from evenslice.results.student import NonInferiority, bias_removed, non_inferiority, student_interval
+from evenslice.results.verdicts import least_attention
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -66,8 +67,6 @@ BOUNDS = {
 """Range of the metrics for which it is not 0 to 1."""
 
 SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-
-LEAST_PAIR = 0.02  # of the attention: |B_k| of a pair that hardly gets any is noise
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def largest_bias(run: RunRecord) -> float:
     """Return the largest absolute pair bias |B_k| (model part) of a run, 0..1; NaN without pairs.
 
     |D| is 0 where pairs of opposite sign cancel, as in five slices of repeated colours; the largest |B_k| is not. Pairs
-    that get less than 2 % of the attention are left out.
+    that get too little attention to be judged are left out: |B_k| of a pair that hardly gets any is noise.
 
     Args:
         run: with ``largest_bias``; or with ``shares``, their means over windows and mirrors, and ``pairs``, the means
@@ -182,7 +181,8 @@ def largest_bias(run: RunRecord) -> float:
         return math.nan
     before, after = halves(profile)
     pairs = np.array([run["pairs"]]) if "pairs" in run else pair_bias(profile)
-    return float(np.abs(pairs[before + after >= LEAST_PAIR]).max(initial=0.0))
+    judged = before + after >= least_attention(before.shape[1])
+    return float(np.abs(pairs[judged]).max(initial=0.0))
 
 
 def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float]] | None:

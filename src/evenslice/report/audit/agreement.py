@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from evenslice.report.audit.favour import favour, sides, times
 from evenslice.report.audit.questions import is_older, method_name, state_of
-from evenslice.report.base.wording import listed, number, one_line, percent
+from evenslice.report.base.wording import listed, number, one_line, threshold
 from evenslice.results import FEW_SLICES, count_attended
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _two_methods(audit: AuditResult, second: str, pairs: Sequence[PairBias]) -> 
     states = state_of(one, tolerance), state_of(other, tolerance)
     if not any(pair.judged for pair in (*audit.pairs, *pairs)):
         return (
-            f"Opposite slices get less than {percent(audit.statistics.judged_share)} of the attention by {names[0]} and "
+            f"Opposite slices get less than {threshold(audit.statistics.least_attention)} of the attention by {names[0]} and "
             f"by {names[1]}, too little to be judged."
         )
     both_judged = one.judged and other.judged
@@ -80,7 +80,7 @@ def _two_methods(audit: AuditResult, second: str, pairs: Sequence[PairBias]) -> 
             f"The methods agree: {favoured} gets {times(one.estimate)} times the attention of {rest} by {names[0]}, and "
             f"{times(other.estimate)} times by {names[1]}."
         )
-    told = [_told(k, pair, tolerance, audit.statistics.judged_share) for pair in (one, other)]
+    told = [_told(k, pair, tolerance, audit.statistics.least_attention) for pair in (one, other)]
     found = f"by {names[0]} {told[0]}, by {names[1]} {told[1]}"
     if agree:
         return f"The methods agree: {found}."
@@ -104,11 +104,11 @@ def _pair_to_tell(first: Sequence[PairBias], second: Sequence[PairBias], *, agre
     return max(known or range(1, len(first) + 1), key=size)
 
 
-def _told(k: int, pair: PairBias, tolerance: float, judged_share: float) -> str:
+def _told(k: int, pair: PairBias, tolerance: float, least_attention: float) -> str:
     if math.isnan(pair.estimate):
         return "nothing is known"
     if not pair.judged:
-        return f"both get less than {percent(judged_share)} of the attention, too little to be judged"
+        return f"both get less than {threshold(least_attention)} of the attention, too little to be judged"
     state = state_of(pair, tolerance)
     doubt = f" (not certain: pair bias {number(pair.low)} to {number(pair.high)})" if state == "open" else ""
     if abs(pair.estimate) > tolerance:

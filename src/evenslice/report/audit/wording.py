@@ -20,7 +20,7 @@ from evenslice.report.audit.questions import (
     spread,
     state_of,
 )
-from evenslice.report.base.wording import listed, number, percent
+from evenslice.report.base.wording import listed, number, percent, threshold
 from evenslice.results import FEW_SLICES, largest_answer_change
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def context_sentence(audit: AuditResult) -> str:
     ignored = [f"±{k}" for k, pair in enumerate(audit.pairs, start=1) if not pair.judged]
     if ignored:
         text += (
-            f" The slices {listed(ignored)} get less than {percent(statistics.judged_share)} of the attention "
+            f" The slices {listed(ignored)} get less than {threshold(statistics.least_attention)} of the attention "
             "and are not judged."
         )
     if not math.isnan(statistics.mirror_error.estimate):
@@ -116,7 +116,7 @@ def _balanced(audit: AuditResult) -> str:
         f"the slices before and after the middle get equal attention {methods} (the largest pair bias is "
         f"{_largest(judged)}; fair is within ±{statistics.tolerance:g})"
         if judged
-        else f"no opposite slices get {percent(statistics.judged_share)} of the attention"
+        else f"no opposite slices get {threshold(statistics.least_attention)} of the attention"
     )
     use = {
         "unknown": "how they are used, place by place, was not measured",

@@ -61,6 +61,16 @@ def percent(share: float) -> str:
     return f"less than 0.1{space}%" if share < 0.001 else f"{100 * share:.1f}{space}%"
 
 
+def threshold(share: float) -> str:
+    """Format a share that is a limit, in percent with three digits; no line break before the sign.
+
+    Example:
+        >>> [threshold(share).replace("\N{NO-BREAK SPACE}", " ") for share in (0.02, 0.02 * 2 / 3, 0.0008)]
+        ['2 %', '1.33 %', '0.08 %']
+    """
+    return f"{100 * share:.3g}\N{NO-BREAK SPACE}%"
+
+
 def signed(offset: int) -> str:
     """Format an offset with its sign; 0 has none."""
     return f"{offset:+d}".replace("-", MINUS) if offset else "0"
