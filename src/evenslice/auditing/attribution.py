@@ -77,7 +77,7 @@ def attribute(
             too small for a single window.
 
     Where memory runs out, windows are attributed in smaller batches, and methods that draw samples draw others. What
-    overflows in float16 is computed again in float32.
+    is not finite in float16 or bfloat16 is computed again in float32.
 
     Example: the attribution of a network that is linear in its slices is its weights.
         >>> weights = torch.tensor([1.0, -2.0, 1.0]).view(1, 3, 1, 1)
@@ -103,10 +103,14 @@ def attribute(
     if not isinstance(network, ReadyNetwork):
         return in_batches(None)
     found = in_batches(network.dtype)
-    if network.dtype == torch.float16 and not bool(found.attribution.isfinite().all()):
+    if network.dtype != torch.float32 and not _is_finite(found):
         with computing_in(network, torch.float32):
             found = in_batches(torch.float32)
     return found
+
+
+def _is_finite(found: Attributed) -> bool:
+    return all(bool(part.isfinite().all()) for part in (found.attribution, found.output))
 
 
 def _joined(parts: list[Attributed]) -> Attributed:

@@ -172,7 +172,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     Raises:
         VolumeError: a volume cannot be read, has too few slices, is constant or not finite, or labels do not fit it.
         ModelError: the network rejects the windows, its output does not suit the target, or does not depend on the
-            windows: none of the first 200 (or of all, if fewer) has an attribution.
+            windows: none of the first 200 (or of all, if fewer) has an attribution; or its output or gradient is NaN or
+            infinite for a window.
         ConfigError: an option is out of range or has no effect, or the function cannot be sent to workers.
 
     Example: a network that reads only the slice before the middle.

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from evenslice._core import map_ahead, map_in_order
+from evenslice.auditing.finite import check_finite
 from evenslice.auditing.measurer import Explained
 from evenslice.auditing.rounding import USE_FIELDS, remove_rounding
 from evenslice.auditing.subset import cut, measure_subset
@@ -137,6 +138,7 @@ def _measure_windows(
 ) -> MeasuredBatch:
     """Measure windows from what the first method found for them."""
     found = Explained(given, measurer.explain(windows, labels, mirrored=True))
+    check_finite(measurer, found, batch.places, measurer.methods.first)
     rows = found.rows(classes=measurer.classes)
     subset_rows: dict[str, NDArray[np.float64]] = {}
     methods, fast = measurer.methods, measurer.network.dtype != torch.float32
@@ -173,12 +175,21 @@ def _measure_subset(
     methods, counts = measurer.methods, batch.counts
     cut_windows = cut(windows[batch.subset], measurer.crop, counts)
     maps = None if labels is None else cut(labels[batch.subset], measurer.crop, counts)
-    explain = measurer.explainer(cut_windows, maps)
+    places, explainer = batch.places[batch.subset], measurer.explainer(cut_windows, maps)
+
+    def explain(only: int | None) -> Explained:
+        return check_finite(measurer, explainer(only), places, methods.first)
+
+    def explain_by(method: str, known: Explained | None = None) -> Explained:
+        by_it = measurer.explain_both(cut_windows, maps, method=method, found=known)
+        return check_finite(measurer, by_it, places, method)
+
     first = explain(None) if found is None else found
-    use = first
-    if methods.first != methods.use:
-        use = measurer.explain_both(cut_windows, maps, method=methods.use)
-    rows = measure_subset(measurer, cut_windows, maps, first, use, explain, turn=batch.turn)
+    use = first if methods.first == methods.use else explain_by(methods.use)
+    second = None
+    if methods.second is not None:
+        second = use if methods.second == methods.use else explain_by(methods.second, first)
+    rows = measure_subset(measurer, maps, first, second, explain, turn=batch.turn)
     used = use.rows(classes=measurer.classes)
     remove_rounding(measurer, cut_windows, maps, used)
     return rows, used

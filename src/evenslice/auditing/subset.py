@@ -67,10 +67,9 @@ def cut(parts: Tensor, size: tuple[int, int] | None, counts: NDArray[np.int64]) 
 
 def measure_subset(
     measurer: Measurer,
-    windows: Tensor,
     labels: Tensor | None,
     first: Explained,
-    use: Explained,
+    second: Explained | None,
     explain: Explainer,
     *,
     turn: int,
@@ -79,24 +78,18 @@ def measure_subset(
 
     Args:
         measurer: of the audit; its network computes in float32.
-        windows: (m, N, y, x).
         labels: (m, y, x) for the target "labels".
-        first: what the first method found, in float32.
-        use: what the method found that tells how slices are used.
+        first: what the first method found for the m windows, in float32.
+        second: what the second method found; None if there is none.
         explain: explains one class of the windows' outputs by the first method.
         turn: number of batches measured before, which decides which of many classes are explained.
 
     Returns:
         The fields of ``SubsetMeasurements`` but the windows' numbers; C = 0 for an output without classes.
     """
-    methods = measurer.methods
-    if methods.second is None:
-        shares = (np.full(tuple(windows.shape[:2]), np.nan),) * 2
-    elif methods.second == methods.use:
-        shares = use.shares()
-    else:
-        shares = measurer.explain_both(windows, labels, method=methods.second, found=first).shares()
     first_shares = first.shares()
+    unknown = np.full_like(first_shares[0], np.nan)
+    shares = (unknown, unknown) if second is None else second.shares()
     return {
         "first_shares": first_shares[0],
         "mirrored_first_shares": first_shares[1],
