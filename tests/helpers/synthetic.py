@@ -52,6 +52,8 @@ def make_audit(
         mirror_error=np.full(windows, 0.69 if shares[0] != shares[-1] else 2e-6),
         mirror_disagreement=np.full(windows, 0.12 if shares[0] != shares[-1] else 0.0),
         foreground=np.full(windows, 0.4),
+        lowest_class=np.zeros(windows),
+        highest_class=np.ones(windows),
         change=np.full(windows, 0.5 if shares[0] != shares[-1] else 0.0),
         power=np.ones(windows),
         level=np.zeros((windows, 1)),

@@ -118,6 +118,7 @@ def _record(
         "status": "done",
         "error": None,
         **figures,
+        "answer_of": "classes",
         "verdict": "biased" if abs(found) > 0.05 else "symmetric",
         "shares": shares.tolist(),
         "saliency": _percentiles(shares).tolist(),

@@ -35,7 +35,7 @@ from evenslice.report.base.stress_chart import stress_figure
 from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
 from evenslice.report.base.wording import few_lines, interval, one_line
 from evenslice.report.files import write_figures, write_report, write_tables
-from evenslice.results.asymmetry import PairBias, SecondOpinion
+from evenslice.results.asymmetry import AnswerChange, PairBias, SecondOpinion
 from evenslice.results.audits import AuditedVolume, AuditRun
 from evenslice.results.intervals import Interval
 from evenslice.results.measurements import split_biases
@@ -127,7 +127,7 @@ def test_a_network_that_ignores_one_side_has_no_ratio():
 
 def test_an_answer_that_depends_on_the_order_is_told_by_what_changes():
     audit = decided(make_audit("a", UNIFORM), "biased", "answer")
-    audit = with_statistics(audit, answer_change=Interval(0.97, 0.96, 0.98))
+    audit = with_statistics(audit, answer_change=AnswerChange(0.97, 0.96, 0.98, "classes"))
     assert said(audit) == (
         "Biased: reversing a window changes the class of 97 % of the foreground pixels, although opposite slices get "
         "equal attention (answer change 0.970, 95 % interval 0.960 to 0.980; tolerated up to 0.05)."
@@ -463,7 +463,10 @@ def test_the_summary_calls_open_what_did_not_decide():
 
 
 def test_the_answer_change_of_outputs_without_classes_is_explained(page):
-    assert "of outputs without classes, the size of the change, which is 1 for unrelated outputs" in page
+    assert (
+        "of outputs without classes, or where one class alone is predicted, the size of the change of the scores"
+        in page
+    )
 
 
 def test_the_questions_never_contradict_the_verdict():
@@ -486,7 +489,9 @@ def test_what_kept_the_verdict_open_is_not_called_within():
 
 
 def test_a_bound_that_a_file_does_not_hold_is_not_within_the_tolerance():
-    audit = with_statistics(make_audit("a", UNIFORM), answer_change=Interval(0.03, 0.0, math.nan))
+    audit = with_statistics(
+        make_audit("a", UNIFORM), answer_change=AnswerChange(0.03, 0.0, math.nan, "classes")
+    )
     assert three_questions(decided(audit, "inconclusive", "answer"))[1].state == "open"
 
 
@@ -520,12 +525,9 @@ def test_windows_without_attribution_in_both_orders_are_not_told_to_be_too_few()
 def test_a_change_of_numbers_is_not_told_as_one_of_classes():
     """One class is predicted everywhere, so C compares the outputs."""
     audit = make_audit("a", PRETRAINED)
-    one = dataclasses.replace(
-        audit.measurements,
-        mirror_disagreement=np.zeros_like(audit.measurements.power),
-        foreground=np.ones_like(audit.measurements.power),
-    )
-    audit = decided(dataclasses.replace(audit, measurements=one), "biased", "answer")
+    assert audit.answer.of == "classes"
+    scores = dataclasses.replace(audit.answer, of="scores")
+    audit = decided(with_statistics(audit, answer_change=scores), "biased", "answer")
     assert "of the difference of unrelated outputs" in verdict_sentence(audit)
 
 

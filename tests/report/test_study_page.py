@@ -264,6 +264,19 @@ def test_the_page_says_everything(results, page):
     assert "2 biased" in text
 
 
+def test_the_answer_says_what_it_compares(results):
+    def row(results):
+        groups = figure_groups(results, results.comparisons[0])
+        return [row for group in groups for row in group.rows if row.label == "C compares"]
+
+    (found,) = row(results)
+    assert set(found.cells) == {"classes"}
+    before = dataclasses.replace(
+        results, runs=tuple(dataclasses.replace(run, answer_of="unknown") for run in results.runs)
+    )
+    assert not row(before)
+
+
 def test_figures_that_no_arm_has_are_left_out(results):
     labels = [
         {row.label for group in figure_groups(results, item) for row in group.rows}

@@ -10,7 +10,7 @@ from scipy import stats
 
 from evenslice.results.asymmetry import next_look, precise_enough, summarize
 from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
-from evenslice.results.evidence import answer_evidence
+from evenslice.results.evidence import answer_evidence, answer_kind
 from evenslice.results.measurements import Measurements, measure_windows
 from evenslice.results.seeds import largest_bias
 from evenslice.results.subsets import SubsetMeasurements
@@ -32,6 +32,8 @@ def measurements(shares, mirrored_shares=None, volume=None, mismatch=0.3):
         mirror_error=np.abs(directional_bias(shares)),
         mirror_disagreement=np.zeros(count),
         foreground=np.ones(count),
+        lowest_class=np.zeros(count),
+        highest_class=np.ones(count),
         change=np.full(count, np.nan),
         power=np.full(count, np.nan),
         level=np.full((count, 1), np.nan),
@@ -414,13 +416,47 @@ def test_a_class_that_is_predicted_everywhere_does_not_hide_that_the_answer_chan
     assert not found.within().any()
 
 
-def test_classes_of_windows_that_stay_are_judged_by_their_logits():
+def kind_of(output, mirrored):
+    rows = measure_windows(*[torch.ones(len(output), 3, 8, 8)] * 2, output, mirrored)
+    return answer_kind(replace(measurements(shares_of(np.zeros(len(output)))), **rows))
+
+
+@pytest.mark.parametrize("windows", [40, 400])
+def test_a_window_whose_class_changes_does_not_change_what_the_answer_compares(windows):
+    """The logits change by more than the tolerance, but the classes of windows are votes, also if none changes."""
     random = torch.Generator().manual_seed(0)
-    output = torch.randn(40, 5, generator=random)
-    still = answer_of(output, output + 0.01 * torch.randn(40, 5, generator=random))
-    assert still.within().all()
-    moved = answer_of(output, output + 0.4 * (torch.arange(5) == output.argmax(1, keepdim=True)))
-    assert not moved.within().any()
+    output = torch.randn(windows, 5, generator=random)
+    stay = output + 0.4 * (torch.arange(5) == output.argmax(1, keepdim=True))
+    one = stay.clone()
+    one[3] = output[3].roll(1)
+    found = [answer_of(output, mirrored) for mirrored in (stay, one)]
+    assert [item.fit.estimate[0] for item in found] == pytest.approx([0, 1 / windows])
+    assert bounds(found[0])[1] == pytest.approx(bounds(found[1])[1], rel=0.3)
+    assert [bool(item.within().all()) for item in found] == [windows == 400] * 2
+    assert not found[0].exact
+    assert kind_of(output, stay) == kind_of(output, one) == "classes"
+
+
+def test_what_the_answer_compares():
+    pixels = torch.full((12, 3, 8, 8), -1.0)
+    pixels[:, 1] = 1
+    assert kind_of(pixels, pixels) == "scores"  # one class alone
+    two = pixels.clone()
+    two[3, 2, 0, 0] = 2
+    assert kind_of(pixels, two) == kind_of(two, pixels) == kind_of(two, two) == "classes"
+    assert kind_of(pixels[:, 0], pixels[:, 0]) == "scores"  # without classes
+    numbers = torch.zeros(12, 8, 8, dtype=torch.int64)
+    assert kind_of(numbers, numbers) == "classes"
+
+
+def test_the_statistics_say_what_the_answer_compares():
+    classes = summarize(measurements(shares_of(np.zeros(50))))
+    assert (classes.answer_change.of, classes.answer_change.estimate) == ("classes", 0)
+    scores = {"change": np.full(50, 8.0), "power": np.ones(50), "level": np.zeros((50, 1))}
+    one = summarize(replace(measurements(shares_of(np.zeros(50))), highest_class=np.zeros(50), **scores))
+    assert (one.answer_change.of, one.answer_change.estimate) == ("scores", 2)
+    nothing = summarize(replace(measurements(shares_of(np.zeros(50))), foreground=np.full(50, np.nan)))
+    assert nothing.answer_change.of == "unknown"
 
 
 @pytest.mark.parametrize(("windows", "within"), [(40, False), (400, True)])

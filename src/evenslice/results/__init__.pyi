@@ -1,5 +1,6 @@
 from .array_files import stored_size as stored_size
 from .asymmetry import (
+    AnswerChange as AnswerChange,
     PairBias as PairBias,
     next_look as next_look,
     precise_enough as precise_enough,
@@ -21,7 +22,6 @@ from .evidence import (
     class_evidence as class_evidence,
     count_attended as count_attended,
     count_slices as count_slices,
-    largest_answer_change as largest_answer_change,
     second_evidence as second_evidence,
 )
 from .intervals import FEW_SLICES as FEW_SLICES, Interval as Interval
@@ -88,4 +88,4 @@ from .surveys import (
     is_survey as is_survey,
     mean_of_draws as mean_of_draws,
 )
-from .verdicts import Thresholds as Thresholds
+from .verdicts import AnswerKind as AnswerKind, Thresholds as Thresholds

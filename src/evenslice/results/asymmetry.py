@@ -15,18 +15,26 @@ from evenslice.results.biases import data_part, directional_bias, halves, model_
 from evenslice.results.evidence import (
     MethodNames,
     answer_evidence,
+    answer_kind,
     class_evidence,
     difference_of_methods,
     disagreement_interval,
     first_evidence,
-    largest_answer_change,
     second_evidence,
     use_evidence,
 )
 from evenslice.results.intervals import UNKNOWN, Interval, fit_means, mean_interval
 from evenslice.results.measurements import Measurements, split_biases
 from evenslice.results.subsets import SubsetMeasurements
-from evenslice.results.verdicts import Decision, Thresholds, Verdict, agreement, judge, least_attention
+from evenslice.results.verdicts import (
+    AnswerKind,
+    Decision,
+    Thresholds,
+    Verdict,
+    agreement,
+    judge,
+    least_attention,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +44,16 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["Asymmetry", "ClassBias", "PairBias", "SecondOpinion", "next_look", "precise_enough", "summarize"]
+__all__ = [
+    "AnswerChange",
+    "Asymmetry",
+    "ClassBias",
+    "PairBias",
+    "SecondOpinion",
+    "next_look",
+    "precise_enough",
+    "summarize",
+]
 
 FIRST_LOOK = 40  # windows; fewer say too little about the correlation of neighbours
 
@@ -50,6 +67,21 @@ class PairBias(Interval):
     """
 
     judged: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerChange(Interval):
+    """The answer change C with its interval.
+
+    Attributes:
+        of: what it compares: "classes", the part of the foreground whose class changes, 0..1; "scores", the change of the
+            output in terms of its standard deviation; "unknown" if that was not recorded, or C is not known.
+    """
+
+    of: AnswerKind = "unknown"
+
+
+NO_ANSWER = AnswerChange(np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -125,7 +157,7 @@ class Asymmetry:
     wasserstein: tuple[Interval, ...]
     mirror_error: Interval
     mirror_disagreement: Interval
-    answer_change: Interval = UNKNOWN
+    answer_change: AnswerChange = NO_ANSWER
     mirror_mismatch: Interval = UNKNOWN
     decided_by: Decision | None = None
     methods_agree: bool | None = None
@@ -196,7 +228,7 @@ def summarize(
         >>> place, figure, pair = np.zeros((8, 3), dtype=int), np.zeros(8), np.ones((8, 1))
         >>> place[:, 0] = range(10, 90, 10)
         >>> outputs = dict.fromkeys(("mirror_error", "foreground", "mirror_disagreement", "change", "power"), figure)
-        >>> outputs["level"] = figure[:, None]
+        >>> outputs |= {"lowest_class": figure, "highest_class": figure, "level": figure[:, None]}
         >>> rows = {"shares": shares, "mirrored_shares": shares, "wasserstein": pair, "mismatch": pair, "outer": pair}
         >>> found = summarize(Measurements(place[:, 1], place, **rows, **outputs))
         >>> found.verdict, found.decided_by.question, round(found.directional_bias.estimate, 2)
@@ -232,9 +264,7 @@ def summarize(
         wasserstein=_fit(kept, kept.wasserstein).intervals(bounds=(0, np.inf)),
         mirror_error=_interval(measurements, measurements.mirror_error, bounds=(0, np.inf)),
         mirror_disagreement=disagreement_interval(measurements),
-        answer_change=answer.fit.intervals(bounds=(0, largest_answer_change(measurements)))[0]
-        if answer
-        else UNKNOWN,
+        answer_change=_answer_change(measurements, answer),
         mirror_mismatch=use.fit.intervals(bounds=(0, 1))[0] if use else UNKNOWN,
         decided_by=decided_by,
         methods_agree=agree,
@@ -250,6 +280,14 @@ def summarize(
         mismatch_tolerance=thresholds.use,
         judged_share=thresholds.judged,
     )
+
+
+def _answer_change(measurements: Measurements, answer: Evidence | None) -> AnswerChange:
+    if answer is None:
+        return NO_ANSWER
+    kind = answer_kind(measurements)
+    (found,) = answer.fit.intervals(bounds=(0, np.inf if kind == "scores" else 1))
+    return AnswerChange(found.estimate, found.low, found.high, kind)
 
 
 def _pairs(evidence: Evidence) -> tuple[PairBias, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def check_audit(audit: Any) -> None:
 def _check_intervals(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, Interval):
-            if any(abs(number) > LARGEST for number in astuple(value)):
+            if any(abs(number) > LARGEST for number in (value.estimate, value.low, value.high)):
                 raise ValueError("one of its figures is too large")
         elif isinstance(value, tuple):
             _check_intervals(value)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.results.asymmetry import Asymmetry, PairBias
+    from evenslice.results.asymmetry import AnswerChange, Asymmetry, PairBias
     from evenslice.results.intervals import Interval
     from evenslice.results.verdicts import Verdict
 
@@ -226,8 +226,8 @@ class AuditResult:
         return self.statistics.pairs
 
     @property
-    def answer(self) -> Interval:
-        """Whether the order matters: C, the part of the answer that changes when a window is reversed."""
+    def answer(self) -> AnswerChange:
+        """Whether the order matters: C, the part of the answer that changes when a window is reversed, and ``of`` what."""
         return self.statistics.answer_change
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 
 from evenslice.results.biases import halves, model_part, pair_bias
 from evenslice.results.intervals import fit_means, fit_ratio, fit_votes, mean_interval
-from evenslice.results.verdicts import EXACT, Decision, Evidence, least_attention
+from evenslice.results.verdicts import EXACT, AnswerKind, Decision, Evidence, least_attention
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,13 +25,13 @@ __all__ = [
     "ClassEvidence",
     "MethodNames",
     "answer_evidence",
+    "answer_kind",
     "class_evidence",
     "count_attended",
     "count_slices",
     "difference_of_methods",
     "disagreement_interval",
     "first_evidence",
-    "largest_answer_change",
     "second_evidence",
     "use_evidence",
 ]
@@ -102,14 +102,13 @@ def class_evidence(
 def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence | None:
     """Return the part C of the answer that changes when a window is reversed; None if no window tells.
 
-    For an output with classes, C is the pixels whose predicted class changes over those that are foreground in either
-    answer, pooled over windows: 1 - IoU of the two answers if there is one foreground class. For any other output, and
-    where no other class than one is predicted, or each window has one that stays, it is the RMS of f(x) - f(x') over
-    sqrt(2) times the standard deviation of f(x), over the pixels of a map or else over the windows of a volume, which
-    is 1 for unrelated answers.
+    For "classes" (see ``answer_kind``), C is the pixels whose predicted class changes over those that are foreground in
+    either answer, pooled over windows: 1 - IoU of the two answers if there is one foreground class. For "scores", it is
+    the RMS of f(x) - f(x') over sqrt(2) times the standard deviation of f(x), over the pixels of a map or else over the
+    windows of a volume, which is 1 for unrelated answers.
     """
     volume, z = measured.volume, measured.position[:, 0]
-    root = largest_answer_change(measured) > 1
+    root = answer_kind(measured) == "scores"
     part, whole = measured.mirror_disagreement, measured.foreground
     if root:
         part, whole = measured.change, 2 * _variance(measured)
@@ -137,15 +136,18 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
     )
 
 
-def largest_answer_change(measured: Measurements) -> float:
-    """Return the largest C there can be: 1 for a part of pixels, infinity for a ratio of standard deviations."""
+def answer_kind(measured: Measurements) -> AnswerKind:
+    """Return what C compares: the predicted "classes", or the "scores", the numbers of the output.
+
+    Where all pixels of all windows have one class, it says nothing about the order: the output may be that of a regression
+    with one channel, whose numbers are always positive, or one of a network that finds nothing.
+    """
     if np.isnan(measured.power).all():
-        return 1.0
-    part, whole = (
-        values[~np.isnan(values)] for values in (measured.mirror_disagreement, measured.foreground)
-    )
-    told = part.any() or ((whole > 0).any() and (whole < 1).any())
-    return 1.0 if told else np.inf
+        return "classes"
+    known = ~np.isnan(measured.lowest_class)
+    if not known.any():
+        return "scores"
+    return "classes" if measured.lowest_class[known].min() < measured.highest_class[known].max() else "scores"
 
 
 def disagreement_interval(measured: Measurements) -> Interval:

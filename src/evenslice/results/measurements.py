@@ -44,6 +44,8 @@ class Measurements:
             if the output has no classes.
         foreground: (n,) share of output pixels whose predicted class is not 0, for the window or for its mirror; 1
             for an output with classes but no pixels; NaN without classes.
+        lowest_class: (n,) the lowest class predicted for the window or for its mirror; NaN without classes.
+        highest_class: (n,) the highest.
         change: (n,) mean square of the output change when the window is reversed; NaN for class numbers.
         power: (n,) mean square of the output, less its mean over the window's pixels or tokens if it has any; NaN for
             class numbers.
@@ -63,6 +65,8 @@ class Measurements:
     mirror_error: NDArray[np.float64]
     mirror_disagreement: NDArray[np.float64]
     foreground: NDArray[np.float64]
+    lowest_class: NDArray[np.float64]
+    highest_class: NDArray[np.float64]
     change: NDArray[np.float64]
     power: NDArray[np.float64]
     level: NDArray[np.float64]

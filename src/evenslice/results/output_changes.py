@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from evenslice.networks import predicted_classes
 
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["OUTPUT_FIELDS", "as_numpy", "measure_outputs"]
 
-OUTPUT_FIELDS = ("mirror_error", "mirror_disagreement", "foreground", "change", "power", "level")
+OUTPUT_FIELDS = (
+    "mirror_error",
+    "mirror_disagreement",
+    "foreground",
+    "lowest_class",
+    "highest_class",
+    "change",
+    "power",
+    "level",
+)
 """The fields of ``Measurements`` that ``measure_outputs`` gives."""
 
 MOST_FEATURES = 256
@@ -39,7 +49,7 @@ def measure_outputs(
 
     Returns:
         The fields of ``OUTPUT_FIELDS``, (B,) each, but for the level (B, F); see ``Measurements``. An output without
-        classes has no disagreement and no foreground, one of class numbers no errors and no change: these are NaN.
+        classes has no disagreement, foreground or class, one of class numbers no errors and no change: these are NaN.
 
     Example:
         >>> import torch
@@ -70,6 +80,8 @@ def measure_outputs(
         # Class 0 is the background of a segmentation; a classifier has none.
         whole = found.ndim == 1
         rows["foreground"] = np.ones(len(output)) if whole else _part((found != 0) | (mirrored != 0))
+        both = torch.stack([found, mirrored], dim=1).flatten(1)
+        rows["lowest_class"], rows["highest_class"] = (as_numpy(part) for part in both.aminmax(dim=1))
         if whole and not output.is_floating_point():
             rows["level"] = as_numpy(found)[:, None]
     return rows

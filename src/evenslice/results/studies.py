@@ -103,6 +103,7 @@ class StudyRun:
         example: a test slice; None if none was kept.
         stress: what disturbed slices cost; None if that was not measured.
         circumstances: ``versions``, ``machine`` and ``created`` of the training; empty if unknown.
+        answer_of: what the ``answer_change`` compares: "classes", "scores" or "unknown".
     """
 
     dataset: str
@@ -121,6 +122,7 @@ class StudyRun:
     stress: StressSummary | None = None
     circumstances: dict[str, Any] = field(default_factory=dict)
     fold: int = 0
+    answer_of: str = "unknown"
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,7 @@ def _run(folder: Path, row: Entries) -> StudyRun:
             metrics={name: number(record.get(name)) for name in METRICS}
             | {"largest_bias": number(largest_bias(record | {"shares": shares}))},
             verdict=text(record, "verdict"),
+            answer_of=text({"answer_of": "unknown"} | record, "answer_of"),
             shares=shares,
             saliency=_saliency(record.get("saliency"), len(shares)),
             windows=count(record["windows"]),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 __all__ = [
+    "AnswerKind",
     "Decision",
     "Evidence",
     "Question",
@@ -35,6 +36,7 @@ __all__ = [
 
 Verdict = Literal["symmetric", "balanced", "biased", "inconclusive", "not applicable"]
 Question = Literal["attention", "answer", "use"]
+AnswerKind = Literal["classes", "scores", "unknown"]
 
 BIASED_LEVEL = 0.95
 # The 90 % intervals of equivalence are computed at 94 %: exact ones would be wrong in 5 % of audits of a network at the

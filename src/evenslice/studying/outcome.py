@@ -43,6 +43,8 @@ class RunOutcome(BaseModel):
         shares: mean share of each slice of the window.
         directional_bias, absolute_bias, largest_bias, asymmetry, imbalance, mirror_error, mirror_disagreement,
             answer_change, mirror_mismatch: estimates.
+        answer_of: what ``answer_change`` compares: "classes", "scores" or, as in records of versions that did not tell,
+            "unknown".
         saliency: (slices, percentiles) from ``saliency_percentiles``.
         windows: number of windows of the audit.
         steps: of the training; 0 of a network that was trained by another run.
@@ -86,6 +88,7 @@ class RunOutcome(BaseModel):
     mirror_error: float | None = None
     mirror_disagreement: float | None = None
     answer_change: float | None = None
+    answer_of: str = "unknown"
     mirror_mismatch: float | None = None
     saliency: list[list[float | None]] | None = None
     windows: int = 0

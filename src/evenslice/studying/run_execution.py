@@ -151,6 +151,7 @@ def _audit_results(found: AuditResult) -> dict[str, Any]:
         "largest_bias": largest_bias({"shares": shares, "pairs": pairs}),
         "absolute_bias": abs(statistics.directional_bias.estimate),
         **{name: getattr(statistics, name).estimate for name in ESTIMATES},
+        "answer_of": statistics.answer_change.of,
         "saliency": saliency_percentiles(found.examples.saliency),
         "windows": len(found.measurements.volume),
     }

@@ -328,6 +328,7 @@ def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path
     others = (
         "verdict",
         *(name for name in METRICS if name not in {*first, *other_task}),
+        *(("answer_of",) if any("answer_of" in outcome.to_dict() for outcome in outcomes) else ()),
         *(STRESS_COLUMNS if measured else ()),
         "windows",
         "steps",

@@ -21,7 +21,7 @@ from evenslice.report.audit.questions import (
     state_of,
 )
 from evenslice.report.base.wording import listed, number, percent, threshold
-from evenslice.results import FEW_SLICES, largest_answer_change
+from evenslice.results import FEW_SLICES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,9 +157,8 @@ def _biased_by_answer(audit: AuditResult) -> str:
 
 def _change(audit: AuditResult) -> str:
     """Describe C: pixels or windows whose class changes, or the change of an output without classes."""
-    foreground = audit.measurements.foreground
     size = percent(audit.answer.estimate)
-    if bool(np.isnan(foreground).all()) or largest_answer_change(audit.measurements) > 1:
+    if audit.answer.of == "scores" or bool(np.isnan(audit.measurements.foreground).all()):
         return f"reversing a window changes the output by {size} of the difference of unrelated outputs"
     if _classified(audit) == "windows":
         return f"reversing a window changes {size} of the predicted classes"

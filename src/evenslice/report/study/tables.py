@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -14,9 +15,9 @@ from evenslice.report.study.wording import difference, judgement, p_value, remov
 from evenslice.results import SALIENCY_PERCENTILES, score_title
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from evenslice.results import ArmSummary, Comparison, PooledArm, StudyResults
+    from evenslice.results import ArmSummary, Comparison, PooledArm, StudyResults, StudyRun
 
 TABLE_FILES: Final = ("arms.csv", "curves.csv", "saliency.csv", "pooled.csv")
 """Names of the CSV files."""
@@ -86,8 +87,9 @@ def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group[R
     """Arrange the metrics of a comparison in groups of rows, one column for each arm; undefined ones are left out."""
     arms = comparison.arms
     runs = [results.runs_of(comparison, arm.arm) for arm in arms]
+    answers = tuple(answer_kinds(items) for items in runs)
     segmented, classified, bias, effect = (
-        Group(title, meaning, tuple(_figure_rows(arms, dict(figures))))
+        Group(title, meaning, tuple(_figure_rows(arms, dict(figures), answers)))
         for title, figures, meaning in FIGURE_GROUPS
     )
     found = Row("Verdict of the audits", tuple(verdicts([run.verdict for run in items]) for items in runs))
@@ -102,11 +104,32 @@ def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group[R
     return [group for group in groups if group.rows]
 
 
-def _figure_rows(arms: tuple[ArmSummary, ...], labels: dict[str, str]) -> Iterator[Row]:
+def _figure_rows(
+    arms: tuple[ArmSummary, ...], labels: dict[str, str], answers: tuple[str, ...]
+) -> Iterator[Row]:
     for name, label in labels.items():
         row = Row(label, tuple(interval(arm.metrics[name]) for arm in arms))
-        if set(row.cells) != {NOTHING}:
-            yield row
+        if set(row.cells) == {NOTHING}:
+            continue
+        yield row
+        if name == "answer_change" and any(answers):
+            yield Row("C compares", tuple(answer or NOTHING for answer in answers))
+
+
+def answer_kinds(runs: Sequence[StudyRun]) -> str:
+    """Say what the answer changes of runs compare; nothing if that is not known.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> answer_kinds([SimpleNamespace(answer_of=kind) for kind in ("scores", "classes", "scores", "unknown")])
+        'classes (1 run), scores (2 runs)'
+        >>> answer_kinds([SimpleNamespace(answer_of="classes")])
+        'classes'
+    """
+    counts = Counter(run.answer_of for run in runs if run.answer_of != "unknown")
+    if len(counts) < 2:
+        return "".join(counts)
+    return ", ".join(f"{kind} ({count} run{'s' * (count > 1)})" for kind, count in sorted(counts.items()))
 
 
 def _share_rows(arms: tuple[ArmSummary, ...]) -> Iterator[Row]:
