@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from evenslice.results import intervals
-from evenslice.results.intervals import MeanFit, fit_means, mean_interval
+from evenslice.results.intervals import MeanFit, fit_means, fit_votes, mean_interval
 
 
 def half_width(interval):
@@ -151,6 +151,17 @@ def test_order_units_and_origin_do_not_matter(seed, count, volumes):
     if math.isfinite(found.high):
         assert half_width(again) == pytest.approx(half_width(found), rel=1e-6)
     assert found.low <= found.estimate <= found.high
+
+
+@pytest.mark.parametrize("volumes", [1, 2])
+def test_the_order_of_votes_does_not_matter(volumes):
+    random = np.random.default_rng(0)
+    positions, volume = random.integers(0, 90, size=60), np.sort(random.integers(volumes, size=60))
+    expected = fit_votes(np.zeros((60, 1)), positions, volume).bounds()
+    for _ in range(5):
+        order = random.permutation(60)
+        found = fit_votes(np.zeros((60, 1)), positions[order], volume[order]).bounds()
+        assert np.ravel(found) == pytest.approx(np.ravel(expected))
 
 
 def test_more_confidence_is_wider():

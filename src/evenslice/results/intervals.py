@@ -266,7 +266,8 @@ def fit_ratio(
 def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None = None) -> MeanFit:
     """Estimate the parts of the windows for which things hold, and their precision.
 
-    Votes that all agree have no spread, but the next might differ: the width is then that with one of them changed.
+    Votes that all agree have no spread, but the next might differ: the width is then that with one of them changed, in the
+    middle of the volume with the most windows, so that their order does not matter.
 
     Args:
         votes: (n, q) 0 or 1; windows where anything is NaN are left out, and one has to remain.
@@ -281,11 +282,13 @@ def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None 
     given, at = np.asarray(votes, dtype=np.float64), np.asarray(positions)
     number = np.zeros(len(given), dtype=np.int64) if volumes is None else np.asarray(volumes)
     known = ~np.isnan(given).any(axis=1)
-    given = given[known]
+    given, at, number = given[known], at[known], number[known]
     agree = (given == given[0]).all(axis=0)
     changed = given.copy()
-    changed[len(given) // 2, agree] = 1 - given[0, agree]
-    fit = fit_ratio(changed, np.ones_like(given), at[known], number[known])
+    largest = np.flatnonzero(number == np.bincount(number).argmax())
+    middle = largest[np.argsort(at[largest], kind="stable")[len(largest) // 2]]
+    changed[middle, agree] = 1 - given[0, agree]
+    fit = fit_ratio(changed, np.ones_like(given), at, number)
     return replace(fit, estimate=np.where(agree, given[0], fit.estimate))
 
 
