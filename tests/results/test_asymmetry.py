@@ -11,7 +11,7 @@ from scipy import stats
 from evenslice.results.asymmetry import next_look, precise_enough, summarize
 from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
 from evenslice.results.evidence import answer_evidence, answer_kind
-from evenslice.results.measurements import Measurements, measure_windows
+from evenslice.results.measurements import Measurements, _sample, measure_windows
 from evenslice.results.seeds import largest_bias
 from evenslice.results.subsets import SubsetMeasurements
 from evenslice.results.verdicts import WITHIN_LEVEL_OF_RATIOS, Thresholds, least_attention
@@ -138,6 +138,26 @@ def test_asymmetry_and_imbalance_by_hand():
 
 
 def test_the_interval_of_asymmetry_reaches_zero_where_there_is_none():
+def test_intervals_end_where_the_figures_do():
+    """All attention on the middle slice or, in one window, on all: U is at most 2/3, and the distance at most 3."""
+    shares = np.tile([0.0, 1.0, 0.0], (8, 1))
+    shares[3] = 1 / 3
+    mine = replace(measurements(shares), wasserstein=np.r_[0.0, np.full(7, 3.0)][:, None])
+    found = summarize(mine)
+    assert found.imbalance.high == pytest.approx(2 / 3)
+    assert found.wasserstein[0].high == 3
+
+
+def test_the_largest_distance_is_that_of_all_saliency_in_one_slice():
+    one = torch.zeros(1, 5, 8, 8)
+    one[:, 4] = 1 + torch.rand(8, 8)
+    rows = measure_windows(one, one, torch.zeros(1, 1), torch.zeros(1, 1))
+    assert rows["wasserstein"].tolist() == [pytest.approx([0, 5])]
+    few = torch.zeros(1, 5, 256, 256)
+    few[:, 4].view(-1)[_sample(256 * 256)[:10].tolist()] = 1.0  # pixels that are all in the sample
+    assert measure_windows(few, few, torch.zeros(1, 1), torch.zeros(1, 1))["wasserstein"].max() == 5
+
+
     bias = np.random.default_rng(0).normal(0, 0.2, size=100)
     found = summarize(measurements(shares_of(bias)))
     assert found.asymmetry.low == 0

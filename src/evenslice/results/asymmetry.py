@@ -259,9 +259,9 @@ def summarize(
         data_pairs=_fit(kept, split_biases(kept).data).intervals(bounds=(-1, 1)),
         directional_bias=_interval(kept, model_part(*directions), bounds=(-1, 1)),
         data_direction=_interval(kept, data_part(*directions), bounds=(-1, 1)),
-        asymmetry=_distance(differences, 0, weight=1),
-        imbalance=_distance(profile, 1 / shares.shape[1], weight=0.5),
-        wasserstein=_fit(kept, kept.wasserstein).intervals(bounds=(0, np.inf)),
+        asymmetry=_distance(differences, 0, weight=1, most=1),
+        imbalance=_distance(profile, 1 / shares.shape[1], weight=0.5, most=1 - 1 / shares.shape[1]),
+        wasserstein=_fit(kept, kept.wasserstein).intervals(bounds=(0, shares.shape[1])),
         mirror_error=_interval(measurements, measurements.mirror_error, bounds=(0, np.inf)),
         mirror_disagreement=disagreement_interval(measurements),
         answer_change=_answer_change(measurements, answer),
@@ -319,13 +319,13 @@ def _interval(measurements: Measurements, values: Floats, bounds: tuple[float, f
     return mean_interval(values, measurements.position[:, 0], measurements.volume, bounds=bounds)
 
 
-def _distance(means: MeanFit, target: float, weight: float) -> Interval:
-    """Return the interval of a weighted sum of distances between means and a target, where the sum is at most 1.
+def _distance(means: MeanFit, target: float, weight: float, most: float) -> Interval:
+    """Return the interval of a weighted sum of distances between means and a target, where the sum is at most ``most``.
 
     With a confidence of 95 % all simultaneous intervals of the signed means hold; the sum then lies between those of
     the smallest and of the largest distances that they admit. Unlike an interval of the sum itself, this is valid
     near 0, where a sum of absolute values is far from normal; elsewhere it is wider than necessary.
     """
     size, half = np.abs(means.estimate - target), means.half_width(comparisons=max(len(means.estimate), 1))
-    low, high = np.maximum(size - half, 0).sum(), np.minimum((size + half).sum(), 1 / weight)
+    low, high = np.maximum(size - half, 0).sum(), min((size + half).sum(), max(most / weight, size.sum()))
     return Interval(weight * float(size.sum()), weight * float(low), weight * float(high))

@@ -38,7 +38,7 @@ class Measurements:
         shares: (n, N) shares of the window; each row sums to 1, or is NaN without attribution.
         mirrored_shares: (n, N) shares of the mirrored window, in the order in which the network saw it.
         wasserstein: (n, K) Wasserstein-1 distance between the saliency distributions of offsets k and -k, pooled over
-            the window and its mirror, in units of their mean saliency.
+            the window and its mirror, in units of their mean saliency; N at most.
         mirror_error: (n,) largest output change when the window is reversed, relative to the largest output.
         mirror_disagreement: (n,) share of output pixels whose predicted class changes when the window is reversed; NaN
             if the output has no classes.
@@ -130,7 +130,9 @@ def measure_windows(
     return {
         "shares": _ratio(sums, sums.sum(axis=1, keepdims=True)),
         "mirrored_shares": _ratio(mirrored_sums, mirrored_sums.sum(axis=1, keepdims=True)),
-        "wasserstein": _ratio(_wasserstein(size, mirrored_size), total / (2 * sums.shape[1] * pixels)),
+        "wasserstein": np.minimum(  # N at most: all saliency in one slice; a sample of the pixels may exceed it
+            _ratio(_wasserstein(size, mirrored_size), total / (2 * sums.shape[1] * pixels)), sums.shape[1]
+        ),
         "mismatch": _ratio(_pairs(as_numpy(unlike.sum(dim=(2, 3)))), total),
         "outer": _ratio(_pairs(sums + mirrored_sums), total),
         **measure_outputs(output, mirrored_output, classes=classes, tile=attribution.shape[2:]),
