@@ -74,7 +74,7 @@ def test_windows_that_are_their_own_mirrors_are_not_measured_again(grays):
 
     same = np.broadcast_to(grays[:1], grays.shape)
     found = audit(Counted(), same)
-    assert found.mismatch.estimate == pytest.approx(1 / 3, rel=1e-3)
+    assert np.isnan(found.mismatch.estimate)  # they do not tell
     assert Counted.doubles == 0
 
 

@@ -1,5 +1,7 @@
 """Networks whose formula says what the verdict has to be."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,38 @@ def found_in(function, volume=None, slices=3, **options):
     return audit(
         Formula(function), volume, slices=slices, intensity=(0, 1), device="cpu", dtype="float32", **options
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("period", [1, 2])
+def test_windows_that_are_their_own_mirrors_do_not_make_a_network_fair(period, dtype):
+    """Of a difference of the neighbours, they show nothing; a stack of one slice was a proof that it is symmetric."""
+    volume = noise(depth=period)[np.arange(64) % period]
+    found = audit(
+        Formula(lambda windows: (difference(windows) + windows[:, 1] - 0.5).unsqueeze(1)),
+        volume,
+        slices=3,
+        intensity=(0, 1),
+        device="cpu",
+        dtype=dtype,
+        max_windows=50,
+    )
+    assert (found.verdict, found.statistics.decided_by.question) == ("inconclusive", "answer")
+    assert "all windows are their own mirrors" in verdict_sentence(found)
+    assert math.isnan(found.answer.estimate)
+    assert math.isnan(found.mismatch.estimate)
+
+
+def test_windows_that_are_their_own_mirrors_do_not_dilute_the_others():
+    volume = np.repeat(noise(depth=30), 3, axis=0)
+    found = found_in(lambda windows: (difference(windows) + windows[:, 1] - 0.5).unsqueeze(1), volume)
+    alike = found.measurements.own_mirror == 1
+    assert alike.mean() == pytest.approx(1 / 3, abs=0.05)
+    part, whole = (
+        getattr(found.measurements, name)[~alike].sum() for name in ("mirror_disagreement", "foreground")
+    )
+    assert found.answer.estimate == pytest.approx(part / whole)
+    assert np.isnan(found.measurements.mismatch[alike]).all()
 
 
 def decided(found):

@@ -59,6 +59,7 @@ def make_audit(
         level=np.zeros((windows, 1)),
         mismatch=np.full((windows, half), 0.3 if shares[0] != shares[-1] else 1e-7) / max(half, 1),
         outer=np.full((windows, half), 0.4) / max(half, 1),
+        own_mirror=np.zeros(windows),
     )
     subset = _subset(measurements)
     kernels = tuple(_kernels(f"encoder.stem_{i}", shares) for i in range(stems))

@@ -39,6 +39,7 @@ def measurements(shares, mirrored_shares=None, volume=None, mismatch=0.3):
         level=np.full((count, 1), np.nan),
         mismatch=np.full((count, shares.shape[1] // 2), mismatch),
         outer=np.ones((count, shares.shape[1] // 2)),
+        own_mirror=np.zeros(count),
     )
 
 
@@ -137,7 +138,6 @@ def test_asymmetry_and_imbalance_by_hand():
     assert found.asymmetry.low == pytest.approx(found.asymmetry.high) == pytest.approx(0.2)
 
 
-def test_the_interval_of_asymmetry_reaches_zero_where_there_is_none():
 def test_intervals_end_where_the_figures_do():
     """All attention on the middle slice or, in one window, on all: U is at most 2/3, and the distance at most 3."""
     shares = np.tile([0.0, 1.0, 0.0], (8, 1))
@@ -158,6 +158,7 @@ def test_the_largest_distance_is_that_of_all_saliency_in_one_slice():
     assert measure_windows(few, few, torch.zeros(1, 1), torch.zeros(1, 1))["wasserstein"].max() == 5
 
 
+def test_the_interval_of_asymmetry_reaches_zero_where_there_is_none():
     bias = np.random.default_rng(0).normal(0, 0.2, size=100)
     found = summarize(measurements(shares_of(bias)))
     assert found.asymmetry.low == 0
@@ -298,7 +299,7 @@ def test_measure_agrees_with_numpy_and_scipy():
 
 def test_the_rows_fill_the_measurements():
     rows = measure_windows(batch(), batch(), torch.zeros(3, 2, 4, 4), torch.zeros(3, 2, 4, 4))
-    rest = {entry.name for entry in fields(Measurements)} - {"volume", "position"}
+    rest = {entry.name for entry in fields(Measurements)} - {"volume", "position", "own_mirror"}
     assert set(rows) == rest
     assert all(value.dtype == np.float64 and len(value) == 3 for value in rows.values())
 
@@ -455,6 +456,21 @@ def test_a_window_whose_class_changes_does_not_change_what_the_answer_compares(w
     assert [bool(item.within().all()) for item in found] == [windows == 400] * 2
     assert not found[0].exact
     assert kind_of(output, stay) == kind_of(output, one) == "classes"
+
+
+def test_windows_that_are_their_own_mirrors_do_not_tell():
+    mine = measurements(shares_of(np.zeros(50)))
+    alike = (np.arange(50) % 2).astype(float)
+    mine = replace(mine, mirror_disagreement=0.5 * (1 - alike), own_mirror=alike)
+    found = answer_evidence(mine, Thresholds())
+    assert found.fit.estimate[0] == pytest.approx(0.5)
+    assert found.slices == 25
+    none = replace(mine, own_mirror=np.ones(50), mismatch=mine.mismatch * np.nan)
+    assert answer_evidence(none, Thresholds()) is None
+    statistics = summarize(none)
+    assert (statistics.verdict, statistics.decided_by.question) == ("inconclusive", "answer")
+    assert statistics.answer_change.of == "unknown"
+    assert math.isnan(statistics.mirror_mismatch.estimate)
 
 
 def test_what_the_answer_compares():

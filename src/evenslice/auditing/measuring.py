@@ -140,10 +140,17 @@ def _measure_windows(
     found = Explained(given, measurer.explain(windows, labels, mirrored=True))
     check_finite(measurer, found, batch.places, measurer.methods.first)
     rows = found.rows(classes=measurer.classes)
+    _leave_out_own_mirrors(rows, windows)
     subset_rows: dict[str, NDArray[np.float64]] = {}
     methods, fast = measurer.methods, measurer.network.dtype != torch.float32
     # What a fair network changes when a window is reversed is smaller than the rounding errors of the fast precision.
-    names = (*OUTPUT_FIELDS, *USE_FIELDS) if fast else () if methods.first == methods.use else USE_FIELDS
+    names = (
+        (*OUTPUT_FIELDS, *USE_FIELDS, "own_mirror")
+        if fast
+        else ()
+        if methods.first == methods.use
+        else USE_FIELDS
+    )
     for name in names:
         rows[name] = np.full_like(rows[name], np.nan)
     if not names:
@@ -189,10 +196,19 @@ def _measure_subset(
     second = None
     if methods.second is not None:
         second = use if methods.second == methods.use else explain_by(methods.second, first)
-    rows = measure_subset(measurer, maps, first, second, explain, turn=batch.turn)
+    rows = measure_subset(measurer, maps, first, second, explain, turns=batch.turns)
     used = use.rows(classes=measurer.classes)
+    _leave_out_own_mirrors(used, cut_windows)
     remove_rounding(measurer, cut_windows, maps, used)
     return rows, used
+
+
+def _leave_out_own_mirrors(rows: dict[str, NDArray[np.float64]], windows: Tensor) -> None:
+    """Add which windows (m, N, y, x) are their own mirrors to their rows, and leave their mirror mismatch out."""
+    own = (windows == windows.flip(1)).flatten(1).all(dim=1).cpu().numpy()
+    rows["own_mirror"] = own.astype(np.float64)
+    for name in USE_FIELDS:
+        rows[name][own] = np.nan
 
 
 def _shares(attribution: Tensor) -> NDArray[np.float64]:

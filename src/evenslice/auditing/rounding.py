@@ -42,8 +42,7 @@ def remove_rounding(
     """Replace the mirror mismatch of windows whose output is that of their mirrors by the one in float64, in place.
 
     Where the output differs by more than rounding, so does the use of the slices, and nothing is computed again; nor for
-    windows that are their own mirrors, such as empty ones, of which both passes round alike; nor for functions and for
-    networks that do not compute in float64.
+    windows without a mismatch, nor for functions and for networks that do not compute in float64.
 
     Args:
         measurer: of the audit.
@@ -51,10 +50,11 @@ def remove_rounding(
         labels: (m, y, x) for the target "labels".
         rows: fields of ``Measurements`` of these windows.
     """
-    with np.errstate(invalid="ignore"):  # no attribution at all is NaN
+    with np.errstate(
+        invalid="ignore"
+    ):  # no attribution at all is NaN, and so is a window that is its own mirror
         mismatch = rows["mismatch"].sum(axis=1) / rows["outer"].sum(axis=1)
         doubtful = (mismatch > DOUBTFUL) & (rows["mirror_error"] <= SAME_OUTPUT)
-    doubtful &= ~(windows == windows.flip(1)).flatten(1).all(1).cpu().numpy()
     network = measurer.network
     if not doubtful.any() or not isinstance(network, ReadyNetwork):
         return

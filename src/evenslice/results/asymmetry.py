@@ -228,7 +228,7 @@ def summarize(
         >>> place, figure, pair = np.zeros((8, 3), dtype=int), np.zeros(8), np.ones((8, 1))
         >>> place[:, 0] = range(10, 90, 10)
         >>> outputs = dict.fromkeys(("mirror_error", "foreground", "mirror_disagreement", "change", "power"), figure)
-        >>> outputs |= {"lowest_class": figure, "highest_class": figure, "level": figure[:, None]}
+        >>> outputs |= dict.fromkeys(("lowest_class", "highest_class", "own_mirror"), figure) | {"level": figure[:, None]}
         >>> rows = {"shares": shares, "mirrored_shares": shares, "wasserstein": pair, "mismatch": pair, "outer": pair}
         >>> found = summarize(Measurements(place[:, 1], place, **rows, **outputs))
         >>> found.verdict, found.decided_by.question, round(found.directional_bias.estimate, 2)

@@ -89,6 +89,7 @@ def _check_measurements(measured: Measurements, slices: int, volumes: int) -> No
         "outer": ("f", (slices // 2,)),
         **dict.fromkeys(OUTPUT_FIELDS, ("f", ())),
         "level": ("f", (None,)),
+        "own_mirror": ("f", ()),
     }
     for name, (kind, shape) in shapes.items():
         _check_array(f"measurements/{name}", getattr(measured, name), kind, (*windows, *shape))

@@ -102,6 +102,8 @@ def class_evidence(
 def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence | None:
     """Return the part C of the answer that changes when a window is reversed; None if no window tells.
 
+    Windows that are their own mirrors do not: their answer is the same whatever the network makes of the order.
+
     For "classes" (see ``answer_kind``), C is the pixels whose predicted class changes over those that are foreground in
     either answer, pooled over windows: 1 - IoU of the two answers if there is one foreground class. For "scores", it is
     the RMS of f(x) - f(x') over sqrt(2) times the standard deviation of f(x), over the pixels of a map or else over the
@@ -112,6 +114,7 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
     part, whole = measured.mirror_disagreement, measured.foreground
     if root:
         part, whole = measured.change, 2 * _variance(measured)
+    part = np.where(measured.own_mirror == 1, np.nan, part)
     known, telling = ~np.isnan(part + whole), whole > 0
     if not known.any():
         return None
@@ -144,7 +147,7 @@ def answer_kind(measured: Measurements) -> AnswerKind:
     """
     if np.isnan(measured.power).all():
         return "classes"
-    known = ~np.isnan(measured.lowest_class)
+    known = ~np.isnan(measured.lowest_class) & (measured.own_mirror != 1)
     if not known.any():
         return "scores"
     return "classes" if measured.lowest_class[known].min() < measured.highest_class[known].max() else "scores"

@@ -55,6 +55,8 @@ class Measurements:
             mirror: the sum of |a_k(x) - a_-k(x')| and |a_-k(x) - a_k(x')| over the pixels, a signed, relative to the
             total absolute attribution of both.
         outer: (n, K) the absolute attribution that ``mismatch`` compares, in the same unit.
+        own_mirror: (n,) 1 if the window is its own mirror, such as an empty one, else 0: it does not tell whether the order
+            of its slices matters, and has no ``mismatch``. NaN where unknown.
     """
 
     volume: NDArray[np.int64]
@@ -72,6 +74,7 @@ class Measurements:
     level: NDArray[np.float64]
     mismatch: NDArray[np.float64]
     outer: NDArray[np.float64]
+    own_mirror: NDArray[np.float64]
 
 
 class BiasParts(NamedTuple):
@@ -106,10 +109,10 @@ def measure_windows(
         classes: False if the output has no classes, whatever its shape.
 
     Returns:
-        The fields of ``Measurements`` except the volume and the position, one row for each window. Shares, mismatch and
-        outer are NaN if the attribution is 0 everywhere, or adds up to less than a millionth of the output, which is
-        the rounding error of an output that does not depend on the window. The Wasserstein distances of large maps are
-        computed on a random sample of 4,096 of their pixels.
+        The fields of ``Measurements`` except the volume, the position and ``own_mirror``, which belong to the windows
+        themselves; one row for each window. Shares, mismatch and outer are NaN if the attribution is 0 everywhere, or adds
+        up to less than a millionth of the output, which is the rounding error of an output that does not depend on the
+        window. The Wasserstein distances of large maps are computed on a random sample of 4,096 of their pixels.
 
     Example:
         >>> import torch

@@ -175,6 +175,12 @@ def _classified(audit: AuditResult) -> str:
 
 def _open_answer(audit: AuditResult) -> str:
     value, tolerance = audit.answer, audit.statistics.answer_tolerance
+    own_mirror = audit.measurements.own_mirror[~np.isnan(audit.measurements.own_mirror)]
+    if len(own_mirror) and bool(own_mirror.all()):
+        return (
+            "Inconclusive: all windows are their own mirrors, so they do not tell whether the order of the slices changes "
+            "the answer; audit another volume."
+        )
     if math.isnan(value.estimate):
         return "Inconclusive: whether the order of the slices changes the answer could not be measured."
     return (
