@@ -135,7 +135,7 @@ def _gains(found: Sequence[PooledFound], what: str) -> Iterator[Expectation]:
             f"{what} scores higher than a pretrained one, over all data sets of a study.",
             outcome(found, confirms=_is_higher, refutes=_is_lower),
             by_study(
-                (item.study, f"{item.place}: {difference(item.change)}, {_test(item.arm)}") for item in found
+                (item.study, f"{item.place}: {difference(item.change)}, {_test(item)}") for item in found
             ),
         )
 
@@ -153,8 +153,11 @@ def _is_lower(item: PooledFound) -> bool:
     return item.change.estimate < 0 and item.arm.p_adjusted < 1 - LEVEL
 
 
-def _test(arm: PooledArm) -> str:
-    return superiority(arm) if arm.primary else f"adjusted {p_value(arm.p_adjusted)}"
+def _test(item: PooledFound) -> str:
+    interim = not item.study.complete
+    if item.arm.primary:
+        return superiority(item.arm, interim=interim)
+    return f"adjusted {p_value(item.arm.p_adjusted, interim=interim)}"
 
 
 def _costs_little(found: Sequence[PooledFound]) -> Iterator[Expectation]:
@@ -177,7 +180,7 @@ def _costs_little(found: Sequence[PooledFound]) -> Iterator[Expectation]:
 
 def _choice(choice: Candidates) -> str:
     best = choice.best
-    test = f"the best of {len(choice.found)}, adjusted {p_value(choice.p)}"
+    test = f"the best of {len(choice.found)}, adjusted {p_value(choice.p, interim=not choice.study.complete)}"
     return f"{best.place}: {best.arm.arm} {difference(best.change)}, {test}"
 
 

@@ -46,7 +46,8 @@ def result_table(study: Study, comparison: Comparison) -> str:
         "mirror disagreement",
     )
     runs = {arm.arm: {_extent(study, comparison, arm.arm)} for arm in comparison.arms}
-    return _with_runs(header, {arm.arm: _result_row(arm) for arm in comparison.arms}, runs)
+    rows = {arm.arm: _result_row(arm, interim=not study.complete) for arm in comparison.arms}
+    return _with_runs(header, rows, runs)
 
 
 def _extent(study: Study, comparison: Comparison, arm: str) -> str:
@@ -72,9 +73,9 @@ def _with_runs(
     )
 
 
-def _result_row(arm: ArmSummary) -> list[str]:
+def _result_row(arm: ArmSummary, *, interim: bool) -> list[str]:
     compared = bool(arm.differences)
-    tested = f"{judgement(arm)} ({p_value(arm.p)})" if not math.isnan(arm.p) else NOTHING
+    tested = f"{judgement(arm)} ({p_value(arm.p, interim=interim)})" if not math.isnan(arm.p) else NOTHING
     return [
         arm.arm,
         interval(arm.metrics[arm.score]),
@@ -99,7 +100,7 @@ def pooled_table(study: Study, item: PooledComparison) -> str:
         "largest pair bias",
         "loss, both neighbours missing",
     )
-    columns = zip(header, *(_pooled_row(arm) for arm in item.arms), strict=True)
+    columns = zip(header, *(_pooled_row(arm, interim=not study.complete) for arm in item.arms), strict=True)
     known = [column for column in columns if set(column[1:]) != {NOTHING}]
     first, *rows = zip(*known, strict=True)
     names = [arm.arm for arm in item.arms]
@@ -108,15 +109,17 @@ def pooled_table(study: Study, item: PooledComparison) -> str:
     return _with_runs(first, dict(zip(names, rows, strict=True)), runs)
 
 
-def _pooled_row(arm: PooledArm) -> list[str]:
+def _pooled_row(arm: PooledArm, *, interim: bool) -> list[str]:
     compared = bool(arm.differences)
     return [
         f"**{arm.arm}**" if arm.primary else arm.arm,
         interval(arm.metrics[arm.score]),
         difference(arm.differences[arm.score]) if compared else NOTHING,
-        f"{judgement(arm)} ({p_value(arm.p)}, margin {arm.margin:g})" if not math.isnan(arm.p) else NOTHING,
-        superiority(arm),
-        p_value(arm.p_adjusted),
+        f"{judgement(arm)} ({p_value(arm.p, interim=interim)}, margin {arm.margin:g})"
+        if not math.isnan(arm.p)
+        else NOTHING,
+        superiority(arm, interim=interim),
+        p_value(arm.p_adjusted, interim=interim),
         interval(arm.metrics["largest_bias"]),
         interval(arm.metrics["loss_both"]),
     ]

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -114,6 +115,23 @@ def test_arms_are_judged_over_all_data_sets(results):
     margins = [cell.rpartition("margin ")[2] for cell in rows["Test of non-inferiority"][1:]]
     assert margins == ["0.01", "0.005"]
     assert "loss, missing, both at ±1" in rows
+
+
+def test_p_is_interim_while_runs_are_missing(results):
+    def words(found):
+        with style.settings():
+            page = plain(render(found, draw_charts(found)))
+        console = Console(width=100, record=True, file=io.StringIO())
+        for table in study_tables(found.summary):
+            console.print(table)
+        return page, " ".join(console.export_text().split())
+
+    page, printed = words(results)
+    assert "interim" not in page + printed
+    waiting = dataclasses.replace(results, summary={**results.summary, "planned": 40})
+    page, printed = words(waiting)
+    assert "every p is interim" in printed
+    assert page.count("interim p ") == len(re.findall(r"\bp (=|&lt;) ", page)) > 0
 
 
 def test_too_few_folds_are_admitted(results, tmp_path):

@@ -196,6 +196,22 @@ def test_the_primary_comparison_has_one_network_and_the_others_are_adjusted_toge
     assert [arm.p_adjusted for arm in others] == holm([arm.p_differs for arm in others])
 
 
+def test_comparisons_without_a_test_so_far_count_among_the_planned_ones():
+    """Else the smallest p would grow with every arm that is finished."""
+    primary = Primary("worse", "net", 0.005)
+    found = [row for row in rows(EFFECTS, noise=0.01) if (row["arm"], row["dataset"]) != ("same", "b")]
+    (pooled,) = pool(found, primary=primary)
+    (better,) = [arm for arm in pooled.arms if arm.arm == "better"]
+    assert better.p_adjusted == pytest.approx(min(1, 2 * better.p_differs))  # "same" is still to be tested
+    planned = {"architectures": ("net", "other"), "arms": (*EFFECTS, "later")}
+    (pooled,) = pool(found, primary=primary, **planned)
+    (better,) = [arm for arm in pooled.arms if arm.arm == "better"]
+    assert better.p_adjusted == pytest.approx(
+        min(1, 7 * better.p_differs)
+    )  # 4 arms x 2 networks, less the primary one
+    assert better.p_differs < 1 / 7
+
+
 def simulated(random, *, folds, seeds, effect, spread, noise, times):
     """Differences (times, folds, seeds) with a random effect of the fold."""
     shape = (times, folds, 1)

@@ -42,9 +42,10 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     "inferior" that it is above it, "not settled" that it may be either.
     """
     score = summary.get("score", MAIN_SCORES["segmentation"])  # not in those of earlier versions
+    interim = summary["finished"] < summary["planned"]
     for item in summary.get("pooled", ()):
         if len(item["datasets"]) > 1 or any(arm.get("primary") for arm in item["arms"]):
-            yield _pooled_table(item, summary["baseline"], score)
+            yield _pooled_table(item, summary["baseline"], score, interim=interim)
     folded = False
     for comparison in summary["comparisons"]:
         by_fold = any(len(arm.get("folds", ())) > 1 for arm in comparison["arms"])
@@ -65,7 +66,7 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         yield failed_table("failed; repeat the command to retry", "run", failed)
 
 
-def _pooled_table(item: Mapping[str, Any], baseline: str, score: str) -> Table:
+def _pooled_table(item: Mapping[str, Any], baseline: str, score: str, *, interim: bool) -> Table:
     """Return the arms over all data sets, with the primary comparison marked by a star."""
     count, missing = len(item["datasets"]), len(item.get("missing", ()))  # not in those of earlier versions
     sets = f"All {count} data sets" if count > 1 else item["datasets"][0]
@@ -87,6 +88,8 @@ def _pooled_table(item: Mapping[str, Any], baseline: str, score: str) -> Table:
         notes.append(
             "* Primary comparison: tested for superiority (p) where it is not inferior, without adjustment."
         )
+    if interim:
+        notes.append("Runs are missing, so every p is interim: 5 % holds for one look at the finished study.")
     table.caption, table.caption_justify = " ".join(notes), "left"
     return table
 

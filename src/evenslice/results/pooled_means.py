@@ -88,20 +88,23 @@ def pool_means(groups: Iterable[ArrayLike]) -> PooledMean:
     return PooledMean(estimate, math.sqrt(total), dof)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], planned: int = 0) -> list[float]:
     """Return p values adjusted for their number by the method of Holm (1979, doi:10.2307/4615733).
 
     Args:
-        p_values: any number of them; NaN values stay, and do not count.
+        p_values: any number of them; NaN values stay.
+        planned: how many there will be; those that are known always count.
 
     Example:
         >>> holm([0.01, 0.04, 0.03, math.nan])
         [0.03, 0.06, 0.06, nan]
+        >>> holm([0.01, 0.04, 0.03, math.nan], planned=4)
+        [0.04, 0.09, 0.09, nan]
     """
     adjusted = list(p_values)
     order = sorted((n for n, p in enumerate(p_values) if not math.isnan(p)), key=lambda n: p_values[n])
-    least = 0.0
+    count, least = max(planned, len(order)), 0.0
     for rank, n in enumerate(order):
-        least = max(least, min(1.0, (len(order) - rank) * p_values[n]))
+        least = max(least, min(1.0, (count - rank) * p_values[n]))
         adjusted[n] = least
     return adjusted

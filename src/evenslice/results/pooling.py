@@ -6,13 +6,15 @@ in every data set there is no pooled mean, and without results on every data set
 
 The primary comparison is named before the runs. Its arm is tested for non-inferiority first, and for superiority only
 if that holds; in this fixed order both may be tested at their full level. The p values of all other differences from
-the baseline are adjusted together by Holm's method.
+the baseline are adjusted together by Holm's method, for all that the study plans: those that are still without a test
+count, as they will be looked at, too.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,6 +179,8 @@ def pool_runs(
     primary: Primary | None = None,
     score: str = MAIN_SCORES["segmentation"],
     datasets: Collection[str] = (),
+    architectures: Collection[str] = (),
+    arms: Collection[str] = (),
 ) -> list[PooledComparison]:
     """Pool the finished runs of a study over its data sets.
 
@@ -188,6 +192,8 @@ def pool_runs(
         primary: the comparison that the study is made for, with its own margin.
         score: the name of the main score.
         datasets: the names of all data sets of the study, finished or not; those of the rows always count.
+        architectures: those of all its networks, likewise; p values are adjusted for every arm with each of them.
+        arms: those of all its arms, likewise.
 
     Returns:
         One comparison for each architecture, in the order of the rows.
@@ -205,14 +211,17 @@ def pool_runs(
     """
     groups: dict[str, dict[str, dict[str, list[RunRecord]]]] = {}
     for row in rows:
-        arms = groups.setdefault(row["architecture"], {})
-        arms.setdefault(row["arm"], {}).setdefault(row["dataset"], []).append(row)
-    return _adjusted(
-        [
-            _pool_arms(architecture, arms, datasets, baseline, margin, primary, score)
-            for architecture, arms in groups.items()
-        ]
-    )
+        own = groups.setdefault(row["architecture"], {})
+        own.setdefault(row["arm"], {}).setdefault(row["dataset"], []).append(row)
+    found = [
+        _pool_arms(architecture, own, datasets, baseline, margin, primary, score)
+        for architecture, own in groups.items()
+    ]
+    names = {*arms, *(arm.arm for item in found for arm in item.arms)} - {baseline}
+    planned = set(product(names, {*architectures, *groups}))
+    if primary is not None:
+        planned.discard((primary.arm, primary.architecture))
+    return _adjusted(found, len(planned))
 
 
 def _pool_arms(
@@ -318,10 +327,10 @@ def _values(runs: Sequence[RunRecord], name: str) -> NDArray[np.float64]:
     return column(runs, "stress_intact") - column(runs, name.replace("loss", "stress"))
 
 
-def _adjusted(found: Sequence[PooledComparison]) -> list[PooledComparison]:
-    """Adjust the p values of all differences from the baseline together, but for the primary one."""
+def _adjusted(found: Sequence[PooledComparison], planned: int) -> list[PooledComparison]:
+    """Adjust the p values of all differences from the baseline together, as many as are planned beside the primary one."""
     others = [arm for item in found for arm in item.arms if arm.differences and not arm.primary]
-    adjusted = dict(zip(map(id, others), holm([arm.p_differs for arm in others]), strict=True))
+    adjusted = dict(zip(map(id, others), holm([arm.p_differs for arm in others], planned), strict=True))
 
     def with_adjusted(arm: PooledArm) -> PooledArm:
         return replace(arm, p_adjusted=adjusted.get(id(arm), math.nan))

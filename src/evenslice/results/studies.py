@@ -155,6 +155,11 @@ class StudyResults:
         return read_score(self.summary)
 
     @property
+    def interim(self) -> bool:
+        """Whether runs are still missing, so that its tests are a look before the end."""
+        return self.summary["finished"] < self.summary["planned"]
+
+    @property
     def arms(self) -> tuple[str, ...]:
         """Names of all arms, in the order of the comparisons."""
         return tuple(dict.fromkeys(arm.arm for item in self.comparisons for arm in item.arms))

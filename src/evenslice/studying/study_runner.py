@@ -292,6 +292,8 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
                 primary=_primary(config),
                 score=score,
                 datasets=[data.name for data in config.datasets],
+                architectures=[item.name for item in config.architectures],
+                arms=[arm.name for arm in config.arms],
             )
         ],
     }

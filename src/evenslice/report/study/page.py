@@ -150,7 +150,7 @@ def _pooled_block(results: StudyResults, item: PooledComparison) -> _Block:
             arm.arm,
             style.colour_variable(results.arms.index(arm.arm)),
             "baseline" if arm.arm == results.baseline else study_wording.judgement(arm),
-            pooled_arm_sentence(arm, item, results.baseline),
+            pooled_arm_sentence(arm, item, results.baseline, interim=results.interim),
         )
         for arm in item.arms
     )

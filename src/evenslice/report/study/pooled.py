@@ -114,7 +114,9 @@ def _few(results: StudyResults, item: PooledComparison) -> list[str]:
     ]
 
 
-def pooled_arm_sentence(arm: PooledArm, item: PooledComparison, baseline: str) -> str:
+def pooled_arm_sentence(
+    arm: PooledArm, item: PooledComparison, baseline: str, *, interim: bool = False
+) -> str:
     """Describe what an arm costs over all data sets and how sure that is, to follow its name.
 
     ``"differs in Dice by -0.011 [-0.020, -0.002]: not settled (margin 0.01, p = 0.6); difference: p = 0.02, adjusted
@@ -134,23 +136,25 @@ def pooled_arm_sentence(arm: PooledArm, item: PooledComparison, baseline: str) -
         return f"{change} on {where}; without a comparison on {without} there is no test."
     if arm.holds is None:
         return f"{change}; a data set has only one replicate, too few for a test."
-    text = f"{change}: {judgement(arm)} (margin {arm.margin:g}, {p_value(arm.p)})"
+    text = f"{change}: {judgement(arm)} (margin {arm.margin:g}, {p_value(arm.p, interim=interim)})"
     if arm.primary:
-        return f"{text}; {superiority(arm)}. This is the primary comparison."
-    return f"{text}; difference: {p_value(arm.p_adjusted)}, adjusted for the number of comparisons."
+        return f"{text}; {superiority(arm, interim=interim)}. This is the primary comparison."
+    p = p_value(arm.p_adjusted, interim=interim)
+    return f"{text}; difference: {p}, adjusted for the number of comparisons."
 
 
-def superiority(arm: PooledArm) -> str:
+def superiority(arm: PooledArm, *, interim: bool = False) -> str:
     """Return the outcome of the test of superiority of the primary comparison."""
     if arm.superior is None:
         return "superiority not tested" if arm.primary else NOTHING
-    return f"{'superior' if arm.superior else 'superiority not shown'} ({p_value(arm.p_superior)})"
+    outcome = "superior" if arm.superior else "superiority not shown"
+    return f"{outcome} ({p_value(arm.p_superior, interim=interim)})"
 
 
 def pooled_groups(results: StudyResults, item: PooledComparison) -> list[Group[Row]]:
     """Arrange the means over data sets in groups of rows, one column for each arm; undefined ones are left out."""
     groups = [
-        _difference_group(results.baseline, item),
+        _difference_group(results.baseline, item, interim=results.interim),
         *(
             Group(title, meaning, tuple(_mean_rows(item, dict(figures))))
             for title, figures, meaning in FIGURE_GROUPS
@@ -173,27 +177,29 @@ def _mean_rows(item: PooledComparison, labels: dict[str, str]) -> Iterator[Row]:
             yield row
 
 
-def _difference_group(baseline: str, item: PooledComparison) -> Group[Row]:
+def _difference_group(baseline: str, item: PooledComparison, *, interim: bool) -> Group[Row]:
     def row(label: str, write: Callable[[PooledArm], str]) -> Row:
         return Row(label, tuple(write(arm) if arm.differences else NOTHING for arm in item.arms))
 
+    shown_p = partial(p_value, interim=interim)
     score = score_title(item.arms[0].score, first=True)
     losses = {name: f"loss, {label}" for name, label in _LOSSES.items()}
     rows = [row(label, partial(difference_text, name)) for name, label in (_COMPARED | losses).items()]
     rows = [found for found in rows if set(found.cells) != {NOTHING}]
     rows += [
         row(f"{score} not inferior?", judgement),
-        row("Test of non-inferiority", lambda arm: f"{p_value(arm.p)}, margin {arm.margin:g}"),
-        row("Primary: superior?", superiority),
-        row(f"Difference in {score_title(item.arms[0].score)}", lambda arm: p_value(arm.p_differs)),
-        row("the same, adjusted", lambda arm: p_value(arm.p_adjusted)),
+        row("Test of non-inferiority", lambda arm: f"{shown_p(arm.p)}, margin {arm.margin:g}"),
+        row("Primary: superior?", partial(superiority, interim=interim)),
+        row(f"Difference in {score_title(item.arms[0].score)}", lambda arm: shown_p(arm.p_differs)),
+        row("the same, adjusted", lambda arm: shown_p(arm.p_adjusted)),
     ]
     return Group(
         f"Compared with {baseline}",
         (
             f"Mean differences between runs of the same fold and seed. {score} is not inferior if the interval of its "
             f"difference lies above {MINUS} the margin. The primary comparison is tested for superiority after that, if "
-            "it holds, so neither test needs an adjustment; p of all other differences is adjusted by Holm's method."
+            "it holds, so neither test needs an adjustment; p of all other differences is adjusted by Holm's method, for all "
+            "that are planned."
         ),
         tuple(found for found in rows if set(found.cells) != {NOTHING}),
     )

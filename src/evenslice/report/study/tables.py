@@ -99,7 +99,7 @@ def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group[R
         Group(bias.title, bias.meaning, (found, *bias.rows)),
         Group(*SHARES, tuple(_share_rows(arms))),
         effect,
-        _difference_group(results.baseline, comparison),
+        _difference_group(results.baseline, comparison, interim=results.interim),
     ]
     return [group for group in groups if group.rows]
 
@@ -139,7 +139,7 @@ def _share_rows(arms: tuple[ArmSummary, ...]) -> Iterator[Row]:
         yield Row(f"slice {signed(index - slices // 2)}", cells)
 
 
-def _difference_group(baseline: str, comparison: Comparison) -> Group[Row]:
+def _difference_group(baseline: str, comparison: Comparison, *, interim: bool) -> Group[Row]:
     """Return the paired differences and the tests; without rows if nothing was compared."""
     arms, by_fold = comparison.arms, comparison.unit == "fold"
     score = score_title(arms[0].score, first=True)
@@ -153,7 +153,7 @@ def _difference_group(baseline: str, comparison: Comparison) -> Group[Row]:
         rows += [
             row("Part of largest |B| removed", lambda arm: removed_part(arm.bias_removed)),
             row(f"{score} not inferior?", judgement),
-            row("Test of non-inferiority", lambda arm: p_value(arm.p)),
+            row("Test of non-inferiority", lambda arm: p_value(arm.p, interim=interim)),
         ]
     margins = [arm.margin for arm in arms if arm.differences]
     return Group(

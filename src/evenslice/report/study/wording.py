@@ -210,16 +210,20 @@ def difference(value: Interval) -> str:
     return estimate if math.isnan(value.low) or math.isnan(value.high) else f"{estimate} [{low}, {high}]"
 
 
-def p_value(p: float) -> str:
+def p_value(p: float, *, interim: bool = False) -> str:
     """Format the p of a test.
 
+    Args:
+        p: of the test.
+        interim: whether runs of the study are missing: tests hold for one look at the finished study.
+
     Example:
-        >>> p_value(0.0312), p_value(2e-5)
-        ('p = 0.031', 'p < 0.001')
+        >>> p_value(0.0312), p_value(2e-5), p_value(0.0312, interim=True)
+        ('p = 0.031', 'p < 0.001', 'interim p = 0.031')
     """
     if math.isnan(p):
         return NOTHING
-    return "p < 0.001" if p < 0.001 else f"p = {number(p)}"
+    return ("interim " if interim else "") + ("p < 0.001" if p < 0.001 else f"p = {number(p)}")
 
 
 def counted(count: int, name: str) -> str:
