@@ -1,5 +1,6 @@
 """Means over seeds and comparisons against SciPy's own tests and by hand."""
 
+import json
 import math
 from dataclasses import astuple
 
@@ -8,8 +9,17 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from evenslice.results.seeds import BOUNDS, METRICS, largest_bias, saliency_percentiles, summarize_runs
+from evenslice._core.words import json_text
+from evenslice.results.pooling import pool_runs
+from evenslice.results.seeds import (
+    METRICS,
+    largest_bias,
+    metric_bounds,
+    saliency_percentiles,
+    summarize_runs,
+)
 from evenslice.results.student import bias_removed, non_inferiority, student_interval
+from evenslice.results.study_summaries import read_comparisons, read_pooled
 
 dices = st.lists(st.floats(0.5, 0.9), min_size=2, max_size=6).filter(lambda values: np.std(values) > 1e-3)
 
@@ -191,7 +201,7 @@ def test_no_interval_leaves_the_range_of_its_quantity():
     ]
     for arm in summarize(rows)[0].arms:
         for name, value in arm.metrics.items():
-            low, high = BOUNDS.get(name, (0, 1))
+            low, high = metric_bounds(name, slices=3)
             if not math.isnan(value.low):
                 assert low <= value.low <= value.estimate <= value.high <= high, name
         assert arm.metrics["dice"].high == 1
@@ -200,6 +210,67 @@ def test_no_interval_leaves_the_range_of_its_quantity():
         assert all(0 <= share.low <= share.high <= 1 for share in arm.shares)
     difference = summarize(rows)[0].arms[1].differences["absolute_bias"]
     assert (difference.low, difference.high) == (-1, 1)
+
+
+def with_answers(*changes, arm="pretrained", **more):
+    return [
+        row(arm, seed, dice=0.8) | {"answer_change": change, "imbalance": 0.4 + 0.15 * seed} | more
+        for seed, change in enumerate(changes)
+    ]
+
+
+def test_a_part_of_pixels_is_at_most_one_and_a_ratio_of_deviations_has_no_limit():
+    runs = [*with_answers(0.05, 0.45), *with_answers(0.45, 0.05, arm="uniform")]
+    first, second = summarize(runs)[0].arms
+    assert (first.metrics["answer_change"].low, first.metrics["answer_change"].high) == (0, 1)
+    assert second.differences["answer_change"].low == -1
+    assert first.metrics["imbalance"].high == pytest.approx(2 / 3)  # all attention on one of three slices
+    scores = summarize([{**run, "answer_of": "scores"} for run in runs])[0].arms
+    assert scores[0].metrics["answer_change"].high > 2
+    assert scores[1].differences["answer_change"].low < -2
+    (pooled,) = pool_runs(runs, baseline="pretrained", margin=0.01)
+    assert pooled.arms[0].metrics["answer_change"].high == 1
+    assert pooled.arms[1].differences["answer_change"].low == -1
+
+
+def test_answer_changes_of_two_kinds_have_no_mean():
+    runs = [*with_answers(0.05, 0.06), *with_answers(0.5, 0.6, arm="uniform", answer_of="scores")]
+    first, second = summarize(runs)[0].arms
+    assert not math.isnan(first.metrics["answer_change"].high)
+    assert not math.isnan(second.metrics["answer_change"].high)
+    assert math.isnan(second.differences["answer_change"].estimate)
+    runs[1]["answer_of"] = "scores"
+    assert math.isnan(summarize(runs)[0].arms[0].metrics["answer_change"].estimate)
+    assert not math.isnan(summarize(runs)[0].arms[0].metrics["dice"].estimate)
+    other = [{**run, "dataset": "other", "answer_of": "scores"} for run in runs]
+    (pooled,) = pool_runs([*runs, *other], baseline="pretrained", margin=0.01)
+    assert math.isnan(pooled.arms[0].metrics["answer_change"].estimate)
+    assert math.isnan(pooled.arms[1].differences["answer_change"].estimate)
+    assert not math.isnan(pooled.arms[1].differences["dice"].estimate)
+
+
+def test_a_summary_says_of_what_its_answers_are():
+    runs = [
+        *with_answers(0.5, 1.6, answer_of="scores"),
+        *with_answers(0.4, 0.9, arm="uniform", answer_of="scores"),
+    ]
+    (found,) = summarize(runs)
+    (pooled,) = pool_runs(runs, baseline="pretrained", margin=0.01)
+    document = {"format": 1, "planned": 4, "finished": 4, "failed": [], "baseline": "pretrained"}
+    document |= {"comparisons": [found.to_dict()], "pooled": [pooled.to_dict()]}
+    read = json.loads(json_text(document))
+    for name in ("metrics", "differences"):
+        for arms, expected in (
+            (read_comparisons(read)[0].arms, found.arms),
+            (read_pooled(read)[0].arms, pooled.arms),
+        ):
+            for arm, wanted in zip(arms, expected, strict=True):
+                figures, others = getattr(arm, name), getattr(wanted, name)
+                assert figures.get("answer_change") == others.get("answer_change")
+    assert found.arms[0].metrics["answer_change"].high > 1
+    read["comparisons"][0]["arms"][0]["answer_of"] = "tea leaves"
+    with pytest.raises(ValueError, match="answer_of"):
+        read_comparisons(read)
 
 
 def test_an_audit_that_kept_no_windows_has_no_percentiles_of_saliency():

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenslice.results.intervals import UNKNOWN
 from evenslice.results.pooled_means import PooledMean, holm, pool_means
 from evenslice.results.replicates import pair_runs, replicate_means, replicate_unit
 from evenslice.results.scores import MAIN_SCORES
-from evenslice.results.seeds import BOUNDS, METRICS, column
+from evenslice.results.seeds import METRICS, answer_kind, column, metric_bounds
 from evenslice.results.student import LEVEL
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class PooledArm:
         p_differs: of the two-sided test of a difference in it; NaN without a test.
         p_adjusted: the same by Holm's method, over all but the primary comparison, for which it is NaN.
         score: the name of the main score.
+        answer_of: what ``answer_change`` is a change of, "classes" or "scores"; see ``answer_kind``.
     """
 
     arm: str
@@ -105,11 +107,14 @@ class PooledArm:
     p_differs: float = math.nan
     p_adjusted: float = math.nan
     score: str = MAIN_SCORES["segmentation"]
+    answer_of: str = "classes"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arm as plain values, with the keys of ``summary.json``."""
         values = asdict(self)
         document = {"arm": self.arm, "datasets": self.datasets, "figures": values["metrics"]}
+        if self.answer_of != "classes":
+            document["answer_of"] = self.answer_of
         if not self.differences:
             return document
         document |= {
@@ -160,14 +165,16 @@ class PooledComparison:
         }
 
 
-def pooled_bounds(name: str, *, difference: bool = False) -> tuple[float, float]:
-    """Return the range of something pooled, or of a difference of two.
+def pooled_bounds(
+    name: str, answer_of: str = "classes", slices: int = 0, *, difference: bool = False
+) -> tuple[float, float]:
+    """Return the range of something pooled, or of a difference of two; for the others see ``metric_bounds``.
 
     Example:
         >>> pooled_bounds("dice"), pooled_bounds("loss_both", difference=True)
         ((0.0, 1.0), (-2.0, 2.0))
     """
-    low, high = (-1.0, 1.0) if name in LOSSES else BOUNDS.get(name, (0.0, 1.0))
+    low, high = (-1.0, 1.0) if name in LOSSES else metric_bounds(name, answer_of, slices)
     return (low - high, high - low) if difference else (low, high)
 
 
@@ -242,7 +249,8 @@ def _pool_arms(
     others = arms.get(baseline, {})
     pooled = []
     for arm, sets in arms.items():
-        summary = PooledArm(arm, tuple(sets), _means(sets, units), score=score)
+        kind = answer_kind(run for own in sets.values() for run in own)
+        summary = PooledArm(arm, tuple(sets), _means(sets, units), score=score, answer_of=kind)
         if arm != baseline:
             chosen = primary is not None and (arm, architecture) == (primary.arm, primary.architecture)
             own_margin = primary.margin if primary is not None and chosen else margin
@@ -259,13 +267,24 @@ def _untested(arm: PooledArm) -> PooledArm:
 
 
 def _means(sets: Mapping[str, Sequence[RunRecord]], units: Mapping[str, Unit]) -> dict[str, Interval]:
-    return {
-        name: _pool_all(
-            [replicate_means(runs, _values(runs, name), units[data]) for data, runs in sets.items()],
-            len(units),
-        ).interval(pooled_bounds(name))
-        for name in POOLED
-    }
+    limits = _limits(run for own in sets.values() for run in own)
+
+    def pool(name: str) -> Interval:
+        means = [replicate_means(runs, _values(runs, name), units[data]) for data, runs in sets.items()]
+        return _pool_all(means, len(units)).interval(pooled_bounds(name, *limits))
+
+    return {name: pool(name) if _is_one(name, limits) else UNKNOWN for name in POOLED}
+
+
+def _limits(runs: Iterable[RunRecord]) -> tuple[str, int]:
+    """Return what the ranges of the metrics of runs depend on: the kind of their answer change, and their slices."""
+    known = [*runs]
+    return answer_kind(known), max((len(run["shares"] or ()) for run in known), default=0)
+
+
+def _is_one(name: str, limits: tuple[str, int]) -> bool:
+    """Return whether a metric is the same quantity in all runs."""
+    return name != "answer_change" or limits[0] != "both"
 
 
 def _pool_all(groups: Iterable[NDArray[np.float64]], needed: int) -> PooledMean:
@@ -297,6 +316,7 @@ def _compare(  # an arm, what it is compared with, and how
             [_differences(pairs, name, units[data]) for data, pairs in paired.items()], len(paired)
         )
 
+    limits = _limits(run for pairs in paired.values() for pair in pairs for run in pair)
     main = pool(summary.score)
     p, p_superior = main.p_above(-margin), main.p_above() if primary else math.nan
     level = (1 - LEVEL) / 2
@@ -304,7 +324,12 @@ def _compare(  # an arm, what it is compared with, and how
     return replace(
         summary,
         compared=tuple(paired),
-        differences={name: pool(name).interval(pooled_bounds(name, difference=True)) for name in POOLED},
+        differences={
+            name: pool(name).interval(pooled_bounds(name, *limits, difference=True))
+            if _is_one(name, limits)
+            else UNKNOWN
+            for name in POOLED
+        },
         margin=margin,
         p=p,
         holds=holds,

@@ -38,9 +38,11 @@ __all__ = [
     "SALIENCY_PERCENTILES",
     "ArmSummary",
     "Comparison",
+    "answer_kind",
     "column",
     "difference_bounds",
     "largest_bias",
+    "metric_bounds",
     "saliency_percentiles",
     "summarize_runs",
 ]
@@ -61,10 +63,10 @@ METRICS = (
 """Names of the metrics of a run; ``absolute_bias`` is |D_m|, ``largest_bias`` the largest |B_k|, see ``largest_bias``."""
 
 BOUNDS = {
-    **dict.fromkeys(("hd95", "variation_of_information", "mirror_error", "answer_change"), (0.0, math.inf)),
+    **dict.fromkeys(("hd95", "variation_of_information", "mirror_error"), (0.0, math.inf)),
     "directional_bias": (-1.0, 1.0),
 }
-"""Range of the metrics for which it is not 0 to 1."""
+"""Range of the metrics for which it is not 0 to 1; see ``metric_bounds`` for those whose range depends on the runs."""
 
 SALIENCY_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
@@ -86,6 +88,7 @@ class ArmSummary:
         bias_removed: the part of the baseline's largest pair bias that the arm does not have; see ``bias_removed``.
         folds: those of its finished runs; only 0 without folds.
         score: the name of the main score, which is tested.
+        answer_of: what ``answer_change`` is a change of, "classes" or "scores"; see ``answer_kind``.
     """
 
     arm: str
@@ -99,6 +102,7 @@ class ArmSummary:
     bias_removed: Interval = UNKNOWN
     folds: tuple[int, ...] = (0,)
     score: str = MAIN_SCORES["segmentation"]
+    answer_of: str = "classes"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain values, with the keys of ``summary.json``."""
@@ -110,6 +114,8 @@ class ArmSummary:
             "figures": values["metrics"],
             "shares": values["shares"],
         }
+        if self.answer_of != "classes":
+            summary["answer_of"] = self.answer_of
         if not self.differences:
             return summary
         test = {name: values[name] for name in NonInferiority._fields}
@@ -262,28 +268,34 @@ def _summarize_arm(
     unit: Unit,
     score: str,
 ) -> ArmSummary:
+    slices, kind = max((len(run["shares"] or ()) for run in runs), default=0), answer_kind(runs)
     summary = ArmSummary(
         arm,
         seeds=tuple(dict.fromkeys(run["seed"] for run in runs)),
         metrics={
-            name: student_interval(replicate_means(runs, column(runs, name), unit), _bounds(name))
+            name: student_interval(
+                replicate_means(runs, column(runs, name), unit), metric_bounds(name, kind, slices)
+            )
             for name in METRICS
         },
         shares=_mean_shares([run for run in runs if run["shares"]], unit),
         folds=tuple(dict.fromkeys(map(fold_of, runs))),
         score=score,
+        answer_of=kind,
     )
     pairs = pair_runs(runs, baseline)
     if not pairs:
         return summary
     own, other = zip(*pairs, strict=True)
-    both = {name: (column(own, name), column(other, name)) for name in METRICS}
+    both = {name: np.split(column([*own, *other], name), 2) for name in METRICS}
+    kind = answer_kind([*own, *other])
     differences = {name: replicate_means(own, mine - theirs, unit) for name, (mine, theirs) in both.items()}
     test = non_inferiority(differences[score], margin)
     return replace(
         summary,
         differences={
-            name: student_interval(values, difference_bounds(name)) for name, values in differences.items()
+            name: student_interval(values, difference_bounds(name, kind, slices))
+            for name, values in differences.items()
         },
         bias_removed=bias_removed(*(replicate_means(own, values, unit) for values in both["largest_bias"])),
         **test._asdict(),
@@ -295,27 +307,59 @@ def _mean_shares(runs: Sequence[RunRecord], unit: Unit) -> tuple[Interval, ...]:
     return tuple(student_interval(replicate_means(runs, values, unit), (0, 1)) for values in columns)
 
 
-def _bounds(name: str) -> tuple[float, float]:
+def answer_kind(runs: Iterable[RunRecord]) -> str:
+    """Return what the answer change C of runs is a change of: "classes", "scores", or "both", which have no common mean.
+
+    C is a part of the pixels where classes are predicted, at most 1, and else a ratio of standard deviations without an
+    upper limit; records of earlier versions do not say which.
+
+    Example:
+        >>> answer_kind([{"answer_change": 0.1}]), answer_kind([{"answer_change": 1.2, "answer_of": "scores"}])
+        ('classes', 'scores')
+    """
+    known = [run for run in runs if run.get("answer_change") is not None]
+    kinds = {run.get("answer_of") == "scores" for run in known if not math.isnan(run["answer_change"])}
+    return "both" if len(kinds) > 1 else "scores" if True in kinds else "classes"
+
+
+def metric_bounds(name: str, answer_of: str = "classes", slices: int = 0) -> tuple[float, float]:
+    """Return the range of a metric.
+
+    Args:
+        name: of the metric.
+        answer_of: what the answer change is a change of, see ``answer_kind``.
+        slices: of a window, N: the imbalance is at most 1 - 1 / N; 0 if unknown.
+
+    Example:
+        >>> metric_bounds("answer_change"), metric_bounds("answer_change", "scores"), metric_bounds("imbalance", slices=5)
+        ((0.0, 1.0), (0.0, inf), (0.0, 0.8))
+    """
+    if name == "answer_change" and answer_of == "scores":
+        return 0.0, math.inf
+    if name == "imbalance" and slices:
+        return 0.0, 1 - 1 / slices
     return BOUNDS.get(name, (0.0, 1.0))
 
 
-def difference_bounds(name: str) -> tuple[float, float]:
-    """Return the range of the difference of two values of a metric.
+def difference_bounds(name: str, answer_of: str = "classes", slices: int = 0) -> tuple[float, float]:
+    """Return the range of the difference of two values of a metric; for its arguments see ``metric_bounds``.
 
     Example:
         >>> difference_bounds("dice"), difference_bounds("directional_bias")
         ((-1.0, 1.0), (-2.0, 2.0))
     """
-    low, high = _bounds(name)
+    low, high = metric_bounds(name, answer_of, slices)
     return low - high, high - low
 
 
 def column(runs: Sequence[RunRecord], name: str) -> NDArray[np.float64]:
-    """Return one metric of runs, NaN where undefined.
+    """Return one metric of runs, NaN where undefined, and for answer changes of both kinds, which are never mixed.
 
     Example:
         >>> column([{"dice": 0.8}, {"dice": None}], "dice").tolist()
         [0.8, nan]
     """
+    if name == "answer_change" and answer_kind(runs) == "both":
+        return np.full(len(runs), np.nan)
     values = map(largest_bias, runs) if name == "largest_bias" else (run.get(name) for run in runs)
     return np.array([*values], dtype=np.float64)

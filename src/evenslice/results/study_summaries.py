@@ -11,7 +11,7 @@ from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.pooling import POOLED, PooledArm, PooledComparison, pooled_bounds
 from evenslice.results.replicates import replicate_unit
 from evenslice.results.scores import MAIN_SCORES
-from evenslice.results.seeds import BOUNDS, METRICS, ArmSummary, Comparison, difference_bounds
+from evenslice.results.seeds import METRICS, ArmSummary, Comparison, difference_bounds, metric_bounds
 from evenslice.results.student import clipped
 from evenslice.results.study_files import count, number, text
 
@@ -97,12 +97,13 @@ def read_pooled(summary: Entries) -> tuple[PooledComparison, ...]:
 
 
 def _pooled_arm(arm: Entries, score: str) -> PooledArm:
-    differences = arm.get("differences")
+    differences, kind = arm.get("differences"), _answer_of(arm)
     found = PooledArm(
         text(arm, "arm"),
         _names(arm["datasets"]),
-        _intervals(arm["figures"], pooled_bounds, POOLED),
+        _intervals(arm["figures"], partial(pooled_bounds, answer_of=kind), POOLED),
         score=score,
+        answer_of=kind,
     )
     if differences is None:
         return found
@@ -110,7 +111,7 @@ def _pooled_arm(arm: Entries, score: str) -> PooledArm:
     return replace(
         found,
         compared=_names(arm.get("compared", arm["datasets"])),
-        differences=_intervals(differences, partial(pooled_bounds, difference=True), POOLED),
+        differences=_intervals(differences, partial(pooled_bounds, answer_of=kind, difference=True), POOLED),
         margin=number(test["margin"]),
         p=number(test["p"]),
         holds=_holds(test),
@@ -136,20 +137,31 @@ def _holds(test: Entries) -> bool | None:
 
 def _arm_summary(arm: Entries, score: str) -> ArmSummary:
     test = arm.get("non_inferiority", NO_TEST)
-    differences = arm.get("differences")
+    differences, limits = arm.get("differences"), {"answer_of": _answer_of(arm), "slices": len(arm["shares"])}
     return ArmSummary(
         arm=text(arm, "arm"),
         seeds=tuple(count(seed) for seed in arm["seeds"]),
         folds=tuple(count(fold) for fold in arm.get("folds", (0,))),
-        metrics=_intervals(arm["figures"], lambda name: BOUNDS.get(name, (0.0, 1.0))),
+        metrics=_intervals(arm["figures"], partial(metric_bounds, **limits)),
         shares=tuple(_interval(share, (0.0, 1.0)) for share in arm["shares"]),
-        differences={} if differences is None else _intervals(differences, difference_bounds),
+        differences={}
+        if differences is None
+        else _intervals(differences, partial(difference_bounds, **limits)),
         margin=number(test["margin"]),
         p=number(test["p"]),
         holds=_holds(test),
         bias_removed=_bias_removed(arm.get("bias_removed")),
         score=score,
+        answer_of=_answer_of(arm),
     )
+
+
+def _answer_of(arm: Entries) -> str:
+    """Return what the answer change of an arm is a change of; earlier versions do not say, and had classes."""
+    kind = text(arm, "answer_of") if "answer_of" in arm else "classes"
+    if kind not in ("classes", "scores", "both"):
+        raise ValueError(f"answer_of: {kind!r:.40} is neither classes, scores nor both")
+    return kind
 
 
 def _intervals(
