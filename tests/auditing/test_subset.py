@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import evenslice
-from evenslice.auditing import subset
 from evenslice.auditing.attribution import Gradients, attribute
 from evenslice.auditing.batches import WindowStream, with_subset
 from evenslice.auditing.measurer import Measurer
@@ -162,28 +161,59 @@ def test_parts_of_windows_cover_the_tile():
     assert rows.tolist() == columns.tolist() == list(range(24))
 
 
-@pytest.mark.parametrize("batch", [2, 8, 16, 32])
-@pytest.mark.parametrize("classes", [4, 8, 12])
-def test_batches_explain_every_class_in_the_end(monkeypatch, classes, batch):
-    """Whatever divisors the sizes of batches and groups have in common with the number of classes."""
-    drawn = set()
+class Levels(nn.Module):
+    """As many classes as there are levels of gray."""
 
-    def classes_of(_, first, explain, maps, present, turn, original=subset._explain_classes):
-        found = list(original(_, first, explain, maps, present, turn))
-        drawn.update(number for number, _ in found)
-        return found
+    def __init__(self, classes):
+        super().__init__()
+        self.levels = torch.linspace(0, 1, classes).view(1, -1, 1, 1)
 
-    monkeypatch.setattr(subset, "_explain_classes", classes_of)
-    levels = torch.linspace(0, 1, classes).view(1, -1, 1, 1)
+    def forward(self, windows):
+        return -((0.8 * windows[:, :1] + 0.2 * windows[:, 2:] ** 2 - self.levels) ** 2)  # shares vary
 
-    class Levels(nn.Module):
-        def forward(self, windows):
-            return -((0.8 * windows[:, :1] + 0.2 * windows[:, 2:] ** 2 - levels) ** 2)  # shares vary
 
+def audit_levels(classes, batch, **options):
     volume = np.random.default_rng(0).random((200, 32, 32))
-    options = {"dtype": "float32", "device": "cpu", "intensity": (0, 1), "precision": 1e-9}
-    evenslice.audit(Levels(), volume, slices=3, batch=batch, max_windows=192, **options)
-    assert drawn == set(range(classes))
+    options = {"dtype": "float32", "device": "cpu", "intensity": (0, 1), "max_windows": 192} | options
+    return evenslice.audit(Levels(classes), volume, slices=3, batch=batch, **options)
+
+
+@pytest.mark.parametrize(("classes", "batch"), [(4, 2), (8, 8), (12, 32)])
+def test_every_class_has_its_turn(classes, batch):
+    found = audit_levels(classes, batch, precision=1e-9)
+    assert np.isfinite(found.subset.class_shares).all(axis=2).any(axis=0).all()
+
+
+@pytest.mark.parametrize("precision", [1e-9, 0.02])
+def test_the_size_of_a_batch_does_not_matter(precision):
+    """Neither to which classes of a window are explained, nor to when an audit stops."""
+    one, *others = (audit_levels(8, batch, precision=precision) for batch in (1, 7, 16))
+    assert one.run.stopped == ("limit reached" if precision < 1e-3 else "precision reached")
+    for other in others:
+        assert other.run.stopped == one.run.stopped
+        assert len(other.measurements.volume) == len(one.measurements.volume)
+        np.testing.assert_allclose(other.subset.class_shares, one.subset.class_shares, atol=1e-5)
+        assert other.verdict == one.verdict
+
+
+@pytest.mark.parametrize("size", [2, 8, 32])
+def test_batches_end_where_an_audit_may_stop(size):
+    sizes = [len(batch.places) for batch in WindowStream([grid(402)], 0, 250).batches(lambda: size)]
+    ends = set(np.cumsum(sizes).tolist())
+    assert {40, 50, 62, 77, 96, 120, 150, 187, 200, 233, 250} <= ends
+    assert max(sizes) == size
+    assert sizes[: 40 // size] == [size] * (40 // size)
+    assert len(sizes) <= 250 // size + 11  # each end adds a batch at most
+
+
+@pytest.mark.parametrize("method", ["gradient", "smoothgrad"])
+def test_classes_of_windows_are_explained_together_as_by_themselves(network, method):
+    windows, only = torch.rand(3, 3, 16, 16), torch.tensor([1, -1, 0])
+    found = attribute(network, windows, method=method, only=only).attribution
+    apart = [attribute(network, windows, method=method, only=int(number)).attribution for number in only]
+    for row in range(3):
+        torch.testing.assert_close(found[row], apart[row][row])
+    assert not found[1].any()
 
 
 def test_known_outputs_are_not_computed_again(network):

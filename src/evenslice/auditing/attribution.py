@@ -52,7 +52,7 @@ def attribute(
     method: str = "gradient",
     target: Target = "auto",
     labels: Tensor | None = None,
-    only: int | None = None,
+    only: int | Tensor | None = None,
     known: Tensor | None = None,
     seed: int = 0,
 ) -> Attributed:
@@ -65,7 +65,8 @@ def attribute(
         method: one of ``METHODS``.
         target: the output that is explained; see ``evenslice.auditing.targets.Target``.
         labels: (batch, y, x) class numbers for the target "labels".
-        only: a class; the score then adds up the output's pixels that are explained by it, and no others.
+        only: a class, or (batch,) one for each window; the score then adds up the output's pixels that are explained by
+            it, and no others.
         known: the output for the windows, if an earlier attribution of them returned it, which saves the methods that
             run the network repeatedly one run.
         seed: random seed of the methods that draw samples; the global random state is left unchanged.
@@ -93,8 +94,11 @@ def attribute(
 
     def compute(part: slice) -> Attributed:
         labels_of, known_of = (None if item is None else item[part] for item in (labels, known))
+        only_of = only[part] if isinstance(only, torch.Tensor) else only
         with _reproducible(windows.device, seed):
-            found = METHODS[method](Score(module, target, labels_of, only, known_of), windows[part].detach())
+            found = METHODS[method](
+                Score(module, target, labels_of, only_of, known_of), windows[part].detach()
+            )
         return Attributed(found.attribution.detach().float(), found.output)
 
     def in_batches(dtype: torch.dtype | None) -> Attributed:
@@ -155,8 +159,8 @@ class Gradients:
         else:
             check_gradient(self._output)
 
-    def explain(self, only: int | None = None) -> Attributed:
-        """Attribute the whole output, or the pixels that are explained by one class."""
+    def explain(self, only: int | Tensor | None = None) -> Attributed:
+        """Attribute the whole output, or the pixels that are explained by one class, or by one for each window."""
         if self._output is not None:
             try:
                 return self._differentiate(self._output, only)
@@ -169,9 +173,9 @@ class Gradients:
             score.module, self._windows, target=score.target, labels=score.labels, only=only, seed=self._seed
         )
 
-    def _differentiate(self, output: Tensor, only: int | None) -> Attributed:
-        detached = output.detach()
-        explained = replace(self._score, only=only).map(output, self._score.classes(detached)).sum()
+    def _differentiate(self, output: Tensor, only: int | Tensor | None) -> Attributed:
+        detached, score = output.detach(), replace(self._score, only=only)
+        explained = score.map(output, score.classes(detached)).sum()
         with full_precision():
             (gradient,) = torch.autograd.grad(explained, self._windows, retain_graph=True)
         return Attributed(gradient.float(), detached)

@@ -17,7 +17,7 @@ from torch import nn
 
 from evenslice._core import ModelError, open_cluster, option, package_versions, progress_bar
 from evenslice.auditing.attribution import attribute
-from evenslice.auditing.batches import WindowStream, with_subset
+from evenslice.auditing.batches import MAX_WITHOUT_ATTRIBUTION, WindowStream, with_subset
 from evenslice.auditing.collecting import (
     collect_examples,
     collect_measurements,
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
-MAX_WITHOUT_ATTRIBUTION = 200  # windows without any attribution after which an audit gives up
 MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
 PACKAGES = (
     "evenslice",
@@ -238,8 +237,8 @@ def _collect(
 ) -> tuple[list[MeasuredBatch], str]:
     """Measure windows until enough is known; return the batches and why it stopped.
 
-    Only windows with an attribution in both orders count towards the next look: a detector may find something in few of
-    them. Without any, pair biases will not be known, so an audit ends early, with what the answer tells.
+    The first look waits for windows with an attribution in both orders: a detector may find something in few of them.
+    Without any, pair biases will not be known, so an audit ends early, with what the answer tells.
     """
     collected: list[MeasuredBatch] = []
     seen, attributed, either, look = 0, 0, 0, next_look(0)
@@ -265,10 +264,11 @@ def _collect(
             seen += len(batch.places)
             in_both, in_either = count_attributed(batch)
             attributed, either = attributed + in_both, either + in_either
-            if attributed >= look:
-                if knows_enough(collected, sampling.precision, thresholds, measurer.methods):
+            if seen >= look:
+                look = next_look(seen)
+                enough = attributed >= next_look(0)
+                if enough and knows_enough(collected, sampling.precision, thresholds, measurer.methods):
                     return collected, "precision reached"
-                look = next_look(attributed)
             if not attributed and seen >= min(MAX_WITHOUT_ATTRIBUTION, stream.limit):
                 if not either:
                     raise _without_attribution(seen, classes=measurer.classes)

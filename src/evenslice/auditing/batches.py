@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice.results import FEW_SLICES
+from evenslice.results import FEW_SLICES, next_look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from evenslice.results import MethodNames
     from evenslice.volumes import WindowGrid
 
-__all__ = ["PLACES", "WindowBatch", "WindowStream", "with_subset"]
+__all__ = ["MAX_WITHOUT_ATTRIBUTION", "PLACES", "WindowBatch", "WindowStream", "with_subset"]
+
+MAX_WITHOUT_ATTRIBUTION = 200
+"""Windows without any attribution after which an audit gives up."""
 
 EXAMPLES = 8
 MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
@@ -59,10 +62,13 @@ class WindowStream:
         return min(self.available, self.max_windows or self.available)
 
     def batches(self, size: Callable[[], int]) -> Iterator[WindowBatch]:
-        """Yield the windows in batches; ``size`` is asked for the size of each."""
-        places, seen, turn = islice(self._places(), self.limit), 0, 0
+        """Yield the windows in batches; ``size`` is asked for the size of each.
+
+        A batch ends where the audit may stop, so that this does not depend on the size of batches.
+        """
+        places, seen, in_subset = islice(self._places(), self.limit), 0, 0
         visits: Counter[int] = Counter()  # of each volume
-        while chunk := list(islice(places, size())):
+        while chunk := list(islice(places, min(size(), _next_stop(seen) - seen))):
             chosen = []
             for row, (volume, *_) in enumerate(chunk):
                 count = self._count_in_subset(volume, visits[volume])
@@ -74,11 +80,11 @@ class WindowStream:
                 np.array(chunk, dtype=np.int64),
                 subset=subset,
                 counts=counts,
-                turn=turn,
+                turns=in_subset + np.arange(len(subset)),
                 pictures=min(max(self._examples() - seen, 0), len(chunk)),
             )
             seen += len(chunk)
-            turn += len(subset) > 0
+            in_subset += len(subset)
 
     def _examples(self) -> int:
         """Return how many windows to keep as pictures: those of few large ones, a byte and a float32 for each voxel."""
@@ -119,15 +125,20 @@ class WindowBatch:
         places: (batch, 4) volume, z, y, x of each window.
         subset: (m,) rows of the windows that are also measured by the second method, for each class, and in float32.
         counts: (m,) number of each of these among those of its volume, which decides the place of the part that is measured.
-        turn: number of batches before that have windows in the subset.
+        turns: (m,) number of each of these in the subset, which decides the classes that are explained.
         pictures: number of windows to keep as pictures.
     """
 
     places: NDArray[np.int64]
     subset: NDArray[np.int64]
     counts: NDArray[np.int64]
-    turn: int
+    turns: NDArray[np.int64]
     pictures: int
+
+
+def _next_stop(seen: int) -> int:
+    """Return the number of windows after which an audit that has seen some may stop."""
+    return min(stop for stop in (next_look(seen), MAX_WITHOUT_ATTRIBUTION) if stop > seen)
 
 
 def with_subset(stream: WindowStream, methods: MethodNames, crop: tuple[int, int] | None) -> WindowStream:

@@ -142,7 +142,7 @@ class Measurer:
         labels: Tensor | None,
         *,
         method: str | None = None,
-        only: int | None = None,
+        only: int | Tensor | None = None,
         known: Tensor | None = None,
         mirrored: bool = False,
     ) -> Attributed:
@@ -164,7 +164,7 @@ class Measurer:
         labels: Tensor | None,
         *,
         method: str | None = None,
-        only: int | None = None,
+        only: int | Tensor | None = None,
         found: Explained | None = None,
     ) -> Explained:
         """Explain windows and their mirrors; parts of windows in one pass with their mirrors, where the method allows.
@@ -173,12 +173,13 @@ class Measurer:
             windows: (m, N, y, x); parts of windows if the measurer has a ``crop``.
             labels: (m, y, x) for the target "labels".
             method: by default the first.
-            only: a class; see ``attribute``.
+            only: a class, or one for each window; see ``attribute``.
             found: what another method found for the same windows, if the network need not run again for their outputs.
         """
         known, mirrored = (None, None) if found is None else (found.given.output, found.mirrored.output)
         if self.crop is not None and (method or self.methods.first) in ALIKE:
             pairs, maps = _pair(windows, labels)
+            only = _twice(only)
             outputs = None if known is None or mirrored is None else torch.cat([known, mirrored])
             return _unpair(self.explain(pairs, maps, method=method, only=only, known=outputs))
         return Explained(
@@ -186,8 +187,8 @@ class Measurer:
             self.explain(windows, labels, method=method, only=only, known=mirrored, mirrored=True),
         )
 
-    def explainer(self, windows: Tensor, labels: Tensor | None) -> Callable[[int | None], Explained]:
-        """Return what explains windows and their mirrors by the first method: all of the output, or one class of it.
+    def explainer(self, windows: Tensor, labels: Tensor | None) -> Callable[[int | Tensor | None], Explained]:
+        """Return what explains windows and their mirrors by the first method: all of the output, or a class of each.
 
         The gradients of parts of windows share a forward pass. To keep the passes of whole windows and of their mirrors
         would take more memory than the rest of an audit.
@@ -196,12 +197,17 @@ class Measurer:
             return lambda only: self.explain_both(windows, labels, only=only)
         pairs, maps = _pair(windows, labels)
         gradients = Gradients(self.network, pairs, target=self.target, labels=maps, seed=self.seed)
-        return lambda only: _unpair(gradients.explain(only))
+        return lambda only: _unpair(gradients.explain(_twice(only)))
 
 
 def _pair(windows: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return windows, then their mirrors, with their labels."""
     return torch.cat([windows, windows.flip(1)]), None if labels is None else torch.cat([labels, labels])
+
+
+def _twice(only: int | Tensor | None) -> int | Tensor | None:
+    """Return the classes of windows for these, then for their mirrors."""
+    return torch.cat([only, only]) if isinstance(only, torch.Tensor) else only
 
 
 def _unpair(found: Attributed) -> Explained:

@@ -184,7 +184,7 @@ def _measure_subset(
     maps = None if labels is None else cut(labels[batch.subset], measurer.crop, counts)
     places, explainer = batch.places[batch.subset], measurer.explainer(cut_windows, maps)
 
-    def explain(only: int | None) -> Explained:
+    def explain(only: int | Tensor | None) -> Explained:
         return check_finite(measurer, explainer(only), places, methods.first)
 
     def explain_by(method: str, known: Explained | None = None) -> Explained:

@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from evenslice.auditing.measurer import Explained, Measurer
 
     Floats = NDArray[np.float64]
-    Explainer = Callable[[int | None], Explained]
+    Explainer = Callable[[int | Tensor | None], Explained]
 
 __all__ = ["cut", "measure_subset"]
 
 MOST_CLASSES = 3
-"""Classes that are explained on one batch; of more, each batch takes others."""
+"""Classes of a window that are explained; of more, each window takes others."""
 
 LARGEST_CLASS = 255
 """Classes beyond are not looked at by themselves: numbers so large are those of objects."""
 
 GOLDEN = 0.618
-"""Part of the classes by which each batch goes on: unlike a whole number, it has no period in common with the visit."""
+"""Part of the classes by which each window goes on: unlike a whole number, it has no period in common with the visit."""
 
 SMALLEST_PART = 0.001
-"""Part of the pixels below which a class is not worth further passes on a batch."""
+"""Part of the pixels of a window below which a class of it is not worth further passes."""
 
 
 def cut(parts: Tensor, size: tuple[int, int] | None, counts: NDArray[np.int64]) -> Tensor:
@@ -72,7 +72,7 @@ def measure_subset(
     second: Explained | None,
     explain: Explainer,
     *,
-    turn: int,
+    turns: NDArray[np.int64],
 ) -> dict[str, Floats]:
     """Measure windows by the second method and for each class.
 
@@ -81,8 +81,8 @@ def measure_subset(
         labels: (m, y, x) for the target "labels".
         first: what the first method found for the m windows, in float32.
         second: what the second method found; None if there is none.
-        explain: explains one class of the windows' outputs by the first method.
-        turn: number of batches measured before, which decides which of many classes are explained.
+        explain: explains one class of each window's output by the first method.
+        turns: (m,) number of each window in the subset, which decides which of many classes are explained.
 
     Returns:
         The fields of ``SubsetMeasurements`` but the windows' numbers; C = 0 for an output without classes.
@@ -95,12 +95,16 @@ def measure_subset(
         "mirrored_first_shares": first_shares[1],
         "second_shares": shares[0],
         "mirrored_second_shares": shares[1],
-        **_measure_classes(measurer, labels, first, explain, turn),
+        **_measure_classes(measurer, labels, first, explain, turns),
     }
 
 
 def _measure_classes(
-    measurer: Measurer, labels: Tensor | None, first: Explained, explain: Explainer, turn: int
+    measurer: Measurer,
+    labels: Tensor | None,
+    first: Explained,
+    explain: Explainer,
+    turns: NDArray[np.int64],
 ) -> dict[str, Floats]:
     maps = _class_maps(measurer, first, labels)
     count = _count_classes(first.given.output, maps) if maps else 0
@@ -114,10 +118,12 @@ def _measure_classes(
     for number in range(count):
         parts = torch.stack([(one == number).float().flatten(1).mean(1) for one in maps])
         rows["class_pixels"][:, number] = parts.mean(0).cpu().numpy()
-    pixels = rows["class_pixels"].mean(axis=0)
-    present = [number for number in np.argsort(pixels).tolist() if pixels[number] >= SMALLEST_PART]
-    for number, found in _explain_classes(measurer.methods.first, first, explain, maps, present, turn):
-        rows["class_shares"][:, number], rows["mirrored_class_shares"][:, number] = found.shares()
+    for numbers, found in _explain_classes(
+        measurer.methods.first, first, explain, maps, rows["class_pixels"], turns
+    ):
+        some = np.flatnonzero(numbers >= 0)
+        for name, shares in zip(("class_shares", "mirrored_class_shares"), found.shares(), strict=True):
+            rows[name][some, numbers[some]] = shares[some]
     return rows
 
 
@@ -143,30 +149,57 @@ def _explain_classes(
     first: Explained,
     explain: Explainer,
     maps: list[Tensor],
-    present: list[int],
-    turn: int,
-) -> Iterator[tuple[int, Explained]]:
-    """Yield classes, of those present the rarest first, and what the first method finds for their pixels alone."""
-    if len(present) == 1:
-        yield present[0], first
-    elif method == "occlusion":
-        for number in present:
-            yield number, _mask(first, maps, number)
-    elif len(present) > MOST_CLASSES:
-        first_one = int(turn * GOLDEN % 1 * len(present))
-        in_order = sorted(present)  # which of them are rare may change from batch to batch
-        for number in (in_order + in_order)[first_one : first_one + MOST_CLASSES]:
-            yield number, explain(number)
-    elif present:
-        rest = first
-        # The gradient of a sum is that of its parts, so the last class needs no passes.
-        alone = present[:-1] if method == "gradient" else present
-        for number in alone:
-            found = explain(number)
-            rest = rest.less(found)
-            yield number, found
-        if method == "gradient":
-            yield present[-1], rest
+    pixels: Floats,
+    turns: NDArray[np.int64],
+) -> Iterator[tuple[NDArray[np.int64], Explained]]:
+    """Yield a class of each window, or -1, and what the first method finds for the pixels of that class alone.
+
+    Which classes of a window are explained depends on this window alone, not on the others of its batch.
+
+    Args:
+        method: the first method.
+        first: what it found for the m windows.
+        explain: explains one class of each window.
+        maps: the class of each pixel, for the windows and for their mirrors.
+        pixels: (m, C) the part of the pixels of each window that has each class.
+        turns: (m,) number of each window in the subset.
+    """
+    if method == "occlusion":
+        for number in np.flatnonzero((pixels >= SMALLEST_PART).any(axis=0)).tolist():
+            yield np.where(pixels[:, number] >= SMALLEST_PART, number, -1), _mask(first, maps, number)
+        return
+    chosen = [_choose_classes(*window) for window in zip(pixels, turns.tolist(), strict=True)]
+    # The gradient of a sum is that of its parts, so the last class needs no passes, nor does one that is alone.
+    spared = [
+        len(numbers) == 1 or (method == "gradient" and 0 < len(numbers) == np.sum(part >= SMALLEST_PART))
+        for numbers, part in zip(chosen, pixels, strict=True)
+    ]
+    passes = [numbers[:-1] if last else numbers for numbers, last in zip(chosen, spared, strict=True)]
+    rest = first
+    for turn in range(max(map(len, passes), default=0)):
+        classes = np.array([numbers[turn] if turn < len(numbers) else -1 for numbers in passes])
+        found = explain(torch.from_numpy(classes))
+        rest = rest.less(found)
+        yield classes, found
+    if any(spared):
+        yield (
+            np.array([numbers[-1] if last else -1 for numbers, last in zip(chosen, spared, strict=True)]),
+            rest,
+        )
+
+
+def _choose_classes(pixels: Floats, turn: int) -> list[int]:
+    """Return the classes of a window to explain, from their parts of its pixels (C,): the rarest first, or some of many.
+
+    Example:
+        >>> _choose_classes(np.array([0.6, 0.0, 0.4]), turn=0), _choose_classes(np.full(8, 0.125), turn=1)
+        ([2, 0], [4, 5, 6])
+    """
+    present = [number for number in np.argsort(pixels).tolist() if pixels[number] >= SMALLEST_PART]
+    if len(present) <= MOST_CLASSES:
+        return present
+    start, in_order = int(turn * GOLDEN % 1 * len(present)), sorted(present)
+    return (in_order + in_order)[start : start + MOST_CLASSES]
 
 
 def _mask(first: Explained, maps: list[Tensor], number: int) -> Explained:

@@ -122,12 +122,15 @@ def _plain(output: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Score:
-    """The number that an attribution explains, as a function of the windows; see ``attribute`` for its parts."""
+    """The number that an attribution explains, as a function of the windows; see ``attribute`` for its parts.
+
+    With ``only``, the classes that are not explained are -1.
+    """
 
     module: nn.Module
     target: Target
     labels: Tensor | None
-    only: int | None = None
+    only: int | Tensor | None = None
     known: Tensor | None = None
 
     def output(self, windows: Tensor) -> Tensor:
@@ -158,13 +161,22 @@ class Score:
         else:
             if output.shape[1] == 1:
                 output = torch.cat([-output, output], dim=1)
-            picked = output.gather(1, classes.unsqueeze(1)).squeeze(1)
+            picked = output.gather(1, classes.clamp_min(0).unsqueeze(1)).squeeze(1)
         if self.only is not None:
-            picked = picked * (classes == self.only)
+            picked = picked * (classes >= 0)
         return picked.unsqueeze(1) if picked.ndim == 1 else picked
 
     def classes(self, output: Tensor) -> Tensor | None:
         """Return the class to explain at each pixel of an output, (batch, y, x) or (batch,); None for the plain sum."""
+        found = self._all_classes(output)
+        if found is None or self.only is None:
+            return found
+        only = self.only
+        if isinstance(only, torch.Tensor):
+            only = only.to(found.device).view(-1, *(1,) * (found.ndim - 1))
+        return torch.where(found == only, found, -1)
+
+    def _all_classes(self, output: Tensor) -> Tensor | None:
         if self.target == "sum" or (self.target == "auto" and not _has_classes(output)):
             return None
         if not _has_classes(output):
