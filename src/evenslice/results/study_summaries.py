@@ -137,22 +137,22 @@ def _holds(test: Entries) -> bool | None:
 
 def _arm_summary(arm: Entries, score: str) -> ArmSummary:
     test = arm.get("non_inferiority", NO_TEST)
-    differences, limits = arm.get("differences"), {"answer_of": _answer_of(arm), "slices": len(arm["shares"])}
+    differences, kind, slices = arm.get("differences"), _answer_of(arm), len(arm["shares"])
     return ArmSummary(
         arm=text(arm, "arm"),
         seeds=tuple(count(seed) for seed in arm["seeds"]),
         folds=tuple(count(fold) for fold in arm.get("folds", (0,))),
-        metrics=_intervals(arm["figures"], partial(metric_bounds, **limits)),
+        metrics=_intervals(arm["figures"], partial(metric_bounds, answer_of=kind, slices=slices)),
         shares=tuple(_interval(share, (0.0, 1.0)) for share in arm["shares"]),
         differences={}
         if differences is None
-        else _intervals(differences, partial(difference_bounds, **limits)),
+        else _intervals(differences, partial(difference_bounds, answer_of=kind, slices=slices)),
         margin=number(test["margin"]),
         p=number(test["p"]),
         holds=_holds(test),
         bias_removed=_bias_removed(arm.get("bias_removed")),
         score=score,
-        answer_of=_answer_of(arm),
+        answer_of=kind,
     )
 
 
