@@ -32,6 +32,7 @@ from calibration_simulations import (
     rates,
     required_settings,
     simulate,
+    uneven_questions,
     verdicts,
     whole_rates,
     wholes,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 AUDITS = 4000  # of each setting, in the tables of the page
 DOCS = Path(__file__).parents[1] / "docs"
+UNEVEN = 1.0  # the largest spread of foreground, as a standard deviation of logarithms, with requirements
 
 
 def missed(setting: Setting, found: dict[str, float]) -> bool:
@@ -135,6 +137,29 @@ def question_table(cache: Cache) -> str:
     )
 
 
+def uneven_table(cache: Cache) -> str:
+    """Return the table of the answer of windows with uneven foreground."""
+    keys = ("coverage", "biased", "balanced", "found beyond", "found within")
+    rows = []
+    for item in uneven_questions():
+        found = cache.rates(item)
+        place = [
+            f"{item.spread:g}",
+            f"{100 * item.present:.0f}",
+            str(item.slices),
+            f"{item.autocorrelation:g}",
+        ]
+        rows.append([*place, *(f"{100 * found[key]:.1f}" for key in keys)])
+    columns = [
+        "covers, %",
+        "wrongly beyond, %",
+        "wrongly within, %",
+        "C = 0.25 is beyond, %",
+        "C = 0.01 is within, %",
+    ]
+    return _table(["spread", "with foreground, %", "slices", "autocorrelation", *columns], rows)
+
+
 def whole_table(cache: Cache) -> str:
     """Return the table of whole audits."""
     rows = []
@@ -157,6 +182,8 @@ def few_missed(setting: Setting, found: dict[str, float]) -> bool:
 
 def question_missed(question: Question, found: dict[str, float]) -> bool:
     """Return whether a question is answered wrongly too often."""
+    if question.spread > UNEVEN:
+        return False  # beyond the requirements
     judged = question.name != "use" and question.slices >= FEW_SLICES
     return max(found["balanced"], found["biased"] if judged else 0.0) > 0.05
 
@@ -234,6 +261,7 @@ def main() -> int:
         "required": required_table(cache),
         "few": few_table(cache),
         "questions": question_table(cache),
+        "uneven": uneven_table(cache),
         "whole": whole_table(cache),
         "further": further_table(cache),
     }
@@ -245,7 +273,11 @@ def main() -> int:
         *(setting for setting in required_settings() if missed(setting, cache.rates(setting))),
         *(setting for setting in few_settings() if few_missed(setting, cache.rates(setting))),
         *(item for item in wholes() if max(cache.rates(item).values()) > 0.05),
-        *(item for item in questions() if question_missed(item, cache.rates(item))),
+        *(
+            item
+            for item in chain(questions(), uneven_questions())
+            if question_missed(item, cache.rates(item))
+        ),
     ]
     for setting in [] if options.quick else misses:
         print(f"missed: {setting}")

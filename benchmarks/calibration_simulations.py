@@ -203,8 +203,9 @@ class Question:
         name: "answer" or "use"; "votes" for the answer in class numbers of whole windows, each of which changes or not.
         truth: of the ratio.
         slices: windows along z, one a slice.
-        autocorrelation: of both parts of the ratio along z.
+        autocorrelation: of both parts of the ratio along z, and of where there is foreground.
         spread: standard deviation of the logarithm of the whole, and of that of each window's ratio.
+        present: part of the windows that have foreground.
     """
 
     name: str
@@ -212,25 +213,38 @@ class Question:
     slices: int
     autocorrelation: float
     spread: float = 0.5
+    present: float = 1.0
 
 
 def question_rates(question: Question, audits: int, seed: int) -> dict[str, float]:
-    """Return how often the interval covers the truth, and how often it lies beyond or within a tolerance at the truth."""
+    """Return how often the interval covers the truth, and how often it lies beyond or within a tolerance at the truth.
+
+    Also, how often it lies within a tolerance of 5 times the truth, and beyond one of a fifth.
+    """
     rng = np.random.default_rng([seed, crc32(str(question).encode())])
     z = np.linspace(0, 300, question.slices)
     draws = [
         _draw(Setting(question.slices, question.autocorrelation), audits, rng)[0, :, 0] for _ in range(2)
     ]
     if question.name == "votes":
-        fit = fit_votes(draws[0] < norm.ppf(question.truth), z)
+        fit, enough = fit_votes(draws[0] < norm.ppf(question.truth), z), np.ones(audits, dtype=bool)
     else:
         whole, ratio = (np.exp(question.spread * draw - question.spread**2 / 2) for draw in draws)
+        if question.present < 1:
+            setting = Setting(question.slices, question.autocorrelation)
+            whole *= _draw(setting, audits, rng)[0, :, 0] < norm.ppf(question.present)
+        told = whole.any(axis=0)  # an audit that sees no foreground has no C
+        ratio, whole = ratio[:, told], whole[:, told]
         fit = fit_ratio(question.truth * ratio * whole, whole, z)
+        enough = (whole > 0).sum(axis=0) >= min(FEW_SLICES, question.slices)
     low, high = fit.bounds()
+    beyond, within = fit.bounds(BIASED_LEVEL)[0], fit.bounds(WITHIN_LEVEL_OF_RATIOS)[1]
     return {
         "coverage": float(((low <= question.truth) & (question.truth <= high)).mean()),
-        "biased": float((fit.bounds(BIASED_LEVEL)[0] > question.truth).mean()),
-        "balanced": float((fit.bounds(WITHIN_LEVEL_OF_RATIOS)[1] <= question.truth).mean()),
+        "biased": float((enough & (beyond > question.truth)).mean()),
+        "balanced": float((enough & (within <= question.truth)).mean()),
+        "found beyond": float((enough & (beyond > question.truth / 5)).mean()),
+        "found within": float((enough & (within <= 5 * question.truth)).mean()),
     }
 
 
@@ -239,6 +253,12 @@ def questions() -> Iterator[Question]:
     truths = {"answer": Thresholds.answer, "votes": Thresholds.answer, "use": Thresholds.use}
     for (name, truth), slices, rho in product(truths.items(), (4, 8, 12, 30, 100), (0.0, 0.5, 0.8)):
         yield Question(name, truth, slices, rho)
+
+
+def uneven_questions() -> Iterator[Question]:
+    """Yield the answer of windows as uneven as those of real labels; the last half are more uneven still."""
+    for spread, slices, present, rho in product((1.0, 1.6), (40, 100), (1.0, 0.5, 0.3), (0.0, 0.5, 0.8)):
+        yield Question("answer", Thresholds.answer, slices, rho, spread, present)
 
 
 @dataclass(frozen=True)

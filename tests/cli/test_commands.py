@@ -134,7 +134,11 @@ def test_survey_has_the_defaults_of_the_library():
 )
 def test_options_have_the_defaults_of_the_function(command):
     defaults = {parameter.name: parameter.default for parameter in COMMANDS[command].params}
-    settled = {"step", "other_labels", "slices"}  # by a run, a saved network or the network itself, if not given
+    settled = {
+        "step",
+        "other_labels",
+        "slices",
+    }  # by a run, a saved network or the network itself, if not given
     shared = 0
     for name, parameter in inspect.signature(getattr(evenslice, command)).parameters.items():
         if name in defaults and parameter.default is not parameter.empty:

@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from evenslice.results import intervals
-from evenslice.results.intervals import MeanFit, fit_means, fit_votes, mean_interval
+from evenslice.results.intervals import MeanFit, fit_means, fit_ratio, fit_votes, mean_interval
 
 
 def half_width(interval):
@@ -162,6 +162,46 @@ def test_the_order_of_votes_does_not_matter(volumes):
         order = random.permutation(60)
         found = fit_votes(np.zeros((60, 1)), positions[order], volume[order]).bounds()
         assert np.ravel(found) == pytest.approx(np.ravel(expected))
+
+
+def test_a_window_of_a_ratio_counts_by_its_whole():
+    z, equal = np.arange(40), np.ones((40, 1))
+    part = np.random.default_rng(9).uniform(0.5, 1.5, size=(40, 1))
+    assert fit_ratio(part, equal, z).effective == pytest.approx(40)
+    assert fit_ratio(part * (z < 10)[:, None], equal * (z < 10)[:, None], z).effective == pytest.approx(10)
+    assert fit_ratio(part, equal, z // 4).effective == pytest.approx(
+        10
+    )  # the windows of a slice count as one
+    some = (z % 4 > 0)[:, None] * equal  # two volumes of 20 windows: 15 slices of each have foreground
+    assert fit_ratio(part * some, some, z, z // 20).effective == pytest.approx(30)
+    weights = np.random.default_rng(10).exponential(size=(40, 1))
+    found = fit_ratio(part * weights, weights, z)
+    assert found.effective == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
+    assert fit_ratio(1e-200 * part, 1e-200 * equal, z).effective == pytest.approx(40)
+    assert fit_votes(part > 1, z).effective is None
+
+
+def test_one_slice_does_not_decide_a_ratio():
+    """All others have so little foreground that their ratio hardly matters, and agree with that of the one by chance."""
+    whole = np.full((40, 1), 1e-4)
+    whole[20] = 1.0
+    ratio = np.where(np.arange(40) % 2, 0.03, 0.01)[:, None]
+    fit = fit_ratio(ratio * whole, whole, np.arange(40))
+    assert fit.estimate == pytest.approx(0.01, rel=0.5)
+    assert (fit.bounds()[0], fit.bounds()[1]) == (0, np.inf)
+    same = fit_ratio(0.02 * whole, whole, np.arange(40))
+    assert np.subtract(*same.bounds()) == pytest.approx(0)  # unless all say the same
+
+
+def test_the_bounds_of_a_ratio_are_those_of_its_logarithm():
+    rng = np.random.default_rng(11)
+    whole = rng.exponential(size=(60, 1))
+    fit = fit_ratio(rng.uniform(0.1, 0.3, size=(60, 1)) * whole, whole, np.arange(60))
+    low, high = fit.bounds()
+    assert low * high == pytest.approx(fit.estimate**2)
+    assert np.log(high / fit.estimate) == pytest.approx(fit.half_width() / fit.estimate)
+    unsure = fit_ratio(rng.exponential(size=(3, 1)) ** 4, np.ones((3, 1)), np.arange(3))
+    assert 0 < unsure.bounds()[0] < unsure.estimate < unsure.bounds()[1] < np.inf
 
 
 def test_more_confidence_is_wider():

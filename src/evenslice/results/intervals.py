@@ -15,16 +15,19 @@ for means over space. A single estimate of the correlation, taken as certain, wo
 Several volumes are independent units: an interval is then never narrower than that of Student's t on the volume means.
 
 Few slices cannot tell neighbours that vary together from independent ones, so the prior decides, and its intervals are
-too narrow where they do: those of fewer than ``ENOUGH_SLICES`` slices are widened.
+too narrow where they do: those of fewer than ``ENOUGH_SLICES`` slices are widened. In a ratio a slice counts by its
+whole, and a few with much of it can decide: its intervals are those of its effective number of slices.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.special import gammaln, stdtr, stdtrit
+from scipy.special import stdtrit
+
+from evenslice.results.mixtures import mixture_quantile, mixture_weights
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -53,6 +56,12 @@ FRACTION = np.array([0.0, *(fraction for _ in _CORRELATIONS for fraction in _FRA
 # Up to 8 slices, intervals have to be this much wider to cover 93 % at a correlation of 0.8 (benchmarks/calibration.py);
 # less so with more slices, and not at all with enough.
 WIDEST, FEW_SLICES, ENOUGH_SLICES = 2.3, 8, 28
+# Those of ratios, whose parts are skewed, in effective slices, so that the ratio of windows as uneven as those of real
+# labels is wrongly within its tolerance in at most 5 % of audits (the rows "uneven" of benchmarks/calibration.py).
+WIDEST_RATIO, ENOUGH_FOR_RATIO = 2.0, 80
+LEAST_DOF = (
+    1.0  # of ratios; with fewer in a single volume, one slice decides, and nothing tells how it would vary
+)
 NO_WIDTH = 1e-100  # half-widths below this come from the residual of a constant quantity
 PRIOR = np.array([0.75, *np.full(len(CORRELATION) - 1, 0.25 / (len(CORRELATION) - 1))])
 
@@ -81,7 +90,8 @@ class MeanFit:
         weight: (grid, q) their weights, which sum to 1.
         volumes: number of volumes.
         between: (q,) standard error of the means from the spread of the volume means; zeros for a single volume.
-        positive: whether the quantities are at least 0 and skewed, so that upper bounds are taken of their logarithm.
+        positive: whether the quantities are at least 0 and skewed, so that bounds are taken of their logarithm.
+        effective: (q,) effective numbers of slices of ratios; None where each slice counts the same.
     """
 
     estimate: Floats
@@ -91,6 +101,7 @@ class MeanFit:
     volumes: int
     between: Floats
     positive: bool = False
+    effective: Floats | None = None
 
     def half_width(self, level: float = 0.95, comparisons: int = 1) -> Floats:
         """Return the half-widths (q,) of the intervals around the estimates.
@@ -110,9 +121,14 @@ class MeanFit:
         tail = (1 - level) / comparisons
         half = np.full(self.estimate.shape, np.inf if self.volumes < 2 else 0.0)
         if self.dof > 0:
-            half = _widening(self.dof + self.volumes) * _mixture_quantile(
-                self.dof, self.scale, self.weight, tail
-            )
+            slices, widest, enough = np.asarray(self.dof + self.volumes), WIDEST, ENOUGH_SLICES
+            if self.effective is not None:
+                slices, widest, enough = self.effective, WIDEST_RATIO, ENOUGH_FOR_RATIO
+            dof = slices - self.volumes
+            half = mixture_quantile(np.maximum(dof, LEAST_DOF), self.scale, self.weight, tail)
+            half = half * _widening(slices, widest, enough)
+            if self.volumes < 2:
+                half = np.where((dof < LEAST_DOF) & (half >= NO_WIDTH), np.inf, half)
         if self.volumes > 1:
             half = np.maximum(half, -stdtrit(self.volumes - 1, tail / 2) * self.between)
         return np.where(half < NO_WIDTH, 0.0, half)
@@ -121,19 +137,20 @@ class MeanFit:
         """Return the lower and the upper bounds (q,) of the intervals; see ``half_width`` for the arguments.
 
         Example:
-            >>> low, high = fit_ratio([[1.0], [2.0], [1.5]], [[10.0], [30.0], [10.0]], positions=[0, 10, 20]).bounds()
+            >>> low, high = fit_ratio([[1], [2], [2], [1]], [[10], [20], [10], [10]], positions=[0, 10, 20, 30]).bounds()
             >>> low.round(2).tolist(), high.round(2).tolist()
-            ([-0.2], [0.8])
+            ([0.02], [0.53])
         """
         half = self.half_width(level, comparisons)
-        high = self.estimate + half
-        if self.positive:
-            # That of the logarithm, estimate * exp(half / estimate), as long as it rises by less than a factor of e;
-            # from there on its tangent, lest a tiny ratio of few slices has no bound at all.
-            small = np.minimum(half, self.estimate)
-            relative = np.divide(small, self.estimate, out=np.zeros_like(half), where=self.estimate > 0)
-            high = self.estimate * np.exp(relative) + np.e * (half - small)
-        return self.estimate - half, high
+        if not self.positive:
+            return self.estimate - half, self.estimate + half
+        # Those of the logarithm, estimate * exp(+-half / estimate). The upper one does so as long as it rises by less
+        # than a factor of e; from there on it is its tangent, lest a tiny ratio of few slices has no bound at all.
+        some = self.estimate > 0
+        relative = np.divide(half, self.estimate, out=np.zeros_like(half), where=some)
+        small = np.minimum(half, self.estimate)
+        high = self.estimate * np.exp(np.minimum(relative, 1)) + np.e * (half - small)
+        return self.estimate * np.exp(-relative), high
 
     def intervals(self, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[Interval, ...]:
         """Return the q 95 % intervals.
@@ -214,7 +231,7 @@ def fit_means(values: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None
         estimate=means.mean(axis=0),
         dof=dof,
         scale=np.sqrt(residual * (sum(variances) / count**2 / max(dof, 1))[:, None]),
-        weight=_softmax(log_weight[:, None] - dof / 2 * np.log(residual)),
+        weight=mixture_weights(log_weight[:, None] - dof / 2 * np.log(residual)),
         volumes=count,
         between=means.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.zeros_like(means[0]),
     )
@@ -231,8 +248,9 @@ def fit_ratio(
     """Estimate the ratios of the means of pairs of quantities measured on the same windows, and their precision.
 
     The interval is that of the mean of (part - ratio * whole) / mean whole, the ratio's linearisation (Cochran 1977,
-    Sampling Techniques, section 6.4), so windows count by their whole. Such ratios are skewed to the right, and a sample
-    without a large value gives a small ratio with a small spread, so the upper bound is that of the logarithm.
+    Sampling Techniques, section 6.4), so windows count by their whole w: n slices are worth (sum w)^2 / sum(w^2) equal
+    ones (Kish 1965, Survey Sampling, section 11.7). Such ratios are skewed to the right, and a sample without a large
+    value gives a small ratio with a small spread, so the bounds are those of the logarithm.
 
     Args:
         part: (n, q) at least 0; windows where anything is NaN are left out.
@@ -247,7 +265,7 @@ def fit_ratio(
     Example:
         >>> fit = fit_ratio([[1.0], [2.0], [1.5]], [[10.0], [30.0], [10.0]], positions=[0, 10, 20])
         >>> fit.estimate.round(3).tolist(), fit.half_width().round(2).tolist()
-        ([0.09], [0.29])
+        ([0.09], [0.45])
     """
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     volumes = np.zeros(len(part), dtype=np.int64) if volumes is None else np.asarray(volumes)
@@ -260,7 +278,12 @@ def fit_ratio(
     if root:
         ratio = np.sqrt(ratio)
         influence = influence / np.where(ratio > 0, 2 * ratio, 1.0)
-    return replace(fit_means(influence, *at), estimate=ratio, positive=True)
+    return replace(
+        fit_means(influence, *at),
+        estimate=ratio,
+        positive=True,
+        effective=_effective_slices(whole[valid] / scale, *at),
+    )
 
 
 def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None = None) -> MeanFit:
@@ -277,7 +300,7 @@ def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None 
     Example:
         >>> low, high = fit_votes(np.zeros((40, 1)), positions=range(40)).bounds()
         >>> low.round(2).tolist(), high.round(2).tolist()
-        ([-0.05], [0.14])
+        ([0.0], [0.14])
     """
     given, at = np.asarray(votes, dtype=np.float64), np.asarray(positions)
     number = np.zeros(len(given), dtype=np.int64) if volumes is None else np.asarray(volumes)
@@ -289,13 +312,22 @@ def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None 
     middle = largest[np.argsort(at[largest], kind="stable")[len(largest) // 2]]
     changed[middle, agree] = 1 - given[0, agree]
     fit = fit_ratio(changed, np.ones_like(given), at, number)
-    return replace(fit, estimate=np.where(agree, given[0], fit.estimate))
+    return replace(fit, estimate=np.where(agree, given[0], fit.estimate), effective=None)
 
 
-def _widening(slices: int) -> float:
+def _widening(slices: NDArray[Any], widest: float, enough: int) -> Floats:
     """Return the factor by which the intervals of a number of slices are widened."""
-    few = (ENOUGH_SLICES - slices) / (ENOUGH_SLICES - FEW_SLICES)
-    return 1 + (WIDEST - 1) * min(max(few, 0.0), 1.0)
+    return np.asarray(1 + (widest - 1) * np.clip((enough - slices) / (enough - FEW_SLICES), 0, 1))
+
+
+def _effective_slices(whole: Floats, positions: NDArray[Any], volumes: NDArray[Any]) -> Floats:
+    """Return how many slices of equal whole are worth as much as these (q,); volumes count as in ``fit_means``."""
+    _, volume, windows = np.unique(volumes, return_inverse=True, return_counts=True)
+    places, place = np.unique(np.stack([volume, positions]), axis=1, return_inverse=True)
+    sums = np.zeros((places.shape[1], whole.shape[1]))
+    np.add.at(sums, place.ravel(), whole / windows[volume, None])
+    squares, same = (sums**2).sum(axis=0), np.full(whole.shape[1], float(len(sums)))
+    return np.asarray(np.divide(sums.sum(axis=0) ** 2, squares, out=same, where=squares > 0))
 
 
 class _Slices(NamedTuple):
@@ -369,24 +401,3 @@ def _filter(slices: _Slices, unit: float) -> tuple[Floats, Floats, Floats]:
         total += part**2 + 2 * part * FRACTION * before
         before += part
     return squares - products**2 / information[:, None], log_determinant + np.log(information), total
-
-
-def _softmax(log_weight: Floats) -> Floats:
-    weight = np.exp(log_weight - log_weight.max(axis=0))
-    return np.asarray(weight / weight.sum(axis=0))
-
-
-def _mixture_quantile(dof: int, scale: Floats, weight: Floats, tail: float) -> Floats:
-    """Return for each column the distance from 0 beyond which a mixture of Student's t has the given two-sided tail.
-
-    The tail is convex in the distance, so Newton steps from below never overshoot; a dozen steps reach a relative
-    error of a thousandth.
-    """
-    peak = np.exp(gammaln((dof + 1) / 2) - gammaln(dof / 2)) / np.sqrt(dof * np.pi)
-    distance = -stdtrit(dof, tail / 2) * scale.min(axis=0)
-    for _ in range(12):
-        ratio = distance / scale
-        excess = 2 * (weight * stdtr(dof, -ratio)).sum(axis=0) - tail
-        slope = 2 * (weight / scale * peak * (1 + ratio**2 / dof) ** (-(dof + 1) / 2)).sum(axis=0)
-        distance = distance + np.maximum(excess, 0) / slope
-    return np.asarray(distance)
