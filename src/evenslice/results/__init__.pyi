@@ -1,6 +1,5 @@
 from .array_files import stored_size as stored_size
 from .asymmetry import (
-    AnswerChange as AnswerChange,
     PairBias as PairBias,
     next_look as next_look,
     precise_enough as precise_enough,
@@ -88,4 +87,4 @@ from .surveys import (
     is_survey as is_survey,
     mean_of_draws as mean_of_draws,
 )
-from .verdicts import AnswerKind as AnswerKind, Thresholds as Thresholds
+from .verdicts import Thresholds as Thresholds

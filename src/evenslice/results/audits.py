@@ -338,7 +338,7 @@ class AuditResult:
 def _measurements(arrays: dict[str, NDArray[Any]]) -> Measurements:
     """Return measurements; what those of an older version do not have is unknown."""
     windows, pairs = arrays["wasserstein"].shape
-    later = dict.fromkeys((*OUTPUT_FIELDS, "own_mirror"), (windows,))
+    later: dict[str, tuple[int, ...]] = dict.fromkeys((*OUTPUT_FIELDS, "own_mirror"), (windows,))
     later |= dict.fromkeys(("mismatch", "outer"), (windows, pairs))
     found = {name: np.full(shape, np.nan) for name, shape in later.items()} | arrays
     found["level"] = found["level"].reshape(windows, -1)  # once the mean of all numbers of an output
