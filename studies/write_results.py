@@ -123,7 +123,6 @@ def _shown(study: Study, costs: dict[str, Any] | None, folder: Path) -> dict[str
         "drawings": drawings,
         "examples": examples,
         "folded": any(item.unit == "fold" for item in study.results.comparisons),
-        "adjusted": sum(not math.isnan(arm.p_adjusted) for item in study.results.pooled for arm in item.arms),
         "pooled": [
             {
                 "title": item.title,
