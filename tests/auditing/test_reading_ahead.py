@@ -166,7 +166,7 @@ def test_an_audit_of_100_tb_reads_its_sample_and_its_windows_and_no_more():
     others = set(server.asked) - under
     assert len(server.asked) <= len(set(server.asked)) + 4
     assert under <= set(server.asked)
-    assert len(others) <= 256 + 2 + 4 * 2  # the sample, the fingerprint, and a batch read ahead
+    assert len(others) <= 256 + (2 + 32) + 4 * 2  # the sample, the fingerprint, and a batch read ahead
     assert peaks[1] < peaks[0] + 64 * 2**20
 
 
@@ -178,7 +178,7 @@ def test_what_a_lost_slice_costs_is_measured_on_the_middle_of_large_slices():
     assert found.stress is not None
     middle = {(y, x) for y in range(248, 264) for x in range(248, 264)}
     assert middle <= planes
-    assert len(planes - middle) < 256 + 2 + 16 * 4
+    assert len(planes - middle) < 256 + (2 + 32) + 16 * 4
     cut = [take_middle(reslice(open_volume(labels), plane)) for plane in "yx"]
     assert [part.shape for part in cut] == [(32_768, 40, 1024), (32_768, 40, 1024)]
 

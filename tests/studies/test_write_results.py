@@ -115,7 +115,7 @@ def test_the_page_tells_what_was_run_and_what_came_out(script, folder, docs):
 def test_every_figure_of_the_page_is_there_and_small(docs):
     text = (docs / "results.md").read_text(encoding="utf-8")
     files = {path.name for path in (docs / "results").iterdir()}
-    charts = ("forest", "learning", "trajectories", "saliency", "stress")
+    charts = ("forest", "learning", "trajectories", "saliency", "stress", "missing")
     assert files == {
         *(f"made-up-{name}.svg" for name in charts),
         "made-up-example-1.webp",
@@ -520,11 +520,12 @@ def test_a_network_without_the_primary_comparison_counts_too(script, tmp_path):
         size=24,
     )
     (study,) = script.find_studies(tmp_path)
-    found = [plain(item.evidence) for item in script.pooled_expectations([study])]
-    assert len(found) == 3
-    for evidence in found:
-        assert "Tests on Lucchi++, net: " in evidence
-        assert "Tests on Lucchi++, other: " in evidence
+    expected = script.pooled_expectations([study])
+    assert len(expected) == 3
+    for item in expected:
+        (one, other) = item.evidence["two"]
+        assert one.startswith("Tests on Lucchi++, net: ")
+        assert other.startswith("Tests on Lucchi++, other: ")
 
 
 def test_comparisons_of_one_name_are_told_apart(script, folder, tmp_path):
@@ -532,9 +533,9 @@ def test_comparisons_of_one_name_are_told_apart(script, folder, tmp_path):
     shutil.copytree(studies / "made-up", studies / "again")
     shutil.copy(studies / "made-up.yaml", studies / "again.yaml")
     found = script.find_studies(studies)
-    (evidence, *_) = (plain(item.evidence) for item in script.expectations(found))
-    assert evidence.startswith("Study `again`: Lucchi++, net: ")
-    assert ". Study `made-up`: Lucchi++, net: " in evidence
+    evidence = script.expectations(found)[0].evidence
+    assert list(evidence) == ["again", "made-up"]
+    assert all(lines[0].startswith("Lucchi++, net: ") for lines in evidence.values())
     script.write_page(found, studies, tmp_path / "docs")
     lines = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
     headings = [line for line in lines if line.startswith("### ")]

@@ -137,10 +137,11 @@ def _holds(test: Entries) -> bool | None:
 
 def _arm_summary(arm: Entries, score: str) -> ArmSummary:
     test = arm.get("non_inferiority", NO_TEST)
+    seeds = tuple(count(seed) for seed in arm["seeds"])
     differences, kind, slices = arm.get("differences"), _answer_of(arm), len(arm["shares"])
     return ArmSummary(
         arm=text(arm, "arm"),
-        seeds=tuple(count(seed) for seed in arm["seeds"]),
+        seeds=seeds,
         folds=tuple(count(fold) for fold in arm.get("folds", (0,))),
         metrics=_intervals(arm["figures"], partial(metric_bounds, answer_of=kind, slices=slices)),
         shares=tuple(_interval(share, (0.0, 1.0)) for share in arm["shares"]),
