@@ -59,9 +59,7 @@ WIDEST, FEW_SLICES, ENOUGH_SLICES = 2.3, 8, 28
 # Those of ratios, whose parts are skewed, in effective slices, so that the ratio of windows as uneven as those of real
 # labels is wrongly within its tolerance in at most 5 % of audits (the rows "uneven" of benchmarks/calibration.py).
 WIDEST_RATIO, ENOUGH_FOR_RATIO = 2.0, 80
-LEAST_DOF = (
-    1.0  # of ratios; with fewer in a single volume, one slice decides, and nothing tells how it would vary
-)
+LEAST_DOF = 1.0  # of ratios; with fewer in a single volume, one slice decides: nothing tells how it varies
 NO_WIDTH = 1e-100  # half-widths below this come from the residual of a constant quantity
 PRIOR = np.array([0.75, *np.full(len(CORRELATION) - 1, 0.25 / (len(CORRELATION) - 1))])
 
@@ -309,8 +307,7 @@ def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None 
     agree = (given == given[0]).all(axis=0)
     changed = given.copy()
     largest = np.flatnonzero(number == np.bincount(number).argmax())
-    middle = largest[np.argsort(at[largest], kind="stable")[len(largest) // 2]]
-    changed[middle, agree] = 1 - given[0, agree]
+    changed[largest[np.argsort(at[largest], kind="stable")[len(largest) // 2]], agree] = 1 - given[0, agree]
     fit = fit_ratio(changed, np.ones_like(given), at, number)
     return replace(fit, estimate=np.where(agree, given[0], fit.estimate), effective=None)
 
