@@ -11,7 +11,7 @@ from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 from evenslice.auditing.documents import load_audits
 from evenslice.cli.printing import show_audits
 from evenslice.cli.tables import VERDICT_STYLES, audit_table
-from evenslice.results.asymmetry import PairBias, SecondOpinion
+from evenslice.results.asymmetry import AnswerChange, PairBias, SecondOpinion
 from evenslice.results.intervals import Interval
 from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.verdicts import Decision
@@ -65,7 +65,7 @@ def test_the_verdict_is_the_first_thing_said_of_a_single_audit(shown):
         make_audit("even", UNIFORM),
         verdict="biased",
         decided_by=Decision("answer"),
-        answer_change=Interval(0.3, 0.25, 0.35),
+        answer_change=AnswerChange(0.3, 0.25, 0.35, "classes"),
     )
     text = " ".join(shown(audit))
     assert text.startswith("Biased: reversing a window changes the class of 30")
