@@ -538,7 +538,7 @@ def test_comparisons_of_one_name_are_told_apart(script, folder, tmp_path):
     assert all(lines[0].startswith("Lucchi++, net: ") for lines in evidence.values())
     script.write_page(found, studies, tmp_path / "docs")
     lines = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
-    headings = [line for line in lines if line.startswith("### ")]
+    headings = [line for line in lines if line.startswith("### ") and "(study " in line]
     assert len(headings) == len(set(headings)) == 6  # with one over all data sets in each
 
 
