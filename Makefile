@@ -10,6 +10,9 @@ TESTS := --dist worksteal tests
 # The examples on a page or in a module follow one another, so one process runs them all.
 EXAMPLES := --dist loadfile src README.md docs
 
+# Some machines tell Python to keep no bytecode: each of the many processes that tests start would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install test test-fast test-examples attack check format docs demo benchmarks fuzz results modules sweep coverage clean
 
 help:
