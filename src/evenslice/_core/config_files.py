@@ -215,7 +215,9 @@ def _read_yaml(path: Path) -> Any:
     try:
         # Parsing is ten times faster than making values, so what is far too long is refused before any is made.
         scalars = (event for event in yaml.parse(text, _Loader) if isinstance(event, yaml.ScalarEvent))
-        too_long = any(count > 2 * MOST_VALUES for count, _ in enumerate(scalars, start=1))  # a name and a value each
+        too_long = any(
+            count > 2 * MOST_VALUES for count, _ in enumerate(scalars, start=1)
+        )  # a name and a value each
         values = None if too_long else yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
         if too_long or _count(values) > MOST_VALUES:
             raise ValueError(f"it holds more than {MOST_VALUES:,} values")

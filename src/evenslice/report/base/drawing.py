@@ -32,3 +32,10 @@ class Drawing:
     reading: str
     figure: Figure
     narrow: Figure | None = None
+
+    def __post_init__(self) -> None:
+        """Lay the figures out, once: saving one would do so anew, and draw it twice, for each file and each page."""
+        for figure in (self.figure, self.narrow):
+            if figure is not None:
+                figure.draw_without_rendering()
+                figure.set_layout_engine(None)

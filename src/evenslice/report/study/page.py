@@ -82,13 +82,7 @@ def draw_charts(results: StudyResults) -> list[Drawing]:
         saliency_figure(results),
         stress_chart(results),
     )
-    drawn = [chart for chart in charts if chart is not None]
-    for figure in (
-        figure for chart in drawn for figure in (chart.figure, chart.narrow) if figure is not None
-    ):
-        figure.draw_without_rendering()  # lay it out once, as it is saved several times
-        figure.set_layout_engine("none")
-    return drawn
+    return [chart for chart in charts if chart is not None]
 
 
 def draw_examples(results: StudyResults) -> list[Drawing]:
