@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
+from matplotlib.figure import Figure
 from pages import HOSTILE, Page, plain
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
 
@@ -634,6 +635,19 @@ def test_every_chart_has_a_figure_for_narrow_screens(audits):
     with settings():
         for drawing in draw_charts(audits):
             assert drawing.narrow.get_figwidth() < 6 < drawing.figure.get_figwidth()
+
+
+def test_charts_are_laid_out_once(audits, monkeypatch, tmp_path):
+    """Saving a figure lays it out anew, and draws it twice, unless its layout is settled."""
+    drawn = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(self) or draw(self, renderer))
+    with settings():
+        for drawing in draw_charts(audits):
+            drawn.clear()
+            drawing.figure.savefig(tmp_path / "chart.svg")
+            drawing.narrow.savefig(tmp_path / "narrow.svg")
+            assert drawn == [drawing.figure, drawing.narrow]
 
 
 def test_intervals_as_text():
