@@ -186,7 +186,7 @@ def _plain(text):
         ("README.md", 33),
         ("docs/index.md", 2),
         ("docs/symmetry.md", 5),
-        ("docs/explanation/strategies.md", 8),
+        ("docs/explanation/strategies.md", 11),
         ("docs/explanation/does-it-matter.md", 30),
         ("docs/how-to/slice-continuity.md", 3),
         ("docs/how-to/thick-slices.md", 10),
