@@ -15,7 +15,7 @@ from evenslice.report.base.wording import MINUS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from evenslice.results.seeds import Comparison
+    from evenslice.results.arms import Comparison
 
 __all__ = ["cost_figure"]
 

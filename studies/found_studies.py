@@ -16,7 +16,7 @@ from evenslice.studying.runs import count_runs
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evenslice.results.seeds import ArmSummary, Comparison
+    from evenslice.results.arms import ArmSummary, Comparison
     from evenslice.results.studies import StudyResults
 
 __all__ = ["Found", "Study", "find_studies"]

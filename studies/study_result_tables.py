@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from found_studies import Study
 
+    from evenslice.results.arms import ArmSummary, Comparison
     from evenslice.results.pooling import PooledArm, PooledComparison
-    from evenslice.results.seeds import ArmSummary, Comparison
     from evenslice.studying.study_data import StudyData
 
 __all__ = ["full_table", "pooled_table", "result_table", "run_table", "stress_table", "table"]

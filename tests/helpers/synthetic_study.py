@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evenslice._core.words import json_text
+from evenslice.results.arms import METRICS, SALIENCY_PERCENTILES, summarize_runs
 from evenslice.results.pooling import pool_runs
-from evenslice.results.seeds import METRICS, SALIENCY_PERCENTILES, summarize_runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

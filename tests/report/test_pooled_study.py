@@ -22,8 +22,8 @@ from evenslice.report.study.csv_files import csv_tables
 from evenslice.report.study.page import draw_charts, render
 from evenslice.report.study.pooled import pooled_arm_sentence, pooled_groups, pooled_sentence, shown_pooled
 from evenslice.report.study.stress import stress_group
+from evenslice.results.arms import summarize_runs
 from evenslice.results.pooling import Primary, pool_runs
-from evenslice.results.seeds import summarize_runs
 from evenslice.results.studies import load_study
 
 ARMS = {"pretrained": (-0.19, 0.0), "uniform": (-0.001, -0.03), "fair": (0.0, 0.01)}

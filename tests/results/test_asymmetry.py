@@ -8,11 +8,11 @@ from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from evenslice.results.arms import largest_bias
 from evenslice.results.asymmetry import next_look, precise_enough, summarize
 from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
 from evenslice.results.evidence import answer_evidence, answer_kind
 from evenslice.results.measurements import Measurements, _sample, measure_windows
-from evenslice.results.seeds import largest_bias
 from evenslice.results.subsets import SubsetMeasurements
 from evenslice.results.verdicts import WITHIN_LEVEL_OF_RATIOS, Thresholds, least_attention
 

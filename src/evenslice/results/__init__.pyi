@@ -1,3 +1,12 @@
+from .arms import (
+    METRICS as METRICS,
+    SALIENCY_PERCENTILES as SALIENCY_PERCENTILES,
+    ArmSummary as ArmSummary,
+    Comparison as Comparison,
+    largest_bias as largest_bias,
+    saliency_percentiles as saliency_percentiles,
+    summarize_runs as summarize_runs,
+)
 from .array_files import stored_size as stored_size
 from .asymmetry import (
     PairBias as PairBias,
@@ -48,15 +57,6 @@ from .replicates import (
     run_name as run_name,
 )
 from .scores import MAIN_SCORES as MAIN_SCORES, TASK_SCORES as TASK_SCORES, score_title as score_title
-from .seeds import (
-    METRICS as METRICS,
-    SALIENCY_PERCENTILES as SALIENCY_PERCENTILES,
-    ArmSummary as ArmSummary,
-    Comparison as Comparison,
-    largest_bias as largest_bias,
-    saliency_percentiles as saliency_percentiles,
-    summarize_runs as summarize_runs,
-)
 from .stress import (
     Stress as Stress,
     StressCounts as StressCounts,

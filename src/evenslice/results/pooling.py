@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenslice.results.arms import METRICS, answer_kind, column, metric_bounds
 from evenslice.results.intervals import UNKNOWN
 from evenslice.results.pooled_means import PooledMean, holm, pool_means
 from evenslice.results.replicates import pair_runs, replicate_means, replicate_unit
 from evenslice.results.scores import MAIN_SCORES
-from evenslice.results.seeds import METRICS, answer_kind, column, metric_bounds
 from evenslice.results.student import LEVEL
 
 if TYPE_CHECKING:

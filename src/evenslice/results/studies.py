@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from evenslice._core import ConfigError
-from evenslice.results.intervals import Interval
-from evenslice.results.pooling import PooledComparison, pool_runs
-from evenslice.results.seeds import (
+from evenslice.results.arms import (
     METRICS,
     SALIENCY_PERCENTILES,
     ArmSummary,
@@ -31,6 +29,8 @@ from evenslice.results.seeds import (
     largest_bias,
     summarize_runs,
 )
+from evenslice.results.intervals import Interval
+from evenslice.results.pooling import PooledComparison, pool_runs
 from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.study_files import (
     count,

@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
 
+from evenslice.results.arms import METRICS, ArmSummary, Comparison, difference_bounds, metric_bounds
 from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.pooling import POOLED, PooledArm, PooledComparison, pooled_bounds
 from evenslice.results.replicates import replicate_unit
 from evenslice.results.scores import MAIN_SCORES
-from evenslice.results.seeds import METRICS, ArmSummary, Comparison, difference_bounds, metric_bounds
 from evenslice.results.student import clipped
 from evenslice.results.study_files import count, number, text
 

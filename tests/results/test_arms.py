@@ -10,14 +10,14 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from evenslice._core.words import json_text
-from evenslice.results.pooling import pool_runs
-from evenslice.results.seeds import (
+from evenslice.results.arms import (
     METRICS,
     largest_bias,
     metric_bounds,
     saliency_percentiles,
     summarize_runs,
 )
+from evenslice.results.pooling import pool_runs
 from evenslice.results.student import bias_removed, non_inferiority, student_interval
 from evenslice.results.study_summaries import read_comparisons, read_pooled
 
