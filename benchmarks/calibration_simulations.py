@@ -18,13 +18,13 @@ from scipy.stats import norm
 
 from evenslice.results.asymmetry import next_look
 from evenslice.results.intervals import FEW_SLICES, fit_means, fit_ratio, fit_votes
+from evenslice.results.thresholds import Thresholds
 from evenslice.results.verdicts import (
     BIASED_LEVEL,
     WITHIN_LEVEL,
     WITHIN_LEVEL_OF_RATIOS,
     Decision,
     Evidence,
-    Thresholds,
     judge,
 )
 from evenslice.volumes.windows import visiting_order

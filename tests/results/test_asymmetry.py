@@ -14,7 +14,8 @@ from evenslice.results.biases import data_part, directional_bias, model_part, pa
 from evenslice.results.evidence import answer_evidence, answer_kind
 from evenslice.results.measurements import Measurements, _sample, measure_windows
 from evenslice.results.subsets import SubsetMeasurements
-from evenslice.results.verdicts import WITHIN_LEVEL_OF_RATIOS, Thresholds, least_attention
+from evenslice.results.thresholds import Thresholds, least_attention
+from evenslice.results.verdicts import WITHIN_LEVEL_OF_RATIOS
 
 
 def measurements(shares, mirrored_shares=None, volume=None, mismatch=0.3):

@@ -11,6 +11,7 @@ import typer
 from evenslice.cli import options
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show_audits, tell_missing, tell_untrained
+from evenslice.results import Thresholds
 
 if TYPE_CHECKING:
     from evenslice.neutralizing import Reading
@@ -82,26 +83,26 @@ def audit(
     ] = None,
     tolerance: Annotated[
         float, options.measurement("Largest pair bias that counts as equal attention.", metavar="X")
-    ] = 0.05,
+    ] = Thresholds.attention,
     answer_tolerance: Annotated[
         float,
         options.measurement(
             "Largest part of the answer that may change when a window is reversed.", metavar="X"
         ),
-    ] = 0.05,
+    ] = Thresholds.answer,
     mismatch_tolerance: Annotated[
         float,
         options.measurement(
             "Largest mirror mismatch of a network that uses opposite slices alike.", metavar="X"
         ),
-    ] = 0.01,
+    ] = Thresholds.use,
     judged_share: Annotated[
         float,
         options.measurement(
             "Share of attention below which a pair of slices is not judged; with K > 2 pairs, 2/K of it.",
             metavar="X",
         ),
-    ] = 0.02,
+    ] = Thresholds.judged,
     precision: Annotated[
         float,
         options.measurement(

@@ -87,4 +87,4 @@ from .surveys import (
     is_survey as is_survey,
     mean_of_draws as mean_of_draws,
 )
-from .verdicts import Thresholds as Thresholds
+from .thresholds import Thresholds as Thresholds

@@ -22,7 +22,7 @@ from evenslice.results.intervals import UNKNOWN
 from evenslice.results.replicates import fold_of, pair_runs, replicate_means, replicate_unit
 from evenslice.results.scores import MAIN_SCORES, TASK_SCORES
 from evenslice.results.student import NonInferiority, bias_removed, non_inferiority, student_interval
-from evenslice.results.verdicts import least_attention
+from evenslice.results.thresholds import least_attention
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -26,14 +26,13 @@ from evenslice.results.evidence import (
 from evenslice.results.intervals import UNKNOWN, Interval, fit_means, mean_interval
 from evenslice.results.measurements import Measurements, split_biases
 from evenslice.results.subsets import SubsetMeasurements
+from evenslice.results.thresholds import Thresholds, least_attention
 from evenslice.results.verdicts import (
     AnswerKind,
     Decision,
-    Thresholds,
     Verdict,
     agreement,
     judge,
-    least_attention,
 )
 
 if TYPE_CHECKING:

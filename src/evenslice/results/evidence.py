@@ -9,7 +9,8 @@ import numpy as np
 
 from evenslice.results.biases import halves, model_part, pair_bias
 from evenslice.results.intervals import fit_means, fit_ratio, fit_votes, mean_interval
-from evenslice.results.verdicts import EXACT, AnswerKind, Decision, Evidence, least_attention
+from evenslice.results.thresholds import least_attention
+from evenslice.results.verdicts import EXACT, AnswerKind, Decision, Evidence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from evenslice.results.intervals import Interval, MeanFit
     from evenslice.results.measurements import Measurements
     from evenslice.results.subsets import SubsetMeasurements
-    from evenslice.results.verdicts import Thresholds
+    from evenslice.results.thresholds import Thresholds
 
     Floats = NDArray[np.float64]
 

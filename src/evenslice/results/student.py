@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evenslice.results.intervals import UNKNOWN, Interval
+from evenslice.results.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -24,7 +25,6 @@ __all__ = [
 ]
 
 LEVEL = 0.95
-TOLERANCE = 0.05  # pair bias that counts as equal attention in an audit: less is no bias to be removed
 
 
 class NonInferiority(NamedTuple):
@@ -91,7 +91,7 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     pairs = np.array([own, baseline], dtype=np.float64)
     pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
     count = pairs.shape[1]
-    if not student_interval(pairs[1]).low > TOLERANCE:
+    if not student_interval(pairs[1]).low > Thresholds.attention:
         return UNKNOWN
     from scipy.stats import t as student  # slow to import
 

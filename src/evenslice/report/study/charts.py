@@ -15,7 +15,14 @@ from evenslice.report.base import style
 from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
 from evenslice.report.base.wording import MINUS, few_lines, listed, one_line, signed
 from evenslice.report.study.pooled import POOLED_READING, shown_pooled
-from evenslice.results import SALIENCY_PERCENTILES, Comparison, pair_runs, replicate_means, score_title
+from evenslice.results import (
+    SALIENCY_PERCENTILES,
+    Comparison,
+    Thresholds,
+    pair_runs,
+    replicate_means,
+    score_title,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +42,6 @@ MARGINS_SHOWN: Final = (
 )
 LINEAR: Final = 2  # margins on either side of 0, where that one is linear
 TICKS: Final = (-1.0, -0.1, -0.01, 0.0, 0.01, 0.1, 1.0)  # of that one
-TOLERANCE: Final = 0.05  # of the audits
 LOWEST: Final = 1e-3  # saliency in units of the mean; the logarithmic axis starts here
 
 
@@ -102,7 +108,7 @@ def _draw_forest(
             axes.tick_params(labelbottom=axes is axes_below[-1])
     for axes, points in zip(panels[-1], bias, strict=True):
         axes.set_xlim(*_bias_limits(bias))
-        axes.axvspan(0, TOLERANCE, color=style.BAND, linewidth=0, zorder=0.5)
+        axes.axvspan(0, Thresholds.attention, color=style.BAND, linewidth=0, zorder=0.5)
         _mark_all(axes, points)
     panels[-1, -1].set_xlabel("largest pair bias")
     if not any(scores):
@@ -143,7 +149,7 @@ def _scale_scores(axes: Axes, blocks: Sequence[Sequence[_Point]], margin: float,
 
 
 def _bias_limits(blocks: Sequence[Sequence[_Point]]) -> tuple[float, float]:
-    high = 1.08 * max(2 * TOLERANCE, *_ends(blocks))
+    high = 1.08 * max(2 * Thresholds.attention, *_ends(blocks))
     return -0.03 * high, high
 
 

@@ -13,6 +13,7 @@ from evenslice.report.base import style
 from evenslice.report.base.drawing import NARROW, WIDTH, Drawing
 from evenslice.report.base.wording import one_line
 from evenslice.report.survey.tables import channel_names
+from evenslice.results import Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +27,6 @@ MAX_NETWORKS: Final = 60
 
 BAR, NARROW_BAR = 0.75, 0.34
 """Height of a bar, of 1 for each network; the narrow one leaves room for a name."""
-
-TOLERANCE: Final = 0.05
-"""Tolerance of the audits of a survey."""
 
 COLOURS: Final = (1, 2, 0, 3, 4, 5, 6, 7)
 """Index of the report's colour for each channel: the closest to red, green and blue come first."""
@@ -104,9 +102,9 @@ def _biases(axes: Axes, networks: Sequence[SurveyedNetwork]) -> None:
     biases = [(y, item.directional_bias) for y, item in enumerate(networks)]
     known = [(y, bias) for y, bias in biases if np.isfinite(bias.estimate)]
     ends = (end for _, bias in known for end in (bias.estimate, bias.low, bias.high))
-    reach = max([3 * TOLERANCE, *(abs(end) for end in ends if np.isfinite(end))])
+    reach = max([3 * Thresholds.attention, *(abs(end) for end in ends if np.isfinite(end))])
     limit = min(1.05 * reach, 1.05)
-    axes.axvspan(-TOLERANCE, TOLERANCE, color=style.BAND, linewidth=0, zorder=0.5)
+    axes.axvspan(-Thresholds.attention, Thresholds.attention, color=style.BAND, linewidth=0, zorder=0.5)
     axes.axvline(0, color=style.QUIET, linewidth=1)
     for y, bias in known:
         axes.plot(
