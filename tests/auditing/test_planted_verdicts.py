@@ -372,3 +372,29 @@ def test_an_audit_draws_nothing_from_the_random_numbers_of_its_caller():
         volume = np.random.default_rng(0).random((12, 128, 128)).astype(np.float32)
         found_in(weighted(1.0, 2.0, 1.0), volume, method=method, max_windows=8)
         assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("method", ["gradient", "occlusion"])
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_a_difference_of_the_neighbours_is_used_oppositely_whatever_the_classes(classes, method):
+    def logits(windows):
+        found = difference(windows)
+        return torch.stack({1: [found], 2: [-found, found], 3: [-found, found, found - 9]}[classes], dim=1)
+
+    found = found_in(logits, method=method, max_windows=30)
+    assert found.mismatch.estimate == pytest.approx(1, abs=1e-4)
+    assert found.verdict == "biased"
+
+
+def test_an_answer_that_rarely_changes_does_not_hide_the_opposite_use():
+    """Where reversing the window changes the class, its mirror is explained for the class of the window all the same."""
+
+    def column(windows):
+        found = torch.ones_like(windows[:, 0])
+        found[..., 0] = difference(windows)[..., 0]
+        return torch.stack([-found, found], dim=1)
+
+    found = found_in(column, max_windows=60)
+    assert found.answer.estimate < 0.05
+    assert found.mismatch.estimate == pytest.approx(1, abs=1e-4)
+    assert found.verdict != "symmetric"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from evenslice.auditing.methods import METHODS, Attributed, check_gradient, check_method
-from evenslice.auditing.targets import Score
+from evenslice.auditing.targets import Score, classes_for_mirrors
 from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork, computing_in, out_of_memory
 from evenslice.networks import full_precision, seed_generators
 
@@ -45,7 +45,7 @@ class Mirrored(nn.Module):
         return self.module(windows.flip(1))
 
 
-def attribute(
+def attribute(  # noqa: PLR0913  # one for each option of an explanation
     module: nn.Module,
     windows: Tensor,
     *,
@@ -54,6 +54,7 @@ def attribute(
     labels: Tensor | None = None,
     only: int | Tensor | None = None,
     known: Tensor | None = None,
+    predicted: Tensor | None = None,
     seed: int = 0,
 ) -> Attributed:
     """Attribute the output of a network to the pixels of its input windows.
@@ -69,6 +70,8 @@ def attribute(
             it, and no others.
         known: the output for the windows, if an earlier attribution of them returned it, which saves the methods that
             run the network repeatedly one run.
+        predicted: (batch, y, x) or (batch,), the classes that the targets "predicted" and "auto" explain, in place of those
+            that the network predicts.
         seed: random seed of the methods that draw samples; the global random state is left unchanged.
 
     Raises:
@@ -93,11 +96,13 @@ def attribute(
     batches = network.batches if isinstance(network, ReadyNetwork | BlackBox) else BatchSizes()
 
     def compute(part: slice) -> Attributed:
-        labels_of, known_of = (None if item is None else item[part] for item in (labels, known))
+        labels_of, known_of, classes = (
+            None if item is None else item[part] for item in (labels, known, predicted)
+        )
         only_of = only[part] if isinstance(only, torch.Tensor) else only
         with _reproducible(windows.device, seed):
             found = METHODS[method](
-                Score(module, target, labels_of, only_of, known_of), windows[part].detach()
+                Score(module, target, labels_of, only_of, known_of, classes), windows[part].detach()
             )
         return Attributed(found.attribution.detach().float(), found.output)
 
@@ -133,7 +138,8 @@ class Gradients:
     own, as with ``attribute``.
 
     Args:
-        module: as for ``attribute``; so are the rest.
+        module: as for ``attribute``; so are most of the rest.
+        paired: the second half of the windows are the mirrors of the first, and are explained by their classes.
 
     Example: the score of the pixels that a single logit calls background, and that of those it calls foreground.
         >>> network = nn.Conv2d(3, 1, 1, bias=False).requires_grad_(False)
@@ -145,10 +151,17 @@ class Gradients:
     """
 
     def __init__(
-        self, module: nn.Module, windows: Tensor, *, target: Target, labels: Tensor | None, seed: int
+        self,
+        module: nn.Module,
+        windows: Tensor,
+        *,
+        target: Target,
+        labels: Tensor | None,
+        seed: int,
+        paired: bool = False,
     ) -> None:
         self._score, self._windows = Score(module, target, labels), windows.detach().requires_grad_()
-        self._seed = seed
+        self._seed, self._paired = seed, paired
         self._output: Tensor | None = None
         try:
             with _reproducible(windows.device, seed):
@@ -158,6 +171,11 @@ class Gradients:
                 raise
         else:
             check_gradient(self._output)
+            if paired:
+                classes = classes_for_mirrors(target, self._output[: len(windows) // 2])
+                self._score = replace(
+                    self._score, predicted=None if classes is None else torch.cat([classes, classes])
+                )
 
     def explain(self, only: int | Tensor | None = None) -> Attributed:
         """Attribute the whole output, or the pixels that are explained by one class, or by one for each window."""
@@ -168,9 +186,24 @@ class Gradients:
                 if not out_of_memory(error):
                     raise
             self._output = None
+        count = len(self._windows) // 2 if self._paired else len(self._windows)
+        given = self._explain_again(slice(count), only, None)
+        if not self._paired:
+            return given
+        classes = classes_for_mirrors(self._score.target, given.output)
+        return _joined([given, self._explain_again(slice(count, None), only, classes)])
+
+    def _explain_again(self, part: slice, only: int | Tensor | None, predicted: Tensor | None) -> Attributed:
+        """Attribute some of the windows in passes of their own."""
         score = self._score
         return attribute(
-            score.module, self._windows, target=score.target, labels=score.labels, only=only, seed=self._seed
+            score.module,
+            self._windows[part],
+            target=score.target,
+            labels=None if score.labels is None else score.labels[part],
+            only=only[part] if isinstance(only, torch.Tensor) else only,
+            predicted=predicted,
+            seed=self._seed,
         )
 
     def _differentiate(self, output: Tensor, only: int | Tensor | None) -> Attributed:

@@ -11,6 +11,7 @@ import torch
 from evenslice._core import map_ahead
 from evenslice.auditing.attribution import Gradients, Mirrored, attribute
 from evenslice.auditing.methods import Attributed
+from evenslice.auditing.targets import classes_for_mirrors
 from evenslice.inference import to_device
 from evenslice.results import measure_shares, measure_windows
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     Network = ReadyNetwork | BlackBox
 
 __all__ = ["Explained", "Measurer", "Network", "ReadBatch"]
-
-ALIKE = ("gradient", "occlusion")
-"""Methods that treat each window of a batch as if it were alone: others draw samples, which depend on the place in it."""
 
 
 @dataclass(frozen=True)
@@ -144,17 +142,21 @@ class Measurer:
         method: str | None = None,
         only: int | Tensor | None = None,
         known: Tensor | None = None,
-        mirrored: bool = False,
+        mirrors_of: Attributed | None = None,
     ) -> Attributed:
-        """Explain windows or their mirrors by a method, by default the first; see ``attribute`` for the options."""
+        """Explain windows by a method, by default the first; see ``attribute`` for the options.
+
+        With ``mirrors_of``, what was found for the windows, their mirrors are explained, for the same classes.
+        """
         return attribute(
-            Mirrored(self.network) if mirrored else self.network,
+            self.network if mirrors_of is None else Mirrored(self.network),
             windows,
             method=method or self.methods.first,
             target=self.target,
             labels=labels,
             only=only,
             known=known,
+            predicted=None if mirrors_of is None else classes_for_mirrors(self.target, mirrors_of.output),
             seed=self.seed,
         )
 
@@ -167,7 +169,7 @@ class Measurer:
         only: int | Tensor | None = None,
         found: Explained | None = None,
     ) -> Explained:
-        """Explain windows and their mirrors; parts of windows in one pass with their mirrors, where the method allows.
+        """Explain windows, and their mirrors for the same classes.
 
         Args:
             windows: (m, N, y, x); parts of windows if the measurer has a ``crop``.
@@ -177,14 +179,9 @@ class Measurer:
             found: what another method found for the same windows, if the network need not run again for their outputs.
         """
         known, mirrored = (None, None) if found is None else (found.given.output, found.mirrored.output)
-        if self.crop is not None and (method or self.methods.first) in ALIKE:
-            pairs, maps = _pair(windows, labels)
-            only = _twice(only)
-            outputs = None if known is None or mirrored is None else torch.cat([known, mirrored])
-            return _unpair(self.explain(pairs, maps, method=method, only=only, known=outputs))
+        given = self.explain(windows, labels, method=method, only=only, known=known)
         return Explained(
-            self.explain(windows, labels, method=method, only=only, known=known),
-            self.explain(windows, labels, method=method, only=only, known=mirrored, mirrored=True),
+            given, self.explain(windows, labels, method=method, only=only, known=mirrored, mirrors_of=given)
         )
 
     def explainer(self, windows: Tensor, labels: Tensor | None) -> Callable[[int | Tensor | None], Explained]:
@@ -196,7 +193,9 @@ class Measurer:
         if self.crop is None or self.methods.first != "gradient":
             return lambda only: self.explain_both(windows, labels, only=only)
         pairs, maps = _pair(windows, labels)
-        gradients = Gradients(self.network, pairs, target=self.target, labels=maps, seed=self.seed)
+        gradients = Gradients(
+            self.network, pairs, target=self.target, labels=maps, seed=self.seed, paired=True
+        )
         return lambda only: _unpair(gradients.explain(_twice(only)))
 
 

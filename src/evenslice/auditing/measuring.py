@@ -137,7 +137,7 @@ def _measure_windows(
     given: Attributed,
 ) -> MeasuredBatch:
     """Measure windows from what the first method found for them."""
-    found = Explained(given, measurer.explain(windows, labels, mirrored=True))
+    found = Explained(given, measurer.explain(windows, labels, mirrors_of=given))
     check_finite(measurer, found, batch.places, measurer.methods.first)
     rows = found.rows(classes=measurer.classes)
     _leave_out_own_mirrors(rows, windows)

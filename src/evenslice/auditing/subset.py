@@ -106,8 +106,8 @@ def _measure_classes(
     explain: Explainer,
     turns: NDArray[np.int64],
 ) -> dict[str, Floats]:
-    maps = _class_maps(measurer, first, labels)
-    count = _count_classes(first.given.output, maps) if maps else 0
+    explained = _class_map(measurer, first, labels)
+    count = 0 if explained is None else _count_classes(first.given.output, explained)
     windows, slices = first.given.attribution.shape[:2]
     unknown = np.full((windows, count, slices), np.nan)
     rows = {
@@ -115,11 +115,12 @@ def _measure_classes(
         "class_shares": unknown,
         "mirrored_class_shares": unknown.copy(),
     }
+    if explained is None:
+        return rows
     for number in range(count):
-        parts = torch.stack([(one == number).float().flatten(1).mean(1) for one in maps])
-        rows["class_pixels"][:, number] = parts.mean(0).cpu().numpy()
+        rows["class_pixels"][:, number] = (explained == number).float().flatten(1).mean(1).cpu().numpy()
     for numbers, found in _explain_classes(
-        measurer.methods.first, first, explain, maps, rows["class_pixels"], turns
+        measurer.methods.first, first, explain, explained, rows["class_pixels"], turns
     ):
         some = np.flatnonzero(numbers >= 0)
         for name, shares in zip(("class_shares", "mirrored_class_shares"), found.shares(), strict=True):
@@ -127,28 +128,26 @@ def _measure_classes(
     return rows
 
 
-def _class_maps(measurer: Measurer, first: Explained, labels: Tensor | None) -> list[Tensor]:
-    """Return the explained class of each pixel for the windows and for their mirrors; nothing if there is no choice."""
+def _class_map(measurer: Measurer, first: Explained, labels: Tensor | None) -> Tensor | None:
+    """Return the explained class of each pixel of the windows, and of their mirrors; None if there is no choice."""
     output = first.given.output
     if measurer.target not in ("predicted", "labels") or output.ndim < 3:
-        return []
-    score = Score(measurer.network, measurer.target, labels)
-    found = [score.classes(item.output) for item in (first.given, first.mirrored)]
-    return [one for one in found if one is not None]
+        return None
+    return Score(measurer.network, measurer.target, labels).classes(output)
 
 
-def _count_classes(output: Tensor, maps: list[Tensor]) -> int:
+def _count_classes(output: Tensor, explained: Tensor) -> int:
     if output.is_floating_point():
         return min(max(output.shape[1], 2), LARGEST_CLASS + 1)
-    known = [one[(one >= 0) & (one <= LARGEST_CLASS)] for one in maps]
-    return 1 + max(int(one.max()) if len(one) else -1 for one in known)
+    known = explained[(explained >= 0) & (explained <= LARGEST_CLASS)]
+    return 1 + (int(known.max()) if len(known) else -1)
 
 
 def _explain_classes(
     method: str,
     first: Explained,
     explain: Explainer,
-    maps: list[Tensor],
+    explained: Tensor,
     pixels: Floats,
     turns: NDArray[np.int64],
 ) -> Iterator[tuple[NDArray[np.int64], Explained]]:
@@ -160,13 +159,13 @@ def _explain_classes(
         method: the first method.
         first: what it found for the m windows.
         explain: explains one class of each window.
-        maps: the class of each pixel, for the windows and for their mirrors.
+        explained: (m, y, x) the class of each pixel.
         pixels: (m, C) the part of the pixels of each window that has each class.
         turns: (m,) number of each window in the subset.
     """
     if method == "occlusion":
         for number in np.flatnonzero((pixels >= SMALLEST_PART).any(axis=0)).tolist():
-            yield np.where(pixels[:, number] >= SMALLEST_PART, number, -1), _mask(first, maps, number)
+            yield np.where(pixels[:, number] >= SMALLEST_PART, number, -1), _mask(first, explained, number)
         return
     chosen = [_choose_classes(*window) for window in zip(pixels, turns.tolist(), strict=True)]
     # The gradient of a sum is that of its parts, so the last class needs no passes, nor does one that is alone.
@@ -202,12 +201,10 @@ def _choose_classes(pixels: Floats, turn: int) -> list[int]:
     return (in_order + in_order)[start : start + MOST_CLASSES]
 
 
-def _mask(first: Explained, maps: list[Tensor], number: int) -> Explained:
+def _mask(first: Explained, explained: Tensor, number: int) -> Explained:
     """Keep the attribution at the pixels of one class; occlusion says for each pixel how its own score changes."""
+    there = (resize_to(explained, first.given.attribution.shape[2:]) == number)[:, None]
     given, mirrored = (
-        Attributed(
-            item.attribution * (resize_to(one, item.attribution.shape[2:]) == number)[:, None], item.output
-        )
-        for item, one in zip((first.given, first.mirrored), maps, strict=True)
+        Attributed(item.attribution * there, item.output) for item in (first.given, first.mirrored)
     )
     return replace(first, given=given, mirrored=mirrored)

@@ -19,7 +19,7 @@ from evenslice.networks import detections, logits, predicted_classes
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Score", "Target", "count_classes", "parse_target", "resolve_target"]
+__all__ = ["Score", "Target", "classes_for_mirrors", "count_classes", "parse_target", "resolve_target"]
 
 Target = int | Literal["auto", "predicted", "labels", "sum"]
 """The output that is explained at each output pixel.
@@ -124,7 +124,8 @@ def _plain(output: Tensor) -> Tensor:
 class Score:
     """The number that an attribution explains, as a function of the windows; see ``attribute`` for its parts.
 
-    With ``only``, the classes that are not explained are -1.
+    With ``only``, the classes that are not explained are -1. With ``predicted``, (batch, y, x) or (batch,), these classes are
+    taken for those that the network predicts.
     """
 
     module: nn.Module
@@ -132,6 +133,7 @@ class Score:
     labels: Tensor | None
     only: int | Tensor | None = None
     known: Tensor | None = None
+    predicted: Tensor | None = None
 
     def output(self, windows: Tensor) -> Tensor:
         """Return the output for windows, in float32, or in int64 where it holds class numbers."""
@@ -182,7 +184,7 @@ class Score:
         if not _has_classes(output):
             raise _no_classes(self.target, f"{tuple(output.shape)}")
         if self.target in ("auto", "predicted"):
-            return predicted_classes(output, dim=1)
+            return predicted_classes(output, dim=1) if self.predicted is None else self.predicted
         count = count_classes(output)
         if self.target == "labels":
             return _labels_for(output, self.labels, count)
@@ -192,6 +194,21 @@ class Score:
                 f"{option('target', number)}: the network only has the classes 0 to {count - 1}"
             )
         return torch.full_like(predicted_classes(output, dim=1), number)
+
+
+def classes_for_mirrors(target: Target, output: Tensor) -> Tensor | None:
+    """Return the classes that are explained for the mirrors of windows, from the output for the windows; see ``Score``.
+
+    They are those that are predicted for the windows as given: a mirror with another answer, explained for that answer,
+    would be another function of the window, and could not be compared. None if the target is something else.
+
+    Example: x(z+1) - x(z-1) is class 1 in the first window, and class 0 in its mirror.
+        >>> classes_for_mirrors("predicted", torch.tensor([[0.5], [-0.5]])).tolist()
+        [1, 0]
+        >>> classes_for_mirrors("sum", torch.tensor([[0.5], [-0.5]]))
+    """
+    explains_predicted = target == "predicted" or (target == "auto" and _has_classes(output))
+    return predicted_classes(output, dim=1) if explains_predicted and _has_classes(output) else None
 
 
 def _detected_nothing(returned: Any) -> bool:
