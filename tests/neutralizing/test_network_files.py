@@ -623,3 +623,12 @@ def test_a_mixer_before_weights_of_other_inputs_comes_back(tmp_path):
     again = load_network("timm:test_resnet", tmp_path / "fair.safetensors")
     assert again.record == built.record
     assert torch.equal(scores(again.model, window(5)), scores(built.model, window(5)))
+
+
+def test_a_saved_network_is_asked_for_in_other_types(tmp_path):
+    model, _, source = load_network(SMALL, "none", slices=3, strategy=(0.25, 0.5, 0.25))
+    save_network(model, tmp_path / "network.safetensors", source=source)
+    path = str(tmp_path / "network.safetensors")
+    assert load_network(SMALL, path, strategy=np.array([0.25, 0.5, 0.25]), slices=3.0)[1].slices == 3
+    with pytest.raises(ModelError, match=r"was saved with slices 3, not 5\.0"):
+        load_network(SMALL, path, slices=5.0)

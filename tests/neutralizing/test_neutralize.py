@@ -399,6 +399,45 @@ def test_random_draws_everything_anew():
     assert after["scale"].std() == pytest.approx(2, abs=0.3)
 
 
+def test_random_draws_what_a_norm_of_the_weights_holds():
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+        def forward(self, x):
+            return x * self.factor.abs().mean()
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.utils.spectral_norm(nn.Conv2d(8, 8, 3)),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 4, 3)),
+        Complex(),
+    )
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    neutralize(model, strategy="random", size=(16, 16))
+    kept = {name for name, parameter in model.named_parameters() if torch.equal(before[name], parameter)}
+    assert not kept
+
+
+@pytest.mark.parametrize("slices", [3, 5])
+@pytest.mark.parametrize("strategy", ["uniform", "mirror", "random", "shuffle"])
+def test_stems_that_share_a_weight_go_on_sharing_it(strategy, slices):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = unequal(nn.Conv2d(3, 4, 3)), nn.Conv2d(3, 4, 3)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.a(x).relu() + self.b(x).tanh()
+
+    model = Shared()
+    neutralize(model, slices, strategy=strategy)
+    assert model.a.weight is model.b.weight
+    assert model.a.weight.shape[1] == model.b.in_channels == slices
+
+
 @pytest.mark.parametrize("strategy", ["uniform", "reinit", "random"])
 def test_random_numbers_of_devices_that_the_network_is_not_on_are_left_alone(strategy, monkeypatch):
     seeded = []

@@ -560,3 +560,91 @@ def test_a_survey_sees_the_kernels_of_a_saved_network(tmp_path):
     found = evenslice.survey(SMALL, weights=str(path), volume=volume, windows=4, progress=False)
     assert found.networks[0].error == ""
     assert len(found.networks[0].energy) == 5
+
+
+def scaling_in_place(windows):
+    windows -= 0.5
+    return (windows * np.array([1.0, 2.0, 4.0]).reshape(3, 1, 1)).sum(axis=1)
+
+
+def test_a_function_may_change_its_input():
+    fair = symmetrize(scaling_in_place)
+    window = np.random.default_rng(0).random((1, 3, 4, 4))
+    expected = 2.5 * (window[:, 0] + window[:, 2] - 1) + 2 * (window[:, 1] - 0.5)
+    assert np.allclose(fair(window.copy()), expected)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda array: array, torch.from_numpy, lambda array: MappingProxyType({"out": array})]
+)
+def test_a_function_may_return_the_same_memory_again(wrap):
+    memory = np.zeros((1, 4, 4))
+
+    def first_slice(windows):
+        np.copyto(memory, windows[:, 0])
+        return wrap(memory)
+
+    window = np.random.default_rng(0).random((1, 3, 4, 4))
+    found = symmetrize(first_slice)(window)
+    found = found["out"] if isinstance(found, dict) else found
+    assert np.allclose(np.asarray(found), (window[:, 0] + window[:, 2]) / 2)
+
+
+def test_an_output_that_bypasses_the_cut_is_found():
+    network = smp.Unet("resnet18", encoder_weights=None, classes=2, aux_params={"classes": 4})
+    with pytest.raises(
+        ModelError, match=r"decoder \(UnetDecoder\) is not a valid cut: .* output 2 of the network"
+    ):
+        symmetrize(network, at="decoder")
+    assert network.eval()(torch.zeros(3, 3, 64, 64))[1].shape == (3, 4)
+
+
+class WithPrototypes(nn.Module):
+    """Returns a parameter beside its answer, and names the image first among its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Conv2d(3, 2, 1)
+        self.prototypes = nn.Parameter(torch.rand(4, 8))
+
+    def forward(self, image, mask=None):
+        answer = self.head(image)
+        return {"out": answer if mask is None else answer * mask, "prototypes": self.prototypes}
+
+
+def test_a_parameter_among_the_outputs_is_no_batch():
+    network = symmetrize(WithPrototypes())
+    assert torch.equal(network(torch.rand(2, 3, 4, 4))["prototypes"], network.prototypes)
+
+
+def test_the_order_of_named_inputs_does_not_matter():
+    network = symmetrize(WithPrototypes())
+    image, mask = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
+    found = [
+        network(image=image, mask=mask),
+        network(mask=mask, image=image),
+        network(mask=mask, image=image.flip(1)),
+    ]
+    for other in found[1:]:
+        assert torch.allclose(found[0]["out"], other["out"], atol=1e-6)
+
+
+class ReadsTheImageElsewhere(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 1, 1)
+        self.weights = nn.Parameter(torch.ones(3))
+
+    def forward(self, image):
+        answer = self.head(self.stem(image).relu())
+        return answer + (image * self.weights[:, None, None]).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("strategy", ["twin", "mirror"])
+def test_a_network_that_refuses_slices_is_told_so_by_every_strategy(strategy):
+    network = ReadsTheImageElsewhere()
+    with pytest.raises(
+        ModelError, match="the network reads the image elsewhere too, and refuses 5 slices in"
+    ):
+        neutralize(network, 5, strategy=strategy)
+    assert network.stem.in_channels == 3

@@ -10,6 +10,7 @@ Only calls of the network itself pass the hooks, not calls of its parts or of it
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def without_mirror(model: nn.Module) -> Iterator[None]:
 
 
 def mean_of_halves(tensor: Tensor) -> Tensor:
-    """Return the mean of the first and the second half of a batch; a tensor that is no such batch as it is.
+    """Return the mean of the first and the second half of a batch; a tensor that is no such batch, such as a parameter, as it is.
 
     Raises:
         ModelError: it holds integers, such as classes, which have no mean.
@@ -124,7 +125,7 @@ def mean_of_halves(tensor: Tensor) -> Tensor:
         tensor([[2.]])
     """
     # len() would fix the size of a batch when a network is exported.
-    if not tensor.ndim or tensor.shape[0] % 2:
+    if not tensor.ndim or tensor.shape[0] % 2 or isinstance(tensor, nn.Parameter):
         return tensor
     if not tensor.is_floating_point():
         raise ModelError(
@@ -141,6 +142,11 @@ def _append_mirrors(
     """Append the mirrored windows to the first input that is an image, and copies to what else there is of each image."""
     if not getattr(model, _ACTIVE):
         return None
+    if len(kwargs) > 1:  # the first as the network names its inputs, not as the call does
+        order = list(inspect.signature(model.forward).parameters)
+        kwargs = dict(
+            sorted(kwargs.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+        )
     values = [*args, *kwargs.values()]
     place = next((place for place, value in enumerate(values) if _is_image(value)), None)
     if place is None:

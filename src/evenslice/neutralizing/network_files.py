@@ -123,9 +123,9 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
                 f"{weights}: states its own mean and std; leave out {option('mean')} and {option('std')}"
             )
         asked = {"slices": slices, "strategy": strategy, "tie": tie, "classes": classes}
-        if strategy == "pretrained":
+        if isinstance(strategy, str) and strategy == "pretrained":
             del asked["strategy"]
-        elif strategy in DRAWN and seed != 0:  # callers pass the default too
+        elif isinstance(strategy, str) and strategy in DRAWN and seed != 0:  # callers pass the default too
             asked["seed"] = seed
         return _symmetrized(_load_saved(spec, weights, asked, stated=stated), symmetrize)
     model, source = build_model(spec, weights, classes=classes, seed=seed)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import fields
 from importlib.metadata import version
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,7 @@ def check_asked(
         "classes": None if saved is None else saved.classes,
     }
     for name, value in asked.items():
-        wanted = value if isinstance(value, str | Integral | None) else tuple(value)
+        wanted = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
         if wanted is not None and has[name] is not None and wanted != has[name]:
             advice = f"leave out {option(name)}"
             if name == "seed":  # which may be for more than what it drew there

@@ -267,7 +267,12 @@ def untie(model: nn.Module) -> None:
 def _average(model: nn.Module, change: RewrittenStems, undo: ExitStack) -> tuple[str, ...]:
     """Average over windows and their mirrors after the activations of the stems, and return their names."""
     image = random_image(model, (1, change.layouts[0].index.shape[1], *change.stems.size))
-    cuts = find_activations(model, change.stems.items, image.to("meta") if is_on_meta(model) else image)
+    try:
+        cuts = find_activations(model, change.stems.items, image.to("meta") if is_on_meta(model) else image)
+    except ModelError:
+        raise
+    except Exception as error:  # a network may refuse an image by any exception
+        raise _refusal(model, image.shape[1], error) from error
     average_mirrored(model, cuts, undo)
     return cuts
 
@@ -293,11 +298,16 @@ def _outputs(
                     f"the stem, or the network reads the image elsewhere too: it fails in {where}; choose another strategy, "
                     f"such as 'mirror', or symmetrize the network instead ({option('symmetrize', 'output')})"
                 ) from error
-            raise ModelError(
-                f"the network reads the image elsewhere too, and refuses {images.shape[1]} slices in {where};"
-                f" {MIXER_HINT}"
-            ) from error
+            raise _refusal(model, images.shape[1], error) from error
         return choose(output, IMAGES)
+
+
+def _refusal(model: nn.Module, slices: int, error: Exception) -> ModelError:
+    """Return what to say of a network whose stems take so many slices, but which fails with them."""
+    return ModelError(
+        f"the network reads the image elsewhere too, and refuses {slices} slices in {failing_layer(error, model)} "
+        f"({type(error).__name__}: {reason(error)}); {MIXER_HINT}"
+    )
 
 
 def _stem_outputs(model: nn.Module, change: RewrittenStems, images: Tensor, _: object) -> ComparedOutputs:

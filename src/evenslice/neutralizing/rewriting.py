@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from evenslice._core import ModelError
 from evenslice.networks import seed_generators
 from evenslice.neutralizing.folding import (
     EffectiveKernels,
@@ -19,7 +20,7 @@ from evenslice.neutralizing.folding import (
     write_kernels,
 )
 from evenslice.neutralizing.input_path import equalize_input_path, install_plain_stems
-from evenslice.neutralizing.mixer import MIXER, add_mixer
+from evenslice.neutralizing.mixer import MIXER, MIXER_HINT, add_mixer
 from evenslice.neutralizing.probing import Layout, interior, probe
 from evenslice.neutralizing.stems import Stem, Stems
 from evenslice.neutralizing.strategies import KernelStrategy, spread
@@ -86,8 +87,10 @@ def rewrite(model: nn.Module, before: Inspection, request: Request, undo: ExitSt
     undo.callback(restorer(list(model.modules()) if everything else list(_touched(stems))))
     if request.strategy.drawn:
         seed_generators({parameter.device for parameter in model.parameters()}, request.seed)
-    for number, (stem, layout, colours) in enumerate(zip(stems.items, layouts, kernels, strict=True)):
-        _rewrite(stem, layout, colours, request, number)
+    owners = _weight_owners(stems.items)
+    for stem, layout, colours, owner in zip(stems.items, layouts, kernels, owners, strict=True):
+        _rewrite(stem, layout, colours, request, owner)
+    _share_weights(stems.items, owners, drawn=request.strategy.drawn)
     if everything:
         _draw_anew(model)
     _tie(stems.items, layouts, request.tie, undo)
@@ -123,8 +126,10 @@ def shape_stems(model: nn.Module, stems: Stems, slices: int, tie: str | None) ->
     """
     undo = ExitStack()  # never closed
     stems, _, layouts = _open_path(model, stems, slices, undo)
+    owners = _weight_owners(stems.items)
     for stem, layout in zip(stems.items, layouts, strict=True):
         set_width(stem.module, layout.index.numel())
+    _share_weights(stems.items, owners, drawn=True)
     _tie(stems.items, layouts, tie, undo)
 
 
@@ -178,6 +183,28 @@ def _touched(stems: Stems) -> Iterator[nn.Module]:
             yield stem.norm
 
 
+def _weight_owners(stems: Sequence[Stem]) -> list[int]:
+    """Return for each stem the number of the first one that has the same weight, mostly its own."""
+    first: dict[int, int] = {}
+    return [first.setdefault(id(stem.module.weight), number) for number, stem in enumerate(stems)]
+
+
+def _share_weights(stems: Sequence[Stem], owners: Sequence[int], *, drawn: bool) -> None:
+    """Let stems that had one weight have one again, though it was given another shape.
+
+    Raises:
+        ModelError: they need different weights; those that were drawn do not.
+    """
+    for stem, owner in zip(stems, owners, strict=True):
+        shared = stems[owner].module.weight
+        if not drawn and not torch.equal(stem.module.weight, shared):
+            raise ModelError(
+                f"the layers {stems[owner].label} and {stem.label} share a weight, but get slices that are scaled differently; "
+                f"{MIXER_HINT}"
+            )
+        stem.module.weight = shared
+
+
 def _rewrite(stem: Stem, layout: Layout, colours: EffectiveKernels, request: Request, number: int) -> None:
     """Give one stem its new weights."""
     if request.strategy.drawn:
@@ -195,17 +222,22 @@ def _rewrite(stem: Stem, layout: Layout, colours: EffectiveKernels, request: Req
 def _draw_anew(model: nn.Module) -> None:
     """Redraw every parameter of a network by its module's own rule.
 
-    A parameter without one is drawn from the normal distribution with the mean and standard deviation of its values;
+    A parameter that no rule changes is drawn from the normal distribution with the mean and standard deviation of its values;
     the constants of a frozen batch norm become those of a new one.
     """
     for module in model.modules():
+        parameters = [each for each in module.parameters(recurse=False) if not each.is_meta]
+        before = [each.detach().clone() for each in parameters]
         reset = getattr(module, "reset_parameters", None)
         if reset is not None:
             reset()
+        for parameter, old in zip(parameters, before, strict=True):
+            # Where a norm of the weights holds them under other names, the module's rule does not reach them.
+            if torch.equal(parameter, old) and (parameter.is_floating_point() or parameter.is_complex()):
+                values = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+                values.normal_(values.mean().item(), values.std(correction=0).item())
+        if reset is not None:
             continue
-        for parameter in module.parameters(recurse=False):
-            if parameter.is_floating_point() and not parameter.is_meta:
-                parameter.normal_(parameter.mean().item(), parameter.std(correction=0).item())
         for name, buffer in module.named_buffers(recurse=False):
             if isinstance(getattr(module, "running_mean", None), Tensor) and buffer.is_floating_point():
                 buffer.fill_(name in ("weight", "running_var"))

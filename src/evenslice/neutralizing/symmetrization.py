@@ -18,7 +18,14 @@ import torch
 from torch import nn
 
 from evenslice._core import EvensliceError, ModelError, reason
-from evenslice.networks import exact_evaluation, failing_layer, layer_label, random_image
+from evenslice.networks import (
+    detections,
+    exact_evaluation,
+    failing_layer,
+    layer_label,
+    random_image,
+    tensors_in,
+)
 from evenslice.neutralizing.cuts import OUTPUT, find_cut
 from evenslice.neutralizing.folding import find_scaling
 from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored
@@ -38,7 +45,7 @@ from evenslice.neutralizing.verification import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -166,15 +173,16 @@ def _symmetrized(  # what to do, and what is known of the network
     pixels = first_accepted(model, run, channels=(channels,), size=size)
 
     def compare() -> tuple[OutputErrors, float]:
-        before = _outputs(model, gray(channels, pixels), outputs)
+        before, sizes = _outputs(model, gray(channels, pixels), outputs)
         window = random_image(model, (1, channels, *pixels), seed=1)
         images = trial_images(gray(channels, pixels), window)
         with ExitStack() as here, _naming(model, cut):
             average_mirrored(model, (cut,), here)
-            after = _outputs(model, images, outputs)
+            after, sizes_after = _outputs(model, images, outputs)
+            _check_sizes(sizes, sizes_after, len(images))
             errors = compare_outputs(before, after)
             inexact = errors.mirror > MIRROR_LIMIT or errors.gray > GRAY_LIMIT
-            return errors, difference_of_runs(after, _outputs(model, images, outputs)) if inexact else 0.0
+            return errors, difference_of_runs(after, _outputs(model, images, outputs)[0]) if inexact else 0.0
 
     errors, noise = compare()
     if _broken(errors) or noise > REPEATABLE:
@@ -191,9 +199,32 @@ def _symmetrized(  # what to do, and what is known of the network
     return errors
 
 
-def _outputs(model: nn.Module, images: Tensor, outputs: Callable[[Any], Any] | None) -> ComparedOutputs:
+def _outputs(
+    model: nn.Module, images: Tensor, outputs: Callable[[Any], Any] | None
+) -> tuple[ComparedOutputs, list[int]]:
+    """Return the outputs to compare, and the lengths of all tensors that the network returns; none for a detector."""
     with recording_outputs(model, outputs) as choose:
-        return choose(model(images), len(images))
+        found = model(images)
+        sizes = (
+            [] if detections(found) is not None else [len(each) for each in tensors_in(found) if each.ndim]
+        )
+        return choose(found, len(images)), sizes
+
+
+def _check_sizes(one: Sequence[int], several: Sequence[int], images: int) -> None:
+    """Check that no output still has the windows and their mirrors.
+
+    Args:
+        one: lengths of the outputs for one image, without mirrors.
+        several: those for several images, averaged over their mirrors.
+        images: their number.
+
+    Raises:
+        ModelError: an output is twice as long as it would be.
+    """
+    for number, (before, after) in enumerate(zip(one, several, strict=False), 1):
+        if after == 2 * images * before:
+            raise ModelError(f"output {number} of the network is for windows and mirrors, not averaged")
 
 
 def _broken(errors: OutputErrors) -> bool:

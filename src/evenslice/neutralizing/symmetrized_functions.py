@@ -61,8 +61,10 @@ class SymmetrizedFunction:
 
     def __call__(self, windows: NDArray[np.float32]) -> Any:
         """Return the mean over windows (batch, slices, y, x) and their mirrors."""
-        as_given = self.function(windows)
-        mirrored = self.function(np.ascontiguousarray(windows[:, ::-1]))
+        # The function may change its input, and may return the same memory again.
+        mirrors = windows[:, ::-1].copy()
+        as_given = tree_map(_copied, self.function(windows))
+        mirrored = tree_map(_copied, self.function(mirrors))
         mean = tree_map(self._mean, as_given, mirrored)
         if all(isinstance(leaf, (*WORDS, int)) for leaf in tree_leaves(mean)):
             raise ModelError(f"{self.name} returns {type(as_given).__name__} without a score; {RIGHT}")
@@ -89,3 +91,12 @@ class SymmetrizedFunction:
                 "it has to return scores or probabilities"
             )
         return (first + second) / 2
+
+
+def _copied(answer: Any) -> Any:
+    """Return a copy of an array or tensor, and of those in a mapping of a kind that PyTorch does not know."""
+    if isinstance(answer, Mapping):
+        return {key: tree_map(_copied, value) for key, value in answer.items()}
+    if isinstance(answer, torch.Tensor):
+        return answer.detach().clone()
+    return answer.copy() if isinstance(answer, np.ndarray) else answer
