@@ -391,6 +391,15 @@ def test_a_crashed_run_is_recorded_and_the_rest_goes_on(folder):
     assert sorted(tried) == ["lost", "lost", "pretrained", "tied"]  # those that failed, and no others
 
 
+def test_a_long_name_is_cut_in_the_folder_of_a_run(tmp_path):
+    config = load_config(EXAMPLE, StudyConfig)
+    long = config.arms[0].model_copy(update={"name": "u" * 300})
+    run = plan_runs(config.model_copy(update={"arms": [long, *config.arms[1:]]}))[0]
+    folder = run.folder(tmp_path)
+    assert len(folder.name) < 200
+    assert folder.name.endswith(f"-{run.key}")
+
+
 def test_bad_data_stop_a_study_before_its_first_run(folder):
     missing = options()
     missing["datasets"].append(

@@ -114,6 +114,10 @@ def test_scalings_are_given_or_told(image):
     [
         ({"foreground": 0.5}, r"foreground=0.5: has no effect without crop=\[192, 192\]"),
         ({"foreground": 2, "crop": (8, 8)}, "foreground=2: is a fraction"),
+        ({"step": 1.5}, "step=1.5: must be a whole number"),
+        ({"slices": 3.0}, "slices=3.0: must be a whole number"),
+        ({"seed": 1.5}, "seed=1.5: must be a whole number from 0"),
+        ({"seed": 2**70}, r"seed=1180591620717411303424: must be a whole number from 0 to 2\*\*63 - 1"),
         ({"crop": (0, 8)}, r"crop=\[0, 8\]: give a height"),
         ({"length": 0}, "length=0: must be at least 1"),
         ({"slices": 4}, "a window has an odd number of slices"),
@@ -179,6 +183,14 @@ def test_plain_use_needs_no_extra(tmp_path):
 
 def test_an_open_volume_serves(image):
     assert len(evenslice.SliceWindows(open_volume(image, spacing=(3, 1, 1)))) == 12
+
+
+def test_foreground_where_no_window_has_its_middle_is_none(image):
+    labels = np.zeros(image.shape, dtype=np.uint8)
+    labels[[0, -1]] = 1
+    SliceWindows(image, labels, crop=(8, 8), foreground=1.0)
+    with pytest.raises(VolumeError, match="holds background alone in the middle slices of its windows"):
+        SliceWindows(image, labels, crop=(8, 8), foreground=1.0, edge="valid")
 
 
 def test_one_of_several_volumes_may_have_no_foreground(image):

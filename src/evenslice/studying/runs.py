@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LABELS", "Run", "count_runs", "plan_runs"]
 
 FORMAT = 2
+LONGEST_SLUG = 120  # characters of the names in a run's folder, which its key tells apart
 LABELS = ("dataset", "architecture", "arm", "fold", "seed")
 """The names that tell the runs of a study apart."""
 
@@ -94,7 +95,9 @@ class Run:
 
     def folder(self, base: Path) -> Path:
         """Return the folder of the run: an existing one with its key, whatever its arm was called, or a new one."""
-        slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, self.labels.values())).lower()).strip("-.")
+        slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, self.labels.values())).lower())[
+            :LONGEST_SLUG
+        ].strip("-.")
         return next(iter(sorted(base.glob(f"*-{self.key}"))), base / f"{slug}-{self.key}")
 
     def outcome(self, base: Path) -> RunOutcome | None:

@@ -87,6 +87,11 @@ class CropDataset(Dataset[Any]):
         self._length = sum(map(len, self._grids)) if length is None else length
         self._places = Places(parts, [grid.centres for grid in self._grids], foreground)
 
+    @property
+    def has_foreground(self) -> bool:
+        """Whether the middle slice of any window has foreground."""
+        return self._places.has_foreground
+
     def __len__(self) -> int:
         return self._length
 
@@ -151,6 +156,11 @@ class Places:
             for by_part in zip(*found, strict=True)
             if any(len(positions) for _, positions in by_part)
         ]
+
+    @property
+    def has_foreground(self) -> bool:
+        """Whether there is foreground on the centre slices."""
+        return bool(self._classes)
 
     def plane(self, index: int) -> tuple[int, int]:
         """Return the part and the centre slice of plane ``index``, all parts laid end to end and repeated."""

@@ -132,7 +132,7 @@ class SliceWindows(CropDataset):
         length: int | None = None,
         seed: int = 0,
     ) -> None:
-        _check(crop, foreground, length, labelled=labels is not None)
+        _check(crop, foreground, length, seed, labelled=labels is not None)
         values = LabelValues(
             label_values=label_values,
             other_labels=other_labels,
@@ -164,11 +164,6 @@ class SliceWindows(CropDataset):
             _part(image, classed, own, self.classes, keep, seed)
             for image, classed, own in zip(volumes, maps or [None] * len(volumes), self.scalings, strict=True)
         ]
-        if foreground and not any(part.index.counts[1:].any() for part in parts):
-            raise VolumeError(
-                f"{parts[0].labels.path}: holds background alone, around which no foreground can be drawn; "
-                f"leave out {option('foreground')}, or check {option('label_values')}"
-            )
         super().__init__(
             parts,
             slices=self.slices,
@@ -182,9 +177,16 @@ class SliceWindows(CropDataset):
             seed=seed,
             labelled=labels is not None,
         )
+        if foreground and not self.has_foreground:
+            raise VolumeError(
+                f"{parts[0].labels.path}: holds background alone in the middle slices of its windows, so no crop can be drawn "
+                f"around foreground; leave out {option('foreground')}, or check {option('label_values')}"
+            )
 
 
-def _check(crop: tuple[int, int] | None, foreground: float, length: int | None, *, labelled: bool) -> None:
+def _check(
+    crop: tuple[int, int] | None, foreground: float, length: int | None, seed: int, *, labelled: bool
+) -> None:
     """Check options by themselves.
 
     Raises:
@@ -202,6 +204,9 @@ def _check(crop: tuple[int, int] | None, foreground: float, length: int | None, 
     if foreground and not (crop and labelled):
         missing = option("labels") if crop else option("crop", [192, 192])
         raise ConfigError(f"{option('foreground', foreground)}: has no effect without {missing}; give both")
+    number: Any = seed
+    if not isinstance(number, Integral) or not 0 <= seed < 2**63:
+        raise ConfigError(f"{option('seed', seed)}: must be a whole number from 0 to 2**63 - 1")
     if length is not None and length < 1:
         raise ConfigError(f"{option('length', length)}: must be at least 1")
 

@@ -78,7 +78,11 @@ def slice_indices(
 
 
 def check_window(slices: int, step: int, edge: str) -> None:
-    """Raise ConfigError unless ``slices`` is odd, ``step`` positive and ``edge`` known."""
+    """Raise ConfigError unless ``slices`` is odd, ``step`` positive, both whole numbers, and ``edge`` known."""
+    given: dict[str, Any] = {"slices": slices, "step": step}
+    for name, value in given.items():
+        if not isinstance(value, Integral):
+            raise ConfigError(f"{option(name, value)}: must be a whole number")
     if slices < 1 or slices % 2 == 0:
         raise ConfigError(
             f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5, with one in the middle"
