@@ -92,7 +92,7 @@ def candidate_table(rows: Sequence[Row]) -> str:
     seeds = [seed for seed in sorted({row.seed for row in rows}) if all((arm, seed) in found for arm in arms)]
     if len(seeds) < 2:
         return ""
-    header = ("arm", "Dice", f"Dice less {BASELINE}", "classes changed by reversing", *LOST.values())
+    header = ("arm", "Dice", f"Dice minus {BASELINE}", "classes changed by reversing", *LOST.values())
     baseline = [found[BASELINE, seed] for seed in seeds]
     return table(header, ([arm, *_cells([found[arm, seed] for seed in seeds], baseline)] for arm in arms))
 

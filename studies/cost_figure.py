@@ -55,7 +55,7 @@ def cost_figure(comparison: Comparison, costs: Mapping[str, Any], baseline: str)
         limits(min(values) - margin, max(values) + margin)
     axes.axhline(0, color=style.QUIET, linewidth=1)
     axes.set_xlabel("time of a pass, relative to that without an average")
-    axes.set_ylabel(f"Dice less {baseline}")
+    axes.set_ylabel(f"Dice minus {baseline}")
     figure.legend(loc="outside right center")
     return Drawing(
         "cost",

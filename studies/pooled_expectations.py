@@ -210,7 +210,7 @@ def _losses(item: PooledFound) -> str:
     own, baseline = (interval(_pooled_loss(item, *weights)) for weights in ((1, 0), (0, 1)))
     return (
         f"{item.place}: {item.arm.arm} loses {own}, {item.study.results.baseline} {baseline}; "
-        f"the first less half of the second: {difference(_pooled_loss(item, 1, -HALF))}"
+        f"its loss minus half of that: {difference(_pooled_loss(item, 1, -HALF))}"
     )
 
 

@@ -39,7 +39,7 @@ def result_table(study: Study, comparison: Comparison) -> str:
     header = (
         "arm",
         score,
-        f"{score} less {baseline}",
+        f"{score} minus {baseline}",
         "not inferior?",
         "largest pair bias",
         "part of it removed",
@@ -93,7 +93,7 @@ def pooled_table(study: Study, item: PooledComparison) -> str:
     header = (
         "arm",
         score,
-        f"{score} less {study.results.baseline}",
+        f"{score} minus {study.results.baseline}",
         "not inferior?",
         "superior?",
         "p of a difference, adjusted",

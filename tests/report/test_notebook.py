@@ -84,8 +84,8 @@ def test_a_study_shows_what_its_arms_cost(tmp_path):
     arms = {"pretrained": (-0.19, 0.0), "worse": (0.0, -0.1)}
     folder = make_study(tmp_path / "study", comparisons=[("A", "net"), ("B", "net")], arms=arms)
     page = parsed(_ShownSummary(json.loads((folder / "summary.json").read_text())))
-    assert page.text == ["12 of 12 runs finished", "All 2 data sets, net", "A, net", "B, net"]
-    assert page.rows[0] == ["arm", "Dice [95 %]", "less pretrained", "not inferior?"]
+    assert page.text == ["12 of 12 runs finished", "Both data sets, net", "A, net", "B, net"]
+    assert page.rows[0] == ["arm", "Dice [95 %]", "minus pretrained", "not inferior?"]
     assert page.rows[2][0] == "worse"
     assert page.rows[2][2].startswith("-0.10")
     assert page.rows[2][3] == "inferior"

@@ -92,7 +92,7 @@ def test_a_damaged_part_is_refused(folder, tmp_path, changed):
 def test_the_page_begins_with_all_data_sets(results):
     with style.settings():
         text = plain(render(results, draw_charts(results)))
-    assert text.index("All 2 data sets, net") < text.index("Lucchi++, net")
+    assert text.index("Both data sets, net") < text.index("Lucchi++, net")
     assert "The primary comparison, named in the configuration, compares fair with pretrained." in text
     assert "This is the primary comparison." in text
     assert "12 of 12 runs" not in text
@@ -224,7 +224,7 @@ def test_the_forest_has_a_block_of_all_data_sets(results):
         drawing = forest_figure(results)
         figure = drawing.figure
     titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
-    assert titles == ["All 2 data sets, net", "Lucchi++, net", "ISBI 2012, net"]
+    assert titles == ["Both data sets, net", "Lucchi++, net", "ISBI 2012, net"]
     assert "single folds" in drawing.reading
     first, second = (axes for axes in figure.axes[:3:2])
     margins = [
@@ -274,7 +274,7 @@ def test_the_terminal_shows_all_data_sets_first(results):
     for table in study_tables(summary):
         console.print(table)
     text = console.export_text()
-    assert text.index("All 2 data sets, net: means with 95 % intervals") < text.index(
+    assert text.index("Both data sets, net: means with 95 % intervals") < text.index(
         "Lucchi++, net: means over folds"
     )
     assert "fair *" in text

@@ -152,7 +152,7 @@ def test_each_data_set_counts_the_same():
     found += rows({"pretrained": 0.0, "uniform": 0.04}, datasets=("b",), folds=2)
     (pooled,) = pool(found)
     assert pooled.arms[1].differences["dice"].estimate == pytest.approx(0.01)
-    assert pooled.title == "All 2 data sets, net"
+    assert pooled.title == "Both data sets, net"
 
 
 def test_what_a_missing_slice_costs_is_pooled():

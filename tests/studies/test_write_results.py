@@ -270,7 +270,7 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
     script.write_page(found, studies, tmp_path / "docs")
     text = plain((tmp_path / "docs" / "results.md").read_text(encoding="utf-8"))
     part = text[text.index("## Do folds show more?") :].partition("\n## ")[0]
-    assert part.index("### All 2 data sets, net (study `folded`)") < part.index(
+    assert part.index("### Both data sets, net (study `folded`)") < part.index(
         "### Lucchi++, net (study `folded`)"
     )
     assert "Folds of one data set share training data, so intervals over folds may be too narrow" in part
@@ -305,7 +305,7 @@ def pooled_outcomes(text):
     own = [part.partition("- Study `folded`\n")[2].partition("- Study `")[0] for part in parts]
     outcomes = [re.findall(r"\*\* (.*):$", part, re.MULTILINE)[0] for part in parts]
     return [
-        (outcome, item.count("  - All 2 data sets, net")) for outcome, item in zip(outcomes, own, strict=True)
+        (outcome, item.count("  - Both data sets, net")) for outcome, item in zip(outcomes, own, strict=True)
     ]
 
 
@@ -415,8 +415,8 @@ def test_a_fair_start_should_halve_what_a_missing_slice_costs(script, tmp_path, 
     changed = with_losses(study, {"pretrained": 0.2, "uniform": loss, "fair": 0.0}, noise)
     assert judged(script, changed, "missing") == outcome
     (item,) = [item for item in script.pooled_expectations([changed]) if "missing" in item.text]
-    assert item.evidence["folded"][0].startswith("All 2 data sets, net: uniform loses 0.")
-    assert "; the first less half of the second: " in item.evidence["folded"][0]
+    assert item.evidence["folded"][0].startswith("Both data sets, net: uniform loses 0.")
+    assert "; its loss minus half of that: " in item.evidence["folded"][0]
 
 
 def test_losses_are_compared_where_an_arm_has_runs(script, tmp_path):

@@ -69,7 +69,7 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
 def _pooled_table(item: Mapping[str, Any], baseline: str, score: str, *, interim: bool) -> Table:
     """Return the arms over all data sets, with the primary comparison marked by a star."""
     count, missing = len(item["datasets"]), len(item.get("missing", ()))  # not in those of earlier versions
-    sets = f"All {count} data sets" if count > 1 else item["datasets"][0]
+    sets = item["datasets"][0] if count == 1 else f"{'Both' if count == 2 else f'All {count}'} data sets"
     if missing:
         sets = f"{count} of {count + missing} data sets"
     columns = (

@@ -39,7 +39,7 @@ def train(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Train a segmentation network on slice windows and test it.
+    """Train a network on slice windows, to segment or to classify, and test it.
 
     Ctrl-C or SIGTERM finishes the current step and writes a checkpoint; a second one ends at once.
     """

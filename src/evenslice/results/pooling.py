@@ -152,8 +152,9 @@ class PooledComparison:
         count = len(self.datasets)
         if self.missing:
             return f"{count} of {count + len(self.missing)} data sets, {self.architecture}"
-        where = f"All {count} data sets" if count > 1 else f"Tests on {', '.join(self.datasets)}"
-        return f"{where}, {self.architecture}"
+        if count == 1:
+            return f"Tests on {self.datasets[0]}, {self.architecture}"
+        return f"{'Both' if count == 2 else f'All {count}'} data sets, {self.architecture}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain values, with the keys of ``summary.json``."""

@@ -8,7 +8,8 @@ the answer, summed over the slices of a volume,
 
 The reference is the labels, or without labels the intact answer; Dice is then the agreement with it, and that of the
 intact answer is 1. The mean is over the classes of the reference without class 0, then over volumes. The asymmetry
-of a loss is the loss at -k less the loss at +k: above 0 if the network relies more on the slices before.
+of a loss is the loss at -k less the loss at +k: above 0 if the slices before were worth more, to this network in these
+volumes: it need not be 0 for a symmetric network.
 
 Intervals are those of ``results.intervals`` over slices, of the slices' influence on the pooled Dice: to first
 order, a slice with h hits and sizes s moves Dice = 2 H / S by (2 h - Dice s) / S, and Dice plus n times that is its

@@ -95,7 +95,7 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
         "What a lost or damaged slice costs",
         f"{'Agreement with the intact answer' if agreement else 'Dice'} lost when one neighbouring slice is "
         f"{_kinds(rows.values())}. "
-        f"A fair network has bars of the same length at {MINUS}k and +k."
+        f"Where a symmetric network has bars of unequal length at {MINUS}k and +k, the data differ, not the network."
         + (" Bars are means over runs, and dots single runs." if several else "")
         + ("" if several or any(blocks) else _intact(items))
         + (f" Slices more than {FARTHEST} away from the middle are not drawn." if cut else ""),

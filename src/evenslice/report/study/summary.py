@@ -39,5 +39,5 @@ def _part(title: str, arms: Sequence[ArmSummary | PooledArm], baseline: str) -> 
         for arm in arms
     ]
     score = score_title(arms[0].score, first=True)
-    headings = ["arm", f"{score} [95 %]", f"less {baseline}", "not inferior?"]
+    headings = ["arm", f"{score} [95 %]", f"minus {baseline}", "not inferior?"]
     return [f"<p>{escape(title)}</p>", html_table(headings, rows)]
