@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import re
 import shutil
 
@@ -151,12 +152,13 @@ def test_data_sets_with_other_numbers_of_folds_are_named(results):
     assert "numbers of replicates" not in pooled_sentence(results, results.pooled[0])
 
 
-def without(folder, out, *, arm, dataset):
-    """A study in which the runs of an arm on a data set have failed."""
+def without(folder, out, *, arm, dataset, folds=(0, 1, 2)):
+    """A study in which the runs of an arm on a data set have failed, in some folds."""
     shutil.copytree(folder, out)
     summary = json.loads((out / "summary.json").read_text())
     records = [json.loads(path.read_text()) for path in sorted(out.glob("runs/*/run.json"))]
-    left = [record for record in records if (record["arm"], record["dataset"]) != (arm, dataset)]
+    failed = [(arm, dataset, fold) for fold in folds]
+    left = [record for record in records if (record["arm"], record["dataset"], record["fold"]) not in failed]
     summary["comparisons"] = [
         item.to_dict() for item in summarize_runs(left, baseline="pretrained", margin=0.01)
     ]
@@ -177,6 +179,22 @@ def test_an_arm_that_lacks_a_data_set_is_said_to(folder, tmp_path):
     rows = {row.label: row.cells for group in pooled_groups(found, pooled) for row in group.rows}
     assert "HD95" not in rows
     assert "Adapted Rand error" not in rows  # one of the data sets alone has it
+
+
+def test_an_arm_that_lacks_a_fold_is_not_tested(folder, tmp_path):
+    """What is left may be what is easy."""
+    found = without(folder, tmp_path / "out", arm="uniform", dataset="ISBI 2012", folds=[2])
+    (pooled,) = found.pooled
+    said = plain(pooled_sentence(found, pooled))
+    assert "uniform lacks folds of ISBI 2012, so it is not tested." in said
+    assert "fair lacks" not in said
+    uniform, fair = pooled.arms[1:]
+    assert (uniform.arm, uniform.holds, fair.holds) == ("uniform", None, True)
+    assert math.isnan(uniform.p_differs)
+    assert math.isfinite(uniform.differences["dice"].low)
+    assert "; there are too few folds for a test." in plain(
+        pooled_arm_sentence(uniform, pooled, "pretrained")
+    )
 
 
 def test_an_arm_is_not_blamed_for_what_the_baseline_lacks(folder, tmp_path):

@@ -22,7 +22,7 @@ import numpy as np
 from evenslice.results.arms import METRICS, answer_kind, column, metric_bounds
 from evenslice.results.intervals import UNKNOWN
 from evenslice.results.pooled_means import PooledMean, holm, pool_means
-from evenslice.results.replicates import pair_runs, replicate_means, replicate_unit
+from evenslice.results.replicates import lacks_folds, pair_runs, replicate_means, replicate_unit
 from evenslice.results.scores import MAIN_SCORES
 from evenslice.results.student import LEVEL
 
@@ -256,14 +256,15 @@ def _pool_arms(
             chosen = primary is not None and (arm, architecture) == (primary.arm, primary.architecture)
             own_margin = primary.margin if primary is not None and chosen else margin
             summary = _compare(summary, sets, others, units, own_margin, chosen)
-            if len(summary.compared) < len(units) + len(missing):
+            lacking = any(lacks_folds(sets.get(data, ()), runs) for data, runs in others.items())
+            if lacking or len(summary.compared) < len(units) + len(missing):
                 summary = _untested(summary)
         pooled.append(summary)
     return PooledComparison(architecture, tuple(units), tuple(pooled), missing)
 
 
 def _untested(arm: PooledArm) -> PooledArm:
-    """Return an arm without tests: a mean over some of the data sets says nothing of the others."""
+    """Return an arm without tests: a mean over some of the data sets, or of their folds, says nothing of the others."""
     return replace(arm, p=math.nan, holds=None, p_superior=math.nan, superior=None, p_differs=math.nan)
 
 

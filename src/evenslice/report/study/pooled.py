@@ -68,6 +68,8 @@ def pooled_sentence(results: StudyResults, item: PooledComparison) -> str:
     for arm in item.arms:
         if lacking := _without(results, item, arm):
             text += f" {arm.arm} has no result on {listed(lacking)}."
+        if short := _short(results, item, arm):
+            text += f" {arm.arm} lacks folds of {listed(short)}, so it is not tested."
     if unequal := _unequal(results, item):
         text += f" The numbers of replicates differ: {listed(unequal)}."
     few = _few(results, item)
@@ -91,6 +93,17 @@ def _without(results: StudyResults, item: PooledComparison, arm: PooledArm) -> l
         if found.architecture == item.architecture and arm.arm in [own.arm for own in found.arms]
     }
     return [name for name in item.datasets if name not in known]
+
+
+def _short(results: StudyResults, item: PooledComparison, arm: PooledArm) -> list[str]:
+    """Return the data sets on which an arm has results, but not for all folds that the baseline has."""
+    lacking = []
+    for found in results.comparisons:
+        folds = {own.arm: {*own.folds} for own in found.arms}
+        mine, whole = folds.get(arm.arm), folds.get(results.baseline, set())
+        if found.architecture == item.architecture and mine is not None and whole - mine:
+            lacking.append(found.dataset)
+    return lacking
 
 
 def _unequal(results: StudyResults, item: PooledComparison) -> list[str]:
@@ -135,7 +148,9 @@ def pooled_arm_sentence(
         where, without = listed(list(arm.compared)), listed(lacking)
         return f"{change} on {where}; without a comparison on {without} there is no test."
     if arm.holds is None:
-        return f"{change}; a data set has only one replicate, too few for a test."
+        few = math.isnan(arm.differences[arm.score].low)
+        why = "a data set has only one replicate, too few" if few else "there are too few folds"
+        return f"{change}; {why} for a test."
     text = f"{change}: {judgement(arm)} (margin {arm.margin:g}, {p_value(arm.p, interim=interim)})"
     if arm.primary:
         return f"{text}; {superiority(arm, interim=interim)}. This is the primary comparison."
