@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
+from evenslice import ConfigError, open_volume
 from evenslice.cli import main
+from evenslice.cli.label_opening import LabelledOpening
 from evenslice.inference import stated_reading
 from evenslice.neutralizing import Reading, load_network, save_network
 from evenslice.training import find_reading
+from evenslice.volumes import write_volume
 
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 SPEC = "smp:Unet/tu-test_resnet?encoder_depth=2&decoder_channels=[4,4]"
@@ -102,3 +106,47 @@ def test_values_of_classes_take_the_place_of_numbered_objects(trained):
         found = find_reading(trained, None, None, **given).options()
         assert found["instances"] is None
         assert given.items() <= found.items()
+
+
+@pytest.fixture
+def turned(tmp_path, monkeypatch):
+    """A cube stored x first, which no shape tells from one stored z first, and its labels in several files."""
+    monkeypatch.chdir(tmp_path)
+    cube = np.random.default_rng(0).integers(0, 2, (8, 8, 8), dtype=np.uint8)
+    np.save("stored.npy", cube.T)
+    tifffile.imwrite("stored.tif", cube.T)  # which states no axes
+    tifffile.imwrite("named.tif", cube.T, imagej=True, metadata={"axes": "ZYX"})  # and wrongly
+    for name in ("labels.ome.zarr", "labels.tif", "labels.nii.gz"):
+        write_volume(open_volume(cube), Path(name))
+    return cube
+
+
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        ("labels.ome.zarr", {}),
+        ("labels.tif", {}),
+        ("labels.nii.gz", {}),
+        ("stored.npy", {}),
+        ("stored.tif", {}),
+        ("stored.npy", {"label_axes": "xyz", "axes": None}),
+        ("named.tif", {"label_axes": "xyz"}),
+    ],
+)
+def test_the_axes_of_labels_are_those_that_their_file_states_else_those_of_the_volume(
+    turned, labels, options
+):
+    opening = LabelledOpening(**{"axes": "xyz", **options})
+    assert np.array_equal(opening.open_labels(labels, "stored.npy")[...], turned)
+
+
+def test_labels_that_their_writer_may_have_misnamed_like_the_volume_need_a_decision(turned):
+    with pytest.raises(ConfigError, match="names its axes ZYX, as .*; say which .* --label-axes zyx or xyz"):
+        LabelledOpening(axes="xyz").open_labels("labels.tif", "stored.npy", "named.tif")
+    opened = LabelledOpening(axes="zyx").open_labels("labels.tif", "named.tif")
+    assert np.array_equal(opened[...], turned)
+
+
+def test_axes_of_labels_are_refused_without_labels(turned):
+    with pytest.raises(ConfigError, match="label_axes: has no effect without labels"):
+        LabelledOpening(label_axes="xyz").refuse()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evenslice.cli import options
+from evenslice.cli.label_opening import LabelledOpening
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show_audits, tell_missing, tell_untrained
 from evenslice.results import Thresholds
@@ -53,7 +54,7 @@ def audit(
     ] = None,
     values: options.LabelValues,
     plane: options.Plane = None,
-    opening: options.Opening,
+    opening: LabelledOpening,
     scaling: options.Scaling,
     method: Annotated[
         list[str] | None,
@@ -140,6 +141,7 @@ def audit(
 
     if labels is None:
         values.refuse()
+        opening.refuse()
     network, reading = _of_source(
         source,
         network={**asdict(inputs), "classes": classes, "tie": tie},
@@ -155,7 +157,7 @@ def audit(
             partial(
                 measure,
                 volume=[opening.open(path, plane=reading.plane) for path in volume],
-                labels=[opening.open_labels(path) for path in labels] if labels else None,
+                labels=[opening.open_labels(path, *volume) for path in labels] if labels else None,
                 target=parse_target(target),
                 outputs=None if outputs is None else find_function(outputs),
                 tolerance=tolerance,

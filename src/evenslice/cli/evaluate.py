@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from evenslice.cli import options
+from evenslice.cli.label_opening import LabelledOpening
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import command_line, quiet, show
 
@@ -26,7 +27,7 @@ def evaluate(
     ] = None,
     values: options.LabelValues,
     plane: options.Plane = None,
-    opening: options.Opening,
+    opening: LabelledOpening,
     scaling: options.Scaling,
     stress: Annotated[
         bool,
@@ -60,10 +61,11 @@ def evaluate(
 
     if labels is None:
         values.refuse()
+        opening.refuse()
         if no_surfaces:
             raise ConfigError("--no-surfaces: has no effect without --labels; give both or neither")
     opened = opening.open(volume)
-    opened_labels = None if labels is None else opening.open_labels(labels)
+    opened_labels = None if labels is None else opening.open_labels(labels, volume)
     with quiet(output.json), output.staged(out, RESULT_FILES, RESULT_FILES) as folder:
         network = source.load(inputs, values, scaling, step=step, classes=classes, plane=plane)
         found = network.evaluate(

@@ -2,8 +2,8 @@
 
 # Typer and `grouped` read the annotations here and in the commands when they run, so they are not postponed.
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -194,7 +194,12 @@ class Opening:
     """How to read the axes of a volume."""
 
     axes: Annotated[
-        str | None, volume("Names of the file's axes as stored, such as xyz or tzyx.", metavar="AXES")
+        str | None,
+        volume(
+            "Names of the file's axes as stored, such as xyz or tzyx; they hold for labels too, unless their file names its "
+            "axes.",
+            metavar="AXES",
+        ),
     ] = None
     select: Annotated[
         list[AxisEntry] | None,
@@ -225,18 +230,6 @@ class Opening:
         return open_volume(
             path, axes=self.axes, select=chosen, level=self.level, plane=plane, region=self.region
         )
-
-    def open_labels(self, path: str) -> "Volume":
-        """Open labels with these options or, as they may lack the other axes of the image, with those of z, y and x alone."""
-        from evenslice._core import EvensliceError
-
-        try:
-            return self.open(path)
-        except EvensliceError:
-            axes = None if self.axes is None else "".join(axis for axis in self.axes if axis.lower() in "zyx")
-            with suppress(EvensliceError):
-                return replace(self, axes=axes, select=None).open(path)
-            raise
 
 
 Plane = Annotated[

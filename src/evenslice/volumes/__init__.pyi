@@ -12,6 +12,7 @@ from .opening import (
     open_complete as open_complete,
     open_labels as open_labels,
     open_volume as open_volume,
+    stated_axes as stated_axes,
 )
 from .read.places import is_address as is_address
 from .scaling import PERCENTILES as PERCENTILES, Scaling as Scaling, fit_scaling as fit_scaling

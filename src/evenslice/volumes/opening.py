@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["open_complete", "open_labels", "open_volume"]
+__all__ = ["open_complete", "open_labels", "open_volume", "stated_axes"]
 
 ARRAY = ("shape", "dtype", "__getitem__")
 """What every array has."""
@@ -151,6 +151,21 @@ def open_complete(path: Path, *, select: Mapping[str, int] | None = None) -> Vol
     """
     place = replace(locate(path), since=0.0)
     return _arranged(place, partial(open_source, place), None, select or {})
+
+
+def stated_axes(path: str | os.PathLike[str], *, level: int = 0, series: int | None = None) -> str | None:
+    """Return what a file itself calls its stored dimensions, one letter each as ``axes`` has them; None if it does not say.
+
+    Args:
+        path: as ``open_volume`` takes it.
+        level: resolution level, 0 the finest.
+        series: which of several series in a DICOM folder.
+
+    Raises:
+        VolumeError: the file is missing, damaged, or not of the format of its suffix.
+    """
+    source = open_source(locate(path, level, series))
+    return None if source.assumed else source.names
 
 
 def _arranged(

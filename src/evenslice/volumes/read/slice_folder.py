@@ -73,7 +73,7 @@ class SliceFolderSource(VoxelSource):
                     f"{file.name} {_words(*other)}; make them alike, or name another folder"
                 )
         self.shape = (len(files), *shape)
-        self.names = "zyxs"[: len(self.shape)]
+        self.names, self.assumed = "zyxs"[: len(self.shape)], True
         self.chunks = (1, *shape)
         require_chunk(label, "its slices", shape, self.dtype)
 

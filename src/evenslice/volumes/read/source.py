@@ -31,6 +31,7 @@ class VoxelSource(ABC):
         shape: the stored shape, in stored order.
         dtype: the data type of what ``read`` returns.
         names: one lower-case letter per dimension (z, y, x; t time, c channel, s colour sample), or None if unnamed.
+        assumed: whether ``names`` are only those that are usual in such a file, which states none.
         spacing: voxel size along each stored dimension, NaN for those that are not spatial; or None if unknown.
         unit: the unit of ``spacing``, or None if unknown.
         voxel_size: voxel size along z, y, x if the file states it so, whatever the stored order; takes precedence over
@@ -48,6 +49,7 @@ class VoxelSource(ABC):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     names: str | None = None
+    assumed: bool = False
     spacing: tuple[float, ...] | None = None
     unit: Unit | None = None
     voxel_size: tuple[float, float, float] | None = None

@@ -58,6 +58,7 @@ class TiffSource(VoxelSource):
             self.shape = tuple(series.shape)
             self.dtype = np.dtype(series.dtype)
             self.names = _names(series.axes)
+            self.assumed = self.names != series.axes.lower()
             # ImageJ and OME state the number of slices; tifffile leaves out an axis of one.
             self._single = self.names == "yx" and (tif.is_imagej or tif.is_ome)
             if self._single:

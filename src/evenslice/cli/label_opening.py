@@ -1,0 +1,79 @@
+"""How commands open the files of labels, whose axes need not be those of the image."""
+
+# `grouped` reads the annotations here when it runs, so they are not postponed.
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from evenslice.cli.options import Opening, volume
+
+if TYPE_CHECKING:
+    from evenslice.volumes import Volume
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledOpening(Opening):
+    """How to read the axes of a volume and of its labels."""
+
+    label_axes: Annotated[
+        str | None,
+        volume(
+            "Names of the label file's axes as stored (default: those that the file states, else as --axes).",
+            metavar="AXES",
+        ),
+    ] = None
+
+    def refuse(self) -> None:
+        """Raise ConfigError if an option for labels is given, as there are none."""
+        from evenslice.volumes import refuse_without_labels
+
+        refuse_without_labels(label_axes=self.label_axes)
+
+    def open_labels(self, path: str, *images: str) -> "Volume":
+        """Open labels of images: by the axes given for labels, else those that their file states, else as the images.
+
+        Raises:
+            ConfigError: the files of labels and image state the same axes, and those given for the image are others.
+        """
+        from evenslice._core import ConfigError, EvensliceError
+        from evenslice.volumes import stated_axes
+
+        if self.label_axes is not None or self.axes is None:
+            return self._open_named(path, self.label_axes)
+        states = partial(stated_axes, level=self.level, series=dict(self.select or ()).get("series"))
+        stated = states(path)
+        if stated is None:
+            return self._open_named(path, self.axes)
+        try:
+            opened = self._open_named(path, None)
+        except EvensliceError:  # what it states makes no volume
+            return self._open_named(path, self.axes)
+        # Either the labels were stored like the image, and misnamed like it, or they were made from what was read.
+        if stated in map(states, images) and self._reads_otherwise(path, opened):
+            raise ConfigError(
+                f"{path}: its file names its axes {stated.upper()}, as does that of the volume, for which --axes "
+                f"{self.axes} was given; say which hold for the labels, as --label-axes {stated} or {self.axes}"
+            )
+        return opened
+
+    def _reads_otherwise(self, path: str, opened: "Volume") -> bool:
+        """Return whether labels can also be opened by the axes given for the image, and have others then."""
+        from evenslice._core import EvensliceError
+
+        try:
+            return self._open_named(path, self.axes).reading != opened.reading
+        except EvensliceError:
+            return False
+
+    def _open_named(self, path: str, axes: str | None) -> "Volume":
+        """Open labels or, as they may lack the other axes of the image, those with z, y and x alone."""
+        from evenslice._core import EvensliceError
+
+        try:
+            return replace(self, axes=axes).open(path)
+        except EvensliceError:
+            axes = None if axes is None else "".join(axis for axis in axes if axis.lower() in "zyx")
+            with suppress(EvensliceError):
+                return replace(self, axes=axes, select=None).open(path)
+            raise
