@@ -249,6 +249,38 @@ def test_a_classifier_is_refused():
         class_logits(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.zeros(1, 3, 8, 8))
 
 
+class Normalized(nn.Module):
+    """Divides by the standard deviation of each window, which is 0 where all is blank."""
+
+    def forward(self, windows):
+        middle = windows[:, 1:2]
+        logit = (middle - middle.mean((2, 3), keepdim=True)) / middle.std((2, 3), keepdim=True)
+        return torch.cat([-logit, logit], dim=1)
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_nan_is_refused_with_the_slice_for_which_it_was_returned(tile):
+    image = noise(9, 24, 24)
+    image[5] = 0.5
+    with pytest.raises(ModelError, match="returns NaN for slice 5 of <array>; it has to return numbers"):
+        predicted(Normalized(), image, tile=tile, batch=4)
+    with pytest.raises(ModelError, match="returns NaN for a disturbed window of slice 0 of <array>"):
+        predicted(Normalized(), noise(9, 24, 24), shown=lambda _, window: [[0 * plane for plane in window]])
+
+
+class Masked(nn.Module):
+    """Rules out one class, and is certain of another."""
+
+    def forward(self, windows):
+        certain = torch.full_like(windows[:, :1], torch.inf)
+        return torch.cat([windows[:, :1], -certain, certain], dim=1)
+
+
+def test_infinite_logits_of_a_class_are_accepted():
+    found = predicted(Masked(), noise(5, 8, 8))
+    assert (found.argmax(axis=1) == 2).all()
+
+
 def test_wrong_options_are_refused():
     network = ready(Weighted(1.0, 1.0, 1.0))
     with pytest.raises(VolumeError, match="has 2 slices, fewer than the 3"):

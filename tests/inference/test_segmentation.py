@@ -307,6 +307,17 @@ def test_one_channel_stands_for_two_classes(tmp_path, image):
     np.testing.assert_array_equal(labels[...], last[...] > 0.5)
 
 
+def test_no_probabilities_follow_from_infinite_logits(tmp_path, image):
+    model = network()
+    model[2].bias[1] = -torch.inf  # a class that is ruled out
+    labels = segment(model, image, tmp_path / "labels.npy", dtype="float32")
+    assert 1 not in labels[...]
+    segment(model, image, tmp_path / "p.npy", probabilities=True, dtype="float32")
+    model[2].bias[2] = torch.inf
+    with pytest.raises(ModelError, match=r"infinity for slice 0 of .*image.npy, of which no probabilities"):
+        segment(model, image, tmp_path / "q.npy", probabilities=True, dtype="float32")
+
+
 def test_labels_get_the_values_asked_for(tmp_path, image):
     labels = segment(network(), image, tmp_path / "labels.npy", label_values=[0, 1000, 7], dtype="float32")
     plain = segment(network(), image, tmp_path / "plain.npy", dtype="float32")

@@ -99,7 +99,8 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     Raises:
         VolumeError: the volume cannot be read, has fewer slices than a window, or holds NaN or infinity and the
             scaling has no fill value.
-        ModelError: the network does not return a map of logits, or the memory is too small for a single window.
+        ModelError: the network does not return a map of logits, or NaN among them, or the memory is too small for a single
+            window.
         ConfigError: an option is out of range.
 
     Example:
@@ -134,9 +135,24 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     for chunk in takewhile(bool, map_ahead(read, repeat(None), threads=1, ahead=ahead)):
         planes = np.stack([plane for _, window in chunk for plane in window])
         planes = planes.reshape(len(chunk), slices, *planes.shape[1:])
-        outputs = _predict_planes(network, planes, rows, columns, batch)
-        for (z, _), output in zip(chunk, outputs, strict=True):
-            yield z, output[:, rows.inner, columns.inner]
+        outputs = _predict_planes(network, planes, rows, columns, batch)[..., rows.inner, columns.inner]
+        centres_here = [z for z, _ in chunk]
+        _refuse_nan(outputs, centres_here, volume, disturbed=shown is not None)
+        yield from zip(centres_here, outputs, strict=True)
+
+
+def _refuse_nan(outputs: Tensor, centres: Sequence[int], volume: Volume, *, disturbed: bool) -> None:
+    """Raise ModelError for the first slice with NaN among its logits, which would pass for class 0.
+
+    Infinite logits are accepted: -inf is that of a class that a network rules out.
+    """
+    # Far cheaper than to look at each logit; but the sum of both infinities is NaN, too.
+    for index in outputs.sum(dim=(1, 2, 3)).isnan().nonzero().flatten().tolist():
+        if bool(outputs[index].isnan().any()):
+            raise ModelError(
+                f"the network returns NaN for {'a disturbed window of ' * disturbed}slice {centres[index]} of {volume.path}; "
+                "it has to return numbers, for a blank slice too"
+            )
 
 
 def _choose_batch(network: Network, slices: int, tile: tuple[int, int]) -> int:

@@ -16,6 +16,7 @@ import torch
 
 from evenslice._core import (
     EvensliceError,
+    ModelError,
     OutputError,
     map_ahead,
     map_as_finished,
@@ -160,14 +161,19 @@ def _slices(blocks: Sequence[Region], job: Job) -> Iterator[tuple[Place, NDArray
         batch=job.batch,
     )
     for z, output in outputs:
-        yield (..., z, y, x), _voxels(output, job)
+        yield (..., z, y, x), _voxels(output, z, job)
 
 
-def _voxels(output: Tensor, job: Job) -> NDArray[Any]:
-    """Convert logits (classes, y, x) to labels (y, x) or probabilities (classes, y, x)."""
+def _voxels(output: Tensor, z: int, job: Job) -> NDArray[Any]:
+    """Convert logits (classes, y, x) of slice z to labels (y, x) or probabilities (classes, y, x)."""
     if job.values is None:
         output = torch.cat([-output, output]) / 2 if len(output) == 1 else output
         probabilities: NDArray[Any] = output.softmax(0).cpu().numpy()
+        if np.isnan(probabilities.sum()):
+            raise ModelError(
+                f"the network returns infinity for slice {z} of {job.volume.path}, of which no probabilities follow; it has "
+                "to return finite numbers, or write labels"
+            )
         return probabilities
     classes = predicted_classes(output, dim=0).cpu().numpy()
     labels: NDArray[Any] = np.asarray(job.values, job.dtype)[classes]
