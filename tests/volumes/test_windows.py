@@ -111,6 +111,64 @@ def test_a_range_given_in_a_narrow_type_does_not_overflow():
     assert {type(value) for value in vars(narrow).values()} == {float}
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint64, np.int32, np.uint32])
+def test_what_float32_would_make_equal_is_scaled_apart(dtype):
+    voxels = (np.arange(200) + 1_000_000_000).astype(dtype)
+    expected = np.arange(200, dtype=np.float32) / 199
+    for scaling in (
+        Scaling(1_000_000_000, 1_000_000_199),
+        fit_scaling(volume_of(voxels.reshape(2, 10, 10)), intensity=(1_000_000_000, 1_000_000_199)),
+    ):
+        np.testing.assert_allclose(scaling(voxels), expected, atol=1e-6)
+    found = fit_scaling(volume_of(voxels.reshape(2, 10, 10)))
+    assert (found.low, found.high) == pytest.approx((1_000_000_000.995, 1_000_000_198.005), abs=1e-6)
+    assert len(np.unique(found(voxels))) >= 198
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(1, 1000), st.sampled_from([np.int64, np.uint64]))
+def test_integers_are_subtracted_as_such(low, width, dtype):
+    low = int(float(low))
+    limits = np.iinfo(dtype)
+    high = float(low + 2048 * width)  # which float64 tells apart up to 2**64
+    values = [low - 5, low, low + 1, low + 1024 * width, low + 2048 * width, limits.min, limits.max]
+    kept = [value for value in values if limits.min <= value <= limits.max]
+    expected = [min(max((value - low) / (int(high) - low), 0), 1) for value in kept]
+    np.testing.assert_allclose(Scaling(low, high)(np.array(kept, dtype)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("distinct", [2, 100, 200, 1000])
+def test_integers_that_float64_rounds_to_one_are_not_constant(distinct):
+    voxels = np.uint64(2**60) + np.arange(distinct, dtype=np.uint64).reshape(1, 2, -1)
+    assert len(np.unique(fit_scaling(volume_of(voxels))(voxels))) >= 0.95 * distinct
+
+
+def test_a_range_of_large_integers_is_that_of_their_differences():
+    voxels = np.uint64(2**60) + np.arange(200, dtype=np.uint64).reshape(2, 10, 10)
+    scaling = fit_scaling(volume_of(voxels * np.uint64(2)), intensity=(2**61, 2**61 + 512))
+    np.testing.assert_array_equal(scaling(voxels * np.uint64(2)).ravel(), np.arange(200) / np.float32(256))
+    whole = np.array([-(2**63), 0, 2**63 - 1], np.int64).reshape(1, 1, 3)
+    assert fit_scaling(volume_of(whole))(whole).ravel().tolist() == pytest.approx([0, 0.5, 1])
+
+
+def test_a_range_beyond_float32_is_that_of_large_values():
+    voxels = np.linspace(0, 1e302, 101).reshape(1, 1, 101)
+    scaling = fit_scaling(volume_of(voxels), intensity=(0, 1e302))
+    np.testing.assert_allclose(scaling(voxels).ravel(), np.arange(101) / np.float32(100), rtol=1e-6)
+    for kind in (np.uint8, np.float32):
+        assert Scaling(-1e302, 1e302)(np.array([0, 255], kind)).tolist() == [0.5, 0.5]
+        assert Scaling(0, 1e-320)(np.array([0, 1], kind)).tolist() == [0, 1]
+    with pytest.raises(ConfigError, match="too far apart for a float"):
+        Scaling(-1.7e308, 1.7e308)
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int16, np.uint16, np.float16, np.float32])
+def test_what_float32_holds_is_scaled_in_float32(dtype):
+    voxels = np.random.default_rng(0).integers(0, 2 if dtype == np.bool_ else 120, (4, 9, 9)).astype(dtype)
+    low, high = 0.3, 77.7
+    expected = (voxels.astype(np.float32) - np.float32(low)) * np.float32(1 / (high - low))
+    np.testing.assert_array_equal(Scaling(low, high)(voxels), expected.clip(0, 1))
+
+
 def test_a_range_upside_down_is_refused():
     with pytest.raises(ConfigError, match="the first must be below the second"):
         Scaling(3, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ PERCENTILES = (0.5, 99.5)
 """The percentiles of the voxel values that become 0 and 1 unless a range is given."""
 
 STRAY = 0.001  # part of the voxels that may lie inside a range although it leaves a volume no contrast
+
+LARGEST = float(np.finfo(np.float32).max)  # beyond which nothing is scaled in float32
+
+EXACT = 2**53  # up to which float64 holds every integer
 
 WHOLE_CHECK = 2**32  # bytes up to which a whole volume, unless it is remote, is searched for NaN first
 
@@ -51,6 +56,10 @@ class Scaling:
             raise ConfigError(
                 f"{option('intensity', [self.low, self.high])}: the first must be below the second"
             )
+        if not np.isfinite(self.high - self.low):
+            raise ConfigError(
+                f"{option('intensity', [self.low, self.high])}: too far apart for a float; they must be less than 1.8e308 apart"
+            )
         if self.fill is not None and not np.isfinite(self.fill):
             raise ConfigError(
                 f"{option('fill', self.fill)}: replaces NaN and infinity, so it must be a finite number"
@@ -58,18 +67,62 @@ class Scaling:
 
     def __call__(self, voxels: ArrayLike) -> NDArray[np.float32]:
         """Scale voxels of any shape to float32 in 0..1."""
-        scaled = _in_float32(voxels)
+        stored, width = np.asarray(voxels), self.high - self.low
+        if _exceeds_float32(stored.dtype) or abs(self.low) > LARGEST or 1 / width > LARGEST:
+            return self._scale_wide(stored)
+        scaled = _in_float32(stored)
         if self.fill is not None:
             scaled[~np.isfinite(scaled)] = self.fill
         scaled -= np.float32(self.low)
-        scaled *= np.float32(1 / (self.high - self.low))
+        scaled *= np.float32(1 / width)
         return np.clip(scaled, 0, 1, out=scaled)
+
+    def _scale_wide(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """Scale voxels of which float32 holds neither the values nor the differences before ``low`` is subtracted."""
+        with np.errstate(over="ignore"):  # what overflows is 0 or 1
+            if _exceeds_float64(stored.dtype) and max(abs(self.low), abs(self.high)) > EXACT:
+                above = self._above_low(stored)
+            else:
+                above = np.array(stored, np.float64)
+                if self.fill is not None:
+                    above[~np.isfinite(above)] = self.fill
+                above -= self.low
+            above /= self.high - self.low
+        return np.clip(above, 0, 1, out=above).astype(np.float32)
+
+    def _above_low(self, stored: NDArray[Any]) -> NDArray[np.float64]:
+        """Return how far integers of 64 bits lie above ``low``; those beyond the range may be moved to its ends."""
+        limits = np.iinfo(stored.dtype)
+        base, top = (
+            min(max(end, limits.min), limits.max) for end in (math.floor(self.low), math.ceil(self.high))
+        )
+        # None is below the base, so the difference is that of the bits, whatever the sign.
+        bits = np.array(np.clip(stored, base, top)).view(np.uint64)
+        bits -= np.uint64(base % 2**64)
+        above = bits.astype(np.float64)
+        above += base - self.low
+        return above
+
+
+def _exceeds_float32(dtype: np.dtype[Any]) -> bool:
+    """Return whether float32 rounds values of a data type: float64, and integers of more than 24 bits."""
+    return dtype.itemsize > (2 if dtype.kind in "iu" else 4)
+
+
+def _exceeds_float64(dtype: np.dtype[Any]) -> bool:
+    """Return whether float64 rounds values of a data type: integers of more than 53 bits."""
+    return dtype.kind in "iu" and dtype.itemsize > 4
 
 
 def _in_float32(voxels: ArrayLike) -> NDArray[np.float32]:
     """Copy voxels; those beyond float32 become infinite."""
     with np.errstate(over="ignore"):
         return np.array(voxels, dtype=np.float32)
+
+
+def _sample(volume: Volume, seed: int) -> NDArray[Any]:
+    """Draw voxels, as float32 unless that would round them."""
+    return (sample_stored if _exceeds_float32(volume.dtype) else sample_voxels)(volume, seed=seed)
 
 
 def fit_scaling(
@@ -109,30 +162,60 @@ def fit_scaling(
         if not volume.remote:  # a sample of one at an address takes many requests
             _check_contrast(volume, scaling, seed, blank=blank)
         return scaling
-    stored = sample_stored(volume, seed=seed)
-    voxels = _in_float32(stored)
+    voxels = _sample(volume, seed)
     finite = voxels[np.isfinite(voxels)]
-    if fill is None and finite.size < voxels.size:
-        require_finite(volume, stored, "a sample")
-        raise VolumeError(f"{volume.path}: has values beyond the range of float32; scale it down first")
+    if fill is None:
+        _check_sample(volume, voxels)
     if finite.size == 0:
         raise VolumeError(
             f"{volume.path}: no voxel of the sample is finite, so it cannot be scaled; check the file"
         )
-    low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
-    if low == high:  # most voxels of a sparse volume have the same value
-        low, high = float(finite.min()), float(finite.max())
-    if low == high:
+    return Scaling(*_range(volume, finite), fill)
+
+
+def _check_sample(volume: Volume, voxels: NDArray[Any]) -> None:
+    """Raise VolumeError if some of a sample are not finite, or so large that they would be the range."""
+    if voxels.dtype.kind != "f":
+        return
+    if not np.isfinite(voxels).all():
+        require_finite(volume, voxels, "a sample")
+    if not (abs(voxels) <= LARGEST).all():
         raise VolumeError(
-            f"{volume.path}: constant, all {finite.size} sampled voxels are {low:g}; "
-            f"use a volume with contrast, or give its range with {option('intensity')}"
+            f"{volume.path}: has values beyond the range of float32; scale it down first, or give its range with "
+            f"{option('intensity')}"
         )
-    return Scaling(low, high, fill)
+
+
+def _range(volume: Volume, finite: NDArray[Any]) -> tuple[float, float]:
+    """Return the percentiles of sampled voxels or, where these are equal, their extremes.
+
+    Raises:
+        VolumeError: these are equal, too.
+    """
+    first, last = finite.min(), finite.max()
+    if _exceeds_float64(
+        finite.dtype
+    ):  # the percentiles of differences, as those of the values would be rounded first
+        base = int(first)
+        above = finite.astype(np.uint64) - np.uint64(base % 2**64)
+        low, high = (base + float(value) for value in np.percentile(above, PERCENTILES))
+    else:
+        low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
+    if low == high:  # most voxels of a sparse volume have the same value
+        low, high = float(first), float(last)
+    if low == high and first < last:  # integers that float64 rounds to one
+        low, high = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
+    if low < high:
+        return low, high
+    raise VolumeError(
+        f"{volume.path}: constant, all {finite.size} sampled voxels are {low:g}; "
+        f"use a volume with contrast, or give its range with {option('intensity')}"
+    )
 
 
 def _check_contrast(volume: Volume, scaling: Scaling, seed: int, *, blank: bool) -> None:
     """Raise ConfigError if a range makes voxels equal that are not, by which any network would look fair."""
-    voxels = sample_voxels(volume, seed=seed)
+    voxels = _sample(volume, seed)
     voxels = voxels[np.isfinite(voxels)]
     if voxels.size == 0:
         return
