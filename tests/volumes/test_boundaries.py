@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from skimage.segmentation import find_boundaries
 
 from evenslice import open_volume
-from evenslice._core import ConfigError
+from evenslice._core import ConfigError, VolumeError
 from evenslice.volumes import LabelValues, index_classes, reslice, take_slices
 from evenslice.volumes.boundaries import IGNORED
 
@@ -40,6 +40,15 @@ def test_boundaries_are_those_of_scikit_image(objects):
 def test_large_numbers_that_differ_by_one_are_two_objects():
     numbers = np.array([[[BIG, BIG, BIG + 1, BIG + 1]]], np.uint64)
     assert boundaries(numbers)[0, 0].tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf")])
+def test_numbers_of_objects_are_whole(objects, value, shown):
+    numbers = objects.astype(np.float32)
+    assert np.array_equal(boundaries(numbers)[...], expected(objects))
+    numbers[2, 3, 4] = value
+    with pytest.raises(VolumeError, match=f"<array>: holds {shown}, which is not a label; labels are whole"):
+        boundaries(numbers)[2]
 
 
 @given(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from evenslice._core import ConfigError, did_you_mean, option
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.volume import wrap_source
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["IGNORED", "Instances", "boundary_volume", "is_boundaries"]
+__all__ = ["IGNORED", "Instances", "boundary_volume", "find_fractions", "is_boundaries", "no_label"]
 
 IGNORED = -100
 """The class number of voxels that count neither in a loss nor in scores; PyTorch's cross entropy leaves it out, too."""
@@ -42,7 +42,8 @@ def boundary_volume(stored: Volume, instances: str, *, ignore: int | None = None
             is no boundary.
 
     Returns:
-        A volume of int64, which reads one voxel more on each side of what it is asked for.
+        A volume of int64, which reads one voxel more on each side of what it is asked for, and raises VolumeError if one
+        is no whole number.
 
     Raises:
         ConfigError: ``instances`` is neither.
@@ -56,7 +57,7 @@ def boundary_volume(stored: Volume, instances: str, *, ignore: int | None = None
     if instances not in get_args(Instances):
         raise ConfigError(f"{option('instances', instances)}: {did_you_mean(instances, get_args(Instances))}")
     axes = stored._arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
-    wrap = partial(_Boundaries, axes=axes, dense=instances == "dense", ignore=ignore)
+    wrap = partial(_Boundaries, path=stored.path, axes=axes, dense=instances == "dense", ignore=ignore)
     return wrap_source(stored, wrap, dtype=np.dtype(np.int64))
 
 
@@ -72,13 +73,31 @@ def is_boundaries(volume: Volume) -> bool:
     return isinstance(volume._source(), _Boundaries)  # noqa: SLF001  # set by `boundary_volume`
 
 
+def find_fractions(stored: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where values are no labels at all: fractions, NaN and infinity.
+
+    Example:
+        >>> find_fractions(np.array([1.0, 0.5, np.nan, np.inf])).tolist()
+        [False, True, True, True]
+    """
+    if stored.dtype.kind != "f":
+        return np.zeros(stored.shape, bool)
+    found: NDArray[np.bool_] = ~np.isfinite(stored) | (np.floor(stored) != stored)
+    return found
+
+
+def no_label(path: str, value: float) -> VolumeError:
+    """Return the error about a value that is no label at all."""
+    return VolumeError(f"{path}: holds {value:g}, which is not a label; labels are whole numbers")
+
+
 class _Boundaries(VoxelSource):
     """The boundaries of a stored array of numbers along two of its dimensions."""
 
     def __init__(
-        self, source: VoxelSource, *, axes: tuple[int, int], dense: bool, ignore: int | None
+        self, source: VoxelSource, *, path: str, axes: tuple[int, int], dense: bool, ignore: int | None
     ) -> None:
-        self._source, self._axes, self._dense, self._ignore = source, axes, dense, ignore
+        self._source, self._path, self._axes, self._dense, self._ignore = source, path, axes, dense, ignore
         self.format, self.shape, self.dtype = source.format, source.shape, np.dtype(np.int64)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
@@ -91,6 +110,9 @@ class _Boundaries(VoxelSource):
         return self._classes(self._source.read(tuple(wide)))[tuple(inside)]
 
     def _classes(self, numbers: NDArray[Any]) -> NDArray[np.int64]:
+        wrong = find_fractions(numbers)
+        if wrong.any():
+            raise no_label(self._path, numbers[wrong].flat[0].item())
         counts = np.ones(numbers.shape, bool) if self._ignore is None else numbers != self._ignore
         found = (numbers == 0) & self._dense
         for axis in self._axes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
-from evenslice.volumes.boundaries import IGNORED, Instances, boundary_volume
+from evenslice.volumes.boundaries import IGNORED, Instances, boundary_volume, find_fractions, no_label
 from evenslice.volumes.views import map_voxels
 
 if TYPE_CHECKING:
@@ -183,8 +183,7 @@ class _ClassMap:
         wrong = ~known
         if self.lenient:
             classes[wrong] = 0
-            # A fraction is no label at all, nor is NaN.
-            wrong = wrong & (np.floor(stored) != stored) if stored.dtype.kind == "f" else np.zeros_like(wrong)
+            wrong = wrong & find_fractions(stored)
         if wrong.any():
             raise self._wrong(stored[wrong].flat[0].item())
         return classes
@@ -200,9 +199,9 @@ class _ClassMap:
         return classes, rising[place] == stored
 
     def _wrong(self, value: float) -> VolumeError:
-        shown = f"{value:g}" if value % 1 else str(+value).removesuffix(".0")  # whole numbers in full
         if self.lenient:
-            return VolumeError(f"{self.path}: holds {shown}, which is not a label; labels are whole numbers")
+            return no_label(self.path, value)
+        shown = f"{value:g}" if value % 1 else str(+value).removesuffix(".0")  # whole numbers in full
         return VolumeError(
             f"{self.path}: holds the label value {shown}, but the {len(self.values)} classes have the values "
             f"{', '.join(map(str, self.values))}; set {self._remedy(value)}, or take others as "
