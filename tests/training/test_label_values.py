@@ -35,6 +35,26 @@ def test_all_others_are_background():
     assert classes([False, True], 2, [0, 5], other_labels="background") == [0, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.uint64, np.int64])
+def test_neighbours_that_are_equal_as_float64_are_two_classes(dtype):
+    large = 2**60
+    stored = np.array([large, large + 1, large + 2], dtype)
+    assert classes(stored, 3, [large + 1, large, large + 2]) == [1, 0, 2]
+    assert classes(stored, 2, [large + 2, large], other_labels="background") == [1, 0, 0]
+    with pytest.raises(VolumeError, match=f"holds the label value {large + 2}, but the 2 classes have"):
+        classes(stored, 2, [large, large + 1])
+
+
+def test_values_that_labels_cannot_hold_are_those_of_absent_classes():
+    assert classes(np.array([0, 200], np.uint8), 4, [2**64, 0, -1, 200]) == [1, 3]
+    assert classes([0.0, 3.0], 3, [2**53 + 1, 3, 0]) == [2, 1]
+    assert classes([0.0, 3.0], 3, [10**400, 3, 0]) == [2, 1]
+    with pytest.raises(
+        VolumeError, match="holds the label value 7, but the 2 classes have the values -1, 256"
+    ):
+        classes(np.array([7], np.uint8), 2, [-1, 256])
+
+
 def test_what_is_ignored_is_of_no_class():
     assert classes([0, 1, 255], 2, ignore_label=255) == [0, 1, IGNORED]
     assert classes([0, 5, 7, 255], 2, [0, 5], other_labels="background", ignore_label=255) == [

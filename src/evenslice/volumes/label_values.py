@@ -165,6 +165,17 @@ def _whole(name: str, given: Any, value: Any) -> int:
     raise ConfigError(f"{option(name, given)}: labels are whole numbers")
 
 
+def _holds(dtype: np.dtype[Any], value: int) -> bool:
+    """Return whether a data type has a whole number, so that voxels can be equal to it."""
+    if dtype.kind == "f":
+        try:
+            return float(value) == value
+        except OverflowError:
+            return False
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= value <= limits.max)
+
+
 @dataclass(frozen=True)
 class _ClassMap:
     """Maps stored values to class numbers."""
@@ -192,10 +203,17 @@ class _ClassMap:
         """Return the class of each value, and whether it has one."""
         if not self.values:
             return stored.astype(np.int64), np.ones(stored.shape, bool)
-        order = np.argsort(self.values)
-        rising = np.array(self.values)[order]
+        # Of two types of integers, NumPy may compare both as float64, to which large neighbours are equal.
+        numbers = {"b": np.dtype(np.int64), "f": np.dtype(np.float64)}.get(stored.dtype.kind, stored.dtype)
+        order = sorted(
+            (index for index, value in enumerate(self.values) if _holds(numbers, value)),
+            key=self.values.__getitem__,
+        )
+        if not order:
+            return np.zeros(stored.shape, np.int64), np.zeros(stored.shape, bool)
+        rising = np.array([self.values[index] for index in order], numbers)
         place = np.searchsorted(rising, stored).clip(max=len(rising) - 1)
-        classes: NDArray[np.int64] = order[place]
+        classes = np.array(order, np.int64)[place]
         return classes, rising[place] == stored
 
     def _wrong(self, value: float) -> VolumeError:
