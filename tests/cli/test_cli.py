@@ -1,9 +1,11 @@
 """Whole commands: what they print, what they write, how they fail."""
 
+import errno
 import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -544,6 +546,88 @@ def test_an_output_folder_that_cannot_be_written(run, tmp_path):
     code, _, err = run(*AUDIT, "--volume", "good.tif", "--out", str(tmp_path / "file" / "out"))
     assert code == 2
     assert "cannot be written" in err
+
+
+LONG = "a" * 300
+FULL = Path("/dev/full")
+UNTRAINED = ["--model", "my_networks:unequal", "--weights", "none"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", LONG], f"{LONG}: File name too long; choose a shorter name"),
+        (
+            ["train", "--resume", "--out", LONG],
+            f"{LONG}/config.yaml: File name too long; choose a shorter name",
+        ),
+        (
+            ["segment", "--run", LONG, "--volume", "good.tif", "--out", "o.npy"],
+            "File name too long; choose a shorter",
+        ),
+        (
+            ["neutralize", *UNTRAINED, "--out", f"{LONG}.safetensors"],
+            "File name too long; choose a shorter name",
+        ),
+        (
+            ["segment", *UNTRAINED, "--volume", "good.tif", "--out", "LOOP/o.npy"],
+            "loop/o.npy: Too many levels of symbolic links; the link leads back to itself",
+        ),
+        (
+            ["segment", *UNTRAINED[:3], f"{LONG}.pt", "--volume", "good.tif", "--out", "o.npy"],
+            f"{LONG}.pt: cannot be read (File name too long); check the path",
+        ),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_one_clear_line(run, tmp_path, arguments, message):
+    (tmp_path / "loop").symlink_to("loop")
+    code, out, err = run(*(word.replace("LOOP", str(tmp_path / "loop")) for word in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert message in err
+
+
+def test_a_folder_closed_to_the_user_is_one_clear_line(run, monkeypatch):
+    def closed(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.is_dir", closed)
+    _, _, err = run("report", "private/audit")
+    assert err == "error: private/audit: Permission denied; choose a place where you may read and write\n"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EBADF, "Bad file", "a.npy"), PermissionError("a port"), RuntimeError()]
+)
+def test_any_other_error_of_the_system_is_one_of_our_own(run, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("evenslice.cli.comparison.audit_strategies", fail)
+    code, _, err = run(*AUDIT, "--volume", "good.tif")
+    assert code == 70
+    assert "Traceback" in err
+
+
+def test_a_working_directory_that_was_removed(folder, tmp_path):
+    words = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m evenslice info good.npy"
+    done = subprocess.run(["sh", "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "error: the working directory: was removed; change to a folder that exists\n"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="only some systems have a disk that is always full")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_full_standard_output_is_one_clear_line(folder, more):
+    with FULL.open("w") as full:
+        command = [sys.executable, "-m", "evenslice", "info", "good.tif", *more]
+        done = subprocess.run(
+            command, cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: output: cannot be written (No space left on device); make room")
+    assert done.stderr.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(folder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import io
-import os
 import sys
 import traceback
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +24,7 @@ from evenslice.cli.segment import segment
 from evenslice.cli.study import study
 from evenslice.cli.survey import survey
 from evenslice.cli.symmetrize import symmetrize
+from evenslice.cli.system_errors import discard_stdout, refusal
 from evenslice.cli.train import train
 
 if TYPE_CHECKING:
@@ -141,24 +141,28 @@ def _is_interrupted(error: BaseException | None) -> bool:
 
 def _report(error: Exception, *, debug: bool) -> int:
     """Tell the user about an error, and return the exit status."""
-    if isinstance(error, EvensliceError | typer.TyperException):
-        if debug:
-            _print_traceback()
-        text = (
-            error.render(spelled_on_command_line)
-            if isinstance(error, EvensliceError)
-            else error.format_message()
-        )
-        if text:  # without arguments, the help was shown
-            typer.echo(f"error: {printable(without_secrets(' '.join(text.split())))}", err=True)
-        # Unfinished requests to a store may complain when the interpreter exits, after one of them has failed.
-        atexit.register(setattr, sys, "unraisablehook", lambda _: None)
-        return 2
     if isinstance(error, BrokenPipeError):  # nobody reads any longer; exit without a complaint
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         return 141  # as a shell reports SIGPIPE
-    _print_traceback()
-    return 70
+    text = _line(error)
+    if text is None or debug:
+        _print_traceback()
+    if text is None:
+        return 70
+    if text:  # without arguments, the help was shown
+        typer.echo(f"error: {printable(without_secrets(' '.join(text.split())))}", err=True)
+    # Unfinished requests to a store may complain when the interpreter exits, after one of them has failed.
+    atexit.register(setattr, sys, "unraisablehook", lambda _: None)
+    return 2
+
+
+def _line(error: Exception) -> str | None:
+    """Return what to tell about an error that is the user's; None for an internal error."""
+    if isinstance(error, EvensliceError):
+        return error.render(spelled_on_command_line)
+    if isinstance(error, typer.TyperException):
+        return error.format_message()
+    return refusal(error)
 
 
 def _print_traceback() -> None:

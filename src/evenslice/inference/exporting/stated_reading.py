@@ -49,6 +49,10 @@ def stated_reading(spec: str | None, weights: str | None) -> Reading | None:
         stated = _metadata(place) if spec == ONNX else _saved(place) or _configuration(place)
         return None if stated is None else Reading.from_plain(stated)
     except UNREADABLE as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise ModelError(
+                f"{place}: cannot be read ({error.strerror}); check the path, or that you may read it"
+            ) from error
         raise ModelError(
             f"{place}: its description of how it reads volumes is damaged ({reason(error)}); export the network again, or save "
             "it again"
