@@ -610,6 +610,30 @@ def test_any_other_error_of_the_system_is_one_of_our_own(run, monkeypatch, error
     assert "Traceback" in err
 
 
+@pytest.mark.parametrize(
+    "address", ["https://me:secret@127.0.0.1:9/x", "s3://bucket/x?key=secret", "HTTPS:/me:secret@h/x"]
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["segment", *UNTRAINED[:3], "ADDRESS", "--volume", "good.tif", "--out", "o.npy"],
+        ["segment", *UNTRAINED, "--volume", "good.tif", "--out", "o.npy", "--scratch", "ADDRESS"],
+        ["segment", "--model", "onnx", "--weights", "ADDRESS", "--volume", "good.tif", "--out", "o.npy"],
+        [*AUDIT, "--volume", "good.tif", "--out", "ADDRESS"],
+        ["train", "--resume", "--out", "ADDRESS"],
+        ["report", "ADDRESS"],
+    ],
+)
+def test_an_address_where_only_paths_are_taken_is_refused_without_its_secrets(
+    run, folder, arguments, address
+):
+    code, out, err = run(*(address if word == "ADDRESS" else word for word in arguments))
+    assert (code, out) == (2, "")
+    assert err.endswith(": is an address, which is not supported here; name a path of this machine\n")
+    assert "secret" not in err
+    assert not list(folder.glob("*:*")) + list(folder.glob("o.npy"))
+
+
 def test_a_working_directory_that_was_removed(folder, tmp_path):
     words = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m evenslice info good.npy"
     done = subprocess.run(["sh", "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@ import pytest
 
 from evenslice._core import errors
 from evenslice._core.errors import EvensliceError, MissingExtraError, did_you_mean, needs_extra, reason
+from evenslice._core.words import without_secrets
 
 
 def test_every_error_hangs_under_the_root_and_stands_in_the_documented_tree():
@@ -61,3 +62,9 @@ def test_a_reason_is_one_short_printable_line():
     assert reason(ValueError("\n\tbad \x1b[31m\nsecond line")) == "bad ?[31m"
     assert reason(RuntimeError()) == "RuntimeError"
     assert len(reason(ValueError("x" * 1000))) == 300
+
+
+def test_secrets_are_hidden_in_an_address_that_lost_a_slash_and_nothing_else_is():
+    assert without_secrets("at s3:/me:pass@b/x.zarr?sig=1, and more") == "at s3:/***@b/x.zarr?***, and more"
+    for path in ("file.h5:/a@b?c", "out.zarr:/a@b?c", "C:/a@b?c"):
+        assert without_secrets(path) == path

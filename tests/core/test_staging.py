@@ -112,3 +112,14 @@ def test_the_next_result_removes_what_a_killed_one_left_and_not_what_is_being_wr
         assert working.is_dir()
         (working / "b.txt").write_text("whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("staged", [staged_file, lambda path: staged_folder(path, ["a.txt"])])
+def test_an_address_is_not_taken_for_the_name_of_a_folder(tmp_path, monkeypatch, staged):
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(OutputError, match=r"^https://\*\*\*@host/a: is an address"),
+        staged("https://me:pass@host/a"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())

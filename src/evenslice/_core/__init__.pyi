@@ -35,6 +35,7 @@ from .import_paths import (
 from .interrupts import Terminated as Terminated
 from .leftovers import remove_leftovers as remove_leftovers
 from .listening import ProgressReport as ProgressReport, progress_to as progress_to
+from .local_paths import local_path as local_path
 from .locks import locked as locked, locked_folder as locked_folder
 from .progress import Advance as Advance, progress_bar as progress_bar
 from .staging import (

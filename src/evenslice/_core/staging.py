@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from evenslice._core.errors import OutputError, option
+from evenslice._core.local_paths import local_path
 from evenslice._core.manifests import MANIFEST, manifest_text, old_results, refuse_links
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
         force: replace an existing file.
 
     Raises:
-        OutputError: the name exists and ``force`` is not given, or it cannot be written.
+        OutputError: the name exists and ``force`` is not given, it is an address, or it cannot be written.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -44,7 +45,7 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
         >>> (folder / "a.txt").read_text(), len(list(folder.iterdir()))
         ('whole', 1)
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir() or (path.exists() and not force):
         hint = (
             "name a file" if path.is_dir() else f"choose another name, or replace it with {option('force')}"
@@ -128,9 +129,9 @@ def staged_folder(
 
     Raises:
         OutputError: the folder holds such results and ``force`` is not given, or files of such names that are not
-            results, or links; or it cannot be written.
+            results, or links; or it is an address, or cannot be written.
     """
-    path = Path(path)
+    path = local_path(path)
     made = not path.exists()
     with reporting_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)

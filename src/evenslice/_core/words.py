@@ -10,9 +10,15 @@ from typing import Any
 
 __all__ = ["json_text", "printable", "without_secrets"]
 
+PROTOCOLS = "https?|s3|gc?s|az|abfss?|s?ftp|ssh|hdfs|hf|file|zarr|n5|precomputed"
+"""A pattern of what is known to start addresses, also one that lost a slash as pathlib took it for a path."""
+
 # user:password@ after the scheme of an address, and everything behind its question mark but the sentence's punctuation.
-_USER = re.compile(r"(?<=://)[^\s/?#]*@")
-_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>]*[^\s'\"<>:;,.)]", re.IGNORECASE)
+_USER = re.compile(rf"(://|(?<![\w.])(?:{PROTOCOLS}):/)[^\s/?#]*@", re.IGNORECASE)
+_QUERY = re.compile(
+    rf"((?:\b[a-z][a-z0-9+.-]*://|(?<![\w.])(?:{PROTOCOLS}):/)[^\s?'\"<>]*)\?[^\s'\"<>]*[^\s'\"<>:;,.)]",
+    re.IGNORECASE,
+)
 # What can steer a terminal, or is no text: JSON escapes only the first 32 characters by itself.
 _INVISIBLE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
@@ -44,11 +50,13 @@ def without_secrets(value: Any) -> Any:
     Example:
         >>> without_secrets("https://me:pass@host/a.zarr?token=abc: not found")
         'https://***@host/a.zarr?***: not found'
+        >>> without_secrets("https:/me:pass@host/a.zarr")
+        'https:/***@host/a.zarr'
         >>> without_secrets({"image": ["s3://bucket/a.zarr", "C:/a@b?c"]})
         {'image': ['s3://bucket/a.zarr', 'C:/a@b?c']}
     """
     if isinstance(value, str):
-        return _QUERY.sub(r"\1?***", _USER.sub("***@", value)) if "://" in value else value
+        return _QUERY.sub(r"\1?***", _USER.sub(r"\1***@", value)) if ":/" in value else value
     if isinstance(value, dict):
         return {key: without_secrets(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

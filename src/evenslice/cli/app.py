@@ -6,13 +6,21 @@ import atexit
 import io
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 import evenslice
-from evenslice._core import EvensliceError, printable, spelled_on_command_line, without_secrets
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    local_path,
+    printable,
+    spelled_on_command_line,
+    without_secrets,
+)
 from evenslice.cli.audit import audit
 from evenslice.cli.demo import demo
 from evenslice.cli.evaluate import evaluate
@@ -57,6 +65,9 @@ class _Command(TyperCommand):
     """A command with --help among the options of the output, which tells interrupts from its own exit status."""
 
     def invoke(self, ctx: Any) -> Any:
+        for value in ctx.params.values():
+            if isinstance(value, Path):  # volumes, which may be at an address, are text
+                local_path(value, ConfigError)
         try:
             return super().invoke(ctx)
         # Typer would make it a status, as if the command had told the user.

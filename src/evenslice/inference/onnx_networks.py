@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import UNREADABLE, ConfigError, ModelError, needs_extra, option, reason
+from evenslice._core import UNREADABLE, ConfigError, ModelError, local_path, needs_extra, option, reason
 from evenslice.networks import METADATA_KEY, check_mean
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ def open_session(path: Path, providers: tuple[str, ...] = CPU, *, optimized: boo
     available = onnxruntime.get_available_providers()
     if missing := [name for name in providers if name not in available]:
         raise ConfigError(f"provider {missing[0]!r}: this onnxruntime has {', '.join(available)}")
+    path = local_path(path, ModelError)
     if (inside := path / "network.onnx").is_file():
         raise ModelError(f"{path}: is a folder; name {inside}")
     if not path.is_file():

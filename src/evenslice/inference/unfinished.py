@@ -22,7 +22,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, OutputError, locked, option, remove_leftovers, reporting_write_errors
+from evenslice._core import (
+    ConfigError,
+    OutputError,
+    local_path,
+    locked,
+    option,
+    remove_leftovers,
+    reporting_write_errors,
+)
 from evenslice.volumes import output_location
 
 if TYPE_CHECKING:
@@ -46,7 +54,7 @@ def place_of(
         shared: whether other machines work in it.
 
     Raises:
-        ConfigError: other machines would not see the folder.
+        ConfigError: other machines would not see the folder, or it is to be at an address.
     """
     target = output_location(out)
     if scratch is None and isinstance(target, Path):
@@ -57,7 +65,7 @@ def place_of(
             f"a folder that this machine and all workers share with {option('scratch')}"
         )
     name = re.sub(r"[^A-Za-z0-9._]+", "-", str(target))[-100:]
-    folder = Path(scratch or tempfile.gettempdir()).absolute()
+    folder = local_path(scratch or tempfile.gettempdir(), ConfigError).absolute()
     return folder / f"evenslice-{name}-{_digest(str(target))}.unfinished"
 
 

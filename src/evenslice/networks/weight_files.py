@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import UNREADABLE, ModelError, did_you_mean, needs_extra, reason
+from evenslice._core import UNREADABLE, ModelError, did_you_mean, local_path, needs_extra, reason
 from evenslice.networks.archives import SuspectFileError, check_archive
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
         path: a ``.safetensors`` file, or one that ``torch.save`` wrote: ``.pt``, ``.pth``, ``.ckpt``, ``.bin``.
 
     Raises:
-        ModelError: there is no such file, its content does not match its suffix, or it contains pickled Python
+        ModelError: it is an address, there is no such file, its content does not match its suffix, or it contains pickled Python
             objects, no state dict, or a tensor that states more values than are stored.
 
     Example:
@@ -83,7 +83,7 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
         ...     {key: tuple(tensor.shape) for key, tensor in read_weights(f"{folder}/net.ckpt").state.items()}
         {'conv.weight': (8, 3, 3, 3)}
     """
-    path = Path(path)
+    path = local_path(path, ModelError)
     if not path.is_file():
         raise ModelError(
             f"{path}: no such weights file; {did_you_mean(str(path), ['imagenet', 'none'])}, or the path of a file"
