@@ -123,3 +123,24 @@ def test_an_address_is_not_taken_for_the_name_of_a_folder(tmp_path, monkeypatch,
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_result_of_another_kind_is_kept_where_names_are_shared(tmp_path):
+    def write(*names, force):
+        documents = [name for name in names if name.endswith(".json")]
+        with staged_folder(tmp_path, names, documents=documents, force=force) as folder:
+            for name in names:
+                (folder / name).write_text('{\n  "format": 1}' if name in documents else names[0])
+
+    write("survey.json", "report.html", force=False)
+    for force in (False, True):
+        message = (
+            r"holds a result of another kind \(survey.json\), to which report.html belongs; choose another"
+        )
+        with pytest.raises(OutputError, match=message):
+            write("audit.json", "report.html", force=force)
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["report.html", "survey.json"]
+    assert (tmp_path / "report.html").read_text() == "survey.json"
+    write("survey.json", "report.html", force=True)
+    write("result.json", force=False)  # no name is shared
+    write("result.json", force=True)

@@ -37,7 +37,8 @@ def old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str] 
             earlier version; None: there is no list, the names alone decide.
 
     Raises:
-        OutputError: a file has the name of a result, but is not one that evenslice wrote, or is a link.
+        OutputError: a file has the name of a result, but is not one that evenslice wrote, or is one of another kind of
+            result, or is a link.
     """
     found = [item for pattern in patterns for item in sorted(folder.glob(pattern))]
     named = [folder / pattern for pattern in patterns if "*" not in pattern and "[" not in pattern]
@@ -51,7 +52,23 @@ def old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str] 
                 f"{item}: has the name of a result, but evenslice did not write it; move it away, or choose "
                 "another folder"
             )
+    if found and not _glob(folder, documents or patterns):
+        _refuse_others(folder, found, listed or ())
     return found
+
+
+def _refuse_others(folder: Path, found: Sequence[Path], listed: Iterable[str]) -> None:
+    """Check that files are not those of another kind of result; kinds share names such as report.html.
+
+    Raises:
+        OutputError: the folder has another result document, in the list.
+    """
+    for name in sorted(listed):
+        path = folder / name
+        if path.parent == folder and path.suffix == ".json" and path.is_file() and path not in found:
+            raise OutputError(
+                f"{folder}: holds a result of another kind ({name}), to which {found[0].name} belongs; choose another folder"
+            )
 
 
 def manifest_text(folder: Path, new: Iterable[str], documents: Sequence[str]) -> str:
