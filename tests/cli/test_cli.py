@@ -634,6 +634,26 @@ def test_an_address_where_only_paths_are_taken_is_refused_without_its_secrets(
     assert not list(folder.glob("*:*")) + list(folder.glob("o.npy"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["neutralize", *UNTRAINED, "--out", "n\udce9.safetensors"],
+            "n?.safetensors: is not UTF-8, as safetensors needs",
+        ),
+        (
+            ["segment", *UNTRAINED, "--volume", "good.tif", "--out", "o.h5:/x\udce9"],
+            "o.h5:/x?: the name of its dataset is not UTF-8; choose another",
+        ),
+    ],
+)
+def test_a_name_that_could_not_be_read_again_is_refused(run, folder, arguments, message):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}"), err
+    assert not list(folder.glob("o.h5")) + list(folder.glob("n*.safetensors"))
+
+
 def test_a_working_directory_that_was_removed(folder, tmp_path):
     words = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m evenslice info good.npy"
     done = subprocess.run(["sh", "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)

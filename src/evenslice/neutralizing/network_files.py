@@ -291,7 +291,7 @@ def save_network(
         record = record_with_names(model)
     if record is None:
         raise ModelError("the network has no record; call evenslice.neutralize on it before saving it")
-    _check_suffix(path)
+    _check_name(path)
     with staged_file(path, force=force) as beside:
         _write(model, beside, saved_text(record, source, reading), label=path)
 
@@ -323,9 +323,13 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
 
 
-def _check_suffix(path: str | os.PathLike[str]) -> None:
+def _check_name(path: str | os.PathLike[str]) -> None:
     if Path(path).suffix != ".safetensors":
         raise OutputError(f"{path}: networks are written as .safetensors; choose this suffix")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # safetensors writes such a file, and then reads it no more
+        raise OutputError(f"{path}: is not UTF-8, as safetensors needs; choose another name") from None
 
 
 def neutralize_file(  # noqa: PLR0913  # one for each option of the command
@@ -372,7 +376,7 @@ def neutralize_file(  # noqa: PLR0913  # one for each option of the command
     spec, weights = find_in_folder(spec, weights)
     if Path(weights).is_file() and Path(out).exists() and Path(out).samefile(weights):
         raise OutputError(f"{out}: is the file of weights to read; write to another file")
-    _check_suffix(out)
+    _check_name(out)
     with staged_file(out, force=force) as beside:
         loaded = load_network(
             spec,

@@ -70,6 +70,10 @@ def parse_destination(path: str | os.PathLike[str]) -> Destination:
         if not parts or {".", ".."} & set(parts):
             raise OutputError(f"{path}: names no dataset; name one, such as {label}:/labels")
         dataset = "/" + "/".join(parts)
+        try:
+            dataset.encode()
+        except UnicodeEncodeError:
+            raise OutputError(f"{path}: the name of its dataset is not UTF-8; choose another") from None
     name = Path(label).name
     return Destination(
         os.fspath(path), find_write_format(name, os.fspath(path)), Path(label).absolute(), dataset
