@@ -68,7 +68,7 @@ def biased_stem():
 def test_strangers_come_from_beyond_the_window():
     levels = np.arange(12, dtype=np.float32)[:, None, None] + np.zeros((12, 64, 32), np.float32)
     reader = Windows(evenslice.open_volume(levels), 3, (32, 32))
-    levels = torch.from_numpy(reader.grid.scaling(range(1, 11)))
+    levels = torch.from_numpy(reader.grid.scaling(np.arange(1, 11, dtype=np.float32)))
     found = reader.read_strangers([5] * 50)[:, :, 0, 0].flatten()
     assert set(found.tolist()) == set(levels.tolist()) - set(levels[3:6].tolist())
 

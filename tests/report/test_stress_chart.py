@@ -47,7 +47,7 @@ def test_the_bars_are_the_losses_before_and_after():
     drawing = stress_figure(items)
     assert bars(drawing.figure) == [[0.3, 0.1, 0.05, -0.02] * 2]
     assert [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()] == ["missing", "blank"]
-    assert "slice is missing (the middle slice in its place) or blank. A fair" in drawing.reading
+    assert "slice is missing (the middle slice in its place) or blank. Where a" in drawing.reading
     assert drawing.name == "stress"
     assert "means over" not in drawing.reading
     assert drawing.reading.endswith("With intact slices, the Dice is 0.900 (one) and 0.900 (two).")

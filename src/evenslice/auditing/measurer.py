@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     Network = ReadyNetwork | BlackBox
 
 __all__ = ["Explained", "Measurer", "Network", "ReadBatch"]
+
+ALIKE = ("gradient", "occlusion")
+"""Methods that treat each window of a batch as if it were alone: others draw samples, which depend on the place in it."""
 
 
 @dataclass(frozen=True)
@@ -142,21 +145,19 @@ class Measurer:
         method: str | None = None,
         only: int | Tensor | None = None,
         known: Tensor | None = None,
-        mirrors_of: Attributed | None = None,
+        predicted: Tensor | None = None,
+        mirrored: bool = False,
     ) -> Attributed:
-        """Explain windows by a method, by default the first; see ``attribute`` for the options.
-
-        With ``mirrors_of``, what was found for the windows, their mirrors are explained, for the same classes.
-        """
+        """Explain windows or their mirrors by a method, by default the first; see ``attribute`` for the options."""
         return attribute(
-            self.network if mirrors_of is None else Mirrored(self.network),
+            Mirrored(self.network) if mirrored else self.network,
             windows,
             method=method or self.methods.first,
             target=self.target,
             labels=labels,
             only=only,
             known=known,
-            predicted=None if mirrors_of is None else classes_for_mirrors(self.target, mirrors_of.output),
+            predicted=predicted,
             seed=self.seed,
         )
 
@@ -169,7 +170,7 @@ class Measurer:
         only: int | Tensor | None = None,
         found: Explained | None = None,
     ) -> Explained:
-        """Explain windows, and their mirrors for the same classes.
+        """Explain windows, and their mirrors for the same classes; parts of windows in one pass, where that can be.
 
         Args:
             windows: (m, N, y, x); parts of windows if the measurer has a ``crop``.
@@ -179,9 +180,32 @@ class Measurer:
             found: what another method found for the same windows, if the network need not run again for their outputs.
         """
         known, mirrored = (None, None) if found is None else (found.given.output, found.mirrored.output)
+        if self.crop is not None and method in ALIKE and known is not None and mirrored is not None:
+            pairs, maps = _pair(windows, labels)
+            outputs, classes = torch.cat([known, mirrored]), _twice(classes_for_mirrors(self.target, known))
+            return _unpair(
+                self.explain(pairs, maps, method=method, only=_twice(only), known=outputs, predicted=classes)
+            )
         given = self.explain(windows, labels, method=method, only=only, known=known)
+        return self.with_mirrors(windows, labels, given, method=method, only=only, known=mirrored)
+
+    def with_mirrors(
+        self,
+        windows: Tensor,
+        labels: Tensor | None,
+        given: Attributed,
+        *,
+        method: str | None = None,
+        only: int | Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Explained:
+        """Explain the mirrors of windows for the same classes, and return that beside what was found for the windows."""
+        classes = classes_for_mirrors(self.target, given.output)
         return Explained(
-            given, self.explain(windows, labels, method=method, only=only, known=mirrored, mirrors_of=given)
+            given,
+            self.explain(
+                windows, labels, method=method, only=only, known=known, predicted=classes, mirrored=True
+            ),
         )
 
     def explainer(self, windows: Tensor, labels: Tensor | None) -> Callable[[int | Tensor | None], Explained]:
@@ -204,9 +228,9 @@ def _pair(windows: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None
     return torch.cat([windows, windows.flip(1)]), None if labels is None else torch.cat([labels, labels])
 
 
-def _twice(only: int | Tensor | None) -> int | Tensor | None:
+def _twice(classes: int | Tensor | None) -> Any:
     """Return the classes of windows for these, then for their mirrors."""
-    return torch.cat([only, only]) if isinstance(only, torch.Tensor) else only
+    return torch.cat([classes, classes]) if isinstance(classes, torch.Tensor) else classes
 
 
 def _unpair(found: Attributed) -> Explained:

@@ -21,7 +21,6 @@ import torch
 
 from evenslice._core import map_ahead, map_in_order
 from evenslice.auditing.finite import check_finite
-from evenslice.auditing.measurer import Explained
 from evenslice.auditing.rounding import USE_FIELDS, remove_rounding
 from evenslice.auditing.subset import cut, measure_subset
 from evenslice.inference import computing_in
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evenslice.auditing.batches import WindowBatch
-    from evenslice.auditing.measurer import Measurer, ReadBatch
+    from evenslice.auditing.measurer import Explained, Measurer, ReadBatch
     from evenslice.auditing.methods import Attributed
 
 __all__ = ["MeasuredBatch", "measure_batches"]
@@ -137,7 +136,7 @@ def _measure_windows(
     given: Attributed,
 ) -> MeasuredBatch:
     """Measure windows from what the first method found for them."""
-    found = Explained(given, measurer.explain(windows, labels, mirrors_of=given))
+    found = measurer.with_mirrors(windows, labels, given)
     check_finite(measurer, found, batch.places, measurer.methods.first)
     rows = found.rows(classes=measurer.classes)
     _leave_out_own_mirrors(rows, windows)
