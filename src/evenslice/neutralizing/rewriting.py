@@ -197,6 +197,8 @@ def _share_weights(stems: Sequence[Stem], owners: Sequence[int], *, drawn: bool)
     """
     for stem, owner in zip(stems, owners, strict=True):
         shared = stems[owner].module.weight
+        if stem.module.weight is shared:
+            continue
         if not drawn and not torch.equal(stem.module.weight, shared):
             raise ModelError(
                 f"the layers {stems[owner].label} and {stem.label} share a weight, but get slices that are scaled differently; "
