@@ -132,6 +132,10 @@ def run(words: Sequence[str]) -> int:
         raise (
             error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt
         ) from error
+    except SystemExit as error:  # what Typer makes of an output that nobody reads
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return _report(error.__context__, debug=debug)
     except Exception as error:  # an internal error must not look like the status of a bias
         if _is_interrupted(error):
             raise KeyboardInterrupt from error

@@ -1,0 +1,120 @@
+"""A folder of volumes and networks, and the command line within this process, for the tests of commands."""
+
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from evenslice import cli
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def unequal():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        network[0].weight *= torch.tensor([1.0, 4.0, 0.2]).view(1, 3, 1, 1)
+    return network
+
+def slow():
+    import time
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = unequal()
+        def forward(self, x):
+            print("running", flush=True)
+            time.sleep(0.2)
+            return self.inner(x)
+    return Slow()
+
+def classes_only():
+    class ClassesOnly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = unequal()
+        def forward(self, x):
+            return (self.inner(x) > 0).float()
+    return ClassesOnly()
+
+def talkative():
+    class Talkative(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = unequal()
+        def forward(self, x):
+            print("running")
+            return self.inner(x)
+    return Talkative()
+
+def in_parts():
+    network = nn.Sequential()
+    network.add_module("encoder", nn.Conv2d(3, 4, 3, padding=1))
+    network.add_module("decoder", nn.Conv2d(4, 2, 1))
+    return network
+
+def one_slice():
+    return nn.Conv2d(1, 2, 3, padding=1)
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a network to import and a few volumes, good and bad."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "my_networks.py").write_text(NETWORKS)
+    rng = np.random.default_rng(0)
+    good = rng.integers(0, 255, (30, 48, 40), dtype=np.uint8)
+    tifffile.imwrite(
+        folder / "good.tif",
+        good,
+        imagej=True,
+        resolution=(0.25, 0.25),
+        metadata={"axes": "ZYX", "spacing": 50, "unit": "nm"},
+    )
+    tifffile.imwrite(folder / "labels.tif", (good > 128).astype(np.uint8))
+    tifffile.imwrite(folder / "short_labels.tif", good[:20])
+    np.save(folder / "two.npy", good[0])
+    np.save(folder / "four.npy", np.stack([good, good]))
+    np.save(folder / "constant.npy", np.full((20, 40, 40), 7, np.uint8))
+    broken = good.astype(np.float32)
+    broken[3, 4, 5] = np.nan
+    np.save(folder / "nan.npy", broken)
+    np.save(folder / "thin.npy", good[:2])
+    (folder / "text.tif").write_text("not a picture")
+    (folder / "cut.tif").write_bytes((folder / "good.tif").read_bytes()[:20000])
+    torch.manual_seed(0)
+    torch.save(dict.fromkeys(["other.weight"], torch.zeros(2)), folder / "other.pt")
+    torch.save(torch.nn.Conv2d(3, 2, 1), folder / "pickled.pt")
+    (folder / "junk.pt").write_bytes(b"junk")
+    sys.path.insert(0, str(folder))
+    import my_networks
+
+    torch.save(my_networks.unequal().state_dict(), folder / "weights.pt")
+    whole = my_networks.in_parts().state_dict()
+    torch.save(
+        {key: value for key, value in whole.items() if key.startswith("encoder")}, folder / "encoder.pt"
+    )
+    sys.path.remove(str(folder))
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Run the command line within this process, in the folder of volumes."""
+
+    def run(*arguments):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["evenslice", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    return run
