@@ -207,7 +207,7 @@ def test_bioimageio_core_accepts_and_runs_a_model(tmp_path, intensity):
     scaled = Scaling(*(intensity or np.percentile(voxels, (0.5, 99.5))))(voxels)
     given = core_runs(folder, voxels, tmp_path)
     np.testing.assert_allclose(given, wanted(network, scaled), atol=1e-4)
-    file = evenslice.load_onnx(folder / "network.onnx")  # outside of bioimage.io, it states its scaling
+    file = evenslice.load_onnx(folder / "weights.onnx")  # outside of bioimage.io, it states its scaling
     np.testing.assert_allclose(file(scaled), wanted(network, scaled), atol=1e-5)
 
 
@@ -359,6 +359,26 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     evenslice.export(network, tmp_path / "a", to="huggingface", force=True)
     with pytest.raises(ModelError, match="has no record; call evenslice.neutralize"):
         evenslice.export(nn.Conv2d(3, 1, 1), tmp_path / "b", to="huggingface")
+
+
+def test_two_formats_that_share_a_name_do_not_mix_in_one_folder(tmp_path):
+    network = nn.Conv2d(3, 2, 3, padding=1).eval()
+    evenslice.neutralize(network, 3, mean=0.4, std=0.2)
+    for first, second, document in [
+        ("huggingface", "bioimageio", "config.json"),
+        ("bioimageio", "huggingface", "rdf.yaml"),
+    ]:
+        folder = tmp_path / first
+        evenslice.export(network, folder, to=first)
+        evenslice.export(network, folder, to="onnx")  # which shares no name with them
+        readme = (folder / "README.md").read_text()
+        for force in (False, True):
+            with pytest.raises(
+                OutputError, match=f"another kind \\({document}\\), to which README.md belongs"
+            ):
+                evenslice.export(network, folder, to=second, force=force)
+        assert (folder / "README.md").read_text() == readme
+        evenslice.export(network, folder, to=first, force=True)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,12 @@ def _refuse_others(folder: Path, found: Sequence[Path], listed: Iterable[str]) -
     """
     for name in sorted(listed):
         path = folder / name
-        if path.parent == folder and path.suffix == ".json" and path.is_file() and path not in found:
+        if (
+            path.parent == folder
+            and path.suffix in {".json", ".yaml"}
+            and path.is_file()
+            and path not in found
+        ):
             raise OutputError(
                 f"{folder}: holds a result of another kind ({name}), to which {found[0].name} belongs; choose another folder"
             )

@@ -14,7 +14,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, ModelError, json_text, needs_extra, option
 from evenslice.inference.exporting.onnx_writing import INPUT, OUTPUT, write_onnx
-from evenslice.inference.exporting.readme import readme_text
+from evenslice.inference.exporting.readme import README, readme_text
 from evenslice.inference.onnx_networks import open_session
 from evenslice.volumes import PERCENTILES, Scaling
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BIOIMAGEIO_FILES", "write_bioimageio"]
 
-WEIGHTS, TEST_INPUT, TEST_OUTPUT = "network.onnx", "test_input.npy", "test_output.npy"
-BIOIMAGEIO_FILES = ("rdf.yaml", "README.md", WEIGHTS, TEST_INPUT, TEST_OUTPUT)
+WEIGHTS, TEST_INPUT, TEST_OUTPUT = "weights.onnx", "test_input.npy", "test_output.npy"
+BIOIMAGEIO_FILES = ("rdf.yaml", README, WEIGHTS, TEST_INPUT, TEST_OUTPUT)
 TAGS = ("semantic-segmentation", "2d", "evenslice", "slices")
 UNNAMED = "Unnamed author"
 EPS = 1e-6  # of ``scale_range``
@@ -59,7 +59,7 @@ def write_bioimageio(
     np.save(folder / TEST_INPUT, voxels)
     (output,) = open_session(folder / WEIGHTS).run(None, {INPUT: _preprocessed(voxels, description)})
     np.save(folder / TEST_OUTPUT, output)
-    (folder / "README.md").write_text(readme_text(description, _usage()), encoding="utf-8")
+    (folder / README).write_text(readme_text(description, _usage()), encoding="utf-8")
     _write_description(folder, _document(description, written))
     return written
 
@@ -114,7 +114,7 @@ def _document(description: Description, written: WrittenOnnx) -> dict[str, Any]:
         "authors": authors,
         **({"license": card.license} if card.license else {}),
         "cite": [_citation(text) for text in description.citations],
-        "documentation": {"source": "README.md"},
+        "documentation": {"source": README},
         "tags": list(TAGS),
         "inputs": [
             {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import ConfigError, OutputError, did_you_mean, option, staged_folder
 from evenslice.inference.exporting.description import Description, ModelCard, describe
 from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
+from evenslice.inference.exporting.readme import README
 from evenslice.neutralizing import Reading
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     Raises:
         ModelError: the network cannot be exported in this format, or the file computes something else.
         ConfigError: an option is out of range.
-        OutputError: the folder holds such files, or cannot be written.
+        OutputError: the folder holds such files, or an export in a format that shares some of their names, or cannot be
+            written.
         MissingExtraError: a package of the extra ``export`` is not installed.
 
     Example:
@@ -159,7 +161,8 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         audits=audits,
     )
     files = _files(to)
-    with staged_folder(out, files, documents=files, force=force) as folder:
+    own = [name for name in files if name != README]  # which two formats share
+    with staged_folder(out, files, documents=own, force=force) as folder:
         written = _write(model, folder, to, description, source, tile)
     return Exported(
         Path(out),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core import json_text, needs_extra
 from evenslice.inference.exporting.description import LIBRARY
-from evenslice.inference.exporting.readme import readme_text
+from evenslice.inference.exporting.readme import README, readme_text
 from evenslice.neutralizing import Reading, save_network
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HUGGINGFACE_FILES", "write_huggingface"]
 
-HUGGINGFACE_FILES = ("model.safetensors", "config.json", "README.md")
+HUGGINGFACE_FILES = ("model.safetensors", "config.json", README)
 TAGS = ("evenslice", "2.5d", "volumes")
 
 
@@ -37,7 +37,7 @@ def write_huggingface(
     save_network(model, folder / "model.safetensors", source=source)
     configuration = {"library_name": LIBRARY, **_settings(description)}
     (folder / "config.json").write_text(json_text(configuration), encoding="utf-8")
-    (folder / "README.md").write_text(
+    (folder / README).write_text(
         f"---\n{_header(description)}\n---\n\n{readme_text(description, _usage(description))}",
         encoding="utf-8",
     )

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from evenslice.inference.exporting.description import Description
     from evenslice.volumes import LabelValues
 
-__all__ = ["readme_text"]
+__all__ = ["README", "readme_text"]
+
+README = "README.md"
+"""Name of the file, in every format that has one."""
 
 COMPARE = (
     "Compare its answers with labels of your own: `evenslice evaluate --stress` also shows what a lost or damaged "
