@@ -27,7 +27,7 @@ help:
 	@echo "make benchmarks  speed, memory, calibration and sanity checks (long)"
 	@echo "make fuzz        open damaged volumes and results of every kind by the thousand (long)"
 	@echo "make results     docs/results.md, from what the studies found"
-	@echo "make modules     the table of modules in CONTRIBUTING.md, from their docstrings"
+	@echo "make modules     the tables of modules in src/README.md, from their docstrings"
 	@echo "make sweep       neutralize every network of every library; goes on where it was (hours)"
 	@echo "make coverage    docs/coverage.md, from what the sweep found"
 

@@ -1,4 +1,4 @@
-"""The table of modules in CONTRIBUTING.md, from the first line of their docstrings.
+"""The tables of modules in src/README.md, from the first line of their docstrings.
 
 python studies/write_modules.py
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "evenslice"
-PAGE = ROOT / "CONTRIBUTING.md"
+PAGE = ROOT / "src" / "README.md"
 BEGIN, END = "<!-- modules: made by studies/write_modules.py -->\n", "<!-- end of modules -->\n"
 
 

@@ -1,4 +1,4 @@
-"""The house is as CONTRIBUTING says: packages, what they export, who imports whom, and how long modules are."""
+"""The house is as CONTRIBUTING and src/README say: packages, what they export, who imports whom, how long modules are."""
 
 import ast
 import importlib
@@ -137,7 +137,7 @@ def test_modules_are_short():
     assert median(lengths.values()) < 180
 
 
-def test_every_module_says_what_it_holds_and_contributing_lists_it():
+def test_every_module_says_what_it_holds_and_one_page_lists_it():
     with script("write_modules") as module:
         text = module.PAGE.read_text()
         assert module.page(text) == text, "run make modules"
