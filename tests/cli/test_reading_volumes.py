@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from evenslice import ConfigError, open_volume
+from evenslice import ConfigError, EvensliceError, open_volume
 from evenslice.cli import main
 from evenslice.cli.label_opening import LabelledOpening
 from evenslice.inference import stated_reading
@@ -150,3 +150,17 @@ def test_labels_that_their_writer_may_have_misnamed_like_the_volume_need_a_decis
 def test_axes_of_labels_are_refused_without_labels(turned):
     with pytest.raises(ConfigError, match="label_axes: has no effect without labels"):
         LabelledOpening(label_axes="xyz").refuse()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_axes": "zy"}, "labels.tif: --label-axes zy names 2 axes|--label-axes zy: "),
+        ({"axes": "xyz", "label_axes": "tzyx"}, "--label-axes tzyx names 4 axes, its shape .8, 8, 8. has 3"),
+        ({}, "four.npy: has 4 dimensions .*; name them, as --label-axes tzyx"),
+    ],
+)
+def test_what_is_wrong_with_the_axes_of_labels_is_said_of_their_option(turned, options, message):
+    np.save("four.npy", np.stack([turned, turned]))
+    with pytest.raises(EvensliceError, match=message):
+        LabelledOpening(**options).open_labels("labels.tif" if options else "four.npy", "stored.npy")

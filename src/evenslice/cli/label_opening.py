@@ -4,7 +4,7 @@
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from evenslice.cli.options import Opening, volume
 
@@ -40,7 +40,10 @@ class LabelledOpening(Opening):
         from evenslice.volumes import stated_axes
 
         if self.label_axes is not None or self.axes is None:
-            return self._open_named(path, self.label_axes)
+            try:
+                return self._open_named(path, self.label_axes)
+            except EvensliceError as error:
+                raise type(error)(error.render(_spelled_for_labels)) from error
         states = partial(stated_axes, level=self.level, series=dict(self.select or ()).get("series"))
         stated = states(path)
         if stated is None:
@@ -73,7 +76,15 @@ class LabelledOpening(Opening):
         try:
             return replace(self, axes=axes).open(path)
         except EvensliceError:
-            axes = None if axes is None else "".join(axis for axis in axes if axis.lower() in "zyx")
+            if axes is not None and axes != self.label_axes:
+                axes = "".join(axis for axis in axes if axis.lower() in "zyx")
             with suppress(EvensliceError):
                 return replace(self, axes=axes, select=None).open(path)
             raise
+
+
+def _spelled_for_labels(name: str, value: Any) -> str:
+    """Spell an option of reading a volume as that for labels."""
+    from evenslice._core import spelled_on_command_line
+
+    return spelled_on_command_line("label_axes" if name == "axes" else name, value)
