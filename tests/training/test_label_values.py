@@ -102,6 +102,13 @@ def test_the_option_that_a_label_value_needs_is_named(array, options, remedy):
         classes(array, 2, **options)
 
 
+def test_class_numbers_without_a_number_of_classes_are_whole():
+    assert classes([0.0, 3.0], None) == [0, 3]
+    for wrong in (0.5, np.nan):
+        with pytest.raises(VolumeError, match=f"holds {wrong}, which is not a label"):
+            classes([0, wrong], None)
+
+
 def test_the_index_leaves_out_what_is_ignored():
     labels = LabelValues(ignore_label=255).class_volume(open_volume(np.array([[[0, 1, 255, 1]]])), 2)
     index = index_classes(labels, 2, keep=10)

@@ -202,7 +202,8 @@ class _ClassMap:
     def _classes(self, stored: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the class of each value, and whether it has one."""
         if not self.values:
-            return stored.astype(np.int64), np.ones(stored.shape, bool)
+            whole = ~find_fractions(stored)
+            return np.where(whole, stored, 0).astype(np.int64), whole
         # Of two types of integers, NumPy may compare both as float64, to which large neighbours are equal.
         numbers = {"b": np.dtype(np.int64), "f": np.dtype(np.float64)}.get(stored.dtype.kind, stored.dtype)
         order = sorted(
@@ -217,7 +218,7 @@ class _ClassMap:
         return classes, rising[place] == stored
 
     def _wrong(self, value: float) -> VolumeError:
-        if self.lenient:
+        if self.lenient or not self.values:
             return no_label(self.path, value)
         shown = f"{value:g}" if value % 1 else str(+value).removesuffix(".0")  # whole numbers in full
         return VolumeError(
