@@ -4,7 +4,8 @@
 
 The network of the demonstration segments and audits a volume on a local Dask cluster of one and two workers, each with
 one thread; the ratios are of alternating measurements within one run. A small segmentation before each measurement
-makes the workers import their modules.
+makes the workers import their modules. The same ratio for bare forward passes, in equal parts on the workers, says what the
+machine allows: two cores share their caches, their memory and their clock.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dask
-from distributed import LocalCluster
+import torch
+from distributed import Client, LocalCluster
 
 import evenslice
 from evenslice.cli.demonstration import SPEC
@@ -28,6 +30,7 @@ from evenslice.volumes import mni152
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+PASSES = 192  # of a window of 256 x 256, by all workers together
 THREADS = {f"{name}_NUM_THREADS": 1 for name in ("OMP", "MKL", "OPENBLAS")}
 
 
@@ -41,6 +44,23 @@ def scheduler(workers: int) -> Iterator[str]:
         ) as cluster,
     ):
         yield cluster.scheduler_address
+
+
+def passes(count: int) -> None:
+    """Run the network on batches of 4 windows, as a task of a worker."""
+    network = load_network(SPEC, "imagenet", slices=3, strategy="pretrained").model.eval()
+    windows = torch.rand(4, 3, 256, 256)
+    with torch.inference_mode():
+        for _ in range(count // 4):
+            network(windows)
+
+
+def bare(address: str) -> None:
+    """Run bare passes in equal parts on all workers."""
+    with Client(address) as client:
+        workers = list(client.scheduler_info()["workers"])
+        share = PASSES // len(workers)
+        client.gather([client.submit(passes, share, workers=[name], pure=False) for name in workers])
 
 
 def main() -> None:
@@ -86,7 +106,7 @@ def main() -> None:
                 run(address)
                 return time.perf_counter() - start
 
-        for run in (segment, audit):
+        for run in (bare, segment, audit):
             ratios = [seconds(run, 1) / seconds(run, 2) for _ in range(options.rounds)]
             print(
                 f"{run.__name__}, one worker / two: median {statistics.median(ratios):.2f} (from "
