@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from evenslice.results.effective_slices import effective_slices
 from evenslice.results.mixtures import mixture_quantile, mixture_weights
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ class MeanFit:
         if self.dof > 0:
             slices, widest, enough = np.asarray(self.dof + self.volumes), WIDEST, ENOUGH_SLICES
             if self.effective is not None:
-                slices, widest, enough = self.effective, WIDEST_RATIO, ENOUGH_FOR_RATIO
+                slices = self.effective
+                if self.positive:
+                    widest, enough = WIDEST_RATIO, ENOUGH_FOR_RATIO
             dof = slices - self.volumes
             half = mixture_quantile(np.maximum(dof, LEAST_DOF), self.scale, self.weight, tail)
             half = half * _widening(slices, widest, enough)
@@ -196,13 +199,21 @@ def mean_interval(
     return fit.intervals(bounds)[0]
 
 
-def fit_means(values: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None = None) -> MeanFit:
+def fit_means(
+    values: ArrayLike,
+    positions: ArrayLike,
+    volumes: ArrayLike | None = None,
+    *,
+    whole: ArrayLike | None = None,
+) -> MeanFit:
     """Estimate the means of several quantities measured on the same windows, and their precision.
 
     Args:
         values: (n, q) finite values.
         positions: (n,) position of the windows along z, as for ``mean_interval``.
         volumes: (n,) index of the volume of each window; None for a single volume.
+        whole: (n, q) what the windows weigh in the ratios of which these are the linearisation, see ``fit_ratio``;
+            None if each counts the same.
 
     Returns:
         The fit, from which intervals can be computed.
@@ -232,6 +243,7 @@ def fit_means(values: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None
         weight=mixture_weights(log_weight[:, None] - dof / 2 * np.log(residual)),
         volumes=count,
         between=means.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.zeros_like(means[0]),
+        effective=None if whole is None else effective_slices(whole, positions, volumes),
     )
 
 
@@ -276,12 +288,7 @@ def fit_ratio(
     if root:
         ratio = np.sqrt(ratio)
         influence = influence / np.where(ratio > 0, 2 * ratio, 1.0)
-    return replace(
-        fit_means(influence, *at),
-        estimate=ratio,
-        positive=True,
-        effective=_effective_slices(whole[valid] / scale, *at),
-    )
+    return replace(fit_means(influence, *at, whole=whole[valid] / scale), estimate=ratio, positive=True)
 
 
 def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None = None) -> MeanFit:
@@ -315,16 +322,6 @@ def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None 
 def _widening(slices: NDArray[Any], widest: float, enough: int) -> Floats:
     """Return the factor by which the intervals of a number of slices are widened."""
     return np.asarray(1 + (widest - 1) * np.clip((enough - slices) / (enough - FEW_SLICES), 0, 1))
-
-
-def _effective_slices(whole: Floats, positions: NDArray[Any], volumes: NDArray[Any]) -> Floats:
-    """Return how many slices of equal whole are worth as much as these (q,); volumes count as in ``fit_means``."""
-    _, volume, windows = np.unique(volumes, return_inverse=True, return_counts=True)
-    places, place = np.unique(np.stack([volume, positions]), axis=1, return_inverse=True)
-    sums = np.zeros((places.shape[1], whole.shape[1]))
-    np.add.at(sums, place.ravel(), whole / windows[volume, None])
-    squares, same = (sums**2).sum(axis=0), np.full(whole.shape[1], float(len(sums)))
-    return np.asarray(np.divide(sums.sum(axis=0) ** 2, squares, out=same, where=squares > 0))
 
 
 class _Slices(NamedTuple):

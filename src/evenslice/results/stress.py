@@ -13,7 +13,8 @@ volumes: it need not be 0 for a symmetric network.
 
 Intervals are those of ``results.intervals`` over slices, of the slices' influence on the pooled Dice: to first
 order, a slice with h hits and sizes s moves Dice = 2 H / S by (2 h - Dice s) / S, and Dice plus n times that is its
-value. Both sides are measured on the same slices, so the differences are paired.
+value. Both sides are measured on the same slices, so the differences are paired. Dice is a ratio, so slices count by
+their sizes, and those without any of the classes do not count.
 """
 
 from __future__ import annotations
@@ -222,8 +223,8 @@ def summarize_stress(
         (0.5, Interval(estimate=0.0, low=0.0, high=0.0), 0.5)
     """
     ways = counts.hits.shape[1]
-    dice, iou, influence = (
-        np.full(shape, np.nan) for shape in [(len(_volumes(counts)), ways)] * 2 + [counts.hits.shape[:2]]
+    dice, iou, influence, weight = (
+        np.full(shape, np.nan) for shape in [(len(_volumes(counts)), ways)] * 2 + [counts.hits.shape[:2]] * 2
     )
     classes = []
     for row, volume in enumerate(_volumes(counts)):
@@ -237,8 +238,12 @@ def summarize_stress(
         dice[row] = pooled[:, present].mean(axis=1)
         iou[row] = (pooled / (2 - pooled))[:, present].mean(axis=1)
         moved = (2 * hits - pooled * sizes)[:, :, present] / sizes.sum(axis=0)[:, present]
-        influence[here] = here.sum() * moved.mean(axis=2)
-    losses = _intervals(counts, dice, influence, [(0, way) for way in range(ways)])
+        part = (sizes[:, :, present] / sizes.sum(axis=0)[:, present]).mean(axis=2)
+        counted = part.any(axis=1)
+        influence[here] = np.where(counted[:, None], counted.sum() * moved.mean(axis=2), np.nan)
+        weight[here] = counted.sum() * part
+    effects = _Effects(counts, dice, influence, weight)
+    losses = effects.intervals([(0, way) for way in range(ways)])
     scores = [
         DisturbedScore(of_dice, of_iou, tuple(per_class), loss)
         for of_dice, of_iou, per_class, loss in zip(
@@ -247,7 +252,7 @@ def summarize_stress(
     ]
     firsts = range(2, ways, WAYS)
     # The loss before less the loss after is the Dice after less the Dice before.
-    asymmetries = _intervals(counts, dice, influence, [(first + 1, first) for first in firsts])
+    asymmetries = effects.intervals([(first + 1, first) for first in firsts])
     return Stress(
         reference,
         len(counts.z),
@@ -267,30 +272,40 @@ def _volumes(counts: StressCounts) -> list[int]:
     return found
 
 
-def _intervals(
-    counts: StressCounts, dice: Floats, influence: Floats, pairs: Sequence[tuple[int, int]]
-) -> tuple[Interval, ...]:
-    """Return the difference in Dice of pairs of ways, the first less the second, with 95 % intervals.
+class _Effects(NamedTuple):
+    """What slices do to the Dice of their volumes.
 
-    Args:
+    Attributes:
         counts: of all slices.
         dice: (volumes, ways).
-        influence: (slices, ways) what a slice adds to the Dice of its volume, with mean 0 over its slices.
-        pairs: indices of ways.
+        influence: (n, ways) what a slice adds to the Dice of its volume, with mean 0 over the slices that count; NaN for
+            the others.
+        weight: (n, ways) the part that it has in the sizes of its volume, relative to the mean.
     """
-    one, other = np.array(pairs).T
-    known = ~np.isnan(influence[:, 0])
-    if not known.any():
-        return (UNKNOWN,) * len(pairs)
-    difference = dice[:, one] - dice[:, other]
-    row = np.searchsorted(_volumes(counts), counts.volume[known])
-    values = difference[row] + influence[known][:, one] - influence[known][:, other]
-    half = fit_means(values, counts.z[known], counts.volume[known]).half_width()
-    estimates = _mean(difference)  # the mean of the values, without their rounding
-    return tuple(
-        Interval(estimate, max(estimate - width, -1.0), min(estimate + width, 1.0))
-        for estimate, width in zip(estimates.tolist(), half.tolist(), strict=True)
-    )
+
+    counts: StressCounts
+    dice: Floats
+    influence: Floats
+    weight: Floats
+
+    def intervals(self, pairs: Sequence[tuple[int, int]]) -> tuple[Interval, ...]:
+        """Return the difference in Dice of pairs of ways, the first less the second, with 95 % intervals."""
+        one, other = np.array(pairs).T
+        known = ~np.isnan(self.influence[:, 0])
+        if not known.any():
+            return (UNKNOWN,) * len(pairs)
+        difference = self.dice[:, one] - self.dice[:, other]
+        volume = self.counts.volume[known]
+        row = np.searchsorted(_volumes(self.counts), volume)
+        influence, weight = self.influence[known], self.weight[known]
+        values = difference[row] + influence[:, one] - influence[:, other]
+        whole = (weight[:, one] + weight[:, other]) / 2
+        half = fit_means(values, self.counts.z[known], volume, whole=whole).half_width()
+        estimates = _mean(difference)  # the mean of the values, without their rounding
+        return tuple(
+            Interval(estimate, max(estimate - width, -1.0), min(estimate + width, 1.0))
+            for estimate, width in zip(estimates.tolist(), half.tolist(), strict=True)
+        )
 
 
 def _mean(values: Floats) -> Floats:

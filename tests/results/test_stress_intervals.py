@@ -1,0 +1,38 @@
+"""The intervals of the stress test: by the slices that have foreground, and right as often as they say."""
+
+import numpy as np
+import pytest
+from stress_coverage import counts, coverage, organ
+
+from evenslice.results.stress import StressCounts, summarize_stress
+
+
+def summarized(found):
+    return summarize_stress(found, [("missing", 1)], reference="labels", noise=0, shift=0).losses[0]
+
+
+def test_slices_without_foreground_say_nothing_about_the_precision():
+    found = counts(np.random.default_rng(0), organ(30, 24), 0.0)
+    inside = np.flatnonzero(found.reference[:, 1])
+    alone = StressCounts(*(part[inside] for part in found))
+    assert len(inside) == 24
+    assert summarized(found) == summarized(alone)
+
+
+def test_a_few_large_slices_are_worth_few():
+    generator = np.random.default_rng(0)
+    even, uneven = np.full(60, 1e4), np.where(np.arange(60) % 10, 100.0, 1e5)
+    widths = [
+        interval.high - interval.low
+        for interval in (summarized(counts(generator, areas, 0.0)).before.loss for areas in (even, uneven))
+    ]
+    assert widths[1] > 3 * widths[0]
+
+
+@pytest.mark.parametrize(("slices", "inside", "least"), [(60, 24, 0.85), (60, 8, 0.8), (16, 6, 0.8)])
+def test_intervals_hold_the_truth_where_an_organ_is_in_few_slices_that_resemble_each_other(
+    slices, inside, least
+):
+    loss, asymmetry = coverage(slices, 0.8, 150, inside=inside)
+    assert loss >= least
+    assert asymmetry >= least
