@@ -176,7 +176,7 @@ def _minutes(study: Study, comparison: Comparison, arm: str) -> str:
 def run_table(studies: Sequence[Study]) -> str:
     """Return what was run, a row for each data set and network."""
     header = (
-        *("study", "data set", "network", "arms", "folds", "seeds", "slices", "steps", "crops"),
+        *("study", "data set", "network", "arms", "folds", "seed numbers", "slices", "steps", "crops"),
         "minutes of training a run",
     )
     return table(header, (row for study in studies for row in _run_rows(study)))
