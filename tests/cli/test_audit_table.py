@@ -100,12 +100,20 @@ def test_pairs_are_told_apart_and_tolerances_stand_below(shown):
     lines = shown(make_audit("five", CYCLIC), with_statistics(make_audit("even", (0.2,) * 5), tolerance=0.05))
     assert any("k=1 -0.346 ± " in line and "k=1 -0.173 ± " in line for line in lines)
     assert any("k=2 +0.331 ± " in line and "k=2 +0.163 ± " in line for line in lines)
-    assert lines[-1] == "Fair: pair bias within ±.05, C up to .05, E up to .01."
+    assert lines[-1] == "Tolerances: pair bias within ±.05, C up to .05, E up to .01."
     strict = with_statistics(make_audit("three", PRETRAINED), answer_tolerance=0.01)
     lines = shown(strict)
-    assert lines[-1] == "Fair: pair bias within ±.05, C up to .01, E up to .01."
+    assert lines[-1] == "Tolerances: pair bias within ±.05, C up to .01, E up to .01."
     assert not any("k=1" in line for line in lines)
-    assert not any("Fair:" in line for line in shown(strict, make_audit("three", PRETRAINED)))
+    assert not any("Tolerances:" in line for line in shown(strict, make_audit("three", PRETRAINED)))
+
+
+def test_an_answer_without_classes_is_marked(shown):
+    audit = make_audit("regression", UNIFORM)
+    note = "† Of scores: the output has no classes, or a single one everywhere."
+    for kind in ("scores", "classes", "unknown"):
+        lines = shown(with_statistics(audit, answer_change=AnswerChange(0.1, 0.08, 0.12, kind)))
+        assert (note in lines) == any(".100†" in line for line in lines) == (kind == "scores")
 
 
 def test_the_question_that_is_open_is_named(shown):
@@ -179,7 +187,7 @@ def test_an_older_audit_says_what_it_did_not_measure(shown):
 
 
 def test_what_is_not_known_is_none(shown):
-    unknown = Interval(math.nan, math.nan, math.nan)
+    unknown = AnswerChange(math.nan, math.nan, math.nan)
     audit = with_statistics(
         make_audit("network", PRETRAINED),
         verdict="inconclusive",

@@ -67,7 +67,7 @@ def audit_table(audits: Sequence[Audit]) -> Table:
             Text.assemble((audit.verdict, VERDICT_STYLES[audit.verdict]), f"\n{_decision(audit)}"),
             _pairs(audit.pairs, audit.run.method if len(first) > 1 else None),
             _pairs(opinion.pairs if opinion else (), opinion.method if opinion and len(second) > 1 else None),
-            _figure(found.answer_change.estimate),
+            _figure(found.answer_change.estimate) + "†" * _of_scores(audit),
             _figure(found.mirror_mismatch.estimate),
         )
     if notes := _notes(audits):
@@ -84,8 +84,12 @@ def _notes(audits: Sequence[Audit]) -> list[str]:
     }
     if len(edges) == 1:
         notes.append(
-            without_zero("Fair: pair bias within ±{:g}, C up to {:g}, E up to {:g}.".format(*edges.pop()))
+            without_zero(
+                "Tolerances: pair bias within ±{:g}, C up to {:g}, E up to {:g}.".format(*edges.pop())
+            )
         )
+    if any(map(_of_scores, audits)):
+        notes.append("† Of scores: the output has no classes, or a single one everywhere.")
     if any(_saw_few(audit) for audit in audits):
         notes.append(
             f"Fewer than {FEW_SLICES} slices seen: raise --max-windows, or audit a larger volume as well."
@@ -97,6 +101,11 @@ def _notes(audits: Sequence[Audit]) -> list[str]:
     if any(not pair.judged for of_one in pairs for pair in of_one):
         notes.append("(…) Too little attention to be judged.")
     return notes
+
+
+def _of_scores(audit: Audit) -> bool:
+    """Return whether C compares the numbers of the output, as there are no classes that could change."""
+    return audit.statistics.answer_change.of == "scores"
 
 
 def _saw_few(audit: Audit) -> bool:
