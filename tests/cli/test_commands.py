@@ -111,9 +111,19 @@ def test_the_help_of_survey_says_that_it_takes_several_networks(run, monkeypatch
     assert re.search(r"\[OPTIONS\] \{?SPEC\}?\.\.\.\s", out)
 
 
-def test_the_options_of_export_do_not_speak_of_onnx_files():
-    named = {parameter.name: parameter.help for parameter in COMMANDS["export"].params}
+@pytest.mark.parametrize("command", ["audit", "evaluate", "export", "segment", "symmetrize"])
+def test_the_help_says_which_network_a_command_needs(command):
+    named = {parameter.name: parameter.help for parameter in COMMANDS[command].params}
+    assert "Give --run, or --model with --weights." in named["run"]
+    assert ("onnx" in named["model"]) == (command != "export")
     assert ".onnx" not in named["weights"]
+
+
+@pytest.mark.parametrize("command", ["audit", "evaluate", "info", "segment"])
+def test_options_of_volumes_speak_of_labels_only_where_there_are_some(command):
+    named = {parameter.name: parameter.help for parameter in COMMANDS[command].params}
+    for name in ("axes", "region"):
+        assert ("labels" in named[name]) == ("labels" in named), name
 
 
 def test_export_refuses_an_unknown_format_before_it_loads_the_network(run):
@@ -200,7 +210,8 @@ def test_the_options_that_audit_and_segment_share_are_declared_alike():
         *("slices", "step", "classes", "mean", "std", "axes", "select", "level", "intensity", "fill"),
         *("tile", "batch", "dtype", "device", "workers", "scheduler", "force", "json"),
     }
-    for name in shared - {"weights", "volume", "out"}:  # which say what they are for
+    # Which say what they are for, or whose default differs.
+    for name in shared - {"weights", "volume", "axes", "region", "tile", "out"}:
         one, other = (
             {
                 key: getattr(by_name[command][name], key)

@@ -32,10 +32,18 @@ ENOUGH = {Requirement.symmetric: ("symmetric",), Requirement.balanced: ("symmetr
 @grouped
 def audit(
     *,
-    source: options.Source,
+    source: options.AnySource,
     inputs: options.Input,
     classes: options.Classes = None,
-    tie: options.Tie = None,
+    tie: Annotated[
+        str | None,
+        options.network(
+            "Audit the network with tied kernels, those of opposite slices (mirror) or of all slices (uniform) averaged, as "
+            "a training with this tie begins.",
+            metavar="TIE",
+            autocompletion=lambda: options.TIES,
+        ),
+    ] = None,
     step: options.Step = None,
     strategy: Annotated[
         list[Any] | None, options.strategy("; repeat to compare several (default: pretrained)")
@@ -88,30 +96,34 @@ def audit(
     answer_tolerance: Annotated[
         float,
         options.measurement(
-            "Largest part of the answer that may change when a window is reversed.", metavar="X"
+            "Largest answer change C that counts as the same answer for a window and its reverse.",
+            metavar="X",
         ),
     ] = Thresholds.answer,
     mismatch_tolerance: Annotated[
         float,
         options.measurement(
-            "Largest mirror mismatch of a network that uses opposite slices alike.", metavar="X"
+            "Largest mirror mismatch E that counts as using opposite slices alike.", metavar="X"
         ),
     ] = Thresholds.use,
     judged_share: Annotated[
         float,
         options.measurement(
-            "Share of attention below which a pair of slices is not judged; with K > 2 pairs, 2/K of it.",
+            "Pairs that get less than this share of the attention are shown, not judged; in windows of more than five "
+            "slices (K pairs), 2/K of it.",
             metavar="X",
         ),
     ] = Thresholds.judged,
     precision: Annotated[
         float,
         options.measurement(
-            "Stop when the 95 % interval of each judged pair bias is ± X or narrower.", metavar="X"
+            "Stop once the 95 % interval of each judged pair bias is ± X or narrower and, in the first 200 windows, 8 slices "
+            "have told about the answer, the second opinion and each class.",
+            metavar="X",
         ),
     ] = 0.01,
     max_windows: Annotated[
-        int | None, options.measurement("Stop after this many windows.", metavar="N")
+        int | None, options.measurement("Stop after this many windows (default: no limit).", metavar="N")
     ] = None,
     fail_on_bias: Annotated[
         bool,
@@ -129,7 +141,7 @@ def audit(
         ),
     ] = None,
     seed: options.Seed = 0,
-    computing: options.Computing,
+    computing: options.AuditComputing,
     out: Annotated[Path | None, options.output("Folder for results and report.", metavar="DIR")] = None,
     output: options.Output,
 ) -> None:
@@ -192,7 +204,7 @@ def audit(
 
 
 def _of_source(
-    source: options.Source, *, network: dict[str, Any], reading: dict[str, Any], strategy: list[Any] | None
+    source: options.AnySource, *, network: dict[str, Any], reading: dict[str, Any], strategy: list[Any] | None
 ) -> tuple[options.Network, "Reading"]:
     """Return the network to audit, and how it reads volumes: as its run did, unless an option says otherwise.
 

@@ -13,15 +13,15 @@ from evenslice.cli.printing import command_line, quiet, show
 @grouped
 def evaluate(
     *,
-    source: options.Source,
+    source: options.AnySource,
     inputs: options.Input,
     classes: options.Classes = None,
     step: options.Step = None,
-    volume: Annotated[str, options.volume(f"Volume to predict: {options.VOLUME_HELP}.", metavar="PATH")],
+    volume: Annotated[str, options.volume(f"Volume to evaluate: {options.VOLUME_HELP}.", metavar="PATH")],
     labels: Annotated[
         str | None,
         options.volume(
-            "Class labels of the volume; without them, --stress compares with the intact answer.",
+            "Class labels of the volume; required unless --stress is given, which then compares with the intact answer.",
             metavar="PATH",
         ),
     ] = None,

@@ -40,7 +40,9 @@ def export(
     audit: Annotated[
         Path | None,
         options.output(
-            "Folder with audits of the network (default: the run's, without --symmetrize).", metavar="DIR"
+            "Folder with audits of the network (default: the audits in the run's folder; none if --symmetrize changes the "
+            "network).",
+            metavar="DIR",
         ),
     ] = None,
     name: Annotated[str | None, options.output("Name of the network.", metavar="NAME")] = None,

@@ -1,12 +1,14 @@
 """How commands open the files of labels, whose axes need not be those of the image."""
 
 # `grouped` reads the annotations here when it runs, so they are not postponed.
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from evenslice.cli.options import Opening, volume
+from evenslice.cli.options import REGION_HELP, Opening, volume
+from evenslice.cli.parsing import parse_region
 
 if TYPE_CHECKING:
     from evenslice.volumes import Volume
@@ -16,6 +18,22 @@ if TYPE_CHECKING:
 class LabelledOpening(Opening):
     """How to read the axes of a volume and of its labels."""
 
+    axes: Annotated[
+        str | None,
+        volume(
+            "Names of the file's axes as stored, such as xyz or tzyx (default: those that the file states, else z, y, x); "
+            "they hold for labels too, unless their file names its axes.",
+            metavar="AXES",
+        ),
+    ] = None
+    region: Annotated[
+        Sequence[slice] | None,
+        volume(
+            f"Read only this part of the files of volume and labels, {REGION_HELP}.",
+            metavar="Z:Z,Y:Y,X:X",
+            parser=parse_region,
+        ),
+    ] = None
     label_axes: Annotated[
         str | None,
         volume(

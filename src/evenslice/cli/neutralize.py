@@ -13,12 +13,17 @@ from evenslice.cli.printing import quiet, show, tell_random
 def neutralize(
     *,
     network: options.Network,
-    strategy: Annotated[Any, options.strategy()] = "uniform",
+    strategy: Annotated[
+        Any, options.strategy("; uniform is symmetric only until training begins, twin stays symmetric")
+    ] = "uniform",
     seed: options.Seed = 0,
     out: Annotated[Path, options.output("File for the fair network (.safetensors).", metavar="FILE")],
     output: options.Output,
 ) -> None:
-    """Rewrite the first layer of a pretrained network so that it favours no slice; keep the rest."""
+    """Rewrite the first layer of a pretrained network before training, so that it favours no slice.
+
+    For a trained network, use symmetrize.
+    """
     from evenslice.cli.tables import record_table
     from evenslice.inference import stated_reading
     from evenslice.neutralizing import neutralize_file

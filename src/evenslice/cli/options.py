@@ -51,6 +51,8 @@ STRATEGY_HELP = (
     f"How colour kernels become slice kernels: {', '.join(STRATEGIES[1:])}, pretrained (the network as built), or the "
     "weights of a profile, such as 0.2,0.6,0.2"
 )
+REGION_HELP = "as start:stop along z, y and x, such as 0:16,:,100:612"
+REPEAT_HELP = "With --run, give the function again if the run's network comes from one of yours"
 VOLUME_HELP = "a file, a folder, file.h5:/path or an address (https://, s3://, gs://, az://)"
 
 
@@ -88,7 +90,8 @@ Tie = Annotated[
 Step = Annotated[
     int | None,
     network(
-        "Distance between the slices of a window (default: that of the run or saved network, else 1).",
+        "Take every n-th slice of the volume into a window (1: adjacent slices; default: that of the run or saved network, "
+        "else 1).",
         metavar="N",
     ),
 ]
@@ -115,8 +118,9 @@ class Window:
     mean: Annotated[
         Sequence[float] | None,
         network(
-            "Input mean used in training, on the scale 0..1 (default: as for the pretrained weights). Give 0, and "
-            "--std 1, if inputs were only scaled to 0..1.",
+            "Input mean used in training, on the scale 0..1 (default: what the network's library states for its pretrained "
+            "weights, even with a file of your own; 0, and 1 for --std, if it states nothing, as for a network of your own). "
+            "Give 0, and --std 1, if inputs were only scaled to 0..1.",
             metavar="M[,M,M]",
             parser=parse_numbers,
         ),
@@ -139,7 +143,7 @@ class Input(Window):
         str | None,
         network(
             "Where to average over each window and its mirror: output (twice the passes; right for a trained network), "
-            "encoder, or the name of a module.",
+            "encoder, or the name of a module (default: nowhere, or as in the saved network).",
             metavar="AT",
             autocompletion=lambda: CUTS,
         ),
@@ -150,15 +154,13 @@ class Input(Window):
 class Source:
     """Where a network comes from: a run, or a specification and weights."""
 
-    run: Annotated[Path | None, network("Folder of a finished evenslice train run.", metavar="RUN")] = None
-    model: Annotated[
-        str | None,
+    run: Annotated[
+        Path | None,
         network(
-            f"{MODEL_HELP}; instead of --run, or with it to confirm the function that the run names. audit, "
-            "evaluate, segment and symmetrize also take onnx, with an .onnx file as --weights.",
-            metavar="SPEC",
+            "Folder of a finished evenslice train run. Give --run, or --model with --weights.", metavar="RUN"
         ),
     ] = None
+    model: Annotated[str | None, network(f"{MODEL_HELP}. {REPEAT_HELP}.", metavar="SPEC")] = None
     weights: Annotated[str | None, network(f"{WEIGHTS_HELP}.", metavar="W")] = None
 
     def load(self, *groups: Any, **options: Any) -> "Segmenter":
@@ -180,6 +182,16 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnySource(Source):
+    """Where a network comes from, which may also be an ONNX file."""
+
+    model: Annotated[
+        str | None,
+        network(f"{MODEL_HELP}; or onnx, with an .onnx file as --weights. {REPEAT_HELP}.", metavar="SPEC"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network(Input):
     """A network; fields are named as the arguments of ``load_network``."""
 
@@ -196,8 +208,7 @@ class Opening:
     axes: Annotated[
         str | None,
         volume(
-            "Names of the file's axes as stored, such as xyz or tzyx; they hold for labels too, unless their file names its "
-            "axes.",
+            "Names of the file's axes as stored, such as xyz or tzyx (default: those that the file states, else z, y, x).",
             metavar="AXES",
         ),
     ] = None
@@ -216,7 +227,7 @@ class Opening:
     region: Annotated[
         Sequence[slice] | None,
         volume(
-            "Read only this part of the file (and of labels), as start:stop along z, y and x, such as 0:16,:,100:612.",
+            f"Read only this part of the file, {REGION_HELP}.",
             metavar="Z:Z,Y:Y,X:X",
             parser=parse_region,
         ),
@@ -273,8 +284,8 @@ class LabelValues:
     instances: Annotated[
         str | None,
         volume(
-            "If labels number objects, whose boundaries become class 1: sparse (on a background, 0) or dense (0 is "
-            "boundary too; default: that of the run or saved network, else labels are classes).",
+            "Labels number objects; their boundaries become class 1. sparse: 0 is background. dense: 0 lies between objects "
+            "and is boundary. (Default: that of the run or saved network, else labels are classes.)",
             metavar="KIND",
             autocompletion=lambda: INSTANCES,
         ),
@@ -324,20 +335,42 @@ class Passes:
     device: Device = "auto"
     dtype: Annotated[
         str,
-        computing(f"Number format: {', '.join(DTYPES)}.", metavar="TYPE", autocompletion=lambda: DTYPES),
+        computing(
+            "Floating-point precision: auto, bfloat16, float16 (on a GPU only) or float32.",
+            metavar="TYPE",
+            autocompletion=lambda: DTYPES,
+        ),
     ] = "auto"
     batch: Annotated[
         int | None, computing("Windows per forward pass (default: chosen for speed).", metavar="N")
     ] = None
     tile: Annotated[
         tuple[int, int] | None,
-        computing("In-plane tile size in pixels (default: chosen to suit the network).", metavar="Y X"),
+        computing(
+            "In-plane tile size in pixels (default: the only size that the network takes, else whole planes up to 1024 along "
+            "each axis, and equal parts of longer ones).",
+            metavar="Y X",
+        ),
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Computing(Passes, Cluster):
-    """How a network runs, and where; fields are named as the arguments of ``audit`` and ``segment``."""
+    """How a network runs, and where; fields are named as the arguments of ``segment``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditComputing(Computing):
+    """How the network of an audit runs, and where; fields are named as the arguments of ``audit``."""
+
+    tile: Annotated[
+        tuple[int, int] | None,
+        computing(
+            "In-plane tile size in pixels (default: the only size that the network takes or, of a classifier's run, that of "
+            "its crops; else whole planes up to 256 along each axis, and 128 of longer ones).",
+            metavar="Y X",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from evenslice.cli.printing import quiet, show
 @grouped
 def segment(
     *,
-    source: options.Source,
+    source: options.AnySource,
     inputs: options.Input,
     classes: options.Classes = None,
     step: options.Step = None,

@@ -15,7 +15,7 @@ OUTPUT = "output"
 @grouped
 def symmetrize(
     *,
-    source: options.Source,
+    source: options.AnySource,
     window: options.Window,
     classes: options.Classes = None,
     at: Annotated[

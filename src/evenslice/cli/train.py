@@ -20,7 +20,11 @@ def train(
     *,
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="CONFIG.yaml", help="Training configuration (YAML).", show_default=False),
+        typer.Argument(
+            metavar="CONFIG.yaml",
+            help="Training configuration (YAML); optional only with --resume or --print-config.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[
         int | None,
@@ -40,6 +44,8 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train a network on slice windows, to segment or to classify, and test it.
+
+    Start with evenslice train --print-config > train.yaml, and enter your volumes there.
 
     Ctrl-C or SIGTERM finishes the current step and writes a checkpoint; a second one ends at once.
     """
