@@ -91,15 +91,17 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from pydantic import Field
+        >>> from evenslice import TrainConfig
         >>> file = Path(tempfile.mkdtemp()) / "train.yaml"
-        >>> _ = file.write_text("stepps: 500")
-        >>> class Training(Section):
-        ...     steps: int = Field(default=2000, description="Number of steps.")
-        >>> load_config(file, Training)  # doctest: +ELLIPSIS
+        >>> data = "data: {train: [{image: image.tif, labels: labels.tif}]}"
+        >>> _ = file.write_text(f"{data}\ntraining: {{steps: 500}}")
+        >>> load_config(file, TrainConfig).training.steps
+        500
+        >>> _ = file.write_text(f"{data}\ntraining: {{stepps: 500}}")
+        >>> load_config(file, TrainConfig)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        evenslice.ConfigError: ...train.yaml: stepps: no such option; did you mean 'steps'? known: steps
+        evenslice.ConfigError: ...train.yaml: training.stepps: no such option; did you mean 'steps'? known: ...
     """
     path = Path(path)
     values = _read_yaml(path)

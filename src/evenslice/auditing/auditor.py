@@ -119,8 +119,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     The network is not changed; a frozen copy of it runs.
 
     Args:
-        model: maps (batch, slices, y, x) to logits; slices are scaled as ``neutralize`` recorded on it. Or any
-            function, such as one from ``load_onnx``; see ``evenslice.inference.black_boxes.BlackBox`` for its input.
+        model: maps (batch, slices, y, x) to logits. Slices in 0..1 are scaled as ``neutralize`` recorded on it, else by the
+            mean and std that its library states for pretrained weights, else not at all; if it was trained otherwise, an
+            audit is wrong. Or any function, such as one from ``load_onnx``; see
+            ``evenslice.inference.black_boxes.BlackBox`` for its input.
         volume: a volume, an array (z, y, x), a path, or several of these; several volumes are treated as independent
             samples.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.

@@ -74,8 +74,9 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
 
     Args:
         model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel stands for two classes. Slices
-            are scaled as ``neutralize`` recorded on it. Or any function with such an output, such as one from
-            ``load_onnx``; see ``evenslice.inference.black_boxes.BlackBox`` for its input.
+            in 0..1 are scaled as ``neutralize`` recorded on it, else by the mean and std that its library states for
+            pretrained weights, else not at all. Or any function with such an output, such as one from ``load_onnx``; see
+            ``evenslice.inference.black_boxes.BlackBox`` for its input.
         volume: the volume, an array (z, y, x), or a path.
         labels: the class of each voxel, whole numbers in an array of the same shape. Optional with ``stress``, which
             then compares with the intact answer.

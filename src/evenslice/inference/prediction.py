@@ -72,7 +72,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
 ) -> Iterator[tuple[int, Tensor]]:
     """Predict the slices of a volume, in order.
 
-    Windows at the ends of the volume are completed by reflection. A plane smaller than the tile is mirrored beyond its
+    Windows at the ends of the volume are completed by reflection. A plane smaller than the tile is reflected at its
     far borders.
 
     Args:

@@ -80,8 +80,9 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     would then come from the old voxels, part from the new ones.
 
     Args:
-        model: maps (batch, slices, y, x) to logits (batch, classes, y, x). The record that ``neutralize`` left on it
-            says how slices are scaled. Or any function with such an output (logits, no class numbers or probabilities),
+        model: maps (batch, slices, y, x) to logits (batch, classes, y, x). Slices in 0..1 are scaled as ``neutralize``
+            recorded on it, else by the mean and std that its library states for pretrained weights, else not at all. Or any
+            function with such an output (logits, no class numbers or probabilities),
             such as one from ``load_onnx``; see ``evenslice.inference.black_boxes.BlackBox`` for its input. An
             interrupted run recognizes a function by its name, by its attribute ``origin``, such as a digest, and by
             what it returns for one window.

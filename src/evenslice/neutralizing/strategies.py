@@ -142,7 +142,7 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
 def profile_weights(
     slices: int, spacing: Sequence[float] | None = None, *, step: int = 1
 ) -> tuple[float, ...]:
-    """Return weights for the strategy ``profile`` that are as wide within the tissue whatever the voxels' shape.
+    """Return weights for the strategy ``profile`` that cover the same thickness of tissue, whatever the shape of the voxels.
 
     Binomial weights to the power (step dz / dxy)^2: nearly a Gaussian whose standard deviation is sqrt(N - 1) / 2 times
     the size dxy of a voxel within the plane, the geometric mean of its sides. They are binomial for voxels as long as

@@ -168,13 +168,14 @@ class StudyConfig(Section):
     """The configuration of a study.
 
     Example:
-        >>> pair = {"image": "image.tif", "labels": "labels.tif"}
+        >>> train = {"image": "train.tif", "labels": "train_labels.tif"}
+        >>> test = {"image": "test.tif", "labels": "test_labels.tif"}
         >>> config = StudyConfig.model_validate({
         ...     "seeds": [0, 1],
         ...     "training": {"steps": 400, "batch": 4},
         ...     "arms": [{"name": "pretrained", "strategy": "pretrained"}, {"name": "uniform"}],
         ...     "architectures": [{"name": "Lite0", "spec": "smp:Unet/tu-tf_efficientnet_lite0"}],
-        ...     "datasets": [{"name": "em", "train": [pair], "test": [pair], "training": {"steps": 300}}],
+        ...     "datasets": [{"name": "em", "train": [train], "test": [test], "training": {"steps": 300}}],
         ... })
         >>> len(config.arms), config.datasets[0].training.steps, config.datasets[0].training.batch
         (2, 300, 4)

@@ -103,7 +103,7 @@ class CentredCrops(Dataset[tuple["Tensor", "Tensor"]]):
 
 
 def read_around(grid: WindowGrid, place: tuple[int, int, int], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Read the window whose centre pixel, (size // 2) in the middle slice, is a voxel; beyond the border it is mirrored.
+    """Read the window whose centre pixel, (size // 2) in the middle slice, is a voxel; it is reflected at the border.
 
     Args:
         grid: the windows of the volume; its tile does not count.

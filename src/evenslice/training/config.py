@@ -185,7 +185,7 @@ class TrainingConfig(Section):
     batch: int = Field(default=8, ge=1, description="Crops per step, over all devices.")
     crop: tuple[PositiveInt, PositiveInt] = Field(
         default=(192, 192),
-        description="Size of crops along y and x; smaller planes are mirrored beyond their borders.",
+        description="Size of crops along y and x; smaller planes are reflected at their borders.",
     )
     loss: Literal["dice_ce", "dice_bce", "ce"] = Field(
         default="dice_ce",

@@ -37,7 +37,7 @@ class CropDataset(Dataset[Any]):
         parts: the volumes to crop.
         slices: N, the number of slices of a window, odd.
         step: distance between the slices of a window.
-        crop: size along y and x; a smaller plane is mirrored beyond its borders. None for whole planes: window i is
+        crop: size along y and x; a smaller plane is reflected at its borders. None for whole planes: window i is
             that around centre slice i, all parts laid end to end, and from the first again if ``length`` is greater.
         length: number of windows; by default as many as cover each part once.
         edge: how windows at the ends of a part are filled, see ``evenslice.volumes.windows``.

@@ -64,7 +64,7 @@ class SliceWindows(CropDataset):
         labels: the class of each voxel, in volumes of the same shapes; None for windows without labels.
         slices: N, odd; by default as recorded on ``model``, else 3.
         step: distance between the slices of a window.
-        crop: size (y, x) of random crops; a smaller plane is mirrored beyond its borders. By default whole planes:
+        crop: size (y, x) of random crops; a smaller plane is reflected at its borders. By default whole planes:
             item i is the window around slice i, all volumes laid end to end, and from the first again if ``length`` is
             greater.
         edge: "reflect" fills windows at the ends of a volume with the inner slices, as ``segment`` does; "valid" omits

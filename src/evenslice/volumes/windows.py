@@ -236,7 +236,7 @@ class WindowGrid:
         volume: the volume.
         scaling: the map from voxel values to 0..1.
         slices: N, odd.
-        tile: size (y, x) of the in-plane tile; a smaller plane is mirrored beyond its border.
+        tile: size (y, x) of the in-plane tile; a smaller plane is reflected at its border.
         step: distance between neighbouring slices.
         edge: how windows at the ends of the volume are filled; "valid" omits these windows.
 
