@@ -285,7 +285,7 @@ class LabelValues:
         str | None,
         volume(
             "Labels number objects; their boundaries become class 1. sparse: 0 is background. dense: 0 lies between objects "
-            "and is boundary. (Default: that of the run or saved network, else labels are classes.)",
+            "and is boundary (default: that of the run or saved network, else labels are classes).",
             metavar="KIND",
             autocompletion=lambda: INSTANCES,
         ),
