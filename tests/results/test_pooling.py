@@ -315,6 +315,23 @@ def test_an_arm_that_lacks_a_data_set_is_not_tested(lost):
     assert next(arm for arm in pool(failed)[0].arms if arm.arm == "uniform").holds is None
 
 
+@pytest.mark.parametrize("lost", ["the arm", "the baseline", "a score", "a common seed"])
+def test_an_arm_that_cannot_be_compared_in_a_fold_is_not_tested(lost):
+    found = rows({"pretrained": 0.0, "uniform": 0.01}, folds=3, seeds=1, noise=1e-4)
+    assert pool(found)[0].arms[1].holds
+
+    def changed(row):
+        if row["fold"] != 2 or row["arm"] != ("pretrained" if lost == "the baseline" else "uniform"):
+            return [row]
+        if lost == "a score":
+            return [row | {"dice": math.nan}]
+        return [row | {"seed": 7}] if lost == "a common seed" else []
+
+    uniform = pool([new for row in found for new in changed(row)])[0].arms[1]
+    assert uniform.holds is None
+    assert math.isnan(uniform.p)
+
+
 def test_a_data_set_without_results_is_missed():
     found = rows({"pretrained": 0.0, "uniform": 0.01}, noise=1e-4)
     options = {"primary": Primary("uniform", "net", 0.005), "datasets": ("a", "b", "c")}

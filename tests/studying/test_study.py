@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ from scipy import ndimage
 from torch import nn
 
 import evenslice
-from evenslice._core.config_files import load_config, to_yaml
+from evenslice._core.config_files import as_config, load_config, to_yaml
 from evenslice._core.errors import ConfigError, MissingExtraError, VolumeError
 from evenslice.cli import entry as cli
 from evenslice.results.studies import load_study
@@ -495,6 +496,39 @@ def test_the_example_is_a_study():
     assert len({run.key for run in runs}) == len(runs)
     assert [data.training.steps for data in example.datasets] == [1000, 600]
     assert [run.config.augmentation.z_flip for run in runs[:5]] == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"stepss": 3}, r"training.stepss: no such option; did you mean 'steps'\? known: [^;]*"),
+        ({"devices": 2}, "training: {'devices': 2}: a run of a study uses one device; [^;]*"),
+    ],
+)
+def test_a_wrong_option_for_all_data_sets_is_said_of_itself_alone(training, message):
+    with pytest.raises(ConfigError) as raised:
+        as_config({**options(), "training": training}, StudyConfig)
+    assert re.fullmatch(message, str(raised.value))
+    assert "datasets" not in str(raised.value)
+
+
+def test_weights_are_looked_for_before_the_first_run(tmp_path):
+    arms = options()["arms"]
+    arms[-1]["weights"] = str(tmp_path / "nosuch.pt")
+    with pytest.raises(
+        ConfigError, match=rf"^'{arms[-1]['name']}', .*: weights: .*nosuch.pt: no such weights file"
+    ):
+        study({**options(), "arms": arms}, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("**/log"))
+
+
+def test_a_wrong_data_set_is_not_said_to_be_missing():
+    wrong = options()
+    del wrong["datasets"][0]["test"]
+    with pytest.raises(ConfigError) as raised:
+        as_config(wrong, StudyConfig)
+    assert "datasets[0]" in str(raised.value)
+    assert "at least 1 item" not in str(raised.value)
 
 
 def test_a_configuration_is_written_as_it_is_read(tmp_path):

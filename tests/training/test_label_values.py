@@ -92,8 +92,17 @@ def test_what_cannot_be(array, options, kind, message):
     ("array", "options", "remedy"),
     [
         ([0, 1, 2], {}, "set classes=3, or"),
-        ([0, 255], {}, "set label_values=[0, 255], or"),
-        ([0, 1], {"values": [0, 255]}, "set label_values=[0, 1], or"),
+        (
+            [0, 255],
+            {},
+            "set label_values=[0, 255] if it is that of a class, ignore_label=255 if such voxels do not count, or",
+        ),
+        (
+            [0, 1],
+            {"values": [0, 255]},
+            "set label_values=[0, 1] if it is that of a class, ignore_label=1 if such voxels do not count, or",
+        ),
+        ([-1, 0, 1], {}, "set ignore_label=-1 if such voxels do not count, or"),
         ([0.0, 0.5], {}, "set label_values, or"),
     ],
 )

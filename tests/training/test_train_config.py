@@ -1,12 +1,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from torch import nn
 
 import evenslice
-from evenslice._core.config_files import Section, load_config, to_yaml
+from evenslice._core.config_files import Section, as_config, load_config, to_yaml
 from evenslice._core.errors import ConfigError
 from evenslice.training.config import ModelConfig, TrainConfig, TrainingConfig, default_yaml
 from evenslice.training.data_config import DataConfig, LabelledFiles
@@ -136,6 +137,10 @@ def test_other_commands_make_sections_of_their_own(load):
         (DATA + "training: {steps: 2.5}", "training.steps: 2.5: should be a valid integer"),
         (DATA + "training: {loss: ce}", "training.loss: 'ce': should be 'dice_ce' or 'dice_bce'"),
         (DATA + "training: {foreground: 2}", "training.foreground: 2: should be less than or equal to 1"),
+        (DATA + "training: {foreground: true}", "training.foreground: True: should be a number"),
+        (DATA + "training: {steps: yes}", "training.steps: True: should be a number"),
+        (DATA + "augmentation: {missing_slices: true}", "augmentation.missing_slices: True: should be a number"),
+        (DATA + "model: {slices: 1}\naugmentation: {missing_slices: 0.2}", "augmentation.missing_slices: a window of one slice has no neighbours"),
         (DATA + "training: {foreground: .nan}", "training.foreground: nan: should be a finite number"),
         (DATA + "training: {devices: 3}", "training.devices: 3: must divide the batch of 8"),
         (DATA + "training: {steps: x, batch: x}", "training.steps: 'x': should be a valid integer, unable to parse string as an integer; training.batch: 'x': should be a valid integer, unable to parse string as an integer"),
@@ -160,7 +165,7 @@ def test_other_commands_make_sections_of_their_own(load):
         ("data: {classes: 3, label_values: [0, 255], train: [{image: a, labels: b}]}", "data.label_values: [0, 255]: give a different value for each of the 3 classes"),
         ("data: {classes: 3, boundaries: true, train: [{image: a, labels: b}]}", "data.boundaries: True: boundaries need classes: 2"),
         ("data: {intensity: [3, 3], train: [{image: a, labels: b}]}", "data.intensity: [3, 3]: the first value must be below the second"),
-        ("", "holds None instead of options; write them as 'name: value'"),
+        ("", "is empty; write options as 'name: value'"),
         ("- a", "holds ['a'] instead of options"),
         (DATA + DATA, "is not valid YAML ('data' appears twice in one section"),
         ("a: [b", "is not valid YAML (while parsing"),
@@ -171,6 +176,11 @@ def test_other_commands_make_sections_of_their_own(load):
 )  # fmt: skip
 def test_errors_say_where_what_and_what_would_be_right(message, text, expected):
     assert message(text).startswith(expected)
+
+
+def test_any_mapping_of_options_will_do():
+    options = MappingProxyType({"data": {"train": [{"image": "a.tif", "labels": "b.tif"}]}})
+    assert as_config(options, TrainConfig) == as_config(dict(options), TrainConfig)
 
 
 def test_the_first_five_errors_are_listed_in_one_line(message):

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import reprlib
 import textwrap
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from evenslice._core.bounded import read_bounded
 from evenslice._core.errors import UNREADABLE, ConfigError, did_you_mean, needs_extra, reason
@@ -23,12 +24,19 @@ from evenslice._core.words import without_secrets
 
 with needs_extra("train", "a configuration"):
     import yaml
-    from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+    from pydantic import (
+        BaseModel,
+        ConfigDict,
+        ValidationError,
+        ValidationInfo,
+        field_validator,
+        model_validator,
+    )
     from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from pydantic_core import ErrorDetails
 
@@ -74,6 +82,22 @@ class Section(BaseModel):
                 raise PydanticCustomError("unknown_key", "no such option", found)
         return values
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_switches(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for numbers, which pydantic takes for 1 and 0."""
+        if isinstance(value, bool):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if bool not in kinds and kinds & {int, float}:
+                raise PydanticCustomError("switch", "should be a number")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the types that an annotation joins."""
+    parts = get_args(annotation)
+    return {annotation}.union(*map(_kinds, parts)) if parts else {annotation}
+
 
 def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
     r"""Read a configuration from a YAML file.
@@ -105,6 +129,8 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
     """
     path = Path(path)
     values = _read_yaml(path)
+    if values is None:
+        raise ConfigError(f"{path}: is empty; write options as 'name: value', one per line")
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: holds {_shown(values)} instead of options; write them as 'name: value', one per line"
@@ -140,15 +166,16 @@ def as_config(config: Config | Mapping[str, Any] | str | os.PathLike[str], kind:
         return config
     if isinstance(config, str | Path) or hasattr(config, "__fspath__"):
         return load_config(config, kind)
-    if not isinstance(config, dict):
+    if not isinstance(config, Mapping):
         raise ConfigError(
             f"a configuration of type {type(config).__name__}: give a YAML file, a dict of options, or a "
             f"{kind.__name__}"
         )
+    values = dict(config)
     try:
-        return kind.model_validate(config, context={"folder": Path.cwd()})
+        return kind.model_validate(values, context={"folder": Path.cwd()})
     except ValidationError as error:
-        raise ConfigError(_describe(error, config)) from error
+        raise ConfigError(_describe(error, values)) from error
 
 
 def to_yaml(config: Section) -> str:
@@ -254,7 +281,10 @@ def _describe(error: ValidationError, values: Any) -> str:
                 found[f"{place}.{key}".removeprefix(".")] = fault, key
         else:
             found.setdefault(place, (fault, ""))
-    shown = [f"{place}: {_worded(*found[place])}" for place in list(found)[:MOST_SHOWN]]
+    for place, (fault, _) in list(found.items()):
+        if fault["type"] == "too_short" and any(other.startswith(f"{place}[") for other in found):
+            del found[place]  # pydantic leaves out the wrong ones, and then finds too few
+    shown = [f"{place}: {_worded(*found[place])}".removeprefix(": ") for place in list(found)[:MOST_SHOWN]]
     more = len(found) - len(shown)
     return "; ".join(shown) + (f" (and {more} more)" if more else "")
 
@@ -278,6 +308,8 @@ def _worded(fault: ErrorDetails, key: str) -> str:
     if kind == "missing" and isinstance(fault["loc"][-1], str):
         return "is missing; give one"
     reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not fault["loc"]:  # of options together, which the reason names
+        return reason
     return f"{_shown(fault['input'])}: {_REASONS.get(kind, reason)}"
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from evenslice.results.arms import METRICS, answer_kind, column, metric_bounds
 from evenslice.results.intervals import UNKNOWN
 from evenslice.results.pooled_means import PooledMean, holm, pool_means
-from evenslice.results.replicates import lacks_folds, pair_runs, replicate_means, replicate_unit
+from evenslice.results.replicates import fold_of, pair_runs, replicate_means, replicate_unit
 from evenslice.results.scores import MAIN_SCORES
 from evenslice.results.student import LEVEL
 
@@ -256,11 +256,21 @@ def _pool_arms(
             chosen = primary is not None and (arm, architecture) == (primary.arm, primary.architecture)
             own_margin = primary.margin if primary is not None and chosen else margin
             summary = _compare(summary, sets, others, units, own_margin, chosen)
-            lacking = any(lacks_folds(sets.get(data, ()), runs) for data, runs in others.items())
+            lacking = any(_lacks_pairs(sets.get(data, ()), runs, score) for data, runs in others.items())
             if lacking or len(summary.compared) < len(units) + len(missing):
                 summary = _untested(summary)
         pooled.append(summary)
     return PooledComparison(architecture, tuple(units), tuple(pooled), missing)
+
+
+def _lacks_pairs(runs: Sequence[RunRecord], baseline: Sequence[RunRecord], score: str) -> bool:
+    """Say whether an arm and the baseline cannot be compared in a fold that either has."""
+    pairs = pair_runs(runs, baseline)
+    own, other = (_values(part, score) for part in (zip(*pairs, strict=True) if pairs else ((), ())))
+    compared = {
+        fold_of(run) for (run, _), known in zip(pairs, np.isfinite(own - other), strict=True) if known
+    }
+    return compared != {fold_of(run) for run in (*runs, *baseline)}
 
 
 def _untested(arm: PooledArm) -> PooledArm:

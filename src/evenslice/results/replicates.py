@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     RunRecord = Mapping[str, Any]
 
-__all__ = ["Unit", "fold_of", "lacks_folds", "pair_runs", "replicate_means", "replicate_unit", "run_name"]
+__all__ = ["Unit", "fold_of", "pair_runs", "replicate_means", "replicate_unit", "run_name"]
 
 Unit: TypeAlias = Literal["fold", "seed"]
 """What counts as independent among the runs of an arm."""
@@ -34,16 +34,6 @@ def fold_of(run: RunRecord) -> int:
         (0, 2)
     """
     return int(run.get("fold", 0))
-
-
-def lacks_folds(runs: Iterable[RunRecord], baseline: Iterable[RunRecord]) -> bool:
-    """Say whether there are no runs of a fold that the baseline has: they failed, or are still to come.
-
-    Example:
-        >>> lacks_folds([{"fold": 0}], [{"fold": 0}, {"fold": 1}]), lacks_folds([{"fold": 0}], [{"fold": 0}])
-        (True, False)
-    """
-    return not {*map(fold_of, baseline)} <= {*map(fold_of, runs)}
 
 
 def run_name(run: RunRecord, *, folded: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, Literal, Self
 
 from evenslice._core import Section, did_you_mean, needs_extra
@@ -19,7 +20,15 @@ from evenslice.training import (
 )
 
 with needs_extra("train", "a study"):
-    from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+    from pydantic import (
+        AfterValidator,
+        Field,
+        TypeAdapter,
+        ValidationError,
+        ValidationInfo,
+        field_validator,
+        model_validator,
+    )
 
 __all__ = ["Architecture", "Arm", "AuditOptions", "PrimaryComparison", "StudyConfig"]
 
@@ -148,6 +157,18 @@ def _given(training: Any) -> dict[str, Any] | None:
     return {} if training is None else training if isinstance(training, dict) else None
 
 
+_TRAINING: TypeAdapter[TrainingConfig] = TypeAdapter(OneDevice)
+
+
+def _common(training: Any) -> dict[str, Any] | None:
+    """Return the training options for all data sets; None if they are invalid, which is said of them alone."""
+    common = _given(training)
+    with suppress(ValidationError):
+        _TRAINING.validate_python({} if common is None else common)
+        return common
+    return None
+
+
 def _completed(data: Any, common: dict[str, Any]) -> Any:
     """Return a data set with the common training options that it does not override."""
     if isinstance(data, StudyData):
@@ -218,7 +239,7 @@ class StudyConfig(Section):
     @classmethod
     def _complete_training(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Complete each data set with the common training options."""
-        common, datasets = _given(values.get("training")), values.get("datasets")
+        common, datasets = _common(values.get("training")), values.get("datasets")
         if common and isinstance(datasets, list | tuple):
             return {**values, "datasets": [_completed(data, common) for data in datasets]}
         return values

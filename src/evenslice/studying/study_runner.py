@@ -146,6 +146,7 @@ def _study(
     for key in _networks_to_restore(runs, outcomes, base):
         del outcomes[key]
     waiting = [run for run in runs if run.key not in outcomes]
+    _check_weights(waiting)
     _check_data(config, waiting)
     _check_unchanged([run for run in runs if run.key in outcomes], outcomes, base)
     for run in waiting[:1]:
@@ -199,6 +200,16 @@ class _ShownSummary(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         return study_html(cast("StudySummary", self))
+
+
+def _check_weights(runs: Iterable[Run]) -> None:
+    """Check that the files of weights exist: in a study of days, the run that needs one may be the last."""
+    for run in runs:
+        weights = run.config.model.weights
+        if weights not in {"imagenet", "none"} and not Path(weights).exists():
+            raise ConfigError(
+                f"{run.arm!r}, {run.architecture!r}: weights: {weights}: no such weights file; check the path"
+            )
 
 
 def _check_data(config: StudyConfig, runs: Iterable[Run]) -> None:

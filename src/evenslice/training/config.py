@@ -335,12 +335,14 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fit_task(self) -> Self:
-        check_boundaries(self.data, self.training)
-        check_missing_slices(self.augmentation.missing_slices, self.model.slices)
+        check_boundaries(self.data, self.training, "data.boundaries")
+        check_missing_slices(
+            self.augmentation.missing_slices, self.model.slices, "augmentation.missing_slices"
+        )
         return self
 
 
-def check_missing_slices(probability: float | None, slices: int) -> None:
+def check_missing_slices(probability: float | None, slices: int, place: str = "missing_slices") -> None:
     """Raise ValueError if neighbours are to be missing in windows that have none.
 
     Example:
@@ -348,15 +350,15 @@ def check_missing_slices(probability: float | None, slices: int) -> None:
     """
     if probability and slices == 1:
         raise ValueError(
-            "missing_slices: a window of one slice has no neighbours that could be missing; leave it out"
+            f"{place}: a window of one slice has no neighbours that could be missing; leave it out"
         )
 
 
-def check_boundaries(data: DataConfig, training: TrainingConfig) -> None:
+def check_boundaries(data: DataConfig, training: TrainingConfig, place: str = "boundaries") -> None:
     """Raise ValueError if the boundaries of a data set are to be compared, but the task gives no map of them."""
     if data.boundaries and training.task == "classification":
         raise ValueError(
-            "boundaries: true: are compared in segmentations; omit it with the task classification"
+            f"{place}: true: are compared in segmentations; omit it with the task classification"
         )
 
 

@@ -223,14 +223,20 @@ class _ClassMap:
         shown = f"{value:g}" if value % 1 else str(+value).removesuffix(".0")  # whole numbers in full
         return VolumeError(
             f"{self.path}: holds the label value {shown}, but the {len(self.values)} classes have the values "
-            f"{', '.join(map(str, self.values))}; set {self._remedy(value)}, or take others as "
+            f"{', '.join(map(str, self.values))}; {self._remedies(value)}, or take others as "
             f"{option('other_labels', 'background')}"
         )
 
-    def _remedy(self, value: float) -> str:
-        """Name the option under which a value would be that of a class."""
+    def _remedies(self, value: float) -> str:
+        """Name the options under which a value would be that of a class, or of voxels that do not count."""
         if value % 1:  # or NaN
-            return option("label_values")
-        if self.values == tuple(range(len(self.values))) and 0 < value <= _MOST_NUMBERED:
-            return option("classes", int(value) + 1)
-        return option("label_values", [*self.values[:-1], int(value)])
+            return f"set {option('label_values')}"
+        number = int(value)
+        void = f"{option('ignore_label', number)} if such voxels do not count"
+        if number < 0:  # no class is written as a negative number
+            return f"set {void}"
+        if self.values == tuple(range(len(self.values))) and 0 < number <= _MOST_NUMBERED:
+            return f"set {option('classes', number + 1)}"
+        if len(self.values) == 2:  # a mask, whose foreground is perhaps 255
+            return f"set {option('label_values', [self.values[0], number])} if it is that of a class, {void}"
+        return f"set {option('label_values')} if it is that of a class, {void}"
