@@ -187,6 +187,14 @@ def test_a_constant_output_is_refused():
         found_in(lambda windows: 0 * windows.sum(1) + 3)
 
 
+def test_an_output_of_steps_is_not_said_to_ignore_its_input():
+    def step(windows):
+        return (windows[:, :1] > 0.5).to(windows.dtype) - 0.5 + 0 * windows.sum()
+
+    with pytest.raises(ModelError, match="has no gradient .*; measure by method='occlusion'"):
+        found_in(step)
+
+
 @pytest.mark.parametrize(
     ("weights", "verdict"), [((1.0, 2.0, 1.0), "symmetric"), ((1.0, 2.0, 2.0), "biased"), ((0.0, 1.0, 0.0), "symmetric")]
 )  # fmt: skip

@@ -38,6 +38,7 @@ from evenslice.auditing.preparation import (
     open_labels,
     open_volumes,
 )
+from evenslice.auditing.rounding import SAME_OUTPUT
 from evenslice.auditing.stopping import knows_enough
 from evenslice.auditing.targets import count_classes, parse_target, resolve_target
 from evenslice.inference import BlackBox, choose_slices, make_ready
@@ -273,14 +274,23 @@ def _collect(
                     return collected, "precision reached"
             if not attributed and seen >= min(MAX_WITHOUT_ATTRIBUTION, stream.limit):
                 if not either:
-                    raise _without_attribution(seen, classes=measurer.classes)
+                    # Probabilities react to the input, but their sum does not.
+                    reacts = measurer.target != "sum" and any(
+                        (batch.rows["mirror_error"] > SAME_OUTPUT).any() for batch in collected
+                    )
+                    raise _without_attribution(seen, classes=measurer.classes, reacts=reacts)
                 if seen < stream.limit:
                     return collected, "no attribution"
                 break
     return collected, "all windows used" if seen == stream.available else "limit reached"
 
 
-def _without_attribution(seen: int, *, classes: bool) -> ModelError:
+def _without_attribution(seen: int, *, classes: bool, reacts: bool) -> ModelError:
+    if reacts:  # as to reversed windows: it has steps where others have slopes
+        return ModelError(
+            f"the network's output has no gradient with respect to its input: none of {seen} windows has an "
+            f"attribution; measure by {option('method', 'occlusion')}"
+        )
     advice = "check the network, or" if classes else "if it detects nothing, lower its score threshold; else"
     return ModelError(
         f"the network's output does not depend on its input: none of {seen} windows has an attribution; "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.measurer import Measurer
 
-__all__ = ["USE_FIELDS", "remove_rounding"]
+__all__ = ["SAME_OUTPUT", "USE_FIELDS", "remove_rounding"]
 
 USE_FIELDS = ("mismatch", "outer")
 """The fields of ``Measurements`` from which the mirror mismatch E is computed."""
