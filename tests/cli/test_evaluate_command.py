@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -215,3 +216,17 @@ def test_an_error_is_one_line_and_status_2(folder, arguments, message):
     assert message in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_labels_elsewhere_are_refused_and_the_way_out_is_that_of_the_command(folder):
+    image = np.load(folder / "image.npy").T
+    nib.save(nib.Nifti1Image(image, np.diag([2, 2, 2, 1])), folder / "image.nii")
+    nib.save(nib.Nifti1Image((image > 127).astype(np.uint8), np.diag([-2, -2, 2, 1])), folder / "labels.nii")
+    arguments = [*NETWORK, "--volume", "image.nii", "--labels", "labels.nii", "--intensity", "0", "255"]
+    done = run(folder, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: labels.nii: its axes x, y, z run to LPS, those of image.nii to RAS; "
+    )
+    assert done.stderr.endswith("open it with --label-axes xyz\n")
+    assert run(folder, *arguments, "--label-axes", "xyz").returncode == 0

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 
 from evenslice import ConfigError, EvensliceError, open_volume
+from evenslice._core import spelled_on_command_line
 from evenslice.cli import main
 from evenslice.cli.label_opening import LabelledOpening
 from evenslice.inference import stated_reading
@@ -148,8 +149,9 @@ def test_labels_that_their_writer_may_have_misnamed_like_the_volume_need_a_decis
 
 
 def test_axes_of_labels_are_refused_without_labels(turned):
-    with pytest.raises(ConfigError, match="label_axes: has no effect without labels"):
+    with pytest.raises(ConfigError, match="has no effect without labels") as refused:
         LabelledOpening(label_axes="xyz").refuse()
+    assert refused.value.render(spelled_on_command_line).startswith("--label-axes: ")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def _plain(value: Any) -> Any:
 
 def spelled_in_python(name: str, value: Any) -> str:
     """Spell an option as a Python argument."""
+    name = "axes" if name == "label_axes" else name  # of `open_volume`, with which labels are opened, too
     return name if value is None else f"{name}={value!r}"
 
 

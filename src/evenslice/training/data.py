@@ -25,6 +25,7 @@ from evenslice.volumes import (
     LabelledVolume,
     Scaling,
     Volume,
+    check_place,
     find_nonfinite,
     fingerprint,
     fit_scaling,
@@ -79,7 +80,7 @@ def open_data(config: DataConfig, model: ModelConfig, *, seed: int = 0) -> Data:
 
     Raises:
         VolumeError: a file is missing, damaged, not a volume, constant, or not finite without a fill value; image and
-            labels differ in shape; a label value belongs to no class.
+            labels differ in shape or in place; a label value belongs to no class.
         ConfigError: parts overlap, or are so close that a window could see both; a part is shorter than a window; the
             training parts have no voxel of some class.
 
@@ -162,6 +163,8 @@ def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) 
             f"{place}: {volume.path} has the shape {volume.shape} and {labels.path} {labels.shape}; "
             "image and labels must have the same shape"
         )
+    with _at(f"{place}.labels"):
+        check_place(labels, volume)
     start, stop = pair.slices or (0, len(volume))
     if stop > len(volume):
         raise ConfigError(
@@ -195,6 +198,7 @@ def _at(place: str) -> Iterator[None]:
 def _spelled(place: str, name: str, value: Any) -> str:
     """Return the path of an option of a volume in the configuration."""
     pair = place.rpartition(".")[0]
+    name = "axes" if name == "label_axes" else name
     path = {"axes": place, "select": place, "level": place, "spacing": pair, "unit": pair}.get(name, "data")
     return f"{path}.{name}" if value is None else f"{path}.{name}: {value}".replace("'", "")
 

@@ -2,6 +2,7 @@ from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite, run_
 from .boundaries import IGNORED as IGNORED
 from .fingerprints import PARTIAL as PARTIAL, fingerprint as fingerprint, modified as modified
 from .info import VolumeInfo as VolumeInfo, describe_volume as describe_volume
+from .label_places import check_place as check_place
 from .label_values import LabelValues as LabelValues, refuse_without_labels as refuse_without_labels
 from .labels import (
     ClassIndex as ClassIndex,

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenslice.volumes.units import millimetres, positive
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["LARGEST", "affine_from_lps", "axis_codes"]
+    from evenslice.volumes.units import Unit
+
+__all__ = ["LARGEST", "affine_from_lps", "axis_codes", "fit_spacing", "is_invertible"]
 
 LARGEST = 1e30
 """Largest number of an affine; NIfTI files, which hold single precision, have no room for much more."""
@@ -64,3 +68,41 @@ def axis_codes(affine: NDArray[Any]) -> str:
         steps[side, :] = 0
         steps[:, axis] = 0
     return "".join(codes)
+
+
+def is_invertible(affine: NDArray[Any]) -> bool:
+    """Return whether an affine is finite and its columns are linearly independent, however long they are.
+
+    Example:
+        >>> is_invertible(np.diag([1e-9, 1, 1, 1])), is_invertible(np.diag([0, 1, 1, 1]))
+        (True, False)
+    """
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not positive(lengths.tolist()):
+        return False
+    return bool(np.linalg.matrix_rank(affine[:3, :3] / lengths) == 3)
+
+
+def fit_spacing(
+    affine: NDArray[np.float64], spacing: tuple[float, float, float], unit: Unit | None
+) -> NDArray[np.float64]:
+    """Return an affine in mm with columns as long as the voxels, which are others if the user has changed the spacing.
+
+    Args:
+        affine: (4, 4), invertible, in mm.
+        spacing: along z, y, x.
+        unit: of the spacing; None for mm. If the user has changed this alone, the origin is in that unit, too.
+
+    Example:
+        >>> fit_spacing(np.diag([1.0, 1, 3, 1]), (6.0, 1.0, 1.0), None).diagonal().tolist()
+        [1.0, 1.0, 6.0, 1.0]
+    """
+    own = 1.0 if unit is None else millimetres(unit)
+    sizes = np.array(spacing[::-1])
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    fitted = affine.copy()
+    if np.allclose(lengths, sizes, rtol=1e-3, atol=0):
+        fitted[:3] *= own
+    elif not np.allclose(lengths, sizes * own, rtol=1e-3, atol=0):
+        fitted[:3, :3] *= sizes * own / lengths
+    return fitted

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.axes import arrange, check_axes
+from evenslice.volumes.label_places import check_place
 from evenslice.volumes.read.formats import open_source
 from evenslice.volumes.read.places import Place, locate
 from evenslice.volumes.read.source import ArraySource, VoxelSource
@@ -119,7 +120,7 @@ def open_labels(labels: str | os.PathLike[str] | NDArray[Any] | Volume, volume: 
     """Open the labels of a volume, sliced along the same axis.
 
     Raises:
-        VolumeError: they cannot be read, or have another shape.
+        VolumeError: they cannot be read, or have another shape, or lie elsewhere (see ``check_place``).
 
     Example:
         >>> import numpy as np
@@ -136,6 +137,7 @@ def open_labels(labels: str | os.PathLike[str] | NDArray[Any] | Volume, volume: 
             f"{opened.path}: labels of shape {opened.shape} do not fit {volume.path} of shape {volume.shape}; "
             "the two must be equal"
         )
+    check_place(opened, volume)
     return opened
 
 
@@ -206,6 +208,7 @@ def _arranged(
         _arrangement=arrangement,
         _sources=[source],
         level=operator.index(place.level),
+        axes_given=names is not None,
         select={axis: operator.index(index) for axis, index in select.items()},
     )
     return volume if volume.location is None else replace(volume, _whole=volume)

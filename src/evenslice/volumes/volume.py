@@ -55,6 +55,7 @@ class Volume:
         chunk_offset: position of the first voxel in its chunk, along z, y, x; other than 0 in a part of a file.
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
+        axes_given: whether the user named the stored axes when opening it.
         files: the files that hold the voxels; None if they are all that is at the location.
         plane: the axis of the file along which slices follow one another, "z" by default. It comes first
             here and is called z in all other respects; the other two keep their order.
@@ -91,6 +92,7 @@ class Volume:
     plane: Plane = "z"
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     level: int = 0
+    axes_given: bool = False
     select: Mapping[str, int] = field(default_factory=dict)
     # As opened, of what this is a part or a function of.
     _whole: Volume | None = field(default=None, repr=False)

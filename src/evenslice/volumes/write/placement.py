@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice.volumes.units import positive
+from evenslice.volumes.affines import fit_spacing, is_invertible
 from evenslice.volumes.write.image import sizes_in
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ __all__ = ["affine_in", "itk_placement"]
 def affine_in(image: Image, unit: Unit | None) -> NDArray[np.float64] | None:
     """Return the affine of an image in a unit of length, with columns as long as the voxels.
 
-    The affine of a volume is in mm or in the unit of the spacing; the lengths of its columns tell which. If they match
-    neither, the user has changed the spacing: directions and origin are kept.
-
     Args:
         image: the image.
         unit: unit of the result; None means mm, as does an unknown unit of the spacing.
@@ -31,22 +28,12 @@ def affine_in(image: Image, unit: Unit | None) -> NDArray[np.float64] | None:
     Returns:
         (4, 4) map from voxel indices (x, y, z, 1), or None if the image has no invertible affine.
     """
-    if image.affine is None or not np.isfinite(image.affine).all():
-        return None
-    lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
-    if not positive(lengths.tolist()) or np.linalg.matrix_rank(image.affine[:3, :3] / lengths) < 3:
+    if image.affine is None or not is_invertible(image.affine):
         return None
     if image.spacing is None:
         return image.affine
-    spacing = np.array(image.spacing[::-1])
-    own, wanted = (sizes_in([1.0], given, "mm")[0] for given in (image.unit, unit))
-    affine = image.affine.copy()
-    if np.allclose(lengths, spacing, rtol=1e-3, atol=0):
-        affine[:3] *= own / wanted
-        return affine
-    affine[:3] /= wanted
-    if not np.allclose(lengths, spacing * own, rtol=1e-3, atol=0):
-        affine[:3, :3] *= spacing * own / lengths
+    affine = fit_spacing(image.affine, image.spacing, image.unit)
+    affine[:3] /= sizes_in([1.0], unit, "mm")[0]
     return affine
 
 

@@ -1,0 +1,93 @@
+"""Whether labels lie where their image does, as far as the files of both say.
+
+check_place(labels, volume)
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evenslice._core import VolumeError, option
+from evenslice.volumes.affines import axis_codes, fit_spacing, is_invertible
+from evenslice.volumes.units import millimetres
+from evenslice.volumes.views import reslice
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from evenslice.volumes.volume import Volume
+
+__all__ = ["check_place"]
+
+HALF_VOXEL = (
+    0.501  # half of one, and room for the rounding of single precision, in which NIfTI stores positions
+)
+
+
+def check_place(labels: Volume, volume: Volume) -> None:
+    """Raise if labels of the shape of an image lie elsewhere in space, by the affines of both.
+
+    Not compared are labels whose axes the user has named, and those whose file states no place: voxels of size 1 along
+    the axes of space from its origin, as programs write that know of none.
+
+    Raises:
+        VolumeError: a corner voxel of the labels lies more than half a voxel from that of the image.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> check_place(open_volume(np.zeros((2, 3, 4))), open_volume(np.ones((2, 3, 4))))
+    """
+    if labels.axes_given or labels.affine is None or volume.affine is None or _is_unplaced(labels):
+        return
+    if not is_invertible(volume.affine):
+        return
+    gaps = [
+        _corner_gaps(own, other, labels.shape)
+        for own, other in product(_placements(labels), _placements(volume))
+    ]
+    if not any((voxels <= HALF_VOXEL).all() for voxels, _ in gaps):
+        raise VolumeError(_describe(labels, volume, float(gaps[0][1].max())))
+
+
+def _is_unplaced(labels: Volume) -> bool:
+    """Return whether the file of labels, of which they may be a part, states only what stands for no place."""
+    whole = labels._whole or labels  # noqa: SLF001  # as opened
+    if whole.affine is None:
+        return True
+    affine = whole.affine[:3] / (1.0 if whole.unit is None else millimetres(whole.unit))
+    steps = np.sort(np.abs(affine[:, :3]), axis=0)
+    return np.allclose(steps, [[0], [0], [1]], atol=1e-6) and np.allclose(affine[:, 3], 0, atol=1e-6)
+
+
+def _placements(volume: Volume) -> list[NDArray[np.float64]]:
+    """Return the affine that a file states, and that with the spacing of the user, as ``segment`` writes it."""
+    if volume.affine is None or volume.spacing is None or not is_invertible(volume.affine):
+        return [] if volume.affine is None else [volume.affine]
+    return [volume.affine, fit_spacing(volume.affine, volume.spacing, volume.unit)]
+
+
+def _corner_gaps(
+    own: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how far the corner voxels under one affine lie from those under another: in voxels of that, and in mm."""
+    corners = np.array([[*corner, 1] for corner in product(*((0, length - 1) for length in shape[::-1]))])
+    gaps = (own - other)[:3] @ corners.T
+    return np.abs(np.linalg.solve(other[:3, :3], gaps)), np.linalg.norm(gaps, axis=0)
+
+
+def _describe(labels: Volume, volume: Volume, distance: float) -> str:
+    own, other = (axis_codes(np.asarray(reslice(item, "z").affine)) for item in (labels, volume))
+    names = (labels._whole or labels)._source().names or "zyx"  # noqa: SLF001  # as the file states them
+    differs = (
+        f"lies up to {distance:.4g} mm from {volume.path}"
+        if own == other
+        else f"its axes x, y, z run to {own}, those of {volume.path} to {other}"
+    )
+    return (
+        f"{labels.path}: {differs}; resample it onto the image or, if the two correspond voxel by voxel as stored, open "
+        f"it with {option('label_axes', names)}"
+    )
