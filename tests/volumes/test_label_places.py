@@ -139,3 +139,12 @@ def test_no_pair_of_real_scans_is_refused(shared_data):
     images = sorted((shared_data / "msd_hippocampus" / "images").iterdir())
     for image in images:
         assert open_labels(image.parents[1] / "labels" / image.name, open_volume(image)).size
+
+
+def test_a_nifti_file_without_a_stated_place_is_not_compared(image, tmp_path):
+    unplaced = nib.Nifti1Image(LABELS, None)
+    unplaced.header.set_zooms((1, 1.5, 2))
+    nib.save(unplaced, tmp_path / "unplaced.nii")
+    assert nib.load(tmp_path / "unplaced.nii").header["sform_code"] == 0
+    assert open_labels(tmp_path / "unplaced.nii", open_volume(image)).size
+    assert open_labels(image, open_volume(tmp_path / "unplaced.nii")).size

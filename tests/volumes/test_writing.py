@@ -358,6 +358,34 @@ def test_nifti_takes_the_affine_of_the_input(affine, tmp_path):
         assert image.header["qform_code"] == 0  # sheared
 
 
+@pytest.mark.parametrize("unit", ["mm", "micron", "unknown"])
+def test_a_nifti_transform_goes_before_the_sizes_beside_it(unit, tmp_path):
+    nifti_volume(tmp_path, ORIENTED, unit)
+    content = bytearray((tmp_path / "like.nii").read_bytes())
+    content[80:92] = np.ones(3, "<f4").tobytes()  # pixdim
+    (tmp_path / "like.nii").write_bytes(content)
+    volume = open_volume(tmp_path / "like.nii")
+    assert volume.spacing == pytest.approx(np.linalg.norm(ORIENTED[:3, :3], axis=0)[::-1])
+    write_volume(volume, tmp_path / "a.nii", labels=True)
+    np.testing.assert_allclose(nib.load(tmp_path / "a.nii").affine, ORIENTED, rtol=1e-6)
+
+
+@pytest.mark.parametrize("region", [None, np.s_[1:, :, 2:]])
+def test_a_nifti_file_without_a_stated_place_is_written_without_one(region, tmp_path):
+    header = nib.Nifti1Header()
+    header.set_data_shape(LABELS.T.shape)
+    header.set_zooms((2, 3, 4))
+    nib.save(nib.Nifti1Image(LABELS.T, None, header), tmp_path / "like.nii")
+    like = open_volume(tmp_path / "like.nii", region=region)
+    assert (like.placed, like.spacing) == (False, (4, 3, 2))
+    write_volume(open_volume(LABELS, region=region), tmp_path / "a.nii", like=like)
+    written = nib.load(tmp_path / "a.nii").header
+    assert (written["sform_code"], written["qform_code"]) == (0, 0)
+    assert open_volume(tmp_path / "a.nii").spacing == (4, 3, 2)
+    if region is None:
+        np.testing.assert_array_equal(written.get_best_affine(), nib.load(tmp_path / "like.nii").affine)
+
+
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
 def test_itk_formats_take_the_affine_of_the_input(name, tmp_path):
     like = nifti_volume(tmp_path, ORTHOGONAL)

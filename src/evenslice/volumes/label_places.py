@@ -28,10 +28,10 @@ HALF_VOXEL = (
 
 
 def check_place(labels: Volume, volume: Volume) -> None:
-    """Raise if labels of the shape of an image lie elsewhere in space, by the affines of both.
+    """Raise if labels of the shape of an image lie elsewhere in space, by the affines that the files of both state.
 
-    Not compared are labels whose axes the user has named, and those whose file states no place: voxels of size 1 along
-    the axes of space from its origin, as programs write that know of none.
+    Not compared are labels whose axes the user has named, and those with voxels of size 1 along the axes of space from
+    its origin, as programs write that know of no place.
 
     Raises:
         VolumeError: a corner voxel of the labels lies more than half a voxel from that of the image.
@@ -41,9 +41,9 @@ def check_place(labels: Volume, volume: Volume) -> None:
         >>> from evenslice.volumes import open_volume
         >>> check_place(open_volume(np.zeros((2, 3, 4))), open_volume(np.ones((2, 3, 4))))
     """
-    if labels.axes_given or labels.affine is None or volume.affine is None or _is_unplaced(labels):
+    if labels.affine is None or volume.affine is None or not is_invertible(volume.affine):
         return
-    if not is_invertible(volume.affine):
+    if labels.axes_given or not (labels.placed and volume.placed) or _is_unplaced(labels):
         return
     gaps = [
         _corner_gaps(own, other, labels.shape)

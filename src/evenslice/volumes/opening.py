@@ -224,6 +224,7 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
         # The file's unit belongs to the file's spacing.
         volume = replace(volume, spacing=_three_sizes(spacing), unit=None)
     if unit is not None:
+        placed=source.placed,
         known = normal_unit(unit)
         if known is None:
             raise ConfigError(f"{option('unit', unit)}: unknown unit of length; {did_you_mean(unit, UNITS)}")

@@ -55,6 +55,7 @@ class Volume:
         chunk_offset: position of the first voxel in its chunk, along z, y, x; other than 0 in a part of a file.
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
+        placed: whether the file states the affine; that of a NIfTI file with both codes 0 is an assumption.
         axes_given: whether the user named the stored axes when opening it.
         files: the files that hold the voxels; None if they are all that is at the location.
         plane: the axis of the file along which slices follow one another, "z" by default. It comes first
@@ -94,6 +95,7 @@ class Volume:
     level: int = 0
     axes_given: bool = False
     select: Mapping[str, int] = field(default_factory=dict)
+    placed: bool = True
     # As opened, of what this is a part or a function of.
     _whole: Volume | None = field(default=None, repr=False)
 

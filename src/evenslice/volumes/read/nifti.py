@@ -22,7 +22,7 @@ from evenslice.volumes.read.checks import describe_content
 from evenslice.volumes.read.deflate import MOST_COMPRESSION, read_in_parts
 from evenslice.volumes.read.file_voxels import FileVoxels
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.units import millimetres, normal_unit
+from evenslice.volumes.units import millimetres, normal_unit, positive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,10 +56,10 @@ class NiftiSource(VoxelSource):
         # Single precision is exact enough for scaled 16-bit integers, and takes half the memory of nibabel's double.
         self.dtype = np.result_type(stored, np.float32) if self._scaled and stored.kind in "iuf" else stored
         self.names = "xyztcuv"[: len(self.shape)]
-        zooms = [float(zoom) for zoom in header.get_zooms()]
-        self.spacing = (*zooms[:3], *(math.nan for _ in zooms[3:]))
-        self.unit = normal_unit(header.get_xyzt_units()[0])
         self.affine = np.array(header.get_best_affine(), dtype=np.float64)
+        self.placed = _states_place(header)
+        self.spacing = _spacing(header, self.affine)
+        self.unit = normal_unit(header.get_xyzt_units()[0])
         if self.unit not in (None, "mm"):
             self.affine[:3] *= millimetres(self.unit)
         if not (np.abs(self.affine) <= LARGEST).all():
@@ -141,6 +141,24 @@ def _read_header(path: Path, label: str) -> Any:
             f"{label}: its header claims the impossible shape {header.get_data_shape()}; the file is damaged"
         )
     return header
+
+
+def _spacing(header: Any, affine: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the voxel size along each dimension, NaN for those after the third.
+
+    A stated transform goes before the sizes beside it, from which it may differ if a program has changed only one of them.
+    """
+    zooms = [float(zoom) for zoom in header.get_zooms()]
+    sizes, lengths = zooms[:3], np.linalg.norm(affine[:3, :3], axis=0).tolist()[: len(zooms)]
+    # Equal but for rounding, the sizes are the exact ones; a transform that is not invertible has no lengths.
+    if _states_place(header) and positive(lengths) and not np.allclose(lengths, sizes, rtol=1e-3, atol=0):
+        sizes = lengths
+    return (*sizes, *(math.nan for _ in zooms[3:]))
+
+
+def _states_place(header: Any) -> bool:
+    """Return whether a file states where its voxels lie; the affine of another is an assumption."""
+    return bool(header["qform_code"] > 0 or header["sform_code"] > 0)
 
 
 def _check_size(path: Path, label: str, needed: int, *, compressed: bool) -> None:

@@ -62,6 +62,7 @@ class Image:
         spacing: voxel size along z, y, x, or None if unknown.
         unit: unit of the spacing, or None if unknown.
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None.
+        placed: whether the affine is stated, rather than assumed.
         tally: counts the voxels written.
     """
 
@@ -72,6 +73,7 @@ class Image:
     spacing: tuple[float, float, float] | None
     unit: Unit | None
     affine: NDArray[np.float64] | None
+    placed: bool
     tally: Tally
 
     @property

@@ -63,17 +63,23 @@ def _header(image: Image) -> Any:
     header.set_slope_inter(1, 0)
     unit = None if image.unit is None else _UNITS.get(image.unit, image.unit)
     header.set_xyzt_units(_CODES[unit])
+    header.set_zooms((*_zooms(image, unit), *(1.0 for _ in shape[3:])))
+    if image.placed:
+        _place(header, image, unit)
+    if image.labels:
+        header.set_intent("label")
+    return header
+
+
+def _place(header: Any, image: Image, unit: Unit | None) -> None:
+    """State where the voxels lie. Both codes stay 0 without it: readers then assume the same as of such an input."""
     affine = affine_in(image, unit)
     if affine is None:
         affine = np.diag([*_zooms(image, unit), 1.0])
-    header.set_zooms((*_zooms(image, unit), *(1.0 for _ in shape[3:])))
     header.set_sform(affine, code="aligned")
     header.set_qform(affine, code="aligned")
     if not np.allclose(header.get_qform(), affine, rtol=1e-4, atol=1e-4):
         header.set_qform(None, code="unknown")  # a quaternion cannot represent shear
-    if image.labels:
-        header.set_intent("label")
-    return header
 
 
 def _zooms(image: Image, unit: Unit | None) -> tuple[float, ...]:

@@ -182,6 +182,7 @@ def _write(
         spacing=model.spacing,
         unit=model.unit,
         affine=model.affine,
+        placed=model.placed,
         tally=Tally(len(channels) * model.size, progress),
     )
     if isinstance(destination.location, str):
