@@ -19,6 +19,7 @@ from evenslice.cli import main
 from evenslice.results import AuditResult
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.info import describe_volume
+from evenslice.volumes.opening import open_labels
 from evenslice.volumes.views import take_region, take_slices
 
 STACK = np.random.default_rng(0).integers(0, 200, (12, 40, 48), dtype=np.uint8)
@@ -112,6 +113,22 @@ def test_only_the_chunks_of_a_region_are_read(tmp_path, monkeypatch):
     )
     assert np.array_equal(part[...], STACK[4:8, 8:16, 16:24])
     assert asked == ["c/1/1/2"]
+
+
+@pytest.mark.parametrize("plane", ["z", "y"])
+@pytest.mark.parametrize("stored", ["array", "file"])
+def test_a_file_of_labels_of_the_whole_image_gets_its_region(file, tmp_path, stored, plane):
+    np.save(tmp_path / "labels.npy", STACK)
+    part = open_volume(STACK if stored == "array" else file, region=REGION, plane=plane)
+    part = take_region(part, np.s_[1:, :, :])
+    assert np.array_equal(open_labels(tmp_path / "labels.npy", part)[...], part[...])
+    assert np.array_equal(open_labels(str(tmp_path / "labels.npy"), part)[...], part[...])
+    np.save(tmp_path / "labels.npy", STACK[REGION][1:])
+    assert np.array_equal(open_labels(tmp_path / "labels.npy", part)[...], part[...])
+    np.save(tmp_path / "labels.npy", STACK[1:])
+    for labels in (tmp_path / "labels.npy", STACK):
+        with pytest.raises(evenslice.VolumeError, match="the two must be equal"):
+            open_labels(labels, part)
 
 
 @pytest.mark.parametrize("plane", ["z", "x"])

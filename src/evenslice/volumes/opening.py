@@ -117,7 +117,7 @@ def _is_array(item: object) -> TypeGuard[NDArray[Any]]:
 
 
 def open_labels(labels: str | os.PathLike[str] | NDArray[Any] | Volume, volume: Volume) -> Volume:
-    """Open the labels of a volume, sliced along the same axis.
+    """Open the labels of a volume, sliced along the same axis; of a file of the whole image, the region of the volume.
 
     Raises:
         VolumeError: they cannot be read, or have another shape, or lie elsewhere (see ``check_place``).
@@ -139,6 +139,8 @@ def open_labels(labels: str | os.PathLike[str] | NDArray[Any] | Volume, volume: 
         )
     check_place(opened, volume)
     return opened
+    if volume.region is not None and isinstance(labels, str | os.PathLike):
+        opened = _same_region(opened, volume)
 
 
 def open_complete(path: Path, *, select: Mapping[str, int] | None = None) -> Volume:
@@ -147,6 +149,13 @@ def open_complete(path: Path, *, select: Mapping[str, int] | None = None) -> Vol
     Args:
         path: the folder.
         select: the index to read along each other axis longer than 1.
+
+def _same_region(labels: Volume, volume: Volume) -> Volume:
+    """Return the region of labels that a volume is of its file, if they have the shape of that file."""
+    if volume.region is None or reslice(labels, "z").shape != volume.whole_shape:
+        return labels
+    return take_region(labels, [slice(*bounds) for bounds in volume.region])
+
 
     Raises:
         VolumeError: it cannot be opened.

@@ -143,7 +143,12 @@ def take_region(volume: Volume, region: Region) -> Volume:
     origin = [start for start, _ in whole.region or ((0, 0),) * 3]
     z, y, x = ((low + start, high + start) for (low, high), start in zip(bounds, origin, strict=True))
     named = ",".join(f"{low}:{high}" for low, high in bounds)
-    part = replace(_cropped(whole, bounds), path=f"{whole.path}[{named}]", region=(z, y, x))
+    part = replace(
+        _cropped(whole, bounds),
+        path=f"{whole.path}[{named}]",
+        region=(z, y, x),
+        whole_shape=whole.whole_shape or whole.shape,
+    )
     return reslice(part, volume.plane)
 
 

@@ -61,6 +61,7 @@ class Volume:
         plane: the axis of the file along which slices follow one another, "z" by default. It comes first
             here and is called z in all other respects; the other two keep their order.
         region: the first voxel and one past the last along z, y and x of the file; None for the whole file.
+        whole_shape: the number of voxels of the file along z, y, x, if this is a region of it; else None.
         level: the resolution level, 0 the finest.
         select: the index that was picked along each other axis of the file, such as ``{"t": 0}``.
 
@@ -92,6 +93,7 @@ class Volume:
     chunk_offset: tuple[int, int, int] = (0, 0, 0)
     plane: Plane = "z"
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
+    whole_shape: tuple[int, int, int] | None = None
     level: int = 0
     axes_given: bool = False
     select: Mapping[str, int] = field(default_factory=dict)
