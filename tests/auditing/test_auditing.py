@@ -204,6 +204,16 @@ def test_labels_as_target(texture):
     np.testing.assert_allclose([share.estimate for share in found.shares], [0.5, 0, 0.5], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [bool, np.float64])
+def test_labels_of_any_type_are_class_numbers_if_they_are_whole(texture, dtype):
+    labels = (texture > np.median(texture)).astype(dtype)
+    options = {"dtype": "float32", "max_windows": 4, "stress": True}
+    whole = evenslice.audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, **options)
+    same = evenslice.audit(Linear(1.0, 2.0, 1.0), texture, labels=labels.astype(np.uint8), **options)
+    assert whole.stress is not None
+    assert whole.stress.to_dict() == same.stress.to_dict()
+
+
 def test_a_step_between_slices(texture):
     found = evenslice.audit(Linear(3.0, 2.0, 1.0), texture, step=4, dtype="float32")
     assert found.run.windows_available == (48 - 8) * 4
@@ -261,7 +271,7 @@ def test_bfloat16_agrees_with_float32(texture):
         ({"device": "cuda:77"}, ConfigError, "device='cuda:77': is not available"),
         ({"device": "toaster"}, ConfigError, "device='toaster': is not available"),
         ({"labels": np.zeros((48, 40, 39), np.uint8), "target": "labels"}, VolumeError, "labels of shape"),
-        ({"labels": np.zeros((48, 40, 40)), "target": "labels"}, VolumeError, "labels of type float64"),
+        ({"labels": np.full((48, 40, 40), 0.5), "target": "labels"}, VolumeError, "label value 0.5"),
         ({"scalings": [Scaling(0, 1)], "fill": 0}, ConfigError, "no effect with scalings"),
         ({"scalings": [Scaling(0, 1)] * 2}, ConfigError, "2 scalings for 1 volumes; give one for each"),
         ({"labels": [], "target": "labels"}, ConfigError, "no volume given"),

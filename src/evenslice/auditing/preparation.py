@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, ModelError, VolumeError, option
+from evenslice._core import ConfigError, ModelError, option
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.methods import check_method
 from evenslice.inference import BlackBox, trial_windows
@@ -123,7 +122,7 @@ def open_labels(
 
     Raises:
         ConfigError: their number is not that of the volumes, or the values do not suit the classes.
-        VolumeError: one cannot be read, is not of integers, or does not have the shape of its volume.
+        VolumeError: one cannot be read, or does not have the shape or the place of its volume.
     """
     if labels is None:
         return None
@@ -133,9 +132,6 @@ def open_labels(
             f"{len(given)} label volumes for {len(volumes)} volumes; give one for each, in the same order"
         )
     opened = [open_labels_of(item, volume) for item, volume in zip(given, volumes, strict=True)]
-    for label in opened:
-        if not np.issubdtype(label.dtype, np.integer):
-            raise VolumeError(f"{label.path}: labels of type {label.dtype}; class numbers must be integers")
     return [values.class_volume(label, classes) for label in opened]
 
 
