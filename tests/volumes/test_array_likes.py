@@ -7,8 +7,10 @@ import pytest
 import torch
 import zarr
 
+import evenslice
 from evenslice import ConfigError, VolumeError, open_volume
-from evenslice.volumes import reslice
+from evenslice.training import SliceWindows
+from evenslice.volumes import open_labels, reslice
 
 VOXELS = np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8)
 
@@ -60,3 +62,45 @@ def test_a_tensor_is_refused_with_what_to_give():
 def test_an_array_of_other_than_three_axes_is_refused():
     with pytest.raises(VolumeError, match="has 4 dimensions"):
         open_volume(da.zeros((2, 3, 4, 5)))
+
+
+MASKED = np.ma.masked_greater(VOXELS, 300)
+
+
+@pytest.mark.parametrize(
+    "array", [MASKED, da.ma.masked_greater(da.from_array(VOXELS, chunks=(2, 7, 8)), 300)]
+)
+def test_masked_voxels_need_a_value(array):
+    with pytest.raises(
+        VolumeError,
+        match=r"<array>: is a masked array; give fill, the value of its masked voxels, or array.filled\(...\)",
+    ):
+        open_volume(array)
+    with pytest.raises(VolumeError, match=r"<array>: labels are a masked array; give array.filled"):
+        open_labels(array, open_volume(VOXELS))
+    with pytest.raises(ConfigError, match=r"fill=0.5: the masked array is int16, which has no such value"):
+        open_volume(array, fill=0.5)
+    filled = open_volume(array, fill=-7, plane="y", region=np.s_[1:, :, :])
+    assert np.array_equal(filled[...], MASKED.filled(-7)[1:].transpose(1, 0, 2))
+    assert type(filled[0]) is np.ndarray
+
+
+def test_a_masked_array_without_masked_voxels_is_an_array():
+    assert np.array_equal(open_volume(np.ma.masked_array(VOXELS))[...], VOXELS)
+
+
+@pytest.mark.parametrize("function", ["evaluate", "audit", "segment", "SliceWindows"])
+def test_every_function_fills_masked_voxels(function, tmp_path):
+    voxels = np.random.default_rng(0).random((8, 32, 32)).astype(np.float32)
+    masked = np.ma.masked_greater(voxels, 0.5)
+    masked.data[masked.mask] = 1e6  # what must not be read
+    network = torch.nn.Conv2d(3, 1, 1).requires_grad_(False)
+    call = {
+        "evaluate": lambda **fill: evenslice.evaluate(network, masked, voxels > 0.5, **fill),
+        "audit": lambda **fill: evenslice.audit(network, masked, max_windows=2, **fill),
+        "segment": lambda **fill: evenslice.segment(network, masked, tmp_path / "a.npy", **fill),
+        "SliceWindows": lambda **fill: SliceWindows(masked, crop=(8, 8), **fill).scalings,
+    }[function]
+    with pytest.raises(VolumeError, match="is a masked array; give fill"):
+        call()
+    assert call(fill=0.25) is not None

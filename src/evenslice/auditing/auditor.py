@@ -199,7 +199,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     record = record_of(model) if isinstance(model, nn.Module) else None
     if slices is None:
         slices = choose_slices(model)
-    volumes = open_volumes(volume)
+    volumes = open_volumes(volume, fill)
     tile = choose_tile(model, volumes) if tile is None else check_tile(tile)
     scalings = choose_scalings(volumes, scalings, intensity=intensity, fill=fill, seed=seed)
     grids = [

@@ -100,9 +100,9 @@ def _has_gradient(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> 
     return True
 
 
-def open_volumes(volume: VolumeLike | Sequence[VolumeLike]) -> list[Volume]:
-    """Open one volume or several."""
-    return [open_volume(item) for item in _several(volume)]
+def open_volumes(volume: VolumeLike | Sequence[VolumeLike], fill: float | None) -> list[Volume]:
+    """Open one volume or several, the masked voxels of arrays filled."""
+    return [open_volume(item, fill=fill) for item in _several(volume)]
 
 
 def _several(volume: VolumeLike | Sequence[VolumeLike]) -> Sequence[VolumeLike]:

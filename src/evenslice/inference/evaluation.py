@@ -92,7 +92,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1:
             "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
         intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
-        fill: the voxel value that replaces NaN and infinity.
+        fill: the voxel value that replaces NaN and infinity, and masked voxels of an array.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
         tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.prediction.predict``.
         batch: windows per forward pass, see ``predict``; fewer once memory runs out.
@@ -127,7 +127,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         _need_stress(stress=stress)
         values.refuse()
     stress_slices = _check_stress_slices(stress_slices, stress=stress)
-    volume = open_volume(volume)
+    volume = open_volume(volume, fill=fill)
     stored = None if labels is None else open_labels(labels, volume)
     ready, slices = make_ready(model, slices, device=device, dtype=dtype)
     tile = choose_tile(ready, volume.shape[1:]) if tile is None else check_tile(tile)

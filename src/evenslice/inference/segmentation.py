@@ -93,7 +93,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
         step: distance between the slices of a window.
         intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
-        fill: the voxel value that replaces NaN and infinity.
+        fill: the voxel value that replaces NaN and infinity, and masked voxels of an array.
         probabilities: write the probability of each class, float32 (class, z, y, x), instead of labels: the softmax of the
             logits, or the sigmoid of a single one.
         label_values: the voxel value of each class in the labels, integers of at least 0; by default 0, 1, 2 ... Not with
@@ -139,7 +139,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         raise ConfigError(
             f"{option('label_values')}: has no effect with {option('probabilities')}; omit one of the two"
         )
-    volume = open_volume(volume)
+    volume = open_volume(volume, fill=fill)
     root = place_of(out, scratch, shared=scheduler is not None)
     check_destination(out, volume, force=force)
     sent = workers is not None or scheduler is not None

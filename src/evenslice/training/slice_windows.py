@@ -149,7 +149,7 @@ class SliceWindows(CropDataset):
         record = _record(model, record)
         self.slices = _slices(slices, record)
         self.classes = _classes(classes, values)
-        volumes = [open_volume(item) for item in _several(volume)]
+        volumes = [open_volume(item, fill=fill) for item in _several(volume)]
         stored = None if labels is None else _open_all(labels, volumes)
         held = hold_small([*volumes, *(stored or ())])
         volumes, stored = held[: len(volumes)], held[len(volumes) :] or None

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.axes import arrange, check_axes
 from evenslice.volumes.label_places import check_place
+from evenslice.volumes.masked_arrays import fill_masked, is_masked
 from evenslice.volumes.read.formats import open_source
 from evenslice.volumes.read.places import Place, locate
 from evenslice.volumes.read.source import ArraySource, VoxelSource
@@ -44,7 +45,7 @@ ARRAY = ("shape", "dtype", "__getitem__")
 """What every array has."""
 
 
-def open_volume(
+def open_volume(  # noqa: PLR0913  # all but one argument have defaults and names
     path: str | os.PathLike[str] | NDArray[Any] | Volume,
     *,
     axes: str | None = None,
@@ -54,6 +55,7 @@ def open_volume(
     unit: str | None = None,
     plane: str | None = None,
     region: Sequence[slice] | None = None,
+    fill: float | None = None,
 ) -> Volume:
     """Open a volume; only its metadata is read.
 
@@ -72,6 +74,7 @@ def open_volume(
             one. Everything else here refers to the axes of the file.
         region: the part that the volume consists of, one slice along each of z, y, x of the file, such as
             ``np.s_[0:16, :, 100:200]``; each voxel keeps its position in space.
+        fill: the value of the masked voxels of a masked array; no other volume has any.
 
     Raises:
         VolumeError: the file is missing, damaged, not of the format of its suffix, or not a volume of real numbers; the
@@ -102,7 +105,7 @@ def open_volume(
                 f"<array>: an array in memory has only one resolution level; omit {option('level', level)}"
             )
         place = Place("<array>", "")
-        opener = partial(ArraySource, path)
+        opener = partial(ArraySource, fill_masked(path, fill))
     else:
         place = locate(cast("str | os.PathLike[str]", path), level, (select or {}).get("series"))
         opener = partial(open_source, place)
@@ -131,7 +134,13 @@ def open_labels(labels: str | os.PathLike[str] | NDArray[Any] | Volume, volume: 
         evenslice.VolumeError: <array>: labels of shape (2, 4, 5) do not fit <array> of shape (2, 4, 4); the two must
         be equal
     """
+    if is_masked(labels):
+        raise VolumeError(
+            f"<array>: labels are a masked array; give array.filled(...), with the value of {option('ignore_label')}"
+        )
     opened = open_volume(labels, plane=volume.plane)
+    if volume.region is not None and isinstance(labels, str | os.PathLike):
+        opened = _same_region(opened, volume)
     if opened.shape != volume.shape:
         raise VolumeError(
             f"{opened.path}: labels of shape {opened.shape} do not fit {volume.path} of shape {volume.shape}; "
@@ -139,8 +148,13 @@ def open_labels(labels: str | os.PathLike[str] | NDArray[Any] | Volume, volume: 
         )
     check_place(opened, volume)
     return opened
-    if volume.region is not None and isinstance(labels, str | os.PathLike):
-        opened = _same_region(opened, volume)
+
+
+def _same_region(labels: Volume, volume: Volume) -> Volume:
+    """Return the region of labels that a volume is of its file, if they have the shape of that file."""
+    if volume.region is None or reslice(labels, "z").shape != volume.whole_shape:
+        return labels
+    return take_region(labels, [slice(*bounds) for bounds in volume.region])
 
 
 def open_complete(path: Path, *, select: Mapping[str, int] | None = None) -> Volume:
@@ -149,13 +163,6 @@ def open_complete(path: Path, *, select: Mapping[str, int] | None = None) -> Vol
     Args:
         path: the folder.
         select: the index to read along each other axis longer than 1.
-
-def _same_region(labels: Volume, volume: Volume) -> Volume:
-    """Return the region of labels that a volume is of its file, if they have the shape of that file."""
-    if volume.region is None or reslice(labels, "z").shape != volume.whole_shape:
-        return labels
-    return take_region(labels, [slice(*bounds) for bounds in volume.region])
-
 
     Raises:
         VolumeError: it cannot be opened.
@@ -217,6 +224,7 @@ def _arranged(
         _arrangement=arrangement,
         _sources=[source],
         level=operator.index(place.level),
+        placed=source.placed,
         axes_given=names is not None,
         select={axis: operator.index(index) for axis, index in select.items()},
     )
@@ -233,7 +241,6 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
         # The file's unit belongs to the file's spacing.
         volume = replace(volume, spacing=_three_sizes(spacing), unit=None)
     if unit is not None:
-        placed=source.placed,
         known = normal_unit(unit)
         if known is None:
             raise ConfigError(f"{option('unit', unit)}: unknown unit of length; {did_you_mean(unit, UNITS)}")

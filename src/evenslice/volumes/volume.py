@@ -95,9 +95,9 @@ class Volume:
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     whole_shape: tuple[int, int, int] | None = None
     level: int = 0
+    placed: bool = True
     axes_given: bool = False
     select: Mapping[str, int] = field(default_factory=dict)
-    placed: bool = True
     # As opened, of what this is a part or a function of.
     _whole: Volume | None = field(default=None, repr=False)
 
