@@ -18,6 +18,7 @@ import evenslice.cli
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import BlackBox
 from evenslice.inference.plans import describe_network
+from evenslice.inference.prediction import choose_tile
 from evenslice.report.files import write_report
 from evenslice.training.segmenter import load_segmenter
 
@@ -252,6 +253,19 @@ def test_what_torch_exports_is_read(texture, network, tmp_path):
     windows = np.random.default_rng(0).random((3, 3, 24, 40), dtype=np.float32)
     given = evenslice.load_onnx(tmp_path / "n.onnx")(windows)
     np.testing.assert_allclose(given, network(torch.from_numpy(windows)).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("plane", "tile"), [((16, "x"), (16, 64)), (("y", 24), (64, 24))])
+def test_a_fixed_side_is_kept_and_only_the_other_chosen(network, tmp_path, plane, tile):
+    fixed = evenslice.load_onnx(write_onnx(tmp_path / "side.onnx", network, plane=plane))
+    assert fixed.tile is None
+    image = np.random.default_rng(0).random((6, 40, 40))
+    labels = evenslice.segment(fixed, image, tmp_path / "labels.npy")
+    assert labels.shape == image.shape
+    assert evenslice.evaluate(fixed, image, np.zeros(image.shape, int), surfaces=False).dice >= 0
+    found = audit(fixed, image, max_windows=2)
+    assert set(tile) - {64} <= set(found.run.tile)
+    assert choose_tile(BlackBox(fixed), (40, 40)) == tile
 
 
 def test_a_fixed_shape_is_stated_and_filled_up(texture, network, tmp_path):

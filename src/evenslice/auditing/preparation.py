@@ -10,7 +10,7 @@ from torch import nn
 from evenslice._core import ConfigError, ModelError, option
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.methods import check_method
-from evenslice.inference import BlackBox, trial_windows
+from evenslice.inference import BlackBox, keep_sides, trial_windows
 from evenslice.networks import input_multiple, input_size
 from evenslice.results import MethodNames
 from evenslice.volumes import (
@@ -163,4 +163,5 @@ def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int
         return check_tile(fixed)
     planes = [volume.shape[1:] for volume in volumes]
     smallest = (min(plane[0] for plane in planes), min(plane[1] for plane in planes))
-    return fit_tile(smallest, multiple=32 if network is None else input_multiple(network))
+    tile = fit_tile(smallest, multiple=32 if network is None else input_multiple(network))
+    return tile if network is not None else keep_sides(model, tile)

@@ -3,6 +3,7 @@ from .black_boxes import (
     BlackBox as BlackBox,
     choose_slices as choose_slices,
     computing_in as computing_in,
+    keep_sides as keep_sides,
     make_ready as make_ready,
 )
 from .depthwise import keep_depthwise_exact as keep_depthwise_exact

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["BlackBox", "choose_slices", "computing_in", "make_ready"]
+__all__ = ["BlackBox", "choose_slices", "computing_in", "keep_sides", "make_ready"]
 
 
 class BlackBox(nn.Module):
@@ -38,8 +38,9 @@ class BlackBox(nn.Module):
         function: maps an array (batch, slices, y, x), float32 in 0..1, to an array or a tensor, batch first, or to
             anything that ``outputs`` or ``evenslice.networks.logits`` reduces to one. It scales and
             moves its input itself. Attributes ``slices`` and ``tile``, if present and not None, state the only windows
-            that it accepts; ``name``, ``mean`` and ``std``, if present, are recorded. ``origin``, such as a digest of its
-            weights, tells it from others when a segmentation is resumed.
+            that it accepts; ``sides`` is like ``tile``, with None for a side of any length. ``name``, ``mean`` and
+            ``std``, if present, are recorded. ``origin``, such as a digest of its weights, tells it from others when a
+            segmentation is resumed.
         outputs: maps what the function returns to the outputs.
         device: must be "auto": any other value would have no effect.
         dtype: likewise.
@@ -146,6 +147,25 @@ class BlackBox(nn.Module):
                 f"the function {self.name} returns an array of type {array.dtype}; it must return numbers"
             )
         return torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
+
+
+def keep_sides(network: object, tile: tuple[int, int]) -> tuple[int, int]:
+    """Return the size (y, x) of windows, with each side that a function states to be the only one that it accepts.
+
+    Args:
+        network: the function, such as one from ``load_onnx``, or its ``BlackBox``; anything else states no side.
+        tile: the size to take else.
+
+    Example:
+        >>> def function(windows):
+        ...     return windows
+        >>> function.sides = 32, None
+        >>> keep_sides(function, (64, 96)), keep_sides(BlackBox(function), (64, 96))
+        ((32, 96), (32, 96))
+    """
+    function = network.function if isinstance(network, BlackBox) else network
+    y, x = getattr(function, "sides", (None, None))
+    return y or tile[0], x or tile[1]
 
 
 def choose_slices(model: nn.Module | Callable[..., Any]) -> int:

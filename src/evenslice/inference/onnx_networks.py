@@ -51,6 +51,7 @@ class OnnxNetwork:
         path: absolute path of the file.
         slices: the number of slices it takes; None if the file allows any.
         tile: the size (y, x) it takes; None if the file leaves either open.
+        sides: the same for each side, None for one that is open.
         batch: the number of windows it takes at once; None for any. Smaller batches are padded to it.
         mean: subtracted from slices in 0..1, here or in the graph; one value, or one for each slice.
         std: the divisor applied afterwards, likewise.
@@ -78,6 +79,7 @@ class OnnxNetwork:
         self._input, self._type = inputs[0].name, TYPES[inputs[0].type]
         sizes = [size if isinstance(size, int) else None for size in inputs[0].shape]
         self.batch, self.slices, y, x = sizes
+        self.sides = y, x
         self.tile = None if y is None or x is None else (y, x)
         self.outputs = tuple(item.name for item in self._session.get_outputs())
         self.types = tuple(item.type for item in self._session.get_outputs())

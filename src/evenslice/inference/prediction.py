@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from evenslice._core import ConfigError, ModelError, map_ahead, option
+from evenslice.inference.black_boxes import keep_sides
 from evenslice.inference.devices import to_device
 from evenslice.networks import logits, predicted_classes
 from evenslice.volumes import Volume, WindowGrid, read_in_runs, slice_indices, tile_origins
@@ -267,7 +268,7 @@ def choose_tile(network: Network, plane: tuple[int, int]) -> tuple[int, int]:
         return network.tile
     multiple = network.multiple
     y, x = (_even_tile(length, multiple) for length in plane)
-    return y, x
+    return keep_sides(network, (y, x))
 
 
 def _even_tile(length: int, multiple: int) -> int:
