@@ -236,6 +236,12 @@ def test_what_bioimageio_does_not_take_is_not_written(tmp_path, monkeypatch, car
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_single_author_or_citation_is_not_taken_apart():
+    card = evenslice.ModelCard(authors="A. Author", cite="A book")
+    assert (card.authors, card.cite) == (("A. Author",), ("A book",))
+    assert evenslice.ModelCard(authors=["A", "B"]).authors == ("A", "B")
+
+
 # Hugging Face
 
 

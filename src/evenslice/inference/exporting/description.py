@@ -43,9 +43,9 @@ class ModelCard:
     Attributes:
         name: the name of the network; by default one that says how many slices it takes.
         description: what it is for, in a sentence or two.
-        authors: names of those who made it.
-        license: SPDX identifier, such as "CC-BY-4.0". The pretrained weights may restrict the choice.
-        cite: what to cite besides the evenslice paper, each a text with a DOI or an address.
+        authors: names of those who made it; a single one may be given as such.
+        license: SPDX identifier, such as "CC-BY-4.0", in any case. The pretrained weights may restrict the choice.
+        cite: what to cite besides the evenslice paper, each a text with a DOI or an address; a single one may be given as such.
 
     Example:
         >>> ModelCard(name="Mitochondria", authors=("A. Author",), license="CC-BY-4.0").license
@@ -57,6 +57,14 @@ class ModelCard:
     authors: tuple[str, ...] = ()
     license: str | None = None
     cite: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("authors", "cite"):
+            given: Any = getattr(self, name)
+            texts = (
+                (given,) if isinstance(given, str) else tuple(given or ())
+            )  # a string's parts are its letters
+            object.__setattr__(self, name, texts)
 
 
 @dataclass(frozen=True, kw_only=True)
