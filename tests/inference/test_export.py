@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -214,12 +215,35 @@ def test_bioimageio_core_accepts_and_runs_a_model(tmp_path, intensity):
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ({"license": "mine"}, r"license.*; bioimage.io does not take it"),
-        ({"name": "a/b"}, r"name: .*; bioimage.io does not take it"),
-        ({"cite": ("A book",)}, "cite='A book': bioimage.io needs a DOI or an address in it; add one"),
+        ({"license": "qqq"}, "license='qqq': give an SPDX identifier, such as CC-BY-4.0"),
+        (
+            {"license": "Apache 2.0"},
+            "license='Apache 2.0': did you mean 'Apache-2.0'? give an SPDX identifier, *",
+        ),
+        ({"name": "a/b cells"}, "name='a/b cells': use 5 to 128 letters, digits, spaces and _ + - ( )"),
+        ({"name": "abc"}, "name='abc': use 5 to 128 letters*"),
+        ({"authors": "A/B"}, "author='A/B': bioimage.io takes no / in a name; leave it out"),
+        (
+            {"description": "x" * 1025},
+            "description='x*': bioimage.io takes at most 1,024 characters; shorten it",
+        ),
+        ({"cite": "A book"}, "cite='A book': bioimage.io needs a DOI or an address in it; add one"),
     ],
 )
-def test_what_bioimageio_does_not_take_is_not_written(tmp_path, monkeypatch, card, message):
+def test_what_bioimageio_does_not_take_is_said_before_the_network_is_converted(
+    tmp_path, monkeypatch, card, message
+):
+    def write(*_, **__):
+        pytest.fail("converted the network")
+
+    monkeypatch.setattr("evenslice.inference.exporting.bioimageio_folder.write_onnx", write)
+    with pytest.raises(ConfigError) as caught:
+        evenslice.export(small(), tmp_path / "out", to="bioimageio", card=evenslice.ModelCard(**card))
+    assert fnmatch(str(caught.value), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bioimageio_gets_a_license_as_spdx_spells_it(tmp_path, monkeypatch):
     def write(model, path, description, **_):
         path.touch()
         return onnx_writing.WrittenOnnx((8, 8), 1, None, (1, 2, 8, 8), 0.0, 18, (8, 8))
@@ -231,9 +255,14 @@ def test_what_bioimageio_does_not_take_is_not_written(tmp_path, monkeypatch, car
     module = "evenslice.inference.exporting.bioimageio_folder"
     monkeypatch.setattr(f"{module}.write_onnx", write)
     monkeypatch.setattr(f"{module}.open_session", lambda _: Session())
-    with pytest.raises(ConfigError, match=message):
-        evenslice.export(small(), tmp_path / "out", to="bioimageio", card=evenslice.ModelCard(**card))
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(
+        f"{module}._write_description", lambda _, document: written.append(document["license"])
+    )
+    written = []
+    card = evenslice.ModelCard(license="cc-by-4.0")
+    evenslice.export(small(), tmp_path, to="bioimageio", card=card)
+    assert written == ["CC-BY-4.0"]
+    assert "License: CC-BY-4.0." in (tmp_path / "README.md").read_text()
 
 
 def test_a_single_author_or_citation_is_not_taken_apart():
@@ -279,6 +308,19 @@ def test_a_folder_for_hugging_face_comes_back_bit_for_bit(tmp_path):
     assert (loaded.data.license, loaded.data.library_name) == ("cc-by-4.0", "evenslice")
     assert "For \\| tests" in loaded.text
     assert "offsets -4, -2, 0, +2, +4" in loaded.text
+
+
+@pytest.mark.parametrize(
+    ("text", "written"), [("MIT", "mit"), ("openrail", "openrail"), ("Apache 2.0", None), ("a: b", None)]
+)
+def test_hugging_face_gets_an_identifier_as_license(tmp_path, text, written):
+    card = evenslice.ModelCard(license=text)
+    if written:
+        evenslice.export(small(), tmp_path, to="huggingface", card=card)
+        assert f"license: {written}\n" in (tmp_path / "README.md").read_text()
+    else:
+        with pytest.raises(ConfigError, match=f"license='{text}': .*give an SPDX identifier"):
+            evenslice.export(small(), tmp_path, to="huggingface", card=card)
 
 
 @pytest.mark.parametrize("to", ["huggingface", "onnx"])

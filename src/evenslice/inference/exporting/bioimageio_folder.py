@@ -5,21 +5,19 @@ https://bioimage.io; the format is that of the package bioimageio.spec, model de
 
 from __future__ import annotations
 
-import re
-import warnings
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, ModelError, json_text, needs_extra, option
+from evenslice._core import ConfigError, ModelError, json_text, option
+from evenslice.inference.exporting.bioimageio_card import card_entries, quiet_library
 from evenslice.inference.exporting.onnx_writing import INPUT, OUTPUT, write_onnx
 from evenslice.inference.exporting.readme import README, readme_text
 from evenslice.inference.onnx_networks import open_session
 from evenslice.volumes import PERCENTILES, Scaling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -33,7 +31,6 @@ __all__ = ["BIOIMAGEIO_FILES", "write_bioimageio"]
 WEIGHTS, TEST_INPUT, TEST_OUTPUT = "weights.onnx", "test_input.npy", "test_output.npy"
 BIOIMAGEIO_FILES = ("rdf.yaml", README, WEIGHTS, TEST_INPUT, TEST_OUTPUT)
 TAGS = ("semantic-segmentation", "2d", "evenslice", "slices")
-UNNAMED = "Unnamed author"
 EPS = 1e-6  # of ``scale_range``
 
 
@@ -44,11 +41,11 @@ def write_bioimageio(
 
     Raises:
         ModelError: the network cannot be exported, or gives no map of classes.
-        ConfigError: the name, the license or a citation is not as bioimage.io wants it.
+        ConfigError: the name, an author, the license or a citation is not as bioimage.io wants it.
         MissingExtraError: bioimageio.spec is not installed.
     """
-    with _quiet_library(), needs_extra("export", "writing a model for bioimage.io"):
-        import bioimageio.spec  # noqa: F401  # before the network is converted, which takes long
+    card = card_entries(description)  # before the network is converted, which takes long
+    description = replace(description, card=replace(description.card, license=card.get("license")))
     written = write_onnx(model, folder / WEIGHTS, description, scaled=False, tile=tile)
     if len(written.shape) != 4:
         raise ModelError(
@@ -60,7 +57,7 @@ def write_bioimageio(
     (output,) = open_session(folder / WEIGHTS).run(None, {INPUT: _preprocessed(voxels, description)})
     np.save(folder / TEST_OUTPUT, output)
     (folder / README).write_text(readme_text(description, _usage()), encoding="utf-8")
-    _write_description(folder, _document(description, written))
+    _write_description(folder, _document(description, written, card))
     return written
 
 
@@ -79,10 +76,8 @@ def _preprocessed(voxels: NDArray[np.float32], description: Description) -> NDAr
     return ((Scaling(low, high)(voxels) - mean) / std).astype(np.float32)
 
 
-def _document(description: Description, written: WrittenOnnx) -> dict[str, Any]:
+def _document(description: Description, written: WrittenOnnx, card: dict[str, Any]) -> dict[str, Any]:
     """Return the description as plain values, as ``rdf.yaml`` holds it."""
-    card = description.card
-    authors = [{"name": name} for name in card.authors or (UNNAMED,)]
     sizes: Any = (
         ({"min": min(written.window), "step": written.multiple} for _ in written.window)
         if written.tile is None
@@ -108,12 +103,7 @@ def _document(description: Description, written: WrittenOnnx) -> dict[str, Any]:
     return {
         "format_version": _format_version(),
         "type": "model",
-        "name": description.name,
-        "description": card.description
-        or f"Segments slice z of a volume from a window of {description.slices} slices.",
-        "authors": authors,
-        **({"license": card.license} if card.license else {}),
-        "cite": [_citation(text) for text in description.citations],
+        **card,
         "documentation": {"source": README},
         "tags": list(TAGS),
         "inputs": [
@@ -135,7 +125,7 @@ def _document(description: Description, written: WrittenOnnx) -> dict[str, Any]:
                 "test_tensor": {"source": TEST_OUTPUT},
             }
         ],
-        "weights": {"onnx": {"source": WEIGHTS, "opset_version": written.opset, "authors": authors}},
+        "weights": {"onnx": {"source": WEIGHTS, "opset_version": written.opset, "authors": card["authors"]}},
         "config": {"evenslice": description.to_dict(scaled_in_graph=False)},
     }
 
@@ -185,19 +175,9 @@ def _preprocessing(description: Description) -> list[dict[str, Any]]:
     return steps
 
 
-def _citation(text: str) -> dict[str, str]:
-    doi = re.search(r"\b10\.\d{4,}/\S+[\w/]", text)
-    if doi and "://" not in text[: doi.start()].rpartition(" ")[2]:
-        return {"text": text, "doi": doi[0]}
-    url = re.search(r"https?://\S+[\w/]", text)
-    if url is None:
-        raise ConfigError(f"{option('cite', text)}: bioimage.io needs a DOI or an address in it; add one")
-    return {"text": text, "url": url[0]}
-
-
 def _write_description(folder: Path, document: dict[str, Any]) -> None:
     """Validate a description, and write it with the digests of its files."""
-    with _quiet_library():
+    with quiet_library():
         from bioimageio.spec import InvalidDescr, ValidationContext, build_description, dump_description
 
         address = {str(entry.get("url")): None for entry in document["cite"]}  # known: nothing is looked up
@@ -211,20 +191,6 @@ def _write_description(folder: Path, document: dict[str, Any]) -> None:
             raise ConfigError(f"{where}: {error.msg if error else 'not valid'}; bioimage.io does not take it")
         content = dump_description(built)
     (folder / "rdf.yaml").write_text(json_text(content), encoding="utf-8")  # JSON is YAML
-
-
-@contextmanager
-def _quiet_library() -> Iterator[None]:
-    """Keep to itself that the library logs its own steps, warns of its own parts and leaves files open."""
-    with needs_extra("export", "writing a model for bioimage.io"):
-        from loguru import logger
-    logger.disable("bioimageio")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.enable("bioimageio")
 
 
 def _usage() -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core import json_text, needs_extra
 from evenslice.inference.exporting.description import LIBRARY
+from evenslice.inference.exporting.licenses import hub_license
 from evenslice.inference.exporting.readme import README, readme_text
 from evenslice.neutralizing import Reading, save_network
 
@@ -30,15 +31,17 @@ def write_huggingface(
 
     Raises:
         ModelError: the network has no record of ``neutralize``.
+        ConfigError: the license is no identifier.
         MissingExtraError: huggingface_hub is not installed.
     """
+    header = _header(description)  # first, as it checks the license
     if source is not None:
         source = replace(source, weights=Path(source.weights).name)  # without folders of this machine
     save_network(model, folder / "model.safetensors", source=source)
     configuration = {"library_name": LIBRARY, **_settings(description)}
     (folder / "config.json").write_text(json_text(configuration), encoding="utf-8")
     (folder / README).write_text(
-        f"---\n{_header(description)}\n---\n\n{readme_text(description, _usage(description))}",
+        f"---\n{header}\n---\n\n{readme_text(description, _usage(description))}",
         encoding="utf-8",
     )
 
@@ -63,7 +66,7 @@ def _header(description: Description) -> str:
 
     card = description.card
     data = ModelCardData(
-        license=card.license.lower() if card.license else None,
+        license=hub_license(card.license) if card.license else None,
         library_name=LIBRARY,
         tags=[*TAGS, f"image-{description.task}"],
         pipeline_tag=f"image-{description.task}",
