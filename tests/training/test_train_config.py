@@ -48,6 +48,12 @@ def test_a_few_lines_are_a_whole_configuration(load, tmp_path):
     assert config.seed == 0
 
 
+def test_there_are_as_many_classes_as_values_of_them(load):
+    config = load("data: {label_values: [0, 128, 255], train: [{image: a.tif, labels: b.tif}]}")
+    assert config.data.classes == 3
+    assert load(to_yaml(config)) == config
+
+
 def test_the_default_configuration_loads_and_states_every_option(load):
     text = default_yaml()
     config = load(text)
@@ -162,7 +168,10 @@ def test_other_commands_make_sections_of_their_own(load):
         ("data: {train: [{image: {path: a, leve: 1}, labels: b}]}", "data.train[0].image.leve: no such option; did you mean 'level'?"),
         ("data: {train: [{image: {path: a, select: {c: x}}, labels: b}]}", "data.train[0].image.select.c: 'x': should be a valid integer"),
         ("data: {train: [{image: a, labels: b, slices: [9, 3]}]}", "data.train[0].slices: [9, 3]: give the first slice and the one after the last"),
-        ("data: {classes: 3, label_values: [0, 255], train: [{image: a, labels: b}]}", "data.label_values: [0, 255]: give a different value for each of the 3 classes"),
+        ("data: {classes: 3, label_values: [0, 255], train: [{image: a, labels: b}]}", "data.label_values: [0, 255]: has 2 values, but data.classes is 3; set data.classes: 2"),
+        ("data: {label_values: [7], train: [{image: a, labels: b}]}", "data.label_values: [7]: has 1 of the values of 2 classes; give one for each"),
+        ("data: {label_values: [0, 0, 1], train: [{image: a, labels: b}]}", "data.label_values: [0, 0, 1]: give a different value for each of the 3 classes"),
+        ("data: {label_values: [0, 1, 2], instances: dense, train: [{image: a, labels: b}]}", "data.instances: 'dense': object numbers are not class values; omit label_values"),
         ("data: {classes: 3, boundaries: true, train: [{image: a, labels: b}]}", "data.boundaries: True: boundaries need classes: 2"),
         ("data: {intensity: [3, 3], train: [{image: a, labels: b}]}", "data.intensity: [3, 3]: the first value must be below the second"),
         ("", "is empty; write options as 'name: value'"),

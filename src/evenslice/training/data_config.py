@@ -16,6 +16,7 @@ with needs_extra("train", "a configuration"):
         Field,
         ModelWrapValidatorHandler,
         SerializerFunctionWrapHandler,
+        ValidationError,
         ValidationInfo,
         field_validator,
         model_serializer,
@@ -88,6 +89,12 @@ class NnunetFolder(Section):
         return handler(value if isinstance(value, dict | cls) else {"path": value})
 
 
+class _WithNnunet(Section):
+    """What names such a folder, so that errors have its place."""
+
+    nnunet: NnunetFolder
+
+
 class DataConfig(Section):
     """A data set: pairs of images and labels for training, validation and testing."""
 
@@ -99,8 +106,8 @@ class DataConfig(Section):
         default=None,
         description=(
             "Instead of pairs, the folder of a data set in nnU-Net's raw format: train, test (if there are labelsTs), "
-            "classes, label_values and ignore_label then come from its files, unless given here. In a study with folds, "
-            "the cases of imagesTr are its pairs."
+            "classes, label_values and ignore_label then come from its files, unless given here; the last three do not with "
+            "instances. In a study with folds, the cases of imagesTr are its pairs."
         ),
     )
     train: tuple[LabelledFiles, ...] = Field(description="Pairs of image and labels for training.")
@@ -119,7 +126,11 @@ class DataConfig(Section):
             "nothing for validation."
         ),
     )
-    classes: int = Field(default=2, ge=2, description="Number of classes, including background.")
+    classes: int = Field(
+        default=2,
+        ge=2,
+        description="Number of classes, including background; by default as many as label_values, else 2.",
+    )
     label_values: tuple[int, ...] | None = Field(
         default=None,
         description="Voxel value of each class in the label files, such as [0, 255]; by default 0, 1, 2 ...",
@@ -177,8 +188,13 @@ class DataConfig(Section):
     def _of_labels(cls, value: Any, info: ValidationInfo) -> Any:
         """Check an option of labels together with those above it."""
         above = {name: info.data[name] for name in _OF_LABELS if name in info.data}
+        classes = info.data.get("classes")
+        if info.field_name == "label_values":
+            _check_count(value, classes)
+        if info.field_name == "instances" and above.get("label_values") is not None:
+            classes = None  # as many as the values, which are what is wrong beside numbered objects
         try:
-            LabelValues(**above | {str(info.field_name): value}).check(info.data.get("classes"))
+            LabelValues(**above | {str(info.field_name): value}).check(classes)
         except ConfigError as error:
             # Those above were right, so it is this option, and pydantic itself says which it is.
             raise ValueError(str(error).partition(": ")[2]) from error
@@ -212,12 +228,31 @@ class DataConfig(Section):
             value = _of_nnunet(value, info, cls._arrange)
         elif isinstance(value, dict) and info.context and value.get("root") is None:
             value = {**value, "root": "."}
-        return handler(value)
+        return handler(_counted(value) if isinstance(value, dict) else value)
 
     @classmethod
     def _arrange(cls, found: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
         """Return the options found in a folder of nnU-Net's, as they fit to those that are given beside it."""
         return found
+
+
+def _check_count(values: tuple[int, ...] | None, classes: int | None) -> None:
+    """Raise ValueError unless there is a value for each class; classes are None if their number is wrong itself."""
+    if values is None or classes in (None, len(values)):
+        return
+    if len(values) < 2:
+        raise ValueError(f"has {len(values)} of the values of {classes} classes; give one for each")
+    raise ValueError(
+        f"has {len(values)} values, but data.classes is {classes}; set data.classes: {len(values)}"
+    )
+
+
+def _counted(values: dict[str, Any]) -> dict[str, Any]:
+    """Return options with the number of classes, where that of their values says it."""
+    of_classes = values.get("label_values")
+    if "classes" in values or not isinstance(of_classes, list | tuple) or len(of_classes) < 2:
+        return values
+    return {**values, "classes": len(of_classes)}
 
 
 def _of_nnunet(
@@ -226,11 +261,29 @@ def _of_nnunet(
     arrange: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
     """Replace the folder of a data set of nnU-Net by what it stands for."""
-    given = NnunetFolder.model_validate(values["nnunet"], context=info.context)
+    given = _WithNnunet.model_validate({"nnunet": values["nnunet"]}, context=info.context).nnunet
     above = Path(values.get("root") or "").expanduser()
     folder = (config_folder(info) / above / given.path.expanduser()).absolute()
     try:
-        found = arrange(nnunet_options(folder, given.channel), values)
+        found = nnunet_options(folder, given.channel)
     except ConfigError as error:
-        raise ValueError(str(error)) from error  # pydantic adds the place
-    return {**found, **{name: value for name, value in values.items() if name != "nnunet"}, "root": folder}
+        fault = {"error": ValueError(str(error))}
+        raise ValidationError.from_exception_data(
+            "data",
+            [{"type": "value_error", "loc": ("nnunet",), "input": values["nnunet"], "ctx": fault}],
+        ) from error
+    options = {name: value for name, value in values.items() if name != "nnunet"}
+    found = arrange(_without_replaced(found, options), values)
+    return {**found, **options, "root": folder}
+
+
+def _without_replaced(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return what was found without what options that are given say otherwise, under names of their own."""
+    replaced = set()
+    if given.get("label_values") is not None:
+        replaced = {"classes"}
+    if (
+        given.get("instances") is not None
+    ):  # the values number objects, then, whatever dataset.json calls them
+        replaced = {"classes", "label_values", "ignore_label"}
+    return {name: value for name, value in found.items() if name not in replaced}
