@@ -89,6 +89,7 @@ def test_the_first_version_of_nnunet(folder):
     [
         ({"labels": {"background": 0, "whole": [1, 2]}}, r"label 'whole' has the value \[1, 2\]"),
         ({"labels": None}, "has no labels"),
+        ({"labels": {"blob": 1}}, r"^data\.nnunet: .*has 1 label; evenslice needs a background and at least"),
         ({"file_ending": "../x"}, "names the file_ending"),
         ({"file_ending": ".tif"}, r"has no pair of imagesTr/CASE_0000\.tif"),
     ],
@@ -100,5 +101,35 @@ def test_what_cannot_be_read(folder, changes, message):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(ConfigError, match=r"dataset\.json cannot be read"):
-        as_config({"data": {"nnunet": str(tmp_path)}}, TrainConfig)
+    for folder in (tmp_path, tmp_path / "nosuch"):
+        with pytest.raises(
+            ConfigError, match=rf"^data\.nnunet: .*{folder}: has no dataset\.json; name a data set's"
+        ):
+            as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+    with pytest.raises(ConfigError, match=r"^data\.nnunet: 4: should be a path"):
+        as_config({"data": {"nnunet": 4}}, TrainConfig)
+    with pytest.raises(ConfigError, match=r"^data\.nnunet\.chanel: no such option; did you mean 'channel'"):
+        as_config({"data": {"nnunet": {"path": "x", "chanel": 0}}}, TrainConfig)
+
+
+def test_training_images_without_labels_are_not_dropped(folder):
+    (folder / "labelsTs" / "h_007.nii.gz").unlink()  # a test image without labels is nothing to test on
+    assert as_config({"data": {"nnunet": str(folder)}}, TrainConfig).data.test == ()
+    (folder / "labelsTr" / "h_002.nii.gz").unlink()
+    with pytest.raises(
+        ConfigError, match=r"1 of 2 cases in imagesTr has no labels: h_002; add labelsTr/h_002\.nii"
+    ):
+        as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+
+
+def test_what_macos_writes_beside_files_is_no_case(folder):
+    for name in ("imagesTr/._h_001_0000.nii.gz", "labelsTr/._h_001.nii.gz", "imagesTr/._h_003_0000.nii.gz"):
+        (folder / name).write_bytes(b"Mac OS X")
+    assert len(as_config({"data": {"nnunet": str(folder)}}, TrainConfig).data.train) == 2
+
+
+def test_what_its_labels_mean_gives_way_to_options(folder):
+    objects = as_config({"data": {"nnunet": str(folder), "instances": "sparse"}}, TrainConfig).data
+    assert (objects.classes, objects.label_values, objects.ignore_label) == (2, None, None)
+    options = {"nnunet": str(folder), "label_values": [0, 1], "other_labels": "background"}
+    assert as_config({"data": options}, TrainConfig).data.classes == 2

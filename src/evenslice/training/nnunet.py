@@ -38,8 +38,8 @@ def nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
         relative to the folder.
 
     Raises:
-        ConfigError: the folder is no such data set, has several channels and none was chosen, or labels that are
-            regions.
+        ConfigError: the folder is no such data set, has several channels and none was chosen, training images without
+            labels, a single label, or labels that are regions.
     """
     described = _described(folder)
     ending = described.get("file_ending", ".nii.gz")  # not in data sets of nnU-Net's first version
@@ -49,18 +49,25 @@ def nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
         )
     number = _channel(folder, described, channel)
     values, ignored = _values(folder, described)
+    train, unlabelled = _pairs(folder, "Tr", f"_{number:04d}{ending}", ending)
     found: dict[str, Any] = {
         "name": folder.name,
-        "train": _pairs(folder, "Tr", f"_{number:04d}{ending}", ending),
+        "train": train,
         "classes": len(values),
         "label_values": values,
     }
-    if not found["train"]:
+    if not train:
         raise ConfigError(
             f"{folder}: has no pair of imagesTr/CASE_{number:04d}{ending} and labelsTr/CASE{ending}; name the folder of "
             "a data set in nnU-Net's raw format"
         )
-    tests = _pairs(folder, "Ts", f"_{number:04d}{ending}", ending)
+    if unlabelled:
+        total = f"{len(unlabelled)} of {len(train) + len(unlabelled)} cases in imagesTr"
+        named = "has no labels:" if len(unlabelled) == 1 else "have no labels, the first is"
+        raise ConfigError(
+            f"{folder}: {total} {named} {unlabelled[0]}; add labelsTr/{unlabelled[0]}{ending}, or take the image out"
+        )
+    tests, _ = _pairs(folder, "Ts", f"_{number:04d}{ending}", ending)  # images without labels are no tests
     return found | ({"test": tests} if tests else {}) | ({} if ignored is None else {"ignore_label": ignored})
 
 
@@ -69,6 +76,10 @@ def _described(folder: Path) -> dict[str, Any]:
         described = json.loads(read_bounded(folder / "dataset.json", LARGEST_DESCRIPTION))
         if not isinstance(described, dict):
             raise ValueError("it holds no object")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"{folder}: has no dataset.json; name a data set's folder in nnU-Net's raw format"
+        ) from error
     except _DAMAGED as error:
         raise ConfigError(
             f"{folder}: its dataset.json cannot be read ({reason(error)}); name the folder of a data set in nnU-Net's "
@@ -106,14 +117,24 @@ def _values(folder: Path, described: dict[str, Any]) -> tuple[list[int], int | N
                 "regions"
             )
     values = sorted(value for name, value in labels.items() if name != "ignore")
+    if len(values) < 2:
+        count = "1 label" if values else "no labels"
+        raise ConfigError(
+            f"{folder}: its dataset.json has {count}; evenslice needs a background and at least one other"
+        )
     return values, labels.get("ignore")
 
 
-def _pairs(folder: Path, part: str, suffix: str, ending: str) -> list[dict[str, str]]:
-    """Return the images of a part that have labels, by name."""
-    cases = []
-    for image in sorted((folder / f"images{part}").glob(f"*{suffix}"))[:MOST_CASES]:
-        labels = folder / f"labels{part}" / f"{image.name.removesuffix(suffix)}{ending}"
-        if labels.exists():
-            cases.append({"image": f"images{part}/{image.name}", "labels": f"labels{part}/{labels.name}"})
-    return cases
+def _pairs(folder: Path, part: str, suffix: str, ending: str) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the images of a part with their labels, by name, and the cases that have none."""
+    images = sorted((folder / f"images{part}").glob(f"*{suffix}"))
+    cases, unlabelled = [], []
+    # macOS puts a file ._NAME beside each that it copies to a disk of another kind.
+    for image in [image for image in images if not image.name.startswith(".")][:MOST_CASES]:
+        case = image.name.removesuffix(suffix)
+        labels = f"labels{part}/{case}{ending}"
+        if (folder / labels).exists():
+            cases.append({"image": f"images{part}/{image.name}", "labels": labels})
+        else:
+            unlabelled.append(case)
+    return cases, unlabelled
