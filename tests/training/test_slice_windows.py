@@ -102,6 +102,24 @@ def test_files_too_large_for_memory_are_read_piece_by_piece(tmp_path, image, mon
     assert len(pickle.dumps(lazy)) < 10_000 < len(pickle.dumps(held))
 
 
+def test_it_counts_from_the_end_as_a_list_does(image):
+    data = SliceWindows(image, crop=np.array([8, 16]), length=np.int64(20))
+    assert len(data) == 20
+    assert torch.equal(data[-1], data[19])
+    assert torch.equal(data[-20], data[0])
+    for index in (20, -21):
+        with pytest.raises(IndexError, match=f"crop {index} of 20"):
+            data[index]
+
+
+def test_a_label_of_no_class_is_found_when_labels_are_read(image):
+    labels = (image > 0.9) * 255
+    with pytest.raises(VolumeError, match="holds the label value 255"):
+        SliceWindows(image, labels)[0]
+    with pytest.raises(VolumeError, match="holds the label value 255"):
+        SliceWindows(image, labels, crop=(8, 8), foreground=0.5)
+
+
 def test_scalings_are_given_or_told(image):
     data = SliceWindows([image, 2 * image])
     assert data.scalings[1].high == pytest.approx(2 * data.scalings[0].high)
@@ -119,13 +137,27 @@ def test_scalings_are_given_or_told(image):
         ({"seed": 1.5}, "seed=1.5: must be a whole number from 0"),
         ({"seed": 2**70}, r"seed=1180591620717411303424: must be a whole number from 0 to 2\*\*63 - 1"),
         ({"crop": (0, 8)}, r"crop=\[0, 8\]: give a height"),
-        ({"length": 0}, "length=0: must be at least 1"),
+        ({"length": 0}, "length=0: must be a whole number of at least 1"),
+        ({"length": 10.5}, "length=10.5: must be a whole number of at least 1"),
+        ({"length": 1e4}, "length=10000.0: must be a whole number of at least 1"),
+        ({"foreground": "half", "crop": (8, 8)}, "foreground='half': is a fraction of the crops, 0 to 1"),
+        (
+            {"intensity": (0, 1, 2)},
+            r"intensity=\[0, 1, 2\]: give two numbers, the voxel values that become 0 and 1",
+        ),
+        ({"intensity": 5}, "intensity=5: give two numbers"),
+        ({"crop": np.array([8.5, 8])}, r"crop=\[8.5, 8.0\]: give a height"),
+        (
+            {"scaling": (0, 100)},
+            r"scaling=\[0, 100\]: give an evenslice.Scaling for all .*; intensity takes the two",
+        ),
+        ({"augmentation": {"zflip": True}}, "^augmentation: zflip: no such option"),
         ({"slices": 4}, "a window has an odd number of slices"),
         ({"edge": "mirror"}, "edge='mirror': did you mean|edge='mirror': known"),
         ({"classes": 1}, "classes=1: at least 2"),
         ({"label_values": [0, 0]}, "give a different value for each of the 2 classes"),
         ({"intensity": (0, 1), "scaling": Scaling(0, 1)}, "have no effect with scaling"),
-        ({"scaling": [Scaling(0, 1)] * 2}, "2 scalings for 1 volumes"),
+        ({"scaling": [Scaling(0, 1)] * 2}, "2 scalings for 1 volume;"),
         ({"model": nn.Conv2d(3, 1, 1)}, "model: has no record"),
         ({"augmentation": {"flip": True}}, "flip: no such option; did you mean 'flips'"),
         ({"augmentation": "flips"}, "augmentation='flips'"),

@@ -96,17 +96,18 @@ class CropDataset(Dataset[Any]):
         return self._length
 
     def __getitem__(self, index: int) -> Any:
-        """Return window ``index``.
+        """Return window ``index``; a negative one counts from the end, as in a list.
 
         Returns:
             The window, (N, y, x) float32, scaled for the network; and its classes, (y, x) int64, unless there are no
             labels.
 
         Raises:
-            VolumeError: a file cannot be read.
+            VolumeError: a file cannot be read, or holds a label value of no class.
         """
-        if not 0 <= index < self._length:
+        if not -self._length <= index < self._length:
             raise IndexError(f"crop {index} of {self._length}")
+        index %= self._length
         random = np.random.Generator(np.random.Philox(key=[self._seed, index]))
         turns, grid, source, place = self._place(index, random)
         window = np.rot90(grid.read(*place), turns, (1, 2))

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,8 +93,9 @@ class SliceWindows(CropDataset):
         classes: number of classes.
 
     Raises:
-        VolumeError: a volume cannot be read, has too few slices, is constant or not finite; labels do not fit it, or
-            hold a value of no class.
+        VolumeError: a volume cannot be read, has too few slices, is constant or not finite; labels do not fit it. Those
+            that hold a value of no class raise it here with ``foreground``, for which all labels are read, and
+            otherwise with the first item that has such a value.
         ConfigError: an option is out of range, has no effect, or differs from what is recorded on the network.
 
     Example:
@@ -132,7 +133,9 @@ class SliceWindows(CropDataset):
         length: int | None = None,
         seed: int = 0,
     ) -> None:
-        _check(crop, foreground, length, seed, labelled=labels is not None)
+        crop = None if crop is None else _crop(crop)
+        length = None if length is None else _length(length)
+        _check(crop, foreground, seed, labelled=labels is not None)
         values = LabelValues(
             label_values=label_values,
             other_labels=other_labels,
@@ -184,22 +187,27 @@ class SliceWindows(CropDataset):
             )
 
 
-def _check(
-    crop: tuple[int, int] | None, foreground: float, length: int | None, seed: int, *, labelled: bool
-) -> None:
+def _crop(given: Any) -> tuple[int, int]:
+    sides = list(given) if isinstance(given, Sequence | np.ndarray) and not isinstance(given, str) else []
+    if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
+        raise ConfigError(f"{option('crop', sides or given)}: give a height and a width of at least 1 pixel")
+    return int(sides[0]), int(sides[1])
+
+
+def _length(given: Any) -> int:
+    if not isinstance(given, Integral) or given < 1:
+        raise ConfigError(f"{option('length', given)}: must be a whole number of at least 1")
+    return int(given)
+
+
+def _check(crop: tuple[int, int] | None, foreground: float, seed: int, *, labelled: bool) -> None:
     """Check options by themselves.
 
     Raises:
         ConfigError: one is out of range or has no effect.
     """
-    if crop is not None:
-        given: Any = crop
-        sides = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
-        if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
-            raise ConfigError(
-                f"{option('crop', sides or given)}: give a height and a width of at least 1 pixel"
-            )
-    if not 0 <= foreground <= 1:
+    fraction: Any = foreground
+    if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
         raise ConfigError(f"{option('foreground', foreground)}: is a fraction of the crops, 0 to 1")
     if foreground and not (crop and labelled):
         missing = option("labels") if crop else option("crop", [192, 192])
@@ -207,8 +215,6 @@ def _check(
     number: Any = seed
     if not isinstance(number, Integral) or not 0 <= seed < 2**63:
         raise ConfigError(f"{option('seed', seed)}: must be a whole number from 0 to 2**63 - 1")
-    if length is not None and length < 1:
-        raise ConfigError(f"{option('length', length)}: must be at least 1")
 
 
 def _record(model: nn.Module | None, record: Record | None) -> Record | None:
@@ -258,10 +264,17 @@ def _open_all(labels: VolumeLike | Sequence[VolumeLike], volumes: Sequence[Volum
 
 
 def _scalings(scaling: Scaling | Sequence[Scaling], count: int) -> list[Scaling]:
-    scalings = [scaling] * count if isinstance(scaling, Scaling) else list(scaling)
+    given: Any = scaling
+    scalings = given if isinstance(given, list | tuple) else [given] * count
+    if not all(isinstance(item, Scaling) for item in scalings):
+        raise ConfigError(
+            f"{option('scaling', given)}: give an evenslice.Scaling for all volumes, or a list with one for each; "
+            f"{option('intensity')} takes the two values themselves"
+        )
     if len(scalings) != count:
-        raise ConfigError(f"{len(scalings)} scalings for {count} volumes; give one for each, or one for all")
-    return scalings
+        volumes = "1 volume" if count == 1 else f"{count} volumes"
+        raise ConfigError(f"{len(scalings)} scalings for {volumes}; give one for each, or one for all")
+    return list(scalings)
 
 
 def _part(
@@ -278,14 +291,13 @@ def _augmentation(given: Augmentation | None, slices: int) -> AugmentationConfig
     """Return the augmentation that the user means; its options are checked by the class that ``train`` uses."""
     if given is None or given is False:
         return None
-    from evenslice._core import as_config  # needs the extra `train`, as the next
-    from evenslice.training.config import AugmentationConfig, check_missing_slices
+    from evenslice.training.config import AugmentationConfig, check_missing_slices  # need the extra `train`
 
     values: Any = {} if given is True else given
     if isinstance(given, AugmentationConfig):
         config = given
     elif isinstance(values, Mapping):
-        config = as_config(dict(values), AugmentationConfig)
+        config = _options(values, AugmentationConfig)
     else:
         raise ConfigError(
             f"{option('augmentation', given)}: {did_you_mean(str(given), AugmentationConfig.model_fields)}, or True for all"
@@ -295,3 +307,12 @@ def _augmentation(given: Augmentation | None, slices: int) -> AugmentationConfig
     except ValueError as error:
         raise ConfigError(f"{option('augmentation')}: {error}") from None
     return config
+
+
+def _options(given: Mapping[str, Any], kind: type[AugmentationConfig]) -> AugmentationConfig:
+    from evenslice._core import as_config  # needs the extra `train`
+
+    try:
+        return as_config(dict(given), kind)
+    except ConfigError as error:
+        raise ConfigError(f"{option('augmentation')}: {error}") from error

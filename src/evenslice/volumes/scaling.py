@@ -143,7 +143,7 @@ def fit_scaling(
         blank: accept a constant volume, such as an empty tile, if ``intensity`` is given.
 
     Raises:
-        ConfigError: the intensities are not in ascending order, or make (almost) all voxels of a sample equal (not
+        ConfigError: the intensities are not two numbers in ascending order, or make (almost) all voxels of a sample equal (not
             checked at an address).
         VolumeError: the sample is constant, and no ``intensity`` given; or there is NaN or infinity and no ``fill``
             (searched for in the whole volume up to 4 GiB, else, and at an address, in the sample; ``WindowGrid`` checks
@@ -158,7 +158,7 @@ def fit_scaling(
     if fill is None and _is_searched(volume):
         _check_whole(volume)
     if intensity is not None:
-        scaling = Scaling(*intensity, fill=fill)
+        scaling = Scaling(*_two_numbers(intensity), fill=fill)
         if not volume.remote:  # a sample of one at an address takes many requests
             _check_contrast(volume, scaling, seed, blank=blank)
         return scaling
@@ -171,6 +171,21 @@ def fit_scaling(
             f"{volume.path}: no voxel of the sample is finite, so it cannot be scaled; check the file"
         )
     return Scaling(*_range(volume, finite), fill)
+
+
+def _two_numbers(intensity: Any) -> tuple[float, float]:
+    """Return a range that a user gave.
+
+    Raises:
+        ConfigError: it is not two numbers.
+    """
+    try:
+        low, high = map(float, intensity)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{option('intensity', intensity)}: give two numbers, the voxel values that become 0 and 1"
+        ) from None
+    return low, high
 
 
 def _check_sample(volume: Volume, voxels: NDArray[Any]) -> None:
