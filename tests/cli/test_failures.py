@@ -27,7 +27,7 @@ BAD = [
     (["--volume", "four.npy"], r"four.npy.*--axes"),
     (["--volume", "nan.npy"], r"1 voxels? .*\(3, 4, 5\).*--fill"),
     (["--volume", "constant.npy"], r"constant"),
-    (["--volume", "thin.npy"], r"2 slices, fewer than the 3"),
+    (["--volume", "thin.npy"], r"2 slices; a window of 3 needs 3"),
     (["--volume", "good.tif", "--slices", "4"], r"4.*odd"),
     (["--volume", "good.tif", "--strategy", "unifrom"], r"did you mean 'uniform'"),
     (["--volume", "good.tif", "--method", "gradeint"], r"did you mean 'gradient'"),
@@ -105,7 +105,7 @@ def test_an_output_folder_that_cannot_be_written(run, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = run(*AUDIT, "--volume", "good.tif", "--out", str(tmp_path / "file" / "out"))
     assert code == 2
-    assert "cannot be written" in err
+    assert "file: is a file; name a folder" in err
 
 
 LONG = "a" * 300

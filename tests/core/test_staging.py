@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from evenslice._core.errors import OutputError
+from evenslice._core.locks import locked_folder
 from evenslice._core.staging import staged_file, staged_folder
 
 PATTERNS = ("audit*.json", "figures/*.svg")
@@ -87,15 +88,6 @@ def test_a_failed_result_leaves_the_old_one(tmp_path):
     assert (tmp_path / "audit.json").read_text() == "old"
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(OutputError, match="cannot be written"),
-        staged_folder(tmp_path / "file" / "out", PATTERNS),
-    ):
-        pass
-
-
 def test_the_next_result_removes_what_a_killed_one_left_and_not_what_is_being_written(tmp_path):
     code = (
         "import os, signal; from evenslice._core.staging import staged_folder\n"
@@ -144,3 +136,18 @@ def test_a_result_of_another_kind_is_kept_where_names_are_shared(tmp_path):
     write("survey.json", "report.html", force=True)
     write("result.json", force=False)  # no name is shared
     write("result.json", force=True)
+
+
+def test_a_file_where_a_folder_should_be_is_said_to_be_one(tmp_path):
+    (tmp_path / "base.yaml").write_text("seed: 3")
+    for out in (tmp_path / "base.yaml", tmp_path / "base.yaml" / "run"):
+        with (
+            pytest.raises(OutputError, match=r"base\.yaml: is a file; name a folder$"),
+            staged_folder(out, ["*"]),
+        ):
+            pass
+        with (
+            pytest.raises(OutputError, match=r"base\.yaml: is a file; name a folder$"),
+            locked_folder(out, ""),
+        ):
+            pass

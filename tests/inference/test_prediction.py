@@ -283,7 +283,7 @@ def test_infinite_logits_of_a_class_are_accepted():
 
 def test_wrong_options_are_refused():
     network = ready(Weighted(1.0, 1.0, 1.0))
-    with pytest.raises(VolumeError, match="has 2 slices, fewer than the 3"):
+    with pytest.raises(VolumeError, match="has 2 slices; a window of 3 needs 3"):
         next(predict(network, open_volume(noise(2, 8, 8)), scaling=Scaling(0, 1), slices=3))
     with pytest.raises(ConfigError, match="batch=0"):
         next(predict(network, open_volume(noise(4, 8, 8)), scaling=Scaling(0, 1), slices=3, batch=0))

@@ -297,9 +297,7 @@ def test_splits_that_keep_their_distance(load):
 def test_a_split_shorter_than_a_window(error):
     kind, text = error([[0, 20]], test=[[30, 34]], model={"slices": 3, "step": 2})
     assert kind is ConfigError
-    assert text.startswith(
-        "data.test[0]: has 4 slices, fewer than the 5 that a window of 3 in steps of 2 spans"
-    )
+    assert text.startswith("data.test[0]: has 4 slices; a window of 3 in steps of 2 needs 5")
 
 
 def test_too_few_slices_to_keep_some_out(error):
@@ -387,3 +385,24 @@ def test_two_datasets_of_a_file_are_two_images(load, error, folder):
     found = load([one], test=[other])
     assert found.train[0].scaling != found.test[0].scaling
     assert "overlap" in error([one], test=[one])[1]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"spacing": [0, -1, 1]}, "data.train[0].spacing: [0.0, -1.0, 1.0]: "),
+        ({"unit": "furlong"}, "data.train[0].unit: furlong: "),
+        ({"image": {"path": "image.npy", "axes": "zyq"}}, "data.train[0].image.axes: zyq: "),
+        ({"image": "missing.npy"}, "data.train[0].image: "),
+    ],
+)
+def test_a_place_is_named_once(error, source, message):
+    _, text = error([source])
+    assert text.startswith(message)
+    assert text.count("data.train[0]") == 1
+
+
+def test_one_slice_is_no_window(error):
+    assert error([[0, 20]], test=[[30, 31]])[1].startswith(
+        "data.test[0]: has 1 slice; a window of 3 needs 3; give"
+    )

@@ -756,7 +756,7 @@ BAD = {
     "label outside": ({"data__train": [{**PAIR, "labels": "three.npy"}], "data__test": []}, "label value 2"),
     "overlap": ({"data__test": [{**PAIR, "slices": [20, 40]}]}, "overlap in slices 20 to 29"),
     "no guard": ({"data__test": [{**PAIR, "slices": [30, 40]}]}, "leave at least 1"),
-    "short split": ({"data__test": [{**PAIR, "slices": [38, 40]}]}, "2 slices, fewer than the 3"),
+    "short split": ({"data__test": [{**PAIR, "slices": [38, 40]}]}, "2 slices; a window of 3 needs 3"),
     "empty class": (
         {"data__train": [{**PAIR, "labels": "few.npy", "slices": [0, 30]}], "data__test": []},
         "no voxel of class 1",

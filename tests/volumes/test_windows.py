@@ -278,7 +278,7 @@ def test_labels_belong_to_the_middle_slice():
 
 
 def test_too_few_slices_are_refused():
-    with pytest.raises(VolumeError, match="has 4 slices, fewer than the 5"):
+    with pytest.raises(VolumeError, match="has 4 slices; a window of 3 in steps of 2 needs 5"):
         WindowGrid(volume_of(np.zeros((4, 8, 8))), Scaling(0, 1), 3, (8, 8), step=2)
 
 

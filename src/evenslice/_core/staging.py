@@ -215,9 +215,18 @@ def reporting_write_errors(label: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         cause = " ".join((error.strerror or str(error)).split())
+        if file := _file_instead(Path(label), error):
+            raise OutputError(f"{file}: is a file; name a folder") from error
         raise OutputError(
             f"{label}: cannot be written ({cause}); make room, or choose a place where you may write"
         ) from error
+
+
+def _file_instead(path: Path, error: OSError) -> Path | None:
+    """Return the file that stands where an output needs a folder, if that is what the error is about."""
+    if not isinstance(error, FileExistsError | NotADirectoryError):
+        return None
+    return next((item for item in (path, *path.parents) if item.is_file()), None)
 
 
 @contextmanager

@@ -192,7 +192,13 @@ def _at(place: str) -> Iterator[None]:
     try:
         yield
     except EvensliceError as error:
-        raise error.within(place, partial(_spelled, place)) from error
+        spelling = partial(_spelled, place)
+        message = error.render(spelling)
+        if message.startswith(
+            f"{place.rpartition('.')[0]}."
+        ):  # an option of this pair, which names the place itself
+            raise type(error)(message) from error
+        raise error.within(place, spelling) from error
 
 
 def _spelled(place: str, name: str, value: Any) -> str:
@@ -211,10 +217,11 @@ def _check_ranges(drafts: Sequence[_Draft], model: ModelConfig) -> None:
     """
     for draft in drafts:
         if len(draft) < model.extent:
+            count = "1 slice" if len(draft) == 1 else f"{len(draft)} slices"
+            steps = f" in steps of {model.step}" if model.step != 1 else ""
             raise ConfigError(
-                f"{draft.place}: has {len(draft)} slices, fewer than the {model.extent} that a window of "
-                f"{model.slices} "
-                f"in steps of {model.step} spans; give more slices, or set model.slices lower"
+                f"{draft.place}: has {count}; a window of {model.slices}{steps} needs {model.extent}; give more slices, "
+                "or set model.slices lower"
             )
     for one, other in combinations(drafts, 2):
         if one.origin == other.origin:

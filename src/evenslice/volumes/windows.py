@@ -265,9 +265,10 @@ class WindowGrid:
         check_window(self.slices, self.step, self.edge)
         extent = (self.slices - 1) * self.step + 1
         if self.volume.shape[0] < extent:
+            count = "1 slice" if self.volume.shape[0] == 1 else f"{self.volume.shape[0]} slices"
+            steps = f" in steps of {self.step}" if self.step != 1 else ""
             raise VolumeError(
-                f"{self.volume.path}: has {self.volume.shape[0]} slices, fewer than the {extent} that a window of "
-                f"{self.slices} in steps of {self.step} spans; ask for fewer slices"
+                f"{self.volume.path}: has {count}; a window of {self.slices}{steps} needs {extent}; ask for fewer slices"
             )
 
     @property
