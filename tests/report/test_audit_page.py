@@ -977,7 +977,7 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(audits, tmp
     with pytest.raises(OutputError, match="taken: exists; name a file"):
         write_report(audits[:1], tmp_path / "taken")
     for write in (write_figures, write_tables):
-        with pytest.raises(OutputError, match="file: cannot be written"):
+        with pytest.raises(OutputError, match="file: is a file; name a folder"):
             write(audits[:1], tmp_path / "file")
     assert {path.name for path in tmp_path.rglob("*")} == {"taken", "file"}
 

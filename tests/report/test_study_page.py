@@ -593,7 +593,7 @@ def test_what_an_earlier_page_left_does_not_stay(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(results, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="file: cannot be written"):
+    with pytest.raises(OutputError, match="file: is a file; name a folder"):
         write_study_report(results, tmp_path / "file" / "report.html")
 
 
