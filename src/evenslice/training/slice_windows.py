@@ -207,7 +207,7 @@ def _check(crop: tuple[int, int] | None, foreground: float, seed: int, *, labell
         ConfigError: one is out of range or has no effect.
     """
     fraction: Any = foreground
-    if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
+    if not isinstance(fraction, Real) or not 0 <= float(fraction) <= 1:
         raise ConfigError(f"{option('foreground', foreground)}: is a fraction of the crops, 0 to 1")
     if foreground and not (crop and labelled):
         missing = option("labels") if crop else option("crop", [192, 192])
