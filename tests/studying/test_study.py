@@ -368,7 +368,8 @@ def test_a_study_can_be_given_more(done, tmp_path, monkeypatch):
 
 def test_a_crashed_run_is_recorded_and_the_rest_goes_on(folder):
     broken = options()
-    broken["arms"].append({"name": "lost", "weights": "missing.safetensors"})
+    torch.save({"other.weight": torch.zeros(2)}, folder / "unfit.pt")
+    broken["arms"].append({"name": "lost", "weights": "unfit.pt"})
     broken["architectures"].insert(0, {"name": "crashing", "spec": "studied:crashing", "weights": "none"})
     out = folder / "broken"
     summary = study(StudyConfig.model_validate(broken), out)
@@ -381,7 +382,7 @@ def test_a_crashed_run_is_recorded_and_the_rest_goes_on(folder):
         ("small", "lost"),
     }
     assert errors["crashing", "tied"] == "RuntimeError: no luck, today"
-    assert "missing.safetensors" in errors["small", "lost"]
+    assert "unfit.pt" in errors["small", "lost"]
     crashed = json.loads(next(out.glob("runs/*crashing-tied*/run.json")).read_text())
     assert "in forward" in crashed["traceback"]
     table = rows(out)
