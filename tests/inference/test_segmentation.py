@@ -604,7 +604,7 @@ def test_an_output_that_cannot_be_is_told_before_any_work(tmp_path, image, monke
 
 
 def test_too_few_slices_are_refused(tmp_path):
-    with pytest.raises(VolumeError, match="2 slices, fewer"):
+    with pytest.raises(VolumeError, match="2 slices; a window of 3 needs 3"):
         segment(network(), noise(2, 40, 40), tmp_path / "labels.npy")
 
 

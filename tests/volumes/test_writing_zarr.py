@@ -313,7 +313,7 @@ def test_addresses_that_cannot_be_written(address, reason):
 
 
 def image_of(volume, progress=None):
-    return Image((volume,), False, True, volume.dtype, None, None, None, Tally(volume.size, progress))
+    return Image((volume,), False, True, volume.dtype, None, None, None, False, Tally(volume.size, progress))
 
 
 def test_nothing_is_written_any_more_after_a_failure(labels):
