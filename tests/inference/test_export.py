@@ -387,6 +387,9 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         ConfigError, match="step=0: the distance between the slices of a window is at least 1"
     ):
         evenslice.export(network, tmp_path, to="onnx", step=0)
+    for intensity in ((0, 1, 2), 5):
+        with pytest.raises(ConfigError, match="intensity=.*: give two numbers"):
+            evenslice.export(network, tmp_path, to="onnx", intensity=intensity)
     with pytest.raises(ConfigError, match="fill=nan"):
         evenslice.export(network, tmp_path, to="onnx", fill=float("nan"))
     with pytest.raises(ConfigError, match=r"label_values=\[1, 1\]: give a different value for each class"):

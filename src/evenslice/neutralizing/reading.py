@@ -62,7 +62,12 @@ class Reading:
         check_window(1, step, "reflect")
         if self.plane not in PLANES:
             raise ConfigError(f"{option('plane', self.plane)}: must be one of {', '.join(PLANES)}")
-        low, high = (0, 1) if self.intensity is None else self.intensity
+        try:
+            low, high = (0, 1) if self.intensity is None else self.intensity
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"{option('intensity', self.intensity)}: give two numbers, the voxel values that become 0 and 1"
+            ) from None
         scaling = Scaling(low, high, fill=self.fill)  # checks them
         self.labels.check()
         object.__setattr__(self, "step", step)
