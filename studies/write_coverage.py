@@ -157,7 +157,7 @@ def _symmetric(rows: Sequence[Row], others: Mapping[str, Sequence[Row]]) -> str:
     tried = ", ".join(f"{len(found)} by `{way}`" for way, found in ways.items())
     lines = [
         SYMMETRIC,
-        f"Tried so far, of {whole.total()} networks: {tried}, a random sample of each library. Of networks that",
+        f"Tried so far, of {whole.total()} networks: {tried}: all of a library, or a random sample. Of networks that",
         "take too long to run, `twin` was checked at the stem alone, which is counted apart, and `symmetrize` not at all.",
         f"{' and '.join(f'`make sweep SWEEP={chr(39)}--way {way}{chr(39)}`' for way in ways)} go on with the others.",
         "",
