@@ -41,7 +41,7 @@ from evenslice.auditing.preparation import (
 from evenslice.auditing.rounding import SAME_OUTPUT
 from evenslice.auditing.stopping import knows_enough
 from evenslice.auditing.targets import count_classes, parse_target, resolve_target
-from evenslice.inference import BlackBox, choose_slices, make_ready
+from evenslice.inference import BlackBox, choose_slices, make_ready, refuse_sigmoid
 from evenslice.networks import StemKernels, function_name
 from evenslice.neutralizing import record_of
 from evenslice.results import (
@@ -210,6 +210,9 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     network, _ = make_ready(model, slices, device=device, dtype=dtype, outputs=outputs, sent=sent)
     returned = network.prepare(slices, tile)
     target = resolve_target(target, returned)
+    if target != "sum":
+        or_else = f", or audit its plain output with {option('target', 'sum')}"
+        refuse_sigmoid(network, returned, slices, tile, or_else=or_else)
     opened = open_labels(labels, volumes, values, count_classes(returned))
     methods = choose_methods(network, method, slices, tile)
     crop = choose_crop(network, slices, tile)

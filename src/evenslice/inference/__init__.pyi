@@ -30,6 +30,7 @@ from .prediction import (
     class_logits as class_logits,
     predict as predict,
 )
+from .probabilities import refuse_sigmoid as refuse_sigmoid
 from .ready_network import ReadyNetwork as ReadyNetwork, trial_windows as trial_windows
 from .scoring import evaluate_parts as evaluate_parts
 from .segmentation import segment as segment

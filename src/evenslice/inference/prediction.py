@@ -21,6 +21,7 @@ from torch.nn import functional
 from evenslice._core import ConfigError, ModelError, map_ahead, option
 from evenslice.inference.black_boxes import keep_sides
 from evenslice.inference.devices import to_device
+from evenslice.inference.probabilities import refuse_sigmoid, refuse_softmax
 from evenslice.networks import logits, predicted_classes
 from evenslice.volumes import Volume, WindowGrid, read_in_runs, slice_indices, tile_origins
 
@@ -205,8 +206,16 @@ def _class_logits(returned: Any, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(output, size=size, mode="bilinear", align_corners=False)
 
 
-def try_network(network: Network, slices: int, tile: tuple[int, int]) -> tuple[int, NDArray[np.float64]]:
+def try_network(
+    network: Network, slices: int, tile: tuple[int, int], *, probabilities: bool = False
+) -> tuple[int, NDArray[np.float64]]:
     """Prepare a network by running one fixed window through it.
+
+    Args:
+        network: the network, or the function.
+        slices: N, the number of slices of its windows.
+        tile: the size (y, x) of its windows.
+        probabilities: whether probabilities will be computed from its logits.
 
     Returns:
         The number of its classes, and some values of its output.
@@ -214,7 +223,11 @@ def try_network(network: Network, slices: int, tile: tuple[int, int]) -> tuple[i
     Raises:
         ModelError: it rejects the window, or returns no map of logits.
     """
-    output = _class_logits(network.prepare(slices, tile), tile)
+    returned = network.prepare(slices, tile)
+    output = _class_logits(returned, tile)
+    refuse_sigmoid(network, returned, slices, tile)
+    if probabilities:
+        refuse_softmax(network, returned)
     values = output.flatten().double().cpu().numpy()
     return max(output.shape[1], 2), values[:: max(1, len(values) // SHOWN)][:SHOWN]
 

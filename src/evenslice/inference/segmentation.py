@@ -145,7 +145,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     sent = workers is not None or scheduler is not None
     network, slices = make_ready(model, slices, device=device, dtype=dtype, sent=sent)
     tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
-    classes, output = try_network(network, slices, tile)
+    classes, output = try_network(network, slices, tile, probabilities=probabilities)
     values.check(classes)
     values.check_written()
     job = Job(
