@@ -72,8 +72,9 @@ def write_page(template: str, path: Path, **values: Any) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    text = environment.get_template(template).render(**values).rstrip("\n") + "\n"
     with staged_file(path, force=True) as beside:
-        beside.write_text(environment.get_template(template).render(**values), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_figure(drawing: Drawing, path: Path) -> None:

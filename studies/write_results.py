@@ -1,4 +1,4 @@
-"""docs/results.md, with its figures, from what the project's own studies found.
+"""docs/results.md, and a page for each study with its figures, from what the project's own studies found.
 
     python studies/write_results.py                     # reads studies/*/, writes docs/results.md and docs/results/
     python studies/write_results.py --record-machine    # and first notes what machine this is, in studies/machine.json
@@ -6,8 +6,8 @@
     studies/trainings.json
 
 A study is a folder with ``summary.json`` beside the configuration of the same name: ``studies/price/`` came from
-``studies/price.yaml``. Every number in the tables and figures of the page is computed; the prose around them is in
-``studies/results.md.j2``.
+``studies/price.yaml``. Every number in the tables and figures of the pages is computed; the prose around them is in
+``studies/results.md.j2``, ``studies/study.md.j2`` and ``studies/outcomes.md.j2``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from candidate_rows import candidate_table, read_rows
 from cost_figure import cost_figure
 from found_studies import find_studies
 from missing_figure import missing_figure
+from paging import DOCS, STUDIES, write_figure, write_page
 from PIL import Image
 from pooled_expectations import pooled_expectations
 from recorded import describe_machine, describe_training, segmenter_table, training_table
@@ -47,12 +47,9 @@ if TYPE_CHECKING:
     from evenslice.report.base.drawing import Drawing
     from evenslice.results.pooling import PooledComparison
 
-STUDIES = Path(__file__).parent
-DOCS = STUDIES.parent / "docs"
 
-
-def write_page(studies: Sequence[Study], folder: Path, docs: Path) -> None:
-    """Write the page and its figures.
+def write_pages(studies: Sequence[Study], folder: Path, docs: Path) -> None:
+    """Write the overview, the page of each study, and their figures.
 
     Args:
         studies: what to show.
@@ -60,31 +57,38 @@ def write_page(studies: Sequence[Study], folder: Path, docs: Path) -> None:
             ``candidates.csv``.
         docs: where to write.
     """
+    costs = _noted(folder / "costs.json")
+    judged = [*expectations(studies), *pooled_expectations(studies)]
+    with (
+        style.settings(),
+        staged_folder(docs / "results", ("*.svg", "*.webp", "*.md"), force=True) as beside,
+    ):
+        shown = [_shown(study, costs.get(study.name), beside) for study in studies]
+        for study in shown:
+            write_page("study.md.j2", beside / f"{study['name']}.md", study=study)
+        write_page("outcomes.md.j2", beside / "outcomes.md", expectations=judged)
+    write_page(
+        "results.md.j2",
+        docs / "results.md",
+        studies=shown,
+        expectations=judged,
+        runs=run_table(studies),
+        **_beside_studies(folder),
+    )
+
+
+def _beside_studies(folder: Path) -> dict[str, Any]:
+    """Return what the overview shows besides the studies: the machine, and single trainings."""
     machine, trainings = _noted(folder / "machine.json"), _noted(folder / "trainings.json")
     segmenters, candidates = _noted(folder / "segmenters.json"), read_rows(folder / "candidates.csv")
-    costs = _noted(folder / "costs.json")
-    with style.settings(), staged_folder(docs / "results", ("*.svg", "*.webp"), force=True) as beside:
-        shown = [_shown(study, costs.get(study.name), beside) for study in studies]
-    environment = jinja2.Environment(  # noqa: S701  # it writes Markdown
-        loader=jinja2.FileSystemLoader(STUDIES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("results.md.j2").render(
-        studies=shown,
-        expectations=[*expectations(studies), *pooled_expectations(studies)],
-        runs=run_table(studies),
-        trainings=training_table(trainings.values()) if trainings else None,
-        segmenters=segmenter_table(segmenters["found"]) if segmenters else None,
-        segmenters_on=segmenters.get("machine"),
-        candidates=candidate_table(candidates),
-        candidate_seeds=len({row.seed for row in candidates}),
-        machine=machine,
-    )
-    with staged_file(docs / "results.md", force=True) as path:
-        path.write_text(text, encoding="utf-8")
+    return {
+        "trainings": training_table(trainings.values()) if trainings else None,
+        "segmenters": segmenter_table(segmenters["found"]) if segmenters else None,
+        "segmenters_on": segmenters.get("machine"),
+        "candidates": candidate_table(candidates),
+        "candidate_seeds": len({row.seed for row in candidates}),
+        "machine": machine,
+    }
 
 
 def _noted(file: Path) -> dict[str, Any]:
@@ -104,10 +108,7 @@ def _shown(study: Study, costs: dict[str, Any] | None, folder: Path) -> dict[str
         drawings += [cost_figure(item, costs, study.results.baseline) for item in study.results.comparisons]
     drawings += [missing_figure(item) for item in shown_pooled(study.results) if _is_stressed(item)]
     for drawing in drawings:
-        buffer = io.StringIO()
-        drawing.figure.savefig(buffer, format="svg", metadata=style.NO_METADATA)
-        file = folder / f"{study.name}-{drawing.name}.svg"
-        file.write_text(style.compact_svg(buffer.getvalue()), encoding="utf-8")
+        write_figure(drawing, folder / f"{study.name}-{drawing.name}.svg")
     examples = []
     for index, panel in enumerate(example_panels(study.results), start=1):
         drawing = example_figure(panel, f"example-{index}")
@@ -177,7 +178,7 @@ def main() -> int:
     if not studies:
         print(f"{options.studies}: no study has results yet; docs/results.md stays as it is")
         return 0
-    write_page(studies, options.studies, options.docs)
+    write_pages(studies, options.studies, options.docs)
     print(options.docs / "results.md")
     return 0
 

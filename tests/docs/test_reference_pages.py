@@ -137,18 +137,25 @@ def test_links_between_files_lead_somewhere_on_github_too(path):
             assert (path.parent / target).exists(), target
 
 
+def _results():
+    """Return all that the pages of results say."""
+    return "\n".join(
+        page.read_text() for page in [DOCS / "results.md", *sorted((DOCS / "results").glob("*.md"))]
+    )
+
+
 def test_the_readme_claims_no_more_than_the_results_page_shows():
     """Every number in its table, and every interval, stands on the page that is made of what the studies found."""
     table = re.findall(r"^\| .*\[.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
     cells = [cell for row in table for cell in re.findall(r"\S+ \[[^]]*\]", row)]
-    results = (DOCS / "results.md").read_text()
+    results = _results()
     assert len(cells) == 26
     assert [cell for cell in cells if cell not in results] == []
 
 
 def test_each_difference_in_the_readme_has_its_p():
     """The p that decides whether an arm differs, from the table over all data sets of the study."""
-    lines = (DOCS / "results.md").read_text().splitlines()
+    lines = _results().splitlines()
     pooled = [line for line in lines if re.search(r"\| not (inferior|settled) \(interim p", line)]
     readme = (ROOT / "README.md").read_text()
     found = re.findall(r"^\| .* \| (\S+ \[[^]]*\]), (p [=<] [\d.]+) \| not", readme, re.MULTILINE)
@@ -245,15 +252,15 @@ def test_intervals_in_the_text_stand_on_the_results_page(page, number):
     """Those that are quoted from a study are no older than the page that is made of its runs, or than its runs."""
     sign = "[+\N{MINUS SIGN}]?"
     quoted = re.findall(rf"{sign}\.?\d[\d.]* \[{sign}\.?\d[^]]*\]", _plain((ROOT / page).read_text()))
-    results = _plain("\n".join([(DOCS / "results.md").read_text(), *_recomputed()]))
+    results = _plain("\n".join([_results(), *_recomputed()]))
     assert len(quoted) == number
     assert [interval for interval in quoted if interval not in results] == []
 
 
 def _verdicts(study):
-    """Yield the verdicts of the audits in each comparison of a study on the results page, by arm."""
-    for part in (DOCS / "results.md").read_text().split("\n### "):
-        if re.match(rf".*\(study `{study}`\)\n", part) and "\n| Verdict of the audits | " in part:
+    """Yield the verdicts of the audits in each comparison of a study on its page, by arm."""
+    for part in (DOCS / "results" / f"{study}.md").read_text().split("\n## "):
+        if "\n| Verdict of the audits | " in part:
             arms = re.findall(r"^\|  \| (.*) \|$", part, re.MULTILINE)[0].split(" | ")
             cells = re.findall(r"^\| Verdict of the audits \| (.*) \|$", part, re.MULTILINE)[0].split(" | ")
             yield dict(zip(arms, cells, strict=True))
@@ -289,7 +296,7 @@ def test_no_uniform_network_was_found_symmetric_as_the_readme_says():
 
 def test_intervals_that_are_said_to_include_0_do():
     """What the README says was not found, for networks with a pretrained start in every study but the short one."""
-    text = (DOCS / "results.md").read_text().replace("\N{MINUS SIGN}", "-")
+    text = _results().replace("\N{MINUS SIGN}", "-")
     rows = [row.split(" | ") for row in re.findall(r"^\| pretrained \| (.*) \|$", text, re.MULTILINE)]
     lost = [row for row in rows if len(row) == 6 and re.search(r"biased|inconclusive", row[-1])]
     bounds = [

@@ -1,4 +1,4 @@
-"""docs/results.md is made of what studies found: no number in its tables is typed, and expectations are judged strictly."""
+"""The pages of results are made of what studies found: no number in their tables is typed, and expectations are judged strictly."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def docs(script, folder, tmp_path_factory):
     docs = tmp_path_factory.mktemp("docs")
-    script.write_page(script.find_studies(folder), folder, docs)
+    script.write_pages(script.find_studies(folder), folder, docs)
     return docs
 
 
@@ -87,20 +87,30 @@ def outcomes(script, study):
     return [item.outcome for item in script.expectations([study])]
 
 
-def test_the_page_tells_what_was_run_and_what_came_out(script, folder, docs):
+def read(docs, name):
+    """Return a page of results, in ASCII."""
+    return plain((docs / name).read_text(encoding="utf-8"))
+
+
+def test_the_pages_tell_what_was_run_and_what_came_out(script, folder, docs):
     (study,) = script.find_studies(folder)
-    text = plain((docs / "results.md").read_text(encoding="utf-8"))
-    assert "## Does it hold? A study made up for this test.\n" in text
+    overview, text = read(docs, "results.md"), read(docs, "results/made-up.md")
+    question = "Does it hold? A study made up for this test."
+    assert f"| [`made-up`](results/made-up.md) | {question} | 24 of 24 |\n" in overview
+    assert "\nresults/outcomes\nresults/made-up\n```\n" in overview
+    assert text.startswith(f"# {question}\n")
     commands = (
         "python studies/run_archive.py unpack\n    evenslice study studies/made-up.yaml --out studies/made-up"
     )
     assert f"\n    {commands}\n" in text
     assert "Folds of one data set" not in text
     assert (
-        "| `made-up` | Lucchi++ | net | 4 | \N{EN DASH} | 0, 1, 2 | 3 | 300 | 8 of 128 x 128 | 5.5 |" in text
+        "| `made-up` | Lucchi++ | net | 4 | \N{EN DASH} | 0, 1, 2 | 3 | 300 | 8 of 128 x 128 | 5.5 |"
+        in overview
     )
     assert (
-        "| `made-up` | ISBI 2012 | net | 4 | \N{EN DASH} | 0, 1, 2 | 3 | 300 | 8 of 64 x 96 | 5.5 |" in text
+        "| `made-up` | ISBI 2012 | net | 4 | \N{EN DASH} | 0, 1, 2 | 3 | 300 | 8 of 64 x 96 | 5.5 |"
+        in overview
     )
     assert "24 of 24 runs are done.\n" in text
     uniform = study.results.comparisons[0].arms[2]
@@ -108,13 +118,13 @@ def test_the_page_tells_what_was_run_and_what_came_out(script, folder, docs):
     assert f"| uniform | {uniform.metrics['dice'].estimate:.3f} [" in text
     assert f"+{change.estimate:.3f} [{change.low:.3f}, {change.high:.3f}] | not inferior (p = " in text
     assert "| Adapted Rand error |" in text
-    assert "machine" not in text  # nobody has said what it was
+    assert "machine" not in overview  # nobody has said what it was
     assert "nan" not in text.lower().split()
 
 
 def test_every_figure_of_the_page_is_there_and_small(docs):
-    text = (docs / "results.md").read_text(encoding="utf-8")
-    files = {path.name for path in (docs / "results").iterdir()}
+    text = (docs / "results" / "made-up.md").read_text(encoding="utf-8")
+    files = {path.name for path in (docs / "results").iterdir() if path.suffix != ".md"}
     charts = ("forest", "learning", "trajectories", "saliency", "stress", "missing")
     assert files == {
         *(f"made-up-{name}.svg" for name in charts),
@@ -122,33 +132,36 @@ def test_every_figure_of_the_page_is_there_and_small(docs):
         "made-up-example-2.webp",
     }
     for name in files:
-        assert f"](results/{name})" in text
+        assert f"]({name})" in text
         assert (docs / "results" / name).stat().st_size < 150_000
 
 
-def test_figures_of_earlier_studies_do_not_stay(script, folder, docs, tmp_path):
+def test_figures_and_pages_of_earlier_studies_do_not_stay(script, folder, docs, tmp_path):
     again = shutil.copytree(docs, tmp_path / "docs")
+    (again / "results" / "gone.md").write_text("")
     (again / "results" / "gone-forest.svg").write_text("")
-    script.write_page(script.find_studies(folder), folder, again)
-    assert not (again / "results" / "gone-forest.svg").exists()
-    assert (again / "results.md").read_bytes() == (docs / "results.md").read_bytes()
+    script.write_pages(script.find_studies(folder), folder, again)
+    assert not list((again / "results").glob("gone*"))
+    for page in ("results.md", "results/made-up.md", "results/outcomes.md"):
+        assert (again / page).read_bytes() == (docs / page).read_bytes()
 
 
 def test_what_an_outcome_rests_on_is_a_list_and_not_a_cell(script, folder, docs):
     (study,) = script.find_studies(folder)
     text = (docs / "results.md").read_text(encoding="utf-8")
-    short = text[text.index("## In short") : text.index("### What each outcome rests on")]
+    short = text[text.index("## In short") : text.index("## The defaults")]
+    outcomes = (docs / "results" / "outcomes.md").read_text(encoding="utf-8")
     expected = [*script.expectations([study]), *script.pooled_expectations([study])]
     rows = re.findall(r"^\| (\d+) \| (.*) \| \*\*(.*)\*\* \|$", short, re.MULTILINE)
     assert rows == [(str(n), item.text, item.outcome) for n, item in enumerate(expected, start=1)]
     for item in expected:
         for found in item.evidence["made-up"]:
-            assert f"\n  - {found}\n" in text
-    assert max(map(len, text[: text.index("## The defaults")].splitlines())) < 300
+            assert f"\n  - {found}\n" in outcomes
+    assert max(map(len, [*short.splitlines(), *outcomes.splitlines()])) < 300
 
 
 def test_the_signs_of_a_loss_and_of_a_pair_bias_are_said_where_they_are_read(docs):
-    text = (docs / "results.md").read_text(encoding="utf-8")
+    text = (docs / "results" / "made-up.md").read_text(encoding="utf-8")
     assert "above 0 if the slice before is worth more" in text
     assert "below 0 if the slice before gets more" in text
     assert "| D_m, directional bias |" in text
@@ -267,11 +280,11 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
         primary=Primary("fair", "net", 0.005),
     )
     found = script.find_studies(studies)
-    script.write_page(found, studies, tmp_path / "docs")
-    text = plain((tmp_path / "docs" / "results.md").read_text(encoding="utf-8"))
-    part = text[text.index("## Do folds show more?") :].partition("\n## ")[0]
-    assert part.index("### Both data sets, net (study `folded`)") < part.index(
-        "### Lucchi++, net (study `folded`)"
+    script.write_pages(found, studies, tmp_path / "docs")
+    part = read(tmp_path / "docs", "results/folded.md")
+    assert part.startswith("# Do folds show more?")
+    assert part.index("## Both data sets, net (study `folded`)") < part.index(
+        "## Lucchi++, net (study `folded`)"
     )
     assert "Folds of one data set share training data, so intervals over folds may be too narrow" in part
     assert part.count("Means over folds (of the means over the seeds of each fold)") == 2
@@ -285,8 +298,8 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
     assert "| **fair** | " in part
     assert "| superior (interim p " in part  # one run failed
     assert "- d, n, a, fold 2, seed 1: no luck" in part
-    assert "| `folded` | Lucchi++ | net | 3 | 3 | 0, 1 |" in text
-    assert pooled_outcomes(text) == [
+    assert "| `folded` | Lucchi++ | net | 3 | 3 | 0, 1 |" in read(tmp_path / "docs", "results.md")
+    assert pooled_outcomes(read(tmp_path / "docs", "results/outcomes.md")) == [
         ("Open (interim)", 1),
         ("Open (interim)", 1),
         ("Refuted", 1),  # by the other study, which is complete
@@ -300,8 +313,7 @@ def test_a_study_with_folds_begins_with_all_data_sets(script, folder, tmp_path):
 
 def pooled_outcomes(text):
     """What became of the last three expectations, over all data sets, and how many findings the study with folds has on each."""
-    rests = text[text.index("### What each outcome rests on") :].partition("\n## ")[0]
-    parts = re.split(r"^\*\*\d+\. ", rests, flags=re.MULTILINE)[-3:]
+    parts = re.split(r"^\*\*\d+\. ", text, flags=re.MULTILINE)[-3:]
     own = [part.partition("- Study `folded`\n")[2].partition("- Study `")[0] for part in parts]
     outcomes = [re.findall(r"\*\* (.*):$", part, re.MULTILINE)[0] for part in parts]
     return [
@@ -536,9 +548,9 @@ def test_comparisons_of_one_name_are_told_apart(script, folder, tmp_path):
     evidence = script.expectations(found)[0].evidence
     assert list(evidence) == ["again", "made-up"]
     assert all(lines[0].startswith("Lucchi++, net: ") for lines in evidence.values())
-    script.write_page(found, studies, tmp_path / "docs")
-    lines = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
-    headings = [line for line in lines if line.startswith("### ") and "(study " in line]
+    script.write_pages(found, studies, tmp_path / "docs")
+    pages = [read(tmp_path / "docs", f"results/{name}.md") for name in ("again", "made-up")]
+    headings = [line for page in pages for line in page.splitlines() if line.startswith("## ")]
     assert len(headings) == len(set(headings)) == 6  # with one over all data sets in each
 
 
