@@ -95,7 +95,7 @@ def test_a_biased_network_is_told_by_how_much_more_one_slice_gets():
     audit = with_statistics(make_audit("a", PRETRAINED), pairs=(PairBias(-0.23, -0.24, -0.22),))
     assert said(audit) == (
         "Biased: by gradient, the slice before the middle gets 1.6 times the attention of the one after it "
-        "(pair bias -0.230, 95 % interval -0.240 to -0.220; fair is within ±0.05)."
+        "(pair bias -0.230, 95 % interval -0.240 to -0.220; tolerance ±0.05)."
     )
 
 
@@ -156,7 +156,7 @@ def test_the_fair_verdicts():
     balanced = with_statistics(balanced, mirror_mismatch=Interval(0.3, 0.2, 0.4))
     assert said(balanced) == (
         "Balanced: the slices before and after the middle get equal attention by gradient and by occlusion (the largest "
-        "pair bias is below 0.001; fair is within ±0.05), and their order hardly changes the answer (answer change "
+        "pair bias is below 0.001; tolerance ±0.05), and their order hardly changes the answer (answer change "
         "0, tolerated up to 0.05), but they are not used in the same way place by place (mirror mismatch 0.300, "
         "tolerated up to 0.01)."
     )

@@ -148,7 +148,10 @@ def test_what_cannot_be_folded_is_told_in_the_words_of_the_configuration():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pairs": [pair()], "folds": 4, "blocks": 2}, "folds: 4: there are only 2 parts"),
+        (
+            {"pairs": [pair()], "folds": 4, "blocks": 2},
+            r"folds: 4: more than there are parts, 2 \(pairs: 1, blocks of each: 2\)",
+        ),
         ({"pairs": [pair()], "folds": 1}, "greater than or equal to 2"),
         ({"pairs": [pair()]}, "folds\n  Field required"),
         ({"folds": 2}, "pairs\n  Field required"),

@@ -122,8 +122,8 @@ class StudyData(DataConfig):
         parts = len(self.pairs) * self.blocks
         if self.folds is not None and parts < self.folds:
             raise ValueError(
-                f"folds: {self.folds}: there are only {parts} parts ({len(self.pairs)} pairs, each cut into "
-                f"blocks: {self.blocks}); give more pairs or blocks, or fewer folds"
+                f"folds: {self.folds}: more than there are parts, {parts} (pairs: {len(self.pairs)}, blocks of each: "
+                f"{self.blocks}); give more pairs or blocks, or fewer folds"
             )
         return self
 

@@ -110,7 +110,9 @@ def _strategy(record: dict[str, Any] | None) -> str:
     if record is None:
         return "Its first layer is as its maker built it."
     tied = f", tied: {record['tie']}" if record["tie"] else ""
-    text = f"Its first layer was rewritten for slices by the strategy `{_plain(record['strategy'])}`{tied}."
+    text = (
+        f"Its first layer reads slices in place of colours (strategy `{_plain(record['strategy'])}`{tied})."
+    )
     if record["symmetrized"]:
         places = ", ".join(f"`{_plain(name)}`" if name else "the output" for name in record["symmetrized"])
         text += f" It averages over each window and its mirror after {places}, so both give the same answer."

@@ -114,7 +114,7 @@ def _balanced(audit: AuditResult) -> str:
     methods = listed([f"by {name}" for name in dict.fromkeys(part.method for part in parts)])
     attention = (
         f"the slices before and after the middle get equal attention {methods} (the largest pair bias is "
-        f"{_largest(judged)}; fair is within ±{statistics.tolerance:g})"
+        f"{_largest(judged)}; tolerance ±{statistics.tolerance:g})"
         if judged
         else f"no opposite slices get {threshold(statistics.least_attention)} of the attention"
     )
@@ -142,7 +142,7 @@ def _biased_by_attention(audit: AuditResult) -> str:
     where = "" if part.class_number is None else f" in class {part.class_number}"
     method = f"by {part.method}, " if part.method else ""
     return (
-        f"Biased{where}: {method}{favour(k, pair.estimate)} ({spread('pair bias', pair)}; fair is within "
+        f"Biased{where}: {method}{favour(k, pair.estimate)} ({spread('pair bias', pair)}; tolerance "
         f"±{audit.statistics.tolerance:g})."
     )
 
