@@ -224,8 +224,8 @@ def _power_audits(count: int, audits: int, seed: int) -> Audits:
 
 
 def write_docs(tables: dict[str, str], folder: Path = DOCS) -> None:
-    """Insert the tables into docs/statistics.md, each between its two markers."""
-    page = folder / "statistics.md"
+    """Insert the tables into docs/calibration.md, each between its two markers."""
+    page = folder / "calibration.md"
     text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"

@@ -1,4 +1,4 @@
-"""A short run of benchmarks/calibration.py, whose long run is in docs/statistics.md."""
+"""A short run of benchmarks/calibration.py, whose long run is in docs/calibration.md."""
 
 import calibration_simulations as simulations
 import numpy as np

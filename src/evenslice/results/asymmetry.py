@@ -1,7 +1,8 @@
 """The statistics of an audit: whether a network treats opposite slices alike, with intervals and a verdict.
 
 ``summarize`` makes them from the ``Measurements`` of all windows; ``next_look`` and ``precise_enough`` say when an
-audit may stop. Everything here is a pure function. docs/statistics.md explains the method and how often it is right.
+audit may stop. Everything here is a pure function. docs/statistics.md explains the method, docs/calibration.md how often it is
+right.
 """
 
 from __future__ import annotations
