@@ -146,6 +146,7 @@ def test_options_have_the_defaults_of_the_function(command):
     defaults = {parameter.name: parameter.default for parameter in COMMANDS[command].params}
     settled = {
         "step",
+        "plane",
         "other_labels",
         "slices",
     }  # by a run, a saved network or the network itself, if not given

@@ -554,6 +554,32 @@ READING = {
 }
 
 
+def test_the_command_says_how_a_network_of_other_weights_reads_volumes(tmp_path):
+    """A file of plain weights states nothing, so that only the user can."""
+    write_inputs(tmp_path)
+    model = evenslice.load_network("timm:test_resnet", "none", slices=3, strategy="pretrained").model
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    network = ["--model", "timm:test_resnet", "--weights", "weights.pt"]
+    stated = [
+        "--plane",
+        "y",
+        "--label-values",
+        "0,255",
+        "--other-labels",
+        "background",
+        "--ignore-label",
+        "9",
+    ]
+    command(tmp_path, "export", *network, *stated, "--to", "huggingface", "--out", "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {name: said[name] for name in ("plane", "label_values", "other_labels", "ignore_label")} == {
+        "plane": "y",
+        "label_values": [0, 255],
+        "other_labels": "background",
+        "ignore_label": 9,
+    }
+
+
 def test_what_an_exported_network_says_of_volumes_is_read_back(tmp_path):
     numpys = {
         "intensity": np.array([10, 200], np.uint8),

@@ -9,33 +9,35 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from commands import Command
+from commands import Command, run_command
 from scipy import ndimage
 from torch import nn
 
 import evenslice
-from evenslice._core.config_files import as_config, load_config, to_yaml
+from evenslice._core.config_files import Section, as_config, load_config, to_yaml
 from evenslice._core.errors import ConfigError, MissingExtraError, VolumeError
 from evenslice.cli import entry as cli
 from evenslice.results.studies import load_study
 from evenslice.studying import run_execution, study_runner
-from evenslice.studying.config import StudyConfig
+from evenslice.studying.config import STUDY_TEMPLATE, StudyConfig
 from evenslice.studying.outcome import RunOutcome
 from evenslice.studying.runs import plan_runs
 from evenslice.studying.study_data import StudyData
 from evenslice.studying.study_runner import study
 from evenslice.training.config import TrainingConfig
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "study.yaml"
+STUDYING = "evenslice.studying"
 
 NETWORKS = """
 import os
 import time
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import nn
@@ -394,9 +396,9 @@ def test_a_crashed_run_is_recorded_and_the_rest_goes_on(folder):
 
 
 def test_a_long_name_is_cut_in_the_folder_of_a_run(tmp_path):
-    config = load_config(EXAMPLE, StudyConfig)
+    config = without_folds(load_config(STUDY_TEMPLATE, StudyConfig))
     long = config.arms[0].model_copy(update={"name": "u" * 300})
-    run = plan_runs(config.model_copy(update={"arms": [long, *config.arms[1:]]}))[0]
+    run = plan_runs(config.model_copy(update={"arms": [long, *config.arms[2:]]}))[0]
     folder = run.folder(tmp_path)
     assert len(folder.name) < 200
     assert folder.name.endswith(f"-{run.key}")
@@ -490,13 +492,70 @@ def test_the_command_prints_tables(done, folder, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["finished"] == 4
 
 
-def test_the_example_is_a_study():
-    example = load_config(EXAMPLE, StudyConfig)
-    runs = plan_runs(example)
-    assert len(runs) == 3 * 2 * 5
+def without_folds(config):
+    """The data sets of a configuration whose files need not be there to plan runs."""
+    return config.model_copy(update={"datasets": config.datasets[1:]})
+
+
+def test_the_template_is_a_study():
+    example = load_config(STUDY_TEMPLATE, StudyConfig)
+    runs = plan_runs(without_folds(example))
+    assert len(runs) == 3 * 5  # seeds, arms
     assert len({run.key for run in runs}) == len(runs)
     assert [data.training.steps for data in example.datasets] == [1000, 600]
-    assert [run.config.augmentation.z_flip for run in runs[:5]] == [True, False, True, True, True]
+    assert [run.config.model.tie for run in runs[:5]] == [None, None, None, "mirror", None]
+
+
+def sections(kind):
+    """Yield a section of a configuration and all that it holds, as far as they are not those of train."""
+    yield kind
+    for info in kind.model_fields.values():
+        for inner in (info.annotation, *get_args(info.annotation)):
+            if (
+                isinstance(inner, type)
+                and issubclass(inner, Section)
+                and inner.__module__.startswith(STUDYING)
+            ):
+                yield from sections(inner)
+
+
+def test_the_template_shows_every_option():
+    text = STUDY_TEMPLATE.read_text()
+    found = [*sections(StudyConfig)]
+    assert {kind.__name__ for kind in found} >= {
+        "Arm",
+        "Architecture",
+        "AuditOptions",
+        "PrimaryComparison",
+        "StudyData",
+    }
+    names = {name for kind in found for name in kind.model_fields}
+    assert [
+        name for name in sorted(names) if not re.search(rf"\b{name}: ", text) and f"{name}:\n" not in text
+    ] == []
+
+
+def test_the_template_is_printed_to_start_from(tmp_path):
+    printed = run_command("study", "--print-config", cwd=tmp_path)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    (tmp_path / "study.yaml").write_text(printed.stdout)
+    assert load_config(tmp_path / "study.yaml", StudyConfig).primary.arm == "twin"
+
+
+@pytest.mark.parametrize("idle", [("c.yaml",), ("--out", "x"), ("--json",), ("--workers", "2")])
+def test_print_config_of_a_study_refuses_what_has_no_effect(tmp_path, idle):
+    ended = run_command("study", "--print-config", *idle, cwd=tmp_path)
+    name = "CONFIG.yaml" if idle == ("c.yaml",) else idle[0]
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"error: {name}: has no effect with --print-config; omit it\n"
+
+
+def test_a_study_needs_a_configuration_and_a_folder(tmp_path):
+    ended = run_command("study", "--out", "x", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        "error: CONFIG.yaml and --out are required; evenslice study --print-config prints"
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ def export(
     inputs: options.Input,
     classes: options.Classes = None,
     step: options.Step = None,
+    plane: options.Plane = None,
+    values: options.LabelValues,
     scaling: options.Scaling,
     to: Annotated[
         str,
@@ -58,14 +60,17 @@ def export(
     ] = None,
     output: options.Output,
 ) -> None:
-    """Write a network as an ONNX file, a model for bioimage.io or a folder for Hugging Face, with its scaling."""
+    """Write a network as an ONNX file, a model for bioimage.io or a folder for Hugging Face.
+
+    What it writes says how volumes and labels are read: as the run or the file of weights says, unless an option does.
+    """
     from evenslice.cli.tables import export_table
     from evenslice.inference import ModelCard, check_export_format
 
     check_export_format(to)
     with quiet(output.json):
         audits = _audits(source.run, audit, symmetrized=inputs.symmetrize is not None)
-        segmenter = source.load(inputs, scaling, step=step, classes=classes)
+        segmenter = source.load(inputs, values, scaling, step=step, classes=classes, plane=plane)
         written = segmenter.export(
             out,
             to=to,

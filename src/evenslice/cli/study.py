@@ -15,19 +15,40 @@ from evenslice.cli.printing import quiet, show_study, tell
 def study(
     *,
     config: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            metavar="CONFIG.yaml", help="Strategies, networks, data sets, folds and seeds to combine."
+            metavar="CONFIG.yaml",
+            help="Strategies, networks, data sets, folds and seeds to combine; optional only with --print-config.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     cluster: options.Cluster,
-    out: Annotated[Path, options.output("Folder for runs, results and report.", metavar="DIR")],
+    out: Annotated[Path | None, options.output("Folder for runs, results and report.", metavar="DIR")] = None,
+    print_config: Annotated[
+        bool,
+        options.output("Print a configuration to start from and exit.", "--print-config"),
+    ] = False,
     json: options.Json = False,
 ) -> None:
-    """Compare strategies on your data: train, test and audit each; skip finished runs."""
-    from evenslice._core import load_config
-    from evenslice.studying import StudyConfig
+    """Compare strategies on your data: train, test and audit each; skip finished runs.
 
+    Start with evenslice study --print-config > study.yaml, and enter your volumes there.
+    """
+    from evenslice._core import ConfigError, load_config, option
+    from evenslice.studying import STUDY_TEMPLATE, StudyConfig
+
+    if print_config:
+        given = {"CONFIG.yaml": config, option("out"): out, option("json"): json or None}
+        given |= {option(name): getattr(cluster, name) for name in ("workers", "scheduler")}
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigError(f"{name}: has no effect with {option('print_config')}; omit it")
+        typer.echo(STUDY_TEMPLATE.read_text(encoding="utf-8"), nl=False)
+        return
+    if config is None or out is None:
+        raise ConfigError(
+            f"CONFIG.yaml and {option('out')} are required; evenslice study --print-config prints a configuration to start from"
+        )
     study_config = load_config(config, StudyConfig)  # before Lightning is imported, which takes seconds
     from evenslice.cli.study_tables import run_line
     from evenslice.studying import study as run_study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from evenslice._core import Section, did_you_mean, needs_extra
@@ -30,7 +31,10 @@ with needs_extra("train", "a study"):
         model_validator,
     )
 
-__all__ = ["Architecture", "Arm", "AuditOptions", "PrimaryComparison", "StudyConfig"]
+__all__ = ["STUDY_TEMPLATE", "Architecture", "Arm", "AuditOptions", "PrimaryComparison", "StudyConfig"]
+
+STUDY_TEMPLATE = Path(__file__).with_name("template.yaml")
+"""A configuration to start from, which shows every option."""
 
 
 class Arm(Section):
