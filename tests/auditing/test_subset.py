@@ -248,3 +248,28 @@ def test_windows_and_mirrors_in_one_pass_are_explained_as_by_themselves(network,
         for name in ("given", "mirrored"):
             torch.testing.assert_close(getattr(one, name).attribution, getattr(expected, name).attribution)
             torch.testing.assert_close(getattr(one, name).output, getattr(expected, name).output)
+
+
+class Steep(nn.Module):
+    """Class 0 looks at both neighbours alike; class 1, of a few of the brightest pixels, at one alone and a thousand times as much."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, windows):
+        before, _, after = windows.unbind(1)
+        both = before / 2 + after / 2 + 1
+        return torch.stack([both, 1000 * (before - 0.998)], dim=1)
+
+
+@pytest.mark.parametrize("method", ["gradient", "occlusion", "integrated_gradients"])
+def test_the_attention_to_a_class_is_not_that_to_rare_ones(method):
+    volume = np.random.default_rng(0).random((24, 32, 32))
+    audit = evenslice.audit(
+        Steep(), volume, slices=3, intensity=(0, 1), dtype="float32", method=method, progress=False
+    )
+    (only,) = audit.statistics.classes
+    assert only.class_number == 0
+    assert 0 < audit.measurements.foreground.max() < 0.01
+    assert [(pair.low, pair.high) for pair in only.pairs] == [(pytest.approx(0, abs=1e-6),) * 2]

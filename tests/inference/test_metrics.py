@@ -147,6 +147,16 @@ def lattice(period=8, size=64, thick=1):
     return mask
 
 
+@pytest.mark.parametrize("unit", [1, 1.2, 0.7, 0.3, 10])
+def test_surface_dice_is_the_same_in_every_unit(unit):
+    """Three steps of 1.2 are 3.5999999999999996 where a sum of them is 3.6."""
+    labels = np.zeros((20, 30, 30), bool)
+    labels[5:12, 5:20, 5:20] = True
+    found = surface_scores(np.roll(labels, 1, axis=0), labels, (3 * unit, unit, unit))
+    assert found.surface_dice_3 == 1
+    assert found.hd95 == pytest.approx(3 * unit)
+
+
 def test_objects_that_are_found_again():
     assert object_scores(lattice(), lattice()) == (0, 0, 0)
     thick = np.roll(lattice(thick=3), -1, axis=(0, 1))  # the same cells between thicker membranes

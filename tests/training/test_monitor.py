@@ -3,12 +3,14 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import evenslice
 from evenslice._core.errors import ConfigError
 from evenslice.training.logs import CsvLog
 from evenslice.training.monitor import AsymmetryMonitor, measure_bias
@@ -190,3 +192,21 @@ def test_the_log_drops_what_a_resumed_run_writes_again(tmp_path):
     again.log_metrics({"loss": 0.5}, 20)
     again.log_metrics({"loss": 0.6}, 30)
     assert path.read_text().split() == ["step,loss,dice", "0,0.0,0.0", "10,0.1,0.2", "20,0.5,", "30,0.6,"]
+
+
+def test_the_monitor_finds_what_an_audit_of_the_same_windows_finds():
+    """Also where reversing a window changes the predicted class: both explain the mirror for the class of the window."""
+    volume = np.random.default_rng(0).random((24, 32, 32)).astype(np.float32)
+    windows = torch.from_numpy(np.stack([volume[z - 1 : z + 2] for z in range(1, 23)]))
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 1)).eval()
+    with torch.no_grad():
+        network[2].bias -= network(windows).mean((0, 2, 3))
+    audit = evenslice.audit(
+        network, volume, slices=3, intensity=(0, 1), dtype="float32", precision=1e-9, progress=False
+    )
+    found = measure_bias(network, windows)
+    assert audit.answer.estimate > 0.1
+    assert found["directional_bias"] == pytest.approx(audit.directional_bias.estimate, abs=1e-4)
+    shares = [found[f"share_{k}"] for k in (-1, 0, 1)]
+    assert shares == pytest.approx([share.estimate for share in audit.shares], abs=1e-4)

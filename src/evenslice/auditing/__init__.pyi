@@ -4,4 +4,8 @@ from .documents import Audit as Audit, Survey as Survey, load_audits as load_aud
 from .methods import METHODS as METHODS, check_method as check_method
 from .slice_maps import SliceMaps as SliceMaps, map_slice as map_slice
 from .surveyor import survey as survey
-from .targets import Target as Target, parse_target as parse_target
+from .targets import (
+    Target as Target,
+    classes_for_mirrors as classes_for_mirrors,
+    parse_target as parse_target,
+)

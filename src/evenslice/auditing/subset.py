@@ -168,9 +168,11 @@ def _explain_classes(
             yield np.where(pixels[:, number] >= SMALLEST_PART, number, -1), _mask(first, explained, number)
         return
     chosen = [_choose_classes(*window) for window in zip(pixels, turns.tolist(), strict=True)]
-    # The gradient of a sum is that of its parts, so the last class needs no passes, nor does one that is alone.
+    # The gradient of a sum is that of its parts, so the last class needs no passes where the classes are all there is. One
+    # that is alone needs none by any method.
     spared = [
-        len(numbers) == 1 or (method == "gradient" and 0 < len(numbers) == np.sum(part >= SMALLEST_PART))
+        len(numbers) == np.count_nonzero(part)
+        and (len(numbers) == 1 or (method == "gradient" and len(numbers) > 0))
         for numbers, part in zip(chosen, pixels, strict=True)
     ]
     passes = [numbers[:-1] if last else numbers for numbers, last in zip(chosen, spared, strict=True)]

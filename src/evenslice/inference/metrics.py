@@ -43,6 +43,9 @@ PERCENTILE = 95  # of surface distances
 WIDE = 3
 """The wider tolerance of surface Dice, in voxels."""
 
+ROUNDING = 1e-6
+"""By how much of a voxel distances may exceed a tolerance: they are sums of squares of rounded sizes."""
+
 
 @dataclass(frozen=True)
 class VolumeScores:
@@ -197,7 +200,7 @@ def surface_scores(
         distance_transform_edt(~near, sampling=spacing)[far]
         for near, far in ((first, second), (second, first))
     ]
-    both, voxel = np.concatenate(distances), max(spacing[1:])
+    both, voxel = np.concatenate(distances), max(spacing[1:]) * (1 + ROUNDING)
     return SurfaceScores(
         float(max(np.percentile(distance, PERCENTILE) for distance in distances)),
         float(np.mean(both <= voxel)),

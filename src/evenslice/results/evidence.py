@@ -106,9 +106,10 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
     Windows that are their own mirrors do not: their answer is the same whatever the network makes of the order.
 
     For "classes" (see ``answer_kind``), C is the pixels whose predicted class changes over those that are foreground in
-    either answer, pooled over windows: 1 - IoU of the two answers if there is one foreground class. For "scores", it is
-    the RMS of f(x) - f(x') over sqrt(2) times the standard deviation of f(x), over the pixels of a map or else over the
-    windows of a volume, which is 1 for unrelated answers.
+    either answer, pooled over the windows of a volume: 1 - IoU of the two answers if there is one foreground class. (Of
+    several volumes, the changed pixels of a window and its foreground are averaged over volumes of equal weight.) For
+    "scores", it is the RMS of f(x) - f(x') over sqrt(2) times the standard deviation of f(x), over the pixels of a map or
+    else over the windows of a volume, which is 1 for unrelated answers.
     """
     volume, z = measured.volume, measured.position[:, 0]
     root = answer_kind(measured) == "scores"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from evenslice._core import ConfigError, needs_extra, option
-from evenslice.auditing import Mirrored, attribute
+from evenslice.auditing import Mirrored, attribute, classes_for_mirrors
 from evenslice.results import directional_bias, measure_windows, model_part
 from evenslice.training.logs import log_metrics
 
@@ -152,7 +152,8 @@ def measure_bias(
         for chunk in torch.split(windows, batch):
             given = chunk.to(weight.device, weight.dtype, memory_format=torch.channels_last)
             found = attribute(network, given, target=target)
-            mirrored = attribute(Mirrored(network), given, target=target)
+            predicted = classes_for_mirrors(target, found.output)
+            mirrored = attribute(Mirrored(network), given, target=target, predicted=predicted)
             rows.append(
                 measure_windows(
                     found.attribution, mirrored.attribution.flip(1), found.output, mirrored.output
