@@ -11,12 +11,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from calibration_simulations import (
@@ -37,12 +36,9 @@ from calibration_simulations import (
     whole_rates,
     wholes,
 )
+from kept import Cache, insert_tables, table
 
-from evenslice._core import staged_file
 from evenslice.results.intervals import FEW_SLICES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 AUDITS = 4000  # of each setting, in the tables of the page
 DOCS = Path(__file__).parents[1] / "docs"
@@ -56,34 +52,29 @@ def missed(setting: Setting, found: dict[str, float]) -> bool:
     return not covered or max(found["biased"], found["balanced"]) > 0.05
 
 
-class Cache:
-    """The rates of settings, saved to a file if one is given."""
+class Rates:
+    """The rates of settings, each simulated only once.
 
-    def __init__(self, audits: int, seed: int, path: Path | None) -> None:
-        self.audits, self.seed, self.path = audits, seed, path
-        self.known: dict[str, dict[str, float]] = {}
-        if path is not None and path.exists():
-            self.known = json.loads(path.read_text(encoding="utf-8"))
+    Args:
+        audits: simulated audits of each setting; whole audits, which take longer, a quarter of that.
+        seed: random seed.
+        cache: what is known.
+    """
 
-    def rates(self, setting: Setting | Question | Whole) -> dict[str, float]:
-        """Return the rates of a setting, simulating it only once."""
+    def __init__(self, audits: int, seed: int, cache: Cache) -> None:
+        self.audits, self.seed, self.cache = audits, seed, cache
+
+    def of(self, setting: Setting | Question | Whole) -> dict[str, float]:
+        """Return the rates of a setting."""
         key = f"{setting}, {self.audits} audits, seed {self.seed}"
-        if key not in self.known:
-            if isinstance(setting, Question):
-                self.known[key] = question_rates(setting, self.audits, self.seed)
-            elif isinstance(setting, Whole):
-                self.known[key] = whole_rates(setting, self.audits // 4, self.seed)
-            else:
-                self.known[key] = rates(setting, self.audits, self.seed)
-            if self.path is not None:
-                with staged_file(self.path, force=True) as beside:
-                    beside.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
-        return self.known[key]
+        return self.cache.get(key, partial(self._simulate, setting))
 
-
-def _table(header: list[str], rows: Iterable[list[str]]) -> str:
-    rule = ["---"] * len(header)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in chain([header, rule], rows))
+    def _simulate(self, setting: Setting | Question | Whole) -> dict[str, float]:
+        if isinstance(setting, Question):
+            return question_rates(setting, self.audits, self.seed)
+        if isinstance(setting, Whole):
+            return whole_rates(setting, self.audits // 4, self.seed)
+        return rates(setting, self.audits, self.seed)
 
 
 def _cells(found: dict[str, float]) -> list[str]:
@@ -94,55 +85,55 @@ def _cells(found: dict[str, float]) -> list[str]:
 COLUMNS = ["covers, %", "wrongly biased, %", "wrongly balanced, %", "windows used"]
 
 
-def required_table(cache: Cache) -> str:
+def required_table(known: Rates) -> str:
     """Return the table of the required settings."""
     rows = [
-        [str(s.slices), f"{s.autocorrelation:g}", str(s.pairs), s.stop, *_cells(cache.rates(s))]
+        [str(s.slices), f"{s.autocorrelation:g}", str(s.pairs), s.stop, *_cells(known.of(s))]
         for s in required_settings()
     ]
-    return _table(["windows", "autocorrelation", "pairs", "stops", *COLUMNS], rows)
+    return table(["windows", "autocorrelation", "pairs", "stops", *COLUMNS], rows)
 
 
-def further_table(cache: Cache) -> str:
+def further_table(known: Rates) -> str:
     """Return the table of the further settings."""
-    rows = [[what, *_cells(cache.rates(setting))] for what, setting in further_settings()]
-    return _table(["setting", *COLUMNS], rows)
+    rows = [[what, *_cells(known.of(setting))] for what, setting in further_settings()]
+    return table(["setting", *COLUMNS], rows)
 
 
-def few_table(cache: Cache) -> str:
+def few_table(known: Rates) -> str:
     """Return the table of audits with few slices; fewer than 8 are never enough for a verdict."""
     rows = []
     for setting in few_settings():
-        found = cache.rates(setting)
+        found = known.of(setting)
         cells = _cells(found)[:3]
         if setting.slices < FEW_SLICES:
             cells[1:] = ["withheld", "withheld"]
         rows.append([str(setting.slices), f"{setting.autocorrelation:g}", *cells])
-    return _table(["slices", "autocorrelation", *COLUMNS[:3]], rows)
+    return table(["slices", "autocorrelation", *COLUMNS[:3]], rows)
 
 
-def question_table(cache: Cache) -> str:
+def question_table(known: Rates) -> str:
     """Return the table of the answer and the use at their tolerances."""
     rows = []
     for item in questions():
-        found = cache.rates(item)
+        found = known.of(item)
         cells = [f"{100 * found[key]:.1f}" for key in ("coverage", "biased", "balanced")]
         if item.name == "use":
             cells[1] = "never judged"
         elif item.slices < FEW_SLICES:
             cells[1] = "withheld"
         rows.append([item.name, str(item.slices), f"{item.autocorrelation:g}", *cells])
-    return _table(
+    return table(
         ["question", "slices", "autocorrelation", "covers, %", "wrongly beyond, %", "wrongly within, %"], rows
     )
 
 
-def uneven_table(cache: Cache) -> str:
+def uneven_table(known: Rates) -> str:
     """Return the table of the answer of windows with uneven foreground."""
     keys = ("coverage", "biased", "balanced", "found beyond", "found within")
     rows = []
     for item in uneven_questions():
-        found = cache.rates(item)
+        found = known.of(item)
         place = [
             f"{item.spread:g}",
             f"{100 * item.present:.0f}",
@@ -157,19 +148,19 @@ def uneven_table(cache: Cache) -> str:
         "C = 0.25 is beyond, %",
         "C = 0.01 is within, %",
     ]
-    return _table(["spread", "with foreground, %", "slices", "autocorrelation", *columns], rows)
+    return table(["spread", "with foreground, %", "slices", "autocorrelation", *columns], rows)
 
 
-def whole_table(cache: Cache) -> str:
+def whole_table(known: Rates) -> str:
     """Return the table of whole audits."""
     rows = []
     for item in wholes():
-        found = cache.rates(item)
+        found = known.of(item)
         rates = [f"{100 * found[key]:.1f}" for key in ("biased", "balanced")]
         cells = ["withheld", "withheld"] if item.slices < FEW_SLICES else rates
         subject = "everything" if item.at_tolerance == "all" else "one class"
         rows.append([subject, str(item.slices), f"{item.autocorrelation:g}", *cells])
-    return _table(
+    return table(
         ["at the tolerance", "windows", "autocorrelation", "wrongly biased, %", "wrongly balanced, %"], rows
     )
 
@@ -223,18 +214,6 @@ def _power_audits(count: int, audits: int, seed: int) -> Audits:
     return Audits(scale * error, scale * half_width, scale * within_half, scale * biased_half, used)
 
 
-def write_docs(tables: dict[str, str], folder: Path = DOCS) -> None:
-    """Insert the tables into docs/calibration.md, each between its two markers."""
-    page = folder / "calibration.md"
-    text = page.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        before, rest = text.split(start)
-        text = f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
-    with staged_file(page, force=True) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
 def main() -> int:
     """Run the simulations."""
     parser = argparse.ArgumentParser(
@@ -256,28 +235,24 @@ def main() -> int:
         )
     started = time.monotonic()
     audits = 200 if options.quick else options.audits
-    cache = Cache(audits, options.seed, options.results)
+    known = Rates(audits, options.seed, Cache(options.results))
     tables = {
-        "required": required_table(cache),
-        "few": few_table(cache),
-        "questions": question_table(cache),
-        "uneven": uneven_table(cache),
-        "whole": whole_table(cache),
-        "further": further_table(cache),
+        "required": required_table(known),
+        "few": few_table(known),
+        "questions": question_table(known),
+        "uneven": uneven_table(known),
+        "whole": whole_table(known),
+        "further": further_table(known),
     }
     print(f"{audits} simulated audits of each setting, seed {options.seed}", *tables.values(), sep="\n\n")
     if options.docs:
-        write_docs(tables)
+        insert_tables(DOCS / "calibration.md", tables)
         power_figure(DOCS / "power.svg", audits, options.seed)
     misses: list[Setting | Question | Whole] = [
-        *(setting for setting in required_settings() if missed(setting, cache.rates(setting))),
-        *(setting for setting in few_settings() if few_missed(setting, cache.rates(setting))),
-        *(item for item in wholes() if max(cache.rates(item).values()) > 0.05),
-        *(
-            item
-            for item in chain(questions(), uneven_questions())
-            if question_missed(item, cache.rates(item))
-        ),
+        *(setting for setting in required_settings() if missed(setting, known.of(setting))),
+        *(setting for setting in few_settings() if few_missed(setting, known.of(setting))),
+        *(item for item in wholes() if max(known.of(item).values()) > 0.05),
+        *(item for item in chain(questions(), uneven_questions()) if question_missed(item, known.of(item))),
     ]
     for setting in [] if options.quick else misses:
         print(f"missed: {setting}")

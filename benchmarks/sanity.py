@@ -18,16 +18,15 @@ from __future__ import annotations
 import argparse
 import os
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from kept import Cache, insert_tables, table
 from sanity_checks import (
     FIGURES,
     METHODS,
     REPLACEMENTS,
-    Cache,
     Randomisation,
     measure_replacements,
     order_of_slices,
@@ -37,22 +36,16 @@ from sanity_checks import (
 from sanity_networks import QUICK, STAGES, WAYS, find_families, open_template
 
 import evenslice
-from evenslice._core import staged_file
 from evenslice.report.base.wording import MINUS, NOTHING
 from evenslice.results import Interval, mean_of_draws, student_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from sanity_networks import Family
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---"] * len(header)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in chain([header, rule], rows))
 
 
 def stage_table(name: str, stages: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
@@ -132,8 +125,8 @@ def faith_tables(found: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]
             for kind, title in REPLACEMENTS.items()
             if slices > 3 or kind != "middle"  # two slices have no order, but the sign of the next table
         ]
-        tables[f"order of {measure}"] = _table(titles, cells)
-    tables["signs"] = _table(
+        tables[f"order of {measure}"] = table(titles, cells)
+    tables["signs"] = table(
         titles,
         [
             [
@@ -158,22 +151,12 @@ def _bias_table(found: dict[tuple[str, int], dict[str, Any]]) -> str:
         for k, cells in enumerate(zip(*biases, strict=True), start=1):
             rows.append([name, str(slices), f"±{k}", *map(_cell, cells)])
     titles = [*(method.replace("_", " ") for method in METHODS), *REPLACEMENTS.values()]
-    return _table(["network", "slices", "pair", *titles], rows)
+    return table(["network", "slices", "pair", *titles], rows)
 
 
 def write_docs(label: str, tables: dict[str, str], page: Path = DOCS / "sanity.md") -> None:
     """Insert the tables into docs/sanity.md, each between the two markers of its volume."""
-    text = page.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        start, end = f"<!-- {label}: {name} -->", f"<!-- end of {label}: {name} -->"
-        if start not in text or end not in text:
-            raise SystemExit(
-                f"{page}: has no place for the results of {label}; add the markers {start} and {end}"
-            )
-        before, rest = text.split(start)
-        text = f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
-    with staged_file(page, force=True) as beside:
-        beside.write_text(text, encoding="utf-8")
+    insert_tables(page, {f"{label}: {name}": lines for name, lines in tables.items()})
 
 
 def measure_all(
@@ -200,8 +183,8 @@ def measure_all(
     draws = ["gradient, each draw", "occlusion, each draw"]
     header = ["network", "redrawn", *biases, "gradient maps", "occlusion maps", *draws]
     return {
-        "stages": _table(header, stage_rows),
-        "ways": _table(["network", "redrawn", "from", "B by gradient", "each draw"], ways),
+        "stages": table(header, stage_rows),
+        "ways": table(["network", "redrawn", "from", "B by gradient", "each draw"], ways),
         **faith_tables(faith),
     }
 
@@ -258,8 +241,8 @@ def main() -> None:
     label = options.volume.name.partition(".")[0] if options.volume else "MNI152"
     present = [family for family in chosen if not family.missing]
     tables = measure_all(present, volume, label, Cache(options.results), quick=options.quick)
-    for name, table in tables.items():
-        print(f"\n{label}: {name}\n\n{table}")
+    for name, lines in tables.items():
+        print(f"\n{label}: {name}\n\n{lines}")
     if options.docs:
         write_docs(label, tables)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +11,7 @@ from sanity_networks import WAYS, Windows, redraw
 from scipy.stats import spearmanr
 
 import evenslice
-from evenslice._core import ModelError, staged_file
+from evenslice._core import ModelError
 from evenslice.auditing.attribution import attribute
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.networks import predicted_classes
@@ -21,8 +19,7 @@ from evenslice.results import Interval, measure_shares, pair_bias
 from evenslice.results.intervals import mean_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from sanity_networks import Effort
@@ -249,24 +246,3 @@ def right_signs(found: dict[str, Any], method: str, change: str) -> Interval:
 def _biases(found: dict[str, Any], name: str) -> Floats:
     """Return the pair biases (rows, K)."""
     return pair_bias(np.nan_to_num(np.array(found[name], dtype=np.float64)))
-
-
-class Cache:
-    """What is measured, saved to a file if one is given."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.known: dict[str, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            self.known = json.loads(path.read_text(encoding="utf-8"))
-
-    def get(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what is known, or measure it."""
-        if key not in self.known:
-            started = time.monotonic()
-            self.known[key] = measure()
-            print(f"{key}: {time.monotonic() - started:.0f} s", flush=True)
-            if self.path is not None:
-                with staged_file(self.path, force=True) as beside:
-                    beside.write_text(json.dumps(self.known), encoding="utf-8")
-        return self.known[key]

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from study_result_tables import table
+from paging import table
 
 from evenslice.report.base.wording import percent
 from evenslice.report.study.wording import difference

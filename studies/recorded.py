@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study_result_tables import table
+from paging import table
 
 from evenslice._core.versions import package_versions
 

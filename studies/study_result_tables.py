@@ -6,6 +6,8 @@ import math
 from statistics import median
 from typing import TYPE_CHECKING
 
+from paging import table
+
 from evenslice.report.base.wording import NOTHING, interval, listed, percent
 from evenslice.report.study.pooled import superiority
 from evenslice.report.study.stress import stress_group
@@ -16,7 +18,7 @@ from evenslice.results.scores import score_title
 from evenslice.results.student import student_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from found_studies import Study
 
@@ -24,13 +26,7 @@ if TYPE_CHECKING:
     from evenslice.results.pooling import PooledArm, PooledComparison
     from evenslice.studying.study_data import StudyData
 
-__all__ = ["full_table", "pooled_table", "result_table", "run_table", "stress_table", "table"]
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [list(header), ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+__all__ = ["full_table", "pooled_table", "result_table", "run_table", "stress_table"]
 
 
 def result_table(study: Study, comparison: Comparison) -> str:

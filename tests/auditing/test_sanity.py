@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import sanity
 import torch
+from kept import Cache
 from sanity_checks import (
     METHODS,
     REPLACEMENTS,
-    Cache,
     Randomisation,
     measure_replacements,
     order_of_slices,

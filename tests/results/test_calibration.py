@@ -1,8 +1,10 @@
 """A short run of benchmarks/calibration.py, whose long run is in docs/calibration.md."""
 
+import calibration
 import calibration_simulations as simulations
 import numpy as np
 import pytest
+from kept import Cache
 
 from evenslice.results.intervals import MeanFit
 from evenslice.results.verdicts import BIASED_LEVEL, WITHIN_LEVEL, Decision, Evidence, judge
@@ -74,3 +76,11 @@ def test_the_benchmark_judges_as_the_audit_does():
 
 def one_column(estimate, scale):
     return np.array([estimate]), 50, np.array([[scale]]), np.ones((1, 1))
+
+
+def test_finished_settings_are_kept_and_not_simulated_again(tmp_path, monkeypatch):
+    file = tmp_path / "runs.json"
+    table = calibration.few_table(calibration.Rates(20, 0, Cache(file)))
+    assert table.count("\n") == 1 + len([*simulations.few_settings()])
+    monkeypatch.setattr(calibration, "rates", None)
+    assert calibration.few_table(calibration.Rates(20, 0, Cache(file))) == table
