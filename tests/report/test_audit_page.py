@@ -1030,7 +1030,7 @@ def test_what_a_lost_slice_costs_is_drawn_and_tabled():
     )
     page = render([audit, make_audit("other", UNIFORM)])
     assert "stress_asymmetry_missing,1,0.2,0.1,0.3" in csv_tables([audit])["figures.csv"]
-    assert "What a lost or damaged slice costs" in page
+    assert "What a disturbed slice costs" in page
     assert "missing, k = 1" in page
     with settings():
         assert "stress" in [drawing.name for drawing in draw_charts([audit])]

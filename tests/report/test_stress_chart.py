@@ -116,7 +116,7 @@ def test_the_page_of_a_study_shows_chart_and_table(study):
     write_study_report(results, study / "report.html")
     page = (study / "report.html").read_text(encoding="utf-8")
     assert '<section id="stress">' in page
-    assert "What a lost or damaged slice costs" in page
+    assert "What a disturbed slice costs" in page
     assert (study / "figures" / "stress.svg").is_file()
     group = stress_group(results, results.comparisons[0])
     assert len(group.rows) == 4 * 2 * 4 + 1

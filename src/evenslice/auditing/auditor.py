@@ -138,7 +138,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         outputs: maps what the network returns to the tensor of its outputs, batch first; by default
             ``evenslice.networks.logits`` does.
         labels: class maps of the volumes' shapes, for the target "labels". With any other target, the audit also measures
-            what a lost or damaged slice costs: the ``stress`` of the result.
+            what a disturbed slice costs: the ``stress`` of the result.
         label_values: the value of each class in the labels; by default 0, 1, 2 ...
         other_labels: what all other values in the labels mean: an "error", or "background", which is class 0.
         ignore_label: the value of voxels that do not count in the ``stress``; not with the target "labels".
@@ -147,7 +147,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity.
         scalings: the scaling of each volume, if known from training, instead of intensity and fill.
-        stress: with labels, also measure what a lost or damaged slice costs; an audit of the same network by another method
+        stress: with labels, also measure what a disturbed slice costs; an audit of the same network by another method
             need not do so again.
         tile: size (y, x) of the in-plane tile; by default the size the network requires, or up to 256 of a plane that
             is no larger, and 128 of larger planes.

@@ -55,7 +55,7 @@ def audit(
     labels: Annotated[
         list[str] | None,
         options.volume(
-            "Class labels, to also measure what a lost slice costs, or for --target labels; repeat, one for each volume, "
+            "Class labels, to also measure what a disturbed slice costs, or for --target labels; repeat, one for each volume, "
             "in the same order.",
             metavar="PATH",
         ),
@@ -117,8 +117,8 @@ def audit(
     precision: Annotated[
         float,
         options.measurement(
-            "Stop once the 95 % interval of each judged pair bias is ± X or narrower and, in the first 200 windows, 8 slices "
-            "have told about the answer, the second opinion and each class.",
+            "Stop once every judged pair bias is known to ± X and at least 8 slices have an answer, a second opinion and "
+            "attention to each class; after 200 windows, the first condition is enough.",
             metavar="X",
         ),
     ] = 0.01,

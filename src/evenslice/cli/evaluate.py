@@ -54,7 +54,7 @@ def evaluate(
     out: Annotated[Path | None, options.output("Folder for result.json.", metavar="DIR")] = None,
     output: options.Output,
 ) -> None:
-    """Compare a network's answers with labels, and measure what lost or damaged slices cost."""
+    """Compare a network's answers with labels, and measure what disturbed slices cost."""
     from evenslice._core import ConfigError
     from evenslice.cli.evaluation_tables import evaluation_tables
     from evenslice.inference import RESULT_FILES

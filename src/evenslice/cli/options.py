@@ -336,7 +336,7 @@ class Passes:
     dtype: Annotated[
         str,
         computing(
-            "Floating-point precision: auto, bfloat16, float16 (on a GPU only) or float32.",
+            "Data type of the network's passes: auto, bfloat16, float16 (on a GPU only) or float32.",
             metavar="TYPE",
             autocompletion=lambda: DTYPES,
         ),

@@ -182,7 +182,7 @@ class AuditResult:
         measurements: what was measured on each window.
         subset: what was measured on some of the windows.
         examples: a few windows with their saliency.
-        stress: what lost or damaged slices cost the network; None if that was not measured.
+        stress: what disturbed slices cost the network; None if that was not measured.
         kernels: the stems before and after the strategy, both the same if the former are unknown; empty for a network
             without a record of ``neutralize``.
         run: what was run.

@@ -167,7 +167,7 @@ def _lost_slices(audits: Sequence[AuditResult]) -> Group[FigureRow]:
         for kind, k in dict.fromkeys(place for one in found for place in one)
     ]
     return Group(
-        "What a lost or damaged slice costs",
+        "What a disturbed slice costs",
         (
             f"Dice lost with the slice at {MINUS}k missing (the middle slice in its place), blank, noisy or shifted, less "
             "that lost with the slice at +k: 0 if both are worth the same."

@@ -92,7 +92,7 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
     agreement = all(summary.reference != "labels" for item in items for summary in item.summaries)
     return Drawing(
         "stress",
-        "What a lost or damaged slice costs",
+        "What a disturbed slice costs",
         f"{'Agreement with the intact answer' if agreement else 'Dice'} lost when one neighbouring slice is "
         f"{_kinds(rows.values())}. "
         f"Where a symmetric network has bars of unequal length at {MINUS}k and +k, the data differ, not the network."

@@ -175,7 +175,7 @@ def pooled_groups(results: StudyResults, item: PooledComparison) -> list[Group[R
             for title, figures, meaning in FIGURE_GROUPS
         ),
         Group(
-            "What a lost slice costs",
+            "What a missing slice costs",
             "Loss of Dice on a sample of the test slices when a neighbour of the middle slice, or both, are missing.",
             tuple(_mean_rows(item, _LOSSES)),
         ),

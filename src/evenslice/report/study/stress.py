@@ -42,7 +42,7 @@ def stress_group(results: StudyResults, comparison: Comparison) -> Group[Row]:
             for label, figure in _figures(next(found[0][1] for found in arms if found))
         ]
     return Group(
-        "What a lost or damaged slice costs",
+        "What a disturbed slice costs",
         (
             "Loss of Dice on a sample of the test slices when one neighbour of the middle slice, or both, are missing "
             "(the middle slice in their place), blank (0), noisy or shifted, and when the stack is reversed. "
