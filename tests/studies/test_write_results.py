@@ -97,7 +97,7 @@ def test_the_pages_tell_what_was_run_and_what_came_out(script, folder, docs):
     overview, text = read(docs, "results.md"), read(docs, "results/made-up.md")
     question = "Does it hold? A study made up for this test."
     assert f"| [`made-up`](results/made-up.md) | {question} | 24 of 24 |\n" in overview
-    assert "\nresults/outcomes\nresults/made-up\n```\n" in overview
+    assert "\nresults/outcomes\nStudy made-up <results/made-up>\n```\n" in overview
     assert text.startswith(f"# {question}\n")
     commands = (
         "python studies/run_archive.py unpack\n    evenslice study studies/made-up.yaml --out studies/made-up"
