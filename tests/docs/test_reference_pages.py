@@ -239,11 +239,11 @@ def _recomputed():
 @pytest.mark.parametrize(
     ("page", "number"),
     [
-        ("README.md", 38),
+        ("README.md", 41),
         ("docs/index.md", 0),
         ("docs/symmetry.md", 5),
-        ("docs/explanation/strategies.md", 8),
-        ("docs/explanation/does-it-matter.md", 34),
+        ("docs/explanation/strategies.md", 10),
+        ("docs/explanation/does-it-matter.md", 36),
         ("docs/how-to/slice-continuity.md", 2),
         ("docs/how-to/thick-slices.md", 9),
     ],
@@ -304,7 +304,8 @@ def test_intervals_that_are_said_to_include_0_do():
     ]
     assert len(lost) == 10
     outside = [interval for interval in bounds if not interval[0] <= 0 <= interval[1]]
-    assert outside == [(0.048, 0.154)]  # Lucchi++ in study `stress`, which the pages say
+    # Lucchi++ in the studies `families` (MobileNetV1) and `stress`, which the pages say.
+    assert sorted(outside) == [(0.013, 0.106), (0.048, 0.154)]
 
 
 def test_pages_say_of_how_many_surveyed_networks_they_speak():
