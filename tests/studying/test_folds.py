@@ -136,6 +136,14 @@ def test_slices_are_counted_along_the_plane(tmp_path):
     assert (first.test[0].slices, first.train[0].slices, first.plane) == ((0, 15), (17, 30), "x")
 
 
+def test_levels_of_one_image_are_no_folds():
+    halves = [pair(image={"path": "a.ome.zarr", "level": level}, labels=f"{level}.npy") for level in (0, 1)]
+    with pytest.raises(
+        ConfigError, match=r"pairs\[0\] and pairs\[1\] read the same image at the resolution levels 0 and 1"
+    ):
+        fold_data(data(*halves, folds=2), ModelConfig())
+
+
 def test_what_cannot_be_folded_is_told_in_the_words_of_the_configuration():
     with pytest.raises(
         ConfigError, match=r"datasets: 'em': blocks: 8: cuts pairs\[0\] into blocks of 2 slices, fewer"

@@ -1,9 +1,12 @@
+import json
 import pickle
+import struct
 
 import h5py
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import given, strategies as st
 
 from evenslice._core.errors import ConfigError, EvensliceError, VolumeError
@@ -255,6 +258,81 @@ def test_copies_of_an_image_with_the_same_labels(error, load, folder):
     assert text.startswith("data.train[0] and data.test[0] both read ")
     assert "labels.npy, and overlap in slices 10 to 19" in text
     assert len(load([[0, 20], copy], validation_fraction=0).train) == 2  # two images of one piece to train on
+
+
+@pytest.fixture
+def pyramids(folder):
+    """The image and its labels as OME-Zarr and as N5, each with a second level of half as many slices."""
+    for name in ("image", "labels"):
+        levels = [np.load(folder / f"{name}.npy"), np.load(folder / f"{name}.npy")[::2, ::2, ::2]]
+        group = zarr.open_group(folder / f"{name}.ome.zarr", mode="w")
+        for number, voxels in enumerate(levels):
+            group[str(number)] = voxels
+            inner = folder / f"{name}.n5" / f"s{number}"
+            inner.mkdir(parents=True)
+            sizes = list(voxels.shape[::-1])
+            header = {
+                "dimensions": sizes,
+                "blockSize": sizes,
+                "dataType": "uint8",
+                "compression": {"type": "raw"},
+            }
+            (inner / "attributes.json").write_text(json.dumps(header))
+            block = inner / "0" / "0" / "0"
+            block.parent.mkdir(parents=True)
+            block.write_bytes(struct.pack(">HHIII", 0, 3, *sizes) + voxels.tobytes())
+        datasets = [{"path": str(number)} for number in range(2)]
+        group.attrs["multiscales"] = [{"axes": ["z", "y", "x"], "datasets": datasets}]
+    return folder
+
+
+def of(name, level=0, slices=None):
+    """A pair whose image and labels are files of one kind, at a level."""
+    return {kind: {"path": f"{kind}{name}", "level": level} for kind in ("image", "labels")} | {
+        "slices": slices
+    }
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (of(".ome.zarr", 0, [24, 40]), of(".ome.zarr", 1, [0, 12])),
+        (of(".ome.zarr", 0, [24, 40]), of(".ome.zarr/1", 0, [0, 12])),
+        (of(".ome.zarr/0", 0, [24, 40]), of(".ome.zarr/1", 0, [0, 12])),
+        (of(".n5", 0, [24, 40]), of(".n5", 1, [0, 12])),
+        (of(".n5/s0", 0, [24, 40]), of(".n5/s1", 0, [0, 12])),
+    ],
+)
+def test_slices_of_different_levels_of_an_image_are_not_compared(error, pyramids, one, other):
+    kind, text = error([one], test=[other])
+    assert kind is ConfigError
+    assert text.startswith("data.train[0] and data.test[0] both read ")
+    assert "at different resolution levels" in text
+
+
+@pytest.mark.parametrize("name", [".ome.zarr", ".n5"])
+def test_an_image_and_the_array_of_its_finest_level_are_one(error, load, pyramids, name):
+    inner = f"{name}/{'0' if 'zarr' in name else 's0'}"
+    assert "overlap in slices 10 to 19" in error([of(name, 0, [0, 20])], test=[of(inner, 0, [10, 30])])[1]
+    assert len(load([of(name, 0, [0, 20])], test=[of(inner, 0, [25, 40])]).test) == 1
+
+
+def test_an_image_read_along_other_axes_is_the_same_image(error, folder):
+    turned = {kind: {"path": f"{kind}.npy", "axes": "xyz"} for kind in ("image", "labels")}
+    assert "with other axes" in error([[0, 20]], test=[turned | {"slices": [25, 32]}])[1]
+
+
+def test_links_to_a_dataset_are_that_dataset(error, folder):
+    with h5py.File(folder / "all.h5", "w") as file:
+        for name in ("image", "labels"):
+            file[name] = np.load(folder / f"{name}.npy")
+            file[f"hard/{name}"], file[f"soft/{name}"] = file[name], h5py.SoftLink(f"/{name}")
+    pairs = [
+        {"image": f"all.h5:{at}/image", "labels": f"all.h5:{at}/labels", "slices": slices}
+        for at, slices in (("", [0, 20]), ("/hard", [10, 30]), ("/soft", [15, 40]))
+    ]
+    assert "overlap in slices 10 to 19" in error(pairs[:1], test=pairs[1:2])[1]
+    assert "overlap in slices 15 to 19" in error(pairs[:1], test=pairs[2:])[1]
 
 
 def test_an_address_stays_one(error, folder):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from evenslice.training import DataConfig
 from evenslice.volumes import is_address, open_volume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from evenslice.studying.study_data import StudyData
     from evenslice.training import LabelledFiles, ModelConfig, VolumeFile
@@ -32,17 +32,20 @@ OPTIONS = ("training", "pairs", "folds", "blocks")
 
 @dataclass(frozen=True)
 class _Part:
-    """A pair, or a block of its slices; ``start`` and ``stop`` are None for all slices of a pair of unknown length."""
+    """A pair, or a block of its slices; ``start`` and ``stop`` are None for all slices of a pair of unknown length.
+
+    ``files`` has the resolution level of each of its files.
+    """
 
     number: int
     pair: LabelledFiles
-    files: frozenset[tuple[Any, ...]]
+    files: Mapping[tuple[Any, ...], int]
     start: int | None = None
     stop: int | None = None
 
     def near(self, other: _Part) -> bool:
         """Return whether both read the same image or the same labels."""
-        return bool(self.files & other.files)
+        return bool(self.files.keys() & other.files.keys())
 
 
 def fold_data(data: StudyData, window: ModelConfig) -> list[DataConfig]:
@@ -95,6 +98,7 @@ def cut_blocks(start: int, stop: int, blocks: int) -> list[tuple[int, int]]:
 def _cut(data: StudyData, window: ModelConfig) -> list[_Part]:
     """Cut the pairs of a data set into the parts of which each is tested once."""
     whole = [_Part(number, pair, _files(data, pair)) for number, pair in enumerate(data.pairs)]
+    _check_levels(data, whole)
     parts = []
     for part in whole:
         alone = data.blocks == 1 and not any(part.near(other) for other in whole if other is not part)
@@ -110,6 +114,18 @@ def _cut(data: StudyData, window: ModelConfig) -> list[_Part]:
                 )
             parts.append(_Part(part.number, part.pair, part.files, first, last))
     return parts
+
+
+def _check_levels(data: StudyData, parts: Sequence[_Part]) -> None:
+    """Check that pairs which share a file read it at one level: slices of different levels have different numbers."""
+    for one, other in combinations(parts, 2):
+        for file in one.files.keys() & other.files.keys():
+            if one.files[file] != other.files[file]:
+                raise ConfigError(
+                    f"datasets: {data.name!r}: pairs[{one.number}] and pairs[{other.number}] read the same {file[0]} at the "
+                    f"resolution levels {one.files[file]} and {other.files[file]}, whose slices cannot be told apart; read both "
+                    "at one level"
+                )
 
 
 def _one_fold(
@@ -159,14 +175,14 @@ def _slices(pair: LabelledFiles, start: int, stop: int) -> LabelledFiles:
     return pair.model_copy(update={"slices": (start, stop)})
 
 
-def _files(data: StudyData, pair: LabelledFiles) -> frozenset[tuple[Any, ...]]:
-    """Return values that pairs share if they read the same image or the same labels, at whatever resolution."""
-    files = {"image": pair.image, "labels": pair.labels}
-    paths = {kind: _path(data, file) for kind, file in files.items()}
-    return frozenset(
-        (kind, path.resolve() if isinstance(path, Path) else path, *sorted(files[kind].select.items()))
-        for kind, path in paths.items()
-    )
+def _files(data: StudyData, pair: LabelledFiles) -> dict[tuple[Any, ...], int]:
+    """Return values that pairs share if they read the same image or the same labels, and at which level they do."""
+    found = {}
+    for kind, file in (("image", pair.image), ("labels", pair.labels)):
+        path = _path(data, file)
+        where = path.resolve() if isinstance(path, Path) else path
+        found[(kind, where, *sorted(file.select.items()))] = file.level
+    return found
 
 
 def _path(data: StudyData, file: VolumeFile) -> Path | str:

@@ -33,6 +33,7 @@ from evenslice.volumes import (
     index_classes,
     is_address,
     open_volume,
+    stored_image,
     take_slices,
 )
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from evenslice.training.config import ModelConfig
     from evenslice.training.data_config import DataConfig, LabelledFiles, VolumeFile
-    from evenslice.volumes import ClassIndex
+    from evenslice.volumes import ClassIndex, StoredImage
 
 __all__ = ["Data", "fingerprints", "open_data"]
 
@@ -114,7 +115,7 @@ def fingerprints(config: DataConfig) -> set[str]:
         VolumeError: a file is missing, damaged or not a volume.
         ConfigError: an option does not fit a file.
     """
-    volumes: dict[tuple[Any, ...], Volume] = {}
+    volumes: dict[StoredImage, Volume] = {}
     for draft in _open_pairs(config):
         volumes |= {draft.origin: draft.volume, draft.labels_origin: draft.labels}
     return {fingerprint(volume) for volume in volumes.values()}
@@ -127,8 +128,8 @@ class _Draft:
     split: str
     place: str
     name: str
-    origin: tuple[Any, ...]
-    labels_origin: tuple[Any, ...]
+    origin: StoredImage
+    labels_origin: StoredImage
     volume: Volume
     labels: Volume
     start: int
@@ -171,14 +172,8 @@ def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) 
             f"{place}.slices: [{start}, {stop}]: {volume.path} has {len(volume)} slices; the range must end "
             f"at {len(volume)} or before"
         )
-    origins = (_origin(volume, pair.image), _origin(labels, pair.labels))
+    origins = (stored_image(volume), stored_image(labels))
     return _Draft(split, place, pair.image.path, *origins, volume, labels, start, stop)
-
-
-def _origin(volume: Volume, file: VolumeFile) -> tuple[Any, ...]:
-    """Return a value that is equal for files whose voxels are the same."""
-    location = volume.location.resolve() if isinstance(volume.location, Path) else volume.location
-    return (location, volume.part, *sorted(file.select.items()))
 
 
 def _open(root: Path, file: VolumeFile, **options: Any) -> Volume:
@@ -225,15 +220,22 @@ def _check_ranges(drafts: Sequence[_Draft], model: ModelConfig) -> None:
             )
     for one, other in combinations(drafts, 2):
         if one.origin == other.origin:
-            _check_distance(one, other, model, one.volume.path)
+            comparable = one.origin.slices_match(other.origin)
+            _check_distance(one, other, model, one.volume.path, comparable=comparable)
         elif one.labels_origin == other.labels_origin and one.split != other.split:
             # Probably copies or channels of one image: the same labels mean the same sample.
-            _check_distance(one, other, model, one.labels.path)
+            comparable = one.labels_origin.slices_match(other.labels_origin)
+            _check_distance(one, other, model, one.labels.path, comparable=comparable)
 
 
-def _check_distance(one: _Draft, other: _Draft, model: ModelConfig, path: str) -> None:
-    distance = max(one.start, other.start) - min(one.stop, other.stop)
+def _check_distance(one: _Draft, other: _Draft, model: ModelConfig, path: str, *, comparable: bool) -> None:
     both = f"{one.place} and {other.place} both read {path}"
+    if not comparable:
+        raise ConfigError(
+            f"{both}, at different resolution levels or with other axes, so their slices cannot be told apart; read both at one "
+            "level and with the same axes"
+        )
+    distance = max(one.start, other.start) - min(one.stop, other.stop)
     if distance < 0:
         first, last = max(one.start, other.start), min(one.stop, other.stop) - 1
         raise ConfigError(f"{both}, and overlap in slices {first} to {last}; give them separate slices")

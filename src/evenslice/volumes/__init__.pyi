@@ -17,6 +17,7 @@ from .opening import (
 )
 from .read.places import is_address as is_address
 from .scaling import PERCENTILES as PERCENTILES, Scaling as Scaling, fit_scaling as fit_scaling
+from .stored_images import StoredImage as StoredImage, stored_image as stored_image
 from .templates import mni152 as mni152, mni152_path as mni152_path
 from .views import (
     hold_small as hold_small,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.units import Unit
 
-__all__ = ["Hdf5Source"]
+__all__ = ["Hdf5Source", "dataset_address"]
 
 MOST_OBJECTS = 10_000
 """Number of groups and datasets that are searched for the volume."""
@@ -61,6 +61,20 @@ class Hdf5Source(VoxelSource):
             if dataset.chunks:
                 self._checks.require(dataset, key)
             return np.asarray(dataset[key])
+
+
+def dataset_address(path: Path, part: str, label: str) -> int:
+    """Return where in its file a dataset is: all links to it have the same address.
+
+    Args:
+        path: the file.
+        part: the path of the dataset in it.
+        label: the file, as the user wrote it.
+    """
+    with _opened(path) as file:
+        import h5py
+
+        return int(h5py.h5o.get_info(_dataset(file, part, label).id).addr)
 
 
 def _opened(path: Path) -> Any:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.read.places import Place
 
-__all__ = ["ATTRIBUTES", "N5Source", "is_n5"]
+__all__ = ["ATTRIBUTES", "N5Source", "group_above", "is_n5"]
 
 ATTRIBUTES = "attributes.json"
 TYPES = (
@@ -44,6 +44,14 @@ _MOST_LISTED = 1000
 def is_n5(path: Path) -> bool:
     """Return whether a folder is an N5 data set or group."""
     return any((path / name).is_file() for name in (ATTRIBUTES, f"s0/{ATTRIBUTES}"))
+
+
+def group_above(path: Path) -> tuple[Path, int] | None:
+    """Return the group that a data set is a level of, and which level; None if it is none."""
+    name = path.name.removeprefix("s")
+    if path.name == name or not (name.isascii() and name.isdecimal()) or not is_n5(path.parent):
+        return None
+    return path.parent, int(name)
 
 
 class N5Source(VoxelSource):

@@ -12,6 +12,7 @@ import numpy as np
 from evenslice._core import ConfigError, VolumeError, needs_extra, option
 from evenslice.volumes.read.checks import require_chunk
 from evenslice.volumes.read.metadata import is_inside, letters, scaled_spacing
+from evenslice.volumes.read.places import locate
 from evenslice.volumes.read.remote import remote_store, reporting_network_errors
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.zarr_guard import LARGEST_INDEX, few_chunks_at_once, guarded
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
     from evenslice.volumes.read.places import Place
     from evenslice.volumes.units import Unit
 
-__all__ = ["ZarrSource", "is_zarr"]
+__all__ = ["ZarrSource", "image_above", "is_zarr"]
 
 _LARGEST_EXCESS = 2**29
 """Bytes by which a chunk may be larger in its file than in memory."""
+
+_MOST_NESTED = 3
+"""How many folders below that of its image the array of a level is looked for."""
 
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
@@ -38,6 +42,22 @@ _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 def is_zarr(path: Path) -> bool:
     """Return whether a folder is a Zarr array or group, of either format."""
     return any((path / name).is_file() for name in _METADATA_FILES)
+
+
+def image_above(path: Path) -> tuple[Path, int] | None:
+    """Return the OME-Zarr image that an array in a folder is a level of, and which level; None if it is none."""
+    import zarr
+
+    for folder in list(path.parents)[:_MOST_NESTED]:
+        if not is_zarr(folder):
+            continue
+        node = zarr.open(_store(locate(folder), METADATA_BYTES), mode="r")
+        if not isinstance(node, zarr.Group) or not (images := _images(node)):
+            continue
+        for level, dataset in enumerate(images[0]["datasets"]):
+            if folder / str(dataset["path"]).strip("/") == path:
+                return folder, level
+    return None
 
 
 class ZarrSource(VoxelSource):
@@ -142,13 +162,9 @@ def _dimension_names(array: Any) -> str | None:
 
 
 def _first_image(group: Any, label: str) -> Mapping[str, Any]:
-    """Return the multiscales entry of an OME-Zarr group: under "ome" since 0.5, at the top before."""
-    attributes = dict(group.attrs)
-    ome = attributes.get("ome", attributes)
-    images = ome.get("multiscales") if isinstance(ome, dict) else None
-    if images:
-        entry: Mapping[str, Any] = images[0]
-        return entry
+    """Return the first multiscales entry of an OME-Zarr group."""
+    if images := _images(group):
+        return images[0]
     try:
         inside = ["0"] * ("0" in group) + sorted(group.array_keys()) + sorted(group.group_keys())
     except (NotImplementedError, PermissionError):
@@ -161,6 +177,13 @@ def _first_image(group: Any, label: str) -> Mapping[str, Any]:
         f"{label}: is a Zarr group without OME-Zarr metadata; name what is inside, as "
         f"{label.rstrip('/')}/{inside[0]} (it holds {listing})"
     )
+
+
+def _images(group: Any) -> Sequence[Mapping[str, Any]]:
+    """Return the multiscales entries of a group: under "ome" since OME-Zarr 0.5, at the top before; none of another group."""
+    attributes = dict(group.attrs)
+    ome = attributes.get("ome", attributes)
+    return (ome.get("multiscales") or ()) if isinstance(ome, dict) else ()
 
 
 def _spacing(
