@@ -273,7 +273,7 @@ def test_bfloat16_agrees_with_float32(texture):
         ({"labels": np.zeros((48, 40, 39), np.uint8), "target": "labels"}, VolumeError, "labels of shape"),
         ({"labels": np.full((48, 40, 40), 0.5), "target": "labels"}, VolumeError, "label value 0.5"),
         ({"scalings": [Scaling(0, 1)], "fill": 0}, ConfigError, "no effect with scalings"),
-        ({"scalings": [Scaling(0, 1)] * 2}, ConfigError, "2 scalings for 1 volumes; give one for each"),
+        ({"scalings": [Scaling(0, 1)] * 2}, ConfigError, "2 scalings for 1 volume; give one for each"),
         ({"labels": [], "target": "labels"}, ConfigError, "no volume given"),
         ({"target": "labels"}, ConfigError, "needs label volumes"),
     ],
@@ -292,11 +292,20 @@ def test_a_gpu_is_used_where_there_is_one(texture):
     assert found.verdict == "biased"
 
 
+def test_a_volume_given_twice_is_no_second_sample(texture, tmp_path):
+    for name in ("one.npy", "copy.npy", "another.npy"):
+        np.save(tmp_path / name, texture[:, :, ::-1] if name == "another.npy" else texture)
+    paths = [tmp_path / "another.npy", tmp_path / "one.npy", tmp_path / "copy.npy"]
+    with pytest.raises(ConfigError, match=r"volumes 2 and 3, .*one.npy and .*copy.npy, hold the same voxels"):
+        evenslice.audit(Linear(3.0, 2.0, 1.0), paths)
+    assert len(evenslice.audit(Linear(3.0, 2.0, 1.0), paths[:2], max_windows=2).run.volumes) == 2
+
+
 def test_scalings_known_from_training_are_used(texture):
     network = Linear(3.0, 2.0, 1.0)
-    fixed = evenslice.audit(network, [texture, texture], intensity=(0.2, 0.7), dtype="float32")
+    fixed = evenslice.audit(network, [texture, texture[::-1]], intensity=(0.2, 0.7), dtype="float32")
     known = [evenslice.Scaling(0.2, 0.7), evenslice.Scaling(0.1, 0.9)]
-    given = evenslice.audit(network, [texture, texture], scalings=known, dtype="float32")
+    given = evenslice.audit(network, [texture, texture[::-1]], scalings=known, dtype="float32")
     assert [volume.intensity for volume in given.run.volumes] == [(0.2, 0.7), (0.1, 0.9)]
     of_first = given.examples.volume == 0
     assert np.array_equal(given.examples.images[of_first], fixed.examples.images[of_first])

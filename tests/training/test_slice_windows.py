@@ -171,7 +171,7 @@ def test_what_is_wrong_is_said_at_once(image, options, message):
 def test_labels_that_do_not_fit(image):
     with pytest.raises(VolumeError, match=r"labels of shape \(11, 50, 60\) do not fit"):
         SliceWindows(image, image[1:] > 0.9)
-    with pytest.raises(ConfigError, match="2 label volumes for 1 volumes"):
+    with pytest.raises(ConfigError, match="2 label volumes for 1 volume;"):
         SliceWindows(image, [image, image])
     with pytest.raises(ConfigError, match="classes: has no effect without labels"):
         SliceWindows(image, classes=2)

@@ -85,6 +85,15 @@ def test_masked_voxels_need_a_value(array):
     assert type(filled[0]) is np.ndarray
 
 
+def test_a_file_has_no_masked_voxels_to_fill(tmp_path):
+    np.save(tmp_path / "a.npy", VOXELS)
+    for given in (tmp_path / "a.npy", open_volume(VOXELS)):
+        with pytest.raises(
+            ConfigError, match=r"^fill=5: has no effect on .*(a.npy|<array>), only arrays have masked voxels;"
+        ):
+            open_volume(given, fill=5)
+
+
 def test_a_masked_array_without_masked_voxels_is_an_array():
     assert np.array_equal(open_volume(np.ma.masked_array(VOXELS))[...], VOXELS)
 

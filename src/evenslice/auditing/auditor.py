@@ -33,10 +33,8 @@ from evenslice.auditing.preparation import (
     check_method_of,
     choose_crop,
     choose_methods,
-    choose_scalings,
     choose_tile,
     open_labels,
-    open_volumes,
 )
 from evenslice.auditing.rounding import SAME_OUTPUT
 from evenslice.auditing.stopping import knows_enough
@@ -52,7 +50,15 @@ from evenslice.results import (
     next_look,
     summarize,
 )
-from evenslice.volumes import LabelValues, WindowGrid, check_tile, fingerprint
+from evenslice.volumes import (
+    LabelValues,
+    WindowGrid,
+    check_tile,
+    fingerprint,
+    fit_scalings,
+    open_several,
+    refuse_equal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,9 +68,8 @@ if TYPE_CHECKING:
     from evenslice.auditing.measuring import MeasuredBatch
     from evenslice.auditing.preparation import Function
     from evenslice.auditing.targets import Target
-    from evenslice.inference import VolumeLike
     from evenslice.neutralizing import Record
-    from evenslice.volumes import Scaling
+    from evenslice.volumes import Scaling, VolumeLike
 
 __all__ = ["audit"]
 
@@ -125,7 +130,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             audit is wrong. Or any function, such as one from ``load_onnx``; see
             ``evenslice.inference.black_boxes.BlackBox`` for its input.
         volume: a volume, an array (z, y, x), a path, or several of these; several volumes are treated as independent
-            samples.
+            samples, and none may be given twice.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
         step: distance between neighbouring slices of a window.
         method: the attribution method, one of ``evenslice.auditing.methods.METHODS``; by default "gradient", or
@@ -199,9 +204,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     record = record_of(model) if isinstance(model, nn.Module) else None
     if slices is None:
         slices = choose_slices(model)
-    volumes = open_volumes(volume, fill)
+    volumes = open_several(volume, fill)
+    refuse_equal(volumes)
     tile = choose_tile(model, volumes) if tile is None else check_tile(tile)
-    scalings = choose_scalings(volumes, scalings, intensity=intensity, fill=fill, seed=seed)
+    scalings = fit_scalings(volumes, scalings, name="scalings", intensity=intensity, fill=fill, seed=seed)
     grids = [
         WindowGrid(item, scaling, slices, tile, step) for item, scaling in zip(volumes, scalings, strict=True)
     ]

@@ -1,8 +1,8 @@
-"""What an audit needs before it can start: volumes opened, and defaults that depend on them and on the network."""
+"""What an audit needs before it can start: labels opened, and defaults that depend on them and on the network."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -13,20 +13,14 @@ from evenslice.auditing.methods import check_method
 from evenslice.inference import BlackBox, keep_sides, trial_windows
 from evenslice.networks import input_multiple, input_size
 from evenslice.results import MethodNames
-from evenslice.volumes import (
-    check_tile,
-    fit_scaling,
-    fit_tile,
-    open_labels as open_labels_of,
-    open_volume,
-)
+from evenslice.volumes import check_tile, fit_tile, open_several_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from evenslice.auditing.measurer import Network
-    from evenslice.inference import ReadyNetwork, VolumeLike
-    from evenslice.volumes import LabelValues, Scaling, Volume
+    from evenslice.inference import ReadyNetwork
+    from evenslice.volumes import LabelValues, Volume, VolumeLike
 
     Function: TypeAlias = Callable[[Any], Any]
 
@@ -36,10 +30,8 @@ __all__ = [
     "check_method_of",
     "choose_crop",
     "choose_methods",
-    "choose_scalings",
     "choose_tile",
     "open_labels",
-    "open_volumes",
 ]
 
 
@@ -100,21 +92,9 @@ def _has_gradient(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> 
     return True
 
 
-def open_volumes(volume: VolumeLike | Sequence[VolumeLike], fill: float | None) -> list[Volume]:
-    """Open one volume or several, the masked voxels of arrays filled."""
-    return [open_volume(item, fill=fill) for item in _several(volume)]
-
-
-def _several(volume: VolumeLike | Sequence[VolumeLike]) -> Sequence[VolumeLike]:
-    items: Sequence[VolumeLike] = volume if isinstance(volume, list | tuple) else [cast("VolumeLike", volume)]
-    if not items:
-        raise ConfigError("no volume given; at least one is needed")
-    return items
-
-
 def open_labels(
     labels: VolumeLike | Sequence[VolumeLike] | None,
-    volumes: list[Volume],
+    volumes: Sequence[Volume],
     values: LabelValues,
     classes: int | None,
 ) -> list[Volume] | None:
@@ -126,33 +106,7 @@ def open_labels(
     """
     if labels is None:
         return None
-    given = _several(labels)
-    if len(given) != len(volumes):
-        raise ConfigError(
-            f"{len(given)} label volumes for {len(volumes)} volumes; give one for each, in the same order"
-        )
-    opened = [open_labels_of(item, volume) for item, volume in zip(given, volumes, strict=True)]
-    return [values.class_volume(label, classes) for label in opened]
-
-
-def choose_scalings(
-    volumes: Sequence[Volume],
-    scalings: Sequence[Scaling] | None,
-    *,
-    intensity: tuple[float, float] | None,
-    fill: float | None,
-    seed: int,
-) -> Sequence[Scaling]:
-    """Return the scaling of each volume, as given or fitted; raise ConfigError if they do not fit together."""
-    if scalings is None:
-        return [fit_scaling(item, intensity=intensity, fill=fill, seed=seed) for item in volumes]
-    if intensity is not None or fill is not None:
-        raise ConfigError(
-            f"{option('intensity')} and {option('fill')} have no effect with {option('scalings')}; give one or the other"
-        )
-    if len(scalings) != len(volumes):
-        raise ConfigError(f"{len(scalings)} scalings for {len(volumes)} volumes; give one for each")
-    return scalings
+    return [values.class_volume(label, classes) for label in open_several_labels(labels, volumes)]
 
 
 def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:

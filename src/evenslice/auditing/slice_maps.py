@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from evenslice.inference import VolumeLike
-    from evenslice.volumes import Scaling
+    from evenslice.volumes import Scaling, VolumeLike
 
 __all__ = ["SliceMaps", "map_slice"]
 

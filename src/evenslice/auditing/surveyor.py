@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evenslice.auditing.documents import Audit
-    from evenslice.inference import VolumeLike
     from evenslice.networks import ModelSource
     from evenslice.neutralizing import Record
-    from evenslice.volumes import Volume
+    from evenslice.volumes import Volume, VolumeLike
 
 __all__ = ["DRAWS", "WINDOWS", "survey"]
 

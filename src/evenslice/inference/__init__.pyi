@@ -25,7 +25,6 @@ from .exporting.onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
 from .exporting.stated_reading import stated_reading as stated_reading
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
 from .prediction import (
-    VolumeLike as VolumeLike,
     choose_tile as choose_tile,
     class_logits as class_logits,
     predict as predict,

@@ -26,8 +26,8 @@ from evenslice.volumes import (
     check_tile,
     fingerprint,
     fit_scaling,
+    open_filled,
     open_labels,
-    open_volume,
 )
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evenslice.inference.metrics import Scores
-    from evenslice.inference.prediction import Network, VolumeLike
+    from evenslice.inference.prediction import Network
     from evenslice.results import Stress
-    from evenslice.volumes import Scaling, Volume
+    from evenslice.volumes import Scaling, Volume, VolumeLike
 
 __all__ = ["evaluate"]
 
@@ -127,7 +127,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         _need_stress(stress=stress)
         values.refuse()
     stress_slices = _check_stress_slices(stress_slices, stress=stress)
-    volume = open_volume(volume, fill=fill)
+    volume = open_filled(volume, fill)
     stored = None if labels is None else open_labels(labels, volume)
     ready, slices = make_ready(model, slices, device=device, dtype=dtype)
     tile = choose_tile(ready, volume.shape[1:]) if tile is None else check_tile(tile)

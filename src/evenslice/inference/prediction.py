@@ -7,7 +7,6 @@ Planes go through the network whole if they are small enough, else in overlappin
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from dataclasses import dataclass, replace
 from itertools import islice, product, repeat, takewhile
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from evenslice._core import ConfigError, ModelError, map_ahead, option
@@ -23,25 +21,23 @@ from evenslice.inference.black_boxes import keep_sides
 from evenslice.inference.devices import to_device
 from evenslice.inference.probabilities import refuse_sigmoid, refuse_softmax
 from evenslice.networks import logits, predicted_classes
-from evenslice.volumes import Volume, WindowGrid, read_in_runs, slice_indices, tile_origins
+from evenslice.volumes import WindowGrid, read_in_runs, slice_indices, tile_origins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import TypeAlias
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from evenslice.inference.black_boxes import BlackBox
     from evenslice.inference.ready_network import ReadyNetwork
-    from evenslice.volumes import Scaling
+    from evenslice.volumes import Scaling, Volume
 
     Network: TypeAlias = ReadyNetwork | BlackBox
     Window: TypeAlias = Sequence[NDArray[np.float32]]
 
-__all__ = ["VolumeLike", "choose_tile", "class_logits", "class_map", "even_slices", "predict", "try_network"]
-
-VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
-"""A volume, an array (z, y, x), or a path."""
+__all__ = ["choose_tile", "class_logits", "class_map", "even_slices", "predict", "try_network"]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""

@@ -34,6 +34,7 @@ from evenslice.volumes import (
     check_tile,
     fit_scaling,
     open_complete,
+    open_filled,
     open_volume,
     reslice,
     write_channels,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from evenslice.inference.prediction import VolumeLike
+    from evenslice.volumes import VolumeLike
 
 __all__ = ["segment"]
 
@@ -139,7 +140,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         raise ConfigError(
             f"{option('label_values')}: has no effect with {option('probabilities')}; omit one of the two"
         )
-    volume = open_volume(volume, fill=fill)
+    volume = open_filled(volume, fill)
     root = place_of(out, scratch, shared=scheduler is not None)
     check_destination(out, volume, force=force)
     sent = workers is not None or scheduler is not None

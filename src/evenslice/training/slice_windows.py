@@ -22,26 +22,23 @@ from evenslice.volumes import (
     LabelledVolume,
     LabelValues,
     Scaling,
-    fit_scaling,
+    fit_scalings,
     hold_small,
     index_classes,
-    open_labels,
-    open_volume,
+    open_several,
+    open_several_labels,
     refuse_without_labels,
 )
 
 if TYPE_CHECKING:
-    import os
     from typing import TypeAlias
 
-    from numpy.typing import NDArray
     from torch import nn
 
     from evenslice.neutralizing import Record
     from evenslice.training.config import AugmentationConfig
-    from evenslice.volumes import Edge, Volume
+    from evenslice.volumes import Edge, Volume, VolumeLike
 
-    VolumeLike: TypeAlias = Volume | NDArray[Any] | str | os.PathLike[str]
     Augmentation: TypeAlias = AugmentationConfig | Mapping[str, Any] | bool
 
 __all__ = ["SliceWindows"]
@@ -145,21 +142,15 @@ class SliceWindows(CropDataset):
         if labels is None:
             refuse_without_labels(classes=classes)
             values.refuse()
-        if scaling is not None and (intensity is not None or fill is not None):
-            raise ConfigError(
-                f"{option('intensity')} and {option('fill')} have no effect with {option('scaling')}; give one or the other"
-            )
         record = _record(model, record)
         self.slices = _slices(slices, record)
         self.classes = _classes(classes, values)
-        volumes = [open_volume(item, fill=fill) for item in _several(volume)]
-        stored = None if labels is None else _open_all(labels, volumes)
+        volumes = open_several(volume, fill)
+        stored = None if labels is None else open_several_labels(labels, volumes)
         held = hold_small([*volumes, *(stored or ())])
         volumes, stored = held[: len(volumes)], held[len(volumes) :] or None
-        self.scalings = (
-            [fit_scaling(item, intensity=intensity, fill=fill, seed=seed) for item in volumes]
-            if scaling is None
-            else _scalings(scaling, len(volumes))
+        self.scalings = fit_scalings(
+            volumes, scaling, name="scaling", intensity=intensity, fill=fill, seed=seed
         )
         maps: list[Volume | None] = [values.class_volume(item, self.classes) for item in stored or ()]
         keep = POSITIONS // len(volumes) if foreground else 0
@@ -245,36 +236,6 @@ def _classes(classes: int | None, values: LabelValues) -> int:
         raise ConfigError(f"{option('classes', count)}: at least 2, background included")
     values.check(count)
     return count
-
-
-def _several(items: VolumeLike | Sequence[VolumeLike]) -> Sequence[VolumeLike]:
-    several: Any = items if isinstance(items, list | tuple) else [items]
-    if not several:
-        raise ConfigError("no volume given; at least one is needed")
-    return list(several)
-
-
-def _open_all(labels: VolumeLike | Sequence[VolumeLike], volumes: Sequence[Volume]) -> list[Volume]:
-    given = _several(labels)
-    if len(given) != len(volumes):
-        raise ConfigError(
-            f"{len(given)} label volumes for {len(volumes)} volumes; give one for each, in the same order"
-        )
-    return [open_labels(item, volume) for item, volume in zip(given, volumes, strict=True)]
-
-
-def _scalings(scaling: Scaling | Sequence[Scaling], count: int) -> list[Scaling]:
-    given: Any = scaling
-    scalings = given if isinstance(given, list | tuple) else [given] * count
-    if not all(isinstance(item, Scaling) for item in scalings):
-        raise ConfigError(
-            f"{option('scaling', given)}: give an evenslice.Scaling for all volumes, or a list with one for each; "
-            f"{option('intensity')} takes the two values themselves"
-        )
-    if len(scalings) != count:
-        volumes = "1 volume" if count == 1 else f"{count} volumes"
-        raise ConfigError(f"{len(scalings)} scalings for {volumes}; give one for each, or one for all")
-    return list(scalings)
 
 
 def _part(

@@ -10,13 +10,21 @@ from .labels import (
     index_classes as index_classes,
 )
 from .opening import (
+    VolumeLike as VolumeLike,
     open_complete as open_complete,
+    open_filled as open_filled,
     open_labels as open_labels,
     open_volume as open_volume,
     stated_axes as stated_axes,
 )
 from .read.places import is_address as is_address
 from .scaling import PERCENTILES as PERCENTILES, Scaling as Scaling, fit_scaling as fit_scaling
+from .several import (
+    fit_scalings as fit_scalings,
+    open_several as open_several,
+    open_several_labels as open_several_labels,
+    refuse_equal as refuse_equal,
+)
 from .stored_images import StoredImage as StoredImage, stored_image as stored_image
 from .templates import mni152 as mni152, mni152_path as mni152_path
 from .views import (

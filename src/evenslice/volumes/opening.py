@@ -22,6 +22,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
+from numpy.typing import NDArray
+
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 from evenslice.volumes.axes import arrange, check_axes
 from evenslice.volumes.label_places import check_place
@@ -37,16 +39,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
+__all__ = ["VolumeLike", "open_complete", "open_filled", "open_labels", "open_volume", "stated_axes"]
 
-__all__ = ["open_complete", "open_labels", "open_volume", "stated_axes"]
+VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
+"""A volume, an array (z, y, x), a path or an address."""
+
 
 ARRAY = ("shape", "dtype", "__getitem__")
 """What every array has."""
 
 
 def open_volume(  # noqa: PLR0913  # all but one argument have defaults and names
-    path: str | os.PathLike[str] | NDArray[Any] | Volume,
+    path: VolumeLike,
     *,
     axes: str | None = None,
     select: Mapping[str, int] | None = None,
@@ -74,7 +78,8 @@ def open_volume(  # noqa: PLR0913  # all but one argument have defaults and name
             one. Everything else here refers to the axes of the file.
         region: the part that the volume consists of, one slice along each of z, y, x of the file, such as
             ``np.s_[0:16, :, 100:200]``; each voxel keeps its position in space.
-        fill: the value of the masked voxels of a masked array; no other volume has any.
+        fill: the value of the masked voxels of an array; files and open volumes have none. It does not replace NaN and
+            infinity, as the ``fill`` of ``audit``, ``segment`` and ``evaluate`` does.
 
     Raises:
         VolumeError: the file is missing, damaged, not of the format of its suffix, or not a volume of real numbers; the
@@ -92,6 +97,12 @@ def open_volume(  # noqa: PLR0913  # all but one argument have defaults and name
         evenslice.VolumeError: <array>: has 4 dimensions (2, 30, 64, 48); name them, as axes='tzyx', and pick with
         select={'t': 0}
     """
+    if fill is not None and not _is_array(path):
+        named = path.path if isinstance(path, Volume) else path
+        raise ConfigError(
+            f"{option('fill', fill)}: has no effect on {named}, only arrays have masked voxels; leave it out here, and give it "
+            "to what reads the volume to replace NaN and infinity"
+        )
     if isinstance(path, Volume):
         if axes is not None or select or level or spacing is not None or unit is not None:
             raise ConfigError(f"{path.path}: is already open; give the options when opening it")
@@ -116,10 +127,25 @@ def open_volume(  # noqa: PLR0913  # all but one argument have defaults and name
 
 def _is_array(item: object) -> TypeGuard[NDArray[Any]]:
     """Return whether something is an array, of whatever library."""
-    return not isinstance(item, str | os.PathLike) and all(hasattr(item, name) for name in ARRAY)
+    return not isinstance(item, str | os.PathLike | Volume) and all(hasattr(item, name) for name in ARRAY)
 
 
-def open_labels(labels: str | os.PathLike[str] | NDArray[Any] | Volume, volume: Volume) -> Volume:
+def open_filled(given: VolumeLike, fill: float | None) -> Volume:
+    """Open a volume whose missing voxels get a value: those that an array masks here, NaN and infinity when it is scaled.
+
+    Raises:
+        VolumeError: it cannot be opened.
+        ConfigError: the data type of a masked array does not hold the value.
+
+    Example:
+        >>> import numpy as np
+        >>> open_filled(np.ma.masked_equal([[[1, 2, 3]]], 2), 9)[0].tolist()
+        [[1, 9, 3]]
+    """
+    return open_volume(given, fill=fill if _is_array(given) else None)
+
+
+def open_labels(labels: VolumeLike, volume: Volume) -> Volume:
     """Open the labels of a volume, sliced along the same axis; of a file of the whole image, the region of the volume.
 
     Raises:
