@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import math
 import os
 import struct
 import time
@@ -319,6 +320,20 @@ def test_a_chunk_that_disappears(tmp_path):
     volume[0]
     time.sleep(0.01)
     first_chunk(tmp_path).unlink()
+    with pytest.raises(errors.VolumeError, match="is missing and its folder has changed since it was opened"):
+        volume[...]
+
+
+def test_a_block_as_large_as_metadata_that_disappears(tmp_path):
+    sizes = [3584, 1024, 1]  # whose limit is that of a file of metadata
+    header = {"dimensions": sizes, "blockSize": sizes, "dataType": "uint8", "compression": {"type": "raw"}}
+    (tmp_path / "attributes.json").write_text(json.dumps(header))
+    block = tmp_path / "0" / "0" / "0"
+    block.parent.mkdir(parents=True)
+    block.write_bytes(struct.pack(">HHIII", 0, 3, *sizes) + bytes(math.prod(sizes)))
+    volume = open_volume(tmp_path)
+    time.sleep(0.01)
+    block.unlink()
     with pytest.raises(errors.VolumeError, match="is missing and its folder has changed since it was opened"):
         volume[...]
 

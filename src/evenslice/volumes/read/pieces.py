@@ -67,20 +67,22 @@ class Pieces:
         """Whether they are at an address."""
         return isinstance(self.place.location, str)
 
-    def read(self, name: str, most: int, span: Span | None = None) -> bytes | None:
+    def read(self, name: str, most: int, span: Span | None = None, *, optional: bool = False) -> bytes | None:
         """Return the content of a file, or a part of it; None if it is missing.
 
         Args:
             name: its name relative to the folder or address, checked by the caller to have no ``..``.
             most: largest number of bytes that can be right.
             span: the part; by default all of it.
+            optional: whether nothing is wrong if it was there before, as it is not with a chunk.
 
         Raises:
-            VolumeError: it is larger, no regular file, outside the folder or truncated, or the network is at fault.
+            VolumeError: it has disappeared since the volume was opened, is larger, no regular file, outside the folder or
+                truncated, or the network is at fault.
         """
         if isinstance(self.place.location, str):
             return self._fetch(self.place.location, name, most, span)
-        return self._read(self.place.location, name, most, span)
+        return self._read(self.place.location, name, most, span, optional=optional)
 
     def read_optional(self, name: str, most: int) -> bytes | None:
         """Return the content of a file that need not exist, as ``read``; what is forbidden counts as missing.
@@ -88,17 +90,17 @@ class Pieces:
         Some servers answer "forbidden" for whatever they do not have.
         """
         try:
-            return self.read(name, most)
+            return self.read(name, most, optional=True)
         except VolumeError as error:
             if isinstance(error.__cause__, PermissionError):
                 return None
             raise
 
-    def _read(self, folder: Path, name: str, most: int, span: Span | None) -> bytes | None:
+    def _read(self, folder: Path, name: str, most: int, span: Span | None, *, optional: bool) -> bytes | None:
         try:
             return read_file(folder, name, span, self.place.label, most)
         except _MISSING:
-            if most != METADATA_BYTES:
+            if not optional:
                 require_unchanged(folder, name, self.place.label, self.place.since)
             return None
         except OSError as error:
