@@ -79,6 +79,16 @@ def test_thick_slices_are_halved_when_the_pixels_have_caught_up():
     assert len(levels((500, 256, 256), None)) == 1
 
 
+def test_slices_however_thin_are_halved_down_to_one():
+    plan = levels((16, 1000, 1000), (1e-20, 1.0, 1.0))
+    assert [level.shape[0] for level in plan] == [16, 8, 4, 2, 1, 1, 1]
+    assert plan[-1].shape == (1, 250, 250)
+    assert [level.shape for level in levels((1, 1000, 1000), (1e-20, 1.0, 1.0))][1:] == [
+        (1, 500, 500),
+        (1, 250, 250),
+    ]
+
+
 @given(st.tuples(*[st.integers(1, 100_000)] * 3), st.sampled_from([1, 2, 4, 8]))
 def test_a_layer_of_chunks_fits_into_a_slab_and_a_chunk_is_no_crumb(shape, itemsize):
     z, y, x = chunk_shape(shape, itemsize)

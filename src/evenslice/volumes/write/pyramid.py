@@ -35,7 +35,7 @@ def levels(shape: tuple[int, int, int], spacing: tuple[float, float, float] | No
     """Return the resolution levels of an image, the finest first, until a slice is at most ``SMALLEST`` pixels wide and high.
 
     Each level halves the axes along which voxels are less than twice as long as along the shortest, so that slices are
-    kept until pixels are as large as slices are thick.
+    kept until pixels are as large as slices are thick. An axis of one voxel has nothing to halve and does not count.
 
     Args:
         shape: number of voxels along z, y, x.
@@ -51,8 +51,11 @@ def levels(shape: tuple[int, int, int], spacing: tuple[float, float, float] | No
     while max(found[-1].shape[1:]) > SMALLEST:
         last = found[-1]
         sizes = [size * factor for size, factor in zip(spacing or (1, 1, 1), last.factors, strict=True)]
-        steps = tuple(2 if size < 2 * min(sizes) else 1 for size in sizes)
-        # If x and y differ greatly in size, an axis to be halved may already have one voxel.
+        shortest = min(size for size, length in zip(sizes, last.shape, strict=True) if length > 1)
+        steps = tuple(
+            2 if length > 1 and size < 2 * shortest else 1
+            for size, length in zip(sizes, last.shape, strict=True)
+        )
         found.append(
             Level(
                 shape=_triple(-(-length // step) for length, step in zip(last.shape, steps, strict=True)),
