@@ -9,6 +9,7 @@ from evenslice import ConfigError, TrainConfig, open_volume
 from evenslice._core import as_config, load_config, to_yaml
 from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
+from evenslice.training.nnunet import nnunet_options
 from evenslice.volumes import write_volume
 
 DESCRIPTION = {
@@ -120,6 +121,12 @@ def test_training_images_without_labels_are_not_dropped(folder):
         ConfigError, match=r"1 of 2 cases in imagesTr has no labels: h_002; add labelsTr/h_002\.nii"
     ):
         as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+
+
+def test_cases_beyond_the_limit_are_not_dropped(folder, monkeypatch):
+    monkeypatch.setattr("evenslice.training.nnunet.MOST_CASES", 1)
+    with pytest.raises(ConfigError, match=r"has \d cases in imagesTr, and at most 1 are read"):
+        nnunet_options(folder)
 
 
 def test_what_macos_writes_beside_files_is_no_case(folder):

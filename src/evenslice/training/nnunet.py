@@ -39,7 +39,7 @@ def nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
 
     Raises:
         ConfigError: the folder is no such data set, has several channels and none was chosen, training images without
-            labels, a single label, or labels that are regions.
+            labels, too many cases, a single label, or labels that are regions.
     """
     described = _described(folder)
     ending = described.get("file_ending", ".nii.gz")  # not in data sets of nnU-Net's first version
@@ -127,10 +127,16 @@ def _values(folder: Path, described: dict[str, Any]) -> tuple[list[int], int | N
 
 def _pairs(folder: Path, part: str, suffix: str, ending: str) -> tuple[list[dict[str, str]], list[str]]:
     """Return the images of a part with their labels, by name, and the cases that have none."""
-    images = sorted((folder / f"images{part}").glob(f"*{suffix}"))
-    cases, unlabelled = [], []
+    found = (folder / f"images{part}").glob(f"*{suffix}")
     # macOS puts a file ._NAME beside each that it copies to a disk of another kind.
-    for image in [image for image in images if not image.name.startswith(".")][:MOST_CASES]:
+    images = sorted(image for image in found if not image.name.startswith("."))
+    if len(images) > MOST_CASES:
+        raise ConfigError(
+            f"{folder}: has {len(images):,} cases in images{part}, and at most {MOST_CASES:,} are read; move those to leave out "
+            "to another folder"
+        )
+    cases, unlabelled = [], []
+    for image in images:
         case = image.name.removesuffix(suffix)
         labels = f"labels{part}/{case}{ending}"
         if (folder / labels).exists():
