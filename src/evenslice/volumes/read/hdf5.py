@@ -150,10 +150,11 @@ def _only_volume(file: Any, label: str) -> str:
         if len(wanted) == 1:
             return wanted[0][0]
         if wanted:
+            file_label = label.removesuffix(":/")  # of which the root was named
             listing = ", ".join(f"{path} {shape} {dtype}" for path, shape, dtype in wanted[:8])
             raise VolumeError(
                 f"{label}: holds {len(wanted)} volumes ({listing}{', …' if len(wanted) > 8 else ''}); name "
-                f"one, as {label}:{wanted[0][0]}"
+                f"one, as {file_label}:{wanted[0][0]}"
             )
     listing = ", ".join(f"{path} {shape}" for path, shape, _ in found[:8]) or "none"
     raise VolumeError(

@@ -59,13 +59,18 @@ def read_labels(path: Path, part: str, label: str) -> Labels:
         label: the file, as the user wrote it.
 
     Raises:
-        VolumeError: they cannot be read within ``SECONDS``.
+        VolumeError: they cannot be read, or not within ``SECONDS``.
     """
     # -P: do not import from the working directory.
     command = [sys.executable, "-P", "-m", __name__, str(path), part]
     try:
         done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)  # noqa: S603  # our own module
         names, spacing, unit = json.loads(done.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise VolumeError(
+            f"{label}: reading the names or scales of its dimensions took more than {SECONDS:g} s; try again when the machine "
+            "is less busy, and if that does not help, write the file again, it is damaged"
+        ) from error
     except (subprocess.SubprocessError, ValueError) as error:
         raise VolumeError(
             f"{label}: the names or scales of its dimensions cannot be read, the file is damaged; write it again"
@@ -78,10 +83,18 @@ def _names(dataset: Any) -> str | None:
     labels = [_text(label) for label in _dimensions(dataset, "DIMENSION_LABELS")]
     tags = _attribute(dataset, "axistags")
     if not all(labels) and isinstance(tags, str | bytes):
-        labels = [_text(axis["key"]) for axis in json.loads(tags)["axes"]]
+        labels = _tagged(tags)
     joined = "".join(labels).lower()
     whole = len(labels) == len(joined) == len(set(joined)) == len(dataset.shape)
     return joined if whole and joined.isalpha() else None
+
+
+def _tagged(tags: str | bytes) -> list[str]:
+    """Return the names in axis tags; none if these are not as vigra writes them, which any program may call so."""
+    try:
+        return [_text(axis["key"]) for axis in json.loads(tags)["axes"]]
+    except (ValueError, TypeError, LookupError):
+        return []
 
 
 def _dimensions(dataset: Any, name: str) -> list[Any]:
