@@ -479,3 +479,9 @@ def test_missing_extra(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, "PIL.JpegImagePlugin", raising=False)
         with pytest.raises(errors.MissingExtraError, match=rf"pip install 'evenslice\[{extra}\]'"):
             open_volume(tmp_path / name)
+
+
+def test_a_name_that_is_too_long():
+    for name in (f"{'a' * 300}.h5:/x", f"{'a' * 300}.npy"):
+        with pytest.raises(errors.VolumeError, match="too long"):
+            open_volume(name)
