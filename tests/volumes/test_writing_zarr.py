@@ -298,6 +298,25 @@ def test_a_failure_on_s3_leaves_nothing(labels, bucket):
     assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="volumes", Prefix="failed/")
 
 
+def test_a_failure_leaves_what_others_wrote(labels, memory, monkeypatch):
+    def fails_late(store, image, name):
+        write_zarr_store(store, image, name)
+        memory.pipe_file("/bucket/a.zarr/notes.txt", b"of another process")
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(remote_module, "write_zarr_store", fails_late)
+    with pytest.raises(OutputError, match="no route to host"):
+        write_volume(open_volume(labels), "memory://bucket/a.zarr")
+    assert memory.find("/bucket") == ["/bucket/a.zarr/notes.txt"]
+
+
+def test_the_trial_of_an_address_touches_nothing_that_is_there(memory):
+    memory.pipe_file("/bucket/a.zarr.writable", b"of the user")
+    check_destination("memory://bucket/a.zarr")
+    assert memory.find("/bucket") == ["/bucket/a.zarr.writable"]
+    assert memory.cat("/bucket/a.zarr.writable") == b"of the user"
+
+
 def test_a_bucket_that_is_not_there_is_one_line(labels, bucket):
     with pytest.raises(
         OutputError, match=r"^s3://no-such-bucket/a.zarr: cannot be written \(.*bucket does not"

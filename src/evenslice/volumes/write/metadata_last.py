@@ -1,4 +1,4 @@
-"""A Zarr store that holds back metadata until all chunks are written."""
+"""Zarr stores for writing: one that holds back metadata until all chunks are written, and one that knows what was."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
-__all__ = ["MetadataLast", "settle"]
+__all__ = ["MetadataLast", "RecordedStore", "settle"]
 
 
 def settle() -> None:
@@ -23,6 +23,23 @@ def settle() -> None:
 async def _all_others() -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     await asyncio.gather(*others, return_exceptions=True)
+
+
+class RecordedStore(WrapperStore["Store"]):
+    """Passes everything on and remembers what was written, whether in full or not.
+
+    Args:
+        store: the store to write to.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.written: set[str] = set()
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Store a value."""
+        self.written.add(key)
+        await super().set(key, value)
 
 
 class MetadataLast(WrapperStore["Store"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def check_remote(url: str, label: str, *, force: bool) -> None:
 
 def _try_writing(system: Any, root: str) -> None:
     """Write an empty object beside the output and remove it: neither buckets nor permissions can be asked about."""
-    probe = f"{root}.writable"
+    probe = f"{root}.{uuid.uuid4().hex}.writable"
     system.pipe_file(probe, b"")
     with suppress(Exception):  # what may be written, but not removed
         system.rm_file(probe)
@@ -77,23 +78,28 @@ def _leftovers(system: Any, root: str) -> list[str]:
 
 
 def write_remote(url: str, label: str, image: Image) -> None:
-    """Write an image to an address that ``check_remote`` passed; after a failure, everything written is removed.
+    """Write an image to an address that ``check_remote`` passed; after a failure, what it has written is removed.
 
     Raises:
         OutputError: it cannot be written.
     """
     from zarr.storage import FsspecStore
 
+    from evenslice.volumes.write.metadata_last import RecordedStore
+
     with _reaching(label):
         system, root = _file_system(url)
         if left := _leftovers(system, root):
             system.rm(left)
+        store = RecordedStore(FsspecStore.from_url(url, _options(url)))
         try:
-            write_zarr_store(FsspecStore.from_url(url, _options(url)), image, url.rpartition("/")[2])
+            write_zarr_store(store, image, url.rpartition("/")[2])
         except BaseException:
             with suppress(Exception):  # most likely this fails for the same reason
                 system.invalidate_cache()
-                system.rm(root, recursive=True)
+                there = set(system.find(root))
+                # Not the folder: others may have written to it since.
+                system.rm([path for key in sorted(store.written) if (path := f"{root}/{key}") in there])
             raise
 
 
