@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from evenslice.cli.app import app
 from evenslice.volumes.affines import axis_codes
+from evenslice.volumes.info import describe_volume
+from evenslice.volumes.opening import open_volume
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
 
@@ -71,6 +73,13 @@ def test_slices_of_a_series_that_was_picked(tmp_path):
     assert ran.stdout == ""
     assert ran.stderr.startswith(f"error: {tmp_path}: holds 2 series (0: CT first (6 images, UID …")
     assert ran.stderr.count("\n") == 1
+
+
+def test_large_integers_are_exact(tmp_path):
+    np.save(tmp_path / "ids.npy", np.array([[[2**60 + 1, 2**63 + 1]]], np.uint64))
+    found = describe_volume(open_volume(tmp_path / "ids.npy"))
+    assert (found.minimum, found.maximum) == (2**60 + 1, 2**63 + 1)
+    assert f"{2**60 + 1} to {2**63 + 1} " in info(tmp_path / "ids.npy")
 
 
 def test_a_folder_of_slices(tmp_path):

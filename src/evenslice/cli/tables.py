@@ -188,7 +188,10 @@ def info_table(info: VolumeInfo) -> Table:
         table.add_row("orientation", f"{info.orientation} (directions of x, y, z)")
     table.add_row("size on disk", "unknown" if info.bytes_on_disk is None else decimal(info.bytes_on_disk))
     table.add_row("size in memory", decimal(info.bytes_in_memory))
-    table.add_row("intensities", f"{info.minimum:g} to {info.maximum:g} in a sample of {info.sampled} voxels")
+    table.add_row(
+        "intensities",
+        f"{_plain(info.minimum)} to {_plain(info.maximum)} in a sample of {info.sampled} voxels",
+    )
     table.add_row(
         "percentiles", ", ".join(f"{percent:g} %: {value:g}" for percent, value in info.percentiles)
     )
@@ -358,6 +361,10 @@ def _facts(title: str) -> Table:
     table.add_column(style="bold")
     table.add_column()
     return table
+
+
+def _plain(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _by_axis(values: Sequence[float]) -> str:

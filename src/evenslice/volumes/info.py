@@ -47,8 +47,8 @@ class VolumeInfo:
         bytes_in_memory: size of all voxels in memory.
         sampled: number of voxels in the sample.
         nonfinite: how many of them are NaN or infinite; the following statistics exclude these.
-        minimum: smallest value of the sample, NaN if it has no finite value.
-        maximum: largest value of the sample, NaN if it has no finite value.
+        minimum: smallest value of the sample, a whole number if the voxels are, NaN if it has no finite value.
+        maximum: largest value of the sample, likewise.
         percentiles: pairs of percentage and value; empty if the sample has no finite value.
         classes: pairs of value and fraction of the sample, by ascending value, if the voxels are integers of at most 32
             different values, as in a label volume; else None.
@@ -85,7 +85,7 @@ def describe_volume(volume: Volume) -> VolumeInfo:
         >>> from evenslice.volumes import open_volume
         >>> info = describe_volume(open_volume(np.array([[[0, 0, 0, 7]]], np.uint8)))
         >>> info.maximum, info.classes
-        (7.0, ((0, 0.75), (7, 0.25)))
+        (7, ((0, 0.75), (7, 0.25)))
     """
     values = sample_stored(volume)
     finite = values[np.isfinite(values)] if volume.dtype.kind == "f" else values
@@ -104,8 +104,8 @@ def describe_volume(volume: Volume) -> VolumeInfo:
         bytes_in_memory=volume.nbytes,
         sampled=values.size,
         nonfinite=values.size - finite.size,
-        minimum=float(finite.min()) if finite.size else float("nan"),
-        maximum=float(finite.max()) if finite.size else float("nan"),
+        minimum=_number(finite.min()) if finite.size else float("nan"),
+        maximum=_number(finite.max()) if finite.size else float("nan"),
         percentiles=_percentiles(finite),
         classes=_classes(finite) if volume.dtype.kind in "biu" else None,
     )
@@ -120,6 +120,11 @@ def _bytes_on_disk(volume: Volume) -> int | None:
         if holds_many(volume.location, MOST_FILES):
             return None
         return sum(file.stat().st_size for file in files_under(volume.location, volume.path))
+
+
+def _number(value: Any) -> float:
+    """Return a voxel value as a Python number; a float does not hold every integer of 64 bits."""
+    return int(value) if value.dtype.kind in "biu" else float(value)
 
 
 def _percentiles(values: NDArray[Any]) -> tuple[tuple[float, float], ...]:
