@@ -26,6 +26,7 @@ from evenslice.volumes import fingerprints
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read.remote import remote_store
 from evenslice.volumes.views import take_slices
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
@@ -347,3 +348,9 @@ def test_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(errors.MissingExtraError, match=r"pip install 'evenslice\[remote\]'"):
         open_volume("https://host/a.zarr")
+
+
+def test_stores_of_many_addresses_share_a_class():
+    stores = [remote_store(f"http://127.0.0.1:1/{name}.zarr", name, most=100) for name in "ab"]
+    assert type(stores[0]) is type(stores[1])
+    assert stores[0].with_read_only(True) == stores[0]

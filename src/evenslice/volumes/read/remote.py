@@ -16,7 +16,6 @@ from evenslice._core import EvensliceError, VolumeError, needs_extra, reason
 from evenslice.volumes.read.clouds import web_address
 from evenslice.volumes.read.web_answers import CONNECT_SECONDS, READ_SECONDS, session_options
 from evenslice.volumes.read.web_files import proxy_of, web_files_class
-from evenslice.volumes.read.zarr_store import require_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,8 +45,12 @@ def remote_store(url: str, label: str, most: int, *, probe: bool = False) -> Any
     """
     filesystem, path = _file_system(url, most, asynchronous=True)
     missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-    return _store_class(label, most if _is_s3(url) else None)(
-        filesystem,
+    from evenslice.volumes.read.bounded_store import BoundedStore
+
+    return BoundedStore(
+        label=label,
+        most=most if _is_s3(url) else None,
+        fs=filesystem,
         path=path,
         read_only=True,
         allowed_exceptions=(*missing, PermissionError) if probe else missing,
@@ -91,28 +94,6 @@ class RemoteFiles:
         limits = self._whole if span is None else {"start": span[0], "end": span[1]}
         content: bytes = self._filesystem.cat_file(f"{self._base}/{name}", **limits)
         return content
-
-
-@cache
-def _store_class(label: str, most: int | None) -> Any:
-    """Return a class of stores that ask for no more bytes than agreed, and refuse files that have more."""
-    from zarr.abc.store import RangeByteRequest
-    from zarr.storage import FsspecStore
-
-    class Bounded(FsspecStore):
-        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-            if most is None:
-                return await super().get(key, prototype, byte_range)
-            if hasattr(byte_range, "end"):
-                require_size(key, byte_range.end - byte_range.start, label, most)
-            elif hasattr(byte_range, "suffix"):
-                require_size(key, byte_range.suffix, label, most)
-            found = await super().get(key, prototype, byte_range or RangeByteRequest(0, most + 1))
-            if found is not None:
-                require_size(key, len(found), label, most)
-            return found
-
-    return Bounded
 
 
 def _s3_options(url: str) -> dict[str, Any]:
