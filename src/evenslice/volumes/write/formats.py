@@ -13,7 +13,7 @@ from evenslice.volumes.write.mha import write_mha
 from evenslice.volumes.write.nifti import write_nifti
 from evenslice.volumes.write.npy import write_npy
 from evenslice.volumes.write.nrrd import write_nrrd
-from evenslice.volumes.write.tiff import write_tiff
+from evenslice.volumes.write.tiff import unfit_for_tiff, write_tiff
 from evenslice.volumes.write.zarr import write_zarr
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class WriteFormat:
         packages: required packages, all of the extra ``volumes``.
         write: writes an image to a path, as the named dataset in formats that hold several.
         wider: data types that the format lacks, and its smallest type that holds all their values.
+        unfit: returns why the format cannot hold an image; None if it can.
     """
 
     name: str
@@ -43,6 +44,7 @@ class WriteFormat:
     packages: tuple[str, ...]
     write: Callable[[Path, Image, str], None]
     wider: dict[str, str]
+    unfit: Callable[[Image], str | None] = lambda _: None
 
     def stored(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the little-endian data type in which voxels are stored without loss."""
@@ -63,6 +65,7 @@ WRITE_FORMATS = (
         ("tifffile", "imagecodecs"),
         lambda path, image, _: write_tiff(path, image),
         _NO_HALF,
+        unfit_for_tiff,
     ),
     WriteFormat(
         "NIfTI", (".nii", ".nii.gz"), ("nibabel",), lambda path, image, _: write_nifti(path, image), _NO_HALF

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import OutputError, needs_extra
+from evenslice._core import needs_extra
 from evenslice.volumes.write.image import SLAB_BYTES
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from evenslice.volumes.units import Unit
     from evenslice.volumes.write.image import Image
 
-__all__ = ["write_tiff"]
+__all__ = ["unfit_for_tiff", "write_tiff"]
 
 CLASSIC_BYTES = 2**32 - 2**25
 """Bytes of voxels that a classic TIFF can always hold with its tags, compressed or not."""
@@ -37,6 +37,17 @@ _ORIENTATION = (274, 3, 1, 1, False)
 _OME_UNITS: dict[Unit, str] = {"um": "µm", "angstrom": "Å", "inch": "in"}
 
 
+def unfit_for_tiff(image: Image) -> str | None:
+    """Return why an image cannot be written as a TIFF; None if it can."""
+    if _is_long(image) and image.zyx[2] == 1:
+        return "TIFF cannot hold 64-bit integers in planes one voxel wide"
+    return None
+
+
+def _is_long(image: Image) -> bool:
+    return image.dtype.kind in "iu" and image.dtype.itemsize == 8
+
+
 def write_tiff(path: Path, image: Image) -> None:
     """Write one page per slice, or per channel of each slice in turn, as in a hyperstack of ImageJ."""
     with needs_extra("volumes", "writing a TIFF volume"):
@@ -45,12 +56,7 @@ def write_tiff(path: Path, image: Image) -> None:
     z, y, x = image.zyx
     big = image.nbytes > CLASSIC_BYTES or name.endswith(_BIG_SUFFIXES)
     named_ome = name.endswith(_OME_SUFFIXES)
-    long = image.dtype.kind in "iu" and image.dtype.itemsize == 8
-    if long and x == 1:
-        raise OutputError(
-            f"{path}: TIFF cannot hold 64-bit integers in planes one voxel wide; choose .ome.zarr"
-        )
-    plain = long or (z == 1 < x and not named_ome)
+    plain = _is_long(image) or (z == 1 < x and not named_ome)
     imagej = image.dtype.name in _IMAGEJ_TYPES and x > 1 and not (big or named_ome or plain)
     ome = not plain and not imagej
     metadata: dict[str, Any] = {"axes": "ZCYX" if image.stacked else "ZYX"}

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, reporting_write_errors, staged_file, staged_tree
+from evenslice._core import ConfigError, OutputError, reporting_write_errors, staged_file, staged_tree
 from evenslice.volumes.write.destinations import (
     Destination,
     check_free,
@@ -128,7 +128,9 @@ def write_channels(
 
 
 def check_destination(path: str | os.PathLike[str], *inputs: Volume, force: bool = False) -> None:
-    """Check whether an output can be written, before long work: raises as ``write_volume`` would, except for a full disk.
+    """Check whether an output can be written, before long work.
+
+    Raises as ``write_volume`` would, but for what only shows later: a full disk, or voxels that the format cannot hold.
 
     Args:
         path: the output.
@@ -185,6 +187,8 @@ def _write(
         placed=model.placed,
         tally=Tally(len(channels) * model.size, progress),
     )
+    if reason := destination.format.unfit(image):
+        raise OutputError(f"{destination.label}: {reason}; choose .ome.zarr")
     if isinstance(destination.location, str):
         write_remote(destination.location, destination.label, image)
         return
