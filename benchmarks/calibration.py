@@ -52,6 +52,11 @@ def missed(setting: Setting, found: dict[str, float]) -> bool:
     return not covered or max(found["biased"], found["balanced"]) > 0.05
 
 
+def whole_audits(audits: int) -> int:
+    """Return how many audits of a whole setting are simulated, each of which takes many times as long as another."""
+    return audits // 4
+
+
 class Rates:
     """The rates of settings, each simulated only once.
 
@@ -73,7 +78,7 @@ class Rates:
         if isinstance(setting, Question):
             return question_rates(setting, self.audits, self.seed)
         if isinstance(setting, Whole):
-            return whole_rates(setting, self.audits // 4, self.seed)
+            return whole_rates(setting, whole_audits(self.audits), self.seed)
         return rates(setting, self.audits, self.seed)
 
 
@@ -244,7 +249,12 @@ def main() -> int:
         "whole": whole_table(known),
         "further": further_table(known),
     }
-    print(f"{audits} simulated audits of each setting, seed {options.seed}", *tables.values(), sep="\n\n")
+    whole = f"{whole_audits(audits)} where whole audits are simulated"
+    print(
+        f"{audits} simulated audits of each setting ({whole}), seed {options.seed}",
+        *tables.values(),
+        sep="\n\n",
+    )
     if options.docs:
         insert_tables(DOCS / "calibration.md", tables)
         power_figure(DOCS / "power.svg", audits, options.seed)

@@ -51,7 +51,9 @@ def insert_tables(page: Path, tables: dict[str, str]) -> None:
     for name, new in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if start not in text or end not in text:
-            raise SystemExit(f"{page}: has no place for the results of {name}; add the markers {start} and {end}")
+            raise SystemExit(
+                f"{page}: has no place for the results of {name}; add the markers {start} and {end}"
+            )
         before, rest = text.split(start)
         text = f"{before}{start}\n{new}\n{end}{rest.split(end)[1]}"
     with staged_file(page, force=True) as beside:
