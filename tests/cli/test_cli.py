@@ -298,7 +298,9 @@ def test_answers_of_a_network_that_was_never_trained_come_with_a_note(run, tmp_p
     assert (code, err) == (0, note)
     several = ("--strategy", "pretrained", "--strategy", "uniform", "--max-windows", "2")
     code, _, err = run("audit", *unet, "--weights", "imagenet", "--volume", "good.tif", *several)
-    said = [line for line in err.splitlines() if not line.startswith("audit: ")]  # progress, on a slow machine
+    said = [
+        line for line in err.splitlines() if not line.startswith("audit: ")
+    ]  # progress, on a slow machine
     assert (code, said) == (0, [note.rstrip()])
     code, _, err = run("segment", *unet, "--weights", fair, *files, "--force")  # may have been trained since
     assert code == 0
