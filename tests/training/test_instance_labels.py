@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import tiny_training
 import torch
+from skimage.measure import label
+from skimage.metrics import adapted_rand_error, variation_of_information
 from torch import nn
 
 import evenslice
@@ -56,6 +58,20 @@ def test_evaluate_and_audit_score_them(cells):
         evenslice.audit(Bright(), edges, instances="dense")
 
 
+def test_evaluate_compares_the_objects():
+    numbers = np.kron(np.arange(1, 5).reshape(2, 2), np.ones((10, 10), int))[None].repeat(4, axis=0)
+    edges = LabelValues(instances="dense").class_volume(evenslice.open_volume(numbers), 2)[...]
+    merged = edges.astype(np.float32)
+    merged[:, :8, 9:11] = 0  # the two upper objects become one
+    truth, halves = label(edges[0] == 0, connectivity=1), np.repeat([1, 2], 10)[:, None].repeat(20, axis=1)
+    halves[10:, 10:] = 3
+    error, _, _ = adapted_rand_error(truth, halves, ignore_labels=(0,))
+    split, merge = variation_of_information(truth, halves, ignore_labels=(0,))
+    found = evenslice.evaluate(Bright(), merged, numbers, instances="dense", intensity=(0, 1), surfaces=False)
+    assert error > 0
+    np.testing.assert_allclose(found.scores.volumes[0].objects, (error, split, merge))
+
+
 def test_a_configuration_says_so(cells, tmp_path):
     numbers, edges = cells
     np.save(tmp_path / "image.npy", edges.astype(np.float32))
@@ -99,7 +115,11 @@ def test_a_run_remembers_it(cells, tmp_path, command):
         (tmp_path / "train.yaml").write_text(json.dumps(options))
         done = command("train", "train.yaml", "--out", name, "--json")
         assert done.returncode == 0, done.stderr
-        scores[name] = json.loads(done.stdout)["confusion"]
+        found = json.loads(done.stdout)
+        assert (found["adapted_rand_error"] is None) == (
+            name == "stored"
+        )  # nothing says that these are boundaries
+        scores[name] = found["confusion"]
     assert scores["found"] == scores["stored"]
 
     network = [

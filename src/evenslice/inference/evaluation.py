@@ -91,6 +91,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         ignore_label: the value of voxels that do not count in the scores.
         instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1:
             "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
+            Scores then compare the objects between them, too.
         intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
         fill: the voxel value that replaces NaN and infinity, and masked voxels of an array.
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
@@ -106,7 +107,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             shape, or values of no class.
         ModelError: the network rejects the windows, or does not return a map of logits.
         ConfigError: an option is out of range, or there is nothing to compare with.
-        MissingExtraError: surfaces are compared, and a package of the extra ``train`` is missing.
+        MissingExtraError: surfaces or objects are compared, and a package of the extra ``train`` is missing.
 
     Example: a network that finds bright voxels in the slice before.
         >>> import torch
@@ -158,6 +159,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             ready,
             [LabelledVolume(volume.path, volume, known, scaling, index)],
             centres=[range(len(volume))],
+            boundaries=values.instances is not None,
             surfaces=surfaces,
             test=StressTest(slices, classes, seed=seed) if stress else None,
             stressed=stress_slices,

@@ -157,7 +157,10 @@ class DataConfig(Section):
     )
     boundaries: bool = Field(
         default=False,
-        description="Whether class 1 is the boundary between objects; if so, object errors are computed too.",
+        description=(
+            "Whether class 1 is the boundary between objects, as it always is with instances; if so, object errors are "
+            "computed too."
+        ),
     )
     intensity: tuple[float, float] | None = Field(
         default=None, description="Voxel values mapped to 0 and 1; by default percentiles of each volume."

@@ -93,7 +93,7 @@ def final_scores(
         parts,
         classes=config.data.classes,
         step=config.model.step,
-        boundaries=config.data.boundaries,
+        boundaries=config.data.boundaries or config.data.instances is not None,
         stressed=stressed_slices(parts, config),
         seed=config.seed,
         device=device,
