@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,15 @@ def test_a_file_is_replaced_only_by_force(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "new"
 
 
+def test_a_file_that_appeared_meanwhile_is_replaced_only_by_force(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(OutputError, match="exists; .*force"), staged_file(path) as beside:
+        beside.write_text("new")
+        path.write_text("of another process")
+    assert path.read_text() == "of another process"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(OutputError, match="name a file"), staged_file(tmp_path, force=True):
         pass
@@ -65,6 +75,52 @@ def test_a_move_that_fails_takes_everything_back(tmp_path):
             (folder / "figures" / "new.svg").write_text("new")
     assert (tmp_path / "audit.json").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["audit.json", "figures"]
+
+
+def replace_old_results(folder):
+    """Replace two old results by a new one, of another name."""
+    for name in ("audit.a.json", "audit.b.json"):
+        (folder / name).write_text("old")
+    with staged_folder(folder, PATTERNS, force=True) as beside:
+        (beside / "audit.json").write_text("new")
+
+
+def old_results(folder):
+    return sorted(path.name for path in folder.rglob("audit.?.json") if path.read_text() == "old")
+
+
+@pytest.mark.parametrize("move", [1, 2, 3])
+def test_an_interrupt_right_after_a_move_takes_everything_back(tmp_path, monkeypatch, move):
+    replace, made = Path.replace, []
+
+    def interrupted(source, target):
+        replace(source, target)
+        made.append(target)
+        if len(made) == move:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_old_results(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == old_results(tmp_path) == ["audit.a.json", "audit.b.json"]
+
+
+def test_old_results_that_cannot_be_taken_back_are_not_removed(tmp_path, monkeypatch):
+    replace, made = Path.replace, []
+
+    def interrupted(source, target):
+        made.append(target)
+        if len(made) > 1:  # the second move, and the first that is undone
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", interrupted)
+        replace_old_results(tmp_path)
+    assert old_results(tmp_path) == ["audit.a.json", "audit.b.json"]
+    with staged_folder(tmp_path, ["survey.json"]) as beside:  # which removes what killed processes left
+        (beside / "survey.json").write_text("new")
+    assert old_results(tmp_path) == ["audit.a.json", "audit.b.json"]
 
 
 def test_a_folder_made_for_a_result_that_failed_is_taken_away(tmp_path):

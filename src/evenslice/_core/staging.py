@@ -24,6 +24,9 @@ __all__ = ["staged_file", "staged_folder"]
 _ALIVE = ".alive"
 """A lock file in each staging folder of ``staged_folder``: the system releases it when its process ends, however."""
 
+_RETIRED = ".old"
+"""The folder in a staging folder to which ``staged_folder`` moves old results until all new ones are in place."""
+
 LONGEST_PREFIX = 200  # bytes of the name of a staging folder, which may have 255 on most file systems
 
 
@@ -36,7 +39,8 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
         force: replace an existing file.
 
     Raises:
-        OutputError: the name exists and ``force`` is not given, it is an address, or it cannot be written.
+        OutputError: the name exists, before or after the block, and ``force`` is not given; it is an address, or it
+            cannot be written.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -46,21 +50,27 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
         ('whole', 1)
     """
     path = local_path(path)
-    if path.is_dir() or (path.exists() and not force):
-        hint = (
-            "name a file" if path.is_dir() else f"choose another name, or replace it with {option('force')}"
-        )
-        raise OutputError(f"{path}: exists; {hint}")
+    _check_free(path, force=force)
     with reporting_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = _make_beside(path)
     try:
         with _room_for(path):
             yield folder / path.name
+        _check_free(path, force=force)  # another process may have put a file there meanwhile
         with reporting_write_errors(path):
             (folder / path.name).replace(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_free(path: Path, *, force: bool) -> None:
+    """Raise OutputError if a file must not take a name."""
+    if path.is_dir() or (path.exists() and not force):
+        hint = (
+            "name a file" if path.is_dir() else f"choose another name, or replace it with {option('force')}"
+        )
+        raise OutputError(f"{path}: exists; {hint}")
 
 
 def _make_beside(path: Path) -> Path:
@@ -156,7 +166,8 @@ def staged_folder(
                 (folder / MANIFEST).write_text(text, encoding="utf-8")
             _exchange(old, new, folder, path)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not _holds_retired(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         if made:
             with suppress(OSError):  # another process may have put a file there meanwhile
                 path.rmdir()
@@ -167,19 +178,24 @@ def staged_folder(
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the staging folders of killed processes from a folder of results."""
+    """Remove the staging folders of killed processes from a folder of results, unless old results are in them."""
     for item in path.glob(".unfinished.*"):
-        if item.is_symlink() or not (item / _ALIVE).is_file():
+        if item.is_symlink() or not (item / _ALIVE).is_file() or _holds_retired(item):
             continue
         lock = FileLock(item / _ALIVE)
         with suppress(Timeout, OSError), lock.acquire(timeout=0):
             shutil.rmtree(item, ignore_errors=True)
 
 
+def _holds_retired(folder: Path) -> bool:
+    """Say whether old results are in a staging folder, because an exchange, or its undoing, was cut short."""
+    return any(item.is_file() for item in (folder / _RETIRED).rglob("*"))
+
+
 def _exchange(old: Sequence[Path], new: Sequence[Path], folder: Path, path: Path) -> None:
     """Replace old files by those of a staging folder; undo everything if that fails."""
     refuse_links(path, [(path / item).parent for item in new])
-    retired = folder / ".old"
+    retired = folder / _RETIRED
     moves = [(item, retired / item.relative_to(path)) for item in old]
     moves += [(folder / item, path / item) for item in new]
     if (folder / MANIFEST).exists():  # first, so that what a killed process leaves is known to be its own
@@ -193,12 +209,15 @@ def _exchange(old: Sequence[Path], new: Sequence[Path], folder: Path, path: Path
     try:
         for source, target in moves:
             target.parent.mkdir(parents=True, exist_ok=True)
+            done.append((source, target))  # before it is done: an interrupt may come right after
             source.replace(target)
-            done.append((source, target))
     except BaseException:
         for source, target in reversed(done):
-            target.replace(source)
+            if target.exists() and not source.exists():
+                target.replace(source)
         raise
+    if retired.exists():
+        retired.rename(folder / "replaced")  # by whole new results: it may go now
 
 
 @contextmanager
