@@ -111,6 +111,15 @@ def test_the_loss_of_all_workers_is_said(mapped, monkeypatch):
     assert client.workers == []
 
 
+def test_workers_that_work_again_are_not_lost():
+    """All were being restarted at two moments, and worked between these."""
+    patrol = distributing._Patrol(Lost(0, 0))
+    for ending in (TimeoutError, None, None, TimeoutError):
+        with patrol.unless_lost():
+            if ending:
+                raise ending
+
+
 def test_a_cluster_of_other_machines_may_have_no_workers_yet_which_is_said_once(capsys):
     client = Lost(*[0] * 9)
     client.cluster, client.scheduler = None, SimpleNamespace(address="tcp://head:8786")

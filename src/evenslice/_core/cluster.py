@@ -270,7 +270,7 @@ class _Patrol:
         with _noticing_loss(self._client):
             try:
                 yield
-                self._told = False
+                self._alone = self._told = False
             except TimeoutError:
                 alone = not self._client.nthreads()
                 if self._client.cluster is None:  # on other machines
