@@ -311,6 +311,20 @@ def test_scalings_known_from_training_are_used(texture):
     assert np.array_equal(given.examples.images[of_first], fixed.examples.images[of_first])
 
 
+@pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_wrapped_network_is_audited_as_it_is(texture, tmp_path, wrap, loaded):
+    model, _, source = evenslice.load_network("timm:test_resnet", "none")
+    if loaded:  # a record from a file holds no kernels
+        evenslice.save_network(model, tmp_path / "network.safetensors", source=source)
+        model = evenslice.load_network("timm:test_resnet", tmp_path / "network.safetensors").model
+    options = {"dtype": "float32", "device": "cpu", "max_windows": 2, "tile": (32, 32)}
+    plain, found = (evenslice.audit(each, texture, **options) for each in (model, wrap(model)))
+    (inner,), (outer,) = plain.kernels, found.kernels
+    assert outer.name == f"{'0' if wrap is nn.Sequential else 'module'}.{inner.name}"
+    assert np.array_equal(outer.after, inner.after)
+
+
 def test_an_audit_names_the_entry_that_it_read(tmp_path):
     path = tmp_path / "four.npy"
     np.save(path, np.random.default_rng(0).random((2, 12, 32, 32)).astype(np.float32))

@@ -41,7 +41,7 @@ from evenslice.auditing.stopping import knows_enough
 from evenslice.auditing.targets import count_classes, parse_target, resolve_target
 from evenslice.inference import BlackBox, choose_slices, make_ready, refuse_sigmoid
 from evenslice.networks import StemKernels, function_name
-from evenslice.neutralizing import record_of
+from evenslice.neutralizing import record_with_names
 from evenslice.results import (
     AuditedVolume,
     AuditRun,
@@ -201,7 +201,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         label_values=label_values, other_labels=other_labels, ignore_label=ignore_label, instances=instances
     )
     check_label_options(values, target, labelled=labels is not None)
-    record = record_of(model) if isinstance(model, nn.Module) else None
+    record = record_with_names(model) if isinstance(model, nn.Module) else None
     if slices is None:
         slices = choose_slices(model)
     volumes = open_several(volume, fill)

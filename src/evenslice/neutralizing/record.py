@@ -144,6 +144,7 @@ def record_with_names(model: nn.Module) -> Record | None:
         record,
         stems=tuple(f"{name}.{stem}" for stem in record.stems),
         symmetrized=tuple(f"{name}.{cut}" if cut else name for cut in record.symmetrized),
+        kernels=tuple(replace(kernels, name=f"{name}.{kernels.name}") for kernels in record.kernels),
     )
 
 
