@@ -10,7 +10,6 @@ Only calls of the network itself pass the hooks, not calls of its parts or of it
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from evenslice._core import ModelError
-from evenslice.networks import detections, layer_label
+from evenslice.networks import detections
+from evenslice.neutralizing.image_argument import change_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -142,28 +142,19 @@ def _append_mirrors(
     """Append the mirrored windows to the first input that is an image, and copies to what else there is of each image."""
     if not getattr(model, _ACTIVE):
         return None
-    if len(kwargs) > 1:  # the first as the network names its inputs, not as the call does
-        order = list(inspect.signature(model.forward).parameters)
-        kwargs = dict(
-            sorted(kwargs.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
-        )
-    values = [*args, *kwargs.values()]
-    place = next((place for place, value in enumerate(values) if _is_image(value)), None)
-    if place is None:
-        raise ModelError(f"no image among the inputs of {layer_label('', model)}; its mirror needs one")
-    image = values[place]
+    return change_image(model, args, kwargs, _with_mirrors, _twice, whose="its mirror")
+
+
+def _with_mirrors(image: Any) -> Any:
+    """Return a batch or a list of windows, followed by their mirrors."""
+    if isinstance(image, Tensor):
+        return torch.cat([image, image.flip(1)])
+    return [*image, *(each.flip(0) for each in image)]
+
+
+def _twice(value: Any, image: Any) -> Any:
+    """Return what there is for each window, tensors or a detector's targets, twice; anything else as it is."""
     batch = image.shape[0] if isinstance(image, Tensor) else len(image)
-    doubled = [_twice(value, batch) for value in values]
-    doubled[place] = (
-        torch.cat([image, image.flip(1)])
-        if isinstance(image, Tensor)
-        else [*image, *(each.flip(0) for each in image)]
-    )
-    return tuple(doubled[: len(args)]), dict(zip(kwargs, doubled[len(args) :], strict=True))
-
-
-def _twice(value: Any, batch: int) -> Any:
-    """Return a batch of tensors or of a detector's targets twice, anything else as it is."""
     if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
         return torch.cat([value, value])
     if isinstance(value, list | tuple) and len(value) == batch and all(isinstance(v, Mapping) for v in value):
@@ -191,11 +182,3 @@ def _count_windows(transform: nn.Module, _args: tuple[Any, ...], output: Any) ->
     if getattr(transform, _ACTIVE) and images is not None and hasattr(images, "image_sizes"):
         for listed in (images.image_sizes, targets or []):
             del listed[len(listed) // 2 :]
-
-
-def _is_image(value: Any) -> bool:
-    return (isinstance(value, Tensor) and value.ndim == 4) or (
-        isinstance(value, list | tuple)
-        and bool(value)
-        and all(isinstance(item, Tensor) and item.ndim == 3 for item in value)
-    )

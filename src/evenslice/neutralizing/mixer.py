@@ -12,6 +12,7 @@ included.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from evenslice._core import ModelError, option
 from evenslice.networks import layer_label, random_image
+from evenslice.neutralizing.image_argument import change_image
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -50,8 +52,8 @@ def add_mixer(model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo:
     """Put a slice mixer in front of a network, in place.
 
     It is a part of the network, called `MIXER`, that a forward pre-hook of the network runs; in a
-    `torch.nn.Sequential` it is the first part. The hook mixes the network's first input, given by position or by
-    name, or each image of a list.
+    `torch.nn.Sequential` it is the first part. The hook mixes the first input that is an image, given by
+    position or by name, or each image of a list.
 
     Args:
         model: takes (batch, C, y, x).
@@ -87,28 +89,16 @@ def add_mixer(model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo:
         for name in [name for name, _ in model.named_children() if name != MIXER]:
             model._modules[name] = model._modules.pop(name)  # noqa: SLF001  # nor to reorder them
     else:
-        undo.callback(model.register_forward_pre_hook(_mix_first, with_kwargs=True).remove)
+        undo.callback(model.register_forward_pre_hook(_mix_image, with_kwargs=True).remove)
     return mixer
 
 
-def _mix_first(
+def _mix_image(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Mix the first input of a network; a function of the module, so that networks with the hook can be pickled."""
+    """Mix the image that a network is given; a function of the module, so that networks with the hook can be pickled."""
     mixer = model.get_submodule(MIXER)
-    for place, value in enumerate(args):
-        if _is_image(value):
-            return (*args[:place], _mixed(mixer, value), *args[place + 1 :]), kwargs
-    for name, value in kwargs.items():
-        if _is_image(value):
-            return args, {**kwargs, name: _mixed(mixer, value)}
-    raise ModelError(f"no image among the inputs of {layer_label('', model)}; its slice mixer needs one")
-
-
-def _is_image(value: Any) -> bool:
-    return isinstance(value, Tensor) or (
-        isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Tensor) for item in value)
-    )
+    return change_image(model, args, kwargs, partial(_mixed, mixer), whose="its slice mixer")
 
 
 def _mixed(mixer: nn.Module, value: Any) -> Any:
