@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from synthetic_study import ARMS, make_study
 
+from evenslice._core import read_log
 from evenslice._core.errors import ConfigError
 from evenslice.results.studies import is_study, load_study
 
@@ -284,18 +285,25 @@ def test_runs_of_another_study_are_refused(folder):
         ("", "0 columns"),
         ("step,loss\n1,many\n", "could not convert"),
         ("step,loss\n1,inf\n", "too large for a result of a study"),
-        ("step,loss\n,0.5\n", "its steps do not increase"),
+        ("step,loss\n,0.5\n", "invalid literal for int"),
         ("step,loss\n20,0.5\n10,0.4\n", "its steps do not increase"),
         ("loss\n0.5\n", "no column 'step'"),
-        ("step,loss\n1,2,3\n", "longer than the header"),
+        ("step,loss\n1,2,3\n", "its rows differ in length"),
         ("step" + ",a" * 2000 + "\n1\n", "2001 columns"),
-        ("step\n" + "1\n" * 100_001, "more than 100000 rows"),
-        ("step\n" + "1" * 17_000_000, "17,000,005 bytes where at most 16,777,216 are read"),
+        ("step" + ",a" * 999 + "\n" + "1\n" * 4195, "more than 4,194 rows"),
+        ("step\n" + "1" * 68_000_000, "68,000,005 bytes where at most 67,108,864 are read"),
     ],
 )
 def test_a_wrong_log_is_refused(folder, text, reason):
     (run_folder(folder) / "log" / "metrics.csv").write_text(text)
     refuse(folder, "metrics.csv", reason)
+
+
+def test_a_log_that_a_training_accepts_is_accepted(folder):
+    """It has more rows than any other file of a study, and its last one was cut short."""
+    path = run_folder(folder) / "log" / "metrics.csv"
+    path.write_text("step,loss\n" + "".join(f"{step},0.5\n" for step in range(100_001)) + "100001,0.")
+    assert len(read_log(path)) == len(load_study(folder).runs[0].curves["step"]) == 100_001
 
 
 def test_a_log_that_has_just_begun_is_empty(folder):

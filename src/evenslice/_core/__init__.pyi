@@ -38,6 +38,13 @@ from .listening import ProgressReport as ProgressReport, progress_to as progress
 from .local_paths import local_path as local_path
 from .locks import locked as locked, locked_folder as locked_folder
 from .progress import Advance as Advance, progress_bar as progress_bar
+from .result_files import (
+    read_json as read_json,
+    read_log as read_log,
+    read_rows as read_rows,
+    read_text as read_text,
+    reading as reading,
+)
 from .staging import (
     reporting_write_errors as reporting_write_errors,
     staged_file as staged_file,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import UNREADABLE, ConfigError, OutputError, json_text, reason, staged_file
+from evenslice._core import UNREADABLE, ConfigError, OutputError, json_text, read_json, reason, staged_file
 from evenslice.networks import StemKernels
 from evenslice.results.array_files import read_arrays
 from evenslice.results.audit_checks import check_audit
@@ -23,7 +23,6 @@ from evenslice.results.measurements import Measurements
 from evenslice.results.output_changes import OUTPUT_FIELDS
 from evenslice.results.plain_values import from_plain
 from evenslice.results.stress import StressSummary
-from evenslice.results.study_files import read_json
 from evenslice.results.subsets import SubsetMeasurements
 
 if TYPE_CHECKING:

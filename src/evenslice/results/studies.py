@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from evenslice._core import ConfigError
+from evenslice._core import ConfigError, read_json, read_log, read_rows, read_text, reading
 from evenslice.results.arms import (
     METRICS,
     SALIENCY_PERCENTILES,
@@ -32,16 +33,7 @@ from evenslice.results.arms import (
 from evenslice.results.intervals import Interval
 from evenslice.results.pooling import PooledComparison, pool_runs
 from evenslice.results.stress import BriefLoss, StressSummary
-from evenslice.results.study_files import (
-    count,
-    number,
-    read_json,
-    read_pictures,
-    read_rows,
-    read_text,
-    reading,
-    text,
-)
+from evenslice.results.study_files import count, number, read_pictures, text
 from evenslice.results.study_summaries import StudySummary, read_comparisons, read_pooled, read_score
 
 if TYPE_CHECKING:
@@ -62,7 +54,11 @@ __all__ = [
 
 COLUMNS = ("dataset", "architecture", "arm", "seed", "key", "status")  # required in results.csv
 STRESS_FILE = "stress.json"  # beside run.json where result.json was not kept: its entry "stress" alone
-MAX_RUNS, MAX_LOGGED = 5000, 100_000  # largest number of rows of results.csv and of a log
+MAX_RUNS = 5000  # largest number of rows of results.csv
+
+_reading = partial(
+    reading, whole="a study", remedy="remove it and start the study again, which repeats only what is missing"
+)
 
 
 @dataclass(frozen=True)
@@ -189,11 +185,11 @@ def load_study(folder: str | os.PathLike[str]) -> StudyResults:
     folder = Path(folder)
     if not is_study(folder):
         raise ConfigError(f"{folder}: holds no study; name a folder that `evenslice study --out` wrote")
-    with reading(folder / "summary.json") as path:
+    with _reading(folder / "summary.json") as path:
         summary = read_json(path)
         comparisons = read_comparisons(summary)
         pooled = read_pooled(summary) if "pooled" in summary else None
-    with reading(folder / "results.csv") as path:
+    with _reading(folder / "results.csv") as path:
         rows = [row for row in read_rows(path, COLUMNS, MAX_RUNS) if row["status"] == "done"]
         places = [_find_run(folder / "runs", row["key"]) for row in rows]
     runs = tuple(_run(place, row) for place, row in zip(places, rows, strict=True))
@@ -202,7 +198,7 @@ def load_study(folder: str | os.PathLike[str]) -> StudyResults:
             f"{folder}: its runs differ in their number of slices, so they do not belong to one study"
         )
     comparisons = tuple(_with_largest_bias(item, runs, summary["baseline"]) for item in comparisons)
-    with reading(folder / "config.yaml") as path:
+    with _reading(folder / "config.yaml") as path:
         config = read_text(path) if path.is_file() else ""
     if pooled is None:
         pooled = _pool(runs, comparisons, summary["baseline"])
@@ -264,7 +260,7 @@ def _find_run(base: Path, key: str) -> Path:
 
 def _run(folder: Path, row: Entries) -> StudyRun:
     """Read a run, with the names from its row in results.csv, which may have been edited."""
-    with reading(folder / "run.json") as path:
+    with _reading(folder / "run.json") as path:
         record = read_json(path)
         shares = tuple(number(share) for share in record["shares"] or ())
         return StudyRun(
@@ -301,21 +297,18 @@ def _saliency(values: Any, slices: int) -> NDArray[np.float64] | None:
 def _curves(path: Path) -> dict[str, NDArray[np.float64]]:
     if not path.is_file():
         return {}
-    with reading(path):
-        rows = read_rows(path, ["step"], MAX_LOGGED)
-        curves = {
+    with _reading(path):
+        rows = read_log(path)
+        return {
             name: np.array([number(float(row[name]) if row[name] else None) for row in rows])
             for name in (rows[0] if rows else ())
         }
-        if curves and not (np.diff(curves["step"], prepend=-1) > 0).all():
-            raise ValueError("its steps do not increase")
-    return curves
 
 
 def _example(path: Path) -> ExampleSlice | None:
     if not path.is_file():
         return None
-    with reading(path):
+    with _reading(path):
         return ExampleSlice(**read_pictures(path, "image", "labels", "predicted"))
 
 
@@ -323,7 +316,7 @@ def _stress(folder: Path, record: Entries) -> StressSummary | None:
     """Read what disturbed slices cost a run: from its result, a part of it that was kept, or what ``run.json`` has."""
     for path in (folder / "result.json", folder / STRESS_FILE):
         if path.is_file():
-            with reading(path):
+            with _reading(path):
                 values = read_json(path).get("stress")
                 return None if values is None else StressSummary.from_dict(values)
     names = ("intact", "reversed", "before", "after", "both")
@@ -337,6 +330,6 @@ def _stress(folder: Path, record: Entries) -> StressSummary | None:
 def _circumstances(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    with reading(path):
+    with _reading(path):
         result = read_json(path)
         return {name: result[name] for name in ("created", "machine", "versions") if name in result}

@@ -1,26 +1,22 @@
-"""Readers of a study's files that are safe for files of unknown origin.
+"""Readers of what a study's files hold that are safe for files of unknown origin.
 
-They read no more of a file than a study writes, unpickle nothing and check every type. All their errors are of the
-kinds ``UNREADABLE``, which ``reading`` turns into one line that names the file.
+They read no more than a study writes, unpickle nothing and check every type. All their errors are of the kinds
+``UNREADABLE``, as are those of the readers of whole files in ``_core``.
 """
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import math
 import zipfile
-from contextlib import contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import UNREADABLE, ConfigError, open_regular, read_bounded, reason
+from evenslice._core import open_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,79 +25,14 @@ __all__ = [
     "EXAMPLE_SIZE",
     "count",
     "number",
-    "read_json",
     "read_pictures",
-    "read_rows",
-    "read_text",
-    "reading",
     "text",
 ]
 
 EXAMPLE_SIZE = 256
 """Largest number of pixels along y and x of the example that a run keeps."""
 
-MAX_BYTES = 16 * 2**20
-MAX_COLUMNS = 1000
-MAX_DEPTH = 50
 LARGEST = 1e9  # no metric of a study can be larger
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to read in the block.
-
-    Raises:
-        ConfigError: the block raised an error that means that the file is damaged.
-    """
-    try:
-        yield path
-    except UNREADABLE as error:
-        raise ConfigError(
-            f"{path}: cannot be read as part of a study ({reason(error)}); remove it and start the study "
-            "again, which repeats "
-            "only what is missing"
-        ) from error
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file of at most ``MAX_BYTES``."""
-    return read_bounded(path, MAX_BYTES).decode("utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; it has at most ``MAX_DEPTH`` levels."""
-    document = json.loads(read_text(path))
-    if not isinstance(document, dict):
-        raise TypeError("it is not a JSON object")
-    level: list[Any] = [document]
-    for _ in range(MAX_DEPTH):
-        inner = [item.values() if isinstance(item, dict) else item for item in level]
-        level = [value for values in inner for value in values if isinstance(value, dict | list)]
-        if not level:
-            return document
-    raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
-
-
-def read_rows(path: Path, needed: Collection[str], most: int) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, each with all columns.
-
-    Args:
-        path: the file.
-        needed: required columns.
-        most: largest number of rows.
-    """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
-    columns = reader.fieldnames or ()
-    if not 0 < len(columns) <= MAX_COLUMNS:
-        raise ValueError(f"it has {len(columns)} columns")
-    if missing := set(needed) - set(columns):
-        raise ValueError(f"it has no column {min(missing)!r}")
-    rows = list(islice(reader, most + 1))
-    if len(rows) > most:
-        raise ValueError(f"it has more than {most} rows")
-    if any(None in row for row in rows):
-        raise ValueError("a row is longer than the header")
-    return rows
 
 
 def read_pictures(path: Path, *names: str) -> dict[str, NDArray[np.uint8]]:

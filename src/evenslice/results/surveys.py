@@ -7,12 +7,11 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import UNREADABLE, ConfigError, json_text, reason
+from evenslice._core import UNREADABLE, ConfigError, json_text, read_json, reason
 from evenslice.results.audits import AuditedVolume  # noqa: TC001  # ``from_plain`` reads the annotation
 from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.plain_values import from_plain
 from evenslice.results.student import clipped, student_interval
-from evenslice.results.study_files import read_json
 
 if TYPE_CHECKING:
     import os

@@ -7,8 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import needs_extra, reporting_write_errors, staged_file
-from evenslice.training.run_files import read_rows
+from evenslice._core import needs_extra, read_log, reading, reporting_write_errors, staged_file
 
 with needs_extra("train", "logging of training"):
     from lightning.pytorch.loggers import Logger
@@ -102,7 +101,8 @@ class CsvLog(Logger):
     def _begin(self, step: int) -> None:
         """Rewrite the file with the rows before a step."""
         remedy = "restore it, or delete it to go on without its rows"
-        rows = read_rows(self.path, remedy) if self.path.exists() else []
+        with reading(self.path, "a run", remedy):
+            rows = read_log(self.path) if self.path.exists() else []
         with (
             staged_file(self.path, force=True) as beside,
             beside.open("w", newline="", encoding="utf-8") as file,

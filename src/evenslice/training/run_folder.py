@@ -14,13 +14,15 @@ from evenslice._core import (
     locked_folder,
     needs_extra,
     option,
+    read_json,
+    read_log,
+    reading,
     remove_leftovers,
     staged_file,
     to_yaml,
 )
 from evenslice.training.config import TrainConfig
 from evenslice.training.documents import RESULT_SCORES, DataPart, TrainResult
-from evenslice.training.run_files import read_json, read_rows, reading
 
 with needs_extra("train", "a training run"):
     from pydantic import TypeAdapter
@@ -117,9 +119,8 @@ class RunFolder:
         Raises:
             ConfigError: it is damaged.
         """
-        with reading(
-            self.result, f"delete it and run train with {option('resume')}, which tests the network again"
-        ):
+        remedy = f"delete it and run train with {option('resume')}, which tests the network again"
+        with reading(self.result, "a run", remedy):
             document = read_json(self.result)
             task = "classification" if "accuracy" in document else "segmentation"
             if missing := [name for name in (*RESULT_SCORES[task], *SHOWN) if name not in document]:
@@ -134,7 +135,8 @@ class RunFolder:
             ConfigError: it is damaged or missing.
         """
         remedy = "restore it, or start a new run in another folder"
-        rows = read_rows(self.metrics, remedy)
+        with reading(self.metrics, "a run", remedy):
+            rows = read_log(self.metrics)
         if not rows:
             raise ConfigError(f"{self.metrics}: has no rows; {remedy}")
         return [{name: float(value) for name, value in row.items() if value} for row in rows]
@@ -145,7 +147,7 @@ class RunFolder:
         Raises:
             ConfigError: it is damaged.
         """
-        with reading(self.data, "restore it, or start a new run in another folder"):
+        with reading(self.data, "a run", "restore it, or start a new run in another folder"):
             parts = _DATA.validate_python(read_json(self.data))
             if parts.keys() != SPLITS:
                 raise ValueError(f"it has the parts {', '.join(parts)}")
