@@ -234,6 +234,20 @@ def test_a_gradient_that_overflows_in_float16_is_computed_again_in_float32():
     assert torch.allclose(found.attribution, right.attribution)
 
 
+@pytest.mark.parametrize("error", [KeyError("mask"), AttributeError("no mask"), NameError("no mask")])
+def test_a_network_whose_own_code_fails_is_told_in_one_line(error):
+    class Faulty(nn.Conv2d):
+        def forward(self, _windows):
+            raise error
+
+    network = ReadyNetwork(Faulty(3, 2, 1), slices=3, device="cpu", dtype="float32")
+    cause = rf"{type(error).__name__}: .*mask"
+    with pytest.raises(
+        ModelError, match=rf"the network Faulty: fails in its forward pass \({cause}.*\); correct it"
+    ):
+        network.prepare(3, (32, 32))
+
+
 def test_a_network_that_cannot_be_copied_is_refused_in_one_line_that_says_what_to_do():
     network = nn.Conv2d(3, 1, 1)
     network.kept = network.weight * 2

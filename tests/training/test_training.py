@@ -140,6 +140,15 @@ def halving():
 
 def deep():
     return nn.Sequential(small(), nn.PixelUnshuffle(64), nn.PixelShuffle(64))
+
+
+class Faulty(nn.Sequential):
+    def forward(self, x):
+        return {"out": super().forward(x)}["in" if self.training or x.shape[-1] == 48 else "out"]
+
+
+def faulty():
+    return Faulty(small())
 """
 
 
@@ -547,6 +556,16 @@ def test_a_network_that_cannot_learn_from_one_crop_is_refused_before_anything_is
     assert not run.exists()
     config = make_config(folder, model__spec="trainable:pooled", training__steps=2)
     assert train(config, run)["steps"] == 2
+
+
+@pytest.mark.parametrize("crop", [32, 48])  # it fails in training, and for crops of one size
+def test_a_network_whose_own_code_fails_is_refused_before_anything_is_written(folder, tmp_path, crop):
+    config = make_config(folder, model__spec="trainable:faulty", training__crop=[crop, crop])
+    with pytest.raises(
+        ModelError, match=r"trainable:faulty: fails in its forward pass \(KeyError: 'in'\); correct it"
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

@@ -16,12 +16,14 @@ from evenslice.inference.batch_sizes import BatchSizes, memory_error, out_of_mem
 from evenslice.inference.depthwise import keep_depthwise_exact
 from evenslice.inference.devices import choose_device, choose_dtype
 from evenslice.networks import (
+    ABOUT_INPUT,
     full_precision,
     input_multiple,
     input_size,
     logits,
     normalization,
     reduce_output,
+    reporting_own_errors,
 )
 from evenslice.neutralizing import record_of, untie
 
@@ -186,13 +188,13 @@ class ReadyNetwork(nn.Module):
             The output of the network for the window.
 
         Raises:
-            ModelError: the network rejects the window, or its output contains no logits.
+            ModelError: the network rejects the window or fails, or its output contains no logits.
         """
         windows = trial_windows(slices, tile).to(self.device)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), reporting_own_errors(f"the network {self.name}"):
                 returned = self(windows)
-        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+        except ABOUT_INPUT as error:
             if out_of_memory(error):
                 raise memory_error(
                     f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"

@@ -1,11 +1,13 @@
 from .builders import check_stated_in_file as check_stated_in_file, parse_specification as parse_specification
 from .dry_runs import (
+    ABOUT_INPUT as ABOUT_INPUT,
     exact_evaluation as exact_evaluation,
     failing_layer as failing_layer,
     first_tensor as first_tensor,
     is_on_meta as is_on_meta,
     layer_label as layer_label,
     random_image as random_image,
+    reporting_own_errors as reporting_own_errors,
     run_network as run_network,
     seed_generators as seed_generators,
     tensors_in as tensors_in,

@@ -11,19 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from evenslice._core import EvensliceError, ModelError, reason
 from evenslice.networks.precision import full_precision
 
 __all__ = [
+    "ABOUT_INPUT",
     "exact_evaluation",
     "failing_layer",
     "first_tensor",
     "is_on_meta",
     "layer_label",
     "random_image",
+    "reporting_own_errors",
     "run_network",
     "seed_generators",
     "tensors_in",
 ]
+
+
+ABOUT_INPUT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, MemoryError)
+"""What networks raise on windows that are too large, or of a size or number of slices that they do not take."""
 
 
 @contextmanager
@@ -57,6 +64,33 @@ def exact_evaluation(model: nn.Module) -> Iterator[None]:
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         module.training = training
+
+
+@contextmanager
+def reporting_own_errors(label: str) -> Iterator[None]:
+    """Turn what the code of a network raises into one line, except errors about its input, which say what is wrong with that.
+
+    Args:
+        label: the network, as the user knows it.
+
+    Raises:
+        ModelError: the block raised an error that no other input would avoid, as a rule.
+
+    Example:
+        >>> with reporting_own_errors("Net"):
+        ...     {}["mask"]
+        Traceback (most recent call last):
+        ...
+        evenslice.ModelError: Net: fails in its forward pass (KeyError: 'mask'); correct it
+    """
+    try:
+        yield
+    except (EvensliceError, *ABOUT_INPUT):
+        raise
+    except Exception as error:  # anything, as in any code
+        raise ModelError(
+            f"{label}: fails in its forward pass ({type(error).__name__}: {reason(error)}); correct it"
+        ) from error
 
 
 def is_on_meta(model: nn.Module) -> bool:

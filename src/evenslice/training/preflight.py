@@ -8,7 +8,7 @@ import torch
 
 from evenslice._core import ConfigError, ModelError, reason, spelled_in_configuration
 from evenslice.inference import ReadyNetwork, choose_device, choose_dtype, choose_tile, predict
-from evenslice.networks import input_multiple, input_size
+from evenslice.networks import ABOUT_INPUT, input_multiple, input_size, reporting_own_errors
 from evenslice.training.tasks import task_logits
 
 if TYPE_CHECKING:
@@ -85,12 +85,13 @@ def check_network(network: nn.Module, config: TrainConfig, channels: int) -> Non
     Such parts, auxiliary heads for instance, learn nothing, and several processes would wait for their gradients.
 
     Raises:
-        ModelError: it rejects crops, returns other channels, or has nothing to train.
+        ModelError: it rejects crops or fails, returns other channels, or has nothing to train.
     """
     spec, crop = config.model.spec, config.training.crop
     try:
-        scores = task_logits(network, torch.zeros(1, config.model.slices, *crop), config.training.task)
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        with reporting_own_errors(spec):
+            scores = task_logits(network, torch.zeros(1, config.model.slices, *crop), config.training.task)
+    except ABOUT_INPUT as error:
         size = input_size(network)
         right = f"[{size[0]}, {size[1]}]" if size else f"multiples of {input_multiple(network)}"
         raise ModelError(
@@ -134,8 +135,9 @@ def check_planes(network: nn.Module, config: TrainConfig, data: Data) -> None:
             batch=1,
         )
         try:
-            next(outputs)
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            with reporting_own_errors(model.spec):
+                next(outputs)
+        except ABOUT_INPUT as error:
             raise ModelError(
                 f"{model.spec}: rejects the planes of {part.name}, {y} x {x} pixels ({reason(error)}); crop or pad them to "
                 "a size that it accepts"
@@ -148,7 +150,11 @@ def _check_batch(network: nn.Module, config: TrainConfig) -> None:
     crops = min(options.batch // options.devices, 2)
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(range(torch.cuda.device_count())),
+            reporting_own_errors(config.model.spec),
+        ):
             network.train()(torch.zeros(crops, config.model.slices, *options.crop))
     except ValueError as error:
         raise ModelError(
