@@ -9,11 +9,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from commands import Command, run_command
 from scipy import ndimage
 from torch import nn
@@ -30,6 +32,7 @@ from evenslice.studying.runs import plan_runs
 from evenslice.studying.study_data import StudyData
 from evenslice.studying.study_runner import study
 from evenslice.training.config import TrainingConfig
+from evenslice.volumes import ClassIndex, LabelledVolume, Scaling
 
 STUDYING = "evenslice.studying"
 
@@ -238,6 +241,28 @@ def test_a_run_leaves_what_a_report_needs(done):
         with np.load(path.parent / "example.npz") as example:
             assert example["image"].shape == example["labels"].shape == example["predicted"].shape == (48, 48)
             assert example["labels"].sum() > 0
+
+
+def test_an_example_of_many_classes(tmp_path, monkeypatch):
+    labels = np.zeros((10, 16, 16), np.int64)
+    labels[3:5, :8], labels[4, 8:] = 256, 300
+    zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(5, 16, 16))
+    volume, read = evenslice.open_volume(tmp_path / "labels.zarr"), []
+    original = type(volume._source()).read
+    monkeypatch.setattr(
+        type(volume._source()), "read", lambda self, key: read.append(key[0]) or original(self, key)
+    )
+    part = LabelledVolume(
+        "part", evenslice.open_volume(labels / 300), volume, Scaling(0, 1), ClassIndex(np.zeros(301), ())
+    )
+    options = {"model": SimpleNamespace(slices=3, step=1), "training": TrainingConfig()}
+    run_execution._save_example(
+        nn.Conv2d(3, 301, 1), part, SimpleNamespace(**options), tmp_path / "example.npz"
+    )
+    assert len(read) == 3  # two chunks, and the chosen slice
+    with np.load(tmp_path / "example.npz") as example:
+        assert (example["labels"] == 255).all()
+        assert example["predicted"].shape == (16, 16)
 
 
 def test_the_table_has_what_a_missing_neighbour_costs(done):

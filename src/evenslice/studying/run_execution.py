@@ -17,6 +17,7 @@ from evenslice.results import EXAMPLE_SIZE, largest_bias, saliency_percentiles, 
 from evenslice.studying.outcome import STRESS_COLUMNS, RunOutcome
 from evenslice.studying.repair import repair_run
 from evenslice.training import RunFolder, TrainConfig, open_data, retest, train
+from evenslice.volumes import read_in_runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["execute", "record_failure"]
 
+HELD_BYTES = 2**26  # of labels that are read at once if their slices are stored together
 ESTIMATES = (
     "directional_bias",
     "asymmetry",
@@ -177,7 +179,8 @@ def _audit(
 
 def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig, path: Path) -> None:
     """Write the slice with the most foreground, or a part around that: the image, its classes, the predicted classes."""
-    z = max(range(len(part.labels)), key=lambda z: np.count_nonzero(part.labels[z] > 0))
+    stored = read_in_runs(part.labels, len(part.labels), HELD_BYTES)
+    z = max(range(len(stored)), key=lambda z: np.count_nonzero(stored[z] > 0))
     model = config.model
     ready = ReadyNetwork(
         network, slices=model.slices, device=config.training.device, dtype=config.training.dtype
@@ -185,15 +188,21 @@ def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig,
     _, output = next(
         predict(ready, part.volume, scaling=part.scaling, slices=model.slices, step=model.step, centres=[z])
     )
-    labels = np.maximum(part.labels[z], 0).astype(np.uint8)  # those that do not count look like background
+    labels = _shades(part.labels[z])
     shown = _around_foreground(labels)
     with staged_file(path, force=True) as beside:
         np.savez_compressed(
             beside,
             image=np.rint(part.scaling(part.volume[z]) * 255).astype(np.uint8)[shown],
             labels=labels[shown],
-            predicted=predicted_classes(output, dim=0).cpu().numpy().astype(np.uint8)[shown],
+            predicted=_shades(predicted_classes(output, dim=0).cpu().numpy())[shown],
         )
+
+
+def _shades(classes: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+    """Return classes as the example shows them: those that do not count as background, those above 255 as one."""
+    shades: NDArray[np.uint8] = np.clip(classes, 0, 255).astype(np.uint8)
+    return shades
 
 
 def _around_foreground(labels: NDArray[np.uint8]) -> tuple[slice, slice]:
