@@ -18,6 +18,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from evenslice._core import needs_extra
+from evenslice.results import ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,13 +77,13 @@ class VolumeScores:
     def dice(self) -> Floats:
         """Dice of each class (C,), 0..1."""
         hits, sizes = self._counts()
-        return _ratio(2 * hits, sizes)
+        return ratio(2 * hits, sizes)
 
     @property
     def iou(self) -> Floats:
         """Intersection over union of each class (C,), 0..1."""
         hits, sizes = self._counts()
-        return _ratio(hits, sizes - hits)
+        return ratio(hits, sizes - hits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as plain values; lists are by class."""
@@ -259,18 +260,11 @@ def confusion_matrix(
     return pairs.reshape(classes, classes)
 
 
-def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> Floats:
-    """Divide; NaN where the denominator is 0."""
-    quotient = np.full(len(numerator), np.nan)
-    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
-    return quotient
-
-
 def nan_mean(rows: Sequence[ArrayLike]) -> Floats:
     """Return the mean of each column over the rows that are not NaN; NaN where all are."""
     values = np.array(rows, dtype=np.float64)
     valid = ~np.isnan(values)
-    return _ratio(np.where(valid, values, 0).sum(axis=0), valid.sum(axis=0))
+    return ratio(np.where(valid, values, 0).sum(axis=0), valid.sum(axis=0))
 
 
 def _mean_class(values: Floats) -> float:

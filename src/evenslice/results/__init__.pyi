@@ -50,6 +50,7 @@ from .pooling import (
     Primary as Primary,
     pool_runs as pool_runs,
 )
+from .ratios import ratio as ratio
 from .replicates import (
     Unit as Unit,
     pair_runs as pair_runs,

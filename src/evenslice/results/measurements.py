@@ -11,6 +11,7 @@ import torch
 
 from evenslice.results.biases import data_part, halves, model_part, pair_bias
 from evenslice.results.output_changes import as_numpy, measure_outputs
+from evenslice.results.ratios import ratio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -131,13 +132,13 @@ def measure_windows(
     pixels = attribution[0, 0].numel()
     unlike = (attribution.float() - mirrored_attribution.float().flip(1)).abs()
     return {
-        "shares": _ratio(sums, sums.sum(axis=1, keepdims=True)),
-        "mirrored_shares": _ratio(mirrored_sums, mirrored_sums.sum(axis=1, keepdims=True)),
+        "shares": ratio(sums, sums.sum(axis=1, keepdims=True)),
+        "mirrored_shares": ratio(mirrored_sums, mirrored_sums.sum(axis=1, keepdims=True)),
         "wasserstein": np.minimum(  # N at most: all saliency in one slice; a sample of the pixels may exceed it
-            _ratio(_wasserstein(size, mirrored_size), total / (2 * sums.shape[1] * pixels)), sums.shape[1]
+            ratio(_wasserstein(size, mirrored_size), total / (2 * sums.shape[1] * pixels)), sums.shape[1]
         ),
-        "mismatch": _ratio(_pairs(as_numpy(unlike.sum(dim=(2, 3)))), total),
-        "outer": _ratio(_pairs(sums + mirrored_sums), total),
+        "mismatch": ratio(_pairs(as_numpy(unlike.sum(dim=(2, 3)))), total),
+        "outer": ratio(_pairs(sums + mirrored_sums), total),
         **measure_outputs(output, mirrored_output, classes=classes, tile=attribution.shape[2:]),
     }
 
@@ -151,7 +152,7 @@ def measure_shares(attribution: Tensor, output: Tensor) -> Floats:
         [[0.25, 0.5, 0.25]]
     """
     sums = _sums(attribution.float().abs(), output)
-    return _ratio(sums, sums.sum(axis=1, keepdims=True))
+    return ratio(sums, sums.sum(axis=1, keepdims=True))
 
 
 def _sums(size: Tensor, output: Tensor) -> Floats:
@@ -167,11 +168,6 @@ def _pairs(values: Floats) -> Floats:
     """Add the values (B, N) of offsets k and -k: (B, K)."""
     left, right = halves(values)
     return left + right
-
-
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    """Divide by a whole that broadcasts to the part; NaN where the whole is 0."""
-    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole != 0)
 
 
 def _wasserstein(size: Tensor, mirrored_size: Tensor) -> Floats:

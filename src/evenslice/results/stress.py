@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evenslice.results.intervals import UNKNOWN, Interval, fit_means
+from evenslice.results.ratios import ratio
 from evenslice.results.study_files import count, number, text
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def summarize_stress(
     for row, volume in enumerate(_volumes(counts)):
         here = counts.volume == volume
         hits, sizes = counts.hits[here], counts.sizes[here]
-        pooled = _ratio(2 * hits.sum(axis=0), sizes.sum(axis=0))
+        pooled = ratio(2 * hits.sum(axis=0), sizes.sum(axis=0))
         classes.append(pooled)
         present = np.flatnonzero(counts.reference[here].sum(axis=0)[1:]) + 1
         if not len(present):
@@ -311,11 +312,4 @@ class _Effects(NamedTuple):
 def _mean(values: Floats) -> Floats:
     """Return the mean over volumes, of those that are defined."""
     valid = ~np.isnan(values)
-    return _ratio(np.where(valid, values, 0).sum(axis=0), valid.sum(axis=0))
-
-
-def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
-    """Divide; NaN where the denominator is 0."""
-    quotient = np.full(numerator.shape, np.nan)
-    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
-    return quotient
+    return ratio(np.where(valid, values, 0).sum(axis=0), valid.sum(axis=0))

@@ -19,6 +19,7 @@ from torch.nn import functional
 from evenslice._core import ModelError, progress_bar
 from evenslice.inference import ReadyNetwork, to_device
 from evenslice.networks import logits, predicted_classes
+from evenslice.results import ratio
 from evenslice.training.centred_crops import read_around
 from evenslice.volumes import WindowGrid
 
@@ -95,18 +96,18 @@ class ClassificationScores:
     @property
     def accuracy(self) -> float:
         """The part of the centres whose class is predicted, 0..1; NaN without centres."""
-        return float(_ratio(np.trace(self.confusion), self.confusion.sum()))
+        return float(ratio(np.trace(self.confusion), self.confusion.sum()))
 
     @property
     def recall(self) -> NDArray[np.float64]:
         """(C,) The part of the centres of each class that is predicted as such, 0..1; NaN for a class without centres."""
-        return _ratio(np.diag(self.confusion), self.confusion.sum(axis=1))
+        return ratio(np.diag(self.confusion), self.confusion.sum(axis=1))
 
     @property
     def f1(self) -> NDArray[np.float64]:
         """(C,) The F1 score of each class, 0..1; NaN for a class that neither is among the centres nor is predicted."""
         found = np.diag(self.confusion)
-        return _ratio(2 * found, self.confusion.sum(axis=0) + self.confusion.sum(axis=1))
+        return ratio(2 * found, self.confusion.sum(axis=0) + self.confusion.sum(axis=1))
 
     @property
     def balanced_accuracy(self) -> float:
@@ -251,12 +252,6 @@ def _some_voxels(part: LabelledVolume, label: int) -> NDArray[np.int64]:
         known = next((positions for positions in found if len(positions)), known)
     chosen = np.linspace(0, len(known) - 1, min(len(known), OF_MISSED)).astype(int)
     return np.asarray(known[chosen])
-
-
-def _ratio(numerator: Any, denominator: Any) -> NDArray[np.float64]:
-    """Divide; NaN where the denominator is 0."""
-    with np.errstate(invalid="ignore"):
-        return np.asarray(numerator, np.float64) / np.asarray(denominator, np.float64)
 
 
 def _mean(values: NDArray[np.float64]) -> float:
