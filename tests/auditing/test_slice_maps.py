@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evenslice import ConfigError
+from evenslice import ConfigError, ModelError
 from evenslice.auditing import map_slice
 from evenslice.auditing.slice_maps import LARGEST_PART
 
@@ -51,6 +51,14 @@ def test_an_output_without_a_class_for_each_pixel_has_no_change(volume):
     network = torch.nn.Sequential(weighted(1.0, 0.0, 0.0), torch.nn.Flatten(), torch.nn.LazyLinear(1))
     network(torch.zeros(1, 3, 32, 32))
     assert map_slice(network, volume, 4, slices=3).change is None
+
+
+def test_a_function_is_refused_by_name(volume):
+    def thresholds(windows):
+        return windows[:, 1:2] > 0.5
+
+    with pytest.raises(ModelError, match="thresholds has no gradient to map; give a network"):
+        map_slice(thresholds, volume, 4)
 
 
 def test_a_slice_that_is_not_there_is_refused(volume):

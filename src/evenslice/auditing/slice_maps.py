@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
-from evenslice._core import ConfigError
+from evenslice._core import ConfigError, ModelError
 from evenslice.auditing.attribution import Mirrored, attribute
-from evenslice.inference import ReadyNetwork, make_ready
-from evenslice.networks import predicted_classes
-from evenslice.volumes import WindowGrid, check_tile, fit_scaling, open_volume
+from evenslice.inference import ReadyNetwork, choose_slices
+from evenslice.networks import function_name, predicted_classes
+from evenslice.volumes import WindowGrid, check_tile, check_window, fit_scaling, open_volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from evenslice.volumes import Scaling, VolumeLike
 
@@ -78,7 +79,7 @@ def map_slice(  # noqa: PLR0913  # all but three arguments have defaults and nam
     Raises:
         ConfigError: there is no such slice, or an option is out of range.
         VolumeError: the volume cannot be read, or has too few slices.
-        ModelError: the network rejects the window, or its output does not depend on it.
+        ModelError: it is a function, the network rejects the window, or its output does not depend on it.
 
     Example: a network that only reads the slice before the middle.
         >>> network = torch.nn.Conv2d(3, 1, 1, bias=False)
@@ -90,11 +91,14 @@ def map_slice(  # noqa: PLR0913  # all but three arguments have defaults and nam
         >>> maps.change.shape
         (32, 48)
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{function_name(model)} has no gradient to map; give a network, a torch.nn.Module")
     volume = open_volume(volume)
     if not 0 <= z < len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
-    network, slices = make_ready(model, slices, device=device, dtype="float32")
-    assert isinstance(network, ReadyNetwork)  # noqa: S101  # the model is no function
+    slices = choose_slices(model) if slices is None else slices
+    check_window(slices, 1, "reflect")
+    network = ReadyNetwork(model, slices=slices, device=device, dtype="float32")
     plane = volume.shape[1:]
     tile = check_tile(tile) if tile else network.tile or _part_size(plane, network.multiple)
     y, x = (
