@@ -242,6 +242,8 @@ def test_classes(spec, classes, outputs):
 # Functions of the user's
 
 MODULE = """
+from functools import partial
+
 from torch import nn
 
 class Builders:
@@ -251,6 +253,8 @@ class Builders:
 
 def plain():
     return nn.Sequential(nn.Conv2d(5, 2, 1))
+
+small = partial(plain)
 
 def wrong():
     return "no module"
@@ -287,6 +291,12 @@ def test_function_of_the_current_directory(user_module, tmp_path):
         ("mine.networks:wrong", "none", {}, "returned str, not a torch.nn.Module"),
         ("mine.networks:broken", "none", {}, r"cannot be built \(OSError: out of\)$"),
         ("mine.networks:gone", "none", {}, "has no 'gone'"),
+        (
+            "mine.networks:small",
+            "none",
+            {},
+            "is a functools.partial; name a function that is written with def",
+        ),
         ("mine.network:plain", "none", {}, "'mine.network' is neither a library nor a module"),
         ("mine.networks:plain", "imagenet", {}, "give a file, or none"),
         ("mine.networks:plain", "none", {"classes": 3}, "sets its own classes"),

@@ -7,6 +7,7 @@ user's module has what it imports, too: ``my_module:os.system``.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -83,7 +84,7 @@ def import_object(path: str, label: str, error: type[EvensliceError]) -> Any:
 
     Raises:
         EvensliceError: the module has no such name; the message suggests similar ones. Or the module, or that in which
-            the object was defined, is Python's or evenslice's own.
+            the object was defined, is Python's or evenslice's own; or the object is a ``functools.partial``.
         Exception: whatever importing the module raises.
 
     Example:
@@ -108,6 +109,8 @@ def import_object(path: str, label: str, error: type[EvensliceError]) -> Any:
                 if callable(item) and not key.startswith("_")
             ]
             raise error(f"{label}: {module} has no {name!r}; {did_you_mean(name, known)}") from missing
+        if isinstance(found, functools.partial):  # whose own module is functools
+            raise error(f"{label}: is a functools.partial; name a function that is written with def")
         defined_in = getattr(found, "__module__", None)
         if isinstance(defined_in, str):
             _refuse_reserved(defined_in, label, error)
