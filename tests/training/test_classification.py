@@ -415,6 +415,9 @@ def test_a_crop_depends_on_its_number_alone():
     assert first == second
     with pytest.raises(IndexError, match="crop 10 of 10"):
         crops[10]
+    with pytest.raises(IndexError, match="crop -11 of 10"):
+        crops[-11]
+    assert torch.equal(crops[-7][0], one)
 
 
 # Scores

@@ -81,13 +81,17 @@ class CentredCrops(Dataset[tuple["Tensor", "Tensor"]]):
         return self._length
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return window ``index``: (N, y, x) float32, scaled for the network, and its class, () int64.
+        """Return window ``index``; a negative one counts from the end, as in a list.
+
+        Returns:
+            The window, (N, y, x) float32, scaled for the network; and its class, () int64.
 
         Raises:
             VolumeError: a file cannot be read.
         """
-        if not 0 <= index < self._length:
+        if not -self._length <= index < self._length:
             raise IndexError(f"crop {index} of {self._length}")
+        index %= self._length
         random = np.random.Generator(np.random.Philox(key=[self._seed, index]))
         rotated = self._augmentation is not None and self._augmentation.rotations
         turns = int(random.integers(4)) if rotated else 0
