@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, get_args
 
 import pytest
 import typer
@@ -21,8 +21,10 @@ from evenslice.cli import main, options
 from evenslice.cli.app import app
 from evenslice.cli.option_groups import grouped
 from evenslice.networks.weight_files import SUFFIXES
+from evenslice.neutralizing.cuts import OUTPUT
 from evenslice.neutralizing.strategies import STRATEGIES
 from evenslice.neutralizing.ties import TIES
+from evenslice.volumes import Plane
 
 COMMANDS = get_command(app).commands
 GROUPS = {
@@ -103,6 +105,8 @@ def test_the_values_that_are_listed_are_those_of_the_library():
     assert sorted(options.STRATEGIES) == sorted(STRATEGIES)
     assert sorted(options.METHODS) == sorted(METHODS)
     assert options.TIES == TIES
+    assert get_args(Plane) == options.PLANES
+    assert options.OUTPUT == OUTPUT
 
 
 def test_the_help_of_survey_says_that_it_takes_several_networks(run, monkeypatch):

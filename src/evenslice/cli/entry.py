@@ -3,9 +3,9 @@
 import signal
 import sys
 
-__all__ = ["main"]
+from evenslice.cli.exit_statuses import INTERRUPTED, TERMINATED
 
-INTERRUPTED, TERMINATED = 130, 143
+__all__ = ["main"]
 
 
 def main() -> None:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from evenslice._core import Terminated
+from evenslice.cli.exit_statuses import INTERRUPTED
 from evenslice.cli.printing import tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["resumable"]
-
-INTERRUPTED = 130
 
 
 @contextmanager

@@ -34,7 +34,8 @@ METHODS = (
 )  # fmt: skip
 TARGETS = ("auto", "predicted", "labels", "sum")
 TIES = ("mirror", "uniform")
-CUTS = ("output", "encoder")
+OUTPUT = "output"
+CUTS = (OUTPUT, "encoder")
 PLANES = ("z", "y", "x")
 OTHERS = ("error", "background")
 INSTANCES = ("sparse", "dense")

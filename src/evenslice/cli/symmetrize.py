@@ -9,8 +9,6 @@ from evenslice.cli import options
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import quiet, show, tell_random
 
-OUTPUT = "output"
-
 
 @grouped
 def symmetrize(
@@ -26,7 +24,7 @@ def symmetrize(
             metavar="AT",
             autocompletion=lambda: options.CUTS,
         ),
-    ] = OUTPUT,
+    ] = options.OUTPUT,
     out: Annotated[
         Path,
         options.output(
@@ -67,7 +65,7 @@ def _symmetrize_onnx(weights: str, out: Path, given: dict[str, Any], output: opt
     from evenslice.inference import symmetrize_onnx
 
     for name, value in given.items():
-        if value not in (None, OUTPUT):
+        if value not in (None, options.OUTPUT):
             raise ConfigError(
                 f"{option(name)}: an ONNX file is averaged at its output, and keeps all else; omit it"
             )

@@ -38,6 +38,7 @@ from .state_matching import fill_network as fill_network
 from .stem_kernels import StemKernels as StemKernels
 from .weight_files import (
     METADATA_KEY as METADATA_KEY,
+    NO_FILES as NO_FILES,
     read_metadata as read_metadata,
     read_weights as read_weights,
 )

@@ -20,7 +20,13 @@ from torch.overrides import TorchFunctionMode
 from evenslice._core import ModelError, option
 from evenslice.networks.builders import LIBRARIES, build_network, parse_specification
 from evenslice.networks.state_matching import differing_sizes, fill_network, without_head
-from evenslice.networks.weight_files import METADATA_KEY, packaged_weights, read_metadata, read_weights
+from evenslice.networks.weight_files import (
+    METADATA_KEY,
+    NO_FILES,
+    packaged_weights,
+    read_metadata,
+    read_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BuiltNetwork", "ModelSource", "build_model", "missing_parts", "sketched_size", "untrained_parts"]
 
-NO_FILES = ("imagenet", "none")
 NOT_IN_ANSWERS = frozenset({"aux_classifier", "auxiliary_head"})
 """Parts that networks need in their training alone."""
 

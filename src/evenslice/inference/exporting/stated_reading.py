@@ -14,14 +14,12 @@ from typing import Any
 from evenslice._core import UNREADABLE, ModelError, read_bounded, reason
 from evenslice.inference.exporting.description import LIBRARY
 from evenslice.inference.onnx_networks import MOST_METADATA, ONNX, open_session
-from evenslice.networks import METADATA_KEY, read_metadata
+from evenslice.networks import METADATA_KEY, NO_FILES, read_metadata
 from evenslice.neutralizing import Reading
 
 __all__ = ["stated_reading"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-NO_FILES = ("imagenet", "none")
 
 
 def stated_reading(spec: str | None, weights: str | None) -> Reading | None:
