@@ -26,16 +26,15 @@ def save(
     outputs=("y",),
     kind=TensorProto.FLOAT,
     given=TensorProto.FLOAT,
-    batch="n",
+    shape=("n", 3, "h", "w"),
     opset=13,
 ):
     """Write a graph whose input is x, (batch, 3, y, x) of type ``given``, and whose outputs have the type ``kind``."""
-    shape = (batch, 3, "h", "w")
     graph = helper.make_graph(
         nodes,
         "graph",
         [helper.make_tensor_value_info("x", given, shape)],
-        [helper.make_tensor_value_info(name, kind, (batch, None, None, None)) for name in outputs],
+        [helper.make_tensor_value_info(name, kind, (shape[0], None, None, None)) for name in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
@@ -94,6 +93,15 @@ def test_sizes_that_a_network_takes_are_found(tmp_path):
     weights = [shape, ("zero", [0]), ("one", [1]), ("axes", [1, 2]), ("plane", np.array([0, 1, 224, 224]))]
     path = save(tmp_path / "net.onnx", nodes, weights=weights)
     assert symmetrize_onnx(path, tmp_path / "fair.onnx") < 1e-6
+
+
+@pytest.mark.parametrize("sides", [(100, "w"), ("h", 100), (100, 80)])
+def test_sides_that_a_file_fixes_are_kept(tmp_path, sides):
+    symmetrize_onnx(biased(tmp_path / "net.onnx", shape=("n", 3, *sides)), tmp_path / "fair.onnx")
+    fair = evenslice.load_onnx(tmp_path / "fair.onnx")
+    assert fair.sides == tuple(side if isinstance(side, int) else None for side in sides)
+    windows = np.random.default_rng(0).random((2, 3, 100, 100 if 100 in sides[1:] else 80), np.float32)
+    np.testing.assert_allclose(fair(windows), fair(windows[:, ::-1].copy()), rtol=1e-6)
 
 
 def test_weights_that_are_inputs_too_as_in_old_files(tmp_path):
@@ -212,7 +220,7 @@ def of_onnxruntime(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: biased(path, batch=2), "takes 2 windows at once, never more; export"),
+        (lambda path: biased(path, shape=(2, 3, "h", "w")), "takes 2 windows at once, never more; export"),
         (lambda path: biased(path, opset=9), "operators of version 9; .* version 10 or newer"),
         (classes, r"output y is of type tensor\(int64\); only scores"),
         (hidden, "keeps weights in other files; save the network as one file"),

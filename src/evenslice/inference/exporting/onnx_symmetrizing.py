@@ -24,6 +24,7 @@ from evenslice._core import (
     reason,
     staged_file,
 )
+from evenslice.inference.black_boxes import keep_sides
 from evenslice.inference.onnx_networks import SYMMETRIZED, TYPES, load_onnx
 from evenslice.networks import METADATA_KEY
 
@@ -266,9 +267,8 @@ def _check(network: OnnxNetwork, beside: Path) -> float:
 def _fitting_windows(network: OnnxNetwork) -> NDArray[np.float32]:
     """Return two windows of noise of a size that a network takes."""
     random, slices = np.random.default_rng(0), network.slices or 3
-    *others, last = (
-        random.random((2, slices, *size), np.float32) for size in ([network.tile] if network.tile else SIZES)
-    )
+    sizes = dict.fromkeys(keep_sides(network, size) for size in SIZES)
+    *others, last = (random.random((2, slices, *size), np.float32) for size in sizes)
     for windows in others:
         with suppress(ModelError):
             network(windows)
