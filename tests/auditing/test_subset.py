@@ -273,3 +273,26 @@ def test_the_attention_to_a_class_is_not_that_to_rare_ones(method):
     assert only.class_number == 0
     assert 0 < audit.measurements.foreground.max() < 0.01
     assert [(pair.low, pair.high) for pair in only.pairs] == [(pytest.approx(0, abs=1e-6),) * 2]
+
+
+class Uneven(nn.Module):
+    """Uses its neighbours nearly alike; as one logit, or beside a background whose logit is constant."""
+
+    def __init__(self, background):
+        super().__init__()
+        self.background = background
+        self.weights = nn.Parameter(torch.tensor([0.49, 0.2, 0.51]).view(1, 3, 1, 1))
+
+    def forward(self, windows):
+        logit = (self.weights * (windows - 0.5)).sum(1, keepdim=True)
+        return torch.cat([0 * logit.detach(), logit], dim=1) if self.background else logit
+
+
+@pytest.mark.parametrize("method", ["gradient", "occlusion"])
+def test_a_background_with_a_constant_logit_has_no_attention_and_keeps_nobody_waiting(method):
+    volume = np.random.default_rng(0).random((300, 48, 48))
+    options = {"slices": 3, "intensity": (0, 1), "dtype": "float32", "method": method, "progress": False}
+    one, two = (evenslice.audit(Uneven(background), volume, **options) for background in (False, True))
+    assert (two.verdict, len(two.measurements.volume)) == (one.verdict, len(one.measurements.volume))
+    assert one.verdict == "balanced"
+    assert [item.class_number for item in two.statistics.classes] == [1]

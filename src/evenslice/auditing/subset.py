@@ -124,7 +124,9 @@ def _measure_classes(
     ):
         some = np.flatnonzero(numbers >= 0)
         for name, shares in zip(("class_shares", "mirrored_class_shares"), found.shares(), strict=True):
-            rows[name][some, numbers[some]] = shares[some]
+            rows[name][some, numbers[some]] = np.nan_to_num(
+                shares[some]
+            )  # 0 where no slice matters to the class
     return rows
 
 

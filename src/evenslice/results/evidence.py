@@ -85,15 +85,18 @@ def class_evidence(
 ) -> list[ClassEvidence]:
     """Return the attention of each class that covers at least 1 % of the predicted pixels.
 
-    That of a class that no window has told about is unknown. A network that predicts one class only has no other
-    attention than that of its whole output.
+    That of a class that no window has told about is unknown. A class whose score depends on no slice in any window, such
+    as a background with a constant logit, has no attention and is left out. A network that predicts one class only has no
+    other attention than that of its whole output.
     """
     volume, z = _places(measured, subset)
     pixels = subset.class_pixels.mean(axis=0) if len(subset.window) else np.empty(0)
     found = []
     for number in np.flatnonzero(pixels >= SMALLEST_CLASS).tolist():
         shares, mirrored = subset.class_shares[:, number], subset.mirrored_class_shares[:, number]
-        kept = _known(shares, mirrored)
+        kept = _attended(shares, mirrored)
+        if not kept.any() and not np.isnan(shares).all():
+            continue
         decision = Decision("attention", method, number)
         item = _attention((volume[kept], z[kept]), shares[kept], mirrored[kept], thresholds, decision)
         found.append(ClassEvidence(number, float(pixels[number]), int(kept.sum()), item))
@@ -232,6 +235,11 @@ def _places(
     return measured.volume[subset.window], measured.position[subset.window, 0]
 
 
+def _attended(*shares: Floats) -> NDArray[np.bool_]:
+    """Return which windows have all of these shares, with some attention to share."""
+    return _known(*shares) & np.all([item.any(axis=1) for item in shares], axis=0)
+
+
 def _known(*shares: Floats) -> NDArray[np.bool_]:
     """Return which windows have all of these shares."""
     return np.asarray(~np.isnan(sum(shares)).any(axis=1))
@@ -255,7 +263,7 @@ def count_attended(
     """
     volume, z = _places(measured, subset)
     if class_number is not None:
-        known = _known(subset.class_shares[:, class_number], subset.mirrored_class_shares[:, class_number])
+        known = _attended(subset.class_shares[:, class_number], subset.mirrored_class_shares[:, class_number])
     elif second:
         known = _known(subset.second_shares, subset.mirrored_second_shares)
     else:
