@@ -294,12 +294,20 @@ def test_a_gpu_is_used_where_there_is_one(texture):
 
 
 def test_a_volume_given_twice_is_no_second_sample(texture, tmp_path):
-    for name in ("one.npy", "copy.npy", "another.npy"):
-        np.save(tmp_path / name, texture[:, :, ::-1] if name == "another.npy" else texture)
-    paths = [tmp_path / "another.npy", tmp_path / "one.npy", tmp_path / "copy.npy"]
-    with pytest.raises(ConfigError, match=r"volumes 2 and 3, .*one.npy and .*copy.npy, hold the same voxels"):
-        evenslice.audit(Linear(3.0, 2.0, 1.0), paths)
-    assert len(evenslice.audit(Linear(3.0, 2.0, 1.0), paths[:2], max_windows=2).run.volumes) == 2
+    for name, volume in (("one.npy", texture), ("another.npy", texture[:, :, ::-1])):
+        np.save(tmp_path / name, volume)
+    one, another = tmp_path / "one.npy", tmp_path / "another.npy"
+    network = Linear(3.0, 2.0, 1.0)
+    with pytest.raises(ConfigError, match=r"one\.npy: is given twice, .* give it once"):
+        evenslice.audit(network, [another, one, one])
+    halves = [
+        evenslice.open_volume(one, region=(slice(*part), slice(None), slice(None)))
+        for part in ((0, 20), (20, 40))
+    ]
+    planes = [evenslice.open_volume(one, plane=plane) for plane in "zy"]
+    for given in ([one, another], halves, planes, [np.zeros((9, 64, 64))] * 2):
+        found = evenslice.audit(network, given, max_windows=2, intensity=(0, 1))
+        assert len(found.run.volumes) == 2
 
 
 def test_scalings_known_from_training_are_used(texture):

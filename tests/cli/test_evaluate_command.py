@@ -230,3 +230,17 @@ def test_labels_elsewhere_are_refused_and_the_way_out_is_that_of_the_command(fol
     )
     assert done.stderr.endswith("open it with --label-axes xyz\n")
     assert run(folder, *arguments, "--label-axes", "xyz").returncode == 0
+
+
+def test_objects_between_boundaries_are_scored_in_a_table_of_their_own(folder):
+    cells = np.repeat(np.repeat(np.arange(1, 5).reshape(2, 2), 16, axis=0), 16, axis=1)
+    np.save(folder / "cells.npy", np.broadcast_to(cells, (16, 32, 32)).astype(np.uint16))
+    arguments = [*NETWORK, *SCALED, "--labels", "cells.npy", "--instances", "dense", "--no-surfaces"]
+    done = run(folder, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(run(folder, *arguments, "--json").stdout)
+    row = done.stdout[done.stdout.index("objects between the boundaries") :]
+    for value in (document["adapted_rand_error"], *document["variation_of_information"].values()):
+        assert f"{value:.3f}".removeprefix("0") in row
+    plain = run(folder, *NETWORK, *SCALED, "--labels", "labels.npy", "--no-surfaces")
+    assert "objects" not in plain.stdout

@@ -52,6 +52,44 @@ def test_softmax_is_refused_only_where_probabilities_are_computed(volume, tmp_pa
     np.testing.assert_array_equal(labels[...], same[...])
 
 
+def test_the_average_over_window_and_mirror_of_probabilities_is_one_too(volume, tmp_path):
+    model = ending_in(nn.Sigmoid())
+    evenslice.neutralize(model, 3, strategy="pretrained", mean=0, std=1)
+    fair = evenslice.symmetrize(model)
+    with pytest.raises(evenslice.ModelError, match="returns a probability"):
+        evenslice.segment(fair, volume, tmp_path / "labels.tif")
+
+
+def test_training_refuses_a_sigmoid_before_it_begins(volume, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "ending.py").write_text(
+        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 1, 3, padding=1), nn.Sigmoid())\n"
+    )
+    np.save("image.npy", volume)
+    np.save("labels.npy", (volume > 128).astype(np.uint8))
+    options = {
+        "data": {"train": [{"image": "image.npy", "labels": "labels.npy"}]},
+        "model": {"spec": "ending:net", "weights": "none", "strategy": "pretrained"},
+        "training": {"loss": "dice_bce", "steps": 2, "crop": [32, 32]},
+    }
+    with pytest.raises(
+        evenslice.ModelError, match=r"ending:net: returns a probability, .* without its last sigmoid"
+    ):
+        evenslice.train(options, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_softmax_of_a_function_is_refused_in_half_precision_too(volume, tmp_path, dtype):
+    def probable(windows):
+        scores = np.exp(np.concatenate([windows[:, :1], 1 - windows[:, :1], windows[:, 1:2]], axis=1))
+        return (scores / scores.sum(axis=1, keepdims=True)).astype(dtype)
+
+    with pytest.raises(evenslice.ModelError, match="returns probabilities, which add up to 1"):
+        evenslice.segment(probable, volume, tmp_path / "p.ome.zarr", probabilities=True)
+
+
 class Bounded(nn.Module):
     """Logits that lie between 0 and 1 for windows in 0..1."""
 
@@ -63,6 +101,29 @@ def only_in_range(windows):
     if windows.min() < 0 or windows.max() > 1:
         raise ValueError("voxels must lie in 0..1")
     return windows[:, :1]
+
+
+class Normalized(nn.Module):
+    """Logits without a scale: windows far beyond 0..1 give what noise within gives, here between 0 and 1."""
+
+    def forward(self, windows):
+        middle = windows[:, 1:2] - windows[:, 1:2].mean(dim=(2, 3), keepdim=True)
+        return 0.4 + 0.1 * middle / middle.std(dim=(2, 3), keepdim=True).clamp_min(1e-6).clamp_max(3)
+
+
+def mask(windows):
+    return (windows[:, 1:2] > 0.5).astype(np.float32)
+
+
+def clipped(windows):
+    return np.clip(windows[:, 1:2] - 0.5, 0, 1)
+
+
+@pytest.mark.parametrize("model", [Normalized(), mask, clipped], ids=["normalized", "mask", "clipped"])
+def test_what_no_sigmoid_made_is_accepted(model, volume, tmp_path):
+    labels = evenslice.segment(model, volume, tmp_path / "labels.tif", intensity=(0, 255))
+    assert labels.shape == volume.shape
+    evenslice.evaluate(model, volume, volume > 128, intensity=(0, 255), surfaces=False)
 
 
 @pytest.mark.parametrize("model", [Bounded(), only_in_range], ids=["network", "function"])

@@ -72,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path, needed: Collection[str], most: int) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, each with all columns.
+    """Return the rows of a CSV file, each with all columns; those that a row lacks at its end are empty.
 
     Args:
         path: the file.
@@ -99,7 +99,7 @@ def read_log(path: Path) -> list[dict[str, str]]:
 
 
 def _rows(text: str, needed: Collection[str], most: int) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
     columns = reader.fieldnames or ()
     if not 0 < len(columns) <= MOST_COLUMNS:
         raise ValueError(f"it has {len(columns)} columns")
@@ -109,6 +109,6 @@ def _rows(text: str, needed: Collection[str], most: int) -> list[dict[str, str]]
     rows = list(islice(reader, most + 1))
     if len(rows) > most:
         raise ValueError(f"it has more than {most:,} rows")
-    if any(None in row or None in row.values() for row in rows):
-        raise ValueError("its rows differ in length")
+    if any(None in row for row in rows):
+        raise ValueError("a row is longer than its header")
     return rows

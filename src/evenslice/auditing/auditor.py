@@ -57,7 +57,7 @@ from evenslice.volumes import (
     fingerprint,
     fit_scalings,
     open_several,
-    refuse_equal,
+    refuse_repeated,
 )
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     if slices is None:
         slices = choose_slices(model)
     volumes = open_several(volume, fill)
-    refuse_equal(volumes)
+    refuse_repeated(volumes)
     tile = choose_tile(model, volumes) if tile is None else check_tile(tile)
     scalings = fit_scalings(volumes, scalings, name="scalings", intensity=intensity, fill=fill, seed=seed)
     grids = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evenslice.cli.tables import new_table
 
@@ -22,16 +22,18 @@ SCORES = ("dice", "iou", "surface_dice", "surface_dice_3", "hd95")
 
 
 def evaluation_tables(found: Evaluation) -> Iterator[Table]:
-    """Yield a table of the scores by class, and one of what disturbed slices cost, as far as they were measured."""
+    """Yield a table of the scores by class, of objects, and of what disturbed slices cost, as far as they were measured."""
     if found.scores is not None:
-        yield _scores_table(found)
+        document = found.to_dict()
+        yield _scores_table(document)
+        if not math.isnan(document["adapted_rand_error"]):
+            yield _objects_table(document)
     if found.stress is not None:
         yield stress_table(found.stress.summary())
 
 
-def _scores_table(found: Evaluation) -> Table:
+def _scores_table(document: dict[str, Any]) -> Table:
     """Return one row for each class, and one for the mean."""
-    document = found.to_dict()
     unit = document["volumes"][0]["unit"]
     distance = f"HD95\n({unit})" if unit else "HD95"
     table = new_table(
@@ -42,6 +44,19 @@ def _scores_table(found: Evaluation) -> Table:
         table.add_row(str(number), *(_score(value) for value in cells))
     table.add_section()
     table.add_row("mean without 0", *(_score(document[name]["mean"]) for name in SCORES))
+    return table
+
+
+def _objects_table(document: dict[str, Any]) -> Table:
+    """Return one row about the objects that boundaries separate."""
+    table = new_table(
+        "objects between the boundaries",
+        "adapted\nRand error",
+        "variation of information\nby splits",
+        "by mergers",
+    )
+    found = document["variation_of_information"]
+    table.add_row(*map(_score, (document["adapted_rand_error"], found["split"], found["merge"])))
     return table
 
 

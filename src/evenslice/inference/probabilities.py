@@ -8,21 +8,24 @@ import numpy as np
 import torch
 
 from evenslice._core import ModelError
+from evenslice.inference.black_boxes import BlackBox
 from evenslice.inference.ready_network import trial_windows
-from evenslice.networks import logits
+from evenslice.networks import PROBABILITY, ends_in_sigmoid, logits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
-    from evenslice.inference.black_boxes import BlackBox
     from evenslice.inference.ready_network import ReadyNetwork
 
 __all__ = ["refuse_sigmoid", "refuse_softmax"]
 
 FAR = 1e3
-"""Windows of noise in -FAR..FAR drive logits out of 0..1, unless a sigmoid keeps them there."""
+"""Windows of noise in -FAR..FAR drive a function that ends in a sigmoid to both of its ends."""
+
+NEAR_END = 0.01
+
+SOFTMAX_ROUNDING = 0.01
+"""How far a sum of probabilities may be from 1 in half precision; that of logits is hardly near it everywhere."""
 
 
 def refuse_sigmoid(
@@ -30,17 +33,18 @@ def refuse_sigmoid(
 ) -> None:
     """Check that the only class of a network is told from the background by the sign of its output.
 
-    Probabilities are above 0 everywhere, so all of a volume would be taken for foreground.
+    Probabilities are above 0 everywhere, so all of a volume would be taken for foreground. Of a network, the graph of its
+    output tells; of a function, that a map stays between 0 and 1 and is driven to both ends. What neither tells passes.
 
     Args:
         network: the network, or the function.
         returned: what it returned for the window of noise from ``trial_windows``.
         slices: N, the number of slices of its windows.
         tile: the size (y, x) of its windows.
-        or_else: what a user can do besides, such as "; or ...".
+        or_else: what a user can do besides, such as ", or ...".
 
     Raises:
-        ModelError: the network has a single output channel, which varies, but stays within 0..1 whatever it is given.
+        ModelError: the network has a single output channel, which ends in a sigmoid.
 
     Example:
         >>> from evenslice.inference import ReadyNetwork
@@ -52,19 +56,12 @@ def refuse_sigmoid(
         evenslice.ModelError: the network Sequential returns a probability, between 0 and 1, where a logit is needed ...
     """
     output = logits(returned)
-    if output.ndim < 2 or output.shape[1] != 1 or not _within(output):
+    if output.ndim < 2 or output.shape[1] != 1 or not _is_probability(output):
         return
-    try:
-        with np.errstate(over="ignore"):
-            found = [logits(network(window)) for window in _extreme_windows(network, slices, tile)]
-    except Exception:  # noqa: BLE001  # a function may raise anything for inputs outside of 0..1
-        return
-    constant = all(bool((other == output[:1]).all()) for other in found)
-    if not constant and all(map(_within, found)):
-        raise ModelError(
-            f"the network {network.name} returns a probability, between 0 and 1, where a logit is needed, whose sign tells "
-            f"foreground from background; build it without its last sigmoid{or_else}"
-        )
+    windows = trial_windows(slices, tile).to(network.device)
+    ends = _is_driven_to_both_ends if isinstance(network, BlackBox) else _ends_in_sigmoid
+    if ends(network, windows):
+        raise ModelError(f"the network {network.name} {PROBABILITY}{or_else}")
 
 
 def refuse_softmax(network: ReadyNetwork | BlackBox, returned: Any) -> None:
@@ -89,8 +86,7 @@ def refuse_softmax(network: ReadyNetwork | BlackBox, returned: Any) -> None:
     output = logits(returned)
     if output.ndim < 2 or output.shape[1] < 2 or not _within(output):
         return
-    rounding = output.shape[1] * torch.finfo(output.dtype).eps
-    if bool(((output.float().sum(dim=1) - 1).abs() <= rounding).all()):
+    if bool(((output.float().sum(dim=1) - 1).abs() <= SOFTMAX_ROUNDING).all()):
         raise ModelError(
             f"the network {network.name} returns probabilities, which add up to 1, where logits are needed; build it without "
             "its last softmax"
@@ -102,11 +98,23 @@ def _within(output: Tensor) -> bool:
     return output.is_floating_point() and bool(((output >= 0) & (output <= 1)).all())
 
 
-def _extreme_windows(
-    network: ReadyNetwork | BlackBox, slices: int, tile: tuple[int, int]
-) -> Iterator[Tensor]:
-    """Yield windows for which logits would leave 0..1: noise of both signs far beyond, black and white."""
-    noise = trial_windows(slices, tile).to(network.device)
-    yield (2 * noise - 1) * FAR
-    yield torch.zeros_like(noise)
-    yield torch.ones_like(noise)
+def _is_probability(output: Tensor) -> bool:
+    """Return whether all numbers of an output are between 0 and 1 and none is 0, which a mask or a clipped output has."""
+    return _within(output) and bool((output > 0).all())
+
+
+def _ends_in_sigmoid(network: ReadyNetwork | BlackBox, windows: Tensor) -> bool:
+    with torch.enable_grad():
+        return ends_in_sigmoid(logits(network(windows.requires_grad_())))
+
+
+def _is_driven_to_both_ends(network: ReadyNetwork | BlackBox, windows: Tensor) -> bool:
+    """Return whether a function gives a map in 0..1, near both of its ends, for noise far beyond 0..1."""
+    try:
+        with np.errstate(over="ignore"):
+            output = logits(network((2 * windows - 1) * FAR))
+    except Exception:  # noqa: BLE001  # a function may raise anything for inputs outside of 0..1
+        return False
+    return (
+        output.ndim == 4 and _within(output) and bool(output.min() < NEAR_END and output.max() > 1 - NEAR_END)
+    )

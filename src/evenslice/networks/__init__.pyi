@@ -26,7 +26,9 @@ from .models import (
     untrained_parts as untrained_parts,
 )
 from .outputs import (
+    PROBABILITY as PROBABILITY,
     detections as detections,
+    ends_in_sigmoid as ends_in_sigmoid,
     find_function as find_function,
     function_name as function_name,
     logits as logits,

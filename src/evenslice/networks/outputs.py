@@ -14,11 +14,35 @@ from evenslice._core import ConfigError, EvensliceError, ModelError, import_obje
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["detections", "find_function", "function_name", "logits", "predicted_classes", "reduce_output"]
+__all__ = [
+    "PROBABILITY",
+    "detections",
+    "ends_in_sigmoid",
+    "find_function",
+    "function_name",
+    "logits",
+    "predicted_classes",
+    "reduce_output",
+]
 
 # Names under which libraries return scores, most likely first: torchvision; transformers' classifiers and segmenters,
 # its depth estimators, its encoders without a head.
 NAMES = ("out", "logits", "predicted_depth", "last_hidden_state")
+
+PROBABILITY = (
+    "returns a probability, between 0 and 1, where a logit is needed, whose sign tells foreground from background; build it "
+    "without its last sigmoid"
+)
+"""What is wrong with a network of one channel that ends in a sigmoid."""
+
+SIGMOIDS = ("SigmoidBackward0", "HardsigmoidBackward0")
+WITHIN_RANGE = (
+    *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"),
+    *("SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "PermuteBackward0", "TransposeBackward0"),
+    *("SelectBackward0", "SliceBackward0", "ToCopyBackward0", "UpsampleBilinear2DBackward0"),
+    *("AddBackward0", "DivBackward0"),  # the mean over window and mirror
+)
+"""What autograd calls operations that leave probabilities within 0..1, or may do so."""
 
 
 def logits(output: Any) -> Tensor:
@@ -77,6 +101,25 @@ def predicted_classes(output: Tensor, dim: int) -> Tensor:
         return output
     output = output.detach()
     return (output > 0).squeeze(dim).long() if output.shape[dim] == 1 else output.max(dim).indices
+
+
+def ends_in_sigmoid(output: Tensor) -> bool:
+    """Return whether the last operation that made an output is a sigmoid, as far as autograd has recorded it.
+
+    Example:
+        >>> score = torch.nn.functional.conv2d(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 1, 1, requires_grad=True))
+        >>> ends_in_sigmoid(score), ends_in_sigmoid(score.sigmoid()[:, :, 1:])
+        (False, True)
+    """
+    return _is_of_sigmoids(output.grad_fn)
+
+
+def _is_of_sigmoids(step: Any) -> bool:
+    """Return whether all that a step of the graph works on comes from sigmoids."""
+    if step is None or step.name() in SIGMOIDS:
+        return step is not None
+    before = [inner for inner, _ in step.next_functions if inner is not None]
+    return step.name() in WITHIN_RANGE and bool(before) and all(map(_is_of_sigmoids, before))
 
 
 def detections(output: Any) -> Sequence[Mapping[str, Any]] | None:

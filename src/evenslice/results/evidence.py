@@ -237,7 +237,7 @@ def _places(
 
 def _attended(*shares: Floats) -> NDArray[np.bool_]:
     """Return which windows have all of these shares, with some attention to share."""
-    return _known(*shares) & np.all([item.any(axis=1) for item in shares], axis=0)
+    return np.asarray(_known(*shares) & np.all([item.any(axis=1) for item in shares], axis=0))
 
 
 def _known(*shares: Floats) -> NDArray[np.bool_]:

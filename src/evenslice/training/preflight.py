@@ -8,7 +8,14 @@ import torch
 
 from evenslice._core import ConfigError, ModelError, reason, spelled_in_configuration
 from evenslice.inference import ReadyNetwork, choose_device, choose_dtype, choose_tile, predict
-from evenslice.networks import ABOUT_INPUT, input_multiple, input_size, reporting_own_errors
+from evenslice.networks import (
+    ABOUT_INPUT,
+    PROBABILITY,
+    ends_in_sigmoid,
+    input_multiple,
+    input_size,
+    reporting_own_errors,
+)
 from evenslice.training.tasks import task_logits
 
 if TYPE_CHECKING:
@@ -102,6 +109,8 @@ def check_network(network: nn.Module, config: TrainConfig, channels: int) -> Non
             f"{spec}: returns {scores.shape[1]} channels; {config.data.classes} classes with the loss "
             f"{config.training.loss} need {channels}"
         )
+    if channels == 1 and ends_in_sigmoid(scores):
+        raise ModelError(f"{spec}: {PROBABILITY}")
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         raise ModelError(f"{spec}: has no parameter that requires a gradient, so there is nothing to train")

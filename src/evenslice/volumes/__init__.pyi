@@ -23,7 +23,7 @@ from .several import (
     fit_scalings as fit_scalings,
     open_several as open_several,
     open_several_labels as open_several_labels,
-    refuse_equal as refuse_equal,
+    refuse_repeated as refuse_repeated,
 )
 from .stored_images import StoredImage as StoredImage, stored_image as stored_image
 from .templates import mni152 as mni152, mni152_path as mni152_path

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
-from evenslice.volumes.blocks import sample_stored
 from evenslice.volumes.opening import open_filled, open_labels
 from evenslice.volumes.scaling import Scaling, fit_scaling
 
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
     from evenslice.volumes.opening import VolumeLike
     from evenslice.volumes.volume import Volume
 
-__all__ = ["fit_scalings", "open_several", "open_several_labels", "refuse_equal"]
+__all__ = ["fit_scalings", "open_several", "open_several_labels", "refuse_repeated"]
 
 
 def open_several(given: VolumeLike | Sequence[VolumeLike], fill: float | None) -> list[Volume]:
@@ -92,33 +89,29 @@ def fit_scalings(
     return list(scalings)
 
 
-def refuse_equal(volumes: Sequence[Volume]) -> None:
-    """Raise ConfigError if two volumes hold the same voxels: they are not independent samples.
+def refuse_repeated(volumes: Sequence[Volume]) -> None:
+    """Raise ConfigError if a file is given twice, read in the same way: it is no second sample.
 
-    Of volumes of more than a million voxels, a sample is compared, and only of those of equal shape and data type.
+    Copies of a file are not noticed, nor are arrays.
 
     Example:
-        >>> import numpy as np
-        >>> volumes = open_several([np.zeros((3, 4, 5)), np.ones((3, 4, 5)), np.zeros((3, 4, 5))], None)
-        >>> refuse_equal(volumes)
+        >>> from evenslice.volumes import mni152
+        >>> refuse_repeated([mni152(), mni152()])
         Traceback (most recent call last):
         ...
-        evenslice.ConfigError: volumes 1 and 3, <array> and <array>, hold the same voxels, and several volumes count as
-        independent samples; give each once
+        evenslice.ConfigError: ...: is given twice, and several volumes count as independent samples; give it once
     """
-    alike = defaultdict(list)
-    for number, volume in enumerate(volumes, start=1):
-        alike[volume.shape, volume.dtype].append(number)
-    for numbers in alike.values():
-        known: dict[bytes, int] = {}
-        for number in numbers if len(numbers) > 1 else ():
-            content = hashlib.sha256(sample_stored(volumes[number - 1]).tobytes()).digest()
-            first = known.setdefault(content, number)
-            if first != number:
-                raise ConfigError(
-                    f"volumes {first} and {number}, {volumes[first - 1].path} and {volumes[number - 1].path}, hold the same "
-                    "voxels, and several volumes count as independent samples; give each once"
-                )
+    known = set()
+    for volume in volumes:
+        if volume.location is None:
+            continue
+        # A range of slices is part of the path.
+        read = volume.path, volume.part, volume.plane, volume.region, repr(volume.reading)
+        if read in known:
+            raise ConfigError(
+                f"{volume.path}: is given twice, and several volumes count as independent samples; give it once"
+            )
+        known.add(read)
 
 
 def _items(given: VolumeLike | Sequence[VolumeLike]) -> list[VolumeLike]:

@@ -36,22 +36,25 @@ class StoredImage:
         image: what tells images apart: where they are, and what was selected along axes other than z, y and x.
         level: the resolution level that is read, 0 the finest.
         zyx: the stored dimensions that are read as z, y and x.
+        depth: the number of slices of that level.
     """
 
     image: tuple[Any, ...]
     level: int = field(compare=False)
     zyx: tuple[int, ...] = field(compare=False)
+    depth: int = field(compare=False)
 
     def slices_match(self, other: StoredImage) -> bool:
         """Return whether a slice number means the same in both, if they are of one image."""
-        return (self.level, self.zyx) == (other.level, other.zyx)
+        return (self.depth, self.zyx) == (other.depth, other.zyx)
 
 
 def stored_image(volume: Volume) -> StoredImage:
     """Return the stored image that a volume was opened from.
 
     It is equal for all links to a file or to a dataset in it, for all levels of an image, and for a level opened by the path
-    of its array. A copy of a file is another image, as is at an address an array that is opened by its own path.
+    of its array. A copy of a file is another image, as is at an address an array that is opened by its own path, and every
+    array in memory.
 
     Raises:
         VolumeError: the file cannot be read.
@@ -68,11 +71,14 @@ def stored_image(volume: Volume) -> StoredImage:
     """
     where, level = _place(volume)
     reading = volume.reading
-    return StoredImage((*where, *map(tuple, reading["fixed"])), level, tuple(reading["zyx"]))
+    depth = (volume.whole_shape or volume.shape)[0]
+    return StoredImage((*where, *map(tuple, reading["fixed"])), level, tuple(reading["zyx"]), depth)
 
 
 def _place(volume: Volume) -> tuple[tuple[Any, ...], int]:
     """Return what the stored images of one container differ in, and the resolution level."""
+    if volume.location is None:
+        return (id(volume),), 0
     if not isinstance(volume.location, Path):
         return (volume.location, volume.part), volume.level
     path = volume.location.resolve()

@@ -49,7 +49,9 @@ def is_n5(path: Path) -> bool:
 def group_above(path: Path) -> tuple[Path, int] | None:
     """Return the group that a data set is a level of, and which level; None if it is none."""
     name = path.name.removeprefix("s")
-    if path.name == name or not (name.isascii() and name.isdecimal()) or not is_n5(path.parent):
+    if path.name == name or not (name.isascii() and name.isdecimal()):
+        return None
+    if not (path.parent / f"s0/{ATTRIBUTES}").is_file():  # a container of data sets that have such names
         return None
     return path.parent, int(name)
 
