@@ -123,10 +123,9 @@ def _measure_classes(
         measurer.methods.first, first, explain, explained, rows["class_pixels"], turns
     ):
         some = np.flatnonzero(numbers >= 0)
+        # NaN where no slice matters to the class: 0, which tells it from a class that was not explained.
         for name, shares in zip(("class_shares", "mirrored_class_shares"), found.shares(), strict=True):
-            rows[name][some, numbers[some]] = np.nan_to_num(
-                shares[some]
-            )  # 0 where no slice matters to the class
+            rows[name][some, numbers[some]] = np.nan_to_num(shares[some])
     return rows
 
 
