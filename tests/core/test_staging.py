@@ -121,6 +121,9 @@ def test_old_results_that_cannot_be_taken_back_are_not_removed(tmp_path, monkeyp
     with staged_folder(tmp_path, ["survey.json"]) as beside:  # which removes what killed processes left
         (beside / "survey.json").write_text("new")
     assert old_results(tmp_path) == ["audit.a.json", "audit.b.json"]
+    with staged_folder(tmp_path, PATTERNS, force=True) as beside:  # whole new results in their place
+        (beside / "audit.json").write_text("new")
+    assert sorted(os.listdir(tmp_path)) == ["audit.json", "survey.json"]
 
 
 def test_a_folder_made_for_a_result_that_failed_is_taken_away(tmp_path):

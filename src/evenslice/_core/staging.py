@@ -175,21 +175,34 @@ def staged_folder(
     finally:
         alive.release()
     shutil.rmtree(folder, ignore_errors=True)
+    _remove_abandoned(path, results)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove the staging folders of killed processes from a folder of results, unless old results are in them."""
+def _remove_abandoned(path: Path, replaced: Sequence[str] = ()) -> None:
+    """Remove the staging folders of killed processes from a folder of results, unless old results are in them.
+
+    Args:
+        path: the folder of results.
+        replaced: glob patterns of results that whole new ones have replaced, so that old ones may go.
+    """
     for item in path.glob(".unfinished.*"):
-        if item.is_symlink() or not (item / _ALIVE).is_file() or _holds_retired(item):
+        if item.is_symlink() or not (item / _ALIVE).is_file() or _holds_retired(item, (MANIFEST, *replaced)):
             continue
         lock = FileLock(item / _ALIVE)
         with suppress(Timeout, OSError), lock.acquire(timeout=0):
             shutil.rmtree(item, ignore_errors=True)
 
 
-def _holds_retired(folder: Path) -> bool:
-    """Say whether old results are in a staging folder, because an exchange, or its undoing, was cut short."""
-    return any(item.is_file() for item in (folder / _RETIRED).rglob("*"))
+def _holds_retired(folder: Path, replaced: Sequence[str] = ()) -> bool:
+    """Say whether old results are in a staging folder, because an exchange, or its undoing, was cut short.
+
+    Args:
+        folder: the staging folder.
+        replaced: glob patterns of results that do not count.
+    """
+    retired = folder / _RETIRED
+    settled = {item for pattern in replaced for item in retired.glob(pattern)}
+    return any(item.is_file() and item not in settled for item in retired.rglob("*"))
 
 
 def _exchange(old: Sequence[Path], new: Sequence[Path], folder: Path, path: Path) -> None:
