@@ -419,10 +419,17 @@ def test_conclusions_are_drawn_for_each_network():
     )
 
 
-def test_verdicts_that_a_second_opinion_contradicts_are_not_called_agreement():
-    audits = [
-        by(method, PRETRAINED, methods_agree=False) for method in ("gradient", "occlusion", "smoothgrad")
-    ]
+@pytest.mark.parametrize(
+    "rests",
+    [
+        {"methods_agree": False},
+        {"methods_agree": None},
+        {"decided_by": Decision("answer")},
+    ],
+    ids=["contradicted", "not settled", "by the answer"],
+)
+def test_verdicts_that_do_not_rest_on_methods_that_agree_are_not_called_agreement(rests):
+    audits = [by(method, PRETRAINED, **rests) for method in ("gradient", "occlusion", "smoothgrad")]
     assert conclusion(audits) == "The verdicts by gradient, occlusion and smoothgrad are all biased."
     assert conclusion(audits[:2]) == "The verdicts by gradient and occlusion are both biased."
 

@@ -80,14 +80,22 @@ def _concluded(network: str, group: Sequence[AuditResult]) -> Conclusion:
     agree: bool | None = opposed is None and (len(found) == 1 or found <= FAIR)
     if opposed is None and "inconclusive" in found:
         agree = None
-    doubted = any(audit.statistics.methods_agree is False for audit in group)
-    text = _sentence(verdicts, opposed, doubted=doubted)
+    text = _sentence(verdicts, opposed, agreed=all(map(_rests_on_methods, group)))
     says = f"{one_line(network, LONGEST_NAME)}: {text}" if network else text[:1].upper() + text[1:]
     return Conclusion(network, verdicts, agree, says)
 
 
-def _sentence(verdicts: Mapping[str, str], opposed: int | None, *, doubted: bool) -> str:
-    """Say what several methods find; one that agrees with the others may differ from its second opinion (``doubted``)."""
+def _rests_on_methods(audit: AuditResult) -> bool:
+    """Say whether a verdict rests on methods that agree: a network whose answer changes is biased by any method."""
+    found = audit.statistics
+    by_answer = (
+        found.verdict == "biased" and found.decided_by is not None and found.decided_by.question == "answer"
+    )
+    return not by_answer and (found.second_opinion is None or found.methods_agree is True)
+
+
+def _sentence(verdicts: Mapping[str, str], opposed: int | None, *, agreed: bool) -> str:
+    """Say what several methods find; only if each verdict rests on methods that agree, they are said to (``agreed``)."""
     by_verdict: dict[str, list[str]] = {}
     for method, verdict in verdicts.items():
         by_verdict.setdefault(verdict, []).append(f"by {method_name(method)}")
@@ -95,7 +103,7 @@ def _sentence(verdicts: Mapping[str, str], opposed: int | None, *, doubted: bool
     methods = listed([method_name(method) for method in verdicts])
     if opposed is not None:
         return f"{methods} disagree about which of the slices ±{opposed} is favoured: {each}."
-    if len(by_verdict) == 1 and doubted:
+    if len(by_verdict) == 1 and not agreed:
         every = "both" if len(verdicts) == 2 else "all"
         return f"the verdicts by {methods} are {every} {next(iter(by_verdict))}."
     if len(by_verdict) == 1:
