@@ -11,6 +11,7 @@ import evenslice
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.auditing import auditor
 from evenslice.inference.devices import choose_dtype
+from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.scaling import Scaling
 
 
@@ -332,6 +333,42 @@ def test_a_wrapped_network_is_audited_as_it_is(texture, tmp_path, wrap, loaded):
     (inner,), (outer,) = plain.kernels, found.kernels
     assert outer.name == f"{'0' if wrap is nn.Sequential else 'module'}.{inner.name}"
     assert np.array_equal(outer.after, inner.after)
+
+
+@pytest.mark.parametrize("target", ["auto", "labels"])
+def test_an_audit_names_the_labels_that_it_read_and_what_their_values_mean(tmp_path, target):
+    paths = [tmp_path / "labels.npy", tmp_path / "others.npy"]
+    rng = np.random.default_rng(0)
+    for path in paths:
+        np.save(path, (255 * rng.integers(0, 2, (12, 32, 32))).astype(np.uint8))
+    volumes = [rng.random((12, 32, 32)) for _ in paths]
+    options = {
+        "target": target,
+        "label_values": [0, 255],
+        "max_windows": 4,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    found = evenslice.audit(Linear(1.0, 0.0, 2.0), volumes, labels=paths, **options)
+    found.save(tmp_path / "audit.json")
+    read = evenslice.Audit.load(tmp_path / "audit.json").run
+    assert read == found.run
+    assert [volume.labels_path for volume in read.volumes] == [str(path) for path in paths]
+    assert [volume.labels for volume in read.volumes] == [
+        fingerprint(evenslice.open_volume(path)) for path in paths
+    ]
+    assert read.label_options == {
+        "label_values": [0, 255],
+        "other_labels": "error",
+        "ignore_label": None,
+        "instances": None,
+    }
+
+
+def test_an_audit_without_labels_names_none():
+    volume = np.random.default_rng(0).random((12, 32, 32))
+    run = evenslice.audit(Linear(1.0, 0.0, 2.0), volume, max_windows=4, device="cpu", dtype="float32").run
+    assert (run.label_options, run.volumes[0].labels_path, run.volumes[0].labels) == (None, None, None)
 
 
 def test_an_audit_names_the_entry_that_it_read(tmp_path):

@@ -55,6 +55,20 @@ def test_a_row_has_the_verdict_what_decided_it_and_the_three_questions(shown):
     assert lines[at + 1] == "120 windows use"
 
 
+@pytest.mark.parametrize("width", [30, 38, 45, 60])
+def test_a_narrow_terminal_breaks_lines_and_cuts_nothing(monkeypatch, capsys, width):
+    audit = with_statistics(make_audit("pretrained", PRETRAINED), pairs=(PairBias(-0.193, -0.207, -0.179),))
+
+    def printed(columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show_audits([audit], None, json=False)
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= columns
+        return sorted("".join(text.replace("─", "").split()))
+
+    assert printed(width) == printed(80)
+
+
 def test_agreement_stands_above_the_table(shown):
     audit = with_statistics(make_audit("pretrained", PRETRAINED), methods_agree=False)
     assert " The methods disagree: by gradient the slice before the middle gets" in " ".join(shown(audit)[:6])

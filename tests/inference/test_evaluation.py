@@ -84,6 +84,20 @@ def test_the_document_is_written_once_unless_forced(blobs, tmp_path):
     found.save(tmp_path, force=True)
 
 
+def test_the_document_names_the_labels_and_what_their_values_mean(blobs, tmp_path):
+    image, labels = blobs
+    np.save(tmp_path / "labels.npy", 7 * labels.astype(np.uint8))
+    options = {**OPTIONS, "label_values": (0, 7), "ignore_label": 9}
+    found = evenslice.evaluate(linear(1, 0, 0), image, tmp_path / "labels.npy", **options)
+    assert found.to_dict()["volume"]["labels_path"] == str(tmp_path / "labels.npy")
+    assert found.volume.label_options == {
+        "label_values": [0, 7],
+        "other_labels": "error",
+        "ignore_label": 9,
+        "instances": None,
+    }
+
+
 def test_the_document_names_the_entry_that_was_evaluated(blobs):
     image, labels = blobs
     volume = evenslice.open_volume(np.stack([labels, image]), axes="czyx", select={"c": 1})

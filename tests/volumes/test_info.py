@@ -21,10 +21,10 @@ STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
 
 
 def info(*arguments):
-    """Run the command in this process; return what it prints, its lines joined."""
+    """Run the command in this process; return what it prints, its lines joined and without the lines of tables."""
     result = CliRunner().invoke(app, ["info", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0
-    return " ".join(result.stdout.split())
+    return " ".join(result.stdout.replace("│", " ").split())
 
 
 def test_dicom(tmp_path):
@@ -54,7 +54,7 @@ def test_labels_in_an_hdf5_file(tmp_path):
     assert "not stated" in text  # the spacing
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         del file["raw"]
-    assert "data set │ /labels" in info(tmp_path / "a.h5")
+    assert "data set /labels" in info(tmp_path / "a.h5")
 
 
 def test_slices_of_a_series_that_was_picked(tmp_path):
@@ -91,6 +91,16 @@ def test_a_folder_of_slices(tmp_path):
     assert described["bytes_on_disk"] == sum(path.stat().st_size for path in tmp_path.iterdir())
 
 
+def test_what_is_missing_in_the_numbering_of_a_folder_is_told(tmp_path):
+    for number in (1, 2, 4, 5, *range(10, 20)):
+        Image.fromarray(STACK[0]).save(tmp_path / f"z{number}.png")
+    assert json.loads(info(tmp_path, "--json"))["missing_numbers"] == [3, 6, 7, 8, 9]
+    told = "missing slices 3, 6, 7, 8, 9, by the file names; those beside a gap count as adjacent"
+    assert told in info(tmp_path)
+    (tmp_path / "z15.png").unlink()
+    assert told.replace("9,", "9 …,") in info(tmp_path)
+
+
 def test_the_files_of_a_volume_of_many_are_not_listed(tmp_path, monkeypatch):
     zarr.save(tmp_path / "many.zarr", STACK)
     files = sum(path.is_file() for path in (tmp_path / "many.zarr").rglob("*"))
@@ -98,7 +108,7 @@ def test_the_files_of_a_volume_of_many_are_not_listed(tmp_path, monkeypatch):
     monkeypatch.setattr("evenslice.volumes.info.MOST_FILES", files - 1)
     monkeypatch.setattr("evenslice.volumes.info.files_under", lambda *_: pytest.fail("lists them"))
     assert json.loads(info(tmp_path / "many.zarr", "--json"))["bytes_on_disk"] is None
-    assert "size on disk │ unknown" in info(tmp_path / "many.zarr")
+    assert "size on disk unknown" in info(tmp_path / "many.zarr")
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LIP", "SAR", "PSR", "AIL"])

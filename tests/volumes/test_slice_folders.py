@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from evenslice._core import errors
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read.slice_folder import natural_order
+from evenslice.volumes.read.slice_folder import missing_numbers, natural_order
 
 STACK = (np.arange(12 * 40 * 32) % 1021).reshape(12, 40, 32).astype(np.uint16)
 BYTES = (STACK % 251).astype(np.uint8)
@@ -106,6 +107,24 @@ def test_natural_order_of_mixed_names(tmp_path):
         "b2c.png",
         "b10c.png",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["z1", "z2", "z4", "z7"], [3, 5, 6]),
+        (["z0010", "z0000", "z0030"], [20]),
+        (["z5", "z6", "z7"], []),
+        (["7"], []),
+        (["a1b2", "a1b4", "a2b8"], []),  # two numbers vary
+        (["a1", "b3", "c4"], []),  # and here a word
+        (["cell", "3"], []),
+        (["z1", "z2", "z20261128"], []),  # what it would be in is no numbering
+        (["z1", "z01"], []),
+    ],
+)
+def test_missing_numbers(names, missing):
+    assert missing_numbers([Path(f"{name}.png") for name in names]) == missing
 
 
 def test_what_is_no_slice_is_left_out(tmp_path):

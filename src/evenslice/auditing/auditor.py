@@ -7,7 +7,6 @@ number of windows, not with the size of the volume.
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, cast
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from evenslice._core import ModelError, open_cluster, option, package_versions, progress_bar
+from evenslice._core import ModelError, open_cluster, option, progress_bar
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.batches import MAX_WITHOUT_ATTRIBUTION, WindowStream, with_subset
 from evenslice.auditing.collecting import (
@@ -34,29 +33,22 @@ from evenslice.auditing.preparation import (
     choose_crop,
     choose_methods,
     choose_tile,
-    open_labels,
 )
 from evenslice.auditing.rounding import SAME_OUTPUT
+from evenslice.auditing.run_description import describe_run
 from evenslice.auditing.stopping import knows_enough
 from evenslice.auditing.targets import count_classes, parse_target, resolve_target
 from evenslice.inference import BlackBox, choose_slices, make_ready, refuse_sigmoid
-from evenslice.networks import StemKernels, function_name
+from evenslice.networks import StemKernels
 from evenslice.neutralizing import record_with_names
-from evenslice.results import (
-    AuditedVolume,
-    AuditRun,
-    StemShape,
-    Thresholds,
-    next_look,
-    summarize,
-)
+from evenslice.results import Thresholds, next_look, summarize
 from evenslice.volumes import (
     LabelValues,
     WindowGrid,
     check_tile,
-    fingerprint,
     fit_scalings,
     open_several,
+    open_several_labels,
     refuse_repeated,
 )
 
@@ -74,17 +66,6 @@ if TYPE_CHECKING:
 __all__ = ["audit"]
 
 MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
-PACKAGES = (
-    "evenslice",
-    "torch",
-    "numpy",
-    "scipy",
-    "captum",
-    "timm",
-    "segmentation-models-pytorch",
-    "torchvision",
-    "onnxruntime",
-)
 
 
 def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have defaults and names
@@ -219,7 +200,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     if target != "sum":
         or_else = f", or audit its plain output with {option('target', 'sum')}"
         refuse_sigmoid(network, returned, slices, tile, or_else=or_else)
-    opened = open_labels(labels, volumes, values, count_classes(returned))
+    stored = None if labels is None else open_several_labels(labels, volumes)
+    opened = stored and [values.class_volume(item, count_classes(returned)) for item in stored]
     methods = choose_methods(network, method, slices, tile)
     crop = choose_crop(network, slices, tile)
     explained = opened if target == "labels" else None
@@ -240,7 +222,20 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         examples=collect_examples(batches),
         kernels=kernels,
         stress=lost,
-        run=_audit_run(measurer, sampling, record, kernels, outputs, batches, stopped, started),
+        run=describe_run(
+            measurer,
+            batches,
+            record=record,
+            kernels=kernels,
+            outputs=outputs,
+            labels=stored,
+            values=values,
+            precision=sampling.precision,
+            batch=sampling.batch or _batch_size(measurer),
+            seed=sampling.seed,
+            stopped=stopped,
+            seconds=time.monotonic() - started,
+        ),
     )
 
 
@@ -339,60 +334,3 @@ def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKe
         for name, weight in weights.items()
     }
     return tuple(StemKernels(name, array, array) for name, array in arrays.items())
-
-
-def _audit_run(
-    measurer: Measurer,
-    sampling: Sampling,
-    record: Record | None,
-    kernels: Sequence[StemKernels],
-    outputs: Function | None,
-    batches: Sequence[MeasuredBatch],
-    stopped: str,
-    started: float,
-) -> AuditRun:
-    """Return what an audit ran that started at a time of ``time.monotonic`` and ends now."""
-    network, grids = measurer.network, measurer.grids
-    return AuditRun(
-        slices=grids[0].slices,
-        step=grids[0].step,
-        strategy=record.strategy if record else None,
-        tie=record.tie if record else None,
-        method=measurer.methods.first,
-        target=measurer.target,
-        outputs=None if outputs is None else function_name(outputs),
-        precision=sampling.precision,
-        windows_available=sum(map(len, grids)),
-        windows_without_attribution=sum(len(item.places) - count_attributed(item)[0] for item in batches),
-        stopped=stopped,
-        tile=grids[0].tile,
-        batch=sampling.batch or _batch_size(measurer),
-        seed=sampling.seed,
-        device=", ".join(sorted({item.device for item in batches})) or str(network.device),
-        dtype=str(network.dtype).removeprefix("torch."),
-        scaling=network.scaling,
-        model={"class": network.name},
-        stems=tuple(StemShape(stem.name, stem.after.shape) for stem in kernels),
-        volumes=tuple(_describe(grid) for grid in grids),
-        versions=package_versions(PACKAGES),
-        created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-        seconds=round(time.monotonic() - started, 2),
-    )
-
-
-def _describe(grid: WindowGrid) -> AuditedVolume:
-    volume = grid.volume
-    return AuditedVolume(
-        path=volume.path,
-        format=volume.format,
-        shape=volume.shape,
-        region=volume.region,
-        select=dict(volume.select),
-        level=volume.level,
-        dtype=str(volume.dtype),
-        spacing=volume.spacing,
-        unit=volume.unit,
-        fingerprint=fingerprint(volume),
-        intensity=(grid.scaling.low, grid.scaling.high),
-        fill=grid.scaling.fill,
-    )

@@ -1,4 +1,4 @@
-"""What an audit needs before it can start: labels opened, and defaults that depend on them and on the network."""
+"""What an audit needs before it can start: defaults that depend on the network and on the volumes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from evenslice.auditing.methods import check_method
 from evenslice.inference import BlackBox, keep_sides, trial_windows
 from evenslice.networks import input_multiple, input_size
 from evenslice.results import MethodNames
-from evenslice.volumes import check_tile, fit_tile, open_several_labels
+from evenslice.volumes import check_tile, fit_tile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from evenslice.auditing.measurer import Network
     from evenslice.inference import ReadyNetwork
-    from evenslice.volumes import LabelValues, Volume, VolumeLike
+    from evenslice.volumes import Volume
 
     Function: TypeAlias = Callable[[Any], Any]
 
@@ -31,7 +31,6 @@ __all__ = [
     "choose_crop",
     "choose_methods",
     "choose_tile",
-    "open_labels",
 ]
 
 
@@ -90,23 +89,6 @@ def _has_gradient(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> 
     except ModelError:
         return False
     return True
-
-
-def open_labels(
-    labels: VolumeLike | Sequence[VolumeLike] | None,
-    volumes: Sequence[Volume],
-    values: LabelValues,
-    classes: int | None,
-) -> list[Volume] | None:
-    """Open the label volumes, one for each volume, as the class numbers of a network; None if it states no number of classes.
-
-    Raises:
-        ConfigError: their number is not that of the volumes, or the values do not suit the classes.
-        VolumeError: one cannot be read, or does not have the shape or the place of its volume.
-    """
-    if labels is None:
-        return None
-    return [values.class_volume(label, classes) for label in open_several_labels(labels, volumes)]
 
 
 def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console, RenderableType
+    from rich.table import Table
     from rich.text import Text
 
     from evenslice.auditing import Audit, Survey
     from evenslice.results import StressSummary
+
+UNBOUNDED = 10_000  # columns, more than any table needs
 
 __all__ = [
     "command_line",
@@ -101,7 +104,25 @@ def show(document: object, *items: RenderableType, json: bool) -> None:
         return
     console = _plain_console()
     for item in items:
-        console.print(item)
+        console.print(_fitting(item, console))
+
+
+def _fitting(item: RenderableType, console: Console) -> RenderableType:
+    """Let a table that is too wide break the lines of its cells, which would be cut off."""
+    from rich.table import Table
+
+    if isinstance(item, Table) and sum(_least_widths(item, console)) > console.width:
+        for column in item.columns:
+            column.no_wrap, column.overflow = False, "fold"
+    return item
+
+
+def _least_widths(table: Table, console: Console) -> Iterator[int]:
+    """Yield the least width of each column, with the space beside it; Rich's own ignores that cells must not wrap."""
+    unbounded = console.options.update(max_width=UNBOUNDED)
+    for column in table.columns:
+        sizes = [console.measure(cell, options=unbounded) for cell in (column.header, *column.cells)]
+        yield 2 + max(size.maximum if column.no_wrap else size.minimum for size in sizes)
 
 
 def _plain_console() -> Console:

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 HALF_A_DIGIT = 0.0005
+MOST_NUMBERS = 5
 
 VERDICT_STYLES = {
     "symmetric": "green",
@@ -178,6 +179,9 @@ def info_table(info: VolumeInfo) -> Table:
     if info.region is not None:
         bounds = ", ".join(f"{start}:{stop}" for start, stop in info.region)
         table.add_row("region", f"{bounds} of the file (z, y, x)")
+    if missing := info.missing_numbers:
+        numbers = ", ".join(map(str, missing[:MOST_NUMBERS])) + " …" * (len(missing) > MOST_NUMBERS)
+        table.add_row("missing slices", f"{numbers}, by the file names; those beside a gap count as adjacent")
     table.add_row("type", info.dtype)
     spacing = (
         "not stated" if info.spacing is None else f"{_by_axis(info.spacing)} {info.unit or ''} (z, y, x)"

@@ -170,7 +170,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         scores=scores,
         stress=stressed,
         model=_describe_network(ready, slices, step),
-        volume=_describe_volume(volume, scaling, stored),
+        volume=_describe_volume(volume, scaling, stored, values),
         seed=seed,
         versions=package_versions(PACKAGES),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
@@ -207,13 +207,17 @@ def _describe_network(network: Network, slices: int, step: int) -> dict[str, Any
     }
 
 
-def _describe_volume(volume: Volume, scaling: Scaling, labels: Volume | None) -> EvaluatedVolume:
+def _describe_volume(
+    volume: Volume, scaling: Scaling, labels: Volume | None, values: LabelValues
+) -> EvaluatedVolume:
     return EvaluatedVolume(
         path=volume.path,
         shape=volume.shape,
         intensity=(scaling.low, scaling.high),
         image=fingerprint(volume),
         labels=None if labels is None else fingerprint(labels),
+        labels_path=None if labels is None else labels.path,
+        label_options=None if labels is None else values.to_dict(),
         region=volume.region,
         level=volume.level,
         select=dict(volume.select),

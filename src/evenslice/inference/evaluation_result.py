@@ -29,6 +29,8 @@ class EvaluatedVolume:
         intensity: the voxel values that became 0 and 1.
         image: its fingerprint.
         labels: that of its labels; None without any.
+        labels_path: where they are; likewise.
+        label_options: what their values mean, by the names of the options; likewise.
         region: first voxel and one past the last along z, y, x of the file; None for all of it.
         level: the resolution level, 0 the finest.
         select: the index that was picked along each other axis of the file.
@@ -39,6 +41,8 @@ class EvaluatedVolume:
     intensity: tuple[float, float]
     image: str
     labels: str | None
+    labels_path: str | None = None
+    label_options: dict[str, Any] | None = None
     region: tuple[tuple[int, int], ...] | None = None
     level: int = 0
     select: dict[str, int] = field(default_factory=dict)

@@ -86,6 +86,8 @@ class AuditedVolume:
         fingerprint: digest of its content.
         intensity: the voxel values that became 0 and 1.
         fill: the voxel value that replaced NaN and infinity; None if none was given.
+        labels_path: where its labels are; None without labels.
+        labels: digest of their content; likewise.
     """
 
     path: str = ""
@@ -100,6 +102,8 @@ class AuditedVolume:
     fingerprint: str = ""
     intensity: tuple[float, ...] = ()
     fill: float | None = None
+    labels_path: str | None = None
+    labels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class AuditRun:
         method: of attribution.
         target: what was explained, "auto" resolved.
         outputs: name of the function that reduced the network's output.
+        label_options: what the values of the labels mean, by the names of the options; None without labels.
         precision: half-width of the 95 % intervals at which the audit was to stop.
         windows_available: number of windows in all volumes.
         windows_without_attribution: number of windows left out because nothing in them moved the output.
@@ -149,6 +154,7 @@ class AuditRun:
     method: str = ""
     target: int | str = ""
     outputs: str | None = None
+    label_options: dict[str, Any] | None = None
     precision: float | None = None
     windows_available: int | None = None
     windows_without_attribution: int | None = None

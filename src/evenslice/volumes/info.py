@@ -11,6 +11,7 @@ from evenslice.volumes.affines import axis_codes
 from evenslice.volumes.blocks import sample_stored
 from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.places import files_under, holds_many
+from evenslice.volumes.read.slice_folder import SLICE_FOLDER, missing_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +53,8 @@ class VolumeInfo:
         percentiles: pairs of percentage and value; empty if the sample has no finite value.
         classes: pairs of value and fraction of the sample, by ascending value, if the voxels are integers of at most 32
             different values, as in a label volume; else None.
+        missing_numbers: numbers that are missing in the file names of a folder of slices; the slices before and after
+            count as adjacent.
     """
 
     path: str
@@ -72,6 +75,7 @@ class VolumeInfo:
     maximum: float
     percentiles: tuple[tuple[float, float], ...]
     classes: tuple[tuple[int, float], ...] | None
+    missing_numbers: tuple[int, ...]
 
 
 def describe_volume(volume: Volume) -> VolumeInfo:
@@ -108,7 +112,14 @@ def describe_volume(volume: Volume) -> VolumeInfo:
         maximum=_number(finite.max()) if finite.size else float("nan"),
         percentiles=_percentiles(finite),
         classes=_classes(finite) if volume.dtype.kind in "biu" else None,
+        missing_numbers=_missing_numbers(volume),
     )
+
+
+def _missing_numbers(volume: Volume) -> tuple[int, ...]:
+    """Return what is missing in the numbering of a folder of images; the order of a DICOM series is not that of its names."""
+    numbered = volume.format.startswith(SLICE_FOLDER) and volume.files
+    return tuple(missing_numbers(volume.files)) if numbered else ()
 
 
 def _bytes_on_disk(volume: Volume) -> int | None:

@@ -106,6 +106,16 @@ class LabelValues:
                 f"{known.index(self.ignore_label)}; give one that is of none"
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain values, by their names.
+
+        Example:
+            >>> LabelValues(label_values=[0, 255]).to_dict()
+            {'label_values': [0, 255], 'other_labels': 'error', 'ignore_label': None, 'instances': None}
+        """
+        values = self.label_values
+        return {**asdict(self), "label_values": None if values is None else list(values)}
+
     def check_written(self) -> None:
         """Raise ConfigError if a segmentation, whose voxels are unsigned integers, cannot hold the values of the classes."""
         values = self.label_values

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from itertools import pairwise
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +26,12 @@ from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.tiff import TiffSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-__all__ = ["KINDS", "SliceFolderSource", "natural_order", "slice_files"]
+__all__ = ["KINDS", "SLICE_FOLDER", "SliceFolderSource", "missing_numbers", "natural_order", "slice_files"]
 
 KINDS = {
     ".tif": "TIFF",
@@ -39,6 +41,9 @@ KINDS = {
     ".jpeg": "JPEG",
 }
 """The formats of images by suffix."""
+
+SLICE_FOLDER = "folder of "
+"""How the names of the formats of such folders begin."""
 
 _MODES = {
     "1": (np.bool_, 1),
@@ -63,7 +68,7 @@ class SliceFolderSource(VoxelSource):
         self.files = tuple(files)
         self._label = label
         kind = KINDS[files[0].suffix.lower()]
-        self.format = f"folder of {kind} slices"
+        self.format = f"{SLICE_FOLDER}{kind} slices"
         shape, self.dtype = _describe(files[0], label)
         for file in files[1:]:
             other = _describe(file, label)
@@ -110,6 +115,30 @@ def natural_order(files: Iterable[Path]) -> list[Path]:
         ['z9.png', 'z9b.png', 'z10.png']
     """
     return sorted(files, key=lambda file: (_natural_key(file.stem), file.name))
+
+
+def missing_numbers(files: Sequence[Path]) -> list[int]:
+    """Return the numbers that are missing among names that differ in one number alone.
+
+    Numbers may have a constant distance. If more are missing than present, they number something else.
+
+    Example:
+        >>> from pathlib import Path
+        >>> missing_numbers([Path(f"z{number:03}.png") for number in (0, 10, 20, 40)])
+        [30]
+    """
+    keys = [_natural_key(file.stem) for file in natural_order(files)]
+    if len({len(key) for key in keys}) != 1:
+        return []
+    varying = [set(parts) for parts in zip(*keys, strict=True)]
+    counted = [place for place, parts in enumerate(varying) if len(parts) > 1]
+    if len(counted) != 1 or counted[0] % 2 == 0:
+        return []
+    numbers = [key[counted[0]][0] for key in keys]
+    step = gcd(*(after - before for before, after in pairwise(numbers)))
+    if step == 0 or (numbers[-1] - numbers[0]) // step + 1 > 2 * len(numbers):
+        return []
+    return sorted({*range(numbers[0], numbers[-1], step)}.difference(numbers))
 
 
 def _natural_key(name: str) -> list[tuple[int, str]]:
