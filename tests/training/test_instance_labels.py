@@ -72,6 +72,47 @@ def test_evaluate_compares_the_objects():
     np.testing.assert_allclose(found.scores.volumes[0].objects, (error, split, merge))
 
 
+@pytest.fixture
+def islands(tmp_path):
+    """Two objects on a background that is far larger, and an image in which nothing lies between them."""
+    numbers = np.zeros((6, 32, 64), np.uint16)
+    numbers[:, 8:24, 8:16], numbers[:, 8:24, 16:24] = 5, 9
+    edges = LabelValues(instances="sparse").class_volume(evenslice.open_volume(numbers), 2)[...]
+    merged = edges.astype(np.float32)
+    merged[:, 9:23, 15:17] = 0
+    np.save(tmp_path / "merged.npy", merged)
+    np.save(tmp_path / "numbers.npy", numbers)
+    inside = (numbers[0] > 0) & (edges[0] == 0)
+    expected = variation_of_information(numbers[0][inside], np.ones(inside.sum(), int))
+    return tmp_path, expected
+
+
+def test_the_background_of_sparse_objects_is_no_object(islands):
+    folder, (split, merge) = islands
+    found = evenslice.evaluate(
+        Bright(),
+        folder / "merged.npy",
+        folder / "numbers.npy",
+        instances="sparse",
+        intensity=(0, 1),
+        surfaces=False,
+    )
+    assert (split, merge) == pytest.approx((0, 1))
+    np.testing.assert_allclose(found.scores.volumes[0].objects[1:], (split, merge), atol=1e-12)
+    assert found.scores.volumes[0].objects[0] == pytest.approx(
+        1 / 3, abs=0.01
+    )  # one object for two: recall 1, precision .5
+
+
+def test_nor_is_it_in_a_test_of_a_training(islands):
+    folder, _ = islands
+    pair = {"image": "merged.npy", "labels": "numbers.npy"}
+    options = {"root": str(folder), "train": [pair], "instances": "sparse"}
+    config = as_config({"data": options}, TrainConfig)
+    (part,) = open_data(config.data, ModelConfig()).train
+    assert np.array_equal(part.background[...], np.load(folder / "numbers.npy") == 0)
+
+
 def test_a_configuration_says_so(cells, tmp_path):
     numbers, edges = cells
     np.save(tmp_path / "image.npy", edges.astype(np.float32))

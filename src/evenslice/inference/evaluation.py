@@ -157,7 +157,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted: none is chosen
         scores = score_parts(
             ready,
-            [LabelledVolume(volume.path, volume, known, scaling, index)],
+            [LabelledVolume(volume.path, volume, known, scaling, index, values.background_volume(stored))],
             centres=[range(len(volume))],
             boundaries=values.instances is not None,
             surfaces=surfaces,

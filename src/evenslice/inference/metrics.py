@@ -209,7 +209,9 @@ def surface_scores(
     )
 
 
-def object_scores(labels: ArrayLike, predicted: ArrayLike) -> tuple[float, float, float]:
+def object_scores(
+    labels: ArrayLike, predicted: ArrayLike, background: ArrayLike | None = None
+) -> tuple[float, float, float]:
     """Compare the objects that boundaries separate in a slice, with scikit-image.
 
     Objects are the connected regions (by edges, not corners) off the boundary. Predicted objects are grown until
@@ -218,6 +220,7 @@ def object_scores(labels: ArrayLike, predicted: ArrayLike) -> tuple[float, float
     Args:
         labels: (y, x), True on the boundary.
         predicted: (y, x), True where the boundary is predicted.
+        background: (y, x), True where the labels have no object; these pixels do not count either.
 
     Returns:
         The adapted Rand error, 0..1 (Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142), and the two parts of
@@ -240,6 +243,8 @@ def object_scores(labels: ArrayLike, predicted: ArrayLike) -> tuple[float, float
         from skimage.segmentation import expand_labels
 
     truth = label(~np.asarray(labels, bool), connectivity=1)
+    if background is not None:
+        truth[np.asarray(background, bool)] = 0
     if not np.bincount(truth.ravel())[1:].max(initial=0) > 1:
         return (np.nan,) * 3
     found = label(~np.asarray(predicted, bool), connectivity=1)

@@ -250,6 +250,7 @@ def _compare(
     kept = np.empty((2, *volume.shape) if surfaces else 0, np.min_scalar_type(classes - 1))
     confusion = np.zeros((classes, classes), np.int64)
     objects = []
+    background = None if part.background is None else SliceRuns(part.background)
     for z, answer in answers:
         labels = reference[z]
         confusion += confusion_matrix(labels, answer, classes)
@@ -257,7 +258,8 @@ def _compare(
         ignored = labels < 0
         truth, predicted = np.maximum(labels, 0), np.where(ignored, 0, answer)
         if boundaries:
-            objects.append(object_scores((truth == 1) | ignored, (predicted == 1) | ignored))
+            edges = (truth == 1) | ignored, (predicted == 1) | ignored
+            objects.append(object_scores(*edges, background=None if background is None else background[z]))
         if surfaces:
             kept[:, z] = truth, predicted
     distances = np.full((classes, 3), np.nan)

@@ -104,7 +104,8 @@ def open_data(config: DataConfig, model: ModelConfig, *, seed: int = 0) -> Data:
     scalings = _fit_scalings(drafts, config, seed)
     parts: dict[str, list[LabelledVolume]] = {split: [] for split in _SPLITS}
     for draft, index, scaling in zip(drafts, indices, scalings, strict=True):
-        parts[draft.split].append(LabelledVolume(draft.name, draft.volume, draft.labels, scaling, index))
+        part = LabelledVolume(draft.name, draft.volume, draft.labels, scaling, index, draft.background)
+        parts[draft.split].append(part)
     return Data(**{split: tuple(items) for split, items in parts.items()})
 
 
@@ -134,6 +135,7 @@ class _Draft:
     labels: Volume
     start: int
     stop: int
+    background: Volume | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -288,7 +290,12 @@ def _load(drafts: list[_Draft]) -> list[_Draft]:
 
 
 def _with_classes(draft: _Draft, config: DataConfig) -> _Draft:
-    return replace(draft, labels=config.label_options.class_volume(draft.labels, config.classes))
+    options = config.label_options
+    return replace(
+        draft,
+        labels=options.class_volume(draft.labels, config.classes),
+        background=options.background_volume(draft.labels),
+    )
 
 
 def _index(draft: _Draft, config: DataConfig, seed: int) -> ClassIndex:

@@ -150,6 +150,19 @@ class LabelValues:
             )
         return map_voxels(stored, _ClassMap(stored.path, known, lenient, self.ignore_label), np.int64)
 
+    def background_volume(self, stored: Volume) -> Volume | None:
+        """Return where stored values are the background of sparse objects, as a volume of bool; None for other labels.
+
+        Example:
+            >>> from evenslice.volumes import open_volume
+            >>> objects = open_volume(np.array([[[0, 0, 7]]], np.uint8))
+            >>> LabelValues(instances="sparse").background_volume(objects)[0].tolist()
+            [[True, True, False]]
+            >>> LabelValues(instances="dense").background_volume(objects) is None
+            True
+        """
+        return map_voxels(stored, _is_background, np.bool_) if self.instances == "sparse" else None
+
     def of_classes(self, classes: int | None) -> tuple[int, ...]:
         """Return the value of each class; none if neither the values nor the number of classes are known."""
         return tuple(range(classes or 0) if self.label_values is None else self.label_values)
@@ -164,6 +177,11 @@ class LabelValues:
         if self.label_values is not None or self.other_labels != "error":
             other = "other_labels" if self.label_values is None else "label_values"
             raise ConfigError(f"{given}: object numbers are not class values; omit {option(other)}")
+
+
+def _is_background(stored: NDArray[Any]) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = stored == 0
+    return found
 
 
 def _whole(name: str, given: Any, value: Any) -> int:

@@ -49,6 +49,7 @@ class LabelledVolume:
         labels: the class of each of its voxels, int64, 0 to classes - 1, or ``IGNORED``.
         scaling: the map from voxel values to 0..1.
         index: how often and where each class occurs.
+        background: where sparse objects are not, whose boundaries are the labels; None for other labels.
     """
 
     name: str
@@ -56,6 +57,7 @@ class LabelledVolume:
     labels: Volume
     scaling: Scaling
     index: ClassIndex
+    background: Volume | None = None
 
     @property
     def classes(self) -> int:
