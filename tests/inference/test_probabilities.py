@@ -52,6 +52,17 @@ def test_softmax_is_refused_only_where_probabilities_are_computed(volume, tmp_pa
     np.testing.assert_array_equal(labels[...], same[...])
 
 
+def test_so_are_sigmoids_of_several_classes(volume, tmp_path):
+    model = ending_in(nn.Sigmoid(), classes=3)
+    with pytest.raises(
+        evenslice.ModelError, match="probability of each class by itself.* without its last sigmoid"
+    ):
+        evenslice.segment(model, volume, tmp_path / "p.ome.zarr", probabilities=True)
+    labels = evenslice.segment(model, volume, tmp_path / "labels.tif", dtype="float32")
+    same = evenslice.segment(model[0], volume, tmp_path / "same.tif", dtype="float32")
+    np.testing.assert_array_equal(labels[...], same[...])
+
+
 def test_the_average_over_window_and_mirror_of_probabilities_is_one_too(volume, tmp_path):
     model = ending_in(nn.Sigmoid())
     evenslice.neutralize(model, 3, strategy="pretrained", mean=0, std=1)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from evenslice._core import ConfigError, ModelError, map_ahead, option
 from evenslice.inference.black_boxes import keep_sides
 from evenslice.inference.devices import to_device
-from evenslice.inference.probabilities import refuse_sigmoid, refuse_softmax
+from evenslice.inference.probabilities import refuse_probabilities, refuse_sigmoid
 from evenslice.networks import logits, predicted_classes
 from evenslice.volumes import WindowGrid, read_in_runs, slice_indices, tile_origins
 
@@ -223,7 +223,7 @@ def try_network(
     output = _class_logits(returned, tile)
     refuse_sigmoid(network, returned, slices, tile)
     if probabilities:
-        refuse_softmax(network, returned)
+        refuse_probabilities(network, returned, slices, tile)
     values = output.flatten().double().cpu().numpy()
     return max(output.shape[1], 2), values[:: max(1, len(values) // SHOWN)][:SHOWN]
 

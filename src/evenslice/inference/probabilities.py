@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from evenslice.inference.ready_network import ReadyNetwork
 
-__all__ = ["refuse_sigmoid", "refuse_softmax"]
+__all__ = ["refuse_probabilities", "refuse_sigmoid"]
 
 FAR = 1e3
 """Windows of noise in -FAR..FAR drive a function that ends in a sigmoid to both of its ends."""
@@ -64,21 +64,26 @@ def refuse_sigmoid(
         raise ModelError(f"the network {network.name} {PROBABILITY}{or_else}")
 
 
-def refuse_softmax(network: ReadyNetwork | BlackBox, returned: Any) -> None:
-    """Check that the outputs of a network are not probabilities already, of which another softmax makes wrong ones.
+def refuse_probabilities(
+    network: ReadyNetwork | BlackBox, returned: Any, slices: int, tile: tuple[int, int]
+) -> None:
+    """Check that several outputs of a network are not probabilities already, of which a softmax makes wrong ones.
 
     Args:
         network: the network, or the function.
-        returned: what it returned for a window.
+        returned: what it returned for the window of noise from ``trial_windows``.
+        slices: N, the number of slices of its windows.
+        tile: the size (y, x) of its windows.
 
     Raises:
-        ModelError: its output channels, at least two, are nowhere negative and add up to 1 everywhere.
+        ModelError: its output channels, at least two, are nowhere negative and add up to 1 everywhere, or end in
+            sigmoids, as the graph of a network's output tells.
 
     Example:
         >>> from evenslice.inference import ReadyNetwork
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Softmax(1))
         >>> network = ReadyNetwork(model, slices=3, device="cpu", dtype="float32")
-        >>> refuse_softmax(network, network.prepare(3, (8, 8)))
+        >>> refuse_probabilities(network, network.prepare(3, (8, 8)), 3, (8, 8))
         Traceback (most recent call last):
         ...
         evenslice.ModelError: the network Sequential returns probabilities ...
@@ -90,6 +95,13 @@ def refuse_softmax(network: ReadyNetwork | BlackBox, returned: Any) -> None:
         raise ModelError(
             f"the network {network.name} returns probabilities, which add up to 1, where logits are needed; build it without "
             "its last softmax"
+        )
+    windows = trial_windows(slices, tile).to(network.device)
+    if not isinstance(network, BlackBox) and _ends_in_sigmoid(network, windows):
+        raise ModelError(
+            f"the network {network.name} returns a probability of each class by itself, where logits of a softmax are "
+            "needed; segment without probabilities, or build it without its last sigmoid if a softmax is what it was "
+            "trained with"
         )
 
 
