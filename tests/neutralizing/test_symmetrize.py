@@ -114,6 +114,37 @@ def test_copies_pickles_and_wrappers_are_symmetric():
         assert record_of(other) == record_of(model)
 
 
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize(
+    ("change", "cut"),
+    [
+        (symmetrize, ("",)),
+        (lambda model: symmetrize(model, "0"), ("0",)),
+        (lambda model: symmetrize(model, "_orig_mod.0"), ("0",)),
+        (lambda model: neutralize(model, strategy="twin"), ("1",)),
+        (lambda model: neutralize(model, strategy="mixer"), ()),
+    ],
+)
+def test_copies_of_a_compiled_network_are_symmetric(change, cut, ran):
+    """Audits, segmentations and files begin with a copy. What had been compiled before is compiled again."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model = torch.compile(unequal(network), backend="eager")
+    if ran:
+        run(model, windows())
+    change(model)
+    for other in (model, copy.deepcopy(model), ReadyNetwork(model, slices=3, device="cpu", dtype="float32")):
+        assert_symmetric(other, windows())
+    record = record_of(model)
+    assert record.symmetrized == cut
+    assert not any("_orig_mod" in stem for stem in record.stems)
+
+
+def test_a_compiled_part_may_be_the_cut():
+    model = unet()
+    model.encoder = torch.compile(model.encoder, backend="eager")
+    assert_symmetric(copy.deepcopy(symmetrize(model, "encoder")), windows())
+
+
 @pytest.mark.parametrize("at", ["output", "encoder", "encoder.model.bn1"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_network_ready_to_run_is_symmetric(at, dtype):

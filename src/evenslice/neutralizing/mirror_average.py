@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 from evenslice._core import ModelError
 from evenslice.networks import detections
 from evenslice.neutralizing.image_argument import change_image
+from evenslice.neutralizing.record import uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ def average_mirrored(model: nn.Module, cuts: Sequence[str], undo: ExitStack) -> 
     """
     # In front of other hooks: a mixer of slices must not come between the window and its mirror.
     undo.callback(model.register_forward_pre_hook(_append_mirrors, with_kwargs=True, prepend=True).remove)
-    modules = [model.get_submodule(name) for name in cuts]
+    modules = [uncompiled(model.get_submodule(name)) for name in cuts]
     for module in modules:
         undo.callback(module.register_forward_hook(_average).remove)
     transform = getattr(model, "transform", None)  # of a detector of torchvision

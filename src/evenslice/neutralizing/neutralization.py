@@ -29,7 +29,7 @@ from evenslice.neutralizing.inspection import ChannelValues, KnownInput, inspect
 from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored, mean_of_halves
 from evenslice.neutralizing.mixer import MIXER_HINT, has_mixer
 from evenslice.neutralizing.probing import run_to_stems
-from evenslice.neutralizing.record import CHECKS, Record, amend_records, keep_record, record_of
+from evenslice.neutralizing.record import CHECKS, Record, amend_records, keep_record, record_of, uncompiled
 from evenslice.neutralizing.rewriting import Request, RewrittenStems, mix, rewrite
 from evenslice.neutralizing.strategies import find_strategy
 from evenslice.neutralizing.ties import check_tie, is_tied, untie_weight
@@ -128,6 +128,7 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     check_tie(tie)
     if check not in CHECKS:
         raise ConfigError(f"{option('check', check)}: {did_you_mean(str(check), CHECKS)}")
+    model = uncompiled(model)
     if averages_mirrored(model):
         raise ModelError("the network is symmetrized; neutralize it first, and symmetrize it afterwards")
     if chosen.averaged and tie is not None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from evenslice._core import UNREADABLE, ConfigError, ModelError, did_you_mean, reason
 from evenslice.neutralizing.strategies import MOST_SLICES, find_strategy
 from evenslice.neutralizing.ties import check_tie
@@ -17,7 +19,16 @@ if TYPE_CHECKING:
 
     from evenslice.networks import StemKernels
 
-__all__ = ["CHECKS", "Record", "amend_records", "keep_record", "record_of", "record_with_names", "unwrapped"]
+__all__ = [
+    "CHECKS",
+    "Record",
+    "amend_records",
+    "keep_record",
+    "record_of",
+    "record_with_names",
+    "uncompiled",
+    "unwrapped",
+]
 
 _ATTRIBUTE = "evenslice_record"
 _DAMAGED: tuple[type[Exception], ...] = (*UNREADABLE, ConfigError)
@@ -129,6 +140,24 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
     if not name or any(id(parameter) not in held for parameter in model.parameters()):
         return model, ""
     return inner, f"{name}."
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the network that `torch.compile` has wrapped, to change it; any other as it is.
+
+    Copies and pickles of the wrapper lose hooks and parts of its own, and have the network's.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = nn.Conv2d(3, 8, 3)
+        >>> uncompiled(torch.compile(layer, backend="eager")) is layer, uncompiled(layer) is layer
+        (True, True)
+    """
+    inner = model._modules.get("_orig_mod")  # noqa: SLF001  # an attribute would be looked up in the network, too
+    if inner is None:
+        return model
+    torch.compiler.reset()  # what was compiled before does not look for new hooks
+    return inner
 
 
 def record_with_names(model: nn.Module) -> Record | None:

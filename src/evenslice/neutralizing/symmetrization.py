@@ -29,7 +29,7 @@ from evenslice.networks import (
 from evenslice.neutralizing.cuts import OUTPUT, find_cut
 from evenslice.neutralizing.folding import find_scaling
 from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored
-from evenslice.neutralizing.record import Record, keep_record, record_with_names, unwrapped
+from evenslice.neutralizing.record import Record, keep_record, record_with_names, uncompiled, unwrapped
 from evenslice.neutralizing.stems import first_accepted, input_channels
 from evenslice.neutralizing.symmetrized_functions import SymmetrizedFunction
 from evenslice.neutralizing.verification import (
@@ -119,6 +119,18 @@ def symmetrize(
         if at != OUTPUT or size is not None or outputs is not None:
             raise ModelError(f"{at!r}: a function can only be symmetrized at {OUTPUT!r}, and is not verified")
         return SymmetrizedFunction(model)
+    _symmetrize_network(uncompiled(model), at.removeprefix("_orig_mod."), size, outputs)
+    return model
+
+
+def _symmetrize_network(
+    model: nn.Module, at: str, size: tuple[int, int] | None, outputs: Callable[[Any], Any] | None
+) -> None:
+    """Symmetrize a network that is not compiled in place, verify it, and leave the record on it.
+
+    Raises:
+        ModelError: see `symmetrize`.
+    """
     if averages_mirrored(model):
         raise ModelError(
             "the network is symmetrized already; use it as it is, or build it again to average elsewhere"
@@ -146,7 +158,6 @@ def symmetrize(
             check="network",
         ),
     )
-    return model
 
 
 def _symmetrized(  # what to do, and what is known of the network
