@@ -12,7 +12,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from pretend_gpu import Far, pretend_gpu
-from tiny_training import start, training_options, write_inputs
+from tiny_training import dice_of_trainings, start, training_options, write_inputs
 from torch import nn
 
 import evenslice
@@ -244,6 +244,13 @@ def test_a_training_in_float16_on_a_cpu_is_refused_before_anything_is_written(tm
     assert run.returncode == 2
     assert "error: training.dtype: float16: is for GPUs" in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_in_bfloat16_scores_about_as_in_float32(tmp_path):
+    """What ``test_cuda`` does on a GPU."""
+    short = {"steps": 20, "monitor_every": None}
+    right, found = dice_of_trainings(tmp_path, {**short, "dtype": "float32"}, {**short, "dtype": "bfloat16"})
+    assert found == pytest.approx(right, abs=0.02)
 
 
 @pytest.mark.slow

@@ -120,6 +120,19 @@ def finish(folder, command, options, out, *arguments):
     return run_command(*_arguments(folder, command, options, out), *arguments, cwd=folder).returncode
 
 
+def dice_of_trainings(folder, *options):
+    """Train on the same data with each of several options of ``training``, and return the mean Dice of each."""
+    write_inputs(folder)
+    scores = []
+    for number, chosen in enumerate(options):
+        out = folder / str(number)
+        run = start(folder, "train", training_options(folder, **chosen), out)
+        _, errors = run.communicate(timeout=500)
+        assert run.returncode == 0, errors
+        scores.append(json.loads((out / "result.json").read_text())["dice"]["mean"])
+    return scores
+
+
 def _arguments(folder, command, options, out):
     config = folder / f"{command}.yaml"
     config.write_text(json.dumps(options))
