@@ -8,6 +8,7 @@ as on a real one, and so does ``numpy()``. Numbers without dimensions may mix, a
 """
 
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -175,7 +176,7 @@ def pretend_gpu(count=1):
     gpu = PretendGpu()
     stand_ins = {
         "_lazy_init": lambda: None,
-        "is_bf16_supported": lambda **_: False,
+        "get_device_properties": lambda _: SimpleNamespace(major=7),  # which has no bfloat16
         "is_available": lambda: True,
         "device_count": lambda: count,
         "get_rng_state": lambda *_: torch.zeros(1),

@@ -168,6 +168,17 @@ def test_float16_is_refused_on_a_cpu_in_one_line(work, tmp_path):
         calls[work](nn.Conv2d(3, 2, 1))
 
 
+@pytest.mark.parametrize(("capability", "dtype"), [(7, torch.float32), (8, torch.bfloat16)])
+def test_bfloat16_is_chosen_by_the_gpu_that_is_named(capability, dtype, monkeypatch):
+    """The current GPU has the other answer."""
+    kinds = {"cuda": 15 - capability, "cuda:1": capability}
+    with pretend_gpu(2):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda at="cuda": types.SimpleNamespace(major=kinds[str(at)])
+        )
+        assert choose_dtype("auto", torch.device("cuda", 1)) == dtype
+
+
 def test_float16_is_taken_on_a_gpu():
     assert choose_dtype("float16", CUDA) == torch.float16
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["choose_device", "choose_dtype", "to_device"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AMPERE = 8  # the compute capability from which GPUs of NVIDIA have bfloat16
 BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
 
 
@@ -61,7 +62,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        # PyTorch's own answer is that for the current device.
+        return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= AMPERE
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return False
     capabilities = torch.cpu.get_capabilities()
