@@ -82,6 +82,8 @@ class PretendGpu(TorchDispatchMode):
             self.pinned += 1
             return args[0].clone()
         target = kwargs.get("device")
+        if kwargs.get("generator") is not None and _index(target) is not None:
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         if target is not None:
             kwargs["device"] = torch.device("cpu")
         index = far[0].index if target is None and far else _index(target)

@@ -179,6 +179,24 @@ def test_bfloat16_is_chosen_by_the_gpu_that_is_named(capability, dtype, monkeypa
         assert choose_dtype("auto", torch.device("cuda", 1)) == dtype
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_default_device_changes_nothing(tmp_path, device):
+    """As after ``torch.set_default_device``, with the network on that device or not."""
+    volume = np.random.default_rng(0).random((6, 16, 16), np.float32)
+    options = {"device": device, "dtype": "float32", "progress": False}
+    with pretend_gpu():
+        layers = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)
+        model = nn.Sequential(*layers).eval().to(device)
+        with torch.device("cuda"):
+            for strategy, tie in (("shuffle", None), ("mirror", "mirror"), ("mixer", None)):
+                evenslice.neutralize(model, 5, strategy=strategy, tie=tie, mean=0.5)
+                evenslice.untie(model)
+            evenslice.symmetrize(model)
+            found = evenslice.audit(model, volume, tile=(16, 16), max_windows=4, **options)
+            assert found.mismatch.estimate < 1e-5
+            evenslice.segment(model, volume, tmp_path / "labels.npy", tile=(8, 8), **options)
+
+
 def test_float16_is_taken_on_a_gpu():
     assert choose_dtype("float16", CUDA) == torch.float16
 

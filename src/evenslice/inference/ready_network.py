@@ -217,7 +217,7 @@ def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
             f"{option('tile')}: a window of {slices} slices of {tile[0]} x {tile[1]} pixels is too large; "
             "choose a smaller tile"
         )
-    return torch.rand((1, slices, *tile), generator=torch.Generator().manual_seed(0))
+    return torch.rand((1, slices, *tile), generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def check_output(returned: Any, name: str) -> None:

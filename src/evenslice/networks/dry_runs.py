@@ -112,7 +112,7 @@ def random_image(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Ten
     """
     floating = [p for p in model.parameters() if p.is_floating_point()]
     like = next((p for p in floating if not p.is_meta), None)
-    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed), device="cpu")
     return drawn.to(next(iter(floating), torch.empty(0)).dtype) if like is None else drawn.to(like)
 
 

@@ -137,7 +137,9 @@ def effective_kernels(stem: Stem, layout: Layout, scaling: ChannelScaling) -> Ef
         (tensor([2.0000, 0.6667], dtype=torch.float64), tensor([0.3333], dtype=torch.float64))
     """
     weight = stem.module.weight.detach().to("cpu", torch.float64)
-    means, stds = (torch.tensor(values, dtype=torch.float64) for values in (scaling.means, scaling.stds))
+    means, stds = (
+        torch.tensor(values, dtype=torch.float64, device="cpu") for values in (scaling.means, scaling.stds)
+    )
     taps = weight[:, layout.index.T]
     shift = (layout.scale * ((scaling.mean - means) / stds) + layout.shift).T
     return EffectiveKernels(

@@ -110,7 +110,9 @@ def mix(model: nn.Module, before: Inspection, request: Request, undo: ExitStack)
         ModelError: the network has another part of the mixer's name.
     """
     scaling = before.scaling
-    means, stds = (torch.tensor(values, dtype=torch.float64) for values in (scaling.means, scaling.stds))
+    means, stds = (
+        torch.tensor(values, dtype=torch.float64, device="cpu") for values in (scaling.means, scaling.stds)
+    )
     scale, shift = scaling.std / stds, (scaling.mean - means) / stds
     stem, layout = _add_mixer(model, scale, shift, request.slices, undo)
     _tie([stem], [layout], request.tie, undo)
@@ -136,7 +138,9 @@ def shape_stems(model: nn.Module, stems: Stems, slices: int, tie: str | None) ->
 def shape_mixer(model: nn.Module, channels: int, slices: int, tie: str | None) -> None:
     """Put a slice mixer in front of a network as `mix` does, for weights to be loaded into; it has no undo."""
     undo = ExitStack()  # never closed
-    stem, layout = _add_mixer(model, torch.ones(channels), torch.zeros(channels), slices, undo)
+    stem, layout = _add_mixer(
+        model, torch.ones(channels, device="cpu"), torch.zeros(channels, device="cpu"), slices, undo
+    )
     _tie([stem], [layout], tie, undo)
 
 
@@ -160,10 +164,10 @@ def _add_mixer(
 ) -> tuple[Stem, Layout]:
     mixer = add_mixer(model, scale, shift, slices, undo)
     layout = Layout(
-        index=torch.arange(slices)[None],
-        scale=torch.ones(1, slices, dtype=torch.float64),
-        shift=torch.zeros(1, slices, dtype=torch.float64),
-        where=torch.ones(1, slices, 1, 1),
+        index=torch.arange(slices, device="cpu")[None],
+        scale=torch.ones(1, slices, dtype=torch.float64, device="cpu"),
+        shift=torch.zeros(1, slices, dtype=torch.float64, device="cpu"),
+        where=torch.ones(1, slices, 1, 1, device="cpu"),
     )
     return Stem(MIXER, mixer, None, mixer), layout
 

@@ -96,9 +96,9 @@ def tie_weight(layer: nn.Module, layout: Layout, tie: str) -> None:
         if tie == "mirror"
         else index.T[:, :, None].expand(-1, *index.shape)
     )
-    partners = torch.empty(len(groups), index.numel(), dtype=torch.long)
+    partners = torch.empty(len(groups), index.numel(), dtype=torch.long, device="cpu")
     partners[:, index.flatten()] = groups.flatten(1)
-    scale = torch.empty(index.numel(), dtype=torch.float64)
+    scale = torch.empty(index.numel(), dtype=torch.float64, device="cpu")
     scale[index] = layout.scale
     weight = layer.get_parameter("weight")
     tied = Tied(partners, scale.float()).to(weight.device)

@@ -81,5 +81,7 @@ def _change_intensity(window: NDArray[np.float32], random: np.random.Generator) 
     window = (window - 0.5) * float(1 + contrast) + float(0.5 + brightness)
     if random.random() < NOISY:
         generator = torch.Generator().manual_seed(int(random.integers(2**63)))
-        window += random.uniform(0, NOISE) * torch.randn(window.shape, generator=generator).numpy()
+        window += (
+            random.uniform(0, NOISE) * torch.randn(window.shape, generator=generator, device="cpu").numpy()
+        )
     return window

@@ -151,7 +151,7 @@ def _run(network: WholeNetwork, shapes: Sequence[tuple[int, ...]]) -> list[tuple
     with torch.no_grad():
         return [
             (windows, network(windows))
-            for windows in (torch.rand(shape, generator=generator) for shape in shapes)
+            for windows in (torch.rand(shape, generator=generator, device="cpu") for shape in shapes)
         ]
 
 
