@@ -170,6 +170,19 @@ def test_any_other_error_of_the_system_is_one_of_our_own(run, monkeypatch, error
     assert "Traceback" in err
 
 
+def test_memory_of_a_device_may_run_out_anywhere(run, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("evenslice.cli.comparison.audit_strategies", fail)
+    code, _, err = run(*AUDIT, "--volume", "good.tif")
+    assert code == 2
+    assert err == (
+        "error: the memory of the device has run out: CUDA out of memory. Tried to allocate 20.00 MiB; choose a smaller "
+        "--tile or --batch, end what else uses it, or choose --device cpu\n"
+    )
+
+
 @pytest.mark.parametrize(
     "address", ["https://me:secret@127.0.0.1:9/x", "s3://bucket/x?key=secret", "HTTPS:/me:secret@h/x"]
 )

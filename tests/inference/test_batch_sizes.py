@@ -8,7 +8,8 @@ from torch import nn
 
 import evenslice
 from evenslice.auditing.attribution import Gradients, attribute
-from evenslice.inference.batch_sizes import BatchSizes, out_of_memory
+from evenslice.inference.batch_sizes import BatchSizes
+from evenslice.inference.device_errors import out_of_memory
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.volumes import Scaling, open_volume

@@ -12,6 +12,7 @@ from pretend_gpu import pretend_gpu
 from torch import nn
 
 import evenslice
+import evenslice.inference.ready_network as ready_network_module
 from evenslice._core import ModelError, worker_number
 from evenslice.auditing.attribution import attribute
 from evenslice.inference import computing_in
@@ -177,6 +178,52 @@ def test_bfloat16_is_chosen_by_the_gpu_that_is_named(capability, dtype, monkeypa
             torch.cuda, "get_device_properties", lambda at="cuda": types.SimpleNamespace(major=kinds[str(at)])
         )
         assert choose_dtype("auto", torch.device("cuda", 1)) == dtype
+
+
+@pytest.mark.parametrize("device", ["meta", "hpu"])
+def test_a_device_that_cannot_compute_is_refused(device):
+    with pytest.raises(evenslice.ConfigError, match=f"device='{device}': (computes no|is not available)"):
+        ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device=device)
+
+
+NO_KERNEL = RuntimeError(
+    "CUDA error: no kernel image is available for execution on the device\nSearch for ..."
+)
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def failing(error):
+    def fail(*_arguments, **_options):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("place", ["deepcopy", "convert_conv2d_weight_memory_format"])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (NO_KERNEL, "device='cpu': fails .*no kernel image.*; choose device='cpu', or install a PyTorch"),
+        (
+            FULL,
+            "memory of the device has run out: the network Conv2d does not fit; end what else uses it, or ",
+        ),
+    ],
+)
+def test_a_network_that_cannot_be_put_on_a_device(monkeypatch, place, error, message):
+    owner = ready_network_module.copy if place == "deepcopy" else ready_network_module
+    monkeypatch.setattr(owner, place, failing(error))
+    with pytest.raises((ModelError, evenslice.ConfigError), match=message):
+        ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu")
+
+
+def test_a_gpu_without_kernels_is_not_blamed_on_the_windows():
+    network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu")
+    network.module.forward = failing(NO_KERNEL)
+    with pytest.raises(
+        evenslice.ConfigError, match="fails .CUDA error: no kernel image.*choose device='cpu'"
+    ):
+        network.prepare(3, (32, 32))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -810,6 +810,35 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run(folder, tmp_path):
         train(make_config(folder, model__spec="trainable:diverging"), tmp_path / "run")
 
 
+NO_KERNEL = "CUDA error: no kernel image is available for execution on the device"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error", "message"),
+    [
+        (
+            "float32",
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "run out .*crop, or set training.dtype: bf",
+        ),
+        ("bfloat16", RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "run out .*training.crop$"),
+        ("float32", torch.AcceleratorError("CUDA error: out of memory"), "memory of the device has run out"),
+        (
+            "float32",
+            torch.AcceleratorError(NO_KERNEL),
+            "training.accelerator: cpu: fails .CUDA error: no kernel",
+        ),
+    ],
+)
+def test_what_a_device_refuses_is_one_line(folder, tmp_path, monkeypatch, dtype, error, message):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(TrainingModule, "training_step", refuse)
+    with pytest.raises(EvensliceError, match=message):
+        train(make_config(folder, training__dtype=dtype), tmp_path / "run", progress=False)
+
+
 @pytest.fixture
 def run(folder, monkeypatch, capsys):
     """Run the command line within this process."""

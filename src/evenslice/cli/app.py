@@ -18,6 +18,7 @@ from evenslice._core import (
     EvensliceError,
     local_path,
     printable,
+    reason,
     spelled_on_command_line,
     without_secrets,
 )
@@ -177,7 +178,18 @@ def _line(error: Exception) -> str | None:
         return error.render(spelled_on_command_line)
     if isinstance(error, typer.TyperException):
         return error.format_message()
-    return refusal(error)
+    return refusal(error) or _memory_refusal(error)
+
+
+def _memory_refusal(error: Exception) -> str | None:
+    """Return one line about memory of a device that runs out, which it can do anywhere; None for any other error."""
+    if not isinstance(error, RuntimeError):
+        return None
+    from evenslice.inference import memory_error, out_of_memory
+
+    if not out_of_memory(error):
+        return None
+    return memory_error(reason(error).rstrip(".")).render(spelled_on_command_line)
 
 
 def _print_traceback() -> None:

@@ -1,4 +1,4 @@
-from .batch_sizes import BatchSizes as BatchSizes, out_of_memory as out_of_memory
+from .batch_sizes import BatchSizes as BatchSizes
 from .black_boxes import (
     BlackBox as BlackBox,
     choose_slices as choose_slices,
@@ -7,6 +7,11 @@ from .black_boxes import (
     make_ready as make_ready,
 )
 from .depthwise import keep_depthwise_exact as keep_depthwise_exact
+from .device_errors import (
+    is_device_error as is_device_error,
+    memory_error as memory_error,
+    out_of_memory as out_of_memory,
+)
 from .devices import (
     choose_device as choose_device,
     choose_dtype as choose_dtype,

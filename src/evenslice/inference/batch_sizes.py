@@ -6,19 +6,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from evenslice._core import ModelError, option
+from evenslice.inference.device_errors import SMALLER, memory_error, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-__all__ = ["BatchSizes", "memory_error", "out_of_memory"]
+__all__ = ["BatchSizes"]
 
 Result = TypeVar("Result")
 
 USED = 0.5
 """Part of the free memory of a GPU that a batch may take: other programs, and other batches, want some."""
-
-MESSAGES = ("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class BatchSizes:
@@ -68,7 +66,7 @@ class BatchSizes:
                 continue
             # Only here is the exception gone, and with it the tensors that it held.
             if part.stop - part.start == 1:
-                raise memory_error("a single window does not fit into it")
+                raise memory_error("a single window does not fit into it", SMALLER)
             size = self._most[kind] = (part.stop - part.start) // 2
             _release()
         return results
@@ -95,23 +93,6 @@ class BatchSizes:
             fit = int(max(1, min(free * USED // each, most)))
             self._fitting[kind] = 2 ** (fit.bit_length() - 1)
         return min(self._fitting[kind], most)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the memory of a device has run out.
-
-    Example:
-        >>> out_of_memory(torch.OutOfMemoryError()), out_of_memory(RuntimeError("expected 3 channels"))
-        (True, False)
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in MESSAGES)
-
-
-def memory_error(what: str) -> ModelError:
-    """Return the error that tells a user what to do about it."""
-    return ModelError(f"the memory of the device has run out: {what}; choose a smaller {option('tile')}")
 
 
 def _release() -> None:

@@ -34,11 +34,14 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ConfigError(
             f"{option('device', name)}: is not available here ({reason(error).partition('. ')[0]})"
         ) from error
+    if device.type == "meta":
+        raise ConfigError(f"{option('device', name)}: computes no values; choose auto, cpu or cuda")
+    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -12,8 +12,9 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from evenslice._core import ConfigError, ModelError, option, reason
 from evenslice.inference.batch_norm_fusion import fuse_batch_norms
-from evenslice.inference.batch_sizes import BatchSizes, memory_error, out_of_memory
+from evenslice.inference.batch_sizes import BatchSizes
 from evenslice.inference.depthwise import keep_depthwise_exact
+from evenslice.inference.device_errors import SMALLER, is_device_error, reporting_device_errors
 from evenslice.inference.devices import choose_device, choose_dtype
 from evenslice.networks import (
     ABOUT_INPUT,
@@ -66,6 +67,8 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     try:
         module = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
+        if is_device_error(error):  # of that which the network is on
+            raise
         raise ModelError(
             f"the network {type(model).__name__} cannot be copied: {reason(error)}; detach the tensors that it "
             "stores, and remove what copy.deepcopy cannot copy"
@@ -90,8 +93,8 @@ class ReadyNetwork(nn.Module):
             does.
 
     Raises:
-        ModelError: the network cannot be copied.
-        ConfigError: the device is not available, or the precision unknown, or float16 on a CPU.
+        ModelError: the network cannot be copied, or does not fit into the memory of the device.
+        ConfigError: the device is not available or fails, or the precision is unknown, or float16 on a CPU.
 
     Attributes:
         batches: how many windows go through it at once.
@@ -121,20 +124,22 @@ class ReadyNetwork(nn.Module):
         self._asked = device
         self._device: torch.device | None = choose_device(device)
         self.dtype = choose_dtype(dtype, self._device)
-        module = frozen_copy(model).to(self.device)
-        self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
+        mean, std = input_scaling(model, slices)
+        with reporting_device_errors(self.device, f"the network {self.name} does not fit"):
+            module = frozen_copy(model).to(self.device)
+            self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
+            self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1).to(self.device))
+            self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1).to(self.device))
         if self.device.type == "cpu":
             keep_depthwise_exact(self.module)
-        mean, std = input_scaling(model, slices)
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1).to(self.device))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1).to(self.device))
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
         if self._device is None:  # it was sent to this process
             self._device = choose_device(self._asked)
-            self.to(self._device)
+            with reporting_device_errors(self._device, f"the network {self.name} does not fit"):
+                self.to(self._device)
         return self._device
 
     def __getstate__(self) -> dict[str, Any]:
@@ -188,17 +193,20 @@ class ReadyNetwork(nn.Module):
             The output of the network for the window.
 
         Raises:
-            ModelError: the network rejects the window or fails, or its output contains no logits.
+            ModelError: the network rejects the window or fails, its memory runs out, or its output contains no logits.
+            ConfigError: the device fails.
         """
-        windows = trial_windows(slices, tile).to(self.device)
+        windows = trial_windows(slices, tile)
+        what = f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"
         try:
-            with torch.no_grad(), reporting_own_errors(f"the network {self.name}"):
+            with (
+                torch.no_grad(),
+                reporting_own_errors(f"the network {self.name}"),
+                reporting_device_errors(self.device, what, SMALLER),
+            ):
+                windows = windows.to(self.device)
                 returned = self(windows)
         except ABOUT_INPUT as error:
-            if out_of_memory(error):
-                raise memory_error(
-                    f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit"
-                ) from error
             raise ModelError(
                 f"the network {self.name} rejects windows of shape {tuple(windows.shape)}: {reason(error)}; "
                 f"neutralize it for {slices} slices, or choose another size with {option('tile')}"

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice._core import EvensliceError, ModelError, needs_extra, staged_file
-from evenslice.inference import choose_device, keep_depthwise_exact
+from evenslice._core import ConfigError, EvensliceError, ModelError, needs_extra, reason, staged_file
+from evenslice.inference import choose_device, is_device_error, keep_depthwise_exact, out_of_memory
 from evenslice.neutralizing import save_network
 from evenslice.results import MAIN_SCORES
 from evenslice.training.best_network import KeepBest
@@ -123,7 +123,7 @@ def fit(
 
     Raises:
         KeyboardInterrupt: the training was interrupted.
-        ConfigError: it cannot resume from the checkpoint.
+        ConfigError: it cannot resume from the checkpoint, or the device fails.
         ModelError: the loss is not finite, or the memory of the device has run out.
     """
     options = config.training
@@ -206,7 +206,7 @@ def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, chec
 
     Raises:
         KeyboardInterrupt: the training was interrupted.
-        ConfigError: it cannot resume from the checkpoint.
+        ConfigError: it cannot resume from the checkpoint, or the device fails.
         ModelError: the memory of the device has run out.
     """
     handler = signal.getsignal(signal.SIGINT)
@@ -220,11 +220,18 @@ def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, chec
         raise KeyboardInterrupt from error
     except EvensliceError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            "the memory of the device has run out; lower training.batch or training.crop, or set training.dtype: bfloat16"
-        ) from error
     except Exception as error:
+        if out_of_memory(error):
+            half = trainer.precision != PRECISIONS[torch.float32]
+            raise ModelError(
+                f"the memory of the device has run out ({reason(error)}); lower training.batch or training.crop"
+                + ("" if half else ", or set training.dtype: bfloat16")
+            ) from error
+        if is_device_error(error):
+            raise ConfigError(
+                f"training.accelerator: {trainer.strategy.root_device.type}: fails ({reason(error)}); set "
+                "training.accelerator: cpu, or install a PyTorch for this device"
+            ) from error
         if checkpoint is None or module.started:
             raise
         raise unusable(checkpoint, error) from error
