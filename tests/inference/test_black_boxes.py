@@ -5,8 +5,10 @@ import pickle
 import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from commands import run_command
@@ -401,6 +403,41 @@ def test_an_output_without_windows_is_refused(bad, texture):
 def test_a_wrong_option_of_a_file_is_refused(file, options, message):
     with pytest.raises(ConfigError, match=message):
         evenslice.load_onnx(file, **options)
+
+
+def test_a_provider_that_does_not_start_is_refused(file, monkeypatch):
+    """As onnxruntime for GPUs does without the libraries of CUDA: it computes on the CPU, and only logs that."""
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: session)
+    with pytest.raises(ConfigError, match="provider 'CUDAExecutionProvider': does not start here"):
+        evenslice.load_onnx(file, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+class Full:
+    """A session whose device has memory for some windows at once."""
+
+    def __init__(self, session, most):
+        self.session, self.most = session, most
+
+    def run(self, names, given):
+        if len(*given.values()) > self.most:
+            raise Exception(  # of which those of onnxruntime are made
+                "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 99"
+            )
+        return self.session.run(names, given)
+
+
+def test_windows_that_do_not_fit_into_the_memory_of_onnxruntime_are_fewer_at_once(texture, file):
+    expected, network = audit(evenslice.load_onnx(file), texture), evenslice.load_onnx(file)
+    network._session = Full(network._session, 1)
+    found = audit(network, texture)
+    np.testing.assert_allclose(found.measurements.shares, expected.measurements.shares, atol=1e-6)
+    network._session.most = 0
+    with pytest.raises(ModelError, match="memory of the device has run out: a window of 3 slices of .* tile"):
+        audit(network, texture)
 
 
 def test_a_file_that_is_scaled_otherwise_is_another_network(file):

@@ -18,6 +18,7 @@ from torch import nn
 
 from evenslice._core import ConfigError, EvensliceError, ModelError, check_sendable, option, reason
 from evenslice.inference.batch_sizes import BatchSizes
+from evenslice.inference.device_errors import SMALLER, memory_error, out_of_memory
 from evenslice.inference.ready_network import ReadyNetwork, check_output, trial_windows
 from evenslice.networks import function_name, reduce_output
 from evenslice.neutralizing import record_of
@@ -107,7 +108,7 @@ class BlackBox(nn.Module):
         """Call the function on one test window, and return the result.
 
         Raises:
-            ModelError: it rejects the window, or its result contains no outputs.
+            ModelError: it rejects the window, memory runs out, or its result contains no outputs.
             ConfigError: it states that it takes other windows.
         """
         for name, asked, stated in (
@@ -124,6 +125,10 @@ class BlackBox(nn.Module):
         except EvensliceError:
             raise
         except Exception as error:
+            if out_of_memory(error):
+                raise memory_error(
+                    f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit", SMALLER
+                ) from error
             raise ModelError(
                 f"the function {self.name} fails on an array of shape {tuple(windows.shape)}: {type(error).__name__}: "
                 f"{reason(error)}"

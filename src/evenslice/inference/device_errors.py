@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SMALLER", "is_device_error", "memory_error", "out_of_memory", "reporting_device_errors"]
 
-OUT_OF_MEMORY = ("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    *("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
+    *("Failed to allocate memory for requested buffer", "is smaller than requested bytes"),  # of onnxruntime
+)
 DEVICE_ERRORS = ("CUDA error", "HIP error", "cuDNN error")
 
 SMALLER = f"choose a smaller {option('tile')}"

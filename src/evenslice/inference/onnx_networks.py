@@ -109,6 +109,7 @@ class OnnxNetwork:
 
         Raises:
             ModelError: onnxruntime rejects the windows, or an output does not have one row for each of them.
+            torch.OutOfMemoryError: they do not fit into the memory.
         """
         applied = ((0.0,), (1.0,)) if self._in_graph else (self.mean, self.std)
         mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in applied)
@@ -125,6 +126,14 @@ class OnnxNetwork:
         try:
             outputs = [np.asarray(output) for output in self._session.run(None, {self._input: given})]
         except Exception as error:
+            import torch
+
+            from evenslice.inference.device_errors import out_of_memory
+
+            if out_of_memory(
+                RuntimeError(error)
+            ):  # for which audits and segmentations take fewer windows at once
+                raise torch.OutOfMemoryError(f"{self.path}: {_reason(error)}") from error
             raise ModelError(
                 f"{self.path}: rejects windows of shape {given.shape}: {_reason(error)}"
             ) from error
@@ -171,7 +180,7 @@ def load_onnx(
     Raises:
         ModelError: the file cannot be read, is not ONNX, takes weights from another folder, or has other inputs; or it
             states its own mean and std, and others are given.
-        ConfigError: a mean, a std or a provider is invalid.
+        ConfigError: a mean, a std or a provider is invalid, or a provider does not start.
         MissingExtraError: onnxruntime is not installed.
 
     Example:
@@ -244,9 +253,15 @@ def open_session(path: Path, providers: tuple[str, ...] = CPU, *, optimized: boo
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = torch.get_num_threads()  # the limit of a worker in a cluster
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:
         raise ModelError(f"{path}: cannot be read as an ONNX network: {_reason(error)}") from error
+    if missing := [name for name in providers if name not in session.get_providers()]:
+        raise ConfigError(
+            f"provider {missing[0]!r}: does not start here, and onnxruntime would compute without it; install what it needs "
+            "(for CUDA, its libraries and cuDNN in the versions that onnxruntime names), or leave it out"
+        )
+    return session
 
 
 def _reason(error: Exception) -> str:
