@@ -3,6 +3,8 @@
 import copy
 import pickle
 import sys
+import threading
+import time
 import types
 
 import numpy as np
@@ -108,6 +110,23 @@ def test_a_network_from_a_machine_without_a_gpu_takes_the_gpu_of_the_worker(as_w
         there = arrived(to_device(windows, arrived.device)).cpu()
         assert pickle.loads(pinned).device == CPU  # noqa: S301  # made above
     assert torch.equal(here, there)
+
+
+def test_threads_wait_until_a_network_that_was_sent_is_on_its_device(monkeypatch):
+    network = pickle.loads(pickle.dumps(ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3)))  # noqa: S301  # made here
+    moved, seen = [], []
+
+    def move(_network, device):
+        time.sleep(0.2)
+        moved.append(device)
+
+    monkeypatch.setattr(ReadyNetwork, "to", move)
+    threads = [threading.Thread(target=lambda: seen.append((network.device, *moved))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [(CPU, CPU), (CPU, CPU)]
 
 
 def test_a_network_on_the_cpu_is_sent_and_copied_as_it_is():

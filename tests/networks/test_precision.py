@@ -42,6 +42,17 @@ def test_float32_is_full_in_the_block_alone(chosen):
         assert settings() == before
 
 
+def test_blocks_of_two_threads_may_overlap(chosen):
+    before = settings()
+    first, second = full_precision(), full_precision()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not {"tf32", "bf16"} & set(settings())
+    second.__exit__(None, None, None)
+    assert settings() == before
+
+
 @pytest.fixture
 def rounded_convolutions():
     conv = torch.backends.mkldnn.conv

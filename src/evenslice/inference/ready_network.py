@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["ReadyNetwork", "check_output", "frozen_copy", "input_scaling", "trial_windows"]
 
 ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
+_MOVING = threading.Lock()
 LARGEST_WINDOW = 2**28  # pixels in all its slices, 1 GiB
 
 
@@ -137,9 +139,12 @@ class ReadyNetwork(nn.Module):
     def device(self) -> torch.device:
         """Where it runs."""
         if self._device is None:  # it was sent to this process
-            self._device = choose_device(self._asked)
-            with reporting_device_errors(self._device, f"the network {self.name} does not fit"):
-                self.to(self._device)
+            with _MOVING:  # other threads wait until it is there
+                if self._device is None:
+                    device = choose_device(self._asked)
+                    with reporting_device_errors(device, f"the network {self.name} does not fit"):
+                        self.to(device)
+                    self._device = device
         return self._device
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ FULL = ("none", "ieee")
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute float32 in full in the block, whatever PyTorch is set to.
+    """Compute float32 in full in the block, whatever PyTorch is set to; in other threads, too.
 
     By default convolutions on a GPU round to TensorFloat32, 10 bits, and ``torch.set_float32_matmul_precision`` lets
     products round, on a CPU to bfloat16. The symmetry of networks is judged by differences smaller than that.
@@ -31,21 +32,48 @@ def full_precision() -> Iterator[None]:
         'medium'
         >>> torch.set_float32_matmul_precision("highest")
     """
-    backends: Any = torch.backends
-    convolutions = (backends.cudnn.conv, backends.cudnn.rnn)
-    operations = (*convolutions, backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv)
-    before = [operation.fp32_precision for operation in operations]
-    # The older switches go along, for PyTorch complains where it reads one that says otherwise.
-    _set_older(convolutions=False, products="highest")
-    _set_newer(operations, [name if name in FULL else "ieee" for name in before])
+    _SETTINGS.hold()
     try:
         yield
     finally:
-        products = {"bf16": "medium", "tf32": "high"}.get(
-            before[3], "high" if before[2] == "tf32" else "highest"
-        )
-        _set_older(convolutions=before[0] == before[1] == "tf32", products=products)
-        _set_newer(operations, before)
+        _SETTINGS.release()
+
+
+class _Settings:
+    """PyTorch's settings, which hold for all threads: full as long as any thread needs it, then as before."""
+
+    def __init__(self) -> None:
+        self._lock, self._held, self._before = threading.Lock(), 0, [""]
+
+    def hold(self) -> None:
+        with self._lock:
+            if not self._held:
+                self._before = [operation.fp32_precision for operation in _operations()]
+                # The older switches go along, for PyTorch complains where it reads one that says otherwise.
+                _set_older(convolutions=False, products="highest")
+                _set_newer([name if name in FULL else "ieee" for name in self._before])
+            self._held += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._held -= 1
+            if self._held:
+                return
+            before = self._before
+            products = {"bf16": "medium", "tf32": "high"}.get(
+                before[3], "high" if before[2] == "tf32" else "highest"
+            )
+            _set_older(convolutions=before[0] == before[1] == "tf32", products=products)
+            _set_newer(before)
+
+
+_SETTINGS = _Settings()
+
+
+def _operations() -> tuple[Any, ...]:
+    backends: Any = torch.backends
+    convolutions = (backends.cudnn.conv, backends.cudnn.rnn)
+    return (*convolutions, backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv)
 
 
 def _set_older(*, convolutions: bool, products: str) -> None:
@@ -53,7 +81,7 @@ def _set_older(*, convolutions: bool, products: str) -> None:
     torch.set_float32_matmul_precision(products)
 
 
-def _set_newer(operations: tuple[Any, ...], names: list[str]) -> None:
-    for operation, name in zip(operations, names, strict=True):
+def _set_newer(names: list[str]) -> None:
+    for operation, name in zip(_operations(), names, strict=True):
         if operation.fp32_precision != name:
             operation.fp32_precision = name
