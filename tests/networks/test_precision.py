@@ -1,12 +1,15 @@
 """float32 is computed in full, whatever PyTorch is set to, and PyTorch is set as before afterwards."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from evenslice.auditing.attribution import attribute
 from evenslice.inference.ready_network import ReadyNetwork
-from evenslice.networks.precision import full_precision
+from evenslice.networks.precision import as_float64, full_precision
+from evenslice.neutralizing.verification import difference_of_runs
+from evenslice.results.output_changes import measure_outputs
 
 
 def settings():
@@ -82,3 +85,29 @@ def test_a_network_and_its_attribution_do_not_depend_on_it(chosen):
         windows.requires_grad_()
         (exact,) = torch.autograd.grad(layer(windows).sum(), windows)
     assert (found - exact).abs().max() < 1e-4 * exact.abs().max()
+
+
+class OnMps(torch.Tensor):
+    """A tensor that says it is on a GPU of Apple, which has no float64."""
+
+    @property
+    def device(self):
+        return torch.device("mps")
+
+    def cpu(self):
+        return super().cpu().as_subclass(torch.Tensor)
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+
+def test_what_needs_float64_leaves_a_device_that_has_none():
+    given, other = torch.rand(2, 2, 2, 8, 8)
+    apple = given.as_subclass(OnMps), other.as_subclass(OnMps)
+    assert torch.equal(as_float64(apple[0]), given.double())
+    right = measure_outputs(given, other)
+    for name, values in measure_outputs(*apple).items():
+        np.testing.assert_array_equal(values, right[name])
+    runs = [{"output": output} for output in (given, other)]
+    apples = [{"output": output} for output in apple]
+    assert difference_of_runs(*apples) == difference_of_runs(*runs)

@@ -211,7 +211,7 @@ def _leave_out_own_mirrors(rows: dict[str, NDArray[np.float64]], windows: Tensor
 
 
 def _shares(attribution: Tensor) -> NDArray[np.float64]:
-    sums: NDArray[np.float64] = attribution.abs().sum(dim=(2, 3)).double().cpu().numpy()
+    sums: NDArray[np.float64] = attribution.abs().sum(dim=(2, 3)).cpu().double().numpy()
     with np.errstate(invalid="ignore"):  # no attribution at all is NaN, which equals nothing
         sums /= sums.sum(1, keepdims=True)
     return sums

@@ -224,7 +224,7 @@ def try_network(
     refuse_sigmoid(network, returned, slices, tile)
     if probabilities:
         refuse_probabilities(network, returned, slices, tile)
-    values = output.flatten().double().cpu().numpy()
+    values = output.flatten().cpu().double().numpy()
     return max(output.shape[1], 2), values[:: max(1, len(values) // SHOWN)][:SHOWN]
 
 

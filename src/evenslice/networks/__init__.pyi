@@ -35,7 +35,7 @@ from .outputs import (
     predicted_classes as predicted_classes,
     reduce_output as reduce_output,
 )
-from .precision import full_precision as full_precision
+from .precision import as_float64 as as_float64, full_precision as full_precision
 from .state_matching import fill_network as fill_network
 from .stem_kernels import StemKernels as StemKernels
 from .weight_files import (

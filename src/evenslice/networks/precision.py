@@ -1,4 +1,4 @@
-"""Full precision of float32, which PyTorch may round in convolutions and matrix products."""
+"""Full precision of float32, which PyTorch may round in convolutions and matrix products; and float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["full_precision"]
+    from torch import Tensor
+
+__all__ = ["as_float64", "full_precision"]
 
 FULL = ("none", "ieee")
 
@@ -37,6 +39,16 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         _SETTINGS.release()
+
+
+def as_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, where it is; on the CPU if its device, Apple's, has no float64.
+
+    Example:
+        >>> as_float64(torch.ones(1))
+        tensor([1.], dtype=torch.float64)
+    """
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class _Settings:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ModelError
-from evenslice.networks import detections, logits, reduce_output, tensors_in
+from evenslice.networks import as_float64, detections, logits, reduce_output, tensors_in
 from evenslice.neutralizing.mixer import MIXER_HINT
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def _difference(first: Tensor, second: Tensor) -> float:
         raise ModelError(
             "the output of the network for a random image is not finite; check its weights and its normalization"
         )
-    return (first.double() - second.double()).abs().max().item() / largest if largest else 0.0
+    return (as_float64(first) - as_float64(second)).abs().max().item() / largest if largest else 0.0
 
 
 def allowed_error(precise: float, rounding: float) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from evenslice.networks import predicted_classes
+from evenslice.networks import as_float64, predicted_classes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ def measure_outputs(
         ([0.5], [0.0])
     """
     if not classes and not output.is_floating_point():  # whole numbers, but not of classes
-        output, mirrored_output = output.double(), mirrored_output.double()
+        output, mirrored_output = as_float64(output), as_float64(mirrored_output)
     classes = classes and (not output.is_floating_point() or output.ndim in (2, 4))
     varying = _axes_of_places(tuple(output.shape), tile)
     if output.ndim > 1 and not output.is_floating_point() and output.shape[1:].numel() == 1:
@@ -104,8 +104,8 @@ def _axes_of_places(shape: tuple[int, ...], tile: Sequence[int] | None) -> tuple
 
 def _measure_places(output: Tensor, mirrored: Tensor, places: tuple[int, ...]) -> dict[str, Floats]:
     """Return change, power and level of numbers that vary over places, each channel or feature around its own mean."""
-    varying = output.double() - output.double().mean(dim=places, keepdim=True)
-    changed = output.double() - mirrored.double()
+    output, mirrored = as_float64(output), as_float64(mirrored)
+    varying, changed = output - output.mean(dim=places, keepdim=True), output - mirrored
     change, power = (
         as_numpy(part.square().reshape(len(part), -1).mean(dim=1)) for part in (changed, varying)
     )
