@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -341,6 +342,23 @@ def test_a_network_whose_own_code_fails_is_told_in_one_line(error):
         ModelError, match=rf"the network Faulty: fails in its forward pass \({cause}.*\); correct it"
     ):
         network.prepare(3, (32, 32))
+
+
+@pytest.mark.parametrize("work", ["audit", "neutralize", "symmetrize"])
+def test_a_network_of_torchscript_is_refused_with_what_works(work):
+    volume = np.random.default_rng(0).random((6, 64, 64), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        network = torch.jit.trace(nn.Conv2d(3, 2, 1), torch.rand(1, 3, 64, 64))
+    calls = {
+        "audit": lambda: evenslice.audit(network, volume),
+        "neutralize": lambda: evenslice.neutralize(network),
+        "symmetrize": lambda: evenslice.symmetrize(network),
+    }
+    with pytest.raises(ModelError, match="is a module of TorchScript; give .* or a function that calls it"):
+        calls[work]()
+    function = evenslice.symmetrize(lambda windows: network(torch.from_numpy(windows)))
+    assert evenslice.audit(function, volume, max_windows=4, progress=False).answer.estimate == 0
 
 
 def test_a_network_that_cannot_be_copied_is_refused_in_one_line_that_says_what_to_do():

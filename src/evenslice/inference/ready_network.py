@@ -25,6 +25,7 @@ from evenslice.networks import (
     logits,
     normalization,
     reduce_output,
+    refuse_torchscript,
     reporting_own_errors,
 )
 from evenslice.neutralizing import record_of, untie
@@ -60,12 +61,13 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a network in float32 and in evaluation mode, without gradients; ties become plain weights.
 
     Raises:
-        ModelError: it cannot be copied.
+        ModelError: it cannot be copied, or is a module of TorchScript.
 
     Example:
         >>> frozen_copy(nn.Conv2d(3, 2, 1)).weight.requires_grad
         False
     """
+    refuse_torchscript(model)
     try:
         module = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -89,13 +91,13 @@ class ReadyNetwork(nn.Module):
     Args:
         model: maps (batch, slices, y, x), with the scaling it expects, to logits.
         slices: N, the number of slices of its windows.
-        device: where it runs: "auto", or a PyTorch device name.
+        device: where it runs: "auto" (a CUDA GPU if there is one, else the CPU), or a PyTorch device name.
         dtype: "auto", "bfloat16", "float16" (on a GPU) or "float32"; the weights are always float32.
         outputs: maps what the network returns to the tensor of its outputs; by default ``evenslice.networks.logits``
             does.
 
     Raises:
-        ModelError: the network cannot be copied, or does not fit into the memory of the device.
+        ModelError: the network cannot be copied, is a module of TorchScript, or does not fit into the memory of the device.
         ConfigError: the device is not available or fails, or the precision is unknown, or float16 on a CPU.
 
     Attributes:

@@ -7,6 +7,7 @@ from .dry_runs import (
     is_on_meta as is_on_meta,
     layer_label as layer_label,
     random_image as random_image,
+    refuse_torchscript as refuse_torchscript,
     reporting_own_errors as reporting_own_errors,
     run_network as run_network,
     seed_generators as seed_generators,

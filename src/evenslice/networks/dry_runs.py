@@ -22,6 +22,7 @@ __all__ = [
     "is_on_meta",
     "layer_label",
     "random_image",
+    "refuse_torchscript",
     "reporting_own_errors",
     "run_network",
     "seed_generators",
@@ -91,6 +92,22 @@ def reporting_own_errors(label: str) -> Iterator[None]:
         raise ModelError(
             f"{label}: fails in its forward pass ({type(error).__name__}: {reason(error)}); correct it"
         ) from error
+
+
+def refuse_torchscript(model: nn.Module) -> None:
+    """Refuse a network of TorchScript, which can be neither changed nor copied and frozen as a module.
+
+    Raises:
+        ModelError: it is one.
+
+    Example:
+        >>> refuse_torchscript(nn.Conv2d(3, 8, 3))
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "the network is a module of TorchScript; give the torch.nn.Module that it was made from, or a function that calls "
+            "it: lambda windows: network(torch.from_numpy(windows))"
+        )
 
 
 def is_on_meta(model: nn.Module) -> bool:

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ConfigError, ModelError, did_you_mean, option, reason
-from evenslice.networks import StemKernels, exact_evaluation, failing_layer, is_on_meta, random_image
+from evenslice.networks import (
+    StemKernels,
+    exact_evaluation,
+    failing_layer,
+    is_on_meta,
+    random_image,
+    refuse_torchscript,
+)
 from evenslice.neutralizing.cuts import find_activations
 from evenslice.neutralizing.folding import effective_kernels
 from evenslice.neutralizing.inspection import ChannelValues, KnownInput, inspect_network
@@ -128,6 +135,7 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     check_tie(tie)
     if check not in CHECKS:
         raise ConfigError(f"{option('check', check)}: {did_you_mean(str(check), CHECKS)}")
+    refuse_torchscript(model)
     model = uncompiled(model)
     if averages_mirrored(model):
         raise ModelError("the network is symmetrized; neutralize it first, and symmetrize it afterwards")

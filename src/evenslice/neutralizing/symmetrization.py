@@ -24,6 +24,7 @@ from evenslice.networks import (
     failing_layer,
     layer_label,
     random_image,
+    refuse_torchscript,
     tensors_in,
 )
 from evenslice.neutralizing.cuts import OUTPUT, find_cut
@@ -119,6 +120,7 @@ def symmetrize(
         if at != OUTPUT or size is not None or outputs is not None:
             raise ModelError(f"{at!r}: a function can only be symmetrized at {OUTPUT!r}, and is not verified")
         return SymmetrizedFunction(model)
+    refuse_torchscript(model)
     _symmetrize_network(uncompiled(model), at.removeprefix("_orig_mod."), size, outputs)
     return model
 
