@@ -148,7 +148,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         batch: windows per pass of the network; by default the fastest number, on a GPU as many as half of its free
             memory holds, at most 32. Fewer once memory runs out.
         seed: random seed for the order of the windows and for methods that draw samples.
-        device: "auto" (a GPU if available) or a PyTorch device name.
+        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         dtype: "bfloat16", "float32" or "auto": bfloat16 if the hardware supports it and if, on the first windows, the
             mean shares agree with those in float32 to 0.002 and the pair biases to half the precision; else float32.
             With bfloat16, answer and use are measured in float32, on the windows that get a second opinion. "float16"

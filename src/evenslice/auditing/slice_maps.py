@@ -74,7 +74,7 @@ def map_slice(  # noqa: PLR0913  # all but three arguments have defaults and nam
         centre: (y, x) of the part of a plane that is looked at, if the plane has more than ``LARGEST_PART`` pixels
             along an axis, or if ``tile`` or the network says how large the part is; by default the middle.
         tile: size (y, x) of the part; by default as large as may be, or the size the network requires.
-        device: "auto" (a GPU if available) or a PyTorch device name.
+        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
 
     Raises:
         ConfigError: there is no such slice, or an option is out of range.

@@ -92,7 +92,7 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
         mean: input mean used in training; by default as stated by each network's weights.
         std: input standard deviation used in training, with the same default.
         seed: random seed for the windows and for random weights.
-        device: "auto" (a GPU if available) or a PyTorch device name.
+        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         command: the command line to record in the results.
         progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 

@@ -100,7 +100,7 @@ Seed = Annotated[int, computing("Random seed.", metavar="N", callback=check_seed
 Device = Annotated[
     str,
     computing(
-        "Device: auto, cpu, cuda, or one GPU of several such as cuda:1.",
+        "Device: auto (a CUDA GPU, else the CPU), cpu, cuda, or one GPU of several such as cuda:1.",
         metavar="DEVICE",
         autocompletion=lambda: ("auto", "cpu", "cuda"),
     ),

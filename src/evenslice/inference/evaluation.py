@@ -98,7 +98,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.prediction.predict``.
         batch: windows per forward pass, see ``predict``; fewer once memory runs out.
         seed: random seed for the noise of noisy slices.
-        device: "auto" (a GPU if available) or a PyTorch device name.
+        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
         progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 

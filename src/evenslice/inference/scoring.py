@@ -77,7 +77,7 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
         stressed: disturb the windows of at most this many slices, spread evenly over all volumes, and compare the
             answers, see ``inference.stressing``; 0 for none. Not with ``most_slices``.
         seed: random seed of the noise of disturbed slices.
-        device: "auto" (a GPU if available) or a PyTorch device name.
+        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
         progress: show progress on standard error: True for a bar, False for nothing, None for a bar on a terminal and
             lines elsewhere.

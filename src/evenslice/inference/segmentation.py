@@ -101,7 +101,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
             ``probabilities``.
         tile: size (y, x) of the in-plane tiles, see ``predict``.
         batch: windows per forward pass, see ``predict``; fewer once memory runs out.
-        device: "auto" (a GPU if available) or a PyTorch device name.
+        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
         workers: worker processes to start on this machine; by default everything runs in this process.
         scheduler: address of a Dask scheduler whose workers to use instead; they must reach the volume and the staging

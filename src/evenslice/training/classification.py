@@ -151,7 +151,7 @@ def evaluate_centres(
         parts: volumes with their labels and scaling.
         config: the configuration of the run: the size of crops, the window, the number of classes, the precision.
         most: the largest number of centres.
-        device: "auto" (a GPU if available) or a PyTorch device name.
+        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         progress: show progress on standard error: True for a bar, False for nothing, None for a bar on a terminal and
             lines elsewhere.
 

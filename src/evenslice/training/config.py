@@ -238,7 +238,9 @@ class TrainingConfig(Section):
         ),
     )
     accelerator: str = Field(
-        default="auto", min_length=1, description="Hardware to train on: auto, cpu, gpu (or cuda), or mps."
+        default="auto",
+        min_length=1,
+        description="Hardware to train on: auto (a CUDA GPU, else the CPU), cpu, gpu (or cuda), or mps.",
     )
     devices: int = Field(default=1, ge=1, description="Number of devices to train on.")
     workers: int = Field(
