@@ -74,6 +74,15 @@ def test_workers_take_a_gpu_each(as_worker, asked, name, gpus, chosen):
         assert str(choose_device(asked)).removesuffix(":0") == chosen.removesuffix(":0")
 
 
+@pytest.mark.parametrize("name", [0, 3, "tcp://10.0.0.7:40123"])
+def test_workers_of_dask_cuda_take_the_gpu_that_they_see_first(as_worker, monkeypatch, name):
+    """It is another for each, whose other GPUs follow in CUDA_VISIBLE_DEVICES."""
+    as_worker(name)
+    monkeypatch.setitem(sys.modules, "dask_cuda", types.ModuleType("dask_cuda"))
+    with pretend_gpu(4):
+        assert str(choose_device("auto")) == "cuda:0"
+
+
 def test_outside_workers_the_first_gpu_is_taken():
     with pretend_gpu(2):
         assert str(choose_device("auto")) == "cuda"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,8 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     number = worker_number() if name in ("auto", "cuda") else None
     if number is not None and torch.cuda.device_count() > 1:
-        return torch.device("cuda", number % torch.cuda.device_count())
+        first = "dask_cuda" in sys.modules  # which lets each of its workers see a GPU of its own first
+        return torch.device("cuda", 0 if first else number % torch.cuda.device_count())
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
