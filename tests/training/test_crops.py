@@ -158,6 +158,28 @@ def test_missing_slices_are_replaced_by_the_middle_slice(noise):
     assert 0.23 <= np.mean(lost) <= 0.37  # 600 draws: more than three standard errors
 
 
+def test_lost_slices_change_nothing_else_of_a_crop(noise):
+    """Arms of a study that differ in their lost slices alone see the same crops otherwise."""
+    whole, lossy = (
+        crops([noise], foreground=0.5, augmentation=AugmentationConfig(missing_slices=missing))
+        for missing in (0, 0.3)
+    )
+    for i in range(100):
+        (before, labels), (after, kept) = whole[i], lossy[i]
+        assert torch.equal(labels, kept)
+        assert torch.allclose(before[1], after[1], atol=1e-6)  # powers round by the layout of an array
+    assert any(not torch.equal(whole[i][0], lossy[i][0]) for i in range(10))
+
+
+def test_crops_are_those_of_earlier_versions(noise):
+    """A study can be given more runs years later, and compares them with those that it has."""
+    data = crops([noise], foreground=0.5, augmentation=AugmentationConfig(), seed=3)
+    pixels = [float(data[i][0][1, 2, 3]) for i in range(4)]
+    means = [float(data[i][0].double().mean()) for i in range(4)]
+    assert pixels == pytest.approx([0.932781, 0.9636964, 0.3578629, 0.3983855], abs=1e-5)
+    assert means == pytest.approx([0.479813, 0.5822962, 0.4989308, 0.5531579], abs=1e-5)
+
+
 def test_changes_of_intensity_are_alike_in_all_slices():
     data = crops([make_part(np.full((9, 32, 32), 0.3))], augmentation=OFF.model_copy(update={"intensity": True}), length=200)  # fmt: skip
     windows = torch.stack([data[i][0] for i in range(200)])
