@@ -225,6 +225,20 @@ def test_a_validation_of_background_alone(error, folder):
     assert text.startswith("data.train[0] (held out for validation): contains only class 0")
 
 
+def test_a_test_in_which_no_voxel_counts(error, load, folder):
+    labels = np.load(folder / "labels.npy")
+    labels[30:] = 255
+    np.save(folder / "void.npy", labels)
+    train, void = ({"labels": "void.npy", "slices": slices} for slices in ([0, 28], [30, 40]))
+    kind, text = error([train], test=[void], ignore_label=255)
+    assert kind is ConfigError
+    assert text == (
+        "data.test[0]: contains only voxels with data.ignore_label: 255, so it cannot measure a network; "
+        "give slices with other classes as data.test"
+    )
+    assert load([train], ignore_label=255, test=[{**void, "slices": [29, 40]}]).test
+
+
 @pytest.mark.parametrize(
     ("splits", "slices", "expected"),
     [

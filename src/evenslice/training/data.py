@@ -320,10 +320,15 @@ def _check_classes(drafts: Sequence[_Draft], indices: Sequence[ClassIndex], conf
             "choose others, or make data.classes and data.label_values match the labels"
         )
     for split in ("validation", "test"):
-        if counts[split].any() and not counts[split][1:].any():
-            place = next(draft.place for draft in drafts if draft.split == split)
+        places = [draft.place for draft in drafts if draft.split == split]
+        if places and not counts[split][1:].any():
+            what = (
+                "contains only class 0"
+                if counts[split].any()
+                else f"contains only voxels with data.ignore_label: {config.ignore_label}"
+            )
             raise ConfigError(
-                f"{place}: contains only class 0, which cannot measure a network; "
+                f"{places[0]}: {what}, so it cannot measure a network; "
                 f"give slices with other classes as data.{split}"
             )
 
