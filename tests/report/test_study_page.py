@@ -122,6 +122,10 @@ def test_the_sentence_of_an_arm(results):
     assert plain(arm_sentence(single, "pretrained")).endswith(
         "Dice differs by +0.003; one seed in common is too few for a test."
     )
+    equal = dataclasses.replace(uniform, holds=None, differences={"dice": Interval(0.0, 0.0, 0.0)})
+    assert plain(arm_sentence(equal, "pretrained")).endswith(
+        "Dice differs by 0.000 [0.000, 0.000]; all differences are equal, so there is no test."
+    )
     nothing = dataclasses.replace(uniform, differences={"dice": NAN})
     assert arm_sentence(nothing, "pretrained").endswith("there is no Dice to compare.")
     alone = dataclasses.replace(uniform, differences={})
@@ -191,7 +195,11 @@ def test_the_sentence_of_a_comparison(results):
         "is not settled "
         "(margin 0.01)."
     )
-    assert said(base, arm("a", 0.95, None)).endswith("pretrained, but one seed is too few to test Dice.")
+    few = dataclasses.replace(arm("a", 0.95, None), differences={"dice": NAN, "largest_bias": NAN})
+    assert said(base, few).endswith("pretrained, but one seed is too few to test Dice.")
+    assert said(base, arm("a", 0.95, None)).endswith(
+        "pretrained, but all differences in Dice are equal, which cannot be tested."
+    )
     assert said(base, arm("a", 0.5, True)).startswith("No arm removes at least 90 %")
     # The mean alone is no reason to name an arm.
     assert said(base, arm("a", 0.95, True, low=0.85)).startswith("No arm is shown to remove at least 90 %")

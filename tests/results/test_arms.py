@@ -64,23 +64,23 @@ def test_non_inferiority_is_a_t_test_against_the_margin(values, margin):
     assert found.holds == (student_interval(differences).low > -margin)
 
 
-def test_differences_without_spread_leave_no_doubt():
-    assert non_inferiority([0.0, 0.0], 0.01).holds is True
-    assert non_inferiority([-0.02, -0.02], 0.01) == (0.01, 1.0, False)
-    alone = non_inferiority([0.1], 0.01)
-    assert (alone.margin, math.isnan(alone.p), alone.holds) == (0.01, True, None)
+@pytest.mark.parametrize("differences", [[0.1], [0.0, 0.0], [-0.02, -0.02], [0.8 - 0.7, 0.4 - 0.3]])
+def test_without_spread_there_is_no_test(differences):
+    """Not even where all differences are equal: networks that learned nothing often have the same score."""
+    found = non_inferiority(differences, 0.01)
+    assert (found.margin, math.isnan(found.p), found.holds) == (0.01, True, None)
 
 
 def test_arms_are_compared_seed_by_seed():
-    noise = [0.05, -0.02, 0.01]  # of the seeds: large, and the same in both arms
+    noise = [0.05, -0.02, 0.01]  # of the seeds: large, and almost the same in both arms
     rows = [row("pretrained", seed, dice=0.8 + noise[seed], bias=-0.2) for seed in range(3)]
-    rows += [row("uniform", seed, dice=0.801 + noise[seed], bias=0.02) for seed in (2, 0, 1)]
+    rows += [row("uniform", seed, dice=0.801 + 1.001 * noise[seed], bias=0.02) for seed in (2, 0, 1)]
     baseline, uniform = summarize(rows)[0].arms
     assert baseline.differences == {}
     assert set(baseline.to_dict()) == {"arm", "seeds", "folds", "figures", "shares"}
     assert baseline.metrics["dice"].low < 0.75
     difference = uniform.differences["dice"]
-    assert [difference.estimate, difference.low, difference.high] == pytest.approx([0.001] * 3)
+    assert [difference.estimate, difference.low, difference.high] == pytest.approx([0.001] * 3, abs=2e-4)
     assert uniform.holds is True
     assert astuple(uniform.bias_removed) == pytest.approx((0.9, 0.9, 0.9))
     assert uniform.to_dict()["shares"] == tuple(

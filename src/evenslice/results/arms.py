@@ -230,12 +230,12 @@ def summarize_runs(
 
     Example:
         >>> rows = [
-        ...     {"dataset": "d", "architecture": "a", "arm": arm, "seed": seed, "shares": None, "dice": dice + seed / 100}
+        ...     {"dataset": "d", "architecture": "a", "arm": arm, "seed": seed, "shares": None, "dice": dice * (1 + seed / 50)}
         ...     for arm, dice in [("pretrained", 0.8), ("uniform", 0.81)] for seed in range(2)
         ... ]
         >>> uniform = summarize_runs(rows, baseline="pretrained", margin=0.01)[0].arms[1]
         >>> round(uniform.differences["dice"].estimate, 6), uniform.holds
-        (0.01, True)
+        (0.0101, True)
     """
     groups: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
     for row in rows:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from evenslice.results.intervals import Interval
-from evenslice.results.student import LEVEL, clipped
+from evenslice.results.student import LEVEL, ROUNDING, clipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,18 +33,17 @@ class PooledMean(NamedTuple):
         return clipped(Interval(self.estimate, self.estimate - half, self.estimate + half), bounds)
 
     def p_above(self, value: float = 0.0) -> float:
-        """Return the p of the one-sided test that the true mean is at most a value; NaN without an interval."""
+        """Return the p of the one-sided test that the true mean is at most a value; NaN without an error."""
         from scipy.special import stdtr
 
-        if math.isnan(self.error):
+        if (
+            not self.error > ROUNDING
+        ):  # a few equal values, as on a coarse scale, are no proof that others would be
             return math.nan
-        distance = self.estimate - value
-        return float(stdtr(self.dof, -distance / self.error)) if self.error > 0 else float(distance <= 0)
+        return float(stdtr(self.dof, (value - self.estimate) / self.error))
 
     def p_differs(self) -> float:
-        """Return the p of the two-sided test that the true mean is 0; NaN without an interval."""
-        if self.error == 0:
-            return float(self.estimate == 0)
+        """Return the p of the two-sided test that the true mean is 0; NaN without an error."""
         below = self.p_above()
         return 2 * min(below, 1 - below)
 

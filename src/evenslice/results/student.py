@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEVEL",
+    "ROUNDING",
     "NonInferiority",
     "bias_removed",
     "clipped",
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 LEVEL = 0.95
+
+ROUNDING = 1e-12
+"""Scores, 0 to 1, that differ by less do so by rounding alone."""
 
 
 class NonInferiority(NamedTuple):
@@ -115,16 +119,18 @@ def non_inferiority(differences: ArrayLike, margin: float) -> NonInferiority:
 
     Returns:
         The test, which holds if p is below 0.025, that is, if the two-sided 95 % interval lies above -margin. With
-        fewer than two replicates there is no test.
+        fewer than two replicates, or if all their differences are equal, there is no test.
 
     Example:
         >>> non_inferiority([0.002, -0.001, 0.001], margin=0.01)
         NonInferiority(margin=0.01, p=0.003..., holds=True)
         >>> non_inferiority([-0.02, 0.01, 0.0], margin=0.01).holds
         False
+        >>> non_inferiority([0.0, 0.0], margin=0.01)
+        NonInferiority(margin=0.01, p=nan, holds=None)
     """
     known = _known(differences)
-    if len(known) < 2:
+    if len(known) < 2 or np.ptp(known) < ROUNDING:
         return NonInferiority(margin, math.nan, None)
     p = float(_t_test(known, -margin, alternative="greater").pvalue)
     return NonInferiority(margin, p, p < (1 - LEVEL) / 2)

@@ -28,6 +28,7 @@ _OUTCOMES: Final = {
         ", but whether they are inferior in {score} is not settled",
     ),
     "no test": (", but one {unit} is too few to test {score}",) * 2,
+    "all equal": (", but all differences in {score} are equal, which cannot be tested",) * 2,
 }
 """Ends of a clause about one arm and about several, by the outcome for the main score."""
 
@@ -75,7 +76,7 @@ def comparison_sentence(comparison: Comparison, baseline: str) -> str:
         return f"No arm removes {what}." if none else f"No arm is shown to remove {what}."
     clauses = []
     for outcome, (one, several) in _OUTCOMES.items():
-        names = [arm.arm for arm in removing if judgement(arm) == outcome]
+        names = [arm.arm for arm in removing if _outcome(arm) == outcome]
         if names:
             verb, cost = ("removes", one) if len(names) == 1 else ("remove", several)
             cost = cost.format(unit=comparison.unit, score=score_title(removing[0].score))
@@ -172,14 +173,22 @@ def judgement(arm: ArmSummary | PooledArm) -> str:
     return inferiority(arm.holds, high, arm.margin)
 
 
+def _outcome(arm: ArmSummary) -> str:
+    """Return the outcome of the test, or "all equal" where there is none although there are enough differences."""
+    outcome = judgement(arm)
+    known = not math.isnan(arm.differences[arm.score].low)
+    return "all equal" if outcome == "no test" and known else outcome
+
+
 def _judged(arm: ArmSummary, unit: str) -> str:
     margin = f"(margin {arm.margin:g})"
     return {
         "no test": f"; one {unit} in common is too few for a test",
+        "all equal": "; all differences are equal, so there is no test",
         "not inferior": f" and is not inferior {margin}",
         "inferior": f" and is inferior {margin}",
         "not settled": f"; whether it is inferior is not settled {margin}",
-    }[judgement(arm)]
+    }[_outcome(arm)]
 
 
 def verdicts(seen: Sequence[str]) -> str:
