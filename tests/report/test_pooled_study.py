@@ -104,7 +104,7 @@ def test_the_page_begins_with_all_data_sets(results):
 
 def test_arms_are_judged_over_all_data_sets(results):
     (pooled,) = results.pooled
-    baseline, uniform, fair = (plain(pooled_arm_sentence(arm, pooled, "pretrained")) for arm in pooled.arms)
+    baseline, uniform, fair = (plain(pooled_arm_sentence(results, pooled, arm)) for arm in pooled.arms)
     assert baseline.startswith("is the baseline: its largest pair bias is 0.1")
     assert ": inferior (margin 0.01, p = " in uniform
     assert "adjusted for the number of comparisons" in uniform
@@ -152,19 +152,41 @@ def test_data_sets_with_other_numbers_of_folds_are_named(results):
     assert "numbers of replicates" not in pooled_sentence(results, results.pooled[0])
 
 
-def without(folder, out, *, arm, dataset, folds=(0, 1, 2)):
+def test_an_arm_with_fewer_folds_or_seeds_than_others_is_named(results):
+    first, second = results.comparisons
+    arms = tuple(
+        dataclasses.replace(arm, folds=(0, 1) if arm.arm == "fair" else (0, 1, 2)) for arm in first.arms
+    )
+    all_few = tuple(dataclasses.replace(arm, folds=(0, 1)) for arm in second.arms)
+    few = dataclasses.replace(
+        results,
+        comparisons=(dataclasses.replace(first, arms=arms), dataclasses.replace(second, arms=all_few)),
+    )
+    said = plain(pooled_sentence(few, results.pooled[0]))
+    assert " Lucchi++ (fair) and ISBI 2012 have fewer than 3 replicates: " in said
+
+
+def without(folder, out, *, arm, dataset, folds=(0, 1, 2), seeds=(0, 1)):
     """A study in which the runs of an arm on a data set have failed, in some folds."""
+    return without_runs(folder, out, [(arm, dataset, fold, seed) for fold in folds for seed in seeds])
+
+
+def without_runs(folder, out, failed, **changes):
+    """A study in which runs have failed, and metrics of the others are changed."""
     shutil.copytree(folder, out)
     summary = json.loads((out / "summary.json").read_text())
     records = [json.loads(path.read_text()) for path in sorted(out.glob("runs/*/run.json"))]
-    failed = [(arm, dataset, fold) for fold in folds]
-    left = [record for record in records if (record["arm"], record["dataset"], record["fold"]) not in failed]
+    names = ("arm", "dataset", "fold", "seed")
+    left = [record | changes for record in records if tuple(record[name] for name in names) not in failed]
     summary["comparisons"] = [
         item.to_dict() for item in summarize_runs(left, baseline="pretrained", margin=0.01)
     ]
     summary["pooled"] = [item.to_dict() for item in pool_runs(left, baseline="pretrained", margin=0.01)]
     (out / "summary.json").write_text(json_text(summary))
-    return load_study(out)
+    found = load_study(out)
+    runs = [run for run in found.runs if tuple(getattr(run, name) for name in names) not in failed]
+    runs = [dataclasses.replace(run, metrics=run.metrics | changes) for run in runs]
+    return dataclasses.replace(found, runs=tuple(runs))
 
 
 def test_an_arm_that_lacks_a_data_set_is_said_to(folder, tmp_path):
@@ -174,7 +196,7 @@ def test_an_arm_that_lacks_a_data_set_is_said_to(folder, tmp_path):
     assert "uniform has no result on ISBI 2012." in said
     assert "fair has no result" not in said
     uniform = next(arm for arm in pooled.arms if arm.arm == "uniform")
-    sentence = plain(pooled_arm_sentence(uniform, pooled, "pretrained"))
+    sentence = plain(pooled_arm_sentence(found, pooled, uniform))
     assert sentence.endswith(" on Lucchi++; without a comparison on ISBI 2012 there is no test.")
     rows = {row.label: row.cells for group in pooled_groups(found, pooled) for row in group.rows}
     assert "HD95" not in rows
@@ -186,14 +208,59 @@ def test_an_arm_that_lacks_a_fold_is_not_tested(folder, tmp_path):
     found = without(folder, tmp_path / "out", arm="uniform", dataset="ISBI 2012", folds=[2])
     (pooled,) = found.pooled
     said = plain(pooled_sentence(found, pooled))
-    assert "uniform lacks folds of ISBI 2012, so it is not tested." in said
-    assert "fair lacks" not in said
+    assert "uniform is not tested, as uniform has no run in fold 2 of ISBI 2012." in said
+    assert "fair is not tested" not in said
     uniform, fair = pooled.arms[1:]
     assert (uniform.arm, uniform.holds, fair.holds) == ("uniform", None, True)
     assert math.isnan(uniform.p_differs)
     assert math.isfinite(uniform.differences["dice"].low)
-    assert "; there are too few folds for a test." in plain(
-        pooled_arm_sentence(uniform, pooled, "pretrained")
+    assert plain(pooled_arm_sentence(found, pooled, uniform)).endswith(
+        "; there is no test, as uniform has no run in fold 2 of ISBI 2012."
+    )
+
+
+def test_the_page_names_whose_run_is_missing(folder, tmp_path):
+    """Not the arm's where the baseline has failed, nor the folds where seeds are missing."""
+    lost = [("pretrained", "ISBI 2012", fold, seed) for fold in (0, 2) for seed in (0, 1)]
+    lost += [("pretrained", "Lucchi++", 1, 0), ("fair", "Lucchi++", 1, 1)]
+    found = without_runs(folder, tmp_path / "out", lost)
+    (pooled,) = found.pooled
+    said = plain(pooled_sentence(found, pooled))
+    nothing = "pretrained has no run in folds 0 and 2 of ISBI 2012"
+    seeds = "fair has only seed 0 and pretrained only seed 1 in fold 1 of Lucchi++"
+    assert f" uniform is not tested, as {nothing}. fair is not tested, as {nothing}, and {seeds}." in said
+    uniform, fair = (plain(pooled_arm_sentence(found, pooled, arm)) for arm in pooled.arms[1:])
+    assert uniform.endswith(f"; there is no test, as {nothing}.")
+    assert fair.endswith(f"; there is no test, as {nothing}, and {seeds}.")
+
+
+def test_arms_without_a_test_for_the_same_reason_are_named_together(folder, tmp_path):
+    found = without(folder, tmp_path / "out", arm="pretrained", dataset="Lucchi++", folds=[1])
+    said = plain(pooled_sentence(found, found.pooled[0]))
+    assert " uniform and fair are not tested, as pretrained has no run in fold 1 of Lucchi++." in said
+
+
+def test_a_fold_without_a_score_is_named(results):
+    (pooled,) = results.pooled
+    uniform = dataclasses.replace(pooled.arms[1], holds=None)
+    runs = tuple(
+        dataclasses.replace(run, metrics=run.metrics | {"dice": math.nan})
+        if (run.arm, run.dataset, run.fold) == ("uniform", "Lucchi++", 1)
+        else run
+        for run in results.runs
+    )
+    found = dataclasses.replace(results, runs=runs)
+    assert plain(pooled_arm_sentence(found, pooled, uniform)).endswith(
+        "; there is no test, as uniform has no Dice in fold 1 of Lucchi++."
+    )
+
+
+def test_equal_differences_are_no_evidence(folder, tmp_path):
+    found = without_runs(folder, tmp_path / "out", [], dice=0.5)
+    uniform = found.pooled[0].arms[1]
+    assert (uniform.holds, uniform.differences["dice"].high) == (None, 0.0)
+    assert plain(pooled_arm_sentence(found, found.pooled[0], uniform)) == (
+        "differs in Dice by 0.000 [0.000, 0.000]; in each data set all differences are equal, so there is no test."
     )
 
 
@@ -206,7 +273,7 @@ def test_an_arm_is_not_blamed_for_what_the_baseline_lacks(folder, tmp_path):
     uniform = next(arm for arm in pooled.arms if arm.arm == "uniform")
     assert uniform.datasets == ("Lucchi++", "ISBI 2012")
     assert "on Lucchi++; without a comparison on ISBI 2012 there is no test." in plain(
-        pooled_arm_sentence(uniform, pooled, "pretrained")
+        pooled_arm_sentence(found, pooled, uniform)
     )
 
 

@@ -49,6 +49,7 @@ from .pooling import (
     PooledComparison as PooledComparison,
     Primary as Primary,
     pool_runs as pool_runs,
+    uncompared_folds as uncompared_folds,
 )
 from .ratios import ratio as ratio
 from .replicates import (

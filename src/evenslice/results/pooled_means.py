@@ -36,9 +36,7 @@ class PooledMean(NamedTuple):
         """Return the p of the one-sided test that the true mean is at most a value; NaN without an error."""
         from scipy.special import stdtr
 
-        if (
-            not self.error > ROUNDING
-        ):  # a few equal values, as on a coarse scale, are no proof that others would be
+        if not self.error > ROUNDING:  # a few equal values are no proof that others would be equal
             return math.nan
         return float(stdtr(self.dof, (value - self.estimate) / self.error))
 

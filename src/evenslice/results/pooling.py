@@ -43,6 +43,7 @@ __all__ = [
     "Primary",
     "pool_runs",
     "pooled_bounds",
+    "uncompared_folds",
 ]
 
 LOSSES = ("loss_before", "loss_after", "loss_both")
@@ -256,21 +257,26 @@ def _pool_arms(
             chosen = primary is not None and (arm, architecture) == (primary.arm, primary.architecture)
             own_margin = primary.margin if primary is not None and chosen else margin
             summary = _compare(summary, sets, others, units, own_margin, chosen)
-            lacking = any(_lacks_pairs(sets.get(data, ()), runs, score) for data, runs in others.items())
+            lacking = any(uncompared_folds(sets.get(data, ()), runs, score) for data, runs in others.items())
             if lacking or len(summary.compared) < len(units) + len(missing):
                 summary = _untested(summary)
         pooled.append(summary)
     return PooledComparison(architecture, tuple(units), tuple(pooled), missing)
 
 
-def _lacks_pairs(runs: Sequence[RunRecord], baseline: Sequence[RunRecord], score: str) -> bool:
-    """Say whether an arm and the baseline cannot be compared in a fold that either has."""
+def uncompared_folds(runs: Sequence[RunRecord], baseline: Sequence[RunRecord], score: str) -> list[int]:
+    """Return the folds that an arm or the baseline has on a data set, but in which the two cannot be compared.
+
+    Example: without folds, all runs are of fold 0.
+        >>> uncompared_folds([{"seed": 1, "dice": 0.7}], [{"seed": 0, "dice": 0.8}], "dice")
+        [0]
+    """
     pairs = pair_runs(runs, baseline)
     own, other = (_values(part, score) for part in (zip(*pairs, strict=True) if pairs else ((), ())))
     compared = {
         fold_of(run) for (run, _), known in zip(pairs, np.isfinite(own - other), strict=True) if known
     }
-    return compared != {fold_of(run) for run in (*runs, *baseline)}
+    return sorted({fold_of(run) for run in (*runs, *baseline)} - compared)
 
 
 def _untested(arm: PooledArm) -> PooledArm:

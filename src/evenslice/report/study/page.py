@@ -144,7 +144,7 @@ def _pooled_block(results: StudyResults, item: PooledComparison) -> _Block:
             arm.arm,
             style.colour_variable(results.arms.index(arm.arm)),
             "baseline" if arm.arm == results.baseline else study_wording.judgement(arm),
-            pooled_arm_sentence(arm, item, results.baseline, interim=results.interim),
+            pooled_arm_sentence(results, item, arm),
         )
         for arm in item.arms
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,12 +11,12 @@ from evenslice.report.base.tables import Group
 from evenslice.report.base.wording import MINUS, NOTHING, interval, listed
 from evenslice.report.study.tables import FIGURE_GROUPS, SCORE_LABELS, Row, difference_text
 from evenslice.report.study.wording import BIAS, counted, difference, judgement, p_value
-from evenslice.results import ENOUGH_REPLICATES, LOSSES, POOLED, score_title
+from evenslice.results import ENOUGH_REPLICATES, LOSSES, POOLED, score_title, uncompared_folds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from evenslice.results import PooledArm, PooledComparison, StudyResults
+    from evenslice.results import PooledArm, PooledComparison, StudyResults, StudyRun
 
 __all__ = [
     "POOLED_READING",
@@ -68,8 +69,7 @@ def pooled_sentence(results: StudyResults, item: PooledComparison) -> str:
     for arm in item.arms:
         if lacking := _without(results, item, arm):
             text += f" {arm.arm} has no result on {listed(lacking)}."
-        if short := _short(results, item, arm):
-            text += f" {arm.arm} lacks folds of {listed(short)}, so it is not tested."
+    text += "".join(f" {sentence}" for sentence in _untested_arms(results, item))
     if unequal := _unequal(results, item):
         text += f" The numbers of replicates differ: {listed(unequal)}."
     few = _few(results, item)
@@ -95,15 +95,60 @@ def _without(results: StudyResults, item: PooledComparison, arm: PooledArm) -> l
     return [name for name in item.datasets if name not in known]
 
 
-def _short(results: StudyResults, item: PooledComparison, arm: PooledArm) -> list[str]:
-    """Return the data sets on which an arm has results, but not for all folds that the baseline has."""
-    lacking = []
+def _untested_arms(results: StudyResults, item: PooledComparison) -> list[str]:
+    """Say which arms are not tested as runs are missing, those for the same reason together."""
+    faults: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for arm in item.arms:
+        if arm.holds is None and (why := _faults(results, item, arm)):
+            faults[tuple(why)].append(arm.arm)
+    return [
+        f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} not tested, as {', and '.join(why)}."
+        for why, arms in faults.items()
+    ]
+
+
+def _faults(results: StudyResults, item: PooledComparison, arm: PooledArm) -> list[str]:
+    """Say whose runs are missing where an arm is not compared with the baseline although both have results there.
+
+    ``["pretrained has no run in fold 2 of Lucchi++"]``
+    """
+    if arm.arm == results.baseline:
+        return []
+    places: defaultdict[str, list[str]] = defaultdict(list)
     for found in results.comparisons:
-        folds = {own.arm: {*own.folds} for own in found.arms}
-        mine, whole = folds.get(arm.arm), folds.get(results.baseline, set())
-        if found.architecture == item.architecture and mine is not None and whole - mine:
-            lacking.append(found.dataset)
-    return lacking
+        runs = {name: results.runs_of(found, name) for name in (arm.arm, results.baseline)}
+        if found.architecture != item.architecture or not all(runs.values()):
+            continue
+        own, other = ([{**vars(run), **run.metrics} for run in known] for known in runs.values())
+        folds: defaultdict[str, list[int]] = defaultdict(list)
+        for fold in uncompared_folds(own, other, arm.score):
+            in_fold = {name: [run for run in known if run.fold == fold] for name, known in runs.items()}
+            folds[_fault(in_fold, arm.score)].append(fold)
+        for fault, numbers in folds.items():
+            which = f"in {_numbered('fold', numbers)} of" if found.unit == "fold" else "on"
+            places[fault].append(f"{which} {found.dataset}")
+    return [f"{fault} {listed(where)}" for fault, where in places.items()]
+
+
+def _fault(runs: Mapping[str, Sequence[StudyRun]], score: str) -> str:
+    """Say what the runs of an arm and of the baseline lack to be compared: runs, common seeds, or a score."""
+    lacking = [name for name, known in runs.items() if not known]
+    if lacking:
+        return f"{listed(lacking)} {_have(lacking)} no run"
+    (arm, own), (baseline, other) = (
+        (name, sorted({run.seed for run in known})) for name, known in runs.items()
+    )
+    if not {*own} & {*other}:
+        return f"{arm} has only {_numbered('seed', own)} and {baseline} only {_numbered('seed', other)}"
+    unknown = [
+        name for name, known in runs.items() if not all(math.isfinite(run.metrics[score]) for run in known)
+    ]
+    return f"{listed(unknown)} {_have(unknown)} no {score_title(score)}"
+
+
+def _numbered(name: str, numbers: Sequence[int]) -> str:
+    """Put a name before numbers: ``"fold 2"``, ``"folds 0 and 2"``."""
+    return f"{name}{'s' * (len(numbers) > 1)} {listed([*map(str, numbers)])}"
 
 
 def _unequal(results: StudyResults, item: PooledComparison) -> list[str]:
@@ -117,30 +162,30 @@ def _unequal(results: StudyResults, item: PooledComparison) -> list[str]:
 
 
 def _few(results: StudyResults, item: PooledComparison) -> list[str]:
-    """Return the data sets whose replicates are too few for intervals over data sets that hold as often as they say."""
-    return [
-        found.dataset
-        for found in results.comparisons
-        if found.architecture == item.architecture
-        and len(item.datasets) > 1
-        and min(map(found.replicates, found.arms)) < ENOUGH_REPLICATES
-    ]
+    """Return the data sets whose replicates are too few for intervals over data sets that hold as often as they say.
+
+    Where only some arms have too few they are named, as in ``"Lucchi++ (twin)"``.
+    """
+    few = []
+    for found in results.comparisons:
+        arms = [arm.arm for arm in found.arms if found.replicates(arm) < ENOUGH_REPLICATES]
+        if arms and found.architecture == item.architecture and len(item.datasets) > 1:
+            few.append(found.dataset + (f" ({listed(arms)})" if len(arms) < len(found.arms) else ""))
+    return few
 
 
-def pooled_arm_sentence(
-    arm: PooledArm, item: PooledComparison, baseline: str, *, interim: bool = False
-) -> str:
+def pooled_arm_sentence(results: StudyResults, item: PooledComparison, arm: PooledArm) -> str:
     """Describe what an arm costs over all data sets and how sure that is, to follow its name.
 
     ``"differs in Dice by -0.011 [-0.020, -0.002]: not settled (margin 0.01, p = 0.6); difference: p = 0.02, adjusted
     for the number of comparisons."``
     """
-    score = score_title(arm.score)
+    score, interim = score_title(arm.score), results.interim
     found, bias = (interval(arm.metrics[name]) for name in (arm.score, "largest_bias"))
-    if arm.arm == baseline:
+    if arm.arm == results.baseline:
         return f"is the baseline: its {BIAS} is {bias}, its {score} {found}."
     if not arm.differences:
-        return f"has no run in common with {baseline}" + (
+        return f"has no run in common with {results.baseline}" + (
             "." if found == NOTHING else f"; its {score} is {found}."
         )
     change = f"differs in {score} by {difference(arm.differences[arm.score])}"
@@ -148,14 +193,21 @@ def pooled_arm_sentence(
         where, without = listed(list(arm.compared)), listed(lacking)
         return f"{change} on {where}; without a comparison on {without} there is no test."
     if arm.holds is None:
-        few = math.isnan(arm.differences[arm.score].low)
-        why = "a data set has only one replicate, too few" if few else "there are too few folds"
-        return f"{change}; {why} for a test."
+        return f"{change}; {_untested(results, item, arm)}."
     text = f"{change}: {judgement(arm)} (margin {arm.margin:g}, {p_value(arm.p, interim=interim)})"
     if arm.primary:
         return f"{text}; {superiority(arm, interim=interim)}. This is the primary comparison."
     p = p_value(arm.p_adjusted, interim=interim)
     return f"{text}; difference: {p}, adjusted for the number of comparisons."
+
+
+def _untested(results: StudyResults, item: PooledComparison, arm: PooledArm) -> str:
+    """Say why an arm that is compared on every data set has no test."""
+    if faults := _faults(results, item, arm):
+        return f"there is no test, as {', and '.join(faults)}"
+    if math.isnan(arm.differences[arm.score].low):
+        return "a data set has only one replicate, too few for a test"
+    return "in each data set all differences are equal, so there is no test"
 
 
 def superiority(arm: PooledArm, *, interim: bool = False) -> str:
