@@ -11,14 +11,14 @@ from paging import table
 from evenslice.report.base.wording import NOTHING, interval, listed, percent
 from evenslice.report.study.pooled import superiority
 from evenslice.report.study.stress import stress_group
-from evenslice.report.study.tables import figure_groups
+from evenslice.report.study.tables import extents, figure_groups
 from evenslice.report.study.wording import difference, judgement, p_value, removed_part, verdicts
 from evenslice.results.replicates import replicate_means
 from evenslice.results.scores import score_title
 from evenslice.results.student import student_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from found_studies import Study
 
@@ -41,31 +41,20 @@ def result_table(study: Study, comparison: Comparison) -> str:
         "part of it removed",
         "mirror disagreement",
     )
-    runs = {arm.arm: {_extent(study, comparison, arm.arm)} for arm in comparison.arms}
     rows = {arm.arm: _result_row(arm, interim=not study.complete) for arm in comparison.arms}
-    return _with_runs(header, rows, runs)
+    return _with_extents(study, [comparison], header, rows)
 
 
-def _extent(study: Study, comparison: Comparison, arm: str) -> str:
-    """Return how many folds and seeds an arm has, as ``"4 x 2"``, or ``"4 x 2 (5 runs)"``; without folds, how many seeds."""
-    runs = study.results.runs_of(comparison, arm)
-    folds, seeds = (len({getattr(run, name) for run in runs}) for name in ("fold", "seed"))
-    if comparison.unit == "seed":
-        return str(seeds)
-    return f"{folds} x {seeds}" + (f" ({len(runs)} runs)" if len(runs) != folds * seeds else "")
-
-
-def _with_runs(
-    header: Sequence[str], rows: Mapping[str, Sequence[str]], runs: Mapping[str, Collection[str]]
+def _with_extents(
+    study: Study, comparisons: Sequence[Comparison], header: Sequence[str], rows: Mapping[str, Sequence[str]]
 ) -> str:
     """Return a table of arms, with the folds and seeds of each behind its name where the arms differ in them."""
-    if len(set(map(frozenset, runs.values()))) == 1:
+    found = extents(study.results, comparisons, [*rows])
+    if found is None:
         return table(header, rows.values())
-    folded = any(" x " in text for texts in runs.values() for text in texts)
-    title = "folds x seeds" if folded else "seeds"
     return table(
-        (header[0], title, *header[1:]),
-        ([row[0], listed(sorted(runs[arm])), *row[1:]] for arm, row in rows.items()),
+        (header[0], found.label, *header[1:]),
+        ([row[0], extent, *row[1:]] for row, extent in zip(rows.values(), found.cells, strict=True)),
     )
 
 
@@ -101,8 +90,7 @@ def pooled_table(study: Study, item: PooledComparison) -> str:
     first, *rows = zip(*known, strict=True)
     names = [arm.arm for arm in item.arms]
     sets = [found for found in study.results.comparisons if found.architecture == item.architecture]
-    runs = {arm: {_extent(study, found, arm) for found in sets} for arm in names}
-    return _with_runs(first, dict(zip(names, rows, strict=True)), runs)
+    return _with_extents(study, sets, first, dict(zip(names, rows, strict=True)))
 
 
 def _pooled_row(arm: PooledArm, *, interim: bool) -> list[str]:

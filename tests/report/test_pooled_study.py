@@ -135,6 +135,30 @@ def test_p_is_interim_while_runs_are_missing(results):
     assert page.count("interim p ") == len(re.findall(r"\bp (=|&lt;) ", page)) > 0
 
 
+def test_arms_with_fewer_seeds_show_how_many(folder, results, tmp_path):
+    """Their means are over other runs than the baseline's, so differences need not be those of the means."""
+
+    def shown(found):
+        with style.settings():
+            page = plain(render(found, draw_charts(found)))
+        console = Console(width=100, record=True, file=io.StringIO())
+        for table in study_tables(found.summary):
+            console.print(table)
+        return page, [" ".join(line.split()) for line in console.export_text().splitlines()]
+
+    page, printed = shown(results)
+    assert "folds x seeds" not in page
+    assert "folds x" not in "".join(printed)
+    lost = [("fair", dataset, fold, 1) for dataset, _ in SETS for fold in range(3)]
+    page, printed = shown(without_runs(folder, tmp_path / "out", lost))
+    assert page.count('<th scope="row">folds x seeds</th>') == 3  # over both data sets, and in each
+    assert page.count("<td>3 x 1</td>") == 3
+    assert page.count("<td>3 x 2</td>") == 6
+    assert "a difference need not be that of the means" in page
+    assert [line.split()[:4] for line in printed if line.startswith("fair ")] == [["fair", "3", "x", "1"]] * 3
+    assert sum(line.startswith("pretrained 3 x 2 ") for line in printed) == 3
+
+
 def test_too_few_folds_are_admitted(results, tmp_path):
     few = load_study(
         make_study(tmp_path / "few", comparisons=SETS, arms=ARMS, folds=(0, 1), seeds=(0,), size=24)

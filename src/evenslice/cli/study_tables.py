@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from evenslice.cli.tables import failed_table, new_table, without_zero
-from evenslice.results import MAIN_SCORES, inferiority, run_name, score_title
+from evenslice.results import MAIN_SCORES, failed_runs, inferiority, read_unit, run_name, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from evenslice.studying import RunOutcome
 
 __all__ = ["course_table", "run_line", "study_tables"]
+
+_EXTENT: Final = "folds x\nseeds"
 
 
 def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[str] = ()) -> str:
@@ -45,35 +47,48 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     interim = summary["finished"] < summary["planned"]
     for item in summary.get("pooled", ()):
         if len(item["datasets"]) > 1 or any(arm.get("primary") for arm in item["arms"]):
-            yield _pooled_table(item, summary["baseline"], score, interim=interim)
-    folded = False
+            sets = [
+                found for found in summary["comparisons"] if found["architecture"] == item["architecture"]
+            ]
+            yield _pooled_table(item, sets, summary["baseline"], score, interim=interim)
     for comparison in summary["comparisons"]:
-        by_fold = any(len(arm.get("folds", ())) > 1 for arm in comparison["arms"])
-        unit = "folds" if by_fold or comparison.get("unit") == "fold" else "seeds"
-        folded = folded or unit == "folds"
+        unit = read_unit(comparison)
         title = (
-            f"{comparison['dataset']}, {comparison['architecture']}: means over {unit} with 95 % intervals"
+            f"{comparison['dataset']}, {comparison['architecture']}: means over {unit}s with 95 % intervals"
         )
         name = score_title(score, first=True)
         difference = f"{name} minus\n{summary['baseline']}"
-        table = new_table(title, "arm", "n", name, difference, "D_m", "bias\nremoved")
+        extents = _extents([comparison], comparison["arms"]) if unit == "fold" else {}
+        count = _EXTENT if extents else "n"
+        table = new_table(title, "arm", count, name, difference, "D_m", "bias\nremoved")
         table.show_lines = True
         for arm in comparison["arms"]:
-            table.add_row(*_arm_cells(arm, unit, score))
+            # Results of earlier versions have no folds.
+            replicates = extents.get(arm["arm"], str(len(arm.get(f"{unit}s", (0,)))))
+            table.add_row(arm["arm"], replicates, *_arm_cells(arm, score))
         yield table
     if summary["failed"]:
-        failed = [(run_name(run, folded=folded), run["error"]) for run in summary["failed"]]
-        yield failed_table("failed; repeat the command to retry", "run", failed)
+        yield failed_table("failed; repeat the command to retry", "run", failed_runs(summary))
 
 
-def _pooled_table(item: Mapping[str, Any], baseline: str, score: str, *, interim: bool) -> Table:
+def _pooled_table(
+    item: Mapping[str, Any],
+    comparisons: Sequence[Mapping[str, Any]],
+    baseline: str,
+    score: str,
+    *,
+    interim: bool,
+) -> Table:
     """Return the arms over all data sets, with the primary comparison marked by a star."""
     count, missing = len(item["datasets"]), len(item.get("missing", ()))  # not in those of earlier versions
     sets = item["datasets"][0] if count == 1 else f"{'Both' if count == 2 else f'All {count}'} data sets"
     if missing:
         sets = f"{count} of {count + missing} data sets"
+    extents = _extents(comparisons, item["arms"])
+    folded = any(read_unit(found) == "fold" for found in comparisons)
     columns = (
         "arm",
+        *([_EXTENT if folded else "seeds"] if extents else []),
         score_title(score, first=True),
         f"{score_title(score, first=True)} minus\n{baseline}",
         "p of the\ndifference",
@@ -82,7 +97,8 @@ def _pooled_table(item: Mapping[str, Any], baseline: str, score: str, *, interim
     table = new_table(f"{sets}, {item['architecture']}: means with 95 % intervals", *columns)
     table.show_lines = True
     for arm in item["arms"]:
-        table.add_row(*_pooled_cells(arm, score))
+        name = arm["arm"] + (" *" if arm.get("primary") else "")
+        table.add_row(name, *([extents[arm["arm"]]] if extents else []), *_pooled_cells(arm, score))
     notes = ["p of the difference is adjusted for the number of comparisons (Holm)."]
     if any(arm.get("primary") for arm in item["arms"]):
         notes.append(
@@ -94,9 +110,24 @@ def _pooled_table(item: Mapping[str, Any], baseline: str, score: str, *, interim
     return table
 
 
+def _extents(comparisons: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return how many folds and seeds each arm has, as ``"4 x 2"``, one a line; nothing if all have the same.
+
+    Without folds, how many seeds.
+    """
+    found: dict[str, set[str]] = {arm["arm"]: set() for arm in arms}
+    for comparison in comparisons:
+        known = {arm["arm"]: arm for arm in comparison["arms"]}
+        for name, own in found.items():
+            arm = known.get(name, {"seeds": (), "folds": ()})
+            folds = f"{len(arm.get('folds', (0,)))} x " if read_unit(comparison) == "fold" else ""
+            own.add(f"{folds}{len(arm['seeds'])}")
+    texts = {name: "\n".join(sorted(own)) for name, own in found.items()}
+    return texts if len(set(texts.values())) > 1 else {}
+
+
 def _pooled_cells(arm: Mapping[str, Any], score: str) -> Iterator[str]:
     figures = arm["figures"]
-    yield arm["arm"] + (" *" if arm.get("primary") else "")
     yield _estimate(figures[score], ".3f")
     yield _difference(arm, score)
     p = arm.get("difference", {}).get("p_adjusted")
@@ -125,9 +156,7 @@ def _course(values: NDArray[np.float64] | None, form: str) -> str:
     return without_zero(f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}") if known else "none"
 
 
-def _arm_cells(arm: Mapping[str, Any], unit: str, score: str) -> Iterator[str]:
-    yield arm["arm"]
-    yield str(len(arm.get(unit, (0,))))  # results of earlier versions have no folds
+def _arm_cells(arm: Mapping[str, Any], score: str) -> Iterator[str]:
     yield _estimate(arm["figures"][score], ".3f")
     yield _difference(arm, score)
     yield _estimate(arm["figures"]["directional_bias"], "+.3f")

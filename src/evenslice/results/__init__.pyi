@@ -77,8 +77,10 @@ from .study_files import EXAMPLE_SIZE as EXAMPLE_SIZE, read_pictures as read_pic
 from .study_summaries import (
     STUDY_FORMAT as STUDY_FORMAT,
     StudySummary as StudySummary,
+    failed_runs as failed_runs,
     read_comparisons as read_comparisons,
     read_pooled as read_pooled,
+    read_unit as read_unit,
 )
 from .subsets import SubsetMeasurements as SubsetMeasurements
 from .surveys import (

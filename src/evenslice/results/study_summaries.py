@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict, cast
 
 from evenslice.results.arms import METRICS, ArmSummary, Comparison, difference_bounds, metric_bounds
 from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.pooling import POOLED, PooledArm, PooledComparison, pooled_bounds
-from evenslice.results.replicates import replicate_unit
+from evenslice.results.replicates import replicate_unit, run_name
 from evenslice.results.scores import MAIN_SCORES
 from evenslice.results.student import clipped
 from evenslice.results.study_files import count, number, text
@@ -18,9 +18,20 @@ from evenslice.results.study_files import count, number, text
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from evenslice.results.replicates import Unit
+
     Entries = Mapping[str, Any]
 
-__all__ = ["STUDY_FORMAT", "FailedRun", "StudySummary", "read_comparisons", "read_pooled", "read_score"]
+__all__ = [
+    "STUDY_FORMAT",
+    "FailedRun",
+    "StudySummary",
+    "failed_runs",
+    "read_comparisons",
+    "read_pooled",
+    "read_score",
+    "read_unit",
+]
 
 STUDY_FORMAT: Final = 1
 NO_TEST: Final = {"margin": None, "p": None, "holds": None}
@@ -50,6 +61,34 @@ class StudySummary(TypedDict):
     pooled: NotRequired[list[dict[str, Any]]]  # not in summaries of earlier versions
 
 
+def failed_runs(summary: Entries) -> list[tuple[str, str]]:
+    """Return the name of each failed run, with its fold if its data set has any, and its error.
+
+    Example:
+        >>> failed = {"dataset": "em", "architecture": "net", "arm": "twin", "fold": 0, "seed": 1, "error": "no luck"}
+        >>> comparison = {"dataset": "em", "architecture": "net", "unit": "fold", "arms": []}
+        >>> failed_runs({"comparisons": [comparison], "failed": [failed, failed | {"dataset": "mri"}]})
+        [('em, net, twin, fold 0, seed 1', 'no luck'), ('mri, net, twin, seed 1', 'no luck')]
+    """
+    folded = {item["dataset"] for item in summary["comparisons"] if read_unit(item) == "fold"}
+    folded |= {run["dataset"] for run in summary["failed"] if run.get("fold")}
+    return [(run_name(run, folded=run["dataset"] in folded), run["error"]) for run in summary["failed"]]
+
+
+def read_unit(comparison: Entries) -> Unit:
+    """Return what the means of a comparison in a summary are over; earlier versions do not say.
+
+    Example:
+        >>> read_unit({"arms": [{"folds": [0, 1]}]}), read_unit({"arms": [{}]})
+        ('fold', 'seed')
+    """
+    folds = ({"fold": fold} for arm in comparison["arms"] for fold in arm.get("folds", (0,)))
+    unit = comparison.get("unit", replicate_unit(folds))
+    if unit not in ("fold", "seed"):
+        raise ValueError(f"unit: {unit!r:.40} is neither fold nor seed")
+    return cast("Unit", unit)
+
+
 def read_comparisons(summary: Entries) -> tuple[Comparison, ...]:
     """Return the comparisons of a summary, and check the rest of it but ``pooled``."""
     if summary["format"] != STUDY_FORMAT:
@@ -68,10 +107,7 @@ def read_comparisons(summary: Entries) -> tuple[Comparison, ...]:
 
 def _comparison(item: Entries, score: str) -> Comparison:
     arms = tuple(_arm_summary(arm, score) for arm in item["arms"])
-    unit = item.get("unit", replicate_unit({"fold": fold} for arm in arms for fold in arm.folds))
-    if unit not in ("fold", "seed"):
-        raise ValueError(f"unit: {unit!r:.40} is neither fold nor seed")
-    return Comparison(text(item, "dataset"), text(item, "architecture"), arms, unit)
+    return Comparison(text(item, "dataset"), text(item, "architecture"), arms, read_unit(item))
 
 
 def read_score(summary: Entries) -> str:

@@ -20,8 +20,8 @@ from evenslice.report.study.pooled import (
     shown_pooled,
 )
 from evenslice.report.study.stress import stress_chart, stress_group
-from evenslice.report.study.tables import effort_rows, figure_groups, run_rows
-from evenslice.results import run_name
+from evenslice.report.study.tables import effort_rows, extent_groups, figure_groups, run_rows
+from evenslice.results import failed_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +96,6 @@ def draw_examples(results: StudyResults) -> list[Drawing]:
 def render(results: StudyResults, charts: Sequence[Drawing]) -> str:
     """Return the page of a study as HTML; call it inside ``style.settings()``."""
     pictures: dict[str, StoredPicture] = {}
-    folded = any(item.unit == "fold" for item in results.comparisons)
     return render_template(
         "study.html",
         "base.css",
@@ -113,7 +112,7 @@ def render(results: StudyResults, charts: Sequence[Drawing]) -> str:
         examples=[_example(panel, pictures) for panel in example_panels(results)],
         example_reading=READING,
         pictures=list(pictures.values()),
-        failed=[(run_name(run, folded=folded), run["error"]) for run in results.summary["failed"]],
+        failed=failed_runs(results.summary),
         efforts=effort_rows(results),
         run=run_rows(results),
         config=results.config,
@@ -132,7 +131,11 @@ def _block(results: StudyResults, item: Comparison) -> _Block:
     )
     sentence = study_wording.comparison_sentence(item, results.baseline)
     stress = stress_group(results, item)
-    groups = (*figure_groups(results, item), *([stress] if stress.rows else []))
+    groups = (
+        *extent_groups(results, [item], item.arms),
+        *figure_groups(results, item),
+        *([stress] if stress.rows else []),
+    )
     unit = f"{item.unit}s"
     reading = f"Means over {unit}, with 95 % intervals by Student's t if there are several {unit}."
     return _Block(item.title, sentence, reading, arms, groups)
@@ -148,7 +151,8 @@ def _pooled_block(results: StudyResults, item: PooledComparison) -> _Block:
         )
         for arm in item.arms
     )
-    groups = tuple(pooled_groups(results, item))
+    sets = [found for found in results.comparisons if found.architecture == item.architecture]
+    groups = (*extent_groups(results, sets, item.arms), *pooled_groups(results, item))
     return _Block(item.title, pooled_sentence(results, item), POOLED_READING, arms, groups)
 
 

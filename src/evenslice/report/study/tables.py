@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from evenslice.report.base.tables import EFFECT, SHARES, Group, flatten
-from evenslice.report.base.wording import MINUS, NOTHING, interval, signed
+from evenslice.report.base.wording import MINUS, NOTHING, interval, listed, signed
 from evenslice.report.study.wording import difference, judgement, p_value, removed_part, verdicts
 from evenslice.results import SALIENCY_PERCENTILES, score_title
 
@@ -81,6 +81,38 @@ SCORE_LABELS: Final = {name: label for _, figures, _ in FIGURE_GROUPS[:2] for na
 """The scores of all tasks, and how tables call them."""
 
 _COMPARED: Final = (*SCORE_LABELS, "largest_bias")
+
+
+def extents(results: StudyResults, comparisons: Sequence[Comparison], arms: Sequence[str]) -> Row | None:
+    """Return how many folds and seeds each arm has, as ``"4 x 2"``, or ``"4 x 2 (5 runs)"``; without folds, how many seeds.
+
+    None if all arms have the same.
+    """
+    found = [sorted({_extent(results, item, arm) for item in comparisons}) for arm in arms]
+    if all(own == found[0] for own in found):
+        return None
+    folded = any(item.unit == "fold" for item in comparisons)
+    return Row("folds x seeds" if folded else "seeds", tuple(map(listed, found)))
+
+
+def _extent(results: StudyResults, comparison: Comparison, arm: str) -> str:
+    runs = results.runs_of(comparison, arm)
+    folds, seeds = (len({getattr(run, name) for run in runs}) for name in ("fold", "seed"))
+    if comparison.unit == "seed":
+        return str(seeds)
+    return f"{folds} x {seeds}" + (f" ({len(runs)} runs)" if len(runs) != folds * seeds else "")
+
+
+def extent_groups(
+    results: StudyResults, comparisons: Sequence[Comparison], arms: Sequence[ArmSummary | PooledArm]
+) -> list[Group[Row]]:
+    """Return a group that says how many folds and seeds each arm has; none if all have the same."""
+    row = extents(results, comparisons, [arm.arm for arm in arms])
+    meaning = (
+        "Means are over all runs of an arm, differences over those that have the fold and seed of a run of "
+        f"{results.baseline}: a difference need not be that of the means."
+    )
+    return [] if row is None else [Group("Runs", meaning, (row,))]
 
 
 def figure_groups(results: StudyResults, comparison: Comparison) -> list[Group[Row]]:
