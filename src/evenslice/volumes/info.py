@@ -118,8 +118,9 @@ def describe_volume(volume: Volume) -> VolumeInfo:
 
 def _missing_numbers(volume: Volume) -> tuple[int, ...]:
     """Return what is missing in the numbering of a folder of images; the order of a DICOM series is not that of its names."""
-    numbered = volume.format.startswith(SLICE_FOLDER) and volume.files
-    return tuple(missing_numbers(volume.files)) if numbered else ()
+    if not volume.files or not volume.format.startswith(SLICE_FOLDER):
+        return ()
+    return tuple(missing_numbers(volume.files))
 
 
 def _bytes_on_disk(volume: Volume) -> int | None:
