@@ -56,7 +56,7 @@ def test_a_saved_network_gives_the_output_it_gave():
 
 def not_known_before(volume):
     """Take out of a volume what version 0.1.0 did not note."""
-    return volume.pop("region"), volume.pop("select"), volume.pop("level")
+    return [volume.pop(name) for name in ("region", "select", "level", "labels_path", "labels")]
 
 
 def test_audits_say_what_they_said(folder):
@@ -65,7 +65,7 @@ def test_audits_say_what_they_said(folder):
     for audit, name in ((pretrained, "audit.json"), (uniform, "audit.1-uniform.json")):
         found, said = json.loads(audit.to_json()), json.loads((folder / "audit" / name).read_text())
         assert [pair.pop("judged") for pair in found["pairs"]] == [True]
-        assert [not_known_before(volume) for volume in found["volumes"]] == [(None, {}, 0)]
+        assert [not_known_before(volume) for volume in found["volumes"]] == [[None, {}, 0, None, None]]
         assert {key: found[key] for key in said} == said
         # What that version did not ask stays open.
         assert found["answer_change"]["estimate"] is found["mirror_mismatch"]["estimate"] is None
@@ -76,7 +76,7 @@ def test_a_survey_says_what_it_said(folder):
     survey = json.loads(Survey.load(folder / "survey").to_json())
     assert survey.pop("draws") == 1  # later versions draw random parts several times
     assert {network.pop("draws") for network in survey["networks"]} == {1}
-    assert [not_known_before(volume) for volume in survey["volumes"]] == [(None, {}, 0)]
+    assert [not_known_before(volume) for volume in survey["volumes"]] == [[None, {}, 0, None, None]]
     assert survey == json.loads((folder / "survey" / "survey.json").read_text())
 
 
