@@ -157,7 +157,11 @@ def _test(item: PooledFound) -> str:
     interim = not item.study.complete
     if item.arm.primary:
         return superiority(item.arm, interim=interim)
-    return f"adjusted {p_value(item.arm.p_adjusted, interim=interim)}"
+    return _adjusted(item.arm.p_adjusted, interim=interim)
+
+
+def _adjusted(p: float, *, interim: bool) -> str:
+    return "no test" if math.isnan(p) else f"adjusted {p_value(p, interim=interim)}"
 
 
 def _costs_little(found: Sequence[PooledFound]) -> Iterator[Expectation]:
@@ -180,7 +184,7 @@ def _costs_little(found: Sequence[PooledFound]) -> Iterator[Expectation]:
 
 def _choice(choice: Candidates) -> str:
     best = choice.best
-    test = f"the best of {len(choice.found)}, adjusted {p_value(choice.p, interim=not choice.study.complete)}"
+    test = f"the best of {len(choice.found)}, {_adjusted(choice.p, interim=not choice.study.complete)}"
     return f"{best.place}: {best.arm.arm} {difference(best.change)}, {test}"
 
 

@@ -287,9 +287,9 @@ def test_the_readme_says_how_many_audits_of_each_arm_ended_with_each_verdict():
 
 
 def test_no_uniform_network_was_found_symmetric_as_the_readme_says():
-    studies = ("price", "families", "classification", "stress", "five-slices")
+    studies = ("price", "families", "classification", "stress", "five-slices", "default-crops")
     cells = [item["uniform"] for study in studies for item in _verdicts(study)]
-    assert sum(sum(_counted(cell).values()) for cell in cells) >= 32
+    assert sum(sum(_counted(cell).values()) for cell in cells) >= 33
     assert [cell for cell in cells if "symmetric" in cell] == []
     assert "none was found symmetric in any of our studies" in _plain((ROOT / "README.md").read_text())
 
@@ -299,6 +299,7 @@ def test_intervals_that_are_said_to_include_0_do():
     text = _results().replace("\N{MINUS SIGN}", "-")
     rows = [row.split(" | ") for row in re.findall(r"^\| pretrained \| (.*) \|$", text, re.MULTILINE)]
     lost = [row for row in rows if len(row) == 6 and re.search(r"biased|inconclusive", row[-1])]
+    lost = [row for row in lost if "[" in row[0]]  # a single run has none
     bounds = [
         tuple(map(float, re.findall(r"[-\d.e]+", cell)[1:])) for row in lost for cell in (row[2], row[4])
     ]
