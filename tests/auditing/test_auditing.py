@@ -11,6 +11,7 @@ import evenslice
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.auditing import auditor
 from evenslice.inference.devices import choose_dtype
+from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.volumes.fingerprints import fingerprint
 from evenslice.volumes.scaling import Scaling
 
@@ -165,6 +166,27 @@ def test_a_cluster_finds_what_one_process_finds(texture, dtype):
     assert first["stopped"] == "precision reached"
     np.testing.assert_array_equal(one.measurements.shares, many.measurements.shares)
     np.testing.assert_array_equal(one.examples.saliency, many.examples.saliency)
+
+
+def test_a_network_may_be_sent_at_any_moment_of_an_audit(texture, monkeypatch):
+    """By a worker to another, while it computes in another precision."""
+    made, seen = [], set()
+    make, run = auditor.make_ready, ReadyNetwork._run
+
+    def kept(*arguments, **options):
+        made.append(make(*arguments, **options))
+        return made[0]
+
+    def watched(network, windows, dtype):
+        for ready, _ in made:
+            seen.update((ready.dtype, weight.dtype, dtype) for weight in ready.parameters())
+        return run(network, windows, dtype)
+
+    monkeypatch.setattr(auditor, "make_ready", kept)
+    monkeypatch.setattr(ReadyNetwork, "_run", watched)
+    evenslice.audit(nn.Conv2d(3, 2, 3, padding=1), texture, dtype="bfloat16", max_windows=8)
+    computed = (torch.bfloat16, torch.float32)
+    assert seen == {(torch.bfloat16, torch.float32, dtype) for dtype in computed}
 
 
 def test_the_network_is_left_as_it_was(texture):

@@ -1,5 +1,6 @@
 """Which device a network runs on and in which precision, and that every path takes the device it is given."""
 
+import contextlib
 import copy
 import pickle
 import sys
@@ -18,9 +19,9 @@ import evenslice
 import evenslice.inference.ready_network as ready_network_module
 from evenslice._core import ModelError, worker_number
 from evenslice.auditing.attribution import attribute
-from evenslice.inference import computing_in
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
 from evenslice.inference.ready_network import ReadyNetwork
+from evenslice.neutralizing import in_float64
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -330,13 +331,23 @@ def test_a_gradient_that_overflows_in_float16_is_computed_again_in_float32():
     windows = torch.rand(2, 3, 8, 8)
     network = in_float16(Steep())
     found = attribute(network, windows, target="sum")
-    with computing_in(network, torch.float32):
-        right = attribute(network, windows, target="sum")
+    right = attribute(network.in_precision(torch.float32), windows, target="sum")
     with torch.autocast("cpu", dtype=torch.float16):
         half = attribute(network.module, windows, target="sum")
     assert half.output.isfinite().all()
     assert not half.attribution.isfinite().all()
     assert torch.allclose(found.attribution, right.attribution)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_another_precision_leaves_a_network_as_it_is(dtype):
+    network = ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3, device="cpu", dtype="bfloat16")
+    before = pickle.dumps(network)
+    other = network.in_precision(dtype)
+    with in_float64(other) if dtype == torch.float64 else contextlib.nullcontext():
+        found = other(torch.rand(1, 3, 8, 8, dtype=dtype))
+        assert pickle.dumps(network) == before
+    assert (found.dtype, other.dtype, network.dtype) == (dtype, dtype, torch.bfloat16)
 
 
 @pytest.mark.parametrize("error", [KeyError("mask"), AttributeError("no mask"), NameError("no mask")])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 
 from evenslice.auditing.methods import METHODS, Attributed, check_gradient, check_method
 from evenslice.auditing.targets import Score, classes_for_mirrors
-from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork, computing_in, out_of_memory
+from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork, out_of_memory
 from evenslice.networks import full_precision, seed_generators
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def attribute(  # noqa: PLR0913  # one for each option of an explanation
     network = module.module if isinstance(module, Mirrored) else module
     batches = network.batches if isinstance(network, ReadyNetwork | BlackBox) else BatchSizes()
 
-    def compute(part: slice) -> Attributed:
+    def compute(module: nn.Module, part: slice) -> Attributed:
         labels_of, known_of, classes = (
             None if item is None else item[part] for item in (labels, known, predicted)
         )
@@ -106,15 +107,16 @@ def attribute(  # noqa: PLR0913  # one for each option of an explanation
             )
         return Attributed(found.attribution.detach().float(), found.output)
 
-    def in_batches(dtype: torch.dtype | None) -> Attributed:
-        return _joined(batches.run(compute, len(windows), (method, dtype, *windows.shape[1:])))
+    def in_batches(module: nn.Module, dtype: torch.dtype | None) -> Attributed:
+        kind = (method, dtype, *windows.shape[1:])
+        return _joined(batches.run(partial(compute, module), len(windows), kind))
 
     if not isinstance(network, ReadyNetwork):
-        return in_batches(None)
-    found = in_batches(network.dtype)
+        return in_batches(module, None)
+    found = in_batches(module, network.dtype)
     if network.dtype != torch.float32 and not _is_finite(found):
-        with computing_in(network, torch.float32):
-            found = in_batches(torch.float32)
+        exact = network.in_precision(torch.float32)
+        found = in_batches(Mirrored(exact) if isinstance(module, Mirrored) else exact, torch.float32)
     return found
 
 

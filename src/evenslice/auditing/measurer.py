@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from evenslice._core import map_ahead
 from evenslice.auditing.attribution import Gradients, Mirrored, attribute
 from evenslice.auditing.methods import Attributed
 from evenslice.auditing.targets import classes_for_mirrors
-from evenslice.inference import to_device
+from evenslice.inference import ReadyNetwork, to_device
 from evenslice.results import measure_shares, measure_windows
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.batches import WindowBatch
     from evenslice.auditing.targets import Target
-    from evenslice.inference import BlackBox, ReadyNetwork
+    from evenslice.inference import BlackBox
     from evenslice.results import MethodNames
     from evenslice.volumes import Volume, WindowGrid
 
@@ -116,6 +116,13 @@ class Measurer:
     def classes(self) -> bool:
         """Whether the output has classes."""
         return self.target != "sum"
+
+    def in_precision(self, dtype: torch.dtype) -> Measurer:
+        """Return what measures in another precision; functions go on as before."""
+        network = self.network
+        return (
+            replace(self, network=network.in_precision(dtype)) if isinstance(network, ReadyNetwork) else self
+        )
 
     def read(self, batch: WindowBatch) -> ReadBatch:
         """Read the windows of a batch, several at once if a server sends them; safe in any thread."""

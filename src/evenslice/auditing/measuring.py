@@ -23,7 +23,6 @@ from evenslice._core import map_ahead, map_in_order
 from evenslice.auditing.finite import check_finite
 from evenslice.auditing.rounding import USE_FIELDS, remove_rounding
 from evenslice.auditing.subset import cut, measure_subset
-from evenslice.inference import computing_in
 from evenslice.results import OUTPUT_FIELDS, pair_bias
 
 if TYPE_CHECKING:
@@ -106,15 +105,14 @@ def _choose_dtype(read: ReadBatch, measurer: Measurer, precision: float) -> tupl
     fast = measurer.network.dtype
     found = measurer.explain(windows, labels)
     some = slice(CHECKED)
-    with computing_in(measurer.network, torch.float32):
-        exact = measurer.explain(windows[some], None if labels is None else labels[some])
-    given, right = _shares(found.at(some).attribution), _shares(exact.attribution)
+    exact = measurer.in_precision(torch.float32)
+    checked = exact.explain(windows[some], None if labels is None else labels[some])
+    given, right = _shares(found.at(some).attribution), _shares(checked.attribution)
     shares = np.abs((given - right).mean(0))
     biases = np.abs((pair_bias(given) - pair_bias(right)).mean(0))
     if shares.max() <= SHARE_TOLERANCE and biases.max(initial=0) <= precision / 2:
         return _measure_windows(read.batch, measurer, windows, labels, found), fast
-    measurer.network.dtype = torch.float32
-    return _measure_read(read, measurer), torch.float32
+    return _measure_read(read, exact), torch.float32
 
 
 def _measure_batch(batch: WindowBatch, measurer: Measurer) -> MeasuredBatch:
@@ -156,8 +154,8 @@ def _measure_windows(
         remove_rounding(measurer, windows, labels, rows)
     if len(batch.subset):
         whole = None if fast or measurer.crop else found.at(batch.subset)
-        with computing_in(measurer.network, torch.float32):
-            subset_rows, used = _measure_subset(batch, measurer, windows, labels, whole)
+        exact = measurer.in_precision(torch.float32)
+        subset_rows, used = _measure_subset(batch, exact, windows, labels, whole)
         for name in names:  # an output may have another number of features on a part of the tile
             rows[name] = np.full((len(rows[name]), *used[name].shape[1:]), np.nan)
             rows[name][batch.subset] = used[name]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from evenslice.inference import ReadyNetwork, computing_in
+from evenslice.inference import ReadyNetwork
 from evenslice.neutralizing import in_float64
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ def remove_rounding(
     ):  # no attribution at all is NaN, and so is a window that is its own mirror
         mismatch = rows["mismatch"].sum(axis=1) / rows["outer"].sum(axis=1)
         doubtful = (mismatch > DOUBTFUL) & (rows["mirror_error"] <= SAME_OUTPUT)
-    network = measurer.network
-    if not doubtful.any() or not isinstance(network, ReadyNetwork):
+    if not doubtful.any() or not isinstance(measurer.network, ReadyNetwork):
         return
     some = np.flatnonzero(doubtful)
     try:
-        with computing_in(network, torch.float64), in_float64(network):
-            exact = measurer.explain_both(
+        precise = measurer.in_precision(torch.float64)
+        with in_float64(precise.network):
+            exact = precise.explain_both(
                 windows[some], None if labels is None else labels[some], method=measurer.methods.use
             )
     except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception

@@ -2,7 +2,6 @@ from .batch_sizes import BatchSizes as BatchSizes
 from .black_boxes import (
     BlackBox as BlackBox,
     choose_slices as choose_slices,
-    computing_in as computing_in,
     keep_sides as keep_sides,
     make_ready as make_ready,
 )

@@ -9,7 +9,6 @@ outputs, batch first. It has no gradients, so only occlusion can explain it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,11 +24,11 @@ from evenslice.neutralizing import record_of
 from evenslice.volumes import check_tile, check_window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
-__all__ = ["BlackBox", "choose_slices", "computing_in", "keep_sides", "make_ready"]
+__all__ = ["BlackBox", "choose_slices", "keep_sides", "make_ready"]
 
 
 class BlackBox(nn.Module):
@@ -223,22 +222,3 @@ def make_ready(
     if sent and outputs is not None:
         check_sendable(outputs, option("outputs", function_name(outputs)))
     return ready, slices
-
-
-@contextmanager
-def computing_in(network: ReadyNetwork | BlackBox, dtype: torch.dtype) -> Iterator[None]:
-    """Let a network compute in another precision meanwhile; a function goes on as before.
-
-    Example:
-        >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="bfloat16")
-        >>> with computing_in(network, torch.float32):
-        ...     network.dtype
-        torch.float32
-        >>> network.dtype
-        torch.bfloat16
-    """
-    usual, network.dtype = network.dtype, dtype
-    try:
-        yield
-    finally:
-        network.dtype = usual

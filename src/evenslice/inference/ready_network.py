@@ -149,6 +149,24 @@ class ReadyNetwork(nn.Module):
                     self._device = device
         return self._device
 
+    def in_precision(self, dtype: torch.dtype) -> ReadyNetwork:
+        """Return a network with the same weights that computes in another precision; for float64, with weights of its own.
+
+        This one stays as it is: meanwhile other threads may run it, or send it to another process.
+
+        Example:
+            >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="bfloat16")
+            >>> exact = network.in_precision(torch.float32)
+            >>> exact.dtype, network.dtype, exact.module is network.module
+            (torch.float32, torch.bfloat16, True)
+        """
+        other = ReadyNetwork.__new__(ReadyNetwork)
+        vars(other).update(vars(self), _device=self.device)
+        other.dtype = dtype
+        if dtype == torch.float64:
+            vars(other).update({name: copy.deepcopy(vars(self)[name]) for name in ("_modules", "_buffers")})
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what is sent to another process: everything on the CPU, since one of the two may have no GPU, or another."""
         state = dict(vars(self))
