@@ -309,6 +309,18 @@ def test_intervals_that_are_said_to_include_0_do():
     assert sorted(outside) == [(0.013, 0.106), (0.048, 0.154)]
 
 
+def test_what_one_seed_with_the_default_crops_gave_is_what_is_said():
+    page = (DOCS / "results" / "default-crops.md").read_text()
+    rows = re.findall(r"^\| \**([a-z ]+?)\** \| 0\.\d+ \| ([+\N{MINUS SIGN}]0\.\d+) \| ", page, re.MULTILINE)
+    found = {arm: _plain(change) for arm, change in rows}
+    text = _plain((DOCS / "results.md").read_text())
+    assert found["twin"] == found["symmetrized at the output"]
+    assert (
+        f"Dice is {found['symmetrized at the encoder']} symmetrized at the encoder, {found['twin']} with `twin` or symmetrized "
+        f"at the output, and {found['uniform']} with `uniform`; single runs settle nothing"
+    ) in text
+
+
 def test_pages_say_of_how_many_surveyed_networks_they_speak():
     survey = (DOCS / "survey.md").read_text()
     (leaning,) = re.findall(r"- (\d+ of \d+) lean to one side with the whole interval", survey)

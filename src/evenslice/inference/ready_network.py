@@ -150,9 +150,10 @@ class ReadyNetwork(nn.Module):
         return self._device
 
     def in_precision(self, dtype: torch.dtype) -> ReadyNetwork:
-        """Return a network with the same weights that computes in another precision; for float64, with weights of its own.
+        """Return a network with the same weights that computes in another precision.
 
-        This one stays as it is: meanwhile other threads may run it, or send it to another process.
+        For float64 it has copies of them, still to be converted (``neutralizing.in_float64``). This network stays as it
+        is: meanwhile other threads may run it, or send it to another process.
 
         Example:
             >>> network = ReadyNetwork(nn.Conv2d(3, 2, 1), slices=3, device="cpu", dtype="bfloat16")

@@ -83,7 +83,7 @@ def open_data(config: DataConfig, model: ModelConfig, *, seed: int = 0) -> Data:
         VolumeError: a file is missing, damaged, not a volume, constant, or not finite without a fill value; image and
             labels differ in shape or in place; a label value belongs to no class.
         ConfigError: parts overlap, or are so close that a window could see both; a part is shorter than a window; the
-            training parts have no voxel of some class.
+            training parts have no voxel of some class; in all validation or test parts, no voxel is foreground, or none counts.
 
     Example:
         >>> from evenslice.training import DataConfig, ModelConfig
