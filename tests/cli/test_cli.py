@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from evenslice.auditing import auditor
@@ -305,6 +307,27 @@ def test_answers_of_a_network_that_was_never_trained_come_with_a_note(run, tmp_p
     code, _, err = run("segment", *unet, "--weights", fair, *files, "--force")  # may have been trained since
     assert code == 0
     assert "note" not in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*AUDIT, "--max-windows", "4"],
+        ["evaluate", *AUDIT[1:5], "--stress"],
+        ["segment", *AUDIT[1:5], "--out", "of-slices.tif", "--force"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_gap_in_a_folder_of_slices_is_told_where_its_slices_are_taken_for_adjacent(run, tmp_path, command):
+    for z in (0, 1, 2, 4, 5, 6, 7, 8, 9):
+        Image.fromarray(np.full((40, 48), 20 * z, np.uint8)).save(tmp_path / f"z{z}.png")
+    note = f"note: {tmp_path}: missing slices 3, by the file names; those beside a gap count as adjacent"
+    code, _, err = run(*command, "--volume", str(tmp_path))
+    assert code == 0, err
+    assert err.splitlines().count(note) == 1
+    code, _, err = run(*command, "--volume", str(tmp_path), "--region", "3:,:,:")  # behind the gap
+    assert code == 0, err
+    assert "missing" not in err
 
 
 def test_audit_tells_which_parts_the_weights_lack(run):

@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from commands import Command
+from PIL import Image
 from safetensors.torch import load_file
 from scipy import ndimage
 from torch import nn
@@ -869,6 +870,22 @@ def test_the_windows_of_the_stress_test_are_announced(folder, options, announced
     more = 13 * min(60, sum(len(part.volume) for part in data.test))  # as is each way with three slices
     lines = describe_assumptions(config, data, record, source)
     assert any(line.startswith(f"test: with {more} more windows") for line in lines) == announced
+
+
+def test_a_gap_in_a_folder_of_slices_is_told_before_a_training(folder, tmp_path):
+    slices = tmp_path / "slices"
+    slices.mkdir()
+    for z, pixels in enumerate(np.load(folder / "image.npy")):
+        Image.fromarray(pixels).save(slices / f"z{z + (z > 19)}.png")
+    parts = {
+        f"data__{part}": [{"image": str(slices), "labels": str(folder / "labels.npy"), "slices": of}]
+        for part, of in (("train", [0, 30]), ("test", [32, 40]))
+    }
+    config = make_config(folder, **parts)
+    data = open_data(config.data, config.model, seed=0)
+    lines = describe_assumptions(config, data, *load_network(config.model.spec, "none")[1:])
+    said = f"{slices}: missing slices 20, by the file names; those beside a gap count as adjacent"
+    assert lines.count(said) == 1
 
 
 @pytest.mark.parametrize(("resumed", "notes"), [("--resume", 1), ("--json", 0)])

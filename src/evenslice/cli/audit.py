@@ -11,7 +11,14 @@ import typer
 from evenslice.cli import options
 from evenslice.cli.label_opening import LabelledOpening
 from evenslice.cli.option_groups import grouped
-from evenslice.cli.printing import command_line, quiet, show_audits, tell_missing, tell_untrained
+from evenslice.cli.printing import (
+    command_line,
+    quiet,
+    show_audits,
+    tell_missing,
+    tell_missing_slices,
+    tell_untrained,
+)
 from evenslice.results import Thresholds
 
 if TYPE_CHECKING:
@@ -163,12 +170,14 @@ def audit(
     read = reading.options(labels=labels is not None)
     if target == "labels" and values.ignore_label is None:  # this target has no pixels to ignore
         read.pop("ignore_label", None)
+    opened = [opening.open(path, plane=reading.plane) for path in volume]
+    tell_missing_slices(*opened)
     with quiet(output.json), output.staged(out, AUDITS + RENDERED, AUDITS) as folder:
         audits = audit_strategies(
             network,
             partial(
                 measure,
-                volume=[opening.open(path, plane=reading.plane) for path in volume],
+                volume=opened,
                 labels=[opening.open_labels(path, *volume) for path in labels] if labels else None,
                 target=parse_target(target),
                 outputs=None if outputs is None else find_function(outputs),

@@ -7,7 +7,7 @@ from typing import Annotated
 from evenslice.cli import options
 from evenslice.cli.label_opening import LabelledOpening
 from evenslice.cli.option_groups import grouped
-from evenslice.cli.printing import command_line, quiet, show
+from evenslice.cli.printing import command_line, quiet, show, tell_missing_slices
 
 
 @grouped
@@ -65,6 +65,7 @@ def evaluate(
         if no_surfaces:
             raise ConfigError("--no-surfaces: has no effect without --labels; give both or neither")
     opened = opening.open(volume)
+    tell_missing_slices(opened)
     opened_labels = None if labels is None else opening.open_labels(labels, volume)
     with quiet(output.json), output.staged(out, RESULT_FILES, RESULT_FILES) as folder:
         network = source.load(inputs, values, scaling, step=step, classes=classes, plane=plane)

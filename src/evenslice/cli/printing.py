@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from evenslice.auditing import Audit, Survey
     from evenslice.results import StressSummary
+    from evenslice.volumes import Volume
 
 UNBOUNDED = 10_000  # columns, more than any table needs
 
@@ -33,6 +34,7 @@ __all__ = [
     "show_survey",
     "tell",
     "tell_missing",
+    "tell_missing_slices",
     "tell_random",
     "tell_untrained",
 ]
@@ -75,6 +77,15 @@ def tell_untrained(weights: str, random: Sequence[str]) -> None:
     if parts := untrained_parts(weights, random):
         what = "the network is" if parts == ("*",) else f"parts of the network ({', '.join(parts)}) are"
         tell(f"note: with --weights {weights}, {what} randomly initialized; train it before using its output")
+
+
+def tell_missing_slices(*volumes: Volume) -> None:
+    """Say which slices folders of slices lack, by the names of their files."""
+    from evenslice.volumes import describe_missing_numbers, missing_slice_numbers
+
+    for volume in volumes:
+        if missing := missing_slice_numbers(volume):
+            tell(f"note: {volume.path}: missing slices {describe_missing_numbers(missing)}")
 
 
 def tell_random(out: Path, weights: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from evenslice.cli import options
 from evenslice.cli.option_groups import grouped
-from evenslice.cli.printing import quiet, show
+from evenslice.cli.printing import quiet, show, tell_missing_slices
 
 
 @grouped
@@ -41,6 +41,7 @@ def segment(
     from evenslice.volumes import describe_volume
 
     opened = opening.open(volume)
+    tell_missing_slices(opened)
     with quiet(output.json):
         segmenter = source.load(inputs, scaling, step=step, classes=classes, plane=plane)
         written = segmenter.segment(

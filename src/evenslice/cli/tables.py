@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evenslice.results import FEW_SLICES, MAIN_SCORES, score_title
+from evenslice.volumes import describe_missing_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 HALF_A_DIGIT = 0.0005
-MOST_NUMBERS = 5
 
 VERDICT_STYLES = {
     "symmetric": "green",
@@ -179,9 +179,8 @@ def info_table(info: VolumeInfo) -> Table:
     if info.region is not None:
         bounds = ", ".join(f"{start}:{stop}" for start, stop in info.region)
         table.add_row("region", f"{bounds} of the file (z, y, x)")
-    if missing := info.missing_numbers:
-        numbers = ", ".join(map(str, missing[:MOST_NUMBERS])) + " …" * (len(missing) > MOST_NUMBERS)
-        table.add_row("missing slices", f"{numbers}, by the file names; those beside a gap count as adjacent")
+    if info.missing_numbers:
+        table.add_row("missing slices", describe_missing_numbers(info.missing_numbers))
     table.add_row("type", info.dtype)
     spacing = (
         "not stated" if info.spacing is None else f"{_by_axis(info.spacing)} {info.unit or ''} (z, y, x)"

@@ -8,7 +8,7 @@ from evenslice.inference import Disturbances
 from evenslice.networks import missing_parts
 from evenslice.training.preflight import find_device, find_dtype
 from evenslice.training.tasks import stressed_slices
-from evenslice.volumes import PERCENTILES
+from evenslice.volumes import PERCENTILES, describe_missing_numbers, missing_slice_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,7 @@ def describe_assumptions(
         f"slices: {_slices(config, record, source)}",
         f"scaling: {_scaling(config, data)} become 0..1; then mean {record.mean:.4g}, standard deviation {record.std:.4g}",
         f"data: {_splits(data)}; {config.data.classes} classes",
+        *_missing_slices(data),
         f"training: {_training(config)}",
         *_stress(config, data),
     )
@@ -74,6 +75,18 @@ def _scaling(config: TrainConfig, data: Data) -> str:
 
 def _splits(data: Data) -> str:
     return ", ".join(_part(split, getattr(data, split)) for split in ("train", "validation", "test"))
+
+
+def _missing_slices(data: Data) -> list[str]:
+    """Say which slices folders of slices lack; each folder once, although several parts may be of it."""
+    found = {
+        part.volume.location: numbers
+        for part in (*data.train, *data.validation, *data.test)
+        if (numbers := missing_slice_numbers(part.volume))
+    }
+    return [
+        f"{folder}: missing slices {describe_missing_numbers(numbers)}" for folder, numbers in found.items()
+    ]
 
 
 def _part(split: str, parts: Sequence[LabelledVolume]) -> str:

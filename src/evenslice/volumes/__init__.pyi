@@ -1,7 +1,12 @@
 from .blocks import cut_axis as cut_axis, find_nonfinite as find_nonfinite, run_end as run_end
 from .boundaries import IGNORED as IGNORED
 from .fingerprints import PARTIAL as PARTIAL, fingerprint as fingerprint, modified as modified
-from .info import VolumeInfo as VolumeInfo, describe_volume as describe_volume
+from .info import (
+    VolumeInfo as VolumeInfo,
+    describe_missing_numbers as describe_missing_numbers,
+    describe_volume as describe_volume,
+    missing_slice_numbers as missing_slice_numbers,
+)
 from .label_places import check_place as check_place
 from .label_values import LabelValues as LabelValues, refuse_without_labels as refuse_without_labels
 from .labels import (

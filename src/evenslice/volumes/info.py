@@ -14,15 +14,24 @@ from evenslice.volumes.read.places import files_under, holds_many
 from evenslice.volumes.read.slice_folder import SLICE_FOLDER, missing_numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from evenslice.volumes.units import Unit
     from evenslice.volumes.volume import Volume
 
-__all__ = ["PERCENTILES", "VolumeInfo", "describe_volume"]
+__all__ = [
+    "PERCENTILES",
+    "VolumeInfo",
+    "describe_missing_numbers",
+    "describe_volume",
+    "missing_slice_numbers",
+]
 
 PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
 MOST_CLASSES = 32
+MOST_NUMBERS = 5  # that are named
 MOST_FILES = 100_000  # whose sizes are added up
 
 
@@ -112,15 +121,32 @@ def describe_volume(volume: Volume) -> VolumeInfo:
         maximum=_number(finite.max()) if finite.size else float("nan"),
         percentiles=_percentiles(finite),
         classes=_classes(finite) if volume.dtype.kind in "biu" else None,
-        missing_numbers=_missing_numbers(volume),
+        missing_numbers=missing_slice_numbers(volume),
     )
 
 
-def _missing_numbers(volume: Volume) -> tuple[int, ...]:
-    """Return what is missing in the numbering of a folder of images; the order of a DICOM series is not that of its names."""
-    if not volume.files or not volume.format.startswith(SLICE_FOLDER):
+def missing_slice_numbers(volume: Volume) -> tuple[int, ...]:
+    """Return which numbers are missing in the file names of a folder of slices, within the region that was opened.
+
+    Other volumes have none: the order of a DICOM series is not that of its names.
+    """
+    files = volume.files
+    if not files or not volume.format.startswith(SLICE_FOLDER):
         return ()
-    return tuple(missing_numbers(volume.files))
+    if volume.region is not None and volume.whole_shape is not None and volume.whole_shape[0] == len(files):
+        files = files[slice(*volume.region[0])]
+    return tuple(missing_numbers(files))
+
+
+def describe_missing_numbers(numbers: Sequence[int]) -> str:
+    """Return which slices are missing in a folder, the first few by number, and what that means.
+
+    Example:
+        >>> describe_missing_numbers([3, 7])
+        '3, 7, by the file names; those beside a gap count as adjacent'
+    """
+    named = ", ".join(map(str, numbers[:MOST_NUMBERS])) + " …" * (len(numbers) > MOST_NUMBERS)
+    return f"{named}, by the file names; those beside a gap count as adjacent"
 
 
 def _bytes_on_disk(volume: Volume) -> int | None:
