@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 from planted import IMAGENET, unequal
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import evenslice
 from evenslice import ModelError, load_network, neutralize, record_of, save_network, symmetrize
 from evenslice._core.errors import ConfigError
 from evenslice.inference import ReadyNetwork
 from evenslice.networks.outputs import logits
+from evenslice.neutralizing import without_mirror
 from evenslice.neutralizing.strategies import spread
 
 smp = pytest.importorskip("segmentation_models_pytorch")
@@ -41,6 +44,15 @@ class Difference(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
 
 
+def symmetrize_encoder(model):
+    return symmetrize(model, "encoder")
+
+
+def neutralize_twin(model):
+    neutralize(model, 3, strategy="twin")
+    return model
+
+
 def windows(slices=3, batch=2, size=32, seed=5):
     return torch.rand(batch, slices, size, size, generator=torch.Generator().manual_seed(seed))
 
@@ -48,6 +60,10 @@ def windows(slices=3, batch=2, size=32, seed=5):
 @torch.no_grad()
 def run(model, images):
     return logits(model(images))
+
+
+def run_backward(model, images):
+    model(images).square().sum().backward()
 
 
 def assert_symmetric(model, images):
@@ -143,6 +159,78 @@ def test_a_compiled_part_may_be_the_cut():
     model = unet()
     model.encoder = torch.compile(model.encoder, backend="eager")
     assert_symmetric(copy.deepcopy(symmetrize(model, "encoder")), windows())
+
+
+@pytest.mark.parametrize("change", [symmetrize_encoder, neutralize_twin])
+def test_a_part_that_averages_is_not_called_by_itself(change):
+    """It would average different images: halves of its batch."""
+    model, images = change(unet()), windows(batch=4)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="only a call of the whole network provides"):
+            model.encoder(images)
+        with pytest.raises(ModelError, match="only a call of the whole network provides"):
+            model.forward(images)
+        with pytest.raises(RuntimeError), torch.no_grad():
+            model(images[:, :2])  # the call has ended all the same
+    assert_symmetric(model, images)
+    with without_mirror(model):
+        assert len(model.encoder(images)[-1]) == 4
+
+
+class Outer(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images)
+
+
+def test_a_part_that_averages_is_called_by_networks_around_it():
+    inside = Outer(symmetrize_encoder(unet()))
+    assert_symmetric(inside, windows())
+    around = neutralize_twin(Outer(unet()))
+    assert_symmetric(around, windows())
+    with pytest.raises(ModelError, match="neutralize or symmetrize the part that is called"):
+        around.model(windows())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_repeat_the_averaging_in_the_backward_pass(reentrant):
+    model, images = neutralize_twin(unet()).eval(), windows().requires_grad_()
+    run_backward(model, images)
+    expected, images.grad = images.grad, None
+    encode = type(model.encoder).forward
+    model.encoder.forward = lambda x: list(
+        checkpoint(lambda x: tuple(encode(model.encoder, x)), x, use_reentrant=reentrant)
+    )
+    run_backward(model, images)
+    torch.testing.assert_close(images.grad, expected)
+
+
+def test_calls_are_counted_in_each_thread():
+    model, images = symmetrize_encoder(unet()), windows()
+    within, done = threading.Event(), threading.Event()
+    model.decoder.register_forward_pre_hook(lambda *_: (within.set(), done.wait(20), None)[-1])
+    caller = threading.Thread(target=run, args=(model, images))
+    caller.start()
+    assert within.wait(20)
+    with pytest.raises(ModelError, match="only a call of the whole network provides"):
+        model.encoder(images)
+    done.set()
+    caller.join(20)
+
+
+def test_a_network_with_a_cut_is_one_graph():
+    model, images = neutralize_twin(unet()).eval(), windows()
+    expected = run(model, images)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(run(compiled, images), expected)
+    with torch.no_grad():
+        exported = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(run(exported, images), expected)
 
 
 @pytest.mark.parametrize("at", ["output", "encoder", "encoder.model.bn1"])

@@ -5,11 +5,13 @@ for x and x' whatever h and g are. A hook before the network appends the mirrors
 module that ends h, a cut, averages both halves. So parameters keep their names, batch norms in h see window and mirror
 together, and the network may be copied, pickled, wrapped and trained like any other.
 
-Only calls of the network itself pass the hooks, not calls of its parts or of its ``forward``.
+Only calls of the network itself append mirrors. A cut that is called by itself has nothing to average, and says so:
+halves of its batch would be different images.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from evenslice._core import ModelError
-from evenslice.networks import detections
+from evenslice.networks import detections, layer_label
 from evenslice.neutralizing.image_argument import change_image
 from evenslice.neutralizing.record import uncompiled
 
@@ -31,6 +33,9 @@ __all__ = ["average_mirrored", "averages_mirrored", "copy_average", "mean_of_hal
 
 _ACTIVE = "evenslice_mirror_active"
 """Attribute of every module with a hook: whether its hook does anything."""
+
+_calls = threading.local()
+"""How many calls of such networks are under way in each thread; of all that can say so, `torch.compile` follows this."""
 
 
 def average_mirrored(model: nn.Module, cuts: Sequence[str], undo: ExitStack) -> None:
@@ -55,6 +60,7 @@ def average_mirrored(model: nn.Module, cuts: Sequence[str], undo: ExitStack) -> 
     modules = [uncompiled(model.get_submodule(name)) for name in cuts]
     for module in modules:
         undo.callback(module.register_forward_hook(_average).remove)
+    undo.callback(model.register_forward_hook(_end_call, always_call=True).remove)
     transform = getattr(model, "transform", None)  # of a detector of torchvision
     if isinstance(transform, nn.Module) and "" not in cuts:
         undo.callback(transform.register_forward_hook(_count_windows).remove)
@@ -141,9 +147,18 @@ def _append_mirrors(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Append the mirrored windows to the first input that is an image, and copies to what else there is of each image."""
+    _calls.depth = _depth() + 1
     if not getattr(model, _ACTIVE):
         return None
     return change_image(model, args, kwargs, _with_mirrors, _twice, whose="its mirror")
+
+
+def _end_call(_model: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+    _calls.depth = _depth() - 1
+
+
+def _depth() -> int:
+    return getattr(_calls, "depth", 0)
 
 
 def _with_mirrors(image: Any) -> Any:
@@ -166,6 +181,11 @@ def _twice(value: Any, image: Any) -> Any:
 def _average(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
     if not getattr(module, _ACTIVE):
         return None
+    if not _depth() and torch._C._current_graph_task_id() == -1:  # noqa: SLF001  # in a backward pass, checkpoints repeat calls
+        raise ModelError(
+            f"{layer_label('', module)} averages a window and its mirror, which only a call of the whole network provides; "
+            "call that, not a part of it or its forward, or neutralize or symmetrize the part that is called"
+        )
     if detections(output) is not None:
         raise ModelError(
             "the boxes that a detector finds in a window and in its mirror cannot be averaged; symmetrize it at "
