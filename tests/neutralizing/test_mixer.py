@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from contextlib import ExitStack
 
 import planted
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from evenslice._core.errors import ModelError
+from evenslice.neutralizing.mixer import MIXER, add_mixer
 from evenslice.neutralizing.neutralization import neutralize, untie
 from evenslice.neutralizing.record import record_of
 from evenslice.neutralizing.ties import is_tied
@@ -36,6 +38,22 @@ BUILDS = [Luma, planted.HardCoded, planted.conv_norm, planted.SecondRead, plante
 @torch.no_grad()
 def run(model, image):
     return model(image)
+
+
+def test_parts_that_a_chain_repeats_keep_their_places():
+    relu = nn.ReLU()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), relu, nn.Dropout2d(), nn.Conv2d(4, 4, 3), relu, nn.Conv2d(4, 2, 1)
+    ).eval()
+    order, gray = list(model._modules), torch.rand(1, 1, 16, 16)
+    before = run(model, gray.expand(-1, 3, -1, -1))
+    with ExitStack() as undo:
+        add_mixer(model, torch.ones(3), torch.zeros(3), 5, undo)
+        assert list(model._modules) == [MIXER, *order]
+    assert list(model._modules) == order
+    neutralize(model, 5, strategy="mixer", mean=0.0, std=1.0)
+    assert list(model._modules) == [MIXER, *order]
+    torch.testing.assert_close(run(model, gray.expand(-1, 5, -1, -1)), before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("build", BUILDS)

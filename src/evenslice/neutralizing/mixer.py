@@ -86,8 +86,9 @@ def add_mixer(model: nn.Module, scale: Tensor, shift: Tensor, slices: int, undo:
     model.add_module(MIXER, mixer.train(model.training))
     undo.callback(model._modules.pop, MIXER)  # noqa: SLF001  # torch has no public way to remove a part
     if isinstance(model, _CHAINS):
-        for name in [name for name, _ in model.named_children() if name != MIXER]:
-            model._modules[name] = model._modules.pop(name)  # noqa: SLF001  # nor to reorder them
+        parts = model._modules  # noqa: SLF001  # nor to reorder them; named_children leaves out parts that are repeated
+        for name in [name for name in parts if name != MIXER]:
+            parts[name] = parts.pop(name)
     else:
         undo.callback(model.register_forward_pre_hook(_mix_image, with_kwargs=True).remove)
     return mixer
