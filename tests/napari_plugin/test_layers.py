@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from evenslice.napari_plugin.layers import placement, position
+from evenslice.napari_plugin.layers import placement, position, volume_of
 
 # napari draws only slices along the axes of a layer, and warns where it is turned out of the plane.
 pytestmark = pytest.mark.filterwarnings("ignore:Non-orthogonal slicing:UserWarning")
@@ -57,3 +58,10 @@ def test_a_view_beside_the_layer_means_its_nearest_voxel():
     layer = viewer.add_layer(layer_of())
     viewer.scene.camera.center = (0, -1e6, 1e6)
     assert position(viewer, layer)[1:] == (0, 29)
+
+
+def test_a_layer_of_a_tensor_is_a_volume():
+    voxels = torch.arange(24, dtype=torch.int16).reshape(2, 3, 4)
+    volume = volume_of(napari_layers.Image(voxels, scale=(4, 1, 1)))
+    assert (volume.dtype, volume.spacing) == (np.int16, (4, 1, 1))
+    assert np.array_equal(volume[...], voxels)

@@ -62,7 +62,9 @@ def volume_of(layer: Image | None) -> Volume:
         )
         raise VolumeError(f"{layer.name}: has {layer.ndim} dimensions; a volume has z, y and x: {advice}")
     data = layer.data[0] if layer.multiscale else layer.data
-    if np.dtype(data.dtype).kind not in "biuf":
+    if not isinstance(data.dtype, np.dtype):  # such as a tensor, which napari shows, too
+        data = np.asarray(data)
+    if data.dtype.kind not in "biuf":
         raise VolumeError(f"{layer.name}: its voxels are {data.dtype}; a volume needs real numbers")
     spacing = tuple(abs(float(size)) for size in layer.scale)
     units = {str(unit) for unit in layer.units}

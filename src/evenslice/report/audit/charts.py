@@ -39,8 +39,7 @@ def shares_figure(audits: Sequence[AuditResult]) -> Drawing:
         "shares",
         "How the attention is shared among the slices",
         f"A fair network has bars of the same height at {MINUS}k and +k. The dashed line is an even split, "
-        "and the thin dark "
-        "lines on the bars are 95 % intervals.",
+        "and the thin lines on the bars are 95 % intervals.",
         *(_draw_shares(audits, narrow=narrow) for narrow in (False, True)),
     )
 
