@@ -112,6 +112,20 @@ def test_a_second_process_on_one_output_is_told_so(tmp_path, image, right, force
     assert sorted(item.name for item in tmp_path.iterdir()) == ["image.npy", "labels.npy"]
 
 
+def test_a_process_that_ends_as_a_second_one_begins(tmp_path, image, monkeypatch):
+    lstat, root = Path.lstat, tmp_path / ".labels.npy.unfinished"
+
+    def removed(self):
+        if self == root:
+            root.rmdir()  # by the first process, at its end
+        return lstat(self)
+
+    root.mkdir()
+    monkeypatch.setattr(Path, "lstat", removed)
+    with pytest.raises(OutputError, match=r"labels\.npy: another process is writing it; wait"):
+        label(image, tmp_path / "labels.npy", Network())
+
+
 @pytest.mark.parametrize("harm", ["removed", "cut", "emptied", "linked", "all removed"])
 def test_finished_blocks_whose_chunks_are_not_whole_are_done_again(tmp_path, image, right, stop_after, harm):
     out = tmp_path / "labels.npy"

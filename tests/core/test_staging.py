@@ -1,11 +1,13 @@
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from evenslice._core import locks
 from evenslice._core.errors import OutputError
 from evenslice._core.locks import locked_folder
 from evenslice._core.staging import staged_file, staged_folder
@@ -210,3 +212,19 @@ def test_a_file_where_a_folder_should_be_is_said_to_be_one(tmp_path):
             locked_folder(out, ""),
         ):
             pass
+
+
+def test_a_folder_that_goes_with_the_process_that_held_it(tmp_path, monkeypatch):
+    """Between two attempts to lock it, the other process may have ended."""
+    folder = tmp_path / "unfinished"
+    other = locks.FileLock(folder / "lock")
+
+    def end_other(_):
+        other.release(force=True)
+        shutil.rmtree(folder)
+
+    folder.mkdir()
+    other.acquire()
+    monkeypatch.setattr("time.sleep", end_other)
+    with pytest.raises(OutputError, match="is busy"), locks.locked(folder / "lock", "is busy"):
+        pass

@@ -182,15 +182,60 @@ def test_mixed_sizes_and_types(tmp_path):
     )
 
 
+def change(path, **fields):
+    """Change elements of a file; None removes one."""
+    file = pydicom.dcmread(path)
+    for name, value in fields.items():
+        if value is None:
+            delattr(file, name)
+        else:
+            setattr(file, name, value)
+    save(file, path)
+
+
+NO_PLACE = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
+
+
 def test_slices_without_a_place_are_sorted_by_number(tmp_path):
-    for z, path in enumerate(write_series(tmp_path, STACK)):
-        file = pydicom.dcmread(path)
-        del file.ImagePositionPatient, file.ImageOrientationPatient
-        file.InstanceNumber = z + 1
-        save(file, path)
+    paths = write_series(tmp_path, STACK)
+    for z, path in enumerate(paths):
+        change(path, InstanceNumber=z + 1, **NO_PLACE)
     volume = open_volume(tmp_path)
     assert same(volume, STACK)
     assert (volume.spacing, volume.affine) == (None, None)
+    for path in paths:
+        change(path, InstanceNumber=None)
+    assert same(open_volume(tmp_path), STACK[::-1])  # in the order of their names
+
+
+def test_volumes_without_a_place_are_not_interleaved(tmp_path):
+    for z, path in enumerate(write_series(tmp_path, STACK)):
+        change(path, InstanceNumber=z // 2, **NO_PLACE)
+    fails(
+        str(tmp_path),
+        "IM000[56] and IM000[56] have the same number and no position; several volumes are mixed",
+    )
+
+
+def test_one_slice_without_a_place_is_named(tmp_path):
+    change(write_series(tmp_path, STACK)[2], ImagePositionPatient=None)
+    fails(str(tmp_path), "IM0004 states no position, unlike other images of its series")
+
+
+@pytest.mark.parametrize(("aside", "refused"), [(0.2, False), (5, True)])
+def test_slices_that_do_not_lie_above_each_other(tmp_path, aside, refused):
+    change(write_series(tmp_path, STACK)[3], ImagePositionPatient=[-10 + aside, 20, 39])
+    if refused:
+        fails(str(tmp_path), "IM000[23] lies 5 mm aside of where it would follow IM000[34]")
+    else:
+        assert same(open_volume(tmp_path), STACK)
+
+
+def test_one_slice_has_the_distance_that_it_states(tmp_path):
+    (path,) = write_series(tmp_path, STACK[:1], SpacingBetweenSlices=-2, SliceThickness=4)
+    assert open_volume(tmp_path).spacing == pytest.approx((2, 0.7, 0.5))
+    change(path, SpacingBetweenSlices=0)
+    assert open_volume(tmp_path).spacing == pytest.approx((4, 0.7, 0.5))
 
 
 # Files of several frames
@@ -235,6 +280,15 @@ def test_a_radiation_dose_that_states_z_of_each_frame(tmp_path, orientation, des
     assert sorted([first[2], last[2]]) == [-100, -85]
     assert volume.affine[0, 3] == 10
     assert np.array_equal(volume[0 if first[2] == places[0] else 5], STACK[0])
+
+
+def test_a_radiation_dose_of_one_frame(tmp_path):
+    fields = {"ImageOrientationPatient": list(AXIAL), "PixelSpacing": [0.7, 0.5], "SliceThickness": 2}
+    fields |= {"ImagePositionPatient": [-10, 20, 5], "GridFrameOffsetVector": 0}
+    save(dataset(STACK[:1], storage=RTDoseStorage, Modality="RTDOSE", **fields), tmp_path / "dose.dcm")
+    volume = open_volume(tmp_path / "dose.dcm")
+    assert same(volume, STACK[:1])
+    assert (volume.affine @ [0, 0, 0, 1])[2] == 5
 
 
 def test_single_bits(tmp_path):

@@ -261,6 +261,36 @@ def test_voxels_at_the_end_of_a_file(tmp_path):
     assert same(open_volume(nrrd(tmp_path, data_file="./v.raw", byte_skip=16)), STACK)
 
 
+@pytest.mark.parametrize("skipped", [-1, 400])
+def test_voxels_that_do_not_follow_their_own_header_at_once(tmp_path, skipped):
+    path = Path(mha(tmp_path, HeaderSize=skipped))
+    head = path.read_bytes()[: -len(VOXELS)]
+    path.write_bytes(head + bytes(400 - len(head)) + VOXELS)
+    assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)), STACK)
+    assert same(open_volume(path), STACK)
+
+
+def test_a_data_file_named_in_other_letters(tmp_path):
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(STACK), tmp_path / "größe.mhd")
+    assert "größe".encode() in (tmp_path / "größe.mhd").read_bytes()
+    assert same(open_volume(tmp_path / "größe.mhd"), STACK)
+
+
+def test_a_place_without_voxel_sizes(tmp_path):
+    path = mha(tmp_path, Offset="5 6 7")
+    volume, image = open_volume(path), SimpleITK.ReadImage(path)
+    assert (volume.spacing, image.GetSpacing()) == ((1, 1, 1), (1, 1, 1))
+    np.testing.assert_allclose((volume.affine @ [1, 2, 3, 1])[:3], placed(image, (1, 2, 3)))
+
+
+def test_axes_that_are_flipped_by_negative_sizes(tmp_path):
+    path = mha(tmp_path, ElementSpacing="2 -3 4", Offset="5 6 7")
+    volume, image = open_volume(path), SimpleITK.ReadImage(path)
+    assert volume.spacing == (4, 3, 2)
+    np.testing.assert_allclose((volume.affine @ [1, 2, 3, 1])[:3], placed(image, (1, 2, 3)))
+    assert open_volume(nrrd(tmp_path, spacings="2 -3 4")).spacing == (4, 3, 2)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "gz", "bzip2"])
 def test_nrrd_encodings(tmp_path, encoding):
     pack = bz2.compress if encoding == "bzip2" else gzip.compress

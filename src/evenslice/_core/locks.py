@@ -46,7 +46,7 @@ def locked(path: str | os.PathLike[str], busy: str) -> Iterator[None]:
         lock = FileLock(path, timeout=WAIT_SECONDS, thread_local=False)
         try:
             lock.acquire()
-        except Timeout:
+        except (Timeout, FileNotFoundError):  # the process that held it has just removed its folder
             raise OutputError(busy) from None
     try:
         yield

@@ -85,16 +85,19 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         OutputError: another process is at work there; or the folder cannot be made, or is not the user's.
     """
+    busy = f"{out}: another process is writing it; wait until that ends, or choose another output"
     with reporting_write_errors(root):
         root.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             root.mkdir()
-        found = root.lstat()
+        try:
+            found = root.lstat()
+        except FileNotFoundError:  # the other process has just ended and removed it
+            raise OutputError(busy) from None
     if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
         raise OutputError(
             f"{root}: is not a folder of yours; remove it, or choose another one with {option('scratch')}"
         )
-    busy = f"{out}: another process is writing it; wait until that ends, or choose another output"
     try:
         with locked(root / _LOCK, busy):
             target = output_location(out)

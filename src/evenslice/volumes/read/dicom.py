@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,8 +137,8 @@ def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
     for frame in frames[1:]:
         if (frame.shape, frame.dtype) != (first.shape, first.dtype):
             raise VolumeError(
-                f"{label}: images of one series differ, {first.path.name} is {first.shape} {first.dtype} "
-                f"and {frame.path.name} {frame.shape} {frame.dtype}; name a folder with images of one kind"
+                f"{label}: images of one series differ, {_name(first)} is {first.shape} {first.dtype} "
+                f"and {_name(frame)} {frame.shape} {frame.dtype}; name a folder with images of one kind"
             )
         if (frame.orientation is None) != (first.orientation is None) or (
             frame.orientation is not None
@@ -145,8 +146,8 @@ def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
             and not np.allclose(frame.orientation, first.orientation, atol=1e-3)
         ):
             raise VolumeError(
-                f"{label}: images of one series differ in orientation ({first.path.name}, "
-                f"{frame.path.name}), as in a localizer; name a folder with one orientation"
+                f"{label}: images of one series differ in orientation ({_name(first)}, "
+                f"{_name(frame)}), as in a localizer; name a folder with one orientation"
             )
         if (
             frame.pixel is not None
@@ -154,7 +155,7 @@ def _check_alike(frames: Sequence[Frame], label: str) -> Frame:
             and not np.allclose(frame.pixel, first.pixel, rtol=1e-3)
         ):
             raise VolumeError(
-                f"{label}: pixels of one series differ in size ({first.path.name}, {frame.path.name}); name "
+                f"{label}: pixels of one series differ in size ({_name(first)}, {_name(frame)}); name "
                 "a folder with one size"
             )
     return first
@@ -167,13 +168,18 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
         The frames as an array (t, z).
 
     Raises:
-        VolumeError: the number of frames differs between positions, or their distances are uneven.
+        VolumeError: only some have a position; or the number of frames differs between positions, or their distances are
+            uneven; or two of the same number have none.
     """
     first = frames[0]
-    grid = np.empty((1, len(frames)), object)
-    if first.orientation is None or any(frame.position is None for frame in frames):
-        grid[0] = sorted(frames, key=lambda frame: frame.order)
-        return grid
+    without = [frame for frame in frames if frame.position is None]
+    if first.orientation is None or len(without) == len(frames):
+        return _in_order(frames, label)
+    if without:
+        raise VolumeError(
+            f"{label}: {_name(without[0])} states no position, unlike other images of its series; name a folder without "
+            "it, or complete its header"
+        )
     normal = np.cross(first.orientation[:3], first.orientation[3:])
     heights = np.array([np.dot(frame.position or (0, 0, 0), normal) for frame in frames])
     order = np.argsort(heights, kind="stable")
@@ -188,7 +194,7 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
         odd = groups[counts.index(min(counts))][0]
         raise VolumeError(
             f"{label}: {max(counts)} images are at some positions and {min(counts)} at that of "
-            f"{odd.path.name}; images are missing, or several volumes are mixed: name a folder with one "
+            f"{_name(odd)}; images are missing, or several volumes are mixed: name a folder with one "
             "volume"
         )
     _check_even(groups, heights[order][starts], label)
@@ -198,8 +204,33 @@ def _stack(frames: Sequence[Frame], label: str) -> NDArray[Any]:
     return grid
 
 
+def _in_order(frames: Sequence[Frame], label: str) -> NDArray[Any]:
+    """Sort frames without positions by their numbers, or leave them in the order of the file names if they have none.
+
+    Returns:
+        The frames as an array (1, z).
+
+    Raises:
+        VolumeError: two have the same number.
+    """
+    grid = np.empty((1, len(frames)), object)
+    grid[0] = found = sorted(frames, key=lambda frame: frame.order)
+    if len({frame.order for frame in found}) > 1:
+        for frame, after in pairwise(found):
+            if frame.order == after.order:
+                raise VolumeError(
+                    f"{label}: {_name(frame)} and {_name(after)} have the same number and no position; several "
+                    "volumes are mixed: name a folder with one volume"
+                )
+    return grid
+
+
+def _name(frame: Frame) -> str:
+    return frame.path.name
+
+
 def _check_even(groups: Sequence[Sequence[Frame]], heights: NDArray[np.float64], label: str) -> None:
-    """Raise if the slices of a volume are not equally spaced."""
+    """Raise if the slices of a volume are not equally spaced, or do not lie above each other along one line."""
     distances = np.diff(heights)
     if not len(distances):
         return
@@ -207,7 +238,19 @@ def _check_even(groups: Sequence[Sequence[Frame]], heights: NDArray[np.float64],
     odd = int(np.argmax(np.abs(distances - usual)))
     if abs(distances[odd] - usual) > EVEN * usual:
         raise VolumeError(
-            f"{label}: slices are {usual:.4g} mm apart, but {groups[odd][0].path.name} and "
-            f"{groups[odd + 1][0].path.name} are {distances[odd]:.4g} mm apart; slices are missing or "
+            f"{label}: slices are {usual:.4g} mm apart, but {_name(groups[odd][0])} and "
+            f"{_name(groups[odd + 1][0])} are {distances[odd]:.4g} mm apart; slices are missing or "
             "unevenly spaced: complete the series, or name a folder with an evenly spaced part"
+        )
+    pixel = groups[0][0].pixel
+    if pixel is None:
+        return
+    places = np.array([group[0].position for group in groups], dtype=float)
+    steps = np.diff(places, axis=0)
+    aside = np.linalg.norm(steps - np.median(steps, axis=0), axis=1)
+    odd = int(np.argmax(aside))
+    if aside[odd] > max(0.5 * min(pixel), EVEN * usual):  # a tilted gantry shifts all alike
+        raise VolumeError(
+            f"{label}: {_name(groups[odd + 1][0])} lies {aside[odd]:.4g} mm aside of where it would follow "
+            f"{_name(groups[odd][0])}; align the slices, or name a folder with a part that is aligned"
         )

@@ -145,6 +145,8 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     if own and len(own) != count:
         raise VolumeError(f"{where}: claims {count} frames and describes {len(own)}; the file is damaged")
+    stated = header.get("GridFrameOffsetVector")  # of one frame, a number
+    offsets = [] if stated is None else np.atleast_1d(np.asarray(stated, dtype=float)).tolist()
     packed = _may_expand(header, path)
     for index in range(count):
         groups = [group for group in (own[index] if own else None, shared) if group is not None]
@@ -154,11 +156,10 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
         position = None
         if count == 1 or own:
             position = numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
-        offsets = header.get("GridFrameOffsetVector")
-        if offsets is not None and len(offsets) == count and orientation is not None:
-            position = _dose_position(header, orientation, float(offsets[index]), float(offsets[0]))
+        if len(offsets) == count and orientation is not None:
+            position = _dose_position(header, orientation, offsets[index], offsets[0])
         slope = number(values, "RescaleSlope", number(header, "DoseGridScaling", 1.0) or 1.0)
-        gap = number(measures, "SpacingBetweenSlices", number(measures, "SliceThickness", 0.0))
+        gap = abs(number(measures, "SpacingBetweenSlices", 0.0)) or number(measures, "SliceThickness", 0.0)
         yield Frame(
             path=path,
             index=index,

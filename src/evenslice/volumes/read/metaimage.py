@@ -60,25 +60,28 @@ class MetaImageSource(RawSource):
         data, offset = _find_data(path, label, header, end)
         if data != path:
             self.files = (path, data)
-        if offset < 0:  # the voxels are the last bytes of the file
-            offset = data.stat().st_size - int(np.prod(shape, dtype=object)) * dtype.itemsize
         compressed = _true(header.get("CompressedData"))
+        skipped = int(header.get("HeaderSize", 0))  # in place of the header itself, wherever the voxels are
+        if skipped > 0:
+            offset = skipped
+        elif skipped < 0 and not compressed:  # the voxels are the last bytes of the file
+            offset = data.stat().st_size - int(np.prod(shape, dtype=object)) * dtype.itemsize
         encoding: Encoding = "deflate" if compressed else "raw"
         super().__init__(data, label, dtype, shape, offset, encoding)
 
     def _place(self, header: Mapping[str, str], lead: int, count: int) -> None:
         """Set voxel size and affine, given the number of channel axes and of the others."""
         stated = header.get("ElementSpacing", header.get("ElementSize"))
-        if stated is None:
+        rows = header.get("TransformMatrix", header.get("Rotation", header.get("Orientation")))
+        origin = header.get("Offset", header.get("Position", header.get("Origin")))
+        if stated is None and rows is None and origin is None:
             return
-        sizes = _numbers(stated, count)
-        self.spacing = (*[float("nan")] * lead, *sizes)
+        sizes = [1.0] * count if stated is None else _numbers(stated, count)  # as ITK assumes
+        self.spacing = (*[float("nan")] * lead, *map(abs, sizes))
         self.unit = normal_unit(header.get("DistanceUnits", "mm")) or "mm"
         if count < 3:
             return
-        rows = header.get("TransformMatrix", header.get("Rotation", header.get("Orientation")))
         axes = np.eye(count) if rows is None else np.reshape(_numbers(rows, count * count), (count, count))
-        origin = header.get("Offset", header.get("Position", header.get("Origin")))
         first = np.zeros(count) if origin is None else np.array(_numbers(origin, count))
         scale = millimetres(self.unit)
         # Each row is the direction of an axis.
@@ -96,7 +99,7 @@ def _parse(head: bytes, label: str) -> tuple[dict[str, str], int]:
     end = 0
     for line in head.splitlines(keepends=True):
         end += len(line)
-        key, equals, value = (part.strip() for part in line.decode("latin-1").partition("="))
+        key, equals, value = (part.strip() for part in _text(line).partition("="))
         # ITK also writes what it knows from DICOM and NRRD: "0008|0060 = CT", "NRRD_kinds[0] = domain".
         if not equals or not key or not key.isprintable() or len(key) > 80:
             break
@@ -114,6 +117,14 @@ def _parse(head: bytes, label: str) -> tuple[dict[str, str], int]:
     )
 
 
+def _text(line: bytes) -> str:
+    """Decode a line, which may name a file: in UTF-8, as ITK writes it, or as older programs do."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
 def _data_type(header: Mapping[str, str], label: str) -> np.dtype[Any]:
     kind = header["ElementType"].removesuffix("_ARRAY")
     if kind not in _TYPES:
@@ -127,11 +138,11 @@ def _data_type(header: Mapping[str, str], label: str) -> np.dtype[Any]:
 
 
 def _find_data(path: Path, label: str, header: Mapping[str, str], end: int) -> tuple[Path, int]:
-    """Return the file with the voxels and their offset; -1 means that they are the last bytes of the file."""
+    """Return the file with the voxels, and where they begin unless the header says so."""
     name = header["ElementDataFile"]
     if name.upper() == "LOCAL":
         return path, end
-    return data_file(path.parent, name, label), int(header.get("HeaderSize", 0))
+    return data_file(path.parent, name, label), 0
 
 
 def _numbers(text: str, count: int) -> list[float]:

@@ -213,7 +213,7 @@ def _spacing(
         return tuple(steps), unit
     if "spacings" not in header or not spatial:
         return None, None
-    stated = [float(size) for size in header["spacings"]]
+    stated = [abs(float(size)) for size in header["spacings"]]  # of a flipped axis, negative
     names = [normal_unit(unit) for unit in header.get("units", ())] + [None] * count
     sizes, unit = common_unit([stated[axis] for axis in spatial], [names[axis] for axis in spatial])
     if sizes is None:
