@@ -85,6 +85,18 @@ def test_any_beginning_of_the_visits_is_spread_over_depth_and_plane():
     assert both.min() >= 12
 
 
+@pytest.mark.parametrize("depth", [64, 128, 256, 512])
+@pytest.mark.parametrize("seed", range(5))
+def test_which_of_two_neighbours_is_visited_first_is_random(depth, seed):
+    """Sections may alternate, and a power of two is no reason to see every other one alone."""
+    first = np.array([z for z, _ in islice(visiting_order(depth, 1, seed=seed), depth // 2)])
+    assert sorted(first // 2) == list(range(depth // 2))
+    odd = np.sum(first % 2)
+    assert abs(odd - depth / 4) < 4 * np.sqrt(depth / 8)  # standard deviations
+    quarter = first[: depth // 4] % 4
+    assert np.bincount(quarter, minlength=4).max() < depth / 8
+
+
 def test_seeds_differ():
     assert list(visiting_order(50, 2, seed=0)) != list(visiting_order(50, 2, seed=1))
 

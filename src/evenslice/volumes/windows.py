@@ -168,8 +168,10 @@ def fit_tile(plane: tuple[int, int], *, multiple: int = 32) -> tuple[int, int]:
 def visiting_order(depth: int, tiles: int, *, seed: int = 0) -> Iterator[tuple[int, int]]:
     """Yield every (z, tile) once, so that the visits so far are always spread evenly over both.
 
-    One round visits each z once, in the order of a scrambled Halton sequence (base 2 along z, base 3 over the tiles);
-    the next round visits each with the next tile. Memory is bounded, whatever the numbers.
+    One round visits each z once, in the order of a van der Corput sequence of base 2 with nested scrambling (Owen 1995,
+    *Randomly permuted (t,m,s)-nets*), so that which z is taken of any two, four ... neighbours is random: sections may
+    alternate. Tiles follow a scrambled van der Corput sequence of base 3. The next round visits each z with the next
+    tile. Memory is bounded, whatever the numbers.
 
     Args:
         depth: number of window centres along z.
@@ -184,11 +186,13 @@ def visiting_order(depth: int, tiles: int, *, seed: int = 0) -> Iterator[tuple[i
 
     rng = np.random.default_rng(seed)
     points = qmc.Halton(2, scramble=True, rng=rng)
+    keys = rng.integers(2**64, size=max(depth - 1, 1).bit_length(), dtype=np.uint64)
     for shift in _shifts(tiles, rng):
         points.reset()
         for start in range(0, depth, _PIECE):
-            piece = points.random(min(_PIECE, depth - start))
-            for z, place in zip(_ranks(piece[:, 0], start, depth), piece[:, 1].tolist(), strict=True):
+            numbers = np.arange(start, min(start + _PIECE, depth), dtype=np.int64)
+            places = points.random(len(numbers))[:, 1]
+            for z, place in zip(_ranks(numbers, depth, keys), places.tolist(), strict=True):
                 yield int(z), (int(place * tiles) + shift) % tiles
 
 
@@ -204,28 +208,34 @@ def _shifts(tiles: int, rng: np.random.Generator) -> Iterator[int]:
         yield (start + number * step) % tiles
 
 
-def _ranks(heights: NDArray[np.float64], start: int, depth: int) -> NDArray[np.int64]:
-    """Return the ranks of points among the first ``depth`` of a scrambled van der Corput sequence of base 2.
+def _ranks(numbers: NDArray[np.int64], depth: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the ranks of points among the first ``depth`` of a van der Corput sequence of base 2 with nested scrambling.
 
-    A point's first digits are the lowest bits of its number, each either kept or flipped for all points alike. A
-    point is below another if its digits are the same up to one, which is 0 instead of 1: the numbers of these are
-    those with the same low bits and another next bit, and are counted without making them.
+    A point's first digits are the lowest bits of its number, each either kept or flipped for all points with the same
+    digits before it. A point is below another if its digits are the same up to one, which is 0 instead of 1: the numbers
+    of these are those with the same low bits and another next bit, and are counted without making them.
 
     Args:
-        heights: points ``start`` and following, in 0..1.
-        start: number of the first.
+        numbers: numbers of the points, from 0.
         depth: number of points in all.
+        keys: a random number for each digit, from which it follows whether it is flipped.
     """
-    numbers = np.arange(start, start + len(heights), dtype=np.int64)
-    ranks = np.zeros(len(heights), np.int64)
-    for digit in range(max(depth - 1, 1).bit_length()):
-        doubled = heights * 2
-        high = doubled >= 1
-        heights = doubled - high
+    ranks = np.zeros(len(numbers), np.int64)
+    for digit, key in enumerate(keys):
         unit = 1 << digit
+        low = numbers % unit
+        high = (numbers // unit + _coins(low, key)) % 2 == 1
         lower = (numbers % (2 * unit)) ^ unit  # the same low bits, and the other next one
         ranks += np.where(high, np.maximum(depth - lower + 2 * unit - 1, 0) // (2 * unit), 0)
     return ranks
+
+
+def _coins(numbers: NDArray[np.int64], key: np.uint64) -> NDArray[np.int64]:
+    """Return 0 or 1 for each number, as good as random, by the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
+    mixed = numbers.astype(np.uint64) + key  # both operations are modulo 2^64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(2)).astype(np.int64)
 
 
 @dataclass(frozen=True)
