@@ -95,6 +95,18 @@ def test_windows_that_are_their_own_mirrors_do_not_dilute_the_others():
     assert np.isnan(found.measurements.mismatch[alike]).all()
 
 
+def test_empty_windows_are_nothing_to_compare_an_answer_of_one_number_with():
+    def answer(windows):  # 100 for tissue, 0 for what is empty, and what the order decides
+        tissue = (windows.mean((1, 2, 3)) > 0.1).float()
+        return (100 * tissue + difference(windows).mean((1, 2)))[:, None]
+
+    tissue = noise(depth=40)
+    padded = np.concatenate([np.zeros((40, *tissue.shape[1:])), tissue])
+    found = [found_in(answer, volume).answer.estimate for volume in (tissue, padded)]
+    assert found[0] == pytest.approx(np.sqrt(2), rel=0.2)
+    assert found[1] == pytest.approx(found[0], rel=0.2)
+
+
 def decided(found):
     by = found.statistics.decided_by
     return found.verdict, by.question, by.class_number, by.offset

@@ -280,10 +280,11 @@ def _count_slices(volume: NDArray[np.int64], z: NDArray[np.int64]) -> int:
 def _variance(measured: Measurements) -> Floats:
     """Return for each window the variance of the output: over its pixels, or over the windows of its volume.
 
-    That over windows is known from two windows of a volume on.
+    That over windows is known from two windows of a volume on. Windows that are their own mirrors, such as empty ones, tell
+    nothing of the answer, so they do not count.
     """
     around = np.full(len(measured.volume), np.nan)
-    known = ~np.isnan(measured.power) & ~np.isnan(measured.level).any(axis=1)
+    known = ~np.isnan(measured.power) & ~np.isnan(measured.level).any(axis=1) & (measured.own_mirror != 1)
     over_windows = bool(measured.level[known].any())
     for one in np.unique(measured.volume[known]):
         here = known & (measured.volume == one)
