@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("evenslice", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -29,3 +30,12 @@ def shared_data():
 def shared_weights():
     """The folder of real pretrained weights."""
     return _folder("weights")
+
+
+@pytest.fixture
+def float64_by_default():
+    """As after ``torch.set_default_dtype(torch.float64)``, which some notebooks begin with."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

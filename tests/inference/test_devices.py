@@ -274,6 +274,62 @@ def test_a_default_device_changes_nothing(tmp_path, device):
             evenslice.segment(model, volume, tmp_path / "labels.npy", tile=(8, 8), **options)
 
 
+@pytest.mark.parametrize("strategy", ["shuffle", "mirror", "mixer", "reinit"])
+def test_a_default_dtype_changes_no_network(strategy, request):
+    def neutralized():
+        layers = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)
+        model = nn.Sequential(*layers).float().eval()
+        torch.manual_seed(0)
+        for weight in model.parameters():  # what the layers drew was in the default dtype
+            nn.init.normal_(weight)
+        evenslice.neutralize(model, 5, strategy=strategy, mean=0.5)
+        return model.state_dict()
+
+    wanted = neutralized()
+    request.getfixturevalue("float64_by_default")
+    for name, weight in neutralized().items():
+        assert torch.equal(weight, wanted[name]), name
+
+
+@pytest.mark.parametrize("built", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "method", ["gradient", "integrated_gradients", "smoothgrad", "gradient_shap", "occlusion"]
+)
+def test_a_default_dtype_changes_no_audit(method, built, request):
+    volume = np.random.default_rng(0).random((8, 16, 16), np.float32)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).to(built)
+    evenslice.neutralize(model, 3, strategy="pretrained", mean=0.5)
+
+    def shares():
+        options = {"tile": (16, 16), "max_windows": 4, "device": "cpu", "progress": False}
+        return [share.estimate for share in evenslice.audit(model, volume, method=method, **options).shares]
+
+    wanted = shares()
+    request.getfixturevalue("float64_by_default")
+    assert shares() == wanted
+
+
+def test_a_default_dtype_changes_no_segmentation(tmp_path, request):
+    """Neither that of one tile nor that of overlapping ones, nor what is lost with a slice."""
+    volume = np.random.default_rng(0).random((8, 16, 24), np.float32)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+    def results(name):
+        made = []
+        for tile in ((16, 24), (8, 8)):
+            options = {"tile": tile, "device": "cpu", "progress": False}
+            out = tmp_path / f"{name}-{tile[0]}.npy"
+            evenslice.segment(model, volume, out, probabilities=True, **options)
+            made.append(np.load(out))
+        scores = evenslice.evaluate(model, volume, (volume > 0.5).astype(np.uint8), stress=True, **options)
+        return (*made, scores.to_dict()["stress"]["intact"])
+
+    wanted = results("float32")
+    request.getfixturevalue("float64_by_default")
+    for found, right in zip(results("float64"), wanted, strict=True):
+        np.testing.assert_equal(found, right)
+
+
 def test_float16_is_taken_on_a_gpu():
     assert choose_dtype("float16", CUDA) == torch.float16
 

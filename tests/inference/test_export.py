@@ -60,6 +60,17 @@ def noise(*shape):
 # ONNX
 
 
+@pytest.mark.usefixtures("float64_by_default")
+def test_a_default_dtype_changes_no_onnx_file(tmp_path):
+    network = small()
+    written = evenslice.export(network, tmp_path / "out", to="onnx")
+    assert (written.tile, written.difference < 1e-4) == (None, True)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "network.onnx")
+    windows = noise(2, 3, 64, 96)
+    (given,) = session.run(None, {"windows": windows})
+    np.testing.assert_allclose(given, wanted(network.float(), windows), atol=1e-5)
+
+
 @pytest.mark.parametrize("at", CUTS)
 def test_an_onnx_file_takes_windows_of_any_number_and_size_in_0_to_1(tmp_path, at):
     network = small(at)

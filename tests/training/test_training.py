@@ -275,6 +275,16 @@ def test_training_learns_and_beats_chance(undisturbed):
     assert result["iou"]["mean"] == pytest.approx(result["dice"]["mean"] / (2 - result["dice"]["mean"]))
 
 
+@pytest.mark.usefixtures("float64_by_default")
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_training_is_in_float32_whatever_the_default_dtype(folder, tmp_path, task):
+    spec = {"segmentation": "small", "classification": "classifier"}[task]
+    steps = {"training__steps": 4, "training__validate_every": 2, "training__monitor_every": 2}
+    config = make_config(folder, model__spec=f"trainable:{spec}", training__task=task, **steps)
+    assert train(config, tmp_path / "run", progress=False)["steps"] == 4
+    assert {weight.dtype for weight in weights(tmp_path / "run").values()} == {torch.float32, torch.int64}
+
+
 def test_the_folder_holds_everything_needed_to_run_again(folder, undisturbed):
     config = load_config(undisturbed / "config.yaml", TrainConfig)
     assert config == make_config(folder)

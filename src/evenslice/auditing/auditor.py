@@ -313,7 +313,8 @@ def _batch_size(measurer: Measurer) -> int:
     grid, method = measurer.grids[0], measurer.methods.first
 
     def explain(count: int) -> None:
-        windows = torch.zeros(count, grid.slices, *grid.tile, device=network.device)
+        shape = (count, grid.slices, *grid.tile)
+        windows = torch.zeros(shape, dtype=torch.float32, device=network.device)
         attribute(network, windows, method=method, target="auto" if measurer.classes else "sum")
 
     kind = (method, network.dtype, grid.slices, *grid.tile)

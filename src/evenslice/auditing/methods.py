@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "Attributed", "check_gradient", "check_method", "resize_to"]
 
-SMOOTHGRAD_SAMPLES, SMOOTHGRAD_NOISE = 8, 0.1
+# Captum draws noise in the precision of these numbers; for numbers of Python it is the default of PyTorch, which may be another.
+SMOOTHGRAD_SAMPLES, SMOOTHGRAD_NOISE = 8, (np.float32(0.1),)
+NO_NOISE = (np.float32(0),)
 SHAP_SAMPLES, SHAP_GRAYS = 8, (0.0, 0.25, 0.5, 0.75, 1.0)
 INTEGRATION_STEPS = 16
 
@@ -88,7 +91,8 @@ def _gradient_shap(score: Score, windows: Tensor) -> Attributed:
     from captum.attr import GradientShap
 
     grays = windows.new_tensor(SHAP_GRAYS).view(-1, 1, 1, 1).expand(-1, *windows.shape[1:])
-    return _in_many_passes(score, windows, GradientShap, baselines=grays, n_samples=SHAP_SAMPLES)
+    options = {"n_samples": SHAP_SAMPLES, "stdevs": NO_NOISE}
+    return _in_many_passes(score, windows, GradientShap, baselines=grays, **options)
 
 
 @torch.no_grad()

@@ -160,7 +160,7 @@ def _choose_batch(network: Network, slices: int, tile: tuple[int, int]) -> int:
         return max(1, min(LARGEST_BATCH, BATCH_PIXELS // pixels))
 
     def compute(count: int) -> None:
-        _run(network, torch.zeros(count, slices, *tile, device=network.device))
+        _run(network, torch.zeros(count, slices, *tile, dtype=torch.float32, device=network.device))
 
     return network.batches.fitting(
         compute,
@@ -314,10 +314,10 @@ class _Tiling:
         """Cover an axis with tiles, and keep those that touch the region; their weights are on the device."""
         length = max(length, tile)
         overlap = tile // OVERLAP
-        distance = torch.arange(1, tile + 1, dtype=torch.float32)
+        distance = torch.arange(1, tile + 1, dtype=torch.float32, device="cpu")
         fade = torch.minimum(distance, distance.flip(0)).clamp_max(overlap + 1)
         origins = tile_origins(length, tile, overlap=overlap)
-        total = torch.zeros(length)
+        total = torch.zeros(length, dtype=torch.float32, device="cpu")
         for origin in origins:
             total[origin : origin + tile] += fade
         needed = [origin for origin in origins if origin < region.stop and origin + tile > region.start]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["ReadyNetwork", "check_output", "frozen_copy", "input_scaling", "trial_windows"]
+__all__ = ["ReadyNetwork", "by_slice", "check_output", "frozen_copy", "input_scaling", "trial_windows"]
 
 ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
 _MOVING = threading.Lock()
@@ -55,6 +55,16 @@ def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tup
     if len(mean) in (1, slices):
         return mean, std
     return (sum(mean) / len(mean),), (sum(std) / len(std),)
+
+
+def by_slice(values: tuple[float, ...]) -> Tensor:
+    """Return one value, or one for each slice, as float32 (1, N, 1, 1), by which windows are scaled.
+
+    Example:
+        >>> by_slice((0.5, 0.25)).shape
+        torch.Size([1, 2, 1, 1])
+    """
+    return torch.tensor(values, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -132,8 +142,8 @@ class ReadyNetwork(nn.Module):
         with reporting_device_errors(self.device, f"the network {self.name} does not fit"):
             module = frozen_copy(model).to(self.device)
             self.module = convert_conv2d_weight_memory_format(module, torch.channels_last)
-            self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1).to(self.device))
-            self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1).to(self.device))
+            for name, values in (("mean", mean), ("std", std)):
+                self.register_buffer(name, by_slice(values).to(self.device))
         if self.device.type == "cpu":
             keep_depthwise_exact(self.module)
 
@@ -251,7 +261,8 @@ def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
             f"{option('tile')}: a window of {slices} slices of {tile[0]} x {tile[1]} pixels is too large; "
             "choose a smaller tile"
         )
-    return torch.rand((1, slices, *tile), generator=torch.Generator().manual_seed(0), device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((1, slices, *tile), generator=generator, dtype=torch.float32, device="cpu")
 
 
 def check_output(returned: Any, name: str) -> None:

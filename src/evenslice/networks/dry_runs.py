@@ -129,8 +129,9 @@ def random_image(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Ten
     """
     floating = [p for p in model.parameters() if p.is_floating_point()]
     like = next((p for p in floating if not p.is_meta), None)
-    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed), device="cpu")
-    return drawn.to(next(iter(floating), torch.empty(0)).dtype) if like is None else drawn.to(like)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return drawn.to(next(iter(floating), drawn).dtype) if like is None else drawn.to(like)
 
 
 def seed_generators(devices: Iterable[torch.device], seed: int) -> None:

@@ -290,9 +290,8 @@ def _by_side(kernels: Tensor, slices: int, strategy: str) -> Tensor:
 def _shuffle(kernels: Tensor, slices: int, _: object, seed: int) -> Tensor:
     spreaded = _pretrained(kernels, slices)
     generator = torch.Generator().manual_seed(seed)
-    order = (
-        torch.rand(spreaded.shape[:2], generator=generator, device="cpu").argsort(dim=1).to(kernels.device)
-    )
+    keys = torch.rand(spreaded.shape[:2], generator=generator, dtype=torch.float32, device="cpu")
+    order = keys.argsort(dim=1).to(kernels.device)
     return spreaded.gather(1, _along_slices(order, spreaded).expand_as(spreaded))
 
 

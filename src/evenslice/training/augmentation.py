@@ -83,7 +83,6 @@ def _change_intensity(window: NDArray[np.float32], random: np.random.Generator) 
     window = (window - 0.5) * float(1 + contrast) + float(0.5 + brightness)
     if random.random() < NOISY:
         generator = torch.Generator().manual_seed(int(random.integers(2**63)))
-        window += (
-            random.uniform(0, NOISE) * torch.randn(window.shape, generator=generator, device="cpu").numpy()
-        )
+        noise = torch.randn(window.shape, generator=generator, dtype=torch.float32, device="cpu")
+        window += random.uniform(0, NOISE) * noise.numpy()
     return window

@@ -205,7 +205,8 @@ class TrainingModule(LightningModule):
         saved = checkpoint[METADATA_KEY]
         self.seconds = float(saved["seconds"])
         # Versions before 0.2 write none.
-        self._losses = [torch.tensor(float(loss)) for loss in saved.get("losses", ())][:LOG_EVERY]
+        losses = saved.get("losses", ())[:LOG_EVERY]
+        self._losses = [torch.tensor(float(loss), dtype=torch.float32, device="cpu") for loss in losses]
 
     def _factor(self, step: int) -> float:
         return learning_rate_factor(step, self.config.steps, self.config.warmup)

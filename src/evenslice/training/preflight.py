@@ -19,7 +19,7 @@ from evenslice.networks import (
 from evenslice.training.tasks import task_logits
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from evenslice.training.config import TrainConfig, TrainingConfig
     from evenslice.training.data import Data
@@ -97,7 +97,7 @@ def check_network(network: nn.Module, config: TrainConfig, channels: int) -> Non
     spec, crop = config.model.spec, config.training.crop
     try:
         with reporting_own_errors(spec):
-            scores = task_logits(network, torch.zeros(1, config.model.slices, *crop), config.training.task)
+            scores = task_logits(network, _blank_crops(1, config), config.training.task)
     except ABOUT_INPUT as error:
         size = input_size(network)
         right = f"[{size[0]}, {size[1]}]" if size else f"multiples of {input_multiple(network)}"
@@ -164,7 +164,7 @@ def _check_batch(network: nn.Module, config: TrainConfig) -> None:
             torch.random.fork_rng(range(torch.cuda.device_count())),
             reporting_own_errors(config.model.spec),
         ):
-            network.train()(torch.zeros(crops, config.model.slices, *options.crop))
+            network.train()(_blank_crops(crops, config))
     except ValueError as error:
         raise ModelError(
             f"{config.model.spec}: cannot be trained on {crops} of these crops at once ({error}); "
@@ -174,3 +174,9 @@ def _check_batch(network: nn.Module, config: TrainConfig) -> None:
         network.eval()
         for buffer, values in before:
             buffer.copy_(values)
+
+
+def _blank_crops(count: int, config: TrainConfig) -> Tensor:
+    """Return crops (count, slices, y, x) as a training gives them to a network, all 0, on the CPU."""
+    shape = (count, config.model.slices, *config.training.crop)
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")

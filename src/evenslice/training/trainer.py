@@ -174,7 +174,7 @@ def _train(
 
 
 def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
-    """Build the network and test it on a blank crop."""
+    """Build the network, in float32 on the CPU, and test it on a blank crop."""
     model, channels = config.model, output_channels(config.training.loss, config.data.classes)
     with _at_model():
         network, record, source = load_network(
@@ -188,6 +188,8 @@ def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
             seed=config.seed,
             symmetrize=model.symmetrize,
         )
+    # Whatever it was built as: under another default dtype or device of PyTorch's, or by a function.
+    network = network.cpu().float()
     check_network(network, config, channels)
     return network, record, source
 

@@ -151,7 +151,9 @@ def _run(network: WholeNetwork, shapes: Sequence[tuple[int, ...]]) -> list[tuple
     with torch.no_grad():
         return [
             (windows, network(windows))
-            for windows in (torch.rand(shape, generator=generator, device="cpu") for shape in shapes)
+            for windows in (
+                torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes
+            )
         ]
 
 
@@ -167,7 +169,8 @@ def _convert(
     free: dict[int, Any] = {0: auto} if attempt.free_batch else {}
     if attempt.free_plane:
         free |= {2: auto, 3: auto}
-    windows = torch.rand(2 if attempt.free_batch else 1, description.slices, *attempt.tile)
+    shape = (2 if attempt.free_batch else 1, description.slices, *attempt.tile)
+    windows = torch.zeros(shape, dtype=torch.float32, device="cpu")
     with torch.no_grad(), _silence():
         exported = torch.export.export(network, (windows,), dynamic_shapes=(free,), strict=False)
         program = torch.onnx.export(

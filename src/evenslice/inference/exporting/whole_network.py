@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evenslice.inference.ready_network import frozen_copy, trial_windows
+from evenslice.inference.ready_network import by_slice, frozen_copy, trial_windows
 from evenslice.networks import input_multiple, input_size, logits
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class WholeNetwork(nn.Module):
         super().__init__()
         self.network = frozen_copy(model).cpu()
         self.scales = (mean, std) != ((0.0,), (1.0,))
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.register_buffer("mean", by_slice(mean))
+        self.register_buffer("std", by_slice(std))
 
     def forward(self, windows: Tensor) -> Tensor:
         """Return the logits of windows (batch, slices, y, x); a map gets the size of the windows, as in ``predict``."""
