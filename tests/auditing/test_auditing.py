@@ -238,6 +238,33 @@ def test_labels_of_any_type_are_class_numbers_if_they_are_whole(texture, dtype):
     assert whole.stress.to_dict() == same.stress.to_dict()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_mode_of_the_caller_changes_nothing(mode, texture, tmp_path):
+    """Not even for a network that was built in inference mode, or a function that returns arrays."""
+    torch.manual_seed(0)
+    with mode():
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)
+        ).eval()
+
+    def function(windows):
+        return model(torch.from_numpy(windows)).numpy()
+
+    def results(out):
+        options = {"tile": (16, 16), "progress": False}
+        evenslice.segment(model, texture, out, probabilities=True, **options)
+        audits = [
+            evenslice.audit(network, texture, max_windows=8, **options) for network in (model, function)
+        ]
+        return np.load(out), *([share.estimate for share in found.shares] for found in audits)
+
+    wanted = results(tmp_path / "wanted.npy")
+    with mode():
+        found = results(tmp_path / "found.npy")
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_step_between_slices(texture):
     found = evenslice.audit(Linear(3.0, 2.0, 1.0), texture, step=4, dtype="float32")
     assert found.run.windows_available == (48 - 8) * 4

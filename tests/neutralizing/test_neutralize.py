@@ -73,6 +73,26 @@ def snapshot(model):
     )
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("strategy", ["mirror", "twin", "mixer"])
+def test_neutralized_in_any_mode_a_network_can_be_trained(mode, strategy):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    other = copy.deepcopy(model)
+    with mode():
+        record = neutralize(model, 5, strategy=strategy)
+    assert record == neutralize(other, 5, strategy=strategy)
+    model(torch.rand(1, 5, 8, 8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_network_built_in_inference_mode_is_refused_with_what_works():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+        with pytest.raises(ModelError, match=r"built within torch\.inference_mode\(\).*copy\.deepcopy"):
+            neutralize(model, 5)
+    assert neutralize(copy.deepcopy(model), 5).slices == 5
+
+
 # What the table promises, measured here and not by neutralize itself.
 
 

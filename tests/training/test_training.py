@@ -285,6 +285,17 @@ def test_training_is_in_float32_whatever_the_default_dtype(folder, tmp_path, tas
     assert {weight.dtype for weight in weights(tmp_path / "run").values()} == {torch.float32, torch.int64}
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_in_any_mode_of_the_caller(folder, tmp_path, mode):
+    steps = {"training__steps": 4, "training__validate_every": 2, "training__monitor_every": 2}
+    train(make_config(folder, **steps), tmp_path / "wanted", progress=False)
+    with mode():
+        train(make_config(folder, **steps), tmp_path / "run", progress=False)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "wanted"))
+    rows, wanted_rows = (RunFolder(tmp_path / name).read_metrics() for name in ("run", "wanted"))
+    assert [row.get("asymmetry") for row in rows] == [row.get("asymmetry") for row in wanted_rows]
+
+
 def test_the_folder_holds_everything_needed_to_run_again(folder, undisturbed):
     config = load_config(undisturbed / "config.yaml", TrainConfig)
     assert config == make_config(folder)

@@ -39,7 +39,7 @@ from evenslice.auditing.run_description import describe_run
 from evenslice.auditing.stopping import knows_enough
 from evenslice.auditing.targets import count_classes, parse_target, resolve_target
 from evenslice.inference import BlackBox, choose_slices, make_ready, refuse_sigmoid
-from evenslice.networks import StemKernels
+from evenslice.networks import StemKernels, with_gradients
 from evenslice.neutralizing import record_with_names
 from evenslice.results import Thresholds, next_look, summarize
 from evenslice.volumes import (
@@ -68,6 +68,7 @@ __all__ = ["audit"]
 MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
 
 
+@with_gradients
 def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have defaults and names
     model: nn.Module | Function,
     volume: VolumeLike | Sequence[VolumeLike],

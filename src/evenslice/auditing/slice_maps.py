@@ -13,7 +13,7 @@ from torch.nn import functional
 from evenslice._core import ConfigError, ModelError
 from evenslice.auditing.attribution import Mirrored, attribute
 from evenslice.inference import ReadyNetwork, choose_slices
-from evenslice.networks import function_name, predicted_classes
+from evenslice.networks import function_name, predicted_classes, with_gradients
 from evenslice.volumes import WindowGrid, check_tile, check_window, fit_scaling, open_volume
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class SliceMaps:
     change: NDArray[np.bool_] | None
 
 
+@with_gradients
 def map_slice(  # noqa: PLR0913  # all but three arguments have defaults and names
     model: nn.Module,
     volume: VolumeLike,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import ConfigError, EvensliceError, ModelError, option, progress_bar, reason
 from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
+from evenslice.networks import with_gradients
 from evenslice.neutralizing import (
     effective_kernels,
     find_scaling,
@@ -56,6 +57,7 @@ BOUNDS = {
 PRECISION = 1e-9
 
 
+@with_gradients
 def survey(  # noqa: PLR0913  # all but the networks have defaults and names
     specs: str | Sequence[str],
     *,

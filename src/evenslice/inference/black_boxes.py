@@ -90,6 +90,7 @@ class BlackBox(nn.Module):
             for name, default in (("mean", 0.0), ("std", 1.0))
         }
 
+    @torch.no_grad()
     def forward(self, windows: Tensor) -> Any:
         """Call the function on windows (batch, slices, y, x) in 0..1, and return its outputs as tensors."""
         returned = self.function(np.ascontiguousarray(windows.detach().cpu().numpy(), dtype=np.float32))

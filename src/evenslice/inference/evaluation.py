@@ -19,6 +19,7 @@ from evenslice.inference.evaluation_result import EvaluatedVolume, Evaluation
 from evenslice.inference.prediction import choose_tile, try_network
 from evenslice.inference.scoring import score_parts
 from evenslice.inference.stressing import MOST_SLICES, StressedVolume, StressTest, stress as measure_stress
+from evenslice.networks import with_gradients
 from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
@@ -45,6 +46,7 @@ __all__ = ["evaluate"]
 PACKAGES = ("evenslice", "torch", "numpy", "scipy", "monai", "onnxruntime")
 
 
+@with_gradients
 def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments have defaults and names
     model: nn.Module | Callable[..., Any],
     volume: VolumeLike,

@@ -27,6 +27,7 @@ from evenslice.inference.segmentation_job import (
 )
 from evenslice.inference.segmentation_run import run_blocks
 from evenslice.inference.unfinished import clear, place_of, working_in
+from evenslice.networks import with_gradients
 from evenslice.volumes import (
     LabelValues,
     Volume,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = ["segment"]
 
 
+@with_gradients
 def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     model: nn.Module | Callable[..., Any],
     volume: VolumeLike,

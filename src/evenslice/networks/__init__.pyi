@@ -7,12 +7,14 @@ from .dry_runs import (
     is_on_meta as is_on_meta,
     layer_label as layer_label,
     random_image as random_image,
+    refuse_inference_tensors as refuse_inference_tensors,
     refuse_torchscript as refuse_torchscript,
     reporting_own_errors as reporting_own_errors,
     run_network as run_network,
     seed_generators as seed_generators,
     tensors_in as tensors_in,
 )
+from .grad_mode import with_gradients as with_gradients
 from .inputs import (
     check_mean as check_mean,
     input_multiple as input_multiple,

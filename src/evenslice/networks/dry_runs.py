@@ -22,6 +22,7 @@ __all__ = [
     "is_on_meta",
     "layer_label",
     "random_image",
+    "refuse_inference_tensors",
     "refuse_torchscript",
     "reporting_own_errors",
     "run_network",
@@ -107,6 +108,22 @@ def refuse_torchscript(model: nn.Module) -> None:
         raise ModelError(
             "the network is a module of TorchScript; give the torch.nn.Module that it was made from, or a function that calls "
             "it: lambda windows: network(torch.from_numpy(windows))"
+        )
+
+
+def refuse_inference_tensors(model: nn.Module) -> None:
+    """Refuse a network whose weights were made within ``torch.inference_mode``, as they cannot be changed or trained.
+
+    Raises:
+        ModelError: it is one.
+
+    Example:
+        >>> refuse_inference_tensors(nn.Conv2d(3, 8, 3))
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ModelError(
+            "the network was built within torch.inference_mode(), so its weights can be neither changed nor trained; build "
+            "it outside of that, or give a copy.deepcopy of it that is made outside"
         )
 
 

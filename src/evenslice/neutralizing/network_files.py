@@ -26,6 +26,7 @@ from evenslice.networks import (
     read_metadata,
     read_weights,
     sketched_size,
+    with_gradients,
 )
 from evenslice.neutralizing.inspection import KnownInput, locate_stems
 from evenslice.neutralizing.mirror_average import average_mirrored
@@ -65,6 +66,7 @@ class LoadedNetwork(NamedTuple):
     source: ModelSource
 
 
+@with_gradients
 def load_network(  # noqa: PLR0913  # what to build, and one argument for each choice of neutralize
     spec: str,
     weights: str | None = None,

@@ -28,7 +28,9 @@ from evenslice.networks import (
     failing_layer,
     is_on_meta,
     random_image,
+    refuse_inference_tensors,
     refuse_torchscript,
+    with_gradients,
 )
 from evenslice.neutralizing.cuts import find_activations
 from evenslice.neutralizing.folding import effective_kernels
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = ["neutralize", "untie"]
 
 
+@with_gradients
 def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, and how to check
     model: nn.Module,
     slices: int = 3,
@@ -136,6 +139,7 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     if check not in CHECKS:
         raise ConfigError(f"{option('check', check)}: {did_you_mean(str(check), CHECKS)}")
     refuse_torchscript(model)
+    refuse_inference_tensors(model)
     model = uncompiled(model)
     if averages_mirrored(model):
         raise ModelError("the network is symmetrized; neutralize it first, and symmetrize it afterwards")
@@ -252,6 +256,7 @@ def _check_in_float64(
         raise broken
 
 
+@with_gradients
 def untie(model: nn.Module) -> None:
     """Bake the ties of a network into its weights: it computes the same as before, and may learn freely from now on.
 

@@ -26,6 +26,7 @@ from evenslice.networks import (
     random_image,
     refuse_torchscript,
     tensors_in,
+    with_gradients,
 )
 from evenslice.neutralizing.cuts import OUTPUT, find_cut
 from evenslice.neutralizing.folding import find_scaling
@@ -74,6 +75,7 @@ def symmetrize(  # type: ignore[overload-overlap]  # a module is a function too;
 def symmetrize(model: Callable[..., Any], at: str = ...) -> SymmetrizedFunction: ...
 
 
+@with_gradients
 def symmetrize(
     model: nn.Module | Callable[..., Any],
     at: str = OUTPUT,

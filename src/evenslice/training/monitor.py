@@ -16,6 +16,7 @@ import torch
 
 from evenslice._core import ConfigError, needs_extra, option
 from evenslice.auditing import Mirrored, attribute, classes_for_mirrors
+from evenslice.networks import with_gradients
 from evenslice.results import directional_bias, measure_windows, model_part
 from evenslice.training.logs import log_metrics
 
@@ -121,6 +122,7 @@ class AsymmetryMonitor(Callback):
         log_metrics(trainer, row)
 
 
+@with_gradients
 def measure_bias(
     network: nn.Module, windows: Tensor, *, target: Target = "auto", batch: int = 4
 ) -> dict[str, float]:
@@ -148,7 +150,7 @@ def measure_bias(
     """
     weight = next(network.parameters())
     rows = []
-    with _evaluating(network), torch.enable_grad():
+    with _evaluating(network):
         for chunk in torch.split(windows, batch):
             given = chunk.to(weight.device, weight.dtype, memory_format=torch.channels_last)
             found = attribute(network, given, target=target)

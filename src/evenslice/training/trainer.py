@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenslice._core import EvensliceError, OutputError, as_config, spelled_in_configuration
-from evenslice.networks import check_stated_in_file, parse_specification
+from evenslice.networks import check_stated_in_file, parse_specification, with_gradients
 from evenslice.neutralizing import load_network
 from evenslice.training.assumptions import describe_assumptions
 from evenslice.training.config import TrainConfig
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
+@with_gradients
 def train(
     config: TrainConfig | Mapping[str, Any] | str | os.PathLike[str],
     out: str | os.PathLike[str],

@@ -14,6 +14,7 @@ from evenslice._core import ConfigError, OutputError, did_you_mean, option, stag
 from evenslice.inference.exporting.description import Description, ModelCard, describe
 from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
 from evenslice.inference.exporting.readme import README
+from evenslice.networks import with_gradients
 from evenslice.neutralizing import Reading
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def check_export_format(to: str) -> None:
         raise ConfigError(f"{option('to', to)}: {did_you_mean(to, FORMATS)}")
 
 
+@with_gradients
 def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     model: nn.Module,
     out: str | os.PathLike[str],
