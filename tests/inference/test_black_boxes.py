@@ -258,8 +258,9 @@ def test_what_torch_exports_is_read(texture, network, tmp_path):
 
 
 @pytest.mark.parametrize(("plane", "tile"), [((16, "x"), (16, 64)), (("y", 24), (64, 24))])
-def test_a_fixed_side_is_kept_and_only_the_other_chosen(network, tmp_path, plane, tile):
-    fixed = evenslice.load_onnx(write_onnx(tmp_path / "side.onnx", network, plane=plane))
+@pytest.mark.parametrize("change", [lambda function: function, evenslice.symmetrize])
+def test_a_fixed_side_is_kept_and_only_the_other_chosen(network, tmp_path, plane, tile, change):
+    fixed = change(evenslice.load_onnx(write_onnx(tmp_path / "side.onnx", network, plane=plane)))
     assert fixed.tile is None
     image = np.random.default_rng(0).random((6, 40, 40))
     labels = evenslice.segment(fixed, image, tmp_path / "labels.npy")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SymmetrizedFunction"]
 
-STATED = ("slices", "tile", "mean", "std", "origin")
+STATED = ("slices", "tile", "sides", "mean", "std", "origin")
 """Attributes by which a function states what windows it takes, and where it comes from."""
 
 WORDS = (str, bytes, type(None))
@@ -35,7 +35,8 @@ class SymmetrizedFunction:
     Args:
         function: maps an array (batch, slices, y, x) to an array or tensor, or to a mapping, tuple or list of them;
             there, single numbers are averaged, too, while text and None stay as they are for the windows as given. What
-            it states by the attributes ``slices``, ``tile``, ``mean``, ``std``, ``origin`` and ``name`` holds here, too.
+            it states by the attributes ``slices``, ``tile``, ``sides``, ``mean``, ``std``, ``origin`` and ``name`` holds
+            here, too.
 
     Attributes:
         function: the function.
