@@ -214,3 +214,25 @@ def test_finding_stems_replaces_nothing():
     assert stem.reader is model[0]
     assert stem.module is not model[0]
     assert stem.label == "0 (StdConv2d)"
+
+
+def test_a_hook_on_a_computed_stem_is_not_lost_where_it_changes_anything():
+    """One that only watches is: the plain layer is another module."""
+    seen = []
+    model = network(parametrizations.weight_norm(nn.Conv2d(3, 6, 3)))
+    stem = model[0]
+    stem.register_forward_hook(lambda *_: seen.append(1))
+    for change in (
+        lambda layer: layer.register_forward_hook(lambda _module, _inputs, output: 2 * output),
+        lambda layer: layer.register_forward_pre_hook(lambda _module, inputs: (2 * inputs[0],)),
+    ):
+        handle = change(stem)
+        with pytest.raises(ModelError, match="does something else with it than one convolution"):
+            neutralize(model)
+        handle.remove()
+    assert model[0] is stem
+    seen.clear()
+    model(torch.rand(1, 3, 9, 9))
+    assert seen == [1]
+    neutralize(model)
+    assert not model[0]._forward_hooks

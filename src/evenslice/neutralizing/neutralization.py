@@ -87,7 +87,9 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     goes into the bias of the stem, else into the running mean of the batch norm that follows, else into a new bias.
 
     A stem that computes its weight, such as a weight-standardized convolution, or works in groups is replaced by an
-    equivalent plain layer (see `evenslice.neutralizing.plain_layers`), which no longer standardizes what it learns.
+    equivalent plain layer (see `evenslice.neutralizing.plain_layers`), which no longer standardizes what it learns. Hooks
+    on such a stem that only watch it do not come along: register them again. One that changes its input or output is an
+    error.
     Normalizations before the stems are removed, or made to treat all slices alike (see
     `evenslice.neutralizing.input_path`). The strategy "mixer" leaves the stems alone and puts a layer before the
     network (see `evenslice.neutralizing.mixer`). The strategy "twin" makes the network average over a window and its

@@ -48,7 +48,9 @@ class SameConv2d(nn.Conv2d):
 def plain_layer(name: str, layer: nn.Module, arrived: Tensor) -> nn.Conv2d | nn.Linear:
     """Return a layer if it is plain, else an equivalent plain one.
 
-    A plain layer is a `torch.nn.Conv2d` without groups or a `torch.nn.Linear` that uses its own weight as it is.
+    A plain layer is a `torch.nn.Conv2d` without groups or a `torch.nn.Linear` that uses its own weight as it is. An
+    equivalent one has no hooks: older weight normalizations are hooks of a layer themselves, and handles of those of a
+    user would no longer remove them.
 
     Args:
         name: its dotted name in the network, for messages.
@@ -56,7 +58,7 @@ def plain_layer(name: str, layer: nn.Module, arrived: Tensor) -> nn.Conv2d | nn.
         arrived: an input of the layer.
 
     Raises:
-        ModelError: no plain convolution or linear layer is equivalent.
+        ModelError: no plain convolution or linear layer is equivalent, with a hook that changes the input or output as well.
 
     Example:
         >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
