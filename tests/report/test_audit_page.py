@@ -138,7 +138,9 @@ def test_an_answer_that_depends_on_the_order_is_told_by_what_changes():
         (np.nan, "the output by 97 % of the difference"),
     ):
         part = np.full(120, foreground)
-        measured = dataclasses.replace(audit.measurements, foreground=part, mirror_disagreement=part)
+        measured = dataclasses.replace(
+            audit.measurements, foreground=part, mirror_disagreement=part, level=np.ones((120, 1))
+        )
         assert words in said(dataclasses.replace(audit, measurements=measured))
     assert "although" not in said(decided(make_audit("a", PRETRAINED), "biased", "answer"))
 
@@ -221,9 +223,20 @@ def test_what_stands_beside_the_verdict():
 def test_windows_or_pixels_change_their_class():
     audit = make_audit("a", CYCLIC)
     foreground = np.ones_like(audit.measurements.foreground)  # a segmenter may have no background, either
-    for change, words in ((0.3, "of the pixels."), (1.0, "of the windows.")):
+    for change, level, words in (
+        (0.3, 0.0, "of the pixels."),
+        (1.0, 0.0, "of the pixels."),
+        (0.0, 0.0, "of the pixels."),
+        (1.0, 2.0, "of the windows."),  # the number of its class
+        (0.0, 2.0, "of the windows."),
+    ):
         changed = np.where(np.arange(len(foreground)) % 4, 0.0, change)
-        measured = dataclasses.replace(audit.measurements, foreground=foreground, mirror_disagreement=changed)
+        measured = dataclasses.replace(
+            audit.measurements,
+            foreground=foreground,
+            mirror_disagreement=changed,
+            level=np.full((len(foreground), 1), level),
+        )
         assert context_sentence(dataclasses.replace(audit, measurements=measured)).endswith(words)
 
 

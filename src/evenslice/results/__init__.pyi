@@ -27,6 +27,7 @@ from .channel_balance import colour_balance as colour_balance
 from .evidence import (
     MethodNames as MethodNames,
     answer_evidence as answer_evidence,
+    are_votes as are_votes,
     class_evidence as class_evidence,
     count_attended as count_attended,
     count_slices as count_slices,

@@ -101,11 +101,11 @@ class SecondOpinion:
 
 @dataclass(frozen=True)
 class ClassBias:
-    """The pair biases of the pixels of one predicted class, on a subset of the windows.
+    """The pair biases of the pixels of one class, predicted or (target "labels") labelled, on a subset of the windows.
 
     Attributes:
         class_number: the class.
-        pixels: part of the predicted pixels that have it.
+        pixels: part of the pixels that have it.
         windows: number of windows.
         pairs: K pair biases, k = 1..K.
     """
@@ -139,7 +139,7 @@ class Asymmetry:
         methods_agree: whether both methods agree about the pair biases; None if that is not settled, or there is one
             method only.
         second_opinion: the pair biases by another method; None if there is none.
-        classes: the pair biases of each class that covers at least 1 % of the predicted pixels.
+        classes: the pair biases of each class that covers at least 1 % of the pixels.
         answer_tolerance: the largest C that counts as the same answer.
         mismatch_tolerance: the largest E that counts as the same use.
         judged_share: the part of the attention that a pair has to get in order to be judged; see ``least_attention``.

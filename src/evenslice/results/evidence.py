@@ -27,6 +27,7 @@ __all__ = [
     "MethodNames",
     "answer_evidence",
     "answer_kind",
+    "are_votes",
     "class_evidence",
     "count_attended",
     "count_slices",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 SMALLEST_CLASS = 0.01
-"""Part of the predicted pixels that a class has to cover in order to be looked at by itself."""
+"""Part of the pixels that a class has to cover in order to be looked at by itself."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class MethodNames:
 
 @dataclass(frozen=True)
 class ClassEvidence:
-    """The attention of one class: the class, the part of the predicted pixels that have it, and the windows seen."""
+    """The attention of one class: the class, the part of the pixels that have it, and the windows seen."""
 
     class_number: int
     pixels: float
@@ -83,7 +84,7 @@ def second_evidence(
 def class_evidence(
     measured: Measurements, subset: SubsetMeasurements, thresholds: Thresholds, method: str
 ) -> list[ClassEvidence]:
-    """Return the attention of each class that covers at least 1 % of the predicted pixels.
+    """Return the attention of each class that covers at least 1 % of the pixels.
 
     That of a class that no window has told about is unknown. A class whose score depends on no slice in any window, such
     as a background with a constant logit, has no attention and is left out. A network that predicts one class only has no
@@ -125,7 +126,7 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
         return None
     if not telling[known].any() and part[known].any():
         return None  # what changes varies over no pixel, so there is nothing to hold the change against
-    votes = not root and _are_votes(measured)
+    votes = not root and are_votes(measured)
     fit = (
         fit_votes(part[:, None], z, volume)
         if votes
@@ -161,13 +162,16 @@ def answer_kind(measured: Measurements) -> AnswerKind:
 def disagreement_interval(measured: Measurements) -> Interval:
     """Return the mean part of the predicted classes that change when a window is reversed."""
     volume, z = measured.volume, measured.position[:, 0]
-    if _are_votes(measured):
+    if are_votes(measured):
         return fit_votes(measured.mirror_disagreement[:, None], z, volume).intervals(bounds=(0, 1))[0]
     return mean_interval(measured.mirror_disagreement, z, volume, bounds=(0, 1))
 
 
-def _are_votes(measured: Measurements) -> bool:
-    """Return whether each window has one class, so that it says only yes or no about a change."""
+def are_votes(measured: Measurements) -> bool:
+    """Return whether each window has one class, so that it says only yes or no about a change.
+
+    Outputs of one number or one class a window have a level, and vary over no pixels.
+    """
     one = ~np.isnan(measured.level) if np.isnan(measured.power).all() else np.nan_to_num(measured.level)
     part = measured.mirror_disagreement[~np.isnan(measured.mirror_disagreement)]
     return bool(one.any() and len(part) and np.isin(part, (0, 1)).all())

@@ -28,7 +28,7 @@ class SubsetMeasurements:
         mirrored_first_shares: (m, N) those of the mirrored window.
         second_shares: (m, N) shares by the second method of the same part.
         mirrored_second_shares: (m, N) those of the mirrored window.
-        class_pixels: (m, C) part of the output's pixels whose predicted class is c = 0..C-1.
+        class_pixels: (m, C) part of the output's pixels whose class, that of the target, is c = 0..C-1.
         class_shares: (m, C, N) shares of the window for the pixels of class c alone; NaN where they were not measured, 0
             where the score of the class depends on no slice.
         mirrored_class_shares: (m, C, N) those of the mirrored window.

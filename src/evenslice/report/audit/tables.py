@@ -43,7 +43,7 @@ class ClassRow:
         audit: the index of the audit.
         name: the name of the audit.
         class_number: the class.
-        pixels: part of the predicted pixels that have it.
+        pixels: part of the pixels that have it.
         pairs: a pair bias for each pair of the audit with most; None where this one has fewer.
     """
 

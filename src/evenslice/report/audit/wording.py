@@ -21,7 +21,7 @@ from evenslice.report.audit.questions import (
     state_of,
 )
 from evenslice.report.base.wording import listed, number, percent, threshold
-from evenslice.results import FEW_SLICES
+from evenslice.results import FEW_SLICES, are_votes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,10 +167,7 @@ def _change(audit: AuditResult) -> str:
 
 def _classified(audit: AuditResult) -> str:
     """Return what an output with classes gives one to: "windows", each of which changes wholly or not, or "pixels"."""
-    measured = audit.measurements
-    known = ~np.isnan(measured.foreground)
-    whole = (measured.foreground == 1) & np.isin(measured.mirror_disagreement, (0, 1))
-    return "windows" if known.any() and bool(whole[known].all()) else "pixels"
+    return "windows" if are_votes(audit.measurements) else "pixels"
 
 
 def _open_answer(audit: AuditResult) -> str:
@@ -194,7 +191,7 @@ def _open_attention(audit: AuditResult) -> str:
     asked = audit.statistics.decided_by
     if asked is not None and part.class_number != asked.class_number:
         return (
-            f"Inconclusive: class {asked.class_number} covers at least 1 % of the predicted pixels, but its attention has "
+            f"Inconclusive: class {asked.class_number} covers at least 1 % of the pixels, but its attention has "
             f"not been measured in any window yet; {_advice(audit, FEW_SLICES)}."
         )
     judged = [item for item in enumerate(part.pairs, start=1) if item[1].judged]
