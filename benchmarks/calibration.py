@@ -16,20 +16,27 @@ import time
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from calibration_simulations import (
     TOLERANCE,
     Audits,
     Question,
+    Rare,
     Setting,
+    SeveralVolumes,
     Whole,
     few_settings,
     further_settings,
     question_rates,
     questions,
+    rare_rates,
+    rare_settings,
     rates,
     required_settings,
+    several_rates,
+    several_settings,
     simulate,
     uneven_questions,
     verdicts,
@@ -57,6 +64,9 @@ def whole_audits(audits: int) -> int:
     return audits // 4
 
 
+AnySetting: TypeAlias = Setting | Question | Rare | SeveralVolumes | Whole
+
+
 class Rates:
     """The rates of settings, each simulated only once.
 
@@ -69,12 +79,16 @@ class Rates:
     def __init__(self, audits: int, seed: int, cache: Cache) -> None:
         self.audits, self.seed, self.cache = audits, seed, cache
 
-    def of(self, setting: Setting | Question | Whole) -> dict[str, float]:
+    def of(self, setting: AnySetting) -> dict[str, float]:
         """Return the rates of a setting."""
         key = f"{setting}, {self.audits} audits, seed {self.seed}"
         return self.cache.get(key, partial(self._simulate, setting))
 
-    def _simulate(self, setting: Setting | Question | Whole) -> dict[str, float]:
+    def _simulate(self, setting: AnySetting) -> dict[str, float]:
+        if isinstance(setting, Rare):
+            return rare_rates(setting, self.audits, self.seed)
+        if isinstance(setting, SeveralVolumes):
+            return several_rates(setting, self.audits, self.seed)
         if isinstance(setting, Question):
             return question_rates(setting, self.audits, self.seed)
         if isinstance(setting, Whole):
@@ -154,6 +168,38 @@ def uneven_table(known: Rates) -> str:
         "C = 0.01 is within, %",
     ]
     return table(["spread", "with foreground, %", "slices", "autocorrelation", *columns], rows)
+
+
+def rare_table(known: Rates) -> str:
+    """Return the table of differences that few windows have."""
+    rows = []
+    for item in rare_settings():
+        found = known.of(item)
+        rates = [f"{100 * found[key]:.1f}" for key in ("coverage", "balanced")]
+        rows.append([item.name, f"{100 * item.part:.0f}", str(item.slices), *rates])
+    return table(
+        ["question", "windows with the difference, %", "windows", "covers, %", "wrongly within, %"], rows
+    )
+
+
+def several_table(known: Rates) -> str:
+    """Return the table of the answer in several volumes that differ."""
+    rows = []
+    for item in several_settings():
+        found = known.of(item)
+        rates = [f"{100 * found[key]:.1f}" for key in ("coverage", "biased", "balanced")]
+        rows.append([str(item.volumes), f"{item.foreground:g}", f"{item.answer:g}", *rates])
+    return table(
+        [
+            "volumes",
+            "spread of foreground",
+            "spread of C",
+            "covers, %",
+            "wrongly beyond, %",
+            "wrongly within, %",
+        ],
+        rows,
+    )
 
 
 def whole_table(known: Rates) -> str:
@@ -246,6 +292,8 @@ def main() -> int:
         "few": few_table(known),
         "questions": question_table(known),
         "uneven": uneven_table(known),
+        "several": several_table(known),
+        "rare": rare_table(known),
         "whole": whole_table(known),
         "further": further_table(known),
     }
