@@ -520,7 +520,7 @@ def test_a_class_that_no_window_explained_is_named():
     audit = decided(make_audit("a", UNIFORM), "inconclusive", method="gradient", class_number=7)
     assert three_questions(audit)[0].state == "open"
     assert (
-        "class 7 covers at least 1 % of the predicted pixels, but its attention has not"
+        "class 7 covers at least 1 % of the pixels, but its attention has not"
         in verdict_sentence(audit)
     )
 
