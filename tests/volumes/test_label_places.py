@@ -148,3 +148,34 @@ def test_a_nifti_file_without_a_stated_place_is_not_compared(image, tmp_path):
     assert nib.load(tmp_path / "unplaced.nii").header["sform_code"] == 0
     assert open_labels(tmp_path / "unplaced.nii", open_volume(image)).size
     assert open_labels(image, open_volume(tmp_path / "unplaced.nii")).size
+
+
+@pytest.mark.parametrize("region", [None, REGION])
+@pytest.mark.parametrize("name", ["labels.nii.gz", "labels.mha", "labels.nrrd"])
+def test_labels_of_an_image_that_states_no_place_fit_it_once_it_has_one(image, tmp_path, name, region):
+    write_volume(open_volume(LABELS.T, spacing=(2, 1.5, 1), unit="mm"), tmp_path / name)
+    volume = open_volume(image, plane="x", region=region)
+    labels = open_volume(tmp_path / name, region=region)
+    assert np.array_equal(open_labels(labels, volume)[...], volume[...])
+
+
+@pytest.mark.parametrize("region", [None, REGION])
+@pytest.mark.parametrize("codes", ["LAS", "LPI", "SPR"])
+def test_labels_at_the_origin_of_an_image_in_another_orientation_are_refused(tmp_path, codes, region):
+    cube = np.arange(12**3, dtype=np.int16).reshape(12, 12, 12)
+    at_origin = nib.Nifti1Image(cube, np.diag([2, 2, 2, 1]))
+    axes = nib.orientations.axcodes2ornt
+    nib.save(at_origin, tmp_path / "labels.nii")
+    nib.save(
+        at_origin.as_reoriented(nib.orientations.ornt_transform(axes("RAS"), axes(codes))),
+        tmp_path / "image.nii",
+    )
+    volume = open_volume(tmp_path / "image.nii", region=region)
+    with pytest.raises(VolumeError, match=rf"run to RAS, those of .* to {codes}"):
+        open_labels(open_volume(tmp_path / "labels.nii", region=region), volume)
+
+
+def test_labels_at_the_origin_along_other_axes_state_a_place(image, tmp_path):
+    path = save(tmp_path / "labels.nii", LABELS, np.eye(4)[:, [1, 0, 2, 3]])
+    with pytest.raises(VolumeError, match="run to ARS, those of .* to RAS"):
+        open_labels(path, open_volume(image))

@@ -386,6 +386,14 @@ def test_a_nifti_file_without_a_stated_place_is_written_without_one(region, tmp_
         np.testing.assert_array_equal(written.get_best_affine(), nib.load(tmp_path / "like.nii").affine)
 
 
+def test_a_nifti_file_of_an_image_without_a_place_states_none(tmp_path):
+    write_volume(open_volume(LABELS, spacing=(3, 0.5, 0.4), unit="mm"), tmp_path / "a.nii")
+    written = nib.load(tmp_path / "a.nii").header
+    assert (written["sform_code"], written["qform_code"]) == (0, 0)
+    assert written.get_zooms() == pytest.approx((0.4, 0.5, 3))
+    assert sitk.ReadImage(str(tmp_path / "a.nii")).GetSpacing() == pytest.approx((0.4, 0.5, 3))
+
+
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
 def test_itk_formats_take_the_affine_of_the_input(name, tmp_path):
     like = nifti_volume(tmp_path, ORTHOGONAL)

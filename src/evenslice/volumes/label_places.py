@@ -30,8 +30,9 @@ HALF_VOXEL = (
 def check_place(labels: Volume, volume: Volume) -> None:
     """Raise if labels of the shape of an image lie elsewhere in space, by the affines that the files of both state.
 
-    Not compared are labels whose axes the user has named, and those with voxels of size 1 along the axes of space from
-    its origin, as programs write that know of no place.
+    Not compared are labels whose axes the user has named, and those with x, y and z along the axes of space from its origin,
+    as programs write that know of no place. Unless their voxels have size 1, such labels are compared all the same with an
+    image that fills the same box or its mirror image: one of the two then has axes that were reversed or exchanged.
 
     Raises:
         VolumeError: a corner voxel of the labels lies more than half a voxel from that of the image.
@@ -43,7 +44,7 @@ def check_place(labels: Volume, volume: Volume) -> None:
     """
     if labels.affine is None or volume.affine is None or not is_invertible(volume.affine):
         return
-    if labels.axes_given or not (labels.placed and volume.placed) or _is_unplaced(labels):
+    if labels.axes_given or not (labels.placed and volume.placed) or _is_unplaced(labels, volume):
         return
     gaps = [
         _corner_gaps(own, other, labels.shape)
@@ -53,14 +54,30 @@ def check_place(labels: Volume, volume: Volume) -> None:
         raise VolumeError(_describe(labels, volume, float(gaps[0][1].max())))
 
 
-def _is_unplaced(labels: Volume) -> bool:
-    """Return whether the file of labels, of which they may be a part, states only what stands for no place."""
-    whole = labels._whole or labels  # noqa: SLF001  # as opened
-    if whole.affine is None:
+def _is_unplaced(labels: Volume, volume: Volume) -> bool:
+    """Return whether the file of labels, of which they may be a part, states only what stands for no place.
+
+    That is all that a format can state which, as MetaImage, stores an origin in any case.
+    """
+    own, other = (reslice(item._whole or item, "z") for item in (labels, volume))  # noqa: SLF001  # as opened
+    affine = np.asarray(own.affine)
+    sizes = np.abs(affine.diagonal()[:3])
+    if not np.allclose(affine, np.diag(affine.diagonal()), rtol=0, atol=1e-6 * sizes.min()):
+        return False
+    if np.allclose(sizes, 1.0 if own.unit is None else millimetres(own.unit)):
         return True
-    affine = whole.affine[:3] / (1.0 if whole.unit is None else millimetres(whole.unit))
-    steps = np.sort(np.abs(affine[:, :3]), axis=0)
-    return np.allclose(steps, [[0], [0], [1]], atol=1e-6) and np.allclose(affine[:, 3], 0, atol=1e-6)
+    return not np.allclose(_reach(own), _reach(other), rtol=0, atol=HALF_VOXEL * sizes.min())
+
+
+def _reach(volume: Volume) -> NDArray[np.float64]:
+    """Return how near and how far from the origin voxels lie along each axis of space, to whichever side."""
+    distances = np.abs(np.asarray(volume.affine)[:3] @ _corners(volume.shape))
+    return np.array([distances.min(axis=1), distances.max(axis=1)])
+
+
+def _corners(shape: tuple[int, int, int]) -> NDArray[np.int64]:
+    """Return the corner voxels (x, y, z, 1) of a volume of shape (z, y, x), one a column."""
+    return np.array([[*corner, 1] for corner in product(*((0, length - 1) for length in shape[::-1]))]).T
 
 
 def _placements(volume: Volume) -> list[NDArray[np.float64]]:
@@ -74,8 +91,7 @@ def _corner_gaps(
     own: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how far the corner voxels under one affine lie from those under another: in voxels of that, and in mm."""
-    corners = np.array([[*corner, 1] for corner in product(*((0, length - 1) for length in shape[::-1]))])
-    gaps = (own - other)[:3] @ corners.T
+    gaps = (own - other)[:3] @ _corners(shape)
     return np.abs(np.linalg.solve(other[:3, :3], gaps)), np.linalg.norm(gaps, axis=0)
 
 

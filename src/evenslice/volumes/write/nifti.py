@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from evenslice.volumes.units import Unit
     from evenslice.volumes.write.image import Image
 
@@ -64,18 +66,16 @@ def _header(image: Image) -> Any:
     unit = None if image.unit is None else _UNITS.get(image.unit, image.unit)
     header.set_xyzt_units(_CODES[unit])
     header.set_zooms((*_zooms(image, unit), *(1.0 for _ in shape[3:])))
-    if image.placed:
-        _place(header, image, unit)
+    affine = affine_in(image, unit)
+    if affine is not None and image.placed:
+        _place(header, affine)
     if image.labels:
         header.set_intent("label")
     return header
 
 
-def _place(header: Any, image: Image, unit: Unit | None) -> None:
-    """State where the voxels lie. Both codes stay 0 without it: readers then assume the same as of such an input."""
-    affine = affine_in(image, unit)
-    if affine is None:
-        affine = np.diag([*_zooms(image, unit), 1.0])
+def _place(header: Any, affine: NDArray[np.float64]) -> None:
+    """State where the voxels lie. Without it both codes are 0, and readers know the voxel size alone."""
     header.set_sform(affine, code="aligned")
     header.set_qform(affine, code="aligned")
     if not np.allclose(header.get_qform(), affine, rtol=1e-4, atol=1e-4):
