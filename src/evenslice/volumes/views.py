@@ -120,7 +120,9 @@ def take_slices(volume: Volume, start: int, stop: int) -> Volume:
 
 
 def take_region(volume: Volume, region: Region) -> Volume:
-    """Return a box of a volume as a volume, without reading it; its position in space is kept.
+    """Return a box of a volume as a volume, without reading it; its affine is shifted to the first voxel of the box.
+
+    Without an affine, ``region`` alone says where the box lies: what is written of it lies at the origin.
 
     Args:
         volume: the volume, sliced along any axis.
