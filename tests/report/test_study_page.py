@@ -21,7 +21,7 @@ from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
 from evenslice.report.base.style import settings
 from evenslice.report.files import STUDY_FILES, write_study_report
 from evenslice.report.study.charts import forest_figure
-from evenslice.report.study.curves import learning_figure
+from evenslice.report.study.curves import learning_figure, shares_figure
 from evenslice.report.study.page import draw_charts, render
 from evenslice.report.study.pictures import (
     BOTH,
@@ -485,6 +485,23 @@ def test_the_caption_of_learning_curves_is_true_without_validation(results, tmp_
     assert "No part of the training data was kept out for validation" in drawing.reading
     assert "accuracy" not in drawing.reading
     assert "costs no accuracy" in learning_figure(results).reading
+
+
+@pytest.mark.parametrize("part", ["figure", "narrow"])
+def test_arms_that_were_not_trained_have_neither_panel_nor_line(tmp_path, part):
+    """As those with ``network_of``: a panel without curves would look like a fair arm."""
+    folder = make(tmp_path, arms={name: ARMS[name] for name in ("pretrained", "uniform", "mirror")})
+    assert "for each arm, with means" in shares_figure(load_study(folder)).reading
+    for path in folder.glob("runs/*/run.json"):
+        if json.loads(path.read_text())["arm"] == "uniform":
+            (path.parent / "log" / "metrics.csv").unlink()
+    results = load_study(folder)
+    shares = shares_figure(results)
+    titles = [axes.get_title() for axes in getattr(shares, part).axes if axes.axison]
+    assert titles == ["pretrained", "mirror"]
+    assert "for each arm whose training logged it, with means" in shares.reading
+    legend = getattr(learning_figure(results), part).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["pretrained", "mirror"]
 
 
 def test_outlines_tell_labels_from_predictions():

@@ -68,30 +68,43 @@ def _draw_learning(results: StudyResults, shown: Sequence[tuple[str, str]], *, n
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axes in grid[-1]:
         axes.set_xlabel("step")
-    handles = [Line2D([], [], label=few_lines(arm), **_look(index)) for index, arm in enumerate(results.arms)]
+    logged = {run.arm for run in results.runs for name, _ in shown if _courses([run], name)}
+    handles = [
+        Line2D([], [], label=few_lines(arm), **_look(index))
+        for index, arm in enumerate(results.arms)
+        if arm in logged
+    ]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 2 if narrow else 4))
     return figure
 
 
 def shares_figure(results: StudyResults) -> Drawing | None:
     """Draw the share of each slice over the training steps, a panel for each arm; None if no run logged it."""
-    blocks = [item for item in results.comparisons if _offsets(_runs(results, item))]
+    panels = [(item, _arms_with_shares(results, item)) for item in results.comparisons]
+    blocks = [(item, arms) for item, arms in panels if arms]
     if not blocks:
         return None
+    every = all(len(arms) == len(item.arms) for item, arms in blocks)
     return Drawing(
         "trajectories",
         "Share of attention of each slice during training",
-        "One panel for each arm, with means over runs, single runs as thin lines, and an even split as a "
-        "gray line. If an "
-        "arm is fair, the lines of the slices before and after coincide.",
+        f"One panel for each arm{'' if every else ' whose training logged it'}, with means over runs, single runs as thin "
+        "lines, and an even split as a gray line. If an arm is fair, the lines of the slices before and after coincide.",
         *(_draw_shares(results, blocks, narrow=narrow) for narrow in (False, True)),
     )
 
 
-def _draw_shares(results: StudyResults, blocks: Sequence[Comparison], *, narrow: bool) -> Figure:
+def _arms_with_shares(results: StudyResults, item: Comparison) -> list[str]:
+    """Return the arms whose training logged shares; one with the networks of another arm has none of its own."""
+    return [arm.arm for arm in item.arms if _offsets(results.runs_of(item, arm.arm))]
+
+
+def _draw_shares(
+    results: StudyResults, blocks: Sequence[tuple[Comparison, Sequence[str]]], *, narrow: bool
+) -> Figure:
     """Draw the panels of each comparison in lines."""
-    columns = min(PANELS_NARROW if narrow else PANELS, max(len(item.arms) for item in blocks))
-    lines = [-(-len(item.arms) // columns) for item in blocks]
+    columns = min(PANELS_NARROW if narrow else PANELS, max(len(arms) for _, arms in blocks))
+    lines = [-(-len(arms) // columns) for _, arms in blocks]
     figure = Figure(
         figsize=(NARROW if narrow else WIDTH, 0.6 + 1.75 * sum(lines) + 0.35 * len(blocks)),
         layout="constrained",
@@ -103,7 +116,7 @@ def _draw_shares(results: StudyResults, blocks: Sequence[Comparison], *, narrow:
         for k in _offsets([run])
         for _, values in _courses([run], f"share_{k}")
     )
-    for part, item, count in zip(parts[:, 0], blocks, lines, strict=True):
+    for part, (item, arms), count in zip(parts[:, 0], blocks, lines, strict=True):
         part.suptitle(one_line(item.title, TITLE // 2 if narrow else TITLE), x=0.01, ha="left", fontsize=10)
         grid = part.subplots(count, columns, sharex=True, sharey=True, squeeze=False)
         grid[0, 0].set_ylim(0, top)
@@ -112,13 +125,13 @@ def _draw_shares(results: StudyResults, blocks: Sequence[Comparison], *, narrow:
         for axes in grid[-1]:
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-        for axes in grid.flat[len(item.arms) :]:
+        for axes in grid.flat[len(arms) :]:
             axes.set_axis_off()
-        for axes, arm in zip(grid.flat, item.arms, strict=False):
-            index = results.arms.index(arm.arm)
-            _share_panel(axes, results.runs_of(item, arm.arm), index)
+        for axes, arm in zip(grid.flat, arms, strict=False):
+            index = results.arms.index(arm)
+            _share_panel(axes, results.runs_of(item, arm), index)
             axes.set_title(
-                one_line(arm.arm, round((65 if narrow else 130) / columns)),
+                one_line(arm, round((65 if narrow else 130) / columns)),
                 fontsize=9,
                 color=style.audit_colour(index),
             )
@@ -209,7 +222,3 @@ def _offsets(runs: Sequence[StudyRun]) -> list[int]:
     """Return the offsets -K..K of the slices whose shares were logged."""
     names = {name for run in runs for name in run.curves if np.isfinite(run.curves[name]).any()}
     return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"share_(-?\d{1,4})", name)))
-
-
-def _runs(results: StudyResults, item: Comparison) -> list[StudyRun]:
-    return [run for arm in item.arms for run in results.runs_of(item, arm.arm)]
