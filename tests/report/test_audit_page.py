@@ -519,10 +519,7 @@ def test_a_bound_that_a_file_does_not_hold_is_not_within_the_tolerance():
 def test_a_class_that_no_window_explained_is_named():
     audit = decided(make_audit("a", UNIFORM), "inconclusive", method="gradient", class_number=7)
     assert three_questions(audit)[0].state == "open"
-    assert (
-        "class 7 covers at least 1 % of the pixels, but its attention has not"
-        in verdict_sentence(audit)
-    )
+    assert "class 7 covers at least 1 % of the pixels, but its attention has not" in verdict_sentence(audit)
 
 
 def test_an_open_answer_is_told_by_its_own_slices():
