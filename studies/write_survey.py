@@ -217,6 +217,7 @@ def thin_audit(thin: ThinResNet | None) -> dict[str, str] | None:
         "verdict": found.verdict,
         "shares": " ".join(share(part.estimate) for part in statistics.shares),
         "bias": interval(statistics.pairs[0]),
+        "answer": interval(statistics.answer_change),
         "mirror_error": interval(statistics.mirror_error),
         "changed": _percents(statistics.mirror_disagreement),
     }
