@@ -5,7 +5,7 @@
     python benchmarks/calibration.py --docs                     # also writes the tables and the figure to docs/
     python benchmarks/calibration.py --quick                    # 200 audits of each setting
 
-`calibration_simulations.py` says what is simulated. The exit status is 1 if a requirement is not met.
+`calibration_simulations.py` and `calibration_limits.py` say what is simulated. The exit status is 1 if a requirement is not met.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from calibration_limits import (
+    Rare,
+    SeveralVolumes,
+    rare_rates,
+    rare_settings,
+    several_rates,
+    several_settings,
+)
 from calibration_simulations import (
     TOLERANCE,
     Audits,
     Question,
-    Rare,
     Setting,
-    SeveralVolumes,
     Whole,
     few_settings,
     further_settings,
     question_rates,
     questions,
-    rare_rates,
-    rare_settings,
     rates,
     required_settings,
-    several_rates,
-    several_settings,
     simulate,
     uneven_questions,
     verdicts,

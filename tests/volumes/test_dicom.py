@@ -226,7 +226,7 @@ def test_one_slice_without_a_place_is_named(tmp_path):
 def test_slices_that_do_not_lie_above_each_other(tmp_path, aside, refused):
     change(write_series(tmp_path, STACK)[3], ImagePositionPatient=[-10 + aside, 20, 39])
     if refused:
-        fails(str(tmp_path), "IM000[23] lies 5 mm aside of where it would follow IM000[34]")
+        fails(str(tmp_path), "IM000[23] lies 5 mm to the side of where it would follow IM000[34]")
     else:
         assert same(open_volume(tmp_path), STACK)
 

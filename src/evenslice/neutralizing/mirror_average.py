@@ -35,7 +35,7 @@ _ACTIVE = "evenslice_mirror_active"
 """Attribute of every module with a hook: whether its hook does anything."""
 
 _calls = threading.local()
-"""How many calls of such networks are under way in each thread; of all that can say so, `torch.compile` follows this."""
+"""How many calls of such networks are under way in each thread; `torch.compile` can trace this, unlike a context variable."""
 
 
 def average_mirrored(model: nn.Module, cuts: Sequence[str], undo: ExitStack) -> None:

@@ -251,6 +251,6 @@ def _check_even(groups: Sequence[Sequence[Frame]], heights: NDArray[np.float64],
     odd = int(np.argmax(aside))
     if aside[odd] > max(0.5 * min(pixel), EVEN * usual):  # a tilted gantry shifts all alike
         raise VolumeError(
-            f"{label}: {_name(groups[odd + 1][0])} lies {aside[odd]:.4g} mm aside of where it would follow "
+            f"{label}: {_name(groups[odd + 1][0])} lies {aside[odd]:.4g} mm to the side of where it would follow "
             f"{_name(groups[odd][0])}; align the slices, or name a folder with a part that is aligned"
         )
