@@ -233,6 +233,7 @@ def _arranged(
     sizes = source.spacing
     spacing = source.voxel_size or (None if sizes is None else (sizes[z], sizes[y], sizes[x]))
     known = spacing is not None and positive(spacing)
+    offset = source.offset or (0.0,) * len(source.shape)
     volume = Volume(
         path=label,
         location=place.location or None,
@@ -251,6 +252,7 @@ def _arranged(
         _sources=[source],
         level=operator.index(place.level),
         placed=source.placed,
+        offset=(offset[z], offset[y], offset[x]),
         axes_given=names is not None,
         select={axis: operator.index(index) for axis, index in select.items()},
     )

@@ -48,8 +48,8 @@ def reslice(volume: Volume, plane: str) -> Volume:
 
     Args:
         volume: a volume sliced along any axis.
-        plane: "z" for the order of the file (z, y, x), "y" for (y, z, x), "x" for (x, z, y). Spacing, chunks and affine
-            follow.
+        plane: "z" for the order of the file (z, y, x), "y" for (y, z, x), "x" for (x, z, y). Spacing, chunks and
+            position follow.
 
     Raises:
         ConfigError: it is no axis.
@@ -86,6 +86,7 @@ def reslice(volume: Volume, plane: str) -> Volume:
         chunks=volume.chunks and ordered(volume.chunks),
         chunk_offset=ordered(volume.chunk_offset),
         affine=affine,
+        offset=ordered(volume.offset),
         plane=cast(Plane, plane),
         _arrangement=replace(arrangement, zyx=ordered(arrangement.zyx)),
     )
@@ -120,9 +121,7 @@ def take_slices(volume: Volume, start: int, stop: int) -> Volume:
 
 
 def take_region(volume: Volume, region: Region) -> Volume:
-    """Return a box of a volume as a volume, without reading it; its affine is shifted to the first voxel of the box.
-
-    Without an affine, ``region`` alone says where the box lies: what is written of it lies at the origin.
+    """Return a box of a volume as a volume, without reading it; affine and offset are those of the first voxel of the box.
 
     Args:
         volume: the volume, sliced along any axis.
@@ -192,6 +191,7 @@ def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]]) -> Volume:
         shift[:3, 3] = [start for start, _ in reversed(bounds)]
         affine = affine @ shift
     z, y, x = (stop - start for start, stop in bounds)
+    above, front, left = (place + start for place, (start, _) in zip(volume.offset, bounds, strict=True))
     first, second, third = (
         (offset + start) % chunk
         for offset, (start, _), chunk in zip(
@@ -204,6 +204,7 @@ def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]]) -> Volume:
         shape=(z, y, x),
         chunk_offset=(first, second, third),
         affine=affine,
+        offset=(above, front, left),
     )
 
 

@@ -56,6 +56,9 @@ class Volume:
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
         placed: whether the file states the affine; that of a NIfTI file with both codes 0 is an assumption.
+        offset: where the first voxel lies along z, y, x, in voxels from the origin of the file's own coordinates. These
+            are stated by OME-Zarr (translation), N5 (translate) and precomputed volumes (voxel_offset); in other files,
+            the first voxel is the origin.
         axes_given: whether the user named the stored axes when opening it.
         files: the files that hold the voxels; None if they are all that is at the location.
         plane: the axis of the file along which slices follow one another, "z" by default. It comes first
@@ -96,6 +99,7 @@ class Volume:
     whole_shape: tuple[int, int, int] | None = None
     level: int = 0
     placed: bool = True
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     axes_given: bool = False
     select: Mapping[str, int] = field(default_factory=dict)
     # As opened, of what this is a part or a function of.

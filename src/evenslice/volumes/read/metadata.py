@@ -12,10 +12,13 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.units import Unit
 
-__all__ = ["is_inside", "is_sizes", "letters", "scaled_spacing"]
+__all__ = ["LARGEST_OFFSET", "is_inside", "is_sizes", "letters", "scaled_spacing"]
 
 LARGEST_SIZE = 2**62
 """Size limit of an axis."""
+
+LARGEST_OFFSET = 2**62
+"""Limit on the distance of the first voxel from the origin, in voxels."""
 
 MOST_DIMENSIONS = 8
 LONGEST_PATH = 1000

@@ -15,13 +15,13 @@ import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, option
 from evenslice.volumes.read.checks import require_chunk
-from evenslice.volumes.read.metadata import is_sizes, letters, scaled_spacing
+from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_sizes, letters, scaled_spacing
 from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.unpacking import decompress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -93,6 +93,7 @@ class N5Source(VoxelSource):
         self._codec = _codec(found, label)
         self.names = _names(found, group, len(dimensions))
         self.spacing, self.unit = _spacing(found, group, level, len(dimensions), self.names)
+        self.offset = _offset(found, self.names)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the blocks under ``key``."""
@@ -197,16 +198,34 @@ def _spacing(
 
 
 def _transformed(transform: Mapping[str, Any], names: str) -> Any:
-    """Return the voxel sizes that COSEM's data sets state, with names for their axes, in any order."""
-    stated = [transform.get(name) for name in ("axes", "scale", "units")]
+    """Return the voxel sizes that COSEM's data sets state."""
+    entries = _by_name(transform, ("scale", "units"), names)
+    if entries is None:
+        return None, None
+    return scaled_spacing([size for size, _ in entries], [unit for _, unit in entries], names)
+
+
+def _offset(found: Mapping[str, Any], names: str | None) -> tuple[float, ...] | None:
+    """Return where the first voxel of COSEM's data sets lies along each dimension, in voxels; None if it is not stated."""
+    transform = found.get("transform")
+    entries = (
+        _by_name(transform, ("translate", "scale"), names) if isinstance(transform, dict) and names else None
+    )
+    try:
+        places = [float(place) / float(size) for place, size in entries or ()]
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        return None
+    return tuple(places) if places and all(abs(place) <= LARGEST_OFFSET for place in places) else None
+
+
+def _by_name(transform: Mapping[str, Any], wanted: Sequence[str], names: str) -> list[tuple[Any, ...]] | None:
+    """Return entries of a transform for each dimension, which it lists in any order of its own; None if they are not stated."""
+    stated = [transform.get(name) for name in ("axes", *wanted)]
     if not all(isinstance(values, list) and len(values) == len(names) for values in stated):
-        return None, None
-    axes, scale, units = (list(values or ()) for values in stated)
-    entries = {str(axis).lower(): (size, unit) for axis, size, unit in zip(axes, scale, units, strict=True)}
-    if not set(names) <= set(entries):
-        return None, None
-    ordered = [entries[name] for name in names]
-    return scaled_spacing([size for size, _ in ordered], [unit for _, unit in ordered], names)
+        return None
+    axes, *columns = (list(values or ()) for values in stated)
+    entries = {str(axis).lower(): column for axis, *column in zip(axes, *columns, strict=True)}
+    return [tuple(entries[name]) for name in names] if set(names) <= set(entries) else None
 
 
 def _no_dataset(pieces: Pieces) -> ConfigError | VolumeError:

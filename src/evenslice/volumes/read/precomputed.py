@@ -14,7 +14,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, needs_extra, read_bounded
 from evenslice.volumes.read.checks import require_chunk
-from evenslice.volumes.read.metadata import is_inside, is_sizes, scaled_spacing
+from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_inside, is_sizes, scaled_spacing
 from evenslice.volumes.read.pieces import Pieces, assemble, read_json_object
 from evenslice.volumes.read.precomputed_chunks import ENCODINGS, PADDING, TYPES, Encoding
 from evenslice.volumes.read.precomputed_shards import Shards
@@ -37,7 +37,6 @@ _SUFFIXES = {".gz": "gzip", ".zstd": "zstd", ".xz": "lzma", ".bz2": "bz2", ".br"
 """What cloud-volume appends to the names of compressed chunks in a folder, and what numcodecs calls the compression."""
 
 _SLACK = 2**20
-_LARGEST_OFFSET = 2**62
 
 
 def is_precomputed(path: Path) -> bool:
@@ -73,7 +72,7 @@ class PrecomputedSource(VoxelSource):
             raise _damaged(label, f"num_channels is {str(channels)[:40]}, not a number above zero")
         self.dtype = np.dtype(kind)
         self._size, self._chunk = _grid(scale, label)
-        self._offset = _offset(scale, label)
+        self._start = _start(scale, label)
         self._folder = _folder(scale, label)
         self._encoding = _encoding(scale, channels, self.dtype, label)
         self._shards = _shards(scale, self._pieces, self._folder, self._size, self._chunk, label)
@@ -81,6 +80,7 @@ class PrecomputedSource(VoxelSource):
         self.names = "czyx" if many else "zyx"
         self.shape = (channels,) * many + self._size[::-1]
         self.chunks = (channels,) * many + self._chunk[::-1]
+        self.offset = (0.0,) * many + tuple(map(float, self._start[::-1]))
         require_chunk(label, "its chunks", self.chunks, self.dtype)
         resolution = scale.get("resolution")
         if isinstance(resolution, list) and len(resolution) == 3:
@@ -104,7 +104,7 @@ class PrecomputedSource(VoxelSource):
         if self._shards is not None:
             content = self._shards.read(cell, most)
         else:
-            spans = zip(start, stop, self._offset, strict=True)
+            spans = zip(start, stop, self._start, strict=True)
             name = "_".join(f"{a + origin}-{b + origin}" for a, b, origin in spans)
             content = self._stored(f"{self._folder}/{name}", most, shape)
         if content is None:
@@ -169,13 +169,13 @@ def _grid(scale: Mapping[str, Any], label: str) -> tuple[tuple[int, ...], tuple[
     return tuple(size), tuple(chunk)
 
 
-def _offset(scale: Mapping[str, Any], label: str) -> tuple[int, ...]:
-    """Return the position of the first voxel along x, y, z, which only the names of chunks depend on."""
+def _start(scale: Mapping[str, Any], label: str) -> tuple[int, ...]:
+    """Return the number of the first voxel along x, y, z."""
     offset = scale.get("voxel_offset", [0, 0, 0])
     if not (
         isinstance(offset, list)
         and len(offset) == 3
-        and all(type(place) is int and abs(place) < _LARGEST_OFFSET for place in offset)
+        and all(type(place) is int and abs(place) < LARGEST_OFFSET for place in offset)
     ):
         raise _damaged(label, f"voxel_offset is {str(offset)[:60]}, not three whole numbers")
     return tuple(offset)

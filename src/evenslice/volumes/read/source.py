@@ -40,6 +40,8 @@ class VoxelSource(ABC):
         affine: (4, 4) map from voxel indices (x, y, z, 1), as ``names`` has them, to patient space (x to the right, y
             to the front, z to the head) in mm, or None.
         placed: whether the file states the affine, rather than leaving it to be assumed.
+        offset: where the first voxel lies along each stored dimension, in voxels from the origin of the file's own
+            coordinates; or None if it is the origin.
         files: the files that hold the voxels, unless that is the whole path that was opened; else None.
         part: the path of the dataset inside the file, or None for formats with one volume per file.
         selected: the names in the user's selection that the format has applied itself.
@@ -57,6 +59,7 @@ class VoxelSource(ABC):
     chunks: tuple[int, ...] | None = None
     affine: NDArray[np.float64] | None = None
     placed: bool = True
+    offset: tuple[float, ...] | None = None
     files: tuple[Path, ...] | None = None
     part: str | None = None
     selected: tuple[str, ...] = ()

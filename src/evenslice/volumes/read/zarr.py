@@ -11,7 +11,7 @@ import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, needs_extra, option
 from evenslice.volumes.read.checks import require_chunk
-from evenslice.volumes.read.metadata import is_inside, letters, scaled_spacing
+from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_inside, letters, scaled_spacing
 from evenslice.volumes.read.places import locate
 from evenslice.volumes.read.remote import remote_store, reporting_network_errors
 from evenslice.volumes.read.source import VoxelSource
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evenslice.volumes.read.places import Place
-    from evenslice.volumes.units import Unit
 
 __all__ = ["ZarrSource", "image_above", "is_zarr"]
 
@@ -127,7 +126,11 @@ class ZarrSource(VoxelSource):
             )
         names = [str(axis["name"]).lower() for axis in axes]
         self.names = letters(names)
-        self.spacing, self.unit = _spacing(names, axes, [datasets[level], image])
+        scale, translation = _placement(len(names), [datasets[level], image])
+        if scale is not None:
+            units = [axis.get("unit") for axis in axes]
+            self.spacing, self.unit = scaled_spacing(list(scale), units, names)
+        self.offset = _in_voxels(translation, scale, label)
         return array
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
@@ -186,21 +189,33 @@ def _images(group: Any) -> Sequence[Mapping[str, Any]]:
     return (ome.get("multiscales") or ()) if isinstance(ome, dict) else ()
 
 
-def _spacing(
-    names: list[str], axes: Sequence[Mapping[str, Any]], transformed: Sequence[Mapping[str, Any]]
-) -> tuple[tuple[float, ...] | None, Unit | None]:
-    """Multiply the scales of a level and of its image, and convert them to one unit for z, y and x.
+def _placement(
+    dimensions: int, transformed: Sequence[Mapping[str, Any]]
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
+    """Return the scale along each dimension, None if none is stated, and the translation after it.
 
     Source: OME-Zarr 0.4 and 0.5, section "multiscales" metadata: the transformations of a dataset are applied first,
     those of the image after them.
     """
-    scale = np.ones(len(names))
+    scale, translation = np.ones(dimensions), np.zeros(dimensions)
     found = False
     for entry in transformed:
         for transformation in entry.get("coordinateTransformations") or []:
             if transformation.get("type") == "scale":
-                scale = scale * np.asarray(transformation["scale"], float)
+                factors = np.asarray(transformation["scale"], float)
+                scale, translation = scale * factors, translation * factors
                 found = True
-    if not found:
-        return None, None
-    return scaled_spacing(list(scale), [axis.get("unit") for axis in axes], names)
+            elif transformation.get("type") == "translation":
+                translation = translation + np.asarray(transformation["translation"], float)
+    return scale if found else None, translation
+
+
+def _in_voxels(
+    translation: NDArray[np.float64], scale: NDArray[np.float64] | None, label: str
+) -> tuple[float, ...]:
+    """Return a translation in voxels."""
+    with np.errstate(all="ignore"):
+        voxels = translation if scale is None else np.where(translation == 0, 0, translation / scale)
+    if not (np.abs(voxels) <= LARGEST_OFFSET).all():
+        raise VolumeError(f"{label}: its translation is no place that voxels can have; write the image again")
+    return tuple(voxels.tolist())

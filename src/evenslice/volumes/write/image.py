@@ -64,6 +64,7 @@ class Image:
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None.
         placed: whether the affine is stated, rather than assumed.
         tally: counts the voxels written.
+        offset: where the first voxel lies along z, y, x, in voxels from the origin of the file that it comes from.
     """
 
     channels: tuple[Volume, ...]
@@ -75,6 +76,7 @@ class Image:
     affine: NDArray[np.float64] | None
     placed: bool
     tally: Tally
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def zyx(self) -> tuple[int, int, int]:

@@ -186,6 +186,7 @@ def _write(
         affine=model.affine,
         placed=model.placed,
         tally=Tally(len(channels) * model.size, progress),
+        offset=model.offset,
     )
     if reason := destination.format.unfit(image):
         raise OutputError(f"{destination.label}: {reason}; choose .ome.zarr")

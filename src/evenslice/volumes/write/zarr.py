@@ -131,9 +131,12 @@ def _metadata(plan: Sequence[Level], image: Image, name: str) -> dict[str, Any]:
     for number, level in enumerate(plan):
         scale = [size * factor for size, factor in zip(spacing, level.factors, strict=True)]
         transformations: list[dict[str, Any]] = [{"type": "scale", "scale": [*lead, *scale]}]
-        if number:
-            # The first voxel is centred on the voxels of the finest level that it covers.
-            shift = [size * (factor - 1) / 2 for size, factor in zip(spacing, level.factors, strict=True)]
+        # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
+        shift = [
+            size * (place + (factor - 1) / 2)
+            for size, place, factor in zip(spacing, image.offset, level.factors, strict=True)
+        ]
+        if any(shift):
             transformations.append({"type": "translation", "translation": [*(0.0 for _ in lead), *shift]})
         datasets.append({"path": str(number), "coordinateTransformations": transformations})
     multiscale = {
