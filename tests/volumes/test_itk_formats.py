@@ -253,6 +253,15 @@ def test_byte_order(tmp_path):
     assert same(open_volume(nrrd(tmp_path, data=big, endian="big")), STACK)
 
 
+@pytest.mark.parametrize("endian", [None, "", "middle"])
+def test_nrrd_voxels_of_two_bytes_in_no_order(tmp_path, endian):
+    with pytest.raises(errors.VolumeError, match="its field 'endian' is .*; let it say 'little' or 'big'"):
+        open_volume(nrrd(tmp_path, endian=endian))
+    single = STACK.astype(np.uint8)
+    path = nrrd(tmp_path, data=single.tobytes(), type="uint8", endian=None)
+    assert np.array_equal(open_volume(path)[...], single)
+
+
 def test_voxels_at_the_end_of_a_file(tmp_path):
     (tmp_path / "v.raw").write_bytes(b"something before" + STACK.tobytes())
     assert same(open_volume(mha(tmp_path, ElementDataFile="v.raw", HeaderSize=-1)), STACK)

@@ -141,7 +141,14 @@ def _data_type(header: Mapping[str, Any], label: str) -> np.dtype[Any]:
             f"{label}: its voxels have the type {str(header['type'])[:40]!r}, which cannot be read; save "
             "them as integers or reals"
         )
-    return np.dtype(code).newbyteorder(">" if str(header.get("endian", "little")).lower() == "big" else "<")
+    dtype = np.dtype(code)
+    order = str(header.get("endian", "little" if dtype.itemsize == 1 else "")).lower()
+    if order not in ("little", "big"):
+        raise VolumeError(
+            f"{label}: its field 'endian' is {order[:40]!r}, so the order of the bytes of a voxel is unknown; let it say "
+            "'little' or 'big'"
+        )
+    return dtype.newbyteorder("<" if order == "little" else ">")
 
 
 def _directions(header: Mapping[str, Any], count: int) -> list[NDArray[np.float64] | None] | None:
