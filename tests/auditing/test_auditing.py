@@ -265,6 +265,14 @@ def test_the_mode_of_the_caller_changes_nothing(mode, texture, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_blank_volume_alone_is_refused(texture):
+    """All of its windows are the same, so four would decide with an interval of no width."""
+    blank, network = np.ones((12, 33, 40)), Linear(3.0, 2.0, 1.0)
+    with pytest.raises(ConfigError, match=r"all voxels are equal after scaling by intensity=\[0.0, 2.0\]"):
+        evenslice.audit(network, blank, intensity=(0, 2))
+    evenslice.audit(network, [blank, texture], intensity=(0, 2), max_windows=4)
+
+
 def test_a_step_between_slices(texture):
     found = evenslice.audit(Linear(3.0, 2.0, 1.0), texture, step=4, dtype="float32")
     assert found.run.windows_available == (48 - 8) * 4
@@ -289,7 +297,9 @@ def test_bfloat16_is_used_only_where_it_gives_the_same_shares(texture):
             logit = torch.relu(self.read(windows)).sum(1, keepdim=True)
             return torch.cat([logit, -logit], dim=1)
 
-    background = evenslice.audit(Threshold(), np.full((48, 40, 40), 0.5), intensity=(0, 1), device="cpu")
+    gray = np.full((48, 40, 40), 0.5)
+    gray[0, 0] = 0.4  # a volume needs some contrast
+    background = evenslice.audit(Threshold(), gray, intensity=(0, 1), device="cpu")
     assert background.run.dtype == "float32"
     np.testing.assert_allclose([s.estimate for s in background.shares], [1 / 3] * 3, atol=0.01)
     far = np.where(texture > np.median(texture), 0.8, 0.2)  # from the threshold

@@ -68,10 +68,12 @@ def fit_scalings(
 
     Raises:
         ConfigError: scalings are given together with ``intensity`` or ``fill``, or are none, or not one for each volume.
-        VolumeError: a volume cannot be scaled.
+        VolumeError: a volume cannot be scaled, or it is the only one and constant.
     """
     if given is None:
-        return [fit_scaling(item, intensity=intensity, fill=fill, seed=seed) for item in volumes]
+        # An empty tile may stand beside others; alone, all of its windows would be the same.
+        blank = len(volumes) > 1
+        return [fit_scaling(item, intensity=intensity, fill=fill, seed=seed, blank=blank) for item in volumes]
     if intensity is not None or fill is not None:
         raise ConfigError(
             f"{option('intensity')} and {option('fill')} have no effect with {option(name)}; give one or the other"
