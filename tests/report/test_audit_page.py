@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import math
 import re
 import subprocess
@@ -832,6 +833,22 @@ def test_hostile_text_stays_text(tmp_path):
     for path in write_figures([audit, other], tmp_path):
         if path.suffix == ".svg":
             ET.parse(path)  # noqa: S314 - our own file
+
+
+def test_names_in_charts_are_not_taken_for_markup(tmp_path):
+    name = 'a id="b" d="M 1.23456" #1b1f24'
+    page = write_report(
+        [make_audit(name, CYCLIC), make_audit("other", UNIFORM)], tmp_path / "report.html"
+    ).read_text(encoding="utf-8")
+    texts = [
+        html.unescape(text)
+        for figure in re.findall("<svg.*?</svg>", page, re.DOTALL)
+        for text in re.findall(">([^<]+)</text>", figure)
+    ]
+    named = {text for text in texts if text.startswith("a ")}
+    assert name in named
+    # Where room is short, a name ends with an ellipsis.
+    assert all(name.startswith(text.split("…")[0]) for text in named)
 
 
 def test_writing_the_same_audits_twice_gives_the_same_page(audits, page, tmp_path):

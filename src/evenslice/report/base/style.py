@@ -6,13 +6,14 @@ import io
 import re
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup, escape
 from matplotlib.style import context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from matplotlib.figure import Figure
 
@@ -111,9 +112,17 @@ def compact_svg(text: str) -> str:
         >>> compact_svg('<path d="M 39.904146 225.198979 L 7 8"/>\n   <text x="1.23456">1.23456</text>')
         '<path d="M 39.9 225.2 L 7 8"/>\n<text x="1.23">1.23456</text>'
     """
-    text = re.sub(r' (?:d|x|y)="[^"]*"', lambda places: re.sub(r"\d+\.\d{3,}", _hundredths, places[0]), text)
-    text = re.sub(r">\n +<", ">\n<", text)
-    return re.sub(r"(font-family: '[^']*'), [^;\"]*sans-serif", r"\1, sans-serif", text)
+    return _in_tags(_compact, re.sub(r">\n +<", ">\n<", text))
+
+
+def _in_tags(change: Callable[[str], str], text: str) -> str:
+    """Change the tags alone: the text between them may hold names of the user's, of any form."""
+    return re.sub(r"<[^>]+>", lambda tag: change(tag[0]), text)
+
+
+def _compact(tag: str) -> str:
+    tag = re.sub(r' (?:d|x|y)="[^"]*"', lambda places: re.sub(r"\d+\.\d{3,}", _hundredths, places[0]), tag)
+    return re.sub(r"(font-family: '[^']*'), [^;\"]*sans-serif", r"\1, sans-serif", tag)
 
 
 def _hundredths(number: re.Match[str]) -> str:
@@ -137,14 +146,20 @@ def inline_svg(figure: Figure, name: str, description: str, kind: str = "") -> M
     # The figure's own style sheet would apply to the whole page; the page has the same rule for figures alone.
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
-    text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", text)
-    for variable, (light, _) in THEME.items():
-        text = text.replace(light, f"var(--{variable})")
+    text = _in_tags(partial(_restyled, name=name, used=used), text)
     width, height = figure.get_size_inches() * 72
     chosen = f' class="{kind}"' if kind else ""
     opening = f'<svg role="img" aria-label="{escape(description)}"{chosen} viewBox="0 0 {width:g} {height:g}"'
     opening += ' xmlns:xlink="http://www.w3.org/1999/xlink">'
     text = re.sub(r"<svg .*?>", lambda _: opening, text, count=1, flags=re.DOTALL)
     return Markup(text)  # noqa: S704 - Matplotlib escapes what it is given to write, and the description is escaped here
+
+
+def _restyled(tag: str, name: str, used: set[str]) -> str:
+    """Return a tag of a figure with identifiers of its own, and the colours and fonts of the page."""
+    tag = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", tag)
+    tag = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", tag)
+    tag = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", tag)
+    for variable, (light, _) in THEME.items():
+        tag = tag.replace(light, f"var(--{variable})")
+    return tag
