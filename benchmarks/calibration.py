@@ -51,6 +51,15 @@ from evenslice.results.intervals import FEW_SLICES
 
 AUDITS = 4000  # of each setting, in the tables of the page
 DOCS = Path(__file__).parents[1] / "docs"
+ANSWER_RATES = {
+    "coverage": "covers, %",
+    "biased": "wrongly beyond, %",
+    "balanced": "wrongly within, %",
+    "found beyond": "C = 0.25 is beyond, %",
+    "found within": "C = 0.01 is within, %",
+}
+"""The rates of the answer, C, and what the tables call them."""
+
 UNEVEN = 1.0  # the largest spread of foreground, as a standard deviation of logarithms, with requirements
 
 
@@ -151,7 +160,6 @@ def question_table(known: Rates) -> str:
 
 def uneven_table(known: Rates) -> str:
     """Return the table of the answer of windows with uneven foreground."""
-    keys = ("coverage", "biased", "balanced", "found beyond", "found within")
     rows = []
     for item in uneven_questions():
         found = known.of(item)
@@ -161,15 +169,8 @@ def uneven_table(known: Rates) -> str:
             str(item.slices),
             f"{item.autocorrelation:g}",
         ]
-        rows.append([*place, *(f"{100 * found[key]:.1f}" for key in keys)])
-    columns = [
-        "covers, %",
-        "wrongly beyond, %",
-        "wrongly within, %",
-        "C = 0.25 is beyond, %",
-        "C = 0.01 is within, %",
-    ]
-    return table(["spread", "with foreground, %", "slices", "autocorrelation", *columns], rows)
+        rows.append([*place, *(f"{100 * found[key]:.1f}" for key in ANSWER_RATES)])
+    return table(["spread", "with foreground, %", "slices", "autocorrelation", *ANSWER_RATES.values()], rows)
 
 
 def rare_table(known: Rates) -> str:
@@ -189,19 +190,9 @@ def several_table(known: Rates) -> str:
     rows = []
     for item in several_settings():
         found = known.of(item)
-        rates = [f"{100 * found[key]:.1f}" for key in ("coverage", "biased", "balanced")]
+        rates = [f"{100 * found[key]:.1f}" for key in ANSWER_RATES]
         rows.append([str(item.volumes), f"{item.foreground:g}", f"{item.answer:g}", *rates])
-    return table(
-        [
-            "volumes",
-            "spread of foreground",
-            "spread of C",
-            "covers, %",
-            "wrongly beyond, %",
-            "wrongly within, %",
-        ],
-        rows,
-    )
+    return table(["volumes", "spread of foreground", "spread of C", *ANSWER_RATES.values()], rows)
 
 
 def whole_table(known: Rates) -> str:
@@ -230,6 +221,11 @@ def question_missed(question: Question, found: dict[str, float]) -> bool:
         return False  # beyond the requirements
     judged = question.name != "use" and question.slices >= FEW_SLICES
     return max(found["balanced"], found["biased"] if judged else 0.0) > 0.05
+
+
+def several_missed(setting: SeveralVolumes, found: dict[str, float]) -> bool:
+    """Return whether the answer in several volumes is wrong too often."""
+    return setting.foreground <= UNEVEN and max(found["biased"], found["balanced"]) > 0.05
 
 
 POWER_SPREAD, POWER_AUTOCORRELATION = 0.1, 0.5
@@ -308,11 +304,12 @@ def main() -> int:
     if options.docs:
         insert_tables(DOCS / "calibration.md", tables)
         power_figure(DOCS / "power.svg", audits, options.seed)
-    misses: list[Setting | Question | Whole] = [
+    misses: list[AnySetting] = [
         *(setting for setting in required_settings() if missed(setting, known.of(setting))),
         *(setting for setting in few_settings() if few_missed(setting, known.of(setting))),
         *(item for item in wholes() if max(known.of(item).values()) > 0.05),
         *(item for item in chain(questions(), uneven_questions()) if question_missed(item, known.of(item))),
+        *(item for item in several_settings() if several_missed(item, known.of(item))),
     ]
     for setting in [] if options.quick else misses:
         print(f"missed: {setting}")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from evenslice.results import intervals
 from evenslice.results.intervals import MeanFit, fit_means, fit_ratio, fit_votes, mean_interval
+from evenslice.results.slice_correlation import CORRELATION, FRACTION, PRIOR
 
 
 def half_width(interval):
@@ -20,7 +20,7 @@ def test_the_filter_agrees_with_dense_matrices():
     unit = steps.mean()
     found = fit_means(values, z, volumes)
     scales, log_weights = [], []
-    for rho, fraction, prior in zip(intervals.CORRELATION, intervals.FRACTION, intervals.PRIOR, strict=True):
+    for rho, fraction, prior in zip(CORRELATION, FRACTION, PRIOR, strict=True):
         residual, log_determinant, variance = np.zeros(3), 0.0, 0.0
         for volume in (0, 1):
             here = z[volumes == volume]
@@ -191,6 +191,35 @@ def test_one_slice_does_not_decide_a_ratio():
     assert (fit.bounds()[0], fit.bounds()[1]) == (0, np.inf)
     same = fit_ratio(0.02 * whole, whole, np.arange(40))
     assert np.subtract(*same.bounds()) == pytest.approx(0)  # unless all say the same
+
+
+@pytest.mark.parametrize("volumes", [1, 2])
+def test_a_single_slice_with_anything_of_the_whole_has_no_interval(volumes):
+    """Its influence on the ratio is 0, or as much as rounding leaves of it."""
+    rng = np.random.default_rng(12)
+    part, whole = np.zeros((20, 50)), np.zeros((20, 50))
+    whole[7] = rng.integers(10, 4000, 50) / 16384
+    part[7] = whole[7] * rng.random(50)
+    fit = fit_ratio(part, whole, np.arange(20), np.arange(20) * volumes // 20)
+    assert np.isinf(fit.half_width()).all()
+    assert np.isinf(fit_ratio(0 * part, whole, np.arange(20)).half_width()).all()
+    assert (fit_ratio(0 * part, 0 * whole, np.arange(20)).half_width() == 0).all()
+
+
+def test_a_volume_counts_by_its_part_of_the_whole():
+    rng = np.random.default_rng(13)
+    z, volume = np.tile(np.arange(12), 4), np.repeat(np.arange(4), 12)
+    ratio = np.repeat(rng.uniform(0.5, 1.5, 4), 12)[:, None]
+    even = fit_ratio(ratio, np.ones((48, 1)), z, volume)
+    assert even.effective_volumes == pytest.approx(4)
+    whole = np.repeat([8.0, 1.0, 1.0, 0.0], 12)[:, None]
+    uneven = fit_ratio(ratio * whole, whole, z, volume)
+    assert uneven.effective_volumes == pytest.approx(100 / 66)
+    # One degree of freedom, t = 12.7, and a quarter more as there are so few.
+    influence = (ratio * whole - uneven.estimate * whole).reshape(4, 12).mean(axis=1) / whole.mean()
+    error = influence.std(ddof=1) / 2
+    assert uneven.half_width() == pytest.approx(1.25 * 12.7062 * error, rel=1e-5)
+    assert fit_votes(ratio > 1, z, volume).effective_volumes is None
 
 
 def test_the_bounds_of_a_ratio_are_those_of_its_logarithm():

@@ -13,6 +13,7 @@ explains the values (its restricted likelihood) and by a prior; Kitanidis (1986,
 for means over space. A single estimate of the correlation, taken as certain, would give intervals that are too narrow.
 
 Several volumes are independent units: an interval is then never narrower than that of Student's t on the volume means.
+That of a ratio takes their effective number, as some volumes may have much more of the whole than others.
 
 Few slices cannot tell neighbours that vary together from independent ones, so the prior decides, and its intervals are
 too narrow where they do: those of fewer than ``ENOUGH_SLICES`` slices are widened. In a ratio a slice counts by its
@@ -22,13 +23,14 @@ whole, and a few with much of it can decide: its intervals are those of its effe
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import stdtrit
 
 from evenslice.results.effective_slices import effective_slices
 from evenslice.results.mixtures import mixture_quantile, mixture_weights
+from evenslice.results.slice_correlation import PRIOR, group_slices, mean_step, whiten
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -46,23 +48,17 @@ __all__ = [
     "mean_interval",
 ]
 
-# The grid: independent slices first, then every correlation of the shared parts (of slices at the mean distance of
-# those visited) with every fraction of the variance. The prior odds of three to one for independence were chosen by
-# simulation (benchmarks/calibration.py): higher odds leave intervals too narrow where neighbours are correlated, lower
-# ones too wide where they are not.
-_CORRELATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-_FRACTIONS = (0.5, 1.0)
-CORRELATION = np.array([0.0, *(rho for rho in _CORRELATIONS for _ in _FRACTIONS)])
-FRACTION = np.array([0.0, *(fraction for _ in _CORRELATIONS for fraction in _FRACTIONS)])
 # Up to 8 slices, intervals have to be this much wider to cover 93 % at a correlation of 0.8 (benchmarks/calibration.py);
 # less so with more slices, and not at all with enough.
 WIDEST, FEW_SLICES, ENOUGH_SLICES = 2.3, 8, 28
 # Those of ratios, whose parts are skewed, in effective slices, so that the ratio of windows as uneven as those of real
 # labels is wrongly within its tolerance in at most 5 % of audits (the rows "uneven" of benchmarks/calibration.py).
 WIDEST_RATIO, ENOUGH_FOR_RATIO = 2.0, 80
-LEAST_DOF = 1.0  # of ratios; with fewer in a single volume, one slice decides: nothing tells how it varies
+# The same for volumes, whose means are less skewed than their slices (the rows of benchmarks/calibration_limits.py).
+WIDEST_BETWEEN = 1.25
+LEAST_DOF = 1.0  # of ratios; with fewer slices, one decides, and nothing tells how it varies
+SINGLE = 1 + 1e-9  # effective slices of a ratio in which all others have nothing of the whole
 NO_WIDTH = 1e-100  # half-widths below this come from the residual of a constant quantity
-PRIOR = np.array([0.75, *np.full(len(CORRELATION) - 1, 0.25 / (len(CORRELATION) - 1))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +87,7 @@ class MeanFit:
         between: (q,) standard error of the means from the spread of the volume means; zeros for a single volume.
         positive: whether the quantities are at least 0 and skewed, so that bounds are taken of their logarithm.
         effective: (q,) effective numbers of slices of ratios; None where each slice counts the same.
+        effective_volumes: (q,) those of volumes, likewise.
     """
 
     estimate: Floats
@@ -101,6 +98,7 @@ class MeanFit:
     between: Floats
     positive: bool = False
     effective: Floats | None = None
+    effective_volumes: Floats | None = None
 
     def half_width(self, level: float = 0.95, comparisons: int = 1) -> Floats:
         """Return the half-widths (q,) of the intervals around the estimates.
@@ -110,7 +108,7 @@ class MeanFit:
             comparisons: number of intervals that hold simultaneously with that confidence (Bonferroni).
 
         Returns:
-            Infinity for a single slice, which says nothing about its spread.
+            Infinity for a single slice, which says nothing about its spread, and where one decides a ratio.
 
         Example:
             >>> fit = fit_means([[0.1], [0.3], [0.2], [0.4]], positions=[0, 10, 20, 30])
@@ -128,11 +126,20 @@ class MeanFit:
             dof = slices - self.volumes
             half = mixture_quantile(np.maximum(dof, LEAST_DOF), self.scale, self.weight, tail)
             half = half * _widening(slices, widest, enough)
-            if self.volumes < 2:
-                half = np.where((dof < LEAST_DOF) & (half >= NO_WIDTH), np.inf, half)
+            # Rounding must not decide whether a single slice has a spread.
+            unknown = (slices < 1 + LEAST_DOF) & ((half >= NO_WIDTH) | (slices < SINGLE))
+            half = np.where(unknown, np.inf, half)
         if self.volumes > 1:
-            half = np.maximum(half, -stdtrit(self.volumes - 1, tail / 2) * self.between)
+            half = np.maximum(half, self._half_width_between(tail))
         return np.where(half < NO_WIDTH, 0.0, half)
+
+    def _half_width_between(self, tail: float) -> Floats:
+        """Return the half-widths by the spread of the volumes alone."""
+        volumes, widening = np.asarray(float(self.volumes)), np.asarray(1.0)
+        if self.effective_volumes is not None:
+            volumes = self.effective_volumes
+            widening = _widening(volumes, WIDEST_BETWEEN, ENOUGH_FOR_RATIO)
+        return np.asarray(-stdtrit(np.maximum(volumes - 1, LEAST_DOF), tail / 2) * widening * self.between)
 
     def bounds(self, level: float = 0.95, comparisons: int = 1) -> tuple[Floats, Floats]:
         """Return the lower and the upper bounds (q,) of the intervals; see ``half_width`` for the arguments.
@@ -225,17 +232,24 @@ def fit_means(
     """
     values, positions = np.asarray(values, dtype=np.float64), np.asarray(positions, dtype=np.float64)
     volumes = np.zeros(len(values), dtype=np.int64) if volumes is None else np.asarray(volumes)
-    parts = [_slices(values[here], positions[here]) for here in (volumes == v for v in np.unique(volumes))]
+    each = [volumes == v for v in np.unique(volumes)]
+    parts = [group_slices(values[here], positions[here]) for here in each]
     if not parts:
         nothing = np.full(values.shape[1], np.nan)
         return MeanFit(nothing, 0, np.empty((0, 0)), np.empty((0, 0)), 0, nothing)
-    unit = _mean_step([part.positions for part in parts])
-    residuals, log_determinants, variances = zip(*(_filter(part, unit) for part in parts), strict=True)
+    unit = mean_step([part.positions for part in parts])
+    residuals, log_determinants, variances = zip(*(whiten(part, unit) for part in parts), strict=True)
     # A constant quantity leaves no residual except rounding errors.
     residual = np.maximum(sum(residuals), np.finfo(float).tiny)
     count, dof = len(parts), sum(len(part.positions) for part in parts) - len(parts)
     log_weight = np.log(PRIOR) - sum(log_determinants) / 2
     means = np.array([part.mean for part in parts])
+    effective = effective_volumes = None
+    if whole is not None:
+        weights = np.asarray(whole)
+        effective = effective_slices(weights, positions, volumes)
+        shares = np.array([weights[here].mean(axis=0) for here in each])
+        effective_volumes = effective_slices(shares, positions=np.arange(count), volumes=np.zeros(count))
     return MeanFit(
         estimate=means.mean(axis=0),
         dof=dof,
@@ -243,7 +257,8 @@ def fit_means(
         weight=mixture_weights(log_weight[:, None] - dof / 2 * np.log(residual)),
         volumes=count,
         between=means.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.zeros_like(means[0]),
-        effective=None if whole is None else effective_slices(whole, positions, volumes),
+        effective=effective,
+        effective_volumes=effective_volumes,
     )
 
 
@@ -316,82 +331,11 @@ def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None 
     largest = np.flatnonzero(number == np.bincount(number).argmax())
     changed[largest[np.argsort(at[largest], kind="stable")[len(largest) // 2]], agree] = 1 - given[0, agree]
     fit = fit_ratio(changed, np.ones_like(given), at, number)
-    return replace(fit, estimate=np.where(agree, given[0], fit.estimate), effective=None)
+    return replace(
+        fit, estimate=np.where(agree, given[0], fit.estimate), effective=None, effective_volumes=None
+    )
 
 
 def _widening(slices: NDArray[Any], widest: float, enough: int) -> Floats:
     """Return the factor by which the intervals of a number of slices are widened."""
     return np.asarray(1 + (widest - 1) * np.clip((enough - slices) / (enough - FEW_SLICES), 0, 1))
-
-
-class _Slices(NamedTuple):
-    """The m visited slices of one volume, in ascending order along z.
-
-    Attributes:
-        positions: (m,) along z.
-        parts: (m,) share of the windows in each; they sum to 1.
-        mean: (q,) of all windows.
-        values: (m, q) mean of the windows of each slice, minus ``mean``.
-    """
-
-    positions: Floats
-    parts: Floats
-    mean: Floats
-    values: Floats
-
-
-def _slices(values: Floats, positions: Floats) -> _Slices:
-    order = np.argsort(positions, kind="stable")
-    at, first, counts = np.unique(positions[order], return_index=True, return_counts=True)
-    mean = values.mean(axis=0)
-    sums = np.add.reduceat(values[order] - mean, first, axis=0)
-    return _Slices(at, counts / len(values), mean, sums / counts[:, None])
-
-
-def _mean_step(positions: list[Floats]) -> float:
-    """Return the mean distance of neighbouring visited slices, to which the grid is scaled."""
-    steps = np.concatenate([np.diff(at) for at in positions])
-    return float(steps.mean()) if len(steps) else 1.0
-
-
-def _filter(slices: _Slices, unit: float) -> tuple[Floats, Floats, Floats]:
-    """Whiten one volume's values by a Kalman filter, at all points of the grid at once.
-
-    With R the correlation matrix of the slices and 1 a vector of ones, generalised least squares needs the residual
-    ``v' inv(R) v - (1' inv(R) v)^2 / (1' inv(R) 1)`` and, for the restricted likelihood, ``log|R| + log(1' inv(R) 1)``
-    (Harville 1974, doi:10.1093/biomet/61.2.383); the variance of the mean with weights p is ``p' R p``. The filter
-    gives them in time and memory linear in the number of slices.
-
-    Args:
-        slices: the values.
-        unit: the distance along z at which the correlations of the grid apply.
-
-    Returns:
-        The residuals (grid, q), the log-determinants (grid,) and the variances (grid,), for unit variance.
-    """
-    state = np.zeros((len(FRACTION), slices.values.shape[1]))  # prediction of v, and below of 1
-    ones = np.zeros(len(FRACTION))
-    variance = FRACTION  # of the shared part, given the slices so far
-    squares, products = np.zeros_like(state), np.zeros_like(state)
-    information, log_determinant = np.zeros_like(ones), np.zeros_like(ones)
-    before, total = np.zeros_like(ones), np.zeros_like(ones)
-    steps = np.diff(slices.positions, prepend=-np.inf) / unit  # nothing comes before the first slice
-    for value, part, step in zip(slices.values, slices.parts, steps, strict=True):
-        kept = CORRELATION**step
-        state *= kept[:, None]
-        ones *= kept
-        variance = kept**2 * variance + FRACTION * (1 - kept**2)
-        predicted = variance + 1 - FRACTION
-        gain = variance / predicted
-        error, left = value - state, 1 - ones
-        squares += error**2 / predicted[:, None]
-        products += (left / predicted)[:, None] * error
-        information += left**2 / predicted
-        log_determinant += np.log(predicted)
-        state += gain[:, None] * error
-        ones += gain * left
-        variance = variance * (1 - gain)
-        before *= kept  # correlation with the slices before, times their parts
-        total += part**2 + 2 * part * FRACTION * before
-        before += part
-    return squares - products**2 / information[:, None], log_determinant + np.log(information), total
