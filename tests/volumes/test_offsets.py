@@ -135,12 +135,16 @@ def test_the_voxel_offset_of_a_precomputed_volume(tmp_path):
         "encoding": "raw", "voxel_offset": [10, 20, -30],
     }  # fmt: skip
     info = {"type": "image", "data_type": "uint8", "num_channels": 1, "scales": [entry]}
-    (tmp_path / "s").mkdir()
-    (tmp_path / "info").write_text(json.dumps(info))
-    (tmp_path / "s" / "10-34_20-40_-30--24").write_bytes(STACK.tobytes())
-    volume = open_volume(tmp_path)
+    folder = tmp_path / "image"
+    (folder / "s").mkdir(parents=True)
+    (folder / "info").write_text(json.dumps(info))
+    (folder / "s" / "10-34_20-40_-30--24").write_bytes(STACK.tobytes())
+    volume = open_volume(folder)
     assert np.array_equal(volume[...], STACK)
-    assert volume.offset == (-30, 20, 10)
+    assert volume.offset == (-29.5, 20.5, 10.5)
+    # Neuroglancer moves OME-Zarr by half a voxel, to the corner, where precomputed volumes count from.
+    write_volume(volume, tmp_path / "labels.ome.zarr")
+    assert np.subtract(origin_of(tmp_path / "labels.ome.zarr"), (20, 4, 4)).tolist() == [-1200, 160, 80]
 
 
 @pytest.mark.parametrize(
@@ -171,3 +175,20 @@ def test_the_translation_of_cosems_n5_data_sets(tmp_path, translate, offset):
     volume = open_volume(tmp_path)
     assert volume.spacing == (40, 8, 8)
     assert volume.offset == offset
+
+
+def test_coarser_levels_of_n5_cover_the_same_place(tmp_path):
+    attributes = {"dataType": "uint8", "compression": {"type": "raw"}, "resolution": [4, 4, 40]}
+    factors = [[1, 1, 1], [2, 2, 1], [8, 8, 4]]
+    for level, (x, y, z) in enumerate(factors):
+        size = [24 // x, 24 // y, -(-6 // z)]
+        folder = tmp_path / f"s{level}"
+        folder.mkdir()
+        own = {"dimensions": size, "blockSize": size} | attributes
+        del own["resolution"]
+        (folder / "attributes.json").write_text(json.dumps(own))
+    (tmp_path / "attributes.json").write_text(json.dumps({"scales": factors, "resolution": [4, 4, 40]}))
+    found = [open_volume(tmp_path, level=level) for level in range(3)]
+    assert [volume.spacing for volume in found] == [(40, 4, 4), (40, 8, 8), (160, 32, 32)]
+    corners = [np.multiply(np.subtract(volume.offset, 0.5), volume.spacing) for volume in found]
+    assert np.allclose(corners, corners[0])

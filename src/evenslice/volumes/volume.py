@@ -56,9 +56,9 @@ class Volume:
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
         placed: whether the file states the affine; that of a NIfTI file with both codes 0 is an assumption.
-        offset: where the first voxel lies along z, y, x, in voxels from the origin of the file's own coordinates. These
-            are stated by OME-Zarr (translation), N5 (translate) and precomputed volumes (voxel_offset); in other files,
-            the first voxel is the origin.
+        offset: where the centre of the first voxel lies along z, y, x, in voxels from the origin of the file's own
+            coordinates. These are stated by OME-Zarr, N5 and precomputed volumes (which count from the corner of a voxel);
+            in other files, the first voxel is the origin.
         axes_given: whether the user named the stored axes when opening it.
         files: the files that hold the voxels; None if they are all that is at the location.
         plane: the axis of the file along which slices follow one another, "z" by default. It comes first

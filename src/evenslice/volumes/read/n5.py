@@ -93,7 +93,7 @@ class N5Source(VoxelSource):
         self._codec = _codec(found, label)
         self.names = _names(found, group, len(dimensions))
         self.spacing, self.unit = _spacing(found, group, level, len(dimensions), self.names)
-        self.offset = _offset(found, self.names)
+        self.offset = _offset(found, group, level, len(dimensions), self.names)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Decode the blocks under ``key``."""
@@ -182,19 +182,32 @@ def _spacing(
         return None, None
     if not isinstance(units, list):
         units = [units] * dimensions
-    factors = found.get("downsamplingFactors")
-    listed = group.get("downsamplingFactors", group.get("scales"))
-    if found is not group and factors is None and isinstance(listed, list) and level < len(listed):
-        factors = listed[level]
-    if "resolution" in found or not (isinstance(factors, list) and len(factors) == dimensions):
-        factors = [1] * dimensions
+    factors = None if "resolution" in found else _factors(found, group, level, dimensions)
     try:
-        sizes = [float(size) * float(factor) for size, factor in zip(sizes, factors, strict=True)]
+        sizes = [
+            float(size) * factor for size, factor in zip(sizes, factors or [1.0] * dimensions, strict=True)
+        ]
     except (TypeError, ValueError, OverflowError):
         return None, None
     return scaled_spacing(
         sizes[::-1], units[::-1] if len(units) == dimensions else [None] * dimensions, names
     )
+
+
+def _factors(
+    found: Mapping[str, Any], group: Mapping[str, Any], level: int, dimensions: int
+) -> list[float] | None:
+    """Return how many voxels of the finest level one of this level covers along each dimension, x first; None if unknown."""
+    factors = found.get("downsamplingFactors")
+    listed = group.get("downsamplingFactors", group.get("scales"))
+    if found is not group and factors is None and isinstance(listed, list) and level < len(listed):
+        factors = listed[level]
+    if not isinstance(factors, list) or len(factors) != dimensions:
+        return None
+    try:
+        return [float(factor) for factor in factors]
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _transformed(transform: Mapping[str, Any], names: str) -> Any:
@@ -205,14 +218,19 @@ def _transformed(transform: Mapping[str, Any], names: str) -> Any:
     return scaled_spacing([size for size, _ in entries], [unit for _, unit in entries], names)
 
 
-def _offset(found: Mapping[str, Any], names: str | None) -> tuple[float, ...] | None:
-    """Return where the first voxel of COSEM's data sets lies along each dimension, in voxels; None if it is not stated."""
+def _offset(
+    found: Mapping[str, Any], group: Mapping[str, Any], level: int, dimensions: int, names: str | None
+) -> tuple[float, ...] | None:
+    """Return where the centre of the first voxel lies along each dimension, in voxels; None if nothing says so."""
     transform = found.get("transform")
-    entries = (
+    stated = (
         _by_name(transform, ("translate", "scale"), names) if isinstance(transform, dict) and names else None
     )
+    # The first voxel of a coarser level is centred on the voxels of the finest one that it covers.
+    factors = (_factors(found, group, level, dimensions) or [])[::-1]
+    pairs = stated or [((factor - 1) / 2, factor) for factor in factors]
     try:
-        places = [float(place) / float(size) for place, size in entries or ()]
+        places = [float(place) / float(size) for place, size in pairs]
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
         return None
     return tuple(places) if places and all(abs(place) <= LARGEST_OFFSET for place in places) else None

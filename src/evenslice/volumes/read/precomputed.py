@@ -80,7 +80,8 @@ class PrecomputedSource(VoxelSource):
         self.names = "czyx" if many else "zyx"
         self.shape = (channels,) * many + self._size[::-1]
         self.chunks = (channels,) * many + self._chunk[::-1]
-        self.offset = (0.0,) * many + tuple(map(float, self._start[::-1]))
+        # Counted from the corner of a voxel, where the offset of a volume is that of its centre.
+        self.offset = (0.0,) * many + tuple(start + 0.5 for start in self._start[::-1])
         require_chunk(label, "its chunks", self.chunks, self.dtype)
         resolution = scale.get("resolution")
         if isinstance(resolution, list) and len(resolution) == 3:

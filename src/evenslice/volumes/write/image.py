@@ -64,7 +64,8 @@ class Image:
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space, or None.
         placed: whether the affine is stated, rather than assumed.
         tally: counts the voxels written.
-        offset: where the first voxel lies along z, y, x, in voxels from the origin of the file that it comes from.
+        offset: where the centre of the first voxel lies along z, y, x, in voxels from the origin of the file that it comes
+            from.
     """
 
     channels: tuple[Volume, ...]
