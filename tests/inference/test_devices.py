@@ -437,6 +437,18 @@ def test_a_network_of_torchscript_is_refused_with_what_works(work):
     assert evenslice.audit(function, volume, max_windows=4, progress=False).answer.estimate == 0
 
 
+def test_a_network_without_values_is_refused():
+    volume = np.random.default_rng(0).random((6, 64, 64), np.float32)
+    lazy = nn.Sequential(nn.LazyConv2d(2, 3))
+    for network, name in ((nn.Conv2d(3, 2, 1, device="meta"), "weight"), (lazy, "0.weight")):
+        with pytest.raises(
+            ModelError, match=rf"has parameters without values \('{name}'\); load its weights"
+        ):
+            evenslice.audit(network, volume)
+    lazy(torch.rand(1, 3, 8, 8))
+    evenslice.audit(lazy, volume, max_windows=2, progress=False)
+
+
 def test_a_network_that_cannot_be_copied_is_refused_in_one_line_that_says_what_to_do():
     network = nn.Conv2d(3, 1, 1)
     network.kept = network.weight * 2

@@ -51,6 +51,31 @@ def test_only_what_is_indexed_is_computed():
     assert computed == [3]
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("order", ["zyx", "xyz", "zxy"])
+def test_the_axes_of_xarray_have_names(order, lazy):
+    xarray = pytest.importorskip("xarray")
+    stored = VOXELS.transpose(["zyx".index(axis) for axis in order])
+    chunks = tuple({"z": 4, "y": 7, "x": 8}[axis] for axis in order)
+    named = xarray.DataArray(da.from_array(stored, chunks=chunks) if lazy else stored, dims=tuple(order))
+    volume = open_volume(named)
+    assert np.array_equal(volume[...], VOXELS)
+    assert volume.chunks == ((4, 7, 8) if lazy else None)
+    assert np.array_equal(open_volume(named, axes="zyx")[...], stored)  # what the user says counts
+    other = xarray.DataArray(VOXELS, dims=("depth", "row", "column"))
+    assert np.array_equal(open_volume(other)[...], VOXELS)
+
+
+def test_an_array_of_unknown_shape_is_refused():
+    array = da.from_array(np.arange(24.0), chunks=6)
+    some = array[array > 3][:, None, None]
+    with pytest.raises(
+        ConfigError, match=r"shape .* is not known yet; call its compute_chunk_sizes\(\) first"
+    ):
+        open_volume(some)
+    assert open_volume(some.compute_chunk_sizes()).shape == (20, 1, 1)
+
+
 def test_a_tensor_is_refused_with_what_to_give():
     with pytest.raises(
         ConfigError, match=r"not a Tensor of torch.float32; convert a tensor by tensor.numpy\(\)"

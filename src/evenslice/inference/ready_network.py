@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from evenslice._core import ConfigError, ModelError, option, reason
@@ -71,13 +72,14 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a network in float32 and in evaluation mode, without gradients; ties become plain weights.
 
     Raises:
-        ModelError: it cannot be copied, or is a module of TorchScript.
+        ModelError: it cannot be copied, is a module of TorchScript, or has parameters without values.
 
     Example:
         >>> frozen_copy(nn.Conv2d(3, 2, 1)).weight.requires_grad
         False
     """
     refuse_torchscript(model)
+    _require_values(model)
     try:
         module = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -89,6 +91,15 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         ) from error
     untie(module)
     return module.eval().requires_grad_(False).float()
+
+
+def _require_values(model: nn.Module) -> None:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if without := [name for name, tensor in tensors if tensor.is_meta or is_lazy(tensor)]:
+        raise ModelError(
+            f"the network {type(model).__name__} has parameters without values ({without[0]!r}); load its weights, or run it "
+            "once if its layers are lazy"
+        )
 
 
 class ReadyNetwork(nn.Module):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError
+from evenslice.volumes.read.metadata import letters
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +41,8 @@ class VoxelSource(ABC):
         affine: (4, 4) map from voxel indices (x, y, z, 1), as ``names`` has them, to patient space (x to the right, y
             to the front, z to the head) in mm, or None.
         placed: whether the file states the affine, rather than leaving it to be assumed.
-        offset: where the first voxel lies along each stored dimension, in voxels from the origin of the file's own
-            coordinates; or None if it is the origin.
+        offset: where the centre of the first voxel lies along each stored dimension, in voxels from the origin of the
+            file's own coordinates; or None if it is the origin.
         files: the files that hold the voxels, unless that is the whole path that was opened; else None.
         part: the path of the dataset inside the file, or None for formats with one volume per file.
         selected: the names in the user's selection that the format has applied itself.
@@ -78,17 +79,26 @@ class VoxelSource(ABC):
 
 
 class ArraySource(VoxelSource):
-    """An array in memory, or one that is read in pieces, as Dask and Zarr have them.
+    """An array in memory, or one that is read in pieces, as Dask, Zarr and xarray have them.
 
     Raises:
-        ConfigError: it is of a library whose data types are not NumPy's, as are the tensors of PyTorch.
+        ConfigError: it is of a library whose data types are not NumPy's, as are the tensors of PyTorch; or its shape is
+            unknown.
     """
 
     format = "NumPy array"
 
     def __init__(self, array: NDArray[Any]) -> None:
         self.array = array
+        if any(length != length for length in array.shape):  # noqa: PLR0124  # NaN, where Dask does not know it
+            raise ConfigError(
+                f"the shape {array.shape} of the array is not known yet; call its compute_chunk_sizes() first"
+            )
         self.shape = tuple(array.shape)
+        dimensions = getattr(array, "dims", None)  # of xarray
+        if isinstance(dimensions, tuple):
+            names = letters([str(name).lower() for name in dimensions])
+            self.names = names if names and set("zyx") <= set(names) else None
         try:
             self.dtype = np.dtype(array.dtype)
         except TypeError:
@@ -96,10 +106,14 @@ class ArraySource(VoxelSource):
                 f"a volume is a path or a NumPy array, not a {type(array).__name__} of {array.dtype}; convert a tensor by "
                 "tensor.numpy(), or by tensor.cpu().numpy() if it is on a GPU"
             ) from None
-        # Of Dask; of Zarr and HDF5.
-        stored = getattr(array, "chunksize", None) or getattr(array, "chunks", None)
-        self.chunks = None if stored is None else tuple(stored)
+        self.chunks = _chunks(array)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Return a view, or a copy of what is not in memory."""
         return np.asarray(self.array[key])
+
+
+def _chunks(array: Any) -> tuple[int, ...] | None:
+    """Return the largest chunk of an array, as Dask, xarray, Zarr and h5py tell it; None if it has none."""
+    stored = getattr(array, "chunks", None)
+    return None if not stored else tuple(max(part) if isinstance(part, tuple) else part for part in stored)
