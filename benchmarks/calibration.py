@@ -228,6 +228,11 @@ def several_missed(setting: SeveralVolumes, found: dict[str, float]) -> bool:
     return setting.foreground <= UNEVEN and max(found["biased"], found["balanced"]) > 0.05
 
 
+def rare_missed(setting: Rare, found: dict[str, float]) -> bool:
+    """Return whether a difference of the answer that few windows have is overlooked too often."""
+    return setting.name == "answer" and found["balanced"] > 0.05
+
+
 POWER_SPREAD, POWER_AUTOCORRELATION = 0.1, 0.5
 
 
@@ -310,6 +315,7 @@ def main() -> int:
         *(item for item in wholes() if max(known.of(item).values()) > 0.05),
         *(item for item in chain(questions(), uneven_questions()) if question_missed(item, known.of(item))),
         *(item for item in several_settings() if several_missed(item, known.of(item))),
+        *(item for item in rare_settings() if rare_missed(item, known.of(item))),
     ]
     for setting in [] if options.quick else misses:
         print(f"missed: {setting}")

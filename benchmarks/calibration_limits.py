@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -52,7 +52,8 @@ def rare_rates(setting: Rare, audits: int, seed: int) -> dict[str, float]:
         )
     else:
         whole = np.exp(0.2 * rng.standard_normal(shape))
-        fit, level, tolerance = fit_ratio(values * whole, whole, z), WITHIN_LEVEL_OF_RATIOS, Thresholds.answer
+        fit = replace(fit_ratio(values * whole, whole, z), unseen=~values.any(axis=0))
+        level, tolerance = WITHIN_LEVEL_OF_RATIOS, Thresholds.answer
     low, high = fit.bounds()
     return {
         "coverage": float(((low <= setting.truth) & (setting.truth <= high)).mean()),

@@ -256,14 +256,37 @@ def test_a_function_of_classes_is_judged_by_what_its_classes_read():
     def before(windows):
         return ((windows[:, 1] > 0.5) * (1 + (windows[:, 0] > 0.5))).astype(np.int64)
 
-    fair, unfair = (audit(part, noise(), slices=3, intensity=(0, 1)) for part in (middle, before))
+    fair, unfair = (audit(part, noise(depth=90), slices=3, intensity=(0, 1)) for part in (middle, before))
     assert fair.verdict == "symmetric"
     assert fair.statistics.answer_change.estimate == 0
+    # Classes do not tell how near the scores are to others: that no class changes has to be seen on about 70 slices.
+    assert 70 < len(fair.measurements.volume) < 88
+    assert decided(audit(middle, noise(depth=60), slices=3, intensity=(0, 1)))[:2] == (
+        "inconclusive",
+        "answer",
+    )
     assert decided(unfair) == ("biased", "attention", None, 1)
     assert unfair.attention[0].estimate == -1
     assert unfair.answer.estimate == pytest.approx(
         0.5, abs=0.02
     )  # half of the foreground is of another class
+
+
+def test_that_no_class_changes_has_to_be_seen_on_many_slices_where_scores_do():
+    """A window that changed its classes may not have been among 40; scores that change say that there may be one."""
+
+    def logits(windows):
+        columns = torch.arange(windows.shape[3]) % 2 == 0
+        neighbour = torch.where(columns, windows[:, 0], windows[:, 2])
+        foreground = torch.where(windows[:, 1] > 0.5, 3.0, -3.0) + windows[:, 1] + neighbour
+        return torch.stack([torch.zeros_like(foreground), foreground], dim=1)
+
+    few, many = (found_in(logits, noise(depth=depth), tolerance=0.1) for depth in (60, 120))
+    assert few.answer.estimate == many.answer.estimate == 0
+    assert decided(few)[:2] == ("inconclusive", "answer")
+    assert few.answer.high == pytest.approx(1 - 0.05 ** (1 / 58), rel=0.01)
+    assert decided(many)[:2] == ("balanced", "attention")
+    assert len(many.measurements.volume) == 77
 
 
 def test_networks_that_are_fair_by_construction_are_symmetric():

@@ -12,10 +12,11 @@ from evenslice.results.arms import largest_bias
 from evenslice.results.asymmetry import next_look, precise_enough, summarize
 from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
 from evenslice.results.evidence import answer_evidence, answer_kind
+from evenslice.results.intervals import fit_means
 from evenslice.results.measurements import Measurements, _sample, measure_windows
 from evenslice.results.subsets import SubsetMeasurements
 from evenslice.results.thresholds import Thresholds, least_attention
-from evenslice.results.verdicts import WITHIN_LEVEL_OF_RATIOS
+from evenslice.results.verdicts import WITHIN_LEVEL_OF_RATIOS, Decision, Evidence, agreement
 
 
 def measurements(shares, mirrored_shares=None, volume=None, mismatch=0.3):
@@ -31,7 +32,7 @@ def measurements(shares, mirrored_shares=None, volume=None, mismatch=0.3):
         mirrored_shares=mirrored_shares,
         wasserstein=np.abs(pair_bias(shares)),
         mirror_error=np.abs(directional_bias(shares)),
-        mirror_disagreement=np.zeros(count),
+        mirror_disagreement=np.full(count, 0.001),
         foreground=np.ones(count),
         lowest_class=np.zeros(count),
         highest_class=np.ones(count),
@@ -488,7 +489,7 @@ def test_what_the_answer_compares():
 
 def test_the_statistics_say_what_the_answer_compares():
     classes = summarize(measurements(shares_of(np.zeros(50))))
-    assert (classes.answer_change.of, classes.answer_change.estimate) == ("classes", 0)
+    assert (classes.answer_change.of, classes.answer_change.estimate) == ("classes", 0.001)
     scores = {"change": np.full(50, 8.0), "power": np.ones(50), "level": np.zeros((50, 1))}
     one = summarize(replace(measurements(shares_of(np.zeros(50))), highest_class=np.zeros(50), **scores))
     assert (one.answer_change.of, one.answer_change.estimate) == ("scores", 2)
@@ -505,6 +506,56 @@ def test_votes_that_agree_are_not_exact(windows, within):
     assert bool(found.within().all()) == within
     assert not found.exact
     assert bounds(found)[1] > 3 / windows
+
+
+@pytest.mark.parametrize(("windows", "within"), [(40, False), (62, False), (77, True)])
+def test_segmentations_of_which_none_changed_may_change_in_the_next_window(windows, within):
+    """If each twentieth window changed wholly, none of 40 would show it in one audit of eight."""
+    output = torch.randn(windows, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = answer_of(output, output + 0.01 * output.abs())  # of which no class changes
+    assert found.fit.estimate[0] == 0
+    assert bool(found.within().all()) == within
+    assert found.fit.bounds(0.95)[1] == pytest.approx(1 - 0.05 ** (1 / found.fit.effective[0]))
+    assert found.fit.bounds(0.95, 2)[1] == pytest.approx(1 - 0.025 ** (1 / found.fit.effective[0]))
+    numbers = output.argmax(1)  # no number tells whether the scores were the same
+    assert bounds(answer_of(numbers, numbers))[1] > 0
+    same = answer_of(output, output * (1 + 1e-5))  # whose scores are the same up to rounding
+    assert bounds(same) == [0, 0]
+    assert same.within().all()
+
+
+def test_one_slice_of_foreground_is_enough_where_no_score_changes():
+    output = torch.full((40, 1, 8, 8), -1.0)
+    output[7, 0, 0] = 1
+    assert bounds(answer_of(output, output)) == [0, 0]
+    mirrored = output.clone()
+    mirrored[5] = -0.9
+    assert answer_of(output, mirrored).fit.bounds(0.95)[1] == pytest.approx(0.95)
+
+
+def evidence_of(bias, *, judged=True):
+    rng = np.random.default_rng(3)
+    fit = fit_means(bias + 0.01 * rng.standard_normal((40, 1)), np.arange(40))
+    return Evidence(Decision("attention"), fit, 0.05, (judged,), 40, exact=False)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "agree"),
+    [
+        (evidence_of(0.3), evidence_of(0.6), True),
+        (evidence_of(0.3), evidence_of(-0.3), False),
+        (evidence_of(0.3), evidence_of(0.0), False),
+        (evidence_of(0.3), evidence_of(0.6, judged=False), None),
+        (evidence_of(0.6, judged=False), evidence_of(0.3), None),
+        (evidence_of(0.0), evidence_of(-0.6, judged=False), True),
+        (evidence_of(0.05), evidence_of(0.0), None),
+    ],
+)
+def test_agreement_of_methods(first, second, agree):
+    rng = np.random.default_rng(4)
+    apart = second.fit.estimate - first.fit.estimate
+    difference = fit_means(apart + 0.01 * rng.standard_normal((40, 1)), np.arange(40))
+    assert agreement(first, second, difference) is agree
 
 
 def test_a_pixel_of_foreground_in_one_window_decides_nothing():

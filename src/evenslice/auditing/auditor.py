@@ -34,14 +34,13 @@ from evenslice.auditing.preparation import (
     choose_methods,
     choose_tile,
 )
-from evenslice.auditing.rounding import SAME_OUTPUT
 from evenslice.auditing.run_description import describe_run
 from evenslice.auditing.stopping import knows_enough
 from evenslice.auditing.targets import count_classes, parse_target, resolve_target
 from evenslice.inference import BlackBox, choose_slices, make_ready, refuse_sigmoid
 from evenslice.networks import StemKernels, with_gradients
 from evenslice.neutralizing import record_with_names
-from evenslice.results import Thresholds, next_look, summarize
+from evenslice.results import SAME_OUTPUT, Thresholds, next_look, summarize
 from evenslice.volumes import (
     LabelValues,
     WindowGrid,

@@ -14,6 +14,7 @@ import torch
 
 from evenslice.inference import ReadyNetwork
 from evenslice.neutralizing import in_float64
+from evenslice.results import SAME_OUTPUT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,13 +22,10 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.measurer import Measurer
 
-__all__ = ["SAME_OUTPUT", "USE_FIELDS", "remove_rounding"]
+__all__ = ["USE_FIELDS", "remove_rounding"]
 
 USE_FIELDS = ("mismatch", "outer")
 """The fields of ``Measurements`` from which the mirror mismatch E is computed."""
-
-SAME_OUTPUT = 1e-4
-"""Largest mirror error of a window that rounding may explain; deep networks have up to 1e-5 in float32."""
 
 DOUBTFUL = 0.001
 """Smallest mirror mismatch that matters to a verdict."""

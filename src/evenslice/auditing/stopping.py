@@ -25,6 +25,9 @@ __all__ = ["knows_enough"]
 MOST_FOR_SLICES = 200
 """Windows after which an audit does not go on for slices with an answer, with a second opinion or with a class."""
 
+MOST_FOR_CHANGES = 400
+"""Windows after which an audit does not go on because no answer has changed; in half precision, one of five tells."""
+
 
 def knows_enough(
     batches: Sequence[MeasuredBatch], precision: float, thresholds: Thresholds, methods: MethodNames
@@ -43,7 +46,11 @@ def knows_enough(
     measurements = collect_measurements(batches)
     if not precise_enough(measurements, precision, thresholds):
         return False
-    if len(measurements.volume) >= MOST_FOR_SLICES:
+    seen, answer = len(measurements.volume), answer_evidence(measurements, thresholds)
+    # If no answer has changed so far, it takes more windows to say that few of all do.
+    if answer is not None and answer.fit.unseen is not None and not answer.within().all():
+        return seen >= MOST_FOR_CHANGES
+    if seen >= MOST_FOR_SLICES:
         return True
     subset, needed = collect_subset(batches), min(count_slices(measurements), FEW_SLICES)
     told = [item.evidence for item in class_evidence(measurements, subset, thresholds, methods.first)]
@@ -52,5 +59,4 @@ def knows_enough(
         if second is None:
             return False
         told.append(second)
-    answer = answer_evidence(measurements, thresholds)
     return all(item.exact or item.slices >= needed for item in told) and (answer is None or answer.enough)

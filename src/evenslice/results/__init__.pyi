@@ -41,7 +41,7 @@ from .measurements import (
     measure_windows as measure_windows,
     split_biases as split_biases,
 )
-from .output_changes import OUTPUT_FIELDS as OUTPUT_FIELDS
+from .output_changes import OUTPUT_FIELDS as OUTPUT_FIELDS, SAME_OUTPUT as SAME_OUTPUT
 from .pooling import (
     ENOUGH_REPLICATES as ENOUGH_REPLICATES,
     LOSSES as LOSSES,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evenslice.results.biases import halves, model_part, pair_bias
 from evenslice.results.intervals import fit_means, fit_ratio, fit_votes, mean_interval
+from evenslice.results.output_changes import SAME_OUTPUT
 from evenslice.results.thresholds import least_attention
 from evenslice.results.verdicts import EXACT, AnswerKind, Decision, Evidence
 
@@ -132,6 +133,8 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
         if votes
         else fit_ratio(part[:, None], whole[:, None], z, volume, root=root)
     )
+    if not root and not votes and not part[known].any() and not _same_scores(measured, known):
+        fit = replace(fit, unseen=np.array([True]))
     each = part[known & telling] / whole[known & telling]
     spread = float(np.ptp(np.sqrt(each) if root else each)) if len(each) else 0.0
     alike = not votes and spread < EXACT and (root or bool(telling[known].all()))
@@ -143,6 +146,12 @@ def answer_evidence(measured: Measurements, thresholds: Thresholds) -> Evidence 
         slices=_count_slices(volume[known & telling], z[known & telling]),
         exact=alike and int(known.sum()) > 1,
     )
+
+
+def _same_scores(measured: Measurements, known: NDArray[np.bool_]) -> bool:
+    """Return whether the output has scores, which are those of the mirror in all windows known, so that no class can change."""
+    scores = ~np.isnan(measured.power[known])
+    return bool(scores.all() and (measured.mirror_error[known] <= SAME_OUTPUT).all())
 
 
 def answer_kind(measured: Measurements) -> AnswerKind:

@@ -88,6 +88,8 @@ class MeanFit:
         positive: whether the quantities are at least 0 and skewed, so that bounds are taken of their logarithm.
         effective: (q,) effective numbers of slices of ratios; None where each slice counts the same.
         effective_volumes: (q,) those of volumes, likewise.
+        unseen: (q,) which of the quantities, at most 1, were 0 in all windows though a further window might differ; None
+            if that says all about the others, too.
     """
 
     estimate: Floats
@@ -99,6 +101,7 @@ class MeanFit:
     positive: bool = False
     effective: Floats | None = None
     effective_volumes: Floats | None = None
+    unseen: NDArray[np.bool_] | None = None
 
     def half_width(self, level: float = 0.95, comparisons: int = 1) -> Floats:
         """Return the half-widths (q,) of the intervals around the estimates.
@@ -127,7 +130,9 @@ class MeanFit:
             half = mixture_quantile(np.maximum(dof, LEAST_DOF), self.scale, self.weight, tail)
             half = half * _widening(slices, widest, enough)
             # Rounding must not decide whether a single slice has a spread.
-            unknown = (slices < 1 + LEAST_DOF) & ((half >= NO_WIDTH) | (slices < SINGLE))
+            unknown = (slices < 1 + LEAST_DOF) & (
+                (half >= NO_WIDTH) | ((slices < SINGLE) & (self.estimate != 0))
+            )
             half = np.where(unknown, np.inf, half)
         if self.volumes > 1:
             half = np.maximum(half, self._half_width_between(tail))
@@ -158,6 +163,10 @@ class MeanFit:
         relative = np.divide(half, self.estimate, out=np.zeros_like(half), where=some)
         small = np.minimum(half, self.estimate)
         high = self.estimate * np.exp(np.minimum(relative, 1)) + np.e * (half - small)
+        if self.unseen is not None and self.effective is not None:
+            # If a part p of the slices had the difference, none of n would show it in (1 - p)^n of audits.
+            least = 1 - ((1 - level) / comparisons) ** (1 / self.effective)
+            high = np.where(self.unseen, np.maximum(high, least), high)
         return self.estimate * np.exp(-relative), high
 
     def intervals(self, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[Interval, ...]:
@@ -232,8 +241,9 @@ def fit_means(
     """
     values, positions = np.asarray(values, dtype=np.float64), np.asarray(positions, dtype=np.float64)
     volumes = np.zeros(len(values), dtype=np.int64) if volumes is None else np.asarray(volumes)
-    each = [volumes == v for v in np.unique(volumes)]
-    parts = [group_slices(values[here], positions[here]) for here in each]
+    parts = [
+        group_slices(values[here], positions[here]) for here in (volumes == v for v in np.unique(volumes))
+    ]
     if not parts:
         nothing = np.full(values.shape[1], np.nan)
         return MeanFit(nothing, 0, np.empty((0, 0)), np.empty((0, 0)), 0, nothing)
@@ -244,12 +254,6 @@ def fit_means(
     count, dof = len(parts), sum(len(part.positions) for part in parts) - len(parts)
     log_weight = np.log(PRIOR) - sum(log_determinants) / 2
     means = np.array([part.mean for part in parts])
-    effective = effective_volumes = None
-    if whole is not None:
-        weights = np.asarray(whole)
-        effective = effective_slices(weights, positions, volumes)
-        shares = np.array([weights[here].mean(axis=0) for here in each])
-        effective_volumes = effective_slices(shares, positions=np.arange(count), volumes=np.zeros(count))
     return MeanFit(
         estimate=means.mean(axis=0),
         dof=dof,
@@ -257,8 +261,7 @@ def fit_means(
         weight=mixture_weights(log_weight[:, None] - dof / 2 * np.log(residual)),
         volumes=count,
         between=means.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.zeros_like(means[0]),
-        effective=effective,
-        effective_volumes=effective_volumes,
+        effective=None if whole is None else effective_slices(whole, positions, volumes),
     )
 
 
@@ -303,7 +306,19 @@ def fit_ratio(
     if root:
         ratio = np.sqrt(ratio)
         influence = influence / np.where(ratio > 0, 2 * ratio, 1.0)
-    return replace(fit_means(influence, *at, whole=whole[valid] / scale), estimate=ratio, positive=True)
+    weights = whole[valid] / scale
+    return replace(
+        fit_means(influence, *at, whole=weights),
+        estimate=ratio,
+        positive=True,
+        effective_volumes=_effective_volumes(weights, volumes[valid]),
+    )
+
+
+def _effective_volumes(whole: Floats, volumes: NDArray[Any]) -> Floats:
+    """Return the effective numbers (q,) of volumes of ratios, as `effective_slices` does those of slices."""
+    means = np.array([whole[volumes == volume].mean(axis=0) for volume in np.unique(volumes)])
+    return effective_slices(means.reshape(-1, whole.shape[1]), np.arange(len(means)), np.zeros(len(means)))
 
 
 def fit_votes(votes: ArrayLike, positions: ArrayLike, volumes: ArrayLike | None = None) -> MeanFit:

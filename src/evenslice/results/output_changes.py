@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["OUTPUT_FIELDS", "as_numpy", "measure_outputs"]
+__all__ = ["OUTPUT_FIELDS", "SAME_OUTPUT", "as_numpy", "measure_outputs"]
 
 OUTPUT_FIELDS = (
     "mirror_error",
@@ -30,6 +30,9 @@ OUTPUT_FIELDS = (
     "level",
 )
 """The fields of ``Measurements`` that ``measure_outputs`` gives."""
+
+SAME_OUTPUT = 1e-4
+"""Largest mirror error of a window that rounding may explain; deep networks have up to 1e-5 in float32."""
 
 MOST_FEATURES = 256
 """Of an output with more numbers than this and no pixels, as many are taken, at equal distances."""

@@ -53,7 +53,7 @@ def pool_means(groups: Iterable[ArrayLike]) -> PooledMean:
     v_j = s_j^2 / (m^2 n_j), and the degrees of freedom are (sum v_j)^2 / sum(v_j^2 / (n_j - 1)): Welch's unequal
     variances (1947, doi:10.1093/biomet/34.1-2.28) by Satterthwaite's approximation (1946, doi:10.2307/3002019). A
     single group has exactly the interval of Student's t. With at least three values in each group, simulated 95 %
-    intervals cover 93 % or more, whatever the variances; a group of two that varies far more than larger groups brings
+    intervals cover 92 % or more, whatever the variances; a group of two that varies far more than larger groups brings
     that down to 89 % (``ENOUGH_REPLICATES``).
 
     Args:

@@ -138,13 +138,16 @@ def judge(
 def agreement(first: Evidence, second: Evidence, difference: MeanFit) -> bool | None:
     """Return whether two methods agree about every pair that either judges; None if that is not settled.
 
+    A pair of too little attention to be judged counts as fair; beside one that is biased, it leaves the question open.
+
     Args:
         first: the pair biases by one method.
         second: those by the other.
         difference: of the pair biases by the two methods, on the windows that both have measured.
     """
-    judged = np.array(first.judged, dtype=bool) | np.array(second.judged, dtype=bool)
-    count = max(int(judged.sum()), 1)
+    judged = np.array([item.judged for item in (first, second)], dtype=bool)
+    either, both = judged.any(axis=0), judged.all(axis=0)
+    count = max(int(either.sum()), 1)
     sides = [np.sign(item.fit.estimate) * item.beyond(count) for item in (first, second)]
     fair = first.within() & second.within()
     size, tolerance = np.abs(difference.estimate), first.tolerance
@@ -152,9 +155,9 @@ def agreement(first: Evidence, second: Evidence, difference: MeanFit) -> bool | 
     alike = fair | ((sides[0] == sides[1]) & (sides[0] != 0))
     if not second.enough or not first.enough:
         return None
-    if (apart & ~alike & judged).any():
+    if (apart & ~alike & both).any():
         return False
-    return True if (alike | ~judged).all() else None
+    return True if (alike | ~either).all() else None
 
 
 def _decision(item: Evidence, chosen: NDArray[np.bool_]) -> Decision:
