@@ -64,6 +64,21 @@ def test_workers_that_come_and_go_are_counted():
     assert client.most == [2, 4, 6, 8, 10, 9, 8, 7, 6, 5, 4, 3, *[2] * 7, 1]
 
 
+def test_workers_that_are_slow_to_end_cost_no_results(monkeypatch):
+    from distributed import SpecCluster
+
+    close = SpecCluster._close
+
+    async def slow(cluster):
+        await close(cluster)
+        raise TimeoutError
+
+    monkeypatch.setattr(SpecCluster, "_close", slow)
+    with open_cluster(workers=1) as client:
+        found = list(map_in_order(abs, [-3], client))
+    assert found == [3]
+
+
 @pytest.mark.slow
 def test_every_worker_has_what_items_have_in_common_before_it_starts():
     with open_cluster(workers=2) as client:

@@ -546,6 +546,22 @@ def test_without_validation_the_last_network_comes_out(folder, tmp_path):
     assert torch.equal(weights(run)["6.weight"], last["network.6.weight"])
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_best_network_that_is_lost_is_not_replaced_by_the_last(folder, tmp_path, keep):
+    run, config = RunFolder(tmp_path / "run"), make_config(folder, training__keep=keep)
+    train(config, run.path)
+    for path in (run.best, run.network, run.result):
+        path.unlink()
+    if keep == "last":
+        train(config, run.path, resume=True)
+        return
+    with pytest.raises(OutputError, match=r"best.safetensors: is missing, .* remove .*last\.ckpt to train anew"):
+        train(config, run.path, resume=True)
+    run.last.unlink()
+    train(config, run.path, resume=True)
+    assert run.network.read_bytes() == run.best.read_bytes()
+
+
 @pytest.mark.parametrize(("option", "value"), [("patience", 3), ("keep", "best")])
 def test_without_validation_nothing_is_chosen_by_it(folder, tmp_path, option, value):
     config = make_config(folder, data__validation_fraction=0, **{f"training__{option}": value})

@@ -47,7 +47,7 @@ def local_client(workers: int) -> Iterator[Any]:
     with needs_extra("cluster", "working in several processes"):
         import cryptography  # noqa: F401  # which distributed needs for temporary certificates
         import dask
-        from distributed import Client, LocalCluster
+        from distributed import Client
         from distributed.security import Security
 
     threads = max(1, available_cores() // workers)
@@ -75,7 +75,7 @@ def local_client(workers: int) -> Iterator[Any]:
         importable_here(first=False) if imports_from_here() else nullcontext(),
         # An interrupt while the cluster starts or ends, each a second or two, waits: Dask cannot be left in between.
         DeferredInterrupts() as interrupts,
-        LocalCluster(
+        _cluster(
             n_workers=workers,
             threads_per_worker=1,
             memory_limit=None,
@@ -90,6 +90,28 @@ def local_client(workers: int) -> Iterator[Any]:
         terminable(),
     ):
         yield client
+
+
+@contextmanager
+def _cluster(**options: Any) -> Iterator[Any]:
+    """Yield a cluster, and close it; a worker that is slow to end on a busy machine is killed, and costs no results."""
+    from distributed import LocalCluster
+
+    cluster = LocalCluster(**options)
+    try:
+        yield cluster
+    finally:
+        workers = [nanny.pid for nanny in cluster.workers.values()]
+        logger = logging.getLogger("distributed.nanny")
+        level = logger.level
+        logger.setLevel(max(level, logging.ERROR))  # that Dask kills one itself is nothing to warn of
+        try:
+            cluster.close()
+        except TimeoutError:
+            for pid in workers:
+                _kill(pid)
+        finally:
+            logger.setLevel(level)
 
 
 @contextmanager

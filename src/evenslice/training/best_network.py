@@ -56,6 +56,7 @@ class KeepBest(Callback):
         patience: number of consecutive validations without improvement before training stops; None never stops.
         interruption: may interrupt a validation, which is then left to the resumed run.
         name: what the score is, one of ``evenslice.results.MAIN_SCORES``; it is logged as ``validation_`` and this.
+        require_saved: raises if a run that is resumed lacks the network that it had saved.
 
     Attributes:
         name: likewise.
@@ -72,6 +73,7 @@ class KeepBest(Callback):
         patience: int | None = None,
         interruption: Interruption | None = None,
         name: str = MAIN_SCORES["segmentation"],
+        require_saved: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.best = self.latest = math.nan
@@ -79,6 +81,7 @@ class KeepBest(Callback):
         self.due = False
         self._score, self._save, self._patience = score, save, patience
         self._interruption = interruption or Interruption()
+        self._require_saved = require_saved
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the initial network, or one whose validation was interrupted; stop a run that had already stopped."""
@@ -132,6 +135,8 @@ class KeepBest(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
+        if not math.isnan(state_dict["best"]):
+            self._require_saved()
         self.best, self.worse = float(state_dict["best"]), int(state_dict["worse"])
         self.due = bool(state_dict.get("due", False))  # not in checkpoints of earlier versions
 

@@ -160,7 +160,7 @@ def fit(
         crops = CropData(config, data, (record.mean, record.std))
         _run_trainer(trainer, module, crops, run.last if run.last.exists() else None)
         if trainer.is_global_zero:
-            if options.keeps_best and run.best.exists():
+            if options.keeps_best and run.best.exists():  # unless no validation had a score
                 with staged_file(run.network) as beside:
                     shutil.copyfile(run.best, beside)
             else:
@@ -195,6 +195,7 @@ def _callbacks(
             options.patience,
             interruption,
             MAIN_SCORES[options.task],
+            run.require_best if options.keeps_best else lambda: None,
         )
     shown = ShowProgress(f"train {run.path.name}", options.steps, show=progress, monitor=monitor, best=best)
     found = [StopAtStep(interruption), shown, monitor, best, SaveLast(run.last, options.steps, interruption)]
