@@ -690,4 +690,8 @@ def test_slices_along_another_axis_are_said(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["plane"] == "x"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "along the axis x of the volume, not along z" in card
+    assert (
+        "predicts slice z of a volume from 3 slices, which are its input channels, at the offsets -1, 0, +1"
+        in card
+    )
     assert """reslice(evenslice.open_volume("volume.tif"), 'x')""" in card

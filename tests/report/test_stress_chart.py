@@ -54,6 +54,16 @@ def test_the_bars_are_the_losses_before_and_after():
     assert stress_figure(items[:1]).reading.endswith("With intact slices, the Dice is 0.900.")
 
 
+def test_as_many_arms_as_there_are_look_different():
+    items = [StressItem(f"arm {index}", index, (summary(0.3, 0.1),)) for index in range(17)]
+    drawing = stress_figure(items)
+    (legend,) = drawing.figure.legends
+    looks = {(patch.get_facecolor(), patch.get_hatch()) for patch in legend.get_patches()[: len(items)]}
+    assert len(looks) == len(items)
+    drawn = {(bar.get_facecolor()[:3], bar.get_hatch()) for bar in drawing.figure.axes[0].patches}
+    assert drawn == {(colour[:3], hatch) for colour, hatch in looks}
+
+
 def test_seeds_are_averaged_and_shown():
     drawing = stress_figure([StressItem("one", 0, (summary(0.3, 0.1), summary(0.1, math.nan)))])
     assert bars(drawing.figure) == [[0.2, 0.1, 0.2, 0.1]]

@@ -85,6 +85,12 @@ def test_the_first_version_of_nnunet(folder):
     assert config.data.label_values == (0, 1, 2, 3)
 
 
+def test_a_list_of_one_value_is_no_region(folder):
+    plain = nnunet_options(folder)
+    describe(folder, labels={"background": 0, "anterior": [1], "posterior": 2, "ignore": [3]})
+    assert nnunet_options(folder) == plain
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -92,6 +98,10 @@ def test_the_first_version_of_nnunet(folder):
         ({"labels": None}, "has no labels"),
         ({"labels": {"blob": 1}}, r"^data\.nnunet: .*has 1 label; evenslice needs a background and at least"),
         ({"file_ending": "../x"}, "names the file_ending"),
+        (
+            {"dataset": {"h_001": {}}},
+            r"lists the images and labels of each case \(dataset\), .* in data\.train",
+        ),
         ({"file_ending": ".tif"}, r"has no pair of imagesTr/CASE_0000\.tif"),
     ],
 )

@@ -555,7 +555,9 @@ def test_a_best_network_that_is_lost_is_not_replaced_by_the_last(folder, tmp_pat
     if keep == "last":
         train(config, run.path, resume=True)
         return
-    with pytest.raises(OutputError, match=r"best.safetensors: is missing, .* remove .*last\.ckpt to train anew"):
+    with pytest.raises(
+        OutputError, match=r"best.safetensors: is missing, .* remove .*last\.ckpt to train anew"
+    ):
         train(config, run.path, resume=True)
     run.last.unlink()
     train(config, run.path, resume=True)

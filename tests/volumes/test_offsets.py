@@ -7,7 +7,7 @@ import pytest
 import zarr
 from hypothesis import given, strategies as st
 
-from evenslice import VolumeError, open_volume
+from evenslice import open_volume
 from evenslice.volumes import write_volume
 from evenslice.volumes.views import reslice, take_region, take_slices
 
@@ -86,11 +86,13 @@ def test_each_axis_has_a_unit_of_its_own_and_channels_have_no_place(tmp_path):
         [scale(40, 8, 8), translation(float("nan"), 0, 0)],
         [scale(40, 8, 8), translation("a", 0, 0)],
         [scale(40, 8, 8), translation(1, 2)],
+        [scale(40, 8, 8), {"type": "translation", "path": "translation.bin"}],
     ],
 )
-def test_a_translation_that_is_no_place(tmp_path, transformations):
-    with pytest.raises(VolumeError, match=r"a\.zarr: "):
-        open_volume(write_image(tmp_path / "a.zarr", transformations))
+def test_a_translation_that_is_no_place_is_not_read(tmp_path, transformations):
+    volume = open_volume(write_image(tmp_path / "a.zarr", transformations))
+    assert volume.offset == (0, 0, 0)
+    assert np.array_equal(volume[...], STACK)
 
 
 @given(

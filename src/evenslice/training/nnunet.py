@@ -38,14 +38,19 @@ def nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
         relative to the folder.
 
     Raises:
-        ConfigError: the folder is no such data set, has several channels and none was chosen, training images without
-            labels, too many cases, a single label, or labels that are regions.
+        ConfigError: the folder is no such data set, lists cases by paths of their own, has several channels and none was
+            chosen, training images without labels, too many cases, a single label, or labels that are regions.
     """
     described = _described(folder)
     ending = described.get("file_ending", ".nii.gz")  # not in data sets of nnU-Net's first version
     if not isinstance(ending, str) or not ending.startswith(".") or "/" in ending:
         raise ConfigError(
             f"{folder}: its dataset.json names the file_ending {ending!r:.40}; such as .nii.gz is right"
+        )
+    if "dataset" in described:
+        raise ConfigError(
+            f"{folder}: its dataset.json lists the images and labels of each case (dataset), which nnU-Net alone reads; name "
+            "the same files in data.train and data.test"
         )
     number = _channel(folder, described, channel)
     values, ignored = _values(folder, described)
@@ -110,6 +115,7 @@ def _values(folder: Path, described: dict[str, Any]) -> tuple[list[int], int | N
         )
     if all(isinstance(value, str) for value in labels.values()):  # nnU-Net's first version: value to name
         labels = {name: int(value) if value.isdecimal() else value for value, name in labels.items()}
+    labels = {name: value[0] if _is_single(value) else value for name, value in labels.items()}
     for name, value in labels.items():
         if type(value) is not int:
             raise ConfigError(
@@ -123,6 +129,11 @@ def _values(folder: Path, described: dict[str, Any]) -> tuple[list[int], int | N
             f"{folder}: its dataset.json has {count}; evenslice needs a background and at least one other"
         )
     return values, labels.get("ignore")
+
+
+def _is_single(value: Any) -> bool:
+    """Return whether a label is a list of one value, which is no region."""
+    return isinstance(value, list) and len(value) == 1
 
 
 def _pairs(folder: Path, part: str, suffix: str, ending: str) -> tuple[list[dict[str, str]], list[str]]:

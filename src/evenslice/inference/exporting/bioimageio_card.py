@@ -37,7 +37,7 @@ def card_entries(description: Description) -> dict[str, Any]:
     entries: dict[str, Any] = {
         "name": description.name,
         "description": card.description
-        or f"Segments slice z of a volume from a window of {description.slices} slices.",
+        or f"Segments slice {description.reading.plane} of a volume from a window of {description.window}.",
         "authors": [{"name": name} for name in card.authors or (UNNAMED,)],
         **({"license": match_license(card.license)} if card.license else {}),
         "cite": [_citation(text) for text in description.citations],

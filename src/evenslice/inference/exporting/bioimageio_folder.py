@@ -83,6 +83,7 @@ def _document(description: Description, written: WrittenOnnx, card: dict[str, An
         if written.tile is None
         else written.tile
     )
+    axis = description.reading.plane  # along which slices follow one another
     batch: dict[str, Any] = {"type": "batch"} | ({"size": 1} if written.batch else {})
     plane = [{"type": "space", "id": axis, "size": size} for axis, size in zip("yx", sizes, strict=True)]
     same = [
@@ -91,8 +92,8 @@ def _document(description: Description, written: WrittenOnnx, card: dict[str, An
     channels = {
         "type": "channel",
         "id": "channel",
-        "description": "Neighbouring slices of a volume, in their order along z; not colours",
-        "channel_names": [f"z{offset:+d}" if offset else "z" for offset in description.offsets],
+        "description": f"Neighbouring slices of a volume, in their order along {axis}; not colours",
+        "channel_names": [f"{axis}{offset:+d}" if offset else axis for offset in description.offsets],
     }
     classes = {
         "type": "channel",
@@ -109,7 +110,7 @@ def _document(description: Description, written: WrittenOnnx, card: dict[str, An
         "inputs": [
             {
                 "id": INPUT,
-                "description": "A window of slices around slice z",
+                "description": f"A window of slices around slice {axis}",
                 "axes": [batch, channels, *plane],
                 "data": {"type": "float32"},
                 "test_tensor": {"source": TEST_INPUT},
@@ -119,7 +120,7 @@ def _document(description: Description, written: WrittenOnnx, card: dict[str, An
         "outputs": [
             {
                 "id": OUTPUT,
-                "description": "Scores of slice z",
+                "description": f"Scores of slice {axis}",
                 "axes": [batch, classes, *same],
                 "data": {"type": "float32"},
                 "test_tensor": {"source": TEST_OUTPUT},

@@ -96,7 +96,12 @@ class Description:
     @property
     def name(self) -> str:
         """The name of the network."""
-        return self.card.name or f"evenslice network for windows of {self.slices} slices"
+        return self.card.name or f"evenslice network for windows of {self.window}"
+
+    @property
+    def window(self) -> str:
+        """How many slices a window has, such as "3 slices"."""
+        return "1 slice" if self.slices == 1 else f"{self.slices} slices"
 
     @property
     def citations(self) -> tuple[str, ...]:

@@ -62,10 +62,10 @@ def _input_lines(description: Description) -> Iterator[str]:
     predicts = (
         "predicts slice z of a volume from" if description.task == "segmentation" else "classifies windows of"
     )
-    yield (
-        f"A 2D+ network: it {predicts} {description.slices} slices, which are its input channels, at the offsets {offsets} "
-        "in this order."
-    )
+    channels = "its input channel"
+    if description.slices > 1:
+        channels = f"which are its input channels, at the offsets {offsets} in this order"
+    yield f"A 2D+ network: it {predicts} {description.window}, {channels}."
     if description.reading.plane != "z":
         yield f"Slices follow one another along the axis {description.reading.plane} of the volume, not along z."
     yield ""

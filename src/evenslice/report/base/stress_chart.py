@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
     grid[-1].set_xlabel("loss of Dice")
     names = {item.name: item.index for item in items}
     handles = (
-        [Patch(color=style.audit_colour(index), label=few_lines(name)) for name, index in names.items()]
+        [Patch(**_look(index), label=few_lines(name)) for name, index in names.items()]
         if len(names) > 1
         else []
     )
@@ -139,14 +139,12 @@ def _draw_block(axes: Axes, items: Sequence[StressItem], rows: Sequence[tuple[st
     several = max((offset for _, offset in rows), default=1) > 1
     for row, key in enumerate(rows):
         for place, item in enumerate(items):
-            colour = style.audit_colour(item.index)
             for side, losses in enumerate(_losses(item, key)):
                 y = row * group + 2 * place + side
                 known = [loss for loss in losses if not math.isnan(loss)]
                 if known:
-                    axes.barh(
-                        y, float(np.mean(known)), 0.92, color=colour, alpha=AFTER_OPACITY if side else 1.0
-                    )
+                    alpha = AFTER_OPACITY if side else 1.0
+                    axes.barh(y, float(np.mean(known)), 0.92, alpha=alpha, **_look(item.index))
                 if len(known) > 1:
                     axes.plot(
                         known, [y] * len(known), color=style.INK, linestyle="none", marker=".", markersize=3
@@ -157,6 +155,16 @@ def _draw_block(axes: Axes, items: Sequence[StressItem], rows: Sequence[tuple[st
     axes.set_ylim(len(rows) * group - 1, -1)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Return the colour and the hatching of the bars of an item."""
+    return {
+        "facecolor": style.audit_colour(index),
+        "edgecolor": style.INK,
+        "linewidth": 0,
+        "hatch": style.hatch(index),
+    }
 
 
 def _losses(item: StressItem, key: tuple[str, int]) -> tuple[list[float], list[float]]:

@@ -37,6 +37,11 @@ MARKERS: Final = "osD^vPX*"
 
 LINE_STYLES: Final = ("-", "--", ":", "-.")
 
+TALL: Final = 1300.0
+"""Height in points beyond which a figure is printed on several pages, as it could not be read if it had to fit on one."""
+
+HATCHES: Final = ("", "////", "....", "xxxx")
+
 THEME: Final = {
     "ink": (INK, "#e6edf3"),
     "quiet": (QUIET, "#9aa7b4"),
@@ -89,6 +94,11 @@ def colour_variable(index: int) -> str:
 def line_style(index: int) -> str:
     """Return the line style of the audit at ``index``; it differs for audits of the same colour."""
     return LINE_STYLES[index // len(AUDIT_COLOURS) % len(LINE_STYLES)]
+
+
+def hatch(index: int) -> str:
+    """Return the hatching of the bars of the audit at ``index``; it differs for audits of the same colour."""
+    return HATCHES[index // len(AUDIT_COLOURS) % len(HATCHES)]
 
 
 def audit_marker(index: int) -> str:
@@ -148,7 +158,8 @@ def inline_svg(figure: Figure, name: str, description: str, kind: str = "") -> M
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     text = _in_tags(partial(_restyled, name=name, used=used), text)
     width, height = figure.get_size_inches() * 72
-    chosen = f' class="{kind}"' if kind else ""
+    classes = [*kind.split(), *(["tall"] if height > TALL else [])]
+    chosen = f' class="{" ".join(classes)}"' if classes else ""
     opening = f'<svg role="img" aria-label="{escape(description)}"{chosen} viewBox="0 0 {width:g} {height:g}"'
     opening += ' xmlns:xlink="http://www.w3.org/1999/xlink">'
     text = re.sub(r"<svg .*?>", lambda _: opening, text, count=1, flags=re.DOTALL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,7 +130,7 @@ class ZarrSource(VoxelSource):
         if scale is not None:
             units = [axis.get("unit") for axis in axes]
             self.spacing, self.unit = scaled_spacing(list(scale), units, names)
-        self.offset = _in_voxels(translation, scale, label)
+        self.offset = _in_voxels(translation, scale)
         return array
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
@@ -206,16 +206,23 @@ def _placement(
                 scale, translation = scale * factors, translation * factors
                 found = True
             elif transformation.get("type") == "translation":
-                translation = translation + np.asarray(transformation["translation"], float)
+                translation = translation + _numbers(transformation.get("translation"), dimensions)
     return scale if found else None, translation
 
 
+def _numbers(values: Any, count: int) -> NDArray[np.float64]:
+    """Return as many numbers as there are dimensions; NaN for anything else, such as numbers in a file of their own."""
+    with suppress(TypeError, ValueError, OverflowError):
+        numbers = np.asarray(values, float)
+        if numbers.shape == (count,):
+            return numbers
+    return np.full(count, np.nan)
+
+
 def _in_voxels(
-    translation: NDArray[np.float64], scale: NDArray[np.float64] | None, label: str
-) -> tuple[float, ...]:
-    """Return a translation in voxels."""
+    translation: NDArray[np.float64], scale: NDArray[np.float64] | None
+) -> tuple[float, ...] | None:
+    """Return a translation in voxels; None if it is no place that voxels can have."""
     with np.errstate(all="ignore"):
         voxels = translation if scale is None else np.where(translation == 0, 0, translation / scale)
-    if not (np.abs(voxels) <= LARGEST_OFFSET).all():
-        raise VolumeError(f"{label}: its translation is no place that voxels can have; write the image again")
-    return tuple(voxels.tolist())
+    return tuple(voxels.tolist()) if (np.abs(voxels) <= LARGEST_OFFSET).all() else None
