@@ -82,6 +82,15 @@ def test_json_stands_alone_on_standard_output(folder):
     assert "building" in done.stderr
 
 
+def test_it_is_said_why_there_is_nothing_to_lose(folder):
+    np.save(folder / "empty.npy", np.zeros((16, 32, 32), np.uint8))
+    done = run(folder, *NETWORK, *SCALED, "--labels", "empty.npy", "--stress")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the labels have no class but 0 in these slices, so there is nothing to lose" in " ".join(
+        done.stdout.split()
+    )
+
+
 def test_labels_are_optional_under_stress(folder):
     done = run(folder, *NETWORK, *SCALED, "--stress")
     assert done.returncode == 0

@@ -82,6 +82,9 @@ def stress_table(stress: StressSummary, network: str | None = None) -> Table:
             _signed(loss.asymmetry),
         )
     table.add_row("reversed stack", "", "", "", _score(stress.reversed), "")
+    if math.isnan(stress.intact):
+        found = "the labels have" if stress.reference == "labels" else "the network finds"
+        table.caption = f"{found} no class but 0 in these slices, so there is nothing to lose"
     return table
 
 
