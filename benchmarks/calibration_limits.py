@@ -52,7 +52,7 @@ def rare_rates(setting: Rare, audits: int, seed: int) -> dict[str, float]:
         )
     else:
         whole = np.exp(0.2 * rng.standard_normal(shape))
-        fit = replace(fit_ratio(values * whole, whole, z), unseen=~values.any(axis=0))
+        fit = replace(fit_ratio(values * whole, whole, z), unseen=np.asarray(~values.any(axis=0)))
         level, tolerance = WITHIN_LEVEL_OF_RATIOS, Thresholds.answer
     low, high = fit.bounds()
     return {
