@@ -437,6 +437,17 @@ def test_a_network_of_torchscript_is_refused_with_what_works(work):
     assert evenslice.audit(function, volume, max_windows=4, progress=False).answer.estimate == 0
 
 
+def test_a_network_that_does_not_compute_in_half_precision_is_told_of_it():
+    class ByNumpy(nn.Conv2d):
+        def forward(self, windows):
+            return torch.from_numpy(super().forward(windows).numpy())
+
+    network = ReadyNetwork(ByNumpy(3, 2, 1), slices=3, device="cpu", dtype="bfloat16")
+    with pytest.raises(ModelError, match=r"BFloat16.*; compute in single precision with dtype='float32'"):
+        network.prepare(3, (32, 32))
+    ReadyNetwork(ByNumpy(3, 2, 1), slices=3, device="cpu", dtype="float32").prepare(3, (32, 32))
+
+
 def test_a_network_without_values_is_refused():
     volume = np.random.default_rng(0).random((6, 64, 64), np.float32)
     lazy = nn.Sequential(nn.LazyConv2d(2, 3))

@@ -254,9 +254,11 @@ class ReadyNetwork(nn.Module):
                 windows = windows.to(self.device)
                 returned = self(windows)
         except ABOUT_INPUT as error:
+            advice = f"neutralize it for {slices} slices, or choose another size with {option('tile')}"
+            if self.dtype != torch.float32 and any(name in str(error) for name in ("BFloat16", "Half")):
+                advice = f"compute in single precision with {option('dtype', 'float32')}"
             raise ModelError(
-                f"the network {self.name} rejects windows of shape {tuple(windows.shape)}: {reason(error)}; "
-                f"neutralize it for {slices} slices, or choose another size with {option('tile')}"
+                f"the network {self.name} rejects windows of shape {tuple(windows.shape)}: {reason(error)}; {advice}"
             ) from error
         check_output(returned, self.name)
         reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)
