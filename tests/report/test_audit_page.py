@@ -37,7 +37,7 @@ from evenslice.report.base.stress_chart import stress_figure
 from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
 from evenslice.report.base.wording import few_lines, interval, one_line
 from evenslice.report.files import write_figures, write_report, write_tables
-from evenslice.results.asymmetry import AnswerChange, PairBias, SecondOpinion
+from evenslice.results.asymmetry import AnswerChange, PairBias, SecondOpinion, summarize
 from evenslice.results.audits import AuditedVolume, AuditRun
 from evenslice.results.intervals import Interval
 from evenslice.results.measurements import split_biases
@@ -292,6 +292,66 @@ def test_methods_are_not_said_to_agree_about_what_one_does_not_judge():
         "The methods agree: by gradient both get equal attention, by occlusion both get less than 2 % of the attention, too "
         "little to be judged."
     )
+
+
+PAIRS = {
+    bias: PairBias(bias, bias - 0.02, bias + 0.02, judged=bias > -0.5)
+    for bias in (-0.6, 0.0, 0.04, 0.15, 0.2, 0.35, 0.6)
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "agree", "k"),
+    [
+        ((0.2, 0.15), (0.6, 0.0), False, 2),  # the first pair leans to the same side by both
+        ((0.2, 0.04), (0.35, 0.04), None, 2),  # the second is open
+        ((0.2, 0.6), (0.0, -0.6), False, 1),  # the second is not judged by both
+        ((0.0, 0.6), (0.0, -0.6), None, 2),
+    ],
+)
+def test_the_pair_that_methods_differ_about_is_told(first, second, agree, k):
+    audit = with_statistics(
+        make_audit("a", CYCLIC),
+        pairs=tuple(PAIRS[bias] for bias in first),
+        methods_agree=agree,
+        second_opinion=by_occlusion(tuple(PAIRS[bias] for bias in second)),
+    )
+    assert f" about the slices ±{k}" in agreement_sentence(audit)
+
+
+def test_equal_attention_is_not_said_of_a_method_that_judges_no_pair():
+    audit = with_statistics(
+        make_audit("a", UNIFORM),
+        verdict="balanced",
+        pairs=(PairBias(0.001, -0.01, 0.012),),
+        classes=(),
+        second_opinion=by_occlusion((PairBias(0.9, 0.88, 0.92, judged=False),)),
+    )
+    assert "get equal attention by gradient (the largest pair bias is 0.001;" in verdict_sentence(audit)
+
+
+def test_the_bound_that_decides_about_the_answer_is_told_where_the_shown_one_does_not():
+    audit = make_audit("a", UNIFORM, windows=64)
+    found = dataclasses.replace(
+        audit.measurements,
+        mirror_disagreement=np.zeros(64),
+        mirror_error=np.full(64, 0.1),
+        foreground=np.ones(64),
+    )
+    statistics = summarize(found)
+    audit = dataclasses.replace(audit, measurements=found, statistics=statistics)
+    audit = with_statistics(
+        audit, verdict="inconclusive", decided_by=Decision("answer"), answer_tolerance=0.05
+    )
+    high = 1 - 0.05 ** (1 / 64)
+    assert audit.answer.high == pytest.approx(high)
+    assert plain(verdict_sentence(audit)).startswith(
+        "Inconclusive: whether reversing a window changes more than 5 % of the answer is not settled (answer change 0, "
+        f"95 % interval 0 to {high:.3f}; that of 97 %, which decides, reaches {1 - 0.03 ** (1 / 64):.3f});"
+    )
+    narrow = with_statistics(audit, answer_tolerance=0.025)
+    assert "changes more than 2.5 % of the answer" in plain(verdict_sentence(narrow))
+    assert "which decides" not in verdict_sentence(narrow)
 
 
 def test_methods_that_disagree():

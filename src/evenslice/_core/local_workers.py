@@ -104,7 +104,9 @@ def _cluster(**options: Any) -> Iterator[Any]:
         workers = [nanny.pid for nanny in cluster.workers.values()]
         logger = logging.getLogger("distributed.nanny")
         level = logger.level
-        logger.setLevel(max(logger.getEffectiveLevel(), logging.ERROR))  # that Dask kills one itself is nothing to warn of
+        logger.setLevel(
+            max(logger.getEffectiveLevel(), logging.ERROR)
+        )  # that Dask kills one itself is nothing to warn of
         try:
             cluster.close()
         except TimeoutError:

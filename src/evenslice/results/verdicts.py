@@ -93,9 +93,14 @@ class Evidence:
         outside = (low > self.tolerance) | (high < -self.tolerance)
         return np.asarray(outside & np.array(self.judged, dtype=bool))
 
+    @property
+    def within_level(self) -> float:
+        """The confidence of the intervals that have to lie within the tolerance."""
+        return WITHIN_LEVEL_OF_RATIOS if self.fit.positive else WITHIN_LEVEL
+
     def within(self) -> NDArray[np.bool_]:
         """Return which quantities (q,) are within the tolerance with their whole intervals, or not judged."""
-        low, high = self.fit.bounds(WITHIN_LEVEL_OF_RATIOS if self.fit.positive else WITHIN_LEVEL)
+        low, high = self.fit.bounds(self.within_level)
         inside = (low >= -self.tolerance) & (high <= self.tolerance)
         return np.asarray(inside | ~np.array(self.judged, dtype=bool))
 

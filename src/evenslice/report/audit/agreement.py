@@ -61,7 +61,7 @@ def methods_sentence(audits: Sequence[AuditResult]) -> str:
 
 def _two_methods(audit: AuditResult, second: str, pairs: Sequence[PairBias]) -> str:
     agree, tolerance = audit.statistics.methods_agree, audit.statistics.tolerance
-    k = _pair_to_tell(audit.pairs, pairs, agree=bool(agree))
+    k = _pair_to_tell(audit.pairs, pairs, tolerance, agree)
     names = method_name(audit.run.method), second
     one, other = audit.pairs[k - 1], pairs[k - 1]
     which = "" if len(audit.pairs) == 1 else f" about the slices ±{k}"
@@ -92,16 +92,29 @@ def _two_methods(audit: AuditResult, second: str, pairs: Sequence[PairBias]) -> 
     return f"Whether the methods agree{which} is not settled: {found}{few}."
 
 
-def _pair_to_tell(first: Sequence[PairBias], second: Sequence[PairBias], *, agree: bool) -> int:
-    """Return k of the pair about which methods differ most or, if they agree, of the largest one."""
-    known = [k for k in range(1, len(first) + 1) if first[k - 1].judged or second[k - 1].judged]
+def _pair_to_tell(
+    first: Sequence[PairBias], second: Sequence[PairBias], tolerance: float, agree: bool | None
+) -> int:
+    """Return k of the largest pair if methods agree, else of the one that they differ about most, or leave open."""
+    pairs = list(zip(first, second, strict=True))
+    known = [pair for pair in pairs if any(item.judged for item in pair)]
+    if not agree:
+        apart = [pair for pair in known if not _is_alike(*pair, tolerance)]
+        judged = [pair for pair in apart if all(item.judged for item in pair)]
+        known = (judged if agree is False else apart) or apart or known
 
-    def size(k: int) -> float:
-        one, other = first[k - 1].estimate, second[k - 1].estimate
+    def size(pair: tuple[PairBias, PairBias]) -> float:
+        one, other = (item.estimate for item in pair)
         found = min(abs(one), abs(other)) if agree else abs(one - other)
         return -1.0 if math.isnan(found) else found
 
-    return max(known or range(1, len(first) + 1), key=size)
+    return 1 + pairs.index(max(known or pairs, key=size))
+
+
+def _is_alike(one: PairBias, other: PairBias, tolerance: float) -> bool:
+    """Return whether both biases of a pair are fair, or beyond the tolerance on the same side."""
+    states = {state_of(item, tolerance) if item.judged else "within" for item in (one, other)}
+    return states == {"within"} or (states == {"beyond"} and one.estimate * other.estimate > 0)
 
 
 def _told(k: int, pair: PairBias, tolerance: float, least_attention: float) -> str:

@@ -21,7 +21,7 @@ from evenslice.report.audit.questions import (
     state_of,
 )
 from evenslice.report.base.wording import listed, number, percent, threshold
-from evenslice.results import FEW_SLICES, are_votes
+from evenslice.results import FEW_SLICES, Thresholds, answer_evidence, are_votes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +111,8 @@ def _balanced(audit: AuditResult) -> str:
     statistics = audit.statistics
     parts = attentions(audit)
     judged = [pair for part in parts for pair in part.pairs if pair.judged]
-    methods = listed([f"by {name}" for name in dict.fromkeys(part.method for part in parts)])
+    told = [part.method for part in parts if any(pair.judged for pair in part.pairs)]
+    methods = listed([f"by {name}" for name in dict.fromkeys(told)])
     attention = (
         f"the slices before and after the middle get equal attention {methods} (the largest pair bias is "
         f"{_largest(judged)}; tolerance ±{statistics.tolerance:g})"
@@ -180,9 +181,14 @@ def _open_answer(audit: AuditResult) -> str:
         )
     if math.isnan(value.estimate):
         return "Inconclusive: whether the order of the slices changes the answer could not be measured."
+    found = answer_evidence(audit.measurements, Thresholds())
+    decides = ""
+    if found is not None and value.high <= tolerance:
+        reach = float(found.fit.bounds(found.within_level)[1][0])
+        decides = f"; that of {100 * found.within_level:.0f} %, which decides, reaches {number(reach)}"
     return (
-        f"Inconclusive: whether reversing a window changes more than {percent(tolerance)} of the answer is not settled "
-        f"({spread('answer change', value)}); {_advice(audit, slices_told(audit), ' with an answer')}."
+        f"Inconclusive: whether reversing a window changes more than {threshold(tolerance)} of the answer is not settled "
+        f"({spread('answer change', value)}{decides}); {_advice(audit, slices_told(audit), ' with an answer')}."
     )
 
 
