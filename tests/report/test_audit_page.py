@@ -177,7 +177,11 @@ def test_an_inconclusive_verdict_names_the_open_question_and_what_would_settle_i
         "whether the slices next to the middle get equal attention by gradient, to within ±0.05, is not settled"
         in (said(undecided))
     )
-    assert said(undecided).endswith("ask for more precision.")
+    width = max(pair.high - pair.low for pair in undecided.pairs) / 2
+    (asked,) = re.findall(r"ask for more precision, below ±(0\.\d+)\.$", said(undecided))
+    assert 0 < float(asked) < width
+    constant = [dataclasses.replace(pair, low=pair.estimate, high=pair.estimate) for pair in audit.pairs]
+    assert said(with_statistics(undecided, pairs=tuple(constant))).endswith("audit another volume as well.")
     for stopped, advice in (
         ("limit reached", "audit more windows."),
         ("all windows used", "another volume as well."),

@@ -143,7 +143,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         judged_share: the share of attention that a pair must get to be judged, 0..1; with K pairs of slices and K > 2,
             2/K of it.
         precision: stop when the half-widths of the 95 % intervals of all judged pair biases are below this, and 8 slices
-            have an answer, a second opinion and attention to each class, or 200 windows were measured.
+            have an answer, a second opinion and attention to each class, or 200 windows were measured; 400 if no class has
+            changed in any window although scores have.
         max_windows: largest number of windows.
         batch: windows per pass of the network; by default the fastest number, on a GPU as many as half of its free
             memory holds, at most 32. Fewer once memory runs out.

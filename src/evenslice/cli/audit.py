@@ -125,7 +125,8 @@ def audit(
         float,
         options.measurement(
             "Stop once every judged pair bias is known to ± X and at least 8 slices have an answer, a second opinion and "
-            "attention to each class; after 200 windows, the first condition is enough.",
+            "attention to each class; after 200 windows, the first condition is enough, unless no class has "
+            "changed in any window although scores have.",
             metavar="X",
         ),
     ] = 0.01,

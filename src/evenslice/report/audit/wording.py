@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from evenslice.results import AuditResult, PairBias
 
+LEAST_WIDTH = 1e-6
+"""Half-width of the intervals of pair biases that do not vary at all."""
+
 VERDICTS = ("biased", "inconclusive", "balanced", "symmetric", "not applicable")
 
 
@@ -227,7 +230,12 @@ def _advice(audit: AuditResult, seen: int, what: str = "") -> str:
         return f"{seen} distinct {slices} seen{what}, {FEW_SLICES} are needed{more}"
     if audit.run.stopped == "all windows used":
         return "all windows were used, so audit another volume as well"
-    return "ask for more precision" if audit.run.stopped == "precision reached" else "audit more windows"
+    if audit.run.stopped != "precision reached":
+        return "audit more windows"
+    width = max(((pair.high - pair.low) / 2 for pair in audit.pairs if pair.judged), default=0.0)
+    if width < LEAST_WIDTH:  # these stop an audit, and no precision that is asked for would
+        return "audit another volume as well"
+    return f"ask for more precision, below ±{number(width / 2)}"
 
 
 def _answer_change(audit: AuditResult) -> str:
