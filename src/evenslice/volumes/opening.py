@@ -66,7 +66,8 @@ def open_volume(  # noqa: PLR0913  # all but one argument have defaults and name
     Args:
         path: a file, a folder of slices, a folder or an address (https://..., s3://..., gs://..., az://...)
             of Zarr, N5 or Neuroglancer precomputed data, a dataset in an HDF5 file (file.h5:/path), an array of
-            NumPy, Dask, Zarr or h5py, or an open volume, which only another ``plane`` or a ``region`` changes.
+            NumPy, Dask, Zarr, h5py or xarray (whose dimensions may be named z, y and x), or an open volume, which only
+            another ``plane`` or a ``region`` changes.
         axes: one letter per stored dimension in stored order, including z, y and x ("xyz", "tzyx"); by default what the
             file says, or z, y, x for three unnamed dimensions.
         select: the index to read along each other axis longer than 1, such as ``{"t": 0}``; ``{"series": 0}`` picks
