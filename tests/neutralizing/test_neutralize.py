@@ -771,3 +771,25 @@ def test_a_network_that_magnifies_rounding_is_not_blamed():
 
     record = neutralize(Magnifying(), 5)
     assert 1e-5 < record.mirror_error < 1e-2
+
+
+def test_stems_that_share_a_bias_get_the_constant_of_their_colours_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+            self.second.weight, self.second.bias = self.first.weight, self.first.bias
+
+        def forward(self, image):
+            return torch.cat([self.first(image), self.second(image).relu()], dim=1)
+
+    torch.manual_seed(0)
+    network = Twice()
+    reference = copy.deepcopy(network)
+    mean, std = (0.485, 0.456, 0.306), (0.229, 0.324, 0.225)
+    record = neutralize(network, 3, mean=mean, std=std)
+    assert network.second.bias is network.first.bias
+    gray = torch.rand(2, 1, 16, 16)
+    colours = (gray - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    slices = ((gray - record.mean) / record.std).expand(-1, 3, -1, -1)
+    assert torch.allclose(network(slices), reference(colours), atol=1e-4)

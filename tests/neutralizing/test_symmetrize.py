@@ -20,6 +20,7 @@ from evenslice._core.errors import ConfigError
 from evenslice.inference import ReadyNetwork
 from evenslice.networks.outputs import logits
 from evenslice.neutralizing import without_mirror
+from evenslice.neutralizing.mirror_average import mean_of_halves
 from evenslice.neutralizing.strategies import spread
 
 smp = pytest.importorskip("segmentation_models_pytorch")
@@ -153,6 +154,70 @@ def test_copies_of_a_compiled_network_are_symmetric(change, cut, ran):
     record = record_of(model)
     assert record.symmetrized == cut
     assert not any("_orig_mod" in stem for stem in record.stems)
+
+
+class WithLoss(nn.Module):
+    """Computes a loss from labels, as networks of transformers do, and the scores without."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, pixel_values, labels=None):
+        scores = self.head(self.encoder(pixel_values).mean((2, 3)))
+        return scores if labels is None else nn.functional.cross_entropy(scores, labels)
+
+
+@pytest.mark.parametrize("change", [symmetrize_encoder, neutralize_twin])
+def test_labels_are_those_of_the_averaged_scores(change):
+    torch.manual_seed(0)
+    model, images, labels = change(WithLoss()), windows(), torch.tensor([0, 1])
+    loss = model(pixel_values=images, labels=labels)
+    assert loss == nn.functional.cross_entropy(model(images), labels)
+    assert model(pixel_values=images, labels=None).shape == (2, 2)
+
+
+def test_a_loss_of_windows_and_mirrors_is_refused():
+    model = symmetrize(WithLoss())
+    with pytest.raises(ModelError, match="leave labels out and compute the loss from its scores"):
+        model(pixel_values=windows(), labels=torch.tensor([0, 1]))
+    assert_symmetric(model, windows())
+
+
+def test_what_wraps_a_network_with_a_record_may_be_taken_off(tmp_path):
+    network, _, _ = load_network("timm:test_resnet", "none")
+    neutralize(network, 3, strategy="pretrained", mean=0.5, std=0.2)
+    wrapper = symmetrize(nn.Sequential(network))
+    for model in (wrapper, network):
+        assert_symmetric(model.eval(), windows())
+    assert record_of(network).symmetrized == ("",)
+    save_network(network, tmp_path / "network.safetensors")
+    again = load_network("timm:test_resnet", str(tmp_path / "network.safetensors")).model
+    assert torch.equal(run(again.eval(), windows()), run(network, windows()))
+    outer = nn.Sequential(unet(), nn.Softmax(1))
+    neutralize(outer[0], 3, strategy="pretrained", mean=0.5, std=0.2)
+    with pytest.raises(ModelError, match=r"1 \(Softmax\) only wraps the network Unet; choose 'output' or"):
+        symmetrize(outer, "1")
+
+
+def test_outputs_that_are_no_batch_are_not_cut_in_half():
+    class Prototypes(nn.Module):
+        def __init__(self, count):
+            super().__init__()
+            self.layer, self.prototypes = nn.Conv2d(3, 2, 1), nn.Parameter(torch.rand(count, 8))
+
+        def forward(self, images):
+            return self.layer(images), self.prototypes / self.prototypes.norm()
+
+    with pytest.raises(ModelError, match="output 2 of the network is no batch .* would be cut in half"):
+        symmetrize(Prototypes(10), outputs=lambda found: found[0])
+    model = symmetrize(Prototypes(9), outputs=lambda found: found[0])
+    assert model(windows())[1].shape == (9, 8)
+
+
+def test_halves_do_not_overflow():
+    assert mean_of_halves(torch.full((2, 1), 40000.0, dtype=torch.float16)).item() == 40000
 
 
 def test_a_compiled_part_may_be_the_cut():

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from planted import IMAGENET
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from evenslice._core.errors import ModelError
 from evenslice.neutralizing.neutralization import neutralize, untie
@@ -173,3 +174,17 @@ def test_a_tied_network_has_to_be_untied_first():
         neutralize(model, 3)
     untie(model)
     assert neutralize(model, 3).tie is None
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9995])
+@pytest.mark.parametrize("tie", ["mirror", "uniform"])
+def test_an_average_over_time_keeps_the_tie(tie, decay):
+    """It averages buffers too, if asked to, and whole numbers come out one too low."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    neutralize(network, 5, strategy="pretrained", tie=tie, mean=0.5, std=0.5)
+    average = AveragedModel(network, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    for _ in range(20):
+        average.update_parameters(network)
+    window = torch.rand(2, 5, 16, 16)
+    assert torch.allclose(average(window), network(window), atol=1e-5)
+    assert not list(network.buffers())

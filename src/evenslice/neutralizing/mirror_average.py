@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,9 @@ __all__ = ["average_mirrored", "averages_mirrored", "copy_average", "mean_of_hal
 
 _ACTIVE = "evenslice_mirror_active"
 """Attribute of every module with a hook: whether its hook does anything."""
+
+LABELS = ("labels", "class_labels", "mask_labels")
+"""Arguments from which networks of transformers compute a loss."""
 
 _calls = threading.local()
 """How many calls of such networks are under way in each thread; `torch.compile` can trace this, unlike a context variable."""
@@ -56,7 +60,8 @@ def average_mirrored(model: nn.Module, cuts: Sequence[str], undo: ExitStack) -> 
         True
     """
     # In front of other hooks: a mixer of slices must not come between the window and its mirror.
-    undo.callback(model.register_forward_pre_hook(_append_mirrors, with_kwargs=True, prepend=True).remove)
+    append = partial(_append_mirrors, at_output="" in cuts)
+    undo.callback(model.register_forward_pre_hook(append, with_kwargs=True, prepend=True).remove)
     modules = [uncompiled(model.get_submodule(name)) for name in cuts]
     for module in modules:
         undo.callback(module.register_forward_hook(_average).remove)
@@ -140,17 +145,28 @@ def mean_of_halves(tensor: Tensor) -> Tensor:
             "cut the network before it turns scores into classes"
         )
     halves = tensor.reshape(2, tensor.shape[0] // 2, *tensor.shape[1:])
-    return (halves[0] + halves[1]) / 2
+    return halves[0] / 2 + halves[1] / 2  # of which no term overflows in half precision
 
 
 def _append_mirrors(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, at_output: bool
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Append the mirrored windows to the first input that is an image, and copies to what else there is of each image."""
+    """Append the mirrored windows to the first input that is an image, and copies to what else there is of each image.
+
+    Labels, as networks of transformers take them to compute a loss, meet the scores behind a cut: one for each window.
+    """
     _calls.depth = _depth() + 1
     if not getattr(model, _ACTIVE):
         return None
-    return change_image(model, args, kwargs, _with_mirrors, _twice, whose="its mirror")
+    labels = {name: kwargs[name] for name in LABELS if kwargs.get(name) is not None}
+    if labels and at_output:
+        raise ModelError(
+            f"{layer_label('', model)} would compute the loss of each window and each mirror, not that of their mean, which is "
+            f"what it returns; leave {', '.join(labels)} out and compute the loss from its scores, or symmetrize it at 'encoder'"
+        )
+    rest = {name: value for name, value in kwargs.items() if name not in labels}
+    args, rest = change_image(model, args, rest, _with_mirrors, _twice, whose="its mirror")
+    return args, rest | labels
 
 
 def _end_call(_model: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:

@@ -88,8 +88,14 @@ def rewrite(model: nn.Module, before: Inspection, request: Request, undo: ExitSt
     if request.strategy.drawn:
         seed_generators({parameter.device for parameter in model.parameters()}, request.seed)
     owners = _weight_owners(stems.items)
-    for stem, layout, colours, owner in zip(stems.items, layouts, kernels, owners, strict=True):
-        _rewrite(stem, layout, colours, request, owner)
+    for number, (stem, layout, colours, owner) in enumerate(
+        zip(stems.items, layouts, kernels, owners, strict=True)
+    ):
+        # A bias that two stems share gets the constant once.
+        constant = (
+            number == owner or stem.bias_owner is stem.norm or not _share_bias(stem, stems.items[owner])
+        )
+        _rewrite(stem, layout, colours, request, owner, constant=constant)
     _share_weights(stems.items, owners, drawn=request.strategy.drawn)
     if everything:
         _draw_anew(model)
@@ -211,8 +217,14 @@ def _share_weights(stems: Sequence[Stem], owners: Sequence[int], *, drawn: bool)
         stem.module.weight = shared
 
 
-def _rewrite(stem: Stem, layout: Layout, colours: EffectiveKernels, request: Request, number: int) -> None:
-    """Give one stem its new weights."""
+def _share_bias(stem: Stem, other: Stem) -> bool:
+    return stem.module.bias is not None and stem.module.bias is other.module.bias
+
+
+def _rewrite(  # what to do with which stem
+    stem: Stem, layout: Layout, colours: EffectiveKernels, request: Request, number: int, *, constant: bool
+) -> None:
+    """Give one stem its new weights, and its response the constant that makes up for what colours add."""
     if request.strategy.drawn:
         set_width(stem.module, layout.index.numel())
         stem.module.reset_parameters()
@@ -220,9 +232,11 @@ def _rewrite(stem: Stem, layout: Layout, colours: EffectiveKernels, request: Req
     kernels = spread(colours.kernels, layout.index.shape[1], request.strategy, seed=request.seed + number)
     if request.tie is not None:
         kernels = symmetric(kernels, request.tie)
-    constant = colours.constant - write_kernels(stem, layout, kernels)
-    if constant.abs().max() > 1e-9 * kernels.abs().max():  # less is rounding, not worth a new bias
-        add_constant(stem, constant)
+    missing = colours.constant - write_kernels(stem, layout, kernels)
+    if (
+        constant and missing.abs().max() > 1e-9 * kernels.abs().max()
+    ):  # less is rounding, not worth a new bias
+        add_constant(stem, missing)
 
 
 def _draw_anew(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
@@ -148,14 +149,21 @@ def _symmetrize_network(
             f"the network takes {channels} slices, and a window has an odd number: 1, 3, 5, ...; build it with an "
             "odd number of inputs"
         )
+    if cut and not f"{cut}.".startswith(wrapper):
+        raise ModelError(
+            f"{_label(model, cut)} only wraps the network {type(network).__name__}; choose {OUTPUT!r} or a module inside it"
+        )
+    name = f"{cut}.".removeprefix(wrapper).removesuffix(".")
     with exact_evaluation(model), torch.no_grad(), ExitStack() as undo:
-        errors = _symmetrized(model, cut, channels, size, outputs, undo)
+        # Where the record is, as what wraps the network may be taken off, or call another part of it.
+        average = partial(average_mirrored, network, (name,))
+        errors = _symmetrized(model, cut, average, channels, size, outputs, undo)
         undo.pop_all()
     keep_record(
         network,
         replace(
             record or _new_record(model, channels),
-            symmetrized=(f"{cut}.".removeprefix(wrapper).removesuffix("."),),
+            symmetrized=(name,),
             mirror_error=errors.mirror,
             permutation_error=errors.permutation,
             gray_error=errors.gray,
@@ -167,12 +175,13 @@ def _symmetrize_network(
 def _symmetrized(  # what to do, and what is known of the network
     model: nn.Module,
     cut: str,
+    average: Callable[[ExitStack], None],
     channels: int,
     size: tuple[int, int] | None,
     outputs: Callable[[Any], Any] | None,
     undo: ExitStack,
 ) -> OutputErrors:
-    """Symmetrize a network in place, and return its errors.
+    """Symmetrize a network in place by ``average``, and return its errors.
 
     Raises:
         ModelError: see `symmetrize`.
@@ -192,7 +201,7 @@ def _symmetrized(  # what to do, and what is known of the network
         window = random_image(model, (1, channels, *pixels), seed=1)
         images = trial_images(gray(channels, pixels), window)
         with ExitStack() as here, _naming(model, cut):
-            average_mirrored(model, (cut,), here)
+            average(here)
             after, sizes_after = _outputs(model, images, outputs)
             _check_sizes(sizes, sizes_after, len(images))
             errors = compare_outputs(before, after)
@@ -210,7 +219,7 @@ def _symmetrized(  # what to do, and what is known of the network
                 f"changes its output by {exact.mirror:.2g} of its largest value, giving it one slice N times by "
                 f"{exact.gray:.2g}; something else in it reads the window"
             )
-    average_mirrored(model, (cut,), undo)
+    average(undo)
     return errors
 
 
@@ -227,7 +236,7 @@ def _outputs(
 
 
 def _check_sizes(one: Sequence[int], several: Sequence[int], images: int) -> None:
-    """Check that no output still has the windows and their mirrors.
+    """Check that each output is a batch of averages, or was left alone.
 
     Args:
         one: lengths of the outputs for one image, without mirrors.
@@ -235,11 +244,16 @@ def _check_sizes(one: Sequence[int], several: Sequence[int], images: int) -> Non
         images: their number.
 
     Raises:
-        ModelError: an output is twice as long as it would be.
+        ModelError: an output is twice as long as it would be, or half as long as something that is no batch.
     """
     for number, (before, after) in enumerate(zip(one, several, strict=False), 1):
         if after == 2 * images * before:
             raise ModelError(f"output {number} of the network is for windows and mirrors, not averaged")
+        if after not in (images * before, before):
+            raise ModelError(
+                f"output {number} of the network is no batch (its length is {before} for one window, {after} for "
+                f"{images} and their mirrors) and would be cut in half; let the network return it as an attribute"
+            )
 
 
 def _broken(errors: OutputErrors) -> bool:

@@ -39,11 +39,10 @@ class Tied(nn.Module):
 
     def __init__(self, partners: Tensor, scale: Tensor) -> None:
         super().__init__()
-        self.partners: Tensor
-        self.ratio: Tensor
-        # Not part of the state dict: `neutralize` with the same tie makes them again.
-        self.register_buffer("partners", partners, persistent=False)
-        self.register_buffer("ratio", scale[partners] / scale / len(partners), persistent=False)
+        # Not part of the state dict, as `neutralize` with the same tie makes them again; nor buffers, which averages of
+        # networks over time average, too: that of an index 3 and 3 may be 2.
+        self.partners = partners
+        self.ratio = scale[partners] / scale / len(partners)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the symmetric weight (out, F, ...) of a free one."""
@@ -52,7 +51,8 @@ class Tied(nn.Module):
         # and larger groups are always in the same order.
         total = torch.zeros_like(weight)
         for partner, ratio in zip(self.partners, self.ratio, strict=True):
-            total = total + weight.index_select(1, partner) * ratio.to(weight).reshape(-1, *trailing)
+            chosen = weight.index_select(1, partner.to(weight.device))
+            total = total + chosen * ratio.to(weight).reshape(-1, *trailing)
         return total
 
 
@@ -100,8 +100,7 @@ def tie_weight(layer: nn.Module, layout: Layout, tie: str) -> None:
     partners[:, index.flatten()] = groups.flatten(1)
     scale = torch.empty(index.numel(), dtype=torch.float64, device="cpu")
     scale[index] = layout.scale
-    weight = layer.get_parameter("weight")
-    tied = Tied(partners, scale.float()).to(weight.device)
+    tied = Tied(partners, scale.float())
     parametrize.register_parametrization(layer, "weight", tied)
     _make_picklable(layer)
 
