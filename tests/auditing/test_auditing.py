@@ -268,8 +268,9 @@ def test_the_mode_of_the_caller_changes_nothing(mode, texture, tmp_path):
 def test_a_blank_volume_alone_is_refused(texture):
     """All of its windows are the same, so four would decide with an interval of no width."""
     blank, network = np.ones((12, 33, 40)), Linear(3.0, 2.0, 1.0)
-    with pytest.raises(ConfigError, match=r"all voxels are equal after scaling by intensity=\[0.0, 2.0\]"):
-        evenslice.audit(network, blank, intensity=(0, 2))
+    for options in ({}, {"intensity": (0, 2)}):
+        with pytest.raises(VolumeError, match=r"sampled voxels are 1; use a volume with contrast$"):
+            evenslice.audit(network, blank, **options)
     evenslice.audit(network, [blank, texture], intensity=(0, 2), max_windows=4)
 
 

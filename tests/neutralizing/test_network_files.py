@@ -255,6 +255,8 @@ def test_a_wrapped_network_is_saved_without_the_wrapper(tmp_path, monkeypatch, w
     again, loaded, _ = load_network("bias_free:build", "net.safetensors")
     assert loaded == record
     assert torch.equal(scores(again, window(3)), scores(model, window(3)))
+    with pytest.raises(ModelError, match="a function sets its own classes"):
+        load_network("bias_free:build", "net.safetensors", classes=6)
 
 
 def test_what_a_network_has_beside_its_neutralized_part_is_saved(tmp_path, monkeypatch):

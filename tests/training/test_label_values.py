@@ -91,7 +91,11 @@ def test_what_cannot_be(array, options, kind, message):
 @pytest.mark.parametrize(
     ("array", "options", "remedy"),
     [
-        ([0, 1, 2], {}, "set classes=3, or"),
+        (
+            [0, 1, 5],
+            {},
+            "set label_values=[0, 5] if it is that of a class, classes=6 if there are as many, or",
+        ),
         (
             [0, 255],
             {},

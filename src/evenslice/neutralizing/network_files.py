@@ -147,6 +147,7 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any], *, stated: bo
     """Load a file of `save_network`, whose words may be anyone's; it alone names the network if that is stated there."""
     file = read_weights(weights)
     record, saved = read_saved(weights, file.metadata[METADATA_KEY])
+    parse_specification(spec, asked["classes"])  # of a function, nobody can ask for classes
     check_asked(spec, weights, asked, record, saved)
     if record.slices > MANY_SLICES and asked["slices"] is None:
         raise ModelError(

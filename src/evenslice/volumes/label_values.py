@@ -263,8 +263,14 @@ class _ClassMap:
         void = f"{option('ignore_label', number)} if such voxels do not count"
         if number < 0:  # no class is written as a negative number
             return f"set {void}"
-        if self.values == tuple(range(len(self.values))) and 0 < number <= _MOST_NUMBERED:
-            return f"set {option('classes', number + 1)}"
+        numbered = self.values == tuple(range(len(self.values))) and 0 < number <= _MOST_NUMBERED
         if len(self.values) == 2:  # a mask, whose foreground is perhaps 255
-            return f"set {option('label_values', [self.values[0], number])} if it is that of a class, {void}"
+            mask = f"set {option('label_values', [self.values[0], number])} if it is that of a class"
+            return (
+                f"{mask}, {option('classes', number + 1)} if there are as many"
+                if numbered
+                else f"{mask}, {void}"
+            )
+        if numbered:
+            return f"set {option('classes', number + 1)}"
         return f"set {option('label_values')} if it is that of a class, {void}"

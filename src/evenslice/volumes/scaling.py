@@ -145,9 +145,9 @@ def fit_scaling(
     Raises:
         ConfigError: the intensities are not two numbers in ascending order, or make (almost) all voxels of a sample equal (not
             checked at an address).
-        VolumeError: the sample is constant, and no ``intensity`` given; or there is NaN or infinity and no ``fill``
-            (searched for in the whole volume up to 4 GiB, else, and at an address, in the sample; ``WindowGrid`` checks
-            what it reads).
+        VolumeError: the sample is constant, and no ``intensity`` given, or not ``blank``; or there is NaN or infinity
+            and no ``fill`` (searched for in the whole volume up to 4 GiB, else, and at an address, in the sample;
+            ``WindowGrid`` checks what it reads).
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -170,7 +170,7 @@ def fit_scaling(
         raise VolumeError(
             f"{volume.path}: no voxel of the sample is finite, so it cannot be scaled; check the file"
         )
-    return Scaling(*_range(volume, finite), fill)
+    return Scaling(*_range(volume, finite, blank=blank), fill)
 
 
 def _two_numbers(intensity: Any) -> tuple[float, float]:
@@ -201,7 +201,7 @@ def _check_sample(volume: Volume, voxels: NDArray[Any]) -> None:
         )
 
 
-def _range(volume: Volume, finite: NDArray[Any]) -> tuple[float, float]:
+def _range(volume: Volume, finite: NDArray[Any], *, blank: bool) -> tuple[float, float]:
     """Return the percentiles of sampled voxels or, where these are equal, their extremes.
 
     Raises:
@@ -222,9 +222,13 @@ def _range(volume: Volume, finite: NDArray[Any]) -> tuple[float, float]:
         low, high = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
     if low < high:
         return low, high
-    raise VolumeError(
-        f"{volume.path}: constant, all {finite.size} sampled voxels are {low:g}; "
-        f"use a volume with contrast, or give its range with {option('intensity')}"
+    raise _constant(volume, finite, f", or give its range with {option('intensity')}" if blank else "")
+
+
+def _constant(volume: Volume, finite: NDArray[Any], else_: str = "") -> VolumeError:
+    return VolumeError(
+        f"{volume.path}: constant, all {finite.size} sampled voxels are {float(finite.flat[0]):g}; use a volume with "
+        f"contrast{else_}"
     )
 
 
@@ -234,6 +238,10 @@ def _check_contrast(volume: Volume, scaling: Scaling, seed: int, *, blank: bool)
     voxels = voxels[np.isfinite(voxels)]
     if voxels.size == 0:
         return
+    if voxels.min() == voxels.max():
+        if blank:
+            return
+        raise _constant(volume, voxels)
     scaled = scaling(voxels)
     (low, high), (first, last) = (np.percentile(values, PERCENTILES) for values in (voxels, scaled))
     inside = np.count_nonzero((scaled > 0) & (scaled < 1))  # what is rare may yet be what the range is for
