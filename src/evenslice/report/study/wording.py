@@ -152,6 +152,8 @@ def removed_part(removed: Interval) -> str:
         >>> from evenslice.results import Interval
         >>> removed_part(Interval(0.989, 0.961, 1.0)).replace("\N{NO-BREAK SPACE}", " ")
         '98 % [96 %, 100 %]'
+        >>> removed_part(Interval(0.29, 0.004, 0.58)).replace("\N{NO-BREAK SPACE}", " ")
+        '29 % [0.4 %, 58 %]'
     """
     if math.isnan(removed.estimate):
         return NOTHING
@@ -161,7 +163,9 @@ def removed_part(removed: Interval) -> str:
 def _part(removed: float) -> str:
     if removed < -10:
         return f"below {MINUS}{percent(10)}"
-    part = math.floor(100 * removed) / 100
+    if 0 < removed < 0.01:
+        return percent(removed)
+    part = math.floor(100 * removed + 1e-9) / 100  # 100 * .58 is less than 58
     if part < 0:
         return f"{MINUS}{percent(-part)}"
     return f"more than {percent(0.99)}" if 0.99 < removed < 1 else percent(part)
