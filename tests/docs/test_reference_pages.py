@@ -312,16 +312,26 @@ def test_intervals_that_are_said_to_include_0_do():
 def test_what_the_default_crops_gave_is_what_is_said():
     page = (DOCS / "results" / "default-crops.md").read_text()
     (table,) = re.findall(r"^\| arm \|[^\n]* superior\? .*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)
-    rows = [_plain(line).strip("| ").split(" | ") for line in table.splitlines()]
-    change = {row[0].strip("*"): re.findall("[+\N{MINUS SIGN}]?[0-9]*\\.[0-9]+", row[2]) for row in rows[3:]}
-    (verdict,) = [row[3] for row in rows if row[0] == "**twin**"]
-    assert verdict.startswith("not inferior (interim")
-    encoder, uniform = change["symmetrized at the encoder"], change["uniform"]
-    assert (
-        f"Dice is {change['twin'][0]} with `twin` (not inferior so far), {change['symmetrized at the output'][0]} symmetrized "
-        f"at the output, {encoder[0]} symmetrized at the encoder ({encoder[1]} to {encoder[2]}) and {uniform[0]} with "
-        f"`uniform` ({uniform[1]} to {uniform[2]})"
-    ) in _plain((DOCS / "results.md").read_text())
+    rows = {cells[0].strip("*"): cells for cells in (row.split(" | ") for row in _plain_rows(table))}
+    said = _plain((DOCS / "results.md").read_text())
+    numbers = "[+\N{MINUS SIGN}]?[0-9]*\\.[0-9]+"
+    arms = {
+        "twin": "with `twin`",
+        "symmetrized at the output": "symmetrized at the output",
+        "symmetrized at the encoder": "symmetrized at the encoder",
+        "uniform": "with `uniform`",
+    }
+    for arm, words in arms.items():
+        change, low, high = re.findall(numbers, rows[arm][2])
+        assert f"{change} {words} ({low} to {high})" in said
+    assert rows.pop("uniform")[3].startswith("not settled")
+    assert all(rows[arm][3].startswith("not inferior (p") for arm in arms if arm in rows)
+    lost = [re.findall(numbers, rows[arm][-1])[0] for arm in ("twin", "pretrained")]
+    assert f"`twin` loses {lost[0]} and pretrained {lost[1]}" in said
+
+
+def _plain_rows(table):
+    return [_plain(line).strip("| ") for line in table.splitlines()[2:]]
 
 
 def test_pages_say_of_how_many_surveyed_networks_they_speak():
