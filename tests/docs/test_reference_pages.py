@@ -239,7 +239,7 @@ def _recomputed():
 @pytest.mark.parametrize(
     ("page", "number"),
     [
-        ("README.md", 41),
+        ("README.md", 42),
         ("docs/index.md", 0),
         ("docs/symmetry.md", 5),
         ("docs/explanation/strategies.md", 10),
