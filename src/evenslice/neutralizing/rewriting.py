@@ -233,9 +233,8 @@ def _rewrite(  # what to do with which stem
     if request.tie is not None:
         kernels = symmetric(kernels, request.tie)
     missing = colours.constant - write_kernels(stem, layout, kernels)
-    if (
-        constant and missing.abs().max() > 1e-9 * kernels.abs().max()
-    ):  # less is rounding, not worth a new bias
+    rounding = 1e-9 * kernels.abs().max()  # not worth a new bias
+    if constant and missing.abs().max() > rounding:
         add_constant(stem, missing)
 
 

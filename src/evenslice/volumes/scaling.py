@@ -225,10 +225,10 @@ def _range(volume: Volume, finite: NDArray[Any], *, blank: bool) -> tuple[float,
     raise _constant(volume, finite, f", or give its range with {option('intensity')}" if blank else "")
 
 
-def _constant(volume: Volume, finite: NDArray[Any], else_: str = "") -> VolumeError:
+def _constant(volume: Volume, finite: NDArray[Any], otherwise: str = "") -> VolumeError:
     return VolumeError(
         f"{volume.path}: constant, all {finite.size} sampled voxels are {float(finite.flat[0]):g}; use a volume with "
-        f"contrast{else_}"
+        f"contrast{otherwise}"
     )
 
 
