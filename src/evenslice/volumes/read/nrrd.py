@@ -144,9 +144,10 @@ def _data_type(header: Mapping[str, Any], label: str) -> np.dtype[Any]:
     dtype = np.dtype(code)
     order = str(header.get("endian", "little" if dtype.itemsize == 1 else "")).lower()
     if order not in ("little", "big"):
+        found = repr(order[:40]) if order else "missing"
         raise VolumeError(
-            f"{label}: its field 'endian' is {order[:40]!r}, so the order of the bytes of a voxel is unknown; let it say "
-            "'little' or 'big'"
+            f"{label}: its field 'endian' is {found}, so the order of the bytes of a voxel is unknown; let it say 'little' "
+            "or 'big'"
         )
     return dtype.newbyteorder("<" if order == "little" else ">")
 
