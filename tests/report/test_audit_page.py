@@ -374,6 +374,11 @@ def test_methods_that_disagree():
     assert plain(agreement_sentence(unsure)).endswith(
         "of the one before it (not certain: pair bias -0.100 to 0.300)."
     )
+    # A wide interval around nearly nothing does not show equal attention.
+    wide = with_statistics(audit, second_opinion=by_occlusion((PairBias(-0.03, -0.2, 0.14),)))
+    assert plain(agreement_sentence(wide)).endswith(
+        "by occlusion it is not certain whether both get equal attention (pair bias -0.200 to 0.140)."
+    )
     five = make_audit("a", CYCLIC)
     apart = by_occlusion((five.pairs[0], PairBias(-0.2, -0.22, -0.18)))
     assert "disagree about the slices ±2: by gradient the slice 2 after the middle" in (

@@ -122,11 +122,13 @@ def _told(k: int, pair: PairBias, tolerance: float, least_attention: float) -> s
         return "nothing is known"
     if not pair.judged:
         return f"both get less than {threshold(least_attention)} of the attention, too little to be judged"
-    state = state_of(pair, tolerance)
-    doubt = f" (not certain: pair bias {number(pair.low)} to {number(pair.high)})" if state == "open" else ""
+    is_open = state_of(pair, tolerance) == "open"
+    interval = f"pair bias {number(pair.low)} to {number(pair.high)}"
     if abs(pair.estimate) > tolerance:
-        return f"{favour(k, pair.estimate)}{doubt}"
-    return f"both get equal attention{doubt}"
+        return f"{favour(k, pair.estimate)}{f' (not certain: {interval})' if is_open else ''}"
+    if is_open:
+        return f"it is not certain whether both get equal attention ({interval})"
+    return "both get equal attention"
 
 
 def _is_unsettled(audit: AuditResult) -> bool:
