@@ -13,10 +13,13 @@ is exactly constant, for which bfloat16 is not exact enough, so that an audit fa
 - captum: `captum.attr.Saliency` on the network as it was built, with a wrapper that sums the logits of the predicted
   class, as Captum's tutorial on segmentation does; the same windows and mirrors.
 - audit: `evenslice.audit`, everything included: opening, scaling, reading, attribution, statistics, stopping.
+- captum / bare, default precision: what an audit could gain at most, if nothing but the passes of its windows took time.
 - one without second opinion: the same, but no window is measured by the second method, for each class or in float32;
   both stop as early as they may. `--second-opinion` measures nothing else.
 - with `--larger-tile`, only these are compared with a default audit: an audit with that tile, and Captum on as many of
   its windows as that audit uses, on one thread. The half-widths of all three pair biases are printed.
+
+`--compiled` compares only the bare passes with those of the network under `torch.compile`, which needs a C++ compiler.
 
 Times are those of the clock; on one thread (`OMP_NUM_THREADS=1`) of the processor, which other programs disturb less.
 """
@@ -39,6 +42,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 import evenslice
 from evenslice.auditing import auditor, stopping
 from evenslice.cli.demonstration import SPEC
+from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.neutralizing.network_files import load_network
 from evenslice.results import pair_bias
 from evenslice.results.intervals import mean_interval
@@ -167,6 +171,28 @@ def larger_tile(
     return ratios
 
 
+def compiled(network: nn.Module, windows: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Return the ratios of the times of passes with and without ``torch.compile``; print how long compiling took."""
+    faster = torch.compile(network)
+    started = time.perf_counter()
+    bare(faster, windows, BATCH)
+    first = time.perf_counter() - started
+    print(f"first compiled passes of {len(windows)} windows: {first:.0f} s")
+    bare(network, windows, BATCH)
+    ratios = [
+        seconds(lambda: bare(faster, windows, BATCH)) / seconds(lambda: bare(network, windows, BATCH))
+        for _ in range(rounds)
+    ]
+    return {"compiled / bare, default precision": ratios}
+
+
+def ready(model: nn.Module, tile: tuple[int, int]) -> ReadyNetwork:
+    """Return the network as an audit runs it, in the default precision."""
+    network = ReadyNetwork(model, slices=3)
+    network.prepare(3, tile)
+    return network
+
+
 def show(ratios: dict[str, list[float]]) -> None:
     """Print the median and the range of each ratio."""
     for name, values in ratios.items():
@@ -183,6 +209,7 @@ def main() -> None:
     parser.add_argument("--no-noise", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--second-opinion", action="store_true", help="measure only what it takes")
+    parser.add_argument("--compiled", action="store_true", help="compare only passes with torch.compile")
     parser.add_argument("--larger-tile", type=int, nargs=2, help="compare only audits with it and by default")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="that it is measured with")
     options = parser.parse_args()
@@ -203,6 +230,11 @@ def main() -> None:
     if options.larger_tile:
         show(larger_tile(lambda tile: audit("auto", tile), (y, x), as_built, windows, z, options.rounds))
         return
+    fast = ready(model, (y, x))
+    if options.compiled:
+        torch.set_num_threads(1)
+        show(compiled(fast, windows[:8], options.rounds))
+        return
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     convert_conv2d_weight_memory_format(frozen, torch.channels_last)
     exact, default = audit("float32"), audit("auto")
@@ -211,16 +243,20 @@ def main() -> None:
     shares = captum(as_built, for_captum).mean(0)
     bare(frozen, for_bare, BATCH)  # the first passes of a process are slower
     size = min(BARE_BATCHES, key=lambda size: seconds(lambda: bare(frozen, for_bare, size)))
+    bare(fast, for_captum, BATCH)
     ratios: dict[str, list[float]] = {
         "float32 audit / bare": [],
         "captum / default audit": [],
+        "captum / bare, default precision": [],
     }
     for _ in range(options.rounds):
         ratios["float32 audit / bare"].append(
             seconds(lambda: audit("float32")) / seconds(lambda: bare(frozen, for_bare, size))
         )
-        ratios["captum / default audit"].append(
-            seconds(lambda: captum(as_built, for_captum)) / seconds(lambda: audit("auto"))
+        explaining = seconds(lambda: captum(as_built, for_captum))
+        ratios["captum / default audit"].append(explaining / seconds(lambda: audit("auto")))
+        ratios["captum / bare, default precision"].append(
+            explaining / seconds(lambda: bare(fast, for_captum, BATCH))
         )
     print(f"bare: batches of {size}")
     print(f"windows: {len(for_bare)} in float32, {len(for_captum)} by default ({default.run.dtype})")
