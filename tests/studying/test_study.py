@@ -354,23 +354,65 @@ def test_other_options_of_the_audit_repeat_the_audit_alone(folder, monkeypatch):
     assert study(config(audit={"max_windows": 5}), out) == after
 
 
-def test_a_study_does_not_mix_runs_on_other_data(folder, monkeypatch):
-    out, data = folder / "mixed", folder / "mixed_data"
+def data_of_its_own(folder, name):
+    """Return the options of a study on a copy of the data, and where that is."""
+    data = folder / name
     data.mkdir()
-    for name in ("image.npy", "labels.npy"):
-        (data / name).write_bytes((folder / name).read_bytes())
+    for file in ("image.npy", "labels.npy"):
+        shutil.copy(folder / file, data)
     values = options()
     values["datasets"][0]["root"] = str(data)
-    study(StudyConfig.model_validate(values), out)
+    return values, data
+
+
+def change_labels(data):
     np.save(data / "labels.npy", 1 - np.load(data / "labels.npy"))
-    with pytest.raises(
-        ConfigError,
-        match="datasets: 'blobs': its files are not those on which .*mixed/runs/.* was trained and tested",
-    ):
+
+
+CHANGED = "datasets: 'blobs': its files are not those on which .*/runs/.* was trained and tested; restore"
+
+
+def test_a_study_does_not_mix_runs_on_other_data(folder, monkeypatch):
+    values, data = data_of_its_own(folder, "mixed_data")
+    out = folder / "mixed"
+    study(StudyConfig.model_validate(values), out)
+    change_labels(data)
+    with pytest.raises(ConfigError, match=CHANGED):
         study(StudyConfig.model_validate({**values, "seeds": [0, 1]}), out)
     (data / "labels.npy").unlink()
     monkeypatch.setattr(study_runner, "execute", None)
     assert study(StudyConfig.model_validate(values), out)["finished"] == 2  # nothing is read of what is gone
+
+
+def test_scores_are_not_joined_with_an_audit_of_other_data(folder):
+    values, data = data_of_its_own(folder, "audited_data")
+    out = folder / "audited_on_others"
+    study(StudyConfig.model_validate(values), out)
+    before = figures(out)
+    change_labels(data)
+    with pytest.raises(ConfigError, match=CHANGED):
+        study(StudyConfig.model_validate({**values, "audit": {"max_windows": 5}}), out)
+    assert figures(out) == before
+    for path in run_files(out):  # as if it had been interrupted before the audits
+        path.unlink()
+    with pytest.raises(ConfigError, match=CHANGED):
+        study(StudyConfig.model_validate(values), out)
+
+
+def test_a_run_is_not_audited_on_data_that_have_changed_since_its_test(folder, monkeypatch):
+    values, data = data_of_its_own(folder, "changing_data")
+    train = run_execution.train
+
+    def train_and_change(*arguments, **options):
+        result = train(*arguments, **options)
+        change_labels(data)
+        return result
+
+    monkeypatch.setattr(run_execution, "train", train_and_change)
+    values["arms"] = values["arms"][:1]
+    (failed,) = study(StudyConfig.model_validate(values), folder / "changing")["failed"]
+    assert failed["error"].startswith("'blobs': its files have changed since ")
+    assert not list((folder / "changing").glob("runs/*/audit.json"))
 
 
 def test_a_study_can_be_given_more(done, tmp_path, monkeypatch):

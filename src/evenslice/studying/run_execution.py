@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import EvensliceError, ModelError, staged_file
+from evenslice._core import ConfigError, EvensliceError, ModelError, staged_file
 from evenslice.auditing import audit
 from evenslice.inference import ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
 from evenslice.results import EXAMPLE_SIZE, largest_bias, saliency_percentiles, save_audits
-from evenslice.studying.outcome import STRESS_COLUMNS, RunOutcome
+from evenslice.studying.outcome import STRESS_COLUMNS, RunOutcome, data_of_result
 from evenslice.studying.repair import repair_run
-from evenslice.training import RunFolder, TrainConfig, open_data, retest, train
+from evenslice.training import RunFolder, TrainConfig, fingerprints, open_data, retest, train
 from evenslice.volumes import read_in_runs
 
 if TYPE_CHECKING:
@@ -85,6 +85,12 @@ def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
         if run.base is None
         else _derive(run, run.base, folder, progress)
     )
+    data = data_of_result(result)
+    if sorted(fingerprints(config.data)) != data:  # the scores are those of the files as they were
+        raise ConfigError(
+            f"{config.data.name!r}: its files have changed since {folder} was tested on them; restore them, or run "
+            "the study in another folder"
+        )
     tested = open_data(config.data, config.model, seed=config.seed).test
     network = load_network(config.model.spec, str(files.network)).model
     found = _audit(network, tested, run, progress)
@@ -95,14 +101,13 @@ def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
         file.unlink(missing_ok=True)
     with suppress(OSError):  # somebody else has put a file there
         files.last.parent.rmdir()
-    parts = [part for split in result["data"].values() for part in split]
     return {
         **_test_scores(result),
         **_stress(result.get("stress")),
         **_audit_results(found),
         "steps": result["steps"],
         "seconds": result["seconds"],
-        "data": sorted({part[kind] for part in parts for kind in ("image", "labels")}),
+        "data": data,
     }
 
 

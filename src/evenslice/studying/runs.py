@@ -11,11 +11,11 @@ from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evenslice._core import ConfigError
+from evenslice._core import ConfigError, EvensliceError
 from evenslice.studying.folds import fold_data
-from evenslice.studying.outcome import RunOutcome
+from evenslice.studying.outcome import RunOutcome, data_of_result
 from evenslice.studying.repair import damaged_files
-from evenslice.training import MOVABLE, ModelConfig, TrainConfig, flat_options, saved_record
+from evenslice.training import MOVABLE, ModelConfig, RunFolder, TrainConfig, flat_options, saved_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -111,6 +111,17 @@ class Run:
         if found is None or found.status != "done" or found.audit != self.audit.model_dump(mode="json"):
             return None
         return None if damaged_files(folder) else found.model_copy(update=self.labels)
+
+    def tested_data(self, base: Path) -> list[str] | None:
+        """Return the fingerprints of the files on which the run was tested, finished or not; None if none are recorded."""
+        folder = self.folder(base)
+        found = RunOutcome.load(folder / "run.json")
+        if found is not None and found.data is not None:
+            return found.data
+        try:
+            return data_of_result(RunFolder(folder).read_result())
+        except EvensliceError:  # it was not tested, or its result is damaged
+            return None
 
 
 def plan_runs(config: StudyConfig) -> list[Run]:

@@ -148,7 +148,7 @@ def _study(
     waiting = [run for run in runs if run.key not in outcomes]
     _check_weights(waiting)
     _check_data(config, waiting)
-    _check_unchanged([run for run in runs if run.key in outcomes], outcomes, base)
+    _check_unchanged(runs, base)
     for run in waiting[:1]:
         run.folder(base).mkdir(parents=True, exist_ok=True)  # from now on, it is the folder of a study
     write_config(config, out)
@@ -232,16 +232,16 @@ def _by_data(runs: Iterable[Run]) -> dict[tuple[str, int], list[Run]]:
     return groups
 
 
-def _check_unchanged(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome], base: Path) -> None:
-    """Check that the files of data sets are those of finished runs."""
-    completed = [run for run in runs if outcomes[run.key].data is not None]
-    for (name, _), group in _by_data(completed).items():
+def _check_unchanged(runs: Sequence[Run], base: Path) -> None:
+    """Check that the files of data sets are those on which runs were tested, of which some may still be audited."""
+    tested = {run.key: data for run in runs if (data := run.tested_data(base)) is not None}
+    for (name, _), group in _by_data(run for run in runs if run.key in tested).items():
         try:
             now = sorted(fingerprints(group[0].config.data))
         except VolumeError:
             continue  # the files are gone, but the results on them remain valid
         for run in group:
-            if outcomes[run.key].data != now:
+            if tested[run.key] != now:
                 raise ConfigError(
                     f"datasets: {name!r}: its files are not those on which {run.folder(base)} was trained and tested; "
                     "restore them, or run the study in another folder"
