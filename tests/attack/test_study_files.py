@@ -16,7 +16,7 @@ from tiny_training import start, studied, study_options, tree
 from evenslice.cli import main
 from evenslice.results import load_study
 from evenslice.studying import StudyConfig, study
-from evenslice.training import TrainConfig, train
+from evenslice.training import RunFolder, TrainConfig, train
 
 pytestmark = pytest.mark.attack
 
@@ -189,6 +189,21 @@ def test_a_run_that_is_trained_alone_is_not_trained_by_a_study_too(config, undis
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert study(config, out)["finished"] == 2
+    assert studied(out) == studied(undisturbed)
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", "result.json", "audit.json"])
+def test_a_run_is_not_repaired_while_another_process_works_on_it(config, out, undisturbed, name):
+    run = RunFolder(first_run(out))
+    cut(run.path / name)
+    (run.path / ".audit.npz.a1b2_3d4").mkdir()  # which that process is writing
+    before = tree(run.path)
+    with run.lock():
+        (failed,) = study(config, out)["failed"]
+        assert "is at work in it; wait for it" in failed["error"]
+        assert tree(run.path) == sorted([*before, ".lock"])
+        assert (run.path / ".audit.npz.a1b2_3d4").exists()
+    study(config, out)
     assert studied(out) == studied(undisturbed)
 
 

@@ -31,13 +31,23 @@ def repair_run(folder: Path) -> None:
 
     Args:
         folder: the folder of the run; it may be missing.
+
+    Raises:
+        OutputError: another process works in it.
     """
-    run, damaged = RunFolder(folder), damaged_files(folder)
-    remove_leftovers(folder, FILES)
+    if folder.exists():
+        with RunFolder(folder).lock():
+            _repair(RunFolder(folder))
+
+
+def _repair(run: RunFolder) -> None:
+    """Do so; hold the lock."""
+    damaged = damaged_files(run.path)
+    remove_leftovers(run.path, FILES)
     checkpoints = {run.last, run.best}
     untested = run.network.exists() and (run.result in damaged or not run.result.exists())
     # Of a finished run, results may have been kept without what a training goes on from.
-    bare = (folder / "run.json").exists() and not run.config.exists()
+    bare = (run.path / "run.json").exists() and not run.config.exists()
     lost = damaged & {run.config, run.data, run.metrics, run.network}
     if lost or bare or (untested and not run.metrics.exists()):
         damaged |= {run.config, run.data, run.metrics, run.network, run.result, *checkpoints}

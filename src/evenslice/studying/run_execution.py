@@ -53,8 +53,11 @@ def execute(run: Run, base: Path, progress: bool | None = False) -> RunOutcome:
         progress: show progress bars on standard error; with None, if that is a terminal.
     """
     try:
-        results = _results(run, run.folder(base), progress)
-        return _save(run, base, status="done", error=None, **results)
+        files = RunFolder(run.folder(base))
+        repair_run(files.path)
+        result = _trained(run, files.path, progress)
+        with files.lock():  # a worker that is only thought lost may be at work on the same run
+            return _save(run, base, status="done", error=None, **_examined(run, files, result, progress))
     except Exception as error:  # noqa: BLE001  # a failed run must not stop the others
         return record_failure(run, base, error)
 
@@ -76,15 +79,16 @@ def _save(run: Run, base: Path, **fields: Any) -> RunOutcome:
     return outcome.save(run.folder(base) / "run.json")
 
 
-def _results(run: Run, folder: Path, progress: bool | None) -> dict[str, Any]:
-    """Train or derive a network, test and audit it, and return the fields of its outcome."""
-    repair_run(folder)
-    config, files = run.config, RunFolder(folder)
-    result: Mapping[str, Any] = (
-        train(config, folder, resume=True, progress=progress)
-        if run.base is None
-        else _derive(run, run.base, folder, progress)
-    )
+def _trained(run: Run, folder: Path, progress: bool | None) -> Mapping[str, Any]:
+    """Train or derive and test a network, and return the content of its ``result.json``."""
+    if run.base is None:
+        return train(run.config, folder, resume=True, progress=progress)
+    return _derive(run, run.base, folder, progress)
+
+
+def _examined(run: Run, files: RunFolder, result: Mapping[str, Any], progress: bool | None) -> dict[str, Any]:
+    """Audit a trained network, and return the fields of the outcome of its run."""
+    config, folder = run.config, files.path
     data = data_of_result(result)
     if sorted(fingerprints(config.data)) != data:  # the scores are those of the files as they were
         raise ConfigError(
