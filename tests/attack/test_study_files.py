@@ -207,6 +207,24 @@ def test_a_run_is_not_repaired_while_another_process_works_on_it(config, out, un
     assert studied(out) == studied(undisturbed)
 
 
+def test_a_run_that_another_process_finishes_meanwhile_is_not_failed(config, out, undisturbed):
+    """As a worker does that Dask takes for lost, although it goes on."""
+    first, last = sorted((out / "runs").iterdir())
+    finished = [(run / "run.json", (run / "run.json").read_text()) for run in (first, last)]
+    for path, _ in finished:
+        path.unlink()
+    with RunFolder(first).lock():
+
+        def finish(outcome, *_):
+            if outcome.status == "done":  # of the other run, which is the last
+                for path, text in finished[:1]:
+                    path.write_text(text)
+
+        summary = study(config, out, on_finished=finish)
+    assert (summary["finished"], summary["failed"]) == (2, [])
+    assert studied(out) == studied(undisturbed)
+
+
 def test_what_a_killed_study_left_is_removed(config, out, undisturbed):
     run = first_run(out)
     (run / "run.json").unlink()

@@ -159,6 +159,9 @@ def _study(
         write_results(config, outcomes.values(), out)
         if on_finished is not None:
             on_finished(outcome, len(outcomes), len(runs))
+    for run in waiting:  # of a failed one, a worker that was only thought lost may have finished it since
+        if outcomes[run.key].status == "failed" and (found := run.outcome(base)) is not None:
+            outcomes[run.key] = found
     summary = write_results(config, outcomes.values(), out)
     write_study_report(load_study(out), out / "report.html")
     return cast("StudySummary", _ShownSummary(summary))
