@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 
 import evenslice
 from evenslice._core.config_files import Section, as_config, load_config, to_yaml
-from evenslice._core.errors import ConfigError, MissingExtraError, VolumeError
+from evenslice._core.errors import ConfigError, MissingExtraError, OutputError, VolumeError
 from evenslice.cli import entry as cli
 from evenslice.results.studies import load_study
 from evenslice.studying import run_execution, study_runner
@@ -537,6 +538,35 @@ def test_a_study_survives_the_death_of_a_worker(folder, done):
     assert "2/2 blobs, small" in error
     assert len(list(watched.iterdir())) > 1
     assert figures(folder / "spread") == [record for record in figures(done[0]) if record["seed"] == 0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs a path that differs by process")
+def test_a_worker_that_would_write_elsewhere_ends_a_study_before_its_first_run(folder, tmp_path, monkeypatch):
+    from distributed import LocalCluster
+
+    data = options()["datasets"][0] | {"root": str(folder)}
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-dashboard"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster:
+        process = subprocess.Popen(
+            [*worker, cluster.scheduler_address], cwd=tmp_path / "there", stderr=subprocess.DEVNULL
+        )
+        try:
+            message = (
+                r"^/proc/self/cwd/out: is another folder for the worker on .*; choose a folder \(out\) that"
+            )
+            with pytest.raises(OutputError, match=message):
+                study(
+                    {**options(), "datasets": [data]},
+                    "/proc/self/cwd/out",
+                    scheduler=cluster.scheduler_address,
+                )
+        finally:
+            process.terminate()
+            process.wait()
+    assert not list(tmp_path.rglob("run.json"))
 
 
 def test_the_command_prints_tables(done, folder, monkeypatch, capsys):

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-__all__ = ["locked", "locked_folder"]
+__all__ = ["is_locked", "locked", "locked_folder"]
+
+LOCK = ".lock"
+"""Name of the lock file in a folder of results."""
 
 WAIT_SECONDS = 1.0  # for a process that is just ending
 
@@ -70,9 +73,26 @@ def locked_folder(folder: Path, busy: str) -> Iterator[None]:
     """
     made = [item for item in (folder, *folder.parents) if not item.exists()]
     try:
-        with locked(folder / ".lock", busy):
+        with locked(folder / LOCK, busy):
             yield
     finally:
         for item in made:
             with suppress(OSError):  # it is not empty
                 item.rmdir()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds the lock of a folder of results, or was killed while it did.
+
+    Where this process sees other files by the same path than the one that holds the lock, it sees none.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with locked_folder(folder, "another process works in it"):
+        ...     print(is_locked(folder))
+        True
+        >>> is_locked(folder)
+        False
+    """
+    return (folder / LOCK).exists()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, staged_file
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    ModelError,
+    OutputError,
+    is_locked,
+    option,
+    staged_file,
+)
 from evenslice.auditing import audit
 from evenslice.inference import ReadyNetwork, predict
 from evenslice.networks import predicted_classes
@@ -30,7 +39,7 @@ if TYPE_CHECKING:
     from evenslice.studying.runs import Run
     from evenslice.volumes import LabelledVolume
 
-__all__ = ["execute", "record_failure"]
+__all__ = ["execute", "execute_at_worker", "record_failure"]
 
 HELD_BYTES = 2**26  # of labels that are read at once if their slices are stored together
 ESTIMATES = (
@@ -60,6 +69,20 @@ def execute(run: Run, base: Path, progress: bool | None = False) -> RunOutcome:
             return _save(run, base, status="done", error=None, **_examined(run, files, result, progress))
     except Exception as error:  # noqa: BLE001  # a failed run must not stop the others
         return record_failure(run, base, error)
+
+
+def execute_at_worker(run: Run, base: Path) -> RunOutcome:
+    """Do so on a worker, which may be on another machine.
+
+    Raises:
+        OutputError: what this worker has at the path of the study is not the folder of the study, or cannot be written.
+    """
+    if not is_locked(base.parent):
+        raise OutputError(
+            f"{base.parent}: is another folder for the worker on {platform.node()}, so that the study would not find its "
+            f"results; choose a folder ({option('out')}) that this machine and all workers share"
+        )
+    return execute(run, base)
 
 
 def record_failure(run: Run, base: Path, error: Exception) -> RunOutcome:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from evenslice._core import (
     ConfigError,
     EvensliceError,
+    OutputError,
     VolumeError,
     as_config,
     json_text,
@@ -46,7 +47,7 @@ from evenslice.results import (
 )
 from evenslice.studying.config import StudyConfig
 from evenslice.studying.outcome import STRESS_COLUMNS
-from evenslice.studying.run_execution import execute, record_failure
+from evenslice.studying.run_execution import execute, execute_at_worker, record_failure
 from evenslice.studying.runs import LABELS, count_runs, plan_runs
 from evenslice.studying.study_folder import study_folder, write_config
 from evenslice.training import RunFolder, check_data, fingerprints, open_data
@@ -99,7 +100,8 @@ def study(
         ConfigError: the data do not fit the configuration, or differ from those of finished runs; two arms are equal;
             or the scheduler does not answer. An error in a single run is recorded with it, and the others continue.
         VolumeError: a data set cannot be used.
-        OutputError: the folder cannot be written, another study works in it, or it holds other files of these names.
+        OutputError: the folder cannot be written, another study works in it, or it holds other files of these names; or
+            a worker has another folder at its path.
         MissingExtraError: a package is missing; those of the report are checked before the first run, too.
 
     Example: two arms, one seed and one step on noise, with a network made for tests.
@@ -257,8 +259,12 @@ def _execute_all(
     if not runs:
         return
     with open_cluster(workers, scheduler) as client:
-        run_one = partial(execute, base=base, progress=None if client is None else False)
-        for run, outcome in map_as_finished(run_one, runs, client, needs=lambda run: run.base):
+        run_one = partial(execute, progress=None) if client is None else execute_at_worker
+        for run, outcome in map_as_finished(
+            partial(run_one, base=base), runs, client, needs=lambda run: run.base
+        ):
+            if isinstance(outcome, OutputError):  # nor could the others be recorded
+                raise outcome
             if isinstance(outcome, Exception):  # the run killed several workers
                 yield run, record_failure(run, base, outcome)
             else:
