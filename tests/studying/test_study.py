@@ -23,7 +23,7 @@ from torch import nn
 
 import evenslice
 from evenslice._core.config_files import Section, as_config, load_config, to_yaml
-from evenslice._core.errors import ConfigError, MissingExtraError, OutputError, VolumeError
+from evenslice._core.errors import ConfigError, MissingExtraError, OutputError, VolumeError, option
 from evenslice.cli import entry as cli
 from evenslice.results.studies import load_study
 from evenslice.studying import run_execution, study_runner
@@ -78,6 +78,10 @@ class Crashing(nn.Module):
 
 def crashing():
     return Crashing().eval()
+
+
+def linear():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
 """
 
 
@@ -463,6 +467,55 @@ def test_a_crashed_run_is_recorded_and_the_rest_goes_on(folder):
     assert sorted(tried) == ["lost", "lost", "pretrained", "tied"]  # those that failed, and no others
 
 
+def test_errors_of_runs_name_options_as_the_study_has_them(folder, monkeypatch):
+    saved = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    evenslice.neutralize(saved, slices=3, strategy="mirror")
+    evenslice.save_network(saved, folder / "saved.safetensors")
+    arms = [
+        {"name": "pretrained", "strategy": "pretrained"},
+        {"name": "saved", "strategy": "center", "weights": "saved.safetensors"},
+        {"name": "twin", "strategy": "twin"},
+    ]
+    architectures = [
+        {"name": "small", "spec": "studied:small", "weights": "none"},
+        {"name": "linear", "spec": "studied:linear", "weights": "none"},
+        {"name": "misspelt", "spec": "smp:Unet/resnet18?classes=3", "weights": "none"},
+    ]
+    changed = options(
+        arms=arms, architectures=architectures, audit={"max_windows": 8, "method": "gradient_shap"}
+    )
+    changed["training"] |= {"steps": 1, "stress": False}
+
+    def unable(*_, **__):
+        raise ConfigError(
+            f"cannot; measure by {option('method', 'occlusion')}, choose {option('device', 'cpu')}"
+        )
+
+    monkeypatch.setattr(run_execution, "audit", unable)
+    failed = study(StudyConfig.model_validate(changed), folder / "misspelt")["failed"]
+    errors = {(run["architecture"], run["arm"]): run["error"] for run in failed}
+    assert errors["small", "pretrained"] == (
+        "audit: cannot; measure by audit.method: occlusion, choose training.accelerator: cpu"
+    )
+    assert errors["small", "saved"].startswith("arms[1], architectures[0]: ")
+    assert errors["small", "saved"].endswith("leave out arms[1].strategy, or start from the original weights")
+    assert errors["linear", "twin"].startswith("arms[2], architectures[1]: no activation follows")
+    assert errors["linear", "twin"].endswith("symmetrize the network instead (arms[2].symmetrize: output)")
+    assert errors["misspelt", "pretrained"].endswith(
+        "classes is not allowed here: architectures[2].weights and datasets[0].classes decide"
+    )
+    assert errors["misspelt", "saved"].endswith("arms[1].weights and datasets[0].classes decide")
+    assert not any("model" in error for error in errors.values())
+
+
+def test_the_place_where_a_derived_run_is_symmetrized_is_named_by_its_arm(folder):
+    arms = [*options()["arms"][:1], {"name": "derived", "network_of": "pretrained", "symmetrize": "encdoer"}]
+    (failed,) = study(config(arms=arms), folder / "nowhere")["failed"]
+    assert failed["error"].startswith(
+        "arms[1].symmetrize: encdoer: the network has no module 'encdoer'; did you"
+    )
+
+
 def test_a_long_name_is_cut_in_the_folder_of_a_run(tmp_path):
     config = without_folds(load_config(STUDY_TEMPLATE, StudyConfig))
     long = config.arms[0].model_copy(update={"name": "u" * 300})
@@ -672,9 +725,7 @@ def test_a_wrong_option_for_all_data_sets_is_said_of_itself_alone(training, mess
 def test_weights_are_looked_for_before_the_first_run(tmp_path):
     arms = options()["arms"]
     arms[-1]["weights"] = str(tmp_path / "nosuch.pt")
-    with pytest.raises(
-        ConfigError, match=rf"^'{arms[-1]['name']}', .*: weights: .*nosuch.pt: no such weights file"
-    ):
+    with pytest.raises(ConfigError, match=r"^arms\[1\].weights: .*nosuch.pt: no such weights file"):
         study({**options(), "arms": arms}, tmp_path / "out")
     assert not list((tmp_path / "out").glob("**/log"))
 

@@ -87,12 +87,12 @@ def execute_at_worker(run: Run, base: Path) -> RunOutcome:
 
 def record_failure(run: Run, base: Path, error: Exception) -> RunOutcome:
     """Write the outcome of a run that failed."""
-    text = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return _save(
         run,
         base,
         status="failed",
-        error=text if isinstance(error, EvensliceError) else f"{type(error).__name__}: {text}",
+        error=error.render(run.spell) if isinstance(error, EvensliceError) else text,
         traceback="".join(traceback.format_exception(error)),
     )
 
@@ -104,9 +104,18 @@ def _save(run: Run, base: Path, **fields: Any) -> RunOutcome:
 
 def _trained(run: Run, folder: Path, progress: bool | None) -> Mapping[str, Any]:
     """Train or derive and test a network, and return the content of its ``result.json``."""
-    if run.base is None:
+    if run.base is not None:
+        return _derive(run, run.base, folder, progress)
+    try:
         return train(run.config, folder, resume=True, progress=progress)
-    return _derive(run, run.base, folder, progress)
+    except EvensliceError as error:
+        cause = error.__cause__
+        if isinstance(cause, EvensliceError) and str(error).startswith(
+            "model: "
+        ):  # of which no user of a study knows
+            places = ", ".join(run.places[name] for name in ("arm", "architecture"))
+            raise cause.within(places, run.spell) from error
+        raise
 
 
 def _examined(run: Run, files: RunFolder, result: Mapping[str, Any], progress: bool | None) -> dict[str, Any]:
@@ -151,7 +160,11 @@ def _derive(run: Run, base: Run, folder: Path, progress: bool | None) -> Mapping
         raise ModelError(f"its network is that of {base.arm}, whose run {trained.name} {why}")
     files = RunFolder(trained)
     loaded = load_network(run.config.model.spec, str(files.network))
-    network = symmetrize(loaded.model, at=run.config.model.symmetrize or "output")
+    at = run.config.model.symmetrize or "output"
+    try:
+        network = symmetrize(loaded.model, at=at)
+    except EvensliceError as error:
+        raise error.within(run.spell("symmetrize", at), run.spell) from error
     return retest(network, loaded.source, run.config, folder, trained=files, progress=progress)
 
 
@@ -194,18 +207,23 @@ def _audit_results(found: AuditResult) -> dict[str, Any]:
 def _audit(
     network: nn.Module, parts: Sequence[LabelledVolume], run: Run, progress: bool | None
 ) -> AuditResult:
-    options = run.config.training
-    found = audit(
-        network,
-        [part.volume for part in parts],
-        step=run.config.model.step,
-        tile=options.asked_size,
-        scalings=[part.scaling for part in parts],
-        seed=run.seed,
-        device=options.device,
-        progress=progress,
-        **run.audit.model_dump(),
-    )
+    options, chosen = run.config.training, run.audit.model_dump()
+    try:
+        found = audit(
+            network,
+            [part.volume for part in parts],
+            step=run.config.model.step,
+            tile=options.asked_size,
+            scalings=[part.scaling for part in parts],
+            seed=run.seed,
+            device=options.device,
+            progress=progress,
+            **chosen,
+        )
+    except EvensliceError as error:
+        raise error.within(
+            "audit", lambda name, value: run.spell(f"audit.{name}" if name in chosen else name, value)
+        ) from error
     return found.renamed(run.arm)
 
 

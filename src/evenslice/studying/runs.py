@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evenslice._core import ConfigError, EvensliceError
+from evenslice._core import ConfigError, EvensliceError, spelled_in_configuration
 from evenslice.studying.folds import fold_data
 from evenslice.studying.outcome import RunOutcome, data_of_result
 from evenslice.studying.repair import damaged_files
 from evenslice.training import MOVABLE, ModelConfig, RunFolder, TrainConfig, flat_options, saved_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from evenslice.studying.config import Architecture, Arm, AuditOptions, StudyConfig
     from evenslice.studying.study_data import StudyData
@@ -57,6 +57,7 @@ class Run:
         config: how it is trained; of a derived run, how the network that is tested could have been built.
         audit: how it is audited.
         base: the run whose network is symmetrized at ``config.model.symmetrize``, instead of training one.
+        places: where the configuration of the study has the options of the network, by their names.
     """
 
     dataset: str
@@ -67,11 +68,16 @@ class Run:
     config: TrainConfig
     audit: AuditOptions
     base: Run | None = None
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def labels(self) -> dict[str, Any]:
         """The names, the fold and the seed of the run."""
         return {name: getattr(self, name) for name in LABELS}
+
+    def spell(self, name: str, value: Any) -> str:
+        """Spell an option in an error message as in the configuration of the study."""
+        return spelled_in_configuration(self.places.get(name, name), value)
 
     @cached_property
     def key(self) -> str:
@@ -178,7 +184,13 @@ def _place_runs(place: _Place, arms: Sequence[Arm]) -> Iterator[Run]:
             if other.network_of == arm.name:
                 model = base.config.model.model_copy(update={"symmetrize": other.symmetrize})
                 taken = base.config.model_copy(update={"model": model})
-                yield replace(base, arm=other.name, config=taken, base=base)
+                yield replace(
+                    base,
+                    arm=other.name,
+                    config=taken,
+                    base=base,
+                    places=_option_places(place, other, base.places),
+                )
 
 
 def _trained_run(place: _Place, arm: Arm) -> Run:
@@ -209,7 +221,35 @@ def _trained_run(place: _Place, arm: Arm) -> Run:
             seed=place.seed,
         ),
         audit=study.audit,
+        places=_option_places(place, arm),
     )
+
+
+def _option_places(place: _Place, arm: Arm, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return where the configuration of a study has the options of a network, and those it computes with.
+
+    Args:
+        place: where the arm is run.
+        arm: the arm.
+        base: the same for the arm whose network it takes, if it does.
+    """
+    study = place.study
+    own, network = (
+        f"arms[{study.arms.index(arm)}]",
+        f"architectures[{study.architectures.index(place.architecture)}]",
+    )
+    if base is not None:
+        return {**base, "arm": own, "symmetrize": f"{own}.symmetrize"}
+    return {
+        "arm": own,
+        "architecture": network,
+        "weights": f"{network if arm.weights is None else own}.weights",
+        **{name: f"{own}.{name}" for name in ("strategy", "tie", "symmetrize")},
+        "classes": f"datasets[{study.datasets.index(place.dataset)}].classes",
+        "seed": "seeds",
+        "device": "training.accelerator",
+        "tile": "training.crop",
+    }
 
 
 def _strategy(arm: Arm, weights: str) -> str | tuple[float, ...]:

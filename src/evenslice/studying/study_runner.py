@@ -212,9 +212,7 @@ def _check_weights(runs: Iterable[Run]) -> None:
     for run in runs:
         weights = run.config.model.weights
         if weights not in {"imagenet", "none"} and not Path(weights).exists():
-            raise ConfigError(
-                f"{run.arm!r}, {run.architecture!r}: weights: {weights}: no such weights file; check the path"
-            )
+            raise ConfigError(f"{run.spell('weights', weights)}: no such weights file; check the path")
 
 
 def _check_data(config: StudyConfig, runs: Iterable[Run]) -> None:
