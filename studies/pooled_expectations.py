@@ -185,7 +185,7 @@ def _costs_little(found: Sequence[PooledFound]) -> Iterator[Expectation]:
 def _choice(choice: Candidates) -> str:
     best = choice.best
     test = f"the best of {len(choice.found)}, {_adjusted(choice.p, interim=not choice.study.complete)}"
-    return f"{best.place}: {best.arm.arm} {difference(best.change)}, {test}"
+    return f"{best.place}: {best.arm.arm} {difference(best.change, -LOST)}, {test}"
 
 
 def _survives(found: Sequence[PooledFound]) -> Iterator[Expectation]:

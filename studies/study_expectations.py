@@ -9,7 +9,7 @@ import numpy as np
 from found_studies import Found
 
 from evenslice.report.base.wording import interval, number, percent
-from evenslice.report.study.wording import difference, judgement, removed_part
+from evenslice.report.study.wording import difference, judgement, metric_text, removed_part
 from evenslice.results.intervals import UNKNOWN
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _keeps_bias(found: Sequence[Found]) -> Iterator[Expectation]:
                 confirms=lambda item: _bias(item).low > KEPT,
                 refutes=lambda item: _bias(item).high < KEPT,
             ),
-            _evidence(found, lambda item: interval(_bias(item))),
+            _evidence(found, lambda item: metric_text("largest_bias", item.arm)),
         )
 
 
@@ -203,7 +203,7 @@ def _loses_dice(found: Sequence[Found]) -> Iterator[Expectation]:
 
 
 def _dice(item: Found) -> str:
-    return f"{difference(_change(item))}, {judgement(item.arm)}"
+    return f"{difference(_change(item), -item.arm.margin, -LOST)}, {judgement(item.arm)}"
 
 
 def _evidence(found: Sequence[Found], write: Callable[[Found], str]) -> dict[str, list[str]]:

@@ -12,7 +12,14 @@ from evenslice.report.base.wording import NOTHING, interval, listed, percent
 from evenslice.report.study.pooled import superiority
 from evenslice.report.study.stress import stress_group
 from evenslice.report.study.tables import extents, figure_groups
-from evenslice.report.study.wording import difference, judgement, p_value, removed_part, verdicts
+from evenslice.report.study.wording import (
+    difference_text,
+    judgement,
+    metric_text,
+    p_value,
+    removed_part,
+    verdicts,
+)
 from evenslice.results.replicates import replicate_means
 from evenslice.results.scores import score_title
 from evenslice.results.student import student_interval
@@ -63,10 +70,10 @@ def _result_row(arm: ArmSummary, *, interim: bool) -> list[str]:
     tested = f"{judgement(arm)} ({p_value(arm.p, interim=interim)})" if not math.isnan(arm.p) else NOTHING
     return [
         arm.arm,
-        interval(arm.metrics[arm.score]),
-        difference(arm.differences[arm.score]) if compared else NOTHING,
+        metric_text(arm.score, arm),
+        difference_text(arm.score, arm) if compared else NOTHING,
         tested,
-        interval(arm.metrics["largest_bias"]),
+        metric_text("largest_bias", arm),
         removed_part(arm.bias_removed),
         percent(arm.metrics["mirror_disagreement"].estimate),
     ]
@@ -97,14 +104,14 @@ def _pooled_row(arm: PooledArm, *, interim: bool) -> list[str]:
     compared = bool(arm.differences)
     return [
         f"**{arm.arm}**" if arm.primary else arm.arm,
-        interval(arm.metrics[arm.score]),
-        difference(arm.differences[arm.score]) if compared else NOTHING,
+        metric_text(arm.score, arm),
+        difference_text(arm.score, arm) if compared else NOTHING,
         f"{judgement(arm)} ({p_value(arm.p, interim=interim)}, margin {arm.margin:g})"
         if not math.isnan(arm.p)
         else NOTHING,
         superiority(arm, interim=interim),
         p_value(arm.p_adjusted, interim=interim),
-        interval(arm.metrics["largest_bias"]),
+        metric_text("largest_bias", arm),
         interval(arm.metrics["loss_both"]),
     ]
 

@@ -23,7 +23,11 @@ from evenslice.report.study.csv_files import csv_tables
 from evenslice.report.study.page import draw_charts, render
 from evenslice.report.study.pooled import pooled_arm_sentence, pooled_groups, pooled_sentence, shown_pooled
 from evenslice.report.study.stress import stress_group
+from evenslice.report.study.summary import study_html
+from evenslice.report.study.tables import figure_groups
+from evenslice.report.study.wording import arm_sentence
 from evenslice.results.arms import summarize_runs
+from evenslice.results.intervals import Interval
 from evenslice.results.pooling import Primary, pool_runs
 from evenslice.results.studies import load_study
 
@@ -116,6 +120,41 @@ def test_arms_are_judged_over_all_data_sets(results):
     margins = [cell.rpartition("margin ")[2] for cell in rows["Test of non-inferiority"][1:]]
     assert margins == ["0.01", "0.005"]
     assert "loss, missing, both at ±1" in rows
+
+
+def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(results):
+    (pooled,) = results.pooled
+    (single, *_) = results.comparisons
+    found = {
+        "metrics": {"largest_bias": Interval(0.0561, 0.0498, 0.0624)},  # of which the tolerance is .05
+        "differences": {"dice": Interval(-0.0075, -0.0096, -0.0054)},  # of which the margin is .01
+    }
+
+    def changed(arm):
+        known = {name: {**getattr(arm, name), **values} for name, values in found.items()}
+        return dataclasses.replace(arm, margin=0.01, p=0.0249, holds=True, **known)
+
+    uniform = dataclasses.replace(changed(pooled.arms[1]), p_adjusted=0.0496)
+    baseline = dataclasses.replace(pooled.arms[0], metrics={**pooled.arms[0].metrics, **found["metrics"]})
+    item = dataclasses.replace(pooled, arms=(baseline, uniform))
+    difference, bias = "-0.0075 [-0.0096, -0.0054]", "0.0561 [0.0498, 0.0624]"
+    sentence = plain(pooled_arm_sentence(results, item, uniform))
+    assert f"{difference}: not inferior (margin 0.01, p = 0.0249); difference: p = 0.0496" in sentence
+    assert bias in plain(pooled_arm_sentence(results, item, baseline))
+    alone = changed(single.arms[1])
+    assert f"differs by {difference} and is not inferior" in plain(arm_sentence(alone, "pretrained", "fold"))
+    groups = (
+        *pooled_groups(results, item),
+        *figure_groups(results, dataclasses.replace(single, arms=(single.arms[0], alone))),
+    )
+    rows = [(row.label, plain(row.cells[1])) for group in groups for row in group.rows]
+    assert rows.count(("Dice", difference)) == rows.count(("largest |B|", bias)) == 2
+    summary = {**results.summary, "pooled": [item.to_dict()], "comparisons": []}
+    assert difference in plain(study_html(summary))
+    (table,) = study_tables(summary)
+    columns = [[*column.cells] for column in table.columns]
+    assert ["", "-.0075\n[-.0096, -.0054]\nnot inferior\np = 0.0249"] in columns
+    assert ["", "0.0496"] in columns
 
 
 def test_p_is_interim_while_runs_are_missing(results):

@@ -234,7 +234,8 @@ def test_a_difference_shows_on_which_side_of_0_its_interval_ends():
         (0.0002, 0.0071, "[0.0002, 0.0071]"),
         (-0.0204, -0.0004, "[-0.0204, -0.0004]"),
         (0.0, 0.0071, "[0.000, 0.007]"),
-        (-2e-5, 0.0071, "[0.000, 0.007]"),  # four decimals would not show it either
+        (-2e-5, 0.0071, "[-0.00002, 0.00710]"),
+        (-2e-7, 0.0071, "[0.000, 0.007]"),  # six decimals would not show it either
     ]:
         assert plain(difference(Interval(0.0031, low, high))).endswith(f" {ends}")
     assert plain(difference(Interval(0.0031, -0.0003, 0.0071))).startswith("+0.0031 ")

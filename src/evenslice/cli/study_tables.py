@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from evenslice.cli.tables import failed_table, new_table, without_zero
+from evenslice.report import decimals, p_value
 from evenslice.results import MAIN_SCORES, failed_runs, inferiority, read_unit, run_name, score_title
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _pooled_cells(arm: Mapping[str, Any], score: str) -> Iterator[str]:
     p = arm.get("difference", {}).get("p_adjusted")
     if "superiority" in arm:
         p = arm["superiority"]["p"]
-    yield "" if p is None else f"{p:.2g}"
+    yield "" if p is None else p_value(p).removeprefix("p ").removeprefix("= ")
     yield _estimate(figures["loss_both"], ".3f")
 
 
@@ -170,10 +171,11 @@ def _difference(arm: Mapping[str, Any], score: str) -> str:
         return ""
     test = arm["non_inferiority"]
     change = arm["differences"][score]
-    difference = _estimate(change, "+.3f")
+    ends = [change[name] for name in ("low", "high") if change[name] is not None]
+    difference = _estimate(change, f"+.{decimals(ends, (0.0, -test['margin']))}f")
     if test["holds"] is None:
         return difference
-    return f"{difference}\n{inferiority(test['holds'], change['high'], test['margin'])}\np = {test['p']:.2g}"
+    return f"{difference}\n{inferiority(test['holds'], change['high'], test['margin'])}\n{p_value(test['p'])}"
 
 
 def _estimate(interval: Mapping[str, float | None], form: str) -> str:

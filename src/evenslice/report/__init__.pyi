@@ -3,6 +3,7 @@ from .audit.conclusions import by_network as by_network, conclude as conclude
 from .audit.questions import three_questions as three_questions
 from .audit.summary import audit_html as audit_html
 from .audit.wording import verdict_sentence as verdict_sentence
+from .base.wording import decimals as decimals
 from .files import (
     FIGURE_FILES as FIGURE_FILES,
     TABLE_FILES as TABLE_FILES,
@@ -15,5 +16,6 @@ from .files import (
     write_tables as write_tables,
 )
 from .study.summary import study_html as study_html
+from .study.wording import p_value as p_value
 from .survey.summary import survey_html as survey_html
 from .survey.tables import survey_csv as survey_csv

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import textwrap
+from itertools import product
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from evenslice.results import Interval
 
@@ -18,8 +19,29 @@ MINUS = "\N{MINUS SIGN}"
 """Precedes negative numbers; a hyphen is shorter and allows a line break."""
 
 
-def number(value: float) -> str:
-    """Format a number with three decimals, or as a power of ten if those would all be 0.
+_DECIMALS = range(3, 7)
+
+
+def decimals(values: Iterable[float], limits: Iterable[float]) -> int:
+    """Return how many decimals show on which side of limits values lie: three, or up to six where those would hide it.
+
+    Example:
+        >>> decimals([-0.0096, -0.0054], limits=[0, -0.02]), decimals([-0.0096, -0.0054], limits=[0, -0.01])
+        (3, 4)
+    """
+    return max((_decimals(value, limit) for value, limit in product(values, limits)), default=_DECIMALS[0])
+
+
+def _decimals(value: float, limit: float) -> int:
+    def side(shown: float) -> int:
+        return (shown > limit) - (shown < limit)
+
+    fewest = (places for places in _DECIMALS if side(round(value, places)) == side(value))
+    return next(fewest, _DECIMALS[0])  # what is less than a millionth away lies at the limit
+
+
+def number(value: float, places: int = 3) -> str:
+    """Format a number with three decimals, or other ``places``, or as a power of ten if those would all be 0.
 
     Example:
         >>> [number(value).replace(MINUS, "-") for value in (-0.2346, 2e-6, 0.0, float("inf"))]
@@ -31,19 +53,21 @@ def number(value: float) -> str:
         return "∞" if value > 0 else f"{MINUS}∞"
     if value == 0:
         return "0"
-    if abs(value) >= 0.0005:
-        return f"{value:.3f}".replace("-", MINUS)
+    if abs(value) >= 0.5 / 10**places:
+        return f"{value:.{places}f}".replace("-", MINUS)
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
 
 
-def interval(value: Interval | None) -> str:
-    """Format an estimate with its interval: ``"0.562 [0.559, 0.565]"``."""
+def interval(value: Interval | None, *limits: float) -> str:
+    """Format an estimate with its interval, ``"0.562 [0.559, 0.565]"``, so that it shows which limits that excludes."""
     if value is None or math.isnan(value.estimate):
         return NOTHING
     if math.isnan(value.low) or math.isnan(value.high):
         return number(value.estimate)
-    return f"{number(value.estimate)} [{number(value.low)}, {number(value.high)}]"
+    places = decimals((value.low, value.high), limits)
+    estimate, low, high = (number(part, places) for part in (value.estimate, value.low, value.high))
+    return f"{estimate} [{low}, {high}]"
 
 
 def percent(share: float) -> str:

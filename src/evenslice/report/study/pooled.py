@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from evenslice.report.base.tables import Group
-from evenslice.report.base.wording import MINUS, NOTHING, interval, listed
-from evenslice.report.study.tables import FIGURE_GROUPS, SCORE_LABELS, Row, difference_text
-from evenslice.report.study.wording import BIAS, counted, difference, judgement, p_value
+from evenslice.report.base.wording import MINUS, NOTHING, listed
+from evenslice.report.study.tables import FIGURE_GROUPS, SCORE_LABELS, Row
+from evenslice.report.study.wording import BIAS, counted, difference_text, judgement, metric_text, p_value
 from evenslice.results import ENOUGH_REPLICATES, LOSSES, POOLED, score_title, uncompared_folds
 
 if TYPE_CHECKING:
@@ -181,14 +181,14 @@ def pooled_arm_sentence(results: StudyResults, item: PooledComparison, arm: Pool
     for the number of comparisons."``
     """
     score, interim = score_title(arm.score), results.interim
-    found, bias = (interval(arm.metrics[name]) for name in (arm.score, "largest_bias"))
+    found, bias = (metric_text(name, arm) for name in (arm.score, "largest_bias"))
     if arm.arm == results.baseline:
         return f"is the baseline: its {BIAS} is {bias}, its {score} {found}."
     if not arm.differences:
         return f"has no run in common with {results.baseline}" + (
             "." if found == NOTHING else f"; its {score} is {found}."
         )
-    change = f"differs in {score} by {difference(arm.differences[arm.score])}"
+    change = f"differs in {score} by {difference_text(arm.score, arm)}"
     if lacking := [name for name in (*item.datasets, *item.missing) if name not in arm.compared]:
         where, without = listed(list(arm.compared)), listed(lacking)
         return f"{change} on {where}; without a comparison on {without} there is no test."
@@ -239,7 +239,7 @@ def _mean_rows(item: PooledComparison, labels: dict[str, str]) -> Iterator[Row]:
     for name, label in labels.items():
         if name not in POOLED:
             continue
-        row = Row(label, tuple(interval(arm.metrics[name]) for arm in item.arms))
+        row = Row(label, tuple(metric_text(name, arm) for arm in item.arms))
         if set(row.cells) != {NOTHING}:
             yield row
 

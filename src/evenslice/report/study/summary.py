@@ -6,8 +6,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from evenslice.report.base.tables import html_table
-from evenslice.report.base.wording import NOTHING, interval
-from evenslice.report.study.wording import difference, judgement
+from evenslice.report.base.wording import NOTHING
+from evenslice.report.study.wording import difference_text, judgement, metric_text
 from evenslice.results import read_comparisons, read_pooled, score_title
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def _part(title: str, arms: Sequence[ArmSummary | PooledArm], baseline: str) -> 
     rows = [
         (
             arm.arm,
-            interval(arm.metrics[arm.score]),
-            difference(arm.differences[arm.score]) if arm.differences else NOTHING,
+            metric_text(arm.score, arm),
+            difference_text(arm.score, arm) if arm.differences else NOTHING,
             judgement(arm) if arm.differences else NOTHING,
         )
         for arm in arms

@@ -11,7 +11,14 @@ import numpy as np
 
 from evenslice.report.base.tables import EFFECT, SHARES, Group, flatten
 from evenslice.report.base.wording import MINUS, NOTHING, interval, listed, signed
-from evenslice.report.study.wording import difference, judgement, p_value, removed_part, verdicts
+from evenslice.report.study.wording import (
+    difference_text,
+    judgement,
+    metric_text,
+    p_value,
+    removed_part,
+    verdicts,
+)
 from evenslice.results import SALIENCY_PERCENTILES, score_title
 
 if TYPE_CHECKING:
@@ -140,7 +147,7 @@ def _figure_rows(
     arms: tuple[ArmSummary, ...], labels: dict[str, str], answers: tuple[str, ...]
 ) -> Iterator[Row]:
     for name, label in labels.items():
-        row = Row(label, tuple(interval(arm.metrics[name]) for arm in arms))
+        row = Row(label, tuple(metric_text(name, arm) for arm in arms))
         if set(row.cells) == {NOTHING}:
             continue
         yield row
@@ -201,11 +208,6 @@ def _difference_group(baseline: str, comparison: Comparison, *, interim: bool) -
         ),
         tuple(rows),
     )
-
-
-def difference_text(name: str, arm: ArmSummary | PooledArm) -> str:
-    """Format the difference of an arm from the baseline in one metric."""
-    return difference(arm.differences[name])
 
 
 def run_rows(results: StudyResults) -> list[tuple[str, str]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from evenslice.report.base.wording import MINUS, NOTHING, interval, listed, number, percent
-from evenslice.results import inferiority, score_title
+from evenslice.report.base.wording import MINUS, NOTHING, decimals, interval, listed, number, percent
+from evenslice.results import Thresholds, inferiority, score_title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,9 @@ MOST: Final = 0.9
 BIAS: Final = "largest pair bias"
 """What is removed: the largest |B_k|, in which pairs of opposite sign do not cancel."""
 
+
+LEVELS: Final = (0.025, 0.05)
+"""Below these, a one-sided and a two-sided p is significant."""
 
 _OUTCOMES: Final = {
     "not inferior": (" and is not inferior in {score}", " and are not inferior in {score}"),
@@ -105,14 +108,14 @@ def arm_sentence(arm: ArmSummary, baseline: str, unit: str = "seed") -> str:
     """
     score = score_title(arm.score)
     if arm.arm == baseline:
-        bias, found = (interval(arm.metrics[name]) for name in ("largest_bias", arm.score))
+        bias, found = metric_text("largest_bias", arm), metric_text(arm.score, arm)
         return f"is the baseline: its {BIAS} is {bias}, its {score} {found}."
     if not arm.differences:
-        return f"has no {unit} in common with {baseline}; its {score} is {interval(arm.metrics[arm.score])}."
+        return f"has no {unit} in common with {baseline}; its {score} is {metric_text(arm.score, arm)}."
     change = arm.differences[arm.score]
     if math.isnan(change.estimate):
         return f"{removal(arm.bias_removed)}; there is no {score} to compare."
-    return f"{removal(arm.bias_removed)}; {score} differs by {difference(change)}{_judged(arm, unit)}."
+    return f"{removal(arm.bias_removed)}; {score} differs by {difference_text(arm.score, arm)}{_judged(arm, unit)}."
 
 
 def removal(removed: Interval) -> str:
@@ -202,10 +205,21 @@ def verdicts(seen: Sequence[str]) -> str:
     return ", ".join(name if len(seen) == 1 else f"{seen.count(name)} {name}" for name in names) or NOTHING
 
 
-def difference(value: Interval) -> str:
+def metric_text(name: str, arm: ArmSummary | PooledArm) -> str:
+    """Format a metric of an arm with its interval, a pair bias so that its side of the audit's tolerance is seen."""
+    return interval(arm.metrics[name], *([Thresholds.attention] if name == "largest_bias" else []))
+
+
+def difference_text(name: str, arm: ArmSummary | PooledArm) -> str:
+    """Format the difference of an arm from the baseline in a metric, in the tested one with regard to its margin."""
+    return difference(arm.differences[name], *([-arm.margin] if name == arm.score else []))
+
+
+def difference(value: Interval, *limits: float) -> str:
     """Format a difference with its interval, with a plus sign if positive.
 
-    It has three decimals, or four where three would not show on which side of 0 an end of the interval lies.
+    It has three decimals, or more where three would not show on which side of 0, or of other limits, an end of the
+    interval lies.
 
     Example:
         >>> from evenslice.results import Interval
@@ -213,11 +227,13 @@ def difference(value: Interval) -> str:
         ...     print(difference(Interval(0.0021, *ends)).replace(MINUS, "-"))
         +0.002 [-0.002, 0.007]
         +0.0021 [-0.0003, 0.0066]
+        >>> print(difference(Interval(-0.0075, -0.0096, -0.0054), -0.01).replace(MINUS, "-"))
+        -0.0075 [-0.0096, -0.0054]
     """
     if math.isnan(value.estimate):
         return NOTHING
     ends = (value.low, value.high)
-    places = 4 if any(round(end, 3) == 0 != round(end, 4) for end in ends) else 3
+    places = decimals(ends, (0.0, *limits))
     estimate, low, high = (f"{part:z.{places}f}".replace("-", MINUS) for part in (value.estimate, *ends))
     estimate = f"+{estimate}" if estimate.strip("0.") and value.estimate > 0 else estimate
     return estimate if math.isnan(value.low) or math.isnan(value.high) else f"{estimate} [{low}, {high}]"
@@ -231,12 +247,14 @@ def p_value(p: float, *, interim: bool = False) -> str:
         interim: whether runs of the study are missing: tests hold for one look at the finished study.
 
     Example:
-        >>> p_value(0.0312), p_value(2e-5), p_value(0.0312, interim=True)
-        ('p = 0.031', 'p < 0.001', 'interim p = 0.031')
+        >>> p_value(0.0312), p_value(2e-5), p_value(0.0312, interim=True), p_value(0.0496)
+        ('p = 0.031', 'p < 0.001', 'interim p = 0.031', 'p = 0.0496')
     """
     if math.isnan(p):
         return NOTHING
-    return ("interim " if interim else "") + ("p < 0.001" if p < 0.001 else f"p = {number(p)}")
+    return ("interim " if interim else "") + (
+        "p < 0.001" if p < 0.001 else f"p = {number(p, decimals([p], LEVELS))}"
+    )
 
 
 def counted(count: int, name: str) -> str:
