@@ -1,9 +1,12 @@
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+import yaml
 from torch import nn
 
 import evenslice
@@ -63,6 +66,66 @@ def test_the_default_configuration_loads_and_states_every_option(load):
         for name, info in section.model_fields.items():
             assert f"{name}:" in text
             assert info.description.endswith(".")
+
+
+@pytest.fixture
+def in_folder(tmp_path):
+    """A data set of nnU-Net's with three classes and a label to ignore, and a network of five slices."""
+    for name in ("imagesTr/a_0000.tif", "labelsTr/a.tif", "imagesTs/b_0000.tif", "labelsTs/b.tif"):
+        (tmp_path / "Dataset001" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "Dataset001" / name).touch()
+    labels = {"background": 0, "cell": 1, "wall": 5, "ignore": 9}
+    described = {"channel_names": {"0": "EM"}, "labels": labels, "file_ending": ".tif"}
+    (tmp_path / "Dataset001" / "dataset.json").write_text(json.dumps(described))
+    network = nn.Conv2d(3, 2, 3)
+    evenslice.neutralize(network, slices=5)
+    evenslice.save_network(network, tmp_path / "fair.safetensors")
+
+
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.parametrize(
+    ("section", "options"),
+    [
+        ("data", {"nnunet": "Dataset001"}),
+        ("data", {"nnunet": "Dataset001", "instances": "dense"}),
+        ("data", {"nnunet": "Dataset001", "label_values": [0, 5], "other_labels": "background"}),
+        ("data", {"label_values": [0, 128, 255]}),
+        ("data", {"classes": 3}),
+        ("data", {"instances": "sparse"}),
+        ("data", {"instances": "dense", "ignore_label": 7}),
+        ("data", {"boundaries": True}),
+        ("model", {"tie": "mirror"}),
+        ("model", {"tie": "uniform"}),
+        ("model", {"symmetrize": "encoder"}),
+        ("model", {"symmetrize": "output", "tie": "mirror"}),
+        ("model", {"weights": "fair.safetensors"}),
+        ("model", {"slices": 5}),
+        ("model", {"slices": 1}),
+        ("model", {"slices": 3, "strategy": [0.25, 0.5, 0.25]}),
+        ("training", {"task": "classification"}),
+        ("training", {"patience": 3}),
+        ("training", {"loss": "dice_bce", "stress": False}),
+    ],
+)
+def test_options_entered_in_the_template_mean_what_they_mean_alone(load, section, options):
+    template = default_yaml()
+    alone = yaml.safe_load(template)["data"]
+    alone = {name: alone[name] for name in ("train", "test")}
+    if "nnunet" in options:  # instead of pairs
+        template = re.sub(r"^  (train|test):\n    - .*\n", "", template, flags=re.MULTILINE)
+        alone = {}
+    before, title, after = template.partition(f"\n{section}:\n")
+    for name, value in options.items():
+        after, found = re.subn(rf"(?m)^  (# )?{name}: .*$", f"  {name}: {json.dumps(value)}", after, count=1)
+        assert found == 1
+    minimal = {"data": alone} | {section: {**(alone if section == "data" else {}), **options}}
+    assert load(before + title + after) == load(json.dumps(minimal))
+
+
+def test_what_follows_from_other_options_is_stated_in_what_is_not_the_template(load):
+    config = load(DATA + "training: {task: classification}")
+    assert yaml.safe_load(to_yaml(config))["training"]["loss"] == "ce"
+    assert "loss" not in yaml.safe_load(default_yaml())["training"]
 
 
 def test_what_is_written_is_what_is_loaded(load):

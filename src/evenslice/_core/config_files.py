@@ -36,7 +36,7 @@ with needs_extra("train", "a configuration"):
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from pydantic_core import ErrorDetails
 
@@ -178,8 +178,13 @@ def as_config(config: Config | Mapping[str, Any] | str | os.PathLike[str], kind:
         raise ConfigError(_describe(error, values)) from error
 
 
-def to_yaml(config: Section) -> str:
+def to_yaml(config: Section, *, commented: Container[str] = ()) -> str:
     """Return a configuration as YAML: every option, with its description as a comment; addresses lose their secrets.
+
+    Args:
+        config: the configuration.
+        commented: dotted names of options that only a comment states, since their default follows from other options,
+            which the reader may set.
 
     Example:
         >>> from pydantic import Field
@@ -188,25 +193,32 @@ def to_yaml(config: Section) -> str:
         >>> print(to_yaml(Augmentation(flips=False)), end="")
         # Flip crops.
         flips: false
+        >>> print(to_yaml(Augmentation(), commented={"flips"}), end="")
+        # Flip crops.
+        # flips: true
     """
-    return "\n".join(_lines(config, config.model_dump(mode="json"))) + "\n"
+    return "\n".join(_lines(config, config.model_dump(mode="json"), commented)) + "\n"
 
 
-def _lines(section: Section, values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Write the options of a section, each below its description."""
+def _lines(
+    section: Section, values: Mapping[str, Any], commented: Container[str], above: str = ""
+) -> Iterator[str]:
+    """Write the options of a section, each below its description; above are the names of the sections around it."""
+    indent = "  " * above.count(".")
     for name, info in type(section).model_fields.items():
         for line in textwrap.wrap(info.description or "", 100 - len(indent)):
             yield f"{indent}# {line}"
         inner, value = getattr(section, name), values[name]
         if isinstance(inner, Section) and isinstance(value, dict):
             yield f"{indent}{name}:"
-            yield from _lines(inner, value, indent + "  ")
+            yield from _lines(inner, value, commented, f"{above}{name}.")
         elif isinstance(inner, tuple) and any(isinstance(item, Section) for item in inner):
             yield f"{indent}{name}:"
             for item in inner:
                 yield f"{indent}  - {_flow(item.model_dump(mode='json', exclude_defaults=True))}"
         else:
-            yield f"{indent}{name}: {_flow(value)}"
+            mark = "# " if f"{above}{name}" in commented else ""
+            yield f"{indent}{mark}{name}: {_flow(value)}"
 
 
 def _flow(value: Any) -> str:

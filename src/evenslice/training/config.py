@@ -190,8 +190,8 @@ class TrainingConfig(Section):
     loss: Literal["dice_ce", "dice_bce", "ce"] = Field(
         default="dice_ce",
         description=(
-            "Dice plus cross entropy (dice_ce) or binary cross entropy (dice_bce); or cross entropy alone (ce), the "
-            "default and only loss for classification."
+            "Dice plus cross entropy (dice_ce, the default) or binary cross entropy (dice_bce); in classification, cross "
+            "entropy alone (ce)."
         ),
     )
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate of AdamW.")
@@ -255,7 +255,7 @@ class TrainingConfig(Section):
         default=True,
         description=(
             "Also test with neighbouring slices missing, blank, noisy or shifted, and with reversed windows, "
-            "on a sample of the test slices; not in classification."
+            "on a sample of the test slices; by default in segmentation, and not possible in classification."
         ),
     )
 
@@ -344,6 +344,14 @@ class TrainConfig(Section):
         return self
 
 
+FOLLOWING = {
+    *(f"data.{name}" for name in ("name", "classes", "label_values", "ignore_label")),
+    *(f"model.{name}" for name in ("slices", "strategy")),
+    *(f"training.{name}" for name in ("loss", "stress")),
+}
+"""Options whose default follows from others: a data set of nnU-Net, a saved network, a symmetry, the task."""
+
+
 def check_missing_slices(probability: float | None, slices: int, place: str = "missing_slices") -> None:
     """Raise ValueError if neighbours are to be missing in windows that have none.
 
@@ -367,6 +375,9 @@ def check_boundaries(data: DataConfig, training: TrainingConfig, place: str = "b
 def default_yaml() -> str:
     """Return a template configuration of ``train``: every option with its default and description.
 
+    Those whose default follows from other options are commented out: stated, they would contradict what a user enters
+    for the others.
+
     Example:
         >>> print(default_yaml()[:26])
         # Data set.
@@ -377,4 +388,4 @@ def default_yaml() -> str:
         LabelledFiles.model_validate({"image": f"{s}_image.tif", "labels": f"{s}_labels.tif"})
         for s in ("train", "test")
     ]
-    return to_yaml(TrainConfig(data=DataConfig(train=(pairs[0],), test=(pairs[1],))))
+    return to_yaml(TrainConfig(data=DataConfig(train=(pairs[0],), test=(pairs[1],))), commented=FOLLOWING)

@@ -98,16 +98,21 @@ class _WithNnunet(Section):
 class DataConfig(Section):
     """A data set: pairs of images and labels for training, validation and testing."""
 
-    name: str = Field(default="data", min_length=1, description="Name of the data set in results.")
+    name: str = Field(
+        default="data",
+        min_length=1,
+        description="Name of the data set in results; by default that of nnU-Net's folder, else data.",
+    )
     root: Path | None = Field(
         default=None, description="Folder that paths are relative to; by default this file's."
     )
     nnunet: NnunetFolder | None = Field(
         default=None,
         description=(
-            "Instead of pairs, the folder of a data set in nnU-Net's raw format: train, test (if there are labelsTs), "
-            "classes, label_values and ignore_label then come from its files, unless given here; the last three do not with "
-            "instances. In a study with folds, the cases of imagesTr are its pairs."
+            "The folder of a data set in nnU-Net's raw format, instead of pairs for train and test: delete these two, which "
+            "then come from its files (test if there are labelsTs), as do name, classes, label_values and ignore_label, "
+            "unless given here; the last three do not with instances. In a study with folds, the cases of imagesTr are its "
+            "pairs."
         ),
     )
     train: tuple[LabelledFiles, ...] = Field(description="Pairs of image and labels for training.")
@@ -129,11 +134,17 @@ class DataConfig(Section):
     classes: int = Field(
         default=2,
         ge=2,
-        description="Number of classes, including background; by default as many as label_values, else 2.",
+        description=(
+            "Number of classes, including background; by default as many as label_values or, with nnunet, as its labels, "
+            "else 2."
+        ),
     )
     label_values: tuple[int, ...] | None = Field(
         default=None,
-        description="Voxel value of each class in the label files, such as [0, 255]; by default 0, 1, 2 ...",
+        description=(
+            "Voxel value of each class in the label files, such as [0, 255]; by default 0, 1, 2 ..., or those that nnunet "
+            "states."
+        ),
     )
     other_labels: Literal["error", "background"] = Field(
         default="error",
@@ -149,7 +160,10 @@ class DataConfig(Section):
     )
     ignore_label: int | None = Field(
         default=None,
-        description="Value of voxels that count neither in the loss nor in scores, such as 255; null if all count.",
+        description=(
+            "Value of voxels that count neither in the loss nor in scores, such as 255; null if all count; by default null, "
+            "or that of the label ignore of nnunet."
+        ),
     )
     plane: Literal["z", "y", "x"] = Field(
         default="z",
