@@ -330,6 +330,41 @@ def test_a_log_is_not_lost_where_a_resumed_run_cannot_write(config, run, undistu
     assert trained(run.path) == trained(undisturbed)
 
 
+def without_rows(path):
+    """Drop the rows after step 10, as if a power failure had lost them."""
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+
+
+LOST_LOGS = {
+    "damaged": lambda path: path.write_bytes(b"step;loss\n0;1\n"),
+    "removed": lambda path: path.unlink(),
+    "cut": without_rows,
+}
+
+
+@pytest.mark.parametrize("case", LOST_LOGS)
+def test_a_log_that_is_lost_does_not_make_another_network_the_best(inputs, command, tmp_path, case):
+    np.save(inputs / "inverted.npy", 1 - np.load(inputs / "labels.npy"))  # better the less is learned
+    options = training_options(inputs, keep="best", stress=False)
+    options["data"]["validation"] = [{"image": "image.npy", "labels": "inverted.npy", "slices": [20, 24]}]
+    options["data"] = {name: options["data"][name] for name in ("name", "root", "train", "validation")}
+    whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    train(options, whole.path)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="stopped here"):
+        patch.setenv("STOP_AT", "46")
+        train(options, run.path)
+    LOST_LOGS[case](run.metrics)
+    status, error = command("train", "--out", run.path, "--resume")
+    assert status == 2
+    remedy = f"; restore it, or delete {run.last} to train from the start again\n"
+    assert without_assumptions(error).startswith(f"error: {run.metrics}: ")
+    assert error.endswith(remedy)
+    run.last.unlink()
+    assert command("train", "--out", run.path, "--resume")[0] == 0
+    assert trained(run.path) == trained(whole.path)
+    assert whole.read_result()["validation"]["step"] < 60
+
+
 def drop_result(run, name):
     run.result.unlink()
     return getattr(run, name)

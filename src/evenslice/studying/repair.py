@@ -51,7 +51,7 @@ def _repair(run: RunFolder) -> None:
     lost = damaged & {run.config, run.data, run.metrics, run.network}
     if lost or bare or (untested and not run.metrics.exists()):
         damaged |= {run.config, run.data, run.metrics, run.network, run.result, *checkpoints}
-    elif damaged & checkpoints:
+    elif damaged & checkpoints or not run.metrics.exists():
         damaged |= checkpoints
     if run.network in damaged or not run.network.exists():
         damaged.add(run.result)

@@ -195,18 +195,28 @@ class TrainingModule(LightningModule):
         """Save the training time, and the losses that are not in the log."""
         self._tick()
         losses = [loss.item() for loss in self._losses]
-        checkpoint[METADATA_KEY] = {"seconds": self.seconds, "losses": losses}
+        logged = next((log.latest for log in self._csv_logs), None)
+        checkpoint[METADATA_KEY] = {"seconds": self.seconds, "losses": losses, "logged": logged}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them, and tell the log where it goes on."""
-        for logger in self.trainer.loggers:
-            if isinstance(logger, CsvLog):
-                logger.resumed_at = int(checkpoint["global_step"])
+        """Restore them, and tell the log where it goes on.
+
+        Raises:
+            ConfigError: the log is damaged, or lacks rows of before.
+        """
         saved = checkpoint[METADATA_KEY]
+        logged = saved.get("logged")
+        remedy = f"restore it, or delete {self.trainer.ckpt_path} to train from the start again"
+        for log in self._csv_logs:
+            log.resume(int(checkpoint["global_step"]), None if logged is None else int(logged), remedy)
         self.seconds = float(saved["seconds"])
         # Versions before 0.2 write none.
         losses = saved.get("losses", ())[:LOG_EVERY]
         self._losses = [torch.tensor(float(loss), dtype=torch.float32, device="cpu") for loss in losses]
+
+    @property
+    def _csv_logs(self) -> list[CsvLog]:
+        return [logger for logger in self.trainer.loggers if isinstance(logger, CsvLog)]
 
     def _factor(self, step: int) -> float:
         return learning_rate_factor(step, self.config.steps, self.config.warmup)

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import needs_extra, read_log, reading, reporting_write_errors, staged_file
+from evenslice._core import ConfigError, needs_extra, read_log, reading, reporting_write_errors, staged_file
 
 with needs_extra("train", "logging of training"):
     from lightning.pytorch.loggers import Logger
@@ -48,6 +48,7 @@ class CsvLog(Logger):
 
     Attributes:
         resumed_at: the step at which a run was resumed; the row of this step is kept and added to.
+        latest: the step of the last row; None before the first.
 
     Example:
         >>> import tempfile
@@ -65,6 +66,7 @@ class CsvLog(Logger):
         super().__init__()
         self.path = Path(path)
         self.resumed_at: int | None = None
+        self.latest: int | None = None
         self._columns = ["step", *columns]
         self._row: dict[str, Any] | None = None
         self._start = 0  # where the current row begins in the file
@@ -82,6 +84,27 @@ class CsvLog(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the configuration of a run holds its options."""
 
+    def resume(self, step: int, latest: int | None, remedy: str) -> None:
+        """Check that the file holds the rows of a run that is resumed, which its result is made from.
+
+        Args:
+            step: the step at which it is resumed.
+            latest: the step of the last row then; None if there was none, or if that is unknown.
+            remedy: what to do if the file is damaged or lacks that row.
+
+        Raises:
+            ConfigError: it does.
+        """
+        self.resumed_at, self.latest = step, latest
+        if not self.path.exists():
+            if latest is None:
+                return
+            raise ConfigError(f"{self.path}: is missing; {remedy}")
+        with reading(self.path, "a run", remedy):
+            steps = {int(row["step"]) for row in read_log(self.path)}
+            if latest is not None and latest not in steps:
+                raise ValueError(f"it has no row of step {latest}")
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write values to the row of a step, which must not be before the last row."""
@@ -91,6 +114,7 @@ class CsvLog(Logger):
             self._start = self.path.stat().st_size
             self._row = {}
         self._row = {**(self._row or {}), "step": step, **metrics}
+        self.latest = step
         text = io.StringIO(newline="")
         self._writer(text).writerow(self._row)
         with reporting_write_errors(self.path), self.path.open("r+b") as file:
@@ -102,7 +126,7 @@ class CsvLog(Logger):
         """Rewrite the file with the rows before a step."""
         remedy = "restore it, or delete it to go on without its rows"
         with reading(self.path, "a run", remedy):
-            rows = read_log(self.path) if self.path.exists() else []
+            rows = read_log(self.path) if step > 0 and self.path.exists() else []
         with (
             staged_file(self.path, force=True) as beside,
             beside.open("w", newline="", encoding="utf-8") as file,
