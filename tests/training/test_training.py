@@ -564,6 +564,38 @@ def test_a_best_network_that_is_lost_is_not_replaced_by_the_last(folder, tmp_pat
     assert run.network.read_bytes() == run.best.read_bytes()
 
 
+def test_a_best_network_that_is_damaged_is_told_before_training_goes_on(folder, tmp_path):
+    run, config = RunFolder(tmp_path / "run"), make_config(folder, training__keep="best")
+    train(config, run.path)
+    whole, network = run.last.read_bytes(), run.best.read_bytes()
+    run.best.write_bytes(network[:-5])
+    for path in (run.network, run.result):
+        path.unlink()
+    with pytest.raises(
+        OutputError, match=r"best\.safetensors: cannot be loaded \(not a safetensors file, .* train anew$"
+    ):
+        train(config, run.path, resume=True)
+    assert run.last.read_bytes() == whole
+    assert not run.network.exists()
+    run.last.unlink()
+    train(config, run.path, resume=True)
+    assert run.network.read_bytes() == network
+
+
+def test_a_damaged_network_is_written_again_from_its_checkpoint(folder, undisturbed, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(undisturbed, run.path)
+    run.result.unlink()
+    run.network.write_bytes(b"cut")
+    with pytest.raises(
+        ModelError, match=r"network\.safetensors: .* delete it and resume the run, which writes it"
+    ):
+        train(make_config(folder), run.path, resume=True)
+    run.network.unlink()
+    train(make_config(folder), run.path, resume=True)
+    assert same(weights(run.path), weights(undisturbed))
+
+
 @pytest.mark.parametrize(("option", "value"), [("patience", 3), ("keep", "best")])
 def test_without_validation_nothing_is_chosen_by_it(folder, tmp_path, option, value):
     config = make_config(folder, data__validation_fraction=0, **{f"training__{option}": value})

@@ -56,7 +56,7 @@ class KeepBest(Callback):
         patience: number of consecutive validations without improvement before training stops; None never stops.
         interruption: may interrupt a validation, which is then left to the resumed run.
         name: what the score is, one of ``evenslice.results.MAIN_SCORES``; it is logged as ``validation_`` and this.
-        require_saved: raises if a run that is resumed lacks the network that it had saved.
+        require_saved: raises if a run that is resumed lacks the network that it had saved, or it is damaged.
 
     Attributes:
         name: likewise.

@@ -16,9 +16,17 @@ import numpy as np
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, needs_extra, reason, staged_file
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    ModelError,
+    OutputError,
+    needs_extra,
+    reason,
+    staged_file,
+)
 from evenslice.inference import choose_device, is_device_error, keep_depthwise_exact, out_of_memory
-from evenslice.neutralizing import save_network
+from evenslice.neutralizing import load_network, save_network
 from evenslice.results import MAIN_SCORES
 from evenslice.training.best_network import KeepBest
 from evenslice.training.checkpoints import CheckpointFiles, SaveLast, unusable
@@ -195,11 +203,27 @@ def _callbacks(
             options.patience,
             interruption,
             MAIN_SCORES[options.task],
-            run.require_best if options.keeps_best else lambda: None,
+            partial(_require_best, run, config.model.spec) if options.keeps_best else lambda: None,
         )
     shown = ShowProgress(f"train {run.path.name}", options.steps, show=progress, monitor=monitor, best=best)
     found = [StopAtStep(interruption), shown, monitor, best, SaveLast(run.last, options.steps, interruption)]
     return [callback for callback in found if callback is not None]
+
+
+def _require_best(run: RunFolder, spec: str) -> None:
+    """Raise OutputError if the best network so far is missing or damaged, which training would go on without."""
+    if not run.best.exists():
+        found = "is missing"
+    else:
+        try:
+            load_network(spec, str(run.best))
+        except ModelError as error:
+            found = f"cannot be loaded ({str(error).removeprefix(f'{run.best}: ')})"
+        else:
+            return
+    raise OutputError(
+        f"{run.best}: {found}, so that the best network is lost; copy it back, or remove {run.last} to train anew"
+    )
 
 
 def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, checkpoint: Path | None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evenslice._core import json_text, package_versions, staged_file, without_secrets
+from evenslice._core import ModelError, json_text, package_versions, staged_file, without_secrets
 from evenslice.neutralizing import load_network
 from evenslice.results import MAIN_SCORES
 from evenslice.training.best_network import kept_validation
@@ -62,8 +62,16 @@ def finish_run(
 
     Returns:
         The content of ``result.json``.
+
+    Raises:
+        ModelError: the file of the network is damaged.
     """
-    network = load_network(config.model.spec, str(run.network)).model
+    try:
+        network = load_network(config.model.spec, str(run.network)).model
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; restore it, or delete it and resume the run, which writes it again from its checkpoint"
+        ) from error
     result = {
         **_collect(network, data, config, log, progress),
         "network": source.to_dict(),

@@ -97,13 +97,6 @@ class RunFolder:
         """The best network in validation so far, written by ``save_network``."""
         return self.path / "checkpoints" / "best.safetensors"
 
-    def require_best(self) -> None:
-        """Raise OutputError if the best network is missing, which training would go on without."""
-        if not self.best.exists():
-            raise OutputError(
-                f"{self.best}: is missing, so that the best network is lost; copy it back, or remove {self.last} to train anew"
-            )
-
     @property
     def network(self) -> Path:
         """The trained network, once training has ended: the last or the best in validation, see ``keep``."""
