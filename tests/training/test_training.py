@@ -441,7 +441,9 @@ def test_a_run_may_be_resumed_in_another_place(folder, undisturbed, tmp_path):
     shutil.copytree(undisturbed, run)
     RunFolder(run).network.unlink()
     RunFolder(run).result.unlink()
-    train(make_config(folder), run, resume=True)
+    data = shutil.copytree(folder, tmp_path / "data")
+    moved = make_config(folder, data__root=str(data), training__stress=False)
+    train(moved, run, resume=True)
     assert same(weights(run), weights(undisturbed))
 
 
@@ -450,6 +452,32 @@ def test_a_finished_run_is_left_alone(folder, undisturbed):
     again = train(make_config(folder, training__tensorboard=True), undisturbed, resume=True)
     assert again == RunFolder(undisturbed).read_result()
     assert RunFolder(undisturbed).result.stat().st_mtime_ns == written
+
+
+def test_a_finished_run_is_not_taken_for_one_of_other_options_or_data(
+    folder, undisturbed, tmp_path, monkeypatch
+):
+    run, data, said = RunFolder(tmp_path / "run"), tmp_path / "data", []
+    shutil.copytree(undisturbed, run.path)
+    with pytest.raises(
+        ConfigError, match=r"training\.stress: False: the run .* remove .*result\.json to test"
+    ):
+        train(make_config(folder, training__stress=False), run.path, resume=True)
+    data.mkdir()
+    moved = make_config(folder, data__root=str(data))
+    result = run.read_result()
+    assert train(moved, run.path, resume=True, on_start=said.append) == result  # of files that are gone
+    assert said == [(f"note: the run in {run.path} is finished; nothing is trained or tested again",)]
+    shutil.copy(folder / "image.npy", data)
+    np.save(data / "labels.npy", 1 - np.load(folder / "labels.npy"))
+    with pytest.raises(ConfigError, match="data: the files are not those on which the run in .* was trained"):
+        train(moved, run.path, resume=True)
+    run.result.unlink()
+    monkeypatch.setattr(
+        "evenslice.training.result.final_scores", lambda *_, **__: {"dice": None, "iou": None}
+    )
+    assert train(make_config(folder, training__stress=False), run.path, resume=True)["dice"] is None
+    train(make_config(folder, training__stress=False), run.path, resume=True)
 
 
 def test_a_run_is_not_overwritten_nor_resumed_as_another(folder, undisturbed):
@@ -927,7 +955,8 @@ def run(folder, monkeypatch, capsys):
 
 def test_the_command_shows_what_came_out(folder, undisturbed, run):
     code, out, err = run("train", undisturbed / "config.yaml", "--out", undisturbed, "--resume")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err == f"note: the run in {undisturbed} is finished; nothing is trained or tested again\n"
     assert f"next: evenslice segment --run {undisturbed}" in " ".join(out.split())
     assert "test Dice" in out
     assert "60 in " in out

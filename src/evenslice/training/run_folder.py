@@ -210,6 +210,19 @@ class RunFolder:
                 )
         return True
 
+    def check_test(self, config: TrainConfig) -> None:
+        """Check that a finished run was tested as a configuration says.
+
+        Raises:
+            ConfigError: it was not.
+        """
+        before, now = load_config(self.config, TrainConfig).training.stress, config.training.stress
+        if before != now:
+            raise ConfigError(
+                f"training.stress: {now}: the run in {self.path} is finished, and was tested with {before}; give that, or "
+                f"remove {self.result} to test its network again"
+            )
+
     def check_data(self, now: Mapping[str, list[DataPart]]) -> None:
         """Check that the data are those with which the run began.
 

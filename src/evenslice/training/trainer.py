@@ -15,12 +15,19 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenslice._core import EvensliceError, OutputError, as_config, spelled_in_configuration
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    OutputError,
+    VolumeError,
+    as_config,
+    spelled_in_configuration,
+)
 from evenslice.networks import check_stated_in_file, parse_specification, with_gradients
 from evenslice.neutralizing import load_network
 from evenslice.training.assumptions import describe_assumptions
 from evenslice.training.config import TrainConfig
-from evenslice.training.data import open_data
+from evenslice.training.data import fingerprints, open_data
 from evenslice.training.fitting import fit
 from evenslice.training.interruption import Interruption, TrainingInterrupted
 from evenslice.training.lightning_module import output_channels
@@ -63,13 +70,13 @@ def train(
         config: the configuration of the run, a YAML file, or a dict with the options of one; the paths in a dict are
             relative to the working directory.
         out: the folder of the run.
-        resume: continue the run in the folder, or start one if there is none; a finished run is not changed. On a CPU,
-            the resulting network is identical to that of an uninterrupted run, bit for bit.
+        resume: continue the run in the folder, or start one if there is none; a finished run is not changed, and its
+            result returned. On a CPU, the resulting network is identical to that of an uninterrupted run, bit for bit.
         command: the command line, to be recorded in the result.
         progress: show progress on standard error: True for a bar, False for nothing; by default a bar on a terminal,
             and lines elsewhere.
         on_start: called once before the first step, in the first process, with lines that say what was chosen: network,
-            slices, scaling, data, precision.
+            slices, scaling, data, precision; or that the run is finished.
 
     Returns:
         The content of ``result.json``, such as ``dice`` and ``iou`` on the test volumes; empty in processes other than
@@ -112,7 +119,7 @@ def train(
     if first and resume and run.result.exists() and run.has_begun(config, resume=True):
         with suppress(OutputError), run.lock():  # the folder need not be writable
             run.remove_leftovers()
-        return run.read_result()
+        return _finished(config, run, on_start)
     with run.lock() if first else nullcontext(), Interruption() as interruption:
         try:
             return _train(
@@ -142,7 +149,7 @@ def _train(
 ) -> TrainResult:
     began = first and run.has_begun(config, resume=resume)
     if began and run.result.exists():
-        return run.read_result()
+        return _finished(config, run, on_start)
     if first:
         run.remove_leftovers()
     find_dtype(config.training)  # raises if the device is missing, or does not compute in it
@@ -172,6 +179,30 @@ def _train(
         command=command,
         progress=progress,
     )
+
+
+def _finished(
+    config: TrainConfig, run: RunFolder, on_start: Callable[[tuple[str, ...]], None] | None
+) -> TrainResult:
+    """Return the result of a finished run, after a check that it is one of the configuration and its data as they are now.
+
+    Raises:
+        ConfigError: another test was asked for, or the data have changed.
+    """
+    result = run.read_result()
+    run.check_test(config)
+    known = {
+        part[kind] for parts in result["data"].values() for part in parts for kind in ("image", "labels")
+    }
+    with suppress(VolumeError):  # the files are gone, but the results on them remain valid
+        if fingerprints(config.data) != known:
+            raise ConfigError(
+                f"data: the files are not those on which the run in {run.path} was trained and tested; restore them, or "
+                "start a new run in another folder"
+            )
+    if on_start is not None:
+        on_start((f"note: the run in {run.path} is finished; nothing is trained or tested again",))
+    return result
 
 
 def _build(config: TrainConfig) -> tuple[nn.Module, Record, ModelSource]:
