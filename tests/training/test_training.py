@@ -445,6 +445,7 @@ def test_a_run_may_be_resumed_in_another_place(folder, undisturbed, tmp_path):
     moved = make_config(folder, data__root=str(data), training__stress=False)
     train(moved, run, resume=True)
     assert same(weights(run), weights(undisturbed))
+    assert load_config(RunFolder(run).config, TrainConfig) == moved  # which the next resume starts from
 
 
 def test_a_finished_run_is_left_alone(folder, undisturbed):

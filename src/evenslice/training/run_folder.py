@@ -113,6 +113,12 @@ class RunFolder:
             with staged_file(path, force=True) as beside:
                 beside.write_text(text, encoding="utf-8")
 
+    def update(self, config: TrainConfig) -> None:
+        """Write ``config.yaml`` if a run goes on with other ``MOVABLE`` options, such as another place of its data."""
+        if load_config(self.config, TrainConfig) != config:
+            with staged_file(self.config, force=True) as beside:
+                beside.write_text(to_yaml(config), encoding="utf-8")
+
     def read_result(self) -> TrainResult:
         """Return the content of ``result.json``.
 

@@ -160,6 +160,7 @@ def _train(
     described = describe_data(data)
     if began:
         run.check_data(described)
+        run.update(config)
     elif first:
         run.begin(described, config)
     if first and on_start is not None:
