@@ -519,6 +519,21 @@ def test_a_run_does_not_go_on_with_other_data(folder, undisturbed, tmp_path):
         train(make_config(folder, data__root=str(data)), run.path, resume=True)
 
 
+@pytest.mark.parametrize("address", ["https://me:pass@localhost/a.zarr", "s3://bucket/a.zarr?versionId=3"])
+def test_a_run_on_an_address_with_a_secret_is_resumed_by_its_configuration(folder, tmp_path, address):
+    pair = {"image": address, "labels": "labels.npy"}
+    config = make_config(folder, data__train=[pair], data__validation_fraction=0)
+    run = RunFolder(tmp_path / "run")
+    run.begin({"train": [], "validation": [], "test": []}, config)
+    run.last.parent.mkdir()
+    run.last.touch()
+    assert run.has_begun(config, resume=True)
+    with pytest.raises(
+        ConfigError, match=r"data\.train\[0\]\.image: .*\*\*\*.*: lacks the password or the query"
+    ):
+        train(run.config, run.path, resume=True)
+
+
 def test_resuming_where_nothing_is_begins(folder, tmp_path):
     result = train(make_config(folder, training__steps=3), tmp_path / "run", resume=True)
     assert result["steps"] == 3

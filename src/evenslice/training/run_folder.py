@@ -20,6 +20,7 @@ from evenslice._core import (
     remove_leftovers,
     staged_file,
     to_yaml,
+    without_secrets,
 )
 from evenslice.training.config import TrainConfig
 from evenslice.training.documents import RESULT_SCORES, DataPart, TrainResult
@@ -204,7 +205,7 @@ class RunFolder:
         if not left:
             return False
         before, now = (
-            flat_options(each.model_dump(mode="json"))
+            flat_options(without_secrets(each.model_dump(mode="json")))  # of which the folder keeps none
             for each in (load_config(self.config, TrainConfig), config)
         )
         for name in sorted(before.keys() | now.keys()):
