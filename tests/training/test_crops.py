@@ -94,7 +94,7 @@ def test_no_window_leaves_its_part():
     assert all(float(data[i][0].max()) == 0 for i in range(100))
 
 
-@pytest.mark.parametrize("crop", [(16, 16), (12, 20)])
+@pytest.mark.parametrize("crop", [(16, 16), (12, 20), (1, 1), (1, 7), (7, 1)])
 def test_image_and_labels_move_together(crop):
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, (9, 40, 40))

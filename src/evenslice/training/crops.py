@@ -115,7 +115,8 @@ class CropDataset(Dataset[Any]):
         if self._augmentation:
             window, labels = augment(window, labels, self._augmentation, random)
         scaled = torch.from_numpy(np.ascontiguousarray((window - self._mean) / self._std))
-        return scaled if labels is None else (scaled, torch.from_numpy(np.ascontiguousarray(labels)))
+        # Copied: what is one pixel high or wide counts as contiguous, although its strides may be negative.
+        return scaled if labels is None else (scaled, torch.from_numpy(labels.copy()))
 
     def _place(
         self, index: int, random: np.random.Generator
