@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from evenslice import ConfigError, TrainConfig, open_volume
 from evenslice._core import as_config, load_config, to_yaml
@@ -67,12 +68,38 @@ def test_what_the_configuration_says_takes_precedence(folder):
 
 def test_one_channel_of_several(folder):
     describe(folder, channel_names={"0": "T1", "1": "T2"})
-    with pytest.raises(ConfigError, match=r"^data.*has the channels 0 \(T1\), 1 \(T2\); choose one"):
+    with pytest.raises(
+        ConfigError, match=r"^data.*has the channels 0 \(T1\), 1 \(T2\); choose one"
+    ) as caught:
         as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+    proposed = yaml.safe_load(f"{{{str(caught.value).partition('; choose one, as ')[2]}}}")
+    assert as_config({"data": proposed}, TrainConfig).data.root == folder
     for path in folder.rglob("*_0000.nii.gz"):
         path.rename(path.with_name(path.name.replace("_0000", "_0001")))
     config = as_config({"data": {"nnunet": {"path": str(folder), "channel": 1}}}, TrainConfig)
     assert config.data.train[0].image.path == "imagesTr/h_001_0001.nii.gz"
+    with pytest.raises(
+        ConfigError, match=r"has no pair of imagesTr/CASE_0000\.nii\.gz .*, or another channel$"
+    ):
+        as_config({"data": {"nnunet": {"path": str(folder), "channel": 0}}}, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("names", "channel", "message"),
+    [
+        ({"1": "T2", "0": "T1"}, None, r"has the channels 0 \(T1\), 1 \(T2\); choose"),
+        ({"1": "T1", "2": "T2"}, None, r"has the channels 0 \(T1\), 1 \(T2\); choose"),
+        (["T1", "T2"], None, r"has the channels 0 \(T1\), 1 \(T2\); choose"),
+        (dict.fromkeys(map(str, range(10)), "T"), None, r", 8 \(T\), \.\.\.; choose"),
+        ({"0": "T1", "1": "T2"}, 2, "has no channel 2; its channels are 0 to 1$"),
+        ({"0": "T1"}, 1, "has no channel 1; its only channel is 0$"),
+        ({}, 1, "has no channel 1; its only channel is 0$"),
+    ],
+)
+def test_channels_are_numbered_as_their_files(folder, names, channel, message):
+    describe(folder, channel_names=names)
+    with pytest.raises(ConfigError, match=message):
+        nnunet_options(folder, channel)
 
 
 def test_the_first_version_of_nnunet(folder):
@@ -94,7 +121,10 @@ def test_a_list_of_one_value_is_no_region(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2]}}, r"label 'whole' has the value \[1, 2\]"),
+        (
+            {"labels": {"background": 0, "whole": [1, 2]}},
+            r"label 'whole' has the value \[1, 2\].* not regions; name the files",
+        ),
         ({"labels": None}, "has no labels"),
         ({"labels": {"blob": 1}}, r"^data\.nnunet: .*has 1 label; evenslice needs a background and at least"),
         ({"file_ending": "../x"}, "names the file_ending"),
@@ -129,6 +159,14 @@ def test_training_images_without_labels_are_not_dropped(folder):
     (folder / "labelsTr" / "h_002.nii.gz").unlink()
     with pytest.raises(
         ConfigError, match=r"1 of 2 cases in imagesTr has no labels: h_002; add labelsTr/h_002\.nii"
+    ):
+        as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
+
+
+def test_labels_without_an_image_are_not_dropped(folder):
+    (folder / "imagesTr" / "h_002_0000.nii.gz").rename(folder / "imagesTr" / "h_002_0001.nii.gz")
+    with pytest.raises(
+        ConfigError, match=r"labelsTr/h_002\.nii\.gz has no image; add imagesTr/h_002_0000\.nii\.gz"
     ):
         as_config({"data": {"nnunet": str(folder)}}, TrainConfig)
 

@@ -39,7 +39,8 @@ def nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
 
     Raises:
         ConfigError: the folder is no such data set, lists cases by paths of their own, has several channels and none was
-            chosen, training images without labels, too many cases, a single label, or labels that are regions.
+            chosen, training images without labels or labels without an image, too many cases, a single label, or labels
+            that are regions.
     """
     described = _described(folder)
     ending = described.get("file_ending", ".nii.gz")  # not in data sets of nnU-Net's first version
@@ -62,9 +63,10 @@ def nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
         "label_values": values,
     }
     if not train:
+        other = "" if channel is None else ", or another channel"
         raise ConfigError(
             f"{folder}: has no pair of imagesTr/CASE_{number:04d}{ending} and labelsTr/CASE{ending}; name the folder of "
-            "a data set in nnU-Net's raw format"
+            f"a data set in nnU-Net's raw format{other}"
         )
     if unlabelled:
         total = f"{len(unlabelled)} of {len(train) + len(unlabelled)} cases in imagesTr"
@@ -72,6 +74,13 @@ def nnunet_options(folder: Path, channel: int | None = None) -> dict[str, Any]:
         raise ConfigError(
             f"{folder}: {total} {named} {unlabelled[0]}; add labelsTr/{unlabelled[0]}{ending}, or take the image out"
         )
+    cases = {pair["labels"] for pair in train}
+    for labels in sorted((folder / "labelsTr").glob(f"*{ending}")):
+        if not labels.name.startswith(".") and f"labelsTr/{labels.name}" not in cases:
+            image = f"imagesTr/{labels.name.removesuffix(ending)}_{number:04d}{ending}"
+            raise ConfigError(
+                f"{folder}: labelsTr/{labels.name} has no image; add {image}, or take the labels out"
+            )
     tests, _ = _pairs(folder, "Ts", f"_{number:04d}{ending}", ending)  # images without labels are no tests
     return found | ({"test": tests} if tests else {}) | ({} if ignored is None else {"ignore_label": ignored})
 
@@ -94,16 +103,26 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def _channel(folder: Path, described: dict[str, Any], channel: int | None) -> int:
-    names = described.get("channel_names", described.get("modality", {"0": ""}))
-    count = len(names) if isinstance(names, dict) else 1
-    if channel is None and count > 1:
-        listed = ", ".join(f"{number} ({name})" for number, name in list(names.items())[:9])
+    names = _channel_names(described)
+    if channel is None and len(names) > 1:
+        listed = ", ".join(f"{number} ({name})" for number, name in enumerate(names[:9]))
+        more = ", ..." if len(names) > 9 else ""
         raise ConfigError(
-            f"{folder}: has the channels {listed}; choose one, as nnunet: {{path: {folder.name}, channel: 0}}"
+            f"{folder}: has the channels {listed}{more}; choose one, as nnunet: {{path: {folder}, channel: 0}}"
         )
-    if channel is not None and not 0 <= channel < count:
-        raise ConfigError(f"{folder}: has no channel {channel}; its channels are 0 to {count - 1}")
+    if channel is not None and channel >= len(names):
+        known = f"its channels are 0 to {len(names) - 1}" if len(names) > 1 else "its only channel is 0"
+        raise ConfigError(f"{folder}: has no channel {channel}; {known}")
     return channel or 0
+
+
+def _channel_names(described: dict[str, Any]) -> list[str]:
+    """Return the names of the channels in the order of their numbers, by which their files are named, from 0."""
+    names = described.get("channel_names", described.get("modality"))
+    if isinstance(names, dict):
+        ordered = sorted(names, key=lambda key: int(key) if key.isdecimal() else len(names))
+        names = [names[key] for key in ordered]
+    return [str(name) for name in names] if isinstance(names, list) and names else [""]
 
 
 def _values(folder: Path, described: dict[str, Any]) -> tuple[list[int], int | None]:
@@ -120,7 +139,7 @@ def _values(folder: Path, described: dict[str, Any]) -> tuple[list[int], int | N
         if type(value) is not int:
             raise ConfigError(
                 f"{folder}: its label {name!r:.40} has the value {value!r:.40}; evenslice reads whole numbers, not "
-                "regions"
+                "regions; name the files in data.train and data.test, with data.label_values, in place of data.nnunet"
             )
     values = sorted(value for name, value in labels.items() if name != "ignore")
     if len(values) < 2:
