@@ -226,11 +226,13 @@ def test_bioimageio_core_accepts_and_runs_a_model(tmp_path, intensity):
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ({"license": "qqq"}, "license='qqq': give an SPDX identifier, such as CC-BY-4.0"),
+        ({"license": "qqq"}, "license='qqq': give an SPDX identifier, such as CC-BY-4.0, *"),
         (
             {"license": "Apache 2.0"},
             "license='Apache 2.0': did you mean 'Apache-2.0'? give an SPDX identifier, *",
         ),
+        ({"license": "GPLv3"}, "license='GPLv3': did you mean 'GPL-3.0-only'? give *"),
+        ({"license": "openrail"}, "license='openrail': give an SPDX *spdx.org/licenses"),  # not OpenSSL
         ({"name": "a/b cells"}, "name='a/b cells': use 5 to 128 letters, digits, spaces and _ + - ( )"),
         ({"name": "abc"}, "name='abc': use 5 to 128 letters*"),
         ({"authors": "A/B"}, "author='A/B': bioimage.io takes no / in a name; leave it out"),

@@ -52,8 +52,21 @@ def _known() -> tuple[list[str], list[str]]:
 
 
 def _unknown(text: str, known: list[str]) -> ConfigError:
-    # Not ``did_you_mean``: upper and lower case say nothing here, and a few of hundreds of identifiers neither.
-    names = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(text.strip().lower(), names, n=1)
+    # Not ``did_you_mean``: a few of hundreds of identifiers say nothing, nor do those of other licenses with similar names.
+    sought = _bare(text)
+    names = {_bare(name): name for name in known if _family(_bare(name)) == _family(sought)}
+    near = difflib.get_close_matches(sought, names, n=1)
     hint = f"did you mean {names[near[0]]!r}? " if near else ""
-    return ConfigError(f"{option('license', text)}: {hint}give an SPDX identifier, such as CC-BY-4.0")
+    return ConfigError(
+        f"{option('license', text)}: {hint}give an SPDX identifier, such as CC-BY-4.0, from https://spdx.org/licenses"
+    )
+
+
+def _bare(text: str) -> str:
+    """Return the letters and digits of a license, without the words that people add to its identifier."""
+    words = re.sub(r"\b(license|version|the)\b|v(?=\d)", "", text.lower())
+    return re.sub(r"[^a-z0-9]", "", words)
+
+
+def _family(bare: str) -> str:
+    return re.split(r"\d", bare, maxsplit=1)[0]
