@@ -137,6 +137,17 @@ def test_a_configuration_says_so(cells, tmp_path):
             as_config({"data": options | changes}, TrainConfig)
 
 
+def test_objects_that_do_not_meet_have_no_boundary_to_learn(tmp_path):
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).random((8, 16, 16)))
+    np.save(tmp_path / "labels.npy", np.ones((8, 16, 16), np.uint8))
+    pair = {"image": "image.npy", "labels": "labels.npy"}
+    config = as_config({"data": {"root": str(tmp_path), "train": [pair], "instances": "dense"}}, TrainConfig)
+    with pytest.raises(
+        ConfigError, match=r"has no boundary between objects .* or omit data\.instances: dense"
+    ):
+        open_data(config.data, ModelConfig())
+
+
 def test_a_run_remembers_it(cells, tmp_path, command):
     numbers, edges = cells
     tiny_training.write_inputs(tmp_path)

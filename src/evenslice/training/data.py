@@ -323,6 +323,11 @@ def _check_classes(drafts: Sequence[_Draft], indices: Sequence[ClassIndex], conf
     for draft, index in zip(drafts, indices, strict=True):
         counts[draft.split] += index.counts
     for number in np.flatnonzero(counts["train"] == 0):
+        if config.instances is not None:
+            raise ConfigError(
+                f"data.train: has no {'boundary between' if number else 'pixel inside'} objects in its slices; choose others, "
+                f"or omit data.instances: {config.instances} if the labels number classes, not objects"
+            )
         value = config.label_options.of_classes(config.classes)[number]
         raise ConfigError(
             f"data.train: has no voxel of class {number} (label value {value}) in its slices; "

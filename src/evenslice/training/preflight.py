@@ -107,7 +107,7 @@ def check_network(network: nn.Module, config: TrainConfig, channels: int) -> Non
     if scores.shape[1] != channels:
         raise ModelError(
             f"{spec}: returns {scores.shape[1]} channels; {config.data.classes} classes with the loss "
-            f"{config.training.loss} need {channels}"
+            f"{config.training.loss} need {channels}; change the network, data.classes or training.loss"
         )
     if channels == 1 and ends_in_sigmoid(scores):
         raise ModelError(f"{spec}: {PROBABILITY}")

@@ -265,7 +265,8 @@ def _of_run(run: Path, function: str | None) -> tuple[str, str]:
     files = RunFolder(run)
     if not files.network.exists():
         raise ConfigError(
-            f"{run}: holds no finished run of `evenslice train`; name one, or finish it with `evenslice train --resume`"
+            f"{run}: holds no finished run of `evenslice train`; name one, or finish it with `evenslice train --out {run} "
+            "--resume`"
         )
     spec = _configuration(run).model.spec
     is_function = not parse_specification(spec).library
@@ -286,4 +287,9 @@ def _configuration(run: Path) -> TrainConfig:
     )  # not needed for other networks, nor is its extra installed
     from evenslice.training.run_folder import RunFolder
 
-    return load_config(RunFolder(run).config, TrainConfig)
+    file = RunFolder(run).config
+    if not file.exists():
+        raise ConfigError(
+            f"{file}: is missing, which says how the network of the run reads volumes; restore it"
+        )
+    return load_config(file, TrainConfig)
