@@ -286,6 +286,27 @@ def test_calls_are_counted_in_each_thread():
     caller.join(20)
 
 
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("register", ["register_forward_pre_hook", "register_forward_hook"])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_a_call_that_ends_by_an_error_or_an_interrupt_changes_nothing(kind, register, first):
+    model, images = symmetrize_encoder(unet()), windows()
+
+    def end(*_):
+        raise kind
+
+    handle = getattr(model, register)(end, prepend=first)
+    for _ in range(2):
+        with pytest.raises(kind):
+            model(images)
+    handle.remove()
+    for again in range(2):
+        if kind is not KeyboardInterrupt or again:  # which PyTorch tells no hook
+            with pytest.raises(ModelError, match="only a call of the whole network provides"):
+                model.encoder(images)
+        assert_symmetric(model, images)
+
+
 def test_a_network_with_a_cut_is_one_graph():
     model, images = neutralize_twin(unet()).eval(), windows()
     expected = run(model, images)

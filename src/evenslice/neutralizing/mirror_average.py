@@ -39,7 +39,10 @@ LABELS = ("labels", "class_labels", "mask_labels")
 """Arguments from which networks of transformers compute a loss."""
 
 _calls = threading.local()
-"""How many calls of such networks are under way in each thread; `torch.compile` can trace this, unlike a context variable."""
+"""The networks, by id, whose calls are under way in each thread; `torch.compile` can trace this, unlike a context variable.
+
+An interrupt, unlike an error, goes round the hook that ends a call, so what it leaves here goes with the network's next call.
+"""
 
 
 def average_mirrored(model: nn.Module, cuts: Sequence[str], undo: ExitStack) -> None:
@@ -155,7 +158,7 @@ def _append_mirrors(
 
     Labels, as networks of transformers take them to compute a loss, meet the scores behind a cut: one for each window.
     """
-    _calls.depth = _depth() + 1
+    _calls.networks = (*_calls_around(model), id(model))
     if not getattr(model, _ACTIVE):
         return None
     labels = {name: kwargs[name] for name in LABELS if kwargs.get(name) is not None}
@@ -169,12 +172,18 @@ def _append_mirrors(
     return args, rest | labels
 
 
-def _end_call(_model: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
-    _calls.depth = _depth() - 1
+def _end_call(model: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+    _calls.networks = _calls_around(model)
 
 
-def _depth() -> int:
-    return getattr(_calls, "depth", 0)
+def _calls_under_way() -> tuple[int, ...]:
+    return getattr(_calls, "networks", ())
+
+
+def _calls_around(model: nn.Module) -> tuple[int, ...]:
+    """Return the calls that are under way without that of a network, which may not have begun, and without those in it."""
+    networks = _calls_under_way()
+    return networks[: networks.index(id(model))] if id(model) in networks else networks
 
 
 def _with_mirrors(image: Any) -> Any:
@@ -197,7 +206,7 @@ def _twice(value: Any, image: Any) -> Any:
 def _average(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
     if not getattr(module, _ACTIVE):
         return None
-    if not _depth() and torch._C._current_graph_task_id() == -1:  # noqa: SLF001  # in a backward pass, checkpoints repeat calls
+    if not _calls_under_way() and torch._C._current_graph_task_id() == -1:  # noqa: SLF001  # in a backward pass, checkpoints repeat calls
         raise ModelError(
             f"{layer_label('', module)} averages a window and its mirror, which only a call of the whole network provides; "
             "call that, not a part of it or its forward, or neutralize or symmetrize the part that is called"
