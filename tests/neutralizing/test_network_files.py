@@ -285,6 +285,18 @@ def test_a_network_that_is_symmetrized_in_a_wrapper_loads_again(tmp_path, saved)
     assert torch.equal(again(window(3)), again(window(3).flip(1)))
 
 
+@pytest.mark.parametrize("strategy", ["uniform", "twin"])
+def test_a_network_that_is_neutralized_again_in_a_wrapper_loads_again(tmp_path, strategy):
+    network, _, source = load_network("timm:test_resnet", "none")
+    wrapper = nn.DataParallel(network).eval()
+    neutralize(wrapper, 5, strategy=strategy)
+    save_network(wrapper, tmp_path / "net.safetensors", source=source)
+    again, record, _ = load_network("timm:test_resnet", str(tmp_path / "net.safetensors"))
+    assert record == record_of(network)
+    assert record.stems == ("conv1.0",)
+    assert torch.equal(scores(again, window(5)), scores(wrapper, window(5)))
+
+
 # The command
 
 

@@ -201,6 +201,68 @@ def test_what_wraps_a_network_with_a_record_may_be_taken_off(tmp_path):
         symmetrize(outer, "1")
 
 
+class Outer(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images)
+
+
+def recorded(slices):
+    model = nn.Sequential(nn.Conv2d(slices, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    neutralize(unequal(model), slices, strategy="pretrained", mean=0.5, std=0.2)
+    return model
+
+
+class CallsForward(Outer):
+    def forward(self, images):
+        return self.model.forward(images)
+
+
+class AddsChannels(Outer):
+    def forward(self, images):
+        return self.model(torch.cat([images, images.mean(1, keepdim=True), images.amax(1, keepdim=True)], 1))
+
+
+class AddsItsInput(Outer):
+    def forward(self, images):
+        return self.model(images) + images[:, :1, 1:-1, 1:-1]
+
+
+class Scales(AddsChannels):
+    def __init__(self, model):
+        super().__init__(model)
+        self.gain = nn.Parameter(torch.ones(1))
+
+
+@pytest.mark.parametrize("at", ["output", "model.2"])
+@pytest.mark.parametrize(
+    ("wrap", "inner"), [(CallsForward, 3), (AddsChannels, 5), (Scales, 5), (AddsItsInput, 3)]
+)
+def test_what_does_more_with_the_window_than_wrap_a_network_is_averaged_as_a_whole(wrap, inner, at):
+    network = recorded(inner)
+    model, images = wrap(copy.deepcopy(network)), windows()
+    expected = (run(model, images) + run(model, images.flip(1))) / 2
+    if wrap is AddsItsInput and at != "output":
+        with pytest.raises(
+            ModelError, match=r"model\.2 \(ReLU\) is not a valid cut: a connection bypasses it"
+        ):
+            symmetrize(model, at)
+        assert torch.equal(run(model.model, images), run(network, images))
+        return
+    symmetrize(model, at)
+    assert_symmetric(model, images)
+    if at == "output":
+        torch.testing.assert_close(run(model, images), expected)
+    record = record_of(model)
+    assert (record.symmetrized, record.slices) == (("",) if at == "output" else (at,), 3)
+    assert (record.mean, record.std) == (0.5, 0.2)
+    assert record_of(model.model) == record_of(network)
+    assert_symmetric(pickle.loads(pickle.dumps(model)), images)  # noqa: S301  # as workers of a cluster receive it
+
+
 def test_outputs_that_are_no_batch_are_not_cut_in_half():
     class Prototypes(nn.Module):
         def __init__(self, count):
@@ -240,15 +302,6 @@ def test_a_part_that_averages_is_not_called_by_itself(change):
     assert_symmetric(model, images)
     with without_mirror(model):
         assert len(model.encoder(images)[-1]) == 4
-
-
-class Outer(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        return self.model(images)
 
 
 def test_a_part_that_averages_is_called_by_networks_around_it():

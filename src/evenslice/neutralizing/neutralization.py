@@ -38,7 +38,7 @@ from evenslice.neutralizing.inspection import ChannelValues, KnownInput, inspect
 from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored, mean_of_halves
 from evenslice.neutralizing.mixer import MIXER_HINT, has_mixer
 from evenslice.neutralizing.probing import run_to_stems
-from evenslice.neutralizing.record import CHECKS, Record, amend_records, keep_record, record_of, uncompiled
+from evenslice.neutralizing.record import CHECKS, Record, amend_records, record_of, replace_record, uncompiled
 from evenslice.neutralizing.rewriting import Request, RewrittenStems, mix, rewrite
 from evenslice.neutralizing.strategies import find_strategy
 from evenslice.neutralizing.ties import check_tie, is_tied, untie_weight
@@ -168,7 +168,7 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
             with ExitStack() as undo:
                 record, _ = _change(model, known, request, check, undo)
                 undo.pop_all()
-    keep_record(model, record)
+    replace_record(model, record)
     return record
 
 

@@ -13,7 +13,7 @@ from evenslice.neutralizing.strategies import MOST_SLICES, find_strategy
 from evenslice.neutralizing.ties import check_tie
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
 
@@ -26,6 +26,7 @@ __all__ = [
     "keep_record",
     "record_of",
     "record_with_names",
+    "replace_record",
     "uncompiled",
     "unwrapped",
 ]
@@ -167,14 +168,7 @@ def record_with_names(model: nn.Module) -> Record | None:
         return None
     record: Record = vars(inner)[_ATTRIBUTE]
     name = next(name for name, module in model.named_modules() if module is inner)
-    if not name:
-        return record
-    return replace(
-        record,
-        stems=tuple(f"{name}.{stem}" for stem in record.stems),
-        symmetrized=tuple(f"{name}.{cut}" if cut else name for cut in record.symmetrized),
-        kernels=tuple(replace(kernels, name=f"{name}.{kernels.name}") for kernels in record.kernels),
-    )
+    return _renamed(record, lambda part: f"{name}.{part}".strip(".")) if name else record
 
 
 def keep_record(model: nn.Module, record: Record) -> None:
@@ -182,7 +176,28 @@ def keep_record(model: nn.Module, record: Record) -> None:
 
     It is a plain attribute: it is copied by `copy.deepcopy` and pickle, and is not part of the state dict.
     """
-    setattr(unwrapped(model)[0], _ATTRIBUTE, record)
+    setattr(model, _ATTRIBUTE, record)
+
+
+def replace_record(model: nn.Module, record: Record) -> None:
+    """Leave a record on a network, or in place of an earlier one on a network that the model only wraps, by its names there.
+
+    Example:
+        >>> import evenslice
+        >>> from torch import nn
+        >>> record = evenslice.neutralize(layer := nn.Conv2d(3, 8, 3))
+        >>> replace_record(nn.Sequential(layer), replace(record, slices=5, stems=("0",)))
+        >>> record_of(layer).slices, record_of(layer).stems
+        (5, ('',))
+    """
+    network, wrapper = unwrapped(model)
+    inside = all(f"{name}.".startswith(wrapper) for name in (*record.stems, *record.symmetrized))
+    if network is model or not inside:  # what is averaged may be in the wrapper
+        keep_record(model, record)
+    else:
+        keep_record(
+            network, _renamed(record, lambda name: f"{name}.".removeprefix(wrapper).removesuffix("."))
+        )
 
 
 def amend_records(model: nn.Module, **changes: Any) -> None:
@@ -193,6 +208,16 @@ def amend_records(model: nn.Module, **changes: Any) -> None:
 
 def _holders(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in model.modules() if _ATTRIBUTE in vars(module))
+
+
+def _renamed(record: Record, rename: Callable[[str], str]) -> Record:
+    """Return a record with other names of layers."""
+    return replace(
+        record,
+        stems=tuple(map(rename, record.stems)),
+        symmetrized=tuple(map(rename, record.symmetrized)),
+        kernels=tuple(replace(kernels, name=rename(kernels.name)) for kernels in record.kernels),
+    )
 
 
 def _stated() -> list[str]:

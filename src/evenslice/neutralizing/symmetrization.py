@@ -32,8 +32,15 @@ from evenslice.networks import (
 from evenslice.neutralizing.cuts import OUTPUT, find_cut
 from evenslice.neutralizing.folding import find_scaling
 from evenslice.neutralizing.mirror_average import average_mirrored, averages_mirrored
-from evenslice.neutralizing.record import Record, keep_record, record_with_names, uncompiled, unwrapped
-from evenslice.neutralizing.stems import first_accepted, input_channels
+from evenslice.neutralizing.record import (
+    Record,
+    keep_record,
+    record_of,
+    record_with_names,
+    uncompiled,
+    unwrapped,
+)
+from evenslice.neutralizing.stems import first_accepted
 from evenslice.neutralizing.symmetrized_functions import SymmetrizedFunction
 from evenslice.neutralizing.verification import (
     REPEATABLE,
@@ -142,27 +149,52 @@ def _symmetrize_network(
         )
     cut = find_cut(model, at)
     network, wrapper = unwrapped(model)
-    record = record_with_names(network)
-    channels = record.slices if record else input_channels(model)
-    if channels % 2 == 0:
-        raise ModelError(
-            f"the network takes {channels} slices, and a window has an odd number: 1, 3, 5, ...; build it with an "
-            "odd number of inputs"
-        )
     if cut and not f"{cut}.".startswith(wrapper):
         raise ModelError(
             f"{_label(model, cut)} only wraps the network {type(network).__name__}; choose {OUTPUT!r} or a module inside it"
         )
-    name = f"{cut}.".removeprefix(wrapper).removesuffix(".")
-    with exact_evaluation(model), torch.no_grad(), ExitStack() as undo:
+    with exact_evaluation(model), torch.no_grad():
         # Where the record is, as what wraps the network may be taken off, or call another part of it.
-        average = partial(average_mirrored, network, (name,))
-        errors = _symmetrized(model, cut, average, channels, size, outputs, undo)
+        try:
+            _symmetrize_part(model, cut, network, wrapper, size, outputs)
+        except ModelError:
+            if network is model:
+                raise
+            # The wrapper may call no more than the network's forward, or give it more than the window.
+            _symmetrize_part(model, cut, model, "", size, outputs)
+
+
+def _symmetrize_part(  # where the averages are, and how the whole is verified
+    model: nn.Module,
+    cut: str,
+    network: nn.Module,
+    wrapper: str,
+    size: tuple[int, int] | None,
+    outputs: Callable[[Any], Any] | None,
+) -> None:
+    """Symmetrize a network or one that it wraps in place, verify the whole, and leave the record where the averages are.
+
+    Raises:
+        ModelError: see `symmetrize`.
+    """
+    record, name = record_with_names(network), f"{cut}.".removeprefix(wrapper).removesuffix(".")
+    with ExitStack() as undo:
+        errors, slices = _symmetrized(
+            model,
+            cut,
+            partial(average_mirrored, network, (name,)),
+            _inputs(network, record),
+            size,
+            outputs,
+            undo,
+        )
         undo.pop_all()
+    if record is None or record.slices != slices:  # that of a part which gets other inputs
+        record = _new_record(model, slices, record)
     keep_record(
         network,
         replace(
-            record or _new_record(model, channels),
+            record,
             symmetrized=(name,),
             mirror_error=errors.mirror,
             permutation_error=errors.permutation,
@@ -172,16 +204,23 @@ def _symmetrize_network(
     )
 
 
+def _inputs(network: nn.Module, record: Record | None) -> Sequence[int]:
+    """Return the numbers of slices to try in turn, given the record of the network or a part of it; none for the usual."""
+    if record is None:
+        return ()
+    return (record.slices,) if record is record_of(network) else range(record.slices, 0, -1)
+
+
 def _symmetrized(  # what to do, and what is known of the network
     model: nn.Module,
     cut: str,
     average: Callable[[ExitStack], None],
-    channels: int,
+    inputs: Sequence[int],
     size: tuple[int, int] | None,
     outputs: Callable[[Any], Any] | None,
     undo: ExitStack,
-) -> OutputErrors:
-    """Symmetrize a network in place by ``average``, and return its errors.
+) -> tuple[OutputErrors, int]:
+    """Symmetrize a network in place by ``average``, and return its errors and how many slices it takes.
 
     Raises:
         ModelError: see `symmetrize`.
@@ -190,11 +229,16 @@ def _symmetrized(  # what to do, and what is known of the network
     def gray(count: int, pixels: tuple[int, int]) -> Tensor:
         return random_image(model, (1, 1, *pixels)).repeat(1, count, 1, 1)
 
-    def run(count: int, pixels: tuple[int, int]) -> tuple[int, int]:
+    def run(count: int, pixels: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         model(gray(count, pixels))
-        return pixels
+        return count, pixels
 
-    pixels = first_accepted(model, run, channels=(channels,), size=size)
+    channels, pixels = first_accepted(model, run, channels=inputs, size=size)
+    if channels % 2 == 0:
+        raise ModelError(
+            f"the network takes {channels} slices, and a window has an odd number: 1, 3, 5, ...; build it with an "
+            "odd number of inputs"
+        )
 
     def compare() -> tuple[OutputErrors, float]:
         before, sizes = _outputs(model, gray(channels, pixels), outputs)
@@ -220,7 +264,7 @@ def _symmetrized(  # what to do, and what is known of the network
                 f"{exact.gray:.2g}; something else in it reads the window"
             )
     average(undo)
-    return errors
+    return errors, channels
 
 
 def _outputs(
@@ -286,9 +330,9 @@ def _label(model: nn.Module, cut: str) -> str:
     return layer_label(cut, model.get_submodule(cut))
 
 
-def _new_record(model: nn.Module, channels: int) -> Record:
-    """Return the record of a network that nobody has neutralized."""
-    scaling = find_scaling(model, channels, None, None, None)
+def _new_record(model: nn.Module, channels: int, part: Record | None) -> Record:
+    """Return the record of a network that nobody has neutralized, but for a part of it that gets other inputs."""
+    scaling = find_scaling(model, channels, None, None, (part.mean, part.std) if part else None)
     return Record(
         strategy="pretrained",
         profile=(),
