@@ -86,6 +86,22 @@ def test_a_slope_of_its_own_for_each_slice(tmp_path):
     np.testing.assert_array_equal(open_volume(tmp_path)[...], expected)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": -1024}, r"IM0001: RescaleSlope \(0028,1053\) is 0; "),
+        ({"DoseGridScaling": 0}, r"IM0001: DoseGridScaling \(3004,000E\) is 0; .* other than 0, mostly 1"),
+    ],
+)
+def test_a_scaling_that_cannot_be_meant_is_named(tmp_path, fields, message):
+    """To the letter all voxels are alike, as in pydicom; GDCM takes 0 for 1."""
+    file = pydicom.dcmread(write_series(tmp_path, STACK)[-1])
+    for name, value in fields.items():
+        setattr(file, name, value)
+    save(file, file.filename)
+    fails(tmp_path, message)
+
+
 def test_several_series_are_named(tmp_path):
     write_series(tmp_path / "a", STACK, SeriesNumber=3, SeriesDescription="T1 AX")
     write_series(tmp_path / "b", STACK[:4] + 1, SeriesNumber=2, SeriesDescription="scout")

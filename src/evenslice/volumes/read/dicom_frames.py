@@ -158,7 +158,6 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
             position = numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
         if len(offsets) == count and orientation is not None:
             position = _dose_position(header, orientation, offsets[index], offsets[0])
-        slope = number(values, "RescaleSlope", number(header, "DoseGridScaling", 1.0) or 1.0)
         gap = abs(number(measures, "SpacingBetweenSlices", 0.0)) or number(measures, "SliceThickness", 0.0)
         yield Frame(
             path=path,
@@ -166,8 +165,10 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
             packed=packed,
             shape=shape,
             dtype=dtype,
-            slope=slope or 1.0,
-            intercept=number(values, "RescaleIntercept", 0.0),
+            slope=_rescaling(values, "RescaleSlope", where)
+            or _rescaling(header, "DoseGridScaling", where)
+            or 1.0,
+            intercept=_rescaling(values, "RescaleIntercept", where, may_be_zero=True) or 0.0,
             position=position,
             orientation=orientation,
             pixel=numbers(measures, "PixelSpacing", 2),
@@ -179,6 +180,25 @@ def _frames(header: Any, path: Path, where: str) -> Iterator[Frame]:
                 index,
             ),
         )
+
+
+def _rescaling(item: Any, name: str, where: str, *, may_be_zero: bool = False) -> float | None:
+    """Return a number that stored values are multiplied by or that is added to them, or None if the element is missing or empty.
+
+    Raises:
+        VolumeError: it is not finite, or multiplies by zero. Readers differ in what they make of that: to the letter,
+            as in pydicom, all voxels are alike, while GDCM multiplies by one.
+    """
+    from pydicom.tag import Tag
+
+    stated = item.get(name)
+    if stated is None or stated == "":
+        return None
+    found = float(stated)
+    if not np.isfinite(found) or not (found or may_be_zero):
+        right = "a finite number" if may_be_zero else "a finite number other than 0, mostly 1"
+        raise VolumeError(f"{where}: {name} {Tag(name)} is {found:g}; correct the header to {right}")
+    return found
 
 
 def _may_expand(header: Any, path: Path) -> bool:
