@@ -29,7 +29,7 @@ from evenslice.training.config import AugmentationConfig, TrainConfig
 from evenslice.training.interruption import TrainingInterrupted
 from evenslice.training.lightning_module import TrainingModule
 from evenslice.training.run_folder import RunFolder
-from evenslice.training.segmenter import load_segmenter
+from evenslice.training.segmenter import asked_size, load_segmenter
 from evenslice.training.trainer import train
 from evenslice.volumes.boundaries import IGNORED
 from evenslice.volumes.labels import LabelledVolume, index_classes
@@ -324,6 +324,24 @@ def test_a_classifier_is_audited_on_windows_as_large_as_its_crops(planted, tmp_p
 def test_a_classifier_is_exported_for_windows_as_large_as_its_crops(planted, tmp_path, monkeypatch):
     status = run_command(monkeypatch, "export", "--run", planted, "--to", "onnx", "--out", tmp_path / "out")
     assert (status, load_onnx(tmp_path / "out" / "network.onnx").tile) == (0, (5, 5))
+
+
+def test_a_folder_for_hugging_face_states_the_size_of_the_crops(planted, tmp_path, monkeypatch):
+    hub = tmp_path / "hub"
+    assert run_command(monkeypatch, "export", "--run", planted, "--to", "huggingface", "--out", hub) == 0
+    assert json.loads((hub / "config.json").read_text())["crop"] == [5, 5]
+    card = (hub / "README.md").read_text()
+    assert "trained on windows of 5 x 5 pixels (y, x), and classifies the voxel at (2, 2)" in card
+    assert "# (batch, 3, 5, 5), scaled as above" in card
+    given = ["--weights", hub, "--out"]
+    more = ["--volume", "image.npy", "--max-windows", 8]
+    assert run_command(monkeypatch, "audit", *given, tmp_path / "a", *more) == 0
+    assert json.loads((tmp_path / "a" / "audit.json").read_text())["tile"] == [5, 5]
+    assert run_command(monkeypatch, "export", "--to", "onnx", *given, tmp_path / "onnx") == 0
+    assert load_onnx(tmp_path / "onnx" / "network.onnx").tile == (5, 5)
+    (hub / "config.json").write_text((hub / "config.json").read_text().replace('"crop": [', '"crop": [0, '))
+    with pytest.raises(ModelError, match="description of how it reads volumes is damaged .*crop"):
+        asked_size(None, "classifiers:probe", str(hub))
 
 
 def test_a_classifier_can_be_loaded_from_its_run(planted):

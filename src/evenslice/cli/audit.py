@@ -168,6 +168,7 @@ def audit(
         reading={"step": step, "plane": plane, **asdict(values), **asdict(scaling)},
         strategy=strategy,
     )
+    tile = computing.tile or asked_size(source.run, source.model, source.weights)
     read = reading.options(labels=labels is not None)
     if target == "labels" and values.ignore_label is None:  # this target has no pixels to ignore
         read.pop("ignore_label", None)
@@ -190,7 +191,7 @@ def audit(
                 max_windows=max_windows,
                 seed=seed,
                 **read,
-                **(asdict(computing) | {"tile": computing.tile or asked_size(source.run)}),
+                **(asdict(computing) | {"tile": tile}),
             ),
             strategies=strategy or ["pretrained"],
             methods=method or [None],

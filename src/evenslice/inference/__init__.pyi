@@ -26,7 +26,7 @@ from .exporting.export import (
     export as export,
 )
 from .exporting.onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
-from .exporting.stated_reading import stated_reading as stated_reading
+from .exporting.stated_reading import stated_crop as stated_crop, stated_reading as stated_reading
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
 from .prediction import (
     choose_tile as choose_tile,

@@ -14,7 +14,6 @@ from evenslice.napari_plugin.layers import position
 from evenslice.napari_plugin.map_layers import MapLayers
 from evenslice.napari_plugin.network_choice import random_parts
 from evenslice.report import audit_html
-from evenslice.training import asked_size
 from evenslice.volumes import Scaling, reslice
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class _Audited:
             step=run.step,
             scaling=Scaling(low, high, run.volumes[0].fill),
             centre=(y, x),
-            tile=asked_size(self.network.run),
+            tile=self.network.crop,
         )
 
 
@@ -141,7 +140,7 @@ def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
         network.network,
         volume,
         slices=network.slices,
-        tile=asked_size(network.run),
+        tile=network.crop,
         **network.reading.options(labels=False),
     )
     return _Audited(found, network, random_parts(choice, network), volume, layer)

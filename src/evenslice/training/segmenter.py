@@ -16,6 +16,7 @@ from evenslice.inference import (
     export,
     load_onnx,
     segment,
+    stated_crop,
     stated_reading,
 )
 from evenslice.networks import missing_parts, parse_specification
@@ -39,7 +40,17 @@ BUILT = ("slices", "classes", "mean", "std")
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A network or a function, and how it reads volumes and their labels."""
+    """A network or a function, and how it reads volumes and their labels.
+
+    Attributes:
+        network: the network.
+        slices: N.
+        reading: how it reads volumes.
+        source: what it was built from.
+        run: the folder of its run.
+        task: what the run trained it for.
+        crop: see ``asked_size``.
+    """
 
     network: nn.Module | Callable[..., Any]
     slices: int
@@ -47,6 +58,7 @@ class Segmenter:
     source: ModelSource | None = None
     run: Path | None = None
     task: str = "segmentation"
+    crop: tuple[int, int] | None = None
 
     def segment(self, volume: Volume, out: str | os.PathLike[str], **options: Any) -> Volume:
         """Segment a volume; the other options are those of ``evenslice.segment``.
@@ -73,12 +85,8 @@ class Segmenter:
         own = self.reading.options(labels=labels is not None)
         return evaluate(self.network, self._sliced(volume), labels, slices=self.slices, **own, **options)
 
-    def export(
-        self, out: str | os.PathLike[str], *, to: str, tile: tuple[int, int] | None = None, **options: Any
-    ) -> Exported:
+    def export(self, out: str | os.PathLike[str], *, to: str, **options: Any) -> Exported:
         """Export the network for other programs; the other options are those of ``evenslice.export``.
-
-        The windows of a run's classifier are as large as its crops, unless ``tile`` says otherwise.
 
         Raises:
             ConfigError: it is an ONNX file; or see ``evenslice.export``.
@@ -87,12 +95,8 @@ class Segmenter:
             raise ConfigError(
                 f"{option('model', ONNX)}: is exported already; name the network that it came from"
             )
-        if to != "huggingface":  # weights, which have no size of windows
-            tile = tile or asked_size(self.run)
-        own = {"plane": self.reading.plane, **self.reading.options()}
-        return export(
-            self.network, out, to=to, tile=tile, source=self.source, slices=self.slices, **own, **options
-        )
+        own = {"crop": self.crop, "plane": self.reading.plane, **self.reading.options()}
+        return export(self.network, out, to=to, source=self.source, slices=self.slices, **own, **options)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -154,7 +158,7 @@ def load_segmenter(
     reading = find_reading(run, spec, weights, **options)
     network, record, source = load_network(spec, weights, symmetrize=at, **built)
     task = "segmentation" if run is None else _configuration(run).training.task
-    return Segmenter(network, record.slices, reading, source, run, task)
+    return Segmenter(network, record.slices, reading, source, run, task, asked_size(run, spec, weights))
 
 
 def _of_onnx(
@@ -211,9 +215,18 @@ def reading_of(config: TrainConfig) -> Reading:
     )
 
 
-def asked_size(run: Path | None) -> tuple[int, int] | None:
-    """Return the size (y, x) of windows that a run's network is asked about: that of the crops of a classifier, else None."""
-    return None if run is None else _configuration(run).training.asked_size
+def asked_size(run: Path | None, spec: str | None, weights: str | None) -> tuple[int, int] | None:
+    """Return the size (y, x) of windows that a network is asked about: that of the crops of a classifier, else None.
+
+    Args:
+        run: the folder of its run; None for a network without one.
+        spec: without a run, the specification of the network, which may have been exported: see ``stated_crop``.
+        weights: likewise, its weights.
+
+    Raises:
+        ModelError: the description in an exported network is damaged.
+    """
+    return stated_crop(spec, weights) if run is None else _configuration(run).training.asked_size
 
 
 def locate_network(run: Path | None, spec: str | None, weights: str | None) -> tuple[str, str]:

@@ -77,6 +77,7 @@ class Description:
         mean: what the network subtracts from slices in 0..1; one value, or one for each slice.
         std: what it divides them by afterwards, likewise.
         reading: how it reads volumes and their labels.
+        crop: the size (y, x) of the windows that a classifier was trained on; None if unknown, or where any size will do.
         record: what was done to its stem, as plain values; None if nobody neutralized it.
         source: what it was built from, likewise; None if unknown.
         card: see ``ModelCard``.
@@ -88,6 +89,7 @@ class Description:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     reading: Reading
+    crop: tuple[int, int] | None
     record: dict[str, Any] | None
     source: dict[str, Any] | None
     card: ModelCard
@@ -133,6 +135,7 @@ def describe(
     *,
     slices: int | None,
     reading: Reading,
+    crop: tuple[int, int] | None,
     source: ModelSource | None,
     card: ModelCard,
     audits: Sequence[AuditResult],
@@ -159,6 +162,7 @@ def describe(
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
         reading=reading,
+        crop=crop,
         record=None if record is None else record.to_dict(),
         source=None if source is None else source.to_dict() | {"weights": None},  # a path on this machine
         card=card,

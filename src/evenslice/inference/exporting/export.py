@@ -92,6 +92,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     plane: str = "z",
     source: ModelSource | None = None,
     tile: tuple[int, int] | None = None,
+    crop: tuple[int, int] | None = None,
     card: ModelCard | None = None,
     audits: Sequence[AuditResult] = (),
     force: bool = False,
@@ -116,7 +117,10 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         instances: "sparse" or "dense" if labels number objects, whose boundaries are class 1; see ``evaluate``.
         plane: the axis along which slices follow one another, "z", "y" or "x".
         source: what the network was built from, as ``load_network`` returns it.
-        tile: fix the size (y, x) of the windows; by default it is free where the network allows that. Not for weights.
+        tile: fix the size (y, x) of the windows; by default ``crop``, else free where the network allows that. Not for
+            weights.
+        crop: the size (y, x) of the windows that a classifier was trained on, for the card and for commands that are given
+            the folder.
         card: what a file cannot know: name, authors, license, citations.
         audits: audits of the network, for its card.
         force: overwrite an earlier export in the same format.
@@ -143,6 +147,8 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         raise ConfigError(
             f"{option('tile', list(tile))}: weights have no fixed size of windows; leave it out"
         )
+    if crop is not None and (len(crop) != 2 or min(crop) < 1):
+        raise ConfigError(f"{option('crop', list(crop))}: give two positive numbers, pixels in y and x")
     if Path(out).is_file():
         raise OutputError(f"{out}: is a file; name a folder")
     description = describe(
@@ -158,6 +164,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
             ignore_label=ignore_label,
             instances=instances,
         ),
+        crop=crop,
         source=source,
         card=card or ModelCard(),
         audits=audits,
@@ -165,7 +172,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     files = _files(to)
     own = [name for name in files if name != README]  # which two formats share
     with staged_folder(out, files, documents=own, force=force) as folder:
-        written = _write(model, folder, to, description, source, tile)
+        written = _write(model, folder, to, description, source, tile or crop)
     return Exported(
         Path(out),
         to,

@@ -84,9 +84,10 @@ def _usage(description: Description) -> list[str]:
         f'network = evenslice.load_network({spec!r}, "path/to/this/folder").model',
     ]
     if description.task == "classification":
+        size = "y, x" if description.crop is None else ", ".join(map(str, description.crop))
         return [
             *load,
-            "logits = network(windows)  # (batch, slices, y, x), scaled as above: (batch, classes)",
+            f"logits = network(windows)  # (batch, {description.slices}, {size}), scaled as above: (batch, classes)",
         ]
     reading, default = description.reading, Reading()
     given = {**reading.options(labels=False), "label_values": reading.labels.label_values}

@@ -66,6 +66,12 @@ def _input_lines(description: Description) -> Iterator[str]:
     if description.slices > 1:
         channels = f"which are its input channels, at the offsets {offsets} in this order"
     yield f"A 2D+ network: it {predicts} {description.window}, {channels}."
+    if description.crop is not None:
+        y, x = description.crop
+        yield (
+            f"It was trained on windows of {y} x {x} pixels (y, x), and classifies the voxel at ({y // 2}, {x // 2}) of "
+            "their middle slice: give it windows of this size."
+        )
     if description.reading.plane != "z":
         yield f"Slices follow one another along the axis {description.reading.plane} of the volume, not along z."
     yield ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from evenslice._core import UNREADABLE, ModelError, read_bounded, reason
 from evenslice.inference.exporting.description import LIBRARY
@@ -17,8 +17,12 @@ from evenslice.inference.onnx_networks import MOST_METADATA, ONNX, open_session
 from evenslice.networks import METADATA_KEY, NO_FILES, read_metadata
 from evenslice.neutralizing import Reading
 
-__all__ = ["stated_reading"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
+__all__ = ["stated_crop", "stated_reading"]
+
+_T = TypeVar("_T")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -40,12 +44,48 @@ def stated_reading(spec: str | None, weights: str | None) -> Reading | None:
         >>> print(stated_reading("timm:resnet18", "imagenet"))
         None
     """
+    return _parsed(spec, weights, Reading.from_plain)
+
+
+def stated_crop(spec: str | None, weights: str | None) -> tuple[int, int] | None:
+    """Return the size (y, x) of the windows that a classifier was trained on, as ``evenslice export`` wrote it with the network.
+
+    Args:
+        spec: as for ``stated_reading``.
+        weights: likewise.
+
+    Returns:
+        The size; None if it is not stated, or for an ONNX file, whose graph takes one size alone.
+
+    Raises:
+        ModelError: see ``stated_reading``.
+
+    Example:
+        >>> print(stated_crop("timm:resnet18", "imagenet"))
+        None
+    """
+    return None if spec == ONNX else _parsed(spec, weights, _crop)
+
+
+def _crop(stated: Mapping[str, Any]) -> tuple[int, int] | None:
+    crop = stated.get("crop")
+    if crop is None:
+        return None
+    if not (type(crop) is list and len(crop) == 2 and all(type(side) is int and side > 0 for side in crop)):
+        raise ValueError(f"crop {crop!r:.40}")
+    return crop[0], crop[1]
+
+
+def _parsed(
+    spec: str | None, weights: str | None, parse: Callable[[Mapping[str, Any]], _T | None]
+) -> _T | None:
+    """Return what is made of the description of a network; None if there is none."""
     if spec is None or weights in NO_FILES:
         return None
     place = Path(spec if weights is None else weights)
     try:
         stated = _metadata(place) if spec == ONNX else _saved(place) or _configuration(place)
-        return None if stated is None else Reading.from_plain(stated)
+        return None if stated is None else parse(stated)
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.strerror:
             raise ModelError(
