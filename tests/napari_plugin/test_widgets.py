@@ -10,7 +10,7 @@ import pytest
 
 import evenslice
 from evenslice._core import ProgressReport
-from evenslice.napari_plugin.network_choice import FromFile, FromLibrary, random_parts
+from evenslice.napari_plugin.network_choice import FromFile, FromLibrary, FromRun, random_parts
 from evenslice.neutralizing import Reading, save_network
 from evenslice.training import load_segmenter
 
@@ -169,6 +169,87 @@ def test_networks_that_cannot_be_loaded_are_told_in_one_line(viewer, widget, wai
         wait_for(lambda: not segment.busy)
         assert re.search(rf"error: .*{message}", plain(segment.status.value))
     assert len(viewer.layers) == 1
+
+
+@pytest.mark.parametrize("source", ["library", "training run", "saved network"])
+def test_numbers_that_cannot_be_right_are_told_in_one_line(
+    viewer, widget, wait_for, volume, tmp_path, source
+):
+    audit = widget("Audit a network")
+    viewer.add_image(volume, name="stack")
+    choose_tiny(audit)
+    form = audit.network
+    form.source.value = source
+    if source == "training run":
+        form.run.value = train_once(tmp_path, volume)
+    elif source == "saved network":
+        loaded = evenslice.load_network("timm:test_resnet", "none")
+        save_network(loaded.model, tmp_path / "net.safetensors", source=loaded.source)
+        form.file.value = tmp_path / "net.safetensors"
+    wrong = [
+        ("intensity", "low", r"intensity: low: numbers are needed, such as 0,255"),
+        ("intensity", "3", r"intensity=\[3\.0\]: give two numbers, the voxel values that become 0 and 1"),
+        ("intensity", "3 3", r"intensity=\[3\.0, 3\.0\]: the first must be below the second"),
+        ("fill", "0,1", r"fill: 0,1: one number is needed, such as 0"),
+        ("fill", "inf", r"fill"),
+    ]
+    if source == "library":
+        wrong += [
+            ("mean", "a", r"mean: a: numbers are needed, such as 0\.485,0\.456,0\.406"),
+            ("mean", "1,2", r"mean has 2 values; the network has 3 inputs, so give 1 or 3"),
+            (
+                "mean",
+                "127",
+                r"slices are scaled to 0\.\.1 first; divide the mean and std of 8-bit values by 255",
+            ),
+            ("std", "0", r"std has to be positive"),
+        ]
+    for name, text, message in wrong:
+        getattr(form, name).value = text
+        audit.start.changed.emit(True)
+        wait_for(lambda: not audit.busy)
+        assert re.search(rf"error: .*{message}", plain(audit.status.value))
+        getattr(form, name).value = ""
+    assert audit.audit is None
+
+
+def test_the_user_says_how_a_network_of_others_is_scaled(viewer, widget, wait_for, volume):
+    volume[3, 4, 5] = np.nan
+    layer = viewer.add_image(volume * 255, name="stack")
+    audit = widget("Audit a network")
+    audit.network.spec.value, audit.network.weights.value = "smp:Unet/tu-test_resnet", "none"
+    audit.start.changed.emit(True)
+    wait_for(lambda: not audit.busy)
+    assert "fill" in plain(audit.status.value)
+    form = audit.network
+    form.mean.value, form.std.value, form.intensity.value, form.fill.value = "0", " 1 ", "0, 300", "7"
+    audit.start.changed.emit(True)
+    wait_for(lambda: not audit.busy)
+    expected = evenslice.load_network("smp:Unet/tu-test_resnet", "none", slices=3, mean=0, std=1)
+    found = evenslice.audit(expected.model, layer.data, slices=3, intensity=(0, 300), fill=7)
+    assert audit.audit.shares == found.shares
+    read = audit.audit.run.volumes[0]
+    assert (read.intensity, read.fill) == ((0, 300), 7)
+    assert evenslice.record_of(audit._audited.network.network).mean == 0
+    assert "saliency 0" in maps_of(viewer)
+    for source, hidden in (("training run", True), ("saved network", True), ("library", False)):
+        form.source.value = source  # what a run or a saved network determines is not asked for
+        assert [form.mean.native.isHidden(), form.std.native.isHidden()] == [hidden, hidden]
+
+
+def test_the_user_may_read_volumes_otherwise_than_a_run_or_a_file_says(volume, tmp_path):
+    run, file = train_once(tmp_path, volume), tmp_path / "net.safetensors"
+    loaded = evenslice.load_network("timm:test_resnet", "none")
+    save_network(loaded.model, file, source=loaded.source, reading={"step": 2, "intensity": (0, 300)})
+    for choice in (
+        FromRun(run, {"fill": 3.0, "intensity": None}),
+        FromFile(file, {"fill": 3.0, "intensity": None}),
+        FromLibrary("timm:test_resnet", str(file), 3, "pretrained", reading={"fill": 3.0}),
+    ):
+        assert (choice.load().reading.intensity, choice.load().reading.fill) == ((0, 300), 3)
+    given = FromLibrary("timm:test_resnet", str(file), 3, "pretrained", mean=(0.5,))
+    with pytest.raises(evenslice.ModelError, match="states its own mean and std; leave out mean and std"):
+        given.load()
 
 
 def test_a_segmentation_is_that_of_segment_where_the_volume_lies(viewer, widget, wait_for, volume, tmp_path):

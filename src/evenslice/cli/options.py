@@ -367,8 +367,8 @@ class AuditComputing(Computing):
     tile: Annotated[
         tuple[int, int] | None,
         computing(
-            "In-plane tile size in pixels (default: the only size that the network takes or, of a classifier's run, that of "
-            "its crops; else whole planes up to 256 along each axis, and 128 of longer ones).",
+            "In-plane tile size in pixels (default: the only size that the network takes or, of a classifier's run or exported "
+            "folder, that of its crops; else whole planes up to 256 along each axis, and 128 of longer ones).",
             metavar="Y X",
         ),
     ] = None
