@@ -278,6 +278,50 @@ def test_else_into_a_new_bias(build):
     assert not stem.bias.requires_grad
 
 
+class Norms(nn.Module):
+    """Batch norms behind two stems, of which none alone reads all that one stem writes, and nothing else."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.stem, self.other = (nn.Conv2d(3, 6, 3, bias=False) for _ in range(2))
+        self.deep, self.head = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+        self.norm, self.second = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.relu, self.path = nn.ReLU(inplace=True), path
+        unequal(self).eval()
+
+    def forward(self, x):
+        return self.head(self.path(self, x))
+
+
+NORMS = {
+    "two of one output": lambda m, x: m.norm(y := m.stem(x)).relu() + m.second(y).relu(),
+    "one of each call": lambda m, x: m.norm(m.stem(x)).relu() + m.second(m.stem(x)).relu(),
+    "none of one call": lambda m, x: m.stem(x).relu() + m.norm(m.stem(x)).relu(),
+    "of another stem": lambda m, x: m.norm(m.stem(x)).relu() + m.norm(m.other(x)).relu(),
+    "of a deep layer": lambda m, x: m.norm(m.deep(m.norm(m.stem(x)).relu())),
+    "after an activation in place": lambda m, x: m.norm(m.relu(m.stem(x))),
+}
+
+
+@pytest.mark.parametrize("check", ["network", "stems"])
+@pytest.mark.parametrize("path", NORMS)
+def test_else_into_a_new_bias_where_the_batch_norm_reads_more_or_less(path, check):
+    model = Norms(NORMS[path])
+    before = copy.deepcopy(model)
+    record = neutralize(model, check=check, **IMAGENET)
+    assert isinstance(model.stem.bias, nn.Parameter)
+    assert record.gray_error <= 1e-5
+    gray = torch.rand(2, 1, 16, 16)
+    scaled = ((gray - record.mean) / record.std).expand(-1, 3, -1, -1)
+    assert relative(run(model, scaled), run(before, colours(gray, **IMAGENET))) <= 1e-5
+
+
+def test_a_batch_norm_that_reads_every_call_of_a_stem_takes_the_constant():
+    model = Norms(lambda m, x: m.norm(m.stem(x)).relu() + m.norm(m.stem(x.flip(-1))).relu())
+    assert neutralize(model, **IMAGENET).gray_error <= 1e-5
+    assert model.stem.bias is None
+
+
 @pytest.mark.parametrize("name", ["torchvision", "timm"])
 def test_a_frozen_batch_norm_takes_the_constant_too(name):
     from timm.layers import FrozenBatchNormAct2d

@@ -34,11 +34,12 @@ class Reader:
         name: its dotted name in the network.
         module: the layer.
         input: its first input.
-        norm: the batch norm that alone reads its output, if there is one.
+        norm: the batch norm that alone reads its outputs, all of them and nothing else, if there is one.
         outputs: its outputs, call by call.
         norm_outputs: those of the batch norm.
-        last: its last output, as it is in the network.
-        node: the node of the autograd graph that made the last output.
+        made: its outputs, as they are in the network.
+        nodes: the nodes of the autograd graph that made them.
+        norms: the batch norms that read them, call by call.
     """
 
     name: str
@@ -47,8 +48,9 @@ class Reader:
     norm: nn.Module | None = None
     outputs: list[Tensor] = field(default_factory=list)
     norm_outputs: list[Tensor] = field(default_factory=list)
-    last: Tensor | None = None
-    node: Any = None
+    made: list[Tensor] = field(default_factory=list)
+    nodes: list[Any] = field(default_factory=list)
+    norms: list[nn.Module] = field(default_factory=list)
 
 
 class Readers(NamedTuple):
@@ -105,6 +107,7 @@ class _Tracer:
         self.passed: list[str] = []  # batch norms that read the image
         self.frozen: list[nn.Parameter] = []  # their parameters
         self.seen: dict[str, Reader] = {}
+        self.norm_calls: Counter[nn.Module | None] = Counter()
 
     def watch(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
         """Hook a module, and yield the handles of the hooks."""
@@ -143,26 +146,31 @@ class _Tracer:
 
     def _note_norm(self, module: nn.Module, arrived: Tensor) -> None:
         if _has_statistics(module):
+            self.norm_calls[module] += 1
             for reader in self.seen.values():
-                if reader.last is arrived:
-                    reader.norm = module
+                # An activation in place changes the node, but not the tensor.
+                if arrived.grad_fn in reader.nodes and any(output is arrived for output in reader.made):
+                    reader.norms.append(module)
 
     def _note_output(self, name: str, module: nn.Module, output: Tensor) -> None:
         # Copies, since what follows may change an output in place.
         if name in self.seen:
             reader = self.seen[name]
-            reader.last, reader.node = output, output.grad_fn
+            reader.made.append(output)
+            reader.nodes.append(output.grad_fn)
             reader.outputs.append(output.detach().clone())
         for reader in self.seen.values():
-            if reader.norm is module:
+            if module in reader.norms:
                 reader.norm_outputs.append(output.detach().clone())
 
     def readers(self, output: Any) -> tuple[Reader, ...]:
         """Return the layers that read the image, given what the network returned."""
-        consumers = _consumers(output, {reader.node for reader in self.seen.values()})
+        consumers = _consumers(output, {node for reader in self.seen.values() for node in reader.nodes})
         for reader in self.seen.values():
-            if consumers[reader.node] != 1:
-                reader.norm = None
+            norm, calls = next(iter(reader.norms), None), len(reader.made)
+            alone = reader.norms == [norm] * calls and self.norm_calls[norm] == calls
+            if alone and all(consumers[node] == 1 for node in reader.nodes):
+                reader.norm = norm
         return tuple(self.seen.values())
 
 
