@@ -240,7 +240,7 @@ def _recomputed():
 @pytest.mark.parametrize(
     ("page", "number"),
     [
-        ("README.md", 42),
+        ("README.md", 34),
         ("docs/index.md", 0),
         ("docs/symmetry.md", 5),
         ("docs/explanation/strategies.md", 10),
