@@ -118,7 +118,7 @@ def _channel(folder: Path, described: dict[str, Any], channel: int | None) -> in
 
 def _channel_names(described: dict[str, Any]) -> list[str]:
     """Return the names of the channels in the order of their numbers, by which their files are named, from 0."""
-    names = described.get("channel_names", described.get("modality"))
+    names: Any = described.get("channel_names", described.get("modality"))
     if isinstance(names, dict):
         ordered = sorted(names, key=lambda key: int(key) if key.isdecimal() else len(names))
         names = [names[key] for key in ordered]
