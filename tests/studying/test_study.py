@@ -416,14 +416,32 @@ def test_a_run_is_not_audited_on_data_that_have_changed_since_its_test(folder, m
     monkeypatch.setattr(run_execution, "train", train_and_change)
     values["arms"] = values["arms"][:1]
     (failed,) = study(StudyConfig.model_validate(values), folder / "changing")["failed"]
-    assert failed["error"].startswith("'blobs': its files have changed since ")
+    assert failed["error"].startswith("datasets[0]: its files have changed since ")
     assert not list((folder / "changing").glob("runs/*/audit.json"))
+
+
+def test_runs_on_data_that_change_during_a_study_fail(folder):
+    values, data = data_of_its_own(folder, "data_changed_meanwhile")
+    out, before = folder / "changed_meanwhile", np.load(data / "labels.npy")
+
+    def change(*_):
+        np.save(data / "labels.npy", 1 - before)
+
+    summary = study(StudyConfig.model_validate(values), out, on_finished=change)
+    (failed,) = summary["failed"]
+    assert (summary["finished"], failed["arm"]) == (1, "tied")
+    assert failed["error"].startswith(
+        "datasets[0]: its files have changed since the study was started; restore them"
+    )
+    assert not list(out.glob("runs/*tied*/network.safetensors"))
+    np.save(data / "labels.npy", before)
+    assert study(StudyConfig.model_validate(values), out)["finished"] == 2
 
 
 def test_a_study_can_be_given_more(done, tmp_path, monkeypatch):
     out, seen = Path(shutil.copytree(done[0], tmp_path / "study")), []
 
-    def pretend(run, base, progress):
+    def pretend(run, base, data, progress):
         seen.append((run.seed, run.arm))
         return RunOutcome(**run.labels, key=run.key, status="failed", error="", audit={})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from evenslice.studying.runs import Run
     from evenslice.volumes import LabelledVolume
 
-__all__ = ["execute", "execute_at_worker", "record_failure"]
+__all__ = ["DataFiles", "execute", "execute_at_worker", "record_failure"]
+
+DataFiles: TypeAlias = "Mapping[tuple[str, int], list[str]]"
+"""The fingerprints of the files of data sets, in order, by the name of the data set and the fold."""
 
 HELD_BYTES = 2**26  # of labels that are read at once if their slices are stored together
 ESTIMATES = (
@@ -53,16 +56,22 @@ ESTIMATES = (
 )
 
 
-def execute(run: Run, base: Path, progress: bool | None = False) -> RunOutcome:
+def execute(run: Run, base: Path, data: DataFiles | None = None, progress: bool | None = False) -> RunOutcome:
     """Train or derive, test and audit one run, resuming it if it was interrupted, and write its outcome.
 
     Args:
         run: the run.
         base: the folder that holds the folders of runs.
+        data: what the data sets have to be, as they were when the study was started; None for anything.
         progress: show progress bars on standard error; with None, if that is a terminal.
     """
     try:
         files = RunFolder(run.folder(base))
+        if data is not None and sorted(fingerprints(run.config.data)) != data[run.dataset, run.fold]:
+            raise ConfigError(
+                f"{run.places['data']}: its files have changed since the study was started; restore them, or run the study "
+                "in another folder"
+            )
         repair_run(files.path)
         result = _trained(run, files.path, progress)
         with files.lock():  # a worker that is only thought lost may be at work on the same run
@@ -71,7 +80,7 @@ def execute(run: Run, base: Path, progress: bool | None = False) -> RunOutcome:
         return record_failure(run, base, error)
 
 
-def execute_at_worker(run: Run, base: Path) -> RunOutcome:
+def execute_at_worker(run: Run, base: Path, data: DataFiles | None = None) -> RunOutcome:
     """Do so on a worker, which may be on another machine.
 
     Raises:
@@ -82,7 +91,7 @@ def execute_at_worker(run: Run, base: Path) -> RunOutcome:
             f"{base.parent}: is another folder for the worker on {platform.node()}, so that the study would not find its "
             f"results; choose a folder ({option('out')}) that this machine and all workers share"
         )
-    return execute(run, base)
+    return execute(run, base, data)
 
 
 def record_failure(run: Run, base: Path, error: Exception) -> RunOutcome:
@@ -124,7 +133,7 @@ def _examined(run: Run, files: RunFolder, result: Mapping[str, Any], progress: b
     data = data_of_result(result)
     if sorted(fingerprints(config.data)) != data:  # the scores are those of the files as they were
         raise ConfigError(
-            f"{config.data.name!r}: its files have changed since {folder} was tested on them; restore them, or run "
+            f"{run.places['data']}: its files have changed since {folder} was tested on them; restore them, or run "
             "the study in another folder"
         )
     tested = open_data(config.data, config.model, seed=config.seed).test

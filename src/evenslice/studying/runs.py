@@ -234,6 +234,7 @@ def _option_places(place: _Place, arm: Arm, base: Mapping[str, str] | None = Non
         base: the same for the arm whose network it takes, if it does.
     """
     study = place.study
+    data = f"datasets[{study.datasets.index(place.dataset)}]"
     own, network = (
         f"arms[{study.arms.index(arm)}]",
         f"architectures[{study.architectures.index(place.architecture)}]",
@@ -245,7 +246,8 @@ def _option_places(place: _Place, arm: Arm, base: Mapping[str, str] | None = Non
         "architecture": network,
         "weights": f"{network if arm.weights is None else own}.weights",
         **{name: f"{own}.{name}" for name in ("strategy", "tie", "symmetrize")},
-        "classes": f"datasets[{study.datasets.index(place.dataset)}].classes",
+        "data": data,
+        "classes": f"{data}.classes",
         "seed": "seeds",
         "device": "training.accelerator",
         "tile": "training.crop",

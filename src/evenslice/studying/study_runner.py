@@ -47,7 +47,7 @@ from evenslice.results import (
 )
 from evenslice.studying.config import StudyConfig
 from evenslice.studying.outcome import STRESS_COLUMNS
-from evenslice.studying.run_execution import execute, execute_at_worker, record_failure
+from evenslice.studying.run_execution import DataFiles, execute, execute_at_worker, record_failure
 from evenslice.studying.runs import LABELS, count_runs, plan_runs
 from evenslice.studying.study_folder import study_folder, write_config
 from evenslice.training import RunFolder, check_data, fingerprints, open_data
@@ -150,13 +150,14 @@ def _study(
     waiting = [run for run in runs if run.key not in outcomes]
     _check_weights(waiting)
     _check_data(config, waiting)
-    _check_unchanged(runs, base)
+    data = {place: sorted(fingerprints(group[0].config.data)) for place, group in _by_data(waiting).items()}
+    _check_unchanged(runs, data, base)
     for run in waiting[:1]:
         run.folder(base).mkdir(parents=True, exist_ok=True)  # from now on, it is the folder of a study
     write_config(config, out)
     if on_start is not None and (lines := _not_applied(runs, outcomes)):
         on_start(lines)
-    for run, outcome in _execute_all(waiting, base, workers, scheduler):
+    for run, outcome in _execute_all(waiting, data, base, workers, scheduler):
         outcomes[run.key] = outcome
         write_results(config, outcomes.values(), out)
         if on_finished is not None:
@@ -235,31 +236,37 @@ def _by_data(runs: Iterable[Run]) -> dict[tuple[str, int], list[Run]]:
     return groups
 
 
-def _check_unchanged(runs: Sequence[Run], base: Path) -> None:
-    """Check that the files of data sets are those on which runs were tested, of which some may still be audited."""
-    tested = {run.key: data for run in runs if (data := run.tested_data(base)) is not None}
-    for (name, _), group in _by_data(run for run in runs if run.key in tested).items():
+def _check_unchanged(runs: Sequence[Run], data: DataFiles, base: Path) -> None:
+    """Check that the files of data sets are those on which runs were tested, of which some may still be audited.
+
+    Args:
+        runs: all runs.
+        data: the fingerprints of the files of unfinished ones.
+        base: the folder that holds the folders of runs.
+    """
+    tested = {run.key: known for run in runs if (known := run.tested_data(base)) is not None}
+    for place, group in _by_data(run for run in runs if run.key in tested).items():
         try:
-            now = sorted(fingerprints(group[0].config.data))
+            now = data[place] if place in data else sorted(fingerprints(group[0].config.data))
         except VolumeError:
             continue  # the files are gone, but the results on them remain valid
         for run in group:
             if tested[run.key] != now:
                 raise ConfigError(
-                    f"datasets: {name!r}: its files are not those on which {run.folder(base)} was trained and tested; "
+                    f"datasets: {place[0]!r}: its files are not those on which {run.folder(base)} was trained and tested; "
                     "restore them, or run the study in another folder"
                 )
 
 
 def _execute_all(
-    runs: Sequence[Run], base: Path, workers: int | None, scheduler: str | None
+    runs: Sequence[Run], data: DataFiles, base: Path, workers: int | None, scheduler: str | None
 ) -> Iterator[tuple[Run, RunOutcome]]:
     if not runs:
         return
     with open_cluster(workers, scheduler) as client:
         run_one = partial(execute, progress=None) if client is None else execute_at_worker
         for run, outcome in map_as_finished(
-            partial(run_one, base=base), runs, client, needs=lambda run: run.base
+            partial(run_one, base=base, data=data), runs, client, needs=lambda run: run.base
         ):
             if isinstance(outcome, OutputError):  # nor could the others be recorded
                 raise outcome
