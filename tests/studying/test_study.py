@@ -431,7 +431,7 @@ def test_runs_on_data_that_change_during_a_study_fail(folder):
     (failed,) = summary["failed"]
     assert (summary["finished"], failed["arm"]) == (1, "tied")
     assert failed["error"].startswith(
-        "datasets[0]: its files have changed since the study was started; restore them"
+        "datasets[0]: its files are not those with which the study was started; restore them"
     )
     assert not list(out.glob("runs/*tied*/network.safetensors"))
     np.save(data / "labels.npy", before)

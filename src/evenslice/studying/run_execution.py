@@ -69,8 +69,8 @@ def execute(run: Run, base: Path, data: DataFiles | None = None, progress: bool 
         files = RunFolder(run.folder(base))
         if data is not None and sorted(fingerprints(run.config.data)) != data[run.dataset, run.fold]:
             raise ConfigError(
-                f"{run.places['data']}: its files have changed since the study was started; restore them, or run the study "
-                "in another folder"
+                f"{run.places['data']}: its files are not those with which the study was started; restore them, or run "
+                "the study in another folder"
             )
         repair_run(files.path)
         result = _trained(run, files.path, progress)
