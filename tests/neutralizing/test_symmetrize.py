@@ -45,6 +45,15 @@ class Difference(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
 
 
+class Outer(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images)
+
+
 def symmetrize_encoder(model):
     return symmetrize(model, "encoder")
 
@@ -201,15 +210,6 @@ def test_what_wraps_a_network_with_a_record_may_be_taken_off(tmp_path):
         symmetrize(outer, "1")
 
 
-class Outer(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        return self.model(images)
-
-
 def recorded(slices):
     model = nn.Sequential(nn.Conv2d(slices, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     neutralize(unequal(model), slices, strategy="pretrained", mean=0.5, std=0.2)
@@ -286,6 +286,21 @@ def test_a_compiled_part_may_be_the_cut():
     model = unet()
     model.encoder = torch.compile(model.encoder, backend="eager")
     assert_symmetric(copy.deepcopy(symmetrize(model, "encoder")), windows())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by the compiler
+@pytest.mark.parametrize(
+    "change", [neutralize_twin, neutralize, lambda model: symmetrize(model, "model._orig_mod.1")]
+)
+def test_a_part_that_was_compiled_and_ran_may_be_changed(change):
+    """What is compiled does not look for new hooks."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model = Outer(torch.compile(unequal(network), backend="eager"))
+    for batch in (2, 1, 6):
+        run(model, windows(batch=batch, size=64))
+    change(model)
+    for other in (model, copy.deepcopy(model)):
+        assert_symmetric(other, windows(size=64))
 
 
 @pytest.mark.parametrize("change", [symmetrize_encoder, neutralize_twin])

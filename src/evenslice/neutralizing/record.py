@@ -144,7 +144,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the network that `torch.compile` has wrapped, to change it; any other as it is.
+    """Return the network that `torch.compile` has wrapped, to change it or a part of it; any other as it is.
 
     Copies and pickles of the wrapper lose hooks and parts of its own, and have the network's.
 
@@ -154,11 +154,11 @@ def uncompiled(model: nn.Module) -> nn.Module:
         >>> uncompiled(torch.compile(layer, backend="eager")) is layer, uncompiled(layer) is layer
         (True, True)
     """
-    inner = model._modules.get("_orig_mod")  # noqa: SLF001  # an attribute would be looked up in the network, too
-    if inner is None:
-        return model
-    torch.compiler.reset()  # what was compiled before does not look for new hooks
-    return inner
+    # As an attribute it would be looked up in the network, too.
+    if any("_orig_mod" in module._modules for module in model.modules()):  # noqa: SLF001
+        torch.compiler.reset()  # what was compiled before does not look for new hooks
+    inner = model._modules.get("_orig_mod")  # noqa: SLF001
+    return model if inner is None else inner
 
 
 def record_with_names(model: nn.Module) -> Record | None:
