@@ -147,7 +147,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         raise ConfigError(
             f"{option('tile', list(tile))}: weights have no fixed size of windows; leave it out"
         )
-    if crop is not None and (len(crop) != 2 or min(crop) < 1):
+    if crop is not None and min(crop) < 1:
         raise ConfigError(f"{option('crop', list(crop))}: give two positive numbers, pixels in y and x")
     if Path(out).is_file():
         raise OutputError(f"{out}: is a file; name a folder")
