@@ -186,8 +186,7 @@ def _rescaling(item: Any, name: str, where: str, *, may_be_zero: bool = False) -
     """Return a number that stored values are multiplied by or that is added to them, or None if the element is missing or empty.
 
     Raises:
-        VolumeError: it is not finite, or multiplies by zero. Readers differ in what they make of that: to the letter,
-            as in pydicom, all voxels are alike, while GDCM multiplies by one.
+        VolumeError: it is not finite, or multiplies by zero, which would make all voxels alike.
     """
     from pydicom.tag import Tag
 
