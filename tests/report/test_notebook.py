@@ -47,6 +47,17 @@ def test_an_audit_says_its_verdict_first():
     assert parsed(make_audit("fair", UNIFORM)).text[0] == "symmetric"
 
 
+def test_what_a_question_found_is_said_of_its_figures_together():
+    """One method may be beyond the tolerance and the other not."""
+    rows = parsed(make_audit("pretrained", PRETRAINED)).rows
+    first = [row[0] for row in rows].index("attention")
+    (_, found, figure), *others = rows[first : first + 4]
+    assert found == "beyond \N{PLUS-MINUS SIGN}0.05"
+    assert figure.startswith("gradient -0.")
+    assert [row[:2] for row in others] == [["", ""], ["answer", "beyond 0.05"], ["use", "beyond 0.01"]]
+    assert others[0][2].startswith("occlusion ")
+
+
 def test_the_text_of_results_is_escaped():
     audit = make_audit("audit", PRETRAINED, run={"stopped": HOSTILE})
     failed = SurveyedNetwork(HOSTILE, "imagenet", error=HOSTILE)

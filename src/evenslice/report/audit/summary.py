@@ -32,7 +32,7 @@ def audit_html(audit: AuditResult) -> str:
             ["slice", "share of the attention [95 %]"],
             [(signed(k), interval(share)) for k, share in zip(audit.offsets, audit.shares, strict=True)],
         ),
-        html_table(["question", "found", ""], _questions(audit)),
+        html_table(["question", "found", "figures [95 %]"], _questions(audit)),
         f"<p>{len(audit.measurements.volume)} windows in {audit.run.seconds or 0:.0f} s; {escape(audit.run.stopped)}</p>",
     ]
     return "".join(parts)
@@ -53,8 +53,11 @@ def _decision(audit: AuditResult) -> str:
 
 
 def _questions(audit: AuditResult) -> list[tuple[str, str, str]]:
-    return [
-        (question.name, interval(figure.value), f"{figure.label}, {question.found}")
-        for question in three_questions(audit)
-        for figure in question.figures
-    ]
+    """Return a row for each figure; the first of a question says what its figures together show."""
+    rows = []
+    for question in three_questions(audit):
+        name, found = question.name, question.found
+        for figure in question.figures:
+            rows.append((name, found, f"{figure.label} {interval(figure.value)}"))
+            name = found = ""
+    return rows
