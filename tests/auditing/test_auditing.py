@@ -238,6 +238,22 @@ def test_labels_of_any_type_are_class_numbers_if_they_are_whole(texture, dtype):
     assert whole.stress.to_dict() == same.stress.to_dict()
 
 
+def test_what_a_lost_slice_costs_is_measured_in_the_windows_asked_for(texture):
+    """A function that accepts one size only need not state it."""
+    shapes = set()
+
+    def function(windows):
+        shapes.add(windows.shape)
+        assert windows.shape[2:] == (16, 16)
+        return np.stack([1 - 2 * windows[:, 1], 2 * windows[:, 1] - 1], axis=1)
+
+    options = {"labels": texture > 0.5, "max_windows": 4, "intensity": (0, 1), "progress": False}
+    found = evenslice.audit(function, texture, tile=(16, 16), batch=3, **options)
+    assert found.stress is not None
+    assert found.stress.intact == pytest.approx(1)
+    assert max(shape[0] for shape in shapes) == 3
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_mode_of_the_caller_changes_nothing(mode, texture, tmp_path):
     """Not even for a network that was built in inference mode, or a function that returns arrays."""

@@ -188,7 +188,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         slices = choose_slices(model)
     volumes = open_several(volume, fill)
     refuse_repeated(volumes)
-    tile = choose_tile(model, volumes) if tile is None else check_tile(tile)
+    asked = None if tile is None else check_tile(tile)
+    tile = asked or choose_tile(model, volumes)
     scalings = fit_scalings(volumes, scalings, name="scalings", intensity=intensity, fill=fill, seed=seed)
     grids = [
         WindowGrid(item, scaling, slices, tile, step) for item, scaling in zip(volumes, scalings, strict=True)
@@ -211,7 +212,9 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     lost = None
     if stress and opened is not None and explained is None and slices > 1:
         # Before the windows, so that labels that do not fit are found at once.
-        lost = measure_loss(network, returned, grids, opened, seed=seed, progress=progress)
+        lost = measure_loss(
+            network, returned, grids, opened, tile=asked, batch=batch, seed=seed, progress=progress
+        )
     batches, stopped = _collect(stream, measurer, sampling, thresholds, computing)
     measurements = collect_measurements(batches)
     kernels = _kernels(model, record)

@@ -29,6 +29,8 @@ def measure_loss(
     grids: Sequence[WindowGrid],
     labels: Sequence[Volume],
     *,
+    tile: tuple[int, int] | None,
+    batch: int | None,
     seed: int,
     progress: bool | None,
 ) -> StressSummary:
@@ -39,6 +41,8 @@ def measure_loss(
         returned: what it returned for a window.
         grids: the volumes, with their scaling and the size and step of windows.
         labels: the class of each voxel of each volume, 0, 1, 2 ..., or ``IGNORED``.
+        tile: size (y, x) of the in-plane tiles that the user asked for; None for whole slices.
+        batch: windows per pass, likewise; None for as many as suit the network.
         seed: random seed of the noise.
         progress: show a progress bar.
 
@@ -60,6 +64,8 @@ def measure_loss(
         slices=grids[0].slices,
         step=grids[0].step,
         most_slices=STRESSED_SLICES,
+        tile=tile,
+        batch=batch,
         seed=seed,
         progress=progress,
     )
