@@ -350,7 +350,11 @@ def test_bfloat16_agrees_with_float32(texture):
         ({"device": "cuda:77"}, ConfigError, "device='cuda:77': is not available"),
         ({"device": "toaster"}, ConfigError, "device='toaster': is not available"),
         ({"labels": np.zeros((48, 40, 39), np.uint8), "target": "labels"}, VolumeError, "labels of shape"),
-        ({"labels": np.full((48, 40, 40), 0.5), "target": "labels"}, VolumeError, "label value 0.5"),
+        (
+            {"labels": np.full((48, 40, 40), 0.5), "target": "labels"},
+            VolumeError,
+            "holds 0.5, which is not a label",
+        ),
         ({"scalings": [Scaling(0, 1)], "fill": 0}, ConfigError, "no effect with scalings"),
         ({"scalings": [Scaling(0, 1)] * 2}, ConfigError, "2 scalings for 1 volume; give one for each"),
         ({"labels": [], "target": "labels"}, ConfigError, "no volume given"),

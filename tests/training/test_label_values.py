@@ -73,6 +73,7 @@ def test_what_is_ignored_is_of_no_class():
     [
         ([0, 1, 2], {}, VolumeError, "holds the label value 2.*other_labels='background'"),
         ([0, 0.5], {"other_labels": "background"}, VolumeError, "holds 0.5, which is not a label"),
+        ([0, 0.5], {}, VolumeError, "holds 0.5, which is not a label"),  # no option makes it one
         ([0, 12345678], {}, VolumeError, "holds the label value 12345678, but"),
         ([0.0, 12345678.0], {}, VolumeError, "holds the label value 12345678, but"),
         (np.array([0, 2**64 - 1], np.uint64), {}, VolumeError, f"holds the label value {2**64 - 1}, but"),
@@ -107,7 +108,6 @@ def test_what_cannot_be(array, options, kind, message):
             "set label_values=[0, 1] if it is that of a class, ignore_label=1 if such voxels do not count, or",
         ),
         ([-1, 0, 1], {}, "set ignore_label=-1 if such voxels do not count, or"),
-        ([0.0, 0.5], {}, "set label_values, or"),
     ],
 )
 def test_the_option_that_a_label_value_needs_is_named(array, options, remedy):

@@ -246,9 +246,9 @@ class _ClassMap:
         return classes, rising[place] == stored
 
     def _wrong(self, value: float) -> VolumeError:
-        if self.lenient or not self.values:
+        if self.lenient or not self.values or value % 1:  # a fraction, NaN or infinity, whatever the options
             return no_label(self.path, value)
-        shown = f"{value:g}" if value % 1 else str(+value).removesuffix(".0")  # whole numbers in full
+        shown = str(+value).removesuffix(".0")  # in full
         return VolumeError(
             f"{self.path}: holds the label value {shown}, but the {len(self.values)} classes have the values "
             f"{', '.join(map(str, self.values))}; {self._remedies(value)}, or take others as "
@@ -257,8 +257,6 @@ class _ClassMap:
 
     def _remedies(self, value: float) -> str:
         """Name the options under which a value would be that of a class, or of voxels that do not count."""
-        if value % 1:  # or NaN
-            return f"set {option('label_values')}"
         number = int(value)
         void = f"{option('ignore_label', number)} if such voxels do not count"
         if number < 0:  # no class is written as a negative number
