@@ -166,3 +166,24 @@ def test_what_is_wrong_with_the_axes_of_labels_is_said_of_their_option(turned, o
     np.save("four.npy", np.stack([turned, turned]))
     with pytest.raises(EvensliceError, match=message):
         LabelledOpening(**options).open_labels("labels.tif" if options else "four.npy", "stored.npy")
+
+
+@pytest.mark.parametrize("options", [{}, {"axes": "zyx"}, {"label_axes": "zyx"}])
+def test_labels_of_just_what_is_read_of_an_image_are_read_whole(tmp_path, monkeypatch, options):
+    """As ``segment`` writes them, of a coarser level or of a region; their files have neither."""
+    monkeypatch.chdir(tmp_path)
+    write_volume(open_volume(np.zeros((4, 300, 280), np.uint8)), Path("image.ome.zarr"))
+    coarse = np.random.default_rng(0).integers(0, 2, (2, 150, 140), dtype=np.uint8)
+    for name in ("coarse.tif", "coarse.ome.zarr"):
+        write_volume(open_volume(coarse), Path(name))
+        opened = LabelledOpening(level=1, **options).open_labels(name, "image.ome.zarr")
+        assert np.array_equal(opened[...], coarse)
+    part = coarse[:, 10:60, 20:40]
+    write_volume(open_volume(part), Path("part.tif"))
+    region = (slice(0, 2), slice(10, 60), slice(20, 40))
+    opened = LabelledOpening(level=1, region=region, **options).open_labels("part.tif", "image.ome.zarr")
+    assert np.array_equal(opened[...], part)
+    opened = LabelledOpening(region=region, **options).open_labels("part.tif", "image.ome.zarr")
+    assert np.array_equal(opened[...], part)
+    with pytest.raises(ConfigError, match="has only one resolution level"):  # of an image, as before
+        LabelledOpening(level=1).open("coarse.tif")

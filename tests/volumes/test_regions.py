@@ -199,6 +199,10 @@ def test_commands_on_a_region(run, file, tmp_path):
     found = json.loads((tmp_path / "scores" / "result.json").read_text())
     assert found["dice"]["mean"] == 1
     assert found["volume"]["region"] == [[2, 11], [8, 40], [16, 48]]
+    own = ("--labels", tmp_path / "out.nii.gz", "--no-surfaces", "--json")  # of the region alone
+    status, said, wrong = run("evaluate", *network, *volume, *own)
+    assert status == 0, wrong
+    assert json.loads(said)["dice"]["mean"] == 1
     status, _, said = run("audit", *network, *volume, "--max-windows", 8, "--out", tmp_path / "audit")
     assert status == 0, said
     audited = json.loads((tmp_path / "audit" / "audit.json").read_text())["volumes"][0]

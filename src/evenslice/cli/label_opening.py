@@ -29,7 +29,7 @@ class LabelledOpening(Opening):
     region: Annotated[
         Sequence[slice] | None,
         volume(
-            f"Read only this part of the files of volume and labels, {REGION_HELP}.",
+            f"Read only this part of the volume, and of labels that are not of its size, {REGION_HELP}.",
             metavar="Z:Z,Y:Y,X:X",
             parser=parse_region,
         ),
@@ -51,6 +51,9 @@ class LabelledOpening(Opening):
     def open_labels(self, path: str, *images: str) -> "Volume":
         """Open labels of images: by the axes given for labels, else those that their file states, else as the images.
 
+        A file without the level of the images, or too small for their region, is read whole, as it may hold labels of just
+        what is read of them; whoever takes them compares their shape with that of the images.
+
         Raises:
             ConfigError: the files of labels and image state the same axes, and those given for the image are others.
         """
@@ -63,7 +66,10 @@ class LabelledOpening(Opening):
             except EvensliceError as error:
                 raise type(error)(error.render(_spelled_for_labels)) from error
         states = partial(stated_axes, level=self.level, series=dict(self.select or ()).get("series"))
-        stated = states(path)
+        try:
+            stated = states(path)
+        except ConfigError:  # it has no such level
+            stated = states(path, level=0)
         if stated is None:
             return self._open_named(path, self.axes)
         try:
@@ -92,13 +98,26 @@ class LabelledOpening(Opening):
         from evenslice._core import EvensliceError
 
         try:
-            return replace(self, axes=axes).open(path)
+            return _open_fitting(replace(self, axes=axes), path)
         except EvensliceError:
             if axes is not None and axes != self.label_axes:
                 axes = "".join(axis for axis in axes if axis.lower() in "zyx")
             with suppress(EvensliceError):
-                return replace(self, axes=axes, select=None).open(path)
+                return _open_fitting(replace(self, axes=axes, select=None), path)
             raise
+
+
+def _open_fitting(opening: Opening, path: str) -> "Volume":
+    """Open labels at the level and in the region of the image, or whole if their file has no such level or region."""
+    from evenslice._core import ConfigError
+
+    try:
+        return opening.open(path)
+    except ConfigError:
+        for level in (opening.level, 0):
+            with suppress(ConfigError):
+                return replace(opening, level=level, region=None).open(path)
+        raise
 
 
 def _spelled_for_labels(name: str, value: Any) -> str:
