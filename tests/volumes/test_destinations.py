@@ -141,6 +141,20 @@ def test_an_input_is_known_by_any_of_its_names(tmp_path, monkeypatch):
             write_volume(open_volume("a.npy"), name, force=True)
 
 
+def test_a_file_that_an_input_refers_to_is_never_replaced(tmp_path):
+    """A header names any file that holds its voxels."""
+    lines = ["NDims = 3", "DimSize = 4 3 2", "ElementType = MET_UCHAR", "ElementDataFile = voxels.npy"]
+    (tmp_path / "image.mhd").write_text("".join(f"{line}\n" for line in lines))
+    (tmp_path / "voxels.npy").write_bytes(bytes(range(24)))
+    before = contents(tmp_path)
+    volume = open_volume(tmp_path / "image.mhd")
+    with pytest.raises(OutputError, match="voxels.npy, which is read; choose another name"):
+        check_destination(tmp_path / "voxels.npy", volume, force=True)
+    with pytest.raises(OutputError, match="voxels.npy, which is read; choose another name"):
+        write_volume(volume, tmp_path / "voxels.npy", force=True)
+    assert contents(tmp_path) == before
+
+
 def test_an_output_neither_holds_an_input_nor_lies_inside_it(tmp_path):
     write_volume(open_volume(NOISE), tmp_path / "a.zarr")
     inside = open_volume(tmp_path / "a.zarr" / "0")

@@ -112,13 +112,20 @@ def check_inputs(destination: Destination, volumes: Iterable[Volume]) -> None:
         OutputError: the destination is an input, is inside one, or contains one.
     """
     for volume in volumes:
-        if volume.location is None:
-            continue
-        relation = _relation(destination.location, volume.location)
-        if relation:
-            raise OutputError(
-                f"{destination.label}: {relation} {volume.path}, which is read; choose another name"
-            )
+        for place, name in _places(volume):
+            if relation := _relation(destination.location, place):
+                raise OutputError(
+                    f"{destination.label}: {relation} {name}, which is read; choose another name"
+                )
+
+
+def _places(volume: Volume) -> Iterator[tuple[Path | str, str]]:
+    """Yield where a volume is, and the other files that a file of it refers to, each with its name for messages."""
+    if volume.location is None:
+        return
+    yield volume.location, volume.path
+    if isinstance(volume.location, Path) and not volume.location.is_dir():
+        yield from ((file, str(file)) for file in volume.files or ())
 
 
 def _relation(destination: Path | str, source: Path | str) -> str | None:
