@@ -205,6 +205,7 @@ def test_an_onnx_file_is_evaluated_as_a_network_is(blobs, tmp_path, size):
         ({"label_values": [0, 7]}, VolumeError, "holds the label value 1"),
         ({"stress_slices": 0, "stress": True}, ConfigError, "stress_slices=0: must be at least 1"),
         ({"stress_slices": 5}, ConfigError, "stress_slices: has no effect without stress"),
+        ({"seed": -1, "stress": True}, ConfigError, "seed=-1: must be at least 0"),
         (
             {"labels": None, "stress": True, "label_values": [0, 1]},
             ConfigError,

@@ -88,9 +88,13 @@ def test_a_region_keeps_its_place(file):
 @pytest.mark.parametrize(
     ("region", "pattern"),
     [
-        (np.s_[0:13, :, :], "region asks for 0:13 along z, which has 0:12; give two bounds from 0 to 12"),
+        (
+            np.s_[0:13, :, :],
+            "region asks for 0:13 along z, which has 0:12; give two whole numbers from 0 to 12",
+        ),
         (np.s_[:, 5:5, :], "region asks for 5:5 along y, which has 0:40"),
         (np.s_[:, :, -3:], "region asks for -3:48 along x, which has 0:48"),
+        (np.s_[: 12 / 5, :, :], "region asks for 0:2.4 along z, which has 0:12; give two whole numbers"),
         (np.s_[:, ::2, :], "region needs one slice without a step for each of z, y, x"),
         (np.s_[:, :], "region needs one slice"),
         (np.s_[1, :, :], "region needs one slice"),
@@ -183,7 +187,9 @@ def test_the_option(run, file):
         assert "bounds along z, y and x are needed, such as 0:16,:,100:612" in said
     status, _, said = run("info", file, "--region", "2:13,:,:")
     assert status == 2
-    assert said.startswith(f"error: {file}: --region asks for 2:13 along z, which has 0:12; give two bounds")
+    assert said.startswith(
+        f"error: {file}: --region asks for 2:13 along z, which has 0:12; give two whole numbers"
+    )
 
 
 def test_commands_on_a_region(run, file, tmp_path):

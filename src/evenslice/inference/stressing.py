@@ -56,7 +56,7 @@ class StressTest:
         seed: random seed of the noise.
 
     Raises:
-        ConfigError: a window of one slice has no neighbours.
+        ConfigError: a window of one slice has no neighbours, or the seed is negative.
     """
 
     def __init__(self, slices: int, classes: int, *, seed: int = 0) -> None:
@@ -64,6 +64,8 @@ class StressTest:
             raise ConfigError(
                 f"{option('slices', slices)}: such a window has no neighbours that could be disturbed"
             )
+        if seed < 0:
+            raise ConfigError(f"{option('seed', seed)}: must be at least 0")
         self.ways = Disturbances(slices, seed)
         self.classes = classes
         self._rows: list[tuple[int, int, NDArray[np.int64]]] = []

@@ -172,10 +172,10 @@ def region_bounds(region: Region, shape: tuple[int, ...], label: str) -> tuple[t
     bounds = []
     for axis, part, length in zip("zyx", ranges, shape, strict=True):
         start, stop = part.start or 0, length if part.stop is None else part.stop
-        if not 0 <= start < stop <= length:
+        if not (0 <= start < stop <= length and int(start) == start and int(stop) == stop):
             raise ConfigError(
                 f"{label}: {option('region')} asks for {start}:{stop} along {axis}, which has 0:{length}; give "
-                f"two bounds from 0 to {length}, the first below the second"
+                f"two whole numbers from 0 to {length}, the first below the second"
             )
         bounds.append((int(start), int(stop)))
     return tuple(bounds)
