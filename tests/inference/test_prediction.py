@@ -244,6 +244,17 @@ def test_a_coarse_output_is_resized():
     np.testing.assert_allclose(found[1, 0, 16, 2:-2], image[1, 16, 2:-2], atol=1e-6)
 
 
+def test_an_output_without_its_border_is_refused():
+    """Stretched over the window, no pixel but the middle would be where it belongs."""
+    for padding in (0, 8):
+        network = nn.Conv2d(3, 2, 9, padding=padding)
+        with pytest.raises(ModelError, match=r"returns (24|40) x (24|40) pixels for windows of 32 x 32"):
+            predicted(network, noise(5, 32, 32))
+    for stride in (2, 4):  # a stride leaves one pixel out of many at most
+        assert predicted(nn.Conv2d(3, 2, 3, stride=stride), noise(5, 32, 32)).shape == (5, 2, 32, 32)
+    assert predicted(nn.Conv2d(3, 2, 2, padding=1), noise(5, 32, 32)).shape == (5, 2, 32, 32)
+
+
 def test_a_classifier_is_refused():
     with pytest.raises(ModelError, match=r"output of shape \(1, 3\)"):
         class_logits(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.zeros(1, 3, 8, 8))

@@ -97,8 +97,8 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     Raises:
         VolumeError: the volume cannot be read, has fewer slices than a window, or holds NaN or infinity and the
             scaling has no fill value.
-        ModelError: the network does not return a map of logits, or NaN among them, or the memory is too small for a single
-            window.
+        ModelError: the network does not return a map of logits, or one without the border, or NaN among them, or the
+            memory is too small for a single window.
         ConfigError: an option is out of range.
 
     Example:
@@ -174,7 +174,7 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
     """Run a network on windows (batch, slices, y, x) and return its logits as float32 (batch, classes, y, x).
 
     Raises:
-        ModelError: the network does not return a map of logits.
+        ModelError: the network does not return a map of logits, or its convolutions cut off the border.
 
     Example:
         >>> class_logits(torch.nn.Conv2d(3, 2, 4, stride=4), torch.zeros(1, 3, 64, 64)).shape
@@ -199,7 +199,17 @@ def _class_logits(returned: Any, size: tuple[int, int]) -> Tensor:
     output = output.float()
     if output.shape[2:] == size:
         return output
+    if any(_cuts_border(*sides) for sides in zip(output.shape[2:], size, strict=True)):
+        raise ModelError(
+            f"the network returns {output.shape[2]} x {output.shape[3]} pixels for windows of {size[0]} x {size[1]}, so that "
+            f"they have no places; pad its convolutions, or choose another size with {option('tile')}"
+        )
     return functional.interpolate(output, size=size, mode="bilinear", align_corners=False)
+
+
+def _cuts_border(returned: int, given: int) -> bool:
+    """Return whether a side of an output has another length because of its border, and not because of a stride."""
+    return abs(returned - given) > 1 and 2 * given < 3 * returned and 2 * returned < 3 * given
 
 
 def try_network(
