@@ -82,7 +82,7 @@ def predicted(output: Tensor) -> Tensor:
     return output.gather(1, output.argmax(1, keepdim=True)).sum(dim=(1, 2, 3))
 
 
-def bare(network: nn.Module, windows: Tensor, size: int) -> None:
+def bare(network: Callable[[Tensor], Tensor], windows: Tensor, size: int) -> None:
     """Compute the forward pass and the gradient of every window and mirror."""
     for batch in torch.split(windows, size):
         for given in (batch, batch.flip(1)):
