@@ -78,11 +78,22 @@ class Scalar(nn.Module):
         return torch.cat([mean, -mean], dim=1)
 
 
+def brightest(windows):
+    """A function that returns the class number of each pixel."""
+    return (windows[:, 1] > 0.5).astype(np.int64)
+
+
 @pytest.mark.parametrize(
     ("network", "value", "error", "message"),
     [
         (Linear(1.0, 2.0, 1.0), 255, VolumeError, "holds the label value 255"),
-        (Scalar(), 1, ModelError, r"must return \(batch, classes, y, x\)"),
+        (
+            Scalar(),
+            1,
+            ModelError,
+            r"logits \(batch, classes, y, x\); it returns \(1, 2\) of float32: leave them out",
+        ),
+        (brightest, 1, ModelError, r"it returns \(1, 40, 40\) of int64: leave them out"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_any_window_is_measured(
@@ -91,7 +102,7 @@ def test_labels_that_do_not_fit_are_refused_before_any_window_is_measured(
     monkeypatch.setattr("evenslice.auditing.auditor._collect", lambda *_: pytest.fail("measures windows"))
     labels = np.full(texture.shape, value)
     with pytest.raises(error, match=message):
-        evenslice.audit(network, texture, labels=labels, dtype="float32")
+        evenslice.audit(network, texture, labels=labels)
 
 
 def test_mirror_error_and_disagreement_are_measured(texture):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from evenslice._core import ModelError, option
 from evenslice.inference import StressedVolume, stress
 from evenslice.networks import logits
 from evenslice.volumes import IGNORED, LabelValues, open_volume, reslice
@@ -52,7 +53,13 @@ def measure_loss(
         ConfigError: a window has one slice.
     """
     output = logits(returned)
-    classes = max(output.shape[1], 2) if output.ndim > 1 else 2
+    if output.ndim != 4 or not output.is_floating_point():
+        raise ModelError(
+            f"{option('labels')}: they are for measuring what a lost slice costs, for which the network must return logits "
+            f"(batch, classes, y, x); it returns {tuple(output.shape)} of {str(output.dtype).removeprefix('torch.')}: leave "
+            "them out"
+        )
+    classes = max(output.shape[1], 2)
     known = LabelValues(ignore_label=IGNORED)
     volumes = [
         StressedVolume(take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
