@@ -93,7 +93,7 @@ def brightest(windows):
             ModelError,
             r"logits \(batch, classes, y, x\); it returns \(1, 2\) of float32: leave them out",
         ),
-        (brightest, 1, ModelError, r"it returns \(1, 40, 40\) of int64: leave them out"),
+        (brightest, 1, ModelError, r"it returns \(1, 32, 32\) of int64: leave them out"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_any_window_is_measured(
