@@ -11,10 +11,9 @@ with needs_extra("train", "a study"):
     from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["STRESS_COLUMNS", "RunOutcome", "data_of_result"]
+__all__ = ["STRESS_COLUMNS", "RunOutcome"]
 
 STRESS_COLUMNS = ("stress_intact", "stress_before", "stress_after", "stress_both", "stress_reversed")
 
@@ -116,9 +115,3 @@ class RunOutcome(BaseModel):
         with staged_file(path, force=True) as beside:
             beside.write_text(text, encoding="utf-8")
         return self.model_validate_json(text)
-
-
-def data_of_result(result: Mapping[str, Any]) -> list[str]:
-    """Return the fingerprints of the files with which a network was trained and tested, in order, from ``result.json``."""
-    parts = [part for split in result["data"].values() for part in split]
-    return sorted({part[kind] for part in parts for kind in ("image", "labels")})

@@ -23,9 +23,17 @@ from evenslice.inference import ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
 from evenslice.results import EXAMPLE_SIZE, largest_bias, saliency_percentiles, save_audits
-from evenslice.studying.outcome import STRESS_COLUMNS, RunOutcome, data_of_result
+from evenslice.studying.outcome import STRESS_COLUMNS, RunOutcome
 from evenslice.studying.repair import repair_run
-from evenslice.training import RunFolder, TrainConfig, fingerprints, open_data, retest, train
+from evenslice.training import (
+    RunFolder,
+    TrainConfig,
+    data_of_result,
+    fingerprints,
+    open_data,
+    retest,
+    train,
+)
 from evenslice.volumes import read_in_runs
 
 if TYPE_CHECKING:
@@ -130,7 +138,7 @@ def _trained(run: Run, folder: Path, progress: bool | None) -> Mapping[str, Any]
 def _examined(run: Run, files: RunFolder, result: Mapping[str, Any], progress: bool | None) -> dict[str, Any]:
     """Audit a trained network, and return the fields of the outcome of its run."""
     config, folder = run.config, files.path
-    data = data_of_result(result)
+    data = sorted(data_of_result(result))
     if sorted(fingerprints(config.data)) != data:  # the scores are those of the files as they were
         raise ConfigError(
             f"{run.places['data']}: its files have changed since {folder} was tested on them; restore them, or run "

@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evenslice._core import ConfigError, EvensliceError, spelled_in_configuration
 from evenslice.studying.folds import fold_data
-from evenslice.studying.outcome import RunOutcome, data_of_result
+from evenslice.studying.outcome import RunOutcome
 from evenslice.studying.repair import damaged_files
-from evenslice.training import MOVABLE, ModelConfig, RunFolder, TrainConfig, flat_options, saved_record
+from evenslice.training import (
+    MOVABLE,
+    ModelConfig,
+    RunFolder,
+    TrainConfig,
+    data_of_result,
+    flat_options,
+    saved_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +133,7 @@ class Run:
         if found is not None and found.data is not None:
             return found.data
         try:
-            return data_of_result(RunFolder(folder).read_result())
+            return sorted(data_of_result(RunFolder(folder).read_result()))
         except EvensliceError:  # it was not tested, or its result is damaged
             return None
 

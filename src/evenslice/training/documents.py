@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import (
     TypedDict,
 )  # pydantic checks documents by these types, and needs this one before Python 3.12
 
-__all__ = ["RESULT_SCORES", "ClassScores", "DataPart", "TrainResult"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["RESULT_SCORES", "ClassScores", "DataPart", "TrainResult", "data_of_result"]
 
 RESULT_SCORES = {
     "segmentation": ("dice", "iou"),
@@ -73,3 +76,13 @@ class TrainResult(TypedDict, total=False):
     machine: dict[str, Any]
     versions: dict[str, str]
     created: str
+
+
+def data_of_result(result: Mapping[str, Any]) -> set[str]:
+    """Return the fingerprints of the files with which a network was trained and tested, from ``result.json``.
+
+    Example:
+        >>> sorted(data_of_result({"data": {"train": [{"image": "a", "labels": "b"}], "test": [{"image": "a", "labels": "c"}]}}))
+        ['a', 'b', 'c']
+    """
+    return {part[kind] for parts in result["data"].values() for part in parts for kind in ("image", "labels")}

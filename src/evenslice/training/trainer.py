@@ -28,6 +28,7 @@ from evenslice.neutralizing import load_network
 from evenslice.training.assumptions import describe_assumptions
 from evenslice.training.config import TrainConfig
 from evenslice.training.data import fingerprints, open_data
+from evenslice.training.documents import data_of_result
 from evenslice.training.fitting import fit
 from evenslice.training.interruption import Interruption, TrainingInterrupted
 from evenslice.training.lightning_module import output_channels
@@ -192,11 +193,8 @@ def _finished(
     """
     result = run.read_result()
     run.check_test(config)
-    known = {
-        part[kind] for parts in result["data"].values() for part in parts for kind in ("image", "labels")
-    }
     with suppress(VolumeError):  # the files are gone, but the results on them remain valid
-        if fingerprints(config.data) != known:
+        if fingerprints(config.data) != data_of_result(result):
             raise ConfigError(
                 f"data: the files are not those on which the run in {run.path} was trained and tested; restore them, or "
                 "start a new run in another folder"
