@@ -1,6 +1,7 @@
 """Studies of tiny networks: what they write, and that nothing disturbs them."""
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -435,6 +436,28 @@ def test_runs_on_data_that_change_during_a_study_fail(folder):
     )
     assert not list(out.glob("runs/*tied*/network.safetensors"))
     np.save(data / "labels.npy", before)
+    assert study(StudyConfig.model_validate(values), out)["finished"] == 2
+
+
+def test_runs_from_weights_that_change_during_a_study_fail(folder):
+    sys.path.insert(0, str(folder))
+    weights, out = folder / "changing.pt", folder / "weights_changed_meanwhile"
+    network = importlib.import_module("studied").small()
+    torch.save(network.state_dict(), weights)
+    values = options()
+    values["architectures"][0]["weights"] = weights.name
+
+    def change(*_):
+        torch.save({name: 2 * value for name, value in network.state_dict().items()}, weights)
+
+    summary = study(StudyConfig.model_validate(values), out, on_finished=change)
+    (failed,) = summary["failed"]
+    assert (summary["finished"], failed["arm"]) == (1, "tied")
+    assert re.match(
+        r"architectures\[0\]\.weights: .*changing\.pt has changed since the study was started",
+        failed["error"],
+    )
+    assert not list(out.glob("runs/*tied*/network.safetensors"))
     assert study(StudyConfig.model_validate(values), out)["finished"] == 2
 
 

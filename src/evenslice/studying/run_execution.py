@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -79,6 +80,11 @@ def execute(run: Run, base: Path, data: DataFiles | None = None, progress: bool 
             raise ConfigError(
                 f"{run.places['data']}: its files are not those with which the study was started; restore them, or run "
                 "the study in another folder"
+            )
+        if replace(run).key != run.key:  # computed anew
+            raise ConfigError(
+                f"{run.places['weights']}: {run.config.model.weights} has changed since the study was started; restore it, or "
+                "repeat the command to train with what it is now"
             )
         repair_run(files.path)
         result = _trained(run, files.path, progress)
