@@ -461,7 +461,8 @@ def test_a_finished_run_is_not_taken_for_one_of_other_options_or_data(
     run, data, said = RunFolder(tmp_path / "run"), tmp_path / "data", []
     shutil.copytree(undisturbed, run.path)
     with pytest.raises(
-        ConfigError, match=r"training\.stress: False: the run .* remove .*result\.json to test"
+        ConfigError,
+        match=r"training\.stress: false: the run .* tested with it; give training\.stress: true, or remove .*result",
     ):
         train(make_config(folder, training__stress=False), run.path, resume=True)
     data.mkdir()
