@@ -99,8 +99,9 @@ def symmetrize(
     answers; an earlier cut should be there from the start of the training, as it changes the features that `g` gets.
 
     Args:
-        model: a network, which is changed in place; copy it first (``copy.deepcopy``) to keep the original. Or any
-            function from arrays of windows to outputs, such as what ``load_onnx`` returns; a function is left alone.
+        model: a network, which is changed in place; copy it first (``copy.deepcopy``) to keep the original. If it
+            wraps a network with a record, the answers of that one are averaged, not what the wrapper makes of them. Or
+            any function from arrays of windows to outputs, such as what ``load_onnx`` returns; a function is left alone.
         at: "output", "encoder", or the dotted name of a module, as in ``model.named_modules()``, whose output is all
             that the rest of the network sees of the image.
         size: in-plane size (y, x) in pixels of the images for the verification; by default as for `neutralize`.
