@@ -5,7 +5,9 @@
 The network of the demonstration segments and audits a volume on a local Dask cluster of one and two workers, each with
 one thread; the ratios are of alternating measurements within one run. A small segmentation before each measurement
 makes the workers import their modules. The same ratio for bare forward passes, in equal parts on the workers, says what the
-machine allows: two cores share their caches, their memory and their clock.
+machine allows: two cores share their caches, their memory and their clock. Dask hardly watches the workers, as those of
+``--workers``; the last ratio, of two workers that it watches as much as it does by default to two that it does not, says what
+that costs.
 """
 
 from __future__ import annotations
@@ -23,24 +25,25 @@ import torch
 from distributed import Client, LocalCluster
 
 import evenslice
+from evenslice._core.local_workers import UNWATCHED
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 PASSES = 192  # of a window of 256 x 256, by all workers together
 THREADS = {f"{name}_NUM_THREADS": 1 for name in ("OMP", "MKL", "OPENBLAS")}
 
 
 @contextmanager
-def scheduler(workers: int) -> Iterator[str]:
+def scheduler(workers: int, *, watched: bool) -> Iterator[str]:
     """Start workers with one thread each and yield the address of their scheduler."""
     with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": THREADS}),
+        dask.config.set({"distributed.nanny.pre-spawn-environ": THREADS} | ({} if watched else UNWATCHED)),
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=":0"
+            n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None
         ) as cluster,
     ):
         yield cluster.scheduler_address
@@ -99,20 +102,30 @@ def main() -> None:
                 progress=False,
             )
 
-        def seconds(run: Callable[[str], None], workers: int) -> float:
-            with scheduler(workers) as address:
+        def seconds(run: Callable[[str], None], workers: int, *, watched: bool = False) -> float:
+            with scheduler(workers, watched=watched) as address:
                 segment(address, evenslice.open_volume(volume[: 8 * workers]))
                 start = time.perf_counter()
                 run(address)
                 return time.perf_counter() - start
 
         for run in (bare, segment, audit):
-            ratios = [seconds(run, 1) / seconds(run, 2) for _ in range(options.rounds)]
-            print(
-                f"{run.__name__}, one worker / two: median {statistics.median(ratios):.2f} (from "
-                f"{min(ratios):.2f} to {max(ratios):.2f})",
-                flush=True,
+            show(
+                f"{run.__name__}, one worker / two",
+                [seconds(run, 1) / seconds(run, 2) for _ in range(options.rounds)],
             )
+        show(
+            "segment, two watched workers / two",
+            [seconds(segment, 2, watched=True) / seconds(segment, 2) for _ in range(options.rounds)],
+        )
+
+
+def show(what: str, ratios: Sequence[float]) -> None:
+    """Print a ratio that was measured in several rounds."""
+    print(
+        f"{what}: median {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

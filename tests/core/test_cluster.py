@@ -228,6 +228,19 @@ def test_a_worker_may_be_silent_for_long():
 
 
 @pytest.mark.slow
+def test_workers_are_rarely_interrupted_to_be_watched():
+    """There is no dashboard, and each look takes time from what a worker is at."""
+
+    def callbacks(dask_worker):
+        return {name: call.callback_time for name, call in dask_worker.periodic_callbacks.items()}
+
+    with open_cluster(workers=1) as client:
+        (milliseconds,) = client.run(callbacks).values()
+    assert "profile" not in milliseconds
+    assert min(milliseconds.values()) >= 500, milliseconds
+
+
+@pytest.mark.slow
 def test_workers_leave_the_environment_of_this_process_as_it_was():
     """A process that is started afterwards would compute with their number of threads."""
     before = dict(os.environ)

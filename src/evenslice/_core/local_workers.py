@@ -34,6 +34,14 @@ __all__ = ["local_client"]
 
 LOOPBACK = "127.0.0.1"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+UNWATCHED = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+}
+"""Settings by which Dask hardly watches its workers. By default it does so more than a hundred times a second, for its
+dashboard alone, and interrupts what they are at; ``benchmarks/scaling.py`` measures it."""
 SET_BY_DASK = (*THREADS, "PYTHONSAFEPATH", "PYTHONHASHSEED", "__DASK_PARENT_PID")
 
 
@@ -62,6 +70,7 @@ def local_client(workers: int) -> Iterator[Any]:
         # What the HTTP servers would serve, which Dask cannot do without.
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
+        **UNWATCHED,
     }
     with (
         tempfile.TemporaryDirectory(
