@@ -50,6 +50,18 @@ def test_only_slow_depthwise_convolutions_keep_to_float32():
     assert kept[1](pixels.bfloat16()).dtype == torch.bfloat16
 
 
+def test_without_a_gradient_all_run_in_bfloat16():
+    plain, kept, pixels = network(), network(), torch.rand(1, 8, 15, 15)
+    keep_depthwise_exact(kept)
+    with torch.no_grad():
+        for one, other in zip(plain, kept, strict=True):
+            given = pixels[:, : one.in_channels]
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert torch.equal(one(given), other(given))
+            assert torch.equal(one(given), other(given))
+        assert kept[1](pixels.bfloat16()).dtype == torch.bfloat16
+
+
 def test_it_is_done_once_and_can_be_copied_and_sent():
     kept = network()
     keep_depthwise_exact(kept)

@@ -3,7 +3,7 @@
 oneDNN has no fast gradient for some of them. With a stride, those of EfficientNet take up to twenty times as long as in
 float32: a sixth of the time of an audit. With kernels larger than 3 x 3, the gradient of the weights, which only
 training needs, takes three times as long as in float32: a sixth of a step. So they run in float32 where the rest runs in
-bfloat16.
+bfloat16, unless no gradient will be taken: without it, bfloat16 is the faster one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGEST_FAST = 3  # largest kernel size for which the gradient of the weights is
 
 
 def keep_depthwise_exact(network: nn.Module) -> None:
-    """Make depthwise convolutions that are slow in bfloat16 run in float32 on a CPU under autocast, in place.
+    """Make depthwise convolutions whose gradient is slow in bfloat16 run in float32 on a CPU under autocast, in place.
 
     No parameter is renamed. Freeze weights that are not trained first: whether a weight is trained is decided here.
 
@@ -47,13 +47,15 @@ def _is_slow(convolution: nn.Conv2d) -> bool:
 
 
 class _Exact:
-    """The forward pass of a convolution, in the precision of its weights."""
+    """The forward pass of a convolution, in the precision of its weights if a gradient may follow."""
 
     weight: Tensor
 
     def forward(self, pixels: Tensor) -> Any:
+        if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
+            return super().forward(pixels)  # type: ignore[misc]  # the convolution's
         with torch.autocast("cpu", enabled=False):
-            output: Tensor = super().forward(pixels.to(self.weight.dtype))  # type: ignore[misc]  # the convolution's
+            output: Tensor = super().forward(pixels.to(self.weight.dtype))  # type: ignore[misc]
         return output.to(pixels.dtype)
 
 
