@@ -279,6 +279,20 @@ def test_the_network_is_left_as_it_was():
     assert network.training
 
 
+def test_batch_norms_are_folded_for_whole_volumes(monkeypatch):
+    calls, normalize = [], nn.BatchNorm2d.forward
+
+    def counting(batch_norm, pixels):
+        calls.append(len(pixels))
+        return normalize(batch_norm, pixels)
+
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", counting)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    labels = random_classes(0, shape=(40, 16, 16), classes=2)
+    evaluate_parts(network, [part(labels, labels, 2)], classes=2, device="cpu", surfaces=False)
+    assert sum(calls) < 5 < len(labels)
+
+
 def test_wrong_options_are_refused():
     labels = random_classes(0)
     with pytest.raises(ModelError, match=r"gives 3 classes, the labels have 4; build it with classes=4"):

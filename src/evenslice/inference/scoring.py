@@ -23,7 +23,7 @@ from evenslice.inference.metrics import (
     object_scores,
     surface_scores,
 )
-from evenslice.inference.prediction import class_map, even_slices, predict
+from evenslice.inference.prediction import choose_tile, class_map, even_slices, predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.inference.slice_runs import SliceRuns
 from evenslice.inference.stressing import StressTest
@@ -110,6 +110,8 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
     record = record_of(model)
     slices = record.slices if record else 3
     network = ReadyNetwork(model, slices=slices, device=device, dtype=dtype)
+    if most_slices is None:  # of whole volumes, which folded batch norms make faster
+        network.prepare(slices, choose_tile(network, parts[0].volume.shape[1:]))
     test = StressTest(slices, classes, seed=seed) if stressed else None
     return score_parts(
         network,
