@@ -56,6 +56,19 @@ def test_planted_weights_are_found(texture, weights):
     assert found.verdict == ("symmetric" if np.allclose(ahead, behind) else "biased")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "side", "batch"),
+    [("float32", 128, 8), ("float32", 256, 2), ("bfloat16", 256, 4), ("float32", 768, 1)],
+)
+def test_larger_windows_are_fewer_in_a_batch(dtype, side, batch):
+    """What they take in the network would not stay in the cache of a CPU."""
+    volume = np.random.default_rng(0).random((3, 1, side)) + np.zeros((3, side, 1))
+    found = evenslice.audit(
+        Linear(1.0, 2.0, 1.0), volume, tile=(side, side), dtype=dtype, device="cpu", max_windows=2
+    )
+    assert (found.run.batch, found.run.dtype) == (batch, dtype)
+
+
 def test_the_device_of_an_audit_is_that_where_its_windows_were_measured(texture, monkeypatch):
     """A machine without a GPU may have sent them to those that have one."""
     measure = auditor.measure_batches
