@@ -266,6 +266,17 @@ def test_workers_share_the_cores_that_are_left_to_this_process(monkeypatch):
         os.sched_setaffinity(0, cores)
 
 
+@pytest.mark.slow
+def test_what_a_task_raises_is_told_by_whoever_asked_for_it_alone(capfd):
+    """Dask's workers would print it too, with a traceback, where a command prints one line."""
+    with open_cluster(workers=1) as client:
+        ((_, error),) = map_as_finished(int, ["x"], client)
+        with pytest.raises(ValueError, match="invalid literal"):
+            list(map_in_order(int, ["x"], client))
+    assert isinstance(error, ValueError)
+    assert capfd.readouterr().err == ""
+
+
 def note(path):
     """Say whether a file was there, and write it a while later."""
     before = path.exists()

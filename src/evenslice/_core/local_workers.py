@@ -42,7 +42,8 @@ UNWATCHED = {
 }
 """Settings by which Dask hardly watches its workers. By default it does so more than a hundred times a second, for its
 dashboard alone, and interrupts what they are at; ``benchmarks/scaling.py`` measures it."""
-SET_BY_DASK = (*THREADS, "PYTHONSAFEPATH", "PYTHONHASHSEED", "__DASK_PARENT_PID")
+LOGGING = "DASK_LOGGING"
+SET_BY_DASK = (*THREADS, LOGGING, "PYTHONSAFEPATH", "PYTHONHASHSEED", "__DASK_PARENT_PID")
 
 
 @contextmanager
@@ -62,7 +63,11 @@ def local_client(workers: int) -> Iterator[Any]:
     settings = {
         # Replaces Dask's defaults: one thread per worker, and a limit on the memory that malloc keeps. With that limit
         # the system allocates and clears the memory of every tensor anew, and a training step takes twice as long.
-        "distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS, threads),
+        # And what a task raises is for this process to tell, not for the worker to print with a traceback.
+        "distributed.nanny.pre-spawn-environ": {
+            **dict.fromkeys(THREADS, threads),
+            LOGGING: {"distributed.worker": "critical"},
+        },
         # Daemons may not have child processes, and data loaders are child processes.
         "distributed.worker.daemon": False,
         # A worker that dies is noticed by the process that started it. One that is silent on a busy machine is not dead.
