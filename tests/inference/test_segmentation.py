@@ -355,14 +355,16 @@ def test_a_stopped_run_goes_on_with_the_blocks_that_are_left(tmp_path, image, sm
         segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     assert not (tmp_path / "labels.npy").exists()
 
-    rest = []
+    rest, reports = [], []
     monkeypatch.setattr(
         segmentation_run, "_segment_blocks", lambda blocks, job: rest.extend(blocks) or work(blocks, job)
     )
-    labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
+    with progress_to(reports.append):
+        labels = segment(network(), image, tmp_path / "labels.npy", dtype="float32")
     np.testing.assert_array_equal(labels[...], right)
     assert not set(map(str, rest)) & set(map(str, done))
     assert len(rest) + len(done) + 1 == 40  # the eighth was finished as the run was stopped
+    assert [report.done for report in reports if report.title == "segment"] == [*range(8, 41)]
 
 
 def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, image, monkeypatch):

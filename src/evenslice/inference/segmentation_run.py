@@ -51,11 +51,11 @@ def run_blocks(job: Job, workers: int | None, scheduler: str | None, progress: b
     waiting = [block for block in job.blocks if not job.is_finished(block)]
     if not waiting:
         return
+    total = len(job.blocks)
     with (
         open_cluster(workers, scheduler) as client,
-        progress_bar("segment", len(job.blocks), "blocks", show=progress) as advance,
+        progress_bar("segment", total, "blocks", show=progress, done=total - len(waiting)) as advance,
     ):
-        advance(len(job.blocks) - len(waiting))
         if client is None:
             for _ in _segment_blocks(waiting, job):
                 advance(1)
