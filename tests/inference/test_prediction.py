@@ -11,7 +11,8 @@ from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import prediction as predicting
-from evenslice.inference.prediction import class_logits, predict
+from evenslice.inference.logit_maps import class_logits
+from evenslice.inference.prediction import predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource

@@ -13,8 +13,9 @@ import evenslice
 from evenslice._core.errors import ConfigError
 from evenslice.inference.black_boxes import BlackBox
 from evenslice.inference.disturbances import KINDS, SHIFT, Disturbances
+from evenslice.inference.logit_maps import class_map
 from evenslice.inference.metrics import confusion_matrix
-from evenslice.inference.prediction import class_map, even_slices, predict
+from evenslice.inference.prediction import even_slices, predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.inference.scoring import evaluate_parts
 from evenslice.inference.stressing import StressedVolume, StressTest, stress

@@ -10,17 +10,16 @@ import math
 from collections import deque
 from dataclasses import dataclass, replace
 from itertools import islice, product, repeat, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from evenslice._core import ConfigError, ModelError, map_ahead, option
 from evenslice.inference.black_boxes import keep_sides
 from evenslice.inference.devices import to_device
+from evenslice.inference.logit_maps import class_logits, logit_map
 from evenslice.inference.probabilities import refuse_probabilities, refuse_sigmoid
-from evenslice.networks import logits, predicted_classes
 from evenslice.volumes import WindowGrid, read_in_runs, slice_indices, tile_origins
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     Network: TypeAlias = ReadyNetwork | BlackBox
     Window: TypeAlias = Sequence[NDArray[np.float32]]
 
-__all__ = ["choose_tile", "class_logits", "class_map", "even_slices", "predict", "try_network"]
+__all__ = ["choose_tile", "even_slices", "predict", "try_network"]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""
@@ -170,48 +169,6 @@ def _choose_batch(network: Network, slices: int, tile: tuple[int, int]) -> int:
     )
 
 
-def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
-    """Run a network on windows (batch, slices, y, x) and return its logits as float32 (batch, classes, y, x).
-
-    Raises:
-        ModelError: the network does not return a map of logits, or its convolutions cut off the border.
-
-    Example:
-        >>> class_logits(torch.nn.Conv2d(3, 2, 4, stride=4), torch.zeros(1, 3, 64, 64)).shape
-        torch.Size([1, 2, 64, 64])
-    """
-    return _class_logits(network(windows), (windows.shape[-2], windows.shape[-1]))
-
-
-def _class_logits(returned: Any, size: tuple[int, int]) -> Tensor:
-    """Return what a network returned for windows of a size (y, x) as float32 logits (batch, classes, y, x)."""
-    output = logits(returned)
-    if not output.is_floating_point():
-        raise ModelError(
-            f"the network returns {str(output.dtype).removeprefix('torch.')}, such as class numbers; it must return "
-            "logits (batch, classes, y, x)"
-        )
-    if output.ndim != 4:
-        raise ModelError(
-            f"the network returns an output of shape {tuple(output.shape)}; a segmentation network must return "
-            "(batch, classes, y, x)"
-        )
-    output = output.float()
-    if output.shape[2:] == size:
-        return output
-    if any(_cuts_border(*sides) for sides in zip(output.shape[2:], size, strict=True)):
-        raise ModelError(
-            f"the network returns {output.shape[2]} x {output.shape[3]} pixels for windows of {size[0]} x {size[1]}, so that "
-            f"they have no places; pad its convolutions, or choose another size with {option('tile')}"
-        )
-    return functional.interpolate(output, size=size, mode="bilinear", align_corners=False)
-
-
-def _cuts_border(returned: int, given: int) -> bool:
-    """Return whether a side of an output has another length because of its border, and not because of a stride."""
-    return abs(returned - given) > 1 and 2 * given < 3 * returned and 2 * returned < 3 * given
-
-
 def try_network(
     network: Network, slices: int, tile: tuple[int, int], *, probabilities: bool = False
 ) -> tuple[int, NDArray[np.float64]]:
@@ -230,30 +187,12 @@ def try_network(
         ModelError: it rejects the window, or returns no map of logits.
     """
     returned = network.prepare(slices, tile)
-    output = _class_logits(returned, tile)
+    output = logit_map(returned, tile)
     refuse_sigmoid(network, returned, slices, tile)
     if probabilities:
         refuse_probabilities(network, returned, slices, tile)
     values = output.flatten().cpu().double().numpy()
     return max(output.shape[1], 2), values[:: max(1, len(values) // SHOWN)][:SHOWN]
-
-
-def class_map(output: Tensor, classes: int) -> NDArray[np.int64]:
-    """Return the predicted class map (y, x) of logits (channels, y, x).
-
-    Raises:
-        ModelError: there are not as many channels as classes, or one for two classes.
-
-    Example:
-        >>> class_map(torch.tensor([[[-1.0, 2.0]]]), 2).tolist()
-        [[0, 1]]
-    """
-    channels = len(output)
-    if channels != classes and (channels, classes) != (1, 2):
-        raise ModelError(
-            f"the network gives {channels} classes, the labels have {classes}; build it with {option('classes', classes)}"
-        )
-    return predicted_classes(output, dim=0).cpu().numpy()
 
 
 def even_slices(depths: Sequence[int], most: int | None) -> list[list[int]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evenslice._core import ConfigError, needs_extra, option, progress_bar
+from evenslice.inference.logit_maps import class_map
 from evenslice.inference.metrics import (
     Scores,
     VolumeScores,
@@ -23,7 +24,7 @@ from evenslice.inference.metrics import (
     object_scores,
     surface_scores,
 )
-from evenslice.inference.prediction import choose_tile, class_map, even_slices, predict
+from evenslice.inference.prediction import choose_tile, even_slices, predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.inference.slice_runs import SliceRuns
 from evenslice.inference.stressing import StressTest

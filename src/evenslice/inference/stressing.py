@@ -17,8 +17,9 @@ import numpy as np
 
 from evenslice._core import ConfigError, option, progress_bar
 from evenslice.inference.disturbances import NOISE, SHIFT, Disturbances
+from evenslice.inference.logit_maps import class_map
 from evenslice.inference.metrics import confusion_matrix
-from evenslice.inference.prediction import choose_tile, class_map, even_slices, predict, try_network
+from evenslice.inference.prediction import choose_tile, even_slices, predict, try_network
 from evenslice.inference.slice_runs import SliceRuns
 from evenslice.results import Stress, StressCounts, summarize_stress
 
