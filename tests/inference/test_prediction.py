@@ -11,8 +11,9 @@ from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.inference import prediction as predicting
+from evenslice.inference.black_boxes import BlackBox
 from evenslice.inference.logit_maps import class_logits
-from evenslice.inference.prediction import predict
+from evenslice.inference.prediction import predict, try_network
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
@@ -259,6 +260,25 @@ def test_an_output_without_its_border_is_refused():
 def test_a_classifier_is_refused():
     with pytest.raises(ModelError, match=r"output of shape \(1, 3\)"):
         class_logits(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_an_output_for_another_number_of_windows_is_refused(tile):
+    """As from a function that takes one window at a time, which a trial with one window does not show."""
+    first = BlackBox(lambda windows: windows[:1, :2])
+    message = r"returns \(1, 2, \d+, \d+\) for 4 windows; the first dimension must be the batch"
+    outputs = predict(
+        first, open_volume(noise(5, 24, 24)), scaling=Scaling(0, 1), slices=3, tile=tile, batch=4
+    )
+    with pytest.raises(ModelError, match=message):
+        list(outputs)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8), (2, 0, 8)])
+def test_an_output_without_classes_or_pixels_is_refused(shape):
+    empty = BlackBox(lambda windows: np.zeros((len(windows), *shape), np.float32))
+    with pytest.raises(ModelError, match=r"must return \(batch, classes, y, x\), at least 1 of each"):
+        try_network(empty, 3, (8, 8))
 
 
 class Normalized(nn.Module):

@@ -22,28 +22,32 @@ def class_logits(network: torch.nn.Module, windows: Tensor) -> Tensor:
     """Run a network on windows (batch, slices, y, x) and return its logits as float32 (batch, classes, y, x).
 
     Raises:
-        ModelError: the network does not return a map of logits, or its convolutions cut off the border.
+        ModelError: the network does not return a map of logits for each window, or its convolutions cut off the border.
 
     Example:
         >>> import torch
         >>> class_logits(torch.nn.Conv2d(3, 2, 4, stride=4), torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 2, 64, 64])
     """
-    return logit_map(network(windows), (windows.shape[-2], windows.shape[-1]))
+    return logit_map(network(windows), len(windows), (windows.shape[-2], windows.shape[-1]))
 
 
-def logit_map(returned: Any, size: tuple[int, int]) -> Tensor:
-    """Return what a network returned for windows of a size (y, x) as float32 logits (batch, classes, y, x)."""
+def logit_map(returned: Any, count: int, size: tuple[int, int]) -> Tensor:
+    """Return what a network returned for some windows of a size (y, x) as float32 logits (batch, classes, y, x)."""
     output = logits(returned)
     if not output.is_floating_point():
         raise ModelError(
             f"the network returns {str(output.dtype).removeprefix('torch.')}, such as class numbers; it must return "
             "logits (batch, classes, y, x)"
         )
-    if output.ndim != 4:
+    if output.ndim != 4 or 0 in output.shape[1:]:
         raise ModelError(
             f"the network returns an output of shape {tuple(output.shape)}; a segmentation network must return "
-            "(batch, classes, y, x)"
+            "(batch, classes, y, x), at least 1 of each"
+        )
+    if len(output) != count:
+        raise ModelError(
+            f"the network returns {tuple(output.shape)} for {count} windows; the first dimension must be the batch"
         )
     output = output.float()
     if output.shape[2:] == size:

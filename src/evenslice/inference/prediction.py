@@ -187,7 +187,7 @@ def try_network(
         ModelError: it rejects the window, or returns no map of logits.
     """
     returned = network.prepare(slices, tile)
-    output = logit_map(returned, tile)
+    output = logit_map(returned, 1, tile)
     refuse_sigmoid(network, returned, slices, tile)
     if probabilities:
         refuse_probabilities(network, returned, slices, tile)
