@@ -296,8 +296,18 @@ def test_nan_is_refused_with_the_slice_for_which_it_was_returned(tile):
     image[5] = 0.5
     with pytest.raises(ModelError, match="returns NaN for slice 5 of <array>; it has to return numbers"):
         predicted(Normalized(), image, tile=tile, batch=4)
+
+
+def test_nan_for_a_disturbed_window_is_told_from_that_for_the_window_itself():
+    def shown(_, window):
+        return [list(window), window[::-1], [0 * plane for plane in window]]
+
+    image = noise(9, 24, 24)
     with pytest.raises(ModelError, match="returns NaN for a disturbed window of slice 0 of <array>"):
-        predicted(Normalized(), noise(9, 24, 24), shown=lambda _, window: [[0 * plane for plane in window]])
+        predicted(Normalized(), image, shown=shown)
+    image[0] = 0.5
+    with pytest.raises(ModelError, match="returns NaN for slice 0 of <array>"):
+        predicted(Normalized(), image, shown=shown)
 
 
 class Masked(nn.Module):

@@ -120,34 +120,45 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     batch = batch or _choose_batch(network, slices, tile)
     rows, columns = (_Tiling.of(*axis, network.device) for axis in zip(plane, tile, region, strict=True))
     windows = _windows(grid, centres, (rows.extent, columns.extent))
+    given = ((z, window, False) for z, window in windows)
     if shown is not None:
-        windows = ((z, other) for z, window in windows for other in shown(z, window))
+        given = ((z, other, _differs(other, window)) for z, window in windows for other in shown(z, window))
     at_once = -(-batch // (len(rows.tiles) * len(columns.tiles)))
 
-    def read(_: None) -> list[tuple[int, Window]]:
-        return list(islice(windows, at_once))
+    def read(_: None) -> list[tuple[int, Window, bool]]:
+        return list(islice(given, at_once))
 
     # While a GPU computes, or a server is waited for, this process reads what comes next; otherwise, both need the processor.
     ahead = 1 if network.device.type == "cuda" or volume.remote else 0
     for chunk in takewhile(bool, map_ahead(read, repeat(None), threads=1, ahead=ahead)):
-        planes = np.stack([plane for _, window in chunk for plane in window])
+        planes = np.stack([plane for _, window, _ in chunk for plane in window])
         planes = planes.reshape(len(chunk), slices, *planes.shape[1:])
         outputs = _predict_planes(network, planes, rows, columns, batch)[..., rows.inner, columns.inner]
-        centres_here = [z for z, _ in chunk]
-        _refuse_nan(outputs, centres_here, volume, disturbed=shown is not None)
-        yield from zip(centres_here, outputs, strict=True)
+        _refuse_nan(outputs, [(z, disturbed) for z, _, disturbed in chunk], volume)
+        yield from zip((z for z, _, _ in chunk), outputs, strict=True)
 
 
-def _refuse_nan(outputs: Tensor, centres: Sequence[int], volume: Volume, *, disturbed: bool) -> None:
-    """Raise ModelError for the first slice with NaN among its logits, which would pass for class 0.
+def _differs(shown: Window, window: Window) -> bool:
+    """Return whether other slices, or slices in another order, are shown than those of a window."""
+    return any(plane is not own for plane, own in zip(shown, window, strict=True))
+
+
+def _refuse_nan(outputs: Tensor, places: Sequence[tuple[int, bool]], volume: Volume) -> None:
+    """Raise ModelError for the first window with NaN among its logits, which would pass for class 0.
 
     Infinite logits are accepted: -inf is that of a class that a network rules out.
+
+    Args:
+        outputs: the logits (windows, classes, y, x).
+        places: the middle slice of each window, and whether it is disturbed.
+        volume: the volume.
     """
     # Far cheaper than to look at each logit; but the sum of both infinities is NaN, too.
     for index in outputs.sum(dim=(1, 2, 3)).isnan().nonzero().flatten().tolist():
         if bool(outputs[index].isnan().any()):
+            z, disturbed = places[index]
             raise ModelError(
-                f"the network returns NaN for {'a disturbed window of ' * disturbed}slice {centres[index]} of {volume.path}; "
+                f"the network returns NaN for {'a disturbed window of ' * disturbed}slice {z} of {volume.path}; "
                 "it has to return numbers, for a blank slice too"
             )
 
