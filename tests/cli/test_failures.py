@@ -170,17 +170,26 @@ def test_any_other_error_of_the_system_is_one_of_our_own(run, monkeypatch, error
     assert "Traceback" in err
 
 
-def test_memory_of_a_device_may_run_out_anywhere(run, monkeypatch):
+ON_CPU = "; choose a smaller --tile or --batch, or end what else uses it"
+ON_GPU = "; choose a smaller --tile or --batch, end what else uses it, or choose --device cpu"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "advice"),
+    [
+        (RuntimeError, "CUDA out of memory. Tried to allocate 20.00 MiB", ON_GPU),
+        (RuntimeError, "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes", ON_CPU),
+        (MemoryError, "Unable to allocate 9.00 GiB for an array with shape (9,)", ON_CPU),
+    ],
+)
+def test_memory_may_run_out_anywhere(run, monkeypatch, kind, reason, advice):
     def fail(*_, **__):
-        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        raise kind(f"{reason}.")
 
     monkeypatch.setattr("evenslice.cli.comparison.audit_strategies", fail)
     code, _, err = run(*AUDIT, "--volume", "good.tif")
     assert code == 2
-    assert err == (
-        "error: the memory of the device has run out: CUDA out of memory. Tried to allocate 20.00 MiB; choose a smaller "
-        "--tile or --batch, end what else uses it, or choose --device cpu\n"
-    )
+    assert err == f"error: the memory of the device has run out: {reason}{advice}\n"
 
 
 @pytest.mark.parametrize(

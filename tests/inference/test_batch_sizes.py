@@ -30,7 +30,7 @@ class Small(nn.Module):
 
     def forward(self, windows):
         if len(windows) > self.most:
-            raise self.error("out of memory")
+            raise self.error("out of memory") if isinstance(self.error, type) else self.error
         self.sizes.append(len(windows))
         return self.layers(windows)
 
@@ -63,7 +63,14 @@ def test_memory_that_has_run_out_once_is_not_asked_for_again():
     assert tried == [8, 4, 2, 2, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+NO_MEMORY = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "562949953421312 bytes. Error code 12 (Cannot allocate memory)"
+)
+"""What PyTorch raises where the memory of the machine itself runs out."""
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError, NO_MEMORY])
 def test_every_error_that_means_it_counts(error):
     assert torch.allclose(predicted(ready(2, error=error)), predicted(ready(100)), rtol=1e-5, atol=1e-6)
 

@@ -18,7 +18,6 @@ from evenslice._core import (
     EvensliceError,
     local_path,
     printable,
-    reason,
     spelled_on_command_line,
     without_secrets,
 )
@@ -182,14 +181,12 @@ def _line(error: Exception) -> str | None:
 
 
 def _memory_refusal(error: Exception) -> str | None:
-    """Return one line about memory of a device that runs out, which it can do anywhere; None for any other error."""
-    if not isinstance(error, RuntimeError):
+    """Return one line about memory that runs out, which it can do anywhere; None for any other error."""
+    if not isinstance(error, RuntimeError | MemoryError):
         return None
-    from evenslice.inference import memory_error, out_of_memory
+    from evenslice.inference import memory_error_of, out_of_memory
 
-    if not out_of_memory(error):
-        return None
-    return memory_error(reason(error).rstrip(".")).render(spelled_on_command_line)
+    return memory_error_of(error).render(spelled_on_command_line) if out_of_memory(error) else None
 
 
 def _print_traceback() -> None:

@@ -8,7 +8,7 @@ from .black_boxes import (
 from .depthwise import keep_depthwise_exact as keep_depthwise_exact
 from .device_errors import (
     is_device_error as is_device_error,
-    memory_error as memory_error,
+    memory_error_of as memory_error_of,
     out_of_memory as out_of_memory,
 )
 from .devices import (

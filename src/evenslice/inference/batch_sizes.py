@@ -58,7 +58,7 @@ class BatchSizes:
             part = slice(start, min(start + size, count))
             try:
                 results.append(compute(part))
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:  # the latter of a function, by NumPy
                 if not out_of_memory(error):
                     raise
             else:

@@ -12,9 +12,18 @@ from evenslice._core import ConfigError, ModelError, option, reason
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SMALLER", "is_device_error", "memory_error", "out_of_memory", "reporting_device_errors"]
+__all__ = [
+    "SMALLER",
+    "is_device_error",
+    "memory_error",
+    "memory_error_of",
+    "out_of_memory",
+    "reporting_device_errors",
+]
 
+CPU_ALLOCATOR = "DefaultCPUAllocator"
 OUT_OF_MEMORY = (
+    CPU_ALLOCATOR,
     *("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("Failed to allocate memory for requested buffer", "is smaller than requested bytes"),  # of onnxruntime
 )
@@ -25,13 +34,13 @@ ELSEWHERE = f"end what else uses it, or choose {option('device', 'cpu')}"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the memory of a device has run out.
+    """Return whether an error says that the memory of a device, or of the machine, has run out.
 
     Example:
         >>> out_of_memory(torch.OutOfMemoryError()), out_of_memory(RuntimeError("expected 3 channels"))
         (True, False)
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
 
@@ -50,14 +59,26 @@ def is_device_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
 
 
-def memory_error(what: str, advice: str = f"{SMALLER} or {option('batch')}, {ELSEWHERE}") -> ModelError:
+def memory_error(what: str, advice: str) -> ModelError:
     """Return the error that tells a user what did not fit into the memory of the device, and what to do about it.
 
     Example:
-        >>> print(memory_error("tried to allocate 20 GiB"))
-        the memory of the device has run out: tried to allocate 20 GiB; choose a smaller tile or batch, end what else ...
+        >>> print(memory_error("a single window does not fit into it", SMALLER))
+        the memory of the device has run out: a single window does not fit into it; choose a smaller tile
     """
     return ModelError(f"the memory of the device has run out: {what}; {advice}")
+
+
+def memory_error_of(error: BaseException) -> ModelError:
+    """Return the same for an error of a library, which may come from anywhere.
+
+    Example:
+        >>> print(memory_error_of(torch.OutOfMemoryError("tried to allocate 20 GiB.")))
+        the memory of the device has run out: tried to allocate 20 GiB; choose a smaller tile or batch, end what else ...
+    """
+    on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
+    elsewhere = "or end what else uses it" if on_cpu else ELSEWHERE
+    return memory_error(reason(error).rstrip("."), f"{SMALLER} or {option('batch')}, {elsewhere}")
 
 
 @contextmanager
@@ -82,7 +103,7 @@ def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEW
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
             raise memory_error(what, advice) from error
         if is_device_error(error):
