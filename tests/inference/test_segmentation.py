@@ -307,6 +307,16 @@ def test_one_channel_stands_for_two_classes(tmp_path, image):
     np.testing.assert_array_equal(labels[...], last[...] > 0.5)
 
 
+@pytest.mark.parametrize(
+    "name", ["one.tif", "one.ome.tif", "one.btf", "one.nii", "one.ome.zarr", "one.npy", "one.mha"]
+)
+def test_probabilities_of_one_slice_can_be_read_again(tmp_path, name):
+    options = {"slices": 1, "probabilities": True, "dtype": "float32"}
+    last = segment(network(slices=1), noise(1, 20, 30), tmp_path / name, **options)
+    right = expected(network(slices=1), noise(1, 20, 30), slices=1).softmax(0)
+    np.testing.assert_allclose(last[...], right[-1], atol=1e-6)
+
+
 def test_no_probabilities_follow_from_infinite_logits(tmp_path, image):
     model = network()
     model[2].bias[1] = -torch.inf  # a class that is ruled out

@@ -1,5 +1,6 @@
 """Volumes written in every format, and read back by the format's own reference reader."""
 
+import pickle
 import tracemalloc
 from dataclasses import dataclass
 from functools import partial
@@ -447,6 +448,22 @@ def test_a_real_volume_comes_back(name, like, tmp_path, shared_data):
         np.testing.assert_array_equal(found.voxels, written[:])
         if found.spacing is not None:
             assert found.spacing == pytest.approx((5, 5, 5), rel=1e-6)
+
+
+def test_channels_of_one_slice_are_read_where_one_is_selected(tmp_path):
+    """tifffile leaves out the axis of one slice; without a selection, what is left may be a stack of slices."""
+    path = tmp_path / "a.ome.tif"
+    voxels = np.random.default_rng(0).random((4, 1, 20, 30), np.float32)
+    write_channels([open_volume(channel, spacing=(50, 4, 5)) for channel in voxels], path)
+    for number in (0, 3):
+        volume = pickle.loads(pickle.dumps(open_volume(path, select={"C": number})))  # noqa: S301  # our own
+        assert volume.spacing == pytest.approx((50, 4, 5))
+        np.testing.assert_array_equal(volume[...], voxels[number])
+    assert open_volume(path, axes="zyx").shape == (4, 20, 30)
+    with pytest.raises(VolumeError, match=r"no axis z; say which axis is which, as axes='zyx'"):
+        open_volume(path)
+    with pytest.raises(VolumeError, match="no axis z"):
+        open_volume(path, select={"t": 0})
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 30), (3, 40, 1), (3, 1, 1), (1, 1, 40), (1, 1, 1), (2, 1, 5)])

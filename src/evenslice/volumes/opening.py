@@ -120,6 +120,8 @@ def open_volume(  # noqa: PLR0913  # all but one argument have defaults and name
         opener = partial(ArraySource, fill_masked(path, fill))
     else:
         place = locate(cast("str | os.PathLike[str]", path), level, (select or {}).get("series"))
+        if names is None:
+            place = replace(place, picked=frozenset(str(axis).lower() for axis in select or ()))
         opener = partial(open_source, place)
     volume = _arranged(place, opener, names, select or {})
     volume = _with_spacing(volume, spacing, unit)

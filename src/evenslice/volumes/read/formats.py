@@ -64,7 +64,11 @@ DICOM = ReadFormat(
     lambda place: DicomSource([place.path], place.label, place.series),
 )
 READ_FORMATS = (
-    ReadFormat("TIFF", (".tif", ".tiff", ".btf", ".tf8"), lambda place: TiffSource(place.path, place.label)),
+    ReadFormat(
+        "TIFF",
+        (".tif", ".tiff", ".btf", ".tf8"),
+        lambda place: TiffSource(place.path, place.label, place.picked),
+    ),
     ReadFormat("NIfTI", (".nii", ".nii.gz"), lambda place: NiftiSource(place.path, place.label)),
     DICOM,
     ReadFormat("MetaImage", (".mha", ".mhd"), lambda place: MetaImageSource(place.path, place.label)),

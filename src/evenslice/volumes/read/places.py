@@ -48,6 +48,7 @@ class Place:
         level: the resolution level, 0 the finest.
         series: which series of a DICOM folder, or None if the user named none.
         kind: the format that the user named in front of the address, or None.
+        picked: the axes, as the file names them, along which the user picked an index.
         since: when it was named, in seconds since 1970; no chunk of a Zarr folder may disappear later.
     """
 
@@ -57,6 +58,7 @@ class Place:
     level: int = 0
     series: int | None = None
     kind: str | None = None
+    picked: frozenset[str] = frozenset()
     since: float = field(default_factory=time.time, compare=False)
 
     @property

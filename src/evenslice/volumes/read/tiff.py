@@ -41,11 +41,17 @@ MOST_PLANES = 2**20
 
 
 class TiffSource(VoxelSource):
-    """The one image of a TIFF file, in the order of its pages."""
+    """The one image of a TIFF file, in the order of its pages.
+
+    Args:
+        path: the file.
+        label: the file, as the user wrote it.
+        picked: the axes along which an index is picked, so that what is left of them may be a single slice.
+    """
 
     format = "TIFF"
 
-    def __init__(self, path: Path, label: str) -> None:
+    def __init__(self, path: Path, label: str, picked: frozenset[str] = frozenset()) -> None:
         with needs_extra("volumes", "reading a TIFF volume"):
             import tifffile
         require_signature(path, label, "a TIFF file")
@@ -60,9 +66,9 @@ class TiffSource(VoxelSource):
             self.names = _names(series.axes)
             self.assumed = self.names != series.axes.lower()
             # ImageJ and OME state the number of slices; tifffile leaves out an axis of one.
-            self._single = self.names == "yx" and (tif.is_imagej or tif.is_ome)
+            self._single = (tif.is_imagej or tif.is_ome) and _is_plane(self.names, picked)
             if self._single:
-                self.names = "zyx"
+                self.names = f"z{self.names}"
             self.spacing, self.unit = _spacing(tif, series, self.names)
             if series.dataoffset is not None and not series.is_multifile:
                 stored = self.dtype.newbyteorder(tif.byteorder)
@@ -191,6 +197,11 @@ def _names(axes: str) -> str | None:
     if len(unknown) == 1 and "z" not in names:
         names = names.replace(unknown[0], "z")
     return names if len(set(names)) == len(names) else None
+
+
+def _is_plane(names: str | None, picked: frozenset[str]) -> bool:
+    """Return whether axes are y and x, and others along which an index is picked."""
+    return names is not None and {"y", "x"} <= set(names) <= {"y", "x", *picked} - {"z"}
 
 
 def _spacing(
