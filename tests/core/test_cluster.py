@@ -221,6 +221,16 @@ def test_an_error_of_a_task_is_not_taken_for_the_loss_of_the_scheduler(mapped, m
             list(mapped(str, [1], client))
 
 
+def test_a_task_that_kills_its_workers_is_told_in_one_line(monkeypatch):
+    from distributed import KilledWorker
+
+    client = Cut("result", KilledWorker("task", None, 3))
+    client.status = "error"  # of the future
+    message = r"every worker that took the same task died, probably for lack of memory; .* with batch=1$"
+    with pytest.raises(EvensliceError, match=message):
+        list(map_in_order(str, [1], client))
+
+
 @pytest.mark.slow
 def test_a_worker_may_be_silent_for_long():
     with open_cluster(workers=1) as client:

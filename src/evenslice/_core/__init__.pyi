@@ -4,6 +4,7 @@ from .cluster import (
     map_as_finished as map_as_finished,
     map_in_order as map_in_order,
     open_cluster as open_cluster,
+    refuse_killed as refuse_killed,
 )
 from .config_files import (
     Section as Section,

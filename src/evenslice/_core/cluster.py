@@ -26,7 +26,7 @@ from evenslice._core.words import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["check_sendable", "map_as_finished", "map_in_order", "open_cluster"]
+__all__ = ["check_sendable", "map_as_finished", "map_in_order", "open_cluster", "refuse_killed"]
 
 _CLIENT_LOGGER = logging.getLogger("distributed.client")
 
@@ -197,7 +197,7 @@ def map_in_order(
         common: second argument of the function, unless None; sent to each worker once.
 
     Raises:
-        EvensliceError: as for ``map_as_finished``.
+        EvensliceError: as for ``map_as_finished``; or an item killed every worker that took it.
 
     Example:
         >>> list(map_in_order(pow, [2, 3], common=2))
@@ -216,7 +216,29 @@ def map_in_order(
             waiting.append(patrol.submit(function, item, *rest))
         if not waiting:
             return
-        yield patrol.result(waiting.popleft())
+        try:
+            found = patrol.result(waiting.popleft())
+        except Exception as error:
+            refuse_killed(error, "the same task")
+            raise
+        yield found
+
+
+def refuse_killed(error: Exception, what: str, more: str = "") -> None:
+    """Raise EvensliceError if an exception that takes the place of a result says that all workers with the item died.
+
+    Args:
+        error: the exception.
+        what: how the message calls what they worked on.
+        more: what else to do, as the end of the message.
+    """
+    from distributed import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        raise EvensliceError(
+            f"every worker that took {what} died, probably for lack of memory; give workers more memory, or fewer windows "
+            f"at once with {option('batch', 1)}{more}"
+        ) from error
 
 
 @contextmanager

@@ -9,13 +9,12 @@ import platform
 from collections import Counter
 from contextlib import closing
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from evenslice._core import (
-    EvensliceError,
     ModelError,
     OutputError,
     map_ahead,
@@ -23,6 +22,7 @@ from evenslice._core import (
     open_cluster,
     option,
     progress_bar,
+    refuse_killed,
     reporting_write_errors,
 )
 from evenslice.inference.prediction import predict
@@ -72,7 +72,10 @@ def run_blocks(job: Job, workers: int | None, scheduler: str | None, progress: b
 
         for task, outcome in map_as_finished(_segment_task, tasks, client, common=job, meanwhile=look):
             if isinstance(outcome, Exception):
-                _raise(outcome)
+                refuse_killed(
+                    outcome, "these blocks", ", and start the command again, which keeps what is finished"
+                )
+                raise outcome
             show(task, len(task))
 
 
@@ -90,18 +93,6 @@ def _tasks(blocks: Sequence[Region], job: Job, fewest: int) -> list[list[Region]
         return y, x, (2 * pieces * (first + z.start) + stored) // (2 * stored)
 
     return [list(task) for _, task in groupby(blocks, key=number)]
-
-
-def _raise(error: Exception) -> NoReturn:
-    """Raise the exception of a block that no worker could finish."""
-    from distributed import KilledWorker
-
-    if isinstance(error, KilledWorker):
-        raise EvensliceError(
-            "every worker that took these blocks died, probably for lack of memory; give workers more memory, or fewer "
-            f"windows at once with {option('batch', 1)}, and start the command again, which keeps what is finished"
-        ) from error
-    raise error
 
 
 def _segment_task(blocks: Sequence[Region], job: Job) -> None:
