@@ -283,6 +283,24 @@ def test_blocks_are_marked_as_finished_when_they_are_written(tmp_path, image, mo
     assert threading.main_thread() not in threads
 
 
+@pytest.mark.parametrize(("patience", "seen"), [(0, False), (5, True)])
+def test_blocks_that_other_machines_have_finished_may_be_seen_late(patience, seen, monkeypatch):
+    """A network file system may hold for a minute that a file is not there."""
+    asked = Counter()
+
+    def is_finished(block):
+        asked[block] += 1
+        return block != 1 or asked[block] > 2
+
+    monkeypatch.setattr(segmentation_job, "LOOK_SECONDS", 0.01)
+    job = SimpleNamespace(blocks=range(3), is_finished=is_finished, staging="staging")
+    with (
+        nullcontext() if seen else pytest.raises(OutputError, match="has changed or removed finished blocks")
+    ):
+        segmentation_job.check_blocks(job, patience)
+    assert asked == ({0: 1, 1: 3, 2: 1} if seen else {0: 1, 1: 1, 2: 1})
+
+
 def test_what_cannot_be_written_in_a_thread_is_one_clear_error(tmp_path, image, monkeypatch, writing_behind):
     def full(_array, _place, _voxels):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -688,7 +706,7 @@ def test_workers_segment_by_an_onnx_file_that_is_symmetrized(tmp_path, image):
 def test_the_number_of_blocks_limits_a_volume(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(segmentation, "run_blocks", lambda job, *_: begun.append(job.blocks))
-    monkeypatch.setattr(segmentation, "check_blocks", lambda _: pytest.fail("enough"))
+    monkeypatch.setattr(segmentation, "check_blocks", lambda *_, **__: pytest.fail("enough"))
     path = tmp_path / "claims.zarr"
 
     def begin(*shape):

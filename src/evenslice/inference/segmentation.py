@@ -19,6 +19,7 @@ from evenslice._core import ConfigError, OutputError, VolumeError, option, progr
 from evenslice.inference.black_boxes import make_ready
 from evenslice.inference.prediction import choose_tile, try_network
 from evenslice.inference.segmentation_job import (
+    SEEN_LATE,
     Job,
     begin,
     check_blocks,
@@ -171,7 +172,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         except BaseException:
             discard_unused(job)
             raise
-        check_blocks(job)
+        check_blocks(job, patience=0 if scheduler is None else SEEN_LATE)
         confirm_input(job)
         _write(job, out, force=force, progress=progress)
         clear(job.root)

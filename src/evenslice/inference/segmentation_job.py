@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,13 +40,16 @@ if TYPE_CHECKING:
 
     Region = tuple[slice, slice, slice]
 
-__all__ = ["Job", "begin", "check_blocks", "check_file", "confirm_input", "discard_unused"]
+__all__ = ["SEEN_LATE", "Job", "begin", "check_blocks", "check_file", "confirm_input", "discard_unused"]
 
 FORMAT = 3
 CHUNK = 1024  # largest side of a chunk of the staging folder, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not finished
 MOST_BLOCKS = 2**21  # above which their list, and the folder of their notes, would be too long
+
+SEEN_LATE = 90.0  # seconds; NFS takes what it knows of a folder to be true for up to 60
+LOOK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -226,17 +230,24 @@ def begin(job: Job, *, force: bool) -> None:
         write_plan(job.description, job.plan, job.output)
 
 
-def check_blocks(job: Job) -> None:
+def check_blocks(job: Job, patience: float) -> None:
     """Check that all blocks are there, as they were when they were finished.
+
+    Args:
+        job: the segmentation.
+        patience: seconds to wait for those that are not, as they may be seen late if other machines finished them.
 
     Raises:
         OutputError: one is not.
     """
-    if not all(map(job.is_finished, job.blocks)):
-        raise OutputError(
-            f"{job.staging}: another program has changed or removed finished blocks; restart the segmentation "
-            "to recompute them"
-        )
+    until, missing = time.monotonic() + patience, job.blocks
+    while missing := [block for block in missing if not job.is_finished(block)]:
+        if time.monotonic() >= until:
+            raise OutputError(
+                f"{job.staging}: another program has changed or removed finished blocks; restart the segmentation "
+                "to recompute them"
+            )
+        time.sleep(LOOK_SECONDS)
 
 
 def confirm_input(job: Job) -> None:
