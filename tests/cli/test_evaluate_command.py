@@ -10,6 +10,11 @@ import pytest
 import torch
 from commands import run_command
 
+import evenslice
+from evenslice import inference
+from evenslice.cli.evaluation_tables import evaluation_tables
+from evenslice.inference import scoring
+
 BEFORE = Path(__file__).parents[1] / "data" / "written-by-0.1.0"
 NETWORKS = """
 import torch
@@ -65,6 +70,17 @@ def test_scores_and_stress_are_printed_and_written(folder, tmp_path):
     again = run(folder, *arguments, "--out", str(out))
     assert again.returncode == 2
     assert "replace it with --force" in again.stderr
+
+
+@pytest.mark.parametrize("most", [2**26, 10])
+def test_it_is_said_why_surfaces_of_a_large_volume_are_not_compared(monkeypatch, most):
+    for module in (inference, scoring):
+        monkeypatch.setattr(module, "LARGEST_SURFACE", most)
+    image = np.random.default_rng(0).random((3, 8, 8))
+    found = evenslice.evaluate(lambda windows: windows[:, 1:2] - 0.5, image, image > 0.5, intensity=(0, 1))
+    (table,) = evaluation_tables(found)
+    said = None if most > 10 else "surfaces are compared in volumes of up to 10 voxels; give a --region"
+    assert table.caption == said
 
 
 def test_json_stands_alone_on_standard_output(folder):

@@ -23,9 +23,16 @@ SCORES = ("dice", "iou", "surface_dice", "surface_dice_3", "hd95")
 
 def evaluation_tables(found: Evaluation) -> Iterator[Table]:
     """Yield a table of the scores by class, of objects, and of what disturbed slices cost, as far as they were measured."""
+    from evenslice.inference import LARGEST_SURFACE
+
     if found.scores is not None:
         document = found.to_dict()
-        yield _scores_table(document)
+        table = _scores_table(document)
+        if math.prod(found.volume.shape) > LARGEST_SURFACE:
+            table.caption = (
+                f"surfaces are compared in volumes of up to {LARGEST_SURFACE:,} voxels; give a --region"
+            )
+        yield table
         if not math.isnan(document["adapted_rand_error"]):
             yield _objects_table(document)
     if found.stress is not None:

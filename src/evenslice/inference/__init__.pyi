@@ -32,6 +32,6 @@ from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx a
 from .prediction import choose_tile as choose_tile, predict as predict
 from .probabilities import refuse_sigmoid as refuse_sigmoid
 from .ready_network import ReadyNetwork as ReadyNetwork, trial_windows as trial_windows
-from .scoring import evaluate_parts as evaluate_parts
+from .scoring import LARGEST_SURFACE as LARGEST_SURFACE, evaluate_parts as evaluate_parts
 from .segmentation import segment as segment
 from .stressing import StressedVolume as StressedVolume, stress as stress

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from evenslice.inference.prediction import Network
     from evenslice.volumes import LabelledVolume
 
-__all__ = ["evaluate_parts", "score_parts"]
+__all__ = ["LARGEST_SURFACE", "evaluate_parts", "score_parts"]
 
 LARGEST_SURFACE = 2**26
 """Voxels of the largest volume whose surfaces are compared, which takes up to 64 bytes a voxel."""
