@@ -79,6 +79,18 @@ def test_workers_that_are_slow_to_end_cost_no_results(monkeypatch):
     assert found == [3]
 
 
+def test_workers_that_do_not_start_are_told_in_one_line(monkeypatch):
+    """As those of a script without a guard, which begin by running the script."""
+
+    def broken(**_):
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr("distributed.LocalCluster", broken)
+    message = r"^workers=2: do not start \(Nanny failed to start.\); in a script, .* below `if __name__ == '__main__':`"
+    with pytest.raises(EvensliceError, match=message), open_cluster(workers=2):
+        pass
+
+
 @pytest.mark.slow
 def test_every_worker_has_what_items_have_in_common_before_it_starts():
     with open_cluster(workers=2) as client:

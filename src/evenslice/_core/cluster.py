@@ -49,6 +49,7 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
 
     Raises:
         ConfigError: both are given, ``workers`` is below 1, or the scheduler does not answer.
+        EvensliceError: the worker processes on this machine do not start.
         MissingExtraError: Dask is not installed.
 
     Example:

@@ -23,7 +23,7 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core.cores import available_cores
-from evenslice._core.errors import needs_extra
+from evenslice._core.errors import EvensliceError, needs_extra, option, reason
 from evenslice._core.import_paths import importable_here, imports_from_here
 from evenslice._core.interrupts import DeferredInterrupts, terminable
 
@@ -51,6 +51,7 @@ def local_client(workers: int) -> Iterator[Any]:
     """Yield a Dask client of a cluster of processes on this machine, which share its cores.
 
     Raises:
+        EvensliceError: the processes do not start.
         MissingExtraError: Dask, or what makes its certificates, is not installed.
     """
     with needs_extra("cluster", "working in several processes"):
@@ -111,7 +112,13 @@ def _cluster(**options: Any) -> Iterator[Any]:
     """Yield a cluster, and close it; a worker that is slow to end on a busy machine is killed, and costs no results."""
     from distributed import LocalCluster
 
-    cluster = LocalCluster(**options)
+    try:
+        cluster = LocalCluster(**options)
+    except RuntimeError as error:
+        raise EvensliceError(
+            f"{option('workers', options['n_workers'])}: do not start ({reason(error)}); in a script, call what starts "
+            "them below `if __name__ == '__main__':`, else see what they print, and whether memory is left"
+        ) from error
     try:
         yield cluster
     finally:
