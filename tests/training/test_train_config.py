@@ -250,6 +250,26 @@ def test_errors_say_where_what_and_what_would_be_right(message, text, expected):
     assert message(text).startswith(expected)
 
 
+class Arms(Section):
+    """Options that are repeated at another depth, as those of a study are in its arms."""
+
+    arms: list[dict[str, dict[str, int]]]
+    training: dict[str, int]
+
+
+def test_an_option_that_replaces_a_merged_one_is_not_taken_for_a_repetition(tmp_path):
+    """YAML's merges (<<) are made where a section is first used, which may be before its own turn."""
+    lines = [
+        "arms:",
+        "  - common: &common {steps: 5, batch: 2}",
+        "    training: &few {<<: *common, steps: 3}",
+    ]
+    (tmp_path / "arms.yaml").write_text("\n".join([*lines, "training: {<<: *few, batch: 9}"]))
+    found = load_config(tmp_path / "arms.yaml", Arms)
+    assert found.arms[0]["training"] == {"steps": 3, "batch": 2}
+    assert found.training == {"steps": 3, "batch": 9}
+
+
 def test_any_mapping_of_options_will_do():
     options = MappingProxyType({"data": {"train": [{"image": "a.tif", "labels": "b.tif"}]}})
     assert as_config(options, TrainConfig) == as_config(dict(options), TrainConfig)

@@ -231,21 +231,27 @@ def _flow(value: Any) -> str:
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # either loads the same
     """Loads plain values only, and refuses repeated names, of which YAML silently takes the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names: set[str] = set()
-        for name in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if name in names:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{name!r} appears twice in one section; keep one", problem_mark=node.start_mark
-                )
-            names.add(name)
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self._checked: set[int] = set()  # sections, by identity
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if id(node) not in self._checked:  # once: afterwards, what it merges stands in it, too
+            self._checked.add(id(node))
+            _refuse_repeated(node)
         super().flatten_mapping(node)
         if len(node.value) > MOST_VALUES:  # each merge can double what it takes over
             raise yaml.constructor.ConstructorError(problem=f"it merges more than {MOST_VALUES:,} values")
+
+
+def _refuse_repeated(node: yaml.MappingNode) -> None:
+    names: set[str] = set()
+    for name in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        if name in names:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{name!r} appears twice in one section; keep one", problem_mark=node.start_mark
+            )
+        names.add(name)
 
 
 def _read_yaml(path: Path) -> Any:
