@@ -107,6 +107,14 @@ def test_the_document_names_the_entry_that_was_evaluated(blobs):
     assert document["volume"]["level"] == 0
 
 
+@pytest.mark.parametrize("fill", [None, 0.25])
+def test_the_document_names_the_value_that_replaced_missing_ones(blobs, fill):
+    """The answers depend on it, as on the intensities."""
+    image, labels = blobs
+    found = evenslice.evaluate(linear(1, 0, 0), image, labels, fill=fill, **OPTIONS)
+    assert json.loads(found.to_json())["volume"]["fill"] == fill
+
+
 @pytest.mark.parametrize("slices", [{}, {"stress_slices": 5}])
 @pytest.mark.parametrize(("most", "starts"), [(2**25, [0, 8, 16]), (5 * 48 * 40, [0, 5, 8, 13, 16])])
 def test_labels_that_are_stored_together_are_read_together(

@@ -223,4 +223,5 @@ def _describe_volume(
         region=volume.region,
         level=volume.level,
         select=dict(volume.select),
+        fill=scaling.fill,
     )

@@ -34,6 +34,7 @@ class EvaluatedVolume:
         region: first voxel and one past the last along z, y, x of the file; None for all of it.
         level: the resolution level, 0 the finest.
         select: the index that was picked along each other axis of the file.
+        fill: the voxel value that replaced NaN and infinity; None if none was given.
     """
 
     path: str
@@ -46,6 +47,7 @@ class EvaluatedVolume:
     region: tuple[tuple[int, int], ...] | None = None
     level: int = 0
     select: dict[str, int] = field(default_factory=dict)
+    fill: float | None = None
 
 
 @dataclass(frozen=True)
