@@ -172,6 +172,7 @@ def test_p_is_interim_while_runs_are_missing(results):
     page, printed = words(waiting)
     assert "every p is interim" in printed
     assert page.count("interim p ") == len(re.findall(r"\bp (=|&lt;) ", page)) > 0
+    assert printed.count("interim p ") == len(re.findall(r"\bp [=<] ", printed)) > 0
 
 
 def test_arms_with_fewer_seeds_show_how_many(folder, results, tmp_path):

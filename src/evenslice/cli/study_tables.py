@@ -66,7 +66,7 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         for arm in comparison["arms"]:
             # Results of earlier versions have no folds.
             replicates = extents.get(arm["arm"], str(len(arm.get(f"{unit}s", (0,)))))
-            table.add_row(arm["arm"], replicates, *_arm_cells(arm, score))
+            table.add_row(arm["arm"], replicates, *_arm_cells(arm, score, interim=interim))
         yield table
     if summary["failed"]:
         yield failed_table("failed; repeat the command to retry", "run", failed_runs(summary))
@@ -99,7 +99,9 @@ def _pooled_table(
     table.show_lines = True
     for arm in item["arms"]:
         name = arm["arm"] + (" *" if arm.get("primary") else "")
-        table.add_row(name, *([extents[arm["arm"]]] if extents else []), *_pooled_cells(arm, score))
+        table.add_row(
+            name, *([extents[arm["arm"]]] if extents else []), *_pooled_cells(arm, score, interim=interim)
+        )
     notes = ["p of the difference is adjusted for the number of comparisons (Holm)."]
     if any(arm.get("primary") for arm in item["arms"]):
         notes.append(
@@ -127,10 +129,10 @@ def _extents(comparisons: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[st
     return texts if len(set(texts.values())) > 1 else {}
 
 
-def _pooled_cells(arm: Mapping[str, Any], score: str) -> Iterator[str]:
+def _pooled_cells(arm: Mapping[str, Any], score: str, *, interim: bool) -> Iterator[str]:
     figures = arm["figures"]
     yield _estimate(figures[score], ".3f")
-    yield _difference(arm, score)
+    yield _difference(arm, score, interim=interim)
     p = arm.get("difference", {}).get("p_adjusted")
     if "superiority" in arm:
         p = arm["superiority"]["p"]
@@ -157,15 +159,15 @@ def _course(values: NDArray[np.float64] | None, form: str) -> str:
     return without_zero(f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}") if known else "none"
 
 
-def _arm_cells(arm: Mapping[str, Any], score: str) -> Iterator[str]:
+def _arm_cells(arm: Mapping[str, Any], score: str, *, interim: bool) -> Iterator[str]:
     yield _estimate(arm["figures"][score], ".3f")
-    yield _difference(arm, score)
+    yield _difference(arm, score, interim=interim)
     yield _estimate(arm["figures"]["directional_bias"], "+.3f")
     removed = arm.get("bias_removed")
     yield _estimate(removed, ".0%") if isinstance(removed, dict) and removed["estimate"] is not None else ""
 
 
-def _difference(arm: Mapping[str, Any], score: str) -> str:
+def _difference(arm: Mapping[str, Any], score: str, *, interim: bool) -> str:
     """Format the difference of an arm from the baseline in the main score, and whether it is inferior."""
     if "differences" not in arm:
         return ""
@@ -175,7 +177,8 @@ def _difference(arm: Mapping[str, Any], score: str) -> str:
     difference = _estimate(change, f"+.{decimals(ends, (0.0, -test['margin']))}f")
     if test["holds"] is None:
         return difference
-    return f"{difference}\n{inferiority(test['holds'], change['high'], test['margin'])}\n{p_value(test['p'])}"
+    outcome = inferiority(test["holds"], change["high"], test["margin"])
+    return f"{difference}\n{outcome}\n{p_value(test['p'], interim=interim)}"
 
 
 def _estimate(interval: Mapping[str, float | None], form: str) -> str:
