@@ -18,6 +18,7 @@ from synthetic_study import ARMS, make_study
 
 from evenslice import cli
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError
+from evenslice.cli.study_tables import study_tables
 from evenslice.report.base.style import settings
 from evenslice.report.files import STUDY_FILES, write_study_report
 from evenslice.report.study.charts import forest_figure
@@ -158,6 +159,21 @@ def test_what_is_removed_is_not_rounded_up():
         assert plain(removed_part(Interval(removed, removed, removed))) == f"{text} [{text}, {text}]"
     assert removed_part(NAN) == "\N{EN DASH}"
     assert removal(Interval(-1e6, -2e6, -1e5)).startswith("has more than 1000 times [more than 1000, ")
+
+
+def test_the_terminal_does_not_round_up_what_is_removed_either(results):
+    def shown(estimate, low, high):
+        item = dict(results.summary["comparisons"][0])
+        arm = next(arm for arm in item["arms"] if "bias_removed" in arm)
+        item["arms"] = [{**arm, "bias_removed": {"estimate": estimate, "low": low, "high": high}}]
+        summary = {**results.summary, "pooled": [], "comparisons": [item]}
+        (cell,) = next(study_tables(summary)).columns[-1].cells
+        return cell
+
+    assert shown(0.998, 0.989, 1.0) == ">99%\n[98%, 100%]"
+    assert shown(0.0004, -0.3, 0.58) == "<0.1%\n[-30%, 58%]"
+    assert shown(-12, -13, -4.2) == "<-1000%\n[<-1000%, -420%]"
+    assert shown(None, None, None) == ""
 
 
 def test_what_is_removed_is_said_as_far_as_the_interval_settles_it():

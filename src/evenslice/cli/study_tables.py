@@ -6,8 +6,16 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from evenslice.cli.tables import failed_table, new_table, without_zero
-from evenslice.report import decimals, p_value
-from evenslice.results import MAIN_SCORES, failed_runs, inferiority, read_unit, run_name, score_title
+from evenslice.report import decimals, p_value, removed_part
+from evenslice.results import (
+    MAIN_SCORES,
+    Interval,
+    failed_runs,
+    inferiority,
+    read_unit,
+    run_name,
+    score_title,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,6 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["course_table", "run_line", "study_tables"]
 
 _EXTENT: Final = "folds x\nseeds"
+_SHORTER: Final = {
+    " [": "\n[",
+    "\N{NO-BREAK SPACE}": "",
+    "\N{MINUS SIGN}": "-",
+    "more than ": ">",
+    "less than ": "<",
+    "below ": "<",
+}
 
 
 def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[str] = ()) -> str:
@@ -163,8 +179,17 @@ def _arm_cells(arm: Mapping[str, Any], score: str, *, interim: bool) -> Iterator
     yield _estimate(arm["figures"][score], ".3f")
     yield _difference(arm, score, interim=interim)
     yield _estimate(arm["figures"]["directional_bias"], "+.3f")
-    removed = arm.get("bias_removed")
-    yield _estimate(removed, ".0%") if isinstance(removed, dict) and removed["estimate"] is not None else ""
+    yield _removed(arm.get("bias_removed"))
+
+
+def _removed(value: Any) -> str:
+    """Format the part of the bias that is removed as the page does, but shorter; earlier versions wrote a number."""
+    if not isinstance(value, dict) or value["estimate"] is None:
+        return ""
+    text = removed_part(Interval(value["estimate"], value["low"], value["high"]))
+    for long, short in _SHORTER.items():
+        text = text.replace(long, short)
+    return text
 
 
 def _difference(arm: Mapping[str, Any], score: str, *, interim: bool) -> str:

@@ -16,6 +16,6 @@ from .files import (
     write_tables as write_tables,
 )
 from .study.summary import study_html as study_html
-from .study.wording import p_value as p_value
+from .study.wording import p_value as p_value, removed_part as removed_part
 from .survey.summary import survey_html as survey_html
 from .survey.tables import survey_csv as survey_csv
