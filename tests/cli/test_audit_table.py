@@ -247,6 +247,20 @@ def test_an_interval_cut_off_at_the_end_of_its_range_is_shown_by_its_ends(shown)
     assert any("[-1.00, -0.93]" in line for line in lines)
 
 
+def test_rounding_does_not_hide_on_which_side_of_a_tolerance_a_figure_lies(shown):
+    audit = with_statistics(
+        make_audit("network", PRETRAINED),
+        pairs=(PairBias(0.0506, 0.0503, 0.0509),),
+        answer_change=AnswerChange(0.0497, 0.049, 0.0499, "classes"),
+        mirror_mismatch=Interval(0.0102, 0.01, 0.011),
+    )
+    line = next(line for line in shown(audit) if line.startswith("network biased"))
+    assert "+0.0506 ± .0003" in line
+    assert line.endswith(".0497 .0102")
+    cut_off = with_statistics(audit, pairs=(PairBias(0.055, 0.052, 0.4),))
+    assert any("[0.052, 0.400]" in line for line in shown(cut_off))
+
+
 def test_what_a_lost_slice_costs_stands_below_once_for_each_network(shown):
     losses = (BriefLoss("missing", 1, 0.6, 0.8, 0.5, Interval(0.2, 0.1, 0.3)),)
     audit = dataclasses.replace(

@@ -271,6 +271,33 @@ def test_a_pair_that_the_second_method_alone_does_not_judge_is_explained():
 # Agreement.
 
 
+def test_rounding_does_not_hide_on_which_side_of_a_tolerance_a_figure_lies():
+    beyond = {
+        "pairs": (PairBias(0.0506, 0.0503, 0.0509),),
+        "answer_change": AnswerChange(0.0513, 0.0504, 0.0522, "classes"),
+    }
+    audit = with_statistics(make_audit("a", PRETRAINED), **beyond)
+    assert "(pair bias 0.0506, 95 % interval 0.0503 to 0.0509; tolerance ±0.05)" in said(audit)
+    by_answer = decided(audit, "biased", "answer")
+    assert "(answer change 0.0513, 95 % interval 0.0504 to 0.0522; tolerated up to 0.05)" in said(by_answer)
+    attention, answer, _ = three_questions(audit)
+    assert attention.figures[0].interval == "0.0503 to 0.0509"
+    assert (answer.figures[0].estimate, answer.figures[0].interval) == ("0.0513", "0.0504 to 0.0522")
+    assert all(text in audit_html(audit) for text in ("0.0506 [0.0503, 0.0509]", "0.0513 [0.0504, 0.0522]"))
+    within = {
+        "pairs": (PairBias(0.0496, 0.0495, 0.0497),),
+        "answer_change": AnswerChange(0.0497, 0.0490, 0.0498, "classes"),
+        "mirror_mismatch": Interval(0.0098, 0.0096, 0.0099),
+    }
+    same = with_statistics(make_audit("a", UNIFORM), **within)
+    assert "(mirror mismatch 0.0098, tolerated up to 0.01)" in said(same)
+    assert "(answer change 0.0497, tolerated up to 0.05)" in said(same)
+    equal = decided(same, "balanced", method="gradient")
+    assert "(the largest pair bias is 0.0496; tolerance ±0.05)" in said(equal)
+    unsettled = with_statistics(same, pairs=(PairBias(0.04, 0.03, 0.0503),), methods_agree=None)
+    assert "pair bias 0.0300 to 0.0503" in plain(agreement_sentence(unsettled))
+
+
 def test_methods_that_agree():
     assert agreement_sentence(make_audit("a", PRETRAINED)) == (
         "The methods agree: the slice before the middle gets 1.44 times the attention of the one after it by gradient, "

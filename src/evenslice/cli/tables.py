@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from evenslice.report import decimals
 from evenslice.results import FEW_SLICES, MAIN_SCORES, score_title
 from evenslice.volumes import describe_missing_numbers
 
@@ -66,10 +67,14 @@ def audit_table(audits: Sequence[Audit]) -> Table:
         table.add_row(
             f"{audit.name}\n{_extent(audit)}",
             Text.assemble((audit.verdict, VERDICT_STYLES[audit.verdict]), f"\n{_decision(audit)}"),
-            _pairs(audit.pairs, audit.run.method if len(first) > 1 else None),
-            _pairs(opinion.pairs if opinion else (), opinion.method if opinion and len(second) > 1 else None),
-            _figure(found.answer_change.estimate) + "†" * _of_scores(audit),
-            _figure(found.mirror_mismatch.estimate),
+            _pairs(audit.pairs, found.tolerance, audit.run.method if len(first) > 1 else None),
+            _pairs(
+                opinion.pairs if opinion else (),
+                found.tolerance,
+                opinion.method if opinion and len(second) > 1 else None,
+            ),
+            _figure(found.answer_change.estimate, found.answer_tolerance) + "†" * _of_scores(audit),
+            _figure(found.mirror_mismatch.estimate, found.mismatch_tolerance),
         )
     if notes := _notes(audits):
         table.caption, table.caption_justify = "\n".join(notes), "left"
@@ -134,34 +139,44 @@ def _decision(audit: Audit) -> str:
     return "\n".join(parts)
 
 
-def _pairs(pairs: Sequence[PairBias], method: str | None) -> str:
+def _pairs(pairs: Sequence[PairBias], tolerance: float, method: str | None) -> str:
     """Return pair biases, each in a line with its k if there are several, in brackets if it is not judged.
 
     The method stands below them if it is given.
     """
-    lines = [_with_half_width(pair) for pair in pairs]
+    lines = [_with_half_width(pair, limits=(-tolerance, tolerance)) for pair in pairs]
     lines = [line if pair.judged else f"({line})" for line, pair in zip(lines, pairs, strict=True)]
     if len(lines) > 1:
         lines = [f"k={k} {line}" for k, line in enumerate(lines, start=1)]
     return "\n".join([*lines, *([_broken(method)] if method else [])]) or "none"
 
 
-def _with_half_width(value: Interval, between: str = " ") -> str:
-    """Return a value and the half-width of its interval, or both ends if that is cut off at the end of the range."""
+def _with_half_width(value: Interval, between: str = " ", limits: Sequence[float] = ()) -> str:
+    """Return a value and the half-width of its interval, or both ends if that is cut off at the end of the range.
+
+    They show on which side of limits the ends lie.
+    """
     if math.isnan(value.estimate):
         return "none"
-    estimate = f"{value.estimate:+.3f}".replace("-0.000", " 0.000").replace("+0.000", " 0.000")
+    ends = value.low, value.high
+    places = decimals(ends, limits)
+    estimate = f"{value.estimate:+.{places}f}"
+    if float(estimate) == 0:
+        estimate = f" {estimate[1:]}"
     half = (value.high - value.low) / 2
     if abs(value.high - value.estimate - half) > HALF_A_DIGIT:
-        return f"{estimate}\n[{value.low:.2f}, {value.high:.2f}]"
-    return f"{estimate}{between}± {_short(half)}"
+        low, high = (f"{end:.{decimals(ends, limits, least=2)}f}" for end in ends)
+        return f"{estimate}\n[{low}, {high}]"
+    return f"{estimate}{between}± {_short(half, places)}"
 
 
-def _figure(value: float) -> str:
-    """Format a part of a whole, which may be larger than 1 or tiny."""
+def _figure(value: float, limit: float) -> str:
+    """Format a part of a whole, which may be larger than 1 or tiny, so that it shows on which side of a limit it lies."""
     if math.isnan(value):
         return "none"
-    return f"{value:.0e}".replace("e-0", "e-") if 0 < value < 0.0005 else _short(value)
+    if 0 < value < 0.0005:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return _short(value, decimals([value], [limit]))
 
 
 def _broken(text: str) -> str:
@@ -341,9 +356,9 @@ def _extent(audit: Audit) -> str:
     return windows if all(width < precision for width in widths) else f"{windows} *"
 
 
-def _short(value: float) -> str:
+def _short(value: float, places: int = 3) -> str:
     """Format a number between 0 and 1 without its zero."""
-    return f"{value:.3f}".removeprefix("0")
+    return f"{value:.{places}f}".removeprefix("0")
 
 
 def without_zero(text: str) -> str:

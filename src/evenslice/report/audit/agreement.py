@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from evenslice.report.audit.favour import favour, sides, times
-from evenslice.report.audit.questions import is_older, method_name, state_of
-from evenslice.report.base.wording import listed, number, one_line, threshold
+from evenslice.report.audit.questions import between, is_older, method_name, state_of
+from evenslice.report.base.wording import listed, one_line, threshold
 from evenslice.results import FEW_SLICES, count_attended
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _told(k: int, pair: PairBias, tolerance: float, least_attention: float) -> s
     if not pair.judged:
         return f"both get less than {threshold(least_attention)} of the attention, too little to be judged"
     is_open = state_of(pair, tolerance) == "open"
-    interval = f"pair bias {number(pair.low)} to {number(pair.high)}"
+    interval = f"pair bias {between(pair, tolerance)}"
     if abs(pair.estimate) > tolerance:
         return f"{favour(k, pair.estimate)}{f' (not certain: {interval})' if is_open else ''}"
     if is_open:

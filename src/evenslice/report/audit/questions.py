@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from evenslice.report.base.wording import number
+from evenslice.report.base.wording import rounded
 from evenslice.results import FEW_SLICES, Thresholds, answer_evidence, count_attended
 
 if TYPE_CHECKING:
@@ -43,17 +43,23 @@ class Attention:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with what it belongs to."""
+    """A figure with what it belongs to, and the largest one that counts as fair."""
 
     label: str
     value: Interval
+    tolerance: float
+
+    @property
+    def estimate(self) -> str:
+        """Its estimate."""
+        return rounded(self.value, self.tolerance, -self.tolerance)[0]
 
     @property
     def interval(self) -> str:
         """Its 95 % interval; empty if unknown."""
         if math.isnan(self.value.low) or math.isnan(self.value.high):
             return ""
-        return f"{number(self.value.low)} to {number(self.value.high)}"
+        return between(self.value, self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ def _attention(audit: AuditResult) -> Question:
     for part in shown:
         k = decisive(audit)[1] if part == decided else farthest(part.pairs)
         label = part.label + (f", k\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{k}" if several else "")
-        figures.append(Figure(label, part.pairs[k - 1]))
+        figures.append(Figure(label, part.pairs[k - 1], audit.statistics.tolerance))
     return _question(
         audit,
         "attention",
@@ -195,7 +201,7 @@ def _answer(audit: AuditResult) -> Question:
         audit,
         "answer",
         "Does their order change the answer?",
-        (Figure("answer change", audit.answer),),
+        (Figure("answer change", audit.answer, statistics.answer_tolerance),),
         state,
         f"{statistics.answer_tolerance:g}",
     )
@@ -208,7 +214,7 @@ def _use(audit: AuditResult) -> Question:
         audit,
         "use",
         "Are they used in the same way, place by place?",
-        (Figure("mirror mismatch", audit.mismatch),),
+        (Figure("mirror mismatch", audit.mismatch, statistics.mismatch_tolerance),),
         state,
         f"{statistics.mismatch_tolerance:g}",
     )
@@ -260,6 +266,13 @@ def _known(value: float) -> float:
     return -math.inf if math.isnan(value) else value
 
 
-def spread(what: str, value: Interval) -> str:
-    """Return a figure with its interval, in words."""
-    return f"{what} {number(value.estimate)}, 95\N{NO-BREAK SPACE}% interval {number(value.low)} to {number(value.high)}"
+def between(value: Interval, tolerance: float) -> str:
+    """Return the ends of an interval, so that they show whether it lies within a tolerance."""
+    _, low, high = rounded(value, tolerance, -tolerance)
+    return f"{low} to {high}"
+
+
+def spread(what: str, value: Interval, tolerance: float) -> str:
+    """Return a figure with its interval in words, so that they show whether it lies within a tolerance."""
+    estimate = rounded(value, tolerance, -tolerance)[0]
+    return f"{what} {estimate}, 95\N{NO-BREAK SPACE}% interval {between(value, tolerance)}"

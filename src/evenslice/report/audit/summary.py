@@ -58,6 +58,8 @@ def _questions(audit: AuditResult) -> list[tuple[str, str, str]]:
     for question in three_questions(audit):
         name, found = question.name, question.found
         for figure in question.figures:
-            rows.append((name, found, f"{figure.label} {interval(figure.value)}"))
+            rows.append(
+                (name, found, f"{figure.label} {interval(figure.value, figure.tolerance, -figure.tolerance)}")
+            )
             name = found = ""
     return rows

@@ -20,7 +20,7 @@ from evenslice.report.audit.questions import (
     spread,
     state_of,
 )
-from evenslice.report.base.wording import listed, number, percent, threshold
+from evenslice.report.base.wording import beside, listed, number, percent, threshold
 from evenslice.results import FEW_SLICES, Thresholds, answer_evidence, are_votes
 
 if TYPE_CHECKING:
@@ -97,16 +97,14 @@ def headline(audits: Sequence[AuditResult]) -> str:
 def _symmetric_before(audit: AuditResult) -> str:
     return (
         "Symmetric: the slices before and after the middle get the same attention; every pair bias lies within "
-        f"±{audit.statistics.tolerance:g} (the largest is {_largest(audit.pairs)})."
+        f"±{audit.statistics.tolerance:g} (the largest is {_largest(audit.pairs, audit.statistics.tolerance)})."
     )
 
 
 def _symmetric(audit: AuditResult) -> str:
-    statistics = audit.statistics
     return (
-        "Symmetric: the slices before and after the middle are used in the same way, place by place (mirror mismatch "
-        f"{number(audit.mismatch.estimate)}, tolerated up to {statistics.mismatch_tolerance:g}), and their order does "
-        f"not matter to the answer ({_answer_change(audit)})."
+        "Symmetric: the slices before and after the middle are used in the same way, place by place "
+        f"({_mirror_mismatch(audit)}), and their order does not matter to the answer ({_answer_change(audit)})."
     )
 
 
@@ -118,7 +116,7 @@ def _balanced(audit: AuditResult) -> str:
     methods = listed([f"by {name}" for name in dict.fromkeys(told)])
     attention = (
         f"the slices before and after the middle get equal attention {methods} (the largest pair bias is "
-        f"{_largest(judged)}; tolerance ±{statistics.tolerance:g})"
+        f"{_largest(judged, statistics.tolerance)}; tolerance ±{statistics.tolerance:g})"
         if judged
         else f"no opposite slices get {threshold(statistics.least_attention)} of the attention"
     )
@@ -129,11 +127,7 @@ def _balanced(audit: AuditResult) -> str:
         state_of(audit.mismatch, statistics.mismatch_tolerance),
         "they are not shown to be used in the same way place by place",
     )
-    mismatch = (
-        ""
-        if math.isnan(audit.mismatch.estimate)
-        else f" (mirror mismatch {number(audit.mismatch.estimate)}, tolerated up to {statistics.mismatch_tolerance:g})"
-    )
+    mismatch = "" if math.isnan(audit.mismatch.estimate) else f" ({_mirror_mismatch(audit)})"
     return (
         f"Balanced: {attention}, and their order hardly changes the answer ({_answer_change(audit)}), but "
         f"{use}{mismatch}."
@@ -142,12 +136,12 @@ def _balanced(audit: AuditResult) -> str:
 
 def _biased_by_attention(audit: AuditResult) -> str:
     part, k = decisive(audit)
-    pair = part.pairs[k - 1]
+    pair, tolerance = part.pairs[k - 1], audit.statistics.tolerance
     where = "" if part.class_number is None else f" in class {part.class_number}"
     method = f"by {part.method}, " if part.method else ""
     return (
-        f"Biased{where}: {method}{favour(k, pair.estimate)} ({spread('pair bias', pair)}; tolerance "
-        f"±{audit.statistics.tolerance:g})."
+        f"Biased{where}: {method}{favour(k, pair.estimate)} ({spread('pair bias', pair, tolerance)}; "
+        f"tolerance ±{tolerance:g})."
     )
 
 
@@ -155,7 +149,8 @@ def _biased_by_answer(audit: AuditResult) -> str:
     value, tolerance = audit.answer, audit.statistics.answer_tolerance
     fair = ", although opposite slices get equal attention" if attention_state(audit) == "within" else ""
     return (
-        f"Biased: {_change(audit)}{fair} ({spread('answer change', value)}; tolerated up to {tolerance:g})."
+        f"Biased: {_change(audit)}{fair} ({spread('answer change', value, tolerance)}; tolerated up to "
+        f"{tolerance:g})."
     )
 
 
@@ -188,10 +183,12 @@ def _open_answer(audit: AuditResult) -> str:
     decides = ""
     if found is not None and value.high <= tolerance:
         reach = float(found.fit.bounds(found.within_level)[1][0])
-        decides = f"; that of {100 * found.within_level:.0f} %, which decides, reaches {number(reach)}"
+        decides = (
+            f"; that of {100 * found.within_level:.0f} %, which decides, reaches {beside(reach, tolerance)}"
+        )
     return (
         f"Inconclusive: whether reversing a window changes more than {threshold(tolerance)} of the answer is not settled "
-        f"({spread('answer change', value)}{decides}); {_advice(audit, slices_told(audit), ' with an answer')}."
+        f"({spread('answer change', value, tolerance)}{decides}); {_advice(audit, slices_told(audit), ' with an answer')}."
     )
 
 
@@ -216,9 +213,10 @@ def _open_attention(audit: AuditResult) -> str:
     place = "next to the middle" if k == 1 else f"{k} before and {k} after the middle"
     where = "" if part.class_number is None else f" in class {part.class_number}"
     method = f" by {part.method}" if part.method else ""
+    tolerance = audit.statistics.tolerance
     return (
         f"Inconclusive: whether the slices {place} get equal attention{where}{method}, to within "
-        f"±{audit.statistics.tolerance:g}, is not settled ({spread('pair bias', pair)}); {_advice(audit, seen)}."
+        f"±{tolerance:g}, is not settled ({spread('pair bias', pair, tolerance)}); {_advice(audit, seen)}."
     )
 
 
@@ -240,7 +238,12 @@ def _advice(audit: AuditResult, seen: int, what: str = "") -> str:
 
 def _answer_change(audit: AuditResult) -> str:
     tolerance = audit.statistics.answer_tolerance
-    return f"answer change {number(audit.answer.estimate)}, tolerated up to {tolerance:g}"
+    return f"answer change {beside(audit.answer.estimate, tolerance)}, tolerated up to {tolerance:g}"
+
+
+def _mirror_mismatch(audit: AuditResult) -> str:
+    tolerance = audit.statistics.mismatch_tolerance
+    return f"mirror mismatch {beside(audit.mismatch.estimate, tolerance)}, tolerated up to {tolerance:g}"
 
 
 def _reach(pair: PairBias) -> float:
@@ -249,7 +252,7 @@ def _reach(pair: PairBias) -> float:
     return math.inf if math.isnan(reach) else reach
 
 
-def _largest(pairs: Sequence[PairBias]) -> str:
+def _largest(pairs: Sequence[PairBias], tolerance: float) -> str:
     sizes = [abs(pair.estimate) for pair in pairs if not math.isnan(pair.estimate)]
     size = max(sizes, default=math.nan)
-    return "below 0.001" if size < 0.001 else number(size)
+    return "below 0.001" if size < 0.001 else beside(size, tolerance)

@@ -19,25 +19,26 @@ MINUS = "\N{MINUS SIGN}"
 """Precedes negative numbers; a hyphen is shorter and allows a line break."""
 
 
-_DECIMALS = range(3, 7)
+MOST_DECIMALS = 6
 
 
-def decimals(values: Iterable[float], limits: Iterable[float]) -> int:
-    """Return how many decimals show on which side of limits values lie: three, or up to six where those would hide it.
+def decimals(values: Iterable[float], limits: Iterable[float], least: int = 3) -> int:
+    """Return how many decimals show on which side of limits values lie: ``least``, or up to six where those would hide it.
 
     Example:
         >>> decimals([-0.0096, -0.0054], limits=[0, -0.02]), decimals([-0.0096, -0.0054], limits=[0, -0.01])
         (3, 4)
     """
-    return max((_decimals(value, limit) for value, limit in product(values, limits)), default=_DECIMALS[0])
+    return max((_decimals(value, limit, least) for value, limit in product(values, limits)), default=least)
 
 
-def _decimals(value: float, limit: float) -> int:
+def _decimals(value: float, limit: float, least: int) -> int:
     def side(shown: float) -> int:
         return (shown > limit) - (shown < limit)
 
-    fewest = (places for places in _DECIMALS if side(round(value, places)) == side(value))
-    return next(fewest, _DECIMALS[0])  # what is less than a millionth away lies at the limit
+    places = range(least, MOST_DECIMALS + 1)
+    fewest = (number for number in places if side(round(value, number)) == side(value))
+    return next(fewest, least)  # what is less than a millionth away lies at the limit
 
 
 def number(value: float, places: int = 3) -> str:
@@ -59,14 +60,35 @@ def number(value: float, places: int = 3) -> str:
     return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
 
 
+def beside(value: float, limit: float) -> str:
+    """Format a number so that it shows on which side of a limit it lies.
+
+    Example:
+        >>> beside(0.0098, 0.01), beside(0.0012, 0.01)
+        ('0.0098', '0.001')
+    """
+    return number(value, decimals([value], [limit]))
+
+
+def rounded(value: Interval, *limits: float) -> tuple[str, str, str]:
+    """Format an estimate and the ends of its interval, so that they show which limits the interval excludes.
+
+    Example:
+        >>> from evenslice.results import Interval
+        >>> rounded(Interval(0.0506, 0.0503, 0.0509), 0.05), rounded(Interval(0.0506, 0.0503, 0.0509))
+        (('0.0506', '0.0503', '0.0509'), ('0.051', '0.050', '0.051'))
+    """
+    places = decimals((value.low, value.high), limits)
+    return number(value.estimate, places), number(value.low, places), number(value.high, places)
+
+
 def interval(value: Interval | None, *limits: float) -> str:
     """Format an estimate with its interval, ``"0.562 [0.559, 0.565]"``, so that it shows which limits that excludes."""
     if value is None or math.isnan(value.estimate):
         return NOTHING
     if math.isnan(value.low) or math.isnan(value.high):
         return number(value.estimate)
-    places = decimals((value.low, value.high), limits)
-    estimate, low, high = (number(part, places) for part in (value.estimate, value.low, value.high))
+    estimate, low, high = rounded(value, *limits)
     return f"{estimate} [{low}, {high}]"
 
 
