@@ -202,6 +202,21 @@ def test_an_inconclusive_verdict_names_the_open_question_and_what_would_settle_i
     assert "could not be measured" in said(with_statistics(answer, answer_change=NAN))
 
 
+def test_an_open_verdict_beside_an_interval_beyond_the_tolerance_is_explained():
+    """One of many tests may err: the intervals that decide hold for all at once, and are wider than those shown."""
+    beyond = {
+        "pairs": (PairBias(0.08, 0.052, 0.108),),
+        "answer_change": AnswerChange(0.08, 0.052, 0.12, "classes"),
+    }
+    audit = with_statistics(make_audit("a", PRETRAINED), **beyond)
+    wider = "; the one that holds for all tests at once, which decides, is wider); "
+    assert f"95 % interval 0.052 to 0.108{wider}" in said(decided(audit, "inconclusive", method="gradient"))
+    assert f"95 % interval 0.052 to 0.120{wider}" in said(decided(audit, "inconclusive", "answer"))
+    few = with_statistics(make_audit("few", PRETRAINED, windows=5), **beyond)
+    for question in ("attention", "answer"):
+        assert "all tests" not in said(decided(few, "inconclusive", question, method="gradient"))
+
+
 def test_few_slices_are_given_as_the_reason():
     audit = make_audit("a", PRETRAINED, windows=5)
     assert audit.statistics.decided_by.question == "answer"  # which is exact

@@ -26,7 +26,7 @@ from evenslice.results import FEW_SLICES, Thresholds, answer_evidence, are_votes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from evenslice.results import AuditResult, PairBias
+    from evenslice.results import AuditResult, Interval, PairBias
 
 LEAST_WIDTH = 1e-6
 """Half-width of the intervals of pair biases that do not vary at all."""
@@ -179,8 +179,8 @@ def _open_answer(audit: AuditResult) -> str:
         )
     if math.isnan(value.estimate):
         return "Inconclusive: whether the order of the slices changes the answer could not be measured."
-    found = answer_evidence(audit.measurements, Thresholds())
-    decides = ""
+    seen, found = slices_told(audit), answer_evidence(audit.measurements, Thresholds())
+    decides = _deciding(value, tolerance, seen)
     if found is not None and value.high <= tolerance:
         reach = float(found.fit.bounds(found.within_level)[1][0])
         decides = (
@@ -188,7 +188,7 @@ def _open_answer(audit: AuditResult) -> str:
         )
     return (
         f"Inconclusive: whether reversing a window changes more than {threshold(tolerance)} of the answer is not settled "
-        f"({spread('answer change', value, tolerance)}{decides}); {_advice(audit, slices_told(audit), ' with an answer')}."
+        f"({spread('answer change', value, tolerance)}{decides}); {_advice(audit, seen, ' with an answer')}."
     )
 
 
@@ -214,10 +214,18 @@ def _open_attention(audit: AuditResult) -> str:
     where = "" if part.class_number is None else f" in class {part.class_number}"
     method = f" by {part.method}" if part.method else ""
     tolerance = audit.statistics.tolerance
+    found = spread("pair bias", pair, tolerance) + _deciding(pair, tolerance, seen)
     return (
-        f"Inconclusive: whether the slices {place} get equal attention{where}{method}, to within "
-        f"±{tolerance:g}, is not settled ({spread('pair bias', pair, tolerance)}); {_advice(audit, seen)}."
+        f"Inconclusive: whether the slices {place} get equal attention{where}{method}, to within ±{tolerance:g}, is not "
+        f"settled ({found}); {_advice(audit, seen)}."
     )
+
+
+def _deciding(value: Interval, tolerance: float, seen: int) -> str:
+    """Say why a question is open although the interval that is shown lies beyond the tolerance, and slices are enough."""
+    if state_of(value, tolerance) != "beyond" or seen < FEW_SLICES:
+        return ""
+    return "; the one that holds for all tests at once, which decides, is wider"
 
 
 def _advice(audit: AuditResult, seen: int, what: str = "") -> str:
