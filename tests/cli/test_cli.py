@@ -141,6 +141,8 @@ def test_strategies_and_methods_stand_side_by_side(run, tmp_path):
             "pretrained, symmetrized, gradient",
         ),
         (["--strategy", "twin"], "twin"),
+        (["--tie", "mirror"], "pretrained, tied"),
+        (["--tie", "uniform", "--symmetrize", "output"], "pretrained, tied, symmetrized"),
         (["--weights", "none"], "as built"),
         (["--model", "timm:test_resnet", "--weights", "none"], "random weights"),
     ],

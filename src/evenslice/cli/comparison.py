@@ -127,6 +127,8 @@ def _title(strategy: str | tuple[float, ...], record: Record, source: ModelSourc
         title = f"profile {', '.join(f'{weight:g}' for weight in strategy)}"
     if title == "pretrained" and source.weights == "none":
         title = "random weights" if "*" in source.random else "as built"
+    if record.tie is not None:
+        title = f"{title}, tied"
     return f"{title}, symmetrized" if _is_symmetrized(record) else title
 
 
