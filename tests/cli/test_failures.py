@@ -73,6 +73,10 @@ BAD = [
         ["--volume", "good.tif", "--method", "gradient", "--method", "gradient"],
         r"--method gradient: is given more than once",
     ),
+    (
+        ["--volume", "good.tif", "--strategy", "0.2,0.6,0.2", "--strategy", ".2,.6,.2"],
+        r"--strategy 0.2,0.6,0.2: is given more than once; give each strategy once",
+    ),
     (["--volume", "good.tif", "--no-such-option"], r"--no-such-option"),
     ([], r"--volume"),
 ]
