@@ -159,6 +159,13 @@ def test_a_pair_that_is_not_judged_stands_in_brackets(shown):
     assert lines[-1] == "(…) Too little attention to be judged."
 
 
+def test_one_window_is_not_called_windows(shown):
+    lost = StressSummary("labels", 1, 0.9, 0.85, ())
+    lines = shown(dataclasses.replace(make_audit("one", PRETRAINED, windows=1), stress=lost))
+    assert any(line.startswith("1 window ") for line in lines)
+    assert "Dice when slices are disturbed, 1 window" in lines
+
+
 def test_brackets_of_the_second_method_are_explained_too(shown):
     audit = with_statistics(
         make_audit("network", PRETRAINED),

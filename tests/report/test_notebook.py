@@ -47,6 +47,13 @@ def test_an_audit_says_its_verdict_first():
     assert parsed(make_audit("fair", UNIFORM)).text[0] == "symmetric"
 
 
+def test_how_long_an_audit_took_is_said_only_where_it_is_known():
+    known = make_audit("one", PRETRAINED, windows=1)
+    assert parsed(known).text[-1] == "1 window in 41 s; precision reached"
+    unknown = make_audit("array", PRETRAINED, windows=2, run={"seconds": None, "stopped": ""})
+    assert parsed(unknown).text[-1] == "2 windows"
+
+
 def test_what_a_question_found_is_said_of_its_figures_together():
     """One method may be beyond the tolerance and the other not."""
     rows = parsed(make_audit("pretrained", PRETRAINED)).rows

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from evenslice.cli.tables import new_table
+from evenslice.report import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +73,7 @@ def stress_table(stress: StressSummary, network: str | None = None) -> Table:
     what = "Dice" if stress.reference == "labels" else "Dice with the intact answer"
     whose = "" if network is None else f"{network}: "
     table = new_table(
-        f"{whose}{what} when slices are disturbed, {stress.slices} windows",
+        f"{whose}{what} when slices are disturbed, {counted(stress.slices, 'window')}",
         "slice is",
         "k",
         f"{MINUS}k",

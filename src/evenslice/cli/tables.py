@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from evenslice.report import decimals
+from evenslice.report import counted, decimals
 from evenslice.results import FEW_SLICES, MAIN_SCORES, score_title
 from evenslice.volumes import describe_missing_numbers
 
@@ -298,7 +298,7 @@ def _stress_rows(stress: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     """Yield what lost slices, and a reversed stack, leave of the Dice."""
     if stress is None or stress["intact"] is None:
         return
-    yield f"Dice of {stress['slices']} test slices", f"{stress['intact']:.3f}"
+    yield f"Dice of {counted(stress['slices'], 'test slice')}", f"{stress['intact']:.3f}"
     for loss in stress["losses"]:
         if loss["kind"] == "missing" and loss["before"] is not None:
             sides = ", ".join(f"{name} {loss[name]:.3f}" for name in ("before", "after", "both"))
@@ -348,7 +348,7 @@ def failed_table(title: str, what: str, failed: Sequence[tuple[str, str]]) -> Ta
 
 def _extent(audit: Audit) -> str:
     """Return the number of windows, with a star if they were too few for the requested precision."""
-    windows, precision = f"{len(audit.measurements.volume)} windows", audit.run.precision
+    windows, precision = counted(len(audit.measurements.volume), "window"), audit.run.precision
     if audit.run.stopped in {"", "precision reached"} or precision is None:
         return windows
     # What lies at the edge of its range has an interval to one side only.

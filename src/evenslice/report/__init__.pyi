@@ -3,7 +3,7 @@ from .audit.conclusions import by_network as by_network, conclude as conclude
 from .audit.questions import three_questions as three_questions
 from .audit.summary import audit_html as audit_html
 from .audit.wording import verdict_sentence as verdict_sentence
-from .base.wording import decimals as decimals
+from .base.wording import counted as counted, decimals as decimals
 from .files import (
     FIGURE_FILES as FIGURE_FILES,
     TABLE_FILES as TABLE_FILES,

@@ -124,7 +124,7 @@ def _card(audit: AuditResult, index: int, *, alone: bool) -> _Card:
         agreement="" if alone else agreement_sentence(audit),  # alone, it is the headline
         sentence=verdict_sentence(audit),
         questions=three_questions(audit),
-        context=f"{context_sentence(audit)} {len(audit.measurements.volume)} windows.",
+        context=f"{context_sentence(audit)} {wording.counted(len(audit.measurements.volume), 'window')}.",
     )
 
 

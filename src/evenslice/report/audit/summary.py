@@ -9,7 +9,7 @@ from evenslice.report.audit.agreement import methods_sentence
 from evenslice.report.audit.questions import three_questions
 from evenslice.report.audit.wording import verdict_sentence
 from evenslice.report.base.tables import html_table
-from evenslice.report.base.wording import interval, signed
+from evenslice.report.base.wording import counted, interval, signed
 
 if TYPE_CHECKING:
     from evenslice.results import AuditResult
@@ -33,9 +33,17 @@ def audit_html(audit: AuditResult) -> str:
             [(signed(k), interval(share)) for k, share in zip(audit.offsets, audit.shares, strict=True)],
         ),
         html_table(["question", "found", "figures [95 %]"], _questions(audit)),
-        f"<p>{len(audit.measurements.volume)} windows in {audit.run.seconds or 0:.0f} s; {escape(audit.run.stopped)}</p>",
+        f"<p>{escape(_extent(audit))}</p>",
     ]
     return "".join(parts)
+
+
+def _extent(audit: AuditResult) -> str:
+    """Return the number of windows, and how long they took and why there are no more, as far as it is known."""
+    seconds, stopped = audit.run.seconds, audit.run.stopped
+    text = counted(len(audit.measurements.volume), "window")
+    text += "" if seconds is None else f" in {seconds:.0f} s"
+    return f"{text}; {stopped}" if stopped else text
 
 
 def _decision(audit: AuditResult) -> str:

@@ -122,6 +122,11 @@ def signed(offset: int) -> str:
     return f"{offset:+d}".replace("-", MINUS) if offset else "0"
 
 
+def counted(count: int, name: str) -> str:
+    """Put a count before a name: ``"1 fold"``, ``"3 folds"``."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
 def one_line(text: str, longest: int = 28) -> str:
     """Make any text fit a label: one line of printable characters, cut at ``longest``."""
     text = "".join(character if character.isprintable() else " " for character in text)

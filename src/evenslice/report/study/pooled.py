@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from evenslice.report.base.tables import Group
-from evenslice.report.base.wording import MINUS, NOTHING, listed
+from evenslice.report.base.wording import MINUS, NOTHING, counted, listed
 from evenslice.report.study.tables import FIGURE_GROUPS, SCORE_LABELS, Row
-from evenslice.report.study.wording import BIAS, counted, difference_text, judgement, metric_text, p_value
+from evenslice.report.study.wording import BIAS, difference_text, judgement, metric_text, p_value
 from evenslice.results import ENOUGH_REPLICATES, LOSSES, POOLED, score_title, uncompared_folds
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from evenslice.report.base.wording import MINUS, NOTHING, decimals, interval, listed, number, percent
+from evenslice.report.base.wording import MINUS, NOTHING, counted, decimals, interval, listed, number, percent
 from evenslice.results import Thresholds, inferiority, score_title
 
 if TYPE_CHECKING:
@@ -255,8 +255,3 @@ def p_value(p: float, *, interim: bool = False) -> str:
     return ("interim " if interim else "") + (
         "p < 0.001" if p < 0.001 else f"p = {number(p, decimals([p], LEVELS))}"
     )
-
-
-def counted(count: int, name: str) -> str:
-    """Put a count before a name: ``"1 fold"``, ``"3 folds"``."""
-    return f"{count} {name}" if count == 1 else f"{count} {name}s"
