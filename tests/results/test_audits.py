@@ -105,6 +105,16 @@ def test_audits_of_one_name_are_told_apart_by_their_folders(audits, tmp_path):
     ]
 
 
+def test_audits_in_the_working_directory_are_told_by_its_name(audits, tmp_path, monkeypatch):
+    for name in ("first", "first/second"):
+        (tmp_path / name).mkdir()
+        save_audits(audits[:1], tmp_path / name)
+    monkeypatch.chdir(tmp_path / "first")
+    assert {audit.name for audit in load_audits(".")} == {"first: pretrained", "second: pretrained"}
+    monkeypatch.chdir("second")
+    assert {audit.name for audit in load_audits("..")} == {"first: pretrained", "second: pretrained"}
+
+
 def test_an_older_audit_without_some_entries_of_its_run_is_read(audits, tmp_path):
     save_audits(audits[:1], tmp_path)
     file = tmp_path / "audit.json"

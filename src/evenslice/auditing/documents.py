@@ -153,10 +153,15 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
     audits = [(path, Audit.load(path)) for path in paths]
     count = Counter(audit.name for _, audit in audits)
     named = [
-        audit.renamed(f"{path.parent.name}: {audit.name}") if count[audit.name] > 1 else audit
+        audit.renamed(f"{_name(path.parent)}: {audit.name}") if count[audit.name] > 1 else audit
         for path, audit in audits
     ]
     return sorted(named, key=lambda audit: audit.run.created)
+
+
+def _name(folder: Path) -> str:
+    """Return the name of a folder, also of one that the user calls ``.`` or ``..``."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
 def _size(path: Path) -> int:
