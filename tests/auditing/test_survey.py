@@ -17,6 +17,7 @@ from evenslice import cli
 from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeError
 from evenslice.auditing import surveyor
 from evenslice.auditing.documents import Survey
+from evenslice.cli.tables import survey_tables
 from evenslice.results.audits import AuditedVolume
 from evenslice.results.intervals import Interval
 from evenslice.results.surveys import SurveyedNetwork, SurveyRun, mean_of_draws
@@ -403,8 +404,18 @@ def test_the_page_shows_every_network_and_lets_nothing_in(tmp_path):
 def test_a_page_of_many_networks_says_how_many_the_chart_leaves_out(tmp_path):
     networks = tuple(make(f"timm:net{i}", 0.9 - 0.01 * i) for i in range(62))
     text = plain(" ".join(Page(Survey(networks).to_html(tmp_path / "r.html").read_text()).text))
-    assert "The 60 most biased networks are shown; 2 more are in the table below." in text
+    assert (
+        "The 60 most biased networks are shown; 2 more are in the table below." in text
+    )
     assert text.count("timm:net61") == 1
+
+
+def test_the_terminal_calls_none_what_is_not_known():
+    unknown = Interval(float("nan"), float("nan"), float("nan"))
+    silent = replace(make("timm:net", 0.2), mirror_error=unknown, chromatic=float("nan"))
+    (table,) = survey_tables(Survey((silent,)))
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert [cells[2], cells[5]] == ["none", "none"]
 
 
 def test_no_pairs_at_one_slice(survey, tmp_path):

@@ -325,7 +325,7 @@ def survey_tables(survey: Survey) -> Iterator[Table]:
             _short(item.chromatic),
             " ".join(_short(share.estimate) for share in item.shares),
             _with_half_width(item.directional_bias, "\n"),
-            f"{item.mirror_error.estimate:.1g}",
+            "none" if math.isnan(item.mirror_error.estimate) else f"{item.mirror_error.estimate:.1g}",
         )
     draws = {item.draws for item in survey.measured if item.draws > 1}
     if draws:
@@ -358,7 +358,7 @@ def _extent(audit: Audit) -> str:
 
 def _short(value: float, places: int = 3) -> str:
     """Format a number between 0 and 1 without its zero."""
-    return f"{value:.{places}f}".removeprefix("0")
+    return "none" if math.isnan(value) else f"{value:.{places}f}".removeprefix("0")
 
 
 def without_zero(text: str) -> str:
