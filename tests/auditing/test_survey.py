@@ -405,7 +405,7 @@ def test_a_page_of_many_networks_says_how_many_the_chart_leaves_out(tmp_path):
     networks = tuple(make(f"timm:net{i}", 0.9 - 0.01 * i) for i in range(62))
     text = plain(" ".join(Page(Survey(networks).to_html(tmp_path / "r.html").read_text()).text))
     assert (
-        "The 60 most biased networks are shown; 2 more are in the table below." in text
+        "The 60 networks with the largest directional bias are shown; 2 more are in the table below." in text
     )
     assert text.count("timm:net61") == 1
 

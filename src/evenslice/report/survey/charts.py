@@ -50,7 +50,8 @@ def balance_figure(survey: SurveyResult) -> Drawing:
         + (f" (of networks with random parts, the mean over {draws} draws of these)" if draws > 1 else "")
         + "; a network whose whole interval lies within the shaded tolerance leans to neither side."
         + (
-            f" The {MAX_NETWORKS} most biased networks are shown; {left_out} more are in the table below."
+            f" The {MAX_NETWORKS} networks with the largest directional bias are shown; {left_out} more are in the "
+            "table below."
             if left_out
             else ""
         ),
