@@ -86,6 +86,17 @@ def test_agreement_is_named_where_there_were_no_labels():
     assert "the Dice is" not in drawing.reading
 
 
+def test_where_there_is_nothing_to_lose_it_is_said():
+    unknown = Interval(math.nan, math.nan, math.nan)
+    losses = (BriefLoss("missing", 1, math.nan, math.nan, math.nan, unknown),)
+    empty = StressItem("empty", 0, (StressSummary("labels", 9, math.nan, math.nan, losses),))
+    full = StressItem("full", 1, (summary(0.3, 0.1),))
+    nothing = "no class but 0 was found, so there is nothing to lose."
+    assert stress_figure([empty]).reading.endswith(f" In these slices, {nothing}")
+    assert f" In the slices of empty, {nothing}" in stress_figure([empty, full]).reading
+    assert nothing not in stress_figure([full]).reading
+
+
 def test_what_is_not_drawn_is_said():
     near, far = (
         StressSummary(

@@ -98,6 +98,7 @@ def stress_figure(items: Sequence[StressItem]) -> Drawing:
         f"Where a symmetric network has bars of unequal length at {MINUS}k and +k, the data differ, not the network."
         + (" Bars are means over runs, and dots single runs." if several else "")
         + ("" if several or any(blocks) else _intact(items))
+        + _nothing(items)
         + (f" Slices more than {FARTHEST} away from the middle are not drawn." if cut else ""),
         figure,
     )
@@ -113,6 +114,16 @@ def _intact(items: Sequence[StressItem]) -> str:
     ]
     told = [f"{score:.3f} ({one_line(name)})" if len(items) > 1 else f"{score:.3f}" for name, score in scores]
     return f" With intact slices, the Dice is {listed(told)}." if told else ""
+
+
+def _nothing(items: Sequence[StressItem]) -> str:
+    """Return a sentence that says why there are no bars of items, if so; empty if all have some."""
+    empty = [item.name for item in items if all(math.isnan(summary.intact) for summary in item.summaries)]
+    if not empty:
+        return ""
+    names = listed([one_line(name) for name in dict.fromkeys(empty)])
+    where = "these slices" if len(items) == 1 else f"the slices of {names}"
+    return f" In {where}, no class but 0 was found, so there is nothing to lose."
 
 
 def _kinds(rows: Iterable[Sequence[tuple[str, int]]]) -> str:
