@@ -513,6 +513,16 @@ def test_several_methods_give_one_conclusion(second, agree, says):
     assert found.verdicts == {"gradient": "biased", second.run.method: second.verdict}
 
 
+def test_methods_that_all_leave_the_verdict_open_are_not_said_to_agree():
+    (found,) = conclude(
+        [by(method, UNIFORM, verdict="inconclusive") for method in ("gradient", "smoothgrad")]
+    )
+    assert (found.agree, found.says) == (
+        None,
+        "The verdicts by gradient and smoothgrad are both inconclusive.",
+    )
+
+
 def test_methods_that_find_no_bias_agree():
     (found,) = conclude([by("gradient", UNIFORM), by("occlusion", UNIFORM, verdict="balanced")])
     assert found.agree is True

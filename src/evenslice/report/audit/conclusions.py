@@ -80,7 +80,8 @@ def _concluded(network: str, group: Sequence[AuditResult]) -> Conclusion:
     agree: bool | None = opposed is None and (len(found) == 1 or found <= FAIR)
     if opposed is None and "inconclusive" in found:
         agree = None
-    text = _sentence(verdicts, opposed, agreed=all(map(_rests_on_methods, group)))
+    agreed = agree is not None and all(map(_rests_on_methods, group))
+    text = _sentence(verdicts, opposed, agreed=agreed)
     says = f"{one_line(network, LONGEST_NAME)}: {text}" if network else text[:1].upper() + text[1:]
     return Conclusion(network, verdicts, agree, says)
 
