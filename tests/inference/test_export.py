@@ -369,6 +369,14 @@ def test_audits_of_a_run_are_not_those_of_its_symmetrized_network(tmp_path):
     assert len(_audits(tmp_path, tmp_path, symmetrized=True)) == 1  # as asked for
 
 
+def test_audits_in_folders_of_a_run_need_not_be_of_its_network(tmp_path):
+    (tmp_path / "made-fair").mkdir()
+    methods = [make_audit(method, (0.2, 0.5, 0.3)) for method in ("gradient", "occlusion")]
+    save_audits(methods, tmp_path)
+    save_audits([make_audit("fair", (0.3, 0.4, 0.3))], tmp_path / "made-fair")
+    assert [audit.name for audit in _audits(tmp_path, None, symmetrized=False)] == ["gradient", "occlusion"]
+
+
 def test_a_folder_that_names_a_function_does_not_call_it(tmp_path):
     source = evenslice.load_network("timm:test_resnet", "none").source
     from dataclasses import replace

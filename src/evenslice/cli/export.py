@@ -42,7 +42,7 @@ def export(
     audit: Annotated[
         Path | None,
         options.output(
-            "Folder with audits of the network (default: the audits in the run's folder; none if --symmetrize changes the "
+            "Folder with audits of the network (default: those beside the network of the run; none if --symmetrize changes the "
             "network).",
             metavar="DIR",
         ),
@@ -89,14 +89,16 @@ def export(
 
 
 def _audits(run: Path | None, folder: Path | None, *, symmetrized: bool) -> "Sequence[Audit]":
-    """Read the audits of a folder, or those that the folder of a run may hold.
+    """Read the audits of a folder, or those that a run may hold beside its network.
 
-    Those say nothing about a network that is symmetrized now.
+    Those say nothing about a network that is symmetrized now. Folders within the run may hold audits of anything.
     """
-    from evenslice.auditing import load_audits
+    from evenslice.auditing import Audit, load_audits
+    from evenslice.cli.comparison import AUDITS
 
     if folder is not None:
         return load_audits(folder)
-    if run is not None and not symmetrized and (run / "audit.json").is_file():
-        return load_audits(run)
-    return ()
+    if run is None or symmetrized:
+        return ()
+    files = (path for pattern in AUDITS if pattern.endswith(".json") for path in sorted(run.glob(pattern)))
+    return [Audit.load(path) for path in files]
