@@ -141,6 +141,7 @@ def test_the_page_of_a_study_shows_chart_and_table(study):
     assert (study / "figures" / "stress.svg").is_file()
     group = stress_group(results, results.comparisons[0])
     assert len(group.rows) == 4 * 2 * 4 + 1
+    assert "0 if both are worth the same." in group.meaning  # to a fair network they need not be
     row = next(row for row in group.rows if row.label == "missing, asymmetry at ±1")
     found = [run.stress.losses[0].asymmetry.estimate for run in results.runs if run.arm == "pretrained"]
     assert row.cells[0].split(" ")[0] == f"{sum(found) / 2:.3f}"

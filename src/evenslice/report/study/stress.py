@@ -46,7 +46,7 @@ def stress_group(results: StudyResults, comparison: Comparison) -> Group[Row]:
         (
             "Loss of Dice on a sample of the test slices when one neighbour of the middle slice, or both, are missing "
             "(the middle slice in their place), blank (0), noisy or shifted, and when the stack is reversed. "
-            f"Asymmetry: the loss at {MINUS}k less that at +k, 0 if fair."
+            f"Asymmetry: the loss at {MINUS}k less that at +k, 0 if both are worth the same."
         ),
         tuple(rows),
     )
