@@ -767,6 +767,12 @@ def test_both_methods_are_in_the_chart_and_nothing_lies_off_the_axis(audits):
     low, high = axes.get_xlim()
     assert all(low <= x <= high for line in axes.lines for x in line.get_xdata())
     assert high > 0.9
+    reading = biases_figure(audits).reading
+    assert "fair" not in reading  # which takes more than equal attention
+    assert (
+        "Attention is equal if markers and intervals under the model part lie within the shaded tolerance"
+        in reading
+    )
     assert [text.get_text() for text in figure.legends[0].texts] == ["gradient", "occlusion"]
 
 

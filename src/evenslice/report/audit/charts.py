@@ -73,9 +73,8 @@ def biases_figure(audits: Sequence[AuditResult]) -> Drawing:
         "Which side of each pair is favoured",
         "Each hill is the distribution over windows, and the marker below it the mean with its 95 % interval"
         + ("; the cross below is the mean by the second method, on part of the windows" if second else "")
-        + ". A network is "
-        "fair if its markers under the model part lie within the shaded tolerance; the data part shows what the "
-        "content adds."
+        + ". Attention is equal if markers and intervals under the model part lie within the shaded tolerance; the data "
+        "part shows what the content adds."
         + (
             " Pale markers belong to pairs with so little attention that they are not judged." if pale else ""
         ),
