@@ -27,6 +27,7 @@ CASES = [
     ("axes", "tzyx", "axes='tzyx'", "--axes tzyx"),
     ("spacing", np.array([4.0, 1.0]), "spacing=[4.0, 1.0]", "--spacing 4.0 1.0"),
     ("tile", [64, 96], "tile=[64, 96]", "--tile 64 96"),
+    ("strategy", (0.2, 0.6, 0.2), "strategy=[0.2, 0.6, 0.2]", "--strategy 0.2,0.6,0.2"),
     ("label_values", [0, 255], "label_values=[0, 255]", "--label-values 0,255"),
     ("select", {"t": 0, "c": 1}, "select={'t': 0, 'c': 1}", "--select t=0 --select c=1"),
 ]

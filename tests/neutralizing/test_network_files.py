@@ -378,7 +378,10 @@ def saved(tmp_path):
     ("options", "message"),
     [
         ({"slices": 5}, "was saved with slices 3, not 5; leave out slices,"),
-        ({"strategy": "center"}, "was saved with strategy uniform, not center"),
+        (
+            {"strategy": "center"},
+            "was saved with strategy uniform, not center; give strategy='uniform', or start",
+        ),
         ({"classes": 2}, "was saved with classes 3, not 2"),
         ({"tie": "mirror"}, "was saved untied"),
     ],

@@ -539,7 +539,9 @@ def test_errors_of_runs_name_options_as_the_study_has_them(folder, monkeypatch):
         "audit: cannot; measure by audit.method: occlusion, choose training.accelerator: cpu"
     )
     assert errors["small", "saved"].startswith("arms[1], architectures[0]: ")
-    assert errors["small", "saved"].endswith("leave out arms[1].strategy, or start from the original weights")
+    assert errors["small", "saved"].endswith(
+        "give arms[1].strategy: mirror, or start from the original weights"
+    )
     assert errors["linear", "twin"].startswith("arms[2], architectures[1]: no activation follows")
     assert errors["linear", "twin"].endswith("symmetrize the network instead (arms[2].symmetrize: output)")
     assert errors["misspelt", "pretrained"].endswith(

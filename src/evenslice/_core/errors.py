@@ -86,7 +86,7 @@ def spelled_in_python(name: str, value: Any) -> str:
     return name if value is None else f"{name}={value!r}"
 
 
-_OF_ANY_LENGTH = {"mean", "std", "label_values"}
+_OF_ANY_LENGTH = {"mean", "std", "label_values", "strategy"}
 """Options whose values the command line takes as one word, separated by commas."""
 
 

@@ -138,7 +138,8 @@ def check_asked(
     for name, value in asked.items():
         wanted = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
         if wanted is not None and has[name] is not None and wanted != has[name]:
-            advice = f"leave out {option(name)}"
+            # Whoever asks for a strategy may do so by default, and cannot leave it out.
+            advice = f"give {option(name, has[name])}" if name == "strategy" else f"leave out {option(name)}"
             if name == "seed":  # which may be for more than what it drew there
                 advice = f"give {option('seed', has[name])} or no {option('strategy')}"
             raise ModelError(
