@@ -63,7 +63,7 @@ BAD = [
     (["--volume", "good.tif", "--answer-tolerance", "2"], r"error: --answer-tolerance 2.0: must lie between"),
     (["--volume", "good.tif", "--judged-share", "1"], r"error: --judged-share 1.0: must be at least 0"),
     (["--volume", "good.tif", "--precision", "0"], r"error: --precision 0.0: must be above 0"),
-    (["--volume", "good.tif", "--tile", "0", "32"], r"--tile 0 32: give two whole numbers"),
+    (["--volume", "good.tif", "--tile", "0", "32"], r"--tile 0 32: .* such as --tile 256 256$"),
     (
         ["--volume", "good.tif", "--model", "my_networks:classes_only", "--weights", "none"],
         r"--?occlusion|'occlusion'",

@@ -147,7 +147,9 @@ def check_tile(tile: object) -> tuple[int, int]:
     """
     given = tuple(tile) if isinstance(tile, Sequence) and not isinstance(tile, str) else ()
     if len(given) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in given):
-        raise ConfigError(f"{option('tile', tile)}: give two whole numbers of at least 1, such as (256, 256)")
+        raise ConfigError(
+            f"{option('tile', tile)}: give two whole numbers of at least 1, such as {option('tile', [256, 256])}"
+        )
     return int(given[0]), int(given[1])
 
 
