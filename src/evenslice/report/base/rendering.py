@@ -35,7 +35,6 @@ def render_template(name: str, *sheets: str, **values: Any) -> str:
         "interval": wording.interval,
         "number": wording.number,
         "percent": wording.percent,
-        "signed": wording.signed,
     }
     sheet = _themes() + "".join(read_template(sheet) for sheet in sheets)
     return environment.get_template(name).render(

@@ -100,7 +100,6 @@ def render(results: StudyResults, charts: Sequence[Drawing]) -> str:
         "study.html",
         "base.css",
         "study.css",
-        baseline=results.baseline,
         headline=study_wording.study_headline(results),
         blocks=[
             *(_pooled_block(results, item) for item in shown_pooled(results)),
