@@ -157,6 +157,16 @@ def test_rounding_does_not_hide_on_which_side_of_a_limit_a_figure_lies(results):
     assert ["", "0.0496"] in columns
 
 
+def test_what_a_summary_does_not_state_is_none_in_the_terminal_too(results):
+    summary = json.loads(json_text(results.summary))
+    for item in (*summary["comparisons"], *summary["pooled"]):
+        for arm in item["arms"]:
+            for name in ("directional_bias", "loss_both"):
+                arm["figures"].pop(name, None)
+    cells = [[*table.columns[-2].cells, *table.columns[-1].cells] for table in study_tables(summary)]
+    assert all("none" in of_one for of_one in cells)
+
+
 def test_p_is_interim_while_runs_are_missing(results):
     def words(found):
         with style.settings():

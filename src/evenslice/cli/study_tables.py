@@ -9,10 +9,11 @@ from evenslice.cli.tables import failed_table, new_table, without_zero
 from evenslice.report import decimals, p_value, removed_part
 from evenslice.results import (
     MAIN_SCORES,
-    Interval,
     failed_runs,
     inferiority,
-    read_unit,
+    read_comparisons,
+    read_pooled,
+    read_score,
     run_name,
     score_title,
 )
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
-    from evenslice.results import StudyRun
+    from evenslice.results import ArmSummary, Comparison, Interval, PooledArm, PooledComparison, StudyRun
     from evenslice.studying import RunOutcome
 
 __all__ = ["course_table", "run_line", "study_tables"]
@@ -60,49 +61,43 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     "not inferior" means that the loss of the main score, such as Dice, against the baseline is below the margin,
     "inferior" that it is above it, "not settled" that it may be either.
     """
-    score = summary.get("score", MAIN_SCORES["segmentation"])  # not in those of earlier versions
+    comparisons, baseline, score = read_comparisons(summary), summary["baseline"], read_score(summary)
     interim = summary["finished"] < summary["planned"]
-    for item in summary.get("pooled", ()):
-        if len(item["datasets"]) > 1 or any(arm.get("primary") for arm in item["arms"]):
-            sets = [
-                found for found in summary["comparisons"] if found["architecture"] == item["architecture"]
-            ]
-            yield _pooled_table(item, sets, summary["baseline"], score, interim=interim)
-    for comparison in summary["comparisons"]:
-        unit = read_unit(comparison)
-        title = (
-            f"{comparison['dataset']}, {comparison['architecture']}: means over {unit}s with 95 % intervals"
-        )
-        name = score_title(score, first=True)
-        difference = f"{name} minus\n{summary['baseline']}"
-        extents = _extents([comparison], comparison["arms"]) if unit == "fold" else {}
-        count = _EXTENT if extents else "n"
-        table = new_table(title, "arm", count, name, difference, "D_m", "bias\nremoved")
-        table.show_lines = True
-        for arm in comparison["arms"]:
-            # Results of earlier versions have no folds.
-            replicates = extents.get(arm["arm"], str(len(arm.get(f"{unit}s", (0,)))))
-            table.add_row(arm["arm"], replicates, *_arm_cells(arm, score, interim=interim))
-        yield table
+    for item in read_pooled(summary):
+        if len(item.datasets) > 1 or any(arm.primary for arm in item.arms):
+            sets = [found for found in comparisons if found.architecture == item.architecture]
+            yield _pooled_table(item, sets, baseline, score, interim=interim)
+    for comparison in comparisons:
+        yield _comparison_table(comparison, baseline, score, interim=interim)
     if summary["failed"]:
         yield failed_table("failed; repeat the command to retry", "run", failed_runs(summary))
 
 
+def _comparison_table(comparison: Comparison, baseline: str, score: str, *, interim: bool) -> Table:
+    """Return the arms on one data set with one architecture."""
+    extents = _extents([comparison], comparison.arms) if comparison.unit == "fold" else {}
+    name = score_title(score, first=True)
+    table = new_table(
+        f"{comparison.title}: means over {comparison.unit}s with 95 % intervals",
+        *("arm", _EXTENT if extents else "n", name, f"{name} minus\n{baseline}", "D_m", "bias\nremoved"),
+    )
+    table.show_lines = True
+    for arm in comparison.arms:
+        replicates = extents.get(arm.arm, str(comparison.replicates(arm)))
+        table.add_row(arm.arm, replicates, *_arm_cells(arm, interim=interim))
+    return table
+
+
 def _pooled_table(
-    item: Mapping[str, Any],
-    comparisons: Sequence[Mapping[str, Any]],
-    baseline: str,
-    score: str,
-    *,
-    interim: bool,
+    item: PooledComparison, comparisons: Sequence[Comparison], baseline: str, score: str, *, interim: bool
 ) -> Table:
     """Return the arms over all data sets, with the primary comparison marked by a star."""
-    count, missing = len(item["datasets"]), len(item.get("missing", ()))  # not in those of earlier versions
-    sets = item["datasets"][0] if count == 1 else f"{'Both' if count == 2 else f'All {count}'} data sets"
-    if missing:
-        sets = f"{count} of {count + missing} data sets"
-    extents = _extents(comparisons, item["arms"])
-    folded = any(read_unit(found) == "fold" for found in comparisons)
+    count = len(item.datasets)
+    sets = item.datasets[0] if count == 1 else f"{'Both' if count == 2 else f'All {count}'} data sets"
+    if item.missing:
+        sets = f"{count} of {count + len(item.missing)} data sets"
+    extents = _extents(comparisons, item.arms)
+    folded = any(found.unit == "fold" for found in comparisons)
     columns = (
         "arm",
         *([_EXTENT if folded else "seeds"] if extents else []),
@@ -111,15 +106,13 @@ def _pooled_table(
         "p of the\ndifference",
         "loss, both\nmissing",
     )
-    table = new_table(f"{sets}, {item['architecture']}: means with 95 % intervals", *columns)
+    table = new_table(f"{sets}, {item.architecture}: means with 95 % intervals", *columns)
     table.show_lines = True
-    for arm in item["arms"]:
-        name = arm["arm"] + (" *" if arm.get("primary") else "")
-        table.add_row(
-            name, *([extents[arm["arm"]]] if extents else []), *_pooled_cells(arm, score, interim=interim)
-        )
+    for arm in item.arms:
+        name = arm.arm + (" *" if arm.primary else "")
+        table.add_row(name, *([extents[arm.arm]] if extents else []), *_pooled_cells(arm, interim=interim))
     notes = ["p of the difference is adjusted for the number of comparisons (Holm)."]
-    if any(arm.get("primary") for arm in item["arms"]):
+    if any(arm.primary for arm in item.arms):
         notes.append(
             "* Primary comparison: tested for superiority (p) where it is not inferior, without adjustment."
         )
@@ -129,31 +122,27 @@ def _pooled_table(
     return table
 
 
-def _extents(comparisons: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _extents(comparisons: Sequence[Comparison], arms: Sequence[ArmSummary | PooledArm]) -> dict[str, str]:
     """Return how many folds and seeds each arm has, as ``"4 x 2"``, one a line; nothing if all have the same.
 
     Without folds, how many seeds.
     """
-    found: dict[str, set[str]] = {arm["arm"]: set() for arm in arms}
+    found: dict[str, set[str]] = {arm.arm: set() for arm in arms}
     for comparison in comparisons:
-        known = {arm["arm"]: arm for arm in comparison["arms"]}
+        known = {arm.arm: arm for arm in comparison.arms}
         for name, own in found.items():
-            arm = known.get(name, {"seeds": (), "folds": ()})
-            folds = f"{len(arm.get('folds', (0,)))} x " if read_unit(comparison) == "fold" else ""
-            own.add(f"{folds}{len(arm['seeds'])}")
+            folds, seeds = (known[name].folds, known[name].seeds) if name in known else ((), ())
+            own.add((f"{len(folds)} x " if comparison.unit == "fold" else "") + str(len(seeds)))
     texts = {name: "\n".join(sorted(own)) for name, own in found.items()}
     return texts if len(set(texts.values())) > 1 else {}
 
 
-def _pooled_cells(arm: Mapping[str, Any], score: str, *, interim: bool) -> Iterator[str]:
-    figures = arm["figures"]
-    yield _estimate(figures[score], ".3f")
-    yield _difference(arm, score, interim=interim)
-    p = arm.get("difference", {}).get("p_adjusted")
-    if "superiority" in arm:
-        p = arm["superiority"]["p"]
-    yield "" if p is None else p_value(p).removeprefix("p ").removeprefix("= ")
-    yield _estimate(figures["loss_both"], ".3f")
+def _pooled_cells(arm: PooledArm, *, interim: bool) -> Iterator[str]:
+    yield _estimate(arm.metrics[arm.score], ".3f")
+    yield _difference(arm, interim=interim)
+    p = arm.p_superior if arm.primary else arm.p_adjusted
+    yield "" if math.isnan(p) else p_value(p).removeprefix("p ").removeprefix("= ")
+    yield _estimate(arm.metrics["loss_both"], ".3f")
 
 
 def course_table(runs: Sequence[StudyRun]) -> Table:
@@ -175,40 +164,39 @@ def _course(values: NDArray[np.float64] | None, form: str) -> str:
     return without_zero(f"{known[0]:{form}} \N{RIGHTWARDS ARROW} {known[-1]:{form}}") if known else "none"
 
 
-def _arm_cells(arm: Mapping[str, Any], score: str, *, interim: bool) -> Iterator[str]:
-    yield _estimate(arm["figures"][score], ".3f")
-    yield _difference(arm, score, interim=interim)
-    yield _estimate(arm["figures"]["directional_bias"], "+.3f")
-    yield _removed(arm.get("bias_removed"))
+def _arm_cells(arm: ArmSummary, *, interim: bool) -> Iterator[str]:
+    yield _estimate(arm.metrics[arm.score], ".3f")
+    yield _difference(arm, interim=interim)
+    yield _estimate(arm.metrics["directional_bias"], "+.3f")
+    yield _removed(arm.bias_removed)
 
 
-def _removed(value: Any) -> str:
-    """Format the part of the bias that is removed as the page does, but shorter; earlier versions wrote a number."""
-    if not isinstance(value, dict) or value["estimate"] is None:
+def _removed(value: Interval) -> str:
+    """Format the part of the bias that is removed as the page does, but shorter."""
+    if math.isnan(value.estimate):
         return ""
-    text = removed_part(Interval(value["estimate"], value["low"], value["high"]))
+    text = removed_part(value)
     for long, short in _SHORTER.items():
         text = text.replace(long, short)
     return text
 
 
-def _difference(arm: Mapping[str, Any], score: str, *, interim: bool) -> str:
+def _difference(arm: ArmSummary | PooledArm, *, interim: bool) -> str:
     """Format the difference of an arm from the baseline in the main score, and whether it is inferior."""
-    if "differences" not in arm:
+    if not arm.differences:
         return ""
-    test = arm["non_inferiority"]
-    change = arm["differences"][score]
-    ends = [change[name] for name in ("low", "high") if change[name] is not None]
-    difference = _estimate(change, f"+.{decimals(ends, (0.0, -test['margin']))}f")
-    if test["holds"] is None:
+    change = arm.differences[arm.score]
+    places = decimals((change.low, change.high), (0.0, -arm.margin))
+    difference = _estimate(change, f"+.{places}f")
+    if arm.holds is None:
         return difference
-    outcome = inferiority(test["holds"], change["high"], test["margin"])
-    return f"{difference}\n{outcome}\n{p_value(test['p'], interim=interim)}"
+    outcome = inferiority(arm.holds, change.high, arm.margin)
+    return f"{difference}\n{outcome}\n{p_value(arm.p, interim=interim)}"
 
 
-def _estimate(interval: Mapping[str, float | None], form: str) -> str:
+def _estimate(value: Interval, form: str) -> str:
     """Format an estimate and, below it, its interval, if they exist; without the zeros before the points."""
-    estimate, low, high = (interval[name] for name in ("estimate", "low", "high"))
-    if estimate is None:
+    if math.isnan(value.estimate):
         return "none"
-    return without_zero(f"{estimate:{form}}" + ("" if low is None else f"\n[{low:{form}}, {high:{form}}]"))
+    ends = "" if math.isnan(value.low) else f"\n[{value.low:{form}}, {value.high:{form}}]"
+    return without_zero(f"{value.estimate:{form}}{ends}")

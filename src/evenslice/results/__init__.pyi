@@ -81,7 +81,7 @@ from .study_summaries import (
     failed_runs as failed_runs,
     read_comparisons as read_comparisons,
     read_pooled as read_pooled,
-    read_unit as read_unit,
+    read_score as read_score,
 )
 from .subsets import SubsetMeasurements as SubsetMeasurements
 from .surveys import (
