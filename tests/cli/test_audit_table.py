@@ -124,7 +124,7 @@ def test_pairs_are_told_apart_and_tolerances_stand_below(shown):
 
 def test_an_answer_without_classes_is_marked(shown):
     audit = make_audit("regression", UNIFORM)
-    note = "† Of scores: the output has no classes, or a single one everywhere."
+    note = "† Of scores: the target is sum, or one class alone is predicted."
     for kind in ("scores", "classes", "unknown"):
         lines = shown(with_statistics(audit, answer_change=AnswerChange(0.1, 0.08, 0.12, kind)))
         assert (note in lines) == any(".100†" in line for line in lines) == (kind == "scores")

@@ -607,8 +607,8 @@ def test_the_summary_calls_open_what_did_not_decide():
 
 def test_the_answer_change_of_outputs_without_classes_is_explained(page):
     assert (
-        "of outputs without classes, or where one class alone is predicted, the size of the change of the scores"
-        in page
+        "of outputs without classes, with the target sum, or where one class alone is predicted, the size of the change of "
+        "the scores" in page
     )
 
 

@@ -95,7 +95,7 @@ def _notes(audits: Sequence[Audit]) -> list[str]:
             )
         )
     if any(map(_of_scores, audits)):
-        notes.append("† Of scores: the output has no classes, or a single one everywhere.")
+        notes.append("† Of scores: the target is sum, or one class alone is predicted.")
     if any(_saw_few(audit) for audit in audits):
         notes.append(
             f"Fewer than {FEW_SLICES} slices seen: raise --max-windows, or audit a larger volume as well."
@@ -110,7 +110,7 @@ def _notes(audits: Sequence[Audit]) -> list[str]:
 
 
 def _of_scores(audit: Audit) -> bool:
-    """Return whether C compares the numbers of the output, as there are no classes that could change."""
+    """Return whether C compares the numbers of the output: it has no classes that are asked about, or that could change."""
     return audit.statistics.answer_change.of == "scores"
 
 
