@@ -193,6 +193,27 @@ def test_what_lost_slices_cost_is_measured_once_for_all_methods(run, monkeypatch
     assert len(calls) == 1
 
 
+def test_labels_without_effect_are_said_to_have_none(run):
+    audit = [
+        "audit",
+        "--weights",
+        "none",
+        "--volume",
+        "good.tif",
+        "--labels",
+        "labels.tif",
+        "--max-windows",
+        "4",
+    ]
+    for network, noted in (("one_slice", True), ("unequal", False)):
+        slices = ["--slices", "1"] if network == "one_slice" else []
+        code, _, err = run(*audit, "--model", f"my_networks:{network}", *slices)
+        assert code == 0, err
+        assert (
+            "note: --labels: had no effect, as a window of one slice has no neighbours to disturb" in err
+        ) == noted
+
+
 def test_report_writes_the_page_anew(run, tmp_path):
     run(*AUDIT, "--volume", "good.tif", "--out", str(tmp_path / "before"))
     run(*AUDIT, "--volume", "good.tif", "--strategy", "uniform", "--out", str(tmp_path / "after"))

@@ -15,6 +15,7 @@ from evenslice.cli.printing import (
     command_line,
     quiet,
     show_audits,
+    tell,
     tell_missing,
     tell_missing_slices,
     tell_untrained,
@@ -201,6 +202,8 @@ def audit(
         if folder is not None:
             write_results(audits, folder)
     show_audits(audits, out, json=output.json)
+    if labels and target != "labels" and all(found.stress is None for found in audits):
+        tell("note: --labels: had no effect, as a window of one slice has no neighbours to disturb")
     audited = audits[0].run.model
     if source.weights is not None:
         tell_untrained(source.weights, audited.get("random", ()))
