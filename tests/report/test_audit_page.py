@@ -35,7 +35,7 @@ from evenslice.report.audit.tables import csv_tables
 from evenslice.report.audit.wording import context_sentence, headline, verdict_sentence
 from evenslice.report.base.stress_chart import stress_figure
 from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
-from evenslice.report.base.wording import few_lines, interval, one_line
+from evenslice.report.base.wording import few_lines, interval, one_line, percent
 from evenslice.report.files import write_figures, write_report, write_tables
 from evenslice.results.asymmetry import AnswerChange, PairBias, SecondOpinion, summarize
 from evenslice.results.audits import AuditedVolume, AuditRun
@@ -800,6 +800,13 @@ def test_intervals_as_text():
     assert interval(None) == interval(NAN) == "–"  # noqa: RUF001 - the dash that stands for no figure
     assert interval(Interval(0.5, float("nan"), float("nan"))) == "0.500"
     assert plain(interval(Interval(0.0, -np.inf, np.inf))) == "0 [-∞, ∞]"
+
+
+def test_nearly_all_is_not_called_all():
+    assert [plain(percent(share)) for share in (0.994, 0.997, 1 - 1e-9, 1.0, 1.004)] == [
+        *("99 %", "more than 99 %", "100 %"),  # but for rounding
+        *("100 %", "100 %"),
+    ]
 
 
 def test_labels_are_short_and_on_one_line():

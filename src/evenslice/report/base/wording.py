@@ -20,6 +20,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 MOST_DECIMALS = 6
+ROUNDING = 1e-6  # of shares, most of which were computed in single precision
 
 
 def decimals(values: Iterable[float], limits: Iterable[float], least: int = 3) -> int:
@@ -96,12 +97,14 @@ def percent(share: float) -> str:
     """Format a share in whole percent, or with one decimal below one percent; no line break before the sign.
 
     Example:
-        >>> [percent(share).replace("\N{NO-BREAK SPACE}", " ") for share in (0.562, 0.004, 2e-6, 0.0)]
-        ['56 %', '0.4 %', 'less than 0.1 %', '0 %']
+        >>> [percent(share).replace("\N{NO-BREAK SPACE}", " ") for share in (0.562, 0.004, 2e-6, 0.0, 0.996)]
+        ['56 %', '0.4 %', 'less than 0.1 %', '0 %', 'more than 99 %']
     """
     if math.isnan(share):
         return NOTHING
     space = "\N{NO-BREAK SPACE}"
+    if 0.995 <= share < 1 - ROUNDING:
+        return f"more than 99{space}%"
     if share == 0 or share >= 0.01:
         return f"{100 * share:.0f}{space}%"
     return f"less than 0.1{space}%" if share < 0.001 else f"{100 * share:.1f}{space}%"
