@@ -1,31 +1,34 @@
 """Speed of two workers with one thread each, compared with one such worker.
 
-    python benchmarks/scaling.py [--volume PATH] [--slices N] [--rounds 3]
+    python benchmarks/scaling.py [--volume PATH] [--slices N] [--rounds 3] [--only bare|segment|audit|defaults]
 
 The network of the demonstration segments and audits a volume on a local Dask cluster of one and two workers, each with
 one thread; the ratios are of alternating measurements within one run. A small segmentation before each measurement
 makes the workers import their modules. The same ratio for bare forward passes, in equal parts on the workers, says what the
-machine allows: two cores share their caches, their memory and their clock. Dask hardly watches the workers, as those of
-``--workers``; the last ratio, of two workers that it watches as much as it does by default to two that it does not, says what
-that costs.
+machine allows: two cores share their caches, their memory and their clock. The workers are set as those of ``--workers``: they
+keep the memory that they free, and Dask hardly watches them. The last ratio says how much longer two workers take with Dask's
+defaults.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import dask
 import torch
 from distributed import Client, LocalCluster
 
 import evenslice
-from evenslice._core.local_workers import UNWATCHED
+from evenslice._core.allocator import KEPT
+from evenslice._core.local_workers import THREADS, UNWATCHED
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
@@ -34,14 +37,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 PASSES = 192  # of a window of 256 x 256, by all workers together
-THREADS = {f"{name}_NUM_THREADS": 1 for name in ("OMP", "MKL", "OPENBLAS")}
+SETTINGS = {
+    "distributed.nanny.pre-spawn-environ": {**dict.fromkeys(THREADS, 1), **KEPT},
+    **UNWATCHED,
+}
 
 
 @contextmanager
-def scheduler(workers: int, *, watched: bool) -> Iterator[str]:
+def scheduler(workers: int, *, defaults: bool) -> Iterator[str]:
     """Start workers with one thread each and yield the address of their scheduler."""
     with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": THREADS} | ({} if watched else UNWATCHED)),
+        mock.patch.dict(
+            os.environ
+        ),  # where Dask leaves what it gives its workers, which the next ones would get
+        dask.config.set({} if defaults else SETTINGS),  # Dask's have one thread, too
         LocalCluster(
             n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None
         ) as cluster,
@@ -76,6 +85,7 @@ def main() -> None:
         "--slices", type=int, help="number of slices from the middle of the volume; by default all"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["bare", "segment", "audit", "defaults"], help="measure this alone")
     options = parser.parse_args()
     volume = evenslice.open_volume(options.volume) if options.volume else mni152()
     count = min(options.slices or len(volume), len(volume))
@@ -102,22 +112,24 @@ def main() -> None:
                 progress=False,
             )
 
-        def seconds(run: Callable[[str], None], workers: int, *, watched: bool = False) -> float:
-            with scheduler(workers, watched=watched) as address:
+        def seconds(run: Callable[[str], None], workers: int, *, defaults: bool = False) -> float:
+            with scheduler(workers, defaults=defaults) as address:
                 segment(address, evenslice.open_volume(volume[: 8 * workers]))
                 start = time.perf_counter()
                 run(address)
                 return time.perf_counter() - start
 
         for run in (bare, segment, audit):
+            if options.only in (None, run.__name__):
+                show(
+                    f"{run.__name__}, one worker / two",
+                    [seconds(run, 1) / seconds(run, 2) for _ in range(options.rounds)],
+                )
+        if options.only in (None, "defaults"):
             show(
-                f"{run.__name__}, one worker / two",
-                [seconds(run, 1) / seconds(run, 2) for _ in range(options.rounds)],
+                "segment, two workers with Dask's defaults / two",
+                [seconds(segment, 2, defaults=True) / seconds(segment, 2) for _ in range(options.rounds)],
             )
-        show(
-            "segment, two watched workers / two",
-            [seconds(segment, 2, watched=True) / seconds(segment, 2) for _ in range(options.rounds)],
-        )
 
 
 def show(what: str, ratios: Sequence[float]) -> None:

@@ -1,3 +1,4 @@
+from .allocator import keep_freed_memory as keep_freed_memory
 from .bounded import open_regular as open_regular, read_bounded as read_bounded
 from .cluster import (
     check_sendable as check_sendable,

@@ -22,6 +22,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
+from evenslice._core.allocator import KEPT
 from evenslice._core.cores import available_cores
 from evenslice._core.errors import EvensliceError, needs_extra, option, reason
 from evenslice._core.import_paths import importable_here, imports_from_here
@@ -43,7 +44,7 @@ UNWATCHED = {
 """Settings by which Dask hardly watches its workers. By default it does so more than a hundred times a second, for its
 dashboard alone, and interrupts what they are at; ``benchmarks/scaling.py`` measures it."""
 LOGGING = "DASK_LOGGING"
-SET_BY_DASK = (*THREADS, LOGGING, "PYTHONSAFEPATH", "PYTHONHASHSEED", "__DASK_PARENT_PID")
+SET_BY_DASK = (*THREADS, *KEPT, LOGGING, "PYTHONSAFEPATH", "PYTHONHASHSEED", "__DASK_PARENT_PID")
 
 
 @contextmanager
@@ -62,11 +63,12 @@ def local_client(workers: int) -> Iterator[Any]:
 
     threads = max(1, available_cores() // workers)
     settings = {
-        # Replaces Dask's defaults: one thread per worker, and a limit on the memory that malloc keeps. With that limit
-        # the system allocates and clears the memory of every tensor anew, and a training step takes twice as long.
-        # And what a task raises is for this process to tell, not for the worker to print with a traceback.
+        # Replaces Dask's defaults: one thread per worker, and a limit on the memory that malloc keeps, with which a training
+        # step takes twice as long. What a task raises is for this process to tell, not for the worker to print with a
+        # traceback.
         "distributed.nanny.pre-spawn-environ": {
             **dict.fromkeys(THREADS, threads),
+            **KEPT,
             LOGGING: {"distributed.worker": "critical"},
         },
         # Daemons may not have child processes, and data loaders are child processes.

@@ -3,6 +3,7 @@
 import signal
 import sys
 
+from evenslice._core import keep_freed_memory
 from evenslice.cli.exit_statuses import INTERRUPTED, TERMINATED
 
 __all__ = ["main"]
@@ -16,6 +17,7 @@ def main() -> None:
     interrupted, 141 if the reader of the output has gone, 143 if a training, a study or a command with workers was ended
     by SIGTERM.
     """
+    keep_freed_memory()
     try:
         from evenslice.cli.app import run
 
