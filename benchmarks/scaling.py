@@ -47,9 +47,8 @@ SETTINGS = {
 def scheduler(workers: int, *, defaults: bool) -> Iterator[str]:
     """Start workers with one thread each and yield the address of their scheduler."""
     with (
-        mock.patch.dict(
-            os.environ
-        ),  # where Dask leaves what it gives its workers, which the next ones would get
+        # Dask leaves what it gives its workers in this environment, where the next ones would find it.
+        mock.patch.dict(os.environ),
         dask.config.set({} if defaults else SETTINGS),  # Dask's have one thread, too
         LocalCluster(
             n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None
