@@ -37,7 +37,7 @@ from evenslice.report.base.stress_chart import stress_figure
 from evenslice.report.base.style import AUDIT_COLOURS, audit_colour, audit_marker, settings
 from evenslice.report.base.wording import few_lines, interval, one_line, percent
 from evenslice.report.files import write_figures, write_report, write_tables
-from evenslice.results.asymmetry import AnswerChange, PairBias, SecondOpinion, summarize
+from evenslice.results.asymmetry import AnswerChange, ClassBias, PairBias, SecondOpinion, summarize
 from evenslice.results.audits import AuditedVolume, AuditRun
 from evenslice.results.intervals import Interval
 from evenslice.results.measurements import split_biases
@@ -299,6 +299,12 @@ def test_rounding_does_not_hide_on_which_side_of_a_tolerance_a_figure_lies():
     assert attention.figures[0].interval == "0.0503 to 0.0509"
     assert (answer.figures[0].estimate, answer.figures[0].interval) == ("0.0513", "0.0504 to 0.0522")
     assert all(text in audit_html(audit) for text in ("0.0506 [0.0503, 0.0509]", "0.0513 [0.0504, 0.0522]"))
+    pairs = beyond["pairs"]
+    tables = render(
+        [with_statistics(audit, second_opinion=by_occlusion(pairs), classes=(ClassBias(1, 0.5, 12, pairs),))]
+    )
+    assert tables.count("<td>0.0506 [0.0503, 0.0509]") == 3  # by gradient, by occlusion and of the class
+    assert "<td>0.0513 [0.0504, 0.0522]" in tables
     within = {
         "pairs": (PairBias(0.0496, 0.0495, 0.0497),),
         "answer_change": AnswerChange(0.0497, 0.0490, 0.0498, "classes"),

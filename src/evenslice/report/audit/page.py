@@ -16,7 +16,7 @@ from evenslice.report.audit.kernels import kernel_figures
 from evenslice.report.audit.pictures import example_panels
 from evenslice.report.audit.questions import three_questions
 from evenslice.report.audit.subject import network_names, volume_names
-from evenslice.report.audit.tables import class_rows, figure_groups, run_rows
+from evenslice.report.audit.tables import class_rows, figure_groups, limits, run_rows
 from evenslice.report.audit.wording import context_sentence, headline, verdict_sentence
 from evenslice.report.base import style, wording
 from evenslice.report.base.pictures import StoredPicture, data_uri, store_picture
@@ -111,6 +111,7 @@ def render(audits: Sequence[AuditResult]) -> str:
         examples=[_example(panel, pictures) for panel in example_panels(audits)],
         pictures=list(pictures.values()),
         groups=figure_groups(audits),
+        limits=limits,
         run=run_rows(audits),
         script=Markup(script),  # noqa: S704 - the package's own text
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),

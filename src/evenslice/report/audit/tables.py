@@ -97,6 +97,14 @@ SECOND_OPINION = "second_opinion"
 METHODICAL = ("shares", "pairs", SECOND_OPINION)
 """Figures that depend on the method of attribution; tables name it."""
 
+_TOLERANCES = {
+    "pairs": "tolerance",
+    SECOND_OPINION: "tolerance",
+    "answer_change": "answer_tolerance",
+    "mirror_mismatch": "mismatch_tolerance",
+}
+"""The field of :class:`evenslice.Asymmetry` that says how large a statistic may be."""
+
 _WHOLE = (
     (
         "Over all pairs",
@@ -152,6 +160,14 @@ def figure_groups(audits: Sequence[AuditResult]) -> list[Group[FigureRow]]:
         groups.append(Group(title, meaning, rows))
     lost = _lost_slices(audits)
     return [*groups, lost] if lost.rows else groups
+
+
+def limits(audit: AuditResult, key: str) -> tuple[float, ...]:
+    """Return where the verdict of an audit draws the line for a statistic; nowhere for those that it does not use."""
+    if key not in _TOLERANCES:
+        return ()
+    tolerance = getattr(audit.statistics, _TOLERANCES[key])
+    return -tolerance, tolerance
 
 
 def _lost_slices(audits: Sequence[AuditResult]) -> Group[FigureRow]:
