@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Annotated, get_args
 
+import numpy as np
 import pytest
 import typer
 from typer.main import get_command
@@ -274,6 +275,23 @@ def test_what_a_library_prints_stays_out_of_the_json(run, monkeypatch, tmp_path,
     code, out, err = run(command, "some.yaml", "--json", "--out", str(tmp_path / "out"))
     assert (code, json.loads(out)) == (0, {"failed": []}), err
     assert "a library talks" in err
+
+
+@pytest.mark.parametrize("command", ["audit", "survey", "demo"])
+def test_what_the_report_needs_is_checked_before_anything_is_audited(run, monkeypatch, tmp_path, command):
+    """Without ``--out`` there is no report, and nothing is missing."""
+    started = []
+    for name in ("evenslice.auditing.audit", "evenslice.auditing.survey", "evenslice.cli.demonstration.run_demo"):
+        monkeypatch.setattr(name, lambda *_, **__: started.append(1) or [])
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    np.save(tmp_path / "volume.npy", np.zeros((9, 32, 32), np.uint8))
+    volume = ["--volume", str(tmp_path / "volume.npy")]
+    network = ["--model", "smp:Unet/tu-test_resnet", "--weights", "none", *volume]
+    arguments = {"audit": network, "survey": ["timm:test_resnet"], "demo": []}[command]
+    code, _, err = run(command, *arguments, "--out", str(tmp_path / "out"))
+    assert (code, started) == (2, []), err
+    assert "needs the package 'jinja2'" in err
+    assert not (tmp_path / "out").exists()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,16 @@ def test_a_seed_that_no_training_takes_is_refused_before_anything_runs(monkeypat
     assert not (tmp_path / "out").exists()
 
 
+def test_what_the_training_needs_is_checked_before_the_audits(monkeypatch, capsys, tmp_path):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named 'absent', wanted by {name}", name="absent")
+
+    monkeypatch.setattr(demonstration, "run_demo", None)
+    monkeypatch.setattr(demonstration, "import_module", missing)
+    assert run(monkeypatch, "--out", str(tmp_path / "out")) == 2
+    assert "the training part of the demonstration needs the package 'absent'" in capsys.readouterr().err
+
+
 def test_json_stands_alone_on_standard_output(monkeypatch, capsys, tmp_path):
     def talk(*_, **__):
         sys.stdout.write("a library talks\n")

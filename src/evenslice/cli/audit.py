@@ -158,6 +158,7 @@ def audit(
     from evenslice.auditing import audit as measure, parse_target
     from evenslice.cli.comparison import AUDITS, RENDERED, audit_strategies, write_results
     from evenslice.networks import find_function
+    from evenslice.report import need_report_extra
     from evenslice.training import asked_size
 
     if labels is None:
@@ -173,6 +174,8 @@ def audit(
     read = reading.options(labels=labels is not None)
     if target == "labels" and values.ignore_label is None:  # this target has no pixels to ignore
         read.pop("ignore_label", None)
+    if out is not None:
+        need_report_extra("the report of an audit")
     opened = [opening.open(path, plane=reading.plane) for path in volume]
     tell_missing_slices(*opened)
     with quiet(output.json), output.staged(out, AUDITS + RENDERED, AUDITS) as folder:

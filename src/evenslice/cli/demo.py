@@ -22,11 +22,12 @@ def demo(
     """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; works offline."""
     from evenslice._core import ConfigError, OutputError, option, staged_folder
     from evenslice.cli.comparison import AUDITS, RENDERED, write_results
-    from evenslice.cli.demonstration import LABELS, has_labels, run_demo, train_demo
+    from evenslice.cli.demonstration import LABELS, has_labels, need_demo_extras, run_demo, train_demo
     from evenslice.cli.study_tables import course_table
 
     if seed >= SEEDS:
         raise ConfigError(f"{option('seed', seed)}: the training takes seeds up to {SEEDS - 1}")
+    need_demo_extras()
     training = out / "training"
     if (training / LABELS).exists() and not output.force and not has_labels(training):
         raise OutputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from evenslice._core import EvensliceError, needs_extra
 from evenslice.auditing import audit
 from evenslice.cli.comparison import audit_strategies
 from evenslice.cli.options import Network
+from evenslice.report import need_report_extra
 from evenslice.results import load_study
 from evenslice.volumes import mni152, mni152_path, open_volume, write_volume
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from evenslice.results import StudyResults
     from evenslice.studying import StudyConfig
 
-__all__ = ["LABELS", "SPEC", "has_labels", "run_demo", "train_demo"]
+__all__ = ["LABELS", "SPEC", "has_labels", "need_demo_extras", "run_demo", "train_demo"]
 
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 MOST_WINDOWS = 160
@@ -40,6 +42,17 @@ ARMS = ("pretrained", "twin", "random")
 STEPS = 60
 TRAINED, TESTED = (30, 105), (108, 132)  # slices; no window reads both
 LABELS = "labels.nii.gz"
+
+
+def need_demo_extras() -> None:
+    """Check that all of the demonstration can run: its training comes after minutes of audits.
+
+    Raises:
+        MissingExtraError: a package is missing.
+    """
+    need_report_extra("the demonstration")
+    with needs_extra("train", "the training part of the demonstration"):
+        import_module("evenslice.studying")
 
 
 def run_demo(*, seed: int = 0, command: str | None = None) -> Iterator[Audit]:
@@ -67,8 +80,7 @@ def train_demo(folder: Path, *, seed: int = 0, force: bool = False) -> StudyResu
     Returns:
         The results, with the curves of the training.
     """
-    with needs_extra("train", "the training part of the demonstration"):
-        from evenslice.studying import study
+    from evenslice.studying import study
 
     if not has_labels(folder):
         _write_labels(folder / LABELS, force=force)

@@ -48,8 +48,11 @@ def survey(
     The exit status is 1 if a network failed.
     """
     from evenslice.auditing import survey as compare_networks
+    from evenslice.report import need_report_extra
     from evenslice.results import SURVEY_FILES
 
+    if out is not None:
+        need_report_extra("the report of a survey")
     with quiet(output.json), output.staged(out, SURVEY_FILES, ("survey.json",)) as folder:
         found = compare_networks(
             specs,
