@@ -167,6 +167,17 @@ def test_what_a_summary_does_not_state_is_none_in_the_terminal_too(results):
     assert all("none" in of_one for of_one in cells)
 
 
+def test_no_zero_is_negative_in_the_terminal(results):
+    summary = json.loads(json_text(results.summary))
+    tiny = {"estimate": -0.0001, "low": -0.0002, "high": -0.00005}
+    for item in (*summary["comparisons"], *summary["pooled"]):
+        for arm in item["arms"]:
+            arm["figures"].update(directional_bias=tiny, loss_both=tiny)
+    cells = [cell for table in study_tables(summary) for column in table.columns for cell in column.cells]
+    assert ".000\n[.000, .000]" in cells
+    assert not any(re.search(r"-\.0*\b(?!\d)", str(cell)) for cell in cells)
+
+
 def test_p_is_interim_while_runs_are_missing(results):
     def words(found):
         with style.settings():

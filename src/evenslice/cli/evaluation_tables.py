@@ -104,6 +104,6 @@ def _signed(value: Interval) -> str:
     if math.isnan(value.estimate):
         return "none"
     estimate, low, high = (
-        f"{bound:+.3f}".replace("0.", ".", 1) for bound in (value.estimate, value.low, value.high)
+        f"{bound:+z.3f}".replace("0.", ".", 1) for bound in (value.estimate, value.low, value.high)
     )
     return f"{estimate} [{low}, {high}]"

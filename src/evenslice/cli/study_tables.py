@@ -49,7 +49,7 @@ def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[
     scores = [(getattr(outcome, name), score_title(name), ".3f") for name in MAIN_SCORES.values()]
     figures = " ".join(
         f"{title} {value:{form}}"
-        for value, title, form in (*scores, (outcome.directional_bias, "D_m", "+.4f"))
+        for value, title, form in (*scores, (outcome.directional_bias, "D_m", "+z.4f"))
         if value is not None
     )
     return f"{place}: {figures} in {outcome.seconds:.0f} s"
@@ -142,7 +142,7 @@ def _pooled_cells(arm: PooledArm, *, interim: bool) -> Iterator[str]:
     yield _difference(arm, interim=interim)
     p = arm.p_superior if arm.primary else arm.p_adjusted
     yield "" if math.isnan(p) else p_value(p).removeprefix("p ").removeprefix("= ")
-    yield _estimate(arm.metrics["loss_both"], ".3f")
+    yield _estimate(arm.metrics["loss_both"], "z.3f")
 
 
 def course_table(runs: Sequence[StudyRun]) -> Table:
@@ -153,7 +153,7 @@ def course_table(runs: Sequence[StudyRun]) -> Table:
             run.arm,
             _course(run.curves.get("validation_dice"), ".3f"),
             without_zero(f"{run.metrics['dice']:.3f}"),
-            _course(run.curves.get("directional_bias"), "+.3f"),
+            _course(run.curves.get("directional_bias"), "+z.3f"),
         )
     return table
 
@@ -167,7 +167,7 @@ def _course(values: NDArray[np.float64] | None, form: str) -> str:
 def _arm_cells(arm: ArmSummary, *, interim: bool) -> Iterator[str]:
     yield _estimate(arm.metrics[arm.score], ".3f")
     yield _difference(arm, interim=interim)
-    yield _estimate(arm.metrics["directional_bias"], "+.3f")
+    yield _estimate(arm.metrics["directional_bias"], "+z.3f")
     yield _removed(arm.bias_removed)
 
 
@@ -187,7 +187,7 @@ def _difference(arm: ArmSummary | PooledArm, *, interim: bool) -> str:
         return ""
     change = arm.differences[arm.score]
     places = decimals((change.low, change.high), (0.0, -arm.margin))
-    difference = _estimate(change, f"+.{places}f")
+    difference = _estimate(change, f"+z.{places}f")
     if arm.holds is None:
         return difference
     outcome = inferiority(arm.holds, change.high, arm.margin)

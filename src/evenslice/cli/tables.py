@@ -160,12 +160,12 @@ def _with_half_width(value: Interval, between: str = " ", limits: Sequence[float
         return "none"
     ends = value.low, value.high
     places = decimals(ends, limits)
-    estimate = f"{value.estimate:+.{places}f}"
+    estimate = f"{value.estimate:+z.{places}f}"
     if float(estimate) == 0:
         estimate = f" {estimate[1:]}"
     half = (value.high - value.low) / 2
     if abs(value.high - value.estimate - half) > HALF_A_DIGIT:
-        low, high = (f"{end:.{decimals(ends, limits, least=2)}f}" for end in ends)
+        low, high = (f"{end:z.{decimals(ends, limits, least=2)}f}" for end in ends)
         return f"{estimate}\n[{low}, {high}]"
     return f"{estimate}{between}± {_short(half, places)}"
 
@@ -289,7 +289,7 @@ def run_table(result: Mapping[str, Any], out: Path) -> Table:
     for name, dice in _stress_rows(result.get("stress")):
         table.add_row(name, dice)
     if result["bias"] is not None and result["bias"]["directional_bias"] is not None:
-        table.add_row("directional bias D_m", f"{result['bias']['directional_bias']:+.3f}")
+        table.add_row("directional bias D_m", f"{result['bias']['directional_bias']:+z.3f}")
     table.add_row("network", str(out / "network.safetensors"))
     return table
 
@@ -301,9 +301,9 @@ def _stress_rows(stress: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     yield f"Dice of {counted(stress['slices'], 'test slice')}", f"{stress['intact']:.3f}"
     for loss in stress["losses"]:
         if loss["kind"] == "missing" and loss["before"] is not None:
-            sides = ", ".join(f"{name} {loss[name]:.3f}" for name in ("before", "after", "both"))
+            sides = ", ".join(f"{name} {loss[name]:z.3f}" for name in ("before", "after", "both"))
             yield f"  slice ±{loss['offset']} missing", sides
-    yield "  stack reversed", f"{stress['reversed']:.3f}"
+    yield "  stack reversed", f"{stress['reversed']:z.3f}"
 
 
 def survey_tables(survey: Survey) -> Iterator[Table]:

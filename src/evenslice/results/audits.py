@@ -204,7 +204,7 @@ class AuditResult:
 
     def __repr__(self) -> str:
         shares = " ".join(f"{share.estimate:.3f}" for share in self.shares)
-        pairs = " ".join(f"{pair.estimate:+.3f}" for pair in self.pairs)
+        pairs = " ".join(f"{pair.estimate:+z.3f}" for pair in self.pairs)
         windows = len(self.measurements.volume)
         return (
             f"<Audit {self.name!r}: {self.verdict}, shares {shares}, pair biases {pairs}, {windows} windows>"

@@ -130,7 +130,7 @@ class SurveyResult:
 
     def __repr__(self) -> str:
         lines = (
-            f"{item.spec} {item.error or f'{item.directional_bias.estimate:+.3f}'}" for item in self.networks
+            f"{item.spec} {item.error or f'{item.directional_bias.estimate:+z.3f}'}" for item in self.networks
         )
         return f"<Survey: {'; '.join(lines)}>"
 

@@ -111,7 +111,7 @@ class ShowProgress(Callback):
         return ", ".join(
             (
                 f"loss {loss:.3f}",
-                *([] if math.isnan(bias) else [f"bias {bias:+.3f}"]),
+                *([] if math.isnan(bias) else [f"bias {bias:+z.3f}"]),
                 *([self._validation(self._best)] if self._best and not math.isnan(self._best.latest) else []),
             )
         )
