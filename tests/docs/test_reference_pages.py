@@ -204,8 +204,8 @@ def _plain(text):
 
 
 def _runs_of_price():
-    """Return the runs of the study ``price`` by data set and arm, each by its fold."""
-    runs: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    """Return the runs of the study ``price`` by data set and arm, each by its fold and seed."""
+    runs: dict[tuple[str, str], dict[tuple[str, str], dict[str, float]]] = {}
     with (ROOT / "studies" / "price" / "results.csv").open(newline="") as file:
         for run in csv.DictReader(file):
             found = {
@@ -213,24 +213,31 @@ def _runs_of_price():
                 for name, value in run.items()
                 if name.startswith(("answer_change", "stress_")) and value
             }
-            runs.setdefault((run["dataset"], run["arm"]), {})[run["fold"]] = found
+            runs.setdefault((run["dataset"], run["arm"]), {})[run["fold"], run["seed"]] = found
     return runs
+
+
+def _mean_by_fold(found):
+    """Return the mean over the seeds of each fold, of numbers by fold and seed."""
+    return [
+        statistics.fmean(number for (of, _), number in found.items() if of == fold)
+        for fold in dict.fromkeys(fold for fold, _ in found)
+    ]
 
 
 def _recomputed():
     """Yield what the text quotes of the runs and the results page does not show.
 
-    By how much C is larger than from a pretrained start, fold by fold; and by how much more a missing slice before costs that
-    start than one after, over all data sets.
+    By how much C is larger than from a pretrained start, run by run; and by how much more a missing slice before costs that
+    start than one after, over all data sets. Both are means over folds, of the means over the seeds of each.
     """
     runs = _runs_of_price()
     own, baseline = (runs["MSD hippocampus", arm] for arm in ("pretrained without z-flip", "pretrained"))
-    yield difference(
-        student_interval([own[fold]["answer_change"] - baseline[fold]["answer_change"] for fold in own])
-    )
+    larger = {place: own[place]["answer_change"] - baseline[place]["answer_change"] for place in own}
+    yield difference(student_interval(_mean_by_fold(larger)))
     unequal = [
-        [run["stress_after"] - run["stress_before"] for run in folds.values()]
-        for (_, arm), folds in runs.items()
+        _mean_by_fold({place: run["stress_after"] - run["stress_before"] for place, run in found.items()})
+        for (_, arm), found in runs.items()
         if arm == "pretrained"
     ]
     assert len(unequal) == 4
