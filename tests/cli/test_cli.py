@@ -284,6 +284,17 @@ def test_the_scaling_of_a_network_that_was_not_trained_on_photographs(run, tmp_p
     assert "states its own mean and std" in err
 
 
+def test_a_trained_network_that_is_symmetrized_is_not_said_to_be_rewritten(run, tmp_path):
+    trained = ["--model", "my_networks:unequal", "--weights", "weights.pt", "--mean", "0", "--std", "1"]
+    code, out, _ = run("symmetrize", *trained, "--out", str(tmp_path / "fair.safetensors"))
+    assert code == 0
+    assert "first layers" in out
+    assert "rewritten" not in out
+    code, out, _ = run("neutralize", *trained, "--out", str(tmp_path / "start.safetensors"))
+    assert code == 0
+    assert "layers rewritten" in out
+
+
 ENCODER = ["--model", "my_networks:in_parts", "--weights", "encoder.pt"]
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
 import zarr
@@ -55,6 +56,12 @@ def test_labels_in_an_hdf5_file(tmp_path):
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         del file["raw"]
     assert "data set /labels" in info(tmp_path / "a.h5")
+
+
+def test_a_spacing_without_a_unit(tmp_path):
+    image = nibabel.Nifti1Image(STACK.T, np.diag([0.5, 0.7, 3, 1]))
+    nibabel.save(image, tmp_path / "a.nii")
+    assert "spacing 3 x 0.7 x 0.5 (z, y, x), unit not stated" in info(tmp_path / "a.nii")
 
 
 def test_slices_of_a_series_that_was_picked(tmp_path):

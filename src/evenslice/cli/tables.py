@@ -197,10 +197,7 @@ def info_table(info: VolumeInfo) -> Table:
     if info.missing_numbers:
         table.add_row("missing slices", describe_missing_numbers(info.missing_numbers))
     table.add_row("type", info.dtype)
-    spacing = (
-        "not stated" if info.spacing is None else f"{_by_axis(info.spacing)} {info.unit or ''} (z, y, x)"
-    )
-    table.add_row("spacing", spacing)
+    table.add_row("spacing", _spacing(info))
     table.add_row("chunks", "not stated" if info.chunks is None else _by_axis(info.chunks))
     if info.orientation is not None:
         table.add_row("orientation", f"{info.orientation} (directions of x, y, z)")
@@ -220,12 +217,22 @@ def info_table(info: VolumeInfo) -> Table:
     return table
 
 
+def _spacing(info: VolumeInfo) -> str:
+    if info.spacing is None:
+        return "not stated"
+    sizes = _by_axis(info.spacing)
+    return f"{sizes} (z, y, x), unit not stated" if info.unit is None else f"{sizes} {info.unit} (z, y, x)"
+
+
 def record_table(record: Record, out: Path) -> Table:
     """Return the record of a neutralized network, one entry in each row."""
     table = _facts(str(out))
     table.add_row("strategy", record.strategy + (f", tied: {record.tie}" if record.tie else ""))
     table.add_row("slices", str(record.slices))
-    table.add_row("layers rewritten", ", ".join(repr(name) for name in record.stems) or "none")
+    if record.stems:
+        # Those of a trained network that is only symmetrized keep their kernels.
+        name = "first layers" if record.strategy == "pretrained" else "layers rewritten"
+        table.add_row(name, ", ".join(map(repr, record.stems)))
     if record.symmetrized:
         table.add_row("averaged at", ", ".join(name or "the output" for name in record.symmetrized))
     table.add_row("scaling of a slice", f"(slice - {record.mean:g}) / {record.std:g}")
