@@ -214,6 +214,12 @@ def test_an_onnx_file_is_evaluated_as_a_network_is(blobs, tmp_path, size):
         ({"stress_slices": 0, "stress": True}, ConfigError, "stress_slices=0: must be at least 1"),
         ({"stress_slices": 5}, ConfigError, "stress_slices: has no effect without stress"),
         ({"seed": -1, "stress": True}, ConfigError, "seed=-1: must be at least 0"),
+        ({"seed": 1.5}, ConfigError, "seed: is 1.5, not a whole number"),
+        ({"stress_slices": 1.5, "stress": True}, ConfigError, "stress_slices: is 1.5, not a whole number"),
+        ({"batch": "4"}, ConfigError, "batch: is '4', not a whole number"),
+        ({"batch": 1.5}, ConfigError, "batch: is 1.5, not a whole number"),
+        ({"step": "1"}, ConfigError, "step='1': must be a whole number"),
+        ({"fill": "x"}, ConfigError, "fill: 'x' is not a number"),
         (
             {"labels": None, "stress": True, "label_values": [0, 1]},
             ConfigError,

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -172,6 +173,7 @@ def test_weights_from_the_spacing_know_thin_and_thick_slices():
     assert profile_weights(5, (0.01, 1, 1)) == pytest.approx([0.2] * 5, abs=1e-4)
     assert profile_weights(3, (1e-99, 1e-99, 1e-99)) == (0.25, 0.5, 0.25)
     assert profile_weights(3, (1e99, 1e-99, 1e-99)) == (0, 1, 0)
+    assert profile_weights(np.int64(65)) == profile_weights(65)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +187,10 @@ def test_weights_from_the_spacing_know_thin_and_thick_slices():
         ({"spacing": (10**400, 1, 1)}, "three positive numbers"),
         ({"spacing": (1, 1e-300, 1e300)}, "three positive numbers"),
         ({"step": 0}, "must be 1 or more"),
+        ({"step": 1.5}, "step: is 1.5, not a whole number"),
+        ({"step": "1"}, "step: is '1', not a whole number"),
+        ({"slices": "3"}, "slices: is '3', not a whole number"),
+        ({"slices": 3.0}, "slices: is 3.0, not a whole number"),
     ],
 )
 def test_weights_from_a_wrong_spacing_are_refused(changed, message):

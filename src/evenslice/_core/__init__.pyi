@@ -28,6 +28,7 @@ from .errors import (
     reason as reason,
     spelled_in_configuration as spelled_in_configuration,
     spelled_on_command_line as spelled_on_command_line,
+    whole_number as whole_number,
 )
 from .import_paths import (
     import_object as import_object,

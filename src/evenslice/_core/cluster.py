@@ -19,7 +19,14 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from evenslice._core.errors import ConfigError, EvensliceError, needs_extra, option, reason
+from evenslice._core.errors import (
+    ConfigError,
+    EvensliceError,
+    needs_extra,
+    option,
+    reason,
+    whole_number,
+)
 from evenslice._core.local_workers import local_client
 from evenslice._core.words import printable
 
@@ -48,7 +55,7 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
         scheduler: address of a running scheduler, such as ``tcp://host:8786``.
 
     Raises:
-        ConfigError: both are given, ``workers`` is below 1, or the scheduler does not answer.
+        ConfigError: both are given, ``workers`` is not a whole number of at least 1, or the scheduler does not answer.
         EvensliceError: the worker processes on this machine do not start.
         MissingExtraError: Dask is not installed.
 
@@ -62,8 +69,8 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
             f"{option('workers')} starts workers here, {option('scheduler')} uses those of a cluster; give "
             "one of the two"
         )
-    if workers is not None and workers < 1:
-        raise ConfigError(f"{option('workers', workers)}: must be at least 1")
+    if workers is not None:
+        workers = whole_number("workers", workers, least=1)
     try:
         if workers is not None:
             with local_client(workers) as client:

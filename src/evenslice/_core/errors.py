@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import operator
 import zipfile
 import zlib
 from contextlib import contextmanager, suppress
@@ -45,6 +46,7 @@ __all__ = [
     "reason",
     "spelled_in_configuration",
     "spelled_on_command_line",
+    "whole_number",
 ]
 
 
@@ -233,6 +235,28 @@ def reason(error: BaseException) -> str:
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return printable(without_secrets(line))[:300]
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """Return an option that has to be a whole number, of Python or of another library, as Python's.
+
+    Raises:
+        ConfigError: it is not a whole number, or below the least.
+
+    Example:
+        >>> whole_number("batch", 4, least=1)
+        4
+        >>> whole_number("batch", "4", least=1)
+        Traceback (most recent call last):
+        evenslice.ConfigError: batch: is '4', not a whole number
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{option(name)}: is {value!r:.40}, not a whole number") from None
+    if least is not None and number < least:
+        raise ConfigError(f"{option(name, number)}: must be at least {least}")
+    return number
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, option
+from evenslice._core import ConfigError, option, whole_number
 
 if TYPE_CHECKING:
     from evenslice.auditing.targets import Target
@@ -29,15 +30,14 @@ class Sampling:
     seed: int
 
     def __post_init__(self) -> None:
-        if not self.precision > 0:
+        if not (_is_number(self.precision) and self.precision > 0):
             raise ConfigError(f"{option('precision', self.precision)}: must be above 0")
-        for name, value, least in (
-            ("max_windows", self.max_windows, 1),
-            ("seed", self.seed, 0),
-            ("batch", self.batch, 1),
-        ):
-            if value is not None and value < least:
-                raise ConfigError(f"{option(name, value)}: must be at least {least}")
+        for name, least in (("max_windows", 1), ("seed", 0), ("batch", 1)):
+            value = getattr(self, name)
+            if value is not None or name == "seed":
+                object.__setattr__(self, name, whole_number(name, value, least))
+        if self.seed >= 2**63:
+            raise ConfigError(f"{option('seed', self.seed)}: must be below 2**63")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,12 @@ def check_thresholds(thresholds: Thresholds) -> Thresholds:
         ("answer_tolerance", thresholds.answer),
         ("mismatch_tolerance", thresholds.use),
     ):
-        if not 0 < value < 1:
+        if not (_is_number(value) and 0 < value < 1):
             raise ConfigError(f"{option(name, value)}: must lie between 0 and 1")
-    if not 0 <= thresholds.judged < 1:
+    if not (_is_number(thresholds.judged) and 0 <= thresholds.judged < 1):
         raise ConfigError(f"{option('judged_share', thresholds.judged)}: must be at least 0 and below 1")
     return thresholds
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)

@@ -8,9 +8,18 @@ import time
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, option, progress_bar, reason
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    ModelError,
+    option,
+    progress_bar,
+    reason,
+    whole_number,
+)
 from evenslice.auditing.auditor import audit
 from evenslice.auditing.documents import Survey
+from evenslice.inference import choose_device
 from evenslice.networks import with_gradients
 from evenslice.neutralizing import (
     effective_kernels,
@@ -93,7 +102,7 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
             ``seed + 1`` and so on. The time grows with it; networks without random parts are measured once.
         mean: input mean used in training; by default as stated by each network's weights.
         std: input standard deviation used in training, with the same default.
-        seed: random seed for the windows and for random weights.
+        seed: random seed for the windows and for random weights, 0 or more.
         device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         command: the command line to record in the results.
         progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
@@ -102,6 +111,7 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
         ConfigError: an option is out of range, or the weights do not match the networks.
         VolumeError: the volume cannot be read.
         ModelError: none of the networks could be surveyed.
+        MissingExtraError: no volume is given, and nilearn is not installed.
 
     Example:
         >>> import numpy as np
@@ -115,10 +125,16 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
     started = time.monotonic()
     listed = [specs] if isinstance(specs, str) else list(specs)
     pairs = _paired(listed, weights)
+    windows, draws, seed = (
+        whole_number("windows", windows),
+        whole_number("draws", draws),
+        whole_number("seed", seed, least=0),
+    )
     if windows < 2:
         raise ConfigError(f"{option('windows', windows)}: at least 2 are needed for an interval")
     if draws < 1:
         raise ConfigError(f"{option('draws', draws)}: the random parts of a network are drawn at least once")
+    choose_device(device)  # raises if it is not there, of which otherwise every network would tell
     if slices is not None:
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)

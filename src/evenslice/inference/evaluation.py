@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, option, package_versions
+from evenslice._core import ConfigError, option, package_versions, whole_number
 from evenslice.inference.black_boxes import make_ready
 from evenslice.inference.evaluation_result import EvaluatedVolume, Evaluation
 from evenslice.inference.prediction import choose_tile, try_network
@@ -99,7 +99,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         surfaces: also compare surfaces, in volumes of up to 2**26 voxels.
         tile: size (y, x) of the in-plane tiles, see ``evenslice.inference.prediction.predict``.
         batch: windows per forward pass, see ``predict``; fewer once memory runs out.
-        seed: random seed for the noise of noisy slices.
+        seed: random seed for the noise of noisy slices, 0 or more.
         device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
         progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
@@ -129,7 +129,10 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     if labels is None:
         _need_stress(stress=stress)
         values.refuse()
-    stress_slices = _check_stress_slices(stress_slices, stress=stress)
+    seed, stress_slices = (
+        whole_number("seed", seed, least=0),
+        _check_stress_slices(stress_slices, stress=stress),
+    )
     volume = open_filled(volume, fill)
     stored = None if labels is None else open_labels(labels, volume)
     ready, slices = make_ready(model, slices, device=device, dtype=dtype)
@@ -193,9 +196,7 @@ def _check_stress_slices(most: int | None, *, stress: bool) -> int:
         raise ConfigError(
             f"{option('stress_slices')}: has no effect without {option('stress')}; give both or neither"
         )
-    if most is not None and most < 1:
-        raise ConfigError(f"{option('stress_slices', most)}: must be at least 1")
-    return MOST_SLICES if most is None else most
+    return MOST_SLICES if most is None else whole_number("stress_slices", most, least=1)
 
 
 def _describe_network(network: Network, slices: int, step: int) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from evenslice._core import ConfigError, ModelError, map_ahead, option
+from evenslice._core import ConfigError, ModelError, map_ahead, whole_number
 from evenslice.inference.black_boxes import keep_sides
 from evenslice.inference.devices import to_device
 from evenslice.inference.logit_maps import class_logits, logit_map
 from evenslice.inference.probabilities import refuse_probabilities, refuse_sigmoid
-from evenslice.volumes import WindowGrid, read_in_runs, slice_indices, tile_origins
+from evenslice.volumes import WindowGrid, check_window, read_in_runs, slice_indices, tile_origins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -108,12 +108,13 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
         >>> [(z, tuple(output.shape)) for z, output in predict(network, volume, scaling=Scaling(0, 255), slices=3)][-1]
         (4, (2, 40, 50))
     """
+    check_window(slices, step, "reflect")
     centres = range(len(volume)) if centres is None else centres
     stop = min(max(centres, default=0) + slices // 2 * step + 1, len(volume))
     held = read_in_runs(volume, stop, HELD_BYTES)
     grid = WindowGrid(held, scaling, slices, (1, 1), step, edge="reflect")  # checks that windows fit
-    if batch is not None and batch < 1:
-        raise ConfigError(f"{option('batch', batch)}: must be at least 1")
+    if batch is not None:
+        batch = whole_number("batch", batch, least=1)
     plane = volume.shape[1:]
     region = region or (slice(0, plane[0]), slice(0, plane[1]))
     tile = tile or choose_tile(network, plane)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice._core import ConfigError, option, progress_bar
+from evenslice._core import ConfigError, option, progress_bar, whole_number
 from evenslice.inference.disturbances import NOISE, SHIFT, Disturbances
 from evenslice.inference.logit_maps import class_map
 from evenslice.inference.metrics import confusion_matrix
@@ -65,9 +65,7 @@ class StressTest:
             raise ConfigError(
                 f"{option('slices', slices)}: such a window has no neighbours that could be disturbed"
             )
-        if seed < 0:
-            raise ConfigError(f"{option('seed', seed)}: must be at least 0")
-        self.ways = Disturbances(slices, seed)
+        self.ways = Disturbances(slices, whole_number("seed", seed, least=0))
         self.classes = classes
         self._rows: list[tuple[int, int, NDArray[np.int64]]] = []
         self._labelled = True

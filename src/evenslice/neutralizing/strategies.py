@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from evenslice._core import ConfigError, ModelError, did_you_mean, option
+from evenslice._core import ConfigError, ModelError, did_you_mean, option, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,6 +105,7 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
         >>> find_strategy([0.25, 0.5, 0.25], 3).name
         'profile'
     """
+    slices = whole_number("slices", slices)
     if slices < 1 or slices % 2 != 1:
         raise ConfigError(f"{option('slices', slices)}: a window has an odd number of slices: 1, 3, 5, ...")
     if slices > MOST_SLICES:
@@ -158,7 +159,7 @@ def profile_weights(
 
     Raises:
         ConfigError: N is not a positive odd number, or too large; the spacing is not three positive numbers, or the step
-            not positive.
+            not a whole number of at least 1.
 
     Example:
         >>> profile_weights(3), profile_weights(5, (5, 5, 5))
@@ -166,6 +167,7 @@ def profile_weights(
         >>> [round(weight, 3) for weight in profile_weights(5, (30, 15, 15))]
         [0.001, 0.141, 0.716, 0.141, 0.001]
     """
+    slices, step = whole_number("slices", slices), whole_number("step", step)
     find_strategy("profile", slices)
     try:
         z, y, x = (1.0, 1.0, 1.0) if spacing is None else (float(size) for size in spacing)
