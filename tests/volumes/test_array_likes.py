@@ -105,6 +105,8 @@ def test_masked_voxels_need_a_value(array):
         open_labels(array, open_volume(VOXELS))
     with pytest.raises(ConfigError, match=r"fill=0.5: the masked array is int16, which has no such value"):
         open_volume(array, fill=0.5)
+    with pytest.raises(ConfigError, match="fill='x': the masked array is int16, which has no such value"):
+        open_volume(array, fill="x")
     filled = open_volume(array, fill=-7, plane="y", region=np.s_[1:, :, :])
     assert np.array_equal(filled[...], MASKED.filled(-7)[1:].transpose(1, 0, 2))
     assert type(filled[0]) is np.ndarray

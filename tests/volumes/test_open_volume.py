@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,7 @@ from volume_checks import same
 from evenslice._core import errors
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.formats import READ_FORMATS
+from evenslice.volumes.templates import mni152_path
 from evenslice.volumes.units import UNITS, common_unit, normal_unit
 from evenslice.volumes.volume import Volume
 
@@ -489,3 +491,29 @@ def test_real_mri(shared_data):
         np.testing.assert_array_equal(volume[...], np.asarray(image.dataobj).T)
         assert volume.spacing == (1, 1, 1)
         np.testing.assert_array_equal(volume.affine, image.affine)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"select": "c=0"}, "select: is 'c=0'; give a whole number for each axis, such as select={'t': 0}"),
+        ({"select": {"c": "0"}}, "select: is {'c': '0'}; give a whole number"),
+        ({"select": {"c": 0.0}}, "select: is {'c': 0.0}; give a whole number"),
+        ({"select": {0: 1}}, "select: is {0: 1}; give a whole number"),
+        ({"select": ["c"]}, "give a whole number for each axis"),
+        ({"select": {"c": 0}, "level": "0"}, "level: is '0', not a whole number"),
+        ({"select": {"c": 0}, "level": None}, "level: is None, not a whole number"),
+    ],
+)
+def test_what_is_picked_is_a_whole_number(tmp_path, options, message):
+    np.save(tmp_path / "a.npy", STACK[None])
+    for given in (STACK[None], tmp_path / "a.npy"):
+        with pytest.raises(errors.ConfigError, match=re.escape(message)):
+            open_volume(given, axes="czyx", **options)
+    found = open_volume(tmp_path / "a.npy", axes="czyx", select={"c": np.int64(0)}, level=np.int64(0))
+    assert (type(found.select["c"]), type(found.level)) == (int, int)
+
+
+def test_the_template_has_three_maps():
+    with pytest.raises(errors.ConfigError, match="name='T1': .*known: gm, t1, wm"):
+        mni152_path("T1")

@@ -186,6 +186,21 @@ def test_a_range_upside_down_is_refused():
         Scaling(3, 3)
 
 
+@pytest.mark.parametrize("wrong", ["low", None, [1], 10**400])
+def test_what_is_no_number_is_refused(wrong):
+    with pytest.raises(ConfigError, match="intensity: .* is not a number; give voxel values"):
+        Scaling(wrong, 1)
+    if wrong is not None:
+        with pytest.raises(ConfigError, match="fill: .* is not a number; give voxel values"):
+            Scaling(0, 1, fill=wrong)
+
+
+def test_without_a_fill_nan_stays_and_infinity_is_clipped():
+    for kind in (np.float32, np.float64):
+        voxels = np.array([np.nan, np.inf, -np.inf, 0.5], kind)
+        np.testing.assert_array_equal(Scaling(0, 1)(voxels), [np.nan, 1, 0, 0.5])
+
+
 def volume_of(array):
     return open_volume(np.asarray(array))
 

@@ -323,6 +323,22 @@ def test_like_must_have_the_same_shape(tmp_path):
         write_volume(open_volume(LABELS), tmp_path / "a.tif", like=open_volume(LABELS[1:]))
 
 
+def test_what_is_written_is_an_open_volume(tmp_path):
+    volume, message = (
+        open_volume(LABELS),
+        r"is an open volume, not \w+; give what evenslice.open_volume returns of it",
+    )
+    for other in (LABELS, "a.tif", None):
+        with pytest.raises(ConfigError, match=message):
+            write_volume(other, tmp_path / "a.tif")
+        with pytest.raises(ConfigError, match=message):
+            write_channels([volume, other], tmp_path / "a.tif")
+    for like in (LABELS, "a.tif"):
+        with pytest.raises(ConfigError, match=message):
+            write_volume(volume, tmp_path / "a.tif", like=like)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_volume_that_cannot_be_read_is_no_fault_of_the_output(tmp_path):
     np.save(tmp_path / "a.npy", LABELS)
     volume = open_volume(tmp_path / "a.npy")

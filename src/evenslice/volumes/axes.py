@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from evenslice._core import ConfigError, VolumeError, did_you_mean, option
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["Arrangement", "arrange", "check_axes"]
+__all__ = ["Arrangement", "arrange", "check_axes", "check_picks"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,26 @@ def check_axes(axes: str) -> str:
             f"{option('axes', axes)}: give one letter per stored dimension, each once, including z, y and x, such as tzyx"
         )
     return names
+
+
+def check_picks(select: Any) -> dict[str, int]:
+    """Return the index along each axis that a user picked, None for none.
+
+    Raises:
+        ConfigError: it is not a whole number for each name of an axis.
+
+    Example:
+        >>> check_picks({"t": 3}), check_picks(None)
+        ({'t': 3}, {})
+    """
+    if select is None:
+        return {}
+    if isinstance(select, Mapping) and all(isinstance(axis, str) for axis in select):
+        with suppress(TypeError):
+            return {axis: operator.index(index) for axis, index in select.items()}  # of NumPy, too
+    raise ConfigError(
+        f"{option('select')}: is {select!r:.60}; give a whole number for each axis, such as {option('select', {'t': 0})}"
+    )
 
 
 def arrange(
@@ -138,7 +157,7 @@ def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int], lab
                 f"{label}: {option('select', {axis: index})} is out of range; axis {name} has 0 to "
                 f"{shape[dimension] - 1}"
             )
-        fixed[dimension] = operator.index(index)  # of NumPy, too
+        fixed[dimension] = index
     return fixed
 
 

@@ -5,6 +5,7 @@ labels = LabelValues(label_values=[0, 255], ignore_label=128).class_volume(open_
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -56,7 +57,7 @@ class LabelValues:
             ``boundary_volume``.
 
     Raises:
-        ConfigError: a value is not a whole number.
+        ConfigError: a value is not a whole number, or there are none for the classes to have.
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -73,8 +74,14 @@ class LabelValues:
     instances: str | None = None
 
     def __post_init__(self) -> None:
-        values, ignored = self.label_values, self.ignore_label
+        values: Any = self.label_values
+        ignored = self.ignore_label
         if values is not None:
+            if not isinstance(values, Iterable):
+                raise ConfigError(
+                    f"{option('label_values', values)}: give the value of each class, such as "
+                    f"{option('label_values', [0, 255])}"
+                )
             whole = tuple(_whole("label_values", values, value) for value in values)
             object.__setattr__(self, "label_values", whole)
         if ignored is not None:

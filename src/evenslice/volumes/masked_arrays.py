@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,11 +61,14 @@ def _is_lazy(array: Any) -> bool:
     return isinstance(getattr(array, "_meta", None), np.ma.MaskedArray)
 
 
-def _holds(dtype: np.dtype[Any], value: float) -> bool:
+def _holds(dtype: np.dtype[Any], value: Any) -> bool:
+    if not isinstance(value, Real):
+        return False
     if dtype.kind not in "biu":
         return True
+    number: Any = value
     low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return bool(low <= value <= high and value % 1 == 0)
+    return bool(low <= number <= high and number % 1 == 0)
 
 
 class _Filled:

@@ -15,7 +15,6 @@ A file with axes other than z, y and x is refused until ``axes`` and ``select`` 
 
 from __future__ import annotations
 
-import operator
 import os
 from contextlib import suppress
 from dataclasses import replace
@@ -24,8 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from numpy.typing import NDArray
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, option
-from evenslice.volumes.axes import arrange, check_axes
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option, whole_number
+from evenslice.volumes.axes import arrange, check_axes, check_picks
 from evenslice.volumes.label_places import check_place
 from evenslice.volumes.masked_arrays import fill_masked, is_masked
 from evenslice.volumes.read.formats import open_source
@@ -86,6 +85,7 @@ def open_volume(  # noqa: PLR0913  # all but one argument have defaults and name
         VolumeError: the file is missing, damaged, not of the format of its suffix, or not a volume of real numbers; the
             message names any option that would help.
         ConfigError: an option is wrong, or does not apply to this file.
+        MissingExtraError: a package that reads the format is not installed.
 
     Example:
         >>> import numpy as np
@@ -109,7 +109,11 @@ def open_volume(  # noqa: PLR0913  # all but one argument have defaults and name
             raise ConfigError(f"{path.path}: is already open; give the options when opening it")
         part = path if region is None else take_region(path, region)
         return part if plane is None else reslice(part, plane)
-    names = None if axes is None else check_axes(str(axes))
+    names, level, picks = (
+        None if axes is None else check_axes(str(axes)),
+        whole_number("level", level),
+        check_picks(select),
+    )
     opener: Callable[[], VoxelSource]
     if _is_array(path):
         if level:
@@ -119,11 +123,11 @@ def open_volume(  # noqa: PLR0913  # all but one argument have defaults and name
         place = Place("<array>", "")
         opener = partial(ArraySource, fill_masked(path, fill))
     else:
-        place = locate(cast("str | os.PathLike[str]", path), level, (select or {}).get("series"))
+        place = locate(cast("str | os.PathLike[str]", path), level, picks.get("series"))
         if names is None:
-            place = replace(place, picked=frozenset(str(axis).lower() for axis in select or ()))
+            place = replace(place, picked=frozenset(axis.lower() for axis in picks))
         opener = partial(open_source, place)
-    volume = _arranged(place, opener, names, select or {})
+    volume = _arranged(place, opener, names, picks)
     volume = _with_spacing(volume, spacing, unit)
     return reslice(volume if region is None else take_region(volume, region), plane or "z")
 
@@ -253,11 +257,11 @@ def _arranged(
         _open=opener,
         _arrangement=arrangement,
         _sources=[source],
-        level=operator.index(place.level),
+        level=place.level,
         placed=source.placed,
         offset=(offset[z], offset[y], offset[x]),
         axes_given=names is not None,
-        select={axis: operator.index(index) for axis, index in select.items()},
+        select=dict(select),
     )
     return volume if volume.location is None else replace(volume, _whole=volume)
 

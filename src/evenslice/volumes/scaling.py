@@ -37,7 +37,11 @@ class Scaling:
     Attributes:
         low: the voxel value that becomes 0.
         high: the voxel value that becomes 1.
-        fill: the voxel value that replaces NaN and infinity; None keeps them.
+        fill: the voxel value that replaces NaN and infinity; with None, NaN stays NaN, and infinity is outside the range
+            as any other value.
+
+    Raises:
+        ConfigError: a value is not a finite number, ``low`` is not below ``high``, or they are too far apart for a float.
 
     Example:
         >>> Scaling(low=0, high=200)([-5, 50, 400]).tolist()
@@ -51,7 +55,7 @@ class Scaling:
     def __post_init__(self) -> None:
         for name in ("low", "high", "fill"):  # those of NumPy may overflow, and are not written as JSON
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else float(value))
+            object.__setattr__(self, name, None if value is None and name == "fill" else _number(name, value))
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
             raise ConfigError(
                 f"{option('intensity', [self.low, self.high])}: the first must be below the second"
@@ -102,6 +106,15 @@ class Scaling:
         above = bits.astype(np.float64)
         above += base - self.low
         return above
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(
+            f"{option('fill' if name == 'fill' else 'intensity')}: {value!r:.40} is not a number; give voxel values"
+        ) from None
 
 
 def _exceeds_float32(dtype: np.dtype[Any]) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenslice._core import needs_extra
+from evenslice._core import ConfigError, did_you_mean, needs_extra, option
 from evenslice.volumes.opening import open_volume
 
 if TYPE_CHECKING:
     from evenslice.volumes.volume import Volume
 
 __all__ = ["mni152", "mni152_path"]
+
+MAPS = ("t1", "gm", "wm")
 
 
 def mni152() -> Volume:
@@ -31,10 +33,16 @@ def mni152() -> Volume:
 def mni152_path(name: str) -> Path:
     """Return the path of a map of the template: "t1", or "gm" or "wm" for the fraction of gray or white matter, 0..255.
 
+    Raises:
+        ConfigError: there is no map of this name.
+        MissingExtraError: nilearn is not installed.
+
     Example:
         >>> open_volume(mni152_path("gm")).shape
         (189, 233, 197)
     """
+    if name not in MAPS:
+        raise ConfigError(f"{option('name', name)}: {did_you_mean(name, MAPS)}")
     with needs_extra("demo", "the demonstration volume"):
         import nilearn
     folder = Path(str(nilearn.__file__)).parent / "datasets" / "data"

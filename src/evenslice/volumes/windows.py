@@ -135,8 +135,8 @@ class _Origins(Sequence[int]):
         return min(chosen * self.step, self.last)
 
 
-def check_tile(tile: object) -> tuple[int, int]:
-    """Return a tile (y, x) that a user gave.
+def check_tile(tile: object, name: str = "tile") -> tuple[int, int]:
+    """Return a tile (y, x) that a user gave, as the option of a name.
 
     Raises:
         ConfigError: it is not two whole numbers of at least 1.
@@ -148,7 +148,7 @@ def check_tile(tile: object) -> tuple[int, int]:
     given = tuple(tile) if isinstance(tile, Sequence) and not isinstance(tile, str) else ()
     if len(given) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in given):
         raise ConfigError(
-            f"{option('tile', tile)}: give two whole numbers of at least 1, such as {option('tile', [256, 256])}"
+            f"{option(name, tile)}: give two whole numbers of at least 1, such as {option(name, [256, 256])}"
         )
     return int(given[0]), int(given[1])
 

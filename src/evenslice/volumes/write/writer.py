@@ -20,9 +20,10 @@ Values are stored without loss: where a format lacks them, booleans as 0 and 1, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, OutputError, reporting_write_errors, staged_file, staged_tree
+from evenslice.volumes.volume import Volume
 from evenslice.volumes.write.destinations import (
     Destination,
     check_free,
@@ -36,8 +37,6 @@ from evenslice.volumes.write.remote import write_remote
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
-
-    from evenslice.volumes.volume import Volume
 
 __all__ = ["check_destination", "write_channels", "write_volume"]
 
@@ -58,7 +57,7 @@ def write_volume(
         path: the output; its suffix determines the format. ``file.h5:/path`` names the dataset in an HDF5 file, by
             default ``/labels`` or ``/volume``; OME-Zarr can also be written to ``s3://`` addresses.
         like: the volume from which to take spacing, unit and affine; by default ``volume``.
-        labels: whether voxels are class numbers, which are never averaged; by default true for integers.
+        labels: whether voxels are class numbers, which are never averaged; by default true for integers and booleans.
         force: replace an existing volume; a file or folder that contains anything else is never replaced.
         progress: called with the number of voxels written so far and in total, including resolution levels.
 
@@ -66,7 +65,8 @@ def write_volume(
         VolumeError: the volume cannot be read.
         OutputError: the suffix is unknown, the output exists and may not be replaced, it overlaps an input, or it
             cannot be written; then nothing is left there.
-        ConfigError: ``like`` has another shape.
+        ConfigError: ``like`` has another shape, or one of the two is not an open volume.
+        MissingExtraError: a package that writes the format is not installed.
 
     Example:
         >>> import tempfile
@@ -102,7 +102,9 @@ def write_channels(
     Raises:
         VolumeError: a volume cannot be read.
         OutputError: as for ``write_volume``.
-        ConfigError: there is no channel, shapes differ (including ``like``), or data types of channels differ.
+        ConfigError: there is no channel, shapes differ (including ``like``), data types of channels differ, or one of them
+            is not an open volume.
+        MissingExtraError: as for ``write_volume``.
 
     Example:
         >>> import tempfile
@@ -118,6 +120,7 @@ def write_channels(
         raise ConfigError(f"{path}: there is no channel to write; give at least one")
     first = channels[0]
     for channel in channels:
+        _require_volume(channel)
         if (channel.shape, channel.dtype) != (first.shape, first.dtype):
             raise ConfigError(
                 f"{channel.path}: is {channel.shape} {channel.dtype} and the first channel {first.shape} "
@@ -169,6 +172,8 @@ def _write(
     stacked: bool,
 ) -> None:
     model = channels[0] if like is None else like
+    for given in (*channels, model):
+        _require_volume(given)
     if model.shape != channels[0].shape:
         raise ConfigError(
             f"{path}: its shape is {channels[0].shape} and that of {model.path} {model.shape}; "
@@ -201,3 +206,10 @@ def _write(
         else:
             with staged_file(destination.location, force=force) as beside:
                 destination.format.write(beside, image, dataset)
+
+
+def _require_volume(given: Any) -> None:
+    if not isinstance(given, Volume):
+        raise ConfigError(
+            f"what is written is an open volume, not {type(given).__name__}; give what evenslice.open_volume returns of it"
+        )
