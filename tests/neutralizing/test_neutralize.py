@@ -15,10 +15,12 @@ from torch import nn
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.networks.outputs import logits
 from evenslice.neutralizing import strategies
-from evenslice.neutralizing.neutralization import neutralize
+from evenslice.neutralizing.network_files import save_network
+from evenslice.neutralizing.neutralization import neutralize, untie
 from evenslice.neutralizing.record import Record, keep_record, record_of
 from evenslice.neutralizing.stems import find_stems
 from evenslice.neutralizing.strategies import STRATEGIES
+from evenslice.neutralizing.symmetrization import symmetrize
 
 PLANTED = [
     planted.conv_bias,
@@ -837,3 +839,23 @@ def test_stems_that_share_a_bias_get_the_constant_of_their_colours_once():
     colours = (gray - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     slices = ((gray - record.mean) / record.std).expand(-1, 3, -1, -1)
     assert torch.allclose(network(slices), reference(colours), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model", ["timm:resnet18", None, nn.Conv2d(3, 8, 3).state_dict(), (nn.Conv2d(3, 8, 3), None)]
+)
+def test_what_is_no_network_is_refused(model, tmp_path):
+    for function in (
+        neutralize,
+        untie,
+        record_of,
+        lambda it: save_network(it, tmp_path / "a.safetensors"),
+    ):
+        with pytest.raises(
+            ModelError, match=f"{type(model).__name__} is not a network; give a torch.nn.Module, such as"
+        ):
+            function(model)
+    with pytest.raises(
+        ModelError, match=f"{type(model).__name__} is not a network; give a torch.nn.Module, or a function"
+    ):
+        symmetrize(model)

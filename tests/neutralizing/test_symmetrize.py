@@ -921,3 +921,9 @@ def test_a_network_that_refuses_slices_is_told_so_by_every_strategy(strategy):
     ):
         neutralize(network, 5, strategy=strategy)
     assert network.stem.in_channels == 3
+
+
+@pytest.mark.parametrize("at", [None, 7, ["0"]])
+def test_a_place_that_is_no_name_is_refused(at):
+    with pytest.raises(ModelError, match="the network has no module"):
+        symmetrize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), at)

