@@ -128,6 +128,7 @@ def test_function_decides_its_inputs(tmp_path, monkeypatch):
         ({"strategy": "unifrom"}, ConfigError, "did you mean 'uniform'"),
         ({"slices": 4}, ConfigError, "odd"),
         ({"tie": "miror"}, ConfigError, "did you mean 'mirror'"),
+        ({"classes": "2"}, ConfigError, "classes: is '2', not a whole number"),
     ],
 )
 def test_unknown_options(options, error, message):
@@ -136,6 +137,28 @@ def test_unknown_options(options, error, message):
 
 
 # Round trips
+
+
+def test_other_classes_than_those_of_a_saved_network_are_refused_where_the_library_chose_them(tmp_path):
+    path = tmp_path / "net.safetensors"
+    model, _, source = load_network("timm:test_resnet", "none")
+    assert source.classes is None
+    save_network(model, path, source=source)
+    with pytest.raises(
+        ModelError, match=r"net.safetensors does not fit .*fc.weight is \(1000, 96\), not \(3, 96\)"
+    ):
+        load_network("timm:test_resnet", path, classes=3)
+    again, _, _ = load_network("timm:test_resnet", path, classes=1000)
+    assert torch.equal(again.fc.weight, model.fc.weight)
+
+
+def test_a_source_is_not_a_specification(tmp_path):
+    model, _, source = load_network("timm:test_resnet", "none")
+    with pytest.raises(
+        ConfigError, match="source: is str; give the source that evenslice.load_network returned"
+    ):
+        save_network(model, tmp_path / "net.safetensors", source=source.spec)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,11 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
 
     Raises:
         ModelError: the specification or the weights cannot be used, or not together; the network cannot be neutralized;
-            or a file from ``save_network`` was saved with other slices, strategy, tie or classes than requested, or
-            names a network by arguments whose size only building it would tell.
+            or a file from ``save_network`` was saved with other slices, strategy, tie or classes than requested, states
+            the mean and std itself, has more than 81 slices and ``slices`` does not say so, or names a network by
+            arguments whose size only building it would tell.
         ConfigError: an option is unknown or has a bad value.
+        MissingExtraError: the library of the network is not installed.
 
     Example:
         >>> import torch
@@ -155,7 +157,7 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any], *, stated: bo
             f"{option('slices', record.slices)}"
         )
     inputs = _inputs(record, saved)
-    classes = asked["classes"] if saved is None else saved.classes
+    classes = saved.classes if saved is not None and saved.classes is not None else asked["classes"]
     state = dict(file.state)
     size = sketched_size(spec, classes=classes, inputs=inputs)
     if size is None and stated and parse_specification(spec).arguments:
@@ -276,8 +278,8 @@ def save_network(
         force: overwrite an existing file.
 
     Raises:
-        ModelError: the network has no record.
-        ConfigError: an entry of ``reading`` is unknown, or cannot be right.
+        ModelError: the network has no record, or is none.
+        ConfigError: an entry of ``reading`` is unknown, or cannot be right; or ``source`` is something else.
         OutputError: the path has another suffix, exists, or cannot be written.
 
     Example:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import UNREADABLE, ModelError, option, reason
-from evenslice.networks import METADATA_KEY, ModelSource, parse_specification, read_metadata
+from evenslice.networks import METADATA_KEY, ModelSource, check_source, parse_specification, read_metadata
 from evenslice.neutralizing.reading import Reading
 from evenslice.neutralizing.record import Record
 
@@ -76,8 +76,9 @@ def saved_text(
         reading: how it reads volumes and their labels, as such or as options by name; None if unknown.
 
     Raises:
-        ConfigError: an entry of ``reading`` is unknown, or cannot be right.
+        ConfigError: an entry of ``reading`` is unknown, or cannot be right; or ``source`` is something else.
     """
+    check_source(source)
     document = {
         "format": FORMAT,
         "version": version("evenslice"),
