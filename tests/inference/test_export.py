@@ -123,8 +123,48 @@ def test_an_onnx_file_with_damaged_metadata_is_refused(tmp_path, text):
 def test_a_size_of_windows_can_be_fixed(tmp_path):
     written = evenslice.export(small(), tmp_path, to="onnx", tile=(32, 48))
     assert written.tile == evenslice.load_onnx(tmp_path / "network.onnx").tile == (32, 48)
-    with pytest.raises(ConfigError, match=r"tile=\[0, 32\]: give positive numbers"):
+    with pytest.raises(ConfigError, match=r"tile=\[0, 32\]: give two whole numbers of at least 1"):
         evenslice.export(small(), tmp_path / "other", to="onnx", tile=(0, 32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 64}, "tile=64: give two whole numbers of at least 1"),
+        ({"tile": (64,)}, r"tile=\[64\]: give two whole numbers"),
+        ({"crop": 64}, r"crop=64: give two whole numbers of at least 1, such as crop=\[256, 256\]"),
+        ({"crop": (0, 64)}, r"crop=\[0, 64\]: give two whole numbers"),
+        ({"to": "huggingface", "tile": 64}, "tile=64: weights have no fixed size of windows"),
+        ({"intensity": ("a", "b")}, "intensity: 'a' is not a number"),
+        ({"source": "timm:resnet18"}, "source: is str; give the source that evenslice.load_network returned"),
+        ({"card": {"name": "Mitochondria"}}, "card: is dict; give an evenslice.ModelCard"),
+        ({"audits": "run/audit"}, "audits: give a list of what evenslice.audit returned"),
+        ({"audits": ["run/audit"]}, "audits: give a list of what evenslice.audit returned"),
+    ],
+)
+def test_what_is_of_another_kind_is_said_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        evenslice.export(small(), tmp_path / "out", **{"to": "onnx"} | options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_function_is_not_exported(tmp_path):
+    with pytest.raises(ModelError, match="function is not a network; give a torch.nn.Module"):
+        evenslice.export(lambda windows: windows, tmp_path, to="onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": "a"}, "mean: is 'a'; give a number, or one for each slice"),
+        ({"mean": []}, r"mean: is \[\]; give a number"),
+        ({"std": [[1, 1, 1]]}, r"std: is \[\[1, 1, 1\]\]; give a number"),
+        ({"providers": "GPU"}, "provider 'GPU': this onnxruntime has"),
+    ],
+)
+def test_a_scaling_that_is_none_is_refused(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        evenslice.load_onnx(tmp_path / "network.onnx", **options)
 
 
 def test_padding_that_depends_on_the_size_is_exported_for_every_size(tmp_path):

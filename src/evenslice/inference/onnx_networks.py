@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,17 +196,24 @@ def load_onnx(
         >>> network.slices, network.mean, network(np.zeros((1, 5, 64, 64), np.float32)).shape
         (5, (0.5,), (1, 2, 64, 64))
     """
-    centre, spread = _values(mean), _values(std)
+    centre, spread = _values("mean", mean), _values("std", std)
     for name, values in (("mean", centre), ("std", spread)):
         if values and not (np.isfinite(values).all() and (name == "mean" or all(values))):
             raise ConfigError(f"{option(name, list(values))}: give finite numbers, and no std of 0")
     if centre:
         check_mean(centre)
-    return OnnxNetwork(Path(path).absolute(), centre, spread, tuple(providers))
+    names = (providers,) if isinstance(providers, str) else tuple(providers)
+    return OnnxNetwork(Path(path).absolute(), centre, spread, names)
 
 
-def _values(given: float | Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if given is None else tuple(np.atleast_1d(np.asarray(given, dtype=float)).tolist())
+def _values(name: str, given: float | Sequence[float] | None) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    with suppress(TypeError, ValueError):
+        values = np.atleast_1d(np.asarray(given, dtype=float))
+        if values.ndim == 1 and len(values):
+            return tuple(values.tolist())
+    raise ConfigError(f"{option(name)}: is {given!r:.40}; give a number, or one for each slice")
 
 
 def _scaling(

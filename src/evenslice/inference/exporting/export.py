@@ -14,8 +14,10 @@ from evenslice._core import ConfigError, OutputError, did_you_mean, option, stag
 from evenslice.inference.exporting.description import Description, ModelCard, describe
 from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
 from evenslice.inference.exporting.readme import README
-from evenslice.networks import with_gradients
+from evenslice.networks import check_source, with_gradients
 from evenslice.neutralizing import Reading
+from evenslice.results import AuditResult
+from evenslice.volumes import check_tile
 
 if TYPE_CHECKING:
     import os
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
     from evenslice.inference.exporting.onnx_writing import WrittenOnnx
     from evenslice.networks import ModelSource
-    from evenslice.results import AuditResult
 
 __all__ = ["Exported", "check_export_format", "export"]
 
@@ -102,7 +103,8 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     The network itself is left unchanged. ``docs/export.md`` says what each format holds.
 
     Args:
-        model: maps (batch, slices, y, x) to logits, with the scaling that the record of ``neutralize`` states.
+        model: maps (batch, slices, y, x) to logits. Slices in 0..1 are scaled as ``neutralize`` recorded on it, else by the
+            mean and std that its library states for pretrained weights, else not at all.
         out: the folder, created if missing.
         to: ``"onnx"``: ``network.onnx``, which takes slices in 0..1. ``"bioimageio"``: a model for bioimage.io with ONNX
             weights, which takes voxel values. ``"huggingface"``: weights, ``config.json`` and a model card, which
@@ -127,7 +129,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
 
     Raises:
         ModelError: the network cannot be exported in this format, or the file computes something else.
-        ConfigError: an option is out of range.
+        ConfigError: an option is out of range or unknown, or ``slices`` differs from what is recorded on the network.
         OutputError: the folder holds such files, or an export in a format that shares some of their names, or cannot be
             written.
         MissingExtraError: a package of the extra ``export`` is not installed.
@@ -144,11 +146,12 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     """
     check_export_format(to)
     if to == "huggingface" and tile is not None:
-        raise ConfigError(
-            f"{option('tile', list(tile))}: weights have no fixed size of windows; leave it out"
-        )
-    if crop is not None and min(crop) < 1:
-        raise ConfigError(f"{option('crop', list(crop))}: give two positive numbers, pixels in y and x")
+        raise ConfigError(f"{option('tile', tile)}: weights have no fixed size of windows; leave it out")
+    tile, crop = (
+        None if size is None else check_tile(size, name) for name, size in (("tile", tile), ("crop", crop))
+    )
+    check_source(source)
+    _check_kinds(card, audits)
     if Path(out).is_file():
         raise OutputError(f"{out}: is a file; name a folder")
     description = describe(
@@ -184,6 +187,14 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         multiple=written.multiple if written else None,
         difference=written.difference if written else None,
     )
+
+
+def _check_kinds(card: Any, audits: Any) -> None:
+    """Raise ConfigError if the card of a network, or its audits, are something else."""
+    if card is not None and not isinstance(card, ModelCard):
+        raise ConfigError(f"{option('card')}: is {type(card).__name__}; give an evenslice.ModelCard")
+    if not isinstance(audits, list | tuple) or not all(isinstance(item, AuditResult) for item in audits):
+        raise ConfigError(f"{option('audits')}: give a list of what evenslice.audit returned")
 
 
 def _files(to: str) -> tuple[str, ...]:
