@@ -182,6 +182,25 @@ def test_windows_that_are_none_are_refused(shape, options):
         AsymmetryMonitor(torch.zeros(shape), **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"windows": np.zeros((4, 3, 8, 8))}, r"of type ndarray: give a tensor \(windows, slices, y, x\)"),
+        ({"every": 1.5}, "every: is 1.5, not a whole number"),
+        ({"batch": None}, "batch: is None, not a whole number"),
+        ({"target": "predicte"}, "target='predicte': did you mean 'predicted'"),
+        ({"target": -1}, "target='-1': known: auto"),
+        (
+            {"target": "labels"},
+            "target='labels': a monitor has no labels; choose auto, predicted, sum or a class number",
+        ),
+    ],
+)
+def test_what_would_fail_in_training_is_refused_before_it(options, message):
+    with pytest.raises(ConfigError, match=message):
+        AsymmetryMonitor(**({"windows": torch.zeros(4, 3, 8, 8)} | options))
+
+
 def test_the_log_drops_what_a_resumed_run_writes_again(tmp_path):
     path = tmp_path / "metrics.csv"
     log = CsvLog(path, ["loss", "dice"])

@@ -161,6 +161,14 @@ def test_scalings_are_given_or_told(image):
         ({"model": nn.Conv2d(3, 1, 1)}, "model: has no record"),
         ({"augmentation": {"flip": True}}, "flip: no such option; did you mean 'flips'"),
         ({"augmentation": "flips"}, "augmentation='flips'"),
+        ({"fill": "x"}, "fill: 'x' is not a number"),
+        ({"classes": "2"}, "classes: is '2', not a whole number"),
+        ({"classes": 2.5}, "classes: is 2.5, not a whole number"),
+        (
+            {"label_values": 5},
+            r"label_values=5: give the value of each class, such as label_values=\[0, 255\]",
+        ),
+        ({"record": {"mean": 0.5}}, "record: is dict; give what evenslice.neutralize returned"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(image, options, message):

@@ -103,6 +103,7 @@ class CropDataset(Dataset[Any]):
             labels.
 
         Raises:
+            IndexError: there is no window of this number.
             VolumeError: a file cannot be read, or holds a label value of no class.
         """
         if not -self._length <= index < self._length:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evenslice._core import ConfigError, needs_extra, option
-from evenslice.auditing import Mirrored, attribute, classes_for_mirrors
+from evenslice._core import ConfigError, needs_extra, option, whole_number
+from evenslice.auditing import Mirrored, attribute, classes_for_mirrors, parse_target
 from evenslice.networks import with_gradients
 from evenslice.results import directional_bias, measure_windows, model_part
 from evenslice.training.logs import log_metrics
@@ -44,7 +44,8 @@ class AsymmetryMonitor(Callback):
     Args:
         windows: (n, slices, y, x), as the forward pass of the module takes them.
         every: optimizer steps between measurements.
-        target: the class whose logit is explained at each pixel, see ``evenslice.auditing.attribution``.
+        target: what is explained at each pixel: the logit of the class that is "predicted" or of a class number, or the
+            "sum" of all outputs; "auto" as for ``audit``.
         batch: windows per forward pass.
 
     Attributes:
@@ -53,7 +54,10 @@ class AsymmetryMonitor(Callback):
         history: a row of them for each measurement, with its ``step``; stored in checkpoints.
 
     Raises:
-        ConfigError: there are no windows, or their number of slices is even.
+        ConfigError: there are no windows, or their number of slices is even; ``every`` or ``batch`` is below 1; or the
+            target is unknown, or "labels", which a monitor does not have. During training, if the network does not
+            have the class.
+        ModelError: during training, if the output does not suit the target.
 
     Example:
         >>> monitor = AsymmetryMonitor(torch.rand(4, 3, 32, 32), every=100)
@@ -62,17 +66,20 @@ class AsymmetryMonitor(Callback):
     """
 
     def __init__(self, windows: Tensor, *, every: int = 200, target: Target = "auto", batch: int = 4) -> None:
+        given: Any = windows
+        if not isinstance(given, torch.Tensor):
+            raise ConfigError(
+                f"windows of type {type(given).__name__}: give a tensor (windows, slices, y, x)"
+            )
         if windows.ndim != 4 or len(windows) == 0 or windows.shape[1] % 2 == 0:
             raise ConfigError(
                 f"windows of shape {tuple(windows.shape)}: give at least one, as (windows, slices, y, x) with an odd "
                 "number of slices"
             )
-        if every < 1 or batch < 1:
-            raise ConfigError(f"{option('every', every)}, {option('batch', batch)}: both must be at least 1")
         self.windows = windows
-        self.every = every
-        self.target = target
-        self.batch = batch
+        self.every = whole_number("every", every, least=1)
+        self.target = _target(target)
+        self.batch = whole_number("batch", batch, least=1)
         self.columns = bias_columns(windows.shape[1])
         self.history: list[dict[str, float]] = []
 
@@ -182,6 +189,20 @@ def bias_columns(slices: int) -> tuple[str, ...]:
     """
     half = slices // 2
     return (*(f"share_{k}" for k in range(-half, half + 1)), "directional_bias", "asymmetry", "imbalance")
+
+
+def _target(target: Target) -> Target:
+    """Return a target that can be explained without labels.
+
+    Raises:
+        ConfigError: it is unknown, or needs labels.
+    """
+    found = parse_target(str(target))
+    if found == "labels":
+        raise ConfigError(
+            f"{option('target', found)}: a monitor has no labels; choose auto, predicted, sum or a class number"
+        )
+    return found
 
 
 def _mean(values: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:

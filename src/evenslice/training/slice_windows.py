@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, option
-from evenslice.neutralizing import record_of
+from evenslice._core import ConfigError, VolumeError, did_you_mean, option, whole_number
+from evenslice.neutralizing import Record, record_of
 from evenslice.training.crops import CropDataset
 from evenslice.volumes import (
     ClassIndex,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from evenslice.neutralizing import Record
     from evenslice.training.config import AugmentationConfig
     from evenslice.volumes import Edge, Volume, VolumeLike
 
@@ -67,7 +66,7 @@ class SliceWindows(CropDataset):
         edge: "reflect" fills windows at the ends of a volume with the inner slices, as ``segment`` does; "valid" omits
             these windows, as ``audit`` does.
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
-        fill: the voxel value that replaces NaN and infinity.
+        fill: the voxel value that replaces NaN and infinity, and masked voxels of an array.
         scaling: one scaling for all volumes, or one for each, instead of ``intensity`` and ``fill``.
         model: a neutralized network: slices are then scaled as it expects. Without a network or a record they are in
             0..1.
@@ -79,8 +78,8 @@ class SliceWindows(CropDataset):
         instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1:
             "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
         foreground: fraction of crops drawn around a voxel of a class above 0, 0..1, all classes equally likely.
-        augmentation: random flips, rotations and so on: True for all, or an ``AugmentationConfig`` or its options as a
-            dict, which need the extra ``train``.
+        augmentation: random flips, rotations and so on: True for all but missing slices, or an ``AugmentationConfig`` or
+            its options as a dict; they need the extra ``train``.
         length: number of items; by default as many as there are whole planes, or as crops that cover them.
         seed: random seed.
 
@@ -93,7 +92,10 @@ class SliceWindows(CropDataset):
         VolumeError: a volume cannot be read, has too few slices, is constant or not finite; labels do not fit it. Those
             that hold a value of no class raise it here with ``foreground``, for which all labels are read, and
             otherwise with the first item that has such a value.
-        ConfigError: an option is out of range, has no effect, or differs from what is recorded on the network.
+        ConfigError: an option is out of range, has no effect, or differs from what is recorded on the network; or the
+            network has no record.
+        ModelError: ``model`` is no network.
+        MissingExtraError: there is augmentation, and a package of the extra ``train`` is missing.
 
     Example:
         >>> image = np.random.default_rng(0).random((12, 64, 64))
@@ -209,6 +211,9 @@ def _check(crop: tuple[int, int] | None, foreground: float, seed: int, *, labell
 
 
 def _record(model: nn.Module | None, record: Record | None) -> Record | None:
+    given: Any = record
+    if given is not None and not isinstance(given, Record):
+        raise ConfigError(f"record: is {type(given).__name__}; give what evenslice.neutralize returned")
     if model is None:
         return record
     if record is not None:
@@ -231,7 +236,7 @@ def _slices(slices: int | None, record: Record | None) -> int:
 
 
 def _classes(classes: int | None, values: LabelValues) -> int:
-    count = len(values.label_values or (0, 1)) if classes is None else classes
+    count = len(values.label_values or (0, 1)) if classes is None else whole_number("classes", classes)
     if count < 2:
         raise ConfigError(f"{option('classes', count)}: at least 2, background included")
     values.check(count)
