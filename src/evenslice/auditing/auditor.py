@@ -134,7 +134,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         instances: "sparse" or "dense" if the labels number objects, whose boundaries within slices are then class 1:
             "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
-        fill: the voxel value that replaces NaN and infinity.
+        fill: the voxel value that replaces NaN and infinity, and masked voxels of an array.
         scalings: the scaling of each volume, if known from training, instead of intensity and fill.
         stress: with labels, also measure what a disturbed slice costs; an audit of the same network by another method
             need not do so again.
@@ -148,10 +148,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         precision: stop when the half-widths of the 95 % intervals of all judged pair biases are below this, and 8 slices
             have an answer, a second opinion and attention to each class, or 200 windows were measured; 400 if no class has
             changed in any window although scores have.
-        max_windows: largest number of windows.
+        max_windows: largest number of windows; by default all that there are.
         batch: windows per pass of the network; by default the fastest number, on a GPU as many as half of its free
             memory holds, at most 32. Fewer once memory runs out.
-        seed: random seed for the order of the windows and for methods that draw samples.
+        seed: random seed for the order of the windows and for methods that draw samples, 0 to 2**63 - 1.
         device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         dtype: "bfloat16", "float32" or "auto": bfloat16 if the hardware supports it and if, on the first windows, the
             mean shares agree with those in float32 to 0.002 and the pair biases to half the precision; else float32.
@@ -166,7 +166,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         ModelError: the network rejects the windows, its output does not suit the target, or does not depend on the
             windows: none of the first 200 (or of all, if fewer) has an attribution; or its output or gradient is NaN or
             infinite for a window.
-        ConfigError: an option is out of range or has no effect, or the function cannot be sent to workers.
+        ConfigError: an option is out of range or has no effect, the function cannot be sent to workers, or the scheduler
+            does not answer.
+        EvensliceError: worker processes do not start, or windows killed every one that took them.
+        MissingExtraError: there are to be workers, and Dask is not installed.
 
     Example: a network that reads only the slice before the middle.
         >>> network = torch.nn.Conv2d(3, 1, 1, bias=False)

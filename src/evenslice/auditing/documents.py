@@ -57,7 +57,12 @@ class Audit(AuditResult):
     """
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Write the report of this audit as a self-contained HTML file and return its path."""
+        """Write the report of this audit as a self-contained HTML file, replacing an existing one, and return its path.
+
+        Raises:
+            OutputError: the file cannot be written.
+            MissingExtraError: Jinja2 or Matplotlib is not installed.
+        """
         return write_report([self], path)
 
     def _repr_html_(self) -> str:  # in a notebook
@@ -82,13 +87,21 @@ class Survey(SurveyResult):
 
         ``energy_1`` .. ``energy_C`` belong to the channels in their order, which is red, green and blue for a network
         trained on photographs; ``share_-1`` and ``pair_1`` to offsets. Undefined values are left empty.
+
+        Raises:
+            OutputError: the file cannot be written.
         """
         with staged_file(path, force=True) as beside:
             beside.write_text(survey_csv(self), encoding="utf-8", errors="replace", newline="")
         return Path(path)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Write the report as a self-contained HTML file, replacing an existing one, and return its path."""
+        """Write the report as a self-contained HTML file, replacing an existing one, and return its path.
+
+        Raises:
+            OutputError: the file cannot be written.
+            MissingExtraError: Jinja2 or Matplotlib is not installed.
+        """
         return write_survey_report(self, path)
 
     def _repr_html_(self) -> str:  # in a notebook
@@ -122,7 +135,7 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
     Audits of the same name get the name of their folder as a prefix.
 
     Raises:
-        ConfigError: there is no audit, or one that cannot be read.
+        ConfigError: there is no audit, one that cannot be read, or more than a report shows: 200, or 1 GiB of measurements.
 
     Example:
         >>> import tempfile

@@ -123,6 +123,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         OutputError: the output exists, is an input, cannot be written, or is being written by another process.
         ConfigError: an option is out of range or has no effect, or the scheduler does not answer.
         EvensliceError: worker processes do not start, or a block killed every one that took it.
+        MissingExtraError: Zarr, a package that writes the output or, for workers, Dask is not installed.
 
     Example: a network that finds bright voxels.
         >>> import tempfile

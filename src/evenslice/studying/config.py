@@ -192,6 +192,10 @@ def _seeds_of(arm: Arm, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> tuple[
 class StudyConfig(Section):
     """The configuration of a study.
 
+    Raises:
+        pydantic.ValidationError: an option is unknown or out of range; of one in a file or a dict, ``load_config`` and
+            ``study`` raise ConfigError.
+
     Example:
         >>> train = {"image": "train.tif", "labels": "train_labels.tif"}
         >>> test = {"image": "test.tif", "labels": "test_labels.tif"}

@@ -144,6 +144,10 @@ class ModelConfig(Section):
 class AugmentationConfig(Section):
     """Random augmentation of crops, the same for all slices of a window.
 
+    Raises:
+        pydantic.ValidationError: an option is unknown or out of range; of one in a file or a dict, ``train``, ``study`` and
+            ``SliceWindows`` raise ConfigError.
+
     Example:
         >>> AugmentationConfig(rotations=False, missing_slices=0.1).z_flip
         True
@@ -319,6 +323,10 @@ class TrainingConfig(Section):
 
 class TrainConfig(Section):
     """Everything that a training run depends on.
+
+    Raises:
+        pydantic.ValidationError: an option is unknown or out of range; of one in a file or a dict, ``load_config`` and
+            ``train`` raise ConfigError.
 
     Example:
         >>> pair = {"image": "image.tif", "labels": "labels.tif"}
