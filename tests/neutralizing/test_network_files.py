@@ -145,7 +145,8 @@ def test_other_classes_than_those_of_a_saved_network_are_refused_where_the_libra
     assert source.classes is None
     save_network(model, path, source=source)
     with pytest.raises(
-        ModelError, match=r"net.safetensors does not fit .*fc.weight is \(1000, 96\), not \(3, 96\)"
+        ModelError,
+        match=r"net.safetensors does not fit timm:test_resnet with 3 classes: .*fc.weight is \(1000, 96\), not \(3, 96\)",
     ):
         load_network("timm:test_resnet", path, classes=3)
     again, _, _ = load_network("timm:test_resnet", path, classes=1000)

@@ -173,7 +173,8 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any], *, stated: bo
     _check_room(model, record, state, weights)
     _shape_stems(model, source, record, weights)
     _match_stems(model, record.stems, state)
-    filled = fill_network(model, state, source=weights, target=spec)
+    target = spec if asked["classes"] is None else f"{spec} with {classes} classes"
+    filled = fill_network(model, state, source=weights, target=target)
     if filled.random:
         raise ModelError(f"{weights}: lacks the network's {', '.join(filled.random)}; save the network again")
     _symmetrize_as(model, record, weights)
