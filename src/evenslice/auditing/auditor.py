@@ -122,8 +122,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             gets a second opinion: from "occlusion", or from "gradient" if ``method`` is "occlusion".
         target: the output to explain: the logit of the class that is "predicted", of a class number or of the
             "labels", or the "sum" of all outputs. "auto" is "predicted" if the output has classes, that is two or four
-            dimensions, else "sum"; ``run.target`` of the result says which. With "sum", the mirror disagreement is not
-            measured.
+            dimensions, or whole numbers that are those of classes, else "sum"; ``run.target`` of the result says which.
+            With "sum", the mirror disagreement is not measured.
         outputs: maps what the network returns to the tensor of its outputs, batch first; by default
             ``evenslice.networks.logits`` does.
         labels: class maps of the volumes' shapes, for the target "labels". With any other target, the audit also measures

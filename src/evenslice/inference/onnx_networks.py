@@ -176,7 +176,8 @@ def load_onnx(
         mean: what the network expects to be subtracted from slices in 0..1; one value, or one for each slice. By
             default what ``evenslice export`` wrote into the file, else 0.
         std: the divisor that it expects afterwards, in the same form; by default also from the file, else 1.
-        providers: execution providers of onnxruntime in order of preference; a build for GPUs has more than one.
+        providers: execution providers of onnxruntime in order of preference, or the name of one; a build for GPUs has
+            more than one.
 
     Raises:
         ModelError: the file cannot be read, is not ONNX, takes weights from another folder, or has other inputs; or it

@@ -69,8 +69,9 @@ def symmetrize_onnx(
 
     Raises:
         ModelError: the file takes a fixed number of windows, keeps weights in other files, returns classes instead of
-            scores, uses operators older than version 10, or is symmetrized already; or the new file is not symmetric within
-            1e-5, or not the mean within 1e-4.
+            scores, uses operators older than version 10, is in onnxruntime's own format, or is symmetrized already; or the
+            new file is not symmetric within 1e-5, or not the mean within 1e-4, or twice the rounding error of its outputs if
+            that is more, as in half precision.
         ConfigError: the new file has another suffix, or is the other itself.
         OutputError: it exists, or cannot be written.
         MissingExtraError: onnx or onnxruntime is not installed.
