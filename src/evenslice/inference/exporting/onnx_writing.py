@@ -129,11 +129,10 @@ def write_onnx(
 def _attempts(model: nn.Module, tile: tuple[int, int] | None, multiple: int) -> Iterator[_Attempt]:
     """Yield what to leave free, most first."""
     only = input_size(model)
-    if tile is not None and (min(tile) < 1 or (only is not None and tuple(tile) != only)):
-        allowed = (
-            "positive numbers" if only is None else f"{only[0]} x {only[1]}, the size that the network takes"
+    if tile is not None and only is not None and tile != only:
+        raise ConfigError(
+            f"{option('tile', list(tile))}: give {only[0]} x {only[1]}, the size that the network takes"
         )
-        raise ConfigError(f"{option('tile', list(tile))}: give {allowed}")
     fixed = tile or only
     if fixed is None:
         if not pads_by_size(model):
