@@ -281,7 +281,11 @@ def test_what_a_library_prints_stays_out_of_the_json(run, monkeypatch, tmp_path,
 def test_what_the_report_needs_is_checked_before_anything_is_audited(run, monkeypatch, tmp_path, command):
     """Without ``--out`` there is no report, and nothing is missing."""
     started = []
-    for name in ("evenslice.auditing.audit", "evenslice.auditing.survey", "evenslice.cli.demonstration.run_demo"):
+    for name in (
+        "evenslice.auditing.audit",
+        "evenslice.auditing.survey",
+        "evenslice.cli.demonstration.run_demo",
+    ):
         monkeypatch.setattr(name, lambda *_, **__: started.append(1) or [])
     monkeypatch.setitem(sys.modules, "jinja2", None)
     np.save(tmp_path / "volume.npy", np.zeros((9, 32, 32), np.uint8))
