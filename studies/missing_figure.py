@@ -27,7 +27,7 @@ APART = 0.22
 
 def missing_figure(pooled: PooledComparison) -> Drawing:
     """Draw the Dice that each arm loses when neighbours of the middle slice are missing; call it inside ``style.settings()``."""
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.48 * len(pooled.arms)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.48 * len(pooled.arms)), layout="constrained")
     axes = figure.subplots()
     for index, (name, missing) in enumerate(LOSSES.items()):
         found = [arm.metrics[name] for arm in pooled.arms]
@@ -48,7 +48,7 @@ def missing_figure(pooled: PooledComparison) -> Drawing:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("Dice lost")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper left", ncols=len(LOSSES))
     return Drawing(
         "missing",
         "What missing slices cost",

@@ -24,3 +24,6 @@ def test_each_arm_has_its_losses_with_their_intervals():
             for segment, loss in zip(lines.get_segments(), losses, strict=True):
                 assert segment[:, 0] == pytest.approx([loss.low, loss.high])
         assert all(name in drawing.reading for name in pooled.datasets)
+        drawing.figure.draw_without_rendering()
+        (legend,) = drawing.figure.legends
+        assert legend.get_window_extent().y0 >= axes.get_window_extent().y1  # beside no marks
