@@ -103,7 +103,7 @@ _TOLERANCES = {
     "answer_change": "answer_tolerance",
     "mirror_mismatch": "mismatch_tolerance",
 }
-"""The field of :class:`evenslice.Asymmetry` that says how large a statistic may be."""
+"""The field of the statistics that says how large a statistic may be."""
 
 _WHOLE = (
     (
