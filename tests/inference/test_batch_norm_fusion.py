@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from evenslice.inference.batch_norm_fusion import fuse_batch_norms
+from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.neutralizing.network_files import load_network
 
 
@@ -160,3 +161,37 @@ def test_what_would_change_the_output_stays(network):
     assert torch.equal(network(windows), before)
     assert network.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+class Counting(nn.Sequential):
+    """Counts the pixels it computes, and refuses windows below some size."""
+
+    def __init__(self, least, error):
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+        self.least, self.error, self.pixels = least, error, []
+
+    def forward(self, x):
+        if min(x.shape[2:]) < self.least:
+            raise self.error("too small")
+        self.pixels.append(x[0, 0].numel())
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("least", "error", "pixels"),
+    [
+        (0, None, [512 * 640, 128**2, 128**2]),
+        (256, ValueError, [512 * 640] * 3),
+        (256, KeyError, [512 * 640] * 3),
+    ],
+)
+def test_preparing_computes_a_large_window_once_if_the_network_takes_smaller_ones(least, error, pixels):
+    network = trained(Counting(least, error))
+    ready = ReadyNetwork(network, slices=3, device="cpu", dtype="float32")
+    windows = torch.rand(1, 3, 512, 640)
+    before = network(windows)
+    ready.module.pixels.clear()
+    ready.prepare(3, (512, 640))
+    assert ready.module.pixels == pixels
+    assert batch_norms(ready.module) == 0
+    assert (ready(windows) - before).abs().max() <= 1e-4 * before.abs().max()

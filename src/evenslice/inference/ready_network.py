@@ -32,7 +32,7 @@ from evenslice.networks import (
 from evenslice.neutralizing import record_of, untie
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -41,6 +41,7 @@ __all__ = ["ReadyNetwork", "by_slice", "check_output", "frozen_copy", "input_sca
 ANY_GPU = ("auto", "cuda")  # devices that are chosen anew by each process
 _MOVING = threading.Lock()
 LARGEST_WINDOW = 2**28  # pixels in all its slices, 1 GiB
+FUSING_SIDE = 128  # pixels; batch norms are folded by passes on windows of about this size
 
 
 def input_scaling(model: nn.Module, slices: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -263,7 +264,10 @@ class ReadyNetwork(nn.Module):
         check_output(returned, self.name)
         reduced = logits if self.outputs is None else partial(reduce_output, function=self.outputs)
         with full_precision():
-            fuse_batch_norms(self.module, (windows - self.mean) / self.std, reduced)
+            # Two passes in float32, one of them with its graph: on a whole plane, they would cost more than many slices.
+            for part in _parts(windows, self.multiple):
+                if fuse_batch_norms(self.module, (part - self.mean) / self.std, reduced):
+                    break
         return returned
 
 
@@ -276,6 +280,14 @@ def trial_windows(slices: int, tile: tuple[int, int]) -> Tensor:
         )
     generator = torch.Generator().manual_seed(0)
     return torch.rand((1, slices, *tile), generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _parts(windows: Tensor, multiple: int) -> Iterator[Tensor]:
+    """Yield a part of windows that is large enough for most networks, and then all of it for those that refuse the part."""
+    side = -(-FUSING_SIDE // multiple) * multiple
+    if max(windows.shape[2:]) > side:
+        yield windows[..., :side, :side]
+    yield windows
 
 
 def check_output(returned: Any, name: str) -> None:
