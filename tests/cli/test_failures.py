@@ -118,6 +118,27 @@ UNTRAINED = ["--model", "my_networks:unequal", "--weights", "none"]
 
 
 @pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([*AUDIT, "--volume", "good.tif", "--out", ""], "--out"),
+        ([*AUDIT, "--volume", "good.tif", "--out="], "--out"),
+        (["segment", *UNTRAINED, "--volume", "good.tif", "--out", "o.npy", "--scratch", ""], "--scratch"),
+        (["segment", "--run", "", "--volume", "good.tif", "--out", "o.npy"], "--run"),
+        (["export", *UNTRAINED, "--to", "huggingface", "--out", ""], "--out"),
+        (["train", "--resume", "--out", ""], "--out"),
+        (["demo", "--out", ""], "--out"),
+        (["report", ""], "DIR"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(run, folder, arguments, name):
+    before = sorted(folder.iterdir())
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err == f"error: {name}: is empty; name a file or folder, or . for the current folder\n"
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["report", LONG], f"{LONG}: File name too long; choose a shorter name"),

@@ -168,12 +168,18 @@ def test_the_next_result_removes_what_a_killed_one_left_and_not_what_is_being_wr
 
 
 @pytest.mark.parametrize("staged", [staged_file, lambda path: staged_folder(path, ["a.txt"])])
-def test_an_address_is_not_taken_for_the_name_of_a_folder(tmp_path, monkeypatch, staged):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("https://me:pass@host/a", r"^https://\*\*\*@host/a: is an address"),
+        ("", "^the path is empty; name a"),
+    ],
+)
+def test_an_address_or_nothing_is_not_taken_for_the_name_of_a_folder(
+    tmp_path, monkeypatch, staged, path, message
+):
     monkeypatch.chdir(tmp_path)
-    with (
-        pytest.raises(OutputError, match=r"^https://\*\*\*@host/a: is an address"),
-        staged("https://me:pass@host/a"),
-    ):
+    with pytest.raises(OutputError, match=message), staged(path):
         pass
     assert not list(tmp_path.iterdir())
 

@@ -38,7 +38,7 @@ from .import_paths import (
 from .interrupts import Terminated as Terminated
 from .leftovers import remove_leftovers as remove_leftovers
 from .listening import ProgressReport as ProgressReport, progress_to as progress_to
-from .local_paths import local_path as local_path
+from .local_paths import EMPTY_PATH as EMPTY_PATH, local_path as local_path
 from .locks import is_locked as is_locked, locked as locked, locked_folder as locked_folder
 from .progress import Advance as Advance, progress_bar as progress_bar
 from .result_files import (

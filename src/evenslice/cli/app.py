@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import evenslice
 from evenslice._core import (
+    EMPTY_PATH,
     ConfigError,
     EvensliceError,
     local_path,
@@ -64,10 +65,22 @@ app = typer.Typer(
 class _Command(TyperCommand):
     """A command with --help among the options of the output, which tells interrupts from its own exit status."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))  # as text: an empty path would become "."
+        rest: list[str] = super().parse_args(ctx, args)
+        for parameter in self.params:
+            text = given.get(parameter.name)
+            if text is None or not isinstance(
+                ctx.params[parameter.name], Path
+            ):  # volumes, at addresses, are text
+                continue
+            if not text:
+                name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
+                raise ConfigError(f"{name}: {EMPTY_PATH}")
+            local_path(text, ConfigError)
+        return rest
+
     def invoke(self, ctx: Any) -> Any:
-        for value in ctx.params.values():
-            if isinstance(value, Path):  # volumes, which may be at an address, are text
-                local_path(value, ConfigError)
         try:
             return super().invoke(ctx)
         # Typer would make it a status, as if the command had told the user.

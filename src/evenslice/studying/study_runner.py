@@ -27,6 +27,7 @@ from evenslice._core import (
     VolumeError,
     as_config,
     json_text,
+    local_path,
     map_as_finished,
     open_cluster,
     spelled_in_configuration,
@@ -129,7 +130,7 @@ def study(
     config = as_config(config, StudyConfig)
     config = config.model_copy(update={"datasets": tuple(data.with_root() for data in config.datasets)})
     need_report_extra("the report of a study")
-    out, runs = Path(out).absolute(), plan_runs(config)
+    out, runs = local_path(out).absolute(), plan_runs(config)
     with study_folder(out):
         return _study(config, runs, out, workers, scheduler, on_start, on_finished)
 

@@ -11,7 +11,6 @@ another part.
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,9 +54,6 @@ FEW_POSITIONS = 1024
 
 WHOLE_PAIRS = 4
 """Number of training pairs from which whole pairs are held out for validation."""
-
-_BARE = re.compile(r":/+\*\*\*@|:/[^?]*\?\*\*\*$")
-"""An address that ``without_secrets`` has shortened."""
 
 _SPLITS = ("train", "validation", "test")
 
@@ -183,11 +179,6 @@ def _open_pair(config: DataConfig, split: str, place: str, pair: LabelledFiles) 
 
 
 def _open(root: Path, file: VolumeFile, **options: Any) -> Volume:
-    if _BARE.search(file.path):
-        raise ConfigError(
-            f"{file.path}: lacks the password or the query of the address, which the folder of a run does not keep; give a "
-            "configuration that has it"
-        )
     path = file.path if is_address(file.path) else root / Path(file.path).expanduser()
     return open_volume(path, axes=file.axes, select=file.select, level=file.level, **options)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import signal
 from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenslice._core import (
@@ -21,6 +20,7 @@ from evenslice._core import (
     OutputError,
     VolumeError,
     as_config,
+    local_path,
     spelled_in_configuration,
 )
 from evenslice.networks import check_stated_in_file, parse_specification, with_gradients
@@ -116,7 +116,7 @@ def train(
     config = config.model_copy(update={"data": config.data.with_root()})
     with _at_model():
         check_stated_in_file(config.model.spec)
-    run, first = RunFolder(Path(out).absolute()), is_first_process()
+    run, first = RunFolder(local_path(out).absolute()), is_first_process()
     if first and resume and run.result.exists() and run.has_begun(config, resume=True):
         with suppress(OutputError), run.lock():  # the folder need not be writable
             run.remove_leftovers()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, OutputError, did_you_mean, option, staged_folder
+from evenslice._core import ConfigError, OutputError, did_you_mean, local_path, option, staged_folder
 from evenslice.inference.exporting.description import Description, ModelCard, describe
 from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
 from evenslice.inference.exporting.readme import README
@@ -152,7 +152,7 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
     )
     check_source(source)
     _check_kinds(card, audits)
-    if Path(out).is_file():
+    if local_path(out).is_file():
         raise OutputError(f"{out}: is a file; name a folder")
     description = describe(
         model,
