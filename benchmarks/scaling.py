@@ -1,9 +1,10 @@
 """Speed of two workers with one thread each, compared with one such worker.
 
-    python benchmarks/scaling.py [--volume PATH] [--slices N] [--rounds 3] [--only bare|segment|audit|defaults]
+    python benchmarks/scaling.py [--volume PATH] [--slices N] [--windows N] [--rounds 3] [--only bare|segment|audit|defaults]
 
 The network of the demonstration segments and audits a volume on a local Dask cluster of one and two workers, each with
-one thread; the ratios are of alternating measurements within one run. A small segmentation before each measurement
+one thread; the ratios are of alternating measurements within one run. An audit has as many windows as the volume has slices,
+or ``--windows``. A small segmentation before each measurement
 makes the workers import their modules. The same ratio for bare forward passes, in equal parts on the workers, says what the
 machine allows: two cores share their caches, their memory and their clock. The workers are set as those of ``--workers``: they
 keep the memory that they free, and Dask hardly watches them. The last ratio says how much longer two workers take with Dask's
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument(
         "--slices", type=int, help="number of slices from the middle of the volume; by default all"
     )
+    parser.add_argument("--windows", type=int, help="number of windows of an audit")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=["bare", "segment", "audit", "defaults"], help="measure this alone")
     options = parser.parse_args()
@@ -107,7 +109,7 @@ def main() -> None:
                 scheduler=address,
                 dtype="float32",
                 precision=1e-9,
-                max_windows=count,
+                max_windows=options.windows or count,
                 progress=False,
             )
 
