@@ -437,7 +437,7 @@ def test_a_folder_that_names_a_function_does_not_call_it(tmp_path):
 
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path):
-    network = small()
+    network, classifier = small(), nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ConfigError, match="to='onxx': did you mean 'onnx'"):
         evenslice.export(network, tmp_path, to="onxx")
     with pytest.raises(ConfigError, match=r"tile=\[8, 8\]: weights have no fixed size of windows"):
@@ -457,6 +457,11 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         evenslice.export(network, tmp_path, to="onnx", label_values=(1, 1))
     with pytest.raises(ConfigError, match=r"label_values=\[-1, 1\]: segment writes .* unsigned integers"):
         evenslice.export(network, tmp_path, to="onnx", label_values=(-1, 1))
+    for model in (network, classifier):
+        with pytest.raises(
+            ConfigError, match=r"label_values=\[0\]: give a different value for each of the 2 classes"
+        ):
+            evenslice.export(model, tmp_path, to="huggingface", label_values=[0])
     for slices in (0, 4):
         with pytest.raises(ConfigError, match=f"slices={slices}: a window has an odd number"):
             evenslice.export(nn.Conv2d(4, 1, 1), tmp_path, to="onnx", slices=slices)
@@ -618,9 +623,11 @@ READING = {
 def test_the_command_says_how_a_network_of_other_weights_reads_volumes(tmp_path):
     """A file of plain weights states nothing, so that only the user can."""
     write_inputs(tmp_path)
-    model = evenslice.load_network("timm:test_resnet", "none", slices=3, strategy="pretrained").model
+    model = evenslice.load_network(
+        "timm:test_resnet", "none", slices=3, strategy="pretrained", classes=2
+    ).model
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    network = ["--model", "timm:test_resnet", "--weights", "weights.pt"]
+    network = ["--model", "timm:test_resnet", "--weights", "weights.pt", "--classes", "2"]
     stated = [
         "--plane",
         "y",

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
-from evenslice.inference.exporting.whole_network import gives_map
+from evenslice.inference.exporting.whole_network import output_shape
 from evenslice.inference.ready_network import input_scaling
 from evenslice.neutralizing import Reading, record_of
 from evenslice.volumes import PERCENTILES, check_window
@@ -143,7 +143,7 @@ def describe(
     """Describe a network; see ``export`` for the arguments.
 
     Raises:
-        ConfigError: an option is out of range, or contradicts the record of the network.
+        ConfigError: an option is out of range, or contradicts the record of the network or the number of its classes.
     """
     record = record_of(model)
     if record is not None and slices not in (None, record.slices):
@@ -153,7 +153,9 @@ def describe(
     check_window(3 if slices is None else slices, reading.step, "reflect")
     count = record.slices if record is not None else slices or 3
     mean, std = input_scaling(model, count)
-    task = "segmentation" if gives_map(model, count) else "classification"
+    shape = output_shape(model, count)
+    task = "classification" if shape and len(shape) < 3 else "segmentation"
+    reading.labels.check(max(shape[1], 2) if shape and len(shape) in (2, 4) else None)
     if task == "segmentation":
         reading.labels.check_written()
     return Description(

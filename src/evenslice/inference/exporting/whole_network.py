@@ -14,7 +14,7 @@ from evenslice.networks import input_multiple, input_size, logits
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["WholeNetwork", "gives_map", "pads_by_size", "settle_padding"]
+__all__ = ["WholeNetwork", "output_shape", "pads_by_size", "settle_padding"]
 
 _TRIED = 64  # pixels in y and x, at least
 
@@ -55,21 +55,21 @@ class WholeNetwork(nn.Module):
         return output
 
 
-def gives_map(model: nn.Module, slices: int) -> bool:
-    """Say whether a network gives a map of classes; one that does not run on a window of noise is assumed to.
+def output_shape(model: nn.Module, slices: int) -> tuple[int, ...] | None:
+    """Return the shape of what a network gives for one window of noise; None if it does not run on that.
 
     Example:
-        >>> gives_map(nn.Conv2d(3, 2, 1), 3), gives_map(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3)
-        (True, False)
+        >>> output_shape(nn.Conv2d(3, 2, 1), 3), output_shape(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3)
+        ((1, 2, 64, 64), (1, 3))
     """
     multiple = input_multiple(model)
     side = -(-_TRIED // multiple) * multiple
     windows = trial_windows(slices, input_size(model) or (side, side))
     try:
         with torch.no_grad():
-            return bool(WholeNetwork(model, (0.0,), (1.0,))(windows).ndim > 2)
+            return tuple(WholeNetwork(model, (0.0,), (1.0,))(windows).shape)
     except Exception:  # noqa: BLE001  # a network may raise anything, and some need no logits to be saved
-        return True
+        return None
 
 
 def settle_padding(network: nn.Module) -> None:
