@@ -33,6 +33,7 @@ from evenslice.training.segmenter import load_segmenter
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.zarr import ZarrSource
 from evenslice.volumes.scaling import fit_scaling
+from evenslice.volumes.write import image as image_module
 
 
 def network(classes=3, slices=3):
@@ -194,6 +195,33 @@ def test_no_more_bytes_of_a_chunk_are_held_than_agreed(tmp_path, monkeypatch, de
     monkeypatch.setattr(prediction, "HELD_BYTES", 2 * 32 * 32)
     segment(network(), stored_deep(tmp_path / "image.zarr"), tmp_path / "labels.npy", dtype="float32")
     assert set(decoded.values()) == {2}
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_what_was_segmented_along_another_axis_is_decoded_once_for_the_output(
+    tmp_path, monkeypatch, probabilities
+):
+    """The output is written in slabs, each of which needs every chunk of the staging folder."""
+    monkeypatch.setattr(image_module, "SLAB_BYTES", 2 * 32 * 32)
+    chunks, read, write = Counter(), ZarrSource.read, segmentation._write
+
+    def counted(self, key):
+        chunks.update(product(*(range(part.start, part.stop) for part in key[:-2])))
+        return read(self, key)
+
+    def counting(*arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(ZarrSource, "read", counted)
+            write(*arguments, **options)
+
+    monkeypatch.setattr(segmentation, "_write", counting)
+    volume = open_volume(noise(32, 32, 32), plane="x")
+    out = segment(network(), volume, tmp_path / "out.npy", dtype="float32", probabilities=probabilities)
+    assert len(chunks) == (3 * 32 if probabilities else 32)
+    assert set(chunks.values()) == {1}
+    logits = expected(network(), volume)
+    right = logits.softmax(0)[-1] if probabilities else predicted_classes(logits, dim=0)
+    np.testing.assert_array_equal(out[...], np.moveaxis(right.numpy(), 0, 2))
 
 
 @pytest.mark.parametrize(

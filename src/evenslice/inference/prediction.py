@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Network: TypeAlias = ReadyNetwork | BlackBox
     Window: TypeAlias = Sequence[NDArray[np.float32]]
 
-__all__ = ["choose_tile", "even_slices", "predict", "try_network"]
+__all__ = ["HELD_BYTES", "choose_tile", "even_slices", "predict", "try_network"]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""

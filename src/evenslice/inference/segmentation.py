@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar
 from evenslice.inference.black_boxes import make_ready
-from evenslice.inference.prediction import choose_tile, try_network
+from evenslice.inference.prediction import HELD_BYTES, choose_tile, try_network
 from evenslice.inference.segmentation_job import (
     SEEN_LATE,
     Job,
@@ -38,6 +38,7 @@ from evenslice.volumes import (
     open_complete,
     open_filled,
     open_volume,
+    read_in_runs,
     reslice,
     write_channels,
     write_volume,
@@ -207,8 +208,12 @@ def _write(job: Job, out: str | os.PathLike[str], *, force: bool, progress: bool
 
 
 def _in_order_of_file(array: Volume, job: Job) -> Volume:
-    """Return an array of the staging folder, whose slices are those of the job, in the order of the volume's file."""
-    return reslice(replace(array, plane=job.volume.plane), "z")
+    """Return an array of the staging folder, whose slices are those of the job, in the order of the volume's file.
+
+    Along another axis, each slice shares its chunks with very many others.
+    """
+    volume = reslice(replace(array, plane=job.volume.plane), "z")
+    return read_in_runs(volume, len(volume), HELD_BYTES // (1 if job.values else job.classes))
 
 
 def _open_channel(path: str | os.PathLike[str], number: int, shape: tuple[int, int, int]) -> Volume:
