@@ -514,7 +514,8 @@ def test_classes_cannot_be_averaged():
 
 def detector(name="fasterrcnn_mobilenet_v3_large_320_fpn"):
     pytest.importorskip("torchvision")
-    arguments = "min_size=64&max_size=64&box_score_thresh=0" if "rcnn" in name else "score_thresh=0"
+    threshold = "box_score_thresh=0" if "rcnn" in name else "score_thresh=0"
+    arguments = threshold if name.startswith("ssd") else f"min_size=64&max_size=64&{threshold}"
     return load_network(f"torchvision:{name}?{arguments}", "none").model
 
 
@@ -536,8 +537,26 @@ def test_a_detector_is_symmetric_by_twin():
     assert record.mirror_error <= 1e-5
 
 
-def test_a_detector_that_is_symmetric_can_be_trained():
-    model = symmetrize(detector(), "encoder").train()
+@pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn"])
+def test_a_detector_averages_what_it_finds(name):
+    model = detector(name)
+    window, reversed_window = list(windows(size=64)), list(windows(size=64).flip(1))
+    with torch.no_grad():
+        sums = [logits(model(images)) for images in (window, reversed_window)]
+        symmetric = copy.deepcopy(symmetrize(model))
+        first, second = symmetric(window), symmetric(reversed_window)
+    assert record_of(symmetric).symmetrized == ("",)
+    assert len(first) == len(second) == 2
+    for one, other in zip(first, second, strict=True):
+        assert len(one["scores"]) > 0
+        for key, values in one.items():
+            assert torch.equal(values, other[key]), key
+    torch.testing.assert_close(logits(first), (sums[0] + sums[1]) / 2)
+
+
+@pytest.mark.parametrize("at", ["encoder", "output"])
+def test_a_detector_that_is_symmetric_can_be_trained(at):
+    model = symmetrize(detector(), at).train()
     targets = [
         {"boxes": torch.tensor([[4.0, 4.0, 20.0, 30.0 + number]]), "labels": torch.tensor([1])}
         for number in range(2)
@@ -548,9 +567,17 @@ def test_a_detector_that_is_symmetric_can_be_trained():
     assert model.backbone.body["0"][0].weight.grad.abs().max() > 0
 
 
-def test_boxes_cannot_be_averaged():
-    with pytest.raises(ModelError, match="boxes that a detector finds .* symmetrize it at 'encoder'"):
-        symmetrize(detector())
+def test_a_detector_of_other_things_than_boxes_is_refused():
+    class Points(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.score = nn.Conv2d(3, 1, 1)
+
+        def forward(self, images):
+            return [{"points": torch.zeros(1, 2), "scores": score} for score in self.score(images).flatten(1)]
+
+    with pytest.raises(ModelError, match=r"\(points, scores\) cannot be averaged; .* at 'encoder'"):
+        symmetrize(Points())
 
 
 def test_a_network_without_an_encoder_says_what_it_has():

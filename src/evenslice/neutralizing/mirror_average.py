@@ -3,7 +3,8 @@
 With f = g(h(x)), x a window and x' the window reversed, the network computes g((h(x) + h(x')) / 2), which is the same
 for x and x' whatever h and g are. A hook before the network appends the mirrors to the batch; a hook after each
 module that ends h, a cut, averages both halves. So parameters keep their names, batch norms in h see window and mirror
-together, and the network may be copied, pickled, wrapped and trained like any other.
+together, and the network may be copied, pickled, wrapped and trained like any other. What a detector finds is averaged
+object by object; its losses are means over a batch, and thus over windows and mirrors.
 
 Only calls of the network itself append mirrors. A cut that is called by itself has nothing to average, and says so:
 halves of its batch would be different images.
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from evenslice._core import ModelError
 from evenslice.networks import detections, layer_label
+from evenslice.neutralizing.detection_average import average_detections
 from evenslice.neutralizing.image_argument import change_image
 from evenslice.neutralizing.record import uncompiled
 
@@ -211,11 +213,10 @@ def _average(module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
             f"{layer_label('', module)} averages a window and its mirror, which only a call of the whole network provides; "
             "call that, not a part of it or its forward, or neutralize or symmetrize the part that is called"
         )
-    if detections(output) is not None:
-        raise ModelError(
-            "the boxes that a detector finds in a window and in its mirror cannot be averaged; symmetrize it at "
-            "'encoder', or neutralize it by the strategy 'twin'"
-        )
+    found = detections(output)
+    if found is not None:
+        windows = len(found) // 2
+        return [average_detections(*pair) for pair in zip(found[:windows], found[windows:], strict=True)]
     return tree_map_only(Tensor, mean_of_halves, output)
 
 

@@ -61,7 +61,8 @@ class Record:
             rounding. If a constant was folded into a stem that pads with zeros, outputs of the stem whose taps reach
             into the padding keep their old values: zeros do not mean the same intensity before and after.
         check: which outputs the errors refer to, one of `CHECKS`: "network" for the network's (for a detector, its
-            parts'), "stems" for those of the stems, or of the batch norms after them.
+            parts', or, symmetrized at its output, the sum of its scores), "stems" for those of the stems, or of the batch
+            norms after them.
         symmetrized: dotted names of the modules after which the network averages over a window and its mirror; an
             empty name is the network.
         kernels: the kernels of each stem before and after; not part of `to_dict`.

@@ -24,6 +24,7 @@ from evenslice.networks import (
     exact_evaluation,
     failing_layer,
     layer_label,
+    logits,
     random_image,
     refuse_torchscript,
     tensors_in,
@@ -96,7 +97,8 @@ def symmetrize(
     With x' the mirror of the window x, the network f becomes (f(x) + f(x')) / 2, or, cut earlier into f = g(h(x)),
     g((h(x) + h(x')) / 2). What comes before the cut runs twice: at "output" the whole network, at "encoder" its
     encoder. No parameter changes, so a trained network needs no new training at "output", where this averages its
-    answers; an earlier cut should be there from the start of the training, as it changes the features that `g` gets.
+    answers (those of a detector object by object); an earlier cut should be there from the start of the training, as it
+    changes the features that `g` gets.
 
     Args:
         model: a network, which is changed in place; copy it first (``copy.deepcopy``) to keep the original. If it
@@ -243,16 +245,17 @@ def _symmetrized(  # what to do, and what is known of the network
         )
 
     def compare() -> tuple[OutputErrors, float]:
-        before, sizes = _outputs(model, gray(channels, pixels), outputs)
+        before, sizes = _outputs(model, gray(channels, pixels), outputs, whole=not cut)
         window = random_image(model, (1, channels, *pixels), seed=1)
         images = trial_images(gray(channels, pixels), window)
         with ExitStack() as here, _naming(model, cut):
             average(here)
-            after, sizes_after = _outputs(model, images, outputs)
+            after, sizes_after = _outputs(model, images, outputs, whole=not cut)
             _check_sizes(sizes, sizes_after, len(images))
             errors = compare_outputs(before, after)
             inexact = errors.mirror > MIRROR_LIMIT or errors.gray > GRAY_LIMIT
-            return errors, difference_of_runs(after, _outputs(model, images, outputs)[0]) if inexact else 0.0
+            again = _outputs(model, images, outputs, whole=not cut)[0] if inexact else after
+            return errors, difference_of_runs(after, again) if inexact else 0.0
 
     errors, noise = compare()
     if _broken(errors) or noise > REPEATABLE:
@@ -270,9 +273,18 @@ def _symmetrized(  # what to do, and what is known of the network
 
 
 def _outputs(
-    model: nn.Module, images: Tensor, outputs: Callable[[Any], Any] | None
+    model: nn.Module, images: Tensor, outputs: Callable[[Any], Any] | None, *, whole: bool
 ) -> tuple[ComparedOutputs, list[int]]:
-    """Return the outputs to compare, and the lengths of all tensors that the network returns; none for a detector."""
+    """Return the outputs to compare, and the lengths of all tensors that the network returns; none for a detector.
+
+    Args:
+        model: the network.
+        images: what to run it on.
+        outputs: reduces what it returns, see `symmetrize`.
+        whole: whether its output is averaged, so that what a detector finds is compared, not what its parts return.
+    """
+    if whole and outputs is None:
+        outputs = logits
     with recording_outputs(model, outputs) as choose:
         found = model(images)
         sizes = (

@@ -11,7 +11,8 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from evenslice._core import ModelError
-from evenslice.networks import function_name
+from evenslice.networks import detections, function_name
+from evenslice.neutralizing.detection_average import average_detections
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,8 @@ class SymmetrizedFunction:
 
     Args:
         function: maps an array (batch, slices, y, x) to an array or tensor, or to a mapping, tuple or list of them;
-            there, single numbers are averaged, too, while text and None stay as they are for the windows as given. What
+            there, single numbers are averaged, too, while text and None stay as they are for the windows as given. A list
+            with a mapping for each window is what a detector finds, see `average_detections`. What
             it states by the attributes ``slices``, ``tile``, ``sides``, ``mean``, ``std``, ``origin`` and ``name`` holds
             here, too.
 
@@ -72,6 +74,9 @@ class SymmetrizedFunction:
         mirrors = windows[:, ::-1].copy()
         as_given = tree_map(_copied, self.function(windows))
         mirrored = tree_map(_copied, self.function(mirrors))
+        if detections(as_given) is not None:
+            both = (map(_as_tensors, found) for found in (as_given, mirrored))
+            return [average_detections(*pair) for pair in zip(*both, strict=True)]
         mean = tree_map(self._mean, as_given, mirrored)
         if all(isinstance(leaf, (*WORDS, int)) for leaf in tree_leaves(mean)):
             raise ModelError(f"{self.name} returns {type(as_given).__name__} without a score; {RIGHT}")
@@ -98,6 +103,14 @@ class SymmetrizedFunction:
                 "it has to return scores or probabilities"
             )
         return (first + second) / 2
+
+
+def _as_tensors(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a detector found with tensors in place of arrays, without their graph."""
+    return {
+        name: torch.as_tensor(value).detach() if hasattr(value, "__array__") else value
+        for name, value in found.items()
+    }
 
 
 def _copied(answer: Any) -> Any:
