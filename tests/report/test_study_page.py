@@ -453,6 +453,17 @@ def test_no_result_lies_beyond_its_axis(tmp_path, loss, part):
         assert [text.get_text() for text in axes.texts] == []
 
 
+@pytest.mark.parametrize("part", ["figure", "narrow"])
+def test_names_of_two_lines_do_not_overlap(tmp_path, part):
+    names = [f"symmetrized at the encoder with missing slices {letter}" for letter in "abc"]
+    results = load_study(make(tmp_path, arms=FEW | dict.fromkeys(names, (0.0, 0.0)), seeds=(0,)))
+    figure = getattr(forest_figure(results), part)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert sum("\n" in label.get_text() for label in figure.axes[0].get_yticklabels()) == 3
+    assert all(above.y0 > below.y1 for above, below in pairwise(boxes))
+
+
 def test_small_and_large_losses_share_an_axis(tmp_path):
     """Linear around the margin and logarithmic beyond, which the caption says; linear alone if all losses are small."""
     large = forest_figure(load_study(make(tmp_path / "large", arms=FEW | {"random": (0.0, -0.4)})))

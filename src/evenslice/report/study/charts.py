@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 TITLE: Final = 100
 """Number of characters of a comparison's title that fit above its axes."""
 
+ROW: Final = 0.28
+"""Inches for each arm."""
+
+TALL_ROW: Final = 0.36
+"""Inches for each arm where the names of some have two lines."""
+
 MARGINS_SHOWN: Final = (
     8  # in either direction, on a linear axis of scores; a longer one is logarithmic at its ends
 )
@@ -98,7 +104,8 @@ def _draw_forest(
     """Draw the panels of the score beside those of the bias, or, for narrow screens, above them."""
     columns = [scores, bias] if any(scores) else [bias]
     heights = [len(item.arms) + 1.0 for item in blocks] * (len(columns) if narrow else 1)
-    size = (NARROW if narrow else WIDTH, (1.6 if narrow else 1.0) + 0.28 * sum(heights))
+    row = TALL_ROW if any("\n" in few_lines(arm.arm) for item in blocks for arm in item.arms) else ROW
+    size = (NARROW if narrow else WIDTH, (1.6 if narrow else 1.0) + row * sum(heights))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(heights), 1 if narrow else len(columns), height_ratios=heights, squeeze=False)
     panels = grid.reshape(len(columns), len(blocks)) if narrow else grid.T
