@@ -141,15 +141,20 @@ def outcome(
 ) -> str:
     """Return what became of an expectation.
 
-    It is refuted by any finding of a complete study, confirmed only by all findings, and open otherwise; while a study
-    is not complete, that is an interim look. Comparisons with NaN are False, so what is not known confirms nothing.
+    It is refuted by any finding of a complete study, confirmed only by all findings, and open otherwise, where studies all
+    of whose findings confirm it are named; while a study is not complete, that is an interim look. Comparisons with NaN are
+    False, so what is not known confirms nothing.
     """
     complete = [item for item in found if item.study.complete]
     if any(map(refutes, complete)):
         return "refuted"
     if len(complete) < len(found):
         return "open (interim)"
-    return "confirmed" if all(map(confirms, found)) else "open"
+    unsettled = {item.study.name for item in found if not confirms(item)}
+    if not unsettled:
+        return "confirmed"
+    settled = dict.fromkeys(f"`{item.study.name}`" for item in found if item.study.name not in unsettled)
+    return f"open (confirmed in {', '.join(settled)})" if settled else "open"
 
 
 def _keeps_dice(found: Sequence[Found]) -> Iterator[Expectation]:
