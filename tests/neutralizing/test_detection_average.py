@@ -101,6 +101,12 @@ def test_what_is_not_there_for_each_object_cannot_be_averaged(more):
         average_detections(one, one)
 
 
+def test_a_list_of_other_maps_is_averaged_as_it_is():
+    fair = symmetrize(lambda windows: [{"scores": windows[:, 0]}, {"scores": 2 * windows[:, 0]}])
+    first, second = fair(np.array([[[[1.0]], [[5.0]], [[3.0]]]]))
+    assert (first["scores"].item(), second["scores"].item()) == (2, 4)
+
+
 def test_a_function_that_detects_is_averaged_by_objects():
     """It finds an object where a slice is bright: two in the window below, one of them in its mirror, too."""
 

@@ -66,18 +66,14 @@ class _Command(TyperCommand):
     """A command with --help among the options of the output, which tells interrupts from its own exit status."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given, _, _ = self.make_parser(ctx).parse_args(list(args))  # as text: an empty path would become "."
+        words = list(args)
         rest: list[str] = super().parse_args(ctx, args)
-        for parameter in self.params:
-            text = given.get(parameter.name)
-            if text is None or not isinstance(
-                ctx.params[parameter.name], Path
-            ):  # volumes, at addresses, are text
-                continue
-            if not text:
-                name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
-                raise ConfigError(f"{name}: {EMPTY_PATH}")
-            local_path(text, ConfigError)
+        if not ctx.resilient_parsing:  # of a line that is being completed
+            # As text: an empty path has become ".". Volumes, which may be at an address, are no paths.
+            given, _, _ = self.make_parser(ctx).parse_args(words)
+            for parameter in self.params:
+                if parameter.name in given and isinstance(ctx.params[parameter.name], Path):
+                    _check_path(parameter, given[parameter.name])
         return rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -92,6 +88,14 @@ class _Command(TyperCommand):
         if option is not None:
             option.rich_help_panel, option.metavar = "Output", ""
         return option
+
+
+def _check_path(parameter: Any, text: str) -> None:
+    """Raise ConfigError if the text of an option or argument cannot be a path of this machine."""
+    if not text:
+        name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
+        raise ConfigError(f"{name}: {EMPTY_PATH}")
+    local_path(text, ConfigError)
 
 
 for _command in (

@@ -12,16 +12,30 @@ import torch
 from torch import Tensor
 
 from evenslice._core import ModelError
+from evenslice.networks import detections
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["average_detections"]
+__all__ = ["average_detections", "finds_objects"]
 
 SAME_OBJECT = 0.5
 """Intersection over union from which two boxes of one class, each the other's nearest, are one object."""
 
 NEEDED = {"boxes", "labels", "scores"}
+
+
+def finds_objects(output: Any) -> bool:
+    """Say whether an output is a list of boxes, labels and scores, one for each window.
+
+    Example:
+        >>> finds_objects([{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}])
+        True
+        >>> finds_objects([{"scores": torch.zeros(1, 2)}]), finds_objects(torch.zeros(1, 2))
+        (False, False)
+    """
+    found = detections(output)
+    return found is not None and all(item.keys() >= NEEDED for item in found)
 
 
 def average_detections(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Tensor]:

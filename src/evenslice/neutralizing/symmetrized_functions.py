@@ -11,8 +11,8 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from evenslice._core import ModelError
-from evenslice.networks import detections, function_name
-from evenslice.neutralizing.detection_average import average_detections
+from evenslice.networks import function_name
+from evenslice.neutralizing.detection_average import average_detections, finds_objects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ class SymmetrizedFunction:
     Args:
         function: maps an array (batch, slices, y, x) to an array or tensor, or to a mapping, tuple or list of them;
             there, single numbers are averaged, too, while text and None stay as they are for the windows as given. A list
-            with a mapping for each window is what a detector finds, see `average_detections`. What
+            with the boxes, labels and scores in each window is averaged object by object, see `average_detections`. What
             it states by the attributes ``slices``, ``tile``, ``sides``, ``mean``, ``std``, ``origin`` and ``name`` holds
             here, too.
 
@@ -74,7 +74,7 @@ class SymmetrizedFunction:
         mirrors = windows[:, ::-1].copy()
         as_given = tree_map(_copied, self.function(windows))
         mirrored = tree_map(_copied, self.function(mirrors))
-        if detections(as_given) is not None:
+        if finds_objects(as_given):
             both = (map(_as_tensors, found) for found in (as_given, mirrored))
             return [average_detections(*pair) for pair in zip(*both, strict=True)]
         mean = tree_map(self._mean, as_given, mirrored)
