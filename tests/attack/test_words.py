@@ -159,7 +159,7 @@ def test_secrets_in_the_endpoint_are_not_shown(folder):
 
 
 def test_results_keep_no_secrets_of_the_command_line(folder):
-    arguments = (*SHORT, "--out", "odd://me:hush@host/x?token=hush")
+    arguments = (*SHORT, "--out", "./odd://me:hush@host/x?token=hush")
     status, _, error = evenslice(*arguments, cwd=folder)  # a folder of this name, however odd
     assert (status, error) == (0, ""), error[-2000:]
     texts = [path.read_bytes() for path in folder.rglob("*.*") if path.is_file()]

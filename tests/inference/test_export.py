@@ -457,11 +457,11 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         evenslice.export(network, tmp_path, to="onnx", label_values=(1, 1))
     with pytest.raises(ConfigError, match=r"label_values=\[-1, 1\]: segment writes .* unsigned integers"):
         evenslice.export(network, tmp_path, to="onnx", label_values=(-1, 1))
-    for model in (network, classifier):
+    for model, crop in ((network, None), (classifier, (32, 32))):
         with pytest.raises(
             ConfigError, match=r"label_values=\[0\]: give a different value for each of the 2 classes"
         ):
-            evenslice.export(model, tmp_path, to="huggingface", label_values=[0])
+            evenslice.export(model, tmp_path, to="huggingface", label_values=[0], crop=crop)
     for slices in (0, 4):
         with pytest.raises(ConfigError, match=f"slices={slices}: a window has an odd number"):
             evenslice.export(nn.Conv2d(4, 1, 1), tmp_path, to="onnx", slices=slices)

@@ -153,9 +153,11 @@ def describe(
     check_window(3 if slices is None else slices, reading.step, "reflect")
     count = record.slices if record is not None else slices or 3
     mean, std = input_scaling(model, count)
-    shape = output_shape(model, count)
+    shape = output_shape(model, count, crop)
     task = "classification" if shape and len(shape) < 3 else "segmentation"
-    reading.labels.check(max(shape[1], 2) if shape and len(shape) in (2, 4) else None)
+    # What a classifier returns may depend on the size of its windows.
+    known = shape and (len(shape) == 4 or (len(shape) == 2 and crop is not None))
+    reading.labels.check(max(shape[1], 2) if shape and known else None)
     if task == "segmentation":
         reading.labels.check_written()
     return Description(

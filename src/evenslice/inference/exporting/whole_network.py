@@ -55,8 +55,15 @@ class WholeNetwork(nn.Module):
         return output
 
 
-def output_shape(model: nn.Module, slices: int) -> tuple[int, ...] | None:
+def output_shape(
+    model: nn.Module, slices: int, size: tuple[int, int] | None = None
+) -> tuple[int, ...] | None:
     """Return the shape of what a network gives for one window of noise; None if it does not run on that.
+
+    Args:
+        model: the network.
+        slices: number of slices of the window.
+        size: its size (y, x), by default one that suits most networks.
 
     Example:
         >>> output_shape(nn.Conv2d(3, 2, 1), 3), output_shape(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3)
@@ -64,7 +71,7 @@ def output_shape(model: nn.Module, slices: int) -> tuple[int, ...] | None:
     """
     multiple = input_multiple(model)
     side = -(-_TRIED // multiple) * multiple
-    windows = trial_windows(slices, input_size(model) or (side, side))
+    windows = trial_windows(slices, input_size(model) or size or (side, side))
     try:
         with torch.no_grad():
             return tuple(WholeNetwork(model, (0.0,), (1.0,))(windows).shape)
