@@ -3,12 +3,11 @@
     python benchmarks/scaling.py [--volume PATH] [--slices N] [--windows N] [--rounds 3] [--only bare|segment|audit|defaults]
 
 The network of the demonstration segments and audits a volume on a local Dask cluster of one and two workers, each with
-one thread; the ratios are of alternating measurements within one run. An audit has as many windows as the volume has slices,
-or ``--windows``. A small segmentation before each measurement
-makes the workers import their modules. The same ratio for bare forward passes, in equal parts on the workers, says what the
-machine allows: two cores share their caches, their memory and their clock. The workers are set as those of ``--workers``: they
-keep the memory that they free, and Dask hardly watches them. The last ratio says how much longer two workers take with Dask's
-defaults.
+one thread; the ratios are of alternating measurements within one run. An audit has as many windows as the volume has
+slices, or ``--windows``. A small segmentation before each measurement makes the workers import their modules. The same
+ratio for bare forward passes, in equal parts on the workers, says what the machine allows: two cores share their
+caches, their memory and their clock. The workers are set as those of ``--workers``: they keep the memory that they
+free, and Dask hardly watches them. The last ratio says how much longer two workers take with Dask's defaults.
 """
 
 from __future__ import annotations

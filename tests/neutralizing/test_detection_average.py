@@ -89,8 +89,23 @@ def test_gradients_reach_both_windows():
     assert [values.grad.tolist() for values in scores] == [[0.5], [0.5]]
 
 
+def test_what_is_there_in_one_window_alone_cannot_be_averaged():
+    one = found([(0, 0, 10, 10)], [1], [0.8])
+    more = one | {"masks": torch.zeros(1, 4)}
+    for pair in ((one, more), (more, one)):
+        with pytest.raises(ModelError, match="cannot be averaged; return boxes, labels and scores"):
+            average_detections(*pair)
+
+
 @pytest.mark.parametrize(
-    "more", [{"boxes": None}, {"sizes": torch.zeros(3)}, {"name": "cell"}, {"area": torch.tensor(1.0)}]
+    "more",
+    [
+        {"boxes": None},
+        {"sizes": torch.zeros(3)},
+        {"name": "cell"},
+        {"area": torch.tensor(1.0)},
+        {"masks": torch.zeros(1, 4, dtype=torch.bool)},  # which window's would it be?
+    ],
 )
 def test_what_is_not_there_for_each_object_cannot_be_averaged(more):
     one = found([(0, 0, 10, 10)], [1], [0.8]) | more

@@ -15,7 +15,7 @@ from evenslice._core import ModelError
 from evenslice.networks import detections
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = ["average_detections", "finds_objects"]
 
@@ -50,7 +50,8 @@ def average_detections(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict
         other: the same for the other window.
 
     Raises:
-        ModelError: one of these three is missing, or something is no tensor of that length.
+        ModelError: one of these three is missing, or something is no tensor of that length, is there in one window alone, or
+            holds whole numbers, which have no mean, and is not the labels.
 
     Example: one object in both windows, another one in the second alone.
         >>> one = {"boxes": [[0, 0, 8, 8]], "labels": [1], "scores": [0.8]}
@@ -61,13 +62,13 @@ def average_detections(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict
         ([[0.0, 0.0, 8.0, 7.0], [20.0, 0.0, 28.0, 8.0]], [0.6000000238418579, 0.5])
     """
     for found in (one, other):
-        _check(found)
+        _check(found, one.keys())
     first, second = _same_objects(one, other)
     alone = [_others(first, len(one["scores"])), _others(second, len(other["scores"]))]
     mean = {}
     for name, values in one.items():
-        both = values[first]
-        if values.is_floating_point():
+        both = values[first]  # of one class
+        if name != "labels":
             both = both / 2 + other[name][second] / 2
         parts = [both, values[alone[0]], other[name][alone[1]]]
         mean[name] = torch.cat([both, *(part / 2 for part in parts[1:])] if name == "scores" else parts)
@@ -75,14 +76,18 @@ def average_detections(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict
     return {name: values[order] for name, values in mean.items()}
 
 
-def _check(found: Mapping[str, Any]) -> None:
-    objects = found["scores"] if found.keys() >= NEEDED else None
+def _check(found: Mapping[str, Any], names: Collection[str]) -> None:
+    objects = found["scores"] if found.keys() >= NEEDED and found.keys() == names else None
     if not isinstance(objects, Tensor) or not all(
-        isinstance(value, Tensor) and value.ndim and len(value) == len(objects) for value in found.values()
+        isinstance(value, Tensor)
+        and value.ndim
+        and len(value) == len(objects)
+        and (name == "labels" or value.is_floating_point())
+        for name, value in found.items()
     ):
         raise ModelError(
             f"what is returned for each window ({', '.join(map(str, found))}) cannot be averaged; return boxes, labels and "
-            "scores, and nothing else but what there is of each object, or symmetrize a network at 'encoder'"
+            "scores, and nothing else but floating-point values of each object, or symmetrize a network at 'encoder'"
         )
 
 
