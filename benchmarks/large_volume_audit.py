@@ -1,4 +1,4 @@
-"""An audit of a volume of 105 TB at an address, compared with that of a volume of 1 GiB on this machine.
+"""An audit of a volume of 106 TB at an address, compared with that of a volume of 1 GiB on this machine.
 
     python benchmarks/large_volume_audit.py [--rounds 3] [--delay 20] [--chunk 64 128 128]
 

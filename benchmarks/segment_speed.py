@@ -10,7 +10,8 @@ slices):
 - monai, same tiles: `monai.inferers.SlidingWindowInferer` with the same network, tile, overlap and batch, float32.
 - monai, as documented: the same inferer as its documentation uses it (float32, weights as built, windows of the
   size of the tile, batches of four, an overlap of a quarter) on each window of slices in memory.
-- segment: `evenslice.segment`, everything included: opening, scaling, reading, blending, writing the labels.
+- segment: `evenslice.segment`, everything included: opening, scaling, reading, blending, writing the labels. By default
+  (precision "auto", no tile given), it computes planes of this size whole.
 """
 
 from __future__ import annotations
@@ -127,6 +128,10 @@ def main() -> None:
             "monai, as documented / default segment": (
                 lambda: monai(model, windows, documented),
                 lambda: segment("auto", None),
+            ),
+            "monai, as documented / default precision, tiles of the same size": (
+                lambda: monai(model, windows, documented),
+                lambda: segment("auto", (tile, tile)),
             ),
         }
         for name, (numerator, denominator) in runs.items():
