@@ -168,7 +168,7 @@ def run_table(studies: Sequence[Study]) -> str:
     """Return what was run, a row for each data set and network."""
     header = (
         *("study", "data set", "network", "arms", "folds", "seed numbers", "slices", "steps", "crops"),
-        "minutes of training a run",
+        "training minutes per run",
     )
     return table(header, (row for study in studies for row in _run_rows(study)))
 

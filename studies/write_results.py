@@ -123,6 +123,7 @@ def _shown(study: Study, costs: dict[str, Any] | None, folder: Path) -> dict[str
         "failed": study.results.summary["failed"],
         "drawings": drawings,
         "examples": examples,
+        "classifies": study.config.training.task == "classification",
         "folded": any(item.unit == "fold" for item in study.results.comparisons),
         "pooled": [
             {

@@ -257,7 +257,7 @@ def _recomputed():
 @pytest.mark.parametrize(
     ("page", "number"),
     [
-        ("README.md", 42),
+        ("README.md", 46),
         ("docs/index.md", 0),
         ("docs/symmetry.md", 5),
         ("docs/explanation/strategies.md", 11),
@@ -332,7 +332,6 @@ def test_what_the_default_crops_gave_is_what_is_said():
     (table,) = re.findall(r"^\| arm \|[^\n]* superior\? .*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)
     rows = {cells[0].strip("*"): cells for cells in (row.split(" | ") for row in _plain_rows(table))}
     said = _plain((DOCS / "results.md").read_text())
-    numbers = "[+\N{MINUS SIGN}]?[0-9]*\\.[0-9]+"
     arms = {
         "twin": "with `twin`",
         "symmetrized at the output": "symmetrized at the output",
@@ -340,16 +339,35 @@ def test_what_the_default_crops_gave_is_what_is_said():
         "uniform": "with `uniform`",
     }
     for arm, words in arms.items():
-        change, low, high = re.findall(numbers, rows[arm][2])
-        assert f"{change} {words} ({low} to {high})" in said
+        written = f"{words}, {rows[arm][2]}" if arm == "uniform" else f"{rows[arm][2]} {words}"
+        assert written in said
     assert rows.pop("uniform")[3].startswith("not settled")
     assert all(rows[arm][3].startswith("not inferior (p") for arm in arms if arm in rows)
-    lost = [re.findall(numbers, rows[arm][-1])[0] for arm in ("twin", "pretrained")]
-    assert f"`twin` loses {lost[0]} and pretrained {lost[1]}" in said
+    assert f"`twin` loses {rows['twin'][-1]} and pretrained {rows['pretrained'][-1]}" in said
     with (ROOT / "studies" / "default-crops" / "results.csv").open(newline="") as file:
         overlap = [float(row["iou"]) for row in csv.DictReader(file) if row["arm"] == "twin"]
     mean = f"{statistics.mean(overlap):.3f}".removeprefix("0")
     assert f"whose three trainings gave an IoU of {mean} on average" in said
+
+
+def test_what_is_said_of_classifiers_stands_on_the_page_of_their_study():
+    said = _plain((DOCS / "results.md").read_text())
+    said = said[said.index("## Classifiers") : said.index("## What was run")]
+    page, survey = (_plain((DOCS / name).read_text()) for name in ("results/classification.md", "survey.md"))
+    sign = "[+\N{MINUS SIGN}]?"
+    quoted = re.findall(rf"{sign}\.?\d[\d.]* \[{sign}\.?\d[^]]*\]", said)
+    assert len(quoted) == 11
+    assert [interval for interval in quoted if interval not in page] == [
+        next(interval for interval in quoted if interval in survey)
+    ]
+    found = list(_verdicts("classification"))
+    counts = {
+        arm: sum((_counted(item[arm]) for item in found), Counter())
+        for arm in ("pretrained", "uniform", "twin", "symmetrized at the output", "symmetrized in training")
+    }
+    assert counts.pop("pretrained") == {"biased": 6}
+    assert counts.pop("uniform") == {"biased": 1, "inconclusive": 5}
+    assert all(verdicts == {"symmetric": 6} for verdicts in counts.values())
 
 
 def _plain_rows(table):
