@@ -104,7 +104,7 @@ def audit(
     answer_tolerance: Annotated[
         float,
         options.measurement(
-            "Largest answer change C that counts as the same answer for a window and its reverse.",
+            "Largest answer change C that counts as the same answer for a window and its mirror.",
             metavar="X",
         ),
     ] = Thresholds.answer,
@@ -126,8 +126,8 @@ def audit(
         float,
         options.measurement(
             "Stop once every judged pair bias is known to ± X and at least 8 slices have an answer, a second opinion and "
-            "attention to each class; after 200 windows, the first condition is enough, unless no class has "
-            "changed in any window although scores have.",
+            "attention to each class; after 200 windows, the first condition is enough (after 400 if no class "
+            "has changed in any window although scores have).",
             metavar="X",
         ),
     ] = 0.01,

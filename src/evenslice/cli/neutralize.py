@@ -20,7 +20,7 @@ def neutralize(
     out: Annotated[Path, options.output("File for the fair network (.safetensors).", metavar="FILE")],
     output: options.Output,
 ) -> None:
-    """Rewrite the first layer of a pretrained network before training, so that it favours no slice.
+    """Rewrite the first layer of a pretrained network before training, so that it favours neither side of a window.
 
     For a trained network, use symmetrize.
     """

@@ -41,11 +41,11 @@ EFFECT: Final = (
     ),
     (
         "What reversing a window changes. Answer change: the pixels whose predicted class changes, over those that are "
-        "foreground in either answer; of outputs without classes, with the target sum, or where one class alone is "
-        "predicted, the size of the change of the scores, which is 1 for unrelated outputs. Mirror mismatch: the part of "
-        "the attribution of the outer slices that is not used in the same way, place by place. Mirror error: largest "
-        "change of the output, relative to the largest output. Mirror disagreement: the share of all pixels whose "
-        "predicted class changes."
+        "foreground in either answer; of a classifier, the windows whose class changes, over all windows; of outputs "
+        "without classes, with the target sum, or where one class alone is predicted, the size of the change of the "
+        "scores, which is 1 for unrelated outputs. Mirror mismatch: the part of the attribution of the outer slices that "
+        "is not used in the same way, place by place. Mirror error: largest change of the output, relative to the "
+        "largest output. Mirror disagreement: the share of all pixels whose predicted class changes."
     ),
 )
 """Title, rows and meaning of a group."""
