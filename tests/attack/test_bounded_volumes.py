@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import h5py
 import imagecodecs
+import mrcfile
 import numpy as np
 import pytest
 import tifffile
@@ -24,6 +25,7 @@ from zarr.codecs import GzipCodec
 from evenslice import open_volume
 from evenslice._core import VolumeError
 from evenslice.volumes import describe_volume, fingerprint
+from evenslice.volumes.read.codestreams import require_size
 
 pytestmark = pytest.mark.attack
 
@@ -345,6 +347,33 @@ def test_tiff_tiles_that_decode_to_more(tmp_path, large_images, compression):
     path = tiff_with(tmp_path / "a.tif", large_images[compression], compression)
     found = answer(READ, path)
     assert_bounded(found, f"refused: {path}: a compressed image states 400,000,000 values where 256 belong")
+
+
+@pytest.mark.parametrize("between", [b"", b"\0", b"\xff\0", b"\xff", b"\xff\xe0\0\0", b"12\xff\xd0"])
+@pytest.mark.parametrize("frame", [b"\xc0", b"\xc2"])
+def test_what_hides_the_size_of_a_jpeg(between, frame):
+    """Decoders skip what is no segment, and find the size after it."""
+    jpeg = imagecodecs.jpeg8_encode(np.zeros((16, 16), np.uint8))
+    place = jpeg.index(b"\xff\xc0")
+    jpeg = jpeg[:2] + between + jpeg[2:place] + b"\xff" + frame + jpeg[place + 2 : place + 5]
+    jpeg += (
+        struct.pack(">HH", 40_000, 40_000)
+        + imagecodecs.jpeg8_encode(np.zeros((16, 16), np.uint8))[place + 9 :]
+    )
+    with pytest.raises(VolumeError, match="states 1,600,000,000 values where 256 belong"):
+        require_size(jpeg, 256, "a.tif")
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2**10])
+def test_an_mrc_that_claims_an_extended_header_without_end(tmp_path, shift):
+    path = tmp_path / "a.mrc"
+    mrcfile.write(path, np.zeros((2, 16, 16), np.int8))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<i", content, 92, 2**31 - 1 - shift)
+    path.write_bytes(content)
+    found = answer(READ, path)
+    assert found.memory < 2**28
+    assert_bounded(found, f"refused: {path}: is truncated, its voxels end at byte {2**31 + 1535 - shift:,}")
 
 
 @pytest.mark.slow

@@ -243,10 +243,36 @@ def test_credentials_are_used_only_where_a_bucket_refuses_to_be_read_without(buc
     for access, found in (("public-read", {True}), ("private", {False})):
         for entry in client.list_objects_v2(Bucket="volumes", Prefix="plain.zarr/")["Contents"]:
             client.put_object_acl(Bucket="volumes", Key=entry["Key"], ACL=access)
-        remote._is_public.cache_clear()
+        remote._answers_anyone.cache_clear()
         anonymous.clear()
         assert same(open_volume(f"{bucket}/plain.zarr"), STACK)
         assert anonymous == found
+
+
+def test_a_network_that_fails_once_does_not_call_a_bucket_private(bucket, monkeypatch):
+    import fsspec
+
+    from evenslice.volumes.read import remote
+
+    class Broken:
+        def cat_file(self, *_arguments, **_options):
+            raise ConnectionError("reset")
+
+    options = {"Bucket": "volumes", "Key": "once/zarr.json", "Body": b"{}"}
+    boto3.client("s3").put_object(**options, ACL="public-read")
+    with monkeypatch.context() as patched:
+        patched.setattr(fsspec, "filesystem", lambda *_arguments, **_options: Broken())
+        assert remote._s3_options(f"{bucket}/once")["anon"] is False
+    assert remote._s3_options(f"{bucket}/once")["anon"] is True
+
+
+def test_levels_of_n5_are_read_anonymously_even_if_their_group_says_nothing(bucket):
+    """Some tools write attributes of the levels alone."""
+    from evenslice.volumes.read import remote
+
+    options = {"Bucket": "volumes", "Key": "levels/s0/attributes.json", "Body": b"{}"}
+    boto3.client("s3").put_object(**options, ACL="public-read")
+    assert remote._s3_options(f"{bucket}/levels")["anon"] is True
 
 
 def test_a_bucket_that_may_not_be_listed(bucket, monkeypatch):

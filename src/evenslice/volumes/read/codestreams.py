@@ -61,13 +61,16 @@ def _places(data: bytes, mark: bytes) -> Iterator[int]:
 
 
 def _jpeg(data: bytes) -> int:
-    """Read the frame header of JPEG, lossless JPEG or JPEG-LS. Source: ITU-T T.81, section B.1.1.4, and T.87, annex C."""
+    """Read the frame header of JPEG, lossless JPEG or JPEG-LS. Source: ITU-T T.81, section B.1.1.4, and T.87, annex C.
+
+    What stands between two segments is skipped, as decoders do.
+    """
     place = 2
-    while place + 4 <= len(data):
-        if data[place] != 0xFF:
-            return 0
+    while 0 <= (place := data.find(b"\xff", place)) <= len(data) - 4:
         marker = data[place + 1]
-        if marker in (0xFF, 0x01, 0xD8) or 0xD0 <= marker <= 0xD7:  # fill bytes, and marks without a length
+        if (
+            marker in (0xFF, 0x00, 0x01, 0xD8) or 0xD0 <= marker <= 0xD7
+        ):  # fill bytes, and marks without a length
             place += 1 if marker == 0xFF else 2
             continue
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
@@ -78,7 +81,7 @@ def _jpeg(data: bytes) -> int:
             width = data[place + 5]
             size = data[place + 6 : place + 6 + 2 * width]
             return int.from_bytes(size[:width], "big") * int.from_bytes(size[width:], "big")
-        place += 2 + length
+        place += 2 + max(length, 2)
     return 0
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import io
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["MrcSource"]
 
 _HEADER_BYTES = 1024
+_EXTENDED = 92  # where the size of the extended header is stated
 IMOD = 1146047817
 """The stamp with which IMOD marks its files."""
 
@@ -27,7 +29,8 @@ class MrcSource(FileSource):
     def __init__(self, path: Path, label: str) -> None:
         header, head = _read_header(path, label)
         columns, rows, sections = (int(header[name]) for name in ("nx", "ny", "nz"))
-        if min(columns, rows, sections) < 0 or int(header.nsymbt) < 0:
+        extended = int.from_bytes(head[_EXTENDED : _EXTENDED + 4], _order(header), signed=True)
+        if min(columns, rows, sections, extended) < 0:
             raise VolumeError(
                 f"{label}: its header claims the impossible shape {(sections, rows, columns)}; the file is damaged"
             )
@@ -43,9 +46,7 @@ class MrcSource(FileSource):
                 )
             shape, names = (sections // depth, depth, rows, columns), f"t{names}"
         super().__init__(
-            FileVoxels(
-                path, label, _data_type(header, head, label), _HEADER_BYTES + int(header.nsymbt), shape
-            )
+            FileVoxels(path, label, _data_type(header, head, label), _HEADER_BYTES + extended, shape)
         )
         self.format = "MRC volume stack" if stacked else "MRC"
         self.names = names
@@ -67,8 +68,11 @@ def _read_header(path: Path, label: str) -> tuple[Any, bytes]:
             f"{label}: is not an MRC file, its content is {describe_content(head)}; name a file whose "
             "suffix matches its content"
         )
-    with without_warnings(), mrcfile.open(path, header_only=True) as file:
-        return file.header, head
+    # From the file itself, mrcfile would read the extended header too, and allocate whatever size the header claims for it.
+    alone = io.BytesIO(head[:_EXTENDED] + bytes(4) + head[_EXTENDED + 4 :])
+    with without_warnings():
+        header = mrcfile.mrcinterpreter.MrcInterpreter(alone, header_only=True).header
+    return header, head
 
 
 def _data_type(header: Any, head: bytes, label: str) -> np.dtype[Any]:
@@ -92,11 +96,15 @@ def _unsigned(header: Any, head: bytes) -> bool:
 
     Source: https://bio3d.colorado.edu/imod/doc/mrc_format.txt, on mode 0, "imodStamp" and "imodFlags".
     """
-    order: Any = "big" if header.mode.dtype.str[0] == ">" else "little"
-    stamp, flags = (int.from_bytes(head[start : start + 4], order) for start in (152, 156))
+    stamp, flags = (int.from_bytes(head[start : start + 4], _order(header)) for start in (152, 156))
     if stamp == IMOD:
         return not flags & 1
     return bool(header.dmin >= 0 and 127 < header.dmax <= 255)
+
+
+def _order(header: Any) -> Literal["big", "little"]:
+    """Return the order of the bytes in a header."""
+    return "big" if header.mode.dtype.str[0] == ">" else "little"
 
 
 def _names(header: Any) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteFiles", "remote_store", "reporting_network_errors", "s3_connection"]
 
-_METADATA = ("zarr.json", ".zgroup", ".zarray", "attributes.json", "info")
+_METADATA = ("zarr.json", ".zgroup", ".zarray", "attributes.json", "s0/attributes.json", "info")
 _NOTHING_FOUND = (
     "GroupNotFoundError",
     "ArrayNotFoundError",
@@ -105,9 +105,17 @@ def _s3_options(url: str) -> dict[str, Any]:
     return {"anon": without or _is_public(url, connection.get("endpoint_url")), **connection}
 
 
-@cache
-def _is_public(url: str, _endpoint: str | None) -> bool:
+def _is_public(url: str, endpoint: str | None) -> bool:
     """Say whether a volume's metadata can be read without credentials."""
+    try:
+        return _answers_anyone(url, endpoint)
+    except Exception:  # noqa: BLE001  # whatever is wrong is said when the volume is read
+        return False
+
+
+@cache
+def _answers_anyone(url: str, _endpoint: str | None) -> bool:
+    """Say the same once it is known; what fails, as a network does, is not remembered."""
     import fsspec
 
     files = fsspec.filesystem("s3", anon=True, **s3_connection())
@@ -119,8 +127,6 @@ def _is_public(url: str, _endpoint: str | None) -> bool:
             PermissionError,
         ):  # the latter also of missing files, where none may be listed
             continue
-        except Exception:  # noqa: BLE001  # whatever is wrong is said when the volume is read
-            return False
         return True
     return False
 
