@@ -92,6 +92,28 @@ def test_a_hundred_thousand_chunks_of_one_voxel(tmp_path):
     assert_bounded(answer("describe_volume(open_volume(path)).sampled", path), "gave 1024")
 
 
+def test_a_slice_of_sixty_thousand_chunks_of_one_voxel(tmp_path):
+    path = empty_zarr(tmp_path / "a.zarr", (1, 256, 256), chunks=(1, 1, 1))
+    found = answer(READ, path)
+    assert found.said == "gave (256, 256)"
+    assert found.memory < 2**26
+
+
+def test_chunk_files_that_are_far_larger_than_their_chunks(tmp_path):
+    """Ten are read at once, and a gzip stream may end at any byte of them."""
+    path = empty_zarr(
+        tmp_path / "a.zarr", (10, 2**12, 2**12), chunks=(1, 2**12, 2**12), compressors=[GzipCodec()]
+    )
+    for z in range(10):
+        (path / f"c/{z}/0").mkdir(parents=True)
+        with (path / f"c/{z}/0/0").open("wb") as file:
+            file.write(gzip.compress(b"1")[:-8])
+            file.truncate(2**27)
+    found = answer("open_volume(path)[:, :64, :64].shape", path)
+    assert_bounded(found, f"refused: {path}: its file 'c/")
+    assert found.memory < 2**28
+
+
 @pytest.mark.parametrize("kind", ["tif", "dcm"])
 def test_more_slices_of_one_voxel_than_a_folder_may_hold(tmp_path, kind):
     first = tmp_path / f"0.{kind}"

@@ -6,6 +6,8 @@ import json
 import lzma
 import pickle
 import struct
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -23,6 +25,7 @@ from zarr.codecs import BloscCodec, GzipCodec, TransposeCodec, ZstdCodec
 from evenslice._core import errors
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read import zarr_guard, zarr_store
+from evenslice.volumes.read.pieces import few_pieces
 from evenslice.volumes.read.unpacking import unpack, zstd_size
 from evenslice.volumes.write.writer import write_volume
 
@@ -234,6 +237,138 @@ def test_reads_in_several_threads_leave_the_limit_of_zarr_as_it_was():
     assert zarr.config.get("async.concurrency") == 5
     second.__exit__(None, None, None)
     assert zarr.config.get("async.concurrency") == 10
+
+
+def test_a_limit_that_zarr_has_already_is_not_raised():
+    limits = zarr_guard._Limits()
+    with zarr.config.set({"async.concurrency": 2}):
+        with limits.at_most(5):
+            assert zarr.config.get("async.concurrency") == 2
+        with limits.at_most(1), limits.at_most(4):
+            assert zarr.config.get("async.concurrency") == 1
+        assert zarr.config.get("async.concurrency") == 2
+
+
+@given(st.data())
+def test_parts_of_few_pieces_make_up_the_whole(data):
+    array = np.arange(9 * 10 * 11).reshape(9, 10, 11)
+    pieces = tuple(data.draw(st.integers(1, length)) for length in array.shape)
+    key = []
+    for length in array.shape:
+        start = data.draw(st.integers(0, length - 1))
+        key.append(slice(start, data.draw(st.integers(start + 1, length)), data.draw(st.integers(1, 4))))
+    most = data.draw(st.integers(1, 30))
+    found = np.full(array[tuple(key)].shape, -1)
+    for part, place in few_pieces(tuple(key), pieces, most):
+        at = [np.unique(np.arange(i.start, i.stop, i.step) // n) for i, n in zip(part, pieces, strict=True)]
+        assert np.prod([len(touched) for touched in at]) <= most
+        assert (found[place] == -1).all()
+        found[place] = array[part]
+    np.testing.assert_array_equal(found, array[tuple(key)])
+
+
+# Codecs that make much of little
+
+
+@pytest.mark.parametrize("name", ["astype", "fixedscaleoffset", "categorize", "json2", "vlen-bytes"])
+@pytest.mark.parametrize("place", ["filters", "compressor"])
+def test_codecs_of_format_2_whose_result_has_no_limit(tmp_path, name, place):
+    path = tmp_path / "a.zarr"
+    small_chunk(path, 2, None)
+    options = {
+        "astype": {"encode_dtype": "|u1", "decode_dtype": "<U1000"},
+        "fixedscaleoffset": {"offset": 0, "scale": 1, "dtype": "|S1000", "astype": "|u1"},
+        "categorize": {"labels": ["a"], "dtype": "<U1000", "astype": "|u1"},
+    }.get(name, {})
+    metadata = json.loads((path / ".zarray").read_text())
+    codec = {"id": name, **options}
+    (path / ".zarray").write_text(json.dumps(metadata | {place: [codec] if place == "filters" else codec}))
+    fails(str(path), "rewrite it with(out the filter| another codec)|cannot be read as Zarr")
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
+def test_filters_of_format_3_whose_result_has_no_limit(tmp_path):
+    path = tmp_path / "a.zarr"
+    small_chunk(path, 3, None)
+    metadata = json.loads((path / "zarr.json").read_text())
+    options = {"encode_dtype": "uint8", "decode_dtype": "<U1000"}
+    codec = {"name": "numcodecs.astype", "configuration": options}
+    (path / "zarr.json").write_text(json.dumps(metadata | {"codecs": [codec, *metadata["codecs"]]}))
+    fails(
+        str(path),
+        "its filter 'astype' has the data type '<U1000', which is none of voxels; rewrite it without",
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
+def test_filters_of_format_3_are_read(tmp_path):
+    filters = [
+        {
+            "name": "numcodecs.fixedscaleoffset",
+            "configuration": {"offset": 0, "scale": 1, "dtype": "<u2", "astype": "<u4"},
+        }
+    ]
+    zarr.create_array(tmp_path / "a.zarr", data=STACK, chunks=(2, 16, 16), filters=filters)
+    assert same(open_volume(tmp_path / "a.zarr"), STACK)
+
+
+@pytest.mark.parametrize("filters", [["packbits"], ["packbits"] * 4, ["astype"]])
+def test_filters_that_are_given_more_than_a_chunk(tmp_path, filters):
+    path = tmp_path / "a.zarr"
+    file = small_chunk(path, 2, None)
+    metadata = json.loads((path / ".zarray").read_text())
+    astype = {"id": "astype", "encode_dtype": "|u1", "decode_dtype": "<u8"}
+    codecs = [astype if name == "astype" else {"id": name} for name in filters]
+    (path / ".zarray").write_text(json.dumps(metadata | {"filters": codecs}))
+    file.write_bytes(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(errors.VolumeError, match="has 1,048,576 bytes where at most [0-9,]+ can be right"):
+        open_volume(path)[0]
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+
+
+def test_bits_that_a_filter_packs_are_read(tmp_path):
+    bits = STACK % 3 == 0
+    zarr.create_array(
+        tmp_path / "a.zarr", data=bits, chunks=(2, 15, 13), filters=[numcodecs.PackBits()], zarr_format=2
+    )
+    assert same(open_volume(tmp_path / "a.zarr"), bits)
+
+
+def test_a_shard_whose_chunks_are_all_the_same_bytes(tmp_path):
+    """Each would be read again, and all be kept until they are decoded."""
+    google_crc32c = pytest.importorskip("google_crc32c", reason="Zarr before 3.1.4 uses another package")
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, shape=(64, 512, 512), shards=(64, 512, 512), chunks=(1, 64, 64), dtype=np.uint8)
+    size = 24 * 2**20
+    index = struct.pack("<QQ", 0, size) * 4096
+    (path / "c/0/0").mkdir(parents=True)
+    with (path / "c/0/0/0").open("wb") as file:
+        file.seek(size)
+        file.write(index + struct.pack("<I", google_crc32c.value(index)))
+    tracemalloc.start()
+    with pytest.raises(errors.VolumeError, match="the index of a shard lists 103,079,215,104 bytes"):
+        open_volume(path)[0, :256, :256]
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("codec", ["gzip", "blosc"])
+def test_one_line_for_many_damaged_chunks(tmp_path, codec):
+    """The other chunks of a read fail after it has been given up."""
+    path = tmp_path / "a.zarr"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 64), np.uint8)
+    zarr.create_array(path, data=noise, chunks=(1, 64, 64), compressors=[V3[codec]])
+    for file in (path / "c").rglob("0"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:-9])
+    for _ in range(2):
+        found = subprocess.run(
+            [sys.executable, "-m", "evenslice", "info", path], capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 2
+        assert found.stderr.count("\n") == 1, found.stderr
 
 
 # Pickles

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Index = tuple[int, ...]
 
-__all__ = ["IN_FLIGHT", "Pieces", "Span", "assemble", "read_json_object", "reads_at_once"]
+__all__ = ["IN_FLIGHT", "Pieces", "Span", "assemble", "few_pieces", "read_json_object", "reads_at_once"]
 
 THREADS = 8
 """Most pieces that are fetched at once: a server answers several requests in the time of one."""
@@ -217,6 +217,39 @@ def assemble(
     for _ in map_ahead(put, parts, threads=threads, ahead=0 if threads == 1 or alone else 2 * threads):
         pass
     return result
+
+
+def few_pieces(
+    key: tuple[slice, ...], pieces: tuple[int, ...], most: int
+) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Cut a part of an array into parts that lie in few pieces each; yield them and where they belong in the result.
+
+    Args:
+        key: the part, one slice per dimension with 0 <= start < stop and step >= 1.
+        pieces: the shape of a piece.
+        most: in how many pieces a part may lie.
+
+    Example:
+        >>> [place for _, place in few_pieces((slice(0, 7, 2), slice(0, 2)), (2, 2), 3)]
+        [(slice(0, 2, None), slice(0, 2, None)), (slice(2, 4, None), slice(0, 2, None))]
+    """
+    rows = [_wanted(part) for part in key]
+    counts = [
+        len(wanted) if wanted.step >= size else wanted[-1] // size - wanted[0] // size + 1
+        for wanted, size in zip(rows, pieces, strict=True)
+    ]
+    if math.prod(counts) <= most:
+        yield key, tuple(slice(0, len(wanted)) for wanted in rows)
+        return
+    axis = counts.index(max(counts))
+    wanted, size = rows[axis], pieces[axis]
+    border = wanted[len(wanted) // 2] // size * size
+    half = -((wanted.start - border) // wanted.step) if border > wanted.start else len(wanted) // 2
+    for start, stop in ((0, half), (half, len(wanted))):
+        inner = slice(wanted[start], wanted[stop - 1] + 1, wanted.step)
+        for part, place in few_pieces((*key[:axis], inner, *key[axis + 1 :]), pieces, most):
+            at = slice(start + place[axis].start, start + place[axis].stop)
+            yield part, (*place[:axis], at, *place[axis + 1 :])
 
 
 def reads_at_once(size: int, *, remote: bool) -> int:

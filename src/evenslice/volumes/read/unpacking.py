@@ -31,7 +31,7 @@ def unpack(name: str, buffer: Any, most: int) -> bytes | None:
     claimed = 0
     unpacked = None
     if name in ("gzip", "zlib"):
-        unpacked = inflate(bytes(packed), most + 1)
+        unpacked = inflate(packed, most + 1)
     elif name == "bz2":
         unpacked = bz2.BZ2Decompressor().decompress(packed, most + 1)
     elif name == "lzma":
@@ -44,7 +44,7 @@ def unpack(name: str, buffer: Any, most: int) -> bytes | None:
     elif name == "lz4" and len(packed) >= 4:
         claimed = struct.unpack_from("<I", packed)[0]
     elif name == "zstd":
-        claimed = zstd_size(bytes(packed))
+        claimed = zstd_size(packed)
     found = claimed if unpacked is None else len(unpacked)
     if found > most:
         raise ValueError(f"a chunk decompresses to more than the {most:,} bytes that its shape allows")
@@ -74,7 +74,7 @@ def decompress(packed: bytes, codec: str, most: int) -> bytes:
     return bytes(numcodecs.get_codec({"id": codec}).decode(packed))
 
 
-def inflate(packed: bytes, most: int) -> bytes:
+def inflate(packed: bytes | memoryview, most: int) -> bytes:
     """Decompress gzip of one or several members, or zlib, up to ``most`` bytes.
 
     Raises:
@@ -91,13 +91,14 @@ def inflate(packed: bytes, most: int) -> bytes:
         missing -= len(pieces[-1])
         if not decompressor.eof and missing:
             raise ValueError("a chunk is truncated")
-        packed = decompressor.unused_data
-        if not missing or not packed.startswith(b"\x1f\x8b"):
+        rest = decompressor.unused_data
+        if not missing or not rest.startswith(b"\x1f\x8b"):
             break
+        packed = rest
     return b"".join(pieces)
 
 
-def zstd_size(packed: bytes) -> int:
+def zstd_size(packed: bytes | memoryview) -> int:
     """Return the most bytes that Zstandard frames can decompress to, from their headers.
 
     Source: RFC 8878, section 3.1: a frame states its size, or consists of blocks of at most 128 KiB; a skippable frame

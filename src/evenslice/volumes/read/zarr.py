@@ -12,11 +12,14 @@ import numpy as np
 from evenslice._core import ConfigError, VolumeError, needs_extra, option
 from evenslice.volumes.read.checks import require_chunk
 from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_inside, letters, scaled_spacing
+from evenslice.volumes.read.pieces import few_pieces
 from evenslice.volumes.read.places import locate
 from evenslice.volumes.read.remote import remote_store, reporting_network_errors
 from evenslice.volumes.read.source import VoxelSource
-from evenslice.volumes.read.zarr_guard import LARGEST_INDEX, few_chunks_at_once, guarded
+from evenslice.volumes.read.zarr_codecs import LARGEST_INDEX, file_limit, require_bounded_codecs
+from evenslice.volumes.read.zarr_guard import few_chunks_at_once, guarded
 from evenslice.volumes.read.zarr_store import METADATA_BYTES, local_store
+from evenslice.volumes.read.zarr_tasks import settled_after_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,11 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ZarrSource", "image_above", "is_zarr"]
 
-_LARGEST_EXCESS = 2**29
-"""Bytes by which a chunk may be larger in its file than in memory."""
-
 _MOST_NESTED = 3
 """How many folders below that of its image the array of a level is looked for."""
+
+_MOST_CHUNKS = 4096
+"""How many chunks are asked for at once: Zarr lists them, at two kilobytes each."""
 
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
@@ -83,12 +86,13 @@ class ZarrSource(VoxelSource):
         self.dtype = np.dtype(array.dtype)
         self.chunks = array.chunks
         require_chunk(label, "its chunks", self.chunks, self.dtype)
+        require_bounded_codecs(array, label)
         if array.shards and 16 * math.prod(array.shards) // math.prod(array.chunks) > LARGEST_INDEX:
             raise VolumeError(
                 f"{label}: its shards {array.shards} hold more chunks {array.chunks} than an index can "
                 "list; store smaller shards"
             )
-        self.array = guarded(array, _store(place, _largest_file(array)))
+        self.array = guarded(array, _store(place, file_limit(array)))
 
     def _reaching(self) -> AbstractContextManager[None]:
         """Report network errors, if the location is an address."""
@@ -138,8 +142,14 @@ class ZarrSource(VoxelSource):
         if isinstance(self._place.location, str) and self._process != os.getpid():
             # Connections do not survive a fork.
             self.array, self._process = ZarrSource(self._place).array, os.getpid()
-        with self._reaching(), few_chunks_at_once(self.array):
-            return np.asarray(self.array[key])
+        parts = list(few_pieces(key, self.array.chunks, _MOST_CHUNKS))
+        with self._reaching(), few_chunks_at_once(self.array), settled_after_errors():
+            if len(parts) == 1:
+                return np.asarray(self.array[key])
+            found = np.empty([len(range(part.start, part.stop, part.step or 1)) for part in key], self.dtype)
+            for part, place in parts:
+                found[place] = self.array[part]
+            return found
 
 
 def _store(place: Place, most: int, *, probe: bool = False) -> Any:
@@ -147,15 +157,6 @@ def _store(place: Place, most: int, *, probe: bool = False) -> Any:
     if isinstance(place.location, str):
         return remote_store(place.location, place.label, most, probe=probe)
     return local_store(place.location, place.label, most, place.since)
-
-
-def _largest_file(array: Any) -> int:
-    """Return the most bytes that a chunk, or a shard with its index, can reasonably take."""
-    shape = array.shards or array.chunks
-    size: int = math.prod(shape) * array.dtype.itemsize
-    index: int = 32 * (math.prod(shape) // max(math.prod(array.chunks), 1))
-    # Incompressible data grows a little, and filters may store numbers up to eight times as wide as they return.
-    return size + min(7 * size, _LARGEST_EXCESS) + index + 2**20
 
 
 def _dimension_names(array: Any) -> str | None:

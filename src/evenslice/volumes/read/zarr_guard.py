@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from evenslice.volumes.read.pieces import IN_FLIGHT
 from evenslice.volumes.read.unpacking import unpack
+from evenslice.volumes.read.zarr_codecs import LARGEST_INDEX, bytes_of, encoded_limit, input_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
 
-__all__ = ["LARGEST_INDEX", "few_chunks_at_once", "guarded"]
+__all__ = ["few_chunks_at_once", "guarded"]
 
 _SLACK_BYTES = 2**16
-_WIDEST = 8
-"""Factor by which filters may widen numbers: from one byte to eight."""
-
-LARGEST_INDEX = 2**26
-"""Size limit in bytes of the index of chunks in a shard."""
 
 _CONCURRENCY = "async.concurrency"
+_MISSING = 2**64 - 1  # the place of a chunk that a shard lacks
 
 
 class _Limits:
@@ -49,13 +48,19 @@ class _Limits:
             if not self._needed:
                 self._before = zarr.config.get(_CONCURRENCY)
             self._needed.append(number)
-            zarr.config.set({_CONCURRENCY: min(self._needed)})
+            self._set()
         try:
             yield
         finally:
             with self._lock:
                 self._needed.remove(number)
-                zarr.config.set({_CONCURRENCY: min(self._needed, default=self._before)})
+                self._set()
+
+    def _set(self) -> None:
+        import zarr
+
+        own = [] if self._before is None else [self._before]
+        zarr.config.set({_CONCURRENCY: min(self._needed + own) if self._needed else self._before})
 
 
 _limits = _Limits()
@@ -67,13 +72,10 @@ def few_chunks_at_once(array: Any) -> AbstractContextManager[None]:
     Args:
         array: a ``zarr.Array``.
     """
-    import zarr
-
-    fitting = IN_FLIGHT // max(1, math.prod(array.chunks) * array.dtype.itemsize)
+    fitting = IN_FLIGHT // max(1, bytes_of(math.prod(array.chunks), array))
     if array.shards:
         fitting = math.isqrt(fitting)  # Zarr reads so many shards at once, and in each so many chunks
-    usual = zarr.config.get(_CONCURRENCY)
-    return nullcontext() if usual is not None and usual <= fitting else _limits.at_most(max(1, fitting))
+    return _limits.at_most(max(1, fitting))
 
 
 def guarded(array: Any, store: Any) -> Any:
@@ -86,18 +88,18 @@ def guarded(array: Any, store: Any) -> Any:
     import zarr
 
     metadata = array.metadata
-    size = math.prod(array.chunks) * array.dtype.itemsize
+    width = bytes_of(1, array)
     changes = (
-        _bounded_v2(metadata, size)
+        _bounded_v2(metadata, math.prod(array.chunks), width)
         if metadata.zarr_format == 2
-        else {"codecs": tuple(_bounded_v3(metadata.codecs, size))}
+        else {"codecs": tuple(_bounded_v3(metadata.codecs, math.prod(array.shards or array.chunks), width))}
     )
     inner = array.async_array
     place = type(inner.store_path)(store, inner.store_path.path)
     return zarr.Array(type(inner)(replace(metadata, **changes), place))
 
 
-def _bounded_v2(metadata: Any, size: int) -> Mapping[str, Any]:
+def _bounded_v2(metadata: Any, voxels: int, width: int) -> Mapping[str, Any]:
     from numcodecs.abc import Codec
 
     class Bounded(Codec):  # type: ignore[misc]  # numcodecs has no types
@@ -113,12 +115,17 @@ def _bounded_v2(metadata: Any, size: int) -> Mapping[str, Any]:
 
         def decode(self, buf: Any, out: Any = None) -> Any:
             unpacked = unpack(self.inner.codec_id, buf, self.most)
-            return self.inner.decode(buf, out) if unpacked is None else unpacked
+            if unpacked is not None:
+                return unpacked
+            allowed = input_limit(self.inner, voxels, self.most)
+            if (given := memoryview(buf).nbytes) > allowed + _SLACK_BYTES:
+                raise ValueError(f"a chunk has {given:,} bytes where at most {allowed:,} can be right")
+            return self.inner.decode(buf, out)
 
         def get_config(self) -> dict[str, Any]:
             return dict(self.inner.get_config())
 
-    most = size * (_WIDEST if metadata.filters else 1) + _SLACK_BYTES
+    most = voxels * width + _SLACK_BYTES
     filters = None if metadata.filters is None else tuple(Bounded(item, most) for item in metadata.filters)
     return {
         "compressor": None if metadata.compressor is None else Bounded(metadata.compressor, most),
@@ -126,8 +133,8 @@ def _bounded_v2(metadata: Any, size: int) -> Mapping[str, Any]:
     }
 
 
-def _bounded_v3(codecs: tuple[Any, ...], size: int) -> list[Any]:
-    from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec
+def _bounded_v3(codecs: tuple[Any, ...], voxels: int, width: int) -> list[Any]:
+    from zarr.abc.codec import BytesBytesCodec
     from zarr.codecs import ShardingCodec
 
     class Bounded(BytesBytesCodec):
@@ -153,16 +160,41 @@ def _bounded_v3(codecs: tuple[Any, ...], size: int) -> list[Any]:
         def to_dict(self) -> Any:
             return self.inner.to_dict()
 
-    widened = any(isinstance(codec, ArrayArrayCodec) for codec in codecs)
-    most = size * (_WIDEST if widened else 1) + _SLACK_BYTES
     result: list[Any] = []
     for codec in codecs:
         if isinstance(codec, ShardingCodec):
-            inner = _bounded_v3(codec.codecs, size)
-            index = _bounded_v3(codec.index_codecs, LARGEST_INDEX)
-            result.append(replace(codec, codecs=tuple(inner), index_codecs=tuple(index)))
+            result.append(_bounded_shards(codec, voxels, width))
         elif isinstance(codec, BytesBytesCodec):
-            result.append(Bounded(codec, most))
+            result.append(Bounded(codec, voxels * width + _SLACK_BYTES))
         else:
             result.append(codec)
     return result
+
+
+def _bounded_shards(codec: Any, voxels: int, width: int) -> Any:
+    """Return a codec of shards whose index may not list more bytes than a shard can hold."""
+    from zarr.codecs import ShardingCodec
+
+    inner = math.prod(codec.chunk_shape)
+    each, together = encoded_limit(inner * width), encoded_limit(voxels * width, voxels // max(inner, 1))
+
+    class Bounded(ShardingCodec):
+        """Zarr reads all chunks that it needs of a shard before it decodes any, each from wherever the index says."""
+
+        async def _decode_shard_index(self, index_bytes: Any, chunks_per_shard: tuple[int, ...]) -> Any:
+            index = await super()._decode_shard_index(index_bytes, chunks_per_shard)
+            offsets, lengths = np.moveaxis(index.offsets_and_lengths, -1, 0)
+            listed = lengths[offsets != _MISSING].astype(np.float64)
+            if listed.size and (listed.max() > each or listed.sum() > together):
+                raise ValueError(
+                    f"the index of a shard lists {listed.sum():,.0f} bytes, {listed.max():,.0f} in one chunk, where at most "
+                    f"{together:,} and {each:,} can be right"
+                )
+            return index
+
+    return Bounded(
+        chunk_shape=codec.chunk_shape,
+        codecs=_bounded_v3(codec.codecs, inner, width),
+        index_codecs=_bounded_v3(codec.index_codecs, LARGEST_INDEX, 1),
+        index_location=codec.index_location,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from zarr.core.sync import sync
@@ -12,17 +11,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
-__all__ = ["MetadataLast", "RecordedStore", "settle"]
-
-
-def settle() -> None:
-    """Wait for pending writes of Zarr after a chunk has failed, so that the result can be removed."""
-    sync(_all_others())
-
-
-async def _all_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    await asyncio.gather(*others, return_exceptions=True)
+__all__ = ["MetadataLast", "RecordedStore"]
 
 
 class RecordedStore(WrapperStore["Store"]):
