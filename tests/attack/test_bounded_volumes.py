@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import h5py
 import imagecodecs
 import mrcfile
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -112,6 +113,22 @@ def test_chunk_files_that_are_far_larger_than_their_chunks(tmp_path):
     found = answer("open_volume(path)[:, :64, :64].shape", path)
     assert_bounded(found, f"refused: {path}: its file 'c/")
     assert found.memory < 2**28
+
+
+@pytest.mark.parametrize("shape", [(12_000, 12_000, 2), (2**27 + 1, 1, 2), (200, 2**20, 2)])
+def test_a_window_of_a_compressed_slice_without_end(tmp_path, shape):
+    path = tmp_path / "a.nii.gz"
+    header = nibabel.Nifti2Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(shape)
+    header["vox_offset"], header["magic"] = 544, b"n+2"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(header.binaryblock + bytes(4))
+        for _ in range(np.prod(shape) // 2**20 + 1):
+            file.write(bytes(2**20))
+    found = answer("open_volume(path)[1, :8, :8].shape", path)
+    assert found.said.startswith("gave (")
+    assert found.memory < 2**26
 
 
 @pytest.mark.parametrize("kind", ["tif", "dcm"])

@@ -20,6 +20,7 @@ from volume_checks import fails
 
 from evenslice._core import errors
 from evenslice.volumes.opening import open_volume
+from evenslice.volumes.read.precomputed_chunks import decode_segmentation
 
 BOMB = bytes(2**25)
 HEADER = struct.pack(">HHIII", 0, 3, 16, 16, 4)
@@ -360,3 +361,18 @@ def test_memory_and_time_are_bounded(tmp_path, kind):
     file.write_bytes(content)
     found = answer("open_volume(path)[0, :9, :9].shape", tmp_path)
     assert_bounded(found, "refused: ")
+
+
+@pytest.mark.parametrize("shape", [(1, 1024, 4096), (1024, 1, 4096), (4096, 1024, 1)])
+def test_flat_chunks_of_segmentations_take_little_more_than_their_voxels(shape):
+    """Seven of the eight layers of their blocks are beyond the chunk."""
+    blocks = np.prod([-(-length // 8) for length in shape])
+    headers = np.zeros((blocks, 2), "<u4")
+    headers[:, 0] = 2 * blocks  # of a table whose one label all voxels have
+    content = b"".join([struct.pack("<I", 1), headers.tobytes(), struct.pack("<Q", 2**40 + 7)])
+    tracemalloc.start()
+    found = decode_segmentation(content, (1, *shape), np.dtype(np.uint64), (8, 8, 8))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (found == 2**40 + 7).all()
+    assert peak < 4 * found.nbytes

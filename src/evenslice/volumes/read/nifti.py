@@ -19,7 +19,7 @@ import numpy as np
 from evenslice._core import VolumeError, needs_extra, open_regular
 from evenslice.volumes.affines import LARGEST
 from evenslice.volumes.read.checks import describe_content
-from evenslice.volumes.read.deflate import MOST_COMPRESSION, read_in_parts
+from evenslice.volumes.read.deflate import MOST_COMPRESSION, PART_BYTES, read_in_parts
 from evenslice.volumes.read.file_voxels import FileVoxels
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.units import millimetres, normal_unit, positive
@@ -74,7 +74,7 @@ class NiftiSource(VoxelSource):
         self.fresh = self._scaled or (self._file is not None and self._file.fresh)
 
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Read and scale; a large compressed file is decompressed by whole slices, then cropped."""
+        """Read and scale; a large compressed file is decompressed by whole slices, or rows of large ones, then cropped."""
         if self._file is not None:
             raw = self._file.read(key)
         elif self._nbytes <= IN_MEMORY:
@@ -82,16 +82,24 @@ class NiftiSource(VoxelSource):
         else:
             stored = self._proxy.dtype
             strides = np.cumprod([stored.itemsize, *self.shape[:-1]], dtype=np.int64).tolist()
-            raw = read_in_parts(key, strides, stored, self._read_slices, whole=2)
+            # Axes that are read whole, so that they are decompressed once; of slices without end, none are.
+            whole = sum(
+                stride * length <= PART_BYTES for stride, length in zip(strides[:2], self.shape, strict=False)
+            )
+
+            def read_whole(part: tuple[slice, ...]) -> NDArray[Any]:
+                return self._read_whole(part, whole)
+
+            raw = read_in_parts(key, strides, stored, read_whole, whole=whole)
         if not self._scaled:
             return np.asarray(raw)
         return (np.asarray(raw, np.float64) * self._slope + self._inter).astype(self.dtype)
 
-    def _read_slices(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Read whole slices and crop them: each row of a crop would take a seek, which decompresses up to 4 MiB."""
-        whole = tuple(slice(part.start, part.stop) for part in key[2:])
-        steps = tuple(slice(None, None, part.step) for part in key[2:])
-        raw: NDArray[Any] = self._proxy[(slice(None), slice(None), *whole)][(*key[:2], *steps)]
+    def _read_whole(self, key: tuple[slice, ...], whole: int) -> NDArray[Any]:
+        """Read rows or slices whole and crop them: each row of a crop would take a seek, which decompresses up to 4 MiB."""
+        spans = tuple(slice(part.start, part.stop) for part in key[whole:])
+        steps = tuple(slice(None, None, part.step) for part in key[whole:])
+        raw: NDArray[Any] = self._proxy[(*[slice(None)] * whole, *spans)][(*key[:whole], *steps)]
         return raw
 
     @cached_property

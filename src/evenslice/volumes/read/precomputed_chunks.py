@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,13 +136,18 @@ def _decode_channel(words: NDArray[Any], result: NDArray[Any], block: tuple[int,
         raise ValueError(
             f"the blocks {block} of a compressed segmentation do not suit a chunk {result.shape}"
         )
-    row = math.prod(grid[1:])
-    headers = _take(words, np.arange(2 * grid[0] * row)).reshape(grid[0], row, 2)
-    for layer, found in enumerate(headers):  # of blocks, to hold less at once
-        start = layer * block[0]
-        part = result[start : start + block[0]]
-        blocks = _decode_blocks(words, found, math.prod(block), result.dtype).reshape(*grid[1:], *block)
-        whole = blocks.transpose(2, 0, 3, 1, 4).reshape(block[0], *padded[1:])
+    headers = _take(words, np.arange(2 * math.prod(grid))).reshape(*grid, 2)
+    depth = min(
+        block[0], result.shape[0]
+    )  # beyond a chunk, blocks are not decoded; z is the slowest axis in them
+    voxels = depth * math.prod(block[1:])
+    rows = max(1, _VOXELS_AT_ONCE // (voxels * grid[2]))  # of blocks, to hold less at once
+    for layer, row in product(range(grid[0]), range(0, grid[1], rows)):
+        found = headers[layer, row : row + rows]
+        part = result[layer * block[0] :, row * block[1] :][: block[0], : rows * block[1]]
+        blocks = _decode_blocks(words, found.reshape(-1, 2), voxels, result.dtype)
+        blocks = blocks.reshape(*found.shape[:2], depth, *block[1:]).transpose(2, 0, 3, 1, 4)
+        whole = blocks.reshape(depth, len(found) * block[1], padded[2])
         part[...] = whole[: len(part), : part.shape[1], : part.shape[2]]
 
 
