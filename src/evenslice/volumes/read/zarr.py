@@ -17,7 +17,7 @@ from evenslice.volumes.read.places import locate
 from evenslice.volumes.read.remote import remote_store, reporting_network_errors
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.read.zarr_codecs import LARGEST_INDEX, file_limit, require_bounded_codecs
-from evenslice.volumes.read.zarr_guard import few_chunks_at_once, guarded
+from evenslice.volumes.read.zarr_guard import chunks_at_once, few_chunks, guarded
 from evenslice.volumes.read.zarr_store import METADATA_BYTES, local_store
 from evenslice.volumes.read.zarr_tasks import settled_after_errors
 
@@ -92,6 +92,7 @@ class ZarrSource(VoxelSource):
                 f"{label}: its shards {array.shards} hold more chunks {array.chunks} than an index can "
                 "list; store smaller shards"
             )
+        self._at_once = chunks_at_once(array)
         self.array = guarded(array, _store(place, file_limit(array)))
 
     def _reaching(self) -> AbstractContextManager[None]:
@@ -143,7 +144,7 @@ class ZarrSource(VoxelSource):
             # Connections do not survive a fork.
             self.array, self._process = ZarrSource(self._place).array, os.getpid()
         parts = list(few_pieces(key, self.array.chunks, _MOST_CHUNKS))
-        with self._reaching(), few_chunks_at_once(self.array), settled_after_errors():
+        with self._reaching(), few_chunks(self._at_once), settled_after_errors():
             if len(parts) == 1:
                 return np.asarray(self.array[key])
             found = np.empty([len(range(part.start, part.stop, part.step or 1)) for part in key], self.dtype)

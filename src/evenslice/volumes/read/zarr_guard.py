@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
 
-__all__ = ["few_chunks_at_once", "guarded"]
+__all__ = ["chunks_at_once", "few_chunks", "guarded"]
 
 _SLACK_BYTES = 2**16
 
@@ -60,22 +60,29 @@ class _Limits:
         import zarr
 
         own = [] if self._before is None else [self._before]
-        zarr.config.set({_CONCURRENCY: min(self._needed + own) if self._needed else self._before})
+        limit = min(self._needed + own) if self._needed else self._before
+        if limit != zarr.config.get(_CONCURRENCY):
+            zarr.config.set({_CONCURRENCY: limit})
 
 
 _limits = _Limits()
 
 
-def few_chunks_at_once(array: Any) -> AbstractContextManager[None]:
-    """Let Zarr decode only as many chunks of an array at once as fit into ``IN_FLIGHT`` bytes, for the length of a block.
+def chunks_at_once(array: Any) -> int:
+    """Return how many chunks of an array Zarr may decode at once to stay within ``IN_FLIGHT`` bytes, at least one.
 
     Args:
-        array: a ``zarr.Array``.
+        array: a ``zarr.Array`` as it was opened.
     """
     fitting = IN_FLIGHT // max(1, bytes_of(math.prod(array.chunks), array))
     if array.shards:
         fitting = math.isqrt(fitting)  # Zarr reads so many shards at once, and in each so many chunks
-    return _limits.at_most(max(1, fitting))
+    return max(1, fitting)
+
+
+def few_chunks(number: int) -> AbstractContextManager[None]:
+    """Let Zarr read no more than a number of chunks at once, for the length of a block."""
+    return _limits.at_most(number)
 
 
 def guarded(array: Any, store: Any) -> Any:
