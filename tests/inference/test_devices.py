@@ -123,6 +123,18 @@ def test_a_network_from_a_machine_without_a_gpu_takes_the_gpu_of_the_worker(as_w
     assert torch.equal(here, there)
 
 
+def test_a_network_that_is_sent_on_takes_the_gpu_of_the_worker_that_runs_it(as_worker):
+    """Dask copies it from worker to worker outside any task, where a process does not know that it is a worker."""
+    with pretend_gpu(2):
+        network = ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3, device="cuda", dtype="float32")
+        passing = pickle.loads(pickle.dumps(network))  # noqa: S301  # made here
+        sent = pickle.dumps(passing)
+        as_worker(1)
+        for arrived in (pickle.loads(sent), passing):  # noqa: S301  # made above
+            assert arrived.module.weight.device.type == "cpu"
+            assert str(arrived.device) == "cuda:1"
+
+
 def test_threads_wait_until_a_network_that_was_sent_is_on_its_device(monkeypatch):
     network = pickle.loads(pickle.dumps(ReadyNetwork(nn.Conv2d(3, 2, 3), slices=3)))  # noqa: S301  # made here
     moved, seen = [], []

@@ -191,11 +191,15 @@ class ReadyNetwork(nn.Module):
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is sent to another process: everything on the CPU, since one of the two may have no GPU, or another."""
-        state = dict(vars(self))
+        """Return what is sent to another process: everything on the CPU, since one of the two may have no GPU, or another.
+
+        One that was received and has not run yet is sent on as it is: no device is chosen for that.
+        """
+        with _MOVING:  # a move that is under way ends first
+            state, device = dict(vars(self)), self._device
         if self._asked in ANY_GPU:
             state |= {"_device": None, "batches": BatchSizes()}
-        if self.device.type != "cpu":
+        if device is not None and device.type != "cpu":
             moved = {
                 name: copy.deepcopy(part).cpu() for name, part in self._modules.items() if part is not None
             }
