@@ -23,7 +23,7 @@ from torch import nn
 from evenslice import cli, export, load_onnx, segment, symmetrize
 from evenslice._core import map_ahead, progress_to
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError, VolumeError
-from evenslice.inference import prediction, segmentation, segmentation_job, segmentation_run
+from evenslice.inference import prediction, ready_network, segmentation, segmentation_job, segmentation_run
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.networks.outputs import predicted_classes
@@ -440,6 +440,35 @@ def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, ima
     labels = segment(other, image, tmp_path / "labels.npy", dtype="float32", force=True)
     right = predicted_classes(expected(other, np.load(image)), dim=0).numpy()
     np.testing.assert_array_equal(labels[...], right)
+
+
+def test_a_segmentation_goes_on_where_batch_norms_are_folded_to_other_roundings(tmp_path, image, monkeypatch):
+    """As on a GPU, to which a segmentation begun on the CPU is moved."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)
+    ).eval()
+    nn.init.uniform_(model[1].running_var, 0.5, 1.5)
+    work, fold, begun = segmentation_run._segment_blocks, ready_network.fuse_batch_norms, []
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
+
+    def first(blocks, job):
+        yield from islice(work(blocks, job), 4)
+        raise KeyboardInterrupt
+
+    def fold_elsewhere(module, *arguments):
+        assert fold(module, *arguments) == 1
+        module[0].weight.copy_(module[0].weight.nextafter(torch.tensor(1.0)))
+        return 1
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(segmentation_run, "_segment_blocks", first)
+        segment(model, image, tmp_path / "labels.npy", dtype="float32")
+    monkeypatch.setattr(ready_network, "fuse_batch_norms", fold_elsewhere)
+    monkeypatch.setattr(
+        segmentation_run, "_segment_blocks", lambda blocks, job: begun.extend(blocks) or work(blocks, job)
+    )
+    segment(model, image, tmp_path / "labels.npy", dtype="float32")
+    assert len(begun) == 10 - 4
 
 
 def test_each_slice_is_read_once(tmp_path, image, monkeypatch, small_blocks):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar
 from evenslice.inference.black_boxes import make_ready
+from evenslice.inference.plans import describe_network
 from evenslice.inference.prediction import HELD_BYTES, choose_tile, try_network
 from evenslice.inference.segmentation_job import (
     SEEN_LATE,
@@ -151,11 +152,13 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     sent = workers is not None or scheduler is not None
     network, slices = make_ready(model, slices, device=device, dtype=dtype, sent=sent)
     tile = choose_tile(network, volume.shape[1:]) if tile is None else check_tile(tile)
+    identity = describe_network(network)  # before its batch norms are folded
     classes, output = try_network(network, slices, tile, probabilities=probabilities)
     values.check(classes)
     values.check_written()
     job = Job(
         network=network,
+        identity=identity,
         volume=volume,
         scaling=fit_scaling(volume, intensity=intensity, fill=fill),
         slices=slices,

@@ -25,7 +25,7 @@ from evenslice._core import (
     option,
     reporting_write_errors,
 )
-from evenslice.inference.plans import describe_network, plan_hash, same_plan, write_plan
+from evenslice.inference.plans import plan_hash, same_plan, write_plan
 from evenslice.inference.unfinished import clear, other_work
 from evenslice.volumes import PARTIAL, cut_axis, fingerprint, modified
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SEEN_LATE", "Job", "begin", "check_blocks", "check_file", "confirm_input", "discard_unused"]
 
-FORMAT = 3
+FORMAT = 4
 CHUNK = 1024  # largest side of a chunk of the staging folder, which is one slice deep
 LARGEST_REGION = 4 * CHUNK  # largest side of the part of a plane that is held at once
 BLOCK_VOXELS = 2**20  # a full batch; little is lost with a block that is not finished
@@ -54,9 +54,18 @@ LOOK_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a block needs; each worker gets it once."""
+    """Everything that a block needs; each worker gets it once.
+
+    Attributes:
+        network: ready to run: its batch norms may be folded, which rounds a little differently on each device.
+        identity: what tells the network from others, as found before that (``describe_network``).
+        values: the voxel value of each class; None for probabilities.
+        output: of the network for one fixed window.
+        root: the folder for unfinished work.
+    """
 
     network: Network
+    identity: list[str]
     volume: Volume
     scaling: Scaling
     slices: int
@@ -147,7 +156,7 @@ class Job:
         content = fingerprint(self.volume)
         return {
             "format": FORMAT,
-            "network": describe_network(self.network),
+            "network": self.identity,
             "volume": {
                 "path": self.volume.path,
                 "shape": list(self.volume.shape),
