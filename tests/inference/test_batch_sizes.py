@@ -70,7 +70,11 @@ NO_MEMORY = RuntimeError(
 """What PyTorch raises where the memory of the machine itself runs out."""
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError, NO_MEMORY])
+NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
+"""What PyTorch raises where no algorithm of cuDNN gets the memory that it needs."""
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError, NO_MEMORY, NO_ENGINE])
 def test_every_error_that_means_it_counts(error):
     assert torch.allclose(predicted(ready(2, error=error)), predicted(ready(100)), rtol=1e-5, atol=1e-6)
 
@@ -90,6 +94,18 @@ def test_a_window_too_large_for_the_memory_is_refused_with_what_would_help():
         evenslice.ModelError, match="a window of 3 slices of 32 x 48 does not fit.*smaller tile"
     ):
         network.prepare(3, (32, 48))
+
+
+def test_where_cudnn_leaves_open_what_it_lacks_so_does_the_error():
+    network = ready(100, error=NO_ENGINE)
+    network.module.most = 0
+    lacks = "memory of the device has run out, or cuDNN cannot compute this there: .*smaller tile, or device='cpu'"
+    with pytest.raises(evenslice.ModelError, match=lacks):
+        predicted(network)
+    with pytest.raises(evenslice.ModelError, match=lacks):
+        network.prepare(3, (32, 48))
+    with pytest.raises(evenslice.ModelError, match=lacks):
+        Gradients(network, WINDOWS, target="sum", labels=None, seed=0).explain()
 
 
 @pytest.mark.parametrize("method", ["gradient", "input_x_gradient", "integrated_gradients", "occlusion"])

@@ -934,6 +934,11 @@ NO_KERNEL = "CUDA error: no kernel image is available for execution on the devic
         ("bfloat16", RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "run out .*training.crop$"),
         ("float32", torch.AcceleratorError("CUDA error: out of memory"), "memory of the device has run out"),
         (
+            "bfloat16",
+            RuntimeError("FIND was unable to find an engine to execute this computation"),
+            "has run out, or cuDNN cannot compute this there .FIND was .*; lower training.batch or",
+        ),
+        (
             "float32",
             torch.AcceleratorError(NO_KERNEL),
             "training.accelerator: cpu: fails .CUDA error: no kernel",

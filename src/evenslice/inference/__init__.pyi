@@ -10,6 +10,7 @@ from .device_errors import (
     is_device_error as is_device_error,
     memory_error_of as memory_error_of,
     out_of_memory as out_of_memory,
+    shortage as shortage,
 )
 from .devices import (
     choose_device as choose_device,

@@ -61,12 +61,13 @@ class BatchSizes:
             except (RuntimeError, MemoryError) as error:  # the latter of a function, by NumPy
                 if not out_of_memory(error):
                     raise
+                refusal = memory_error(error, "a single window does not fit into it", SMALLER)
             else:
                 start = part.stop
                 continue
             # Only here is the exception gone, and with it the tensors that it held.
             if part.stop - part.start == 1:
-                raise memory_error("a single window does not fit into it", SMALLER)
+                raise refusal
             size = self._most[kind] = (part.stop - part.start) // 2
             _release()
         return results

@@ -127,7 +127,7 @@ class BlackBox(nn.Module):
         except Exception as error:
             if out_of_memory(error):
                 raise memory_error(
-                    f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit", SMALLER
+                    error, f"a window of {slices} slices of {tile[0]} x {tile[1]} does not fit", SMALLER
                 ) from error
             raise ModelError(
                 f"the function {self.name} fails on an array of shape {tuple(windows.shape)}: {type(error).__name__}: "

@@ -19,11 +19,15 @@ __all__ = [
     "memory_error_of",
     "out_of_memory",
     "reporting_device_errors",
+    "shortage",
 ]
+
+NO_ENGINE = "unable to find an engine"
+"""What PyTorch says where every algorithm of cuDNN fails: for want of memory as a rule, seldom as none suits the device."""
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 OUT_OF_MEMORY = (
-    CPU_ALLOCATOR,
+    *(CPU_ALLOCATOR, NO_ENGINE),
     *("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
     *("Failed to allocate memory for requested buffer", "is smaller than requested bytes"),  # of onnxruntime
 )
@@ -59,14 +63,27 @@ def is_device_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(part in str(error) for part in DEVICE_ERRORS)
 
 
-def memory_error(what: str, advice: str) -> ModelError:
+def shortage(error: BaseException) -> str:
+    """Return how to put an error that ``out_of_memory`` counts as one, of which cuDNN leaves open what it lacks.
+
+    Example:
+        >>> shortage(RuntimeError("GET was unable to find an engine to execute this computation"))
+        'the memory of the device has run out, or cuDNN cannot compute this there'
+    """
+    run_out = "the memory of the device has run out"
+    return f"{run_out}, or cuDNN cannot compute this there" if NO_ENGINE in str(error) else run_out
+
+
+def memory_error(error: BaseException, what: str, advice: str) -> ModelError:
     """Return the error that tells a user what did not fit into the memory of the device, and what to do about it.
 
     Example:
-        >>> print(memory_error("a single window does not fit into it", SMALLER))
+        >>> print(memory_error(torch.OutOfMemoryError(), "a single window does not fit into it", SMALLER))
         the memory of the device has run out: a single window does not fit into it; choose a smaller tile
     """
-    return ModelError(f"the memory of the device has run out: {what}; {advice}")
+    if NO_ENGINE in str(error):
+        advice = f"{advice}, or {option('device', 'cpu')}"
+    return ModelError(f"{shortage(error)}: {what}; {advice}")
 
 
 def memory_error_of(error: BaseException) -> ModelError:
@@ -78,7 +95,8 @@ def memory_error_of(error: BaseException) -> ModelError:
     """
     on_cpu = isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error)
     elsewhere = "or end what else uses it" if on_cpu else ELSEWHERE
-    return memory_error(reason(error).rstrip("."), f"{SMALLER} or {option('batch')}, {elsewhere}")
+    what, advice = reason(error).rstrip("."), f"{SMALLER} or {option('batch')}, {elsewhere}"
+    return ModelError(f"{shortage(error)}: {what}; {advice}")
 
 
 @contextmanager
@@ -105,7 +123,7 @@ def reporting_device_errors(device: torch.device, what: str, advice: str = ELSEW
         yield
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
-            raise memory_error(what, advice) from error
+            raise memory_error(error, what, advice) from error
         if is_device_error(error):
             raise ConfigError(
                 f"{option('device', str(device))}: fails ({reason(error)}); choose {option('device', 'cpu')}, or install a "

@@ -25,7 +25,7 @@ from evenslice._core import (
     reason,
     staged_file,
 )
-from evenslice.inference import choose_device, is_device_error, keep_depthwise_exact, out_of_memory
+from evenslice.inference import choose_device, is_device_error, keep_depthwise_exact, out_of_memory, shortage
 from evenslice.neutralizing import load_network, save_network
 from evenslice.results import MAIN_SCORES
 from evenslice.training.best_network import KeepBest
@@ -249,7 +249,7 @@ def _run_trainer(trainer: Trainer, module: TrainingModule, crops: CropData, chec
         if out_of_memory(error):
             half = trainer.precision != PRECISIONS[torch.float32]
             raise ModelError(
-                f"the memory of the device has run out ({reason(error)}); lower training.batch or training.crop"
+                f"{shortage(error)} ({reason(error)}); lower training.batch or training.crop"
                 + ("" if half else ", or set training.dtype: bfloat16")
             ) from error
         if is_device_error(error):
