@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError
-from evenslice.auditing.attribution import Mirrored, attribute
+from evenslice.auditing.attribution import Mirrored, _reproducible, attribute
 from evenslice.auditing.methods import METHODS
 from evenslice.auditing.targets import parse_target
 
@@ -98,6 +98,25 @@ def test_every_method_keeps_the_contract(method):
     torch.testing.assert_close(found.output, network(windows))
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_the_generators_of_other_devices_are_seeded_and_restored(monkeypatch):
+    """Apple's functions take no device; GPUs of Intel have a generator each, as those of NVIDIA."""
+    seeds, intel = [5], [torch.Generator().manual_seed(number) for number in (8, 9)]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: seeds[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", seeds.append)
+    monkeypatch.setattr(torch.mps, "manual_seed", seeds.append)
+    monkeypatch.setattr(torch.xpu, "default_generators", tuple(intel))
+    monkeypatch.setattr(torch.xpu, "get_rng_state", lambda device: intel[device.index].get_state())
+    monkeypatch.setattr(
+        torch.xpu, "set_rng_state", lambda state, device: intel[device.index].set_state(state)
+    )
+    with _reproducible(torch.device("mps"), 7):
+        assert seeds == [5, 7]
+    assert seeds == [5, 7, 5]
+    with _reproducible(torch.device("xpu", 1), 7):
+        assert [generator.initial_seed() for generator in intel] == [8, 7]
+    assert [generator.initial_seed() for generator in intel] == [8, 9]
 
 
 def test_gradient_agrees_with_finite_differences():

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import planted
 import pytest
 import torch
@@ -196,3 +198,16 @@ def test_undisturbed_restores_modes_precision_and_randomness():
         torch.set_float32_matmul_precision("highest")
     assert model[0].training
     assert torch.equal(random, torch.get_rng_state())
+
+
+def test_what_a_network_on_an_apple_gpu_draws_is_restored(monkeypatch):
+    class Elsewhere(nn.Module):
+        def parameters(self):
+            yield SimpleNamespace(device=torch.device("mps"), is_meta=False)
+
+    states = [5]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
+    with exact_evaluation(Elsewhere()):
+        states.append(6)
+    assert states == [5, 6, 5]

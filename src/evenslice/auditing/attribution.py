@@ -19,7 +19,7 @@ from torch import nn
 from evenslice.auditing.methods import METHODS, Attributed, check_gradient, check_method
 from evenslice.auditing.targets import Score, classes_for_mirrors
 from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork, out_of_memory
-from evenslice.networks import full_precision, seed_generators
+from evenslice.networks import full_precision, keep_generators, seed_generators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,8 +223,7 @@ def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
     Both are as before afterwards.
     """
     state = np.random.get_state()  # noqa: NPY002  # the generator that Captum's GradientShap uses
-    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with forked, full_precision():
+    with keep_generators([device]), full_precision():
         seed_generators([device], seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:

@@ -5,6 +5,7 @@ from .dry_runs import (
     failing_layer as failing_layer,
     first_tensor as first_tensor,
     is_on_meta as is_on_meta,
+    keep_generators as keep_generators,
     layer_label as layer_label,
     random_image as random_image,
     refuse_inference_tensors as refuse_inference_tensors,

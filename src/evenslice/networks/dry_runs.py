@@ -20,6 +20,7 @@ __all__ = [
     "failing_layer",
     "first_tensor",
     "is_on_meta",
+    "keep_generators",
     "layer_label",
     "random_image",
     "refuse_inference_tensors",
@@ -34,6 +35,10 @@ __all__ = [
 
 ABOUT_INPUT = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, MemoryError)
 """What networks raise on windows that are too large, or of a size or number of slices that they do not take."""
+
+
+GENERATORS = ("cuda", "xpu")
+"""Kinds of devices with a generator each, in ``torch.cuda.default_generators`` and the like; all of MPS share one."""
 
 
 @contextmanager
@@ -54,8 +59,7 @@ def exact_evaluation(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta}
     with ExitStack() as stack:
-        cuda = [device for device in devices if device.type == "cuda"]
-        stack.enter_context(torch.random.fork_rng(cuda, device_type="cuda"))
+        stack.enter_context(keep_generators(devices))
         for kind in {device.type for device in devices}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(full_precision())
@@ -171,6 +175,27 @@ def random_image(model: nn.Module, shape: tuple[int, ...], seed: int = 0) -> Ten
     return drawn.to(next(iter(floating), drawn).dtype) if like is None else drawn.to(like)
 
 
+@contextmanager
+def keep_generators(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Restore torch's generator of the CPU, and those of some devices, after the block.
+
+    Example:
+        >>> state = torch.get_rng_state()
+        >>> with keep_generators([]):
+        ...     _ = torch.rand(2)
+        >>> torch.equal(state, torch.get_rng_state())
+        True
+    """
+    devices = list(devices)
+    with ExitStack() as stack:
+        for kind in GENERATORS:
+            own = [device for device in devices if device.type == kind]
+            stack.enter_context(torch.random.fork_rng(own, device_type=kind))
+        if any(device.type == "mps" for device in devices):  # whose functions take no device
+            stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+        yield
+
+
 def seed_generators(devices: Iterable[torch.device], seed: int) -> None:
     """Seed torch's generator of the CPU, and those of some devices; `torch.manual_seed` would seed all there are.
 
@@ -183,9 +208,9 @@ def seed_generators(devices: Iterable[torch.device], seed: int) -> None:
     """
     torch.default_generator.manual_seed(seed)
     for device in devices:
-        if device.type == "cuda":
-            generators: tuple[torch.Generator, ...] = torch.cuda.default_generators
-            if generators:  # none before CUDA is used
+        if device.type in GENERATORS:
+            generators: tuple[torch.Generator, ...] = getattr(torch, device.type).default_generators
+            if generators:  # none before the device is used
                 generators[device.index or 0].manual_seed(seed)
         elif device.type == "mps":
             torch.mps.manual_seed(seed)
