@@ -84,6 +84,14 @@ def test_workers_of_dask_cuda_take_the_gpu_that_they_see_first(as_worker, monkey
         assert str(choose_device("auto")) == "cuda:0"
 
 
+def test_a_worker_whose_gpus_cannot_be_used_takes_the_cpu(as_worker, monkeypatch):
+    """As with a driver that is too old, under which GPUs are still counted."""
+    as_worker(1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+
+
 def test_outside_workers_the_first_gpu_is_taken():
     with pretend_gpu(2):
         assert str(choose_device("auto")) == "cuda"

@@ -30,7 +30,7 @@ from evenslice._core.errors import ConfigError, EvensliceError, ModelError, Outp
 from evenslice.cli import entry as cli
 from evenslice.neutralizing import without_mirror
 from evenslice.neutralizing.network_files import load_network, save_network
-from evenslice.training import training_progress
+from evenslice.training import fitting, training_progress
 from evenslice.training.assumptions import describe_assumptions
 from evenslice.training.best_network import KeepBest
 from evenslice.training.config import TrainConfig
@@ -393,6 +393,22 @@ def test_one_seed_gives_one_network_whatever_was_drawn_before(folder, undisturbe
     assert torch.equal(torch.get_rng_state(), state)
     train(make_config(folder, seed=1), tmp_path / "other")
     assert not same(weights(tmp_path / "other"), weights(undisturbed))
+
+
+def test_what_a_training_on_the_cpu_draws_concerns_no_gpu(folder, tmp_path, monkeypatch):
+    """To ask for the state of a GPU starts it, which takes memory there."""
+
+    class ReachedError(Exception):
+        pass
+
+    def reach(**_):
+        raise ReachedError
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: pytest.fail("a GPU was started"))
+    monkeypatch.setattr(fitting, "Trainer", reach)
+    with pytest.raises(ReachedError):
+        train(make_config(folder, training__accelerator="cpu"), tmp_path / "run")
 
 
 def test_a_run_that_was_interrupted_and_killed_ends_as_an_undisturbed_one(folder, undisturbed, tmp_path):

@@ -30,7 +30,7 @@ def choose_device(name: str = "auto") -> torch.device:
         ConfigError: PyTorch does not know or have the device.
     """
     number = worker_number() if name in ("auto", "cuda") else None
-    if number is not None and torch.cuda.device_count() > 1:
+    if number is not None and torch.cuda.is_available() and torch.cuda.device_count() > 1:
         first = "dask_cuda" in sys.modules  # which lets each of its workers see a GPU of its own first
         return torch.device("cuda", 0 if first else number % torch.cuda.device_count())
     if name == "auto":

@@ -26,6 +26,7 @@ from evenslice._core import (
     staged_file,
 )
 from evenslice.inference import choose_device, is_device_error, keep_depthwise_exact, out_of_memory, shortage
+from evenslice.networks import keep_generators
 from evenslice.neutralizing import load_network, save_network
 from evenslice.results import MAIN_SCORES
 from evenslice.training.best_network import KeepBest
@@ -144,7 +145,7 @@ def fit(
     save = partial(save_network, record=record, source=source, reading=reading_of(config), force=True)
     validation = f"validation_{MAIN_SCORES[options.task]}"
     columns = ("loss", "learning_rate", "seconds", validation, *bias_columns(config.model.slices))
-    with interruption.deferred(), _quiet(), torch.random.fork_rng(range(torch.cuda.device_count())):
+    with interruption.deferred(), _quiet(), keep_generators(_all_of(device)):
         trainer = Trainer(
             accelerator=device.type,
             devices=_devices(options),
@@ -173,6 +174,13 @@ def fit(
                     shutil.copyfile(run.best, beside)
             else:
                 save(network, run.network)
+
+
+def _all_of(device: torch.device) -> list[torch.device]:
+    """Return all devices of its kind, without starting others."""
+    if device.type != "cuda":
+        return [device]
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
 
 
 def _devices(options: TrainingConfig) -> int | list[int]:

@@ -14,6 +14,7 @@ from evenslice.networks import (
     ends_in_sigmoid,
     input_multiple,
     input_size,
+    keep_generators,
     reporting_own_errors,
 )
 from evenslice.training.tasks import task_logits
@@ -161,7 +162,7 @@ def _check_batch(network: nn.Module, config: TrainConfig) -> None:
     try:
         with (
             torch.no_grad(),
-            torch.random.fork_rng(range(torch.cuda.device_count())),
+            keep_generators([]),  # the network is on the CPU
             reporting_own_errors(config.model.spec),
         ):
             network.train()(_blank_crops(crops, config))
