@@ -13,10 +13,12 @@ alternately, several rounds each, after one that warms up:
   and mirrors as it measured, in the same batches;
 - predict: opening, reading, predicting and copying the labels back, as `evenslice.segment` does but for its files, against
   the forward passes of as many windows in the same batches; with zarr installed, `evenslice.segment` from file to file too;
-- train: steps of Lightning with evenslice's module and crops, against forward pass, loss, backward pass and AdamW.
+- train: steps of Lightning with evenslice's module and crops, against as many of forward pass, loss, backward pass and AdamW.
+  Both are timed from the end of some first steps on, so that opening volumes and starting workers does not count.
 
 The bare passes run on random tensors that are on the device already, channels-last, weights frozen where nothing is trained,
-in the precision of what they are compared with; float32 is computed in full, without TensorFloat32.
+in the precision of what they are compared with. In an audit and a prediction float32 is computed in full, without
+TensorFloat32, on both sides; a training leaves PyTorch's settings as they are, and so do its bare steps.
 """
 
 from __future__ import annotations
@@ -34,17 +36,16 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import h5py
 import numpy as np
 import timm
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from scipy import ndimage
 from stand_ins import add_missing
 from torch import nn
@@ -66,6 +67,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
 SLICES, CLASSES = 3, 2
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -79,11 +83,12 @@ class Sizes:
     windows: int = 384
     crop: int = 256
     batch: int = 16  # crops in a step
+    first: int = 20  # steps that are not timed: the loader's workers start, and fill their queue
     steps: int = 60
     rounds: int = 5
 
 
-QUICK = Sizes((12, 64, 64), tile=64, windows=8, crop=32, batch=2, steps=3, rounds=1)
+QUICK = Sizes((12, 64, 64), tile=64, windows=8, crop=32, batch=2, first=1, steps=3, rounds=1)
 
 
 class UNet(nn.Module):
@@ -160,26 +165,37 @@ class Bench:
         windows = torch.rand(count, SLICES, side, side, device=self.device)
         return windows.contiguous(memory_format=torch.channels_last)
 
-    def seconds(self, run: Callable[[], object]) -> float:
-        """Time one call, until the device is done."""
-        self.wait()
-        start = time.perf_counter()
-        run()
-        self.wait()
-        return time.perf_counter() - start
+    def timed(self, run: Callable[Given, Result]) -> Callable[Given, tuple[Result, float]]:
+        """Return a function that returns what a call returns, and its seconds until the device is done."""
 
-    def wait(self) -> None:
-        """Wait until the device is done."""
+        def call(*given: Given.args, **options: Given.kwargs) -> tuple[Result, float]:
+            start = self.now()
+            result = run(*given, **options)
+            return result, self.now() - start
+
+        return call
+
+    def now(self) -> float:
+        """Return the time at which the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
-    def compare(self, what: str, ours: Callable[[], int], bare: Callable[[int], object]) -> dict[str, Any]:
-        """Time both in turn; ``ours`` returns how many windows it took, which ``bare`` then takes too."""
-        count = ours()
+    def compare(
+        self,
+        what: str,
+        ours: Callable[[], tuple[int, float]],
+        bare: Callable[[int], tuple[object, float]],
+    ) -> dict[str, Any]:
+        """Run both in turn, which return their seconds.
+
+        ``ours`` also returns how many windows it took, which ``bare`` then takes too.
+        """
+        count, _ = ours()
         bare(count)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        rounds = [(self.seconds(ours), self.seconds(partial(bare, count))) for _ in range(self.sizes.rounds)]
+        rounds = [(ours()[1], bare(count)[1]) for _ in range(self.sizes.rounds)]
         shares = [slow / own for own, slow in rounds]
         row = {
             "what": what,
@@ -227,7 +243,7 @@ def measure_audit(bench: Bench) -> dict[str, Any]:
                 explained = output.gather(1, output.argmax(1, keepdim=True)).float().sum()
                 torch.autograd.grad(explained, windows)
 
-    return bench.compare("audit", ours, bare)
+    return bench.compare("audit", bench.timed(ours), bench.timed(bare))
 
 
 def bare_prediction(bench: Bench, side: int) -> Callable[[int], None]:
@@ -259,7 +275,8 @@ def measure_prediction(bench: Bench) -> dict[str, Any]:
             predicted_classes(output, dim=0).cpu()
         return len(volume)
 
-    return bench.compare("predict", ours, bare_prediction(bench, bench.sizes.shape[1]))
+    bare = bare_prediction(bench, bench.sizes.shape[1])
+    return bench.compare("predict", bench.timed(ours), bench.timed(bare))
 
 
 def measure_segmentation(bench: Bench) -> dict[str, Any]:
@@ -278,37 +295,53 @@ def measure_segmentation(bench: Bench) -> dict[str, Any]:
         )
         return len(labels)
 
-    return bench.compare("segment", ours, bare_prediction(bench, bench.sizes.shape[1]))
+    bare = bare_prediction(bench, bench.sizes.shape[1])
+    return bench.compare("segment", bench.timed(ours), bench.timed(bare))
+
+
+class Clock(Callback):
+    """Notes when some steps of a training end, counted from 1."""
+
+    def __init__(self, now: Callable[[], float], steps: tuple[int, ...]) -> None:
+        self.now, self.steps, self.times = now, steps, list[float]()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002  # Lightning's
+        """Note the time at the end of a step."""
+        if batch_idx + 1 in self.steps:
+            self.times.append(self.now())
 
 
 def measure_training(bench: Bench) -> dict[str, Any]:
     """Compare steps of Lightning on crops of the volume with steps on one random batch."""
     sizes = bench.sizes
+    total = sizes.first + sizes.steps
     options = SimpleNamespace(
         task="segmentation",
         loss="dice_ce",
         learning_rate=5e-4,
         weight_decay=1e-2,
         warmup=0.05,
-        steps=sizes.steps,
+        steps=total,
     )
 
     def module() -> Any:
         return TrainingModule(bench.bare().train(), options, classes=CLASSES)  # type: ignore[arg-type]
 
-    def ours() -> int:
+    def ours() -> tuple[int, float]:
         crops = SliceWindows(
             f"{bench.path}:/image",
             f"{bench.path}:/labels",
             model=bench.model,
             crop=(sizes.crop, sizes.crop),
-            length=sizes.steps * sizes.batch,
+            length=total * sizes.batch,
         )
+        clock = Clock(bench.now, (sizes.first, total))
         trainer = Trainer(
             accelerator=bench.device.type,
             devices=[bench.device.index] if bench.device.type == "cuda" else 1,
             precision=PRECISIONS[bench.dtype],  # type: ignore[arg-type]
-            max_steps=sizes.steps,
+            max_steps=total,
+            callbacks=[clock],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -321,21 +354,27 @@ def measure_training(bench: Bench) -> dict[str, Any]:
             pin_memory=bench.device.type == "cuda",
         )
         trainer.fit(module(), loader)
-        return sizes.steps * sizes.batch
+        begun, ended = clock.times
+        return sizes.steps * sizes.batch, ended - begun
 
-    def bare(count: int) -> None:
+    def bare(count: int) -> tuple[None, float]:
         trained = module().to(bench.device)
         optimizer = torch.optim.AdamW(trained.parameters(), lr=5e-4, fused=True)
         scaler = torch.amp.GradScaler(bench.device.type, enabled=bench.dtype == "float16")
         windows = bench.random(sizes.batch, sizes.crop)
         labels = (windows[:, 1] > 0.8).long()
-        for _ in range(count // sizes.batch):
-            with bench.precision():
-                loss = trained.loss(trained(windows), labels)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
+
+        def run(steps: int) -> None:
+            for _ in range(steps):
+                with bench.precision():
+                    loss = trained.loss(trained(windows), labels)
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+
+        run(sizes.first)
+        return bench.timed(run)(count // sizes.batch)
 
     return bench.compare("train", ours, bare)
 
