@@ -2,11 +2,12 @@
 
     python -m pytest -m cuda tests
 
-Bounds: in float32 1e-4 of the largest value for what a network puts out, 1e-4 for shares and biases; in half precision 0.02
-for shares, 0.05 for biases, and labels that are equal on at least 99.9 % of the voxels.
+Bounds: in float32 1e-4 of the largest value for what a network puts out, 1e-4 for shares; in half precision 0.02 for shares,
+0.05 for biases, and labels that are equal on at least 99.9 % of the voxels.
 """
 
 import copy
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tiny_training import dice_of_trainings
 from torch import nn
 
 import evenslice
+from evenslice.auditing.attribution import attribute
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_network import ReadyNetwork
@@ -25,6 +27,8 @@ from evenslice.volumes import Scaling, open_volume
 pytestmark = pytest.mark.cuda
 
 HALVES = ["bfloat16", "float16"]
+INTENSITY = (-3, 3)
+"""The voxel values that become 0 and 1, in the training of the network as in all that is done with it."""
 
 
 def needs(dtype):
@@ -47,13 +51,13 @@ def unet(volume):
     changes labels."""
     torch.manual_seed(0)
     model = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=2)
-    evenslice.neutralize(model, slices=3, strategy="pretrained", mean=0.5, std=0.25)
+    record = evenslice.neutralize(model, slices=3, strategy="pretrained", mean=0.5, std=0.25)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.3
     model.train().to("cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    image = torch.from_numpy((volume + 3) / 6).cuda()
+    image = ((torch.from_numpy(Scaling(*INTENSITY)(volume)) - record.mean) / record.std).cuda()
     right = torch.from_numpy(ndimage.gaussian_filter(volume, (0, 2, 2)) > 0).long().cuda()
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -67,7 +71,16 @@ def unet(volume):
 
 
 def audited(model, volume, **options):
-    return evenslice.audit(model, volume, max_windows=24, batch=4, tile=(64, 64), progress=False, **options)
+    return evenslice.audit(
+        model,
+        volume,
+        intensity=INTENSITY,
+        max_windows=24,
+        batch=4,
+        tile=(64, 64),
+        progress=False,
+        **options,
+    )
 
 
 def biases(audit):
@@ -95,7 +108,7 @@ def test_audit_in_half_precision(unet, volume, dtype):
     right = audited(unet, volume, device="cpu", dtype="float32")
     found = audited(unet, volume, device="cuda", dtype=dtype)
     assert np.abs(shares(found) - shares(right)).max() < 0.02
-    assert found.verdict == right.verdict
+    assert np.abs(biases(found) - biases(right)).max() < 0.05  # which may lie on both sides of a tolerance
 
 
 def test_a_symmetrized_network_is_symmetric_there(unet, volume):
@@ -129,7 +142,7 @@ def test_neutralize_on_the_gpu(unet, volume):
 def outputs(model, volume, device, dtype, **options):
     network = ReadyNetwork(model, slices=3, device=device, dtype=dtype)
     network.prepare(3, (64, 64))
-    found = predict(network, open_volume(volume), scaling=Scaling(-3, 3), slices=3, **options)
+    found = predict(network, open_volume(volume), scaling=Scaling(*INTENSITY), slices=3, **options)
     return torch.stack([output.cpu() for _, output in found])
 
 
@@ -144,7 +157,13 @@ def test_segment_gives_the_same_labels(unet, volume, tmp_path, dtype):
     needs(dtype)
     right, found = (
         evenslice.segment(
-            unet, volume, tmp_path / f"{device}.npy", device=device, dtype=precision, progress=False
+            unet,
+            volume,
+            tmp_path / f"{device}.npy",
+            intensity=INTENSITY,
+            device=device,
+            dtype=precision,
+            progress=False,
         )[:]
         for device, precision in (("cpu", "float32"), ("cuda", dtype))
     )
@@ -166,7 +185,7 @@ def test_a_segmentation_begun_on_the_cpu_goes_on_on_the_gpu(unet, volume, tmp_pa
             return self.model(windows)
 
     large = np.concatenate([volume] * 4)
-    options = {"batch": 16, "dtype": "float32", "progress": False}
+    options = {"intensity": INTENSITY, "batch": 16, "dtype": "float32", "progress": False}
     with pytest.raises(KeyboardInterrupt):
         evenslice.segment(Stops(), large, tmp_path / "labels.npy", device="cpu", **options)
     Stops.left = -1
@@ -180,7 +199,15 @@ def test_evaluate_with_stress(unet, volume):
     labels = (volume > 0.8).astype(np.uint8)
     right, found = (
         evenslice.evaluate(
-            unet, volume, labels, stress=True, device=device, dtype="float32", surfaces=False, progress=False
+            unet,
+            volume,
+            labels,
+            intensity=INTENSITY,
+            stress=True,
+            device=device,
+            dtype="float32",
+            surfaces=False,
+            progress=False,
         )
         for device in ("cpu", "cuda")
     )
@@ -222,12 +249,41 @@ def test_a_copy_leaves_pinned_memory_without_waiting():
     assert bool((moved == 1).all())
 
 
-def test_the_default_batch_fits_into_what_is_free(unet, volume):
-    free, _ = torch.cuda.mem_get_info()
-    with torch.cuda.device(0):
+@contextmanager
+def memory_of(free):
+    """Let this process take so many bytes more than it has, as on a GPU on which no more are free."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    allowed = torch.cuda.memory_reserved() + free
+    torch.cuda.set_per_process_memory_fraction(allowed / total)
+    try:
+        yield allowed
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+def test_the_default_batch_takes_half_of_what_is_free(unet, volume, monkeypatch):
+    """Half of the memory for 24 windows holds 12, of which a batch takes 8: a third."""
+    network = ReadyNetwork(unet, slices=3, device="cuda", dtype="float32")
+    network.prepare(3, (128, 128))
+    for _ in range(2):  # the first pass reserves what stays
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        attribute(network, torch.zeros(2, 3, 128, 128, device="cuda"))
+    each = (torch.cuda.max_memory_allocated() - before) // 2
+    del network
+    free = 24 * each
+    with memory_of(free) as allowed:
+        # CUDA itself does not know of the limit.
+        monkeypatch.setattr(
+            torch.cuda, "mem_get_info", lambda _: (allowed - torch.cuda.memory_reserved(), allowed)
+        )
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         found = evenslice.audit(unet, volume, max_windows=24, device="cuda", dtype="float32", progress=False)
-    assert 1 <= found.run.batch <= 32
-    assert torch.cuda.max_memory_allocated() <= free
+        assert found.run.batch == 8
+        assert free / 6 < torch.cuda.max_memory_allocated() - before < free / 2
 
 
 def test_memory_that_runs_out_halves_the_batch(unet, volume):
@@ -238,23 +294,17 @@ def test_memory_that_runs_out_halves_the_batch(unet, volume):
     before = torch.cuda.memory_allocated()
     right = outputs(unet, large, "cuda", "float32", batch=1)
     each = torch.cuda.max_memory_allocated() - before
-    torch.cuda.empty_cache()
-    allowed = torch.cuda.memory_reserved() + 4 * each
-    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
-    try:
+    with memory_of(4 * each):
         network = ReadyNetwork(unet, slices=3, device="cuda", dtype="float32")
         network.prepare(3, (64, 64))
         found = torch.stack(
             [
                 output.cpu()
                 for _, output in predict(
-                    network, open_volume(large), scaling=Scaling(-3, 3), slices=3, batch=16
+                    network, open_volume(large), scaling=Scaling(*INTENSITY), slices=3, batch=16
                 )
             ]
         )
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-        torch.cuda.empty_cache()
     assert max(network.batches._most.values()) < 16
     assert (found - right).abs().max() <= 1e-4 * right.abs().max()
 
@@ -290,6 +340,7 @@ def test_workers_use_a_gpu_each(unet, volume, tmp_path):
             unet,
             volume,
             tmp_path / f"{workers}.npy",
+            intensity=INTENSITY,
             device="cuda",
             dtype="float32",
             workers=workers,
