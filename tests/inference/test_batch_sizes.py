@@ -8,6 +8,7 @@ from torch import nn
 
 import evenslice
 from evenslice.auditing.attribution import Gradients, attribute
+from evenslice.inference import prediction
 from evenslice.inference.batch_sizes import BatchSizes
 from evenslice.inference.device_errors import out_of_memory
 from evenslice.inference.prediction import predict
@@ -94,6 +95,27 @@ def test_a_window_too_large_for_the_memory_is_refused_with_what_would_help():
         evenslice.ModelError, match="a window of 3 slices of 32 x 48 does not fit.*smaller tile"
     ):
         network.prepare(3, (32, 48))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "what"),
+    [
+        (prediction, "to_device", "2 windows or their outputs, of 40 x 48 pixels, do not fit"),
+        (torch.Tensor, "new_zeros", "2 windows or their outputs, of 40 x 48 pixels, do not fit"),
+        (torch, "cat", "the outputs of 8 windows do not fit"),
+    ],
+)
+def test_planes_that_do_not_fit_beside_the_network_are_refused_with_what_would_help(
+    monkeypatch, owner, name, what
+):
+    """As they go to the device, or as the outputs of tiles or of smaller batches are put together."""
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(evenslice.ModelError, match=f"has run out: {what}; choose a smaller tile or batch"):
+        predicted(ready(4), tile=(24, 32))
 
 
 def test_where_cudnn_leaves_open_what_it_lacks_so_does_the_error():

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, product, repeat, takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from evenslice._core import ConfigError, ModelError, map_ahead, whole_number
+from evenslice._core import ConfigError, ModelError, map_ahead, option, whole_number
 from evenslice.inference.black_boxes import keep_sides
+from evenslice.inference.device_errors import SMALLER, reporting_device_errors
 from evenslice.inference.devices import to_device
 from evenslice.inference.logit_maps import class_logits, logit_map
 from evenslice.inference.probabilities import refuse_probabilities, refuse_sigmoid
@@ -49,6 +51,8 @@ OVERLAP = 8
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
 GPU_BATCH_PIXELS, LARGEST_GPU_BATCH = 2**23, 64
+
+FEWER = f"{SMALLER} or {option('batch')}"
 
 SHOWN = 256
 """Number of values of its output by which a network is recognized."""
@@ -97,7 +101,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
         VolumeError: the volume cannot be read, has fewer slices than a window, or holds NaN or infinity and the
             scaling has no fill value.
         ModelError: the network does not return a map of logits, or one without the border, or NaN among them, or the
-            memory is too small for a single window.
+            memory is too small for a single window, or for the planes and outputs of a batch.
         ConfigError: an option is out of range.
 
     Example:
@@ -324,18 +328,25 @@ def _predict_planes(
     network: Network, windows: NDArray[np.float32], rows: _Tiling, columns: _Tiling, batch: int
 ) -> Tensor:
     """Return the logits (planes, classes, y, x) of planes (planes, N, y, x), which have the extent of the tiles."""
-    planes = to_device(windows, network.device)
+    count, _, height, width = windows.shape
+    what = f"{count} windows or their outputs, of {height} x {width} pixels, do not fit"
+    placing = partial(reporting_device_errors, network.device, what, FEWER)
+    with placing():
+        planes = to_device(windows, network.device)
     if len(rows.tiles) == len(columns.tiles) == 1:
         return _run(network, planes)
     total = torch.zeros((), device=network.device)
     places = product(range(len(planes)), rows.tiles, columns.tiles)
     while chunk := list(islice(places, batch)):
-        tiles = torch.stack([planes[index, :, y, x] for index, (y, _), (x, _) in chunk])
-        parts = _run(network, tiles.contiguous(memory_format=torch.channels_last))
-        if total.ndim == 0:  # only now is the number of classes known
-            total = parts.new_zeros(len(planes), parts.shape[1], *planes.shape[2:])
-        for (index, (y, fade_y), (x, fade_x)), part in zip(chunk, parts, strict=True):
-            total[index, :, y, x] += part * (fade_y[:, None] * fade_x).to(part.dtype)
+        with placing():
+            tiles = torch.stack([planes[index, :, y, x] for index, (y, _), (x, _) in chunk])
+            tiles = tiles.contiguous(memory_format=torch.channels_last)
+        parts = _run(network, tiles)
+        with placing():
+            if total.ndim == 0:  # only now is the number of classes known
+                total = parts.new_zeros(count, parts.shape[1], height, width)
+            for (index, (y, fade_y), (x, fade_x)), part in zip(chunk, parts, strict=True):
+                total[index, :, y, x] += part * (fade_y[:, None] * fade_x).to(part.dtype)
     return total
 
 
@@ -347,4 +358,7 @@ def _run(network: Network, windows: Tensor) -> Tensor:
         len(windows),
         (network.dtype, *windows.shape[1:]),
     )
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(parts) == 1:
+        return parts[0]
+    with reporting_device_errors(network.device, f"the outputs of {len(windows)} windows do not fit", FEWER):
+        return torch.cat(parts)
