@@ -77,6 +77,27 @@ def test_labels_are_those_of_the_network(tmp_path, image):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["image.npy", "labels.npy"]
 
 
+@pytest.mark.parametrize(("classes", "dtype"), [(1, torch.uint8), (256, torch.uint8), (257, torch.int64)])
+def test_classes_leave_the_device_batch_by_batch_in_bytes_if_these_hold_them(
+    tmp_path, monkeypatch, classes, dtype
+):
+    model, volume = network(classes), noise(6, 20, 24)
+    if classes > 1:
+        model[2].bias[-1] = model[2].bias.max() + 0.2  # which the last class wins somewhere
+    copied, convert = [], segmentation_run._classes
+
+    def watch(output):
+        copied.append(convert(output))
+        return copied[-1]
+
+    monkeypatch.setattr(segmentation_run, "_classes", watch)
+    labels = segment(model, volume, tmp_path / "labels.npy", batch=4, dtype="float32")[...]
+    assert [(len(part), part.dtype) for part in copied] == [(4, dtype), (2, dtype)]
+    right = predicted_classes(expected(model, volume), dim=0).numpy()
+    assert right.max() == max(classes - 1, 1)
+    np.testing.assert_array_equal(labels, right)
+
+
 def test_progress_ends_at_its_total_with_resolution_levels_too(tmp_path):
     heard = []
     volume = np.zeros((3, 260, 260), np.uint8)

@@ -70,6 +70,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     tile: tuple[int, int] | None = None,
     batch: int | None = None,
     shown: Callable[[int, Window], Iterable[Window]] | None = None,
+    convert: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Predict the slices of a volume, in order.
 
@@ -92,6 +93,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
             of its free memory holds, at most 64 or 8 million pixels. Fewer from where memory runs out.
         shown: maps z and the N slices (y, x) of its window, scaled to 0..1, to the windows that the network is shown in
             their place; by default that window.
+        convert: maps the logits (n, classes, y, x) of a batch, on the device of the network, to what is yielded of it.
 
     Yields:
         z and the logits (classes, y, x) of the slice, float32, on the device of the network, for each window shown. An
@@ -140,6 +142,8 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
         planes = planes.reshape(len(chunk), slices, *planes.shape[1:])
         outputs = _predict_planes(network, planes, rows, columns, batch)[..., rows.inner, columns.inner]
         _refuse_nan(outputs, [(z, disturbed) for z, _, disturbed in chunk], volume)
+        if convert is not None:
+            outputs = convert(outputs)
         yield from zip((z for z, _, _ in chunk), outputs, strict=True)
 
 

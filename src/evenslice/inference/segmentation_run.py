@@ -150,13 +150,20 @@ def _slices(blocks: Sequence[Region], job: Job) -> Iterator[tuple[Place, NDArray
         region=(y, x),
         tile=job.tile,
         batch=job.batch,
+        convert=None if job.values is None else _classes,
     )
     for z, output in outputs:
         yield (..., z, y, x), _voxels(output, z, job)
 
 
+def _classes(output: Tensor) -> Tensor:
+    """Return the classes (n, y, x) of logits (n, classes, y, x) on the CPU; a GPU copies bytes, if these hold them."""
+    classes = predicted_classes(output, dim=1)
+    return (classes.byte() if output.shape[1] <= 256 else classes).cpu()
+
+
 def _voxels(output: Tensor, z: int, job: Job) -> NDArray[Any]:
-    """Convert logits (classes, y, x) of slice z to labels (y, x) or probabilities (classes, y, x)."""
+    """Convert the classes (y, x) of slice z to labels, or its logits (classes, y, x) to probabilities."""
     if job.values is None:
         output = torch.cat([-output, output]) / 2 if len(output) == 1 else output
         probabilities: NDArray[Any] = output.softmax(0).cpu().numpy()
@@ -166,6 +173,5 @@ def _voxels(output: Tensor, z: int, job: Job) -> NDArray[Any]:
                 "to return finite numbers, or write labels"
             )
         return probabilities
-    classes = predicted_classes(output, dim=0).cpu().numpy()
-    labels: NDArray[Any] = np.asarray(job.values, job.dtype)[classes]
+    labels: NDArray[Any] = np.asarray(job.values, job.dtype)[output.numpy()]
     return labels
