@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import warnings
 import zlib
 from contextlib import suppress
 
@@ -291,7 +292,6 @@ def test_codecs_of_format_2_whose_result_has_no_limit(tmp_path, name, place):
     fails(str(path), refusal if options else f"{refusal}|cannot be read as Zarr")
 
 
-@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
 def test_filters_of_format_3_whose_result_has_no_limit(tmp_path):
     path = tmp_path / "a.zarr"
     small_chunk(path, 3, None)
@@ -305,7 +305,6 @@ def test_filters_of_format_3_whose_result_has_no_limit(tmp_path):
     )
 
 
-@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
 def test_filters_of_format_3_are_read(tmp_path):
     filters = [
         {
@@ -313,7 +312,9 @@ def test_filters_of_format_3_are_read(tmp_path):
             "configuration": {"offset": 0, "scale": 1, "dtype": "<u2", "astype": "<u4"},
         }
     ]
-    zarr.create_array(tmp_path / "a.zarr", data=STACK, chunks=(2, 16, 16), filters=filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.create_array(tmp_path / "a.zarr", data=STACK, chunks=(2, 16, 16), filters=filters)
     assert same(open_volume(tmp_path / "a.zarr"), STACK)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice._core import ConfigError, VolumeError, needs_extra, option
-from evenslice.volumes.read.checks import require_chunk
+from evenslice.volumes.read.checks import require_chunk, without_warnings
 from evenslice.volumes.read.metadata import LARGEST_OFFSET, is_inside, letters, scaled_spacing
 from evenslice.volumes.read.pieces import few_pieces
 from evenslice.volumes.read.places import locate
@@ -69,7 +69,7 @@ class ZarrSource(VoxelSource):
         self._place, self._process = place, os.getpid()
         with needs_extra("volumes", "reading a Zarr volume"):
             import zarr
-        with self._reaching():
+        with self._reaching(), without_warnings():  # of codecs that other programs may not read
             node = zarr.open(_store(place, METADATA_BYTES, probe=True), mode="r")
         label, level = place.label, place.level
         if isinstance(node, zarr.Array):
@@ -78,7 +78,7 @@ class ZarrSource(VoxelSource):
             array = node
             self.names = _dimension_names(node)
         else:
-            with self._reaching():
+            with self._reaching(), without_warnings():
                 image = _first_image(node, label)
                 array = self._open_level(node, image, level, label)
         self.format = f"{'Zarr' if array is node else 'OME-Zarr'} v{array.metadata.zarr_format}"
