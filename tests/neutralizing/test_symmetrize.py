@@ -637,6 +637,14 @@ def test_every_number_that_a_function_returns_is_averaged():
     np.testing.assert_array_equal(found["more"][0]["scores"], mirrored["more"][0]["scores"])
 
 
+@pytest.mark.parametrize("parts", [([1.0], [1.0, 2.0]), ({"a": 1.0}, {"b": 1.0}), ([1.0], (1.0,))])
+def test_a_function_that_returns_other_parts_for_the_mirror(parts):
+    calls = iter(parts)
+    function = symmetrize(lambda _images: next(calls))
+    with pytest.raises(ModelError, match="returns other parts for a window than for its mirror"):
+        function(windows().numpy())
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [

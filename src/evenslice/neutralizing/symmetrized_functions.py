@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from evenslice._core import ModelError
 from evenslice.networks import function_name
@@ -45,8 +45,8 @@ class SymmetrizedFunction:
         name: its name.
 
     Raises:
-        ModelError: it is not callable; or, on a call, it returns integers, such as classes, another object, or no number
-            at all.
+        ModelError: it is not callable; or, on a call, it returns integers, such as classes, another object, no number at
+            all, or other parts for the windows than for their mirrors.
 
     Example:
         >>> fair = SymmetrizedFunction(lambda windows: windows[:, 0])
@@ -74,6 +74,11 @@ class SymmetrizedFunction:
         mirrors = windows[:, ::-1].copy()
         as_given = tree_map(_copied, self.function(windows))
         mirrored = tree_map(_copied, self.function(mirrors))
+        if tree_structure(as_given) != tree_structure(mirrored):
+            raise ModelError(
+                f"{self.name} returns other parts for a window than for its mirror, which cannot be averaged; return as many, "
+                "of the same names, for any window"
+            )
         if finds_objects(as_given):
             both = (map(_as_tensors, found) for found in (as_given, mirrored))
             return [average_detections(*pair) for pair in zip(*both, strict=True)]
