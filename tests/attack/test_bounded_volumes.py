@@ -149,6 +149,18 @@ def test_more_slices_of_one_voxel_than_a_folder_may_hold(tmp_path, kind):
     assert_bounded(found, f"refused: {tmp_path}: holds 66,000 slices, and a folder of more than 65,536")
 
 
+def test_an_npy_that_claims_a_header_without_end(tmp_path):
+    path = tmp_path / "a.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, np.zeros((2, 16, 16)), (2, 0))
+        file.seek(8)
+        file.write(struct.pack("<I", 2**32 - 1))
+        file.truncate(2**33)
+    found = answer(READ, path)
+    assert_bounded(found, f"refused: {path}: cannot be read as NumPy array")
+    assert found.memory < 2**26
+
+
 def test_an_npy_with_a_negative_length(tmp_path):
     with (tmp_path / "a.npy").open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (-1, -4, 4)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NpySource"]
 
+_HEADER_BYTES = 2**17
+"""Bytes in which a header has to end; NumPy itself refuses one of more than 10,000."""
+
 
 class NpySource(FileSource):
     """An array in a ``.npy`` file; pickled objects are refused."""
@@ -24,12 +28,13 @@ class NpySource(FileSource):
     def __init__(self, path: Path, label: str) -> None:
         require_signature(path, label, "a NumPy array")
         with open_regular(path) as file:
-            first = np.lib.format.read_magic(file) == (1, 0)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read_header(file)
-            offset = file.tell()
+            head = io.BytesIO(
+                file.read(_HEADER_BYTES)
+            )  # of a file, NumPy allocates whatever length the header claims
+        first = np.lib.format.read_magic(head) == (1, 0)
+        read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(head)
+        offset = head.tell()
         if dtype.hasobject:
             raise VolumeError(
                 f"{label}: holds pickled Python objects, which are never loaded; save a numeric array"
