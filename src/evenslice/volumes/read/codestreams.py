@@ -68,9 +68,8 @@ def _jpeg(data: bytes) -> int:
     place = 2
     while 0 <= (place := data.find(b"\xff", place)) <= len(data) - 4:
         marker = data[place + 1]
-        if (
-            marker in (0xFF, 0x00, 0x01, 0xD8) or 0xD0 <= marker <= 0xD7
-        ):  # fill bytes, and marks without a length
+        # Fill bytes, and marks without a length.
+        if marker in (0xFF, 0x00, 0x01, 0xD8) or 0xD0 <= marker <= 0xD7:
             place += 1 if marker == 0xFF else 2
             continue
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):

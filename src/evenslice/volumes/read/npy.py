@@ -28,9 +28,8 @@ class NpySource(FileSource):
     def __init__(self, path: Path, label: str) -> None:
         require_signature(path, label, "a NumPy array")
         with open_regular(path) as file:
-            head = io.BytesIO(
-                file.read(_HEADER_BYTES)
-            )  # of a file, NumPy allocates whatever length the header claims
+            # Reading from the file itself, NumPy allocates whatever length the header claims.
+            head = io.BytesIO(file.read(_HEADER_BYTES))
         first = np.lib.format.read_magic(head) == (1, 0)
         read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(head)

@@ -137,9 +137,8 @@ def _decode_channel(words: NDArray[Any], result: NDArray[Any], block: tuple[int,
             f"the blocks {block} of a compressed segmentation do not suit a chunk {result.shape}"
         )
     headers = _take(words, np.arange(2 * math.prod(grid))).reshape(*grid, 2)
-    depth = min(
-        block[0], result.shape[0]
-    )  # beyond a chunk, blocks are not decoded; z is the slowest axis in them
+    # Beyond a chunk, blocks are not decoded; z is the slowest axis in them.
+    depth = min(block[0], result.shape[0])
     voxels = depth * math.prod(block[1:])
     rows = max(1, _VOXELS_AT_ONCE // (voxels * grid[2]))  # of blocks, to hold less at once
     for layer, row in product(range(grid[0]), range(0, grid[1], rows)):
