@@ -1,5 +1,6 @@
 """Zarr from somebody else: chunks that unpack to more than they hold, pickles, paths that climb out."""
 
+import asyncio
 import bz2
 import gzip
 import json
@@ -25,7 +26,7 @@ from zarr.codecs import BloscCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 from evenslice._core import errors
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.read import zarr_guard, zarr_store
+from evenslice.volumes.read import zarr_guard, zarr_store, zarr_tasks
 from evenslice.volumes.read.pieces import few_pieces
 from evenslice.volumes.read.unpacking import unpack, zstd_size
 from evenslice.volumes.write.writer import write_volume
@@ -375,6 +376,25 @@ def test_one_line_for_many_damaged_chunks(tmp_path, codec):
         )
         assert found.returncode == 2
         assert found.stderr.count("\n") == 1, found.stderr
+
+
+def test_those_who_wait_for_the_tasks_of_zarr_do_not_wait_for_each_other():
+    """As where several reads fail at once, in several threads."""
+    loop, waiting = zarr.core.sync._get_loop(), []
+    slow = asyncio.run_coroutine_threadsafe(asyncio.sleep(0.3), loop)
+    started = threading.Event()
+
+    def start():
+        waiting.extend(loop.create_task(zarr_tasks._all_others(10)) for _ in range(3))
+        started.set()
+
+    loop.call_soon_threadsafe(start)
+    started.wait()
+    slow.result()
+    end = time.monotonic() + 5
+    while time.monotonic() < end and not all(task.done() for task in waiting):
+        time.sleep(0.01)
+    assert all(task.done() for task in waiting)
 
 
 # Pickles

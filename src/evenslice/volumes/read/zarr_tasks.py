@@ -11,8 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["settle", "settled_after_errors"]
 
-_PATIENCE = 10
+_PATIENCE = 3
 """Seconds that are waited for reads that nobody needs any more."""
+
+_WAITING = "evenslice: waits for the others"
+"""Name of tasks that wait here, which do not wait for each other."""
 
 
 def settle(seconds: float | None = None) -> None:
@@ -27,7 +30,10 @@ def settle(seconds: float | None = None) -> None:
 
 
 async def _all_others(seconds: float | None) -> None:
-    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+    own = asyncio.current_task()
+    if own is not None:
+        own.set_name(_WAITING)
+    if others := {task for task in asyncio.all_tasks() if task.get_name() != _WAITING}:
         done, _ = await asyncio.wait(others, timeout=seconds)
         for task in done:
             if not task.cancelled():
