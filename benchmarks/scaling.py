@@ -1,13 +1,15 @@
 """Speed of two workers with one thread each, compared with one such worker.
 
     python benchmarks/scaling.py [--volume PATH] [--slices N] [--windows N] [--rounds 3] [--only bare|segment|audit|defaults]
+        [--dtype float32]
 
 The network of the demonstration segments and audits a volume on a local Dask cluster of one and two workers, each with
 one thread; the ratios are of alternating measurements within one run. An audit has as many windows as the volume has
-slices, or ``--windows``. A small segmentation before each measurement makes the workers import their modules. The same
-ratio for bare forward passes, in equal parts on the workers, says what the machine allows: two cores share their
-caches, their memory and their clock. The workers are set as those of ``--workers``: they keep the memory that they
-free, and Dask hardly watches them. The last ratio says how much longer two workers take with Dask's defaults.
+slices, or ``--windows``; with ``--dtype auto``, one worker checks the precision on the first of them. A small
+segmentation before each measurement makes the workers import their modules. The same ratio for bare forward passes, in
+equal parts on the workers, says what the machine allows: two cores share their caches, their memory and their clock.
+The workers are set as those of ``--workers``: they keep the memory that they free, and Dask hardly watches them. The
+last ratio says how much longer two workers take with Dask's defaults.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from distributed import Client, LocalCluster
 import evenslice
 from evenslice._core.allocator import KEPT
 from evenslice._core.local_workers import THREADS, UNWATCHED
+from evenslice.auditing import auditor
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
@@ -85,6 +88,9 @@ def main() -> None:
     )
     parser.add_argument("--windows", type=int, help="number of windows of an audit")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--dtype", default="float32", help="precision of what is measured, but for bare passes"
+    )
     parser.add_argument("--only", choices=["bare", "segment", "audit", "defaults"], help="measure this alone")
     options = parser.parse_args()
     volume = evenslice.open_volume(options.volume) if options.volume else mni152()
@@ -98,19 +104,19 @@ def main() -> None:
 
         def segment(address: str, image: evenslice.Volume = volume) -> None:
             evenslice.segment(
-                model, image, out, scheduler=address, dtype="float32", force=True, progress=False
+                model, image, out, scheduler=address, dtype=options.dtype, force=True, progress=False
             )
 
         def audit(address: str) -> None:
-            evenslice.audit(
-                model,
-                volume,
-                scheduler=address,
-                dtype="float32",
-                precision=1e-9,
-                max_windows=options.windows or count,
-                progress=False,
-            )
+            with mock.patch.object(auditor, "knows_enough", return_value=False):
+                evenslice.audit(
+                    model,
+                    volume,
+                    scheduler=address,
+                    dtype=options.dtype,
+                    max_windows=options.windows or count,
+                    progress=False,
+                )
 
         def seconds(run: Callable[[str], None], workers: int, *, defaults: bool = False) -> float:
             with scheduler(workers, defaults=defaults) as address:

@@ -31,7 +31,7 @@ from evenslice._core.local_workers import local_client
 from evenslice._core.words import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 __all__ = ["check_sendable", "map_as_finished", "map_in_order", "open_cluster", "refuse_killed"]
 
@@ -193,7 +193,7 @@ def map_as_finished(
 
 def map_in_order(
     function: Callable[..., Result], items: Iterable[Item], client: Any = None, *, common: Any = None
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Apply a function to items one after another, or on a cluster a few at a time, and yield the results in order.
 
     Items are submitted as results are consumed: those not yet sent to a worker when the caller stops are never run.

@@ -259,7 +259,6 @@ def _collect(
     """
     collected: list[MeasuredBatch] = []
     seen, attributed, either, look = 0, 0, 0, next_look(0)
-    batches = stream.batches(lambda: sampling.batch or _batch_size(measurer))
     with (
         open_cluster(computing.workers, computing.scheduler) as client,
         progress_bar(
@@ -267,7 +266,8 @@ def _collect(
         ) as advance,
         closing(
             measure_batches(
-                batches,
+                stream,
+                lambda: sampling.batch or _batch_size(measurer),
                 measurer,
                 sampling.precision,
                 check_dtype=computing.dtype in ("auto", "float16"),  # small gradients vanish in float16

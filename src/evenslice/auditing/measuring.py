@@ -1,6 +1,6 @@
 """Windows are read, explained together with their mirrors, and reduced to a row of numbers each.
 
-    for batch in measure_batches(stream.batches(lambda: 8), measurer, precision, check_dtype=False, client=None):
+    for batch in measure_batches(stream, lambda: 8, measurer, precision, check_dtype=False, client=None):
         ...
 
 This runs in the current process, where the next batch is read while the network computes, or on the workers of a
@@ -13,7 +13,7 @@ import threading
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +26,12 @@ from evenslice.auditing.subset import cut, measure_subset
 from evenslice.results import OUTPUT_FIELDS, pair_bias
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.auditing.batches import WindowBatch
+    from evenslice.auditing.batches import WindowBatch, WindowStream
     from evenslice.auditing.measurer import Explained, Measurer, ReadBatch
     from evenslice.auditing.methods import Attributed
 
@@ -70,20 +70,76 @@ class MeasuredBatch:
 
 
 def measure_batches(
-    batches: Iterator[WindowBatch], measurer: Measurer, precision: float, *, check_dtype: bool, client: Any
+    stream: WindowStream,
+    size: Callable[[], int],
+    measurer: Measurer,
+    precision: float,
+    *,
+    check_dtype: bool,
+    client: Any,
 ) -> Generator[MeasuredBatch]:
-    """Measure batches in order; with ``check_dtype``, the first one decides the precision of the computation."""
-    if check_dtype and measurer.network.dtype != torch.float32:
-        first = partial(_measure_first, precision=precision)
-        for found, dtype in map_in_order(first, islice(batches, 1), client, common=measurer):
-            measurer.network.dtype = dtype
-            yield found
+    """Measure the batches of a stream in order; with ``check_dtype``, the first one decides the precision.
+
+    Args:
+        stream: the windows.
+        size: returns how many of them a batch has at most, in the precision that the measurer has then.
+        measurer: of the audit; it is left in the precision that was decided for.
+        precision: half-width within which the pair biases are to be known.
+        check_dtype: whether a fast precision has to prove itself.
+        client: client of a Dask cluster, or None for this process.
+    """
+    check = check_dtype and measurer.network.dtype != torch.float32
     if client is not None:  # whose workers read for themselves
-        yield from map_in_order(_measure_batch, batches, client, common=measurer)
+        yield from _measure_on_cluster(stream, size, measurer, precision, client, check=check)
         return
+    batches = stream.batches(size)
+    for batch in islice(batches, int(check)):
+        found, measurer.network.dtype = _measure_first(batch, measurer, precision)
+        yield found
     with closing(map_ahead(measurer.read, batches, threads=1, ahead=AHEAD)) as reading:
         for read in reading:
             yield _measure_read(read, measurer)
+
+
+def _measure_on_cluster(
+    stream: WindowStream,
+    size: Callable[[], int],
+    measurer: Measurer,
+    precision: float,
+    client: Any,
+    *,
+    check: bool,
+) -> Generator[MeasuredBatch]:
+    """Measure batches on workers, which go on in the fast precision while one of them checks it on the first batch.
+
+    If it has not proved itself, what they have measured meanwhile is left out, and they begin again behind that batch.
+    """
+    fast = measurer.network.dtype
+    tasks = zip(stream.batches(size), chain([check], repeat(False)), strict=False)
+    measure = partial(_measure_task, precision=precision)
+    with closing(map_in_order(measure, tasks, client, common=measurer)) as measured:
+        for found, dtype in measured:
+            measurer.network.dtype = dtype
+            yield found
+            if dtype != fast:
+                break
+        else:
+            return
+    sizes = chain(
+        [len(found.places)], iter(size, None)
+    )  # the first batch again, which is left out; then as asked for
+    rest = islice(stream.batches(lambda: next(sizes)), 1, None)
+    yield from map_in_order(_measure_batch, rest, client, common=measurer)
+
+
+def _measure_task(
+    task: tuple[WindowBatch, bool], measurer: Measurer, precision: float
+) -> tuple[MeasuredBatch, torch.dtype]:
+    """Measure a batch, the first one with a check; return with it the precision for what follows."""
+    batch, first = task
+    if first:
+        return _measure_first(batch, measurer, precision)
+    return _measure_batch(batch, measurer), measurer.network.dtype
 
 
 def _measure_first(
