@@ -463,6 +463,52 @@ def test_the_beginning_of_another_segmentation_is_not_gone_on_with(tmp_path, ima
     np.testing.assert_array_equal(labels[...], right)
 
 
+class Shifted(nn.Module):
+    """Its answer depends on a setting that is neither a parameter nor a buffer."""
+
+    def __init__(self, name, value):
+        super().__init__()
+        self.layer, self.name = network(), name
+        setattr(self, name, value)
+
+    def forward(self, windows):
+        shift = getattr(self, self.name)
+        return self.layer(windows) + torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1) * (
+            shift["by"] if isinstance(shift, dict) else shift
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("shift", torch.tensor),
+        ("shift", np.float32),
+        ("shift", lambda value: {"by": value}),
+        ("_shift", float),
+    ],
+)
+def test_nor_is_that_by_a_network_with_another_setting(tmp_path, image, monkeypatch, name, setting):
+    work = segmentation_run._segment_blocks
+
+    def first(blocks, job):
+        yield from islice(work(blocks, job), 1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(segmentation_run, "_segment_blocks", first)
+        segment(Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", dtype="float32")
+    with pytest.raises(OutputError, match="unfinished segmentation by another network"):
+        segment(Shifted(name, setting(0.50001)), image, tmp_path / "labels.npy", dtype="float32")
+    segment(Shifted(name, setting(0.5)), image, tmp_path / "labels.npy", dtype="float32")
+
+
+def test_a_setting_that_holds_itself_is_no_obstacle(tmp_path, image):
+    model = network()
+    model.parts = []
+    model.parts.append(model.parts)
+    segment(model, image, tmp_path / "labels.npy", dtype="float32")
+
+
 def test_a_segmentation_goes_on_where_batch_norms_are_folded_to_other_roundings(tmp_path, image, monkeypatch):
     """As on a GPU, to which a segmentation begun on the CPU is moved."""
     model = nn.Sequential(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from evenslice._core import json_text, read_bounded, staged_file
 from evenslice.inference.black_boxes import BlackBox
@@ -17,17 +19,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import nn
 
     from evenslice.inference.prediction import Network
     from evenslice.inference.ready_network import ReadyNetwork
 
 __all__ = ["describe_network", "plan_hash", "same_plan", "write_plan"]
 
+OF_ANY_MODULE = frozenset(vars(nn.Module()))
+"""What PyTorch keeps in a module, such as its parameters and hooks."""
+
+DEEPEST = 8
+"""Levels of a setting that are looked at."""
+
 PLAN_BYTES = 2**20
 """Largest size of a plan in bytes."""
 
-TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Differences of outputs between devices, relative to the largest value."""
 
 SAME_FUNCTION = 1e-5
@@ -57,28 +64,40 @@ def describe_network(network: Network) -> list[str]:
 
 
 def _hash_specification(module: nn.Module) -> str:
-    """Hash the classes of all modules and their plain settings, such as the width of a stride."""
+    """Hash the classes of all modules and their settings, such as the width of a stride or a threshold."""
     digest = hashlib.sha256()
     for name, part in module.named_modules():
-        settings = {
-            key: value for key, value in vars(part).items() if not key.startswith("_") and _plain(value)
-        }
+        settings = {key: _known(value) for key, value in vars(part).items() if key not in OF_ANY_MODULE}
         digest.update(f"{name} {type(part).__qualname__} {sorted(settings.items())}\n".encode())
     return digest.hexdigest()
 
 
-def _plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+def _known(value: Any, depth: int = 0) -> str:
+    """Return what a setting says in any process; of an object of an unknown kind, no more than its kind."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value)
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta:
+        return _hash_tensor(value)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if depth < DEEPEST:  # it may hold itself
+        if isinstance(value, tuple | list):
+            return f"[{', '.join(_known(item, depth + 1) for item in value)}]"
+        if isinstance(value, Mapping):
+            return str(sorted((_known(key), _known(item, depth + 1)) for key, item in value.items()))
+    return type(value).__qualname__
 
 
 def _hash_tensors(network: ReadyNetwork) -> str:
     digest = hashlib.sha256()
     for name, value in chain(network.named_parameters(), network.named_buffers()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} {_hash_tensor(value)}\n".encode())
     return digest.hexdigest()
+
+
+def _hash_tensor(value: torch.Tensor) -> str:
+    values = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(values).hexdigest()}"
 
 
 def plan_hash(plan: dict[str, Any]) -> str:
