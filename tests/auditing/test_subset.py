@@ -296,3 +296,28 @@ def test_a_background_with_a_constant_logit_has_no_attention_and_keeps_nobody_wa
     assert (two.verdict, len(two.measurements.volume)) == (one.verdict, len(one.measurements.volume))
     assert one.verdict == "balanced"
     assert [item.class_number for item in two.statistics.classes] == [1]
+
+
+class ManyClasses(nn.Module):
+    """Of 301 classes, the last reads the slice before at half of the pixels, and class 5 the slice behind at the others."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other, self.weight = other, nn.Parameter(torch.ones(1))
+
+    def forward(self, windows):
+        rows, columns = torch.arange(windows.shape[2]), torch.arange(windows.shape[3])
+        here = ((rows[:, None] // 2 + columns // 2) % 2).float()
+        logits = windows.new_zeros(len(windows), 301, *windows.shape[2:]) - 1
+        logits[:, self.other] = (windows[:, 0] + 1) * here * self.weight
+        logits[:, 5] = (windows[:, 2] + 1) * (1 - here) * self.weight
+        return logits
+
+
+@pytest.mark.parametrize("other", [7, 300])
+def test_the_rest_of_a_window_is_that_of_its_last_class_alone_if_no_class_is_beyond_those_looked_at(other):
+    volume = np.random.default_rng(0).random((24, 32, 32))
+    found = evenslice.audit(ManyClasses(other), volume, intensity=(0, 1), dtype="float32", device="cpu")
+    assert found.verdict == "biased"
+    pairs = {item.class_number: item.pairs[0].estimate for item in found.statistics.classes}
+    assert pairs == {5: 1.0, 7: -1.0} if other == 7 else {5: 1.0}

@@ -171,10 +171,12 @@ def _explain_classes(
     chosen = [_choose_classes(*window) for window in zip(pixels, turns.tolist(), strict=True)]
     # The gradient of a sum is that of its parts, so the last class needs no passes where the classes are all there is. One
     # that is alone needs none by any method.
+    beyond = (explained > LARGEST_CLASS).flatten(1).any(1).tolist()
     spared = [
-        len(numbers) == np.count_nonzero(part)
+        not others
+        and len(numbers) == np.count_nonzero(part)
         and (len(numbers) == 1 or (method == "gradient" and len(numbers) > 0))
-        for numbers, part in zip(chosen, pixels, strict=True)
+        for numbers, part, others in zip(chosen, pixels, beyond, strict=True)
     ]
     passes = [numbers[:-1] if last else numbers for numbers, last in zip(chosen, spared, strict=True)]
     rest = first
