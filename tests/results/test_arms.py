@@ -142,6 +142,17 @@ def test_opposite_pairs_do_not_cancel():
     assert astuple(flipped.bias_removed) == pytest.approx((0, 0, 0))
 
 
+def test_only_runs_whose_bias_is_known_in_both_arms_are_compared():
+    """Else seeds of one arm would be compared with other seeds of the baseline."""
+    rows = [
+        {**row(arm, seed), "fold": fold, "folds": 3, "shares": None, "largest_bias": bias}
+        for fold in range(3)
+        for arm, biases in [("pretrained", (0.2, 0.6)), ("uniform", (0.2, None))]
+        for seed, bias in enumerate(biases)
+    ]
+    assert astuple(summarize(rows)[0].arms[1].bias_removed) == pytest.approx((0, 0, 0))
+
+
 def test_a_pair_that_hardly_gets_attention_is_left_out():
     assert largest_bias({"shares": [0.01, 0.3, 0.39, 0.3, 0.0]}) == pytest.approx(0)
     assert largest_bias({"shares": [0.03, 0.3, 0.36, 0.3, 0.01]}) == pytest.approx(0.5)

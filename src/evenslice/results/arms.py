@@ -291,13 +291,15 @@ def _summarize_arm(
     kind = answer_kind([*own, *other])
     differences = {name: replicate_means(own, mine - theirs, unit) for name, (mine, theirs) in both.items()}
     test = non_inferiority(differences[score], margin)
+    biases = np.array(both["largest_bias"])
+    biases[:, np.isnan(biases).any(axis=0)] = np.nan
     return replace(
         summary,
         differences={
             name: student_interval(values, difference_bounds(name, kind, slices))
             for name, values in differences.items()
         },
-        bias_removed=bias_removed(*(replicate_means(own, values, unit) for values in both["largest_bias"])),
+        bias_removed=bias_removed(*(replicate_means(own, values, unit) for values in biases)),
         **test._asdict(),
     )
 
