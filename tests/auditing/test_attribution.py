@@ -1,5 +1,7 @@
 """Networks whose attribution is known in closed form."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -235,3 +237,23 @@ def test_a_target_is_read_as_written():
     ]
     with pytest.raises(ConfigError, match="did you mean 'labels'"):
         parse_target("label")
+
+
+@pytest.mark.parametrize("method", ["gradient", "smoothgrad", "gradient_shap"])
+def test_threads_do_not_share_random_numbers_and_leave_the_global_ones_unchanged(method):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 2, 1)).requires_grad_(
+        False
+    )
+    windows = torch.rand(4, 3, 48, 48)
+
+    def attribution(_=None):
+        return attribute(network, windows.clone(), method=method, seed=3).attribution
+
+    expected = attribution()
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(attribution, range(16)))
+    assert all(torch.equal(item, expected) for item in found)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002

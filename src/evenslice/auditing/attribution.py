@@ -7,6 +7,7 @@ the sum of all outputs without classes; the target says which.
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from evenslice.auditing.targets import Target
 
 __all__ = ["Gradients", "Mirrored", "attribute"]
+
+_GENERATORS = threading.Lock()
 
 
 class Mirrored(nn.Module):
@@ -220,13 +223,14 @@ class Gradients:
 def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
     """Seed the global generators that Captum draws from (PyTorch's and NumPy's), and let a GPU compute float32 in full.
 
-    Both are as before afterwards.
+    Both are as before afterwards. They belong to the process, so that other threads wait.
     """
-    state = np.random.get_state()  # noqa: NPY002  # the generator that Captum's GradientShap uses
-    with keep_generators([device]), full_precision():
-        seed_generators([device], seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
+    with _GENERATORS:
+        state = np.random.get_state()  # noqa: NPY002  # the generator that Captum's GradientShap uses
+        with keep_generators([device]), full_precision():
+            seed_generators([device], seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            try:
+                yield
+            finally:
+                np.random.set_state(state)  # noqa: NPY002
