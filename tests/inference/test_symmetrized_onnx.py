@@ -267,3 +267,24 @@ def test_the_command(tmp_path):
         assert refused.returncode == 2
         assert expected in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_the_mean_does_not_overflow_in_half_precision(tmp_path):
+    large = biased(tmp_path / "net.onnx", np.float16, kind=TensorProto.FLOAT16, given=TensorProto.FLOAT16)
+    model = onnx.load(large)
+    model.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.full((1, 3, 1, 1), 19000, np.float16), "k")
+    )
+    onnx.save(model, large)
+    symmetrize_onnx(large, tmp_path / "fair.onnx")
+    fair = evenslice.load_onnx(tmp_path / "fair.onnx")
+    assert fair(np.ones((1, 3, 4, 4), np.float32)).max() == pytest.approx(57000, rel=1e-3)
+
+
+def test_opposite_slices_that_are_scaled_differently_in_front_of_the_graph_are_refused(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    model.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    evenslice.export(model, tmp_path / "exported", to="bioimageio")
+    with pytest.raises(evenslice.ModelError, match="its metadata scale opposite slices by different values"):
+        symmetrize_onnx(tmp_path / "exported" / "weights.onnx", tmp_path / "fair.onnx")
+    assert not (tmp_path / "fair.onnx").exists()

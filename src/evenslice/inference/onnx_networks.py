@@ -102,6 +102,11 @@ class OnnxNetwork:
                     "same value"
                 )
 
+    @property
+    def scales_evenly(self) -> bool:
+        """Whether opposite slices are scaled alike before they come to the graph."""
+        return self._in_graph or all(values == values[::-1] for values in (self.mean, self.std))
+
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[Any] | dict[str, NDArray[Any]]:
         """Run the network on windows (batch, slices, y, x) in 0..1.
 

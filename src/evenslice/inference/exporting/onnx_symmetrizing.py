@@ -68,7 +68,8 @@ def symmetrize_onnx(
         The largest difference between the answers for windows of noise and for their mirrors, relative to the largest answer.
 
     Raises:
-        ModelError: the file takes a fixed number of windows, keeps weights in other files, returns classes instead of
+        ModelError: the file takes a fixed number of windows, scales opposite slices differently before its graph, keeps
+            weights in other files, returns classes instead of
             scores, uses operators older than version 10, is in onnxruntime's own format, or is symmetrized already; or the
             new file is not symmetric within 1e-5, or not the mean within 1e-4, or twice the rounding error of its outputs if
             that is more, as in half precision.
@@ -91,11 +92,19 @@ def symmetrize_onnx(
         (True, True)
     """
     network = load_onnx(path)
+    elsewhere = (
+        "average its answers where they are used (evenslice.symmetrize, or segment and audit with "
+        f"{option('symmetrize', 'output')})"
+    )
     if network.batch is not None:
         raise ModelError(
             f"{path}: takes {network.batch} windows at once, never more; export the network with a free batch size, or "
-            "average its answers where they are used (evenslice.symmetrize, or segment and audit with "
-            f"{option('symmetrize', 'output')})"
+            f"{elsewhere}"
+        )
+    if not network.scales_evenly:
+        raise ModelError(
+            f"{path}: its metadata scale opposite slices by different values, in front of the average (mean {network.mean}, "
+            f"std {network.std}); neutralize and export the network again, or {elsewhere}"
         )
     with needs_extra("export", "writing an ONNX file"):
         import onnx
@@ -187,13 +196,16 @@ def _average(model: Any, network: OnnxNetwork) -> None:
     ]
     after = []
     for name, kind in zip(network.outputs, network.types, strict=True):
-        first, last, total, half = (f"{both[name]}/{part}" for part in ("first", "last", "sum", "half"))
+        first, last, half = (f"{both[name]}/{part}" for part in ("first", "last", "half"))
         graph.initializer.append(_constant(half, 0.5, TYPES[kind]))
         after += [
             make_node("Slice", [both[name], zero, count, zero], [first]),
             make_node("Slice", [both[name], count, highest, zero], [last]),
-            make_node("Add", [first, last], [total]),
-            make_node("Mul", [total, half], [name]),
+            make_node(
+                "Mul", [first, half], [f"{first}/half"]
+            ),  # before the sum, which may overflow in half precision
+            make_node("Mul", [last, half], [f"{last}/half"]),
+            make_node("Add", [f"{first}/half", f"{last}/half"], [name]),
         ]
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
@@ -247,7 +259,8 @@ def _check(network: OnnxNetwork, beside: Path) -> float:
     windows = _fitting_windows(network)
     mirrored = np.ascontiguousarray(windows[:, ::-1])
     mean = [
-        (one + other) / 2 for one, other in zip(_run(network, windows), _run(network, mirrored), strict=True)
+        one / 2 + other / 2
+        for one, other in zip(_run(network, windows), _run(network, mirrored), strict=True)
     ]
     try:
         fair = load_onnx(beside)
