@@ -962,3 +962,20 @@ def test_a_network_that_refuses_slices_is_told_so_by_every_strategy(strategy):
 def test_a_place_that_is_no_name_is_refused(at):
     with pytest.raises(ModelError, match="the network has no module"):
         symmetrize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), at)
+
+
+def test_the_mean_of_a_function_does_not_overflow_in_half_precision():
+    fair = symmetrize(lambda windows: np.full((len(windows), 1), 40000, np.float16))
+    assert fair(np.zeros((1, 3, 4, 4), np.float32)).tolist() == [[40000]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [symmetrize, lambda model: evenslice.neutralize(model, strategy="uniform", mean=0.0, std=1.0)],
+)
+def test_a_network_whose_answers_depend_on_the_batch_is_called_so(change):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 2, 1)
+    ).eval()
+    with pytest.raises(ModelError, match=r"depends on the others in its batch: 1 \(BatchNorm2d\)"):
+        change(model)

@@ -45,6 +45,7 @@ from evenslice.neutralizing.ties import check_tie, is_tied, untie_weight
 from evenslice.neutralizing.verification import (
     IMAGES,
     ComparedOutputs,
+    batch_dependence,
     check_promises,
     compare_outputs,
     difference_of_runs,
@@ -228,7 +229,7 @@ def _change(
             lambda: difference_of_runs(after, run()),
         )
     except ModelError as error:
-        return record, error
+        return record, batch_dependence(model) or error
     return record, None
 
 

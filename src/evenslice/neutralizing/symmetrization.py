@@ -47,6 +47,7 @@ from evenslice.neutralizing.verification import (
     REPEATABLE,
     OutputErrors,
     allowed_error,
+    batch_dependence,
     check_repeatable,
     compare_outputs,
     difference_of_runs,
@@ -263,7 +264,7 @@ def _symmetrized(  # what to do, and what is known of the network
             exact, noise = compare()
         check_repeatable(noise)
         if _broken(exact):
-            raise ModelError(
+            raise batch_dependence(model) or ModelError(
                 f"the network is not symmetric when it is cut after {_label(model, cut)}: reversing the window "
                 f"changes its output by {exact.mirror:.2g} of its largest value, giving it one slice N times by "
                 f"{exact.gray:.2g}; something else in it reads the window"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from evenslice._core import ModelError
-from evenslice.networks import as_float64, detections, logits, reduce_output, tensors_in
+from evenslice.networks import as_float64, detections, layer_label, logits, reduce_output, tensors_in
 from evenslice.neutralizing.mixer import MIXER_HINT
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "ComparedOutputs",
     "OutputErrors",
     "allowed_error",
+    "batch_dependence",
     "check_promises",
     "check_repeatable",
     "compare_outputs",
@@ -49,6 +50,8 @@ MOST_ROUNDING = 0.1
 
 REPEATABLE = 1e-5
 """Largest difference between two runs on the same images; a few operations of a GPU add in any order."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 IMAGES = 6  # in what `trial_images` returns for one gray image and one window
 
@@ -280,6 +283,26 @@ def check_repeatable(difference: float) -> None:
             f"{difference:.2g} of the largest value, so no promise can be verified; switch off what draws random "
             "numbers in evaluation mode, such as dropout, and on again afterwards"
         )
+
+
+def batch_dependence(model: nn.Module) -> ModelError | None:
+    """Return what to say of a network that cannot be checked, as a batch norm takes the mean of its batch in evaluation, too.
+
+    What such a network makes of a window depends on the others in the batch. None if it has no such layer.
+
+    Example:
+        >>> batch_dependence(nn.BatchNorm2d(3))
+        >>> batch_dependence(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)))
+        ModelError("the network's output for a window depends on the others in its batch: ...")
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, BATCH_NORMS) and module.running_mean is None:
+            return ModelError(
+                "the network's output for a window depends on the others in its batch: "
+                f"{layer_label(name, module)} takes their mean in evaluation mode, too; build it with "
+                "track_running_stats=True"
+            )
+    return None
 
 
 def check_promises(  # what was done, what promises, and what was measured
