@@ -64,3 +64,8 @@ def test_a_function_is_refused_by_name(volume):
 def test_a_slice_that_is_not_there_is_refused(volume):
     with pytest.raises(ConfigError, match=r"<array>: has no slice 9; choose one of 0 to 8"):
         map_slice(weighted(1.0, 0.0, 0.0), volume, 9)
+
+
+def test_a_window_that_does_not_matter_has_no_saliency(volume):
+    maps = map_slice(weighted(0.0, 0.0, 0.0), volume, 4, slices=3)
+    assert not maps.saliency.any()

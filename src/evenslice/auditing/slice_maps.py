@@ -36,7 +36,8 @@ class SliceMaps:
         z: the slice.
         origin: (y, x) of the part of the plane that the maps cover.
         offsets: -K..K.
-        saliency: (N, y, x) float32, the absolute attribution by the gradient; all values sum to 1.
+        saliency: (N, y, x) float32, the absolute attribution by the gradient; all values sum to 1, or are 0 where
+            no pixel of the window changes the output.
         change: (y, x) which pixels get another class when the window is reversed; None for an output without a class
             for each pixel.
     """
@@ -80,7 +81,7 @@ def map_slice(  # noqa: PLR0913  # all but three arguments have defaults and nam
     Raises:
         ConfigError: there is no such slice, or an option is out of range.
         VolumeError: the volume cannot be read, or has too few slices.
-        ModelError: it is a function, the network rejects the window, or its output does not depend on it.
+        ModelError: it is a function, the network rejects the window, or its output has no gradient.
 
     Example: a network that only reads the slice before the middle.
         >>> network = torch.nn.Conv2d(3, 1, 1, bias=False)
