@@ -22,6 +22,8 @@ from .errors import (
     ModelError as ModelError,
     OutputError as OutputError,
     VolumeError as VolumeError,
+    check_callable as check_callable,
+    check_known as check_known,
     did_you_mean as did_you_mean,
     needs_extra as needs_extra,
     option as option,
@@ -38,7 +40,7 @@ from .import_paths import (
 from .interrupts import Terminated as Terminated
 from .leftovers import remove_leftovers as remove_leftovers
 from .listening import ProgressReport as ProgressReport, progress_to as progress_to
-from .local_paths import EMPTY_PATH as EMPTY_PATH, local_path as local_path
+from .local_paths import EMPTY_PATH as EMPTY_PATH, local_path as local_path, path_text as path_text
 from .locks import is_locked as is_locked, locked as locked, locked_folder as locked_folder
 from .progress import Advance as Advance, progress_bar as progress_bar
 from .result_files import (

@@ -41,6 +41,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10
+MOST_WORKERS = 1024
 PATROL_SECONDS = 30  # between looks whether there still are workers
 AHEAD = 2  # items sent to each worker, including the one in progress
 START_AGAIN = "start the command again (a segmentation or study keeps what is finished)"
@@ -71,6 +72,11 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
         )
     if workers is not None:
         workers = whole_number("workers", workers, least=1)
+        if workers > MOST_WORKERS:
+            raise ConfigError(
+                f"{option('workers', workers)}: each is a process on this machine, of which it starts at most "
+                f"{MOST_WORKERS}; for more machines, give {option('scheduler')}"
+            )
     try:
         if workers is not None:
             with local_client(workers) as client:

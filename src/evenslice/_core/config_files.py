@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from evenslice._core.bounded import read_bounded
-from evenslice._core.errors import UNREADABLE, ConfigError, did_you_mean, needs_extra, reason
+from evenslice._core.errors import UNREADABLE, ConfigError, did_you_mean, needs_extra, option, reason
+from evenslice._core.local_paths import local_path
 from evenslice._core.words import without_secrets
 
 with needs_extra("train", "a configuration"):
@@ -127,7 +128,12 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
         ...
         evenslice.ConfigError: ...train.yaml: training.stepps: no such option; did you mean 'steps'? known: ...
     """
-    path = Path(path)
+    given: Any = kind
+    if not (isinstance(given, type) and issubclass(given, BaseModel)):
+        raise ConfigError(
+            f"{option('kind', kind)}: give the class of the configuration, such as evenslice.TrainConfig"
+        )
+    path = local_path(path, ConfigError)
     values = _read_yaml(path)
     if values is None:
         raise ConfigError(f"{path}: is empty; write options as 'name: value', one per line")

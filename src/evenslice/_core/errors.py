@@ -40,6 +40,8 @@ __all__ = [
     "ModelError",
     "OutputError",
     "VolumeError",
+    "check_callable",
+    "check_known",
     "did_you_mean",
     "needs_extra",
     "option",
@@ -251,12 +253,48 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
         evenslice.ConfigError: batch: is '4', not a whole number
     """
     try:
-        number = operator.index(value)
+        number = int(operator.index(value))  # that of True is True
     except TypeError:
         raise ConfigError(f"{option(name)}: is {value!r:.40}, not a whole number") from None
     if least is not None and number < least:
         raise ConfigError(f"{option(name, number)}: must be at least {least}")
     return number
+
+
+def check_known(name: str, value: Any, known: Iterable[str], more: str = "") -> None:
+    """Check an option that has to be one of several words.
+
+    Args:
+        name: its name.
+        value: what the user gave, text or not.
+        known: the words.
+        more: what else would be right, as the end of the message.
+
+    Raises:
+        ConfigError: it is none of them.
+
+    Example:
+        >>> check_known("plane", "z", ["x", "y", "z"])
+        >>> check_known("plane", 0, ["x", "y", "z"])
+        Traceback (most recent call last):
+        evenslice.ConfigError: plane=0: known: x, y, z
+    """
+    words = list(known)
+    if not (isinstance(value, str) and value in words):
+        raise ConfigError(f"{option(name, value)}: {did_you_mean(value, words)}{more}")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise ConfigError unless an option is a function, or None.
+
+    Example:
+        >>> check_callable("on_start", print)
+        >>> check_callable("on_start", "print")
+        Traceback (most recent call last):
+        evenslice.ConfigError: on_start: is str, not a function
+    """
+    if value is not None and not callable(value):
+        raise ConfigError(f"{option(name)}: is {type(value).__name__}, not a function")
 
 
 @contextmanager

@@ -66,11 +66,18 @@ def staged_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
 
 def _check_free(path: Path, *, force: bool) -> None:
     """Raise OutputError if a file must not take a name."""
+    _refuse_device(path)
     if path.is_dir() or (path.exists() and not force):
         hint = (
             "name a file" if path.is_dir() else f"choose another name, or replace it with {option('force')}"
         )
         raise OutputError(f"{path}: exists; {hint}")
+
+
+def _refuse_device(path: Path) -> None:
+    """Raise OutputError for what is neither file nor folder: to rename a file to /dev/null would remove that."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OutputError(f"{path}: is neither a file nor a folder; name a file")
 
 
 def _make_beside(path: Path) -> Path:
@@ -99,6 +106,7 @@ def staged_tree(path: Path, *, force: bool = False) -> Iterator[Path]:
         >>> [item.name for item in final.iterdir()], len(list(final.parent.iterdir()))
         (['zarr.json'], 1)
     """
+    _refuse_device(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = _make_beside(path)
     new, old = folder / path.name, folder / "replaced"

@@ -82,4 +82,6 @@ def _without_nan(value: Any) -> Any:
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
+    if hasattr(value, "dtype") and hasattr(value, "item"):  # a number of NumPy
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from evenslice._core import ModelError, open_cluster, option, progress_bar
+from evenslice._core import ModelError, open_cluster, option, progress_bar, whole_number
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.batches import MAX_WITHOUT_ATTRIBUTION, WindowStream, with_subset
 from evenslice.auditing.collecting import (
@@ -182,6 +182,12 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     """
     started = time.monotonic()
     sampling = Sampling(precision, max_windows, batch, seed)
+    max_windows, batch, seed, step = (
+        sampling.max_windows,
+        sampling.batch,
+        sampling.seed,
+        whole_number("step", step),
+    )
     thresholds = check_thresholds(Thresholds(tolerance, answer_tolerance, mismatch_tolerance, judged_share))
     computing = Computing(device, dtype, workers, scheduler, progress)
     target = parse_target(str(target))
@@ -190,8 +196,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     )
     check_label_options(values, target, labelled=labels is not None)
     record = record_with_names(model) if isinstance(model, nn.Module) else None
-    if slices is None:
-        slices = choose_slices(model)
+    slices = choose_slices(model) if slices is None else whole_number("slices", slices)
     volumes = open_several(volume, fill)
     refuse_repeated(volumes)
     asked = None if tile is None else check_tile(tile)

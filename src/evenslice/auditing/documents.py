@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenslice._core import UNREADABLE, ConfigError, staged_file, staged_folder
+from evenslice._core import UNREADABLE, ConfigError, local_path, staged_file, staged_folder
 from evenslice.report import (
     audit_html,
     survey_csv,
@@ -149,7 +149,7 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
         >>> [audit.name for audit in load_audits(path.rpartition("/")[0])]
         ['audit']
     """
-    folder = Path(folder)
+    folder = local_path(folder, ConfigError)
     paths = sorted([*folder.glob("audit*.json"), *folder.glob("*/audit*.json")])
     if not paths:
         raise ConfigError(f"{folder}: holds no audit; name a folder that `evenslice audit --out` wrote")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, ModelError, did_you_mean, option
+from evenslice._core import ModelError, check_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,8 +47,7 @@ class Attributed:
 
 def check_method(method: str) -> None:
     """Raise ConfigError unless there is a method of this name."""
-    if method not in METHODS:
-        raise ConfigError(f"{option('method', method)}: {did_you_mean(method, METHODS)}")
+    check_known("method", method, METHODS)
 
 
 # Each method maps (score, windows) to the attribution and the output for the windows.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option, whole_number
+from evenslice.results import Thresholds
 
 if TYPE_CHECKING:
     from evenslice.auditing.targets import Target
-    from evenslice.results import Thresholds
     from evenslice.volumes import LabelValues
 
 __all__ = ["Computing", "Sampling", "check_label_options", "check_thresholds"]
@@ -32,6 +32,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (_is_number(self.precision) and self.precision > 0):
             raise ConfigError(f"{option('precision', self.precision)}: must be above 0")
+        object.__setattr__(self, "precision", float(self.precision))
         for name, least in (("max_windows", 1), ("seed", 0), ("batch", 1)):
             value = getattr(self, name)
             if value is not None or name == "seed":
@@ -66,7 +67,7 @@ def check_label_options(values: LabelValues, target: Target, *, labelled: bool) 
 
 
 def check_thresholds(thresholds: Thresholds) -> Thresholds:
-    """Return thresholds as given; raise ConfigError if one is out of range."""
+    """Return thresholds as numbers of Python; raise ConfigError if one is out of range."""
     for name, value in (
         ("tolerance", thresholds.attention),
         ("answer_tolerance", thresholds.answer),
@@ -76,7 +77,7 @@ def check_thresholds(thresholds: Thresholds) -> Thresholds:
             raise ConfigError(f"{option(name, value)}: must lie between 0 and 1")
     if not (_is_number(thresholds.judged) and 0 <= thresholds.judged < 1):
         raise ConfigError(f"{option('judged_share', thresholds.judged)}: must be at least 0 and below 1")
-    return thresholds
+    return Thresholds(*map(float, astuple(thresholds)))
 
 
 def _is_number(value: Any) -> bool:

@@ -123,7 +123,9 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
         1.0
     """
     started = time.monotonic()
-    listed = [specs] if isinstance(specs, str) else list(specs)
+    listed = [specs] if isinstance(specs, str) else list(specs) if isinstance(specs, list | tuple) else []
+    if not all(isinstance(item, str) for item in listed):
+        raise ConfigError("networks are surveyed by name, such as timm:resnet18; give text, or a list of it")
     pairs = _paired(listed, weights)
     windows, draws, seed = (
         whole_number("windows", windows),
@@ -136,6 +138,7 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
         raise ConfigError(f"{option('draws', draws)}: the random parts of a network are drawn at least once")
     choose_device(device)  # raises if it is not there, of which otherwise every network would tell
     if slices is not None:
+        slices = whole_number("slices", slices)
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)
     network = {"slices": slices, "mean": mean, "std": std, "seed": seed}
@@ -170,6 +173,10 @@ def _paired(specs: Sequence[str], weights: str | Sequence[str]) -> list[tuple[st
     if not specs:
         raise ConfigError("no network given; name one or more, such as timm:resnet18")
     if not isinstance(weights, str):
+        if not isinstance(weights, list | tuple) or not all(isinstance(item, str) for item in weights):
+            raise ConfigError(
+                f"{option('weights', weights)}: give 'imagenet', 'none' or a file, or a list with one for each"
+            )
         if len(weights) != len(specs):
             raise ConfigError(f"{len(weights)} weights for {len(specs)} networks; give one for each")
         return list(zip(specs, weights, strict=True))

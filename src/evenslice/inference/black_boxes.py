@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, EvensliceError, ModelError, check_sendable, option, reason
+from evenslice._core import (
+    ConfigError,
+    EvensliceError,
+    ModelError,
+    check_sendable,
+    option,
+    reason,
+    whole_number,
+)
 from evenslice.inference.batch_sizes import BatchSizes
 from evenslice.inference.device_errors import SMALLER, memory_error, out_of_memory
 from evenslice.inference.ready_network import ReadyNetwork, check_output, trial_windows
@@ -211,7 +219,7 @@ def make_ready(
         >>> make_ready(lambda windows: windows, None, device="auto", dtype="auto")[1]
         3
     """
-    slices = choose_slices(model) if slices is None else slices
+    slices = choose_slices(model) if slices is None else whole_number("slices", slices)
     check_window(slices, 1, "reflect")
     ready: ReadyNetwork | BlackBox
     if isinstance(model, nn.Module):  # a network can be sent, as it can be copied

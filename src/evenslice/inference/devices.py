@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evenslice._core import ConfigError, option, reason, worker_number
+from evenslice._core import ConfigError, check_known, option, reason, worker_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +29,10 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         ConfigError: PyTorch does not know or have the device.
     """
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{option('device', name)}: give 'auto' or the name of a device of PyTorch, such as 'cuda:1'"
+        )
     number = worker_number() if name in ("auto", "cuda") else None
     if number is not None and torch.cuda.is_available() and torch.cuda.device_count() > 1:
         first = "dask_cuda" in sys.modules  # which lets each of its workers see a GPU of its own first
@@ -58,10 +62,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     if name == "float16" and device.type == "cpu":
         raise ConfigError(f"{option('dtype', name)}: is for GPUs; on a CPU choose bfloat16, float32 or auto")
+    check_known("dtype", name, ["auto", *DTYPES])
     if name in DTYPES:
         return DTYPES[name]
-    if name != "auto":
-        raise ConfigError(f"{option('dtype', name)}: known: auto, {', '.join(sorted(DTYPES))}")
     return torch.bfloat16 if _has_bfloat16(device) else torch.float32
 
 

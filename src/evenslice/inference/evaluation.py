@@ -129,8 +129,9 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     if labels is None:
         _need_stress(stress=stress)
         values.refuse()
-    seed, stress_slices = (
+    seed, step, stress_slices = (
         whole_number("seed", seed, least=0),
+        whole_number("step", step),
         _check_stress_slices(stress_slices, stress=stress),
     )
     volume = open_filled(volume, fill)

@@ -50,7 +50,7 @@ class EvaluatedVolume:
     fill: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """How well a network's answers agree with labels, and what disturbed slices cost.
 
@@ -73,6 +73,11 @@ class Evaluation:
     versions: dict[str, str]
     created: str
     command: str | None = None
+
+    def __repr__(self) -> str:
+        found = "no labels" if self.scores is None else f"Dice {self.dice:.3f}, IoU {self.iou:.3f}"
+        stressed = "" if self.stress is None else ", with stress"
+        return f"<Evaluation of {self.model['name']!r}: {found}{stressed}>"
 
     @property
     def dice(self) -> float:

@@ -105,7 +105,7 @@ class VolumeScores:
         return self.confusion.diagonal(), self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """The scores of a network on several volumes, and their means.
 

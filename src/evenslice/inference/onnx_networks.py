@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from evenslice.networks import METADATA_KEY, check_mean
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -119,7 +119,11 @@ class OnnxNetwork:
         """
         applied = ((0.0,), (1.0,)) if self._in_graph else (self.mean, self.std)
         mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in applied)
-        scaled = ((windows - mean) / std).astype(self._type)
+        scaled = ((np.asarray(windows) - mean) / std).astype(self._type)
+        if not len(scaled):
+            raise ModelError(
+                f"{self.path}: windows of shape {scaled.shape}: there is none; give at least one"
+            )
         step = self.batch or len(scaled)
         chunks = [self._run(scaled[start : start + step]) for start in range(0, len(scaled), step)]
         outputs = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
@@ -150,6 +154,9 @@ class OnnxNetwork:
                     "must be that of the windows"
                 )
         return [output[:count] for output in outputs]
+
+    def __repr__(self) -> str:
+        return f"OnnxNetwork({str(self.path)!r}, slices={self.slices}, tile={self.tile})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OnnxNetwork, (self.path, *self._given, self.providers)
@@ -208,8 +215,13 @@ def load_onnx(
             raise ConfigError(f"{option(name, list(values))}: give finite numbers, and no std of 0")
     if centre:
         check_mean(centre)
-    names = (providers,) if isinstance(providers, str) else tuple(providers)
-    return OnnxNetwork(Path(path).absolute(), centre, spread, names)
+    given: Any = providers
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"{option('providers', given)}: name one or more of onnxruntime's, such as {CPU[0]!r}"
+        )
+    return OnnxNetwork(local_path(path, ModelError).absolute(), centre, spread, names)
 
 
 def _values(name: str, given: float | Sequence[float] | None) -> tuple[float, ...] | None:

@@ -51,6 +51,7 @@ OVERLAP = 8
 
 BATCH_PIXELS, LARGEST_BATCH = 2**20, 16
 GPU_BATCH_PIXELS, LARGEST_GPU_BATCH = 2**23, 64
+MOST_AT_ONCE = 2**20  # windows; no memory holds more
 
 FEWER = f"{SMALLER} or {option('batch')}"
 
@@ -120,7 +121,7 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
     held = read_in_runs(volume, stop, HELD_BYTES)
     grid = WindowGrid(held, scaling, slices, (1, 1), step, edge="reflect")  # checks that windows fit
     if batch is not None:
-        batch = whole_number("batch", batch, least=1)
+        batch = min(whole_number("batch", batch, least=1), MOST_AT_ONCE)
     plane = volume.shape[1:]
     region = region or (slice(0, plane[0]), slice(0, plane[1]))
     tile = tile or choose_tile(network, plane)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from evenslice._core import ConfigError, ModelError, option, reason
@@ -28,6 +27,7 @@ from evenslice.networks import (
     reduce_output,
     refuse_torchscript,
     reporting_own_errors,
+    require_values,
 )
 from evenslice.neutralizing import record_of, untie
 
@@ -80,7 +80,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         False
     """
     refuse_torchscript(model)
-    _require_values(model)
+    require_values(model)
     try:
         module = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -92,15 +92,6 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         ) from error
     untie(module)
     return module.eval().requires_grad_(False).float()
-
-
-def _require_values(model: nn.Module) -> None:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    if without := [name for name, tensor in tensors if tensor.is_meta or is_lazy(tensor)]:
-        raise ModelError(
-            f"the network {type(model).__name__} has parameters without values ({without[0]!r}); load its weights, or run it "
-            "once if its layers are lazy"
-        )
 
 
 class ReadyNetwork(nn.Module):

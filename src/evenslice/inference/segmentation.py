@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar
+from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar, whole_number
 from evenslice.inference.black_boxes import make_ready
 from evenslice.inference.plans import describe_network
 from evenslice.inference.prediction import HELD_BYTES, choose_tile, try_network
@@ -146,7 +146,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         raise ConfigError(
             f"{option('label_values')}: has no effect with {option('probabilities')}; omit one of the two"
         )
-    volume = open_filled(volume, fill)
+    step, volume = whole_number("step", step), open_filled(volume, fill)
     root = place_of(out, scratch, shared=scheduler is not None)
     check_destination(out, volume, force=force)
     sent = workers is not None or scheduler is not None

@@ -65,7 +65,7 @@ def place_of(
             f"a folder that this machine and all workers share with {option('scratch')}"
         )
     name = re.sub(r"[^A-Za-z0-9._]+", "-", str(target))[-100:]
-    folder = local_path(scratch or tempfile.gettempdir(), ConfigError).absolute()
+    folder = local_path(tempfile.gettempdir() if scratch is None else scratch, ConfigError).absolute()
     return folder / f"evenslice-{name}-{_digest(str(target))}.unfinished"
 
 

@@ -12,6 +12,7 @@ from .dry_runs import (
     refuse_torchscript as refuse_torchscript,
     reporting_own_errors as reporting_own_errors,
     require_network as require_network,
+    require_values as require_values,
     run_network as run_network,
     seed_generators as seed_generators,
     tensors_in as tensors_in,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from evenslice._core import EvensliceError, ModelError, reason
 from evenslice.networks.precision import full_precision
@@ -27,6 +28,7 @@ __all__ = [
     "refuse_torchscript",
     "reporting_own_errors",
     "require_network",
+    "require_values",
     "run_network",
     "seed_generators",
     "tensors_in",
@@ -132,6 +134,23 @@ def refuse_torchscript(model: nn.Module) -> None:
         raise ModelError(
             "the network is a module of TorchScript; give the torch.nn.Module that it was made from, or a function that calls "
             "it: lambda windows: network(torch.from_numpy(windows))"
+        )
+
+
+def require_values(model: nn.Module) -> None:
+    """Refuse a network with parameters or buffers that have no values, as on the device "meta" or in lazy layers.
+
+    Raises:
+        ModelError: it is one.
+
+    Example:
+        >>> require_values(nn.Conv2d(3, 8, 3))
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if without := [name for name, tensor in tensors if tensor.is_meta or is_lazy(tensor)]:
+        raise ModelError(
+            f"the network {type(model).__name__} has parameters without values ({without[0]!r}); load its weights, or run it "
+            "once if its layers are lazy"
         )
 
 

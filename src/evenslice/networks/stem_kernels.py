@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["StemKernels"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StemKernels:
     """The kernels of one stem as they act on the image; a linear stem has ky = kx = 1.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from evenslice._core import ModelError, OutputError, option, reason, staged_file
+from evenslice._core import ModelError, OutputError, local_path, option, reason, staged_file, whole_number
 from evenslice.networks import (
     METADATA_KEY,
     ModelSource,
@@ -119,7 +119,7 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
         >>> record.mean, record.std, source.weights
         (0.5, 0.5, 'imagenet')
     """
-    stated = weights is None
+    stated, seed = weights is None, whole_number("seed", seed, least=0)
     spec, weights = find_in_folder(spec, weights)
     if METADATA_KEY in read_metadata(weights):
         if mean is not None or std is not None:
@@ -330,7 +330,7 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_name(path: str | os.PathLike[str]) -> None:
-    if Path(path).suffix != ".safetensors":
+    if local_path(path).suffix != ".safetensors":
         raise OutputError(f"{path}: networks are written as .safetensors; choose this suffix")
     try:
         str(path).encode()

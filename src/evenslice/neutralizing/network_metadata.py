@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import fields
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import UNREADABLE, ModelError, option, reason
+from evenslice._core import UNREADABLE, ConfigError, ModelError, local_path, option, path_text, reason
 from evenslice.networks import METADATA_KEY, ModelSource, check_source, parse_specification, read_metadata
 from evenslice.neutralizing.reading import Reading
 from evenslice.neutralizing.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = ["check_asked", "find_in_folder", "read_saved", "saved_text"]
 
@@ -39,7 +39,8 @@ def find_in_folder(spec: str, weights: str | None) -> tuple[str, str]:
         >>> find_in_folder("timm:resnet18", "imagenet")
         ('timm:resnet18', 'imagenet')
     """
-    folder = Path(spec if weights is None else weights)
+    spec, weights = path_text(spec, "a network"), None if weights is None else path_text(weights, "weights")
+    folder = local_path(spec if weights is None else weights, ModelError)
     file = folder if weights is None and folder.is_file() else folder / FOLDER_WEIGHTS
     if weights is not None:
         found = weights not in {"imagenet", "none"} and file.is_file()
@@ -79,6 +80,10 @@ def saved_text(
         ConfigError: an entry of ``reading`` is unknown, or cannot be right; or ``source`` is something else.
     """
     check_source(source)
+    if not isinstance(record, Record):
+        raise ConfigError(
+            f"{option('record')}: is {type(record).__name__}; give what evenslice.neutralize returned"
+        )
     document = {
         "format": FORMAT,
         "version": version("evenslice"),

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ConfigError, ModelError, did_you_mean, option, reason, whole_number
+from evenslice._core import ConfigError, ModelError, check_known, option, reason, whole_number
 from evenslice.networks import (
     StemKernels,
     exact_evaluation,
@@ -30,6 +30,7 @@ from evenslice.networks import (
     refuse_inference_tensors,
     refuse_torchscript,
     require_network,
+    require_values,
     with_gradients,
 )
 from evenslice.neutralizing.cuts import find_activations
@@ -140,10 +141,10 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         raise ConfigError(f"{option('seed', seed)}: must be from 0 to 2**63 - 1")
     chosen = find_strategy(strategy, slices)
     check_tie(tie)
-    if check not in CHECKS:
-        raise ConfigError(f"{option('check', check)}: {did_you_mean(str(check), CHECKS)}")
+    check_known("check", check, CHECKS)
     require_network(model)
     refuse_torchscript(model)
+    require_values(model)
     refuse_inference_tensors(model)
     model = uncompiled(model)
     if averages_mirrored(model):

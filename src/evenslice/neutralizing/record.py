@@ -240,6 +240,9 @@ def _parsed(values: Mapping[str, Any]) -> Record:
         raise ValueError(f"seed {values['seed']!r:.40} is not a seed")
     if values["check"] not in CHECKS:
         raise ValueError(f"check {values['check']!r:.40}; {did_you_mean(str(values['check']), CHECKS)}")
+    for name in ("stems", "symmetrized"):
+        if not isinstance(values[name], list | tuple):
+            raise ValueError(f"{name} {values[name]!r:.40} is no list of names")
     find_strategy(values["profile"] or values["strategy"], values["slices"])
     check_tie(values["tie"])
     record = Record(
@@ -259,4 +262,7 @@ def _parsed(values: Mapping[str, Any]) -> Record:
     )
     if not (math.isfinite(record.mean) and math.isfinite(record.std) and record.std > 0):
         raise ValueError(f"bad scaling: mean {record.mean}, std {record.std}")
+    errors = record.mirror_error, record.permutation_error, record.gray_error
+    if not all(math.isfinite(error) and error >= 0 for error in errors):
+        raise ValueError(f"bad errors: {errors}")
     return record

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import torch
 from torch import nn
 
-from evenslice._core import EvensliceError, ModelError, reason
+from evenslice._core import EvensliceError, ModelError, option, reason
 from evenslice.networks import (
     detections,
     exact_evaluation,
@@ -27,6 +27,7 @@ from evenslice.networks import (
     logits,
     random_image,
     refuse_torchscript,
+    require_values,
     tensors_in,
     with_gradients,
 )
@@ -132,10 +133,16 @@ def symmetrize(
         ('1',)
     """
     if not isinstance(model, nn.Module):
-        if at != OUTPUT or size is not None or outputs is not None:
-            raise ModelError(f"{at!r}: a function can only be symmetrized at {OUTPUT!r}, and is not verified")
+        if at != OUTPUT:
+            raise ModelError(f"{at!r}: a function can only be symmetrized at {OUTPUT!r}")
+        for name, given in (("size", size), ("outputs", outputs)):
+            if given is not None:
+                raise ModelError(
+                    f"{option(name)}: has no effect on a function, which is not verified; leave it out"
+                )
         return SymmetrizedFunction(model)
     refuse_torchscript(model)
+    require_values(model)
     _symmetrize_network(uncompiled(model), str(at).removeprefix("_orig_mod."), size, outputs)
     return model
 

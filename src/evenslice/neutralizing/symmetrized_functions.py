@@ -68,6 +68,9 @@ class SymmetrizedFunction:
             return getattr(self.function, name)
         raise AttributeError(name)
 
+    def __repr__(self) -> str:
+        return f"SymmetrizedFunction({self.function!r})"
+
     def __call__(self, windows: NDArray[np.float32]) -> Any:
         """Return the mean over windows (batch, slices, y, x) and their mirrors."""
         # The function may change its input, and may return the same memory again.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from evenslice._core import ConfigError, did_you_mean, option
+from evenslice._core import check_known
 
 if TYPE_CHECKING:
     from evenslice.neutralizing.probing import Layout
@@ -62,10 +62,8 @@ def check_tie(tie: str | None) -> None:
     Example:
         >>> check_tie("mirror")
     """
-    if tie is not None and tie not in TIES:
-        raise ConfigError(
-            f"{option('tie', tie)}: {did_you_mean(str(tie), TIES)}; omit it to leave the slices free"
-        )
+    if tie is not None:
+        check_known("tie", tie, TIES, "; omit it to leave the slices free")
 
 
 def symmetric(kernels: Tensor, tie: str) -> Tensor:

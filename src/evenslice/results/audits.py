@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice._core import UNREADABLE, ConfigError, OutputError, json_text, read_json, reason, staged_file
+from evenslice._core import (
+    UNREADABLE,
+    ConfigError,
+    OutputError,
+    json_text,
+    local_path,
+    read_json,
+    reason,
+    staged_file,
+)
 from evenslice.networks import StemKernels
 from evenslice.results.array_files import read_arrays
 from evenslice.results.audit_checks import check_audit
@@ -52,7 +61,7 @@ MOST_BYTES = 2**29
 LONGEST_SLUG = 60  # characters of an audit's name in that of its file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExampleWindows:
     """A few windows for the report.
 
@@ -174,7 +183,7 @@ class AuditRun:
     seconds: float | None = None
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class AuditResult:
     """The result of an audit.
 
@@ -279,9 +288,11 @@ class AuditResult:
         Raises:
             OutputError: the name does not end in ``.json``, or a file cannot be written.
         """
-        path = Path(path)
+        path = local_path(path)
         if path.suffix != ".json":
-            raise OutputError(f"{path}: an audit is kept in a .json file; write {path.with_suffix('.json')}")
+            raise OutputError(
+                f"{path}: an audit is kept in a .json file; name one, such as {path / 'audit.json'}"
+            )
         arrays = {
             **{f"measurements/{key}": value for key, value in _arrays(self.measurements).items()},
             **{f"subset/{key}": value for key, value in _arrays(self.subset).items()},
@@ -308,9 +319,11 @@ class AuditResult:
         Raises:
             ConfigError: one of the two cannot be read, or is not part of an audit.
         """
-        path = Path(path)
+        path = local_path(path, ConfigError)
         if path.suffix != ".json":
-            raise ConfigError(f"{path}: an audit is kept in a .json file; read {path.with_suffix('.json')}")
+            raise ConfigError(
+                f"{path}: an audit is kept in a .json file; name one, such as {path / 'audit.json'}"
+            )
         try:
             found = cls._from_files(read_json(path), read_arrays(path.with_suffix(".npz"), MOST_BYTES))
             check_audit(found)

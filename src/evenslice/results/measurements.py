@@ -27,7 +27,7 @@ NEGLIGIBLE = 1e-6
 SALIENCY_SAMPLE = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurements:
     """Measurements on n windows of N = 2K + 1 slices; row i belongs to window i.
 

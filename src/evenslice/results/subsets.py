@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["SubsetMeasurements"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SubsetMeasurements:
     """Measurements on m of the n windows of an audit; row i belongs to window ``window[i]``.
 

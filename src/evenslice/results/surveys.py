@@ -7,7 +7,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import UNREADABLE, ConfigError, json_text, read_json, reason
+from evenslice._core import UNREADABLE, ConfigError, json_text, local_path, read_json, reason
 from evenslice.results.audits import AuditedVolume  # noqa: TC001  # ``from_plain`` reads the annotation
 from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.plain_values import from_plain
@@ -155,7 +155,7 @@ class SurveyResult:
         Raises:
             ConfigError: the folder holds no survey, or one that cannot be read.
         """
-        path = Path(folder) / "survey.json"
+        path = local_path(folder, ConfigError) / "survey.json"
         if not path.is_file():
             raise ConfigError(f"{folder}: holds no survey; name a folder that `evenslice survey --out` wrote")
         try:

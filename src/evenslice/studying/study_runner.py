@@ -26,6 +26,7 @@ from evenslice._core import (
     OutputError,
     VolumeError,
     as_config,
+    check_callable,
     json_text,
     local_path,
     map_as_finished,
@@ -127,6 +128,8 @@ def study(
         >>> summary["finished"], summary["failed"], (folder / "study" / "report.html").exists()
         (2, [], True)
     """
+    check_callable("on_start", on_start)
+    check_callable("on_finished", on_finished)
     config = as_config(config, StudyConfig)
     config = config.model_copy(update={"datasets": tuple(data.with_root() for data in config.datasets)})
     need_report_extra("the report of a study")

@@ -76,6 +76,10 @@ class AsymmetryMonitor(Callback):
                 f"windows of shape {tuple(windows.shape)}: give at least one, as (windows, slices, y, x) with an odd "
                 "number of slices"
             )
+        if windows.is_meta or not windows.is_floating_point() or not bool(windows.isfinite().all()):
+            raise ConfigError(
+                f"windows of {windows.dtype}: give finite numbers of floating point, scaled for the network"
+            )
         self.windows = windows
         self.every = whole_number("every", every, least=1)
         self.target = _target(target)

@@ -181,7 +181,8 @@ class SliceWindows(CropDataset):
 
 
 def _crop(given: Any) -> tuple[int, int]:
-    sides = list(given) if isinstance(given, Sequence | np.ndarray) and not isinstance(given, str) else []
+    listed = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str) and np.ndim(given) == 1
+    sides = list(given) if listed else []
     if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
         raise ConfigError(f"{option('crop', sides or given)}: give a height and a width of at least 1 pixel")
     return int(sides[0]), int(sides[1])

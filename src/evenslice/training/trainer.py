@@ -20,6 +20,7 @@ from evenslice._core import (
     OutputError,
     VolumeError,
     as_config,
+    check_callable,
     local_path,
     spelled_in_configuration,
 )
@@ -112,6 +113,7 @@ def train(
         >>> 0 <= result["dice"]["mean"] <= 1, (folder / "run" / "network.safetensors").exists()
         (True, True)
     """
+    check_callable("on_start", on_start)
     config = as_config(config, TrainConfig)
     config = config.model_copy(update={"data": config.data.with_root()})
     with _at_model():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, option
+from evenslice._core import VolumeError, check_known
 from evenslice.volumes.read.source import VoxelSource
 from evenslice.volumes.volume import wrap_source
 
@@ -54,8 +54,7 @@ def boundary_volume(stored: Volume, instances: str, *, ignore: int | None = None
         >>> boundary_volume(objects, "sparse")[0].tolist(), boundary_volume(objects, "dense")[0].tolist()
         ([[0, 0, 1, 1, 0, 1, 1]], [[1, 1, 1, 1, 0, 1, 1]])
     """
-    if instances not in get_args(Instances):
-        raise ConfigError(f"{option('instances', instances)}: {did_you_mean(instances, get_args(Instances))}")
+    check_known("instances", instances, get_args(Instances))
     axes = stored._arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
     wrap = partial(_Boundaries, path=stored.path, axes=axes, dense=instances == "dense", ignore=ignore)
     return wrap_source(stored, wrap, dtype=np.dtype(np.int64))

@@ -5,19 +5,17 @@ labels = LabelValues(label_values=[0, 255], ignore_label=128).class_volume(open_
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, option
+from evenslice._core import ConfigError, VolumeError, check_known, option
 from evenslice.volumes.boundaries import IGNORED, Instances, boundary_volume, find_fractions, no_label
 from evenslice.volumes.views import map_voxels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from evenslice.volumes.volume import Volume
@@ -77,7 +75,12 @@ class LabelValues:
         values: Any = self.label_values
         ignored = self.ignore_label
         if values is not None:
-            if not isinstance(values, Iterable):
+            # The order of a set is any.
+            if (
+                not isinstance(values, Sequence | np.ndarray)
+                or isinstance(values, str)
+                or not np.ndim(values)
+            ):
                 raise ConfigError(
                     f"{option('label_values', values)}: give the value of each class, such as "
                     f"{option('label_values', [0, 255])}"
@@ -89,16 +92,13 @@ class LabelValues:
 
     def refuse(self) -> None:
         """Raise ConfigError if an option is given, as there are no labels to which it would apply."""
+        check_known("other_labels", self.other_labels, get_args(OtherLabels))
         others = None if self.other_labels == "error" else self.other_labels
         refuse_without_labels(**{**asdict(self), "other_labels": others})
 
     def check(self, classes: int | None = None) -> None:
         """Raise ConfigError if the options contradict each other, or do not suit the number of classes, if that is known."""
-        if self.other_labels not in get_args(OtherLabels):
-            raise ConfigError(
-                f"{option('other_labels', self.other_labels)}: "
-                f"{did_you_mean(self.other_labels, get_args(OtherLabels))}"
-            )
+        check_known("other_labels", self.other_labels, get_args(OtherLabels))
         values = self.label_values
         if values is not None:
             count = max(len(values), 1) if classes is None else classes
@@ -177,8 +177,7 @@ class LabelValues:
     def _check_instances(self, classes: int | None) -> None:
         """Raise ConfigError if numbered objects are to have other classes than inside and boundary."""
         given = option("instances", self.instances)
-        if self.instances not in get_args(Instances):
-            raise ConfigError(f"{given}: {did_you_mean(self.instances, get_args(Instances))}")
+        check_known("instances", self.instances, get_args(Instances))
         if classes not in {None, 2}:
             raise ConfigError(f"{given}: gives 2 classes, inside and boundary, not {classes}")
         if self.label_values is not None or self.other_labels != "error":
@@ -272,10 +271,10 @@ class _ClassMap:
         if len(self.values) == 2:  # a mask, whose foreground is perhaps 255
             mask = f"set {option('label_values', [self.values[0], number])} if it is that of a class"
             return (
-                f"{mask}, {option('classes', number + 1)} if there are as many"
+                f"{mask}, or build the network with {option('classes', number + 1)} if there are as many"
                 if numbered
                 else f"{mask}, {void}"
             )
         if numbered:
-            return f"set {option('classes', number + 1)}"
+            return f"build the network with {option('classes', number + 1)} if there are as many"
         return f"set {option('label_values')} if it is that of a class, {void}"

@@ -41,6 +41,9 @@ def fill_masked(array: Any, fill: float | None) -> Any:
         evenslice.VolumeError: <array>: is a masked array; give fill, the value of its masked voxels, or
         array.filled(...)
     """
+    given: Any = fill
+    if given is not None and not isinstance(given, Real):
+        raise ConfigError(f"{option('fill', fill)}: is no number; give the value of masked voxels")
     if not is_masked(array):
         return np.ma.getdata(array) if np.ma.isMaskedArray(array) else array
     if fill is None:
@@ -62,8 +65,9 @@ def _is_lazy(array: Any) -> bool:
 
 
 def _holds(dtype: np.dtype[Any], value: Any) -> bool:
-    if not isinstance(value, Real):
-        return False
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(dtype.type(value))) or not np.isfinite(value)
     if dtype.kind not in "biu":
         return True
     number: Any = value

@@ -129,7 +129,7 @@ def open_volume(  # noqa: PLR0913  # all but one argument have defaults and name
         opener = partial(open_source, place)
     volume = _arranged(place, opener, names, picks)
     volume = _with_spacing(volume, spacing, unit)
-    return reslice(volume if region is None else take_region(volume, region), plane or "z")
+    return reslice(volume if region is None else take_region(volume, region), "z" if plane is None else plane)
 
 
 def _is_array(item: object) -> TypeGuard[NDArray[Any]]:

@@ -72,6 +72,8 @@ class Scaling:
     def __call__(self, voxels: ArrayLike) -> NDArray[np.float32]:
         """Scale voxels of any shape to float32 in 0..1."""
         stored, width = np.asarray(voxels), self.high - self.low
+        if stored.dtype.kind not in "biuf":
+            raise ConfigError(f"voxels of type {stored.dtype} cannot be scaled; give numbers, real ones")
         if _exceeds_float32(stored.dtype) or abs(self.low) > LARGEST or 1 / width > LARGEST:
             return self._scale_wide(stored)
         scaled = _in_float32(stored)
@@ -110,6 +112,8 @@ class Scaling:
 
 def _number(name: str, value: Any) -> float:
     try:
+        if isinstance(value, str):
+            raise TypeError("text")
         return float(value)
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(

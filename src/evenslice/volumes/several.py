@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import ConfigError, option
@@ -94,7 +96,7 @@ def fit_scalings(
 def refuse_repeated(volumes: Sequence[Volume]) -> None:
     """Raise ConfigError if a file is given twice, read in the same way: it is no second sample.
 
-    Copies of a file are not noticed, nor are arrays.
+    Copies of a file are not noticed, nor are arrays that were not opened before.
 
     Example:
         >>> from evenslice.volumes import mni152
@@ -105,10 +107,13 @@ def refuse_repeated(volumes: Sequence[Volume]) -> None:
     """
     known = set()
     for volume in volumes:
-        if volume.location is None:
-            continue
-        # A range of slices is part of the path.
-        read = volume.path, volume.part, volume.plane, volume.region, repr(volume.reading)
+        # A range of slices is part of the path. An array has none.
+        path = (
+            os.path.realpath(volume.path)
+            if isinstance(volume.location, Path)
+            else volume.location or id(volume)
+        )
+        read = path, volume.part, volume.plane, volume.region, repr(volume.reading)
         if read in known:
             raise ConfigError(
                 f"{volume.path}: is given twice, and several volumes count as independent samples; give it once"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, option
+from evenslice._core import ConfigError, VolumeError, check_known, option
 from evenslice.volumes.axes import Arrangement
 from evenslice.volumes.blocks import run_end
 from evenslice.volumes.read.checks import reporting_read_errors
@@ -63,8 +64,7 @@ def reslice(volume: Volume, plane: str) -> Volume:
         >>> reslice(reslice(coronal, "x"), "z").path
         '<array>'
     """
-    if plane not in get_args(Plane):
-        raise ConfigError(f"{option('plane', plane)}: {did_you_mean(plane, get_args(Plane))}")
+    check_known("plane", plane, get_args(Plane))
     if plane == volume.plane:
         return volume
     now = _ORDERS[volume.plane]
@@ -171,8 +171,9 @@ def region_bounds(region: Region, shape: tuple[int, ...], label: str) -> tuple[t
         )
     bounds = []
     for axis, part, length in zip("zyx", ranges, shape, strict=True):
-        start, stop = part.start or 0, length if part.stop is None else part.stop
-        if not (0 <= start < stop <= length and int(start) == start and int(stop) == stop):
+        start, stop = 0 if part.start is None else part.start, length if part.stop is None else part.stop
+        whole = isinstance(start, Real) and isinstance(stop, Real) and start % 1 == stop % 1 == 0
+        if not (whole and 0 <= start < stop <= length):
             raise ConfigError(
                 f"{label}: {option('region')} asks for {start}:{stop} along {axis}, which has 0:{length}; give "
                 f"two whole numbers from 0 to {length}, the first below the second"

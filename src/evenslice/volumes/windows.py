@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, did_you_mean, option
+from evenslice._core import ConfigError, VolumeError, check_known, option
 from evenslice.volumes.read.pieces import reads_at_once
 from evenslice.volumes.scaling import require_finite
 
@@ -91,8 +91,7 @@ def check_window(slices: int, step: int, edge: str) -> None:
         raise ConfigError(
             f"{option('step', step)}: the distance between the slices of a window is at least 1"
         )
-    if edge not in get_args(Edge):
-        raise ConfigError(f"{option('edge', edge)}: {did_you_mean(edge, get_args(Edge))}")
+    check_known("edge", edge, get_args(Edge))
 
 
 def tile_origins(length: int, tile: int, *, overlap: int = 0) -> Sequence[int]:

@@ -59,12 +59,17 @@ class ModelCard:
     cite: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        given: Any
+        for name in ("name", "description", "license"):
+            given = getattr(self, name)
+            if not (given is None or isinstance(given, str)):
+                raise ConfigError(f"{option(name, given)}: give text")
         for name in ("authors", "cite"):
-            given: Any = getattr(self, name)
-            texts = (
-                (given,) if isinstance(given, str) else tuple(given or ())
-            )  # a string's parts are its letters
-            object.__setattr__(self, name, texts)
+            given = getattr(self, name) or ()
+            texts = [given] if isinstance(given, str) else given  # a string's parts are its letters
+            if not (isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)):
+                raise ConfigError(f"{option(name, given)}: give text, or a list of it")
+            object.__setattr__(self, name, tuple(texts))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, OutputError, did_you_mean, local_path, option, staged_folder
+from evenslice._core import (
+    ConfigError,
+    OutputError,
+    check_known,
+    local_path,
+    option,
+    staged_folder,
+)
 from evenslice.inference.exporting.description import Description, ModelCard, describe
 from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
 from evenslice.inference.exporting.readme import README
@@ -72,8 +79,7 @@ def check_export_format(to: str) -> None:
     Example:
         >>> check_export_format("onnx")
     """
-    if to not in FORMATS:
-        raise ConfigError(f"{option('to', to)}: {did_you_mean(to, FORMATS)}")
+    check_known("to", to, FORMATS)
 
 
 @with_gradients

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from evenslice._core import ConfigError, VolumeError
+from evenslice._core import ConfigError, VolumeError, path_text
 
 if TYPE_CHECKING:
     from evenslice._core import EvensliceError
@@ -99,10 +99,9 @@ def locate(path: str | os.PathLike[str], level: int = 0, series: int | None = No
         >>> place.path.name, place.part
         ('cells.h5', '/volume')
     """
-    try:
-        label = os.fspath(path)
-    except TypeError:
-        raise ConfigError(f"a volume is a path or a NumPy array, not {type(path).__name__}") from None
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"a volume is a path or a NumPy array, not {type(path).__name__}")
+    label = path_text(path, "the path of a volume")
     if not label:
         raise VolumeError("the path of the volume is empty; name a file or a Zarr folder")
     if _CRUSHED.match(label):

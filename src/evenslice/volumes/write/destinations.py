@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, OutputError, needs_extra, option, reporting_write_errors
+from evenslice._core import OutputError, needs_extra, option, path_text, reporting_write_errors
 from evenslice.volumes.read.places import is_address, refuse_secret
 from evenslice.volumes.write.formats import HDF5, ZARR, WriteFormat, find_write_format
 from evenslice.volumes.write.hdf5 import datasets_in
@@ -55,10 +55,7 @@ def parse_destination(path: str | os.PathLike[str]) -> Destination:
         >>> parse_destination("cells.h5:/nuclei/labels").dataset
         '/nuclei/labels'
     """
-    try:
-        label = os.fspath(path)
-    except TypeError:
-        raise ConfigError(f"an output must be a path, not {type(path).__name__}") from None
+    label = path_text(path, "an output")
     if not label.strip("/"):
         raise OutputError(f"{label!r}: is not a file name; name a file, such as labels.ome.zarr")
     if is_address(label):

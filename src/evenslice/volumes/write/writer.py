@@ -22,7 +22,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evenslice._core import ConfigError, OutputError, reporting_write_errors, staged_file, staged_tree
+from evenslice._core import (
+    ConfigError,
+    OutputError,
+    check_callable,
+    reporting_write_errors,
+    staged_file,
+    staged_tree,
+)
 from evenslice.volumes.volume import Volume
 from evenslice.volumes.write.destinations import (
     Destination,
@@ -171,6 +178,7 @@ def _write(
     progress: Callable[[int, int], None] | None,
     stacked: bool,
 ) -> None:
+    check_callable("progress", progress)
     model = channels[0] if like is None else like
     for given in (*channels, model):
         _require_volume(given)
