@@ -276,13 +276,13 @@ def test_links_in_the_folder_for_unfinished_work_are_not_followed(tmp_path, imag
 
 
 def test_outputs_whose_addresses_end_alike_have_folders_of_their_own(tmp_path):
-    from evenslice.inference.unfinished import place_of
+    from evenslice.inference.unfinished import unfinished_folder
 
     names = [f"s3://{bucket}/{'x' * 120}/labels.ome.zarr" for bucket in ("a", "b")]
-    assert len({place_of(name, tmp_path) for name in names}) == 2
-    assert place_of(tmp_path / "p.h5:/a/b", None) == tmp_path / ".p.h5.unfinished"
+    assert len({unfinished_folder(name, tmp_path) for name in names}) == 2
+    assert unfinished_folder(tmp_path / "p.h5:/a/b", None) == tmp_path / ".p.h5.unfinished"
     longest = tmp_path / ("y" * 240 + ".npy")
-    place_of(longest, None).mkdir()
+    unfinished_folder(longest, None).mkdir()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")

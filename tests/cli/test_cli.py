@@ -90,6 +90,14 @@ def test_an_inconclusive_audit_is_no_bias_to_fail_on_and_the_help_says_so(run, m
     assert "inconclusive passes (use --require" in run("audit", "--help")[1]
 
 
+def test_a_misspelt_requirement_is_told_before_anything_is_read(run):
+    code, _, err = run(
+        "audit", "--model", "timm:x", "--weights", "none", "--volume", "no.tif", "--require", "symetric"
+    )
+    assert code == 2
+    assert err.startswith("error: --require symetric: did you mean 'symmetric'? known: balanced, symmetric")
+
+
 @pytest.mark.parametrize("verdict", ["symmetric", "balanced"])
 def test_a_requirement_is_not_met_where_no_verdict_applies(run, verdict):
     source = ("--model", "my_networks:one_slice", "--weights", "none", "--max-windows", "8")

@@ -144,7 +144,7 @@ def test_an_empty_path_is_not_the_current_folder(run, folder, arguments, name):
         (["report", LONG], f"{LONG}: File name too long; choose a shorter name"),
         (
             ["train", "--resume", "--out", LONG],
-            f"{LONG}/config.yaml: File name too long; choose a shorter name",
+            f"{LONG}: File name too long; choose a shorter name",
         ),
         (
             ["segment", "--run", LONG, "--volume", "good.tif", "--out", "o.npy"],

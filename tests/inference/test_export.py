@@ -25,6 +25,7 @@ from evenslice._core.errors import ConfigError, ModelError, OutputError
 from evenslice.cli.export import _audits
 from evenslice.inference.exporting import onnx_writing
 from evenslice.inference.exporting.stated_reading import stated_reading
+from evenslice.networks import ModelSource
 from evenslice.neutralizing import Reading
 from evenslice.results.audits import save_audits
 from evenslice.training.segmenter import Segmenter, find_reading
@@ -400,6 +401,30 @@ def test_the_card_shows_what_audits_found(tmp_path):
     assert audit.verdict in rows[2]
     assert f"±1: {audit.pairs[0].estimate:.3f}" in rows[2]
     assert json.loads((tmp_path / "config.json").read_text())["audits"][0]["verdict"] == audit.verdict
+
+
+@pytest.mark.parametrize("to", ["huggingface", "bioimageio", "onnx"])
+@pytest.mark.parametrize(
+    ("of", "difference"),
+    [
+        ({"slices": 5}, r"slices: 5 instead of 3"),
+        ({"strategy": "uniform"}, r"strategy: uniform instead of pretrained"),
+        ({"tie": "mirror"}, r"tie: mirror instead of None"),
+        ({"model": {"origin": "sha256:0"}}, r"weights: sha256:0 instead of sha256:1"),
+        ({"model": {"origin": "sha256:1", "symmetrized": "output"}}, r"symmetrized: output instead of None"),
+    ],
+)
+def test_no_card_shows_the_audit_of_another_network(tmp_path, to, of, difference):
+    audit = make_audit("audit", (0.2, 0.5, 0.3))
+    run = replace(audit.run, slices=3, strategy="pretrained", tie=None, model={"class": "Sequential"})
+    source = ModelSource("my_networks:small", "weights.pt", "sha256:1")
+    with pytest.raises(ConfigError, match=rf"the audit 'audit' is of another network .*\({difference}\)"):
+        evenslice.export(
+            small(), tmp_path / "out", to=to, source=source, audits=[replace(audit, run=replace(run, **of))]
+        )
+    assert not (tmp_path / "out").exists()
+    right = replace(audit, run=replace(run, model={"origin": "sha256:1"}))
+    evenslice.export(small(), tmp_path / "out", to=to, source=source, audits=[right])
 
 
 def test_audits_of_a_run_are_not_those_of_its_symmetrized_network(tmp_path):

@@ -21,7 +21,7 @@ import zarr
 from torch import nn
 
 from evenslice import cli, export, load_onnx, segment, symmetrize
-from evenslice._core import map_ahead, progress_to
+from evenslice._core import Terminated, map_ahead, progress_to
 from evenslice._core.errors import ConfigError, EvensliceError, ModelError, OutputError, VolumeError
 from evenslice.inference import prediction, ready_network, segmentation, segmentation_job, segmentation_run
 from evenslice.inference.prediction import predict
@@ -707,6 +707,48 @@ def test_the_command_segments_with_a_network_in_a_file(tmp_path, image, monkeypa
     assert "labels.tif" in capsys.readouterr().out.replace("\n", "")  # long paths are wrapped
     right = segment(model, image, tmp_path / "right.npy", dtype="float32")
     np.testing.assert_array_equal(open_volume(tmp_path / "labels.tif")[...], right[...])
+
+
+@pytest.mark.parametrize(
+    ("finished", "error"), [(4, KeyboardInterrupt), (4, Terminated), (0, KeyboardInterrupt)]
+)
+def test_an_interrupted_command_says_how_to_go_on_if_anything_is_finished(
+    tmp_path, image, monkeypatch, capsys, finished, error
+):
+    model, weights = smp_network(), str(tmp_path / "network.safetensors")
+    save_network(model, weights, record=neutralize(model, 3))
+    monkeypatch.setattr(segmentation_job, "BLOCK_VOXELS", 2 * 70 * 90)
+    work = segmentation_run._segment_blocks
+
+    def first(blocks, job):
+        yield from islice(work(blocks, job), finished)
+        raise error
+
+    monkeypatch.setattr(segmentation_run, "_segment_blocks", first)
+    out = tmp_path / "labels.tif"
+    arguments = [
+        "--model",
+        "smp:Unet/resnet18",
+        "--weights",
+        weights,
+        "--volume",
+        str(image),
+        "--out",
+        str(out),
+    ]
+    monkeypatch.setattr(sys, "argv", ["evenslice", "segment", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    said = capsys.readouterr().err
+    what, status = ("terminated", 143) if error is Terminated else ("interrupted", 130)
+    assert exit_.value.code == status
+    kept = tmp_path / ".labels.tif.unfinished"
+    if finished:
+        assert f"{what}; repeat the command to resume; what is finished is in" in said
+        assert str(kept) in said.replace("\n", "")
+    else:
+        assert said.endswith("interrupted\n")
+    assert kept.is_dir() == bool(finished)
 
 
 def smp_network():

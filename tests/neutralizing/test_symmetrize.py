@@ -593,6 +593,9 @@ def test_twice_is_refused():
         symmetrize(model)
     with pytest.raises(ModelError, match="neutralize it first"):
         neutralize(model)
+    twin = load_network(SMALL, "none", strategy="twin").model
+    with pytest.raises(ModelError, match="neutralized with the strategy 'twin' already"):
+        neutralize(twin, strategy="twin")
 
 
 def test_a_mixer_in_front_is_run_on_window_and_mirror():

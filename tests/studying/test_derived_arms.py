@@ -369,7 +369,7 @@ def test_an_unusable_fold_stops_a_study_before_its_first_run(inputs):
     values = options(inputs)
     values["datasets"][0]["pairs"][0]["labels"] = "empty.npy"
     with pytest.raises(
-        study_runner.ConfigError, match=r"datasets: 'folded': fold 0: data.train: has no voxel of class 1"
+        study_runner.ConfigError, match=r"datasets: 'folded': fold 0: train: has no voxel of class 1"
     ):
         study(StudyConfig.model_validate(values), inputs / "unusable")
     assert not (inputs / "unusable" / "runs").exists()

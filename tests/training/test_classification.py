@@ -431,9 +431,9 @@ def test_a_crop_depends_on_its_number_alone():
     (one, first), (other, second) = crops[3], crops[3]
     assert torch.equal(one, other)
     assert first == second
-    with pytest.raises(IndexError, match="crop 10 of 10"):
+    with pytest.raises(IndexError, match="window 10 of 10"):
         crops[10]
-    with pytest.raises(IndexError, match="crop -11 of 10"):
+    with pytest.raises(IndexError, match="window -11 of 10"):
         crops[-11]
     assert torch.equal(crops[-7][0], one)
 

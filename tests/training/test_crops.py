@@ -59,7 +59,7 @@ def test_processes_that_cut_crops_change_nothing(noise):
 
 
 def test_a_number_beyond_the_end(noise):
-    with pytest.raises(IndexError, match="crop 100 of 100"):
+    with pytest.raises(IndexError, match="window 100 of 100"):
         crops([noise])[100]
 
 

@@ -108,7 +108,7 @@ def test_it_counts_from_the_end_as_a_list_does(image):
     assert torch.equal(data[-1], data[19])
     assert torch.equal(data[-20], data[0])
     for index in (20, -21):
-        with pytest.raises(IndexError, match=f"crop {index} of 20"):
+        with pytest.raises(IndexError, match=f"window {index} of 20"):
             data[index]
 
 

@@ -42,14 +42,13 @@ def local_path(path: str | os.PathLike[str], error: type[EvensliceError] = Outpu
         raise error(f"{text}: is an address, which is not supported here; name a path of this machine")
     try:
         os.lstat(text)
-    except (
-        ValueError,
-        OSError,
-    ) as found:  # a null or half a character; too long; or just that there is no such file
-        if isinstance(found, ValueError) or found.errno == errno.ENAMETOOLONG:
-            raise error(
-                f"{text!r:.80}: cannot be the name of a file ({reason(found)}); choose another"
-            ) from found
+    except ValueError as found:  # of a null, or half a character
+        raise error(
+            f"{text!r:.80}: cannot be the name of a file ({reason(found)}); choose another"
+        ) from found
+    except OSError as found:
+        if found.errno == errno.ENAMETOOLONG:  # else there may just be no such file
+            raise error(f"{text}: {found.strerror}; choose a shorter name") from found
     return Path(text)
 
 

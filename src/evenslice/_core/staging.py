@@ -75,9 +75,9 @@ def _check_free(path: Path, *, force: bool) -> None:
 
 
 def _refuse_device(path: Path) -> None:
-    """Raise OutputError for what is neither file nor folder: to rename a file to /dev/null would remove that."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OutputError(f"{path}: is neither a file nor a folder; name a file")
+    """Raise OutputError for a device, such as /dev/null: a file that takes its name would remove it."""
+    if path.is_char_device() or path.is_block_device():
+        raise OutputError(f"{path}: is a device; name a file")
 
 
 def _make_beside(path: Path) -> Path:

@@ -126,8 +126,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             With "sum", the mirror disagreement is not measured.
         outputs: maps what the network returns to the tensor of its outputs, batch first; by default
             ``evenslice.networks.logits`` does.
-        labels: class maps of the volumes' shapes, for the target "labels". With any other target, the audit also measures
-            what a disturbed slice costs, unless windows have one slice: the ``stress`` of the result.
+        labels: class maps of the volumes' shapes, with which the audit also measures what a disturbed slice costs, unless
+            windows have one slice: the ``stress`` of the result. The target "labels" needs them.
         label_values: the value of each class in the labels; by default 0, 1, 2 ...
         other_labels: what all other values in the labels mean: an "error", or "background", which is class 0.
         ignore_label: the value of voxels that do not count in the ``stress``; not with the target "labels".
@@ -221,7 +221,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     measurer = Measurer(network, grids, explained, target, methods, crop, seed)
     stream = with_subset(WindowStream(grids, seed, max_windows), methods, crop)
     lost = None
-    if stress and opened is not None and explained is None and slices > 1:
+    if stress and opened is not None and slices > 1:
         # Before the windows, so that labels that do not fit are found at once.
         lost = measure_loss(
             network, returned, grids, opened, tile=asked, batch=batch, seed=seed, progress=progress

@@ -1,13 +1,13 @@
 """evenslice audit: measure how unequally a network treats its slices."""
 
 from dataclasses import asdict
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evenslice._core import check_known
 from evenslice.cli import options
 from evenslice.cli.label_opening import LabelledOpening
 from evenslice.cli.option_groups import grouped
@@ -26,15 +26,9 @@ if TYPE_CHECKING:
     from evenslice.neutralizing import Reading
 
 
-class Requirement(StrEnum):
-    """The least verdict that ``--require`` accepts."""
-
-    symmetric = "symmetric"
-    balanced = "balanced"
-
-
 # "not applicable" is not enough: nothing was shown for a window of one slice, which may be there by mistake.
-ENOUGH = {Requirement.symmetric: ("symmetric",), Requirement.balanced: ("symmetric", "balanced")}
+ENOUGH = {"symmetric": ("symmetric",), "balanced": ("symmetric", "balanced")}
+"""The verdicts that are enough for each value of ``--require``."""
 
 
 @grouped
@@ -63,7 +57,7 @@ def audit(
     labels: Annotated[
         list[str] | None,
         options.volume(
-            "Class labels, to also measure what a disturbed slice costs, or for --target labels; repeat, one for each volume, "
+            "Class labels, to also measure what a disturbed slice costs, and for --target labels; repeat, one for each volume, "
             "in the same order.",
             metavar="PATH",
         ),
@@ -142,7 +136,7 @@ def audit(
         ),
     ] = False,
     require: Annotated[
-        Requirement | None,
+        str | None,
         options.measurement(
             "Exit with status 1 unless every verdict is at least this: symmetric, or balanced (which symmetric also "
             "satisfies).",
@@ -161,6 +155,8 @@ def audit(
     from evenslice.report import need_report_extra
     from evenslice.training import asked_size
 
+    if require is not None:
+        check_known("require", require, ENOUGH)
     if labels is None:
         values.refuse()
         opening.refuse()

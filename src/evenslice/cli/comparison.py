@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from evenslice._core import ConfigError, option
 from evenslice.auditing import check_method
 from evenslice.inference import ONNX, load_onnx
-from evenslice.neutralizing import find_strategy, load_network, symmetrize
+from evenslice.neutralizing import find_strategy, load_network, symmetrize, symmetrized_at
 from evenslice.report import FIGURE_FILES, TABLE_FILES, write_figures, write_report, write_tables
 from evenslice.results import save_audits
 
@@ -123,8 +123,8 @@ def _networks(
     for strategy in strategies:
         loaded = load_network(**asdict(network), strategy=strategy, seed=seed)
         source = loaded.source.to_dict()
-        if _is_symmetrized(loaded.record):
-            source["symmetrized"] = ", ".join(cut or "output" for cut in loaded.record.symmetrized)
+        if (place := symmetrized_at(loaded.record)) is not None:
+            source["symmetrized"] = place
         yield loaded.model, _title(strategy, loaded.record, loaded.source), source
 
 
@@ -137,12 +137,7 @@ def _title(strategy: str | tuple[float, ...], record: Record, source: ModelSourc
         title = "random weights" if "*" in source.random else "as built"
     if record.tie is not None:
         title = f"{title}, tied"
-    return f"{title}, symmetrized" if _is_symmetrized(record) else title
-
-
-def _is_symmetrized(record: Record) -> bool:
-    """Return whether a network was symmetrized, which the strategy "twin" does by itself."""
-    return bool(record.symmetrized) and record.strategy != "twin"
+    return title if symmetrized_at(record) is None else f"{title}, symmetrized"
 
 
 def _load_onnx(network: Network, strategies: Sequence[str | tuple[float, ...]]) -> OnnxNetwork:

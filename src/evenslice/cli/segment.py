@@ -1,10 +1,12 @@
 """evenslice segment: segment a volume."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from evenslice.cli import options
+from evenslice.cli.interrupts import resumable
 from evenslice.cli.option_groups import grouped
 from evenslice.cli.printing import quiet, show, tell_missing_slices
 
@@ -42,7 +44,7 @@ def segment(
 
     opened = opening.open(volume)
     tell_missing_slices(opened)
-    with quiet(output.json):
+    with quiet(output.json), resumable(partial(_remedy, out, scratch)):
         segmenter = source.load(inputs, scaling, step=step, classes=classes, plane=plane)
         written = segmenter.segment(
             opened,
@@ -54,3 +56,11 @@ def segment(
         )
     described = describe_volume(written)
     show(asdict(described), info_table(described), json=output.json)
+
+
+def _remedy(out: str, scratch: Path | None) -> str | None:
+    """Return how to go on with an interrupted segmentation; None if nothing of it is finished."""
+    from evenslice.inference import unfinished_folder
+
+    folder = unfinished_folder(out, scratch)
+    return f"repeat the command to resume; what is finished is in {folder}" if folder.is_dir() else None

@@ -52,7 +52,7 @@ def run_line(outcome: RunOutcome, count: int, total: int, *, folded: Collection[
         for value, title, form in (*scores, (outcome.directional_bias, "D_m", "+z.4f"))
         if value is not None
     )
-    return f"{place}: {figures} in {outcome.seconds:.0f} s"
+    return f"{place}: {figures}, trained in {outcome.seconds:.0f} s"
 
 
 def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:

@@ -36,3 +36,4 @@ from .ready_network import ReadyNetwork as ReadyNetwork, trial_windows as trial_
 from .scoring import LARGEST_SURFACE as LARGEST_SURFACE, evaluate_parts as evaluate_parts
 from .segmentation import segment as segment
 from .stressing import StressedVolume as StressedVolume, stress as stress
+from .unfinished import unfinished_folder as unfinished_folder

@@ -67,9 +67,18 @@ def _hash_specification(module: nn.Module) -> str:
     """Hash the classes of all modules and their settings, such as the width of a stride or a threshold."""
     digest = hashlib.sha256()
     for name, part in module.named_modules():
-        settings = {key: _known(value) for key, value in vars(part).items() if key not in OF_ANY_MODULE}
+        settings = {key: _known(value) for key, value in vars(part).items() if _is_setting(key, value)}
         digest.update(f"{name} {type(part).__qualname__} {sorted(settings.items())}\n".encode())
     return digest.hexdigest()
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Return whether an attribute is one that a result depends on; a private whole number may count the calls."""
+    if name.startswith("_"):
+        return name not in OF_ANY_MODULE and isinstance(
+            value, float | complex | np.ndarray | np.generic | torch.Tensor
+        )
+    return name not in OF_ANY_MODULE
 
 
 def _known(value: Any, depth: int = 0) -> str:

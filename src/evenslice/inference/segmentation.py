@@ -28,7 +28,7 @@ from evenslice.inference.segmentation_job import (
     discard_unused,
 )
 from evenslice.inference.segmentation_run import run_blocks
-from evenslice.inference.unfinished import clear, place_of, working_in
+from evenslice.inference.unfinished import clear, unfinished_folder, working_in
 from evenslice.networks import with_gradients
 from evenslice.volumes import (
     LabelValues,
@@ -147,7 +147,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
             f"{option('label_values')}: has no effect with {option('probabilities')}; omit one of the two"
         )
     step, volume = whole_number("step", step), open_filled(volume, fill)
-    root = place_of(out, scratch, shared=scheduler is not None)
+    root = unfinished_folder(out, scratch, shared=scheduler is not None)
     check_destination(out, volume, force=force)
     sent = workers is not None or scheduler is not None
     network, slices = make_ready(model, slices, device=device, dtype=dtype, sent=sent)

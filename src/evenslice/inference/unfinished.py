@@ -36,14 +36,14 @@ from evenslice.volumes import output_location
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["clear", "other_work", "place_of", "working_in"]
+__all__ = ["clear", "other_work", "unfinished_folder", "working_in"]
 
 _LOCK, _NOTES = "lock", "finished"
 _LONGEST = 200
 """Longest name, in bytes, that is used whole in that of the folder: file systems allow 255."""
 
 
-def place_of(
+def unfinished_folder(
     out: str | os.PathLike[str], scratch: str | os.PathLike[str] | None, *, shared: bool = False
 ) -> Path:
     """Return the folder for unfinished work on an output, the same for each run.

@@ -137,8 +137,12 @@ def refuse_torchscript(model: nn.Module) -> None:
         )
 
 
-def require_values(model: nn.Module) -> None:
+def require_values(model: nn.Module, *, meta: bool = False) -> None:
     """Refuse a network with parameters or buffers that have no values, as on the device "meta" or in lazy layers.
+
+    Args:
+        model: the network.
+        meta: whether it may be on "meta", or parts of it.
 
     Raises:
         ModelError: it is one.
@@ -147,7 +151,7 @@ def require_values(model: nn.Module) -> None:
         >>> require_values(nn.Conv2d(3, 8, 3))
     """
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    if without := [name for name, tensor in tensors if tensor.is_meta or is_lazy(tensor)]:
+    if without := [name for name, tensor in tensors if is_lazy(tensor) or (tensor.is_meta and not meta)]:
         raise ModelError(
             f"the network {type(model).__name__} has parameters without values ({without[0]!r}); load its weights, or run it "
             "once if its layers are lazy"

@@ -10,7 +10,12 @@ from .network_metadata import find_in_folder as find_in_folder, read_saved as re
 from .neutralization import neutralize as neutralize, untie as untie
 from .probing import probe as probe
 from .reading import Reading as Reading
-from .record import Record as Record, record_of as record_of, record_with_names as record_with_names
+from .record import (
+    Record as Record,
+    record_of as record_of,
+    record_with_names as record_with_names,
+    symmetrized_at as symmetrized_at,
+)
 from .stems import find_stems as find_stems
 from .strategies import (
     STRATEGIES as STRATEGIES,

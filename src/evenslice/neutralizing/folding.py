@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from evenslice._core import ConfigError, option
+from evenslice._core import ConfigError, ModelError, option
 from evenslice.networks import check_mean, normalization
 
 if TYPE_CHECKING:
@@ -136,6 +136,8 @@ def effective_kernels(stem: Stem, layout: Layout, scaling: ChannelScaling) -> Ef
         >>> found.kernels.flatten(), found.constant
         (tensor([2.0000, 0.6667], dtype=torch.float64), tensor([0.3333], dtype=torch.float64))
     """
+    if stem.module.weight.is_meta:
+        raise ModelError(f"{stem.label} has no values (it is on the device 'meta'); load its weights first")
     weight = stem.module.weight.detach().to("cpu", torch.float64)
     means, stds = (
         torch.tensor(values, dtype=torch.float64, device="cpu") for values in (scaling.means, scaling.stds)

@@ -144,10 +144,15 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
     check_known("check", check, CHECKS)
     require_network(model)
     refuse_torchscript(model)
-    require_values(model)
+    require_values(model, meta=check == "stems")
     refuse_inference_tensors(model)
     model = uncompiled(model)
     if averages_mirrored(model):
+        made = record_of(model)
+        if made is not None and made.strategy == "twin":
+            raise ModelError(
+                "the network was neutralized with the strategy 'twin' already; build it again to change that"
+            )
         raise ModelError("the network is symmetrized; neutralize it first, and symmetrize it afterwards")
     if chosen.averaged and tie is not None:
         raise ConfigError(
@@ -312,7 +317,7 @@ def _outputs(
                 raise ModelError(
                     "the strategy 'twin' cannot be averaged at a single place, because a connection bypasses the activation of "
                     f"the stem, or the network reads the image elsewhere too: it fails in {where}; choose another strategy, "
-                    f"such as 'mirror', or symmetrize the network instead ({option('symmetrize', 'output')})"
+                    f"such as 'mirror', or leave it out and symmetrize the network ({option('symmetrize', 'output')})"
                 ) from error
             raise _refusal(model, images.shape[1], error) from error
         return choose(output, IMAGES)

@@ -28,6 +28,7 @@ __all__ = [
     "record_of",
     "record_with_names",
     "replace_record",
+    "symmetrized_at",
     "uncompiled",
     "unwrapped",
 ]
@@ -113,6 +114,21 @@ class Record:
             raise ModelError(
                 f"not the record of a neutralized network ({reason(error)}); neutralize the network again"
             ) from error
+
+
+def symmetrized_at(record: Record | None) -> str | None:
+    """Return where a network was symmetrized, which the strategy "twin" does by itself; None if it was not.
+
+    Example:
+        >>> import evenslice
+        >>> from torch import nn
+        >>> record = evenslice.neutralize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), mean=0, std=1, strategy="twin")
+        >>> symmetrized_at(record), symmetrized_at(evenslice.record_of(evenslice.symmetrize(nn.Conv2d(3, 8, 3))))
+        (None, 'output')
+    """
+    if record is None or not record.symmetrized or record.strategy == "twin":
+        return None
+    return ", ".join(cut or "output" for cut in record.symmetrized)
 
 
 def record_of(model: nn.Module) -> Record | None:

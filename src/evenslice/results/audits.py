@@ -290,9 +290,7 @@ class AuditResult:
         """
         path = local_path(path)
         if path.suffix != ".json":
-            raise OutputError(
-                f"{path}: an audit is kept in a .json file; name one, such as {path / 'audit.json'}"
-            )
+            raise OutputError(f"{path}: an audit is kept in a .json file; write {_json_file(path)}")
         arrays = {
             **{f"measurements/{key}": value for key, value in _arrays(self.measurements).items()},
             **{f"subset/{key}": value for key, value in _arrays(self.subset).items()},
@@ -321,9 +319,7 @@ class AuditResult:
         """
         path = local_path(path, ConfigError)
         if path.suffix != ".json":
-            raise ConfigError(
-                f"{path}: an audit is kept in a .json file; name one, such as {path / 'audit.json'}"
-            )
+            raise ConfigError(f"{path}: an audit is kept in a .json file; read {_json_file(path)}")
         try:
             found = cls._from_files(read_json(path), read_arrays(path.with_suffix(".npz"), MOST_BYTES))
             check_audit(found)
@@ -351,6 +347,10 @@ class AuditResult:
             stress=None if document.get("stress") is None else StressSummary.from_dict(document["stress"]),
             run=run,
         )
+
+
+def _json_file(path: Path) -> Path:
+    return path.with_suffix(".json") if path.name and not path.is_dir() else path / "audit.json"
 
 
 def _measurements(arrays: dict[str, NDArray[Any]]) -> Measurements:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -52,7 +53,7 @@ from evenslice.studying.outcome import STRESS_COLUMNS
 from evenslice.studying.run_execution import DataFiles, execute, execute_at_worker, record_failure
 from evenslice.studying.runs import LABELS, count_runs, plan_runs
 from evenslice.studying.study_folder import study_folder, write_config
-from evenslice.training import RunFolder, check_data, fingerprints, open_data
+from evenslice.training import DataConfig, RunFolder, check_data, fingerprints, open_data
 
 if TYPE_CHECKING:
     import os
@@ -63,6 +64,9 @@ if TYPE_CHECKING:
     from evenslice.studying.runs import Run
 
 __all__ = ["study", "write_results"]
+
+OF_DATA = re.compile(rf"(?<![\w./])data\.(?=(?:{'|'.join(DataConfig.model_fields)})\b)")
+"""What stands before an option of a training's data, and not before one of a study's data set."""
 
 SHOWN = 3
 """How many runs are named in a line about several."""
@@ -229,7 +233,8 @@ def _check_data(config: StudyConfig, runs: Iterable[Run]) -> None:
             check_data(first, open_data(first.data, first.model))
         except EvensliceError as error:
             place = f"{name!r}: fold {fold}" if name in folded else repr(name)
-            raise error.within(f"datasets: {place}", spelled_in_configuration) from error
+            text = OF_DATA.sub("", error.render(spelled_in_configuration))
+            raise type(error)(f"datasets: {place}: {text}") from error
 
 
 def _by_data(runs: Iterable[Run]) -> dict[tuple[str, int], list[Run]]:

@@ -90,7 +90,7 @@ class CentredCrops(Dataset[tuple["Tensor", "Tensor"]]):
             VolumeError: a file cannot be read.
         """
         if not -self._length <= index < self._length:
-            raise IndexError(f"crop {index} of {self._length}")
+            raise IndexError(f"window {index} of {self._length}")
         index %= self._length
         random = np.random.Generator(np.random.Philox(key=[self._seed, index]))
         rotated = self._augmentation is not None and self._augmentation.rotations

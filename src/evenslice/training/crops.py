@@ -107,7 +107,7 @@ class CropDataset(Dataset[Any]):
             VolumeError: a file cannot be read, or holds a label value of no class.
         """
         if not -self._length <= index < self._length:
-            raise IndexError(f"crop {index} of {self._length}")
+            raise IndexError(f"window {index} of {self._length}")
         index %= self._length
         random = np.random.Generator(np.random.Philox(key=[self._seed, index]))
         turns, grid, source, place = self._place(index, random)

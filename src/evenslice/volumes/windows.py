@@ -278,8 +278,11 @@ class WindowGrid:
         if self.volume.shape[0] < extent:
             count = "1 slice" if self.volume.shape[0] == 1 else f"{self.volume.shape[0]} slices"
             steps = f" in steps of {self.step}" if self.step != 1 else ""
+            part, advice = "", "ask for fewer slices"
+            if self.volume.region is not None:
+                part, advice = " in this region", f"{advice}, or for a larger {option('region')}"
             raise VolumeError(
-                f"{self.volume.path}: has {count}; a window of {self.slices}{steps} needs {extent}; ask for fewer slices"
+                f"{self.volume.path}: has {count}{part}; a window of {self.slices}{steps} needs {extent}; {advice}"
             )
 
     @property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import ConfigError, option
 from evenslice.inference.exporting.whole_network import output_shape
 from evenslice.inference.ready_network import input_scaling
-from evenslice.neutralizing import Reading, record_of
+from evenslice.neutralizing import Reading, record_of, symmetrized_at
 from evenslice.volumes import PERCENTILES, check_window
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from evenslice.networks import ModelSource
+    from evenslice.neutralizing import Record
     from evenslice.results import AuditResult
 
 __all__ = ["Description", "ModelCard", "describe"]
@@ -148,7 +149,8 @@ def describe(
     """Describe a network; see ``export`` for the arguments.
 
     Raises:
-        ConfigError: an option is out of range, or contradicts the record of the network or the number of its classes.
+        ConfigError: an option is out of range, or contradicts the record of the network or the number of its classes; or an
+            audit is of another network.
     """
     record = record_of(model)
     if record is not None and slices not in (None, record.slices):
@@ -157,6 +159,8 @@ def describe(
         )
     check_window(3 if slices is None else slices, reading.step, "reflect")
     count = record.slices if record is not None else slices or 3
+    for audit in audits:
+        _refuse_other(audit, count, record, source)
     mean, std = input_scaling(model, count)
     shape = output_shape(model, count, crop)
     task = "classification" if shape and len(shape) < 3 else "segmentation"
@@ -177,6 +181,23 @@ def describe(
         card=card,
         audits=tuple(map(_finding, audits)),
     )
+
+
+def _refuse_other(audit: AuditResult, slices: int, record: Record | None, source: ModelSource | None) -> None:
+    """Raise ConfigError for the audit of a network with other slices, made in another way, or with other weights."""
+    run = audit.run
+    pairs: list[tuple[str, Any, Any]] = [("slices", run.slices, slices)]
+    if record is not None and run.strategy is not None:
+        pairs += [("strategy", run.strategy, record.strategy), ("tie", run.tie, record.tie)]
+    if source is not None and "origin" in run.model:  # as the command line states it
+        pairs.append(("weights", run.model["origin"], source.origin))
+        pairs.append(("symmetrized", run.model.get("symmetrized"), symmetrized_at(record)))
+    for what, audited, exported in pairs:
+        if audited != exported:
+            raise ConfigError(
+                f"the audit {audit.name!r} is of another network than the one that is exported ({what}: {audited} instead of "
+                f"{exported}); audit that one"
+            )
 
 
 def _finding(audit: AuditResult) -> dict[str, Any]:

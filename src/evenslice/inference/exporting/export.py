@@ -130,12 +130,14 @@ def export(  # noqa: PLR0913  # all but three arguments have defaults and names
         crop: the size (y, x) of the windows that a classifier was trained on, for the card and for commands that are given
             the folder.
         card: what a file cannot know: name, authors, license, citations.
-        audits: audits of the network, for its card.
+        audits: audits of the network, for its card; those of another network are refused as far as they tell: by the number
+            of slices, the strategy, the tie and the weights.
         force: overwrite an earlier export in the same format.
 
     Raises:
         ModelError: the network cannot be exported in this format, or the file computes something else.
-        ConfigError: an option is out of range or unknown, or ``slices`` differs from what is recorded on the network.
+        ConfigError: an option is out of range or unknown, ``slices`` differs from what is recorded on the network, or an
+            audit is of another network.
         OutputError: the folder holds such files, or an export in a format that shares some of their names, or cannot be
             written.
         MissingExtraError: a package of the extra ``export`` is not installed.

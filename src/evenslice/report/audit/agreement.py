@@ -150,7 +150,10 @@ def _has_none(audit: AuditResult) -> bool:
 def _names(chosen: Sequence[AuditResult], audits: Sequence[AuditResult]) -> str:
     if len(chosen) == len(audits) > 1:
         return "both audits" if len(audits) == 2 else f"all {len(audits)} audits"
-    return listed([one_line(audit.name, LONGEST_NAME) for audit in chosen])
+    names = [one_line(audit.name, LONGEST_NAME) for audit in chosen]
+    if any("," in name for name in names):  # which would be taken for two
+        names = [f"'{name}'" for name in names]
+    return listed(names)
 
 
 def _capital(text: str) -> str:
