@@ -158,7 +158,8 @@ def test_the_report_and_the_terminal_name_the_score(study):
     assert "Balanced accuracy" in shown
     assert "Dice" not in shown
     assert re.search(
-        r"1/6 blobs, tiny, pretrained, seed 0: balanced accuracy \d\.\d{3} D_m [+-]\d\.\d{4}, trained in \d+ s", told
+        r"1/6 blobs, tiny, pretrained, seed 0: balanced accuracy \d\.\d{3} D_m [+-]\d\.\d{4}, trained in \d+ s",
+        told,
     )
 
 

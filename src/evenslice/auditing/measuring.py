@@ -125,9 +125,8 @@ def _measure_on_cluster(
                 break
         else:
             return
-    sizes = chain(
-        [len(found.places)], iter(size, None)
-    )  # the first batch again, which is left out; then as asked for
+    # The first batch comes again, to be left out; the others are as large as is asked for now.
+    sizes = chain([len(found.places)], iter(size, None))
     rest = islice(stream.batches(lambda: next(sizes)), 1, None)
     yield from map_in_order(_measure_batch, rest, client, common=measurer)
 
