@@ -152,7 +152,7 @@ def test_nothing_takes_the_name_of_a_device(tmp_path, monkeypatch):
         (lambda: ModelCard(name=5), "name=5: give text"),
         (lambda: evenslice.open_volume(VOLUME, region=[slice("a", "b")] * 3), "give two whole numbers"),
         (lambda: evenslice.open_volume(VOLUME, plane=""), "known: x, y, z"),
-        (lambda: evenslice.open_volume(LABELS, fill="abc"), "is no number"),
+        (lambda: evenslice.open_volume(LABELS, fill="abc"), "'abc' is not a number"),
         (lambda: evenslice.open_volume(np.ma.masked_less(VOLUME, 0.5), fill=1e300), "has no such value"),
         (lambda: Scaling(0, 1)(np.zeros(3, complex)), "cannot be scaled"),
         (lambda: Scaling("3", 5), "'3' is not a number"),

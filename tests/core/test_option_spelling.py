@@ -47,7 +47,10 @@ def test_each_reader_sees_their_own_spelling(name, value, python, shell):
         (lambda: check_method_of(np.asarray, "gradient"), "--method gradient: needs gradients"),
         (lambda: parse_target("foo"), "--target foo: known"),
         (lambda: resolve_target("predicted", torch.zeros(1, 8, 8)), "--target predicted: needs logits"),
-        (lambda: choose_dtype("float8", torch.device("cpu")), "--dtype float8: known"),
+        (
+            lambda: choose_dtype("float8", torch.device("cpu")),
+            "--dtype float8: did you mean 'float32'? known",
+        ),
         (lambda: choose_dtype("float16", torch.device("cpu")), "--dtype float16: is for GPUs"),
         (lambda: choose_device("toaster"), "--device toaster: is not available here"),
         (lambda: find_strategy("foo", 3), "--strategy foo: known"),

@@ -218,7 +218,7 @@ def test_an_onnx_file_is_evaluated_as_a_network_is(blobs, tmp_path, size):
         ({"stress_slices": 1.5, "stress": True}, ConfigError, "stress_slices: is 1.5, not a whole number"),
         ({"batch": "4"}, ConfigError, "batch: is '4', not a whole number"),
         ({"batch": 1.5}, ConfigError, "batch: is 1.5, not a whole number"),
-        ({"step": "1"}, ConfigError, "step='1': must be a whole number"),
+        ({"step": "1"}, ConfigError, "step: is '1', not a whole number"),
         ({"fill": "x"}, ConfigError, "fill: 'x' is not a number"),
         (
             {"labels": None, "stress": True, "label_values": [0, 1]},

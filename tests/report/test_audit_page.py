@@ -556,7 +556,7 @@ def test_conclusions_are_drawn_for_each_network():
     assert headline(audits) == conclusion(audits)
     audits[0] = with_statistics(audits[0], methods_agree=False)
     assert headline(audits).startswith(
-        f"{conclusion(audits)} The methods disagree about pretrained, gradient; "
+        f"{conclusion(audits)} The methods disagree about 'pretrained, gradient'; "
     )
 
 

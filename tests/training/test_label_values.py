@@ -95,7 +95,7 @@ def test_what_cannot_be(array, options, kind, message):
         (
             [0, 1, 5],
             {},
-            "set label_values=[0, 5] if it is that of a class, classes=6 if there are as many, or",
+            "set label_values=[0, 5] if it is that of a class, or build the network with classes=6 if there are as many, or",
         ),
         (
             [0, 255],

@@ -247,7 +247,7 @@ def test_what_is_no_output(name, reason):
 
 
 def test_a_path_is_a_path():
-    with pytest.raises(ConfigError, match="not int"):
+    with pytest.raises(ConfigError, match="an output is given as text or as a pathlib.Path, not as int"):
         check_destination(3)
 
 

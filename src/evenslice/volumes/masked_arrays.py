@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,11 @@ def fill_masked(array: Any, fill: float | None) -> Any:
         array.filled(...)
     """
     given: Any = fill
-    if given is not None and not isinstance(given, Real):
-        raise ConfigError(f"{option('fill', fill)}: is no number; give the value of masked voxels")
     if not is_masked(array):
+        if given is not None and not isinstance(given, Real):
+            raise ConfigError(
+                f"{option('fill')}: {given!r:.40} is not a number; give the value of masked voxels"
+            )
         return np.ma.getdata(array) if np.ma.isMaskedArray(array) else array
     if fill is None:
         raise VolumeError(
@@ -65,9 +68,11 @@ def _is_lazy(array: Any) -> bool:
 
 
 def _holds(dtype: np.dtype[Any], value: Any) -> bool:
+    if not isinstance(value, Real):
+        return False
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
-            return bool(np.isfinite(dtype.type(value))) or not np.isfinite(value)
+            return bool(np.isfinite(dtype.type(value))) or not math.isfinite(float(value))
     if dtype.kind not in "biu":
         return True
     number: Any = value

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from evenslice._core import ConfigError, option
 from evenslice.inference.exporting.whole_network import output_shape
 from evenslice.inference.ready_network import input_scaling
@@ -21,8 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from evenslice.networks import ModelSource
-    from evenslice.neutralizing import Record
+    from evenslice.networks import ModelSource, StemKernels
     from evenslice.results import AuditResult
 
 __all__ = ["Description", "ModelCard", "describe"]
@@ -160,7 +162,7 @@ def describe(
     check_window(3 if slices is None else slices, reading.step, "reflect")
     count = record.slices if record is not None else slices or 3
     for audit in audits:
-        _refuse_other(audit, count, record, source)
+        _refuse_other(audit, model, count, source)
     mean, std = input_scaling(model, count)
     shape = output_shape(model, count, crop)
     task = "classification" if shape and len(shape) < 3 else "segmentation"
@@ -183,14 +185,15 @@ def describe(
     )
 
 
-def _refuse_other(audit: AuditResult, slices: int, record: Record | None, source: ModelSource | None) -> None:
+def _refuse_other(audit: AuditResult, model: nn.Module, slices: int, source: ModelSource | None) -> None:
     """Raise ConfigError for the audit of a network with other slices, made in another way, or with other weights."""
-    run = audit.run
+    run, record = audit.run, record_of(model)
     pairs: list[tuple[str, Any, Any]] = [("slices", run.slices, slices)]
     if record is not None and run.strategy is not None:
         pairs += [("strategy", run.strategy, record.strategy), ("tie", run.tie, record.tie)]
     if source is not None and "origin" in run.model:  # as the command line states it
-        pairs.append(("weights", run.model["origin"], source.origin))
+        if not _has_stems(model, audit.kernels):  # another file may hold the same weights
+            pairs.append(("weights", run.model["origin"], source.origin))
         pairs.append(("symmetrized", run.model.get("symmetrized"), symmetrized_at(record)))
     for what, audited, exported in pairs:
         if audited != exported:
@@ -198,6 +201,17 @@ def _refuse_other(audit: AuditResult, slices: int, record: Record | None, source
                 f"the audit {audit.name!r} is of another network than the one that is exported ({what}: {audited} instead of "
                 f"{exported}); audit that one"
             )
+
+
+def _has_stems(model: nn.Module, kernels: Sequence[StemKernels]) -> bool:
+    """Return whether a network has the stems whose kernels an audit saw, if it saw any."""
+    modules = dict(model.named_modules())
+    weights = [getattr(modules.get(stem.name), "weight", None) for stem in kernels]
+    return bool(kernels) and all(
+        isinstance(weight, torch.Tensor)
+        and np.array_equal(weight.detach().float().cpu().numpy().reshape(-1), stem.after.reshape(-1))
+        for weight, stem in zip(weights, kernels, strict=True)
+    )
 
 
 def _finding(audit: AuditResult) -> dict[str, Any]:
