@@ -254,7 +254,7 @@ def test_workers_do_not_wait_while_one_checks_the_precision(texture, monkeypatch
 
     monkeypatch.setattr(measuring, "_measure_batch", measure)
     monkeypatch.setattr(measuring, "_measure_first", lambda *given, **_: (measure(*given[:2]), decided))
-    measurer = SimpleNamespace(network=SimpleNamespace(dtype=torch.bfloat16))
+    measurer = SimpleNamespace(network=SimpleNamespace(dtype=torch.bfloat16), volumes=[])
     grid = WindowGrid(evenslice.open_volume(texture), Scaling(0, 1), 3, (20, 20))
     stream = WindowStream([grid], seed=0, max_windows=40)
     client = Lazy()

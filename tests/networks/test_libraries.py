@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from evenslice._core.errors import MissingExtraError, ModelError
 from evenslice.networks.inputs import input_size, normalization
@@ -144,7 +145,7 @@ def test_detector_with_a_pretrained_backbone_draws_the_rest(monkeypatch):
     monkeypatch.setattr("evenslice.networks.hubs._answers", lambda _: True)
     model, source = build_model("torchvision:fasterrcnn_mobilenet_v3_large_fpn", "imagenet")
     assert torch.equal(model.backbone.body["0"][0].weight, donor["features.0.0.weight"])
-    assert source.random == ("rpn", "roi_heads")
+    assert source.random == ("backbone.fpn", "rpn", "roi_heads")
 
 
 # transformers, without any weights
@@ -290,6 +291,23 @@ def test_weights_of_another_network_are_refused(folder):
         ModelError, match=r"its weights lack segformer\.\S*; they are not those of a Segformer"
     ):
         build_model(f"transformers:{path}", "imagenet")
+
+
+@pytest.mark.parametrize("name", [f"segformer?{TINY}", f"vit?{VIT}"])
+def test_a_file_of_transformers_names_some_layers_as_in_older_versions(name, tmp_path, capfd):
+    saved, _ = build_model(f"transformers:{name}", "none", seed=1)
+    saved.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    names = load_file(file).keys()
+    assert names != saved.state_dict().keys()  # else this shows nothing
+    capfd.readouterr()
+    model, source = build_model(f"transformers:{name}", str(file))
+    assert capfd.readouterr() == ("", "")
+    assert (source.random, source.unused) == ((), ())
+    assert all(torch.equal(value, saved.state_dict()[key]) for key, value in model.state_dict().items())
+    save_file({key: value for key, value in load_file(file).items() if "0" not in key}, file)
+    with pytest.raises(ModelError, match="keys missing"):
+        build_model(f"transformers:{name}", str(file))
 
 
 # transformers, where it cannot be

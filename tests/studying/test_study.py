@@ -307,6 +307,10 @@ def test_a_study_without_stress_has_no_such_columns(folder):
     (line,) = said
     runs = "blobs, small, pretrained, fold 0, seed 0; blobs, small, tied, fold 0, seed 0"
     assert line == f"training.stress: these finished runs were tested without it, and stay so: {runs}"
+    again = options()  # nor do they fail where they are audited again
+    again["audit"] = {**again.get("audit", {}), "max_windows": 9}
+    assert study(StudyConfig.model_validate(again), out)["finished"] == 2
+    assert load_study(out).runs[0].stress is None
 
 
 @pytest.mark.parametrize("slices", [1, 3])
@@ -454,11 +458,26 @@ def test_runs_from_weights_that_change_during_a_study_fail(folder):
     (failed,) = summary["failed"]
     assert (summary["finished"], failed["arm"]) == (1, "tied")
     assert re.match(
-        r"architectures\[0\]\.weights: .*changing\.pt has changed since the study was started",
+        r"architectures\[0\]\.weights: .*changing\.pt, or a file that the network is built from, has changed",
         failed["error"],
     )
     assert not list(out.glob("runs/*tied*/network.safetensors"))
     assert study(StudyConfig.model_validate(values), out)["finished"] == 2
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_run_of_a_function_that_has_changed_is_another(folder, monkeypatch):
+    """Else a study would take the mean over different networks."""
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder)
+    module = folder / "revised.py"
+    module.write_text((folder / "studied.py").read_text())
+    values = options()
+    values["architectures"][0] |= {"spec": "revised:small", "weights": "none"}
+    keys = [run.key for run in plan_runs(StudyConfig.model_validate(values))]
+    assert keys == [run.key for run in plan_runs(StudyConfig.model_validate(values))]
+    module.write_text(module.read_text() + "\nrevised = True\n")
+    assert not {*keys} & {run.key for run in plan_runs(StudyConfig.model_validate(values))}
 
 
 def test_a_study_can_be_given_more(done, tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ from .import_paths import (
     import_object as import_object,
     importable_here as importable_here,
     is_installed as is_installed,
+    module_file as module_file,
 )
 from .interrupts import Terminated as Terminated
 from .leftovers import remove_leftovers as remove_leftovers

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from evenslice._core.errors import EvensliceError
 
-__all__ = ["import_object", "importable_here", "imports_from_here", "is_installed"]
+__all__ = ["import_object", "importable_here", "imports_from_here", "is_installed", "module_file"]
 
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
@@ -72,6 +72,23 @@ def is_installed(module: str) -> bool:
         _INSTALLED.intersection(root.parts) or not root.is_dir() or any(root.glob("*.dist-info"))
         for root in roots
     )
+
+
+def module_file(module: str) -> Path | None:
+    """Return the file of a module of the user's own; None for an installed one, or one without a file.
+
+    Packages around it are imported, but not the module itself.
+
+    Example:
+        >>> module_file("numpy.linalg") is None
+        True
+    """
+    with importable_here():
+        try:
+            found = None if is_installed(module) else importlib.util.find_spec(module)
+        except Exception:  # noqa: BLE001  # whatever a package raises; building the network will tell
+            return None
+    return None if found is None or found.origin is None or not found.has_location else Path(found.origin)
 
 
 def import_object(path: str, label: str, error: type[EvensliceError]) -> Any:

@@ -117,6 +117,11 @@ class Measurer:
         """Whether the output has classes."""
         return self.target != "sum"
 
+    @property
+    def volumes(self) -> list[Volume]:
+        """All volumes that are read, of labels too."""
+        return [*(grid.volume for grid in self.grids), *(self.labels or [])]
+
     def in_precision(self, dtype: torch.dtype) -> Measurer:
         """Return what measures in another precision; functions go on as before."""
         network = self.network

@@ -23,6 +23,7 @@ from evenslice._core import map_ahead, map_in_order
 from evenslice.auditing.finite import check_finite
 from evenslice.auditing.rounding import USE_FIELDS, remove_rounding
 from evenslice.auditing.subset import cut, measure_subset
+from evenslice.auditing.worker_files import KnownFiles, refuse_other_content
 from evenslice.results import OUTPUT_FIELDS, pair_bias
 
 if TYPE_CHECKING:
@@ -116,9 +117,11 @@ def _measure_on_cluster(
     """
     fast = measurer.network.dtype
     tasks = zip(stream.batches(size), chain([check], repeat(False)), strict=False)
-    measure = partial(_measure_task, precision=precision)
+    volumes, fingerprints = measurer.volumes, dict[str, str]()
+    measure = partial(_measure_task, precision=precision, files=KnownFiles.of(volumes))
     with closing(map_in_order(measure, tasks, client, common=measurer)) as measured:
-        for found, dtype in measured:
+        for found, dtype, copies in measured:
+            refuse_other_content(volumes, copies, fingerprints)
             measurer.network.dtype = dtype
             yield found
             if dtype != fast:
@@ -128,17 +131,21 @@ def _measure_on_cluster(
     # The first batch comes again, to be left out; the others are as large as is asked for now.
     sizes = chain([len(found.places)], iter(size, None))
     rest = islice(stream.batches(lambda: next(sizes)), 1, None)
-    yield from map_in_order(_measure_batch, rest, client, common=measurer)
+    measure = partial(_measure_task, precision=precision, files=KnownFiles.of(volumes))
+    with closing(map_in_order(measure, zip(rest, repeat(False)), client, common=measurer)) as measured:
+        for found, _, copies in measured:
+            refuse_other_content(volumes, copies, fingerprints)
+            yield found
 
 
 def _measure_task(
-    task: tuple[WindowBatch, bool], measurer: Measurer, precision: float
-) -> tuple[MeasuredBatch, torch.dtype]:
-    """Measure a batch, the first one with a check; return with it the precision for what follows."""
-    batch, first = task
+    task: tuple[WindowBatch, bool], measurer: Measurer, precision: float, files: KnownFiles
+) -> tuple[MeasuredBatch, torch.dtype, dict[str, str]]:
+    """Measure a batch, the first one with a check; return it, the precision for what follows, and copies of files."""
+    (batch, first), copies = task, files.copies(measurer.volumes)
     if first:
-        return _measure_first(batch, measurer, precision)
-    return _measure_batch(batch, measurer), measurer.network.dtype
+        return *_measure_first(batch, measurer, precision), copies
+    return _measure_batch(batch, measurer), measurer.network.dtype, copies
 
 
 def _measure_first(

@@ -244,7 +244,11 @@ def _from_file(specification: Specification, weights: str) -> tuple[nn.Module, M
             f"{weights}: is a network that evenslice has neutralized; read it with evenslice.load_network"
         )
     model, _ = build_network(specification)
-    classes, inputs = differing_sizes(file.state, model.state_dict(), inputs=specification.inputs)
+    library = LIBRARIES.get(specification.library)
+    state = (
+        file.state if library is None or library.translate is None else library.translate(model, file.state)
+    )
+    classes, inputs = differing_sizes(state, model.state_dict(), inputs=specification.inputs)
     if specification.library and (classes or inputs):
         if specification.classes is not None and classes is not None:
             raise ModelError(
@@ -255,7 +259,7 @@ def _from_file(specification: Specification, weights: str) -> tuple[nn.Module, M
             specification, classes=classes or specification.classes, inputs=inputs or specification.inputs
         )
         model, _ = build_network(specification)
-    filled = fill_network(model, file.state, source=weights, target=specification.text)
+    filled = fill_network(model, state, source=weights, target=specification.text)
     if filled.random:
         _refuse_lite(specification)
     return model, _source(specification, weights, file.origin, random=filled.random, unused=filled.unused)

@@ -16,6 +16,7 @@ from evenslice._core import (
     ModelError,
     OutputError,
     is_locked,
+    load_config,
     option,
     staged_file,
 )
@@ -83,8 +84,8 @@ def execute(run: Run, base: Path, data: DataFiles | None = None, progress: bool 
             )
         if replace(run).key != run.key:  # computed anew
             raise ConfigError(
-                f"{run.places['weights']}: {run.config.model.weights} has changed since the study was started; restore it, or "
-                "repeat the command to train with what it is now"
+                f"{run.places['weights']}: {run.config.model.weights}, or a file that the network is built from, has changed "
+                "since the study was started; restore it, or repeat the command to train with what it is now"
             )
         repair_run(files.path)
         result = _trained(run, files.path, progress)
@@ -129,8 +130,12 @@ def _trained(run: Run, folder: Path, progress: bool | None) -> Mapping[str, Any]
     """Train or derive and test a network, and return the content of its ``result.json``."""
     if run.base is not None:
         return _derive(run, run.base, folder, progress)
+    config, files = run.config, RunFolder(folder)
+    if files.result.exists() and files.config.exists():  # it stays as it was tested: the key does not know
+        tested = load_config(files.config, TrainConfig).training.stress
+        config = config.model_copy(update={"training": config.training.model_copy(update={"stress": tested})})
     try:
-        return train(run.config, folder, resume=True, progress=progress)
+        return train(config, folder, resume=True, progress=progress)
     except EvensliceError as error:
         cause = error.__cause__
         if isinstance(cause, EvensliceError) and str(error).startswith(

@@ -11,7 +11,8 @@ from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evenslice._core import ConfigError, EvensliceError, spelled_in_configuration
+from evenslice._core import ConfigError, EvensliceError, module_file, spelled_in_configuration
+from evenslice.networks import parse_specification
 from evenslice.studying.folds import fold_data
 from evenslice.studying.outcome import RunOutcome
 from evenslice.studying.repair import damaged_files
@@ -89,9 +90,10 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """A hash of all options that training depends on, of the weights if these are a file, and of the base.
+        """A hash of all options that training depends on, of the files that the network is built from, and of the base.
 
-        Data are identified by the name of the data set and their paths relative to its root.
+        These are the file of weights, the folder of a network of transformers, and the module of a user's function, but
+        not what that imports. Data are identified by the name of the data set and their paths relative to its root.
         """
         options = flat_options(self.config.model_dump(mode="json"))
         options = {
@@ -99,12 +101,13 @@ class Run:
             for name, value in options.items()
             if name not in MOVABLE and (name not in ADDED or value != ADDED[name])
         }
-        weights = Path(self.config.model.weights)
-        if weights.is_file():
-            stamp = weights.stat()
-            options["model.weights"] = _digest(weights, stamp.st_mtime_ns, stamp.st_size)
-        parts = [FORMAT, options] if self.base is None else [FORMAT, options, {"network_of": self.base.key}]
-        text = json.dumps(parts, sort_keys=True)
+        model = self.config.model
+        if Path(model.weights).is_file():
+            options["model.weights"] = _digest_now(Path(model.weights))
+        if parts := [_digest_now(file) for file in _network_files(model.spec, model.weights)]:
+            options["model.spec"] = [model.spec, *parts]
+        whole = [FORMAT, options] if self.base is None else [FORMAT, options, {"network_of": self.base.key}]
+        text = json.dumps(whole, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def folder(self, base: Path) -> Path:
@@ -276,6 +279,26 @@ def _check_different(runs: Sequence[Run]) -> None:
         if same is not run:
             names = [f"{item.dataset}, {item.architecture}, {item.arm}" for item in (same, run)]
             raise ConfigError(f"{names[1]}: is the same as {names[0]}; remove one of the two")
+
+
+def _network_files(spec: str, weights: str) -> list[Path]:
+    """Return the files of this machine that a specification names, sorted: code of the user's own, or a network's folder."""
+    try:
+        specification = parse_specification(spec)
+    except EvensliceError:  # of which building it will tell
+        return []
+    if not specification.library:
+        return [file] if (file := module_file(specification.name.partition(":")[0])) is not None else []
+    place = Path(specification.name)
+    if specification.library != "transformers" or not place.exists():
+        return []
+    tensors = sorted(place.glob("*.safetensors")) if weights == "imagenet" else []
+    return [file for file in (place, place / "config.json", *tensors) if file.is_file()]
+
+
+def _digest_now(file: Path) -> str:
+    stamp = file.stat()
+    return _digest(file, stamp.st_mtime_ns, stamp.st_size)
 
 
 @cache

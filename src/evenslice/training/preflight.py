@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_data", "check_network", "check_planes", "find_device", "find_dtype"]
 
+SOFTMAX_ROUNDING = 1e-4
+"""How far a sum of probabilities may be from 1."""
+
 
 def find_device(options: TrainingConfig) -> torch.device:
     """Return the kind of device to train on.
@@ -110,8 +113,14 @@ def check_network(network: nn.Module, config: TrainConfig, channels: int) -> Non
             f"{spec}: returns {scores.shape[1]} channels; {config.data.classes} classes with the loss "
             f"{config.training.loss} need {channels}; change the network, data.classes or training.loss"
         )
-    if channels == 1 and ends_in_sigmoid(scores):
+    if ends_in_sigmoid(scores):
         raise ModelError(f"{spec}: {PROBABILITY}")
+    if channels > 1 and bool(
+        ((scores >= 0) & ((scores.sum(1, keepdim=True) - 1).abs() < SOFTMAX_ROUNDING)).all()
+    ):
+        raise ModelError(
+            f"{spec}: returns probabilities, which add up to 1, where logits are needed; build it without its last softmax"
+        )
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         raise ModelError(f"{spec}: has no parameter that requires a gradient, so there is nothing to train")

@@ -111,7 +111,7 @@ def describe_volume(volume: Volume) -> VolumeInfo:
         spacing=volume.spacing,
         unit=volume.unit,
         chunks=volume.chunks,
-        orientation=None if volume.affine is None else axis_codes(volume.affine),
+        orientation=None if volume.affine is None or not volume.placed else axis_codes(volume.affine),
         region=volume.region,
         bytes_on_disk=_bytes_on_disk(volume),
         bytes_in_memory=volume.nbytes,

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeAlias
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from evenslice.networks.specification import Specification
 
@@ -34,6 +34,8 @@ class Library:
         reserved: arguments of the library's builders that evenslice sets.
         classes: default number of classes; None leaves it to the library.
         inputs: by lower-case name, channels of the input of networks that cannot take 3.
+        translate: gives tensors that the library has saved for a network the names that they have in it; None if these
+            are the same.
     """
 
     package: str
@@ -42,3 +44,4 @@ class Library:
     reserved: frozenset[str]
     classes: int | None = None
     inputs: Mapping[str, int] = field(default_factory=dict)
+    translate: Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None

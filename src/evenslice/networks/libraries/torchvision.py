@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TORCHVISION"]
 
+FILLED = ("body", "features")
+"""Parts of a detector's backbone that have ImageNet's weights."""
+
 
 def _build(specification: Specification, pretrained: bool) -> Built:
     from torchvision import models as zoo
@@ -80,7 +83,18 @@ def _on_backbone(specification: Specification, pretrained: bool) -> tuple[Any, t
         specification.name, weights=None, **backbone, **_classes(specification), **specification.arguments
     )
     parts = [name for name, part in model.named_children() if next(part.parameters(), None) is not None]
-    return model, tuple(name for name in parts if name != "backbone")
+    random = [name for name in parts if name != "backbone"]
+    # What a detector adds to its backbone, such as a feature pyramid, has no weights either.
+    added = (
+        [name for name, _ in model.backbone.named_children() if name not in FILLED]
+        if _is_detector(model)
+        else []
+    )
+    return model, (*(f"backbone.{name}" for name in added), *random)
+
+
+def _is_detector(model: nn.Module) -> bool:
+    return hasattr(model, "transform")
 
 
 def _transplant_heads(model: nn.Module, donor: nn.Module) -> tuple[str, ...]:

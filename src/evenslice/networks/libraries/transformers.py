@@ -11,7 +11,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from evenslice._core import ModelError, did_you_mean, reason
 from evenslice.networks.hubs import hub_with_timeout
@@ -20,6 +20,8 @@ from evenslice.networks.libraries.reserved import find_loader_in_configuration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import Tensor, nn
 
     from evenslice.networks.libraries.library import Built
     from evenslice.networks.specification import Specification
@@ -251,9 +253,45 @@ def _load(
     return model, tuple(sorted(random | {key.partition(".")[0] for key in resized}))
 
 
+def _translate(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the tensors of a file by their names in the network: transformers saves some layers under older names.
+
+    Tensors that its own loading does not find keep their names.
+    """
+    import torch
+    from transformers.utils import logging as own_logging
+
+    network, logging = cast("Any", model), cast("Any", own_logging)
+    own = network.state_dict().keys()
+    if own <= state.keys():
+        return state
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # else it reports on standard error what is checked here
+    logging.disable_progress_bar()
+    try:
+        loaded, info = type(network).from_pretrained(
+            None,
+            config=network.config,
+            state_dict=dict(state),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    unknown = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    found = {key: tensor for key, tensor in loaded.state_dict().items() if key not in unknown}
+    if len(found) <= len(own & state.keys()):
+        return state
+    return found | {key: state[key] for key in {*info["unexpected_keys"], *unknown} if key in state}
+
+
 TRANSFORMERS = Library(
     package="transformers",
     extra="transformers",
     build=_build,
+    translate=_translate,
     reserved=frozenset({"id2label", "label2id", "num_channels", "num_labels", "trust_remote_code"}),
 )

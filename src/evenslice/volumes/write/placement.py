@@ -42,9 +42,9 @@ def itk_placement(image: Image) -> tuple[NDArray[np.float64], NDArray[np.float64
 
     Returns:
         (3, 3) array whose rows are the steps from a voxel to the next along x, y and z, and the position (3,) of the
-        first voxel. An image without an affine is aligned with the axes.
+        first voxel. An image without an affine, or with one that is merely assumed, is aligned with the axes.
     """
-    affine = affine_in(image, "mm")
+    affine = affine_in(image, "mm") if image.placed else None
     if affine is None:
         spacing = image.spacing or (1.0, 1.0, 1.0)
         return np.diag(sizes_in(spacing[::-1], image.unit, "mm")), np.zeros(3)

@@ -1,0 +1,103 @@
+"""Workers that find another file, a copy or none under the path of a volume."""
+
+import os
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from torch import nn
+
+import evenslice
+from evenslice._core import VolumeError
+from evenslice.auditing import worker_files
+from evenslice.auditing.worker_files import KnownFiles, refuse_other_content
+from evenslice.volumes import fingerprint, open_volume
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_files, "_FOUND", {})
+    path = tmp_path / "image.npy"
+    np.save(path, np.random.default_rng(0).random((12, 40, 40)))
+    return path
+
+
+def test_the_same_file_is_not_read_again(file, monkeypatch):
+    volumes = [open_volume(file), open_volume(np.zeros((3, 4, 5)))]
+    monkeypatch.setattr(worker_files, "fingerprint", lambda _: pytest.fail("reads the file"))
+    assert KnownFiles.of(volumes).copies(volumes) == {}
+
+
+def test_a_copy_is_as_good_and_read_once(file, monkeypatch):
+    here = [open_volume(file)]
+    known, stat = KnownFiles.of(here), file.stat()
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    there, content = [open_volume(file)], fingerprint(here[0])
+    assert known.copies(there) == {str(file): content}
+    monkeypatch.setattr(worker_files, "fingerprint", lambda _: pytest.fail("reads the file again"))
+    refuse_other_content(here, known.copies(there), {str(file): content})
+
+
+def test_other_content_and_a_missing_file_are_errors_that_name_the_path(file, monkeypatch):
+    here = [open_volume(file)]
+    known, content = KnownFiles.of(here), {str(file): fingerprint(here[0])}
+    np.save(file, np.zeros((12, 40, 40)))
+    with pytest.raises(VolumeError, match=r"image\.npy: has other content on a worker than here"):
+        refuse_other_content(here, known.copies([open_volume(file)]), content)
+    monkeypatch.setattr(worker_files, "_FOUND", {})
+    there = [open_volume(file)]
+    file.unlink()
+    with pytest.raises(VolumeError, match=r"image\.npy: is not there, or cannot be read, on the worker "):
+        known.copies(there)
+
+
+@pytest.mark.parametrize("where", ["first", "later"])
+def test_an_audit_ends_where_a_worker_has_other_content(file, monkeypatch, where):
+    """Its numbers would be of two volumes."""
+    network, asked = nn.Conv2d(3, 2, 3, padding=1), []
+    honest = KnownFiles.copies
+
+    def lying(known, volumes):
+        asked.append(volumes)
+        return {str(file): "sha256:0"} if where == "first" or len(asked) > 2 else honest(known, volumes)
+
+    monkeypatch.setattr(KnownFiles, "copies", lying)
+    monkeypatch.setattr("evenslice.auditing.auditor.open_cluster", here_and_now)
+    with pytest.raises(VolumeError, match="has other content on a worker than here"):
+        evenslice.audit(network, file, tile=(32, 32), batch=2, device="cpu")
+    assert evenslice.audit(network, np.load(file), tile=(32, 32), batch=2, device="cpu").measurements
+
+
+def here_and_now(*_):
+    return nullcontext(Client())
+
+
+class Client:
+    """A client of a cluster of one worker, which is this process."""
+
+    cluster = None
+
+    def nthreads(self):
+        return {"a": 1}
+
+    def replicate(self, _):
+        pass
+
+    def submit(self, function, *arguments, **_):
+        return Task(function(*(item.result() if isinstance(item, Task) else item for item in arguments)))
+
+
+class Task:
+    status = "finished"
+
+    def __init__(self, value):
+        self.value = value
+
+    def result(self):
+        return self.value
+
+    def done(self):
+        return True
+
+    def exception(self):
+        return None
