@@ -23,8 +23,8 @@ from tiny_training import (
     write_inputs,
 )
 
-from evenslice.training import RunFolder, TrainConfig, TrainingInterrupted, fitting, result, train
-from evenslice.training.interruption import Interruption
+from evenslice.training import RunFolder, TrainConfig, fitting, result, train
+from evenslice.training.interruption import Interruption, TrainingInterrupted
 from evenslice.training.lightning_module import TrainingModule
 
 STEPS = 80

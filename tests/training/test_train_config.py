@@ -357,5 +357,5 @@ def test_a_saved_network_of_very_many_slices_is_confirmed_first(load, tmp_path, 
 
 
 def test_weights_whose_name_no_disk_takes_are_one_clear_error(load):
-    with pytest.raises(ConfigError, match=r"model.weights: .*cannot be read \(File name too long"):
+    with pytest.raises(ConfigError, match=r"model.weights: .*: File name too long; choose a shorter name"):
         load(f"{DATA}model: {{weights: {'w' * 300}}}")

@@ -120,8 +120,6 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
         (0.5, 0.5, 'imagenet')
     """
     stated, seed = weights is None, whole_number("seed", seed, least=0)
-    if weights is not None:
-        local_path(weights, ModelError)
     spec, weights = find_in_folder(spec, weights)
     if METADATA_KEY in read_metadata(weights):
         if mean is not None or std is not None:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import fields
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, local_path, option, path_text, reason
@@ -16,6 +15,7 @@ from evenslice.neutralizing.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = ["check_asked", "find_in_folder", "read_saved", "saved_text"]
 
@@ -40,7 +40,7 @@ def find_in_folder(spec: str, weights: str | None) -> tuple[str, str]:
         ('timm:resnet18', 'imagenet')
     """
     spec, weights = path_text(spec, "a network"), None if weights is None else path_text(weights, "weights")
-    folder = local_path(spec, ModelError) if weights is None else Path(weights)
+    folder = local_path(spec if weights is None else weights, ModelError)
     file = folder if weights is None and folder.is_file() else folder / FOLDER_WEIGHTS
     if weights is not None:
         found = weights not in {"imagenet", "none"} and file.is_file()

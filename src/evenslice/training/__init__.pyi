@@ -15,7 +15,6 @@ from .data_config import (
     VolumeFile as VolumeFile,
 )
 from .documents import data_of_result as data_of_result
-from .interruption import TrainingInterrupted as TrainingInterrupted
 from .logs import is_first_process as is_first_process
 from .monitor import AsymmetryMonitor as AsymmetryMonitor
 from .option_types import (

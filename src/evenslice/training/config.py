@@ -231,8 +231,8 @@ class TrainingConfig(Section):
     keep: Literal["auto", "last", "best"] = Field(
         default="auto",
         description=(
-            "Network to keep: last, best (in validation), or auto (best if patience is set, else last, which was "
-            "trained longest and ended at the lowest learning rate)."
+            "Network to keep: last, best (in validation; of those within 0.002 of the best, the last), or auto (best if "
+            "patience is set, else last, which was trained longest and ended at the lowest learning rate)."
         ),
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

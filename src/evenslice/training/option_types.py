@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from evenslice._core import ConfigError, ModelError, did_you_mean, needs_extra
+from evenslice._core import ConfigError, EvensliceError, ModelError, did_you_mean, needs_extra
 
 if TYPE_CHECKING:
     from evenslice.neutralizing import Record
@@ -44,6 +44,8 @@ def _beside_file(weights: str, info: ValidationInfo) -> str:
     try:
         _, file = find_in_folder("", str(beside))
         return file if Path(file).is_file() else weights
+    except EvensliceError as error:  # of a name that no file can have
+        raise ValueError(str(error)) from error
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror}); name a file that can") from error
 
