@@ -282,7 +282,7 @@ def _check_different(runs: Sequence[Run]) -> None:
 
 
 def _network_files(spec: str, weights: str) -> list[Path]:
-    """Return the files of this machine that a specification names, sorted: code of the user's own, or a network's folder."""
+    """Return the files of this machine that a specification names: code of the user's own, or a network's folder."""
     try:
         specification = parse_specification(spec)
     except EvensliceError:  # of which building it will tell
