@@ -579,3 +579,9 @@ def test_an_audit_names_the_entry_that_it_read(tmp_path):
     found.save(tmp_path / "audit.json")
     (read,) = evenslice.Audit.load(tmp_path / "audit.json").run.volumes
     assert (read.select, read.level) == ({"t": 1}, 0)
+
+
+def test_an_audit_that_explains_labels_measures_what_lost_slices_cost_too(texture):
+    labels = (texture > 0.5).astype(np.uint8)
+    found = evenslice.audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, target="labels", max_windows=8)
+    assert (found.run.target, found.stress is None) == ("labels", False)

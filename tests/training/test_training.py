@@ -906,6 +906,10 @@ BAD = {
         {"data__train": [{**PAIR, "labels": "few.npy", "slices": [0, 30]}], "data__test": []},
         "no voxel of class 1",
     ),
+    "softmax": (
+        {"model__spec": "smp:Unet/tu-test_resnet?activation=softmax2d"},
+        r"returns probabilities, which add up to 1",
+    ),
     "channels": ({"model__spec": "trainable:small?classes=5"}, r"returns 5 channels; 2 classes .* need 2"),
     "no map": ({"model__spec": "trainable:classifier"}, r"\(1, 2\)"),
     "crop": ({"model__spec": "trainable:halving", "training__crop": [32, 33]}, "training.crop"),
