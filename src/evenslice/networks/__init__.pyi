@@ -36,6 +36,7 @@ from .outputs import (
     PROBABILITY as PROBABILITY,
     detections as detections,
     ends_in_sigmoid as ends_in_sigmoid,
+    ends_in_softmax as ends_in_softmax,
     find_function as find_function,
     function_name as function_name,
     logits as logits,

@@ -61,7 +61,7 @@ class ModelSource:
         classes: channels of the output; None if the library or the user's function chooses.
         inputs: channels of the input; None if the user's function chooses.
         seed: of the random parts.
-        random: top-level parts with random weights; ``("*",)`` for the whole network.
+        random: parts with random weights, mostly top-level ones; ``("*",)`` for the whole network.
         unused: top-level parts of the weights that the network does not have.
     """
 

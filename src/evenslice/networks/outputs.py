@@ -18,6 +18,7 @@ __all__ = [
     "PROBABILITY",
     "detections",
     "ends_in_sigmoid",
+    "ends_in_softmax",
     "find_function",
     "function_name",
     "logits",
@@ -36,6 +37,7 @@ PROBABILITY = (
 """What is wrong with a network of one channel that ends in a sigmoid."""
 
 SIGMOIDS = ("SigmoidBackward0", "HardsigmoidBackward0")
+SOFTMAXES = ("SoftmaxBackward0",)
 WITHIN_RANGE = (
     *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0", "CloneBackward0"),
     *("SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "PermuteBackward0", "TransposeBackward0"),
@@ -111,15 +113,26 @@ def ends_in_sigmoid(output: Tensor) -> bool:
         >>> ends_in_sigmoid(score), ends_in_sigmoid(score.sigmoid()[:, :, 1:])
         (False, True)
     """
-    return _is_of_sigmoids(output.grad_fn)
+    return _comes_from(output.grad_fn, SIGMOIDS)
 
 
-def _is_of_sigmoids(step: Any) -> bool:
-    """Return whether all that a step of the graph works on comes from sigmoids."""
-    if step is None or step.name() in SIGMOIDS:
+def ends_in_softmax(output: Tensor) -> bool:
+    """Return whether the last operation that made an output is a softmax, as far as autograd has recorded it.
+
+    Example:
+        >>> score = torch.nn.functional.conv2d(torch.rand(1, 3, 4, 4), torch.rand(2, 3, 1, 1, requires_grad=True))
+        >>> ends_in_softmax(score), ends_in_softmax(score.softmax(1)[:, :, 1:])
+        (False, True)
+    """
+    return _comes_from(output.grad_fn, SOFTMAXES)
+
+
+def _comes_from(step: Any, last: tuple[str, ...]) -> bool:
+    """Return whether all that a step of the graph works on comes from steps of these names."""
+    if step is None or step.name() in last:
         return step is not None
     before = [inner for inner, _ in step.next_functions if inner is not None]
-    return step.name() in WITHIN_RANGE and bool(before) and all(map(_is_of_sigmoids, before))
+    return step.name() in WITHIN_RANGE and bool(before) and all(_comes_from(inner, last) for inner in before)
 
 
 def detections(output: Any) -> Sequence[Mapping[str, Any]] | None:

@@ -12,6 +12,7 @@ from evenslice.networks import (
     ABOUT_INPUT,
     PROBABILITY,
     ends_in_sigmoid,
+    ends_in_softmax,
     input_multiple,
     input_size,
     keep_generators,
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from evenslice.training.data import Data
 
 __all__ = ["check_data", "check_network", "check_planes", "find_device", "find_dtype"]
-
-SOFTMAX_ROUNDING = 1e-4
-"""How far a sum of probabilities may be from 1."""
 
 
 def find_device(options: TrainingConfig) -> torch.device:
@@ -115,9 +113,7 @@ def check_network(network: nn.Module, config: TrainConfig, channels: int) -> Non
         )
     if ends_in_sigmoid(scores):
         raise ModelError(f"{spec}: {PROBABILITY}")
-    if channels > 1 and bool(
-        ((scores >= 0) & ((scores.sum(1, keepdim=True) - 1).abs() < SOFTMAX_ROUNDING)).all()
-    ):
+    if ends_in_softmax(scores):
         raise ModelError(
             f"{spec}: returns probabilities, which add up to 1, where logits are needed; build it without its last softmax"
         )
