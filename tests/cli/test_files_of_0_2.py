@@ -1,0 +1,149 @@
+"""Files that version 0.2.0 wrote are read: networks, audits, runs of training, a study, a survey, and exports."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import evenslice
+from evenslice.cli import main
+from evenslice.results import load_study
+
+pytest.importorskip("monai")
+
+WRITTEN = Path(__file__).parents[1] / "data" / "written-by-0.2.0"
+AUDITS = {
+    "network": ["biased", "symmetric"],
+    "labels": ["inconclusive"],
+    "methods": ["biased", "biased"],
+    "function": ["biased"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy, which tests may write to."""
+    return Path(shutil.copytree(WRITTEN, tmp_path / "written"))
+
+
+@pytest.fixture
+def run_cli(monkeypatch):
+    """Run a command line within this process and return its status."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evenslice", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code
+
+    return run
+
+
+def windows(slices):
+    return torch.rand(1, slices, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def output(network, slices):
+    with torch.no_grad():
+        return network(windows(slices)).numpy()
+
+
+def trained():
+    """Return the output of the network that was exported."""
+    return output(evenslice.load_network(str(WRITTEN / "run" / "network.safetensors")).model, 3)
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy", "tie", "averaged"),
+    [
+        ("twin", "twin", None, ("model.0.adn.A",)),
+        ("tied", "mirror", "mirror", ()),
+        ("encoder", "pretrained", None, ("encoder",)),
+        ("output", "pretrained", None, ("",)),
+    ],
+)
+def test_saved_networks_give_the_output_they_gave(name, strategy, tie, averaged):
+    network, record, _ = evenslice.load_network(str(WRITTEN / "networks" / f"{name}.safetensors"))
+    assert (record.slices, record.strategy, record.tie, record.symmetrized) == (5, strategy, tie, averaged)
+    close(output(network, 5), np.load(WRITTEN / "networks" / f"{name}.npy"))
+
+
+@pytest.mark.parametrize(("name", "verdicts"), AUDITS.items())
+def test_audits_say_what_they_said(name, verdicts):
+    audits = evenslice.load_audits(WRITTEN / "audits" / name)
+    assert [audit.verdict for audit in audits] == verdicts
+    said = [json.loads(path.read_text()) for path in sorted((WRITTEN / "audits" / name).glob("audit*.json"))]
+    said.sort(key=lambda document: document["created"])
+    for audit, document in zip(audits, said, strict=True):
+        assert (audit.verdict, audit.run.method) == (document["verdict"], document["method"])
+        assert [share.estimate for share in audit.shares] == [share["mean"] for share in document["shares"]]
+        assert [pair.estimate for pair in audit.pairs] == [pair["estimate"] for pair in document["pairs"]]
+        assert audit.answer.estimate == document["answer_change"]["estimate"]
+        assert audit.mismatch.estimate == document["mirror_mismatch"]["estimate"]
+        assert len(audit.measurements.volume) == document["windows"] == 40
+        assert (audit.stress is not None) == (name == "labels")
+
+
+@pytest.mark.parametrize("name", [*(f"audits/{name}" for name in AUDITS), "audits", "survey", "study"])
+def test_reports_are_rebuilt(folder, name, run_cli):
+    assert run_cli("report", folder / name) == 0
+    assert (folder / name / "report.html").stat().st_size > 10_000
+
+
+def test_a_finished_run_is_kept_and_segments_as_it_did(folder, run_cli):
+    run, said = folder / "run", json.loads((WRITTEN / "run" / "result.json").read_text())
+    assert evenslice.train(folder / "train.yaml", run, resume=True, progress=False) == said
+    network = "network.safetensors"
+    assert (run / network).read_bytes() == (WRITTEN / "run" / network).read_bytes()
+    files = ["--run", run, "--volume", folder / "image.tif", "--out", folder / "again.tif"]
+    assert run_cli("segment", *files, "--dtype", "float32", "--device", "cpu") == 0
+    same = tifffile.imread(folder / "again.tif") == tifffile.imread(folder / "labels_of_run.tif")
+    assert same.mean() > 0.999
+
+
+def test_an_interrupted_run_is_resumed(folder, run_cli):
+    assert run_cli("train", folder / "train.yaml", "--out", folder / "half", "--resume") == 0
+    found, expected = (json.loads((folder / name / "result.json").read_text()) for name in ("half", "run"))
+    # ``run`` is the same training without the interruption.
+    assert found["dice"]["mean"] == pytest.approx(expected["dice"]["mean"], abs=0.02)
+    logged, before = ((base / "half" / "log" / "metrics.csv").read_text() for base in (folder, WRITTEN))
+    assert logged.startswith(before)  # it went on from the checkpoint
+
+
+def test_a_finished_study_repeats_no_run(folder, monkeypatch):
+    monkeypatch.setattr("evenslice.studying.study_runner.execute", None)
+    said = json.loads((WRITTEN / "study" / "summary.json").read_text())
+    assert all(run.example is not None for run in load_study(folder / "study").runs)
+    summary = evenslice.study(folder / "study.yaml", folder / "study")
+    assert summary["finished"] == summary["planned"] == 4
+    for arm, known in zip(summary["comparisons"][0]["arms"], said["comparisons"][0]["arms"], strict=True):
+        assert arm["figures"]["dice"] == pytest.approx(known["figures"]["dice"])
+
+
+def test_a_survey_says_what_it_said():
+    survey = evenslice.Survey.load(WRITTEN / "survey")
+    assert json.loads(survey.to_json()) == json.loads((WRITTEN / "survey" / "survey.json").read_text())
+
+
+def test_exported_networks_give_the_output_of_the_trained_one():
+    onnx = evenslice.load_onnx(WRITTEN / "exported" / "onnx" / "network.onnx")
+    close(onnx(windows(3).numpy()), trained())
+    close(output(evenslice.load_network(str(WRITTEN / "exported" / "huggingface")).model, 3), trained())
+
+
+def test_an_exported_model_for_bioimageio_gives_the_output_beside_it():
+    exported = WRITTEN / "exported" / "bioimageio"
+    given = np.load(exported / "test_input.npy")
+    low, high = np.percentile(given, (0.5, 99.5))  # bioimage.io scales the input as rdf.yaml says
+    scaled = np.clip((given - low) / (high - low), 0, 1).astype(np.float32)
+    network = evenslice.load_onnx(exported / "weights.onnx")
+    close(network(scaled), np.load(exported / "test_output.npy"))
