@@ -61,7 +61,7 @@ def stage_table(name: str, stages: dict[str, list[dict[str, Any]]]) -> list[list
             for figure, bounds in FIGURES.items()
         ]
         rows.append(
-            [name, stage, *map(_cell, means), *(_each(draws, method) for method in ("gradient", "occlusion"))]
+            [name, stage, *map(_cell, means), *(_each(draws, method) for method in ("gradient", "reliance"))]
         )
     return rows
 
@@ -179,8 +179,8 @@ def measure_all(
                 f"{prefix}, replaced slices of {slices}, {effort.replaced} windows",
                 partial(measure_replacements, family.load(slices), volume, slices, effort),
             )
-    biases = ["B by gradient", "B by occlusion", "E"]
-    draws = ["gradient, each draw", "occlusion, each draw"]
+    biases = ["B of the gradient", "B of the reliance", "E"]
+    draws = ["gradient, each draw", "reliance, each draw"]
     header = ["network", "redrawn", *biases, "gradient maps", "occlusion maps", *draws]
     return {
         "stages": table(header, stage_rows),

@@ -15,7 +15,7 @@ from evenslice._core import ModelError
 from evenslice.auditing.attribution import attribute
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.networks import predicted_classes
-from evenslice.results import Interval, measure_shares, pair_bias
+from evenslice.results import Interval, pair_bias, ratio
 from evenslice.results.intervals import mean_interval
 
 if TYPE_CHECKING:
@@ -32,13 +32,12 @@ if TYPE_CHECKING:
 BATCH = 4
 STATISTICS_WINDOWS = 16  # from which the running statistics of redrawn batch norms are estimated
 MAP_WINDOWS = 6
-UNKNOWN = Interval(np.nan, np.nan, np.nan)
 METHODS = ("gradient", "integrated_gradients", "occlusion")
 REPLACEMENTS = {"gray": "mean gray", "stranger": "another place", "middle": "middle slice"}
 BETWEEN = ("... and the first third: all but the stem", "the stem alone")  # the stages redrawn in every way
 FIGURES = {
     "gradient": (-1.0, 1.0),
-    "occlusion": (-1.0, 1.0),
+    "reliance": (-1.0, 1.0),
     "mismatch": (0.0, 1.0),
     "gradient maps": (-1.0, 1.0),
     "occlusion maps": (-1.0, 1.0),
@@ -70,9 +69,10 @@ class Randomisation:
         self.model, self.volume, self.effort = model, volume, effort
 
     @cached_property
-    def windows(self) -> tuple[Tensor, list[int]]:
-        """The windows for statistics and maps, and where their middle slices are."""
-        return Windows(self.volume, 3, self.effort.tile).read(max(STATISTICS_WINDOWS, MAP_WINDOWS))
+    def windows(self) -> tuple[Tensor, int]:
+        """The windows for statistics and maps, and how many the volume has."""
+        reader = Windows(self.volume, 3, self.effort.tile)
+        return reader.read(max(STATISTICS_WINDOWS, MAP_WINDOWS))[0], len(reader.grid)
 
     @cached_property
     def built(self) -> dict[str, Floats]:
@@ -82,9 +82,6 @@ class Randomisation:
     def measure(self, stage: str, *, seed: int) -> dict[str, Any]:
         """Audit the network after a stage, and compare its maps with those of the network as built.
 
-        Occlusion is the first method and the gradient the second, on some of the windows: the biases by occlusion vary
-        more from window to window.
-
         Returns:
             The (estimate, low, high) of each of ``FIGURES``; or the message of the audit if it failed.
         """
@@ -93,15 +90,14 @@ class Randomisation:
             found = self._audit(drawn)
         except ModelError as error:
             return {"failed": str(error)}
-        second = found.second_opinion
-        figures = {
-            "gradient": second.pairs[0] if second else UNKNOWN,
-            "occlusion": found.pairs[0],
+        figures: dict[str, Interval] = {
+            "gradient": found.pairs[0],
+            "reliance": found.reliance[0],
             "mismatch": found.mirror_mismatch,
         }
         for method, maps in self._maps(drawn).items():
             likeness = [rank_correlation(*pair) for pair in zip(self.built[method], maps, strict=True)]
-            figures[f"{method} maps"] = mean_interval(likeness, self.windows[1][:MAP_WINDOWS], bounds=(-1, 1))
+            figures[f"{method} maps"] = mean_interval(likeness, self.windows[1], bounds=(-1, 1))
         return {name: [item.estimate, item.low, item.high] for name, item in figures.items()}
 
     def compare_ways(self) -> dict[str, Any]:
@@ -124,7 +120,7 @@ class Randomisation:
         found = [
             attribute(network, batch) for batch in torch.split(torch.cat([windows, windows.flip(1)]), BATCH)
         ]
-        biases = [pair_bias(measure_shares(item.attribution, item.output)) for item in found]
+        biases = [pair_bias(_attribution_shares(item.attribution)) for item in found]
         return float(np.concatenate(biases).mean())
 
     def _audit(self, model: nn.Module) -> Asymmetry:
@@ -132,12 +128,10 @@ class Randomisation:
             model,
             self.volume,
             slices=3,
-            method="occlusion",
             tile=self.effort.tile,
+            min_windows=self.effort.windows,  # all networks get the same
             max_windows=self.effort.windows,
-            precision=1e-4,  # never reached: all networks get the same windows
             device="cpu",
-            dtype="float32",
             progress=False,
         )
         return audit.statistics
@@ -159,14 +153,14 @@ def measure_replacements(
     """Attribute windows and their mirrors, and replace each of their slices.
 
     Returns:
-        The middle slice ``z`` of each row, its shares (rows, N) by each of ``METHODS``, and for each of ``REPLACEMENTS``
-        how much the output changes with each slice: the root mean square of the change of the logits in ``logits``, and
-        the part of the pixels whose class changes in ``classes``, NaN for the middle slice where it replaces itself. Slices are
-        in the order in which the network got them.
+        The number of windows of the volume, ``population``; of windows and then of their mirrors the shares (rows, N) by
+        each of ``METHODS``, and for each of ``REPLACEMENTS`` how much the output changes with each slice: the root mean
+        square of the change of the logits in ``logits``, and the part of the pixels whose class changes in ``classes``,
+        NaN for the middle slice where it replaces itself. Slices are in the order in which the network got them.
     """
     reader = Windows(volume, slices, effort.tile)
-    windows, z = reader.read(effort.replaced)
-    strangers = reader.read_strangers(z)
+    windows, middles = reader.read(effort.replaced)
+    strangers = reader.read_strangers(middles)
     network = ReadyNetwork(model, slices=slices, device="cpu", dtype="float32")
     network.prepare(slices, effort.tile)
     rows: dict[str, list[Floats]] = {}
@@ -174,15 +168,24 @@ def measure_replacements(
         for batch, other in zip(torch.split(given, BATCH), torch.split(others, BATCH), strict=True):
             for name, values in {**_shares(network, batch), **_changes(network, batch, other)}.items():
                 rows.setdefault(name, []).append(values)
-    return {"z": z + z, **{name: np.concatenate(values).tolist() for name, values in rows.items()}}
+    return {
+        "population": len(reader.grid),
+        **{name: np.concatenate(values).tolist() for name, values in rows.items()},
+    }
 
 
 def _shares(network: nn.Module, windows: Tensor) -> dict[str, Floats]:
     shares = {}
     for method in METHODS:
         found = attribute(network, windows, method=method)
-        shares[method] = measure_shares(found.attribution, found.output)
+        shares[method] = _attribution_shares(found.attribution)
     return shares
+
+
+def _attribution_shares(attribution: Tensor) -> Floats:
+    """Return the shares (batch, N) of slices in an attribution (batch, N, y, x)."""
+    sums = attribution.abs().double().sum(dim=(2, 3)).cpu().numpy()
+    return ratio(sums, sums.sum(axis=1, keepdims=True))
 
 
 @torch.no_grad()
@@ -223,12 +226,12 @@ def order_of_slices(found: dict[str, Any], method: str, change: str) -> Interval
     for shares, changes in pairs:
         valid = ~np.isnan(changes)
         values.append(rank_correlation(shares[valid], changes[valid]))
-    return mean_interval(values, found["z"], bounds=(-1, 1))
+    return _mean(found, values, bounds=(-1, 1))
 
 
 def pair_biases(found: dict[str, Any], name: str) -> list[Interval]:
     """Return the mean pair bias B_k, k = 1..K, of shares or changes; windows and mirrors leave the model part."""
-    return [mean_interval(values, found["z"], bounds=(-1, 1)) for values in _biases(found, name).T]
+    return [_mean(found, values, bounds=(-1, 1)) for values in _biases(found, name).T]
 
 
 def right_signs(found: dict[str, Any], method: str, change: str) -> Interval:
@@ -240,7 +243,15 @@ def right_signs(found: dict[str, Any], method: str, change: str) -> Interval:
     valid = product != 0
     right = np.where(valid, product > 0, 0).sum(1)
     rates = np.divide(right, valid.sum(1), out=np.full(len(valid), np.nan), where=valid.any(1))
-    return mean_interval(rates, found["z"], bounds=(0, 1))
+    return _mean(found, rates, bounds=(0, 1))
+
+
+def _mean(found: dict[str, Any], values: Sequence[float] | Floats, bounds: tuple[float, float]) -> Interval:
+    """Return the mean over windows, each with its mirror."""
+    pairs = np.reshape(values, (2, -1))
+    known = ~np.isnan(pairs)
+    both = ratio(np.where(known, pairs, 0).sum(axis=0), known.sum(axis=0))
+    return mean_interval(both, found["population"], bounds)
 
 
 def _biases(found: dict[str, Any], name: str) -> Floats:

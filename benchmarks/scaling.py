@@ -31,7 +31,6 @@ from distributed import Client, LocalCluster
 import evenslice
 from evenslice._core.allocator import KEPT
 from evenslice._core.local_workers import THREADS, UNWATCHED
-from evenslice.auditing import auditor
 from evenslice.cli.demonstration import SPEC
 from evenslice.neutralizing.network_files import load_network
 from evenslice.volumes import mni152
@@ -108,15 +107,16 @@ def main() -> None:
             )
 
         def audit(address: str) -> None:
-            with mock.patch.object(auditor, "knows_enough", return_value=False):
-                evenslice.audit(
-                    model,
-                    volume,
-                    scheduler=address,
-                    dtype=options.dtype,
-                    max_windows=options.windows or count,
-                    progress=False,
-                )
+            number = options.windows or count
+            evenslice.audit(
+                model,
+                volume,
+                scheduler=address,
+                dtype=options.dtype,
+                min_windows=number,
+                max_windows=number,
+                progress=False,
+            )
 
         def seconds(run: Callable[[str], None], workers: int, *, defaults: bool = False) -> float:
             with scheduler(workers, defaults=defaults) as address:

@@ -119,6 +119,7 @@ def _shown(study: Study, costs: dict[str, Any] | None, folder: Path) -> dict[str
         "about": study.about,
         "planned": study.planned,
         "complete": study.complete,
+        "definitions": study.results.definitions,
         "finished": study.results.summary["finished"],
         "failed": study.results.summary["failed"],
         "drawings": drawings,

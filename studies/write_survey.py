@@ -174,7 +174,7 @@ def survey_table(survey: Survey, names: Mapping[tuple[str, str], str]) -> str:
     """Return a survey as a table in Markdown; ``names`` has that of each network by specification and weights."""
     header = (
         *("network", "red", "green", "blue", "chromatic", "shares of the slices"),
-        *("directional bias", "mirror error", "classes changed by a mirror"),
+        *("directional bias", "reliance", "answer change", "mirror error"),
     )
     return table(header, (_row(item, _name(item, names)) for item in survey.networks))
 
@@ -186,8 +186,9 @@ def _row(item: SurveyedNetwork, name: str) -> list[str]:
         percent(item.chromatic),
         " ".join(share(part.estimate) for part in item.shares),
         interval(item.directional_bias),
+        interval(item.reliance[0]),
+        interval(item.answer_change),
         interval(item.mirror_error),
-        _percents(item.mirror_disagreement),
     ]
 
 
@@ -215,8 +216,7 @@ def thin_audit(thin: ThinResNet | None) -> dict[str, str] | None:
     statistics = found.statistics
     return {
         "verdict": found.verdict,
-        "shares": " ".join(share(part.estimate) for part in statistics.shares),
-        "bias": interval(statistics.pairs[0]),
+        "reliance": interval(statistics.reliance[0]),
         "answer": interval(statistics.answer_change),
         "mirror_error": interval(statistics.mirror_error),
         "changed": _percents(statistics.mirror_disagreement),

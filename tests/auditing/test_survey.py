@@ -18,6 +18,7 @@ from evenslice._core.errors import ConfigError, ModelError, OutputError, VolumeE
 from evenslice.auditing import surveyor
 from evenslice.auditing.documents import Survey
 from evenslice.cli.tables import survey_tables
+from evenslice.results.asymmetry import AnswerChange
 from evenslice.results.audits import AuditedVolume
 from evenslice.results.intervals import Interval
 from evenslice.results.surveys import SurveyedNetwork, SurveyRun, mean_of_draws
@@ -125,6 +126,9 @@ def test_a_linear_network_gives_its_weights_back(survey):
     assert estimates(found.shares) == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=1e-6)
     assert found.directional_bias.estimate == pytest.approx(0.5, abs=1e-6)
     assert (found.windows, found.verdict, found.stems) == (8, "biased", ("",))
+    assert 0.3 < found.reliance[0].estimate < 1
+    assert found.answer_change.estimate > 0.05
+    assert found.answer_of == "classes"
 
 
 def test_a_classifier_is_surveyed_as_a_segmenter_is(survey):
@@ -135,12 +139,13 @@ def test_a_classifier_is_surveyed_as_a_segmenter_is(survey):
 
 
 def test_a_fair_network_has_no_bias_and_nothing_chromatic(survey):
-    (found,) = survey("fair").networks
+    (found,) = survey("fair", windows=60).networks
     assert found.energy == pytest.approx((1 / 3, 1 / 3, 1 / 3))
     assert found.chromatic == pytest.approx(0, abs=1e-6)
     assert found.directional_bias.estimate == pytest.approx(0, abs=1e-6)
     assert found.mirror_error.estimate == pytest.approx(0, abs=1e-5)
-    assert found.verdict == "symmetric"
+    assert (found.windows, found.verdict) == (38, "symmetric")  # all that the volume has
+    assert (found.answer_change.high, found.reliance[0].high) == (0, 0)
 
 
 def test_scalings_inside_the_network_count(survey):
@@ -217,16 +222,20 @@ def test_what_random_parts_do_is_averaged_over_their_draws(survey, monkeypatch):
 def test_a_verdict_is_that_of_every_draw():
     pair = Interval(0.2, 0.1, 0.3)
 
-    def audit(verdict):
+    def audit(verdict, answer="classes"):
         statistics = dict.fromkeys(("directional_bias", "mirror_error", "mirror_disagreement"), pair)
+        pairs = {"shares": (pair,) * 3, "pairs": (pair,), "reliance": (pair,)}
         return SimpleNamespace(
             verdict=verdict,
-            statistics=SimpleNamespace(shares=(pair,) * 3, pairs=(pair,), **statistics),
-            measurements=SimpleNamespace(volume=[0] * 8),
+            statistics=SimpleNamespace(**pairs, **statistics),
+            answer=AnswerChange(0.2, 0.1, 0.3, of=answer),
+            windows=8,
         )
 
     assert surveyor._statistics([audit("biased"), audit("biased")])["verdict"] == "biased"
-    assert surveyor._statistics([audit("biased"), audit("symmetric")])["verdict"] == "inconclusive"
+    mixed = surveyor._statistics([audit("biased"), audit("symmetric", "scores")])
+    assert mixed["verdict"] == "inconclusive"
+    assert "answer_change" not in mixed
 
 
 def test_the_interval_over_draws_stays_in_range():
@@ -246,7 +255,7 @@ def test_a_saved_network_is_surveyed_as_it_stands(survey, folder):
             "timm:test_resnet", "none", slices=5, strategy="uniform", tie=tie
         )
         evenslice.save_network(model, folder / "fair.safetensors", record=record, source=source, force=True)
-        (found,) = survey("timm:test_resnet", weights="fair.safetensors").networks
+        (found,) = survey("timm:test_resnet", weights="fair.safetensors", windows=60).networks
         assert found.energy == pytest.approx([0.2] * 5)
         assert found.chromatic == pytest.approx(0, abs=1e-6)
         assert found.verdict == "symmetric"
@@ -311,6 +320,8 @@ def test_what_is_written_says_the_same(survey, tmp_path):
     ]
     assert document["networks"][1]["shares"][2]["offset"] == 1
     assert document["networks"][1]["shares"][2]["estimate"] == pytest.approx(0.5)
+    assert document["networks"][1]["reliance"][0]["offset"] == 1
+    assert document["definitions"] == 2
     assert document["volumes"][0]["path"].endswith("volume.npy")
     rows = list(csv.DictReader((tmp_path / "out" / "survey.csv").read_text().splitlines()))
     assert float(rows[1]["energy_3"]) == pytest.approx(9 / 14)
@@ -346,6 +357,7 @@ def test_the_report_is_drawn_again_from_what_was_written(survey, tmp_path, capsy
         ("{", "Expecting"),
         ("[]", "."),
         ('{"format": 9, "networks": []}', "this version reads format 1"),
+        ('{"format": 1, "definitions": 3, "networks": []}', "definitions 3, this version reads 1 and 2"),
         ('{"format": 1, "networks": [{"spec": "x"}]}', "'weights'"),
         ('{"format": 1, "networks": 3}', "3 is not of type"),
         ('{"format": 1, "networks": []}', "no network that was measured"),

@@ -63,7 +63,7 @@ def test_an_audit_ends_where_a_worker_has_other_content(file, monkeypatch, where
         return {str(file): "sha256:0"} if where == "first" or len(asked) > 2 else honest(known, volumes)
 
     monkeypatch.setattr(KnownFiles, "copies", lying)
-    monkeypatch.setattr("evenslice.auditing.auditor.open_cluster", here_and_now)
+    monkeypatch.setattr("evenslice.auditing.stopping.open_cluster", here_and_now)
     with pytest.raises(VolumeError, match="has other content on a worker than here"):
         evenslice.audit(network, file, tile=(32, 32), batch=2, device="cpu")
     assert evenslice.audit(network, np.load(file), tile=(32, 32), batch=2, device="cpu").measurements

@@ -56,6 +56,15 @@ def in_parts():
     network.add_module("decoder", nn.Conv2d(4, 2, 1))
     return network
 
+def along_z():
+    class AlongZ(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Conv3d(1, 2, 3, padding=1)
+        def forward(self, x):
+            return self.inner(x[:, None]).mean(dim=2)
+    return AlongZ()
+
 def one_slice():
     return nn.Conv2d(1, 2, 3, padding=1)
 

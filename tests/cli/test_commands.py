@@ -217,7 +217,7 @@ def test_the_options_that_audit_and_segment_share_are_declared_alike():
         *("tile", "batch", "dtype", "device", "workers", "scheduler", "force", "json"),
     }
     # Which say what they are for, or whose default differs.
-    for name in shared - {"weights", "volume", "axes", "region", "tile", "out"}:
+    for name in shared - {"weights", "volume", "axes", "region", "tile", "dtype", "out"}:
         one, other = (
             {
                 key: getattr(by_name[command][name], key)

@@ -194,7 +194,7 @@ def test_an_onnx_file_that_evenslice_exported_needs_no_scaling(folder):
     assert json.loads(done.stdout)["model"]["mean"] == [0.5]
     audited = run_command("audit", *source, "--max-windows", 8, "--json", cwd=folder)
     assert audited.returncode == 0, audited.stderr
-    assert json.loads(audited.stdout)["scaling"] == {"mean": [0.5], "std": [0.25]}
+    assert json.loads(audited.stdout)["scaling"] == {"mean": [0.5], "std": [0.25], "source": "function"}
     refused = run(folder, *source, "--stress", "--mean", "0.4")
     assert refused.returncode == 2
     assert "states its own mean and std; leave out --mean and --std" in refused.stderr

@@ -64,10 +64,6 @@ BAD = [
     (["--volume", "good.tif", "--judged-share", "1"], r"error: --judged-share 1.0: must be at least 0"),
     (["--volume", "good.tif", "--precision", "0"], r"error: --precision 0.0: must be above 0"),
     (["--volume", "good.tif", "--tile", "0", "32"], r"--tile 0 32: .* such as --tile 256 256$"),
-    (
-        ["--volume", "good.tif", "--model", "my_networks:classes_only", "--weights", "none"],
-        r"--?occlusion|'occlusion'",
-    ),
     (["--volume", "good.tif", "--strategy", "uniform", "--strategy", "unifrom"], r"did you mean 'uniform'"),
     (
         ["--volume", "good.tif", "--method", "gradient", "--method", "gradient"],

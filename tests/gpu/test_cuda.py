@@ -18,7 +18,6 @@ from tiny_training import dice_of_trainings
 from torch import nn
 
 import evenslice
-from evenslice.auditing.attribution import attribute
 from evenslice.inference.devices import choose_device, choose_dtype, to_device
 from evenslice.inference.prediction import predict
 from evenslice.inference.ready_network import ReadyNetwork
@@ -84,7 +83,7 @@ def audited(model, volume, **options):
 
 
 def biases(audit):
-    return np.array([pair.estimate for pair in audit.attention])
+    return np.array([pair.estimate for pair in audit.saliency])
 
 
 def shares(audit):
@@ -265,15 +264,12 @@ def memory_of(free):
 
 def test_the_default_batch_takes_half_of_what_is_free(unet, volume, monkeypatch):
     """Half of the memory for 24 windows holds 12, of which a batch takes 8: a third."""
-    network = ReadyNetwork(unet, slices=3, device="cuda", dtype="float32")
-    network.prepare(3, (128, 128))
+    options = {"max_windows": 24, "device": "cuda", "dtype": "float32", "progress": False}
     for _ in range(2):  # the first pass reserves what stays
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        attribute(network, torch.zeros(2, 3, 128, 128, device="cuda"))
-    each = (torch.cuda.max_memory_allocated() - before) // 2
-    del network
-    free = 24 * each
+        evenslice.audit(unet, volume, batch=2, **options)
+    free = 12 * (torch.cuda.max_memory_allocated() - before)
     with memory_of(free) as allowed:
         # CUDA itself does not know of the limit.
         monkeypatch.setattr(
@@ -281,7 +277,7 @@ def test_the_default_batch_takes_half_of_what_is_free(unet, volume, monkeypatch)
         )
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        found = evenslice.audit(unet, volume, max_windows=24, device="cuda", dtype="float32", progress=False)
+        found = evenslice.audit(unet, volume, **options)
         assert found.run.batch == 8
         assert free / 6 < torch.cuda.max_memory_allocated() - before < free / 2
 

@@ -199,6 +199,8 @@ def _make_survey(folder: Path) -> None:
             verdict="biased",
             shares=shares,
             pairs=(bias,),
+            reliance=(bias,),
+            answer_change=Interval(0.2, 0.1, 0.3),
             directional_bias=bias,
             mirror_error=Interval(0.3, 0.2, 0.4),
             mirror_disagreement=Interval(0.1, 0.0, 0.2),

@@ -14,7 +14,6 @@ from evenslice.networks.stem_kernels import StemKernels
 from evenslice.results.asymmetry import summarize
 from evenslice.results.audits import AuditedVolume, AuditRun, ExampleWindows, StemShape
 from evenslice.results.measurements import Measurements
-from evenslice.results.subsets import SubsetMeasurements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
 PRETRAINED = (0.26, 0.56, 0.18)
 UNIFORM = (1 / 3, 1 / 3, 1 / 3)
 CYCLIC = (0.149, 0.309, 0.083, 0.149, 0.309)
+PIXELS = np.array([0.7, 0.3])
+"""Parts of the pixels in two classes."""
+PARTS = np.array([1.0, *PIXELS])
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -39,35 +41,44 @@ def make_audit(
 ) -> Audit:
     """Make the audit of a network with the given shares; the data lean now this way, now that way along z."""
     random = np.random.default_rng(0)
-    half = len(shares) // 2
+    half, biased = len(shares) // 2, shares[0] != shares[-1]
     volume = np.sort(random.integers(volumes, size=windows))
     z = half + random.permutation(windows)
     lean = 0.15 * np.sin(z / 9) + 0.04 * random.standard_normal(windows)
+    given, mirrored = _leaning(shares, lean, random), _leaning(shares, -lean, random)
+    saliency = np.stack([_by_class(part) for part in (given, mirrored)], axis=1)
+    reliance = _by_class(0.1 * _leaning(_halved(shares), lean, random))
+    reliance[..., half] = 0
+    reliance = np.stack([reliance, reliance if biased else reliance[..., ::-1]], axis=1)
+    by_class = np.tile(PIXELS, (windows, 1))
+    ones, outer = np.ones(windows), np.full((windows, 3, half), 0.4) * PARTS[:, None]
     measurements = Measurements(
         volume=volume,
         position=np.stack([z, 64 * random.integers(3, size=windows), np.zeros_like(z)], axis=1),
-        shares=_leaning(shares, lean, random),
-        mirrored_shares=_leaning(shares, -lean, random),
-        wasserstein=np.abs(0.2 + 0.02 * random.standard_normal((windows, half))) * (shares[0] != shares[-1]),
-        mirror_error=np.full(windows, 0.69 if shares[0] != shares[-1] else 2e-6),
-        mirror_disagreement=np.full(windows, 0.12 if shares[0] != shares[-1] else 0.0),
-        foreground=np.full(windows, 0.4),
-        lowest_class=np.zeros(windows),
-        highest_class=np.ones(windows),
-        change=np.full(windows, 0.5 if shares[0] != shares[-1] else 0.0),
-        power=np.ones(windows),
+        saliency=saliency,
+        reliance=reliance,
+        explained=ones[:, None] * PARTS,
+        mismatch=outer * random.uniform(0.7, 0.8, (windows, 1, 1)) * (1 if biased else 1e-7),
+        outer=outer,
+        pixels=by_class,
+        changed=by_class * np.where(biased, random.uniform(0.1, 0.3, (windows, 1)), 0.0),
+        union=by_class,
+        wasserstein=np.abs(0.2 + 0.02 * random.standard_normal((windows, half))) * biased,
+        mirror_error=0.69 * ones if biased else 2e-6 * ones,
+        mirror_disagreement=0.12 * ones * biased,
+        change=0.5 * ones * biased,
+        power=ones,
         level=np.zeros((windows, 1)),
-        mismatch=np.full((windows, half), 0.3 if shares[0] != shares[-1] else 1e-7) / max(half, 1),
-        outer=np.full((windows, half), 0.4) / max(half, 1),
-        own_mirror=np.zeros(windows),
+        clamped=0 * ones,
+        own_mirror=0 * ones,
     )
-    subset = _subset(measurements)
     kernels = tuple(_kernels(f"encoder.stem_{i}", shares) for i in range(stems))
+    of = tuple(replace(RUN.volumes[0], path=f"brain{i or ''}.nii.gz", windows=1683) for i in range(volumes))
     return Audit(
         name=name,
-        statistics=summarize(measurements, subset),
+        statistics=summarize(measurements, [1683] * volumes),
+        windows=windows,
         measurements=measurements,
-        subset=subset,
         examples=_examples(shares, examples, size),
         kernels=kernels,
         run=replace(
@@ -75,20 +86,21 @@ def make_audit(
             strategy=name,
             slices=len(shares),
             stems=tuple(StemShape(item.name, item.after.shape) for item in kernels),
-            **(run or {}),
+            **{"windows_available": 1683 * volumes, "volumes": of, **(run or {})},
         ),
     )
 
 
 RUN = AuditRun(
     method="gradient",
+    use="gradient",
     target="predicted",
-    precision=0.01,
-    windows_available=1683,
-    stopped="precision reached",
+    explained="log-odds",
+    assumed=True,
+    stopped="settled",
     tile=(192, 224),
     device="cpu",
-    scaling={"mean": 0.5, "std": 0.5},
+    scaling={"mean": [0.5] * 3, "std": [0.5] * 3, "source": "recorded"},
     model={"spec": "smp:Unet/tu-tf_efficientnet_lite0", "weights": "imagenet", "sha256": "9f86d081" * 8},
     volumes=(AuditedVolume(path="brain.nii.gz", shape=(189, 233, 197), fingerprint="60303ae2" * 8),),
     command="evenslice audit --model smp:Unet/tu-tf_efficientnet_lite0 --weights imagenet --volume brain.nii.gz",
@@ -108,21 +120,15 @@ def _leaning(shares: Sequence[float], lean: Floats, random: np.random.Generator)
     return np.asarray(rows / rows.sum(axis=1, keepdims=True))
 
 
-def _subset(measured: Measurements) -> SubsetMeasurements:
-    """Return a subset whose second method finds half the bias, and two classes that share it."""
-    window = np.arange(0, len(measured.volume), 10)
-    given, mirrored = measured.shares[window], measured.mirrored_shares[window]
-    weaker = [(part + (part + part[:, ::-1]) / 2) / 2 for part in (given, mirrored)]
-    return SubsetMeasurements(
-        window=window,
-        first_shares=given,
-        mirrored_first_shares=mirrored,
-        second_shares=weaker[0],
-        mirrored_second_shares=weaker[1],
-        class_pixels=np.tile([0.7, 0.3], (len(window), 1)),
-        class_shares=np.stack([given, weaker[0]], axis=1),
-        mirrored_class_shares=np.stack([mirrored, weaker[1]], axis=1),
-    )
+def _halved(shares: Sequence[float]) -> tuple[float, ...]:
+    """Return shares with half the bias."""
+    return tuple((3 * one + other) / 4 for one, other in zip(shares, shares[::-1], strict=True))
+
+
+def _by_class(rows: Floats) -> Floats:
+    """Return sums (n, 3, N) of all pixels, and of two classes, the second of which has half the bias."""
+    weaker = (3 * rows + rows[:, ::-1]) / 4
+    return np.stack([rows, rows * PIXELS[0], weaker * PIXELS[1]], axis=1)
 
 
 def _examples(shares: Sequence[float], count: int, size: int) -> ExampleWindows:

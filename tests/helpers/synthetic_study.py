@@ -68,6 +68,7 @@ def make_study(  # noqa: PLR0913  # one for each choice
         "finished": len(records),
         "failed": list(failed),
         "baseline": baseline,
+        "definitions": 2,
         "comparisons": [item.to_dict() for item in summarize_runs(records, baseline=baseline, margin=0.01)],
         "pooled": [
             item.to_dict() for item in pool_runs(records, baseline=baseline, margin=0.01, primary=primary)
@@ -104,6 +105,7 @@ def _record(
         "directional_bias": found,
         "absolute_bias": abs(found),
         "largest_bias": abs(found),
+        "reliance": abs(found) / 3,
         "asymmetry": float(np.abs(shares - shares[::-1]).sum() / 2),
         "imbalance": float(np.abs(shares - 1 / slices).sum() / 2),
         "mirror_error": 3 * abs(found) + 2e-7,
@@ -119,6 +121,7 @@ def _record(
         "error": None,
         **figures,
         "answer_of": "classes",
+        "definitions": 2,
         "verdict": "biased" if abs(found) > 0.05 else "symmetric",
         "shares": shares.tolist(),
         "saliency": _percentiles(shares).tolist(),

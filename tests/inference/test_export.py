@@ -32,6 +32,7 @@ from evenslice.training.segmenter import Segmenter, find_reading
 from evenslice.volumes import Scaling, slice_indices
 
 CUTS = [None, "output", "1"]
+OLD_AUDITS = Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "audits"
 
 
 def small(at=None, *, slices=3, classes=2):
@@ -96,6 +97,9 @@ def test_load_onnx_needs_nobody_to_repeat_the_scaling(tmp_path):
     properties = {item.key: item.value for item in onnx.load(tmp_path / "network.onnx").metadata_props}
     stated = json.loads(properties["evenslice"])
     assert (stated["step"], stated["intensity"], stated["record"]["strategy"]) == (2, [10, 200], "pretrained")
+    assert (
+        b".py" not in (tmp_path / "network.onnx").read_bytes()
+    )  # no stack trace names files of this machine
     with pytest.raises(ModelError, match="states its own mean and std; leave out mean and std"):
         evenslice.load_onnx(tmp_path / "network.onnx", mean=0.5)
 
@@ -398,9 +402,26 @@ def test_the_card_shows_what_audits_found(tmp_path):
     evenslice.export(network, tmp_path, to="huggingface", audits=[audit])
     rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| ")]
     assert len(rows) == 3
-    assert audit.verdict in rows[2]
+    assert f"| {audit.verdict} |" in rows[2]
     assert f"±1: {audit.pairs[0].estimate:.3f}" in rows[2]
-    assert json.loads((tmp_path / "config.json").read_text())["audits"][0]["verdict"] == audit.verdict
+    said = json.loads((tmp_path / "config.json").read_text())["audits"][0]
+    assert (said["verdict"], said["definitions"]) == (audit.verdict, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "verdict"),
+    [
+        ("network", "gradient, definitions of version 0.2", "biased in its answers"),
+        ("labels", "gradient, definitions of version 0.2", "inconclusive"),
+    ],
+)
+def test_the_card_says_by_which_definitions_it_was_audited(tmp_path, name, method, verdict):
+    (found, *_) = evenslice.load_audits(OLD_AUDITS / name)
+    network = evenslice.load_network("timm:test_resnet", "none", slices=found.run.slices).model
+    run = replace(found.run, strategy=None, model={})
+    evenslice.export(network, tmp_path, to="huggingface", audits=[replace(found, run=run)])
+    row = next(line for line in (tmp_path / "README.md").read_text().splitlines() if f"({method})" in line)
+    assert f"| {verdict}" in row
 
 
 @pytest.mark.parametrize("to", ["huggingface", "bioimageio", "onnx"])

@@ -32,8 +32,25 @@ def test_a_last_sigmoid_is_refused_where_classes_are_told(model, dtype, volume, 
     assert not list(tmp_path.iterdir())
     with pytest.raises(evenslice.ModelError, match=says):
         evenslice.evaluate(model, volume, volume > 128, **options)
-    with pytest.raises(evenslice.ModelError, match=says + ", or audit its plain output with target"):
-        evenslice.audit(model, volume, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "of_logits"),
+    [
+        (ending_in(nn.Sigmoid()), ending_in(nn.Identity())),
+        (function, lambda windows: windows[:, 2:] - windows[:, :1]),
+    ],
+)
+def test_an_audit_looks_behind_a_last_sigmoid(model, of_logits, volume):
+    found, same = (
+        evenslice.audit(network, volume, max_windows=8, progress=False) for network in (model, of_logits)
+    )
+    assert found.run.explained == "log-odds"
+    for name in ("answer", "reliance", "mismatch"):
+        estimates = [
+            [figure.estimate for figure in np.atleast_1d(getattr(audit, name))] for audit in (found, same)
+        ]
+        np.testing.assert_allclose(*estimates, atol=1e-5)
 
 
 def test_a_last_sigmoid_may_be_audited_as_a_plain_output(volume):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from evenslice.results.output_changes import measure_outputs
 from torch import nn
 
 from evenslice.auditing.attribution import attribute
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.networks.precision import as_float64, full_precision
 from evenslice.neutralizing.verification import difference_of_runs
-from evenslice.results.output_changes import measure_outputs
 
 
 def settings():

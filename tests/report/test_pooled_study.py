@@ -67,21 +67,6 @@ def test_what_is_pooled_comes_back_from_the_summary(folder, results):
     assert uniform.p_adjusted == uniform.p_differs == written["arms"][1]["difference"]["p_adjusted"]
 
 
-def test_a_summary_without_it_is_completed_from_its_runs(folder, results, tmp_path):
-    old = shutil.copytree(folder, tmp_path / "old")
-    summary = json.loads((old / "summary.json").read_text())
-    del summary["pooled"]
-    (old / "summary.json").write_text(json.dumps(summary))
-    (found,) = load_study(old).pooled
-    for arm, expected in zip(found.arms, results.pooled[0].arms, strict=True):
-        assert arm.metrics["dice"].low == pytest.approx(expected.metrics["dice"].low)
-        assert not arm.primary  # nobody named one
-        assert arm.margin == 0.01 or arm.arm == "pretrained"
-        assert arm.metrics["loss_both"].estimate == pytest.approx(
-            arm.metrics["loss_before"].estimate * 2, rel=0.5
-        )
-
-
 @pytest.mark.parametrize("changed", [{"holds": "yes"}, {"p": "small"}])
 def test_a_damaged_part_is_refused(folder, tmp_path, changed):
     from evenslice._core.errors import ConfigError

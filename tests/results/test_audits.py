@@ -49,11 +49,18 @@ def test_the_first_audit_has_the_plain_name(audits, tmp_path):
     assert document["verdict"] == "biased"
     assert [share["offset"] for share in document["shares"]] == [-1, 0, 1]
     assert set(document["shares"][0]) == {"offset", "mean", "low", "high"}
-    assert set(document["pairs"][0]) == {"offset", "estimate", "low", "high", "judged"}
-    assert set(document["second_opinion"]) == {"method", "windows", "pairs"}
-    assert set(document["second_opinion"]["pairs"][0]) == set(document["pairs"][0])
-    assert set(document["classes"][0]) == {"class", "pixels", "windows", "pairs"}
-    assert set(document["decided_by"]) == {"question", "method", "class", "offset"}
+    figure = {"estimate", "low", "high", "judged", "state"}
+    for part in (document, document["classes"][0]):
+        assert set(part["pairs"][0]) == set(part["reliance"][0]) == figure | {"offset"}
+    assert set(document["classes"][0]) == {
+        *("class", "pixels", "windows", "pairs", "reliance", "answer_change", "mirror_mismatch")
+    }
+    assert set(document["decided_by"][0]) == {"question", "class", "offset"}
+    assert set(document["answer_change"]) == figure | {"of", "class"}
+    assert set(document["mirror_mismatch"]) == figure | {"pairs"}
+    assert document["population"] == {"windows": 1683, "read": 120}
+    assert (document["format"], document["definitions"]) == (1, 2)
+    assert not {"second_opinion", "methods_agree"} & set(document)
     for key in (
         "directional_bias",
         "data_direction",
@@ -61,17 +68,19 @@ def test_the_first_audit_has_the_plain_name(audits, tmp_path):
         "imbalance",
         "mirror_error",
         "mirror_disagreement",
-        "answer_change",
-        "mirror_mismatch",
     ):
-        what = {"of"} if key == "answer_change" else set()
-        assert set(document[key]) == {"estimate", "low", "high"} | what
+        assert set(document[key]) == {"estimate", "low", "high"}
     for key in (
         "tolerance",
-        "methods_agree",
         "answer_tolerance",
         "mismatch_tolerance",
         "judged_share",
+        "judged_class",
+        "unjudged_classes",
+        "needed",
+        "different",
+        "explained",
+        "by_volume",
         "slices",
         "strategy",
         "method",
@@ -81,7 +90,7 @@ def test_the_first_audit_has_the_plain_name(audits, tmp_path):
 
 
 def test_an_audit_shows_itself_in_one_line(audits):
-    assert repr(audits[0]).startswith("<Audit 'pretrained': biased, shares 0.2")
+    assert repr(audits[0]).startswith("<Audit 'pretrained': biased, saliency -0.1")
     assert len(repr(audits[0])) < 200
 
 
@@ -130,7 +139,7 @@ def test_an_older_audit_without_some_entries_of_its_run_is_read(audits, tmp_path
 
 
 @pytest.mark.parametrize(
-    "damage", ["json", "npz", "keys", "format", "pickle", "volumes", "verdict", "subset"]
+    "damage", ["json", "npz", "keys", "format", "definitions", "pickle", "volumes", "verdict", "shapes"]
 )
 def test_a_damaged_audit_is_one_clear_error(audits, tmp_path, damage):
     save_audits(audits[:1], tmp_path)
@@ -144,13 +153,15 @@ def test_a_damaged_audit_is_one_clear_error(audits, tmp_path, damage):
         file.write_text(json.dumps({key: value for key, value in document.items() if key != "pairs"}))
     elif damage == "format":
         file.write_text(json.dumps(document | {"format": 99}))
+    elif damage == "definitions":
+        file.write_text(json.dumps(document | {"definitions": 3}))
     elif damage == "volumes":
         file.write_text(json.dumps(document | {"volumes": ["brain.nii.gz"]}))
     elif damage == "verdict":
         file.write_text(json.dumps(document | {"verdict": "fine"}))
-    elif damage == "subset":
+    elif damage == "shapes":
         with np.load(tmp_path / "audit.npz") as arrays:
-            np.savez(tmp_path / "audit.npz", **{**arrays, "subset/window": np.zeros(0)})
+            np.savez(tmp_path / "audit.npz", **{**arrays, "measurements/union": np.zeros((120, 3))})
     else:
         np.savez(tmp_path / "audit.npz", **{"measurements/volume": np.array([object()])})
     with pytest.raises(ConfigError, match="audit.json: cannot be read as an audit") as caught:

@@ -1,4 +1,4 @@
-"""The intervals of the stress test: by the slices that have foreground, and right as often as they say."""
+"""The intervals of the stress test: by the slices that have foreground, and right about the volume as often as they say."""
 
 import numpy as np
 import pytest
@@ -26,13 +26,12 @@ def test_a_few_large_slices_are_worth_few():
         interval.high - interval.low
         for interval in (summarized(counts(generator, areas, 0.0)).before.loss for areas in (even, uneven))
     ]
-    assert widths[1] > 3 * widths[0]
+    assert widths[1] > 2 * widths[0]
 
 
-@pytest.mark.parametrize(("slices", "inside", "least"), [(60, 24, 0.85), (60, 8, 0.8), (16, 6, 0.8)])
-def test_intervals_hold_the_truth_where_an_organ_is_in_few_slices_that_resemble_each_other(
-    slices, inside, least
-):
-    loss, asymmetry = coverage(slices, 0.8, 150, inside=inside)
-    assert loss >= least
-    assert asymmetry >= least
+@pytest.mark.parametrize(("slices", "inside"), [(60, 24), (60, 8), (16, 6)])
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+def test_intervals_hold_what_all_slices_of_the_volume_lose(slices, inside, correlation):
+    loss, asymmetry = coverage(slices, correlation, 150, inside=inside)
+    assert loss >= 0.9
+    assert asymmetry >= 0.9

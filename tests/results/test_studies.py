@@ -5,7 +5,7 @@ import json
 import math
 import pickle
 import zipfile
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -120,40 +120,23 @@ def test_the_small_files_suffice(folder):
         assert missing.asymmetry.estimate == pytest.approx(missing.after - missing.before)
 
 
-def test_a_summary_of_an_earlier_version_is_completed_from_its_runs(folder):
-    """It knew |D| alone, and wrote intervals that no value can have."""
-    expected = load_study(folder)
-    summary = json.loads((folder / "summary.json").read_text())
-    for arm in summary["comparisons"][0]["arms"]:
-        for name in {"figures", "differences"} & set(arm):
-            del arm[name]["largest_bias"]
-        arm["figures"]["dice"] |= {"high": 1.06}
-        arm["figures"]["absolute_bias"] |= {"low": -0.02}
-        if "bias_removed" in arm:
-            arm["bias_removed"] = 0.5
-    (folder / "summary.json").write_text(json.dumps(summary))
-    for path in folder.glob("runs/*/run.json"):
-        record = json.loads(path.read_text())
-        del record["largest_bias"]
-        path.write_text(json.dumps(record))
-    found = load_study(folder)
-    for arm, other in zip(found.comparisons[0].arms, expected.comparisons[0].arms, strict=True):
-        assert arm.metrics["dice"].high == 1
-        assert arm.metrics["absolute_bias"].low == 0
-        assert astuple(arm.metrics["largest_bias"]) == pytest.approx(astuple(other.metrics["largest_bias"]))
-        assert astuple(arm.bias_removed) == pytest.approx(astuple(other.bias_removed), nan_ok=True)
-        if arm.differences:
-            assert astuple(arm.differences["largest_bias"]) == pytest.approx(
-                astuple(other.differences["largest_bias"])
-            )
+def test_runs_that_version_0_2_audited_have_scores_alone_beside_others(folder):
+    assert load_study(folder).definitions == 2
+    old = run_folder(folder) / "run.json"
+    change(old, definitions=1)
+    first, second = load_study(folder).runs[:2]
+    assert (first.definitions, second.definitions) == (1, 2)
+    assert first.metrics["dice"] == json.loads(old.read_text())["dice"]
+    assert math.isnan(first.metrics["largest_bias"])
+    assert (first.verdict, first.shares, first.saliency) == ("", (), None)
+    assert not math.isnan(second.metrics["largest_bias"])
 
 
-def test_what_version_0_1_0_wrote_claims_nothing_where_its_baseline_shows_no_bias():
-    """Its two seeds of the baseline do not settle a bias, of which its summary said that 99 % were removed."""
-    folder = Path(__file__).parents[1] / "data" / "written-by-0.1.0" / "study"
-    uniform = load_study(folder).comparisons[0].arms[1]
-    assert uniform.metrics["largest_bias"].estimate == pytest.approx(0.00108, abs=1e-4)
-    assert math.isnan(uniform.bias_removed.estimate)
+def test_a_study_of_version_0_2_is_told_by_its_definitions():
+    found = load_study(Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "study")
+    assert found.definitions == 1
+    assert {run.definitions for run in found.runs} == {1}
+    assert all(run.verdict and run.shares for run in found.runs)
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
@@ -184,7 +167,7 @@ def test_garbage_is_named(folder, name, content):
         ({"format": 2}, "format 2, this version reads 1"),
         ({"baseline": 3}, "baseline: 3 is not text"),
         ({"planned": -1}, "not a whole number"),
-        ({"planned": True}, "not a whole number"),
+        ({"definitions": True}, "not a whole number"),
         ({"failed": [{"dataset": "d"}]}, "'architecture'"),
         ({"failed": 3}, "not iterable"),
         ({"comparisons": [{"dataset": "d", "architecture": "a", "arms": [{"arm": "x"}]}]}, "seeds"),
@@ -258,9 +241,9 @@ def test_a_run_that_is_not_there_is_named(folder):
     [
         ({"shares": ["a", "b", "c"]}, "'a' is not a number"),
         ({"shares": 5}, "not iterable"),
-        ({"shares": [0.3, 0.4, 0.3], "pairs": [0.1, 0.2], "largest_bias": None}, "index"),
-        ({"pairs": [[1e300]], "largest_bias": None}, "1e[+]300 is too large"),
-        ({"pairs": [[math.inf]], "largest_bias": None}, "inf is too large"),
+        ({"largest_bias": 1e300}, "1e[+]300 is too large"),
+        ({"reliance": math.inf}, "inf is too large"),
+        ({"definitions": "2"}, "'2' is not a whole number"),
         ({"verdict": None}, "verdict: None is not text"),
         ({"saliency": [[1.0, 2.0]]}, r"saliency has shape \(1, 2\)"),
         ({"saliency": [[1.0], [2.0, 3.0]]}, "shape"),

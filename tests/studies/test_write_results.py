@@ -113,6 +113,7 @@ def test_the_pages_tell_what_was_run_and_what_came_out(script, folder, docs):
         in overview
     )
     assert "24 of 24 runs are done.\n" in text
+    assert "version 0.2" not in text
     uniform = study.results.comparisons[0].arms[2]
     change = uniform.differences["dice"]
     assert f"| uniform | {uniform.metrics['dice'].estimate:.3f} [" in text
@@ -120,6 +121,14 @@ def test_the_pages_tell_what_was_run_and_what_came_out(script, folder, docs):
     assert "| Adapted Rand error |" in text
     assert "machine" not in overview  # nobody has said what it was
     assert "nan" not in text.lower().split()
+
+
+def test_a_page_says_which_audits_are_by_older_definitions(script, folder, tmp_path):
+    old = shutil.copytree(folder, tmp_path / "studies")
+    for path in [*old.glob("*/summary.json"), *old.glob("*/runs/*/run.json")]:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"definitions": 1}))
+    script.write_pages(script.find_studies(old), old, tmp_path / "docs")
+    assert "measured with the definitions of version 0.2" in read(tmp_path / "docs", "results/made-up.md")
 
 
 def test_every_figure_of_the_page_is_there_and_small(docs):

@@ -105,6 +105,8 @@ def network(spec, energy, bias, verdict="biased"):
         verdict=verdict,
         shares=shares,
         pairs=(known,),
+        reliance=(known,),
+        answer_change=Interval(0.15, 0.1, 0.2),
         directional_bias=known,
         mirror_error=Interval(0.71, 0.7, 0.72),
         mirror_disagreement=Interval(0.15, 0.1, 0.2),
@@ -138,7 +140,8 @@ def test_findings_are_counted(script):
 def test_the_table_has_a_row_a_network(script):
     text = script.survey_table(Survey((network("a", (0.2, 0.7, 0.1), -0.2),)), {("a", "imagenet"): "A net"})
     assert plain(text.splitlines()[-1]) == (
-        "| A net | .200 | .700 | .100 | 50 % | .250 .500 .250 | -0.200 [-0.210, -0.190] | 0.710 [0.700, 0.720] | 15 % [10 %, 20 %] |"
+        "| A net | .200 | .700 | .100 | 50 % | .250 .500 .250 | -0.200 [-0.210, -0.190] "
+        "| -0.200 [-0.210, -0.190] | 0.150 [0.100, 0.200] | 0.710 [0.700, 0.720] |"
     )
 
 
@@ -215,7 +218,7 @@ def test_the_onnx_network_reads_blue_green_and_red(script, thin):
     first, second = thin(pixels)[0]
     assert first - second == pytest.approx(logit, abs=1e-5)
     found = sys.modules["survey_onnx"].audit_thin_resnet(thin, 4)
-    assert found.run.method == "occlusion"
+    assert (found.run.method, found.windows) == ("", 4)  # no gradient
     assert f"thin ResNet-50 (ONNX) | {script.NOTHING} | .071 .286 .643 |" in plain(
         script.folding_table([], thin)
     )

@@ -219,9 +219,10 @@ def test_the_arms_are_what_they_should_be(done):
     assert pretrained["figures"]["directional_bias"]["estimate"] < -0.3
     assert tied["figures"]["absolute_bias"]["estimate"] < 1e-5
     assert tied["figures"]["largest_bias"]["estimate"] < 1e-5
-    # Two seeds of the baseline differ too much to settle that it has a bias, so nothing is said of its removal.
-    assert pretrained["figures"]["largest_bias"]["low"] < 0.05
-    assert tied["bias_removed"]["estimate"] is None
+    assert pretrained["figures"]["largest_bias"]["low"] > 0.05
+    assert tied["bias_removed"]["estimate"] == pytest.approx(1, abs=1e-4)
+    assert tied["figures"]["reliance"]["estimate"] < 1e-4 < pretrained["figures"]["reliance"]["estimate"]
+    assert summary["definitions"] == 2
     assert tied["seeds"] == [0, 1]
     assert tied["differences"]["dice"]["estimate"] == pytest.approx(
         tied["figures"]["dice"]["estimate"] - pretrained["figures"]["dice"]["estimate"]
@@ -311,6 +312,29 @@ def test_a_study_without_stress_has_no_such_columns(folder):
     again["audit"] = {**again.get("audit", {}), "max_windows": 9}
     assert study(StudyConfig.model_validate(again), out)["finished"] == 2
     assert load_study(out).runs[0].stress is None
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_run_that_version_0_2_audited_is_kept_and_named(done, tmp_path):
+    out = Path(shutil.copytree(done[0], tmp_path / "older"))
+    old = next(path for path in run_files(out) if "pretrained-0-0" in path.parent.name)
+    record = json.loads(old.read_text())
+    del record["definitions"]
+    old.write_text(json.dumps(record))
+    said = []
+    summary = study(config(seeds=[0, 1]), out, on_start=said.extend)
+    (line,) = said
+    assert line.startswith("audit: these finished runs were audited by version 0.2, and have no figures")
+    assert line.endswith(": blobs, small, pretrained, fold 0, seed 0")
+    assert (summary["finished"], summary["definitions"]) == (4, 2)
+    assert sorted(row["definitions"] for row in rows(out)) == ["1", "2", "2", "2"]
+    pretrained = summary["comparisons"][0]["arms"][0]
+    assert pretrained["seeds"] == [0, 1]
+    assert pretrained["figures"]["dice"]["low"] is not None
+    assert pretrained["figures"]["largest_bias"]["low"] is None  # of one run
+    assert (
+        pretrained["figures"]["answer_change"]["low"] is not None
+    )  # of two classes, it has the same meaning
 
 
 @pytest.mark.parametrize("slices", [1, 3])

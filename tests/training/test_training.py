@@ -850,7 +850,7 @@ def test_a_sigmoid_for_each_class_is_no_softmax(folder, tmp_path, loss, classes)
     segmenter.segment(image, tmp_path / "labels.npy")
     if (loss, classes) == ("dice_bce", 3):
         with pytest.raises(
-            ConfigError, match="trained a sigmoid for each of 3 classes .* train with dice_ce"
+            ConfigError, match="trained a sigmoid for each of several classes .* train with dice_ce"
         ):
             segmenter.segment(image, tmp_path / "probabilities.npy", probabilities=True)
     else:

@@ -8,17 +8,16 @@ from itertools import islice, product
 import numpy as np
 import pytest
 from chunk_server import serving
-from hypothesis import given, strategies as st
 
 from evenslice._core.errors import VolumeError
-from evenslice.volumes import blocks, fingerprints, scaling, windows
+from evenslice.volumes import blocks, fingerprints, scaling
 from evenslice.volumes.fingerprints import fingerprint, modified
 from evenslice.volumes.label_values import LabelValues
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.pieces import THREADS
 from evenslice.volumes.scaling import Scaling, fit_scaling
 from evenslice.volumes.views import hold_in_memory, reslice, take_region, take_slices
-from evenslice.volumes.windows import WindowGrid, visiting_order
+from evenslice.volumes.windows import WindowGrid
 
 HUGE = (98_304, 32_768, 32_768)
 CHUNK = (16, 64, 64)
@@ -47,26 +46,17 @@ def server():
         yield found
 
 
-@given(depth=st.integers(1, 30), tiles=st.integers(1, 40), seed=st.integers(0, 99), shuffled=st.booleans())
-def test_the_order_is_a_permutation_whether_tiles_are_shuffled_or_computed(depth, tiles, seed, shuffled):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "_MOST_SHUFFLED", 2**16 if shuffled else 0)
-        visits = list(visiting_order(depth, tiles, seed=seed))
-    assert sorted(visits) == list(product(range(depth), range(tiles)))
-
-
-@pytest.mark.parametrize("tiles", [128 * 128, 2**40])
-def test_visits_of_a_huge_volume_are_computed_not_listed(tiles):
-    next(visiting_order(3, 3))  # imports
+def test_visits_of_a_huge_volume_are_computed_not_listed():
+    grid = WindowGrid(open_volume(Noise((2**34, 2**20, 2**20), CHUNK)), Scaling(0, 1), 3, (128, 128))
+    next(grid.visits())  # imports
     tracemalloc.start()
-    visits = list(islice(visiting_order(2**40, tiles, seed=1), 3000))
+    visits = list(islice(grid.visits(seed=1), 1000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(set(visits)) == 3000
-    assert peak < 4 * 2**20
-    z, tile = np.array(visits, dtype=float).T / [[2**40], [tiles]]
-    for values in (z, tile):
-        assert np.histogram(values, bins=10, range=(0, 1))[0].min() > 200
+    assert len(set(visits)) == 1000
+    assert peak < 16 * 2**20
+    for values, length in zip(np.array(visits, dtype=float).T, (2**34, 2**20, 2**20), strict=True):
+        assert np.histogram(values / length, bins=10, range=(0, 1))[0].min() > 60
 
 
 def test_a_window_asks_for_the_chunks_under_it_once_each(server):

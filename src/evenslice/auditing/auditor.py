@@ -1,52 +1,39 @@
-"""Streams the windows of volumes through attribution into the statistics of asymmetry.
+"""Audits: windows of volumes are drawn, explained together with their mirrors, and judged until the word is settled.
 
-Windows come in a stratified random order, each together with its mirror, until every judged pair bias is known
-precisely enough, and enough slices have told about the answer, the second opinion and each class. Memory grows with the
-number of windows, not with the size of the volume.
+Memory grows with the number of windows that are read, not with the size of the volumes.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from contextlib import closing
 from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import nn
 
-from evenslice._core import ModelError, open_cluster, option, progress_bar, whole_number
-from evenslice.auditing.attribution import attribute
-from evenslice.auditing.batches import MAX_WITHOUT_ATTRIBUTION, WindowStream, with_subset
-from evenslice.auditing.collecting import (
-    collect_examples,
-    collect_measurements,
-    collect_subset,
-    count_attributed,
-)
+from evenslice._core import whole_number
 from evenslice.auditing.documents import Audit
+from evenslice.auditing.explaining import Explainer
 from evenslice.auditing.lost_slices import measure_loss
-from evenslice.auditing.measurer import Measurer
-from evenslice.auditing.measuring import measure_batches
-from evenslice.auditing.options import Computing, Sampling, check_label_options, check_thresholds
-from evenslice.auditing.preparation import (
-    check_method_of,
-    choose_crop,
-    choose_methods,
-    choose_tile,
+from evenslice.auditing.measuring import (
+    Measurer,
+    collect_examples,
 )
+from evenslice.auditing.options import Computing, Sampling, check_label_options, check_thresholds
+from evenslice.auditing.preparation import check_method_of, choose_tile, scaling_source, understand
 from evenslice.auditing.run_description import describe_run
-from evenslice.auditing.stopping import knows_enough
-from evenslice.auditing.targets import count_classes, parse_target, resolve_target
-from evenslice.inference import BlackBox, choose_slices, make_ready, refuse_sigmoid
-from evenslice.networks import StemKernels, with_gradients
-from evenslice.neutralizing import record_with_names
-from evenslice.results import SAME_OUTPUT, Thresholds, next_look, summarize
+from evenslice.auditing.sampling import WindowSample
+from evenslice.auditing.stopping import batch_size, check_first, read_until_settled
+from evenslice.auditing.targets import count_classes, parse_target
+from evenslice.inference import choose_slices, make_ready
+from evenslice.networks import StemKernels, refuse_torchscript, with_gradients
+from evenslice.neutralizing import record_with_names, uncompiled
+from evenslice.results import Thresholds, summarize
 from evenslice.volumes import (
     LabelValues,
     WindowGrid,
     check_tile,
     fit_scalings,
+    inner_margin,
     open_several,
     open_several_labels,
     refuse_repeated,
@@ -57,17 +44,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evenslice.auditing.measuring import MeasuredBatch
     from evenslice.auditing.preparation import Function
     from evenslice.auditing.targets import Target
     from evenslice.neutralizing import Record
     from evenslice.volumes import Scaling, VolumeLike
 
 __all__ = ["audit"]
-
-MOST = 8  # windows in one pass; an audit first looks at what it knows after 40
-CACHED_PIXELS = 2**17  # of windows in float32
-MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
 
 
 @with_gradients
@@ -79,6 +61,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     step: int = 1,
     method: str | None = None,
     target: Target = "auto",
+    overlapping: bool | None = None,
     outputs: Function | None = None,
     labels: VolumeLike | Sequence[VolumeLike] | None = None,
     label_values: Sequence[int] | None = None,
@@ -94,8 +77,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     answer_tolerance: float = Thresholds.answer,
     mismatch_tolerance: float = Thresholds.use,
     judged_share: float = Thresholds.judged,
-    precision: float = 0.01,
-    max_windows: int | None = None,
+    judged_class: float = Thresholds.judged_class,
+    precision: float | None = None,
+    min_windows: int = 40,
+    max_windows: int = 2000,
     batch: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -104,9 +89,11 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     scheduler: str | None = None,
     progress: bool | None = None,
 ) -> Audit:
-    """Measure how unequally a network treats the slices of its windows, and how much of that is due to the network.
+    """Measure how unequally a network treats the slices of its windows, and give a verdict about it on these volumes.
 
-    The network is not changed; a frozen copy of it runs.
+    Windows are drawn at random from all volumes, and each answers four questions: would a map of saliency favour a side, does
+    the network rely on one, does the order of slices change its answers, and are opposite slices used in the same way? It
+    ends once the verdict is settled. The network is not changed; a frozen copy of it runs, in evaluation mode.
 
     Args:
         model: maps (batch, slices, y, x) to logits. Slices in 0..1 are scaled as ``neutralize`` recorded on it, else by the
@@ -117,13 +104,15 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             samples, and none may be given twice.
         slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
         step: distance between neighbouring slices of a window.
-        method: the attribution method, one of ``evenslice.auditing.methods.METHODS``; by default "gradient", or
-            "occlusion" for a function, which supports no other. On some of the windows a network with a gradient
-            gets a second opinion: from "occlusion", or from "gradient" if ``method`` is "occlusion".
-        target: the output to explain: the logit of the class that is "predicted", of a class number or of the
+        method: the attribution method for the question of saliency, one of ``evenslice.auditing.methods.METHODS``; by
+            default "gradient". Without a gradient, as of functions, the question is not asked. "occlusion" needs none, and
+            the use of slices is then told by replacing them.
+        target: the output to explain: the log-odds of the class that is "predicted", of a class number or of the
             "labels", or the "sum" of all outputs. "auto" is "predicted" if the output has classes, that is two or four
             dimensions, or whole numbers that are those of classes, else "sum"; ``run.target`` of the result says which.
-            With "sum", the mirror disagreement is not measured.
+        overlapping: whether several channels of the output can be on at once, as with a sigmoid for each, and are classes of
+            their own; False if they exclude each other. By default a sigmoid at the end of the network tells; else they
+            are assumed to exclude each other.
         outputs: maps what the network returns to the tensor of its outputs, batch first; by default
             ``evenslice.networks.logits`` does.
         labels: class maps of the volumes' shapes, with which the audit also measures what a disturbed slice costs, unless
@@ -139,24 +128,21 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         stress: with labels, also measure what a disturbed slice costs; an audit of the same network by another method
             need not do so again.
         tile: size (y, x) of the in-plane tile; by default the size the network requires, or up to 256 of a plane that
-            is no larger, and 128 of larger planes.
-        tolerance: the largest absolute pair bias B_k that counts as equal attention, 0..1.
-        answer_tolerance: the largest part C of the answer that may change when a window is reversed, 0..1.
+            is no larger, and 192 of larger planes, of which the inner 160 are compared.
+        tolerance: the largest absolute pair bias B_k, of saliency and of reliance, that counts as equal, 0..1.
+        answer_tolerance: the largest part C of an answer that may change when a window is reversed, 0..1.
         mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way, 0..1.
-        judged_share: the share of attention that a pair must get to be judged, 0..1; with K pairs of slices and K > 2,
-            2/K of it.
-        precision: stop when the half-widths of the 95 % intervals of all judged pair biases are below this, and 8 slices
-            have an answer, a second opinion and attention to each class, or 200 windows were measured; 400 if no class has
-            changed in any window although scores have.
-        max_windows: largest number of windows; by default all that there are.
-        batch: windows per pass of the network; by default the fastest number, on a GPU as many as half of its free
-            memory holds, at most 32. Fewer once memory runs out.
+        judged_share: the share of the saliency that a pair must get to be judged, 0..1; with K pairs of slices and K > 2,
+            2/K of it. For reliance, the part of what is explained that its slices must change.
+        judged_class: the part of the pixels that a class must cover to be judged, 0..1; the two largest always are.
+        precision: also go on until the half-widths of the 95 % intervals of all judged B and C are below this.
+        min_windows: number of windows before which an audit does not end, unless there are fewer.
+        max_windows: largest number of windows.
+        batch: windows per pass of the network, beside as many mirrors; by default the fastest number, on a GPU as many as
+            half of its free memory holds, at most 32. Fewer once memory runs out.
         seed: random seed for the order of the windows and for methods that draw samples, 0 to 2**63 - 1.
         device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
-        dtype: "bfloat16", "float32" or "auto": bfloat16 if the hardware supports it and if, on the first windows, the
-            mean shares agree with those in float32 to 0.002 and the pair biases to half the precision; else float32.
-            With bfloat16, answer and use are measured in float32, on the windows that get a second opinion. "float16"
-            (on a GPU) is checked in the same way, and what overflows in it is computed again in float32.
+        dtype: "float32", which "auto" stands for; or "bfloat16" or "float16" (on a GPU), with all figures in it.
         workers: number of processes to start on this machine; by default none. The results do not depend on it.
         scheduler: address of a Dask scheduler whose workers to use instead; they must see files under the same paths.
         progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
@@ -164,8 +150,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     Raises:
         VolumeError: a volume cannot be read, has too few slices, is constant or not finite, or labels do not fit it.
         ModelError: the network rejects the windows, its output does not suit the target, or does not depend on the
-            windows: none of the first 200 (or of all, if fewer) has an attribution; or its output or gradient is NaN or
-            infinite for a window.
+            windows: nothing in the first 200 (or in all, if fewer) moves it; or its output or gradient is NaN or
+            infinite for a window; or it differs between two runs of the same window, alone or beside another.
         ConfigError: an option is out of range or has no effect, the function cannot be sent to workers, or the scheduler
             does not answer.
         EvensliceError: worker processes do not start, or windows killed every one that took them.
@@ -176,164 +162,107 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
         >>> import numpy as np
         >>> volume = np.random.default_rng(0).random((64, 32, 32))
-        >>> found = audit(network, volume, dtype="float32")
-        >>> found.verdict, [share.estimate for share in found.shares], found.directional_bias.estimate
+        >>> found = audit(network, volume)
+        >>> found.verdict, [share.estimate for share in found.shares], found.reliance[0].estimate
         ('biased', [1.0, 0.0, 0.0], -1.0)
     """
     started = time.monotonic()
-    sampling = Sampling(precision, max_windows, batch, seed)
-    max_windows, batch, seed, step = (
-        sampling.max_windows,
-        sampling.batch,
-        sampling.seed,
-        whole_number("step", step),
+    sampling = Sampling(precision, max_windows, min_windows, batch, seed)
+    step = whole_number("step", step)
+    thresholds = check_thresholds(
+        Thresholds(tolerance, answer_tolerance, mismatch_tolerance, judged_share, judged_class)
     )
-    thresholds = check_thresholds(Thresholds(tolerance, answer_tolerance, mismatch_tolerance, judged_share))
     computing = Computing(device, dtype, workers, scheduler, progress)
     target = parse_target(str(target))
     values = LabelValues(
         label_values=label_values, other_labels=other_labels, ignore_label=ignore_label, instances=instances
     )
     check_label_options(values, target, labelled=labels is not None)
-    record = record_with_names(model) if isinstance(model, nn.Module) else None
+    record = None
+    if isinstance(model, nn.Module):
+        refuse_torchscript(model)
+        model = uncompiled(model)
+        record = record_with_names(model)
     slices = choose_slices(model) if slices is None else whole_number("slices", slices)
     volumes = open_several(volume, fill)
     refuse_repeated(volumes)
     asked = None if tile is None else check_tile(tile)
     tile = asked or choose_tile(model, volumes)
-    scalings = fit_scalings(volumes, scalings, name="scalings", intensity=intensity, fill=fill, seed=seed)
+    scalings = fit_scalings(
+        volumes, scalings, name="scalings", intensity=intensity, fill=fill, seed=sampling.seed
+    )
+    smallest = (min(item.shape[1] for item in volumes), min(item.shape[2] for item in volumes))
+    margin = inner_margin(smallest, tile)
     grids = [
-        WindowGrid(item, scaling, slices, tile, step) for item, scaling in zip(volumes, scalings, strict=True)
+        WindowGrid(item, scaling, slices, tile, step, overlap=(2 * margin[0], 2 * margin[1]))
+        for item, scaling in zip(volumes, scalings, strict=True)
     ]
     check_method_of(model, method)
-    sent = workers is not None or scheduler is not None
-    network, _ = make_ready(model, slices, device=device, dtype=dtype, outputs=outputs, sent=sent)
+    network, _ = make_ready(
+        model,
+        slices,
+        device=device,
+        dtype="float32" if dtype == "auto" and isinstance(model, nn.Module) else dtype,
+        outputs=outputs,
+        sent=workers is not None or scheduler is not None,
+    )
     returned = network.prepare(slices, tile)
-    target = resolve_target(target, returned)
-    if target != "sum":
-        or_else = f", or audit its plain output with {option('target', 'sum')}"
-        refuse_sigmoid(network, returned, slices, tile, or_else=or_else)
+    understood = understand(
+        network,
+        returned,
+        slices=slices,
+        tile=tile,
+        target=target,
+        overlapping=overlapping,
+        margin=(margin[0] / tile[0], margin[1] / tile[1]),
+    )
     stored = None if labels is None else open_several_labels(labels, volumes)
     opened = stored and [values.class_volume(item, count_classes(returned)) for item in stored]
-    methods = choose_methods(network, method, slices, tile)
-    crop = choose_crop(network, slices, tile)
-    explained = opened if target == "labels" else None
-    measurer = Measurer(network, grids, explained, target, methods, crop, seed)
-    stream = with_subset(WindowStream(grids, seed, max_windows), methods, crop)
+    explainer = Explainer(
+        network,
+        understood.explained,
+        method if method is not None else "gradient" if understood.gradient else "",
+        understood.gradient and method != "occlusion",
+        sampling.seed,
+    )
+    labelled = opened if understood.explained.target == "labels" else None
+    measurer = Measurer(explainer, grids, labelled)
+    sample = WindowSample(grids, sampling.seed, sampling.max_windows, sampling.min_windows)
+    check_first(measurer, sample)
     lost = None
     if stress and opened is not None and slices > 1:
         # Before the windows, so that labels that do not fit are found at once.
         lost = measure_loss(
-            network, returned, grids, opened, tile=asked, batch=batch, seed=seed, progress=progress
+            network, returned, grids, opened, tile=asked, batch=batch, seed=sampling.seed, progress=progress
         )
-    batches, stopped = _collect(stream, measurer, sampling, thresholds, computing)
-    measurements = collect_measurements(batches)
+    found = read_until_settled(sample, measurer, sampling, thresholds, computing)
     kernels = _kernels(model, record)
     return Audit(
         name=record.strategy if record else "audit",
-        statistics=summarize(measurements, collect_subset(batches), thresholds, methods),
-        measurements=measurements,
-        subset=collect_subset(batches),
-        examples=collect_examples(batches),
+        statistics=summarize(found.measurements, sample.population, thresholds, found.questions),
+        windows=len(found.measurements),
+        measurements=found.measurements,
+        examples=collect_examples(found.batches),
         kernels=kernels,
         stress=lost,
         run=describe_run(
             measurer,
-            batches,
+            found.batches,
+            found.measurements,
+            understood=understood,
+            source=scaling_source(model),
             record=record,
             kernels=kernels,
             outputs=outputs,
             labels=stored,
             values=values,
             precision=sampling.precision,
-            batch=sampling.batch or _batch_size(measurer),
+            batch=sampling.batch or batch_size(measurer),
             seed=sampling.seed,
-            stopped=stopped,
+            stopped=found.stopped,
             seconds=time.monotonic() - started,
         ),
     )
-
-
-def _collect(
-    stream: WindowStream, measurer: Measurer, sampling: Sampling, thresholds: Thresholds, computing: Computing
-) -> tuple[list[MeasuredBatch], str]:
-    """Measure windows until enough is known; return the batches and why it stopped.
-
-    The first look waits for windows with an attribution in both orders: a detector may find something in few of them.
-    Without any, pair biases will not be known, so an audit ends early, with what the answer tells.
-    """
-    collected: list[MeasuredBatch] = []
-    seen, attributed, either, look = 0, 0, 0, next_look(0)
-    with (
-        open_cluster(computing.workers, computing.scheduler) as client,
-        progress_bar(
-            "audit", stream.limit, "windows at most", show=computing.progress, remaining=False
-        ) as advance,
-        closing(
-            measure_batches(
-                stream,
-                lambda: sampling.batch or _batch_size(measurer),
-                measurer,
-                sampling.precision,
-                check_dtype=computing.dtype in ("auto", "float16"),  # small gradients vanish in float16
-                client=client,
-            )
-        ) as measured,
-    ):
-        for batch in measured:
-            collected.append(batch)
-            advance(len(batch.places))
-            seen += len(batch.places)
-            in_both, in_either = count_attributed(batch)
-            attributed, either = attributed + in_both, either + in_either
-            if seen >= look:
-                look = next_look(seen)
-                enough = attributed >= next_look(0)
-                if enough and knows_enough(collected, sampling.precision, thresholds, measurer.methods):
-                    return collected, "precision reached"
-            if not attributed and seen >= min(MAX_WITHOUT_ATTRIBUTION, stream.limit):
-                if not either:
-                    # Probabilities react to the input, but their sum does not.
-                    reacts = measurer.target != "sum" and any(
-                        (batch.rows["mirror_error"] > SAME_OUTPUT).any() for batch in collected
-                    )
-                    raise _without_attribution(seen, classes=measurer.classes, reacts=reacts)
-                if seen < stream.limit:
-                    return collected, "no attribution"
-                break
-    return collected, "all windows used" if seen == stream.available else "limit reached"
-
-
-def _without_attribution(seen: int, *, classes: bool, reacts: bool) -> ModelError:
-    if reacts:  # as to reversed windows: it has steps where others have slopes
-        return ModelError(
-            f"the network's output has no gradient with respect to its input: none of {seen} windows has an "
-            f"attribution; measure by {option('method', 'occlusion')}"
-        )
-    advice = "check the network, or" if classes else "if it detects nothing, lower its score threshold; else"
-    return ModelError(
-        f"the network's output does not depend on its input: none of {seen} windows has an attribution; "
-        f"{advice} explain "
-        f"another output ({option('target')}, {option('outputs')})"
-    )
-
-
-def _batch_size(measurer: Measurer) -> int:
-    """Return the fastest number of windows in one pass: on a CPU, what stays in its cache."""
-    network, grid, method = measurer.network, measurer.grids[0], measurer.methods.first
-    if isinstance(network, BlackBox) or network.device.type not in ("cpu", "cuda"):
-        return MOST
-    if network.device.type == "cpu":
-        cached = CACHED_PIXELS * torch.float32.itemsize // network.dtype.itemsize
-        return next((count for count in (MOST, 4, 2) if count * math.prod(grid.tile) <= cached), 1)
-
-    def explain(count: int) -> None:
-        shape = (count, grid.slices, *grid.tile)
-        windows = torch.zeros(shape, dtype=torch.float32, device=network.device)
-        attribute(network, windows, method=method, target="auto" if measurer.classes else "sum")
-
-    kind = (method, network.dtype, grid.slices, *grid.tile)
-    return network.batches.fitting(explain, network.device, most=MOST_ON_GPU, kind=kind)
 
 
 def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKernels, ...]:

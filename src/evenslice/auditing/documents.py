@@ -30,18 +30,8 @@ MOST_BYTES = 2**30  # of all their measurements and examples
 class Audit(AuditResult):
     """The result of an audit.
 
-    The main statistics are attributes (``audit.verdict``, ``audit.directional_bias.low``); ``save`` writes the result
-    to files, ``load`` reads it and ``to_html`` writes the report.
-
-    Attributes:
-        name: distinguishes this audit from those it is compared with: a strategy, a method, "audit".
-        statistics: the statistics with their intervals, and ``decided_by`` and ``methods_agree``.
-        measurements: what was measured on each window.
-        subset: what was measured on some of the windows.
-        examples: a few windows with their saliency.
-        stress: what disturbed slices cost the network; None if that was not measured.
-        kernels: the stems before and after the strategy.
-        run: what was run.
+    The main statistics are attributes (``audit.verdict``, ``audit.reliance[0].low``); ``save`` writes the result to files,
+    ``load`` reads it and ``to_html`` writes the report. See ``evenslice.results.AuditResult`` for the attributes.
 
     Example:
         >>> import tempfile

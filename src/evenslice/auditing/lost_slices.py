@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from evenslice.auditing.measurer import Network
+    from evenslice.inference import BlackBox, ReadyNetwork
     from evenslice.results import StressSummary
     from evenslice.volumes import Volume, WindowGrid
 
@@ -25,7 +25,7 @@ STRESSED_SIDE = 1024
 
 
 def measure_loss(
-    network: Network,
+    network: ReadyNetwork | BlackBox,
     returned: Any,
     grids: Sequence[WindowGrid],
     labels: Sequence[Volume],

@@ -40,10 +40,6 @@ class Attributed:
     attribution: Tensor
     output: Tensor
 
-    def at(self, rows: Any) -> Attributed:
-        """Return those of some windows."""
-        return Attributed(self.attribution[rows], self.output[rows])
-
 
 def check_method(method: str) -> None:
     """Raise ConfigError unless there is a method of this name."""
@@ -144,7 +140,7 @@ def check_gradient(output: Tensor) -> None:
     if not output.requires_grad:
         raise ModelError(
             "the network's output has no gradient with respect to its input (it returns classes instead of logits, or "
-            "uses no_grad); let it return logits, or use the method 'occlusion'"
+            "uses no_grad); let it return logits, use the method 'occlusion', or leave the method out"
         )
 
 

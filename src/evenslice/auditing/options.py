@@ -24,18 +24,20 @@ class Sampling:
         ConfigError: a value is out of range.
     """
 
-    precision: float
-    max_windows: int | None
+    precision: float | None
+    max_windows: int
+    min_windows: int
     batch: int | None
     seed: int
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.precision) and self.precision > 0):
-            raise ConfigError(f"{option('precision', self.precision)}: must be above 0")
-        object.__setattr__(self, "precision", float(self.precision))
-        for name, least in (("max_windows", 1), ("seed", 0), ("batch", 1)):
+        if self.precision is not None:
+            if not (_is_number(self.precision) and self.precision > 0):
+                raise ConfigError(f"{option('precision', self.precision)}: must be above 0")
+            object.__setattr__(self, "precision", float(self.precision))
+        for name, least in (("max_windows", 1), ("min_windows", 1), ("seed", 0), ("batch", 1)):
             value = getattr(self, name)
-            if value is not None or name == "seed":
+            if value is not None or name != "batch":
                 object.__setattr__(self, name, whole_number(name, value, least))
         if self.seed >= 2**63:
             raise ConfigError(f"{option('seed', self.seed)}: must be below 2**63")
@@ -75,8 +77,9 @@ def check_thresholds(thresholds: Thresholds) -> Thresholds:
     ):
         if not (_is_number(value) and 0 < value < 1):
             raise ConfigError(f"{option(name, value)}: must lie between 0 and 1")
-    if not (_is_number(thresholds.judged) and 0 <= thresholds.judged < 1):
-        raise ConfigError(f"{option('judged_share', thresholds.judged)}: must be at least 0 and below 1")
+    for name, value in (("judged_share", thresholds.judged), ("judged_class", thresholds.judged_class)):
+        if not (_is_number(value) and 0 <= value < 1):
+            raise ConfigError(f"{option(name, value)}: must be at least 0 and below 1")
     return Thresholds(*map(float, astuple(thresholds)))
 
 

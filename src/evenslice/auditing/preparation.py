@@ -1,37 +1,55 @@
-"""What an audit needs before it can start: defaults that depend on the network and on the volumes."""
+"""What an audit needs before it can start: how outputs are to be understood, and defaults that depend on the network."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 
-from evenslice._core import ConfigError, ModelError, option
-from evenslice.auditing.attribution import attribute
+from evenslice._core import ConfigError, option
 from evenslice.auditing.methods import check_method
-from evenslice.inference import BlackBox, keep_sides, trial_windows
-from evenslice.networks import input_multiple, input_size
-from evenslice.results import MethodNames
+from evenslice.auditing.targets import Explained, LastActivation, resolve_target
+from evenslice.inference import BlackBox, holds_probabilities, keep_sides, trial_windows
+from evenslice.networks import (
+    ends_in_sigmoid,
+    ends_in_softmax,
+    input_multiple,
+    input_size,
+    logits,
+    normalization,
+)
+from evenslice.neutralizing import recorded_on
 from evenslice.volumes import check_tile, fit_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from evenslice.auditing.measurer import Network
+    from evenslice.auditing.targets import Target
     from evenslice.inference import ReadyNetwork
     from evenslice.volumes import Volume
 
     Function: TypeAlias = Callable[[Any], Any]
 
-SMALLEST_CROP = 64  # pixels in y and x
+__all__ = ["Understood", "check_method_of", "choose_tile", "scaling_source", "understand"]
 
-__all__ = [
-    "check_method_of",
-    "choose_crop",
-    "choose_methods",
-    "choose_tile",
-]
+
+@dataclass(frozen=True)
+class Understood:
+    """How the output of a network is understood.
+
+    Attributes:
+        explained: what is explained.
+        name: of that: "log-odds", "channel", "score" or "class numbers".
+        assumed: whether it was assumed that classes exclude each other.
+        gradient: whether the output has a gradient.
+    """
+
+    explained: Explained
+    name: str
+    assumed: bool
+    gradient: bool
 
 
 def check_method_of(model: nn.Module | Function, method: str | None) -> None:
@@ -41,54 +59,92 @@ def check_method_of(model: nn.Module | Function, method: str | None) -> None:
     check_method(method)
     if not isinstance(model, nn.Module) and method != "occlusion":
         raise ConfigError(
-            f"{option('method', method)}: needs gradients, which only a torch.nn.Module has; use the method 'occlusion'"
+            f"{option('method', method)}: needs gradients, which only a torch.nn.Module has; use the method 'occlusion', "
+            "or leave it out"
         )
 
 
-def choose_methods(network: Network, method: str | None, slices: int, tile: tuple[int, int]) -> MethodNames:
-    """Return the methods of an audit: as asked for or the default, for the second opinion, and for the use of slices.
+def understand(
+    network: ReadyNetwork | BlackBox,
+    returned: Any,
+    *,
+    slices: int,
+    tile: tuple[int, int],
+    target: Target,
+    overlapping: bool | None,
+    margin: tuple[float, float] = (0.0, 0.0),
+) -> Understood:
+    """Tell how the output of a network is to be understood.
 
-    The gradient tells how slices are used wherever there is one: it is signed, and it draws no samples, which would
-    differ between a window and its mirror.
+    A sigmoid at the end of several channels, which the graph of the network shows, says that they overlap; a softmax that
+    they exclude each other. What does not say is taken for the logits of classes that exclude each other.
+
+    Args:
+        network: ready to run.
+        returned: what it returned for the window of noise from ``trial_windows``.
+        slices: N.
+        tile: size (y, x) of the windows.
+        target: as given by the user.
+        overlapping: as given by the user; None if the network is to tell.
+        margin: part of each side of the windows in which answers are not compared.
+
+    Raises:
+        ModelError: the target needs classes and the output has none.
+        ConfigError: ``overlapping`` is given for an output without channels.
     """
+    target = resolve_target(target, returned)
+    fresh, undone = _run(network, slices, tile)
+    gradient = fresh.requires_grad
+    channels = fresh.is_floating_point() and fresh.ndim in (2, 4) and fresh.shape[1] > 1 and target != "sum"
+    if overlapping is not None and not channels:
+        raise ConfigError(
+            f"{option('overlapping', overlapping)}: tells how several channels of classes are to be read; the network "
+            f"returns {tuple(fresh.shape)}: leave it out"
+        )
+    if target == "sum":
+        return Understood(Explained("sum", margin=margin), "score", assumed=False, gradient=gradient)
+    if not fresh.is_floating_point():
+        return Understood(Explained(target, margin=margin), "class numbers", assumed=False, gradient=False)
+    sigmoid, softmax = ends_in_sigmoid(fresh), ends_in_softmax(fresh)
+    found = holds_probabilities(network, fresh, slices, tile)
+    several = channels and (sigmoid or found == "sigmoid")
+    explained = Explained(
+        target,
+        overlapping=several if overlapping is None else overlapping,
+        probabilities=not undone and (sigmoid or found is not None),
+        margin=margin,
+    )
+    return Understood(
+        explained,
+        "channel" if explained.overlapping else "log-odds",
+        assumed=channels and overlapping is None and not (several or softmax or found == "softmax"),
+        gradient=gradient,
+    )
+
+
+def _run(network: ReadyNetwork | BlackBox, slices: int, tile: tuple[int, int]) -> tuple[torch.Tensor, bool]:
+    """Return the output for a window of noise with its graph, and whether its last activation can be undone."""
+    windows = trial_windows(slices, tile).to(network.device)
     if isinstance(network, BlackBox):
-        return MethodNames("occlusion", None, "occlusion")
-    if slices == 1:
-        return MethodNames(method or "gradient", None, method or "gradient")
-    if method != "occlusion":
-        return MethodNames(method or "gradient", "occlusion", "gradient")
-    if _has_gradient(network, slices, tile):
-        return MethodNames("occlusion", "gradient", "gradient")
-    return MethodNames("occlusion", None, "occlusion")
+        return logits(network(windows)), False
+    with torch.enable_grad(), LastActivation() as last:
+        output = logits(network(windows.requires_grad_()))
+    return output, last.undone(output) is not output
 
 
-def choose_crop(network: Network, slices: int, tile: tuple[int, int]) -> tuple[int, int] | None:
-    """Return half the tile for what is measured on the subset, at a quarter of the time; None to measure all of it.
+def scaling_source(model: nn.Module | Function) -> str:
+    """Return where the scaling of slices in 0..1 comes from, as ``AuditRun.scaling`` says it.
 
-    A network that insists on its size is measured on whole tiles, as on tiles so small that it would see little; so is
-    one that does not accept a part together with its mirror.
+    Example:
+        >>> scaling_source(nn.Conv2d(3, 8, 3))
+        'assumed'
     """
-    if isinstance(network, BlackBox) or network.tile is not None:
-        return None
-    multiple = network.multiple
-    crop = tile[0] // 2 // multiple * multiple, tile[1] // 2 // multiple * multiple
-    if min(crop) < SMALLEST_CROP:
-        return None
-    try:
-        with torch.no_grad():
-            network(trial_windows(slices, crop).repeat(2, 1, 1, 1).to(network.device))
-    except Exception:  # noqa: BLE001  # a network may raise anything; it has accepted the tile
-        return None
-    return crop
-
-
-def _has_gradient(network: ReadyNetwork, slices: int, tile: tuple[int, int]) -> bool:
-    """Return whether the output of a network depends on its input in a way that autograd knows."""
-    try:
-        attribute(network, trial_windows(slices, tile).to(network.device), target="sum")
-    except ModelError:
-        return False
-    return True
+    if not isinstance(model, nn.Module):
+        return "function"
+    part = recorded_on(model)
+    if part is not None:
+        return "recorded on a part" if part else "recorded"
+    return "assumed" if normalization(model) is None else "stated"
 
 
 def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:

@@ -12,8 +12,10 @@ from torch.nn import functional
 
 from evenslice._core import ConfigError, ModelError
 from evenslice.auditing.attribution import Mirrored, attribute
+from evenslice.auditing.preparation import understand
+from evenslice.auditing.targets import Score
 from evenslice.inference import ReadyNetwork, choose_slices
-from evenslice.networks import function_name, predicted_classes, with_gradients
+from evenslice.networks import function_name, with_gradients
 from evenslice.volumes import WindowGrid, check_tile, check_window, fit_scaling, open_volume
 
 if TYPE_CHECKING:
@@ -108,14 +110,17 @@ def map_slice(  # noqa: PLR0913  # all but three arguments have defaults and nam
         for middle, size, length in zip(centre or (plane[0] // 2, plane[1] // 2), tile, plane, strict=True)
     )
     grid = WindowGrid(volume, scaling or fit_scaling(volume), slices, tile, step, edge="reflect")
-    network.prepare(slices, tile)
+    returned = network.prepare(slices, tile)
+    understood = understand(
+        network, returned, slices=slices, tile=tile, target="auto", overlapping=None
+    ).explained
     window = torch.from_numpy(grid.read(z, y, x))[None].to(network.device)
-    given = attribute(network, window)
-    mirrored = attribute(Mirrored(network), window)
+    given = attribute(network, window, target=understood)
+    mirrored = attribute(Mirrored(network), window, target=understood)
     shape = min(tile[0], plane[0] - y), min(tile[1], plane[1] - x)
     inner = (..., slice(shape[0]), slice(shape[1]))
     saliency = given.attribution[0].abs()[inner].cpu().numpy()
-    change = _changed(given.output, mirrored.output, tile)
+    change = _changed(Score(network, understood), given.output, mirrored.output, tile)
     return SliceMaps(
         z=z,
         origin=(y, x),
@@ -132,13 +137,18 @@ def _part_size(plane: tuple[int, int], multiple: int) -> tuple[int, int]:
     return y, x
 
 
-def _changed(given: Tensor, mirrored: Tensor, tile: tuple[int, int]) -> NDArray[np.bool_] | None:
+def _changed(
+    score: Score, given: Tensor, mirrored: Tensor, tile: tuple[int, int]
+) -> NDArray[np.bool_] | None:
     """Return which pixels (y, x) of a window have another class than in its mirror."""
     if not (given.is_floating_point() and given.ndim == 4):
         return None
-    classes = [
-        predicted_classes(functional.interpolate(output, size=tile, mode="bilinear", align_corners=False), 1)
+    answers = [
+        score.answers(functional.interpolate(output, size=tile, mode="bilinear", align_corners=False))
         for output in (given, mirrored)
     ]
-    changed: NDArray[np.bool_] = (classes[0] != classes[1])[0].cpu().numpy()
-    return changed
+    if answers[0] is None or answers[1] is None:
+        return None
+    changed = answers[0][0] != answers[1][0]
+    found: NDArray[np.bool_] = (changed.any(0) if changed.ndim == 3 else changed).cpu().numpy()
+    return found

@@ -1,62 +1,167 @@
-"""When an audit knows enough to stop."""
+"""Windows are read until the word of an audit is settled, or its limit is reached."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
-from evenslice.auditing.collecting import collect_measurements, collect_subset
-from evenslice.results import (
-    FEW_SLICES,
-    answer_evidence,
-    class_evidence,
-    count_slices,
-    precise_enough,
-    second_evidence,
-)
+import numpy as np
+import torch
+
+from evenslice._core import ModelError, open_cluster, option, progress_bar
+from evenslice.auditing.measuring import collect_measurements, measure_batches
+from evenslice.auditing.repeatability import check_repeatable
+from evenslice.inference import BlackBox
+from evenslice.results import SAME, ask, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from evenslice.auditing.measuring import MeasuredBatch, Measurer
+    from evenslice.auditing.options import Computing, Sampling
+    from evenslice.auditing.sampling import WindowBatch, WindowSample
+    from evenslice.results import Measurements, Questions, Thresholds
 
-    from evenslice.auditing.measuring import MeasuredBatch
-    from evenslice.results import MethodNames, Thresholds
+__all__ = ["Found", "batch_size", "check_first", "read_until_settled", "settled"]
 
-__all__ = ["knows_enough"]
+MOST = 8  # windows in one pass, beside as many mirrors
+CACHED_PIXELS = 2**17  # of windows and mirrors in float32
+SETTLING = 200
+"""Windows after which an audit gives up on a network that nothing in them has moved."""
 
-MOST_FOR_SLICES = 200
-"""Windows after which an audit does not go on for slices with an answer, with a second opinion or with a class."""
-
-MOST_FOR_CHANGES = 400
-"""Windows after which an audit does not go on because no answer has changed; in half precision, one of five tells."""
+MOST_ON_GPU = 32  # windows in one pass: more would hardly be faster, and an audit stops between passes
 
 
-def knows_enough(
-    batches: Sequence[MeasuredBatch], precision: float, thresholds: Thresholds, methods: MethodNames
-) -> bool:
-    """Return whether an audit knows what it can know without many more windows.
+@dataclass(frozen=True)
+class Found:
+    """The windows that were read, what they say, and why no more were read."""
 
-    That depends on widths and counts, and on whether all windows say the same, but not on what they say: an audit that
-    looked until it liked its verdict would err more often than it says.
+    batches: list[MeasuredBatch]
+    measurements: Measurements
+    questions: Questions
+    stopped: str
 
-    Args:
-        batches: what it has measured.
-        precision: the half-width below which a pair bias is known precisely enough.
-        thresholds: what counts as fair.
-        methods: the names of its methods.
+
+def check_first(measurer: Measurer, sample: WindowSample) -> None:
+    """Check that the network answers a window in the same way whatever stands beside it, on two of the sample."""
+    first: WindowBatch = next(sample.batches(lambda: 2))
+    windows = torch.from_numpy(measurer.read(first).windows)
+    if len(windows) == 1:
+        windows = torch.cat([windows, windows.flip(1)])
+    check_repeatable(measurer.explainer.network, windows.to(measurer.explainer.network.device))
+
+
+def read_until_settled(
+    sample: WindowSample,
+    measurer: Measurer,
+    sampling: Sampling,
+    thresholds: Thresholds,
+    computing: Computing,
+) -> Found:
+    """Measure windows until the word is settled."""
+    collected: list[MeasuredBatch] = []
+    read, look, population = 0, sample.next_look(0), sum(sample.population)
+    with (
+        open_cluster(computing.workers, computing.scheduler) as client,
+        progress_bar(
+            "audit", sample.limit, "windows at most", show=computing.progress, remaining=False
+        ) as advance,
+        closing(
+            measure_batches(sample, lambda: sampling.batch or batch_size(measurer), measurer, client=client)
+        ) as measured,
+    ):
+        found, note = None, ""
+        for batch in measured:
+            collected.append(batch)
+            read += len(batch.places)
+            if read < look:
+                advance(len(batch.places), note)
+                continue
+            look = sample.next_look(read)
+            measurements = collect_measurements(collected)
+            moved = _moved(measurements)
+            if read >= min(SETTLING, sample.limit) and not moved:
+                raise _unmoved(read, scores=measurer.explainer.explained.target == "sum")
+            questions = ask(measurements, population, thresholds)
+            note = _progress_note(questions)
+            advance(len(batch.places), note)
+            stopped = settled(questions, sampling.precision) if moved else ""
+            ended = "all windows used" if read == population else "limit reached"
+            found = Found(collected, measurements, questions, stopped or ended)
+            if stopped or read == sample.limit:
+                break
+    return cast("Found", found)  # the last look is at the limit
+
+
+def settled(questions: Questions, precision: float | None) -> str:
+    """Return why an audit may stop; empty if it has to go on.
+
+    "balanced" is settled once the use of slices is beyond its tolerance: until then it may become "symmetric".
     """
-    measurements = collect_measurements(batches)
-    if not precise_enough(measurements, precision, thresholds):
-        return False
-    seen, answer = len(measurements.volume), answer_evidence(measurements, thresholds)
-    # If no answer has changed so far, it takes more windows to say that few of all do.
-    if answer is not None and answer.fit.unseen is not None and not answer.within().all():
-        return seen >= MOST_FOR_CHANGES
-    if seen >= MOST_FOR_SLICES:
-        return True
-    subset, needed = collect_subset(batches), min(count_slices(measurements), FEW_SLICES)
-    told = [item.evidence for item in class_evidence(measurements, subset, thresholds, methods.first)]
-    if methods.second is not None:
-        second = second_evidence(measurements, subset, thresholds, methods.second)
-        if second is None:
-            return False
-        told.append(second)
-    return all(item.exact or item.slices >= needed for item in told) and (answer is None or answer.enough)
+    verdict, _ = judge(questions.evidence, questions.different)
+    if verdict == "inconclusive":
+        return ""
+    uses = [item for item in questions.evidence if item.question == "use"]
+    if verdict == "balanced" and uses and not any(item.beyond().any() for item in uses):
+        return ""
+    if precision is None:
+        return "settled"
+    for item in questions.evidence:
+        low, high = item.bounds()
+        if item.question != "use" and ((high - low)[item.judged] / 2 > precision).any():
+            return ""
+    return "precision reached"
+
+
+def _progress_note(questions: Questions) -> str:
+    """Return the word so far, and of each question the figure that matters most with its interval."""
+    verdict, _ = judge(questions.evidence, questions.different)
+    parts: list[str] = [verdict]
+    if questions.different is not None:
+        return f"{verdict}  all windows equal their mirrors so far"
+    for item in questions.evidence:
+        if not item.judged.any():
+            continue
+        k = item.excess(item.judged)
+        low, high = item.bounds()
+        parts.append(f"{item.question} {item.estimate[k]:.3f} [{low[k]:.3f}, {high[k]:.3f}]")
+    return "  ".join(parts)
+
+
+def _moved(measured: Measurements) -> bool:
+    """Return whether anything in the windows moves the output, or it differs between windows."""
+    explained = measured.explained
+    return bool(
+        (np.ptp(explained, axis=0) > SAME * explained.max(axis=0)).any()
+        or measured.saliency.any()
+        or measured.reliance.any()
+        or measured.outer.any()
+        or np.nan_to_num(measured.mirror_disagreement).any()
+        or (measured.mirror_error > SAME).any()
+    )
+
+
+def _unmoved(read: int, *, scores: bool) -> ModelError:
+    advice = "if it detects nothing, lower its score threshold; else" if scores else "check the network, or"
+    return ModelError(
+        f"the network's output does not depend on its input: nothing in {read} windows moves it; {advice} explain "
+        f"another output ({option('target')}, {option('outputs')})"
+    )
+
+
+def batch_size(measurer: Measurer) -> int:
+    """Return the fastest number of windows in one pass: on a CPU, what stays in its cache."""
+    explainer, grid = measurer.explainer, measurer.grids[0]
+    network = explainer.network
+    if isinstance(network, BlackBox) or network.device.type not in ("cpu", "cuda"):
+        return MOST
+    if network.device.type == "cpu":
+        return next((count for count in (MOST, 4, 2) if 2 * count * math.prod(grid.tile) <= CACHED_PIXELS), 1)
+
+    def explain(count: int) -> None:
+        shape = (count, grid.slices, *grid.tile)
+        windows = torch.zeros(shape, dtype=torch.float32, device=network.device)
+        explainer.rows(windows, None if measurer.labels is None else windows[:, 0].long())
+
+    kind = (explainer.method, network.dtype, grid.slices, *grid.tile)
+    return network.batches.fitting(explain, network.device, most=MOST_ON_GPU, kind=kind)

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DRAWS", "WINDOWS", "survey"]
 
-WINDOWS = 40
-"""Default number of windows that each network is shown."""
+WINDOWS = 60
+"""Default number of windows that each network is shown: with 59 that equal their mirrors, a network is symmetric."""
 
 DRAWS = 3
 """Default number of times that the random parts of a network are drawn."""
@@ -56,14 +56,12 @@ DRAWS = 3
 BOUNDS = {
     "shares": (0.0, 1.0),
     "pairs": (-1.0, 1.0),
+    "reliance": (-1.0, 1.0),
     "directional_bias": (-1.0, 1.0),
     "mirror_error": (0.0, math.inf),
     "mirror_disagreement": (0.0, 1.0),
 }
 """The statistics of an audit that a survey keeps, with their ranges."""
-
-# So small that no audit stops early: all networks are to see the same windows.
-PRECISION = 1e-9
 
 
 @with_gradients
@@ -85,7 +83,7 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
     """Measure the colour balance of networks' stems, and how unequally the networks treat slices because of it.
 
     Each network is built as its library builds it (the strategy "pretrained"), with its normalisation folded in, and
-    shown the same few windows of one volume. For segmenters and classifiers alike, the logit of the predicted class is
+    shown the same few windows of one volume. For segmenters and classifiers alike, the log-odds of the predicted class are
     explained. The results of a network with random parts, such as a segmenter of which only the encoder is pretrained,
     depend on how these were drawn; they are means over several draws. A network that cannot be surveyed does not stop
     the others.
@@ -142,7 +140,7 @@ def survey(  # noqa: PLR0913  # all but the networks have defaults and names
         find_strategy("pretrained", slices)  # raises if the number of slices is not valid
     shown = mni152() if volume is None else open_volume(volume)
     network = {"slices": slices, "mean": mean, "std": std, "seed": seed}
-    options = {"max_windows": windows, "seed": seed, "device": device}
+    options = {"min_windows": windows, "max_windows": windows, "seed": seed, "device": device}
     found: list[SurveyedNetwork] = []
     shared: dict[str, Any] = {}
     with progress_bar("survey", len(pairs), "networks", show=progress) as advance:
@@ -200,7 +198,7 @@ def _survey_one(
             records.append(record)
             sources.append(source)
             balances.append(colour_balance(_kernels(model, record)))
-            audits.append(audit(model, volume, precision=PRECISION, progress=False, **options))
+            audits.append(audit(model, volume, progress=False, **options))
             if not source.random:
                 break
     except EvensliceError as error:
@@ -241,7 +239,14 @@ def _statistics(audits: Sequence[Audit]) -> dict[str, Any]:
             if isinstance(several[0], Interval)
             else tuple(mean_of_draws(parts, bounds) for parts in zip(*several, strict=True))
         )
-    return {**values, "windows": len(audits[0].measurements.volume)}
+    answers = [found.answer for found in audits]
+    if (
+        len({answer.of for answer in answers}) == 1
+    ):  # scores have no upper limit, and no common mean with classes
+        of = answers[0].of
+        values["answer_change"] = mean_of_draws(answers, (0.0, 1.0 if of == "classes" else math.inf))
+        values["answer_of"] = of
+    return {**values, "windows": audits[0].windows}
 
 
 def _kernels(model: nn.Module, record: Record) -> list[NDArray[Any]]:

@@ -1,31 +1,49 @@
-"""Targets: which output of a network is explained, and the score it adds up to.
+"""What is explained: the log-odds of a pixel's class, the logit of a channel, or a score.
 
-Floating-point outputs of shape (batch, classes) and (batch, classes, y, x) have classes. Whole numbers of shape
-(batch,), (batch, 1), (batch, y, x) or (batch, 1, y, x) are class numbers, as a black box may return them: the score of
-a pixel is then 1 where it has the target's class, and 0 elsewhere. Any other output has no classes.
+Logits are known to a softmax only up to a term that all classes share, so the log-odds of a class are explained: z_c less the
+logarithm of the sum of the exponentials of the other logits. A term that is added to all logits moves no probability, and
+then no figure of an audit.
+
+Outputs of floating point of shape (batch, classes) and (batch, classes, y, x) have classes; a single channel l stands for two,
+with the logits 0 and l. Classes exclude each other, or overlap: then each channel is a class of its own, which is on where
+its logit is above 0. Whole numbers of shape (batch,), (batch, 1), (batch, y, x) or (batch, 1, y, x) are class numbers, as a
+black box may return them: a pixel then counts 1 where it has the class, else 0. Any other output has scores.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, ModelError, did_you_mean, option
 from evenslice.networks import detections, logits, predicted_classes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
-__all__ = ["Score", "Target", "classes_for_mirrors", "count_classes", "parse_target", "resolve_target"]
+__all__ = [
+    "Explained",
+    "LastActivation",
+    "Score",
+    "Target",
+    "check_batch",
+    "classes_for_mirrors",
+    "count_classes",
+    "parse_target",
+    "resolve_target",
+]
 
 Target = int | Literal["auto", "predicted", "labels", "sum"]
 """The output that is explained at each output pixel.
 
 - "auto": "predicted" if the output has classes, "sum" otherwise.
-- "predicted": the class that the network predicts there (a single logit l stands for two classes, -l and l).
+- "predicted": the class that the network predicts there; of classes that overlap, all that are on.
 - a number: that class.
 - "labels": the class in the label map.
 - "sum": the plain sum of all outputs, such as depths, features or detection scores.
@@ -37,6 +55,29 @@ _NAMED_TARGETS: tuple[Literal["auto", "predicted", "labels", "sum"], ...] = (
     "labels",
     "sum",
 )
+
+CLAMP = 1e-6
+"""Probabilities are clamped to CLAMP..1 - CLAMP, as their logits would be infinite."""
+
+MOST_CLASSES = 256
+"""Class numbers from here on are one class: numbers so large are those of objects."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What is explained, and how the output of a network is to be understood.
+
+    Attributes:
+        target: which output.
+        overlapping: whether several channels can be on at once; else classes exclude each other.
+        probabilities: whether the output holds probabilities, whose softmax or sigmoid cannot be looked behind.
+        margin: part of each side of an output map that is left out at its borders, where a tile lacks its surroundings.
+    """
+
+    target: Target = "auto"
+    overlapping: bool = False
+    probabilities: bool = False
+    margin: tuple[float, float] = (0.0, 0.0)
 
 
 def parse_target(text: str) -> Target:
@@ -100,100 +141,175 @@ def count_classes(returned: Any) -> int | None:
     return max(output.shape[1], 2) if output.is_floating_point() and _has_classes(output) else None
 
 
-def _no_classes(target: Target, given: str) -> ModelError:
-    return ModelError(
-        f"{option('target', target)}: needs logits of shape (batch, classes) or (batch, classes, y, x), but the "
-        f"network returns {given};"
-        " use the target 'sum'"
-    )
-
-
-def _has_classes(output: Tensor) -> bool:
-    return not output.is_floating_point() or output.ndim in (2, 4)
-
-
-def _plain(output: Tensor) -> Tensor:
-    """Return an output in float32, or in int64 where it holds class numbers: (batch,) or (batch, y, x)."""
-    if output.is_floating_point():
-        return output.float()
-    classes = output.squeeze(1) if output.ndim in (2, 4) and output.shape[1] == 1 else output
-    return classes.long() if classes.ndim in (1, 3) else output.float()
-
-
 @dataclass(frozen=True)
 class Score:
-    """The number that an attribution explains, as a function of the windows; see ``attribute`` for its parts.
+    """The number that an attribution explains, as a function of the windows.
 
-    With ``only``, the classes that are not explained are -1. With ``predicted``, (batch, y, x) or (batch,), these classes are
-    taken for those that the network predicts.
+    Attributes:
+        module: maps windows (batch, slices, y, x) to outputs.
+        explained: what of them.
+        labels: (batch, y, x) class numbers for the target "labels".
+        only: a class, or (batch,) one for each window, negative for none; pixels of other classes then do not count.
+        known: the output for the windows, if it is known from an earlier run.
+        predicted: the classes that are taken for those that the network predicts, as ``classes`` returns them.
     """
 
     module: nn.Module
-    target: Target
-    labels: Tensor | None
+    explained: Explained = Explained()
+    labels: Tensor | None = None
     only: int | Tensor | None = None
     known: Tensor | None = None
     predicted: Tensor | None = None
 
     def output(self, windows: Tensor) -> Tensor:
-        """Return the output for windows, in float32, or in int64 where it holds class numbers."""
-        returned = self.module(windows)
-        output = _plain(logits(returned))
-        if output.ndim == 0 or len(output) != len(windows):
-            raise ModelError(
-                f"the network returns {tuple(output.shape)} for {len(windows)} windows; the first dimension "
-                "must be the "
-                "batch"
-            )
+        """Return the logits or scores for windows, in float32, or class numbers in int64."""
+        return self.run(windows)[0]
+
+    def run(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the output for windows, and the part of its probabilities (batch,) that was clamped; None of logits.
+
+        Where the last step of the network is a softmax or a sigmoid, that is undone by taking what it was given.
+        """
+        with LastActivation() as last:
+            returned = self.module(windows)
+        output = logits(returned)
+        if self.explained.target != "sum":
+            output = last.undone(output)
+        check_batch(output, windows)
+        output = self._inner(_plain(output), windows.shape[2:])
         if windows.requires_grad and not output.requires_grad and _detected_nothing(returned):
             # An image without detections has a score of 0 and a gradient of 0.
             output = output + 0 * windows.sum()
-        return output
+        if not self.explained.probabilities:
+            return output, None
+        clamped = ((output < CLAMP) | (output > 1 - CLAMP)).flatten(1).float().mean(1)
+        return output.clamp(CLAMP, 1 - CLAMP).logit(), clamped
+
+    def _inner(self, output: Tensor, tile: Sequence[int]) -> Tensor:
+        """Leave out the margin of a map (batch, ..., y, x); tokens with features have none."""
+        rows, columns = output.shape[-2:] if output.ndim > 2 else (0, 0)
+        if not rows or not any(self.explained.margin) or abs(rows * tile[1] - columns * tile[0]) >= max(tile):
+            return output
+        y, x = (round(part * side) for part, side in zip(self.explained.margin, (rows, columns), strict=True))
+        return output[..., y : rows - y, x : columns - x]
 
     def __call__(self, windows: Tensor, classes: Tensor | None) -> Tensor:
         """Return the score (batch,) of windows, for the classes chosen by ``classes``."""
         return self.map(self.output(windows), classes).flatten(1).sum(1)
 
     def map(self, output: Tensor, classes: Tensor | None) -> Tensor:
-        """Return the contribution of each output pixel: (batch, y, x), (batch, 1) or, without classes, the output."""
+        """Return what is explained at each output pixel, 0 where no class is.
+
+        Returns:
+            (batch, y, x) or (batch, 1) log-odds; (batch, classes, y, x) logits of classes that overlap; scores as they are.
+        """
         if classes is None:
             return output.float().unsqueeze(-1) if output.ndim == 1 else output.float()
+        if classes.dtype == torch.bool:
+            return output * classes
+        values = self._log_odds(output, classes)
+        values = torch.where(classes >= 0, values, 0) if self.only is not None else values
+        return values.unsqueeze(1) if values.ndim == 1 else values
+
+    def _log_odds(self, output: Tensor, classes: Tensor) -> Tensor:
         if not output.is_floating_point():
-            picked = (output == classes).float()
-        else:
-            if output.shape[1] == 1:
-                output = torch.cat([-output, output], dim=1)
-            picked = output.gather(1, classes.clamp_min(0).unsqueeze(1)).squeeze(1)
-        if self.only is not None:
-            picked = picked * (classes >= 0)
-        return picked.unsqueeze(1) if picked.ndim == 1 else picked
+            return (output == classes).float()
+        if output.shape[1] == 1:
+            only = output.squeeze(1)
+            return torch.where(classes == 1, only, -only)
+        chosen = classes.clamp_min(0).unsqueeze(1)
+        picked = output.gather(1, chosen)
+        if not self.explained.probabilities:
+            picked = picked - output.scatter(1, chosen, -torch.inf).logsumexp(1, keepdim=True)
+        return picked.squeeze(1)
 
     def classes(self, output: Tensor) -> Tensor | None:
-        """Return the class to explain at each pixel of an output, (batch, y, x) or (batch,); None for the plain sum."""
+        """Return the class to explain at each pixel of an output, (batch, y, x) or (batch,); None for scores.
+
+        Of classes that overlap, (batch, classes, ...) whether each is explained. With ``only``, others are -1, or False.
+        """
         found = self._all_classes(output)
         if found is None or self.only is None:
             return found
         only = self.only
+        if found.dtype == torch.bool:
+            numbers = torch.arange(found.shape[1], device=found.device)
+            mine = numbers == torch.as_tensor(only, device=found.device).view(-1, 1)
+            return found & mine.view(*mine.shape, *(1,) * (found.ndim - 2))
         if isinstance(only, torch.Tensor):
             only = only.to(found.device).view(-1, *(1,) * (found.ndim - 1))
         return torch.where(found == only, found, -1)
 
+    def answers(self, output: Tensor) -> Tensor | None:
+        """Return the answer at each pixel, in the form of ``classes``: what is predicted, whatever is explained."""
+        if self.explained.target == "sum" or not _has_classes(output):
+            return None
+        return output.detach() > 0 if self._overlaps(output) else predicted_classes(output, dim=1)
+
+    def _overlaps(self, output: Tensor) -> bool:
+        return self.explained.overlapping and output.is_floating_point() and output.shape[1] > 1
+
     def _all_classes(self, output: Tensor) -> Tensor | None:
-        if self.target == "sum" or (self.target == "auto" and not _has_classes(output)):
+        target = self.explained.target
+        if target == "sum" or (target == "auto" and not _has_classes(output)):
             return None
         if not _has_classes(output):
-            raise _no_classes(self.target, f"{tuple(output.shape)}")
-        if self.target in ("auto", "predicted"):
-            return predicted_classes(output, dim=1) if self.predicted is None else self.predicted
+            raise _no_classes(target, f"{tuple(output.shape)}")
+        if target in ("auto", "predicted"):
+            return self.answers(output) if self.predicted is None else self.predicted
         count = count_classes(output)
-        if self.target == "labels":
-            return _labels_for(output, self.labels, count)
-        number = cast("int", self.target)
+        if target == "labels":
+            if self._overlaps(output):
+                raise ConfigError(
+                    f"{option('target', 'labels')}: a label map has one class a pixel, but those of the network overlap; "
+                    f"use {option('target', 'predicted')} or a class number"
+                )
+            return self._labels_for(output, count)
+        number = cast("int", target)
         if count is not None and number >= count:
             raise ConfigError(
                 f"{option('target', number)}: the network only has the classes 0 to {count - 1}"
             )
+        if self._overlaps(output):
+            found = torch.zeros_like(output, dtype=torch.bool)
+            found[:, number] = True
+            return found
         return torch.full_like(predicted_classes(output, dim=1), number)
+
+    def _labels_for(self, output: Tensor, count: int | None) -> Tensor:
+        if self.labels is None:
+            raise ConfigError(
+                f"{option('target', 'labels')}: needs label volumes; give them as {option('labels')}"
+            )
+        if output.ndim < 3:
+            raise ModelError(
+                f"{option('target', 'labels')}: needs an output for each pixel, but the network returns {tuple(output.shape)}"
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if count is not None and (low < 0 or high >= count):
+            raise ConfigError(
+                f"the labels hold values from {low} to {high}, but the network has the classes 0 to {count - 1}"
+            )
+        margin = self.explained.margin
+        size = [round(side / (1 - 2 * part)) for side, part in zip(output.shape[-2:], margin, strict=True)]
+        resized = nn.functional.interpolate(self.labels[:, None].float(), size=size, mode="nearest")
+        return self._inner(resized, size)[:, 0].long()
+
+    def at(self, rows: slice) -> Score:
+        """Return the score of some windows."""
+        labels, known, predicted = (
+            None if value is None else value[rows] for value in (self.labels, self.known, self.predicted)
+        )
+        only = self.only[rows] if isinstance(self.only, torch.Tensor) else self.only
+        return replace(self, labels=labels, known=known, predicted=predicted, only=only)
+
+
+def check_batch(output: Tensor, windows: Tensor) -> None:
+    """Raise ModelError unless an output has a row for each window."""
+    if output.ndim == 0 or len(output) != len(windows):
+        raise ModelError(
+            f"the network returns {tuple(output.shape)} for {len(windows)} windows; the first dimension must be the batch"
+        )
 
 
 def classes_for_mirrors(target: Target, output: Tensor) -> Tensor | None:
@@ -211,24 +327,53 @@ def classes_for_mirrors(target: Target, output: Tensor) -> Tensor | None:
     return predicted_classes(output, dim=1) if explains_predicted and _has_classes(output) else None
 
 
+class LastActivation(TorchFunctionMode):
+    """Remembers what softmaxes and sigmoids were given, and what they returned."""
+
+    SIGMOIDS = (torch.sigmoid, torch.Tensor.sigmoid, nn.functional.sigmoid, torch.special.expit)
+    SOFTMAXES = (torch.softmax, torch.Tensor.softmax, nn.functional.softmax, torch.special.softmax)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: tuple[Any, Any] = (None, None)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        options = kwargs or {}
+        found = func(*args, **options)
+        dim = options.get("dim", args[1] if len(args) > 1 else None)
+        over_classes = func in self.SOFTMAXES and isinstance(dim, int) and dim % found.ndim == 1
+        if args and (func in self.SIGMOIDS or over_classes):
+            self._last = (found, args[0])
+        return found
+
+    def undone(self, output: Tensor) -> Tensor:
+        """Return what the last activation was given, if the output is what it returned."""
+        returned, given = self._last
+        return given if returned is output else output
+
+
+def _no_classes(target: Target, given: str) -> ModelError:
+    return ModelError(
+        f"{option('target', target)}: needs logits of shape (batch, classes) or (batch, classes, y, x), but the "
+        f"network returns {given};"
+        " use the target 'sum'"
+    )
+
+
+def _has_classes(output: Tensor) -> bool:
+    return not output.is_floating_point() or output.ndim in (2, 4)
+
+
+def _plain(output: Tensor) -> Tensor:
+    """Return an output in float32 at least, or in int64 where it holds class numbers: (batch,) or (batch, y, x)."""
+    if output.is_floating_point():
+        return output if output.dtype == torch.float64 else output.float()
+    classes = output.squeeze(1) if output.ndim in (2, 4) and output.shape[1] == 1 else output
+    return classes.long() if classes.ndim in (1, 3) else output.float()
+
+
 def _detected_nothing(returned: Any) -> bool:
     found = detections(returned)
     return found is not None and not any(len(item["scores"]) for item in found)
-
-
-def _labels_for(output: Tensor, labels: Tensor | None, count: int | None) -> Tensor:
-    if labels is None:
-        raise ConfigError(
-            f"{option('target', 'labels')}: needs label volumes; give them as {option('labels')}"
-        )
-    if output.ndim < 3:
-        raise ModelError(
-            f"{option('target', 'labels')}: needs an output for each pixel, but the network returns {tuple(output.shape)}"
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if count is not None and (low < 0 or high >= count):
-        raise ConfigError(
-            f"the labels hold values from {low} to {high}, but the network has the classes 0 to {count - 1}"
-        )
-    resized = nn.functional.interpolate(labels[:, None].float(), size=output.shape[-2:], mode="nearest")
-    return resized[:, 0].long()

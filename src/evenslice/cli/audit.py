@@ -23,6 +23,7 @@ from evenslice.cli.printing import (
 from evenslice.results import Thresholds
 
 if TYPE_CHECKING:
+    from evenslice.auditing import Audit
     from evenslice.neutralizing import Reading
 
 
@@ -69,8 +70,8 @@ def audit(
     method: Annotated[
         list[str] | None,
         options.measurement(
-            f"Attribution method: {', '.join(options.METHODS)}; repeat to compare several (default: gradient, or "
-            "occlusion for onnx, which supports no other).",
+            f"Attribution method for the question of saliency: {', '.join(options.METHODS)}; repeat to compare several "
+            "(default: gradient; onnx supports occlusion alone, and is not asked by default).",
             metavar="M",
             autocompletion=lambda: options.METHODS,
         ),
@@ -84,6 +85,14 @@ def audit(
             autocompletion=lambda: options.TARGETS,
         ),
     ] = "auto",
+    overlapping: Annotated[
+        bool | None,
+        options.measurement(
+            "Whether several output channels can be on at once, or exclude each other (default: as the network's last "
+            "activation says, else they exclude each other).",
+            "--overlapping/--exclusive",
+        ),
+    ] = None,
     outputs: Annotated[
         str | None,
         options.measurement(
@@ -93,7 +102,10 @@ def audit(
         ),
     ] = None,
     tolerance: Annotated[
-        float, options.measurement("Largest pair bias that counts as equal attention.", metavar="X")
+        float,
+        options.measurement(
+            "Largest pair bias B, of saliency or reliance, that counts as equal.", metavar="X"
+        ),
     ] = Thresholds.attention,
     answer_tolerance: Annotated[
         float,
@@ -111,23 +123,29 @@ def audit(
     judged_share: Annotated[
         float,
         options.measurement(
-            "Pairs that get less than this share of the attention are shown, not judged; in windows of more than five "
+            "Pairs that get less than this share of the saliency are shown, not judged; in windows of more than five "
             "slices (K pairs), 2/K of it.",
             metavar="X",
         ),
     ] = Thresholds.judged,
-    precision: Annotated[
+    judged_class: Annotated[
         float,
         options.measurement(
-            "Stop once every judged pair bias is known to ± X and at least 8 slices have an answer, a second opinion and "
-            "attention to each class; after 200 windows, the first condition is enough (after 400 if no class "
-            "has changed in any window although scores have).",
+            "Classes that cover less than this part of the pixels are not judged, except for the two largest.",
             metavar="X",
         ),
-    ] = 0.01,
-    max_windows: Annotated[
-        int | None, options.measurement("Stop after this many windows (default: no limit).", metavar="N")
+    ] = Thresholds.judged_class,
+    precision: Annotated[
+        float | None,
+        options.measurement(
+            "Also go on until every judged B and C is known to ± X (default: only until the verdict is settled).",
+            metavar="X",
+        ),
     ] = None,
+    min_windows: Annotated[
+        int, options.measurement("Read at least this many windows, if there are so many.", metavar="N")
+    ] = 40,
+    max_windows: Annotated[int, options.measurement("Stop after this many windows.", metavar="N")] = 2000,
     fail_on_bias: Annotated[
         bool,
         options.measurement(
@@ -153,7 +171,7 @@ def audit(
     from evenslice.cli.comparison import AUDITS, RENDERED, audit_strategies, write_results
     from evenslice.networks import find_function
     from evenslice.report import need_report_extra
-    from evenslice.training import asked_size
+    from evenslice.training import asked_size, classes_overlap
 
     if require is not None:
         check_known("require", require, ENOUGH)
@@ -187,7 +205,10 @@ def audit(
                 answer_tolerance=answer_tolerance,
                 mismatch_tolerance=mismatch_tolerance,
                 judged_share=judged_share,
+                judged_class=judged_class,
+                overlapping=classes_overlap(source.run) if overlapping is None else overlapping,
                 precision=precision,
+                min_windows=min_windows,
                 max_windows=max_windows,
                 seed=seed,
                 **read,
@@ -211,9 +232,19 @@ def audit(
         audited.get("random", ()),
         "were random in this audit; for a verdict on trained answers, give the weights of the whole network",
     )
-    failed = fail_on_bias and any(audit.verdict == "biased" for audit in audits)
-    if failed or (require and any(audit.verdict not in ENOUGH[require] for audit in audits)):
+    short = [audit for audit in audits if require and audit.verdict not in ENOUGH[require]]
+    tell(*(_shortfall(audit, str(require)) for audit in short))
+    if short or (fail_on_bias and any(audit.verdict == "biased" for audit in audits)):
         raise typer.Exit(1)
+
+
+def _shortfall(audit: "Audit", required: str) -> str:
+    """Say which figures keep an audit from the verdict that is required."""
+    from evenslice.report import four_answers
+
+    answers = [item for item in four_answers(audit) if item.decided]
+    why = [f"{item.name}: {item.symbol} {item.value}, {item.verdict}" for item in answers]
+    return "; ".join([f"--require {required}: {audit.name} is {audit.verdict}", *why])
 
 
 def _of_source(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from evenslice._core import ConfigError, option
+from evenslice._core import ConfigError, ModelError, option
 from evenslice.auditing import check_method
 from evenslice.inference import ONNX, load_onnx
-from evenslice.neutralizing import find_strategy, load_network, symmetrize, symmetrized_at
+from evenslice.networks import build_model, normalization
+from evenslice.neutralizing import find_strategy, load_network, record_of, symmetrize, symmetrized_at
 from evenslice.report import FIGURE_FILES, TABLE_FILES, write_figures, write_report, write_tables
 from evenslice.results import save_audits
 
@@ -82,15 +83,15 @@ def audit_strategies(
         check_method(name)
     _refuse_repeated("strategy", strategies)
     _refuse_repeated("method", methods)
-    slices = network.slices if network.spec == ONNX else None  # any other network states its own
     several = (len(strategies) > 1, len(methods) > 1)
     audits = []
     for model, title, source in _networks(network, strategies, seed):
         lost = None
         for number, method in enumerate(methods):
-            found = measure(model, slices=slices, method=method, stress=number == 0)
+            found = measure(model, slices=network.slices, method=method, stress=number == 0)
             lost = found.stress if number == 0 else lost  # which no method changes
-            run = replace(found.run, model=found.run.model | source, command=command)
+            scaling = _scaling(network, model, found.run.scaling)
+            run = replace(found.run, model=found.run.model | source, scaling=scaling, command=command)
             name = _name(title, run.method, several=several)
             audits.append(replace(found, name=name, stress=lost, run=run))
     return audits
@@ -121,11 +122,45 @@ def _networks(
             )
         return
     for strategy in strategies:
-        loaded = load_network(**asdict(network), strategy=strategy, seed=seed)
+        try:
+            loaded = load_network(**asdict(network), strategy=strategy, seed=seed)
+        except ModelError as error:
+            yield _plain(network, strategy, seed, error)
+            continue
         source = loaded.source.to_dict()
         if (place := symmetrized_at(loaded.record)) is not None:
             source["symmetrized"] = place
         yield loaded.model, _title(strategy, loaded.record, loaded.source), source
+
+
+def _scaling(network: Network, model: Any, scaling: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Say where the scaling of a network comes from that was neutralized here, and not recorded before."""
+    record = None if network.spec == ONNX else record_of(model)
+    if record is None or not record.kernels:
+        return scaling
+    given = network.mean is not None or network.std is not None
+    source = "given" if given else "assumed" if normalization(model) is None else "stated"
+    return {**(scaling or {}), "source": source}
+
+
+def _plain(
+    network: Network, strategy: str | tuple[float, ...], seed: int, error: ModelError
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """Return a network as it was built, without a record, where its stems cannot be found and nothing was to be done to them.
+
+    Raises:
+        ModelError: ``error``, as something was, or as the network cannot be built either.
+    """
+    if strategy != "pretrained" or any(item is not None for item in (network.tie, network.mean, network.std)):
+        raise error
+    try:
+        model, source = build_model(network.spec, network.weights, classes=network.classes, seed=seed)
+    except ModelError:
+        raise error from None
+    if network.symmetrize is None:
+        return model, "as built", source.to_dict()
+    made = symmetrize(model, network.symmetrize)
+    return made, "as built, symmetrized", source.to_dict() | {"symmetrized": network.symmetrize}
 
 
 def _title(strategy: str | tuple[float, ...], record: Record, source: ModelSource) -> str:

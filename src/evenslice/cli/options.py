@@ -365,11 +365,18 @@ class Computing(Passes, Cluster):
 class AuditComputing(Computing):
     """How the network of an audit runs, and where; fields are named as the arguments of ``audit``."""
 
+    dtype: Annotated[
+        str,
+        computing(
+            "Data type of the network's passes and of all figures: float32 (auto), bfloat16, or float16 (on a GPU only).",
+            metavar="TYPE",
+            autocompletion=lambda: DTYPES,
+        ),
+    ] = "auto"
     tile: Annotated[
         tuple[int, int] | None,
         computing(
-            "In-plane tile size in pixels (default: the only size that the network takes or, of a classifier's run or exported "
-            "folder, that of its crops; else whole planes up to 256 along each axis, and 128 of longer ones).",
+            "In-plane tile size in pixels (default: what the network or its crops state, else planes up to 256, or 192).",
             metavar="Y X",
         ),
     ] = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from evenslice.auditing import Audit, Survey
-    from evenslice.results import StressSummary
     from evenslice.volumes import Volume
 
 UNBOUNDED = 10_000  # columns, more than any table needs
@@ -150,40 +148,32 @@ def _plain_console() -> Console:
 
 
 def show_audits(audits: Sequence[Audit], out: Path | None, *, json: bool) -> None:
-    """Print audits: in JSON the only one, a list of them or, by several methods, what follows from them and the list.
+    """Print audits: in JSON the only one or a list of them.
 
-    For people, lines above the table give the verdict of a single audit and say whether its methods agree, and one below
-    it what several methods conclude about one network; what lost slices cost follows, where labels were given.
+    For people, lines above a table of the answers of each say how the audits were made, the verdicts, and what to do; what lost
+    slices cost follows, where labels were given.
     """
     from evenslice.cli.evaluation_tables import stress_table
-    from evenslice.cli.tables import audit_table
-    from evenslice.report import conclude, methods_sentence, verdict_sentence
+    from evenslice.cli.tables import audit_table, verdict_lines
 
     documents = [audit.to_dict() for audit in audits]
-    alike = len(audits) == 1 or not any(audit.pairs for audit in audits)  # one sentence holds for all
-    concluded = conclude(audits)
-    several_methods = len({audit.run.method for audit in audits}) > 1
-    together = {"conclusions": [asdict(found) for found in concluded], "audits": documents}
+    stressed = {repr(audit.stress): audit for audit in reversed(audits) if audit.stress is not None}
     show(
-        together if several_methods else documents[0] if len(documents) == 1 else documents,
-        *filter(None, [verdict_sentence(audits[0]) if alike else "", methods_sentence(audits)]),
-        audit_table(audits),
-        *(found.says for found in concluded),
-        *(stress_table(found, name) for name, found in _stressed(audits)),
+        documents[0] if len(documents) == 1 else documents,
+        *verdict_lines(audits),
+        *(
+            audit_table(audit, audit.name if len(audits) > 1 else "four questions")
+            for audit in audits
+            if audit.pairs
+        ),
+        *(
+            stress_table(audit.stress, audit.name if len(audits) > 1 else None)
+            for audit in reversed(stressed.values())
+            if audit.stress is not None
+        ),
         *_report(out),
         json=json,
     )
-
-
-def _stressed(audits: Sequence[Audit]) -> Iterator[tuple[str | None, StressSummary]]:
-    """Yield what lost slices cost each network, once, though several methods may have audited it; named if not alone."""
-    from evenslice.report import by_network
-
-    networks = by_network(audits)
-    for name, indices in networks:
-        found = next((stress for index in indices if (stress := audits[index].stress) is not None), None)
-        if found is not None:
-            yield (name or audits[indices[0]].name) if len(networks) > 1 else None, found
 
 
 def show_survey(survey: Survey, out: Path | None, *, json: bool) -> None:

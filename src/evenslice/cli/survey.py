@@ -29,7 +29,7 @@ def survey(
         str | None,
         options.volume(f"Volume: {options.VOLUME_HELP} (default: an MRI template).", metavar="PATH"),
     ] = None,
-    windows: Annotated[int, options.measurement("Windows to measure per network.", metavar="N")] = 40,
+    windows: Annotated[int, options.measurement("Windows to measure per network.", metavar="N")] = 60,
     draws: Annotated[
         int,
         options.measurement(

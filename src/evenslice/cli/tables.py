@@ -11,8 +11,17 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from evenslice.report import counted, decimals
-from evenslice.results import FEW_SLICES, MAIN_SCORES, score_title
+from evenslice._core import printable
+from evenslice.report import (
+    advice_sentence,
+    counted,
+    decimals,
+    extent_sentence,
+    four_answers,
+    setting_lines,
+    verdict_sentence,
+)
+from evenslice.results import MAIN_SCORES, score_title
 from evenslice.volumes import describe_missing_numbers
 
 if TYPE_CHECKING:
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
     from evenslice.auditing import Audit, Survey
     from evenslice.inference import Exported
     from evenslice.neutralizing import Record
-    from evenslice.results import Interval, PairBias
+    from evenslice.results import Interval
     from evenslice.volumes import VolumeInfo
 
 __all__ = [
@@ -34,6 +43,7 @@ __all__ = [
     "record_table",
     "run_table",
     "survey_tables",
+    "verdict_lines",
     "without_zero",
 ]
 
@@ -46,109 +56,32 @@ VERDICT_STYLES = {
     "inconclusive": "yellow",
     "not applicable": "dim",
 }
+STATE_STYLES = {"within": "green", "beyond": "red", "open": "yellow"}
 
 
-def audit_table(audits: Sequence[Audit]) -> Table:
-    """Return one row for each audit: verdict, what decided it, pair bias by both methods, C (answer) and E (use).
-
-    It fits 80 columns; a pair bias has the half-width of its 95 % interval, and its k if there are several.
-    """
-    first = {audit.run.method for audit in audits}
-    second = {audit.statistics.second_opinion.method for audit in audits if audit.statistics.second_opinion}
-    headings = [_by_method(methods, place) for methods, place in ((first, "first"), (second, "second"))]
-    columns = ("network", "verdict,\ndecided by", *headings, "C,\nanswer", "E,\nuse")
-    table = new_table("attention, answer and use", *columns)
-    table.collapse_padding, table.pad_edge = True, False
-    for column in table.columns[1:]:
-        column.no_wrap = True
-    for audit in audits:
-        found = audit.statistics
-        opinion = found.second_opinion
-        table.add_row(
-            f"{audit.name}\n{_extent(audit)}",
-            Text.assemble((audit.verdict, VERDICT_STYLES[audit.verdict]), f"\n{_decision(audit)}"),
-            _pairs(audit.pairs, found.tolerance, audit.run.method if len(first) > 1 else None),
-            _pairs(
-                opinion.pairs if opinion else (),
-                found.tolerance,
-                opinion.method if opinion and len(second) > 1 else None,
-            ),
-            _figure(found.answer_change.estimate, found.answer_tolerance) + "†" * _of_scores(audit),
-            _figure(found.mirror_mismatch.estimate, found.mismatch_tolerance),
-        )
-    if notes := _notes(audits):
-        table.caption, table.caption_justify = "\n".join(notes), "left"
+def audit_table(audit: Audit, title: str) -> Table:
+    """Return a row for each question of an audit: the figure that decided or matters most, and its state."""
+    table = new_table(title, "question", "", "figure [95 %]", "of", "found")
+    table.columns[2].no_wrap = True
+    for item in four_answers(audit):
+        found = Text(item.verdict, STATE_STYLES.get(item.state, "dim"))
+        question = item.question + " *" * item.decided
+        table.add_row(question, item.symbol, without_zero(item.value), item.about, found)
+    if audit.statistics.decided_by:
+        table.caption, table.caption_justify = "* Decided the verdict, or left it open.", "left"
     return table
 
 
-def _notes(audits: Sequence[Audit]) -> list[str]:
-    """Return what explains the cells of a table of audits."""
-    notes = []
-    edges = {
-        (found.tolerance, found.answer_tolerance, found.mismatch_tolerance)
-        for found in (audit.statistics for audit in audits if audit.pairs)
-    }
-    if len(edges) == 1:
-        notes.append(
-            without_zero(
-                "Tolerances: pair bias within ±{:g}, C up to {:g}, E up to {:g}.".format(*edges.pop())
-            )
-        )
-    if any(map(_of_scores, audits)):
-        notes.append("† Of scores: the target is sum, or one class alone is predicted.")
-    if any(_saw_few(audit) for audit in audits):
-        notes.append(
-            f"Fewer than {FEW_SLICES} slices seen: raise --max-windows, or audit a larger volume as well."
-        )
-    if any("*" in _extent(audit) for audit in audits):
-        notes.append("* Stopped before reaching --precision.")
-    opinions = [audit.statistics.second_opinion for audit in audits]
-    pairs = [audit.pairs for audit in audits] + [opinion.pairs for opinion in opinions if opinion]
-    if any(not pair.judged for of_one in pairs for pair in of_one):
-        notes.append("(…) Too little attention to be judged.")
-    return notes
-
-
-def _of_scores(audit: Audit) -> bool:
-    """Return whether C compares the numbers of the output: it has no classes that are asked about, or that could change."""
-    return audit.statistics.answer_change.of == "scores"
-
-
-def _saw_few(audit: Audit) -> bool:
-    """Return whether a verdict is open because too few slices were seen."""
-    from evenslice.report import three_questions
-
-    return audit.verdict == "inconclusive" and any(asked.state == "few" for asked in three_questions(audit))
-
-
-def _by_method(methods: set[str], place: str) -> str:
-    """Return the heading of the pair biases by a method; what cells name is not in it."""
-    return f"pair bias\n{_broken(next(iter(methods)))}" if len(methods) == 1 else f"pair bias\n{place} method"
-
-
-def _decision(audit: Audit) -> str:
-    """Return what decided a verdict, or is open: the question and, for attention, the method, the class and the pair."""
-    found = audit.statistics.decided_by
-    if found is None:
-        return "attention" if audit.pairs else "none"
-    parts: list[str] = ["open:", found.question] if audit.verdict == "inconclusive" else [found.question]
-    if found.question == "attention" and audit.verdict != "balanced":
-        parts += [found.method] if found.method else []
-        parts += [] if found.class_number is None else [f"class {found.class_number}"]
-        parts += [f"k = {found.offset}"] if found.offset and len(audit.pairs) > 1 else []
-    return "\n".join(parts)
-
-
-def _pairs(pairs: Sequence[PairBias], tolerance: float, method: str | None) -> str:
-    """Return pair biases, each in a line with its k if there are several, in brackets if it is not judged.
-
-    The method stands below them if it is given.
-    """
-    lines = [_with_half_width(pair, limits=(-tolerance, tolerance)) for pair in pairs]
-    lines = [line if pair.judged else f"({line})" for line, pair in zip(lines, pairs, strict=True)]
-    if len(lines) > 1:
-        lines = [f"k={k} {line}" for k, line in enumerate(lines, start=1)]
-    return "\n".join([*lines, *([_broken(method)] if method else [])]) or "none"
+def verdict_lines(audits: Sequence[Audit]) -> Iterator[Text | str]:
+    """Yield how audits were made, then for each its verdict with what decided it, its extent, and what to do."""
+    yield from setting_lines(audits)
+    for audit in audits:
+        word, rest = verdict_sentence(audit).split(maxsplit=1)
+        style = VERDICT_STYLES[audit.verdict]
+        name = f"{audit.name}: " if len(audits) > 1 else ""
+        yield Text.assemble(printable(name), (word, f"bold {style}"), f" {rest} {extent_sentence(audit)}")
+    advised = audits if len(audits) == 1 else [audit for audit in audits if audit.verdict != "symmetric"]
+    yield from dict.fromkeys(filter(None, map(advice_sentence, advised)))
 
 
 def _with_half_width(value: Interval, between: str = " ", limits: Sequence[float] = ()) -> str:
@@ -168,20 +101,6 @@ def _with_half_width(value: Interval, between: str = " ", limits: Sequence[float
         low, high = (f"{end:z.{decimals(ends, limits, least=2)}f}" for end in ends)
         return f"{estimate}\n[{low}, {high}]"
     return f"{estimate}{between}± {_short(half, places)}"
-
-
-def _figure(value: float, limit: float) -> str:
-    """Format a part of a whole, which may be larger than 1 or tiny, so that it shows on which side of a limit it lies."""
-    if math.isnan(value):
-        return "none"
-    if 0 < value < 0.0005:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return _short(value, decimals([value], [limit]))
-
-
-def _broken(text: str) -> str:
-    """Return a verdict or the name of a method with one word in each line, for a narrow column."""
-    return text.replace("_", "\n").replace(" ", "\n")
 
 
 def info_table(info: VolumeInfo) -> Table:
@@ -351,16 +270,6 @@ def failed_table(title: str, what: str, failed: Sequence[tuple[str, str]]) -> Ta
     for name, error in failed:
         table.add_row(name, error)
     return table
-
-
-def _extent(audit: Audit) -> str:
-    """Return the number of windows, with a star if they were too few for the requested precision."""
-    windows, precision = counted(len(audit.measurements.volume), "window"), audit.run.precision
-    if audit.run.stopped in {"", "precision reached"} or precision is None:
-        return windows
-    # What lies at the edge of its range has an interval to one side only.
-    widths = [max(pair.high - pair.estimate, pair.estimate - pair.low) for pair in audit.pairs if pair.judged]
-    return windows if all(width < precision for width in widths) else f"{windows} *"
 
 
 def _short(value: float, places: int = 3) -> str:

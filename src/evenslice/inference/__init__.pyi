@@ -7,9 +7,11 @@ from .black_boxes import (
 )
 from .depthwise import keep_depthwise_exact as keep_depthwise_exact
 from .device_errors import (
+    SMALLER as SMALLER,
     is_device_error as is_device_error,
     memory_error_of as memory_error_of,
     out_of_memory as out_of_memory,
+    reporting_device_errors as reporting_device_errors,
     shortage as shortage,
 )
 from .devices import (
@@ -31,7 +33,7 @@ from .exporting.stated_reading import stated_crop as stated_crop, stated_reading
 from .logit_maps import class_logits as class_logits
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
 from .prediction import choose_tile as choose_tile, predict as predict
-from .probabilities import refuse_sigmoid as refuse_sigmoid
+from .probabilities import holds_probabilities as holds_probabilities
 from .ready_network import ReadyNetwork as ReadyNetwork, trial_windows as trial_windows
 from .scoring import LARGEST_SURFACE as LARGEST_SURFACE, evaluate_parts as evaluate_parts
 from .segmentation import segment as segment

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from evenslice.inference.ready_network import ReadyNetwork
 
-__all__ = ["refuse_probabilities", "refuse_sigmoid"]
+__all__ = ["holds_probabilities", "refuse_probabilities", "refuse_sigmoid"]
 
 FAR = 1e3
 """Windows of noise in -FAR..FAR drive a function that ends in a sigmoid to both of its ends."""
@@ -29,7 +29,7 @@ SOFTMAX_ROUNDING = 0.01
 
 
 def refuse_sigmoid(
-    network: ReadyNetwork | BlackBox, returned: Any, slices: int, tile: tuple[int, int], *, or_else: str = ""
+    network: ReadyNetwork | BlackBox, returned: Any, slices: int, tile: tuple[int, int]
 ) -> None:
     """Check that the only class of a network is told from the background by the sign of its output.
 
@@ -41,7 +41,6 @@ def refuse_sigmoid(
         returned: what it returned for the window of noise from ``trial_windows``.
         slices: N, the number of slices of its windows.
         tile: the size (y, x) of its windows.
-        or_else: what a user can do besides, such as ", or ...".
 
     Raises:
         ModelError: the network has a single output channel, which ends in a sigmoid.
@@ -61,7 +60,7 @@ def refuse_sigmoid(
     windows = trial_windows(slices, tile).to(network.device)
     ends = _is_driven_to_both_ends if isinstance(network, BlackBox) else _ends_in_sigmoid
     if ends(network, windows):
-        raise ModelError(f"the network {network.name} {PROBABILITY}{or_else}")
+        raise ModelError(f"the network {network.name} {PROBABILITY}")
 
 
 def refuse_probabilities(
@@ -103,6 +102,27 @@ def refuse_probabilities(
             "needed; segment without probabilities, or build it without its last sigmoid if a softmax is what it was "
             "trained with"
         )
+
+
+def holds_probabilities(
+    network: ReadyNetwork | BlackBox, output: Tensor, slices: int, tile: tuple[int, int]
+) -> Literal["softmax", "sigmoid"] | None:
+    """Tell from the values of an output whether they are probabilities, and of which kind; None for logits.
+
+    Args:
+        network: the network, or the function.
+        output: for the window of noise from ``trial_windows``, (batch, channels) or (batch, channels, y, x).
+        slices: N, the number of slices of its windows.
+        tile: the size (y, x) of its windows.
+    """
+    if not _within(output):
+        return None
+    if output.shape[1] > 1 and bool(((output.float().sum(dim=1) - 1).abs() <= SOFTMAX_ROUNDING).all()):
+        return "softmax"
+    windows = trial_windows(slices, tile).to(network.device)
+    if isinstance(network, BlackBox):
+        return "sigmoid" if _is_probability(output) and _is_driven_to_both_ends(network, windows) else None
+    return "sigmoid" if _ends_in_sigmoid(network, windows) else None
 
 
 def _within(output: Tensor) -> bool:

@@ -14,6 +14,7 @@ from evenslice.napari_plugin.layers import position
 from evenslice.napari_plugin.map_layers import MapLayers
 from evenslice.napari_plugin.network_choice import random_parts
 from evenslice.report import audit_html
+from evenslice.training import classes_overlap
 from evenslice.volumes import Scaling, reslice
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
         volume,
         slices=network.slices,
         tile=network.crop,
+        overlapping=classes_overlap(network.run),
         **network.reading.options(labels=False),
     )
     return _Audited(found, network, random_parts(choice, network), volume, layer)

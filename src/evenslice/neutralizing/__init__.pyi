@@ -14,7 +14,9 @@ from .record import (
     Record as Record,
     record_of as record_of,
     record_with_names as record_with_names,
+    recorded_on as recorded_on,
     symmetrized_at as symmetrized_at,
+    uncompiled as uncompiled,
 )
 from .stems import find_stems as find_stems
 from .strategies import (

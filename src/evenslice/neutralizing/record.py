@@ -145,6 +145,20 @@ def record_of(model: nn.Module) -> Record | None:
     return next((vars(module)[_ATTRIBUTE] for module in _holders(model)), None)
 
 
+def recorded_on(model: nn.Module) -> str | None:
+    """Return the name of the part of a network that holds its record, "" for the network itself; None without a record.
+
+    Example:
+        >>> import evenslice
+        >>> from torch import nn
+        >>> _ = evenslice.neutralize(layer := nn.Conv2d(3, 8, 3))
+        >>> recorded_on(layer), recorded_on(nn.Sequential(layer)), recorded_on(nn.ReLU())
+        ('', '0', None)
+    """
+    inner = next(_holders(model), None)
+    return next((name for name, module in model.named_modules() if module is inner), None)
+
+
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
     """Return the network that holds the record if a model only wraps it, and its name there, ``"module."``; else the model.
 

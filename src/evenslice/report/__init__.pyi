@@ -1,8 +1,11 @@
-from .audit.agreement import methods_sentence as methods_sentence
-from .audit.conclusions import by_network as by_network, conclude as conclude
-from .audit.questions import three_questions as three_questions
+from .audit.answers import four_answers as four_answers
+from .audit.sentences import (
+    advice_sentence as advice_sentence,
+    extent_sentence as extent_sentence,
+    setting_lines as setting_lines,
+    verdict_sentence as verdict_sentence,
+)
 from .audit.summary import audit_html as audit_html
-from .audit.wording import verdict_sentence as verdict_sentence
 from .base.wording import counted as counted, decimals as decimals
 from .files import (
     FIGURE_FILES as FIGURE_FILES,

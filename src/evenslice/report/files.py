@@ -52,7 +52,6 @@ FIGURE_FILES = tuple(
     for name in (
         "shares",
         "biases",
-        "course",
         "stress",
         *(f"kernels-{number}" for number in NUMBERS),
         *(f"example-{number}" for number in NUMBERS),
@@ -137,9 +136,9 @@ def write_tables(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) 
     """Write ``figures.csv``, ``windows.csv`` and ``run.csv``.
 
     ``figures.csv`` has a row for every statistic of every audit (audit, figure, offset, estimate, low, high, judged,
-    method, class), those of the second opinion and of each class too; ``windows.csv`` a row for every window, with the
-    fields of ``evenslice.results.measurements.Measurements``, those of slices and pairs by offset (``share_-1``,
-    ``mismatch_1``); ``run.csv`` a row for every setting and a column for every audit. Undefined values are left empty.
+    state, class, volume), those of each judged class and each volume too; ``windows.csv`` a row for every window, with its
+    place and sums by offset (``share_-1``, ``reliance_-1``, ``mismatch_1``); ``run.csv`` a row for every setting and a
+    column for every audit. Undefined values are left empty.
 
     Args:
         audits: one or more.

@@ -3,17 +3,17 @@ from .arms import (
     SALIENCY_PERCENTILES as SALIENCY_PERCENTILES,
     ArmSummary as ArmSummary,
     Comparison as Comparison,
-    largest_bias as largest_bias,
     saliency_percentiles as saliency_percentiles,
     summarize_runs as summarize_runs,
 )
 from .array_files import stored_size as stored_size
 from .asymmetry import (
+    Figure as Figure,
     PairBias as PairBias,
     next_look as next_look,
-    precise_enough as precise_enough,
     summarize as summarize,
 )
+from .audit_json import DEFINITIONS as DEFINITIONS
 from .audits import (
     AuditedVolume as AuditedVolume,
     AuditResult as AuditResult,
@@ -22,26 +22,15 @@ from .audits import (
     StemShape as StemShape,
     save_audits as save_audits,
 )
-from .biases import directional_bias as directional_bias, model_part as model_part, pair_bias as pair_bias
+from .biases import (
+    directional_bias as directional_bias,
+    halves as halves,
+    model_part as model_part,
+    pair_bias as pair_bias,
+)
 from .channel_balance import colour_balance as colour_balance
-from .evidence import (
-    MethodNames as MethodNames,
-    answer_evidence as answer_evidence,
-    are_votes as are_votes,
-    class_evidence as class_evidence,
-    count_attended as count_attended,
-    count_slices as count_slices,
-    second_evidence as second_evidence,
-)
-from .intervals import FEW_SLICES as FEW_SLICES, Interval as Interval
-from .measurements import (
-    BiasParts as BiasParts,
-    Measurements as Measurements,
-    measure_shares as measure_shares,
-    measure_windows as measure_windows,
-    split_biases as split_biases,
-)
-from .output_changes import OUTPUT_FIELDS as OUTPUT_FIELDS, SAME_OUTPUT as SAME_OUTPUT
+from .intervals import Interval as Interval
+from .measurements import SAME as SAME, SAME_USE as SAME_USE, Measurements as Measurements
 from .pooling import (
     ENOUGH_REPLICATES as ENOUGH_REPLICATES,
     LOSSES as LOSSES,
@@ -52,6 +41,7 @@ from .pooling import (
     pool_runs as pool_runs,
     uncompared_folds as uncompared_folds,
 )
+from .questions import Questions as Questions, ask as ask
 from .ratios import ratio as ratio
 from .replicates import (
     Unit as Unit,
@@ -83,7 +73,6 @@ from .study_summaries import (
     read_pooled as read_pooled,
     read_score as read_score,
 )
-from .subsets import SubsetMeasurements as SubsetMeasurements
 from .surveys import (
     SURVEY_FILES as SURVEY_FILES,
     SurveyedNetwork as SurveyedNetwork,
@@ -93,3 +82,4 @@ from .surveys import (
     mean_of_draws as mean_of_draws,
 )
 from .thresholds import Thresholds as Thresholds
+from .verdicts import Decision as Decision, judge as judge

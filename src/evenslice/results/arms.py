@@ -6,7 +6,8 @@ Two arms are compared run by run: runs with the same fold and seed see the same 
 weights, unless the whole network is random. An arm is not inferior to the baseline when the 95 %
 interval of the difference in the main score, such as Dice, lies above minus the margin. What an arm removes of the
 baseline's bias is a ratio of means and has Fieller's interval. Every interval is clipped to the range of its quantity.
-Intervals are not adjusted for the number of arms; ``pooling`` joins the data sets, and there p values are.
+Intervals are not adjusted for the number of arms; ``pooling`` joins the data sets, and there p values are. Figures of audits
+by the definitions of version 0.2 stand beside no others; see ``comparable``.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.results.biases import halves, pair_bias
 from evenslice.results.intervals import UNKNOWN
 from evenslice.results.replicates import fold_of, pair_runs, replicate_means, replicate_unit
 from evenslice.results.scores import MAIN_SCORES, TASK_SCORES
 from evenslice.results.student import NonInferiority, bias_removed, non_inferiority, student_interval
-from evenslice.results.thresholds import least_attention
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,8 +39,9 @@ __all__ = [
     "Comparison",
     "answer_kind",
     "column",
+    "comparable",
     "difference_bounds",
-    "largest_bias",
+    "incomparable",
     "metric_bounds",
     "saliency_percentiles",
     "summarize_runs",
@@ -53,6 +53,7 @@ METRICS = (
     "directional_bias",
     "absolute_bias",
     "largest_bias",
+    "reliance",
     "asymmetry",
     "imbalance",
     "mirror_error",
@@ -60,7 +61,11 @@ METRICS = (
     "answer_change",
     "mirror_mismatch",
 )
-"""Names of the metrics of a run; ``absolute_bias`` is |D_m|, ``largest_bias`` the largest |B_k|, see ``largest_bias``."""
+"""Names of the metrics of a run.
+
+``absolute_bias`` is |D_m|; ``largest_bias`` is the largest |B_k| of the saliency among the judged pairs, and ``reliance`` that
+of the reliance: |D_m| is 0 where pairs of opposite sign cancel, as in five slices of repeated colours.
+"""
 
 BOUNDS = {
     **dict.fromkeys(("hd95", "variation_of_information", "mirror_error"), (0.0, math.inf)),
@@ -162,33 +167,31 @@ class Comparison:
         }
 
 
-def largest_bias(run: RunRecord) -> float:
-    """Return the largest absolute pair bias |B_k| (model part) of a run, 0..1; NaN without pairs.
+def comparable(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """Return runs without the figures of their audits that cannot stand beside those of others.
 
-    |D| is 0 where pairs of opposite sign cancel, as in five slices of repeated colours; the largest |B_k| is not. Pairs
-    that get too little attention to be judged are left out: |B_k| of a pair that hardly gets any is noise.
+    What version 0.2 measured (``definitions`` of 1) is not what is measured now. Beside later runs, those of 0.2 keep
+    their scores and what disturbed slices cost them, and the answer change where there are two ``classes``.
 
-    Args:
-        run: with ``largest_bias``; or with ``shares``, their means over windows and mirrors, and ``pairs``, the means
-            of B_k. Records of earlier versions have no B_k: with three slices |B_1| is their ``absolute_bias``, with
-            more the B_k of the mean shares are very close.
-
-    Example: the inner pair leans to one side, the outer pair to the other.
-        >>> round(largest_bias({"shares": [0.15, 0.31, 0.08, 0.15, 0.31]}), 2)
-        0.35
+    Example:
+        >>> old, new = {"dice": 0.8, "asymmetry": 0.1}, {"dice": 0.7, "asymmetry": 0.2, "definitions": 2}
+        >>> [run["asymmetry"] for run in comparable([old, new])], [run["asymmetry"] for run in comparable([old])]
+        ([None, 0.2], [0.1])
     """
-    profile = np.array([run.get("shares") or ()], dtype=np.float64)
-    stated = run.get("largest_bias")
-    if stated is None and profile.shape[1] == 3 and "pairs" not in run:
-        stated = run.get("absolute_bias")
-    if stated is not None and not math.isnan(stated):
-        return float(stated)
-    if profile.shape[1] < 3 or np.isnan(profile).any():
-        return math.nan
-    before, after = halves(profile)
-    pairs = np.array([run["pairs"]]) if "pairs" in run else pair_bias(profile)
-    judged = before + after >= least_attention(before.shape[1])
-    return float(np.abs(pairs[judged]).max(initial=0.0))
+    known = [*runs]
+    latest = max((run.get("definitions", 1) for run in known), default=1)
+    return [
+        run if run.get("definitions", 1) == latest else {**run, **dict.fromkeys(incomparable(run))}
+        for run in known
+    ]
+
+
+def incomparable(run: RunRecord) -> list[str]:
+    """Return the names of what an audit by the definitions of version 0.2 measured in another way."""
+    kept = {*TASK_SCORES["segmentation"], *TASK_SCORES["classification"]}
+    if run.get("classes") == 2 and run.get("answer_of") != "scores":
+        kept.add("answer_change")
+    return [name for name in (*METRICS, "shares") if name not in kept]
 
 
 def saliency_percentiles(saliency: NDArray[np.floating[Any]]) -> list[list[float]] | None:
@@ -218,9 +221,9 @@ def summarize_runs(
     """Summarize the finished runs of a study.
 
     Args:
-        rows: for each run ``dataset``, ``architecture``, ``arm``, ``seed``, ``shares`` and its ``METRICS``, and its
-            ``fold`` and the number of ``folds`` of its data set if it has any; a metric that is missing or None is
-            undefined, but for ``largest_bias``, which ``shares`` give too.
+        rows: for each run ``dataset``, ``architecture``, ``arm``, ``seed``, ``shares`` and its ``METRICS``, its ``fold`` and
+            the number of ``folds`` of its data set if it has any, and what ``comparable`` needs; a metric that is missing
+            or None is undefined.
         baseline: the arm that the others are compared with.
         margin: of the non-inferiority test of the main score.
         score: the name of that.
@@ -238,7 +241,7 @@ def summarize_runs(
         (0.0101, True)
     """
     groups: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
-    for row in rows:
+    for row in comparable(rows):
         arms = groups.setdefault((row["dataset"], row["architecture"]), {})
         arms.setdefault(row["arm"], []).append(row)
     return [_compare(*names, arms, baseline, margin, score) for names, arms in groups.items()]
@@ -363,5 +366,4 @@ def column(runs: Sequence[RunRecord], name: str) -> NDArray[np.float64]:
     """
     if name == "answer_change" and answer_kind(runs) == "both":
         return np.full(len(runs), np.nan)
-    values = map(largest_bias, runs) if name == "largest_bias" else (run.get(name) for run in runs)
-    return np.array([*values], dtype=np.float64)
+    return np.array([run.get(name) for run in runs], dtype=np.float64)

@@ -1,119 +1,129 @@
 """The statistics of an audit: whether a network treats opposite slices alike, with intervals and a verdict.
 
-``summarize`` makes them from the ``Measurements`` of all windows; ``next_look`` and ``precise_enough`` say when an
-audit may stop. Everything here is a pure function. docs/statistics.md explains the method, docs/calibration.md how often it is
-right.
+``summarize`` makes them from the ``Measurements`` of a sample of windows; ``next_look`` says when an audit may stop.
+Everything here is a pure function. docs/statistics.md explains the method, docs/calibration.md how often it is right.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.results.biases import data_part, directional_bias, halves, model_part
-from evenslice.results.evidence import (
-    MethodNames,
-    answer_evidence,
-    answer_kind,
-    class_evidence,
-    difference_of_methods,
-    disagreement_interval,
-    first_evidence,
-    second_evidence,
-    use_evidence,
-)
-from evenslice.results.intervals import UNKNOWN, Interval, fit_means, mean_interval
-from evenslice.results.measurements import Measurements, split_biases
-from evenslice.results.subsets import SubsetMeasurements
+from evenslice.results.biases import data_part, directional_bias, halves, model_part, pair_bias
+from evenslice.results.intervals import UNKNOWN, Interval, fit_ratios, mean_interval
+from evenslice.results.questions import AnswerKind, ask
 from evenslice.results.thresholds import Thresholds, least_attention
-from evenslice.results.verdicts import (
-    AnswerKind,
-    Decision,
-    Verdict,
-    agreement,
-    judge,
-)
+from evenslice.results.verdicts import LARGEST_DIFFERENT, Decision, Evidence, State, Verdict, judge
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from evenslice.results.intervals import MeanFit
-    from evenslice.results.verdicts import Evidence
+    from evenslice.results.measurements import Measurements
+    from evenslice.results.questions import Questions
 
     Floats = NDArray[np.float64]
 
 __all__ = [
     "AnswerChange",
     "Asymmetry",
-    "ClassBias",
+    "ClassFigures",
+    "Figure",
+    "Mismatch",
     "PairBias",
-    "SecondOpinion",
+    "VolumeFigures",
     "next_look",
-    "precise_enough",
     "summarize",
 ]
 
-FIRST_LOOK = 40  # windows; fewer say too little about the correlation of neighbours
+FIRST_LOOKS = (40, 59)
+"""Windows at the first two looks: with 59 that equal their mirrors, fewer than 5 % of all can differ."""
 
 
 @dataclass(frozen=True, slots=True)
-class PairBias(Interval):
-    """The model part of the pair bias B_k with its interval.
+class Figure(Interval):
+    """A figure that a verdict depends on, with its 95 % interval.
 
     Attributes:
-        judged: whether the pair gets enough of the attention for the verdict to depend on it.
+        judged: whether the verdict depends on it.
+        state: "within" or "beyond" the tolerance, or still "open"; "not judged"; "unknown" in audits of version 0.2.
     """
 
     judged: bool = True
+    state: State = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerChange(Interval):
-    """The answer change C with its interval.
+class PairBias(Figure):
+    """The pair bias B_k of saliency (its model part) or of reliance."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerChange(Figure):
+    """The answer change C.
 
     Attributes:
-        of: what it compares: "classes", the part of the foreground whose class changes, 0..1; "scores", the change of the
-            output in terms of its standard deviation; "unknown" if that was not recorded, or C is not known.
+        of: what it compares: "classes", the part of a class that changes, 0..1; "scores", the change of the output in terms
+            of its standard deviation; "unknown" if C is not known.
+        class_number: the class; None for scores.
     """
 
     of: AnswerKind = "unknown"
+    class_number: int | None = None
 
 
-NO_ANSWER = AnswerChange(np.nan, np.nan, np.nan)
-
-
-@dataclass(frozen=True)
-class SecondOpinion:
-    """The pair biases by another method, on a subset of the windows.
+@dataclass(frozen=True, slots=True)
+class Mismatch(Figure):
+    """The mirror mismatch E.
 
     Attributes:
-        method: of attribution.
-        windows: number of windows.
-        pairs: K pair biases, k = 1..K.
+        pairs: E of each pair k = 1..K; empty for a class.
     """
 
-    method: str
-    windows: int
-    pairs: tuple[PairBias, ...]
+    pairs: tuple[Figure, ...] = ()
+
+
+NO_ANSWER = AnswerChange(math.nan, math.nan, math.nan, judged=False)
+NO_MISMATCH = Mismatch(math.nan, math.nan, math.nan, judged=False)
 
 
 @dataclass(frozen=True)
-class ClassBias:
-    """The pair biases of the pixels of one class, predicted or (target "labels") labelled, on a subset of the windows.
+class ClassFigures:
+    """The figures of the pixels of one judged class, predicted or (target "labels") labelled.
 
     Attributes:
         class_number: the class.
-        pixels: part of the pixels that have it.
-        windows: number of windows.
-        pairs: K pair biases, k = 1..K.
+        pixels: part of the pixels that have it, in the answers to windows and mirrors.
+        windows: number of windows that have it.
+        pairs: K pair biases of the saliency, k = 1..K; empty if not asked.
+        reliance: K pair biases of the reliance; likewise.
+        answer_change: C of the class.
+        mirror_mismatch: E of the class.
     """
 
     class_number: int
     pixels: float
     windows: int
-    pairs: tuple[PairBias, ...]
+    pairs: tuple[PairBias, ...] = ()
+    reliance: tuple[PairBias, ...] = ()
+    answer_change: AnswerChange = NO_ANSWER
+    mirror_mismatch: Mismatch = NO_MISMATCH
+
+
+@dataclass(frozen=True)
+class VolumeFigures:
+    """The figures of one of several volumes, for all predicted pixels, without a verdict."""
+
+    volume: int
+    windows: int
+    pairs: tuple[Interval, ...]
+    reliance: tuple[Interval, ...]
+    answer_change: Interval
+    mirror_mismatch: Interval
 
 
 @dataclass(frozen=True)
@@ -122,9 +132,13 @@ class Asymmetry:
 
     Attributes:
         verdict: "symmetric", "balanced", "biased", "inconclusive", or "not applicable" at N = 1.
-        tolerance: the largest absolute pair bias that counts as equal attention.
-        shares: N intervals of the mean share (over windows and mirrors), offsets -K..K.
-        pairs: K intervals of the model part of the pair bias B_k, k = 1..K.
+        tolerance: the largest absolute pair bias that counts as equal.
+        shares: N intervals of the mean share of the saliency (over windows and mirrors), offsets -K..K; NaN if not asked.
+        pairs: K intervals of the pair bias B_k of the saliency (its model part), k = 1..K.
+        reliance: K intervals of the pair bias of the reliance.
+        answer_change: C, the part of the answer that changes when a window is reversed: of the judged class in which it is
+            largest, first of those beyond the tolerance, or of scores.
+        mirror_mismatch: E, the part of the outer slices' attribution that is not used in the same way.
         data_pairs: K intervals of the data part of B_k.
         directional_bias: D_m, the model part of the directional bias.
         data_direction: D_d, its data part.
@@ -133,16 +147,17 @@ class Asymmetry:
         wasserstein: K intervals of the Wasserstein-1 distance between mirrored slices.
         mirror_error: mean relative output change when a window is reversed.
         mirror_disagreement: mean share of pixels whose class changes when a window is reversed.
-        answer_change: C, the part of the answer that changes when a window is reversed; see ``answer_evidence``.
-        mirror_mismatch: E, the part of the outer slices' attribution that is not used in the same way.
-        decided_by: what decided the verdict; None if nothing did.
-        methods_agree: whether both methods agree about the pair biases; None if that is not settled, or there is one
-            method only.
-        second_opinion: the pair biases by another method; None if there is none.
-        classes: the pair biases of each class that covers at least 1 % of the pixels.
+        decided_by: the figures that decided the verdict, or that are open, one for each question.
+        classes: the figures of each judged class.
+        unjudged_classes: the classes in the answers that were not judged.
+        different: the part of the windows that may differ from their mirrors, with 95 % confidence, if all that were read are
+            equal to their mirrors; else None.
+        needed: windows that would settle the open figures, if these are what they seem; None if none is open.
+        by_volume: the figures of each volume, if there are several.
         answer_tolerance: the largest C that counts as the same answer.
         mismatch_tolerance: the largest E that counts as the same use.
-        judged_share: the part of the attention that a pair has to get in order to be judged; see ``least_attention``.
+        judged_share: the part of the saliency that a pair has to get in order to be judged; see ``least_attention``.
+        judged_class: the part of the pixels that a class has to cover.
     """
 
     verdict: Verdict
@@ -157,157 +172,197 @@ class Asymmetry:
     wasserstein: tuple[Interval, ...]
     mirror_error: Interval
     mirror_disagreement: Interval
+    reliance: tuple[PairBias, ...] = ()
     answer_change: AnswerChange = NO_ANSWER
-    mirror_mismatch: Interval = UNKNOWN
-    decided_by: Decision | None = None
-    methods_agree: bool | None = None
-    second_opinion: SecondOpinion | None = None
-    classes: tuple[ClassBias, ...] = ()
+    mirror_mismatch: Mismatch = NO_MISMATCH
+    decided_by: tuple[Decision, ...] = ()
+    classes: tuple[ClassFigures, ...] = ()
+    unjudged_classes: tuple[int, ...] = ()
+    different: float | None = None
+    needed: int | None = None
+    by_volume: tuple[VolumeFigures, ...] = ()
     answer_tolerance: float = Thresholds.answer
     mismatch_tolerance: float = Thresholds.use
     judged_share: float = Thresholds.judged
+    judged_class: float = Thresholds.judged_class
 
     @property
     def least_attention(self) -> float:
-        """The part of the attention below which a pair is not judged."""
+        """The part of the saliency below which a pair is not judged."""
         return least_attention(len(self.pairs), self.judged_share)
 
 
 def next_look(windows: int) -> int:
-    """Return the number of windows after which an audit next checks its precision.
+    """Return the number of windows after which an audit next looks at what it knows.
 
-    It checks after 40 windows and then whenever their number has grown by a quarter: often enough to save windows,
-    rarely enough to cost nothing compared with the network.
+    It looks after 40 windows, after 59, and then whenever their number has grown by a quarter.
 
     Args:
         windows: number of windows measured so far.
 
     Example:
-        >>> [next_look(windows) for windows in (0, 39, 40, 50)]
-        [40, 40, 50, 62]
+        >>> [next_look(windows) for windows in (0, 39, 40, 59, 73)]
+        [40, 40, 59, 73, 91]
     """
-    look = FIRST_LOOK
+    first, look = FIRST_LOOKS
+    if windows < first:
+        return first
     while look <= windows:
         look += look // 4
     return look
 
 
-def precise_enough(
-    measurements: Measurements,
-    precision: float = 0.01,
-    thresholds: Thresholds = Thresholds(),  # noqa: B008  # immutable
-) -> bool:
-    """Return whether the 95 % intervals of all pair biases (their model parts) are narrow enough.
-
-    Args:
-        measurements: those of the windows so far.
-        precision: upper limit of every half-width.
-        thresholds: which pairs get too little attention to be judged, and to wait for.
-    """
-    evidence = first_evidence(_with_shares(measurements), thresholds, "")
-    wide = evidence.fit.half_width() >= precision
-    return not (wide & np.array(evidence.judged, dtype=bool)).any()
-
-
 def summarize(
     measurements: Measurements,
-    subset: SubsetMeasurements | None = None,
+    population: Sequence[int],
     thresholds: Thresholds = Thresholds(),  # noqa: B008  # immutable
-    methods: MethodNames = MethodNames(),  # noqa: B008
+    questions: Questions | None = None,
 ) -> Asymmetry:
     """Compute the statistics of an audit and its verdict.
 
     Args:
-        measurements: those of all windows; windows without attribution (NaN shares) are left out.
-        subset: those of the second method and of each class, on some of the windows.
+        measurements: those of a random sample of the windows.
+        population: number of windows in each volume.
         thresholds: what counts as fair.
-        methods: the names of the methods behind the measurements.
-
-    Example:
-        >>> shares = np.array([[0.2, 0.5, 0.3], [0.21, 0.5, 0.29], [0.19, 0.5, 0.31], [0.2, 0.51, 0.29]] * 2)
-        >>> place, figure, pair = np.zeros((8, 3), dtype=int), np.zeros(8), np.ones((8, 1))
-        >>> place[:, 0] = range(10, 90, 10)
-        >>> outputs = dict.fromkeys(("mirror_error", "foreground", "mirror_disagreement", "change", "power"), figure)
-        >>> outputs |= dict.fromkeys(("lowest_class", "highest_class", "own_mirror"), figure) | {"level": figure[:, None]}
-        >>> rows = {"shares": shares, "mirrored_shares": shares, "wasserstein": pair, "mismatch": pair, "outer": pair}
-        >>> found = summarize(Measurements(place[:, 1], place, **rows, **outputs))
-        >>> found.verdict, found.decided_by.question, round(found.directional_bias.estimate, 2)
-        ('biased', 'attention', 0.2)
+        questions: the evidence on the questions, if it is known from the last look.
     """
-    kept = _with_shares(measurements)
-    shares, mirrored = kept.shares, kept.mirrored_shares
-    subset = SubsetMeasurements.empty(shares.shape[1]) if subset is None else subset
-    profile = _fit(kept, model_part(shares, mirrored))
-    differences = _fit(kept, model_part(_differences(shares), _differences(mirrored)))
-    directions = directional_bias(shares), directional_bias(mirrored)
-    first = first_evidence(kept, thresholds, methods.first)
-    second = second_evidence(measurements, subset, thresholds, methods.second)
-    classes = class_evidence(measurements, subset, thresholds, methods.first)
-    answer = answer_evidence(measurements, thresholds)
-    use = use_evidence(measurements, thresholds, methods.use, first)
-    verdict, decided_by = judge(
-        [first, *([second] if second else []), *(item.evidence for item in classes)], answer, use
+    total, count = sum(population), measurements.slices
+    found = questions or ask(measurements, total, thresholds)
+    verdict, decided_by = judge(found.evidence, found.different)
+    shares = measurements.shares
+    known = np.asarray(~np.isnan(shares).any(axis=(1, 2)))
+    given, mirrored = (np.where(known[:, None], shares[:, order], np.nan) for order in (0, 1))
+    directions = directional_bias(given), directional_bias(mirrored)
+    profile, differences = (
+        model_part(given, mirrored),
+        model_part(_differences(given), _differences(mirrored)),
     )
-    agree = None
-    if second is not None:
-        agree = agreement(first, second, difference_of_methods(measurements, subset))
+    different = found.different
+    judged = {
+        number: ClassFigures(
+            number,
+            float(found.pixels[number]),
+            int((measurements.pixels[:, number] > 0).sum()),
+            **_figures(found.evidence, number, count, different),
+        )
+        for number in found.judged
+    }
+    overall = _figures(found.evidence, None, count, different)
+    if judged and overall["answer_change"].of == "unknown":
+        overall["answer_change"] = max(
+            (item.answer_change for item in judged.values()),
+            key=lambda item: (item.state == "beyond", np.nan_to_num(item.estimate, nan=-1)),
+        )
     return Asymmetry(
         verdict=verdict,
         tolerance=thresholds.attention,
-        shares=profile.intervals(bounds=(0, 1)),
-        pairs=_pairs(first),
-        data_pairs=_fit(kept, split_biases(kept).data).intervals(bounds=(-1, 1)),
-        directional_bias=_interval(kept, model_part(*directions), bounds=(-1, 1)),
-        data_direction=_interval(kept, data_part(*directions), bounds=(-1, 1)),
-        asymmetry=_distance(differences, 0, weight=1, most=1),
-        imbalance=_distance(profile, 1 / shares.shape[1], weight=0.5, most=1 - 1 / shares.shape[1]),
-        wasserstein=_fit(kept, kept.wasserstein).intervals(bounds=(0, shares.shape[1])),
-        mirror_error=_interval(measurements, measurements.mirror_error, bounds=(0, np.inf)),
-        mirror_disagreement=disagreement_interval(measurements),
-        answer_change=_answer_change(measurements, answer),
-        mirror_mismatch=use.fit.intervals(bounds=(0, 1))[0] if use else UNKNOWN,
+        shares=_means(profile, total, (0, 1)),
+        data_pairs=_means(data_part(pair_bias(given), pair_bias(mirrored)), total, (-1, 1)),
+        directional_bias=mean_interval(model_part(*directions), total, (-1, 1)),
+        data_direction=mean_interval(data_part(*directions), total, (-1, 1)),
+        asymmetry=_distance(differences, total, 0, weight=1, most=1),
+        imbalance=_distance(profile, total, 1 / count, weight=0.5, most=1 - 1 / count),
+        wasserstein=_means(measurements.wasserstein, total, (0, count)),
+        mirror_error=mean_interval(measurements.mirror_error, total, (0, np.inf)),
+        mirror_disagreement=mean_interval(measurements.mirror_disagreement, total, (0, 1)),
         decided_by=decided_by,
-        methods_agree=agree,
-        second_opinion=SecondOpinion(str(methods.second), len(subset.window), _pairs(second))
-        if second
-        else None,
-        classes=tuple(
-            ClassBias(item.class_number, item.pixels, item.windows, _pairs(item.evidence))
-            for item in classes
-            if item.windows
-        ),
+        classes=tuple(judged.values()),
+        unjudged_classes=found.unjudged,
+        different=found.different,
+        needed=_needed(found) if verdict == "inconclusive" else None,
+        by_volume=_by_volume(measurements, population, thresholds),
         answer_tolerance=thresholds.answer,
         mismatch_tolerance=thresholds.use,
         judged_share=thresholds.judged,
+        judged_class=thresholds.judged_class,
+        **overall,
     )
 
 
-def _answer_change(measurements: Measurements, answer: Evidence | None) -> AnswerChange:
-    if answer is None:
-        return NO_ANSWER
-    kind = answer_kind(measurements)
-    (found,) = answer.fit.intervals(bounds=(0, np.inf if kind == "scores" else 1))
-    return AnswerChange(found.estimate, found.low, found.high, kind)
-
-
-def _pairs(evidence: Evidence) -> tuple[PairBias, ...]:
-    found = evidence.fit.intervals(bounds=(-1, 1))
-    return tuple(
-        PairBias(item.estimate, item.low, item.high, judged)
-        for item, judged in zip(found, evidence.judged, strict=True)
+def _figures(
+    evidence: Sequence[Evidence], number: int | None, slices: int, different: float | None
+) -> dict[str, Any]:
+    """Return the figures of a class, or of all predicted pixels, by the names of ``ClassFigures``."""
+    found: dict[str, Any] = {name: _unknown_pairs(slices) for name in ("pairs", "reliance")}
+    found |= {"answer_change": NO_ANSWER, "mirror_mismatch": NO_MISMATCH}
+    comparisons = max(
+        sum(int((item.judged & item.decides).sum()) for item in evidence if item.question != "use"), 1
     )
+    for item in evidence:
+        chosen = [index for index, key in enumerate(item.keys) if key.class_number == number]
+        if not chosen:
+            continue
+        figures = _as_figures(item, chosen, comparisons, different)
+        if item.question in ("saliency", "reliance"):
+            name = "pairs" if item.question == "saliency" else "reliance"
+            found[name] = tuple(PairBias(**asdict(figure)) for figure in figures)
+        elif item.question == "answer":
+            of: AnswerKind = "scores" if item.root else "classes"
+            found["answer_change"] = AnswerChange(**asdict(figures[0]), of=of, class_number=number)
+        else:
+            pairs = () if number is not None else tuple(figures[1:])
+            found["mirror_mismatch"] = Mismatch(**asdict(figures[0]), pairs=pairs)
+    return found
 
 
-def _with_shares(measurements: Measurements) -> Measurements:
-    """Leave out the windows without attribution, of the window or of its mirror."""
-    kept = ~np.isnan(measurements.shares + measurements.mirrored_shares).any(axis=1)
-    return Measurements(
-        **{entry.name: getattr(measurements, entry.name)[kept] for entry in fields(measurements)}
-    )
+def _unknown_pairs(slices: int) -> tuple[PairBias, ...]:
+    return (PairBias(math.nan, math.nan, math.nan, judged=False),) * (slices // 2)
 
 
-def _fit(measurements: Measurements, values: Floats) -> MeanFit:
-    return fit_means(values, measurements.position[:, 0], measurements.volume)
+RANGES = {"saliency": (-1.0, 1.0), "reliance": (-1.0, 1.0), "use": (0.0, 1.0)}
+
+
+def _as_figures(
+    item: Evidence, chosen: Sequence[int], comparisons: int, different: float | None
+) -> list[Figure]:
+    """Return some figures of a question; 0 where all windows read equal their mirrors."""
+    states, low, high = item.states(comparisons), *item.bounds()
+    estimate = item.estimate
+    if different is not None:
+        state: State = "within" if different < LARGEST_DIFFERENT else "open"
+        states = [state if judged else "not judged" for judged in item.judged]
+        estimate = low = high = np.zeros(len(states))
+    low, high = np.clip((low, high), *RANGES.get(item.question, (0.0, np.inf if item.root else 1.0)))
+    return [
+        Figure(float(estimate[k]), float(low[k]), float(high[k]), bool(item.judged[k]), states[k])
+        for k in chosen
+    ]
+
+
+def _needed(found: Questions) -> int | None:
+    """Return how many windows would settle the open figures: one that seems beyond is enough, else all have to be within."""
+    if found.different is not None:
+        return FIRST_LOOKS[1]
+    tests = [item for item in found.evidence if item.question != "use"]
+    counts = [count for item in tests if (count := item.needed()) is not None]
+    return max(counts, default=None)
+
+
+def _by_volume(
+    measured: Measurements, population: Sequence[int], thresholds: Thresholds
+) -> tuple[VolumeFigures, ...]:
+    """Return the figures of each volume of several, from the windows that were read of it."""
+    found = []
+    for volume, windows in enumerate(population if len(population) > 1 else ()):
+        part = measured.at(measured.volume == volume)
+        if not len(part):
+            continue
+        overall = summarize(part, [windows], thresholds)
+        found.append(
+            VolumeFigures(
+                volume,
+                len(part),
+                tuple(map(_plain, overall.pairs)),
+                tuple(map(_plain, overall.reliance)),
+                _plain(overall.answer_change),
+                _plain(overall.mirror_mismatch),
+            )
+        )
+    return tuple(found)
+
+
+def _plain(figure: Interval) -> Interval:
+    return Interval(figure.estimate, figure.low, figure.high)
 
 
 def _differences(shares: Floats) -> Floats:
@@ -315,17 +370,22 @@ def _differences(shares: Floats) -> Floats:
     return right - left
 
 
-def _interval(measurements: Measurements, values: Floats, bounds: tuple[float, float]) -> Interval:
-    return mean_interval(values, measurements.position[:, 0], measurements.volume, bounds=bounds)
+def _means(values: Floats, population: int, bounds: tuple[float, float]) -> tuple[Interval, ...]:
+    return tuple(mean_interval(column, population, bounds) for column in values.T)
 
 
-def _distance(means: MeanFit, target: float, weight: float, most: float) -> Interval:
+def _distance(values: Floats, population: int, target: float, weight: float, most: float) -> Interval:
     """Return the interval of a weighted sum of distances between means and a target, where the sum is at most ``most``.
 
     With a confidence of 95 % all simultaneous intervals of the signed means hold; the sum then lies between those of
     the smallest and of the largest distances that they admit. Unlike an interval of the sum itself, this is valid
     near 0, where a sum of absolute values is far from normal; elsewhere it is wider than necessary.
     """
-    size, half = np.abs(means.estimate - target), means.half_width(comparisons=max(len(means.estimate), 1))
+    known = np.asarray(~np.isnan(values).any(axis=1))
+    if not known.any():
+        return UNKNOWN
+    fit = fit_ratios(np.where(known[:, None], values, 0), np.ones_like(values) * known[:, None], population)
+    lower, upper = fit.bounds(comparisons=max(values.shape[1], 1))
+    size, half = np.abs(fit.estimate - target), np.maximum(upper - fit.estimate, fit.estimate - lower)
     low, high = np.maximum(size - half, 0).sum(), min((size + half).sum(), max(most / weight, size.sum()))
     return Interval(weight * float(size.sum()), weight * float(low), weight * float(high))

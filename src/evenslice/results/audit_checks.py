@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenslice.results.intervals import Interval
-from evenslice.results.output_changes import OUTPUT_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
+    from evenslice.results.asymmetry import Asymmetry
     from evenslice.results.measurements import Measurements
-    from evenslice.results.subsets import SubsetMeasurements
 
 __all__ = ["check_audit"]
 
@@ -25,7 +24,6 @@ LARGEST = 1e30
 
 MOST_SLICES = 1001
 MOST_CLASSES = 256
-ROUNDING = 1e-5
 LONGEST_NAME = 1000
 
 
@@ -38,24 +36,16 @@ def check_audit(audit: Any) -> None:
     Raises:
         ValueError: they do not.
     """
-    found, volumes = audit.statistics, audit.run.volumes
-    slices = len(found.shares)
-    if slices % 2 != 1 or slices > MOST_SLICES:
-        raise ValueError(f"it has shares of {slices} slices")
-    if {len(part) for part in (found.pairs, found.data_pairs, found.wasserstein)} != {slices // 2}:
-        raise ValueError("its numbers of slices and of pairs do not fit together")
+    slices, volumes = len(audit.statistics.shares), audit.run.volumes
+    _check_statistics(audit.statistics, slices)
     if len(audit.name) > LONGEST_NAME:
         raise ValueError("its name is too long")
-    if not 0 < found.tolerance <= 1:
-        raise ValueError(f"its tolerance is {found.tolerance:g}")
-    others = [item.pairs for item in (found.second_opinion, *found.classes) if item is not None]
-    if any(len(pairs) != slices // 2 for pairs in others) or len(found.classes) > MOST_CLASSES:
-        raise ValueError("its second opinion or its classes do not fit its slices")
-    _check_intervals(others)
-    _check_intervals(getattr(found, entry.name) for entry in fields(found))
-    _check_measurements(audit.measurements, slices, max(len(volumes), 1))
-    _check_subset(audit.subset, slices, len(audit.measurements.volume))
-    _check_classes([item.class_number for item in found.classes], audit.subset)
+    if audit.windows < 1:
+        raise ValueError("it has no windows")
+    if audit.measurements is not None:
+        _check_measurements(audit.measurements, audit.windows, slices, max(len(volumes), 1))
+        if any(item.class_number >= audit.measurements.classes for item in audit.statistics.classes):
+            raise ValueError("it has a class that none of its windows has")
     _check_examples(audit.examples, slices, max(len(volumes), 1))
     for index, kernels in enumerate(audit.kernels):
         for name in ("before", "after"):
@@ -68,6 +58,21 @@ def check_audit(audit: Any) -> None:
         raise ValueError("it states a volume with values beyond all bounds")
 
 
+def _check_statistics(found: Asymmetry, slices: int) -> None:
+    if slices % 2 != 1 or slices > MOST_SLICES:
+        raise ValueError(f"it has shares of {slices} slices")
+    pairs = [found.pairs, found.data_pairs, found.wasserstein]
+    items: list[Any] = [found, *found.classes, *found.by_volume]
+    others = [part for item in items for part in (item.pairs, item.reliance)]
+    if any(len(part) != slices // 2 for part in (*pairs, *filter(None, others))):
+        raise ValueError("its numbers of slices and of pairs do not fit together")
+    if len(found.classes) > MOST_CLASSES:
+        raise ValueError(f"it has figures of {len(found.classes)} classes")
+    if not 0 < found.tolerance <= 1:
+        raise ValueError(f"its tolerance is {found.tolerance:g}")
+    _check_intervals([*others, *(getattr(found, entry.name) for entry in fields(found))])
+
+
 def _check_intervals(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, Interval):
@@ -77,45 +82,26 @@ def _check_intervals(values: Iterable[Any]) -> None:
             _check_intervals(value)
 
 
-def _check_measurements(measured: Measurements, slices: int, volumes: int) -> None:
-    windows = measured.volume.shape[:1]
-    shapes = {
-        "volume": ("iu", ()),
-        "position": ("iu", (3,)),
-        "shares": ("f", (slices,)),
-        "mirrored_shares": ("f", (slices,)),
-        "wasserstein": ("f", (slices // 2,)),
-        "mismatch": ("f", (slices // 2,)),
-        "outer": ("f", (slices // 2,)),
-        **dict.fromkeys(OUTPUT_FIELDS, ("f", ())),
-        "level": ("f", (None,)),
-        "own_mirror": ("f", ()),
+def _check_measurements(measured: Measurements, count: int, slices: int, volumes: int) -> None:
+    classes, pairs = measured.pixels.shape[-1], slices // 2
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "position": (3,),
+        "saliency": (2, classes + 1, slices),
+        "reliance": (2, classes + 1, slices),
+        "explained": (classes + 1,),
+        "mismatch": (classes + 1, pairs),
+        "outer": (classes + 1, pairs),
+        **dict.fromkeys(("pixels", "changed", "union"), (classes,)),
+        "wasserstein": (pairs,),
+        "level": (None,),
     }
-    for name, (kind, shape) in shapes.items():
-        _check_array(f"measurements/{name}", getattr(measured, name), kind, (*windows, *shape))
-    if not windows[0]:
-        raise ValueError("it has no windows")
-    for shares in (measured.shares, measured.mirrored_shares):
-        if bool(((shares < -ROUNDING) | (shares > 1 + ROUNDING)).any()):
-            raise ValueError("it has shares that are not between 0 and 1")
+    for entry in fields(measured):
+        shape = (count, *shapes.get(entry.name, ()))
+        kind = "iu" if entry.name in ("volume", "position") else "f"
+        _check_array(f"measurements/{entry.name}", getattr(measured, entry.name), kind, shape)
+    if classes > MOST_CLASSES + 1:
+        raise ValueError(f"it has measurements of {classes} classes")
     _check_volumes("measurements", measured.volume, volumes)
-
-
-def _check_subset(subset: SubsetMeasurements, slices: int, windows: int) -> None:
-    count, classes = subset.window.shape[:1], subset.class_pixels.shape[1:2]
-    _check_array("subset/window", subset.window, "iu", count)
-    if count[0] and not (subset.window.min() >= 0 and subset.window.max() < windows):
-        raise ValueError(f"subset/window names a window that is not among the {windows} of the audit")
-    for name in ("first_shares", "mirrored_first_shares", "second_shares", "mirrored_second_shares"):
-        _check_array(f"subset/{name}", getattr(subset, name), "f", (*count, slices))
-    _check_array("subset/class_pixels", subset.class_pixels, "f", (*count, *classes), numbers=True)
-    for name in ("class_shares", "mirrored_class_shares"):
-        _check_array(f"subset/{name}", getattr(subset, name), "f", (*count, *classes, slices))
-
-
-def _check_classes(numbers: Iterable[int], subset: SubsetMeasurements) -> None:
-    if any(not 0 <= number < subset.class_pixels.shape[1] for number in numbers):
-        raise ValueError("it has a class that none of its windows has")
 
 
 def _check_examples(examples: Any, slices: int, volumes: int) -> None:

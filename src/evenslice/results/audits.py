@@ -27,12 +27,10 @@ from evenslice._core import (
 from evenslice.networks import StemKernels
 from evenslice.results.array_files import read_arrays
 from evenslice.results.audit_checks import check_audit
-from evenslice.results.audit_json import statistics_from_plain, statistics_to_plain
+from evenslice.results.audit_json import DEFINITIONS, statistics_from_plain, statistics_to_plain
 from evenslice.results.measurements import Measurements
-from evenslice.results.output_changes import OUTPUT_FIELDS
 from evenslice.results.plain_values import from_plain
 from evenslice.results.stress import StressSummary
-from evenslice.results.subsets import SubsetMeasurements
 
 if TYPE_CHECKING:
     import os
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.results.asymmetry import AnswerChange, Asymmetry, PairBias
+    from evenslice.results.asymmetry import AnswerChange, Asymmetry, Mismatch, PairBias
     from evenslice.results.intervals import Interval
     from evenslice.results.verdicts import Verdict
 
@@ -93,6 +91,7 @@ class AuditedVolume:
         spacing: voxel size (z, y, x) in ``unit``; None if unknown.
         unit: of the spacing; None if unknown.
         fingerprint: digest of its content.
+        windows: number of windows that it has.
         intensity: the voxel values that became 0 and 1.
         fill: the voxel value that replaced NaN and infinity; None if none was given.
         labels_path: where its labels are; None without labels.
@@ -109,6 +108,7 @@ class AuditedVolume:
     spacing: tuple[float, ...] | None = None
     unit: str | None = None
     fingerprint: str = ""
+    windows: int | None = None
     intensity: tuple[float, ...] = ()
     fill: float | None = None
     labels_path: str | None = None
@@ -132,21 +132,26 @@ class AuditRun:
         step: distance between neighbouring slices of a window.
         strategy: that of ``neutralize``; None for a network without a record of it.
         tie: the constraint that ``neutralize`` put on training.
-        method: of attribution.
+        method: of attribution, for the question of saliency; empty if that is not asked.
+        use: what the question of use compares: "gradient" or "replacement".
         target: what was explained, "auto" resolved.
+        explained: "log-odds" of classes that exclude each other, the logit of each "channel" of classes that overlap, "score",
+            or "class numbers".
+        assumed: whether it was assumed that classes exclude each other; else the network or the user says so.
         outputs: name of the function that reduced the network's output.
         label_options: what the values of the labels mean, by the names of the options; None without labels.
-        precision: half-width of the 95 % intervals at which the audit was to stop.
+        precision: half-width of the 95 % intervals at which the audit was to stop; None for the word alone.
         windows_available: number of windows in all volumes.
-        windows_without_attribution: number of windows left out because nothing in them moved the output.
-        stopped: "precision reached", "limit reached", "all windows used", or "no attribution" if none of the first windows
-            has one in both orders.
+        windows_without_attribution: number of windows in which nothing moved the output.
+        stopped: "settled", "precision reached", "limit reached" or "all windows used".
         tile: size (y, x) of a window in the plane.
         batch: windows in one pass of the network.
         seed: random seed.
         device: PyTorch device.
         dtype: PyTorch type of the computation.
-        scaling: ``mean`` and ``std`` by which slices in 0..1 were scaled.
+        scaling: ``mean`` and ``std`` by which slices in 0..1 were scaled, and their ``source``: "recorded", "recorded on a part",
+            "given", "stated" by the network's library, "assumed", or "function" if it scales by itself.
+        clamped: part of the probabilities that were clamped to [1e-6, 1 - 1e-6].
         model: ``class`` of the network; if the command line built it, also its specification and weights.
         stems: the layers that read the image.
         volumes: the volumes.
@@ -161,7 +166,10 @@ class AuditRun:
     strategy: str | None = None
     tie: str | None = None
     method: str = ""
+    use: str = ""
     target: int | str = ""
+    explained: str = ""
+    assumed: bool = False
     outputs: str | None = None
     label_options: dict[str, Any] | None = None
     precision: float | None = None
@@ -174,6 +182,7 @@ class AuditRun:
     device: str = ""
     dtype: str = ""
     scaling: dict[str, Any] | None = None
+    clamped: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
     stems: tuple[StemShape, ...] = ()
     volumes: tuple[AuditedVolume, ...] = ()
@@ -193,31 +202,32 @@ class AuditResult:
     Attributes:
         name: distinguishes this audit from those it is compared with: a strategy, a method, "audit".
         statistics: the statistics with their intervals.
-        measurements: what was measured on each window.
-        subset: what was measured on some of the windows.
+        windows: number of windows read.
+        measurements: what was measured on each of them; None in an audit of version 0.2.
         examples: a few windows with their saliency.
         stress: what disturbed slices cost the network; None if that was not measured.
         kernels: the stems before and after the strategy, both the same if the former are unknown; empty for a network
             without a record of ``neutralize``.
         run: what was run.
+        definitions: those of the figures: 2, or 1 in an audit of version 0.2.
     """
 
     name: str
     statistics: Asymmetry
-    measurements: Measurements
+    windows: int
+    measurements: Measurements | None
     examples: ExampleWindows
-    subset: SubsetMeasurements = field(default_factory=lambda: SubsetMeasurements.empty(1))
     kernels: tuple[StemKernels, ...] = ()
     stress: StressSummary | None = None
     run: AuditRun = field(default_factory=AuditRun)
+    definitions: int = DEFINITIONS
 
     def __repr__(self) -> str:
-        shares = " ".join(f"{share.estimate:.3f}" for share in self.shares)
-        pairs = " ".join(f"{pair.estimate:+z.3f}" for pair in self.pairs)
-        windows = len(self.measurements.volume)
-        return (
-            f"<Audit {self.name!r}: {self.verdict}, shares {shares}, pair biases {pairs}, {windows} windows>"
-        )
+        figures = [
+            f"{name} {' '.join(f'{pair.estimate:+z.3f}' for pair in pairs)}"
+            for name, pairs in (("saliency", self.pairs), ("reliance", self.reliance))
+        ]
+        return f"<Audit {self.name!r}: {self.verdict}, {', '.join(figures)}, {self.windows} windows>"
 
     @property
     def verdict(self) -> Verdict:
@@ -231,13 +241,18 @@ class AuditResult:
 
     @property
     def pairs(self) -> tuple[PairBias, ...]:
-        """Model part of the pair biases B_1..B_K, with their intervals."""
+        """The pair biases B_1..B_K of the saliency (their model parts), with their intervals."""
         return self.statistics.pairs
 
     @property
-    def attention(self) -> tuple[PairBias, ...]:
-        """Whether opposite slices get equal attention: the pair biases, as ``pairs``."""
+    def saliency(self) -> tuple[PairBias, ...]:
+        """Whether a map of saliency would favour a side: the pair biases, as ``pairs``."""
         return self.statistics.pairs
+
+    @property
+    def reliance(self) -> tuple[PairBias, ...]:
+        """Whether the network relies on a side: the pair biases of what replacing a slice by the middle one changes."""
+        return self.statistics.reliance
 
     @property
     def answer(self) -> AnswerChange:
@@ -245,7 +260,7 @@ class AuditResult:
         return self.statistics.answer_change
 
     @property
-    def mismatch(self) -> Interval:
+    def mismatch(self) -> Mismatch:
         """Whether opposite slices are used in the same way: the mirror mismatch E."""
         return self.statistics.mirror_mismatch
 
@@ -263,12 +278,14 @@ class AuditResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain values, with the keys of ``audit.json``."""
         statistics = statistics_to_plain(self.statistics)
-        first = ("verdict", "decided_by", "methods_agree", "tolerance")
+        first = ("verdict", "decided_by", "tolerance")
         return {
             "format": FORMAT,
+            "definitions": self.definitions,
             "name": self.name,
             **{name: statistics.pop(name) for name in first},
-            "windows": len(self.measurements.volume),
+            "windows": self.windows,
+            "population": {"windows": self.run.windows_available, "read": self.windows},
             **statistics,
             "stress": None if self.stress is None else self.stress.to_dict(),
             **asdict(self.run),
@@ -292,9 +309,9 @@ class AuditResult:
         if path.suffix != ".json":
             raise OutputError(f"{path}: an audit is kept in a .json file; write {_json_file(path)}")
         arrays = {
-            **{f"measurements/{key}": value for key, value in _arrays(self.measurements).items()},
-            **{f"subset/{key}": value for key, value in _arrays(self.subset).items()},
-            **{f"examples/{key}": value for key, value in _arrays(self.examples).items()},
+            f"{group}/{key}": value
+            for group, item in (("measurements", self.measurements), ("examples", self.examples))
+            for key, value in _arrays(item).items()
         }
         for index, kernels in enumerate(self.kernels):
             arrays[f"kernels/{index}/before"] = kernels.before
@@ -333,12 +350,15 @@ class AuditResult:
     def _from_files(cls, document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']}, this version reads {FORMAT}")
-        run = from_plain(AuditRun, document)
+        run, definitions = from_plain(AuditRun, document), document.get("definitions", 1)
+        if definitions not in (1, DEFINITIONS):
+            raise ValueError(f"definitions {definitions}, this version reads 1 and {DEFINITIONS}")
+        measured = _group(arrays, "measurements") if definitions == DEFINITIONS else None
         return cls(
             name=str(document["name"]),
             statistics=statistics_from_plain(document),
-            measurements=_measurements(_group(arrays, "measurements")),
-            subset=_subset(arrays),
+            windows=int(document["windows"]),
+            measurements=None if measured is None else Measurements(**measured),
             examples=ExampleWindows(**_group(arrays, "examples")),
             kernels=tuple(
                 StemKernels(stem.name, **_group(arrays, f"kernels/{index}"))
@@ -346,30 +366,12 @@ class AuditResult:
             ),
             stress=None if document.get("stress") is None else StressSummary.from_dict(document["stress"]),
             run=run,
+            definitions=definitions,
         )
 
 
 def _json_file(path: Path) -> Path:
     return path.with_suffix(".json") if path.name and not path.is_dir() else path / "audit.json"
-
-
-def _measurements(arrays: dict[str, NDArray[Any]]) -> Measurements:
-    """Return measurements; what those of an older version do not have is unknown."""
-    windows, pairs = arrays["wasserstein"].shape
-    later: dict[str, tuple[int, ...]] = dict.fromkeys((*OUTPUT_FIELDS, "own_mirror"), (windows,))
-    later |= dict.fromkeys(("mismatch", "outer"), (windows, pairs))
-    found = {name: np.full(shape, np.nan) for name, shape in later.items()} | arrays
-    found["level"] = found["level"].reshape(windows, -1)  # once the mean of all numbers of an output
-    return Measurements(**found)
-
-
-def _subset(arrays: dict[str, NDArray[Any]]) -> SubsetMeasurements:
-    found = _group(arrays, "subset")
-    return (
-        SubsetMeasurements(**found)
-        if found
-        else SubsetMeasurements.empty(arrays["measurements/shares"].shape[1])
-    )
 
 
 def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -> None:
@@ -379,8 +381,8 @@ def save_audits(audits: Sequence[AuditResult], folder: str | os.PathLike[str]) -
         audit.save(Path(folder) / ("audit.json" if index == 0 else f"audit.{index}-{slug}.json"))
 
 
-def _arrays(item: Measurements | SubsetMeasurements | ExampleWindows) -> dict[str, NDArray[Any]]:
-    return {entry.name: getattr(item, entry.name) for entry in fields(item)}
+def _arrays(item: Measurements | ExampleWindows | None) -> dict[str, NDArray[Any]]:
+    return {} if item is None else {entry.name: getattr(item, entry.name) for entry in fields(item)}
 
 
 def _group(arrays: dict[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:

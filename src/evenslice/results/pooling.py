@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.results.arms import METRICS, answer_kind, column, metric_bounds
+from evenslice.results.arms import METRICS, answer_kind, column, comparable, metric_bounds
 from evenslice.results.intervals import UNKNOWN
 from evenslice.results.pooled_means import PooledMean, holm, pool_means
 from evenslice.results.replicates import fold_of, pair_runs, replicate_means, replicate_unit
@@ -219,7 +219,7 @@ def pool_runs(
         (-0.022, False)
     """
     groups: dict[str, dict[str, dict[str, list[RunRecord]]]] = {}
-    for row in rows:
+    for row in comparable(rows):
         own = groups.setdefault(row["architecture"], {})
         own.setdefault(row["arm"], {}).setdefault(row["dataset"], []).append(row)
     found = [

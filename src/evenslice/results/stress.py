@@ -11,10 +11,10 @@ intact answer is 1. The mean is over the classes of the reference without class 
 of a loss is the loss at -k less the loss at +k: above 0 if the slices before were worth more, to this network in these
 volumes: it need not be 0 for a symmetric network.
 
-Intervals are those of ``results.intervals`` over slices, of the slices' influence on the pooled Dice: to first
-order, a slice with h hits and sizes s moves Dice = 2 H / S by (2 h - Dice s) / S, and Dice plus n times that is its
-value. Both sides are measured on the same slices, so the differences are paired. Dice is a ratio, so slices count by
-their sizes, and those without any of the classes do not count.
+Intervals are those of slices as a sample of each volume, with volumes as strata (Cochran 1977, *Sampling Techniques*,
+chapter 5), from the slices' influence on the Dice of their volume: to first order, a slice with h hits and sizes s moves
+Dice = 2 H / S by (2 h - Dice s) / S. Both sides are measured on the same slices, so the differences are paired. Slices without
+any of the classes do not count.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
-from evenslice.results.intervals import UNKNOWN, Interval, fit_means
+from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.ratios import ratio
 from evenslice.results.study_files import count, number, text
 
@@ -224,8 +225,8 @@ def summarize_stress(
         (0.5, Interval(estimate=0.0, low=0.0, high=0.0), 0.5)
     """
     ways = counts.hits.shape[1]
-    dice, iou, influence, weight = (
-        np.full(shape, np.nan) for shape in [(len(_volumes(counts)), ways)] * 2 + [counts.hits.shape[:2]] * 2
+    dice, iou, influence = (
+        np.full(shape, np.nan) for shape in [(len(_volumes(counts)), ways)] * 2 + [counts.hits.shape[:2]]
     )
     classes = []
     for row, volume in enumerate(_volumes(counts)):
@@ -242,8 +243,7 @@ def summarize_stress(
         part = (sizes[:, :, present] / sizes.sum(axis=0)[:, present]).mean(axis=2)
         counted = part.any(axis=1)
         influence[here] = np.where(counted[:, None], counted.sum() * moved.mean(axis=2), np.nan)
-        weight[here] = counted.sum() * part
-    effects = _Effects(counts, dice, influence, weight)
+    effects = _Effects(counts, dice, influence)
     losses = effects.intervals([(0, way) for way in range(ways)])
     scores = [
         DisturbedScore(of_dice, of_iou, tuple(per_class), loss)
@@ -281,13 +281,11 @@ class _Effects(NamedTuple):
         dice: (volumes, ways).
         influence: (n, ways) what a slice adds to the Dice of its volume, with mean 0 over the slices that count; NaN for
             the others.
-        weight: (n, ways) the part that it has in the sizes of its volume, relative to the mean.
     """
 
     counts: StressCounts
     dice: Floats
     influence: Floats
-    weight: Floats
 
     def intervals(self, pairs: Sequence[tuple[int, int]]) -> tuple[Interval, ...]:
         """Return the difference in Dice of pairs of ways, the first less the second, with 95 % intervals."""
@@ -296,12 +294,14 @@ class _Effects(NamedTuple):
         if not known.any():
             return (UNKNOWN,) * len(pairs)
         difference = self.dice[:, one] - self.dice[:, other]
-        volume = self.counts.volume[known]
-        row = np.searchsorted(_volumes(self.counts), volume)
-        influence, weight = self.influence[known], self.weight[known]
-        values = difference[row] + influence[:, one] - influence[:, other]
-        whole = (weight[:, one] + weight[:, other]) / 2
-        half = fit_means(values, self.counts.z[known], volume, whole=whole).half_width()
+        influence, volume = self.influence[known], self.counts.volume[known]
+        moved = influence[:, one] - influence[:, other]  # with mean 0 in each volume
+        parts = [moved[volume == number] for number in np.unique(volume)]
+        each = [np.square(part).sum(axis=0) / max(len(part) - 1, 1) / len(part) for part in parts]
+        freedom = len(moved) - len(parts)
+        error = np.sqrt(np.sum(each, axis=0)) / len(parts)
+        unknown = (freedom < 1) | np.array([len(part) < 2 for part in parts]).any()
+        half = np.full(error.shape, np.inf) if unknown else -stdtrit(freedom, 0.025) * error
         estimates = _mean(difference)  # the mean of the values, without their rounding
         return tuple(
             Interval(estimate, max(estimate - width, -1.0), min(estimate + width, 1.0))

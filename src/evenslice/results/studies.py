@@ -3,11 +3,11 @@
     results = load_study("results")
     results.comparisons[0].arms[1].metrics["dice"]      # an interval over folds, or seeds
     results.pooled[0].arms[1].differences["dice"]       # over all data sets
+    results.definitions                                 # of the figures of its audits
     results.runs[0].curves["validation_dice"]           # the log of that run's training
 
 ``summary.json``, ``results.csv`` and the ``run.json`` of each finished run are required. The training log, the example,
-the configuration and the result of the training may be missing. What earlier versions did not write of the bias is
-computed from the shares of the runs.
+the configuration and the result of the training may be missing.
 """
 
 from __future__ import annotations
@@ -22,25 +22,19 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from evenslice._core import ConfigError, read_json, read_log, read_rows, read_text, reading
-from evenslice.results.arms import (
-    METRICS,
-    SALIENCY_PERCENTILES,
-    ArmSummary,
-    Comparison,
-    largest_bias,
-    summarize_runs,
-)
+from evenslice.results.arms import METRICS, SALIENCY_PERCENTILES, Comparison, incomparable
 from evenslice.results.intervals import Interval
-from evenslice.results.pooling import PooledComparison, pool_runs
 from evenslice.results.stress import BriefLoss, StressSummary
 from evenslice.results.study_files import count, number, read_pictures, text
 from evenslice.results.study_summaries import StudySummary, read_comparisons, read_pooled, read_score
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+    from evenslice.results.pooling import PooledComparison
 
     Entries = Mapping[str, Any]
 
@@ -100,6 +94,8 @@ class StudyRun:
         stress: what disturbed slices cost; None if that was not measured.
         circumstances: ``versions``, ``machine`` and ``created`` of the training; empty if unknown.
         answer_of: what the ``answer_change`` compares: "classes", "scores" or "unknown".
+        definitions: those of the figures of its audit, 1 if version 0.2 made it; beside runs with later ones, it has scores
+            alone, no verdict and no shares.
     """
 
     dataset: str
@@ -119,6 +115,7 @@ class StudyRun:
     circumstances: dict[str, Any] = field(default_factory=dict)
     fold: int = 0
     answer_of: str = "unknown"
+    definitions: int = 1
 
 
 @dataclass(frozen=True)
@@ -130,8 +127,7 @@ class StudyResults:
         comparisons: the comparisons of the summary, one for each data set and architecture.
         runs: the finished runs, in the order of ``results.csv``.
         config: the text of the study's ``config.yaml``; empty without one.
-        pooled: the arms of each architecture over all data sets, from the summary, or from the runs if an earlier
-            version wrote it.
+        pooled: the arms of each architecture over all data sets.
     """
 
     summary: StudySummary
@@ -149,6 +145,11 @@ class StudyResults:
     def score(self) -> str:
         """Name of the main score, by which the arms are compared."""
         return read_score(self.summary)
+
+    @property
+    def definitions(self) -> int:
+        """The definitions of the figures of its audits, 1 if version 0.2 made them."""
+        return self.summary.get("definitions", 1)
 
     @property
     def interim(self) -> bool:
@@ -187,66 +188,20 @@ def load_study(folder: str | os.PathLike[str]) -> StudyResults:
         raise ConfigError(f"{folder}: holds no study; name a folder that `evenslice study --out` wrote")
     with _reading(folder / "summary.json") as path:
         summary = read_json(path)
-        comparisons = read_comparisons(summary)
-        pooled = read_pooled(summary) if "pooled" in summary else None
+        comparisons, pooled = read_comparisons(summary), read_pooled(summary)
     with _reading(folder / "results.csv") as path:
         rows = [row for row in read_rows(path, COLUMNS, MAX_RUNS) if row["status"] == "done"]
         places = [_find_run(folder / "runs", row["key"]) for row in rows]
     runs = tuple(_run(place, row) for place, row in zip(places, rows, strict=True))
+    latest = max((run.definitions for run in runs), default=1)
+    runs = tuple(run if run.definitions == latest else _scores_alone(run) for run in runs)
     if len({len(run.shares) for run in runs if run.shares}) > 1:
         raise ConfigError(
             f"{folder}: its runs differ in their number of slices, so they do not belong to one study"
         )
-    comparisons = tuple(_with_largest_bias(item, runs, summary["baseline"]) for item in comparisons)
     with _reading(folder / "config.yaml") as path:
         config = read_text(path) if path.is_file() else ""
-    if pooled is None:
-        pooled = _pool(runs, comparisons, summary["baseline"])
     return StudyResults(cast("StudySummary", summary), comparisons, runs, config, pooled)
-
-
-def _pool(
-    runs: Sequence[StudyRun], comparisons: Sequence[Comparison], baseline: str
-) -> tuple[PooledComparison, ...]:
-    """Pool the runs of a study whose summary does not."""
-    margins = [arm.margin for item in comparisons for arm in item.arms if arm.margin > 0]
-    rows = [{**vars(run), **run.metrics, **_missing_slices(run.stress)} for run in runs]
-    return tuple(pool_runs(rows, baseline=baseline, margin=min(margins, default=1.0)))
-
-
-def _missing_slices(stress: StressSummary | None) -> dict[str, float]:
-    """Return Dice with neighbours missing, by the names of the columns of results.csv."""
-    for loss in () if stress is None else stress.losses:
-        if stress is not None and (loss.kind, loss.offset) == ("missing", 1):
-            both = {"stress_before": loss.before, "stress_after": loss.after, "stress_both": loss.both}
-            return {"stress_intact": stress.intact, **both}
-    return {}
-
-
-def _with_largest_bias(item: Comparison, runs: Sequence[StudyRun], baseline: str) -> Comparison:
-    """Add what a summary by an earlier version lacks of the largest pair bias, from the runs."""
-    if not all(math.isnan(arm.metrics["largest_bias"].estimate) for arm in item.arms):
-        return item
-    rows = [
-        {**vars(run), "largest_bias": run.metrics["largest_bias"]}
-        for run in runs
-        if (run.dataset, run.architecture) == (item.dataset, item.architecture)
-    ]
-    found = {
-        arm.arm: arm for each in summarize_runs(rows, baseline=baseline, margin=1.0) for arm in each.arms
-    }
-    return replace(item, arms=tuple(_completed(arm, found.get(arm.arm)) for arm in item.arms))
-
-
-def _completed(arm: ArmSummary, found: ArmSummary | None) -> ArmSummary:
-    if found is None:
-        return arm
-    name = "largest_bias"
-    metrics = arm.metrics | {name: found.metrics[name]}
-    if not (arm.differences and found.differences):
-        return replace(arm, metrics=metrics)
-    differences = arm.differences | {name: found.differences[name]}
-    return replace(arm, metrics=metrics, differences=differences, bias_removed=found.bias_removed)
 
 
 def _find_run(base: Path, key: str) -> Path:
@@ -256,6 +211,13 @@ def _find_run(base: Path, key: str) -> Path:
     if not found:
         raise ValueError(f"the folder {base.name}/*-{key} is missing")
     return found[0]
+
+
+def _scores_alone(run: StudyRun) -> StudyRun:
+    """Return a run without what its audit found."""
+    undefined = dict.fromkeys(incomparable(vars(run)), math.nan)
+    metrics = {name: undefined.get(name, value) for name, value in run.metrics.items()}
+    return replace(run, metrics=metrics, verdict="", shares=(), saliency=None)
 
 
 def _run(folder: Path, row: Entries) -> StudyRun:
@@ -269,9 +231,9 @@ def _run(folder: Path, row: Entries) -> StudyRun:
             arm=text(row, "arm"),
             fold=count(int(row.get("fold") or 0)),
             seed=count(int(row["seed"])),
-            metrics={name: number(record.get(name)) for name in METRICS}
-            | {"largest_bias": number(largest_bias(record | {"shares": shares}))},
+            metrics={name: number(record.get(name)) for name in METRICS},
             verdict=text(record, "verdict"),
+            definitions=count(record.get("definitions", 1)),
             answer_of=text({"answer_of": "unknown"} | record, "answer_of"),
             shares=shares,
             saliency=_saliency(record.get("saliency"), len(shares)),

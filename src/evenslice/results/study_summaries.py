@@ -57,6 +57,9 @@ class StudySummary(TypedDict):
     failed: list[FailedRun]
     baseline: str
     score: NotRequired[str]  # the main score; not in summaries of earlier versions, which knew Dice alone
+    definitions: NotRequired[
+        int
+    ]  # of the figures of its audits; not in summaries of version 0.2, whose are 1
     comparisons: list[dict[str, Any]]
     pooled: NotRequired[list[dict[str, Any]]]  # not in summaries of earlier versions
 
@@ -94,8 +97,8 @@ def read_comparisons(summary: Entries) -> tuple[Comparison, ...]:
     if summary["format"] != STUDY_FORMAT:
         raise ValueError(f"format {summary['format']}, this version reads {STUDY_FORMAT}")
     text(summary, "baseline")
-    for name in ("planned", "finished"):
-        count(summary[name])
+    for value in (summary["planned"], summary["finished"], summary.get("definitions", 1)):
+        count(value)
     for run in summary["failed"]:
         for name in ("dataset", "architecture", "arm", "error"):
             text(run, name)

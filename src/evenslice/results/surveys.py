@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import UNREADABLE, ConfigError, json_text, local_path, read_json, reason
+from evenslice.results.audit_json import DEFINITIONS
 from evenslice.results.audits import AuditedVolume  # noqa: TC001  # ``from_plain`` reads the annotation
 from evenslice.results.intervals import UNKNOWN, Interval
 from evenslice.results.plain_values import from_plain
@@ -41,8 +42,11 @@ class SurveyedNetwork:
         energy: (C,) share of each channel in the energy of the stems, 0..1; see ``evenslice.results.channel_balance``.
         chromatic: part of that energy to which a gray image does not contribute, 0..1.
         verdict: of the audit of every draw; "inconclusive" if they differ.
-        shares: (N,) share of each slice in the attribution.
-        pairs: (K,) model part of each pair bias.
+        shares: (N,) share of each slice in the saliency.
+        pairs: (K,) pair biases of the saliency.
+        reliance: (K,) those of the reliance; empty in surveys of version 0.2, where the answer change is unknown too.
+        answer_change: C.
+        answer_of: what it compares: "classes", "scores", or "unknown".
         directional_bias: D_m.
         mirror_error: change of the output when a window is reversed, relative to its largest value.
         mirror_disagreement: share of the predictions that change when a window is reversed.
@@ -62,6 +66,9 @@ class SurveyedNetwork:
     verdict: str = ""
     shares: tuple[Interval, ...] = ()
     pairs: tuple[Interval, ...] = ()
+    reliance: tuple[Interval, ...] = ()
+    answer_change: Interval = UNKNOWN
+    answer_of: str = "unknown"
     directional_bias: Interval = UNKNOWN
     mirror_error: Interval = UNKNOWN
     mirror_disagreement: Interval = UNKNOWN
@@ -123,10 +130,12 @@ class SurveyResult:
     Attributes:
         networks: all networks, the one with the largest absolute D_m first, those that failed last.
         run: what was run.
+        definitions: those of the figures: 2, or 1 in a survey of version 0.2.
     """
 
     networks: tuple[SurveyedNetwork, ...]
     run: SurveyRun = field(default_factory=SurveyRun)
+    definitions: int = DEFINITIONS
 
     def __repr__(self) -> str:
         lines = (
@@ -146,7 +155,12 @@ class SurveyResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the survey as plain values, with the keys of ``survey.json``."""
-        return {"format": FORMAT, "networks": [_plain(item) for item in self.networks], **asdict(self.run)}
+        return {
+            "format": FORMAT,
+            "definitions": self.definitions,
+            "networks": [_plain(item) for item in self.networks],
+            **asdict(self.run),
+        }
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -162,8 +176,11 @@ class SurveyResult:
             document = read_json(path)
             if document["format"] != FORMAT:
                 raise ValueError(f"this version reads format {FORMAT}")
+            definitions = document.get("definitions", 1)
+            if definitions not in (1, DEFINITIONS):
+                raise ValueError(f"definitions {definitions}, this version reads 1 and {DEFINITIONS}")
             networks = from_plain(tuple[SurveyedNetwork, ...], document["networks"])
-            survey = cls(networks, from_plain(SurveyRun, document))
+            survey = cls(networks, from_plain(SurveyRun, document), definitions)
             if not survey.measured or not all(map(_is_whole, survey.measured)):
                 raise ValueError("it holds no network that was measured, or one without its measurements")
         except UNREADABLE as error:
@@ -206,12 +223,16 @@ def mean_of_draws(draws: Sequence[Interval], bounds: tuple[float, float]) -> Int
 
 def _is_whole(item: SurveyedNetwork) -> bool:
     """Return whether a network has all its figures, and none that a page cannot show."""
-    figures = (item.directional_bias, item.mirror_error, item.mirror_disagreement, *item.shares, *item.pairs)
+    figures = (
+        *(item.directional_bias, item.mirror_error, item.mirror_disagreement, item.answer_change),
+        *(*item.shares, *item.pairs, *item.reliance),
+    )
     plain = (*item.energy, item.chromatic, *(value for figure in figures for value in astuple(figure)))
     return (
         bool(item.energy)
         and len(item.shares) % 2 == 1
         and len(item.pairs) == len(item.shares) // 2
+        and len(item.reliance) in (0, len(item.pairs))
         and not any(abs(value) > LARGEST for value in plain)
         and 0 <= item.windows < LARGEST
         and 1 <= item.draws < LARGEST
@@ -220,8 +241,8 @@ def _is_whole(item: SurveyedNetwork) -> bool:
 
 def _plain(item: SurveyedNetwork) -> dict[str, Any]:
     values = asdict(item)
-    for name, offsets in (("shares", item.offsets), ("pairs", range(1, len(item.pairs) + 1))):
-        values[name] = [{"offset": k, **value} for k, value in zip(offsets, values[name], strict=True)]
+    for name, first in (("shares", -(len(item.shares) // 2)), ("pairs", 1), ("reliance", 1)):
+        values[name] = [{"offset": k, **value} for k, value in enumerate(values[name], first)]
     return values
 
 

@@ -1,183 +1,181 @@
-"""The verdict of an audit, from what was found about attention, answer and use. docs/statistics.md explains it.
+"""The verdict of an audit, from what was found about saliency, reliance, answer and use. docs/statistics.md explains it.
 
-An audit asks three questions: do opposite slices get equal attention, does their order change the answer, and are they
-used in the same way, place by place? ``judge`` decides from the evidence on each.
+An audit asks four questions: would a map of saliency favour a side, does the network rely on one, does the order of slices
+change its answers, and are opposite slices used in the same way, place by place? ``judge`` decides from the evidence.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from evenslice.results.intervals import FEW_SLICES
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from evenslice.results.intervals import MeanFit
+    from evenslice.results.intervals import Ratios
 
     Floats = NDArray[np.float64]
 
-__all__ = [
-    "AnswerKind",
-    "Decision",
-    "Evidence",
-    "Question",
-    "Verdict",
-    "agreement",
-    "judge",
-]
+__all__ = ["QUESTIONS", "Decision", "Evidence", "Key", "Question", "State", "Verdict", "judge"]
 
 Verdict = Literal["symmetric", "balanced", "biased", "inconclusive", "not applicable"]
-Question = Literal["attention", "answer", "use"]
-AnswerKind = Literal["classes", "scores", "unknown"]
+Question = Literal["saliency", "reliance", "answer", "use"]
+State = Literal["within", "beyond", "open", "not judged", "unknown"]
 
-BIASED_LEVEL = 0.95
-# The 90 % intervals of equivalence are computed at 94 %: exact ones would be wrong in 5 % of audits of a network at the
-# tolerance, and estimating the correlation would raise that above 5 % (benchmarks/calibration.py).
-WITHIN_LEVEL = 0.94
-WITHIN_LEVEL_OF_RATIOS = 0.97  # C and E, which are skewed
-EXACT = 1e-4
-"""Values of all windows that differ by less decide exactly, however few the windows."""
+QUESTIONS: tuple[Question, ...] = ("saliency", "reliance", "answer", "use")
+
+# Looks are taken again and again, and any of several figures decides "biased": with these levels, wrong verdicts are at most
+# 5 % over all looks and figures (benchmarks/calibration.py).
+BEYOND_LEVEL = 0.95
+WITHIN_LEVEL = 0.995
+LARGEST_DIFFERENT = 0.05
+"""Part of the windows that may differ from their mirrors, at 95 % confidence, where all that were read are equal."""
+
+
+class Key(NamedTuple):
+    """What a figure is about: a class, or all predicted pixels; a pair of offsets -k and k, or all."""
+
+    class_number: int | None = None
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What decided a verdict.
+    """A figure that decided a verdict.
 
     Attributes:
-        question: "attention", "answer" or "use".
-        method: of attribution; None for the question of the answer.
-        class_number: the class whose attention decided; None for the whole output.
+        question: "saliency", "reliance", "answer", "use", or "attention" in audits of version 0.2.
+        class_number: the class whose figure decided; None for all predicted pixels.
         offset: k of the pair that decided; None where no single pair did.
     """
 
-    question: Question
-    method: str | None = None
+    question: str
     class_number: int | None = None
     offset: int | None = None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What windows say about a question: q quantities with a tolerance each.
+    """What windows say about a question: q figures with one tolerance.
 
     Attributes:
-        decision: what this evidence would decide.
-        fit: the means of the quantities with their precision.
-        tolerance: the largest absolute mean that counts as fair.
-        judged: (q,) which quantities count.
-        slices: number of distinct slices seen.
-        exact: the windows agree up to rounding, so that few of them are enough.
+        question: which.
+        keys: what each figure is about.
+        fit: the figures, or their squares.
+        tolerance: the largest absolute value that counts as fair.
+        judged: (q,) which figures count.
+        decides: (q,) which of them may decide for "biased".
+        root: whether the figures are the square roots of what was fitted.
     """
 
-    decision: Decision
-    fit: MeanFit
+    question: Question
+    keys: tuple[Key, ...]
+    fit: Ratios
     tolerance: float
-    judged: tuple[bool, ...]
-    slices: int
-    exact: bool
+    judged: NDArray[np.bool_]
+    decides: NDArray[np.bool_]
+    root: bool = False
 
     @property
-    def enough(self) -> bool:
-        """Whether enough slices were seen to call a network balanced or biased."""
-        return self.exact or self.slices >= FEW_SLICES
+    def estimate(self) -> Floats:
+        """The figures (q,)."""
+        return np.sqrt(self.fit.estimate) if self.root else self.fit.estimate
 
-    def beyond(self, comparisons: int) -> NDArray[np.bool_]:
-        """Return which quantities (q,) are beyond the tolerance with their whole intervals."""
-        low, high = self.fit.bounds(BIASED_LEVEL, comparisons)
-        outside = (low > self.tolerance) | (high < -self.tolerance)
-        return np.asarray(outside & np.array(self.judged, dtype=bool))
+    def bounds(self, level: float = 0.95, comparisons: int = 1) -> tuple[Floats, Floats]:
+        """Return the bounds (q,) of the figures; see ``Ratios.bounds``."""
+        low, high = self.fit.bounds(level, comparisons)
+        return (np.sqrt(low), np.sqrt(high)) if self.root else (low, high)
 
-    @property
-    def within_level(self) -> float:
-        """The confidence of the intervals that have to lie within the tolerance."""
-        return WITHIN_LEVEL_OF_RATIOS if self.fit.positive else WITHIN_LEVEL
+    def beyond(self, comparisons: int = 1) -> NDArray[np.bool_]:
+        """Return which figures (q,) are beyond the tolerance with their whole intervals."""
+        low, high = self.bounds(BEYOND_LEVEL, comparisons)
+        return np.asarray(((low > self.tolerance) | (high < -self.tolerance)) & self.judged)
 
     def within(self) -> NDArray[np.bool_]:
-        """Return which quantities (q,) are within the tolerance with their whole intervals, or not judged."""
-        low, high = self.fit.bounds(self.within_level)
-        inside = (low >= -self.tolerance) & (high <= self.tolerance)
-        return np.asarray(inside | ~np.array(self.judged, dtype=bool))
+        """Return which figures (q,) are within the tolerance with their whole intervals."""
+        low, high = self.bounds(WITHIN_LEVEL)
+        return np.asarray((low >= -self.tolerance) & (high <= self.tolerance) & self.judged)
+
+    def states(self, comparisons: int = 1) -> list[State]:
+        """Return the state of each figure."""
+        beyond, within = self.beyond(comparisons), self.within()
+        return [
+            "not judged" if not judged else "beyond" if out else "within" if inside else "open"
+            for judged, out, inside in zip(self.judged, beyond, within, strict=True)
+        ]
+
+    def excess(self, chosen: NDArray[np.bool_]) -> int:
+        """Return the chosen figure that is most certainly beyond the tolerance, or else nearest to it."""
+        low, high = self.bounds()
+        least = np.where(self.estimate < 0, -high, low)
+        least = np.where(np.isfinite(least), least, -np.inf)
+        ranked = np.where(chosen, least, -np.inf)
+        ties = np.where(ranked == ranked.max(), np.nan_to_num(np.abs(self.estimate)), -1.0)
+        return int(np.where(chosen, ties, -2.0).argmax())
+
+    def decision(self, chosen: NDArray[np.bool_]) -> Decision:
+        """Return the decision of the chosen figure that is most certainly beyond."""
+        key = self.keys[self.excess(chosen)]
+        return Decision(self.question, key.class_number, key.offset)
+
+    def needed(self) -> int | None:
+        """Return how many windows would settle the open figures if they are what they seem; None if all are settled.
+
+        Half-widths shrink with sqrt(1/n - 1/M) of n windows out of M.
+        """
+        still = self.judged & ~self.beyond() & ~self.within()
+        if not still.any():
+            return None
+        low, high = self.bounds(WITHIN_LEVEL)
+        read, population = self.fit.read, self.fit.population
+        size = np.abs(self.estimate)
+        gap = np.abs(size - self.tolerance)
+        half = np.where(self.estimate < 0, np.where(size > self.tolerance, high, low), 0.0)
+        half = np.where(self.estimate < 0, half, np.where(size > self.tolerance, low, high))
+        reach = np.abs(half - self.estimate)
+        with np.errstate(all="ignore"):
+            left = np.maximum(1 / read - 1 / population, 0) * np.square(gap / reach)
+            counts = np.where(np.isfinite(reach) & (gap > 0), 1 / (left + 1 / population), population)
+        return int(min(np.ceil(counts[still].max()), population))
 
 
-def judge(
-    attention: Sequence[Evidence], answer: Evidence | None, use: Evidence | None
-) -> tuple[Verdict, Decision | None]:
+def judge(evidence: Sequence[Evidence], different: float | None) -> tuple[Verdict, tuple[Decision, ...]]:
     """Return the verdict and what decided it.
 
-    A network is "biased" if any judged pair of any method and class, or the answer, is beyond its tolerance: one of
-    many tests decides, so their intervals hold simultaneously. It is "symmetric" if it uses opposite slices in the same
-    way, or "balanced" if all attention and the answer are within their tolerances: all tests have to agree, so each may
-    be wrong in 5 % of audits without the verdict being so more often (Berger 1982, doi:10.1080/00401706.1982.10487790).
+    A network is "biased" if any judged bias or answer change is beyond its tolerance: one of many figures decides, so their
+    intervals hold simultaneously. It is "symmetric" if all are within, uses included, and "balanced" without the uses: all
+    have to agree, so that each may be wrong in 5 % of audits without the verdict being so more often (Berger 1982,
+    doi:10.1080/00401706.1982.10487790).
 
     Args:
-        attention: the evidence on the pair biases, that of the first method on the whole output first.
-        answer: that on C; None if it was not measured.
-        use: that on E, over all pairs and for each judged one; None if it was not measured.
+        evidence: on each question that was asked.
+        different: the part of the windows that may differ from their mirrors; None if some of those read do.
 
     Returns:
-        The verdict; "inconclusive" with the first question that is open, "not applicable" without pairs.
+        The verdict, and the decision of each question that decided it, or of each that is open.
     """
-    if not attention or not len(attention[0].judged):
-        return "not applicable", None
-    tests = [*attention, *([answer] if answer is not None else [])]
-    comparisons = sum(sum(item.judged) for item in tests)
-    for item in tests:
-        beyond = item.beyond(max(comparisons, 1))
-        if item.enough and beyond.any():
-            return "biased", _decision(item, beyond)
-    same = answer is not None and bool(answer.within().all())
-    if same and use is not None and use.within().all():
-        return "symmetric", use.decision
-    open_questions = list(_open(attention, answer))
-    if not open_questions:
-        return "balanced", attention[0].decision
-    return "inconclusive", open_questions[0]
+    if not evidence:
+        return "not applicable", ()
+    if different is not None:
+        return ("symmetric", ()) if different < LARGEST_DIFFERENT else ("inconclusive", ())
+    tests = [item for item in evidence if item.question != "use"]
+    comparisons = max(sum(int((item.judged & item.decides).sum()) for item in tests), 1)
+    beyond = _decisions((item, item.beyond(comparisons) & item.decides) for item in tests)
+    if beyond:
+        return "biased", beyond
+    still = _decisions((item, item.judged & ~item.within()) for item in tests)
+    # Where all windows are their own mirrors, nothing is known about the answer.
+    if still or not any(item.question == "answer" for item in tests):
+        return "inconclusive", still
+    uses = [item for item in evidence if item.question == "use"]
+    unlike = _decisions((item, item.judged & ~item.within()) for item in uses)
+    return ("symmetric", ()) if uses and not unlike else ("balanced", unlike)
 
 
-def agreement(first: Evidence, second: Evidence, difference: MeanFit) -> bool | None:
-    """Return whether two methods agree about every pair that either judges; None if that is not settled.
-
-    A pair of too little attention to be judged counts as fair; beside one that is biased, it leaves the question open.
-
-    Args:
-        first: the pair biases by one method.
-        second: those by the other.
-        difference: of the pair biases by the two methods, on the windows that both have measured.
-    """
-    judged = np.array([item.judged for item in (first, second)], dtype=bool)
-    either, both = judged.any(axis=0), judged.all(axis=0)
-    count = max(int(either.sum()), 1)
-    sides = [np.sign(item.fit.estimate) * item.beyond(count) for item in (first, second)]
-    fair = first.within() & second.within()
-    size, tolerance = np.abs(difference.estimate), first.tolerance
-    apart = size - difference.half_width(BIASED_LEVEL, count) > tolerance
-    alike = fair | ((sides[0] == sides[1]) & (sides[0] != 0))
-    if not second.enough or not first.enough:
-        return None
-    if (apart & ~alike & both).any():
-        return False
-    return True if (alike | ~either).all() else None
-
-
-def _decision(item: Evidence, chosen: NDArray[np.bool_]) -> Decision:
-    """Name the pair that is most certainly beyond its tolerance."""
-    if item.decision.question != "attention":
-        return item.decision
-    certain = np.where(chosen, np.abs(item.fit.estimate) - item.fit.half_width(), -np.inf)
-    which = item.decision
-    return Decision(which.question, which.method, which.class_number, int(certain.argmax()) + 1)
-
-
-def _open(attention: Sequence[Evidence], answer: Evidence | None) -> Iterator[Decision]:
-    for item in attention:
-        open_pairs = ~item.within()
-        if open_pairs.any() or (any(item.judged) and not item.enough):
-            yield item.decision
-    if answer is None or not answer.within().all() or not answer.enough:
-        yield Decision("answer")
+def _decisions(chosen: Iterable[tuple[Evidence, NDArray[np.bool_]]]) -> tuple[Decision, ...]:
+    """Return the decision of each question that has chosen figures."""
+    return tuple(item.decision(which) for item, which in chosen if which.any())

@@ -128,7 +128,7 @@ class AuditOptions(Section):
     precision: float = Field(
         default=0.01,
         gt=0,
-        description="Half-width of the 95 % intervals of judged pair biases at which to stop.",
+        description="Half-width of the 95 % intervals of judged biases and answer changes at which to stop.",
     )
     max_windows: int | None = Field(
         default=400, ge=1, description="Largest number of windows; null for no limit."

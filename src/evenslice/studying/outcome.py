@@ -40,9 +40,10 @@ class RunOutcome(BaseModel):
         stress_intact, stress_before, stress_after, stress_both, stress_reversed: mean Dice on a sample of the test
             slices: of intact windows, with the slice at -1, at +1 or both missing, and of reversed windows.
         verdict: of the audit on the test volumes, like all below up to ``windows``.
-        shares: mean share of each slice of the window.
-        directional_bias, absolute_bias, largest_bias, asymmetry, imbalance, mirror_error, mirror_disagreement,
-            answer_change, mirror_mismatch: estimates.
+        definitions: those of its figures; 1 in records of version 0.2, which did not write them.
+        shares: mean share of each slice of the window in the saliency.
+        directional_bias, absolute_bias, largest_bias, reliance, asymmetry, imbalance, mirror_error, mirror_disagreement,
+            answer_change, mirror_mismatch: estimates; see ``evenslice.results.METRICS``.
         answer_of: what ``answer_change`` compares: "classes", "scores" or, as in records of versions that did not tell,
             "unknown".
         saliency: (slices, percentiles) from ``saliency_percentiles``.
@@ -79,10 +80,12 @@ class RunOutcome(BaseModel):
     stress_both: float | None = None
     stress_reversed: float | None = None
     verdict: str = ""
+    definitions: int = 1
     shares: tuple[float | None, ...] | None = None
     directional_bias: float | None = None
     absolute_bias: float | None = None
     largest_bias: float | None = None
+    reliance: float | None = None
     asymmetry: float | None = None
     imbalance: float | None = None
     mirror_error: float | None = None

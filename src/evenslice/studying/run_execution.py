@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import sys
 import traceback
 from contextlib import suppress
 from dataclasses import replace
@@ -24,12 +26,13 @@ from evenslice.auditing import audit
 from evenslice.inference import ReadyNetwork, predict
 from evenslice.networks import predicted_classes
 from evenslice.neutralizing import load_network, symmetrize
-from evenslice.results import EXAMPLE_SIZE, largest_bias, saliency_percentiles, save_audits
+from evenslice.results import EXAMPLE_SIZE, saliency_percentiles, save_audits
 from evenslice.studying.outcome import STRESS_COLUMNS, RunOutcome
 from evenslice.studying.repair import repair_run
 from evenslice.training import (
     RunFolder,
     TrainConfig,
+    classes_overlap,
     data_of_result,
     fingerprints,
     open_data,
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from evenslice.results import AuditResult
+    from evenslice.results import AuditResult, PairBias
     from evenslice.studying.runs import Run
     from evenslice.volumes import LabelledVolume
 
@@ -219,17 +222,24 @@ def _stress(summary: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _audit_results(found: AuditResult) -> dict[str, Any]:
     statistics = found.statistics
-    shares, pairs = ([part.estimate for part in parts] for parts in (statistics.shares, statistics.pairs))
     return {
         "verdict": found.verdict,
-        "shares": shares,
-        "largest_bias": largest_bias({"shares": shares, "pairs": pairs}),
-        "absolute_bias": abs(statistics.directional_bias.estimate),
+        "definitions": found.definitions,
+        "shares": [share.estimate for share in found.shares],
+        "largest_bias": _largest(found.saliency),
+        "reliance": _largest(found.reliance),
+        "absolute_bias": abs(found.directional_bias.estimate),
         **{name: getattr(statistics, name).estimate for name in ESTIMATES},
-        "answer_of": statistics.answer_change.of,
+        "answer_of": found.answer.of,
         "saliency": saliency_percentiles(found.examples.saliency),
-        "windows": len(found.measurements.volume),
+        "windows": found.windows,
     }
+
+
+def _largest(pairs: Sequence[PairBias]) -> float:
+    """Return the largest absolute bias of the judged pairs: that of others is noise; NaN if it was not asked for."""
+    known = [pair for pair in pairs if not math.isnan(pair.estimate)]
+    return max((abs(pair.estimate) for pair in known if pair.judged), default=0.0 if known else math.nan)
 
 
 def _audit(
@@ -246,7 +256,8 @@ def _audit(
             seed=run.seed,
             device=options.device,
             progress=progress,
-            **chosen,
+            overlapping=classes_overlap(run.config),
+            **chosen | {"max_windows": run.audit.max_windows or sys.maxsize},
         )
     except EvensliceError as error:
         raise error.within(

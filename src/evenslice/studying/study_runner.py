@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from functools import partial
 from itertools import product
@@ -37,12 +36,12 @@ from evenslice._core import (
 )
 from evenslice.report import need_report_extra, study_html, write_study_report
 from evenslice.results import (
+    DEFINITIONS,
     MAIN_SCORES,
     METRICS,
     STUDY_FORMAT,
     TASK_SCORES,
     Primary,
-    largest_bias,
     load_study,
     pool_runs,
     run_name,
@@ -190,23 +189,33 @@ def _networks_to_restore(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome]
     }
 
 
-def _not_applied(runs: Iterable[Run], outcomes: Mapping[str, RunOutcome]) -> tuple[str, ...]:
-    """Return a line on the finished runs of which losses are asked for that were not measured; else none.
+def _not_applied(runs: Sequence[Run], outcomes: Mapping[str, RunOutcome]) -> tuple[str, ...]:
+    """Return lines on the finished runs that are not what others will be.
 
-    ``training.stress`` is no part of the key of a run, as it changes nothing about its network.
+    ``training.stress`` is no part of the key of a run, as it changes nothing about its network; nor are the definitions of
+    its audit.
     """
-    names = [
-        run_name(run.labels, folded=True)
-        for run in runs
+    finished = [(run, outcomes[run.key]) for run in runs if run.key in outcomes]
+    unstressed = [
+        run
+        for run, outcome in finished
         if run.config.training.stress
         and run.config.model.slices > 1  # a window of one slice has no neighbours to disturb
-        and run.key in outcomes
-        and "stress_intact" not in outcomes[run.key].model_fields_set
+        and "stress_intact" not in outcome.model_fields_set
     ]
-    if not names:
-        return ()
-    some = "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-    return (f"training.stress: these finished runs were tested without it, and stay so: {some}",)
+    lines = [f"training.stress: these finished runs were tested without it, and stay so: {_some(unstressed)}"]
+    older = [run for run, outcome in finished if outcome.definitions < DEFINITIONS]
+    if len(older) < len(runs):
+        lines.append(
+            "audit: these finished runs were audited by version 0.2, and have no figures that stand beside the others' (to "
+            f"audit them again, remove their run.json): {_some(older)}"
+        )
+    return tuple(line for line, found in zip(lines, (unstressed, older), strict=False) if found)
+
+
+def _some(runs: Sequence[Run]) -> str:
+    names = [run_name(run.labels, folded=True) for run in runs]
+    return "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 class _ShownSummary(dict[str, Any]):
@@ -298,12 +307,8 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
     """
     by_labels = {tuple(getattr(outcome, name) for name in LABELS): outcome for outcome in outcomes}
     ordered = [by_labels[labels] for labels in _rows(config) if labels in by_labels]
-    folds = {data.name: data.fold_count for data in config.datasets}
-    done = [
-        {**outcome.to_dict(), "folds": folds[outcome.dataset]}
-        for outcome in ordered
-        if outcome.status == "done"
-    ]
+    data = {item.name: {"folds": item.fold_count, "classes": item.classes} for item in config.datasets}
+    done = [{**outcome.to_dict(), **data[outcome.dataset]} for outcome in ordered if outcome.status == "done"]
     failed = [outcome for outcome in ordered if outcome.status == "failed"]
     score = MAIN_SCORES[config.task]
     summary = {
@@ -313,6 +318,9 @@ def write_results(config: StudyConfig, outcomes: Iterable[RunOutcome], out: Path
         "failed": [outcome.model_dump(include={*LABELS, "error"}) for outcome in failed],
         "baseline": config.baseline,
         "score": score,
+        "definitions": max(
+            (outcome.definitions for outcome in ordered if outcome.verdict), default=DEFINITIONS
+        ),
         "comparisons": [
             item.to_dict()
             for item in summarize_runs(done, baseline=config.baseline, margin=config.margin, score=score)
@@ -364,8 +372,9 @@ def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path
     others = (
         "verdict",
         *(name for name in METRICS if name not in {*first, *other_task}),
-        *(("answer_of",) if any("answer_of" in outcome.to_dict() for outcome in outcomes) else ()),
+        "answer_of",
         *(STRESS_COLUMNS if measured else ()),
+        "definitions",
         "windows",
         "steps",
     )
@@ -373,7 +382,7 @@ def _write_table(outcomes: Sequence[RunOutcome], config: StudyConfig, path: Path
         table = csv.DictWriter(file, (*first, *others, "key", "status", "error"), extrasaction="ignore")
         table.writeheader()
         for outcome in outcomes:
-            record = outcome.to_dict()
-            if not math.isnan(bias := largest_bias(record)):  # not in records of earlier versions
-                record["largest_bias"] = bias
-            table.writerow(record | dict(zip(shares, outcome.shares or (), strict=False)))
+            record = outcome.to_dict() | dict(zip(shares, outcome.shares or (), strict=False))
+            if outcome.status == "done":
+                record["definitions"] = outcome.definitions
+            table.writerow(record)

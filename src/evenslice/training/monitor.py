@@ -16,8 +16,8 @@ import torch
 
 from evenslice._core import ConfigError, needs_extra, option, whole_number
 from evenslice.auditing import Mirrored, attribute, classes_for_mirrors, parse_target
-from evenslice.networks import with_gradients
-from evenslice.results import directional_bias, measure_windows, model_part
+from evenslice.networks import as_float64, with_gradients
+from evenslice.results import directional_bias, model_part, ratio
 from evenslice.training.logs import log_metrics
 
 with needs_extra("train", "monitoring of training"):
@@ -26,9 +26,12 @@ with needs_extra("train", "monitoring of training"):
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from evenslice.auditing import Target
+
+    Floats = NDArray[np.float64]
 
 __all__ = ["AsymmetryMonitor", "bias_columns", "measure_bias"]
 
@@ -44,7 +47,7 @@ class AsymmetryMonitor(Callback):
     Args:
         windows: (n, slices, y, x), as the forward pass of the module takes them.
         every: optimizer steps between measurements.
-        target: what is explained at each pixel: the logit of the class that is "predicted" or of a class number, or the
+        target: what is explained at each pixel: the log-odds of the class that is "predicted" or of a class number, or the
             "sum" of all outputs; "auto" as for ``audit``.
         batch: windows per forward pass.
 
@@ -144,7 +147,7 @@ def measure_bias(
     Args:
         network: maps windows to logits.
         windows: (n, N, y, x), scaled for the network.
-        target: the class whose logit is explained at each pixel.
+        target: the class whose log-odds are explained at each pixel.
         batch: windows per forward pass.
 
     Returns:
@@ -160,20 +163,15 @@ def measure_bias(
         'imbalance': 0.292}
     """
     weight = next(network.parameters())
-    rows = []
+    parts = []
     with _evaluating(network):
         for chunk in torch.split(windows, batch):
             given = chunk.to(weight.device, weight.dtype, memory_format=torch.channels_last)
             found = attribute(network, given, target=target)
             predicted = classes_for_mirrors(target, found.output)
             mirrored = attribute(Mirrored(network), given, target=target, predicted=predicted)
-            rows.append(
-                measure_windows(
-                    found.attribution, mirrored.attribution.flip(1), found.output, mirrored.output
-                )
-            )
-    shares = np.concatenate([row["shares"] for row in rows])
-    mirrored_shares = np.concatenate([row["mirrored_shares"] for row in rows])
+            parts.append([_shares(part) for part in (found.attribution, mirrored.attribution.flip(1))])
+    shares, mirrored_shares = map(np.concatenate, zip(*parts, strict=True))
     profile = _mean(model_part(shares, mirrored_shares))
     direction = _mean(model_part(directional_bias(shares), directional_bias(mirrored_shares)))
     figures = (
@@ -209,7 +207,13 @@ def _target(target: Target) -> Target:
     return found
 
 
-def _mean(values: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
+def _shares(attribution: Tensor) -> Floats:
+    """Return the shares (batch, N) of the slices in an attribution (batch, N, y, x); NaN where it is 0."""
+    sums = as_float64(attribution.abs()).sum(dim=(2, 3)).cpu().numpy()
+    return ratio(sums, sums.sum(axis=1, keepdims=True))
+
+
+def _mean(values: Floats) -> Floats:
     """Return the mean over windows whose shares are not NaN; NaN if there are none."""
     kept = values[~np.isnan(values.reshape(len(values), -1)).any(axis=1)]
     return kept.mean(axis=0) if len(kept) else np.full(values.shape[1:], np.nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -26,13 +27,20 @@ from evenslice.volumes import reslice
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
-    from pathlib import Path
 
     from evenslice.networks import ModelSource
     from evenslice.training.config import TrainConfig
     from evenslice.volumes import Volume
 
-__all__ = ["Segmenter", "asked_size", "find_reading", "load_segmenter", "locate_network", "reading_of"]
+__all__ = [
+    "Segmenter",
+    "asked_size",
+    "classes_overlap",
+    "find_reading",
+    "load_segmenter",
+    "locate_network",
+    "reading_of",
+]
 
 BUILT = ("slices", "classes", "mean", "std")
 """Options of ``load_network`` that a run determines."""
@@ -120,15 +128,27 @@ class Segmenter:
 
     def _need_probabilities(self) -> None:
         """Raise ConfigError if the classes of a run do not exclude each other: their probabilities are no softmax."""
-        config = None if self.run is None else _configuration(self.run)
-        if config is not None and config.training.loss == "dice_bce" and config.data.classes > 2:
+        if classes_overlap(self.run):
             raise ConfigError(
-                f"{option('probabilities')}: the run {self.run} trained a sigmoid for each of {config.data.classes} classes "
+                f"{option('probabilities')}: the run {self.run} trained a sigmoid for each of several classes "
                 "(training.loss: dice_bce), and segment writes a softmax; write labels, or train with dice_ce"
             )
 
     def _sliced(self, volume: Volume) -> Volume:
         return reslice(volume, self.reading.plane)
+
+
+def classes_overlap(run: Path | TrainConfig | None) -> bool | None:
+    """Return whether a run trained a sigmoid for each of several classes; None if it trained one, or without a run.
+
+    Args:
+        run: its folder, or its configuration.
+    """
+    if run is None:
+        return None
+    config = _configuration(run) if isinstance(run, Path) else run
+    several = config.training.loss != "dice_bce" or config.data.classes > 2
+    return config.training.loss == "dice_bce" if several else None
 
 
 def load_segmenter(

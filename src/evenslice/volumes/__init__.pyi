@@ -45,7 +45,9 @@ from .windows import (
     check_tile as check_tile,
     check_window as check_window,
     fit_tile as fit_tile,
+    inner_margin as inner_margin,
     slice_indices as slice_indices,
+    spread_index as spread_index,
     tile_origins as tile_origins,
 )
 from .write.destinations import output_location as output_location

@@ -1,4 +1,4 @@
-"""Slice windows and in-plane tiles of a volume, and the order in which they are visited.
+"""Slice windows and in-plane tiles of a volume, and a random order of them.
 
 A window is N = 2K + 1 slices around slice z, at offsets k = -K..K (times a step), stacked as input channels. It is read
 through a tile of the plane, and all its slices are scaled alike (``scaling.Scaling``).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -32,18 +32,17 @@ __all__ = [
     "WindowGrid",
     "check_tile",
     "fit_tile",
+    "inner_margin",
     "slice_indices",
+    "spread_index",
     "tile_origins",
-    "visiting_order",
 ]
 
 Edge = Literal["valid", "reflect"]
 
 LARGEST_WHOLE = 256  # pixels; the longest side of a plane that one tile covers
-TILE = 128  # pixels; along a longer side, it tells enough about a network at a quarter of the cost (docs/speed.md)
-
-_PIECE = 4096  # points of a sequence that are made at once
-_MOST_SHUFFLED = 2**16
+MARGIN = 16  # pixels of a tile beyond which its borders change few answers (docs/statistics.md)
+TILE = 192  # pixels; along a longer side, it tells enough about a network at a part of the cost (docs/statistics.md)
 
 
 def slice_indices(
@@ -160,83 +159,59 @@ def fit_tile(plane: tuple[int, int], *, multiple: int = 32) -> tuple[int, int]:
 
     Example:
         >>> fit_tile((233, 189)), fit_tile((4096, 4096))
-        ((224, 160), (128, 128))
+        ((224, 160), (192, 192))
     """
     y, x = (max((TILE if length > LARGEST_WHOLE else length) // multiple, 1) * multiple for length in plane)
     return y, x
 
 
-def visiting_order(depth: int, tiles: int, *, seed: int = 0) -> Iterator[tuple[int, int]]:
-    """Yield every (z, tile) once, so that the visits so far are always spread evenly over both.
+def spread_index(number: int, total: int, seed: int) -> int:
+    """Return which of ``total`` items comes at a place of a random order without repetition.
 
-    One round visits each z once, in the order of a van der Corput sequence of base 2 with nested scrambling (Owen 1995,
-    *Randomly permuted (t,m,s)-nets*), so that which z is taken of any two, four ... neighbours is random: sections may
-    alternate. Tiles follow a scrambled van der Corput sequence of base 3. The next round visits each z with the next
-    tile. Memory is bounded, whatever the numbers.
+    Each item has the same chance to be among the first n, whatever n is, while those n are spread evenly: the items are
+    halved again and again, and each half gets its turns as systematic sampling with a random start gives them (Cochran
+    1977, *Sampling Techniques*, chapter 8).
 
     Args:
-        depth: number of window centres along z.
-        tiles: number of tiles in the plane.
-        seed: seed of the scrambling.
+        number: the place, from 0.
+        total: number of items, in the order along which they are to be spread.
+        seed: of the order.
+
+    Example: the first two of four come from different halves.
+        >>> order = [spread_index(number, 4, seed=0) for number in range(4)]
+        >>> sorted(order), {index // 2 for index in order[:2]} == {0, 1}
+        ([0, 1, 2, 3], True)
+    """
+    start, stop = 0, total
+    while stop - start > 1:
+        half = (stop - start) // 2
+        # Of the first n places, (n * half + shift) // size belong to the first half, n * half / size on average.
+        shift = _shift(seed, start, stop)
+        before, after = ((count * half + shift) // (stop - start) for count in (number, number + 1))
+        if after > before:
+            number, stop = before, start + half
+        else:
+            number, start = number - before, start + half
+    return start
+
+
+@lru_cache(maxsize=2**16)
+def _shift(seed: int, start: int, stop: int) -> int:
+    return int(np.random.default_rng([seed, start, stop]).integers(stop - start))
+
+
+def inner_margin(plane: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
+    """Return how many pixels (y, x) of each side of a tile answers are not compared in.
+
+    There a network lacks the surroundings that it has in a whole plane, and answers otherwise; a tile that is as long as
+    the plane has no margin.
 
     Example:
-        >>> sorted(visiting_order(3, 2)) == [(z, t) for z in range(3) for t in range(2)]
-        True
+        >>> inner_margin((512, 190), (192, 192)), inner_margin((512, 512), (96, 96))
+        ((16, 0), (16, 16))
     """
-    from scipy.stats import qmc
-
-    rng = np.random.default_rng(seed)
-    points = qmc.Halton(2, scramble=True, rng=rng)
-    keys = rng.integers(2**64, size=max(depth - 1, 1).bit_length(), dtype=np.uint64)
-    for shift in _shifts(tiles, rng):
-        points.reset()
-        for start in range(0, depth, _PIECE):
-            numbers = np.arange(start, min(start + _PIECE, depth), dtype=np.int64)
-            places = points.random(len(numbers))[:, 1]
-            for z, place in zip(_ranks(numbers, depth, keys), places.tolist(), strict=True):
-                yield int(z), (int(place * tiles) + shift) % tiles
-
-
-def _shifts(tiles: int, rng: np.random.Generator) -> Iterator[int]:
-    """Yield 0 to ``tiles`` - 1 in random order; for huge numbers in steps of about their golden section."""
-    if tiles <= _MOST_SHUFFLED:
-        yield from map(int, rng.permutation(tiles))
-        return
-    start, step = int(rng.integers(tiles)), int(tiles * 0.618)
-    while math.gcd(step, tiles) > 1:
-        step += 1
-    for number in range(tiles):
-        yield (start + number * step) % tiles
-
-
-def _ranks(numbers: NDArray[np.int64], depth: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return the ranks of points among the first ``depth`` of a van der Corput sequence of base 2 with nested scrambling.
-
-    A point's first digits are the lowest bits of its number, each either kept or flipped for all points with the same
-    digits before it. A point is below another if its digits are the same up to one, which is 0 instead of 1: the numbers
-    of these are those with the same low bits and another next bit, and are counted without making them.
-
-    Args:
-        numbers: numbers of the points, from 0.
-        depth: number of points in all.
-        keys: a random number for each digit, from which it follows whether it is flipped.
-    """
-    ranks = np.zeros(len(numbers), np.int64)
-    for digit, key in enumerate(keys):
-        unit = 1 << digit
-        low = numbers % unit
-        high = (numbers // unit + _coins(low, key)) % 2 == 1
-        lower = (numbers % (2 * unit)) ^ unit  # the same low bits, and the other next one
-        ranks += np.where(high, np.maximum(depth - lower + 2 * unit - 1, 0) // (2 * unit), 0)
-    return ranks
-
-
-def _coins(numbers: NDArray[np.int64], key: np.uint64) -> NDArray[np.int64]:
-    """Return 0 or 1 for each number, as good as random, by the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
-    mixed = numbers.astype(np.uint64) + key  # both operations are modulo 2^64
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(2)).astype(np.int64)
+    y, x = (min(MARGIN, side // 6) if side < length else 0 for side, length in zip(tile, plane, strict=True))
+    return y, x
 
 
 @dataclass(frozen=True)
@@ -250,6 +225,7 @@ class WindowGrid:
         tile: size (y, x) of the in-plane tile; a smaller plane is reflected at its border.
         step: distance between neighbouring slices.
         edge: how windows at the ends of the volume are filled; "valid" omits these windows.
+        overlap: (y, x) pixels that neighbouring tiles share.
 
     Raises:
         VolumeError: the volume has fewer slices than a window.
@@ -271,6 +247,7 @@ class WindowGrid:
     tile: tuple[int, int]
     step: int = 1
     edge: Edge = "valid"
+    overlap: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         check_window(self.slices, self.step, self.edge)
@@ -306,7 +283,8 @@ class WindowGrid:
     @cached_property
     def _corners(self) -> tuple[Sequence[int], Sequence[int]]:
         (_, height, width), (ty, tx) = self.volume.shape, self.tile
-        return tile_origins(height, ty), tile_origins(width, tx)
+        rows, columns = self.overlap
+        return tile_origins(height, ty, overlap=rows), tile_origins(width, tx, overlap=columns)
 
     @property
     def reads_at_once(self) -> int:
@@ -321,11 +299,15 @@ class WindowGrid:
     def __len__(self) -> int:
         return len(self.centres) * self.tiles
 
+    def place(self, number: int) -> tuple[int, int, int]:
+        """Return z, y, x of a window, counted along the plane first."""
+        depth, tile = divmod(number, self.tiles)
+        return (self.centres[depth], *self.origin(tile))
+
     def visits(self, *, seed: int = 0) -> Iterator[tuple[int, int, int]]:
-        """Yield (z, y, x) of every window once, always spread evenly over the volume; see ``visiting_order``."""
-        centres = self.centres
-        for z, tile in visiting_order(len(centres), self.tiles, seed=seed):
-            yield (centres[z], *self.origin(tile))
+        """Yield (z, y, x) of every window once, in random order, spread evenly over the volume; see ``spread_index``."""
+        for number in range(len(self)):
+            yield self.place(spread_index(number, len(self), seed))
 
     def read(self, z: int, y: int, x: int) -> NDArray[np.float32]:
         """Read the window around slice z in the tile whose corner is (y, x): (N, tile y, tile x) in 0..1.

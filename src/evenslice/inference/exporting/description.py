@@ -33,6 +33,12 @@ FORMAT = 1
 LIBRARY = "evenslice"
 """What tells a folder for Hugging Face from those of other libraries."""
 
+FINDING = (
+    *("name", "definitions", "verdict", "decided_by", "method", "windows", "population"),
+    *("pairs", "reliance", "answer_change", "mirror_mismatch", "created"),
+)
+"""The keys of ``audit.json`` that the card has, too."""
+
 PAPER = (
     "Mitigating Pretraining-Induced Attention Asymmetry in 2D+ Electron Microscopy Image Segmentation, "
     "https://arxiv.org/abs/2505.14105"
@@ -216,6 +222,5 @@ def _has_stems(model: nn.Module, kernels: Sequence[StemKernels]) -> bool:
 
 def _finding(audit: AuditResult) -> dict[str, Any]:
     """Return what the card shows of an audit."""
-    keys = ("name", "verdict", "method", "windows", "pairs", "answer_change", "mirror_mismatch", "created")
     found = audit.to_dict()
-    return {key: found[key] for key in keys}
+    return {key: found[key] for key in FINDING}

@@ -177,6 +177,8 @@ def _convert(
         )
         if program is None:
             raise ModelError("torch.onnx returned no program")
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces, with paths of this machine
         for name, value in _metadata(description, scaled=scaled).items():
             program.model.metadata_props[name] = value
         program.save(path, external_data=False)

@@ -22,6 +22,13 @@ COMPARE = (
     "neighbouring slice costs."
 )
 
+BIASED = {
+    "saliency": "in its saliency maps",
+    "attention": "in its saliency maps",  # of version 0.2
+    "reliance": "in what it relies on",
+    "answer": "in its answers",
+}
+
 
 def readme_text(description: Description, usage: Sequence[str]) -> str:
     """Return the README in Markdown.
@@ -131,19 +138,31 @@ def _audit_lines(audits: Sequence[dict[str, Any]]) -> Iterator[str]:
         return
     yield "Does it treat the slices before and after alike? What `evenslice audit` found, with 95 % intervals:"
     yield ""
-    yield "| audit | verdict | pair biases B | answer change C | mirror mismatch E | windows |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    yield "| audit | verdict | saliency B | reliance B | answer change C | mirror mismatch E | windows |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
     for found in audits:
-        pairs = "<br>".join(f"±{pair['offset']}: {_interval(pair)}" for pair in found["pairs"])
+        older = ", definitions of version 0.2" if found["definitions"] == 1 else ""
         cells = [
-            f"{_plain(found['name'])} ({_plain(found['method'])})",
-            _plain(found["verdict"]),
-            pairs or "none",
+            f"{_plain(found['name'])} ({_plain(found['method'] or 'no saliency')}{older})",
+            _plain(_verdict(found)),
+            _pairs(found["pairs"]),
+            _pairs(found["reliance"]),
             _interval(found["answer_change"]),
             _interval(found["mirror_mismatch"]),
             str(found["windows"]),
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Return the verdict, and of a biased network where it is."""
+    if found["verdict"] != "biased":
+        return str(found["verdict"])
+    return f"biased {' and '.join(BIASED.get(item['question'], '') for item in found['decided_by'])}".strip()
+
+
+def _pairs(pairs: Sequence[dict[str, Any]]) -> str:
+    return "<br>".join(f"±{pair['offset']}: {_interval(pair)}" for pair in pairs) or "none"
 
 
 def _interval(value: dict[str, Any]) -> str:

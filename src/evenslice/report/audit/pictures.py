@@ -27,15 +27,10 @@ MAX_PIXELS: Final = 192
 
 @dataclass(frozen=True)
 class Row:
-    """One window in one audit.
+    """One window in the audit with index ``audit``.
 
-    Attributes:
-        audit: the index of the audit.
-        name: the name of the audit.
-        offsets: -K..K.
-        images: N pictures (y, x), uint8.
-        overlays: N pictures (y, x, 4), uint8: colour, and opacity that grows with the saliency.
-        shares: each slice's part of the window's saliency.
+    For each of the N slices: its offset, its image (y, x), an overlay (y, x, 4) whose opacity grows with the saliency, and
+    its share of the window's saliency.
     """
 
     audit: int
@@ -140,6 +135,6 @@ def _example_figure(panel: Panel, name: str) -> Drawing:
         name,
         f"Example: {panel.title}",
         "Each slice of one window with its saliency, all on one scale; the number above a slice is "
-        "its share of the window's attention.",
+        "its share of the window's saliency.",
         figure,
     )

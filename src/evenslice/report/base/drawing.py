@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH: Final = 10.0
-"""Width of every figure in inches."""
+"""Width of figures for broad screens in inches."""
+
+MEDIUM: Final = 6.2
+"""Width in inches of figures for screens of any width: their text is legible from 360 to 700 pixels."""
 
 NARROW: Final = 5.2
 """Width in inches of figures for narrow screens: their text is legible where they are 380 pixels wide."""

@@ -26,7 +26,7 @@ class Group(Generic[RowT]):
 
 
 SHARES: Final = (
-    "Shares of the attention",
+    "Shares of the saliency",
     "Mean part of the total absolute attribution that falls on each slice of the window; they sum to 1.",
 )
 """Title and meaning of a group."""
@@ -40,12 +40,11 @@ EFFECT: Final = (
         ("mirror_disagreement", "Mirror disagreement"),
     ),
     (
-        "What reversing a window changes. Answer change: the pixels whose predicted class changes, over those that are "
-        "foreground in either answer; of a classifier, the windows whose class changes, over all windows; of outputs "
-        "without classes, with the target sum, or where one class alone is predicted, the size of the change of the "
-        "scores, which is 1 for unrelated outputs. Mirror mismatch: the part of the attribution of the outer slices that "
-        "is not used in the same way, place by place. Mirror error: largest change of the output, relative to the "
-        "largest output. Mirror disagreement: the share of all pixels whose predicted class changes."
+        "What reversing a window changes. Answer change: of a class, the pixels that one of the two answers alone puts into "
+        "it, over those that either does, in the class where that is largest; of scores, or where one class alone is "
+        "predicted, the size of the change, which is 1 for unrelated outputs. Mirror mismatch: the part of the attribution "
+        "of the outer slices that is not used in the same way, place by place. Mirror error: largest change of the output, "
+        "relative to the largest output. Mirror disagreement: the share of all pixels whose predicted class changes."
     ),
 )
 """Title, rows and meaning of a group."""

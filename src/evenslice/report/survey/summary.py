@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from evenslice.report.base.tables import html_table
 from evenslice.report.base.wording import interval
-from evenslice.results import FEW_SLICES
 
 if TYPE_CHECKING:
     from evenslice.results import SurveyResult
@@ -32,12 +31,9 @@ def survey_html(survey: SurveyResult) -> str:
 
 
 def headline(survey: SurveyResult) -> str:
-    """Count the networks and verdicts of a survey in one sentence, and say if there were too few windows for verdicts."""
+    """Count the networks and verdicts of a survey in one sentence."""
     verdicts = [item.verdict for item in survey.measured]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts))]
     failed = [f"{len(survey.failed)} failed"] if survey.failed else []
     plural = "" if len(survey.networks) == 1 else "s"
-    text = f"{len(survey.networks)} network{plural}: {', '.join(counts + failed)}."
-    if "inconclusive" in verdicts and max(item.windows for item in survey.measured) < FEW_SLICES:
-        text += f" Fewer than {FEW_SLICES} slices were seen, which settles no question of attention; measure more windows."
-    return text
+    return f"{len(survey.networks)} network{plural}: {', '.join(counts + failed)}."

@@ -1,0 +1,400 @@
+"""A batch of windows, explained together with their mirrors, as rows of numbers: all that an audit asks of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from evenslice.auditing.attribution import Mirrored, attribute, reproducible
+from evenslice.auditing.class_sums import as_numpy, class_count, class_sums, compare_answers, compare_outputs
+from evenslice.auditing.targets import Explained, Score
+from evenslice.inference import ReadyNetwork
+from evenslice.networks import full_precision
+from evenslice.neutralizing import in_float64
+from evenslice.results import SAME, SAME_USE, halves, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from evenslice.inference import BlackBox
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["Explainer", "NotFiniteError"]
+
+SMALLEST_PART = 0.001
+"""Part of the pixels of a window below which a class of it is not explained by itself."""
+
+MOST_EXPLAINED = 8
+"""Classes of a window, the largest ones, that are explained by themselves."""
+
+# Attribution below this part of the output is rounding: float32 rounds to 1e-7, and a network adds up many roundings.
+NEGLIGIBLE = 1e-6
+# The Wasserstein distance is computed from so many pixels of a map, the same for all maps of a size.
+SALIENCY_SAMPLE = 4096
+
+
+class NotFiniteError(ArithmeticError):
+    """A network returned NaN or infinity for a window.
+
+    Attributes:
+        row: the window, by its number in the batch.
+        what: "NaN" or "infinity", and of what.
+    """
+
+    def __init__(self, values: Tensor, what: str, where: str = "") -> None:
+        finite = values.isfinite().reshape(len(values), -1).all(dim=1)
+        row = int(finite.logical_not().nonzero()[0])
+        self.what = f"{what} {'NaN' if bool(values[row].isnan().any()) else 'infinity'}{where}"
+        self.row = row % max(len(values) // 2, 1)
+        super().__init__(self.what)
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """What is asked of a network.
+
+    Attributes:
+        network: ready to run.
+        explained: what of its output.
+        method: of attribution; empty if saliency is not asked for.
+        gradient: whether the use of slices is told by the gradient, else by replacement.
+        seed: random seed of the methods.
+    """
+
+    network: ReadyNetwork | BlackBox
+    explained: Explained
+    method: str
+    gradient: bool
+    seed: int
+
+    def rows(self, windows: Tensor, labels: Tensor | None) -> tuple[dict[str, NDArray[Any]], Tensor]:
+        """Explain windows.
+
+        Args:
+            windows: (m, N, y, x) in 0..1.
+            labels: (m, y, x) class numbers for the target "labels".
+
+        Returns:
+            The fields of ``Measurements`` but for the places, and the absolute attribution (m, N, y, x) by the method.
+
+        Raises:
+            NotFiniteError: the output or its gradient is NaN or infinite.
+        """
+        pass_ = _Pass.run(self, windows, labels)
+        rows = pass_.rows()
+        own = (windows == windows.flip(1)).flatten(1).all(dim=1).cpu().numpy()
+        rows["own_mirror"] = own.astype(np.float64)
+        rows["reliance"], mismatch, outer = pass_.replaced()
+        saliency = torch.zeros_like(windows)
+        rows["saliency"] = np.zeros_like(rows["reliance"])
+        if self.gradient:
+            by_gradient = pass_.gradients()
+            mismatch, outer = by_gradient.mismatch, by_gradient.outer
+            mismatch[own] = outer[own] = 0
+            if self.method == "gradient":
+                rows["saliency"], saliency = by_gradient.sums, by_gradient.size
+            _remove_rounding(self, windows, labels, rows, mismatch, outer)
+        if self.method not in ("", "gradient"):
+            rows["saliency"], saliency = pass_.attributed()
+        rows |= {"mismatch": mismatch, "outer": outer}
+        for name in ("changed", "union", "mismatch", "outer"):
+            rows[name][own] = 0
+        rows["wasserstein"] = _wasserstein(saliency, rows["saliency"][:, :, 0])
+        return rows, saliency[: len(windows)]
+
+
+@dataclass(frozen=True)
+class _Reduced:
+    """Attributions added up: sums (m, 2, 1 + C, N), mismatch and outer (m, 1 + C, K), and absolute maps (2m, N, y, x)."""
+
+    sums: Floats
+    mismatch: Floats
+    outer: Floats
+    size: Tensor
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass of m windows and, behind them, of their mirrors.
+
+    Attributes:
+        explainer: what is asked.
+        both: (2m, N, y, x).
+        score: what is explained; the mirrors by the classes of the windows.
+        output: of the network, with its graph if there is to be a gradient.
+        answers: to windows and mirrors.
+        classes: that are explained.
+        count: C.
+        clamped: part of the probabilities that were clamped (2m,), or None.
+    """
+
+    explainer: Explainer
+    both: Tensor
+    score: Score
+    output: Tensor
+    answers: Tensor | None
+    classes: Tensor | None
+    count: int
+    clamped: Tensor | None
+
+    @classmethod
+    def run(cls, explainer: Explainer, windows: Tensor, labels: Tensor | None) -> _Pass:
+        half = len(windows)
+        both = torch.cat([windows, windows.flip(1)]).detach().requires_grad_(explainer.gradient)
+        score = Score(
+            explainer.network, explainer.explained, None if labels is None else torch.cat([labels, labels])
+        )
+        with torch.set_grad_enabled(explainer.gradient), reproducible(both.device, explainer.seed):
+            output, clamped = score.run(both)
+        if not bool(output.isfinite().all()):
+            raise NotFiniteError(output, "returns")
+        answers = score.answers(output)
+        if answers is not None:
+            score = replace(score, predicted=torch.cat([answers[:half]] * 2))
+        classes = score.classes(output.detach())
+        return cls(explainer, both, score, output, answers, classes, class_count(output, answers), clamped)
+
+    @property
+    def half(self) -> int:
+        return len(self.both) // 2
+
+    @property
+    def values(self) -> Tensor:
+        """What is explained, without its graph."""
+        return self.score.map(self.output.detach(), self.classes)
+
+    def rows(self) -> dict[str, NDArray[Any]]:
+        """Compare the answers and the outputs for windows and mirrors."""
+        half, values = self.half, self.values
+        rows = compare_outputs(
+            values,
+            self.both.shape[2:],
+            scores=self.answers is None,
+            numbers=self.answers is not None and not self.output.is_floating_point(),
+        )
+        if self.answers is None:
+            nothing = np.zeros((half, 0))
+            rows |= {"pixels": nothing, "changed": nothing, "union": nothing}
+            rows["mirror_disagreement"] = np.full(half, np.nan)
+        else:
+            rows |= compare_answers(self.answers, self.count)
+        sums = class_sums(values.abs(), self.classes, self.count)
+        rows["explained"] = (sums[:half] + sums[half:]) / 2
+        clamped = self.clamped
+        rows["clamped"] = (
+            np.zeros(half) if clamped is None else as_numpy((clamped[:half] + clamped[half:]) / 2)
+        )
+        return rows
+
+    @torch.no_grad()
+    def replaced(self) -> tuple[Floats, Floats, Floats]:
+        """Replace each outer slice by the middle one.
+
+        Returns:
+            The absolute changes (m, 2, 1 + C, N), the sum (m, 1 + C, K) of the differences between the changes of a window
+            and of its mirror by the same slice, and what these compare.
+        """
+        half, slices = self.half, self.both.shape[1]
+        middle, values = slices // 2, self.values
+        reliance = np.zeros((half, 2, self.count + 1, slices))
+        unlike, whole = np.zeros((2, half, self.count + 1, middle))
+        windows = self.both[:half].detach()
+        for k in (*range(middle), *range(middle + 1, slices)):
+            changed = windows.clone()
+            changed[:, k] = windows[:, middle]
+            output = self.score.output(torch.cat([changed, changed.flip(1)]))
+            if not bool(output.isfinite().all()):
+                raise NotFiniteError(output, "returns", " with a slice replaced by the middle one")
+            change = self.score.map(output, self.classes) - values
+            sums = self._rounded(class_sums(change.abs(), self.classes, self.count))
+            reliance[:, 0, :, k], reliance[:, 1, :, slices - 1 - k] = sums[:half], sums[half:]
+            classes = None if self.classes is None else self.classes[:half]
+            pair = abs(k - middle) - 1
+            unlike[..., pair] += class_sums((change[:half] - change[half:]).abs(), classes, self.count)
+            whole[..., pair] += sums[:half] + sums[half:]
+        return reliance, np.minimum(unlike, whole), whole
+
+    def gradients(self) -> _Reduced:
+        """Differentiate what is explained: one backward pass for each class of the windows."""
+        half, count = self.half, self.count + 1
+        total = torch.zeros_like(self.both).detach()
+        sums = np.zeros((half, 2, count, self.both.shape[1]))
+        mismatch, outer = np.zeros((2, half, count, self.both.shape[1] // 2))
+        groups = [*self._groups()]
+        for number, (group, explained) in enumerate(groups):
+            with full_precision():
+                (found,) = torch.autograd.grad(explained, self.both, retain_graph=number + 1 < len(groups))
+            if not bool(found.isfinite().all()):
+                raise NotFiniteError(found, "has a gradient of")
+            total += found
+            if group:
+                sums[:, :, group], mismatch[:, group], outer[:, group] = self._reduce(found)
+        if not self._overlap:
+            sums[:, :, 0], mismatch[:, 0], outer[:, 0] = self._reduce(total)
+        return _Reduced(sums, mismatch, outer, total.abs().float())
+
+    def attributed(self) -> tuple[Floats, Tensor]:
+        """Attribute windows and mirrors by the method, also for each of their classes by itself."""
+        half, explainer = self.half, self.explainer
+        windows, slices = self.both[:half].detach(), self.both.shape[1]
+        sums, total = np.zeros((half, 2, self.count + 1, slices)), torch.zeros_like(self.both)
+
+        def explain(only: Tensor | None) -> Tensor:
+            parts = []
+            for mirrored in (False, True):
+                part = slice(half, None) if mirrored else slice(half)
+                found = attribute(
+                    Mirrored(explainer.network) if mirrored else explainer.network,
+                    windows,
+                    method=explainer.method,
+                    target=explainer.explained,
+                    labels=None if self.score.labels is None else self.score.labels[part],
+                    only=only,
+                    known=self.output.detach()[part],
+                    predicted=None if self.score.predicted is None else self.score.predicted[part],
+                    seed=explainer.seed,
+                )
+                if not bool(found.attribution.isfinite().all()):
+                    raise NotFiniteError(found.attribution, f"has an attribution by {explainer.method} of")
+                parts.append(found.attribution.flip(1) if mirrored else found.attribution)
+            return torch.cat(parts)
+
+        for group, chosen in self._chosen():
+            only = torch.where(chosen, group - 1, -1)
+            found = explain(only)
+            sums[:, :, group] = self._reduce(found)[0]
+            total += found
+        if not self._overlap:
+            total = explain(None)
+            sums[:, :, 0] = self._reduce(total)[0]
+        return sums, total.abs().float()
+
+    @property
+    def _overlap(self) -> bool:
+        return self.classes is not None and self.classes.dtype == torch.bool
+
+    def _chosen(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the classes that are explained by themselves, from 1 on, and in which windows (m,).
+
+        That depends on each window alone, not on the others of its batch.
+        """
+        if self.classes is None:
+            return
+        counted = class_sums(self._ones()[: self.half], self.classes[: self.half], self.count)[:, 1:]
+        parts = counted / max(self.classes[0].numel() // (self.count if self._overlap else 1), 1)
+        ranks = np.argsort(np.argsort(-parts, axis=1, kind="stable"), axis=1)
+        chosen = (parts >= SMALLEST_PART) & (ranks < MOST_EXPLAINED)
+        for number in np.flatnonzero(chosen.any(axis=0)).tolist():
+            yield number + 1, torch.from_numpy(chosen[:, number]).to(self.both.device)
+
+    def _ones(self) -> Tensor:
+        if self.classes is None:
+            return torch.ones(len(self.both), 1)
+        return self.classes.float() if self._overlap else torch.ones_like(self.classes, dtype=torch.float32)
+
+    def _groups(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield each class and the sum of what is explained at its pixels; 0 is what is left."""
+        values = self.score.map(self.output, self.classes)
+        left = torch.ones_like(values.detach(), dtype=torch.bool)
+        for group, chosen in self._chosen():
+            mask = self._mask(group - 1, torch.cat([chosen, chosen])).reshape(values.shape)
+            left &= ~mask
+            yield group, (values * mask).sum()
+        if bool(left.any()) and not self._overlap:
+            yield 0, (values * left).sum()
+
+    def _mask(self, number: int, chosen: Tensor) -> Tensor:
+        """Return the pixels of a class in chosen windows."""
+        if self.classes is None:
+            raise ValueError("scores have no classes")
+        rows = chosen.view(-1, *(1,) * (self.classes.ndim - 1))
+        if self._overlap:
+            found = torch.zeros_like(self.classes)
+            found[:, number] = self.classes[:, number]
+            return found & rows
+        numbers = self.classes.clamp(max=self.count - 1)
+        return (numbers == number) & rows
+
+    def _reduce(self, attribution: Tensor) -> tuple[Floats, Floats, Floats]:
+        """Return sums (m, 2, N), mismatch and outer (m, K) of attributions (2m, N, y, x) in the order of the input."""
+        half = self.half
+        sums = self._rounded(as_numpy(attribution.abs().sum(dim=(2, 3), dtype=torch.float64)))
+        unlike = (attribution[:half] - attribution[half:].flip(1)).abs().sum(dim=(2, 3), dtype=torch.float64)
+        pairs = [np.add(*halves(part)) for part in (as_numpy(unlike), sums[:half] + sums[half:][:, ::-1])]
+        return np.stack([sums[:half], sums[half:]], axis=1), np.minimum(*pairs), pairs[1]
+
+    def _rounded(self, sums: Floats) -> Floats:
+        """Set sums (2m, ...) to 0 where all of a window's do not exceed the rounding error of its output."""
+        if self.output.is_floating_point():
+            reach = as_numpy(self.output.abs().reshape(len(self.output), -1).sum(1))
+            sums[sums.reshape(len(sums), -1).sum(axis=1) <= NEGLIGIBLE * reach] = 0
+        return sums
+
+
+def _remove_rounding(
+    explainer: Explainer,
+    windows: Tensor,
+    labels: Tensor | None,
+    rows: dict[str, NDArray[Any]],
+    mismatch: Floats,
+    outer: Floats,
+) -> None:
+    """Replace the mirror mismatch of windows whose output is that of their mirrors by the one in float64, in place.
+
+    Where an activation hits the corner of a ReLU, as on a constant background, rounding decides which side it is on, and
+    with it a whole path of the gradient: a network that is the same function of both neighbours then seems to use them a
+    little differently. Where the output differs by more than rounding, so does the use of the slices, and nothing is
+    computed again; nor for networks that do not compute in float64.
+    """
+    used = ratio(mismatch.sum(axis=2), outer.sum(axis=2))
+    with np.errstate(invalid="ignore"):
+        some = np.flatnonzero((used > SAME_USE).any(axis=1) & (rows["mirror_error"] <= SAME))
+    network = explainer.network
+    if not len(some) or not isinstance(network, ReadyNetwork) or network.dtype != torch.float32:
+        return
+    try:
+        exact = network.in_precision(torch.float64)
+        precise = replace(explainer, network=exact)
+        with in_float64(exact):
+            found = _Pass.run(precise, windows[some], None if labels is None else labels[some]).gradients()
+    except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
+        return
+    count = min(found.mismatch.shape[1], mismatch.shape[1])
+    mismatch[some, :count], outer[some, :count] = found.mismatch[:, :count], found.outer[:, :count]
+
+
+def _wasserstein(size: Tensor, sums: Floats) -> Floats:
+    """Return the Wasserstein-1 distances (m, K) between the saliency of offsets k and -k, in units of the mean saliency.
+
+    Each side pools the pixels of the window and of its mirror, so both sides are equal for a symmetric network. Between
+    samples of equal size the distance is the mean absolute difference of their sorted values.
+
+    Args:
+        size: (2m, N, y, x) absolute attribution of windows and mirrors, in the order of the network's input.
+        sums: (m, 2, N) its sums.
+    """
+    half, slices = sums.shape[0], sums.shape[2]
+    if len(size) != 2 * half:
+        return np.full((half, slices // 2), np.nan)
+    pixels = size[0, 0].numel()
+    chosen = torch.from_numpy(_sample(pixels)).to(size.device)
+    given, mirrored = (as_numpy(part.flatten(2)[:, :, chosen]) for part in (size[:half], size[half:]))
+    left, right = (np.sort(side, axis=2) for side in halves(np.concatenate([given, mirrored], axis=2)))
+    mean = sums.sum(axis=(1, 2))[:, None] / (2 * slices * pixels)
+    return np.minimum(ratio(np.abs(right - left).mean(axis=2), mean), slices)
+
+
+@lru_cache(maxsize=8)
+def _sample(pixels: int) -> NDArray[np.int64]:
+    """Return the pixels of a map to compare, ascending: at random, as a regular grid misses patterns of its own period."""
+    if pixels <= SALIENCY_SAMPLE:
+        return np.arange(pixels)
+    return np.sort(np.random.default_rng(0).choice(pixels, SALIENCY_SAMPLE, replace=False))

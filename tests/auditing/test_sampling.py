@@ -1,0 +1,158 @@
+"""The order of windows: every prefix is a fair sample, spread in proportion, and the same however it is measured."""
+
+import time
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from formulas import audit_formula, noise
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from evenslice.auditing.sampling import WindowSample
+from evenslice.results import next_look
+from evenslice.volumes import Scaling, WindowGrid, open_volume, spread_index, windows as grid_module
+
+
+def order(total, seed, count=None):
+    return [spread_index(number, total, seed) for number in range(total if count is None else count)]
+
+
+def grid(depth, side=8, tile=(8, 8)):
+    return WindowGrid(open_volume(np.broadcast_to(np.uint8(0), (depth, side, side))), Scaling(0, 1), 3, tile)
+
+
+def test_the_order_is_a_permutation_of_any_number_of_items():
+    for total in range(1, 201):
+        assert sorted(order(total, seed=total % 7)) == list(range(total))
+    assert order(50, seed=0) != order(50, seed=1)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 6])
+def test_every_item_has_the_same_chance_to_be_in_every_prefix(total, monkeypatch):
+    """Exactly: over all random starts of all halves, each of which is as likely as another."""
+    nodes = []
+
+    def find(start, stop):
+        if stop - start > 1:
+            nodes.append((start, stop))
+            find(start, start + (stop - start) // 2)
+            find(start + (stop - start) // 2, stop)
+
+    find(0, total)
+    chosen, counts, weight = {}, np.zeros((total + 1, total), dtype=object), Fraction(0)
+    monkeypatch.setattr(grid_module, "_shift", lambda _seed, start, stop: chosen[start, stop])
+    for shifts in product(*(range(stop - start) for start, stop in nodes)):
+        chosen |= dict(zip(nodes, shifts, strict=True))
+        found, weight = order(total, 0), weight + 1
+        for length in range(total + 1):
+            for index in found[:length]:
+                counts[length, index] += 1
+    for length in range(total + 1):
+        assert all(count / weight == Fraction(length, total) for count in counts[length])
+
+
+def test_many_seeds_give_every_item_the_same_chance():
+    total, prefix, seeds = 37, 10, 2000
+    counts = np.bincount(
+        [index for seed in range(seeds) for index in order(total, seed, prefix)], minlength=total
+    )
+    chance = prefix / total
+    assert np.abs(counts - seeds * chance).max() < 4.5 * np.sqrt(seeds * chance * (1 - chance))
+
+
+@given(
+    total=st.integers(1, 10**12),
+    seed=st.integers(0, 2**63 - 1),
+    prefix=st.integers(1, 40),
+    part=st.integers(0, 6),
+)
+@settings(max_examples=50)
+def test_every_prefix_is_spread_in_proportion(total, seed, prefix, part):
+    """Of n items, each of the halves, quarters ... has its part up to one for each time that it was halved."""
+    start, stop = 0, total
+    for level in range(part):
+        half = (stop - start) // 2
+        start, stop = (start, start + half) if (seed >> level) % 2 else (start + half, stop)
+    found = np.array(order(total, seed, min(prefix, total)))
+    inside = int(((found >= start) & (found < stop)).sum())
+    assert len(set(found.tolist())) == len(found)
+    assert abs(inside - len(found) * (stop - start) / total) <= part + 1e-9
+
+
+def test_huge_populations_take_no_time():
+    started = time.process_time()
+    found = order(10**12, 3, 2000)
+    assert time.process_time() - started < 10
+    assert np.histogram(found, bins=10, range=(0, 10**12))[0].min() > 190
+
+
+@given(depths=st.lists(st.integers(3, 60), min_size=1, max_size=4), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_volumes_and_depths_get_their_part(depths, seed):
+    grids = [grid(depth, 16) for depth in depths]
+    sample = WindowSample(grids, seed, max_windows=10**6, min_windows=40)
+    places = np.concatenate([batch.places for batch in sample.batches(lambda: 16)])
+    assert len({tuple(place) for place in places.tolist()}) == len(places) == sum(sample.population)
+    prefix = places[: len(places) // 2]
+    part = np.bincount(prefix[:, 0], minlength=len(grids))
+    expected = np.array(sample.population) * len(prefix) / len(places)
+    assert np.abs(part - expected).max() <= 2 * np.log2(len(places))
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "ends"),
+    [
+        (40, 250, [40, 59, 73, 91, 113, 141, 176, 220, 250]),
+        (10, 45, [10, 40, 45]),
+        (100, 120, [100, 113, 120]),
+    ],
+)
+@pytest.mark.parametrize("size", [2, 8, 32])
+def test_batches_end_where_an_audit_looks(least, most, ends, size):
+    sample = WindowSample([grid(402)], 0, most, least)
+    sizes = [len(batch.places) for batch in sample.batches(lambda: size)]
+    looks = [0]
+    while looks[-1] < most:
+        looks.append(sample.next_look(looks[-1]))
+    assert looks[1:] == ends
+    assert set(ends) <= set(np.cumsum(sizes).tolist())
+    assert max(sizes) <= size
+    assert len(sizes) <= -(-most // size) + len(ends)
+
+
+def test_looks_come_ever_later():
+    looks = [next_look(windows) for windows in range(300)]
+    assert looks == sorted(looks)
+    assert all(look > windows for windows, look in enumerate(looks))
+    assert sorted(set(looks))[:5] == [40, 59, 73, 91, 113]
+
+
+def skewed(windows):
+    return (windows[:, 0] ** 2 + windows[:, 1] + windows[:, 2])[:, None] - 1.2
+
+
+def test_the_size_of_a_batch_does_not_matter():
+    one, *others = (audit_formula(skewed, noise(depth=90, size=16), batch=batch) for batch in (1, 7, 16))
+    for other in others:
+        np.testing.assert_array_equal(other.measurements.position, one.measurements.position)
+        assert (other.verdict, other.run.stopped) == (one.verdict, one.run.stopped)
+        np.testing.assert_allclose(other.measurements.reliance, one.measurements.reliance, rtol=1e-4)
+        assert other.reliance[0].low == pytest.approx(one.reliance[0].low, rel=1e-3)
+
+
+def test_a_cluster_finds_what_one_process_finds():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
+    one, many = (
+        audit_formula(network, noise(depth=60, size=16), precision=0.02, workers=workers)
+        for workers in (None, 2)
+    )
+    apart = ("created", "seconds")
+    first, second = ({k: v for k, v in found.to_dict().items() if k not in apart} for found in (one, many))
+    assert first == second
+    assert first["stopped"] == "precision reached"
+    np.testing.assert_array_equal(one.measurements.saliency, many.measurements.saliency)
+    np.testing.assert_array_equal(one.examples.saliency, many.examples.saliency)
