@@ -55,3 +55,14 @@ def test_random_functions_are_refused():
 
     with pytest.raises(ModelError, match="another output for the same window in a second run"):
         evenslice.audit(function, noise(depth=12), slices=3, progress=False)
+
+
+def test_memory_that_runs_out_in_the_check_is_told_in_one_line():
+    class Small(nn.Conv2d):
+        def forward(self, windows):
+            if len(windows) > 1:
+                raise torch.OutOfMemoryError
+            return super().forward(windows)
+
+    with pytest.raises(ModelError, match="memory of the device has run out: two windows .*smaller tile"):
+        audit_formula(Small(3, 2, 1), noise(depth=12))

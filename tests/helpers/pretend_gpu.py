@@ -156,6 +156,8 @@ class _Calls(TorchFunctionMode):
             leaves = func is torch.Tensor.cpu or any(item.type == "cpu" for item in devices)
             given = _Fetch.apply(args[0]) if leaves and isinstance(args[0], Far) else args[0]
             return func(given, *rest, **kwargs)
+        if func == torch.Tensor.data.__set__ and isinstance(args[0], Far):
+            args[0].held = args[1].held
         if func is torch.Tensor.tolist and isinstance(args[0], Far):
             return args[0].held.tolist()
         if func in (torch.Tensor.new_tensor, nn.functional.one_hot) and isinstance(args[0], Far):

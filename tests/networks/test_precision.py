@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from evenslice.results.output_changes import measure_outputs
 from torch import nn
 
 from evenslice.auditing.attribution import attribute
+from evenslice.auditing.class_sums import compare_outputs
 from evenslice.inference.ready_network import ReadyNetwork
 from evenslice.networks.precision import as_float64, full_precision
 from evenslice.neutralizing.verification import difference_of_runs
@@ -105,8 +105,8 @@ def test_what_needs_float64_leaves_a_device_that_has_none():
     given, other = torch.rand(2, 2, 2, 8, 8)
     apple = given.as_subclass(OnMps), other.as_subclass(OnMps)
     assert torch.equal(as_float64(apple[0]), given.double())
-    right = measure_outputs(given, other)
-    for name, values in measure_outputs(*apple).items():
+    right = compare_outputs(torch.cat([given, other]), (8, 8), scores=True)
+    for name, values in compare_outputs(torch.cat(apple), (8, 8), scores=True).items():
         np.testing.assert_array_equal(values, right[name])
     runs = [{"output": output} for output in (given, other)]
     apples = [{"output": output} for output in apple]

@@ -62,7 +62,7 @@ def shares_of(bias, middle=0.4):
     return np.stack([outer * (1 - bias), np.full_like(bias, middle), outer * (1 + bias)], axis=1)
 
 
-def noisy(bias, spread=0.02, count=100, seed=0):
+def noisy(bias, spread=0.02, count=120, seed=0):
     return shares_of(np.clip(np.random.default_rng(seed).normal(bias, spread, count), -1, 1))
 
 
@@ -163,13 +163,13 @@ def test_verdicts_by_reliance_answer_and_use():
     leaning = summarize(measurements(fair, reliance=noisy(0.2)), [MANY])
     assert (leaning.verdict, leaning.decided_by[0].question) == ("biased", "reliance")
     for changed, verdict in ((0.2, "biased"), (0.01, "balanced")):
-        rows = np.full((100, 2), changed) * np.random.default_rng(0).uniform(0.9, 1.1, (100, 2))
+        rows = np.full((120, 2), changed) * np.random.default_rng(0).uniform(0.9, 1.1, (120, 2))
         found = summarize(measurements(fair, changed=rows), [MANY])
         assert found.verdict == verdict
         expected = changed / (1 + changed / 2)
         assert found.answer_change.estimate == pytest.approx(expected, rel=0.05)
         assert found.answer_change.of == "classes"
-    rows = np.full((100, 2), 0.01)
+    rows = np.full((120, 2), 0.01)
     same = summarize(measurements(fair, changed=rows, mismatch=0.005), [MANY])
     assert (same.verdict, same.mirror_mismatch.state) == ("symmetric", "within")
     for mismatch, state in ((0.5, "beyond"), (0.0095, "open")):
@@ -182,11 +182,11 @@ def test_verdicts_by_reliance_answer_and_use():
 
 
 def test_a_census_decides_without_width():
-    found = summarize(measurements(noisy(0.2, 0.3), changed=0.04), [100])
+    found = summarize(measurements(noisy(0.2, 0.3), changed=0.04), [120])
     for figure in (*found.pairs, *found.reliance, found.answer_change, found.mirror_mismatch):
         assert figure.low == figure.high == figure.estimate
     assert found.verdict == "biased"
-    assert summarize(measurements(noisy(0.02, 0.3), changed=0.04), [100]).verdict == "balanced"
+    assert summarize(measurements(noisy(0.02, 0.3), changed=0.04), [120]).verdict == "balanced"
     assert summarize(measurements(noisy(0.2, 0.9), changed=0.04), [MANY]).verdict == "inconclusive"
 
 
@@ -215,7 +215,7 @@ def test_the_pairs_that_are_not_judged_get_little_attention_together(slices):
 
 
 def test_a_pair_is_judged_for_reliance_by_what_its_slices_change():
-    small = np.tile([0.009, 0.0, 0.01], (100, 1))
+    small = np.tile([0.009, 0.0, 0.01], (120, 1))
     found = summarize(measurements(noisy(0, 0.01), reliance=small), [MANY])
     assert (found.reliance[0].state, found.verdict) == ("not judged", "balanced")
     found = summarize(measurements(noisy(0, 0.01), reliance=1.5 * small), [MANY])
@@ -264,7 +264,7 @@ def test_a_class_that_may_be_too_small_counts_but_does_not_decide_for_biased():
     """Its share of the pixels is 0.8 % with an interval that reaches 1 %."""
     rng = np.random.default_rng(0)
     mine = measurements(noisy(0, 0.01), classes=(0.6, 0.392, 0.008))
-    mine.pixels[:, 2] *= rng.choice([0.0, 5.0], 100, p=[0.8, 0.2])
+    mine.pixels[:, 2] *= rng.choice([0.0, 5.0], 120, p=[0.8, 0.2])
     mine.saliency[:, :, 3] = noisy(0.5)[:, None]
     found = summarize(mine, [MANY])
     assert [item.class_number for item in found.classes] == [0, 1, 2]
@@ -292,20 +292,20 @@ def test_windows_that_all_equal_their_mirrors_bound_the_part_that_may_differ():
 def test_without_an_answer_no_verdict_is_fair():
     """Windows that are their own mirrors say nothing about the order of slices."""
     mine = measurements(noisy(0, 0.01))
-    none = replace(mine, own_mirror=np.ones(100), union=0 * mine.union, changed=0 * mine.changed)
+    none = replace(mine, own_mirror=np.ones(120), union=0 * mine.union, changed=0 * mine.changed)
     found = summarize(none, [MANY])
     assert (found.verdict, found.decided_by, found.answer_change.of) == ("inconclusive", (), "unknown")
-    assert summarize(none, [100]).verdict == "inconclusive"
+    assert summarize(none, [120]).verdict == "inconclusive"
 
 
 def test_the_answer_of_scores():
     scores = measurements(noisy(0, 0.01), classes=())
     assert answer_kind(scores) == "scores"
-    found = summarize(replace(scores, change=np.full(100, 8.0)), [MANY])
+    found = summarize(replace(scores, change=np.full(120, 8.0)), [MANY])
     assert (found.answer_change.of, found.answer_change.estimate) == ("scores", pytest.approx(2))
     one = measurements(noisy(0, 0.01), classes=(0.0, 1.0))  # one class is predicted everywhere
     assert summarize(one, [MANY]).answer_change.of == "scores"
-    votes = replace(measurements(noisy(0, 0.01), classes=()), power=np.full(100, np.nan))
+    votes = replace(measurements(noisy(0, 0.01), classes=()), power=np.full(120, np.nan))
     assert summarize(votes, [MANY]).answer_change.of == "unknown"
 
 

@@ -85,8 +85,7 @@ def compare_answers(answers: Tensor | None, count: int) -> dict[str, Floats]:
     else:
         same, ones = given == mirrored, torch.ones(given.shape, dtype=torch.float64, device="cpu")
         one, other, both = (
-            as_numpy(ones.new_zeros(half, count).scatter_add(1, part, weight))
-            / given.shape[1]
+            as_numpy(ones.new_zeros(half, count).scatter_add(1, part, weight)) / given.shape[1]
             for part, weight in (
                 (given.clamp(max=count - 1).cpu(), ones),
                 (mirrored.clamp(max=count - 1).cpu(), ones),

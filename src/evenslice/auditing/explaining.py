@@ -13,7 +13,7 @@ from evenslice.auditing.attribution import Mirrored, attribute, reproducible
 from evenslice.auditing.class_sums import as_numpy, class_count, class_sums, compare_answers, compare_outputs
 from evenslice.auditing.targets import Explained, Score
 from evenslice.inference import ReadyNetwork
-from evenslice.networks import full_precision
+from evenslice.networks import as_float64, full_precision
 from evenslice.neutralizing import in_float64
 from evenslice.results import SAME, SAME_USE, halves, ratio
 
@@ -326,8 +326,8 @@ class _Pass:
     def _reduce(self, attribution: Tensor) -> tuple[Floats, Floats, Floats]:
         """Return sums (m, 2, N), mismatch and outer (m, K) of attributions (2m, N, y, x) in the order of the input."""
         half = self.half
-        sums = self._rounded(as_numpy(attribution.abs().sum(dim=(2, 3), dtype=torch.float64)))
-        unlike = (attribution[:half] - attribution[half:].flip(1)).abs().sum(dim=(2, 3), dtype=torch.float64)
+        sums = self._rounded(as_numpy(as_float64(attribution.abs()).sum(dim=(2, 3))))
+        unlike = as_float64((attribution[:half] - attribution[half:].flip(1)).abs()).sum(dim=(2, 3))
         pairs = [np.add(*halves(part)) for part in (as_numpy(unlike), sums[:half] + sums[half:][:, ::-1])]
         return np.stack([sums[:half], sums[half:]], axis=1), np.minimum(*pairs), pairs[1]
 

@@ -87,8 +87,8 @@ class Mismatch(Figure):
     pairs: tuple[Figure, ...] = ()
 
 
-NO_ANSWER = AnswerChange(math.nan, math.nan, math.nan, judged=False)
-NO_MISMATCH = Mismatch(math.nan, math.nan, math.nan, judged=False)
+NO_ANSWER = AnswerChange(math.nan, math.nan, math.nan, judged=False, state="not judged")
+NO_MISMATCH = Mismatch(math.nan, math.nan, math.nan, judged=False, state="not judged")
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ def _figures(
 
 
 def _unknown_pairs(slices: int) -> tuple[PairBias, ...]:
-    return (PairBias(math.nan, math.nan, math.nan, judged=False),) * (slices // 2)
+    return (PairBias(math.nan, math.nan, math.nan, judged=False, state="not judged"),) * (slices // 2)
 
 
 RANGES = {"saliency": (-1.0, 1.0), "reliance": (-1.0, 1.0), "use": (0.0, 1.0)}
