@@ -34,7 +34,10 @@ IMPORTED = {
     "torch": ["audit", "--model", "smp:Unet/resnet18", "--weights", "none", "--volume", "volume.npy"],
     "torch.nn": ["audit", "--model", "smp:Unet/resnet18", "--weights", "none", "--volume", "volume.npy"],
     "timm": ["audit", "--model", "smp:Unet/resnet18", "--weights", "none", "--volume", "volume.npy"],
-    "captum": ["audit", "--model", "smp:Unet/resnet18", "--weights", "none", "--volume", "volume.npy"],
+    "captum": [
+        *("audit", "--model", "smp:Unet/resnet18", "--weights", "none", "--volume", "volume.npy"),
+        *("--method", "input_x_gradient"),
+    ],
 }
 
 

@@ -158,9 +158,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         MissingExtraError: there are to be workers, and Dask is not installed.
 
     Example: a network that reads only the slice before the middle.
-        >>> network = torch.nn.Conv2d(3, 1, 1, bias=False)
-        >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
         >>> import numpy as np
+        >>> import torch
+        >>> network = nn.Conv2d(3, 1, 1, bias=False)
+        >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
         >>> volume = np.random.default_rng(0).random((64, 32, 32))
         >>> found = audit(network, volume)
         >>> found.verdict, [share.estimate for share in found.shares], found.reliance[0].estimate
