@@ -194,10 +194,11 @@ def coverage(census: Census, audits: int) -> dict[str, Any]:
 
 
 def verdicts(census: Census, audits: int) -> dict[str, Any]:
-    """Return the verdicts of whole audits, how many of them are wrong, and how many windows they read."""
+    """Return the verdicts of whole audits, how many are wrong, how many windows they read, and their coverage at the end."""
     right, _ = judge(census.truth.evidence, census.truth.different)
-    total = len(census.measured)
+    total, truth = len(census.measured), census.figures()
     words, windows = Counter[str](), []
+    held: dict[str, list[bool]] = defaultdict(list)
     for seed in range(audits):
         read = min(next_look(0), total)
         while True:
@@ -207,6 +208,13 @@ def verdicts(census: Census, audits: int) -> dict[str, Any]:
             read = min(next_look(read), total)
         words[judge(found.evidence, found.different)[0]] += 1
         windows.append(read)
+        for item in found.evidence if found.different is None else ():
+            low, high = item.bounds()
+            held[item.question] += [
+                bool(low[k] - 1e-12 <= truth[item.question, key] <= high[k] + 1e-12)
+                for k, key in enumerate(item.keys)
+                if (item.question, key) in truth
+            ]
     fair = {"balanced", "symmetric"}
     wrong = sum(
         count
@@ -219,6 +227,7 @@ def verdicts(census: Census, audits: int) -> dict[str, Any]:
         "wrong": wrong / audits,
         "windows": float(np.median(windows)),
         "most": float(np.quantile(windows, 0.9)),
+        "covered": {question: float(np.mean(found)) for question, found in held.items()},
     }
 
 
@@ -262,6 +271,11 @@ def at_tolerance(census: Census, audits: int) -> dict[str, Any]:
     return {name: count / audits for name, count in counts.items()}
 
 
+def _at_end(rates: list[float]) -> tuple[float, float]:
+    """Return the mean and the least of the rates of networks."""
+    return float(np.mean(rates)), min(rates)
+
+
 def _name(key: Key) -> str:
     of = "all" if key.class_number is None else f"class {key.class_number}"
     return of if key.offset is None else f"{of}, pair {key.offset}"
@@ -293,13 +307,14 @@ def main() -> int:
         return 0
     known, rows, failed, hardest = Cache(options.censuses / "results.json"), [], [], []
     by_question: dict[str, list[float]] = defaultdict(list)
+    stopped: dict[str, list[float]] = defaultdict(list)
     for name, path in paths.items():
         if path is None:
             continue
         census = Census.load(path)
         key = f"{name}, {options.audits} audits"
         rates = known.get(f"coverage: {key}", partial(coverage, census, options.audits))
-        found = known.get(f"verdicts: {key}", partial(verdicts, census, options.audits))
+        found = known.get(f"whole audits: {key}", partial(verdicts, census, options.audits))
         edge = known.get(
             f"at the tolerance and half of it: {key}", partial(at_tolerance, census, options.audits)
         )
@@ -310,6 +325,8 @@ def main() -> int:
                 failed.append(
                     [name, figure, f"{rate['truth']:.3f}", f"{rate['covered']:.3f}", f"{rate['above']:.3f}"]
                 )
+        for question, rate in found["covered"].items():
+            stopped[question].append(rate)
         words = ", ".join(
             f"{word} {count / options.audits:.1%}" for word, count in sorted(found["words"].items())
         )
@@ -326,9 +343,13 @@ def main() -> int:
         )
     tables = {
         "calibration coverage": table(
-            ["question", "figures", "covered on average", "least"],
+            ["question", "figures", "covered on average", "least", "where audits stop", "least there"],
             [
-                [name, str(len(part)), f"{np.mean(part):.3f}", f"{min(part):.3f}"]
+                [
+                    name,
+                    str(len(part)),
+                    *(f"{rate:.3f}" for rate in (np.mean(part), min(part), *_at_end(stopped[name]))),
+                ]
                 for name, part in by_question.items()
             ],
         ),

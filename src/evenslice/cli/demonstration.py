@@ -144,6 +144,6 @@ def _study_config(folder: Path, seed: int) -> StudyConfig:
                     "validation_fraction": 0.1,
                 }
             ],
-            "audit": {"precision": 0.02, "max_windows": 40},
+            "audit": {"precision": 0.02, "max_windows": 60},
         }
     )
