@@ -10,8 +10,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from evenslice.auditing.class_sums import compare_answers, compare_outputs
-from evenslice.auditing.explaining import _sample, _wasserstein
+from evenslice.auditing.class_sums import _sample, compare_answers, compare_outputs, wasserstein
 from evenslice.auditing.stopping import settled
 from evenslice.results.asymmetry import summarize
 from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
@@ -347,16 +346,16 @@ def test_outputs_that_are_zero():
     np.testing.assert_equal(compare_outputs(both, (8, 8), scores=True)["mirror_error"], [0, math.nan, 0.5])
 
 
-def wasserstein(maps):
+def distances(maps):
     """Compare maps (2m, N, y, x) of windows and, behind them, of their mirrors."""
     half = len(maps) // 2
     sums = maps.double().sum((2, 3)).numpy()
-    return _wasserstein(maps, np.stack([sums[:half], sums[half:]], axis=1))
+    return wasserstein(maps, np.stack([sums[:half], sums[half:]], axis=1))
 
 
 def test_the_distance_between_sides_agrees_with_scipy():
     maps = torch.rand(6, 5, 32, 48, generator=torch.Generator().manual_seed(0)) ** 3
-    found = wasserstein(maps)
+    found = distances(maps)
     one, other = maps[:3].double().numpy(), maps[3:].double().numpy()
     for i in range(3):
         mean = np.concatenate([one[i], other[i]]).mean()
@@ -368,19 +367,19 @@ def test_the_distance_between_sides_agrees_with_scipy():
 def test_the_distance_is_largest_where_one_slice_has_all_saliency_and_zero_between_mirrors():
     one = torch.zeros(2, 5, 8, 8)
     one[:, 4] = 1 + torch.rand(8, 8)
-    assert wasserstein(one).tolist() == [pytest.approx([0, 5])]
+    assert distances(one).tolist() == [pytest.approx([0, 5])]
     few = torch.zeros(2, 5, 256, 256)
     few[:, 4].view(2, -1)[:, _sample(256 * 256)[:10].tolist()] = 1.0  # pixels that are all in the sample
-    assert wasserstein(few).max() == 5
+    assert distances(few).max() == 5
     window = torch.rand(1, 5, 8, 8)
-    assert not wasserstein(torch.cat([window, window.flip(1)])).any()
+    assert not distances(torch.cat([window, window.flip(1)])).any()
 
 
 def test_a_pattern_as_fine_as_a_regular_sample_does_not_mislead_the_distance():
     """Every fourth column of the slice after is four times as salient, the others not at all; on average they are equal."""
     striped = torch.ones(2, 3, 256, 256)
     striped[:, 2] = 4.0 * (torch.arange(256) % 4 == 0)
-    assert wasserstein(striped)[0, 0] == pytest.approx(0.25 * 3 + 0.75 * 1, abs=0.05)
+    assert distances(striped)[0, 0] == pytest.approx(0.25 * 3 + 0.75 * 1, abs=0.05)
 
 
 def test_batches_that_saw_fewer_classes_are_joined():

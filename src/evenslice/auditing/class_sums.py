@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from evenslice.auditing.targets import MOST_CLASSES
 from evenslice.networks import as_float64
+from evenslice.results import halves, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["as_numpy", "class_count", "class_sums", "compare_answers", "compare_outputs"]
+__all__ = ["as_numpy", "class_count", "class_sums", "compare_answers", "compare_outputs", "wasserstein"]
 
+# The Wasserstein distance is computed from so many pixels of a map, the same for all maps of a size.
+SALIENCY_SAMPLE = 4096
 MOST_FEATURES = 256
 """Of an output with more numbers than this and no pixels, as many are taken, at equal distances."""
 
@@ -103,7 +107,12 @@ def compare_answers(answers: Tensor | None, count: int) -> dict[str, Floats]:
 
 
 def compare_outputs(
-    values: Tensor, tile: Sequence[int], *, scores: bool, numbers: bool = False
+    values: Tensor,
+    tile: Sequence[int],
+    *,
+    scores: bool,
+    numbers: bool = False,
+    outputs: Tensor | None = None,
 ) -> dict[str, Floats]:
     """Compare what is explained of m windows with that of their mirrors, which follow them.
 
@@ -112,6 +121,7 @@ def compare_outputs(
         tile: size (y, x) of the windows, which tells maps (batch, y, x) from tokens with features (batch, T, F).
         scores: whether the output has no classes.
         numbers: whether it has class numbers, which tell nothing but whether they are the same.
+        outputs: (2m, ...) the outputs that the mirror error compares; by default the values.
 
     Returns:
         ``mirror_error``, ``change``, ``power`` and ``level`` of ``Measurements``.
@@ -125,8 +135,11 @@ def compare_outputs(
     unknown = np.full(half, np.nan)
     if numbers:
         return {**dict.fromkeys(("mirror_error", "change", "power"), unknown), "level": unknown[:, None]}
+    compared = values if outputs is None else outputs
     found = {
-        "mirror_error": _mirror_error(*(part.reshape(half, -1) for part in (values[:half], values[half:])))
+        "mirror_error": _mirror_error(
+            *(part.reshape(half, -1) for part in (compared[:half], compared[half:]))
+        )
     }
     axes = _axes_of_places(tuple(values.shape), tile if scores else None)
     given, mirrored = as_float64(values[:half]), as_float64(values[half:])
@@ -168,3 +181,32 @@ def _mirror_error(output: Tensor, mirrored: Tensor) -> Floats:
 def as_numpy(tensor: Any) -> Floats:
     """Return a tensor of any device as a float64 array."""
     return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
+
+
+def wasserstein(size: Tensor, sums: Floats) -> Floats:
+    """Return the Wasserstein-1 distances (m, K) between the saliency of offsets k and -k, in units of the mean saliency.
+
+    Each side pools the pixels of the window and of its mirror, so both sides are equal for a symmetric network. Between
+    samples of equal size the distance is the mean absolute difference of their sorted values.
+
+    Args:
+        size: (2m, N, y, x) absolute attribution of windows and mirrors, in the order of the network's input.
+        sums: (m, 2, N) its sums.
+    """
+    half, slices = sums.shape[0], sums.shape[2]
+    if len(size) != 2 * half:
+        return np.full((half, slices // 2), np.nan)
+    pixels = size[0, 0].numel()
+    chosen = torch.from_numpy(_sample(pixels)).to(size.device)
+    given, mirrored = (as_numpy(part.flatten(2)[:, :, chosen]) for part in (size[:half], size[half:]))
+    left, right = (np.sort(side, axis=2) for side in halves(np.concatenate([given, mirrored], axis=2)))
+    mean = sums.sum(axis=(1, 2))[:, None] / (2 * slices * pixels)
+    return np.minimum(ratio(np.abs(right - left).mean(axis=2), mean), slices)
+
+
+@lru_cache(maxsize=8)
+def _sample(pixels: int) -> NDArray[np.int64]:
+    """Return the pixels of a map to compare, ascending: at random, as a regular grid misses patterns of its own period."""
+    if pixels <= SALIENCY_SAMPLE:
+        return np.arange(pixels)
+    return np.sort(np.random.default_rng(0).choice(pixels, SALIENCY_SAMPLE, replace=False))

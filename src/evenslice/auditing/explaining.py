@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from evenslice.auditing.attribution import Mirrored, attribute, reproducible
-from evenslice.auditing.class_sums import as_numpy, class_count, class_sums, compare_answers, compare_outputs
+from evenslice.auditing.class_sums import (
+    as_numpy,
+    class_count,
+    class_sums,
+    compare_answers,
+    compare_outputs,
+    wasserstein,
+)
 from evenslice.auditing.targets import Explained, Score
 from evenslice.inference import ReadyNetwork
 from evenslice.networks import as_float64, full_precision
@@ -37,8 +43,6 @@ MOST_EXPLAINED = 8
 
 # Attribution below this part of the output is rounding: float32 rounds to 1e-7, and a network adds up many roundings.
 NEGLIGIBLE = 1e-6
-# The Wasserstein distance is computed from so many pixels of a map, the same for all maps of a size.
-SALIENCY_SAMPLE = 4096
 
 
 class NotFiniteError(ArithmeticError):
@@ -107,7 +111,7 @@ class Explainer:
         rows |= {"mismatch": mismatch, "outer": outer}
         for name in ("changed", "union", "mismatch", "outer"):
             rows[name][own] = 0
-        rows["wasserstein"] = _wasserstein(saliency, rows["saliency"][:, :, 0])
+        rows["wasserstein"] = wasserstein(saliency, rows["saliency"][:, :, 0])
         return rows, saliency[: len(windows)]
 
 
@@ -179,6 +183,7 @@ class _Pass:
             self.both.shape[2:],
             scores=self.answers is None,
             numbers=self.answers is not None and not self.output.is_floating_point(),
+            outputs=self._centred(),
         )
         if self.answers is None:
             nothing = np.zeros((half, 0))
@@ -193,6 +198,13 @@ class _Pass:
             np.zeros(half) if clamped is None else as_numpy((clamped[:half] + clamped[half:]) / 2)
         )
         return rows
+
+    def _centred(self) -> Tensor | None:
+        """Return the logits less their mean over classes that exclude each other, which a common term does not move."""
+        output = self.output.detach()
+        if self.answers is None or self._overlap or not output.is_floating_point() or output.shape[1] == 1:
+            return None
+        return output - output.mean(dim=1, keepdim=True)
 
     @torch.no_grad()
     def replaced(self) -> tuple[Floats, Floats, Floats]:
@@ -369,32 +381,3 @@ def _remove_rounding(
         return
     count = min(found.mismatch.shape[1], mismatch.shape[1])
     mismatch[some, :count], outer[some, :count] = found.mismatch[:, :count], found.outer[:, :count]
-
-
-def _wasserstein(size: Tensor, sums: Floats) -> Floats:
-    """Return the Wasserstein-1 distances (m, K) between the saliency of offsets k and -k, in units of the mean saliency.
-
-    Each side pools the pixels of the window and of its mirror, so both sides are equal for a symmetric network. Between
-    samples of equal size the distance is the mean absolute difference of their sorted values.
-
-    Args:
-        size: (2m, N, y, x) absolute attribution of windows and mirrors, in the order of the network's input.
-        sums: (m, 2, N) its sums.
-    """
-    half, slices = sums.shape[0], sums.shape[2]
-    if len(size) != 2 * half:
-        return np.full((half, slices // 2), np.nan)
-    pixels = size[0, 0].numel()
-    chosen = torch.from_numpy(_sample(pixels)).to(size.device)
-    given, mirrored = (as_numpy(part.flatten(2)[:, :, chosen]) for part in (size[:half], size[half:]))
-    left, right = (np.sort(side, axis=2) for side in halves(np.concatenate([given, mirrored], axis=2)))
-    mean = sums.sum(axis=(1, 2))[:, None] / (2 * slices * pixels)
-    return np.minimum(ratio(np.abs(right - left).mean(axis=2), mean), slices)
-
-
-@lru_cache(maxsize=8)
-def _sample(pixels: int) -> NDArray[np.int64]:
-    """Return the pixels of a map to compare, ascending: at random, as a regular grid misses patterns of its own period."""
-    if pixels <= SALIENCY_SAMPLE:
-        return np.arange(pixels)
-    return np.sort(np.random.default_rng(0).choice(pixels, SALIENCY_SAMPLE, replace=False))
