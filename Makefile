@@ -87,7 +87,7 @@ benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/large_volume_audit.py
 	$(BIN)/python benchmarks/audit_memory.py
 	$(BIN)/python benchmarks/segment_memory.py
-	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/calibration.py --censuses runs/censuses
 	$(BIN)/python benchmarks/sanity.py
 
 fuzz: $(STAMP)
