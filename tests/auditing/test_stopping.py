@@ -94,3 +94,23 @@ def test_five_section_folds_of_isbi_2012_decide(shared_data, first):
     found = audit_formula(two_classes(membrane), volume, intensity=None, tile=(64, 64))
     assert found.verdict == "biased"
     assert {item.question for item in found.statistics.decided_by} >= {"saliency", "reliance"}
+
+
+def test_more_windows_than_the_limit_are_refused():
+    volume = np.random.default_rng(0).random((60, 32, 32))
+    with pytest.raises(
+        evenslice.ConfigError, match=r"min_windows=50: is more than max_windows=45; raise that as well"
+    ):
+        evenslice.audit(torch.nn.Conv2d(3, 2, 1), volume, min_windows=50, max_windows=45)
+
+
+def test_what_excludes_each_other_may_be_said_of_any_output():
+    volume = np.random.default_rng(0).random((8, 32, 32))
+    network = torch.nn.Conv2d(3, 1, 1)
+    assert evenslice.audit(network, volume, overlapping=False, max_windows=4).run.explained == "log-odds"
+    assert (
+        evenslice.audit(network, volume, overlapping=False, target="sum", max_windows=4).run.explained
+        == "score"
+    )
+    with pytest.raises(evenslice.ConfigError, match="overlapping"):
+        evenslice.audit(network, volume, overlapping=True, max_windows=4)

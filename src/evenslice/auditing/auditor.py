@@ -229,6 +229,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     labelled = opened if understood.explained.target == "labels" else None
     measurer = Measurer(explainer, grids, labelled)
     sample = WindowSample(grids, sampling.seed, sampling.max_windows, sampling.min_windows)
+    sampling.check(sum(sample.population))
     check_first(measurer, sample)
     lost = None
     if stress and opened is not None and slices > 1:

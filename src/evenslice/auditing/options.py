@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from evenslice.auditing.targets import Target
     from evenslice.volumes import LabelValues
 
+FIRST = 40  # windows before which an audit does not end by default; fewer may be the most
 __all__ = ["Computing", "Sampling", "check_label_options", "check_thresholds"]
 
 
@@ -41,6 +42,14 @@ class Sampling:
                 object.__setattr__(self, name, whole_number(name, value, least))
         if self.seed >= 2**63:
             raise ConfigError(f"{option('seed', self.seed)}: must be below 2**63")
+
+    def check(self, population: int) -> None:
+        """Raise ConfigError if more windows have to be read than may be, of a population that has them."""
+        if population > self.max_windows and self.min_windows > max(self.max_windows, FIRST):
+            raise ConfigError(
+                f"{option('min_windows', self.min_windows)}: is more than {option('max_windows', self.max_windows)}; "
+                "raise that as well"
+            )
 
 
 @dataclass(frozen=True)

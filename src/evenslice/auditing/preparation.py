@@ -90,13 +90,13 @@ def understand(
 
     Raises:
         ModelError: the target needs classes and the output has none.
-        ConfigError: ``overlapping`` is given for an output without channels.
+        ConfigError: an output without channels is said to have ``overlapping`` ones.
     """
     target = resolve_target(target, returned)
     fresh, undone = _run(network, slices, tile)
     gradient = fresh.requires_grad
     channels = fresh.is_floating_point() and fresh.ndim in (2, 4) and fresh.shape[1] > 1 and target != "sum"
-    if overlapping is not None and not channels:
+    if overlapping and not channels:
         raise ConfigError(
             f"{option('overlapping', overlapping)}: tells how several channels of classes are to be read; the network "
             f"returns {tuple(fresh.shape)}: leave it out"

@@ -206,7 +206,9 @@ def audit(
                 mismatch_tolerance=mismatch_tolerance,
                 judged_share=judged_share,
                 judged_class=judged_class,
-                overlapping=classes_overlap(source.run) if overlapping is None else overlapping,
+                overlapping=classes_overlap(source.run)
+                if overlapping is None and target != "sum"
+                else overlapping,
                 precision=precision,
                 min_windows=min_windows,
                 max_windows=max_windows,

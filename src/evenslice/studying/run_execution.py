@@ -256,7 +256,7 @@ def _audit(
             seed=run.seed,
             device=options.device,
             progress=progress,
-            overlapping=classes_overlap(run.config),
+            overlapping=None if chosen.get("target") == "sum" else classes_overlap(run.config),
             **chosen | {"max_windows": run.audit.max_windows or sys.maxsize},
         )
     except EvensliceError as error:
