@@ -51,8 +51,8 @@ class Measurements:
         union: (n, C) part that is in the class in either; 0 for a window that is its own mirror.
         wasserstein: (n, K) Wasserstein-1 distance between the saliency distributions of offsets k and -k, pooled over
             the window and its mirror, in units of their mean saliency; N at most.
-        mirror_error: (n,) largest change of the output when the window is reversed, relative to the largest output; NaN
-            for class numbers.
+        mirror_error: (n,) largest change of the output when the window is reversed, relative to the largest output; of classes
+            that exclude each other, logits less their mean over classes; NaN for class numbers.
         mirror_disagreement: (n,) part of the output's pixels whose class changes; NaN if the output has no classes.
         change: (n,) mean square of the change of what is explained when the window is reversed; NaN for class numbers.
         power: (n,) mean square of what is explained, less its mean over pixels or tokens if it has any; likewise.
