@@ -18,6 +18,9 @@ def opened(browser, site):
         look(browser, width=width, scheme=scheme)
         browser.get_log("browser")
         browser.get(f"{(site / name).as_uri()}.html")
+        WebDriverWait(browser, 20).until(
+            lambda browser: browser.execute_script("return document.documentElement.dataset.theme") == scheme
+        )
         return browser
 
     return open_page

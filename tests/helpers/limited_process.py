@@ -13,7 +13,7 @@ from forking import forked
 from evenslice._core.errors import EvensliceError
 
 MEMORY = 2**30
-SECONDS = 5
+SECONDS = 30
 PACE = 0.045
 """Seconds in which the processor that ``SECONDS`` are counted on adds a million squares; others are slower, or shared."""
 
