@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evenslice.auditing.methods import METHODS, Attributed, check_method
+from evenslice.auditing.methods import METHODS, Attributed, check_method, choose_baseline
 from evenslice.auditing.targets import Explained, Score
 from evenslice.inference import BatchSizes, BlackBox, ReadyNetwork
 from evenslice.networks import full_precision, keep_generators, seed_generators
@@ -52,11 +52,13 @@ def attribute(  # noqa: PLR0913  # one for each option of an explanation
     windows: Tensor,
     *,
     method: str = "gradient",
+    baseline: str | None = None,
     target: Target | Explained = "auto",
     labels: Tensor | None = None,
     only: int | Tensor | None = None,
     known: Tensor | None = None,
     predicted: Tensor | None = None,
+    region: Tensor | None = None,
     seed: int = 0,
 ) -> Attributed:
     """Attribute the output of a network to the pixels of its input windows.
@@ -66,6 +68,8 @@ def attribute(  # noqa: PLR0913  # one for each option of an explanation
             parameters should not require gradients, which would be computed for nothing.
         windows: (batch, slices, y, x), values in 0..1.
         method: one of ``METHODS``.
+        baseline: "middle" or "gray": what "integrated_gradients" (by default "middle") and "occlusion" ("gray") compare a
+            window with.
         target: the output that is explained; see ``evenslice.auditing.targets``.
         labels: (batch, y, x) class numbers for the target "labels".
         only: a class, or (batch,) one for each window; the score then adds up the output's pixels that are explained by
@@ -74,6 +78,7 @@ def attribute(  # noqa: PLR0913  # one for each option of an explanation
             run the network repeatedly one run.
         predicted: (batch, y, x) or (batch,), the classes that the targets "predicted" and "auto" explain, in place of those
             that the network predicts.
+        region: (batch, y, x) the pixels of the windows whose output is explained; by default all.
         seed: random seed of the methods that draw samples; the global random state is left unchanged.
 
     Raises:
@@ -93,14 +98,16 @@ def attribute(  # noqa: PLR0913  # one for each option of an explanation
         [1.0, 2.0, 1.0]
     """
     check_method(method)
+    chosen = choose_baseline(method, baseline)
+    options = {} if chosen is None else {"baseline": chosen}
     network = module.module if isinstance(module, Mirrored) else module
     batches = network.batches if isinstance(network, ReadyNetwork | BlackBox) else BatchSizes()
     explained = target if isinstance(target, Explained) else Explained(target)
-    whole = Score(module, explained, labels, only, known, predicted)
+    whole = Score(module, explained, labels, only, known, predicted, region)
 
     def compute(part: slice) -> Attributed:
         with reproducible(windows.device, seed):
-            found = METHODS[method](whole.at(part), windows[part].detach())
+            found = METHODS[method](whole.at(part), windows[part].detach(), **options)
         return Attributed(found.attribution.detach().float(), found.output)
 
     parts = batches.run(compute, len(windows), (method, *windows.shape[1:]))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evenslice._core import ModelError, check_known
+from evenslice._core import ConfigError, ModelError, check_known, option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.targets import Score
 
-__all__ = ["METHODS", "Attributed", "check_gradient", "check_method", "resize_to"]
+__all__ = ["METHODS", "Attributed", "check_gradient", "check_method", "choose_baseline", "resize_to"]
 
 # Captum draws noise in the precision of these numbers; for numbers of Python it is the default of PyTorch, which may be another.
 SMOOTHGRAD_SAMPLES, SMOOTHGRAD_NOISE = 8, (np.float32(0.1),)
 NO_NOISE = (np.float32(0),)
 SHAP_SAMPLES, SHAP_GRAYS = 8, (0.0, 0.25, 0.5, 0.75, 1.0)
 INTEGRATION_STEPS = 16
+
+BASELINES = {"integrated_gradients": "middle", "occlusion": "gray"}
+"""The methods that compare a window with a baseline, and the one that each takes by default."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,27 @@ def check_method(method: str) -> None:
     check_known("method", method, METHODS)
 
 
-# Each method maps (score, windows) to the attribution and the output for the windows.
+def choose_baseline(method: str, baseline: str | None) -> str | None:
+    """Return the baseline of a method: what it takes by default, or the one that was asked for.
+
+    Raises:
+        ConfigError: there is no such baseline, or the method has none.
+
+    Example:
+        >>> choose_baseline("integrated_gradients", None), choose_baseline("gradient", None)
+        ('middle', None)
+    """
+    if baseline is None:
+        return BASELINES.get(method)
+    check_known("baseline", baseline, ("middle", "gray"))
+    if method not in BASELINES:
+        raise ConfigError(
+            f"{option('baseline', baseline)}: {method} has none; leave it out, or use the method {' or '.join(BASELINES)}"
+        )
+    return baseline
+
+
+# Each method maps (score, windows) to the attribution and the output for the windows; some take a baseline.
 
 
 def _gradient(score: Score, windows: Tensor) -> Attributed:
@@ -63,12 +86,12 @@ def _input_x_gradient(score: Score, windows: Tensor) -> Attributed:
     return _in_one_pass(score, windows, InputXGradient)
 
 
-def _integrated_gradients(score: Score, windows: Tensor) -> Attributed:
-    """Captum's IntegratedGradients from the window's mean gray (Sundararajan et al., arXiv 1703.01365)."""
+def _integrated_gradients(score: Score, windows: Tensor, baseline: str) -> Attributed:
+    """Captum's IntegratedGradients from a baseline (Sundararajan et al., arXiv 1703.01365)."""
     from captum.attr import IntegratedGradients
 
     options = {"n_steps": INTEGRATION_STEPS, "internal_batch_size": len(windows)}
-    return _in_many_passes(score, windows, IntegratedGradients, baselines=_mean_gray(windows), **options)
+    return _in_many_passes(score, windows, IntegratedGradients, baselines=_baseline(windows, baseline), **options)
 
 
 def _smoothgrad(score: Score, windows: Tensor) -> Attributed:
@@ -91,25 +114,25 @@ def _gradient_shap(score: Score, windows: Tensor) -> Attributed:
 
 
 @torch.no_grad()
-def _occlusion(score: Score, windows: Tensor) -> Attributed:
-    """Change of each output pixel's score when one slice is replaced by the window's mean gray.
+def _occlusion(score: Score, windows: Tensor, baseline: str) -> Attributed:
+    """Change of each output pixel's score when one slice is replaced by that of a baseline.
 
     After Zeiler and Fergus (arXiv 1311.2901). Captum's Occlusion explains one number for each window, in which
     increases at some pixels and decreases at others cancel; here the change is kept for each output pixel. Where several
     numbers share a pixel, their absolute changes are added, with the sign of the sum.
     """
     output, classes = _run(score, windows)
-    whole, gray = score.map(output, classes), _mean_gray(windows)
+    whole, replacement = score.map(output, classes), _baseline(windows, baseline)
     changes = []
     for k in range(windows.shape[1]):
         occluded = windows.clone()
-        occluded[:, k] = gray[:, k]
+        occluded[:, k] = replacement[:, k]
         change = score.map(score.output(occluded), classes) - whole
         changes.append(_over_plane(change, windows.shape[2:]))
     return Attributed(torch.stack(changes, dim=1), output)
 
 
-METHODS: dict[str, Callable[[Score, Tensor], Attributed]] = {
+METHODS: dict[str, Callable[..., Attributed]] = {
     "gradient": _gradient,
     "input_x_gradient": _input_x_gradient,
     "integrated_gradients": _integrated_gradients,
@@ -162,8 +185,13 @@ def _run(score: Score, windows: Tensor) -> tuple[Tensor, Tensor | None]:
     return output, score.classes(output)
 
 
-def _mean_gray(windows: Tensor) -> Tensor:
-    """Return each window's mean gray as a window, the same for all slices, so that it favours none."""
+def _baseline(windows: Tensor, name: str) -> Tensor:
+    """Return windows in which nothing is seen, and no slice is favoured.
+
+    "gray" is each window's mean; in "middle", all slices are the middle one: the neighbours then add nothing to it.
+    """
+    if name == "middle":
+        return windows[:, windows.shape[1] // 2, None].expand_as(windows)
     return windows.mean(dim=(1, 2, 3), keepdim=True).expand_as(windows)
 
 

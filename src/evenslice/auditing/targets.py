@@ -152,6 +152,7 @@ class Score:
         only: a class, or (batch,) one for each window, negative for none; pixels of other classes then do not count.
         known: the output for the windows, if it is known from an earlier run.
         predicted: the classes that are taken for those that the network predicts, as ``classes`` returns them.
+        region: (batch, y, x) which pixels of the windows count, if not all.
     """
 
     module: nn.Module
@@ -160,6 +161,7 @@ class Score:
     only: int | Tensor | None = None
     known: Tensor | None = None
     predicted: Tensor | None = None
+    region: Tensor | None = None
 
     def output(self, windows: Tensor) -> Tensor:
         """Return the logits or scores for windows, in float32, or class numbers in int64."""
@@ -204,12 +206,25 @@ class Score:
             (batch, y, x) or (batch, 1) log-odds; (batch, classes, y, x) logits of classes that overlap; scores as they are.
         """
         if classes is None:
-            return output.float().unsqueeze(-1) if output.ndim == 1 else output.float()
-        if classes.dtype == torch.bool:
-            return output * classes
-        values = self._log_odds(output, classes)
-        values = torch.where(classes >= 0, values, 0) if self.only is not None else values
-        return values.unsqueeze(1) if values.ndim == 1 else values
+            values = output.float().unsqueeze(-1) if output.ndim == 1 else output.float()
+        elif classes.dtype == torch.bool:
+            values = output * classes
+        else:
+            values = self._log_odds(output, classes)
+            values = torch.where(classes >= 0, values, 0) if self.only is not None else values
+            values = values.unsqueeze(1) if values.ndim == 1 else values
+        return values if self.region is None else values * self._inside(values)
+
+    def _inside(self, values: Tensor) -> Tensor:
+        """Return the region in the form of what is explained, a map."""
+        region = cast("Tensor", self.region)
+        if values.ndim not in (3, 4):
+            raise ModelError(
+                f"{option('region')}: needs an output for each pixel; what the network returns has the shape "
+                f"{tuple(values.shape)}"
+            )
+        resized = nn.functional.interpolate(region[:, None].float(), size=values.shape[-2:], mode="nearest")
+        return resized.to(values.device) if values.ndim == 4 else resized[:, 0].to(values.device)
 
     def _log_odds(self, output: Tensor, classes: Tensor) -> Tensor:
         if not output.is_floating_point():
@@ -297,11 +312,12 @@ class Score:
 
     def at(self, rows: slice) -> Score:
         """Return the score of some windows."""
-        labels, known, predicted = (
-            None if value is None else value[rows] for value in (self.labels, self.known, self.predicted)
+        labels, known, predicted, region = (
+            None if value is None else value[rows]
+            for value in (self.labels, self.known, self.predicted, self.region)
         )
         only = self.only[rows] if isinstance(self.only, torch.Tensor) else self.only
-        return replace(self, labels=labels, known=known, predicted=predicted, only=only)
+        return replace(self, labels=labels, known=known, predicted=predicted, region=region, only=only)
 
 
 def check_batch(output: Tensor, windows: Tensor) -> None:
