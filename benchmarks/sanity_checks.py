@@ -177,7 +177,10 @@ def measure_replacements(
 def _shares(network: nn.Module, windows: Tensor) -> dict[str, Floats]:
     shares = {}
     for method in METHODS:
-        found = attribute(network, windows, method=method)
+        baseline = (
+            "gray" if method == "integrated_gradients" else None
+        )  # which the middle slice has a share of
+        found = attribute(network, windows, method=method, baseline=baseline)
         shares[method] = _attribution_shares(found.attribution)
     return shares
 

@@ -11,8 +11,10 @@ from ._core import (
 )
 from .auditing import (
     Audit as Audit,
+    Explanation as Explanation,
     Survey as Survey,
     audit as audit,
+    explain as explain,
     load_audits as load_audits,
     survey as survey,
 )

@@ -10,7 +10,7 @@ from torch import nn
 
 from evenslice._core.errors import ConfigError, ModelError
 from evenslice.auditing.attribution import Mirrored, attribute, reproducible
-from evenslice.auditing.methods import METHODS
+from evenslice.auditing.methods import BASELINES, METHODS
 from evenslice.auditing.targets import parse_target
 
 GRADIENTS = [
@@ -51,7 +51,10 @@ weight_lists = st.integers(0, 3).flatmap(
 @settings(max_examples=15)
 def test_a_linear_network_gets_its_weights(method, classes, weights):
     expected = np.abs(weights) / np.abs(weights).sum()
-    found = attribute(linear(weights, classes), equal_slices(len(weights)), method=method, target=0)
+    options = {"baseline": "gray"} if method in BASELINES else {}
+    found = attribute(
+        linear(weights, classes), equal_slices(len(weights)), method=method, target=0, **options
+    )
     np.testing.assert_allclose(shares(found), np.tile(expected, (2, 1)), atol=1e-5)
 
 
@@ -180,7 +183,8 @@ def test_one_logit_is_explained_for_the_class_it_predicts():
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "occlusion"])
 def test_a_classifier_is_explained(method):
     network = nn.Sequential(linear([1.0, 2.0, 1.0], classes=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    found = attribute(network, equal_slices(3), method=method)
+    options = {"baseline": "gray"} if method in BASELINES else {}
+    found = attribute(network, equal_slices(3), method=method, **options)
     np.testing.assert_allclose(shares(found), [[0.25, 0.5, 0.25]] * 2, atol=1e-5)
 
 

@@ -180,11 +180,42 @@ def test_several_volumes_are_one_population(texture):
 def test_examples_show_what_the_network_saw(texture):
     found = evenslice.audit(Linear(3.0, 2.0, 1.0), texture, intensity=(0, 1))
     examples = found.examples
-    assert examples.images.shape == examples.saliency.shape == (8, 3, 32, 32)
+    assert examples.images.shape == examples.saliency.shape == examples.maps.shape == (4, 3, 32, 32)
     z, y, x = examples.position[3]
     expected = np.rint(texture[z - 1 : z + 2, y : y + 32, x : x + 32] * 255)
     np.testing.assert_allclose(examples.images[3], expected, atol=1)
     np.testing.assert_allclose(examples.saliency.sum(axis=(1, 2, 3)), 1, rtol=1e-4)
+    logits = expected / 255 * np.reshape([3, 2, 1], (3, 1, 1))
+    added = np.where(logits.sum(0) > 0, 2, -2) * (expected[[0, 2]] - expected[1]) / 255 * [[[3]], [[1]]]
+    np.testing.assert_allclose(examples.maps[3, [0, 2]], added, atol=0.05)
+    assert found.run.maps == ("integrated_gradients", "middle")
+
+
+def test_a_slice_is_explained_among_the_examples(texture):
+    network = Linear(3.0, 2.0, 1.0)
+    found = evenslice.audit(network, texture, explain=7, max_windows=4)
+    middle = [(length - 32) // 2 for length in texture.shape[1:]]
+    assert found.examples.position[0].tolist() == [7, *middle]
+    assert len(found.examples.position) == 5
+    assert found.windows == 4
+    explained = evenslice.explain(network, texture, 7, tile=(32, 32))
+    assert explained.origin == tuple(middle)
+    np.testing.assert_allclose(explained.maps, found.examples.maps[0], atol=1e-5)
+    corner = evenslice.audit(network, texture, explain=(7, 0, 0), max_windows=4, method="gradient")
+    assert corner.examples.position[0].tolist() == [7, 0, 0]
+    assert (corner.run.maps, corner.run.baseline) == (("gradient", ""), None)
+    with pytest.raises(ConfigError, match=r"explain=0: give a slice z whose window is complete, 1 to"):
+        evenslice.audit(network, texture, explain=0)
+
+
+def test_integrated_gradients_take_either_baseline(texture):
+    options = {"method": "integrated_gradients", "max_windows": 4}
+    middle, gray = (
+        evenslice.audit(Linear(3.0, 2.0, 1.0), texture, **options, **more)
+        for more in ({}, {"baseline": "gray"})
+    )
+    assert (middle.run.baseline, gray.run.baseline) == ("middle", "gray")
+    assert middle.shares[1].estimate == 0 < gray.shares[1].estimate
 
 
 def test_labels_as_target(texture):

@@ -16,7 +16,6 @@ from tiny_training import dice_of_trainings, start, training_options, write_inpu
 from torch import nn
 
 import evenslice
-from evenslice.auditing.slice_maps import map_slice
 from evenslice.cli.app import run
 from evenslice.training.config import TrainingConfig
 from evenslice.training.lightning_module import TrainingModule
@@ -172,9 +171,9 @@ def test_evaluate_without_labels_compares_with_the_intact_answer():
     assert_alike(on_gpu, on_cpu)
 
 
-def test_the_maps_of_one_slice():
-    on_cpu, on_gpu, _ = both(lambda device: map_slice(small(), VOLUME, 4, device=device))
-    assert np.allclose(on_cpu.saliency, on_gpu.saliency, rtol=1e-4)
+def test_a_slice_explained():
+    on_cpu, on_gpu, _ = both(lambda device: evenslice.explain(small(), VOLUME, 4, device=device))
+    assert np.allclose(on_cpu.maps, on_gpu.maps, rtol=1e-4, atol=1e-6)
     assert np.array_equal(on_cpu.change, on_gpu.change)
 
 

@@ -151,6 +151,7 @@ def _examples(shares: Sequence[float], count: int, size: int) -> ExampleWindows:
         position=position,
         images=images[:count],
         saliency=saliency[:count].astype(np.float32),
+        maps=(saliency * np.sign(random.standard_normal(saliency.shape)))[:count].astype(np.float32),
     )
 
 

@@ -84,24 +84,27 @@ def test_an_audit_shows_the_verdict_and_layers_of_the_slice_in_view(viewer, widg
     assert re.search("biased +Biased in its gradient maps", shown)
     assert re.search(r"saliency\s+beyond", shown)
     maps = maps_of(viewer)
-    assert [*maps] == ["shade", "saliency -1", "saliency 0", "saliency +1", "changed by reversing"]
+    assert [*maps] == ["shade", "-1 adds", "-1 takes", "changed by reversing"]
     assert not maps["shade"].data.any()  # darkens bright tissue, which would leave no colour to be seen
     assert (maps["shade"].blending, maps["shade"].opacity) == ("translucent_no_depth", 0.75)
     for item in maps.values():
         assert item.data.shape == (1, 40, 48)
         assert np.allclose(item.scale, SCALE)
         assert np.allclose(item.translate, (5 + 3.0 * 4, 6, 7))
-    assert maps["saliency -1"].data.sum() == pytest.approx(1, abs=1e-3)
-    assert not maps["saliency 0"].data.any()
-    assert not maps["saliency +1"].data.any()
+    answered = evenslice.explain(before_alone(), volume, 4, slices=3)
+    assert np.allclose(maps["-1 adds"].data[0], np.maximum(answered.maps[0], 0), atol=1e-5)
+    assert maps["-1 takes"].data.any()
+    assert (
+        "Slice 4: red adds to the answer, blue takes from it. By integrated gradients" in audit.legend.value
+    )
     assert 0 < maps["changed by reversing"].data.mean() < 1
     assert list(audit.layer.choices) == [layer]  # not the layers that were added
 
     viewer.dims.set_point(0, 5 + 3.0 * 7)
     audit.explain.changed.emit(True)
     wait_for(lambda: not audit.busy)
-    assert np.allclose(maps_of(viewer)["saliency +1"].translate, (5 + 3.0 * 7, 6, 7))
-    assert len(viewer.layers) == 6
+    assert np.allclose(maps_of(viewer)["-1 adds"].translate, (5 + 3.0 * 7, 6, 7))
+    assert len(viewer.layers) == 5
 
 
 def test_a_cancelled_audit_leaves_nothing(viewer, widget, wait_for, volume, monkeypatch):
@@ -231,7 +234,7 @@ def test_the_user_says_how_a_network_of_others_is_scaled(viewer, widget, wait_fo
     read = audit.audit.run.volumes[0]
     assert (read.intensity, read.fill) == ((0, 300), 7)
     assert evenslice.record_of(audit._audited.network.network).mean == 0
-    assert "saliency 0" in maps_of(viewer)
+    assert "-1 adds" in maps_of(viewer)
     for source, hidden in (("training run", True), ("saved network", True), ("library", False)):
         form.source.value = source  # what a run or a saved network determines is not asked for
         assert [form.mean.native.isHidden(), form.std.native.isHidden()] == [hidden, hidden]
@@ -373,7 +376,7 @@ def test_the_network_of_a_run_reads_volumes_and_writes_labels_as_the_run_does(
     assert set(np.unique(labels)) <= {0, 255}
     assert labels.max() == 255
     assert audit.audit.run.volumes[0].intensity == (0, 300)
-    assert maps_of(viewer)["saliency 0"].data.shape == (40, 1, 48)
+    assert maps_of(viewer)["-1 adds"].data.shape == (40, 1, 48)
 
 
 def test_a_classifier_is_asked_about_windows_of_the_size_of_its_crops(
@@ -389,4 +392,4 @@ def test_a_classifier_is_asked_about_windows_of_the_size_of_its_crops(
         wait_for(lambda part=part: not part.busy)
     assert "trained a classifier" in plain(segment.status.value)
     assert audit.audit.run.tile == (16, 16)
-    assert maps_of(viewer)["saliency 0"].data.shape == (16, 1, 16)
+    assert maps_of(viewer)["-1 adds"].data.shape == (16, 1, 16)

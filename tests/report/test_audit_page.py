@@ -436,8 +436,8 @@ def test_saliency_is_on_one_scale_across_slices_and_audits():
 
 def test_large_slices_are_shrunk_and_keep_their_shape_also_in_half_precision():
     audit = make_audit("a", PRETRAINED, examples=1, size=300)
-    saliency = audit.examples.saliency[..., :200].astype(np.float16)
-    examples = dataclasses.replace(audit.examples, images=audit.examples.images[..., :200], saliency=saliency)
+    maps = audit.examples.maps[..., :200].astype(np.float16)
+    examples = dataclasses.replace(audit.examples, images=audit.examples.images[..., :200], maps=maps)
     (panel,) = example_panels([dataclasses.replace(audit, examples=examples)])
     assert panel.rows[0].images[0].shape == (MAX_PIXELS, round(MAX_PIXELS * 2 / 3))
     assert panel.rows[0].overlays[0].shape == (*panel.rows[0].images[0].shape, 4)

@@ -8,20 +8,19 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 from torch import nn
 
-from evenslice._core import whole_number
+from evenslice._core import ConfigError, option, whole_number
 from evenslice.auditing.documents import Audit
 from evenslice.auditing.explaining import Explainer
 from evenslice.auditing.lost_slices import measure_loss
-from evenslice.auditing.measuring import (
-    Measurer,
-    collect_examples,
-)
+from evenslice.auditing.measuring import Measurer, collect_examples
+from evenslice.auditing.methods import choose_baseline, choose_map
 from evenslice.auditing.options import Computing, Sampling, check_label_options, check_thresholds
 from evenslice.auditing.preparation import check_method_of, choose_tile, scaling_source, understand
 from evenslice.auditing.run_description import describe_run
-from evenslice.auditing.sampling import WindowSample
+from evenslice.auditing.sampling import WindowBatch, WindowSample
 from evenslice.auditing.stopping import batch_size, check_first, read_until_settled
 from evenslice.auditing.targets import count_classes, parse_target
 from evenslice.inference import choose_slices, make_ready
@@ -42,6 +41,7 @@ from evenslice.volumes import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from evenslice.auditing.preparation import Function
@@ -60,6 +60,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     slices: int | None = None,
     step: int = 1,
     method: str | None = None,
+    baseline: str | None = None,
+    explain: int | Sequence[int] | None = None,
     target: Target = "auto",
     overlapping: bool | None = None,
     outputs: Function | None = None,
@@ -107,6 +109,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         method: the attribution method for the question of saliency, one of ``evenslice.auditing.methods.METHODS``; by
             default "gradient". Without a gradient, as of functions, the question is not asked. "occlusion" needs none, and
             the use of slices is then told by replacing them.
+        baseline: "middle" or "gray": what "integrated_gradients" (by default "middle": a window whose slices all are the
+            middle one) and "occlusion" ("gray", the window's mean) compare a window with.
+        explain: a slice z of the first volume, or (z, y, x), whose window is the first of the examples: the one around that
+            voxel, or in the middle of the plane. For other sizes and methods see ``evenslice.explain``.
         target: the output to explain: the log-odds of the class that is "predicted", of a class number or of the
             "labels", or the "sum" of all outputs. "auto" is "predicted" if the output has classes, that is two or four
             dimensions, or whole numbers that are those of classes, else "sum"; ``run.target`` of the result says which.
@@ -199,6 +205,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         for item, scaling in zip(volumes, scalings, strict=True)
     ]
     check_method_of(model, method)
+    place = None if explain is None else _place(grids[0], explain)
     network, _ = make_ready(
         model,
         slices,
@@ -225,6 +232,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         method if method is not None else "gradient" if understood.gradient else "",
         understood.gradient and method != "occlusion",
         sampling.seed,
+        None if method is None else choose_baseline(method, baseline),
+        choose_map(method, baseline, gradient=understood.gradient),
     )
     labelled = opened if understood.explained.target == "labels" else None
     measurer = Measurer(explainer, grids, labelled)
@@ -237,6 +246,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         lost = measure_loss(
             network, returned, grids, opened, tile=asked, batch=batch, seed=sampling.seed, progress=progress
         )
+    shown = [] if place is None else [measurer.measure(measurer.read(WindowBatch(place, pictures=1)))]
     found = read_until_settled(sample, measurer, sampling, thresholds, computing)
     kernels = _kernels(model, record)
     return Audit(
@@ -244,7 +254,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         statistics=summarize(found.measurements, sample.population, thresholds, found.questions),
         windows=len(found.measurements),
         measurements=found.measurements,
-        examples=collect_examples(found.batches),
+        examples=collect_examples([*shown, *found.batches]),
         kernels=kernels,
         stress=lost,
         run=describe_run(
@@ -265,6 +275,24 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
             seconds=time.monotonic() - started,
         ),
     )
+
+
+def _place(grid: WindowGrid, explain: int | Sequence[int]) -> NDArray[np.int64]:
+    """Return the window (1, 4) as volume, z, y, x around a voxel, or in the middle of a slice."""
+    given = [explain] if isinstance(explain, int) else list(explain)
+    if len(given) not in (1, 3) or given[0] not in grid.centres:
+        first, last = grid.centres[0], grid.centres[-1]
+        raise ConfigError(
+            f"{option('explain', explain)}: give a slice z whose window is complete, {first} to {last}, or a voxel z, y, x "
+            "in one"
+        )
+    plane = grid.volume.shape[1:]
+    centre = given[1:] or [length // 2 for length in plane]
+    corner = [
+        min(max(0, middle - size // 2), length - size)
+        for middle, size, length in zip(centre, grid.tile, plane, strict=True)
+    ]
+    return np.array([[0, given[0], *corner]], dtype=np.int64)
 
 
 def _kernels(model: nn.Module | Function, record: Record | None) -> tuple[StemKernels, ...]:

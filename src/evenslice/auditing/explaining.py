@@ -71,6 +71,8 @@ class Explainer:
         method: of attribution; empty if saliency is not asked for.
         gradient: whether the use of slices is told by the gradient, else by replacement.
         seed: random seed of the methods.
+        baseline: of the method, if it has one.
+        maps: the method and the baseline of the maps of examples.
     """
 
     network: ReadyNetwork | BlackBox
@@ -78,6 +80,8 @@ class Explainer:
     method: str
     gradient: bool
     seed: int
+    baseline: str | None = None
+    maps: tuple[str, str | None] = ("integrated_gradients", "middle")
 
     def rows(self, windows: Tensor, labels: Tensor | None) -> tuple[dict[str, NDArray[Any]], Tensor]:
         """Explain windows.
@@ -267,6 +271,7 @@ class _Pass:
                     Mirrored(explainer.network) if mirrored else explainer.network,
                     windows,
                     method=explainer.method,
+                    baseline=explainer.baseline,
                     target=explainer.explained,
                     labels=None if self.score.labels is None else self.score.labels[part],
                     only=only,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from evenslice._core import ModelError, map_ahead, map_in_order, option
+from evenslice.auditing.attribution import attribute
 from evenslice.auditing.explaining import NotFiniteError
 from evenslice.auditing.worker_files import KnownFiles, refuse_other_content
 from evenslice.inference import to_device
@@ -50,6 +51,7 @@ class MeasuredBatch:
         rows: the fields of ``Measurements``, of the parts of the batch that fitted into the memory at once.
         images: (pictures, N, y, x) the first windows.
         saliency: (pictures, N, y, x) their absolute attribution divided by its sum.
+        maps: (pictures, N, y, x) what each of their pixels adds to the answer, or takes from it.
         device: where they were measured.
     """
 
@@ -57,6 +59,7 @@ class MeasuredBatch:
     rows: list[dict[str, NDArray[Any]]]
     images: NDArray[np.uint8]
     saliency: NDArray[np.float32]
+    maps: NDArray[np.float32]
     device: str
 
 
@@ -119,8 +122,26 @@ class Measurer:
             rows=[rows for rows, _ in parts],
             images=(windows[: batch.pictures] * 255).round().byte().cpu().numpy(),
             saliency=(saliency / total).numpy(),
+            maps=self._maps(windows[: batch.pictures], None if labels is None else labels[: batch.pictures]),
             device=str(network.device),
         )
+
+    def _maps(self, windows: Tensor, labels: Tensor | None) -> NDArray[np.float32]:
+        """Return what each pixel of windows adds to the answer, or takes from it."""
+        if not len(windows):
+            return np.zeros(windows.shape, np.float32)
+        explainer = self.explainer
+        method, baseline = explainer.maps
+        found = attribute(
+            explainer.network,
+            windows,
+            method=method,
+            baseline=baseline,
+            target=replace(explainer.explained, margin=(0.0, 0.0)),
+            labels=labels,
+            seed=explainer.seed,
+        )
+        return found.attribution.cpu().numpy()
 
     def _not_finite(self, error: NotFiniteError, place: Sequence[int]) -> ModelError:
         volume, *where = place
@@ -189,4 +210,5 @@ def collect_examples(batches: Sequence[MeasuredBatch]) -> ExampleWindows:
         position=places[:, 1:],
         images=np.concatenate([batch.images for batch in batches]),
         saliency=np.concatenate([batch.saliency for batch in batches]),
+        maps=np.concatenate([batch.maps for batch in batches]),
     )

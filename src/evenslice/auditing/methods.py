@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.targets import Score
 
-__all__ = ["METHODS", "Attributed", "check_gradient", "check_method", "choose_baseline", "resize_to"]
+__all__ = [
+    "METHODS",
+    "Attributed",
+    "check_gradient",
+    "check_method",
+    "choose_baseline",
+    "choose_map",
+    "resize_to",
+]
 
 # Captum draws noise in the precision of these numbers; for numbers of Python it is the default of PyTorch, which may be another.
 SMOOTHGRAD_SAMPLES, SMOOTHGRAD_NOISE = 8, (np.float32(0.1),)
@@ -69,6 +77,13 @@ def choose_baseline(method: str, baseline: str | None) -> str | None:
     return baseline
 
 
+def choose_map(method: str | None, baseline: str | None, *, gradient: bool) -> tuple[str, str | None]:
+    """Return the method and the baseline of a map; by default what planted evidence found best (docs/planted-evidence.md)."""
+    if method is None:
+        method, baseline = "integrated_gradients" if gradient else "occlusion", baseline or "middle"
+    return method, choose_baseline(method, baseline)
+
+
 # Each method maps (score, windows) to the attribution and the output for the windows; some take a baseline.
 
 
@@ -91,7 +106,9 @@ def _integrated_gradients(score: Score, windows: Tensor, baseline: str) -> Attri
     from captum.attr import IntegratedGradients
 
     options = {"n_steps": INTEGRATION_STEPS, "internal_batch_size": len(windows)}
-    return _in_many_passes(score, windows, IntegratedGradients, baselines=_baseline(windows, baseline), **options)
+    return _in_many_passes(
+        score, windows, IntegratedGradients, baselines=_baseline(windows, baseline), **options
+    )
 
 
 def _smoothgrad(score: Score, windows: Tensor) -> Attributed:
@@ -117,9 +134,9 @@ def _gradient_shap(score: Score, windows: Tensor) -> Attributed:
 def _occlusion(score: Score, windows: Tensor, baseline: str) -> Attributed:
     """Change of each output pixel's score when one slice is replaced by that of a baseline.
 
-    After Zeiler and Fergus (arXiv 1311.2901). Captum's Occlusion explains one number for each window, in which
-    increases at some pixels and decreases at others cancel; here the change is kept for each output pixel. Where several
-    numbers share a pixel, their absolute changes are added, with the sign of the sum.
+    It is what the slice adds. After Zeiler and Fergus (arXiv 1311.2901). Captum's Occlusion explains one number for each
+    window, in which increases at some pixels and decreases at others cancel; here the change is kept for each output pixel.
+    Where several numbers share a pixel, their absolute changes are added, with the sign of the sum.
     """
     output, classes = _run(score, windows)
     whole, replacement = score.map(output, classes), _baseline(windows, baseline)
@@ -127,7 +144,7 @@ def _occlusion(score: Score, windows: Tensor, baseline: str) -> Attributed:
     for k in range(windows.shape[1]):
         occluded = windows.clone()
         occluded[:, k] = replacement[:, k]
-        change = score.map(score.output(occluded), classes) - whole
+        change = whole - score.map(score.output(occluded), classes)
         changes.append(_over_plane(change, windows.shape[2:]))
     return Attributed(torch.stack(changes, dim=1), output)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WindowBatch", "WindowSample"]
 
-EXAMPLES = 8
+EXAMPLES = 4
 MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
 
 
@@ -97,6 +97,6 @@ class WindowSample:
         return (volume, *grid.place(index - (ends[volume] - len(grid))))
 
     def _examples(self) -> int:
-        """Return how many windows to keep as pictures: those of few large ones, a byte and a float32 for each voxel."""
+        """Return how many windows to keep as pictures: those of few large ones, a byte and two float32 for each voxel."""
         grid = self.grids[0]
-        return min(EXAMPLES, MOST_OF_EXAMPLES // (5 * grid.slices * grid.tile[0] * grid.tile[1]))
+        return min(EXAMPLES, MOST_OF_EXAMPLES // (9 * grid.slices * grid.tile[0] * grid.tile[1]))

@@ -33,7 +33,6 @@ __all__ = [
     "Score",
     "Target",
     "check_batch",
-    "classes_for_mirrors",
     "count_classes",
     "parse_target",
     "resolve_target",
@@ -326,21 +325,6 @@ def check_batch(output: Tensor, windows: Tensor) -> None:
         raise ModelError(
             f"the network returns {tuple(output.shape)} for {len(windows)} windows; the first dimension must be the batch"
         )
-
-
-def classes_for_mirrors(target: Target, output: Tensor) -> Tensor | None:
-    """Return the classes that are explained for the mirrors of windows, from the output for the windows; see ``Score``.
-
-    They are those that are predicted for the windows as given: a mirror with another answer, explained for that answer,
-    would be another function of the window, and could not be compared. None if the target is something else.
-
-    Example: x(z+1) - x(z-1) is class 1 in the first window, and class 0 in its mirror.
-        >>> classes_for_mirrors("predicted", torch.tensor([[0.5], [-0.5]])).tolist()
-        [1, 0]
-        >>> classes_for_mirrors("sum", torch.tensor([[0.5], [-0.5]]))
-    """
-    explains_predicted = target == "predicted" or (target == "auto" and _has_classes(output))
-    return predicted_classes(output, dim=1) if explains_predicted and _has_classes(output) else None
 
 
 class LastActivation(TorchFunctionMode):

@@ -11,6 +11,7 @@ from evenslice._core import check_known
 from evenslice.cli import options
 from evenslice.cli.label_opening import LabelledOpening
 from evenslice.cli.option_groups import grouped
+from evenslice.cli.parsing import parse_values
 from evenslice.cli.printing import (
     command_line,
     quiet,
@@ -74,6 +75,22 @@ def audit(
             "(default: gradient; onnx supports occlusion alone, and is not asked by default).",
             metavar="M",
             autocompletion=lambda: options.METHODS,
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        options.measurement(
+            "What integrated_gradients and occlusion compare a window with: middle (the middle slice in place of all) or gray "
+            "(default: middle for integrated_gradients, gray for occlusion).",
+            metavar="B",
+        ),
+    ] = None,
+    explain: Annotated[
+        Any | None,
+        options.measurement(
+            "Show this slice first among the examples of the report, in the middle of the plane or around a voxel: Z or Z,Y,X.",
+            metavar="Z",
+            parser=parse_values,
         ),
     ] = None,
     target: Annotated[
@@ -200,6 +217,8 @@ def audit(
                 volume=opened,
                 labels=[opening.open_labels(path, *volume) for path in labels] if labels else None,
                 target=parse_target(target),
+                baseline=baseline,
+                explain=explain,
                 outputs=None if outputs is None else find_function(outputs),
                 tolerance=tolerance,
                 answer_tolerance=answer_tolerance,

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from magicgui.widgets import Label, PushButton
 
-from evenslice.auditing import audit, map_slice
+from evenslice.auditing import audit, explain
 from evenslice.napari_plugin.job_widget import JobWidget, wrap
 from evenslice.napari_plugin.layers import position
 from evenslice.napari_plugin.map_layers import MapLayers
 from evenslice.napari_plugin.network_choice import random_parts
 from evenslice.report import audit_html
 from evenslice.training import classes_overlap
-from evenslice.volumes import Scaling, reslice
+from evenslice.volumes import reslice
 
 if TYPE_CHECKING:
     import napari.viewer  # the annotation tells napari to pass its viewer
     from napari.layers import Image
-    from torch import nn
 
-    from evenslice.auditing import Audit, SliceMaps
+    from evenslice.auditing import Audit, Explanation
     from evenslice.napari_plugin.network_choice import NetworkChoice
     from evenslice.training import Segmenter
     from evenslice.volumes import Volume
@@ -45,20 +44,22 @@ class _Audited:
         """The axis of the layer along which slices follow one another."""
         return "zyx".index(self.network.reading.plane)
 
-    def maps(self, place: tuple[int, int, int]) -> SliceMaps:
+    def maps(self, place: tuple[int, int, int]) -> Explanation:
         """Explain the slice through a voxel (z, y, x) of the layer, in the part of the plane around it."""
         y, x = (place[axis] for axis in range(3) if axis != self.axis)
         run = self.audit.run
         low, high = run.volumes[0].intensity
-        return map_slice(
-            cast("nn.Module", self.network.network),  # no widget offers functions
+        return explain(
+            self.network.network,
             self.volume,
             place[self.axis],
             slices=run.slices,
             step=run.step,
-            scaling=Scaling(low, high, run.volumes[0].fill),
-            centre=(y, x),
+            overlapping=classes_overlap(self.network.run),
+            at=(y, x),
             tile=self.network.crop,
+            intensity=(low, high),
+            fill=run.volumes[0].fill,
         )
 
 
@@ -78,8 +79,10 @@ class AuditWidget(JobWidget):
         self._audited: _Audited | None = None
         self.verdict = Label(value="")
         self.explain = PushButton(text="Explain the slice in view", enabled=False)
-        self.extend([self.verdict, self.explain])
+        self.legend = Label(value="")
+        self.extend([self.verdict, self.legend, self.explain])
         wrap(self.verdict)
+        wrap(self.legend)
         self.explain.changed.connect(self._explain)
 
     @property
@@ -90,6 +93,7 @@ class AuditWidget(JobWidget):
     def begin(self, choice: NetworkChoice, layer: Image, volume: Volume) -> None:
         """Audit a network on a layer."""
         self._audited, self.verdict.value, self.explain.enabled = None, "", False
+        self.legend.value = ""
         self._maps.clear()
         self.run(lambda: _audit(choice, volume, layer), self._show_verdict, "Loading the network")
 
@@ -109,8 +113,14 @@ class AuditWidget(JobWidget):
         self.explain.enabled = False
         self.run(
             lambda: audited.maps(place),
-            lambda maps: self._maps.show(maps, audited.layer, audited.axis),
+            lambda maps: self._show_maps(maps, audited),
             "Explaining the slice in view",
+        )
+
+    def _show_maps(self, maps: Explanation, audited: _Audited) -> None:
+        self._maps.show(maps, audited.layer, audited.axis)
+        self.legend.value = (
+            f"<p>Slice {maps.z}: red adds to the answer, blue takes from it. By {maps.caption}.</p>"
         )
 
     def _end(self, message: str) -> None:

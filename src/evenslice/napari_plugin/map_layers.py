@@ -1,4 +1,4 @@
-"""Layers that show what a network makes of one slice: the saliency of each offset, and what reversing the window changes."""
+"""Layers that explain a slice: what each offset adds to the answer or takes from it, and what reversing the window changes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from napari.layers import Image, Layer
     from napari.viewer import Viewer
 
-    from evenslice.auditing import SliceMaps
+    from evenslice.auditing import Explanation
 
 __all__ = ["MapLayers"]
 
-EARLIER, MIDDLE, LATER = "red", "green", "blue"
-"""The channels that the slices of a window took over; where all get equal attention, their sum is gray."""
-BRIGHTEST = 99.5  # percentile of the saliency of all offsets that is shown at full brightness
+COLOURS = {"adds": "red", "takes": "blue"}
+"""Of what adds to the answer and what takes from it, as in the report."""
+BRIGHTEST = 99.5  # percentile of the absolute maps of all offsets that is shown at full brightness
 CHANGED = "#ffd400"
 SHADE = 0.75
-"""How much a layer behind the saliency darkens the slice, on which bright tissue would leave no colour to be seen."""
+"""How much a layer behind the maps darkens the slice, on which bright tissue would leave no colour to be seen."""
 
 
 class MapLayers:
@@ -35,7 +35,7 @@ class MapLayers:
         self._viewer = viewer
         self._shown: list[Layer] = []
 
-    def show(self, maps: SliceMaps, layer: Image, axis: int) -> None:
+    def show(self, maps: Explanation, layer: Image, axis: int) -> None:
         """Show maps on their slice of a layer.
 
         Args:
@@ -49,7 +49,7 @@ class MapLayers:
         where: dict[str, Any] = placement(layer, first) | {"metadata": mark(slice=maps.z)}
         active = self._viewer.layers.selection.active
         shade = self._viewer.add_image(
-            np.zeros_like(np.expand_dims(maps.saliency[0], axis)),
+            np.zeros_like(np.expand_dims(maps.maps[0], axis)),
             name="shade",
             contrast_limits=(0, 1),
             blending="translucent_no_depth",
@@ -57,17 +57,20 @@ class MapLayers:
             **where,
         )
         self._shown.append(shade)
-        brightest = max(float(np.percentile(maps.saliency, BRIGHTEST)), float(np.finfo(np.float32).tiny))
-        for offset, saliency in zip(maps.offsets, maps.saliency, strict=True):
-            shown = self._viewer.add_image(
-                np.expand_dims(saliency, axis),
-                name=f"saliency {offset:+d}" if offset else "saliency 0",
-                colormap=EARLIER if offset < 0 else LATER if offset else MIDDLE,
-                contrast_limits=(0, brightest),
-                blending="additive",
-                **where,
-            )
-            self._shown.append(shown)
+        brightest = max(float(np.percentile(np.abs(maps.maps), BRIGHTEST)), float(np.finfo(np.float32).tiny))
+        for offset, found in zip(maps.offsets, maps.maps, strict=True):
+            if not found.any():
+                continue  # as for the middle slice, if neighbours are compared with it
+            for sign, (name, colour) in zip((1, -1), COLOURS.items(), strict=True):
+                shown = self._viewer.add_image(
+                    np.expand_dims(np.maximum(sign * found, 0), axis),
+                    name=f"{offset:+d} {name}" if offset else f"0 {name}",
+                    colormap=colour,
+                    contrast_limits=(0, brightest),
+                    blending="additive",
+                    **where,
+                )
+                self._shown.append(shown)
         if maps.change is not None:
             shown = self._viewer.add_labels(
                 np.expand_dims(maps.change.astype(np.uint8), axis),

@@ -109,7 +109,8 @@ def _check_examples(examples: Any, slices: int, volumes: int) -> None:
     _check_array("examples/volume", examples.volume, "iu", count)
     _check_array("examples/position", examples.position, "iu", (*count, 3))
     _check_array("examples/images", examples.images, "u", (*count, slices, None, None))
-    _check_array("examples/saliency", examples.saliency, "f", examples.images.shape, numbers=True)
+    for name in ("saliency", "maps"):
+        _check_array(f"examples/{name}", getattr(examples, name), "f", examples.images.shape, numbers=True)
     if examples.images.dtype != np.uint8 or (count[0] and examples.images.size == 0):
         raise ValueError(f"examples/images is {examples.images.dtype} of shape {examples.images.shape}")
     _check_volumes("examples", examples.volume, volumes)

@@ -68,12 +68,15 @@ class ExampleWindows:
         position: (e, 3) window centre slice z and in-plane origin y, x, in voxels.
         images: (e, N, y, x) uint8, the slices as the network saw them, scaled to 0..255.
         saliency: (e, N, y, x) float32, absolute attribution divided by its sum over the window.
+        maps: (e, N, y, x) float32, what each pixel adds to the answer (above 0) or takes from it; in audits by version 0.2
+            the saliency.
     """
 
     volume: NDArray[np.int64]
     position: NDArray[np.int64]
     images: NDArray[np.uint8]
     saliency: NDArray[np.float32]
+    maps: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,8 @@ class AuditRun:
         strategy: that of ``neutralize``; None for a network without a record of it.
         tie: the constraint that ``neutralize`` put on training.
         method: of attribution, for the question of saliency; empty if that is not asked.
+        baseline: what the method compares a window with: the "middle" slice or "gray"; None for a method without one.
+        maps: method and baseline of the maps of the examples; empty if they show the saliency.
         use: what the question of use compares: "gradient" or "replacement".
         target: what was explained, "auto" resolved.
         explained: "log-odds" of classes that exclude each other, the logit of each "channel" of classes that overlap, "score",
@@ -166,6 +171,8 @@ class AuditRun:
     strategy: str | None = None
     tie: str | None = None
     method: str = ""
+    baseline: str | None = None
+    maps: tuple[str, ...] = ()
     use: str = ""
     target: int | str = ""
     explained: str = ""
@@ -359,7 +366,8 @@ class AuditResult:
             statistics=statistics_from_plain(document),
             windows=int(document["windows"]),
             measurements=None if measured is None else Measurements(**measured),
-            examples=ExampleWindows(**_group(arrays, "examples")),
+            # Version 0.2 wrote no maps.
+            examples=ExampleWindows(**{"maps": arrays["examples/saliency"]} | _group(arrays, "examples")),
             kernels=tuple(
                 StemKernels(stem.name, **_group(arrays, f"kernels/{index}"))
                 for index, stem in enumerate(run.stems)

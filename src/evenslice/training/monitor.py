@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from evenslice._core import ConfigError, needs_extra, option, whole_number
-from evenslice.auditing import Mirrored, attribute, classes_for_mirrors, parse_target
+from evenslice.auditing import Mirrored, Score, attribute, parse_target
 from evenslice.networks import as_float64, with_gradients
 from evenslice.results import directional_bias, model_part, ratio
 from evenslice.training.logs import log_metrics
@@ -168,7 +168,7 @@ def measure_bias(
         for chunk in torch.split(windows, batch):
             given = chunk.to(weight.device, weight.dtype, memory_format=torch.channels_last)
             found = attribute(network, given, target=target)
-            predicted = classes_for_mirrors(target, found.output)
+            predicted = Score(network).answers(found.output)
             mirrored = attribute(Mirrored(network), given, target=target, predicted=predicted)
             parts.append([_shares(part) for part in (found.attribution, mirrored.attribution.flip(1))])
     shares, mirrored_shares = map(np.concatenate, zip(*parts, strict=True))

@@ -71,7 +71,7 @@ def render(audits: Sequence[AuditResult]) -> str:
         charts=charts,
         parts=[part for part in parts if part[2]],
         examples=[
-            (panel.title, [(row, _slices(row, pictures)) for row in panel.rows])
+            (panel.title, panel.caption, [(row, _slices(row, pictures)) for row in panel.rows])
             for panel in example_panels(audits)
         ],
         pictures=pictures.values(),

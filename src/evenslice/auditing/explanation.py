@@ -1,0 +1,248 @@
+"""One slice explained: what each slice of its window adds to the answer, or takes from it, and what reversing it changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from evenslice._core import ConfigError, option
+from evenslice.auditing.attribution import attribute
+from evenslice.auditing.methods import choose_map
+from evenslice.auditing.preparation import check_method_of, understand
+from evenslice.auditing.targets import Score, parse_target
+from evenslice.inference import keep_sides, make_ready
+from evenslice.networks import with_gradients
+from evenslice.report import explanation_html, map_line
+from evenslice.volumes import WindowGrid, check_tile, fit_scaling, open_volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from numpy.typing import ArrayLike, NDArray
+    from torch import Tensor
+
+    from evenslice.auditing.targets import Target
+    from evenslice.volumes import VolumeLike
+
+__all__ = ["Explanation", "explain"]
+
+LARGEST_PART = 512
+"""Pixels along y and x that are explained at once: the gradient of a larger part takes gigabytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The answer of a network for one slice, and what each slice of the window adds to it.
+
+    In a notebook, it shows itself as a picture.
+
+    Attributes:
+        z: the slice.
+        origin: (y, x) of the part of the plane that the maps cover.
+        offsets: -K..K.
+        window: (N, y, x) float32, the slices in 0..1.
+        maps: (N, y, x) float32; above 0 what a pixel adds to the explained output (of a segmenter, the log-odds of the
+            predicted classes, summed over the explained pixels), below 0 what it takes away.
+        answer: (y, x) the predicted class of each pixel; None for an output without a class for each pixel, or with
+            classes that overlap.
+        change: (y, x) which pixels get another class when the window is reversed; None likewise.
+        method: the attribution method.
+        baseline: what it compares the window with; None for a method without one.
+    """
+
+    z: int
+    origin: tuple[int, int]
+    offsets: tuple[int, ...]
+    window: NDArray[np.float32]
+    maps: NDArray[np.float32]
+    answer: NDArray[np.int64] | None
+    change: NDArray[np.bool_] | None
+    method: str
+    baseline: str | None
+
+    @property
+    def caption(self) -> str:
+        """The method, and what its maps can tell, in a sentence."""
+        return map_line(self.method, self.baseline)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The part of the absolute map that each slice gets; 0 for all where nothing in the window matters."""
+        sums = np.abs(self.maps).sum(axis=(1, 2), dtype=np.float64)
+        return tuple((sums / max(sums.sum(), np.finfo(np.float64).tiny)).tolist())
+
+    def __repr__(self) -> str:
+        shares = " ".join(f"{share:.2f}" for share in self.shares)
+        return f"<Explanation of slice {self.z} by {self.method}: shares {shares}>"
+
+    def _repr_html_(self) -> str:  # in a notebook
+        return explanation_html(
+            f"Slice {self.z}", self.caption, self.offsets, (self.window * 255).astype(np.uint8), self.maps
+        )
+
+
+@with_gradients
+def explain(  # noqa: PLR0913  # all but three arguments have defaults and names
+    model: nn.Module | Callable[[Any], Any],
+    volume: VolumeLike,
+    z: int,
+    *,
+    slices: int | None = None,
+    step: int = 1,
+    method: str | None = None,
+    baseline: str | None = None,
+    target: Target = "auto",
+    overlapping: bool | None = None,
+    region: ArrayLike | None = None,
+    at: tuple[int, int] | None = None,
+    tile: tuple[int, int] | None = None,
+    intensity: tuple[float, float] | None = None,
+    fill: float | None = None,
+    device: str = "auto",
+) -> Explanation:
+    """Explain the answer of a network for one slice: what each slice of its window adds, and what it takes away.
+
+    By default with the method that named the slice with the evidence most often where that was known, in planted evidence:
+    integrated gradients from a window whose slices all are the middle one. A window asks what its neighbours add to the
+    middle slice, so that is where the path starts; the maps sum to what the neighbours change. Functions have no gradient:
+    each neighbour is replaced by the middle slice instead, and the map shows where that changes the answer.
+
+    A window at an end of the volume is completed by reflection, as ``evenslice.segment`` does.
+
+    Args:
+        model: maps (batch, slices, y, x) to logits, as for ``evenslice.audit``, or any function.
+        volume: the volume, an array (z, y, x), or a path.
+        z: the middle slice.
+        slices: N, odd; by default as recorded by ``neutralize`` or stated by the function, else 3.
+        step: distance between neighbouring slices of the window.
+        method: the attribution method, one of ``evenslice.auditing.methods.METHODS``.
+        baseline: "middle" or "gray": what "integrated_gradients" and "occlusion" compare the window with; by default the
+            middle slice in place of all, but gray if occlusion is asked for by name.
+        target: the output to explain, as for ``evenslice.audit``.
+        overlapping: whether several channels of the output can be on at once, as for ``evenslice.audit``.
+        region: (y, x) of the volume's plane, true at the pixels whose answer is explained; by default all.
+        at: (y, x) of the middle of the part of the plane that is explained, unless that is all of it; by default the middle
+            of the region, or of the plane.
+        tile: size (y, x) of the part; by default all of a plane of up to 512 x 512, or the size the network requires.
+        intensity: the voxel values that become 0 and 1; by default percentiles of the volume.
+        fill: the voxel value that replaces NaN and infinity.
+        device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
+
+    Raises:
+        ConfigError: there is no such slice, method or class, or an option is out of range or has no effect.
+        VolumeError: the volume cannot be read, or has too few slices.
+        ModelError: the network rejects the window, or its output has no gradient.
+
+    Example: a network whose answer is the difference of the neighbours, asked about one pixel.
+        >>> network = torch.nn.Conv2d(3, 1, 1, bias=False)
+        >>> _ = network.weight.requires_grad_(False).copy_(torch.tensor([-1.0, 0, 1.0]).view(1, 3, 1, 1))
+        >>> volume = np.zeros((3, 32, 32))
+        >>> volume[2, 4, 4], volume[0, 8, 8] = 0.5, 1
+        >>> region = np.zeros((32, 32), bool)
+        >>> region[4, 4] = True
+        >>> found = explain(network, volume, 1, region=region, intensity=(0, 1))
+        >>> found.shares, float(found.maps[2, 4, 4])
+        ((0.0, 0.0, 1.0), 0.5)
+    """
+    volume = open_volume(volume)
+    if not 0 <= z < len(volume):
+        raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
+    check_method_of(model, method)
+    network, slices = make_ready(
+        model, slices, device=device, dtype="float32" if isinstance(model, nn.Module) else "auto"
+    )
+    plane = volume.shape[1:]
+    mask = _check_region(region, plane)
+    tile = (
+        check_tile(tile) if tile else network.tile or keep_sides(model, _part_size(plane, network.multiple))
+    )
+    y, x = (
+        min(max(0, middle - size // 2), max(0, length - size))
+        for middle, size, length in zip(at or _middle(mask, plane), tile, plane, strict=True)
+    )
+    scaling = fit_scaling(volume, intensity=intensity, fill=fill)
+    grid = WindowGrid(volume, scaling, slices, tile, step, edge="reflect")
+    returned = network.prepare(slices, tile)
+    understood = understand(
+        network, returned, slices=slices, tile=tile, target=parse_target(str(target)), overlapping=overlapping
+    )
+    method, baseline = choose_map(method, baseline, gradient=understood.gradient)
+    window = torch.from_numpy(grid.read(z, y, x))[None].to(network.device)
+    inner = (..., slice(min(tile[0], plane[0] - y)), slice(min(tile[1], plane[1] - x)))
+    found = attribute(
+        network,
+        window,
+        method=method,
+        baseline=baseline,
+        target=understood.explained,
+        region=None if mask is None else _part(mask, (y, x), tile)[None].to(network.device),
+    )
+    answers = _answers(Score(network, understood.explained), window, tile)
+    given, mirrored = (None, None) if answers is None else (part[inner] for part in answers)
+    return Explanation(
+        z=z,
+        origin=(y, x),
+        offsets=tuple(range(-(slices // 2), slices // 2 + 1)),
+        window=window[0][inner].cpu().numpy(),
+        maps=found.attribution[0][inner].cpu().numpy(),
+        answer=given,
+        change=None if given is None else given != mirrored,
+        method=method,
+        baseline=baseline,
+    )
+
+
+def _check_region(region: ArrayLike | None, plane: tuple[int, int]) -> NDArray[np.bool_] | None:
+    if region is None:
+        return None
+    mask = np.asarray(region)
+    if mask.shape != plane or not mask.any():
+        found = f"of shape {mask.shape}" if mask.shape != plane else "empty"
+        raise ConfigError(
+            f"{option('region')}: is {found}; give a mask of shape {plane} with at least one pixel"
+        )
+    return mask.astype(bool)
+
+
+def _middle(mask: NDArray[np.bool_] | None, plane: tuple[int, int]) -> tuple[int, int]:
+    """Return the middle (y, x) of a region, or of the plane."""
+    if mask is None:
+        return plane[0] // 2, plane[1] // 2
+    y, x = (int(places.min() + places.max()) // 2 for places in np.nonzero(mask))
+    return y, x
+
+
+def _part(mask: NDArray[np.bool_], origin: tuple[int, int], tile: tuple[int, int]) -> Tensor:
+    """Return the part of a mask in a tile, which may reach beyond the plane."""
+    y, x = origin
+    part, found = mask[y : y + tile[0], x : x + tile[1]], np.zeros(tile, bool)
+    found[: part.shape[0], : part.shape[1]] = part
+    return torch.from_numpy(found)
+
+
+def _part_size(plane: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Return the size (y, x) of all of a plane, or of a part of it, in multiples of what the network needs."""
+    largest = LARGEST_PART // multiple * multiple or multiple
+    y, x = (min(-(-length // multiple) * multiple, largest) for length in plane)
+    return y, x
+
+
+@torch.no_grad()
+def _answers(score: Score, window: Tensor, tile: tuple[int, int]) -> list[NDArray[np.int64]] | None:
+    """Return the classes (y, x) that are predicted for a window and for its mirror; None if pixels have no one class."""
+    found = []
+    for part in (window, window.flip(1)):
+        output = score.output(part)
+        if output.is_floating_point() and output.ndim == 4:
+            output = functional.interpolate(output, size=tile, mode="bilinear", align_corners=False)
+        answer = score.answers(output)
+        if answer is None or answer.dtype == torch.bool or answer.shape[1:] != tile:
+            return None
+        found.append(answer[0].cpu().numpy())
+    return found
