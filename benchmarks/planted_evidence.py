@@ -54,7 +54,10 @@ SIZES = (4, 7, 10)
 FAMILIES = {
     "EfficientNet-Lite0": ("smp:Unet/tu-tf_efficientnet_lite0", "imagenet"),
     "MobileNetV1": ("smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3", "mobilenetv1_100.safetensors"),
-    "VGG16": ("smp:Unet/vgg16", "vgg16_features.safetensors"),
+    "VGG16": (
+        "smp:Unet/vgg16?encoder_depth=3&decoder_channels=[64,32,16]",  # of all of it, a training takes an hour
+        "vgg16_features.safetensors",
+    ),
 }
 ARMS: dict[str, dict[str, Any]] = {
     "pretrained": {},
@@ -107,10 +110,12 @@ class Cell:
 def cells(seeds: int) -> Iterator[Cell]:
     """Yield all trainings, one seed after the other."""
     for seed in range(seeds):
-        for background, family, arm in product(("EM", "MRI"), FAMILIES, ARMS):
+        for background, family, arm in product(("EM", "MRI"), ("EfficientNet-Lite0", "MobileNetV1"), ARMS):
             yield Cell("intensity", background, family, arm, seed)
         for marks, arm in product(("texture", "both"), ARMS):
             yield Cell(marks, "EM", "EfficientNet-Lite0", arm, seed)
+        for arm in ("pretrained", "encoder", "twin"):
+            yield Cell("intensity", "EM", "VGG16", arm, seed)
 
 
 @dataclass(frozen=True)
@@ -287,7 +292,7 @@ def run(
     tested = Planter(volumes[1], cell.marks).draw(np.random.default_rng(10_000), TESTED, tested=True)
     rows = [asdict(cell) | {"seconds": [round(trained - started)]} | point(network, tested)]
     rows[0]["seconds"].append(round(time.process_time() - trained))
-    if cell.arm == "pretrained":
+    if cell.arm == "pretrained" and cell.family != "VGG16":
         rows.append(asdict(cell) | {"arm": "output"} | point(evenslice.symmetrize(network), tested))
     return rows
 

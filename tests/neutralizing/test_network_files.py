@@ -585,6 +585,7 @@ def test_words_about_volumes_may_be_numpys(tmp_path):
         {"other_labels": ["error"]},
         {"ignore_label": 0.5},
         {"ignore_label": True},
+        {"overlapping": 1},
         {"instances": "some"},
         [2],
         "step",

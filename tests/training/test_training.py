@@ -38,7 +38,7 @@ from evenslice.training.data import open_data
 from evenslice.training.fitting import fixed_windows
 from evenslice.training.lightning_module import SegmentationLoss, TrainingModule
 from evenslice.training.run_folder import RunFolder
-from evenslice.training.segmenter import load_segmenter
+from evenslice.training.segmenter import find_reading, load_segmenter
 from evenslice.training.tasks import validation_score
 from evenslice.training.trainer import train
 from evenslice.training.training_progress import ShowProgress
@@ -847,6 +847,12 @@ def test_a_sigmoid_for_each_class_is_no_softmax(folder, tmp_path, loss, classes)
         run,
     )
     segmenter, image = load_segmenter(run, spec), open_volume(np.load("image.npy")[:4])
+    stated = find_reading(None, spec, str(run / "network.safetensors"))  # for an audit of the file alone
+    assert segmenter.reading.overlapping == stated.overlapping
+    assert (
+        stated.overlapping
+        == {("dice_bce", 3): True, ("dice_bce", 1): None, ("dice_ce", 3): False}[loss, classes]
+    )
     segmenter.segment(image, tmp_path / "labels.npy")
     if (loss, classes) == ("dice_bce", 3):
         with pytest.raises(

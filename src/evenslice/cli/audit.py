@@ -188,7 +188,7 @@ def audit(
     from evenslice.cli.comparison import AUDITS, RENDERED, audit_strategies, write_results
     from evenslice.networks import find_function
     from evenslice.report import need_report_extra
-    from evenslice.training import asked_size, classes_overlap
+    from evenslice.training import asked_size
 
     if require is not None:
         check_known("require", require, ENOUGH)
@@ -225,9 +225,7 @@ def audit(
                 mismatch_tolerance=mismatch_tolerance,
                 judged_share=judged_share,
                 judged_class=judged_class,
-                overlapping=classes_overlap(source.run)
-                if overlapping is None and target != "sum"
-                else overlapping,
+                overlapping=reading.overlapping if overlapping is None and target != "sum" else overlapping,
                 precision=precision,
                 min_windows=min_windows,
                 max_windows=max_windows,

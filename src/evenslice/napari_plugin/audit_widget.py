@@ -14,7 +14,6 @@ from evenslice.napari_plugin.layers import position
 from evenslice.napari_plugin.map_layers import MapLayers
 from evenslice.napari_plugin.network_choice import random_parts
 from evenslice.report import audit_html
-from evenslice.training import classes_overlap
 from evenslice.volumes import reslice
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class _Audited:
             place[self.axis],
             slices=run.slices,
             step=run.step,
-            overlapping=classes_overlap(self.network.run),
+            overlapping=self.network.reading.overlapping,
             at=(y, x),
             tile=self.network.crop,
             intensity=(low, high),
@@ -152,7 +151,7 @@ def _audit(choice: NetworkChoice, volume: Volume, layer: Image) -> _Audited:
         volume,
         slices=network.slices,
         tile=network.crop,
-        overlapping=classes_overlap(network.run),
+        overlapping=network.reading.overlapping,
         **network.reading.options(labels=False),
     )
     return _Audited(found, network, random_parts(choice, network), volume, layer)

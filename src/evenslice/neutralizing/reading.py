@@ -24,8 +24,8 @@ MOST_CLASSES = 2**16
 OF_LABELS = tuple(entry.name for entry in fields(LabelValues))
 """Options that say what the values of labels mean."""
 
-OF_VOLUMES = ("step", "plane", "intensity", "fill")
-"""Options that say how a volume is read."""
+OF_VOLUMES = ("step", "plane", "intensity", "fill", "overlapping")
+"""Options that say how a volume is read, and how the output is to be understood."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Reading:
         intensity: the voxel values that become 0 and 1; None for percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity; None if there must be none.
         labels: what the values of labels mean.
+        overlapping: whether several channels of the output can be on at once; None if that is not known, or there is one.
 
     Raises:
         ConfigError: an option is out of range, or those of labels contradict each other.
@@ -52,6 +53,7 @@ class Reading:
     intensity: tuple[float, float] | None = None
     fill: float | None = None
     labels: LabelValues = field(default_factory=LabelValues)
+    overlapping: bool | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -110,6 +112,7 @@ class Reading:
             "label_values": values is None
             or (len(values) <= MOST_CLASSES and all(type(value) is int for value in values)),
             "ignore_label": found["ignore_label"] is None or type(found["ignore_label"]) is int,
+            "overlapping": isinstance(found["overlapping"], bool | None),
         }
         for name, is_sound in sound.items():
             if not is_sound:
@@ -144,7 +147,7 @@ class Reading:
             >>> Reading(intensity=(0, 255)).to_plain()["intensity"]
             [0.0, 255.0]
         """
-        plain = {"plane": self.plane, **self.options()}
+        plain = {"plane": self.plane, "overlapping": self.overlapping, **self.options()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
     def options(self, *, labels: bool = True) -> dict[str, Any]:
@@ -165,7 +168,7 @@ class Reading:
             >>> Reading.of(step=2, label_values=[0, 5]).with_given(instances="dense", step=None).labels.label_values
         """
         stated = {name: value for name, value in given.items() if value is not None}
-        known = {"plane": self.plane, **self.options()}
+        known = {"plane": self.plane, "overlapping": self.overlapping, **self.options()}
         if "instances" in stated:
             known |= {"label_values": None, "other_labels": None}
         elif {"label_values", "other_labels"} & stated.keys():

@@ -32,10 +32,10 @@ from evenslice.studying.repair import repair_run
 from evenslice.training import (
     RunFolder,
     TrainConfig,
-    classes_overlap,
     data_of_result,
     fingerprints,
     open_data,
+    reading_of,
     retest,
     train,
 )
@@ -256,7 +256,7 @@ def _audit(
             seed=run.seed,
             device=options.device,
             progress=progress,
-            overlapping=None if chosen.get("target") == "sum" else classes_overlap(run.config),
+            overlapping=None if chosen.get("target") == "sum" else reading_of(run.config).overlapping,
             **chosen | {"max_windows": run.audit.max_windows or sys.maxsize},
         )
     except EvensliceError as error:

@@ -32,10 +32,10 @@ from .run_folder import MOVABLE as MOVABLE, RunFolder as RunFolder, flat_options
 from .segmenter import (
     Segmenter as Segmenter,
     asked_size as asked_size,
-    classes_overlap as classes_overlap,
     find_reading as find_reading,
     load_segmenter as load_segmenter,
     locate_network as locate_network,
+    reading_of as reading_of,
 )
 from .slice_windows import SliceWindows as SliceWindows
 from .trainer import train as train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -27,6 +26,7 @@ from evenslice.volumes import reslice
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+    from pathlib import Path
 
     from evenslice.networks import ModelSource
     from evenslice.training.config import TrainConfig
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Segmenter",
     "asked_size",
-    "classes_overlap",
     "find_reading",
     "load_segmenter",
     "locate_network",
@@ -128,7 +127,7 @@ class Segmenter:
 
     def _need_probabilities(self) -> None:
         """Raise ConfigError if the classes of a run do not exclude each other: their probabilities are no softmax."""
-        if classes_overlap(self.run):
+        if self.reading.overlapping:
             raise ConfigError(
                 f"{option('probabilities')}: the run {self.run} trained a sigmoid for each of several classes "
                 "(training.loss: dice_bce), and segment writes a softmax; write labels, or train with dice_ce"
@@ -136,19 +135,6 @@ class Segmenter:
 
     def _sliced(self, volume: Volume) -> Volume:
         return reslice(volume, self.reading.plane)
-
-
-def classes_overlap(run: Path | TrainConfig | None) -> bool | None:
-    """Return whether a run trained a sigmoid for each of several classes; None if it trained one, or without a run.
-
-    Args:
-        run: its folder, or its configuration.
-    """
-    if run is None:
-        return None
-    config = _configuration(run) if isinstance(run, Path) else run
-    several = config.training.loss != "dice_bce" or config.data.classes > 2
-    return config.training.loss == "dice_bce" if several else None
 
 
 def load_segmenter(
@@ -224,14 +210,15 @@ def find_reading(run: Path | None, spec: str | None, weights: str | None, **opti
 
 
 def reading_of(config: TrainConfig) -> Reading:
-    """Return how the network of a configuration reads volumes."""
-    data = config.data
+    """Return how the network of a configuration reads volumes; sigmoids of several classes let these overlap."""
+    data, sigmoids = config.data, config.training.loss == "dice_bce"
     return Reading(
         step=config.model.step,
         plane=data.plane,
         intensity=data.intensity,
         fill=data.fill,
         labels=data.label_options,
+        overlapping=None if sigmoids and data.classes <= 2 else sigmoids,
     )
 
 
