@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from evenslice.results import Interval
 
 PAGE = Path(__file__).parents[1] / "docs" / "planted-evidence.md"
+PICTURE = PAGE.with_suffix(".svg")
 RESULTS = Path(__file__).parent / "planted-evidence.jsonl"
 SIDE, STEPS, BATCH, TESTED = 64, 300, 8, 48
 SIZES = (4, 7, 10)
@@ -78,10 +79,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "occlusion by the middle": {"method": "occlusion", "baseline": "middle"},
 }
 
-AT_MARK = ("gradient", "integrated gradients from the middle")
-"""Methods that are also asked for the pixels of the mark alone."""
+LOOKED_AT = ("gradient", "integrated gradients from the middle")
+"""Methods that are also asked in three other ways: at the pixels of the mark alone; by the absolute values of their maps after
+smoothing, as pictures show them; and by the signed sum, in which what adds and what takes away cancel."""
 
-PRIMARY = ("gradient", "integrated gradients from the middle", "occlusion by the middle")
+SMOOTHING = 2.0
+"""Standard deviation in pixels, as in reports."""
+
+PRIMARY = (
+    "gradient",
+    "integrated gradients from the middle",
+    "integrated gradients from the middle, smoothed",
+    "occlusion by the middle",
+)
 """Methods of the table that compares families and backgrounds."""
 
 SHOWN = ("pretrained", "output", "encoder", "twin", "uniform", "random")
@@ -253,25 +263,27 @@ def point(network: nn.Module, tested: Planted) -> dict[str, Any]:
     found: dict[str, Any] = {"answered": _digits(right.numpy())}
     for name, options in METHODS.items():
         parts = [
-            attribute(
-                network, windows, target=Explained("predicted"), region=disks, **options
-            ).attribution.abs()
+            attribute(network, windows, target=Explained("predicted"), region=disks, **options).attribution
             for windows, disks in zip(
                 torch.split(tested.windows, 16), torch.split(tested.disks, 16), strict=True
             )
         ]
-        size = torch.cat(parts)
+        maps = torch.cat(parts)
+        size = maps.abs()
         found[name] = _named(size.sum((2, 3)).numpy(), tested.sides)
-        if name in AT_MARK:
+        if name in LOOKED_AT:
+            smooth = np.abs(gaussian_filter(maps.numpy(), (0, 0, SMOOTHING, SMOOTHING)))
             found[f"{name}, at the mark"] = _named(
                 (size * tested.marked[:, None]).sum((2, 3)).numpy(), tested.sides
             )
+            found[f"{name}, smoothed"] = _named(smooth.sum((2, 3)), tested.sides)
+            found[f"{name}, net"] = _named(maps.sum((2, 3)).numpy(), tested.sides)
     return found
 
 
 def _named(sums: NDArray[np.float32], sides: NDArray[np.int64]) -> dict[str, Any]:
     before, after = sums[:, 0], sums[:, 2]
-    bias = (after - before) / np.maximum(after + before, 1e-30)
+    bias = (after - before) / np.maximum(np.abs(after) + np.abs(before), 1e-30)
     return {
         "right": _digits(bias * sides > 0),
         "bias": [round(float(bias[sides == side].mean()), 4) for side in (-1, 1)],
@@ -297,6 +309,43 @@ def run(
     return rows
 
 
+def draw(shared: Path) -> None:
+    """Draw the first tested window with a large mark in z+1, and what two networks' maps say of it."""
+    import matplotlib.pyplot as plt
+
+    volumes = backgrounds(shared)["EM"]
+    tested = Planter(volumes[1], "intensity").draw(np.random.default_rng(10_000), len(SIZES), tested=True)
+    window, region = tested.windows[-1].numpy(), tested.disks[-1].numpy()
+    pretrained, twin = (
+        train(Cell("intensity", "EM", "EfficientNet-Lite0", arm, 0), shared, volumes[0])
+        for arm in ("pretrained", "twin")
+    )
+    rows = {
+        name: evenslice.explain(network, window, 1, method=method, region=region, intensity=(0, 1)).maps
+        for name, network, method in (
+            ("pretrained start,\ngradient", pretrained, "gradient"),
+            ("pretrained start,\nexplain", pretrained, None),
+            ("twin start,\nexplain", twin, None),
+        )
+    }
+    plt.rcParams["svg.hashsalt"] = "planted evidence"
+    figure, axes = plt.subplots(4, 3, figsize=(4.4, 6.1), layout="constrained")
+    for k, axis in enumerate(axes[0]):
+        axis.imshow(window[k], cmap="gray", vmin=0, vmax=1)
+        axis.set_title(("z\N{MINUS SIGN}1", "z", "z+1: evidence")[k], fontsize=11)
+    for line, (name, maps) in zip(axes[1:], rows.items(), strict=True):
+        size = np.abs(gaussian_filter(maps, (0, SMOOTHING, SMOOTHING)))
+        shares = size.sum((1, 2)) / size.sum()
+        for k, axis in enumerate(line):
+            axis.imshow(size[k], cmap="inferno", vmin=0, vmax=size.max())
+            axis.set_title(f"{shares[k]:.0%}", fontsize=11)
+        line[0].set_ylabel(name, fontsize=11)
+    axes[0, 0].set_ylabel("the window", fontsize=11)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
 def read_results(path: Path) -> list[dict[str, Any]]:
     """Return the rows of all trainings that are done."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -320,7 +369,10 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         ("texture", "EM", "EfficientNet-Lite0"),
         ("both", "EM", "EfficientNet-Lite0"),
     ]
-    asked = [*METHODS, *(f"{method}, at the mark" for method in AT_MARK)]
+    asked = [
+        *METHODS,
+        *(f"{method}, {way}" for method in LOOKED_AT for way in ("at the mark", "smoothed", "net")),
+    ]
     found = {}
     for key in main:
         arms = [arm for arm in SHOWN if (*key, arm) in groups]
@@ -368,8 +420,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help="cells whose description contains this")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--picture", action="store_true", help="train two networks and draw the picture of the page"
+    )
     parser.add_argument("--docs", action="store_true", help="write the tables of the page, train nothing")
     options = parser.parse_args()
+    if options.picture:
+        torch.set_num_threads(1)
+        draw(options.shared)
+        return
     if options.docs:
         insert_tables(PAGE, tables(read_results(options.results)))
         return
