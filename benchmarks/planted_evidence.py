@@ -334,7 +334,8 @@ def draw(shared: Path) -> None:
         axis.imshow(window[k], cmap="gray", vmin=0, vmax=1)
         axis.set_title(("z\N{MINUS SIGN}1", "z", "z+1: evidence")[k], fontsize=11)
     for line, (name, maps) in zip(axes[1:], rows.items(), strict=True):
-        size = np.abs(gaussian_filter(maps, (0, SMOOTHING, SMOOTHING)))
+        given = np.abs(maps) if "gradient" in name else maps  # as gradients are usually shown
+        size = np.abs(gaussian_filter(given, (0, SMOOTHING, SMOOTHING)))
         shares = size.sum((1, 2)) / size.sum()
         for k, axis in enumerate(line):
             axis.imshow(size[k], cmap="inferno", vmin=0, vmax=size.max())

@@ -17,7 +17,7 @@ from evenslice.auditing.preparation import check_method_of, understand
 from evenslice.auditing.targets import Score, parse_target
 from evenslice.inference import keep_sides, make_ready
 from evenslice.networks import with_gradients
-from evenslice.report import explanation_html, map_line
+from evenslice.report import explanation_html, map_line, map_shares
 from evenslice.volumes import WindowGrid, check_tile, fit_scaling, open_volume
 
 if TYPE_CHECKING:
@@ -73,9 +73,8 @@ class Explanation:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The part of the absolute map that each slice gets; 0 for all where nothing in the window matters."""
-        sums = np.abs(self.maps).sum(axis=(1, 2), dtype=np.float64)
-        return tuple((sums / max(sums.sum(), np.finfo(np.float64).tiny)).tolist())
+        """The part of the absolute map that each slice gets, after smoothing by 2 pixels; 0 for all where nothing matters."""
+        return map_shares(self.maps)
 
     def __repr__(self) -> str:
         shares = " ".join(f"{share:.2f}" for share in self.shares)

@@ -1,5 +1,9 @@
 from .audit.answers import four_answers as four_answers
-from .audit.pictures import explanation_html as explanation_html, map_line as map_line
+from .audit.pictures import (
+    explanation_html as explanation_html,
+    map_line as map_line,
+    map_shares as map_shares,
+)
 from .audit.sentences import (
     advice_sentence as advice_sentence,
     extent_sentence as extent_sentence,

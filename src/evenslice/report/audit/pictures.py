@@ -29,7 +29,7 @@ ADDS, TAKES = "#ff5a1f", "#2b8cff"
 """Colours of what adds to an answer and of what takes from it."""
 
 SMOOTHING: Final = 2.0
-"""Standard deviation in pixels by which maps are smoothed in pictures."""
+"""Standard deviation in pixels by which maps are smoothed before they are shown."""
 
 MAX_PIXELS: Final = 192
 """Longest side of a picture; larger slices are downscaled by averaging."""
@@ -56,7 +56,7 @@ class Row:
     """One window in the audit with index ``audit``.
 
     For each of the N slices: its offset, its image (y, x), an overlay (y, x, 4) whose opacity grows with the map, and its
-    share of the window's absolute map.
+    share of the window's map.
     """
 
     audit: int
@@ -133,28 +133,34 @@ def _rows(
     windows: Sequence[tuple[int, str, tuple[int, ...], NDArray[np.uint8], NDArray[Any]]],
 ) -> tuple[Row, ...]:
     """Colour windows on one scale; each is given as audit, name, offsets, images and maps (N, y, x)."""
-    shrunk = [_shrunk(maps) for *_, maps in windows]
+    shrunk = [np.stack([_shrink(layer) for layer in smoothed(maps)]) for *_, maps in windows]
     top = max(float(np.quantile(np.abs(maps), 0.995)) for maps in shrunk)
-    found = []
-    for (index, name, offsets, images, maps), heat in zip(windows, shrunk, strict=True):
-        sums = np.abs(np.nan_to_num(maps)).sum(axis=(1, 2), dtype=np.float64)
-        found.append(
-            Row(
-                audit=index,
-                name=name,
-                offsets=offsets,
-                images=tuple(_shrink(image) for image in images),
-                overlays=tuple(_colour(layer / top if top > 0 else layer) for layer in heat),
-                shares=tuple((sums / (sums.sum() or 1)).tolist()),
-            )
+    return tuple(
+        Row(
+            audit=index,
+            name=name,
+            offsets=offsets,
+            images=tuple(_shrink(image) for image in images),
+            overlays=tuple(_colour(layer / top if top > 0 else layer) for layer in heat),
+            shares=map_shares(maps),
         )
-    return tuple(found)
+        for (index, name, offsets, images, maps), heat in zip(windows, shrunk, strict=True)
+    )
 
 
-def _shrunk(maps: NDArray[Any]) -> NDArray[np.float64]:
-    """Return maps for a picture: pixel by pixel, what adds and what takes away lie too close together to be seen."""
+def smoothed(maps: NDArray[Any]) -> NDArray[np.float32]:
+    """Smooth maps (N, y, x) for the eye: pixel by pixel, what adds and what takes away lie too close together to be seen."""
     known = np.nan_to_num(maps).astype(np.float32)  # Pillow does not know half precision
-    return np.stack([_shrink(gaussian_filter(layer, SMOOTHING)) for layer in known]).astype(np.float64)
+    return gaussian_filter(known, (0, SMOOTHING, SMOOTHING))
+
+
+def map_shares(maps: NDArray[Any]) -> tuple[float, ...]:
+    """Return the part of the absolute smoothed maps that each slice gets; 0 for all where nothing in the window matters.
+
+    Smoothed, since the noise of single pixels is spread by the stem, whatever the evidence (docs/planted-evidence.md).
+    """
+    sums = np.abs(smoothed(maps)).sum(axis=(1, 2), dtype=np.float64)
+    return tuple((sums / max(sums.sum(), np.finfo(np.float64).tiny)).tolist())
 
 
 def _shrink(picture: NDArray[Any]) -> NDArray[Any]:
