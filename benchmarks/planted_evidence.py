@@ -52,6 +52,9 @@ SIDE, STEPS, BATCH, TESTED = 64, 300, 8, 48
 SIZES = (4, 7, 10)
 """Sides of the square marks that are brighter or darker, in pixels; marks of texture are twice as large."""
 
+AMPLITUDE, AMPLITUDES = 0.15, (0.03, 0.06, 0.1, 0.15, 0.25)
+"""How much brighter or darker marks are in training, and in the test of what a gradient points at."""
+
 FAMILIES = {
     "EfficientNet-Lite0": ("smp:Unet/tu-tf_efficientnet_lite0", "imagenet"),
     "MobileNetV1": ("smp:Unet/tu-mobilenetv1_100?pad_type=same&bn_eps=1e-3", "mobilenetv1_100.safetensors"),
@@ -152,8 +155,8 @@ class Planted:
 class Planter:
     """Draws windows of a volume and plants evidence in them."""
 
-    def __init__(self, volume: NDArray[np.float32], marks: str) -> None:
-        self.volume, self.marks = volume, marks
+    def __init__(self, volume: NDArray[np.float32], marks: str, amplitude: float = AMPLITUDE) -> None:
+        self.volume, self.marks, self.amplitude = volume, marks, amplitude
 
     def draw(self, rng: np.random.Generator, count: int, *, tested: bool = False) -> Planted:
         """Draw windows; tested ones all have a mark, and each comes twice: with its mark in z-1, then in z+1."""
@@ -205,7 +208,7 @@ class Planter:
         if self.marks == "texture":
             _texture(marked[1 + side], part, kind)
         elif kind < 3:
-            marked[1 + side][part] += 0.15 if kind == 1 else -0.15
+            marked[1 + side][part] += self.amplitude if kind == 1 else -self.amplitude
         if self.marks == "both":
             _texture(marked[1 - side], part, other)
         return marked.clip(0, 1)
@@ -250,8 +253,10 @@ def train(cell: Cell, shared: Path, volume: NDArray[np.float32]) -> nn.Module:
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def point(network: nn.Module, tested: Planted) -> dict[str, Any]:
-    """Ask every method which neighbour holds the mark.
+def point(
+    network: nn.Module, tested: Planted, methods: dict[str, dict[str, Any]] = METHODS
+) -> dict[str, Any]:
+    """Ask methods which neighbour holds the mark.
 
     Returns:
         "answered": one digit a window, whether most of the disk gets its class; for each method (and at the mark) one
@@ -261,7 +266,7 @@ def point(network: nn.Module, tested: Planted) -> dict[str, Any]:
         answers = torch.cat([network(part).argmax(1) for part in torch.split(tested.windows, 16)])
     right = ((answers == tested.labels) & tested.disks).sum((1, 2)) > tested.disks.sum((1, 2)) / 2
     found: dict[str, Any] = {"answered": _digits(right.numpy())}
-    for name, options in METHODS.items():
+    for name, options in methods.items():
         parts = [
             attribute(network, windows, target=Explained("predicted"), region=disks, **options).attribution
             for windows, disks in zip(
@@ -279,6 +284,27 @@ def point(network: nn.Module, tested: Planted) -> dict[str, Any]:
             found[f"{name}, smoothed"] = _named(smooth.sum((2, 3)), tested.sides)
             found[f"{name}, net"] = _named(maps.sum((2, 3)).numpy(), tested.sides)
     return found
+
+
+def saturate(network: nn.Module, volume: NDArray[np.float32]) -> dict[str, list[float]]:
+    """Ask the gradient about marks that are fainter and stronger than in training.
+
+    Returns:
+        For each amplitude the part of the disks that are answered right, and how often the gradient names the slice of the
+        mark, over the window and at the mark.
+    """
+    found = {}
+    for amplitude in AMPLITUDES:
+        rng = np.random.default_rng(10_000)
+        tested = Planter(volume, "intensity", amplitude).draw(rng, TESTED, tested=True)
+        told = point(network, tested, {"gradient": METHODS["gradient"]})
+        parts = (told["answered"], told["gradient"]["right"], told["gradient, at the mark"]["right"])
+        found[str(amplitude)] = [round(_part_of(digits), 4) for digits in parts]
+    return found
+
+
+def _part_of(digits: str) -> float:
+    return float(np.mean([*map(int, digits)]))
 
 
 def _named(sums: NDArray[np.float32], sides: NDArray[np.int64]) -> dict[str, Any]:
@@ -304,6 +330,8 @@ def run(
     tested = Planter(volumes[1], cell.marks).draw(np.random.default_rng(10_000), TESTED, tested=True)
     rows = [asdict(cell) | {"seconds": [round(trained - started)]} | point(network, tested)]
     rows[0]["seconds"].append(round(time.process_time() - trained))
+    if cell.arm in ("twin", "encoder") and cell.marks == "intensity":
+        rows[0]["amplitudes"] = saturate(network, volumes[1])
     if cell.arm == "pretrained" and cell.family != "VGG16":
         rows.append(asdict(cell) | {"arm": "output"} | point(evenslice.symmetrize(network), tested))
     return rows
@@ -390,12 +418,26 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         for key, group in groups.items()
         if (key[0], key[3]) == ("intensity", "pretrained")
     ]
+    asked = [
+        row["amplitudes"]
+        for row in rows
+        if (row["family"], row["background"]) == main[0][:0:-1] and "amplitudes" in row
+    ]
+    means = (
+        {name: np.mean([item[name] for item in asked], axis=0) for name in map(str, AMPLITUDES)}
+        if asked
+        else {}
+    )
+    found["planted amplitudes"] = table(
+        ["amplitude of the mark", "disks answered right", "gradient", "gradient, at the mark"],
+        [[name, *(f"{value:.2f}" for value in values)] for name, values in means.items()],
+    )
     found["planted families"] = table(["network, background", "seeds", "answered right", *PRIMARY], primary)
     return found
 
 
 def _answered(rows: Sequence[dict[str, Any]]) -> float:
-    return float(np.mean([[*map(int, row["answered"])] for row in rows]))
+    return float(np.mean([_part_of(row["answered"]) for row in rows]))
 
 
 def _sides(rows: Sequence[dict[str, Any]], method: str) -> str:
@@ -449,7 +491,7 @@ def main() -> None:
 
 def _summary(row: dict[str, Any]) -> str:
     """Return how often the answer and the methods are right, by side."""
-    parts = [f"answered {np.mean([*map(int, row['answered'])]):.2f}"]
+    parts = [f"answered {_part_of(row['answered']):.2f}"]
     for name, found in row.items():
         if isinstance(found, dict):
             right = np.array([*map(int, found["right"])])
