@@ -408,6 +408,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         body = [["disks answered right", *(f"{_answered(groups[*key, arm]):.2f}" for arm in arms)]]
         body += [[name, *(_sides(groups[*key, arm], name) for arm in arms)] for name in asked]
         found[f"planted {key[0]}"] = table(["", *arms], body)
+    found["planted sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
     primary = [
         [
             ", ".join((key[2], key[1])),
@@ -418,22 +419,31 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         for key, group in groups.items()
         if (key[0], key[3]) == ("intensity", "pretrained")
     ]
-    asked = [
+    tried = [
         row["amplitudes"]
         for row in rows
-        if (row["family"], row["background"]) == main[0][:0:-1] and "amplitudes" in row
+        if "amplitudes" in row and (row["background"], row["family"]) == main[0][1:]
     ]
-    means = (
-        {name: np.mean([item[name] for item in asked], axis=0) for name in map(str, AMPLITUDES)}
-        if asked
-        else {}
-    )
+    means = {name: np.mean([item[name] for item in tried], axis=0) for name in map(str, AMPLITUDES) if tried}
     found["planted amplitudes"] = table(
         ["amplitude of the mark", "disks answered right", "gradient", "gradient, at the mark"],
         [[name, *(f"{value:.2f}" for value in values)] for name, values in means.items()],
     )
     found["planted families"] = table(["network, background", "seeds", "answered right", *PRIMARY], primary)
     return found
+
+
+def _by_size(rows: Sequence[dict[str, Any]]) -> str:
+    """Return how often methods are right by the size of the mark; tested windows take the sizes in turn."""
+    body = []
+    for number, size in enumerate(SIZES):
+        cells = []
+        for name in PRIMARY:
+            right = np.array([[*map(int, row[name]["right"])] for row in rows]).reshape(-1, TESTED, 2)
+            before, after = right[:, number :: len(SIZES)].mean((0, 1))
+            cells.append(f"{before:.2f} / {after:.2f}")
+        body.append([f"{size} x {size}", *cells])
+    return table(["mark", *PRIMARY], body)
 
 
 def _answered(rows: Sequence[dict[str, Any]]) -> float:
@@ -493,7 +503,7 @@ def _summary(row: dict[str, Any]) -> str:
     """Return how often the answer and the methods are right, by side."""
     parts = [f"answered {_part_of(row['answered']):.2f}"]
     for name, found in row.items():
-        if isinstance(found, dict):
+        if isinstance(found, dict) and "right" in found:
             right = np.array([*map(int, found["right"])])
             parts.append(f"{name} {right[::2].mean():.2f}/{right[1::2].mean():.2f}")
     return "; ".join(parts)

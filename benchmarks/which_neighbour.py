@@ -41,7 +41,7 @@ def data_sets(data: Path) -> dict[str, dict[str, Any]]:
     return {
         "Lucchi++": {
             "train": [pair(lucchi / "train_image.tif", lucchi / "train_mito.tif")],
-            "test": [pair(lucchi / "test_image.tif", lucchi / "test_mito.tif")],
+            "test": [pair(lucchi / "test_image.tif", lucchi / "test_mito.tif", 0, 32)],
         },
         "ISBI 2012": {
             "train": [pair(isbi / "image.tif", isbi / "membrane.tif", 0, 24)],
@@ -49,7 +49,7 @@ def data_sets(data: Path) -> dict[str, dict[str, Any]]:
         },
         "FIB-25": {
             "train": [pair(fib / "image.tif", fib / "boundary.tif", 0, 180)],
-            "test": [pair(fib / "image.tif", fib / "boundary.tif", 190, 250)],
+            "test": [pair(fib / "image.tif", fib / "boundary.tif", 190, 222)],
         },
         "hippocampus": {"classes": 3, "train": hippocampus[:45], "test": hippocampus[45:]},
     }
