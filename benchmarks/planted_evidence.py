@@ -86,6 +86,8 @@ LOOKED_AT = ("gradient", "integrated gradients from the middle")
 """Methods that are also asked in three other ways: at the pixels of the mark alone; by the absolute values of their maps after
 smoothing, as pictures show them; and by the signed sum, in which what adds and what takes away cancel."""
 
+SIGNS = {0: "\N{MINUS SIGN}", 2: "+"}
+
 SMOOTHING = 2.0
 """Standard deviation in pixels, as in reports."""
 
@@ -343,33 +345,37 @@ def draw(shared: Path) -> None:
 
     volumes = backgrounds(shared)["EM"]
     tested = Planter(volumes[1], "intensity").draw(np.random.default_rng(10_000), len(SIZES), tested=True)
-    window, region = tested.windows[-1].numpy(), tested.disks[-1].numpy()
+    window, region, mark = (part[-1].numpy() for part in (tested.windows, tested.disks, tested.marked))
     pretrained, twin = (
         train(Cell("intensity", "EM", "EfficientNet-Lite0", arm, 0), shared, volumes[0])
         for arm in ("pretrained", "twin")
     )
-    rows = {
-        name: evenslice.explain(network, window, 1, method=method, region=region, intensity=(0, 1)).maps
-        for name, network, method in (
-            ("pretrained start,\ngradient", pretrained, "gradient"),
-            ("pretrained start,\nexplain", pretrained, None),
-            ("twin start,\nexplain", twin, None),
-        )
+    columns = {
+        "gradient,\npretrained start": (pretrained, "gradient"),
+        "explain,\npretrained start": (pretrained, None),
+        "explain,\nfair start (twin)": (twin, None),
     }
     plt.rcParams["svg.hashsalt"] = "planted evidence"
-    figure, axes = plt.subplots(4, 3, figsize=(4.4, 6.1), layout="constrained")
-    for k, axis in enumerate(axes[0]):
-        axis.imshow(window[k], cmap="gray", vmin=0, vmax=1)
-        axis.set_title(("z\N{MINUS SIGN}1", "z", "z+1: evidence")[k], fontsize=11)
-    for line, (name, maps) in zip(axes[1:], rows.items(), strict=True):
-        given = np.abs(maps) if "gradient" in name else maps  # as gradients are usually shown
-        size = np.abs(gaussian_filter(given, (0, SMOOTHING, SMOOTHING)))
+    figure, axes = plt.subplots(2, 4, figsize=(5.6, 3.5), layout="constrained")
+    rows, shown = (0, 2), axes[:, 0]
+    for axis, k in zip(shown, rows, strict=True):
+        axis.imshow(window[k], cmap="gray", vmin=0.2, vmax=0.8)
+        axis.set_ylabel(f"slice z{SIGNS[k]}1", fontsize=10)
+    shown[0].set_title("two of three\nslices", fontsize=10)
+    shown[1].set_xlabel("evidence: the\nsquare in z+1", fontsize=10)
+    for column, (name, (network, method)) in zip(axes.T[1:], columns.items(), strict=True):
+        maps = evenslice.explain(network, window, 1, method=method, region=region, intensity=(0, 1)).maps
+        size = gaussian_filter(np.abs(maps) if method else maps, (0, SMOOTHING, SMOOTHING))
+        size = np.abs(size[list(rows)])
         shares = size.sum((1, 2)) / size.sum()
-        for k, axis in enumerate(line):
-            axis.imshow(size[k], cmap="inferno", vmin=0, vmax=size.max())
-            axis.set_title(f"{shares[k]:.0%}", fontsize=11)
-        line[0].set_ylabel(name, fontsize=11)
-    axes[0, 0].set_ylabel("the window", fontsize=11)
+        for axis, heat in zip(column, size, strict=True):
+            axis.imshow(heat, cmap="inferno", vmin=0, vmax=size.max())
+        column[0].set_title(name, fontsize=10)
+        named = int(shares.argmax())
+        text = f"names z{SIGNS[rows[named]]}1\n({shares[named]:.0%})"
+        column[1].set_xlabel(text, fontsize=10, weight="bold", color="#1a7f37" if named else "#c62828")
+    for axis in axes[1]:
+        axis.contour(mark, levels=[0.5], colors="#39d0ff", linewidths=1)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     figure.savefig(PICTURE, metadata={"Date": None})

@@ -45,7 +45,7 @@ def data_sets(data: Path) -> dict[str, dict[str, Any]]:
         },
         "ISBI 2012": {
             "train": [pair(isbi / "image.tif", isbi / "membrane.tif", 0, 24)],
-            "test": [pair(isbi / "image.tif", isbi / "membrane.tif", 24, 30)],
+            "test": [pair(isbi / "image.tif", isbi / "membrane.tif", 25, 30)],
         },
         "FIB-25": {
             "train": [pair(fib / "image.tif", fib / "boundary.tif", 0, 180)],
