@@ -113,6 +113,50 @@ def test_labels_that_do_not_fit_are_refused_before_any_window_is_measured(
         evenslice.audit(network, texture, labels=labels)
 
 
+@pytest.mark.parametrize("options", [{}, {"target": "labels"}, {"stress": False}])
+def test_a_stray_label_in_the_last_slice_is_found_before_any_window_is_measured(
+    texture, monkeypatch, options
+):
+    monkeypatch.setattr(
+        "evenslice.auditing.auditor.read_until_settled", lambda *_: pytest.fail("measures windows")
+    )
+    labels = np.zeros(texture.shape, np.uint8)
+    labels[-1, -1, -1] = 7
+    with pytest.raises(VolumeError, match="holds the label value 7"):
+        evenslice.audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, **options)
+
+
+def test_of_large_labels_those_that_are_compared_are_read_first(texture, monkeypatch):
+    monkeypatch.setattr("evenslice.auditing.lost_slices.MOST_CHECKED", 0)
+    labels = np.zeros(texture.shape, np.uint8)
+    labels[[0, -1]] = 7
+    found = evenslice.audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, max_windows=14)
+    assert found.stress.slices == 1
+    labels[24] = 7
+    monkeypatch.setattr(
+        "evenslice.auditing.auditor.read_until_settled", lambda *_: pytest.fail("measures windows")
+    )
+    with pytest.raises(VolumeError, match="holds the label value 7"):
+        evenslice.audit(Linear(1.0, 2.0, 1.0), texture, labels=labels, max_windows=14)
+
+
+def test_lost_slices_are_measured_last_and_in_no_more_windows_than_an_audit_may_read(texture):
+    blank = []
+
+    def function(windows):
+        blank.extend((windows == 0).all(axis=(2, 3)).any(axis=1).tolist())
+        return np.stack([1 - 2 * windows[:, 1], 2 * windows[:, 1] - 1], axis=1)
+
+    options = {"slices": 3, "labels": texture > 0.5, "intensity": (0, 1), "tile": (40, 40), "batch": 4}
+    found = evenslice.audit(function, texture, max_windows=30, **options)
+    assert found.stress.slices == 2  # each in 14 ways
+    assert sum(blank) == 2 * 3
+    assert len(blank) - blank.index(True) < 28
+    blank.clear()
+    assert evenslice.audit(function, texture, max_windows=30, stress=False, **options).stress is None
+    assert not any(blank)
+
+
 def test_mirror_error_and_disagreement_are_measured(texture):
     fair = evenslice.audit(Linear(1.0, 2.0, 1.0), texture).statistics
     assert fair.mirror_error.estimate < 1e-6

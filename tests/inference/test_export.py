@@ -1,8 +1,10 @@
 """Exported networks, run by the libraries of their formats, give what the network gives; what is wrong is not written."""
 
+import copy
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from commands import run_command
 from scipy import ndimage
@@ -25,7 +28,7 @@ from evenslice._core.errors import ConfigError, ModelError, OutputError
 from evenslice.cli.export import _audits
 from evenslice.inference.exporting import onnx_writing
 from evenslice.inference.exporting.stated_reading import stated_reading
-from evenslice.networks import ModelSource
+from evenslice.networks import ModelSource, fill_network
 from evenslice.neutralizing import Reading
 from evenslice.results.audits import save_audits
 from evenslice.training.segmenter import Segmenter, find_reading
@@ -57,6 +60,115 @@ def wanted(network, windows):
 
 def noise(*shape):
     return np.random.default_rng(1).random(shape, dtype=np.float32)
+
+
+# Every way out and back
+
+TINY = "smp:Unet/tu-test_resnet?encoder_depth=1&decoder_channels=[4]"
+
+
+@pytest.fixture(scope="module", params=["twin", "encoder", "output"])
+def averaging(request):
+    """A network that averages windows and their mirrors, whose kernels differ from side to side as after a training."""
+    strategy = "twin" if request.param == "twin" else "pretrained"
+    at = None if request.param == "twin" else request.param
+    loaded = evenslice.load_network(TINY, "none", slices=5, strategy=strategy, symmetrize=at)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return loaded
+
+
+def answer(network, windows, record=None):
+    scaled = windows if record is None else (windows - record.mean) / record.std
+    with torch.no_grad():
+        return network.eval()(torch.from_numpy(scaled)).numpy()
+
+
+def test_an_average_over_mirrors_comes_back_from_every_file(averaging, tmp_path):
+    network, record, source = averaging
+    windows = noise(2, 5, 64, 64)
+    before = answer(network, windows)
+    torch.save(network.state_dict(), tmp_path / "state.pt")
+    torch.save(
+        {"state_dict": {f"model.{key}": value for key, value in network.state_dict().items()}},
+        tmp_path / "x.ckpt",
+    )
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "state.safetensors")
+    evenslice.save_network(network, tmp_path / "saved.safetensors", source=source)
+    evenslice.export(network, tmp_path / "folder", to="huggingface", source=source)
+    for name in ("state.pt", "x.ckpt", "state.safetensors", "saved.safetensors", "folder"):
+        back = evenslice.load_network(TINY, str(tmp_path / name))
+        np.testing.assert_array_equal(answer(back.model, windows), before, err_msg=name)
+        assert (back.record.symmetrized, back.record.mean) == (record.symmetrized, record.mean)
+        assert back.record.mirror_error <= 1e-5
+    for back in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):  # noqa: S301  # our own
+        np.testing.assert_array_equal(answer(back, windows), before)
+        assert back.state_dict().keys() == network.state_dict().keys()
+    card = evenslice.ModelCard(name="Small", license="MIT", authors=("A. Author",))
+    evenslice.export(network, tmp_path / "zoo", to="bioimageio", card=card, tile=(64, 64))
+    evenslice.export(network, tmp_path / "onnx", to="onnx")
+    for file in ("zoo/weights.onnx", "onnx/network.onnx"):
+        np.testing.assert_allclose(
+            evenslice.load_onnx(tmp_path / file)(windows), answer(network, windows, record), atol=1e-4
+        )
+        assert not any("evenslice" in item.name for item in onnx.load(tmp_path / file).graph.initializer)
+
+
+def test_an_average_over_mirrors_is_never_lost_silently(averaging, tmp_path):
+    network, record, source = averaging
+    torch.save(network.state_dict(), tmp_path / "state.pt")
+    evenslice.save_network(network, tmp_path / "saved.safetensors", source=source)
+    states = (torch.load(tmp_path / "state.pt"), safetensors.torch.load_file(tmp_path / "saved.safetensors"))
+    plain, mirror = (
+        evenslice.load_network(TINY, "none", slices=5, strategy=strategy).model
+        for strategy in ("pretrained", "mirror")
+    )
+    elsewhere = evenslice.symmetrize(copy.deepcopy(plain), "decoder")
+    for state in states:
+        for other in (plain, mirror, elsewhere):
+            with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*evenslice_mirror_average"):
+                other.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*evenslice_mirror_average"):
+        copy.deepcopy(network).load_state_dict(plain.state_dict())
+    again = evenslice.load_network(
+        TINY,
+        "none",
+        slices=5,
+        strategy=record.strategy,
+        symmetrize={("encoder",): "encoder", ("",): "output"}.get(record.symmetrized),
+    ).model
+    again.load_state_dict(states[0])
+    np.testing.assert_array_equal(answer(again, noise(1, 5, 64, 64)), answer(network, noise(1, 5, 64, 64)))
+    for options in ({"strategy": "uniform"}, {"slices": 3}, {"strategy": "reinit"}):
+        with pytest.raises(ModelError, match="averages over a window and its mirror after .* leave out tie"):
+            evenslice.load_network(TINY, str(tmp_path / "state.pt"), **options)
+    other = nn.Sequential(nn.Conv2d(3, 2, 1))
+    with pytest.raises(ModelError, match="after 1, which Sequential lacks"):
+        state = other.state_dict() | {"1.evenslice_mirror_average": torch.zeros(())}
+        fill_network(other, state, source="state", target="other")
+    state = {f"model.{key}": value for key, value in other.state_dict().items()}
+    with pytest.raises(
+        ModelError, match="outside of what other has"
+    ):  # it would average the wrapper's output
+        fill_network(
+            other, state | {"evenslice_mirror_average": torch.zeros(())}, source="state", target="other"
+        )
+
+
+def test_the_state_dict_of_a_twin_network_is_taken_for_a_twin(tmp_path):
+    network, record, _ = evenslice.load_network(TINY, "none", slices=5, strategy="twin")
+    torch.save(network.state_dict(), tmp_path / "state.pt")
+    back = evenslice.load_network(TINY, str(tmp_path / "state.pt"), strategy="twin")
+    assert (back.record.strategy, back.record.symmetrized) == ("twin", record.symmetrized)
+    np.testing.assert_array_equal(
+        answer(back.model, noise(1, 5, 64, 64)), answer(network, noise(1, 5, 64, 64))
+    )
+    fair = evenslice.load_network(TINY, "none", slices=5, symmetrize="encoder").model
+    torch.save(fair.state_dict(), tmp_path / "fair.pt")
+    with pytest.raises(ModelError, match="after encoder, and this strategy"):
+        evenslice.load_network(TINY, str(tmp_path / "fair.pt"), strategy="twin")
 
 
 # ONNX

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import shutil
+import socket
 import sys
 
 import pytest
@@ -246,6 +248,24 @@ def test_folder_gives_configuration_weights_and_scaling(folder):
     alone, _ = build_model(f"transformers:{path / 'config.json'}", "none")
     assert alone.state_dict().keys() == state.keys()
     assert normalization(alone) == IMAGENET
+
+
+def test_no_other_folder_and_no_hub_is_asked_for_the_backbone_of_a_folder(folder, tmp_path, monkeypatch):
+    path, _ = folder
+    (tmp_path / "own").mkdir()
+    shutil.copytree(path, tmp_path / "own" / "net")
+    config = {
+        "model_type": "upernet",
+        "backbone": "own/net",
+        "architectures": ["UperNetForSemanticSegmentation"],
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *place, **_: asked.append(place) or [])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="names a backbone that is another network on the hub; put"):
+        build_model(f"transformers:{path}", "none")
+    assert asked == []
 
 
 def test_folder_with_other_classes_keeps_all_but_the_head(folder):

@@ -754,9 +754,11 @@ def test_truncated_safetensors(small, tmp_path):
         read_weights(path)
 
 
-@pytest.mark.parametrize("name", ["gone.pt", "."])
-def test_missing_file(tmp_path, name):
-    with pytest.raises(ModelError, match="no such weights file"):
+@pytest.mark.parametrize(
+    ("name", "message"), [("gone.pt", "no such weights file"), (".", "is a folder; name the")]
+)
+def test_missing_file(tmp_path, name, message):
+    with pytest.raises(ModelError, match=message):
         read_weights(tmp_path / name)
 
 

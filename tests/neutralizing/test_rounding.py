@@ -43,7 +43,7 @@ class Single(nn.Module):
 
     def __init__(self, seed):
         super().__init__()
-        self.deep = deep(seed)
+        self.deep = deep(seed, depth=1)
 
     def forward(self, x):
         return self.deep(x.float())
@@ -81,7 +81,7 @@ def test_in_float32_alone_some_would_be_refused(monkeypatch):
         raise arguments[-1]
 
     monkeypatch.setattr("evenslice.neutralizing.neutralization._check_in_float64", no_repetition)
-    assert any("breaks what the strategy" in refused(deep, seed) for seed in SEEDS)
+    assert any(refused(deep, seed) for seed in SEEDS)
 
 
 def test_a_real_fault_is_refused_however_much_the_network_amplifies():
@@ -99,7 +99,7 @@ def test_a_network_whose_output_is_random_is_refused(noise, change):
     model = Noisy(noise)
     before = model.body[0].weight
     with pytest.raises(
-        ModelError, match="output is random: the same window twice gives different outputs"
+        ModelError, match="another output for the same window in a second run, .*; random: Noisy;"
     ) as caught:
         change(model)
     assert "\n" not in str(caught.value)
@@ -107,10 +107,9 @@ def test_a_network_whose_output_is_random_is_refused(noise, change):
 
 
 def test_noise_that_every_pass_repeats_does_not_pass_for_rounding():
-    with pytest.raises(ModelError, match="breaks what the strategy 'uniform' promises"):
-        neutralize(Noisy(10.0, seeded=True))
-    with pytest.raises(ModelError, match="not symmetric"):
-        symmetrize(Noisy(10.0, seeded=True))
+    for change in (neutralize, symmetrize):
+        with pytest.raises(ModelError, match="dependent on the batch: Noisy;"):
+            change(Noisy(10.0, seeded=True))
 
 
 def test_a_network_without_float64_gets_the_error_of_its_own_precision(monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import planted
 import pytest
 import torch
+from formulas import audit_formula, noise
 from hypothesis import given, settings, strategies as st
 from planted import IMAGENET, unequal
 from torch import nn
@@ -490,7 +491,7 @@ def test_a_sum_that_goes_round_the_cut_is_found():
             return self.first(images) + self.second(images)[:half].mean()
 
     torch.manual_seed(0)  # other weights might happen to tell the two orders hardly apart
-    with pytest.raises(ModelError, match="not symmetric when it is cut after first"):
+    with pytest.raises(ModelError, match="beside another window, .*; dependent on the batch: Around;"):
         symmetrize(Around(), "first")
 
 
@@ -972,13 +973,86 @@ def test_the_mean_of_a_function_does_not_overflow_in_half_precision():
     assert fair(np.zeros((1, 3, 4, 4), np.float32)).tolist() == [[40000]]
 
 
+class FirstOfBatch(nn.Module):
+    def forward(self, features):
+        return features - features[:1] / 2
+
+
+class SmallBatch(nn.Module):
+    def forward(self, features):
+        return features * 2 if len(features) < 6 and features.sum() > 0 else features + features.roll(1, 0)
+
+
 @pytest.mark.parametrize(
     "change",
-    [symmetrize, lambda model: evenslice.neutralize(model, strategy="uniform", mean=0.0, std=1.0)],
+    [
+        symmetrize,
+        symmetrize_encoder,
+        neutralize_twin,
+        lambda model: neutralize(model, strategy="mirror"),
+        lambda model: neutralize(model, strategy="pretrained"),
+        lambda model: audit_formula(model, noise(depth=12)),
+    ],
+    ids=["output", "encoder", "twin", "mirror", "pretrained", "audit"],
 )
-def test_a_network_whose_answers_depend_on_the_batch_is_called_so(change):
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 2, 1)
-    ).eval()
-    with pytest.raises(ModelError, match=r"depends on the others in its batch: 1 \(BatchNorm2d\)"):
+@pytest.mark.parametrize(
+    "layer",
+    [FirstOfBatch(), SmallBatch(), nn.BatchNorm2d(4, track_running_stats=False)],
+    ids=lambda x: type(x).__name__,
+)
+def test_a_network_whose_answers_depend_on_the_batch_is_refused(layer, change):
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.encoder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), layer, nn.ReLU())
+    model.head = nn.Conv2d(4, 2, 1)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        ModelError, match="beside another window, .*dependent on the batch: .*; make it independent"
+    ):
         change(model)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+class Counting(nn.Module):
+    """Updates its buffers in each pass, in place and anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("latest", torch.zeros(()))
+
+    def forward(self, features):
+        self.passes.add_(features.detach().mean())
+        self.latest = features.detach().mean()
+        return features
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        symmetrize,
+        neutralize_twin,
+        neutralize,
+        lambda model: symmetrize(model, "1.0"),
+        lambda model: neutralize(model, 3, size=(1, 1)),
+    ],
+    ids=["symmetrized", "twin", "uniform", "no cut", "too small"],
+)
+def test_trials_leave_buffers_that_a_pass_updates_as_they_were(change, request):
+    class Around(nn.Sequential):
+        def forward(self, images):
+            return self[1](self[0](images)) + images[:, :1, 2:, 2:]
+
+    fails = request.node.callspec.id in ("no cut", "too small")
+    model = (Around if fails else nn.Sequential)(
+        Counting(), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Counting())
+    )
+    kept = [(name, buffer) for name, buffer in model.named_buffers()]
+    if fails:
+        with pytest.raises(ModelError):
+            change(model)
+    else:
+        change(model)
+    found = dict(model.named_buffers())
+    assert all(found[name] is buffer and buffer == 0 for name, buffer in kept)

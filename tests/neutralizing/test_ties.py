@@ -168,6 +168,18 @@ def test_a_state_dict_goes_from_one_tied_network_to_another():
         assert torch.equal(first(window), second(window))
 
 
+def test_a_state_dict_of_another_tie_is_refused():
+    first, second = planted.conv_norm(), planted.conv_norm()
+    neutralize(first, 5, tie="mirror")
+    neutralize(second, 5, tie="uniform")
+    with pytest.raises(
+        RuntimeError, match=r"size mismatch for 0\.parametrizations\.weight\.0\.evenslice_tied"
+    ):
+        second.load_state_dict(first.state_dict())
+    untie(first)
+    assert not any("evenslice" in key for key in first.state_dict())
+
+
 def test_a_tied_network_has_to_be_untied_first():
     model = planted.conv_bias()
     neutralize(model, 5, tie="mirror")
@@ -188,4 +200,4 @@ def test_an_average_over_time_keeps_the_tie(tie, decay):
         average.update_parameters(network)
     window = torch.rand(2, 5, 16, 16)
     assert torch.allclose(average(window), network(window), atol=1e-5)
-    assert not list(network.buffers())
+    assert not any(buffer.any() for buffer in network.buffers())

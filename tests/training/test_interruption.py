@@ -128,6 +128,30 @@ def test_a_run_that_is_interrupted_in_any_step_ends_as_an_undisturbed_one(
     assert trained(tmp_path / "run") == undisturbed
 
 
+def test_a_checkpoint_of_version_0_2_which_did_not_say_where_it_averages_is_resumed_with_one_warning(
+    inputs, undisturbed, tmp_path, monkeypatch
+):
+    original = TrainingModule.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 32:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(TrainingInterrupted):
+            train(config(inputs), tmp_path / "run", progress=False)
+    last = RunFolder(tmp_path / "run").last
+    checkpoint = torch.load(last)
+    del checkpoint["state_dict"]["network.1.evenslice_mirror_average"]
+    torch.save(checkpoint, last)
+    with pytest.warns(UserWarning, match="was written by version 0.2, which did not note") as warned:
+        train(config(inputs), tmp_path / "run", resume=True, progress=False)
+    assert len(warned) == 1
+    assert trained(tmp_path / "run") == undisturbed
+
+
 @pytest.mark.parametrize(("call", "reached"), [(0, "its start"), (2, "step 40 of 80"), (4, "step 80 of 80")])
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_a_validation_that_is_interrupted_is_done_by_the_resumed_run(

@@ -14,7 +14,7 @@ from torch import nn
 from evenslice._core import ConfigError, option, whole_number
 from evenslice.auditing.documents import Audit
 from evenslice.auditing.explaining import Explainer
-from evenslice.auditing.lost_slices import measure_loss
+from evenslice.auditing.lost_slices import check_labels, count_stressed, measure_loss, stressed_volumes
 from evenslice.auditing.measuring import Measurer, collect_examples
 from evenslice.auditing.methods import choose_baseline, choose_map
 from evenslice.auditing.options import Computing, Sampling, check_label_options, check_thresholds
@@ -131,8 +131,8 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
         fill: the voxel value that replaces NaN and infinity, and masked voxels of an array.
         scalings: the scaling of each volume, if known from training, instead of intensity and fill.
-        stress: with labels, also measure what a disturbed slice costs; an audit of the same network by another method
-            need not do so again.
+        stress: with labels, measure at the end what a disturbed slice costs, too; an audit of the same network by another
+            method need not do so again.
         tile: size (y, x) of the in-plane tile; by default the size the network requires, or up to 256 of a plane that
             is no larger, and 192 of larger planes, of which the inner 160 are compared.
         tolerance: the largest absolute pair bias B_k, of saliency and of reliance, that counts as equal, 0..1.
@@ -143,7 +143,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         judged_class: the part of the pixels that a class must cover to be judged, 0..1; the two largest always are.
         precision: also go on until the half-widths of the 95 % intervals of all judged B and C are below this.
         min_windows: number of windows before which an audit does not end, unless there are fewer.
-        max_windows: largest number of windows.
+        max_windows: largest number of windows, and of those that the ``stress`` shows, but those of one slice.
         batch: windows per pass of the network, beside as many mirrors; by default the fastest number, on a GPU as many as
             half of its free memory holds, at most 32. Fewer once memory runs out.
         seed: random seed for the order of the windows and for methods that draw samples, 0 to 2**63 - 1.
@@ -193,6 +193,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
     slices = choose_slices(model) if slices is None else whole_number("slices", slices)
     volumes = open_several(volume, fill)
     refuse_repeated(volumes)
+    stored = None if labels is None else open_several_labels(labels, volumes)
     asked = None if tile is None else check_tile(tile)
     tile = asked or choose_tile(model, volumes)
     scalings = fit_scalings(
@@ -210,7 +211,7 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         model,
         slices,
         device=device,
-        dtype="float32" if dtype == "auto" and isinstance(model, nn.Module) else dtype,
+        dtype=dtype,
         outputs=outputs,
         sent=workers is not None or scheduler is not None,
     )
@@ -224,8 +225,10 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         overlapping=overlapping,
         margin=(margin[0] / tile[0], margin[1] / tile[1]),
     )
-    stored = None if labels is None else open_several_labels(labels, volumes)
-    opened = stored and [values.class_volume(item, count_classes(returned)) for item in stored]
+    opened = [values.class_volume(item, count_classes(returned)) for item in stored or ()]
+    stressed = stressed_volumes(returned, grids, opened) if stress and opened and slices > 1 else []
+    most_stressed = count_stressed(max(slices, 3), sampling.max_windows)
+    check_labels(opened, stressed, most_stressed)
     explainer = Explainer(
         network,
         understood.explained,
@@ -235,19 +238,25 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
         None if method is None else choose_baseline(method, baseline),
         choose_map(method, baseline, gradient=understood.gradient),
     )
-    labelled = opened if understood.explained.target == "labels" else None
+    labelled = opened if opened and understood.explained.target == "labels" else None
     measurer = Measurer(explainer, grids, labelled)
     sample = WindowSample(grids, sampling.seed, sampling.max_windows, sampling.min_windows)
     sampling.check(sum(sample.population))
     check_first(measurer, sample)
-    lost = None
-    if stress and opened is not None and slices > 1:
-        # Before the windows, so that labels that do not fit are found at once.
-        lost = measure_loss(
-            network, returned, grids, opened, tile=asked, batch=batch, seed=sampling.seed, progress=progress
-        )
     shown = [] if place is None else [measurer.measure(measurer.read(WindowBatch(place, pictures=1)))]
     found = read_until_settled(sample, measurer, sampling, thresholds, computing)
+    lost = None
+    if stressed:
+        lost = measure_loss(
+            network,
+            stressed,
+            grids[0],
+            most_slices=most_stressed,
+            tile=asked,
+            batch=batch,
+            seed=sampling.seed,
+            progress=progress,
+        )
     kernels = _kernels(model, record)
     return Audit(
         name=record.strategy if record else "audit",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
 from evenslice._core import ConfigError, option
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import ArrayLike, NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from evenslice.auditing.targets import Target
     from evenslice.volumes import VolumeLike
@@ -54,6 +53,14 @@ class Explanation:
         change: (y, x) which pixels get another class when the window is reversed; None likewise.
         method: the attribution method.
         baseline: what it compares the window with; None for a method without one.
+
+    Example:
+        >>> network = torch.nn.Conv2d(3, 2, 3, padding=1)
+        >>> found = explain(network, np.random.default_rng(0).random((8, 32, 48)), 4)
+        >>> found.offsets, found.maps.shape, found.answer.shape
+        ((-1, 0, 1), (3, 32, 48), (32, 48))
+        >>> found.caption[:66]
+        'integrated gradients: what each pixel adds to the answer (or takes'
     """
 
     z: int
@@ -153,9 +160,7 @@ def explain(  # noqa: PLR0913  # all but three arguments have defaults and names
     if not 0 <= z < len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
     check_method_of(model, method)
-    network, slices = make_ready(
-        model, slices, device=device, dtype="float32" if isinstance(model, nn.Module) else "auto"
-    )
+    network, slices = make_ready(model, slices, device=device, dtype="auto")
     plane = volume.shape[1:]
     mask = _check_region(region, plane)
     tile = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evenslice._core import ModelError, option
-from evenslice.inference import StressedVolume, stress
+from evenslice.inference import Disturbances, StressedVolume, even_slices, stress
 from evenslice.networks import logits
-from evenslice.volumes import IGNORED, LabelValues, open_volume, reslice
+from evenslice.volumes import IGNORED, LabelValues, check_classes, open_volume, reslice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,40 +17,39 @@ if TYPE_CHECKING:
     from evenslice.results import StressSummary
     from evenslice.volumes import Volume, WindowGrid
 
-__all__ = ["measure_loss", "take_middle"]
+__all__ = ["check_labels", "count_stressed", "measure_loss", "stressed_volumes", "take_middle"]
 
 STRESSED_SLICES = 16
 STRESSED_SIDE = 1024
 """Pixels of a slice along y and x that are predicted: the middle of a larger one, so that the time does not grow with it."""
 
 
-def measure_loss(
-    network: ReadyNetwork | BlackBox,
-    returned: Any,
-    grids: Sequence[WindowGrid],
-    labels: Sequence[Volume],
-    *,
-    tile: tuple[int, int] | None,
-    batch: int | None,
-    seed: int,
-    progress: bool | None,
-) -> StressSummary:
-    """Measure the Dice of a network when neighbouring slices are lost or damaged; see ``evenslice.inference.stress``.
+MOST_CHECKED = 2**28
+"""Voxels of labels that are all read before an audit, which takes seconds; of larger ones, those that are to be compared."""
+
+
+def count_stressed(slices: int, most_windows: int) -> int:
+    """Return how many slices are stressed, so that all ways of showing their windows are no more than these, but of one slice.
+
+    Example:
+        >>> count_stressed(3, 2000), count_stressed(3, 40), count_stressed(3, 1)
+        (16, 2, 1)
+    """
+    return min(STRESSED_SLICES, max(1, most_windows // len(Disturbances(slices))))
+
+
+def stressed_volumes(
+    returned: Any, grids: Sequence[WindowGrid], labels: Sequence[Volume]
+) -> list[StressedVolume]:
+    """Return what ``measure_loss`` predicts: of each volume the middle of its slices, with its labels.
 
     Args:
-        network: ready to run.
-        returned: what it returned for a window.
-        grids: the volumes, with their scaling and the size and step of windows.
+        returned: what the network returned for a window.
+        grids: the volumes, with their scaling.
         labels: the class of each voxel of each volume, 0, 1, 2 ..., or ``IGNORED``.
-        tile: size (y, x) of the in-plane tiles that the user asked for; None for whole slices.
-        batch: windows per pass, likewise; None for as many as suit the network.
-        seed: random seed of the noise.
-        progress: show a progress bar.
 
     Raises:
         ModelError: the network returns no map of logits.
-        VolumeError: the labels hold values of no class.
-        ConfigError: a window has one slice.
     """
     output = logits(returned)
     if output.ndim != 4 or not output.is_floating_point():
@@ -61,16 +60,61 @@ def measure_loss(
         )
     classes = max(output.shape[1], 2)
     known = LabelValues(ignore_label=IGNORED)
-    volumes = [
+    return [
         StressedVolume(take_middle(grid.volume), grid.scaling, known.class_volume(take_middle(part), classes))
         for grid, part in zip(grids, labels, strict=True)
     ]
+
+
+def check_labels(labels: Sequence[Volume], stressed: Sequence[StressedVolume], most_slices: int) -> None:
+    """Read labels before an audit, so that one of no class is found before anything is computed.
+
+    Args:
+        labels: the class of each voxel of each volume.
+        stressed: the part of them that is going to be compared, as ``stressed_volumes`` returns it; none if nothing is.
+        most_slices: so many slices of it are.
+
+    Raises:
+        VolumeError: the labels hold values of no class, or cannot be read.
+    """
+    chosen = even_slices([len(item.volume) for item in stressed], most_slices) if stressed else []
+    for number, part in enumerate(labels):
+        if part.size <= MOST_CHECKED and not isinstance(part.location, str):  # which is an address
+            check_classes(part)
+        elif stressed and (compared := stressed[number].labels) is not None:
+            for z in chosen[number]:
+                compared[z]
+
+
+def measure_loss(
+    network: ReadyNetwork | BlackBox,
+    stressed: Sequence[StressedVolume],
+    grid: WindowGrid,
+    *,
+    most_slices: int,
+    tile: tuple[int, int] | None,
+    batch: int | None,
+    seed: int,
+    progress: bool | None,
+) -> StressSummary:
+    """Measure the Dice of a network when neighbouring slices are lost or damaged; see ``evenslice.inference.stress``.
+
+    Args:
+        network: ready to run.
+        stressed: as ``stressed_volumes`` returns them.
+        grid: the windows of one of the volumes, of three slices or more.
+        most_slices: see ``count_stressed``.
+        tile: size (y, x) of the in-plane tiles that the user asked for; None for whole slices.
+        batch: windows per pass, likewise; None for as many as suit the network.
+        seed: random seed of the noise.
+        progress: show a progress bar.
+    """
     found = stress(
         network,
-        volumes,
-        slices=grids[0].slices,
-        step=grids[0].step,
-        most_slices=STRESSED_SLICES,
+        stressed,
+        slices=grid.slices,
+        step=grid.step,
+        most_slices=most_slices,
         tile=tile,
         batch=batch,
         seed=seed,

@@ -12,11 +12,14 @@ import torch
 
 from evenslice._core import ModelError, open_cluster, option, progress_bar
 from evenslice.auditing.measuring import collect_measurements, measure_batches
-from evenslice.auditing.repeatability import check_repeatable
-from evenslice.inference import BlackBox
+from evenslice.auditing.targets import check_batch
+from evenslice.inference import SMALLER, BlackBox, ReadyNetwork, reporting_device_errors
+from evenslice.networks import answers_alone, logits
 from evenslice.results import SAME, ask, judge
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from evenslice.auditing.measuring import MeasuredBatch, Measurer
     from evenslice.auditing.options import Computing, Sampling
     from evenslice.auditing.sampling import WindowBatch, WindowSample
@@ -48,7 +51,22 @@ def check_first(measurer: Measurer, sample: WindowSample) -> None:
     windows = torch.from_numpy(measurer.read(first).windows)
     if len(windows) == 1:
         windows = torch.cat([windows, windows.flip(1)])
-    check_repeatable(measurer.explainer.network, windows.to(measurer.explainer.network.device))
+    network = measurer.explainer.network
+    exact = network.in_precision(torch.float32) if isinstance(network, ReadyNetwork) else network
+
+    def answer(batch: Tensor) -> dict[str, Tensor]:
+        output = logits(exact(batch))
+        check_batch(output, batch)
+        return {"output": output.float()}
+
+    with torch.no_grad(), reporting_device_errors(network.device, "two windows do not fit into it", SMALLER):
+        answers_alone(
+            answer,
+            windows.to(network.device),
+            name=network.name,
+            limits=(SAME, SAME),
+            model=exact.module if isinstance(exact, ReadyNetwork) else None,
+        )
 
 
 def read_until_settled(

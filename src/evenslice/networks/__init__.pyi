@@ -44,7 +44,14 @@ from .outputs import (
     reduce_output as reduce_output,
 )
 from .precision import as_float64 as as_float64, full_precision as full_precision
-from .state_matching import fill_network as fill_network
+from .repeatability import answers_alone as answers_alone
+from .state_matching import (
+    AVERAGED as AVERAGED,
+    TIED as TIED,
+    fill_network as fill_network,
+    is_mark as is_mark,
+    mark_average as mark_average,
+)
 from .stem_kernels import StemKernels as StemKernels
 from .weight_files import (
     METADATA_KEY as METADATA_KEY,

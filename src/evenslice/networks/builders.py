@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,7 +137,24 @@ def _one_line(specification: Specification, *, pretrained: bool = False) -> Iter
                 f" ({type(error).__name__}); {installing}{', or ' if installing else ''}give a weights file, or none for "
                 "random weights"
             ) from error
-        raise ModelError(f"{text}: cannot be built ({type(error).__name__}: {reason(error)})") from error
+        raise ModelError(
+            f"{text}: cannot be built ({type(error).__name__}: {reason(error)}){_advice(specification, error)}"
+        ) from error
+
+
+def _advice(specification: Specification, error: Exception) -> str:
+    """Return what would be right after code could not build a network, as far as that is known."""
+    missing = re.match(r"(\w+)(?:\.__init__)?\(\) missing \d+ required .*?'(\w+)'", str(error))
+    if (
+        missing
+        and specification.library not in LIBRARIES
+        and specification.text.partition("?")[0].endswith(missing[1])
+    ):
+        mark = "&" if "?" in specification.text else "?"
+        return f"; give its arguments with it, as in {specification.text}{mark}{missing[2]}=1"
+    if sys.flags.optimize > 1:
+        return "; Python was started without docstrings (-OO, PYTHONOPTIMIZE=2), which some libraries need"
+    return ""
 
 
 @contextmanager

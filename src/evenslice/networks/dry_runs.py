@@ -47,8 +47,9 @@ GENERATORS = ("cuda", "xpu")
 def exact_evaluation(model: nn.Module) -> Iterator[None]:
     """Run a network in the block in evaluation mode, in its plain precision and without side effects.
 
-    In the block neither autocast nor PyTorch's settings reduce precision. Afterwards each module's mode, and the state of torch's
-    random numbers on every device of the network, are as before.
+    In the block neither autocast nor PyTorch's settings reduce precision, and what a forward pass does to the
+    network's buffers ends with it. Afterwards each module's mode, and the state of torch's random numbers on every device of
+    the network, are as before.
 
     Example:
         >>> network = nn.Dropout()
@@ -66,8 +67,38 @@ def exact_evaluation(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(full_precision())
         stack.callback(_restore_modes, modes)
+        stack.enter_context(_keeping_buffers(model))
         model.eval()
         yield
+
+
+@contextmanager
+def _keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Give each call of a network in the block copies of its buffers, which a forward pass may update."""
+    kept: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+
+    def copy(*_: Any) -> None:
+        copies: dict[int, Tensor] = {}  # modules may share a buffer
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+                kept.append((module._buffers, name, buffer))  # noqa: SLF001  # whose values stay whatever is assigned
+                module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())  # noqa: SLF001
+
+    def put_back(*_: Any) -> None:
+        for buffers, name, buffer in kept:
+            buffers[name] = buffer
+        kept.clear()
+
+    handles = [
+        model.register_forward_pre_hook(copy, prepend=True),
+        model.register_forward_hook(put_back, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        put_back()  # an interrupt, unlike an error, goes round the hook
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:

@@ -15,7 +15,7 @@ from evenslice._core import needs_extra
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["hub_with_timeout"]
+__all__ = ["hub_with_timeout", "without_hub"]
 
 TIMEOUT = 10.0  # seconds to wait for a hub's answer
 
@@ -38,6 +38,18 @@ def hub_with_timeout() -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = offline
         socket.setdefaulttimeout(timeout)
+
+
+@contextmanager
+def without_hub() -> Iterator[None]:
+    """In the block, let no hub of Hugging Face be asked; a library that tries gets an OSError."""
+    from huggingface_hub import constants
+
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _answers(url: str) -> bool:

@@ -20,7 +20,24 @@ if TYPE_CHECKING:
 
     State = Mapping[str, Tensor]
 
-__all__ = ["Filled", "State", "differing_sizes", "fill_network", "without_head"]
+__all__ = [
+    "AVERAGED",
+    "TIED",
+    "Filled",
+    "State",
+    "differing_sizes",
+    "fill_network",
+    "is_mark",
+    "mark_average",
+    "place_averages",
+    "without_head",
+]
+
+AVERAGED = "evenslice_mirror_average"
+"""Buffer of a module after which a network averages over a window and its mirror, so that its state dict says so."""
+
+TIED = "evenslice_tied"
+"""Buffer of a tied weight, as long as there are slices in its mean."""
 
 # What wrappers put before every key of a state dict.
 PREFIXES = ("model.", "module.", "net.", "_orig_mod.")
@@ -55,7 +72,8 @@ def fill_network(model: nn.Module, state: State, *, source: str, target: str) ->
     These ways to fit are tried: the state dict is the network's; it is, after stripping a prefix of all keys or of some;
     it lacks the head alone; it is that of the backbone of a segmentation network (and may have more parts than the
     network uses). Of those that fit, the one is taken that leaves the fewest values as they are, and the first of equal
-    ones. The tensors take the network's dtype.
+    ones. The tensors take the network's dtype. Where the state dict is of a network that averages over windows and their
+    mirrors, the modules get its buffer ``AVERAGED``; the caller has to put the average back.
 
     Args:
         model: the network.
@@ -84,6 +102,15 @@ def fill_network(model: nn.Module, state: State, *, source: str, target: str) ->
     if fitting:
         best = max(fitting, key=_View.size)
         model.load_state_dict({**network, **best.tensors()})
+        averages = [
+            f"{best.part}{key}" for key in best.state if _averages(key) and (key != AVERAGED or not best.part)
+        ]
+        if len(averages) < sum(map(_averages, state)):
+            raise ModelError(
+                f"{source}: is of a network that averages over a window and its mirror outside of what {target} has; load "
+                "it into the whole network"
+            )
+        place_averages(model, averages, source=source)
         return Filled(random=best.random(network), unused=best.unused())
     closest = max(views, key=lambda view: len(view.common))
     tied = next((key for key in closest.unexpected if key.endswith(_TIED)), None)
@@ -98,6 +125,60 @@ def fill_network(model: nn.Module, state: State, *, source: str, target: str) ->
             f"{', '.join(f'{_shown(top)}.' for top in copies)}; save one of them alone, without its prefix"
         )
     raise ModelError(f"{source} does not fit {target}: {closest.difference()}")
+
+
+def place_averages(model: nn.Module, keys: Iterable[str], *, source: str) -> None:
+    """Note on the modules of a network that it has to average after them; see ``AVERAGED``.
+
+    Args:
+        model: the network.
+        keys: as in its state dict.
+        source: where they come from, for messages.
+
+    Raises:
+        ModelError: it has no such module.
+
+    Example:
+        >>> import torch
+        >>> place_averages(model := torch.nn.Sequential(torch.nn.ReLU()), ["0.evenslice_mirror_average"], source="w")
+        >>> list(model.state_dict())
+        ['0.evenslice_mirror_average']
+    """
+    modules = dict(model.named_modules())
+    for key in keys:
+        names = [each.removesuffix(AVERAGED).removesuffix(".") for each in (key, _flat(key))]
+        name = next((each for each in names if each in modules), None)
+        if name is None:
+            raise ModelError(
+                f"{source}: is of a network that averages over a window and its mirror after {_shown(names[0])}, which "
+                f"{type(model).__name__} lacks; name the network that was saved"
+            )
+        mark_average(model, modules[name])
+
+
+def mark_average(model: nn.Module, module: nn.Module) -> bool:
+    """Give a module of a network the buffer ``AVERAGED``; return False if it has it already."""
+    import torch
+
+    if AVERAGED in dict(module.named_buffers(recurse=False)):
+        return False
+    device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), "cpu")
+    module.register_buffer(AVERAGED, torch.zeros((), dtype=torch.uint8, device=device))
+    return True
+
+
+def is_mark(key: str) -> bool:
+    """Say whether a key of a state dict is of a buffer that says what evenslice did to a network, and has no values.
+
+    Example:
+        >>> is_mark("encoder.relu.evenslice_mirror_average"), is_mark("encoder.conv1.weight")
+        (True, False)
+    """
+    return key.rpartition(".")[2] in (AVERAGED, TIED)
+
+
+def _averages(key: str) -> bool:
+    return key.rpartition(".")[2] == AVERAGED
 
 
 def differing_sizes(state: State, network: State, *, inputs: int = 3) -> tuple[int | None, int | None]:
@@ -181,14 +262,16 @@ class _View:
 
     @property
     def missing(self) -> list[str]:
-        # Old checkpoints lack this count, and inference does not use it.
+        # Old checkpoints lack this count, and inference does not use it; what version 0.2 wrote lacks the marks.
         return [
-            key for key in self.wanted if key not in self.state and not key.endswith("num_batches_tracked")
+            key
+            for key in self.wanted
+            if key not in self.state and not key.endswith("num_batches_tracked") and not is_mark(key)
         ]
 
     @property
     def unexpected(self) -> list[str]:
-        return [key for key in self.state if key not in self.wanted]
+        return [key for key in self.state if key not in self.wanted and not is_mark(key)]
 
     @property
     def reshaped(self) -> list[str]:

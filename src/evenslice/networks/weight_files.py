@@ -86,6 +86,8 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
         {'conv.weight': (8, 3, 3, 3)}
     """
     path = local_path(path, ModelError)
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; name the file of weights in it")
     if not path.is_file():
         raise ModelError(
             f"{path}: no such weights file; {did_you_mean(str(path), ['imagenet', 'none'])}, or the path of a file"

@@ -18,6 +18,7 @@ from .record import (
     symmetrized_at as symmetrized_at,
     uncompiled as uncompiled,
 )
+from .restored_averages import restore_average as restore_average
 from .stems import find_stems as find_stems
 from .strategies import (
     STRATEGIES as STRATEGIES,

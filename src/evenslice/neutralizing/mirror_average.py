@@ -3,8 +3,9 @@
 With f = g(h(x)), x a window and x' the window reversed, the network computes g((h(x) + h(x')) / 2), which is the same
 for x and x' whatever h and g are. A hook before the network appends the mirrors to the batch; a hook after each
 module that ends h, a cut, averages both halves. So parameters keep their names, batch norms in h see window and mirror
-together, and the network may be copied, pickled, wrapped and trained like any other. What a detector finds is averaged
-object by object; its losses are means over a batch, and thus over windows and mirrors.
+together, and the network may be copied, pickled, wrapped and trained like any other. As a state dict holds no hooks, each
+cut has a buffer: by its key, PyTorch refuses to load one that averages into one that does not, and the reverse. What a
+detector finds is averaged object by object; its losses are means over a batch, and thus over windows and mirrors.
 
 Only calls of the network itself append mirrors. A cut that is called by itself has nothing to average, and says so:
 halves of its batch would be different images.
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from evenslice._core import ModelError
-from evenslice.networks import detections, layer_label
+from evenslice.networks import AVERAGED, detections, layer_label, mark_average
 from evenslice.neutralizing.detection_average import average_detections
 from evenslice.neutralizing.image_argument import change_image
 from evenslice.neutralizing.record import uncompiled
@@ -32,7 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import ExitStack
 
-__all__ = ["average_mirrored", "averages_mirrored", "copy_average", "mean_of_halves", "without_mirror"]
+__all__ = [
+    "average_mirrored",
+    "averages_due",
+    "averages_mirrored",
+    "copy_average",
+    "mean_of_halves",
+    "without_mirror",
+]
 
 _ACTIVE = "evenslice_mirror_active"
 """Attribute of every module with a hook: whether its hook does anything."""
@@ -70,6 +78,8 @@ def average_mirrored(model: nn.Module, cuts: Sequence[str], undo: ExitStack) -> 
     modules = [uncompiled(model.get_submodule(name)) for name in cuts]
     for module in modules:
         undo.callback(module.register_forward_hook(_average).remove)
+        if mark_average(model, module):
+            undo.callback(delattr, module, AVERAGED)
     undo.callback(model.register_forward_hook(_end_call, always_call=True).remove)
     transform = getattr(model, "transform", None)  # of a detector of torchvision
     if isinstance(transform, nn.Module) and "" not in cuts:
@@ -88,6 +98,20 @@ def averages_mirrored(model: nn.Module) -> bool:
         False
     """
     return any(_ACTIVE in vars(module) for module in model.modules())
+
+
+def averages_due(model: nn.Module) -> tuple[str, ...]:
+    """Return the modules after which a network averaged whose state dict it got, but does not average yet.
+
+    Example:
+        >>> averages_due(nn.Conv2d(3, 1, 1))
+        ()
+    """
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if AVERAGED in dict(module.named_buffers(recurse=False)) and _ACTIVE not in vars(module)
+    )
 
 
 def copy_average(old: nn.Module, new: nn.Module) -> None:

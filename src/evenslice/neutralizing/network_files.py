@@ -7,7 +7,6 @@ It is a safetensors file with the network's plain keys, so that others can read 
 from __future__ import annotations
 
 import stat
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,7 @@ from torch import nn
 from evenslice._core import ModelError, OutputError, local_path, option, reason, staged_file, whole_number
 from evenslice.networks import (
     METADATA_KEY,
+    TIED,
     ModelSource,
     build_model,
     exact_evaluation,
@@ -29,11 +29,12 @@ from evenslice.networks import (
     with_gradients,
 )
 from evenslice.neutralizing.inspection import KnownInput, locate_stems
-from evenslice.neutralizing.mirror_average import average_mirrored
+from evenslice.neutralizing.mirror_average import averages_due
 from evenslice.neutralizing.mixer import MIXER
 from evenslice.neutralizing.network_metadata import check_asked, find_in_folder, read_saved, saved_text
 from evenslice.neutralizing.neutralization import neutralize
 from evenslice.neutralizing.record import Record, keep_record, record_of, record_with_names, unwrapped
+from evenslice.neutralizing.restored_averages import average_as_recorded, neutralize_averaged
 from evenslice.neutralizing.rewriting import shape_mixer, shape_stems
 from evenslice.neutralizing.stems import find_stems, input_channels
 from evenslice.neutralizing.symmetrization import symmetrize as make_symmetric
@@ -83,7 +84,8 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
     """Build a network that takes windows of slices on one common scale.
 
     A file that ``save_network`` wrote comes back as it was saved. Any other network is built as ``build_model`` does
-    and neutralized; the default strategy, which is what the libraries do, only folds in the per-colour scaling.
+    and neutralized; the default strategy, which is what the libraries do, only folds in the per-colour scaling. A state
+    dict of a network that averages over a window and its mirror gives one that does so, with slices on one scale.
 
     Args:
         spec: which network; see ``evenslice.networks.specification``. Without weights: a file from ``save_network`` or
@@ -135,7 +137,8 @@ def load_network(  # noqa: PLR0913  # what to build, and one argument for each c
     model, source = build_model(spec, weights, classes=classes, seed=seed)
     inputs = source.inputs or input_channels(model)
     count = inputs if slices is None else slices
-    record = neutralize(model, count, strategy=strategy, tie=tie, mean=mean, std=std, seed=seed)
+    change = neutralize_averaged if averages_due(model) else neutralize
+    record = change(model, count, strategy=strategy, tie=tie, mean=mean, std=std, seed=seed)
     return _symmetrized(LoadedNetwork(model, record, replace(source, inputs=inputs)), symmetrize)
 
 
@@ -177,7 +180,7 @@ def _load_saved(spec: str, weights: str, asked: Mapping[str, Any], *, stated: bo
     filled = fill_network(model, state, source=weights, target=target)
     if filled.random:
         raise ModelError(f"{weights}: lacks the network's {', '.join(filled.random)}; save the network again")
-    _symmetrize_as(model, record, weights)
+    average_as_recorded(model, record, weights)
     keep_record(model, record)
     source = replace(source if saved is None else saved, spec=spec, weights=str(weights), origin=file.origin)
     return LoadedNetwork(model, record, replace(source, random=() if saved is None else saved.random))
@@ -208,18 +211,6 @@ def _check_room(model: nn.Module, record: Record, state: Mapping[str, Tensor], w
         raise ModelError(
             f"{weights}: is too small for the {record.slices} slices that it names; save the network again"
         )
-
-
-def _symmetrize_as(model: nn.Module, record: Record, weights: str) -> None:
-    """Average over windows and their mirrors where a saved network did."""
-    if not record.symmetrized:
-        return
-    missing = set(record.symmetrized) - dict(model.named_modules()).keys()
-    if missing:
-        raise ModelError(
-            f"{weights}: was symmetrized after {min(missing)!r}, which the network lacks; save the network again"
-        )
-    average_mirrored(model, record.symmetrized, ExitStack())  # never closed
 
 
 def _shape_stems(model: nn.Module, source: ModelSource, record: Record, weights: str) -> None:
@@ -262,6 +253,7 @@ def save_network(
     record: Record | None = None,
     source: ModelSource | None = None,
     reading: Reading | Mapping[str, Any] | None = None,
+    run: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> None:
     """Write a neutralized network to a safetensors file that ``load_network`` reads.
@@ -274,8 +266,8 @@ def save_network(
         record: what was done to the network; by default what ``neutralize`` left on it, or on the network that the
             model wraps, which is then saved without the wrapper.
         source: what the network was built from; without it, ``load_network`` must be told the classes.
-        reading: how the network reads volumes, for commands that are given the file: any of ``step``, ``plane``,
-            ``intensity``, ``fill``, ``label_values``, ``other_labels``, ``ignore_label`` and ``instances``.
+        reading: how the network reads volumes, for commands that are given the file: arguments of ``export``, by name.
+        run: hashes of the options of its training, which tells by them whether it may go on from the file.
         force: overwrite an existing file.
 
     Raises:
@@ -299,7 +291,7 @@ def save_network(
         raise ModelError("the network has no record; call evenslice.neutralize on it before saving it")
     _check_name(path)
     with staged_file(path, force=force) as beside:
-        _write(model, beside, saved_text(record, source, reading), label=path)
+        _write(model, beside, saved_text(record, source, reading, run), label=path)
 
 
 def _write(model: nn.Module, path: Path, metadata: str, *, label: str | os.PathLike[str]) -> None:
@@ -324,7 +316,10 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
         if is_tied(module):
             layer: Any = module
             prefix = f"{name}." if name else ""
-            del state[f"{prefix}parametrizations.weight.original"]
+            del (
+                state[f"{prefix}parametrizations.weight.original"],
+                state[f"{prefix}parametrizations.weight.0.{TIED}"],
+            )
             state[f"{prefix}weight"] = layer.weight
     return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
 

@@ -67,7 +67,10 @@ def _named_in(file: Path) -> str:
 
 
 def saved_text(
-    record: Record, source: ModelSource | None, reading: Reading | Mapping[str, Any] | None
+    record: Record,
+    source: ModelSource | None,
+    reading: Reading | Mapping[str, Any] | None,
+    run: Mapping[str, str] | None = None,
 ) -> str:
     """Return the metadata of a network's file, which ``read_saved`` and ``stated_reading`` read.
 
@@ -75,6 +78,7 @@ def saved_text(
         record: what was done to the network.
         source: what it was built from; None if unknown.
         reading: how it reads volumes and their labels, as such or as options by name; None if unknown.
+        run: hashes of the options of its training; None if it comes from none.
 
     Raises:
         ConfigError: an entry of ``reading`` is unknown, or cannot be right; or ``source`` is something else.
@@ -91,7 +95,7 @@ def saved_text(
         "source": None if source is None else source.to_dict(),
     }
     stated = {"reading": Reading.stated(reading).to_plain()} if reading else {}
-    return json.dumps(document | stated)
+    return json.dumps(document | stated | ({"run": dict(run)} if run else {}))
 
 
 def read_saved(weights: str, text: str) -> tuple[Record, ModelSource | None]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,12 +45,10 @@ from evenslice.neutralizing.rewriting import Request, RewrittenStems, mix, rewri
 from evenslice.neutralizing.strategies import find_strategy
 from evenslice.neutralizing.ties import check_tie, is_tied, untie_weight
 from evenslice.neutralizing.verification import (
-    IMAGES,
     ComparedOutputs,
-    batch_dependence,
     check_promises,
+    compare_apart,
     compare_outputs,
-    difference_of_runs,
     in_float64,
     old_borders,
     recording_outputs,
@@ -111,7 +110,7 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         seed: random seed for "shuffle", "reinit" and "random", 0 to 2**63 - 1. The state of torch's random numbers is left alone.
         size: in-plane size (y, x) in pixels of the images for the verification; by default the first that the network
             accepts of its stated size and of 64, 224, 256, 384 and 512.
-        check: "network" runs the whole network, twice. "stems" stops after the stems and compares what they return (or
+        check: "network" runs the whole network, on 13 images. "stems" stops after the stems and compares what they return (or
             the batch norms after them), for networks too large to run; all but the stems, the batch norms after them
             and what comes before them may then be on the meta device.
         outputs: maps what the network returns to one tensor, batch first, for the verification; by default
@@ -125,9 +124,9 @@ def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, an
         ModelError: the stems cannot be found or rewritten, the network is tied or symmetrized, or it breaks a promise of the
             strategy: mirror and permutation errors of at most 1e-5 and a gray error of at most 1e-4, or four times the effect of
             changing the last bit of its input if that is more, up to .1, as in half precision and in networks that
-            amplify rounding. A network that exceeds these limits, or gives other outputs for the same windows when it
-            is run again, is checked again in float64, and is refused only if it does so there too, or cannot compute
-            in float64. After any error the network is as it was before.
+            amplify rounding. A network that exceeds these limits, or gives another output for the same window when it
+            is run again, or beside another window, is checked again in float64, and is refused only if it does so there
+            too, or cannot compute in float64. After any error the network is as it was before.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -204,11 +203,12 @@ def _change(
     cuts = _average(model, change, undo) if strategy.averaged else ()
     images = _trial(model, change, shared)
 
-    def run() -> ComparedOutputs:
-        return (_outputs if whole else _stem_outputs)(model, change, images, known.outputs)
-
-    after = run()
-    errors = compare_outputs(before.gray, after)
+    run = _outputs if whole else _stem_outputs
+    errors = compare_outputs(before.gray, run(model, change, images, known.outputs))
+    plain = replace(change, borders=())  # as there is no gray image
+    errors, unlike = compare_apart(
+        model, errors, lambda windows: run(model, plain, windows, known.outputs), images
+    )
     record = Record(
         strategy=strategy.name,
         profile=strategy.profile,
@@ -226,17 +226,10 @@ def _change(
         kernels=tuple(_kernels(change, shared)),
     )
     try:
-        check_promises(
-            record,
-            strategy,
-            before.stems.channels,
-            errors.rounding,
-            change.stems.items,
-            lambda: difference_of_runs(after, run()),
-        )
+        check_promises(record, strategy, before.stems.channels, errors.rounding, change.stems.items)
     except ModelError as error:
-        return record, batch_dependence(model) or error
-    return record, None
+        return record, unlike or error
+    return record, unlike
 
 
 def _check_in_float64(
@@ -248,7 +241,7 @@ def _check_in_float64(
     rounding. In float64 the same network has errors of 1e-10 or less, if it has no fault.
 
     Raises:
-        ModelError: `broken`, since the promise is broken in float64 too, or the network does not compute in it.
+        ModelError: a promise is broken in float64 too; or `broken`, as the network does not compute in it.
     """
     try:
         with in_float64(model), ExitStack() as undo:
@@ -256,7 +249,7 @@ def _check_in_float64(
     except Exception:  # noqa: BLE001  # a network may refuse float64 by any exception
         raise broken from None
     if again is not None:
-        raise broken
+        raise again
 
 
 @with_gradients
@@ -273,7 +266,7 @@ def untie(model: nn.Module) -> None:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3))
         >>> record = neutralize(network, tie="mirror")
         >>> list(network.state_dict())
-        ['0.bias', '0.parametrizations.weight.original']
+        ['0.bias', '0.parametrizations.weight.original', '0.parametrizations.weight.0.evenslice_tied']
         >>> untie(network)
         >>> sorted(network.state_dict())
         ['0.bias', '0.weight']
@@ -320,7 +313,7 @@ def _outputs(
                     f"such as 'mirror', or leave it out and symmetrize the network ({option('symmetrize', 'output')})"
                 ) from error
             raise _refusal(model, images.shape[1], error) from error
-        return choose(output, IMAGES)
+        return choose(output, len(images))
 
 
 def _refusal(model: nn.Module, slices: int, error: Exception) -> ModelError:

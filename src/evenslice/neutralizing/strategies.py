@@ -107,7 +107,9 @@ def find_strategy(strategy: str | Sequence[float], slices: int) -> KernelStrateg
     """
     slices = whole_number("slices", slices)
     if slices < 1 or slices % 2 != 1:
-        raise ConfigError(f"{option('slices', slices)}: a window has an odd number of slices: 1, 3, 5, ...")
+        raise ConfigError(
+            f"{slices} slices: a window has an odd number of slices, 1, 3, 5, ...; choose it with {option('slices')}"
+        )
     if slices > MOST_SLICES:
         raise ConfigError(f"{option('slices', slices)}: a window has at most {MOST_SLICES} slices")
     if isinstance(strategy, str):

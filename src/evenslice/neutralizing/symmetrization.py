@@ -45,13 +45,10 @@ from evenslice.neutralizing.record import (
 from evenslice.neutralizing.stems import first_accepted
 from evenslice.neutralizing.symmetrized_functions import SymmetrizedFunction
 from evenslice.neutralizing.verification import (
-    REPEATABLE,
     OutputErrors,
     allowed_error,
-    batch_dependence,
-    check_repeatable,
+    compare_apart,
     compare_outputs,
-    difference_of_runs,
     in_float64,
     recording_outputs,
     trial_images,
@@ -64,7 +61,7 @@ if TYPE_CHECKING:
 
     from evenslice.neutralizing.verification import ComparedOutputs
 
-__all__ = ["symmetrize"]
+__all__ = ["symmetrize", "symmetrize_after"]
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -121,10 +118,10 @@ def symmetrize(
         ConfigError: the size is not a pair of positive whole numbers.
         ModelError: it is no network and no function; the network is already symmetrized, or takes an even number of
             slices; there is no such module, or it is not a cut: a skip connection bypasses it; the network returns classes
-            instead of scores, or its output is random; or reversing the window changes the output by more than 1e-5 of
-            its largest value, or four times the effect of changing the last bit of the input, up to .1, and so it does
-            in float64; or a function was to be cut elsewhere than at "output". After any error the network is as it
-            was before.
+            instead of scores, or its output is random or depends on the other windows of its batch; or reversing the
+            window changes the output by more than 1e-5 of its largest value, or four times the effect of changing the
+            last bit of the input, up to .1, and so it does in float64; or a function was to be cut elsewhere than at
+            "output". After any error the network is as it was before.
 
     Example:
         >>> from evenslice.neutralizing import record_of
@@ -143,42 +140,53 @@ def symmetrize(
         return SymmetrizedFunction(model)
     refuse_torchscript(model)
     require_values(model)
-    _symmetrize_network(uncompiled(model), str(at).removeprefix("_orig_mod."), size, outputs)
+    network = uncompiled(model)
+    if averages_mirrored(network):
+        raise ModelError(
+            "the network is symmetrized already; use it as it is, or build it again to average elsewhere"
+        )
+    symmetrize_after(network, (find_cut(network, str(at).removeprefix("_orig_mod.")),), size, outputs)
     return model
 
 
-def _symmetrize_network(
-    model: nn.Module, at: str, size: tuple[int, int] | None, outputs: Callable[[Any], Any] | None
+def symmetrize_after(
+    model: nn.Module,
+    cuts: Sequence[str],
+    size: tuple[int, int] | None = None,
+    outputs: Callable[[Any], Any] | None = None,
 ) -> None:
     """Symmetrize a network that is not compiled in place, verify it, and leave the record on it.
+
+    Args:
+        model: the network.
+        cuts: the names of the modules after which to average; an empty one is the network.
+        size: see `symmetrize`.
+        outputs: see `symmetrize`.
 
     Raises:
         ModelError: see `symmetrize`.
     """
-    if averages_mirrored(model):
-        raise ModelError(
-            "the network is symmetrized already; use it as it is, or build it again to average elsewhere"
-        )
-    cut = find_cut(model, at)
     network, wrapper = unwrapped(model)
-    if cut and not f"{cut}.".startswith(wrapper):
+    outside = next((cut for cut in cuts if cut and not f"{cut}.".startswith(wrapper)), None)
+    if outside is not None:
         raise ModelError(
-            f"{_label(model, cut)} only wraps the network {type(network).__name__}; choose {OUTPUT!r} or a module inside it"
+            f"{_label(model, outside)} only wraps the network {type(network).__name__}; choose {OUTPUT!r} or a module inside "
+            "it"
         )
     with exact_evaluation(model), torch.no_grad():
         # Where the record is, as what wraps the network may be taken off, or call another part of it.
         try:
-            _symmetrize_part(model, cut, network, wrapper, size, outputs)
+            _symmetrize_part(model, cuts, network, wrapper, size, outputs)
         except ModelError:
             if network is model:
                 raise
             # The wrapper may call no more than the network's forward, or give it more than the window.
-            _symmetrize_part(model, cut, model, "", size, outputs)
+            _symmetrize_part(model, cuts, model, "", size, outputs)
 
 
 def _symmetrize_part(  # where the averages are, and how the whole is verified
     model: nn.Module,
-    cut: str,
+    cuts: Sequence[str],
     network: nn.Module,
     wrapper: str,
     size: tuple[int, int] | None,
@@ -189,12 +197,13 @@ def _symmetrize_part(  # where the averages are, and how the whole is verified
     Raises:
         ModelError: see `symmetrize`.
     """
-    record, name = record_with_names(network), f"{cut}.".removeprefix(wrapper).removesuffix(".")
+    record = record_with_names(network)
+    names = tuple(f"{cut}.".removeprefix(wrapper).removesuffix(".") for cut in cuts)
     with ExitStack() as undo:
         errors, slices = _symmetrized(
             model,
-            cut,
-            partial(average_mirrored, network, (name,)),
+            cuts[0],
+            partial(average_mirrored, network, names),
             _inputs(network, record),
             size,
             outputs,
@@ -207,7 +216,7 @@ def _symmetrize_part(  # where the averages are, and how the whole is verified
         network,
         replace(
             record,
-            symmetrized=(name,),
+            symmetrized=names,
             mirror_error=errors.mirror,
             permutation_error=errors.permutation,
             gray_error=errors.gray,
@@ -252,7 +261,7 @@ def _symmetrized(  # what to do, and what is known of the network
             "odd number of inputs"
         )
 
-    def compare() -> tuple[OutputErrors, float]:
+    def compare() -> tuple[OutputErrors, ModelError | None]:
         before, sizes = _outputs(model, gray(channels, pixels), outputs, whole=not cut)
         window = random_image(model, (1, channels, *pixels), seed=1)
         images = trial_images(gray(channels, pixels), window)
@@ -260,18 +269,21 @@ def _symmetrized(  # what to do, and what is known of the network
             average(here)
             after, sizes_after = _outputs(model, images, outputs, whole=not cut)
             _check_sizes(sizes, sizes_after, len(images))
-            errors = compare_outputs(before, after)
-            inexact = errors.mirror > MIRROR_LIMIT or errors.gray > GRAY_LIMIT
-            again = _outputs(model, images, outputs, whole=not cut)[0] if inexact else after
-            return errors, difference_of_runs(after, again) if inexact else 0.0
+            return compare_apart(
+                model,
+                compare_outputs(before, after),
+                lambda windows: _outputs(model, windows, outputs, whole=not cut)[0],
+                images,
+            )
 
-    errors, noise = compare()
-    if _broken(errors) or noise > REPEATABLE:
+    errors, unlike = compare()
+    if _broken(errors) or unlike is not None:
         with in_float64(model):
-            exact, noise = compare()
-        check_repeatable(noise)
+            exact, unlike = compare()
+        if unlike is not None:
+            raise unlike
         if _broken(exact):
-            raise batch_dependence(model) or ModelError(
+            raise ModelError(
                 f"the network is not symmetric when it is cut after {_label(model, cut)}: reversing the window "
                 f"changes its output by {exact.mirror:.2g} of its largest value, giving it one slice N times by "
                 f"{exact.gray:.2g}; something else in it reads the window"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from evenslice._core import check_known
+from evenslice.networks import TIED
 
 if TYPE_CHECKING:
     from evenslice.neutralizing.probing import Layout
@@ -40,7 +41,8 @@ class Tied(nn.Module):
     def __init__(self, partners: Tensor, scale: Tensor) -> None:
         super().__init__()
         # Not part of the state dict, as `neutralize` with the same tie makes them again; nor buffers, which averages of
-        # networks over time average, too: that of an index 3 and 3 may be 2.
+        # networks over time average, too: that of an index 3 and 3 may be 2. Its length lets no other tie load it.
+        self.register_buffer(TIED, torch.zeros(len(partners), dtype=torch.uint8, device=partners.device))
         self.partners = partners
         self.ratio = scale[partners] / scale / len(partners)
 

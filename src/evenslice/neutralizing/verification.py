@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from evenslice._core import ModelError
-from evenslice.networks import as_float64, detections, layer_label, logits, reduce_output, tensors_in
+from evenslice.networks import answers_alone, as_float64, detections, logits, reduce_output, tensors_in
 from evenslice.neutralizing.mixer import MIXER_HINT
 
 if TYPE_CHECKING:
@@ -31,11 +31,9 @@ __all__ = [
     "ComparedOutputs",
     "OutputErrors",
     "allowed_error",
-    "batch_dependence",
     "check_promises",
-    "check_repeatable",
+    "compare_apart",
     "compare_outputs",
-    "difference_of_runs",
     "in_float64",
     "old_borders",
     "recording_outputs",
@@ -48,10 +46,9 @@ ComparedOutputs = dict[Any, Tensor]
 MOST_ROUNDING = 0.1
 """Largest error that rounding excuses, enough for half precision. Of a network that amplifies it more, float64 tells."""
 
-REPEATABLE = 1e-5
-"""Largest difference between two runs on the same images; a few operations of a GPU add in any order."""
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+REPEATABLE, SAME = 1e-5, 1e-4
+"""Largest differences between two outputs for one window, in two runs and in batches of two sizes: a few operations of a GPU
+add in any order, and batches are computed in different parts."""
 
 IMAGES = 6  # in what `trial_images` returns for one gray image and one window
 
@@ -260,58 +257,34 @@ def allowed_error(precise: float, rounding: float) -> float:
     return max(precise, min(4 * rounding, MOST_ROUNDING))
 
 
-def difference_of_runs(first: ComparedOutputs, second: ComparedOutputs) -> float:
-    """Return by how much a network's outputs for the same images differ, relative to the largest absolute value."""
-    common = [(first[key], second[key]) for key in first if key in second]
-    return max(
-        (_difference(one, other) if one.shape == other.shape else 1.0 for one, other in common), default=0.0
-    )
-
-
-def check_repeatable(difference: float) -> None:
-    """Check that a network is no random function, whose noise would pass for rounding.
+def compare_apart(
+    model: nn.Module, errors: OutputErrors, run: Callable[[Tensor], ComparedOutputs], images: Tensor
+) -> tuple[OutputErrors, ModelError | None]:
+    """Compare a window and its mirror in batches of their own, too: in one batch, one could stand in for the other.
 
     Args:
-        difference: what `difference_of_runs` returned for the same images.
+        model: the network.
+        errors: what `compare_outputs` returned.
+        run: returns what is compared for a batch.
+        images: those of `trial_images`.
 
-    Raises:
-        ModelError: the network draws random numbers.
+    Returns:
+        The errors, and what to say of a network whose output for a window depends on something else; None for any other.
     """
-    if difference > REPEATABLE:
-        raise ModelError(
-            "the network's output is random: the same window twice gives different outputs, by "
-            f"{difference:.2g} of the largest value, so no promise can be verified; switch off what draws random "
-            "numbers in evaluation mode, such as dropout, and on again afterwards"
-        )
+    limits = REPEATABLE, max(SAME, min(64 * torch.finfo(images.dtype).eps, MOST_ROUNDING))
+    try:
+        # Beside the gray image: many networks cannot tell a window from its mirror.
+        _, window = answers_alone(run, images[:2], name=type(model).__name__, limits=limits, model=model)
+    except ModelError as error:
+        return errors, error
+    mirror = run(images[2:3])
+    apart = max((_difference(window[key], mirror[key]) for key in window if key in mirror), default=0.0)
+    largest = max(errors.mirror, apart)
+    return replace(errors, mirror=largest, permutation=max(errors.permutation, largest)), None
 
 
-def batch_dependence(model: nn.Module) -> ModelError | None:
-    """Return what to say of a network that cannot be checked, as a batch norm takes the mean of its batch in evaluation, too.
-
-    What such a network makes of a window depends on the others in the batch. None if it has no such layer.
-
-    Example:
-        >>> batch_dependence(nn.BatchNorm2d(3))
-        >>> batch_dependence(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)))
-        ModelError("the network's output for a window depends on the others in its batch: ...")
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, BATCH_NORMS) and module.running_mean is None:
-            return ModelError(
-                "the network's output for a window depends on the others in its batch: "
-                f"{layer_label(name, module)} takes their mean in evaluation mode, too; build it with "
-                "track_running_stats=True"
-            )
-    return None
-
-
-def check_promises(  # what was done, what promises, and what was measured
-    record: Record,
-    strategy: KernelStrategy,
-    channels: int,
-    rounding: float,
-    stems: Sequence[Stem],
-    repeat: Callable[[], float],
+def check_promises(
+    record: Record, strategy: KernelStrategy, channels: int, rounding: float, stems: Sequence[Stem]
 ) -> None:
     """Check the errors of a record against what was promised.
 
@@ -321,11 +294,9 @@ def check_promises(  # what was done, what promises, and what was measured
         channels: C, the number of inputs before.
         rounding: the effect of rounding on the output; no network keeps a promise better than it computes.
         stems: what was rewritten, for messages.
-        repeat: runs the network on the same images again, and returns the `difference_of_runs`; it is called only if
-            a promise is not kept to the last digits.
 
     Raises:
-        ModelError: an error exceeds what the strategy and the tie promise, or the network's output is random.
+        ModelError: an error exceeds what the strategy and the tie promise.
     """
     symmetry = {"uniform": "permutation", "mirror": "mirror"}.get(record.tie or "", strategy.symmetry)
     promises = [
@@ -338,12 +309,9 @@ def check_promises(  # what was done, what promises, and what was measured
             strategy.promises_gray(channels, record.slices),
         ),
     ]
-    inexact = [promise for promise in promises if promise[3] and promise[1] > promise[2]]
-    if inexact:
-        check_repeatable(repeat())
-    for what, error, precise, _ in inexact:
+    for what, error, precise, promised in promises:
         limit = allowed_error(precise, rounding)
-        if error > limit:
+        if promised and error > limit:
             hint = "" if strategy.name == "mixer" else f"; {MIXER_HINT}"
             raise ModelError(
                 f"the network breaks what the strategy {strategy.name!r} promises: {what} changes its output"

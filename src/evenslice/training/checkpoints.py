@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from evenslice._core import ConfigError, needs_extra, open_regular, reason, staged_file
+from evenslice.networks import is_mark
 from evenslice.training.interruption import Stopped
+from evenslice.training.run_folder import changed_options, fixed_options, refuse_changed
 
 with needs_extra("train", "training"):
     from lightning.pytorch.callbacks import Checkpoint
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import LightningModule, Trainer
 
+    from evenslice.training.config import TrainConfig
     from evenslice.training.interruption import Interruption
     from evenslice.training.lightning_module import TrainingModule
 
@@ -40,6 +43,7 @@ SMALL_PART = 2**25  # bytes of everything but tensors, beside what grows with th
 PER_STEP = 512  # bytes; a row of the monitor at each step takes less
 PICKLE = 2**23  # bytes of the part that is unpickled, likewise
 MOST_VALUES, DEEPEST = 2_000_000, 30
+OPTIONS = "evenslice_options"  # with which the run began
 
 
 class SaveLast(Checkpoint):
@@ -80,11 +84,12 @@ class CheckpointFiles(TorchCheckpointIO):
 
     Args:
         module: what is trained.
+        config: the configuration of the run.
     """
 
-    def __init__(self, module: TrainingModule) -> None:
+    def __init__(self, module: TrainingModule, config: TrainConfig) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.config = module, config
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -97,7 +102,7 @@ class CheckpointFiles(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError("storage options are for remote stores; checkpoints are files")
         buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
+        torch.save(checkpoint | {OPTIONS: fixed_options(self.config.model_dump(mode="json"))}, buffer)
         with staged_file(path, force=True) as beside:
             beside.write_bytes(buffer.getbuffer())
 
@@ -110,7 +115,7 @@ class CheckpointFiles(TorchCheckpointIO):
         """Read a checkpoint; only plain values and tensors are, whatever ``weights_only`` says.
 
         Raises:
-            ConfigError: it is damaged, or is no checkpoint of the module.
+            ConfigError: it is damaged, or is no checkpoint of the module, or one of a run with other options.
         """
         del weights_only
         path = Path(path)
@@ -121,11 +126,28 @@ class CheckpointFiles(TorchCheckpointIO):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # torch warns of its guesses before it raises
                     found = torch.load(file, map_location=map_location, weights_only=True)
-            self._check(found)
+            _check_plain(found)
+            changed = changed_options(found.get(OPTIONS, {}), self.config)
+            if not changed:
+                self._check(found)
+            self._add_marks(found["state_dict"], path)
         except Exception as error:  # what is unpickled may raise anything
             raise unusable(path, error) from error
+        refuse_changed(changed, path)
         checkpoint: dict[str, Any] = found
         return checkpoint
+
+    def _add_marks(self, state: dict[str, Any], path: Path) -> None:
+        """Complete a state dict of version 0.2, which did not say where the network averages or is tied."""
+        marks = {key: mark for key, mark in self.module.state_dict().items() if is_mark(key)}
+        lacking = marks.keys() - state.keys()
+        state.update({key: marks[key] for key in lacking})
+        if lacking and self.module.trainer.is_global_zero:
+            warnings.warn(
+                f"{path}: was written by version 0.2, which did not note in the weights where the network averages over a "
+                "window and its mirror, or is tied; it goes on as the configuration says",
+                stacklevel=2,
+            )
 
     def _limits(self) -> tuple[int, int]:
         """Return the largest size in bytes of a checkpoint, and of its part that is unpickled."""
@@ -135,7 +157,6 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def _check(self, found: Any) -> None:
         """Check that a checkpoint is one of the module."""
-        _check_plain(found)
         module = self.module
         optimization: Any = module.configure_optimizers()
         optimizer, schedule = optimization["optimizer"], optimization["lr_scheduler"]["scheduler"]

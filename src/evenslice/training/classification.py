@@ -149,7 +149,7 @@ def evaluate_centres(
     Args:
         model: maps (batch, slices, y, x), with the scaling of its record, to logits (batch, classes).
         parts: volumes with their labels and scaling.
-        config: the configuration of the run: the size of crops, the window, the number of classes, the precision.
+        config: the configuration of the run: the size of crops, the window, the number of classes.
         most: the largest number of centres.
         device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
         progress: show progress on standard error: True for a bar, False for nothing, None for a bar on a terminal and
@@ -160,7 +160,7 @@ def evaluate_centres(
         ModelError: the network does not return one logit for each class.
     """
     window, crop, classes = config.model, config.training.crop, config.data.classes
-    network = ReadyNetwork(model, slices=window.slices, device=device, dtype=config.training.dtype)
+    network = ReadyNetwork(model, slices=window.slices, device=device)
     network.prepare(window.slices, crop)
     grids = [
         WindowGrid(part.volume, part.scaling, window.slices, crop, window.step, "reflect") for part in parts

@@ -238,7 +238,8 @@ class TrainingConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description=(
-            "Precision: float32, bfloat16, float16 (on a GPU), or auto (bfloat16 where the hardware supports it)."
+            "Precision of training: float32, bfloat16, float16 (on a GPU), or auto (bfloat16 where the hardware supports "
+            "it). Scores are computed in float32."
         ),
     )
     accelerator: str = Field(

@@ -37,6 +37,7 @@ from evenslice.training.lightning_module import TrainingModule
 from evenslice.training.logs import run_loggers
 from evenslice.training.monitor import AsymmetryMonitor, bias_columns
 from evenslice.training.preflight import find_device, find_dtype
+from evenslice.training.run_folder import fixed_options
 from evenslice.training.segmenter import reading_of
 from evenslice.training.synchronized_norms import SynchronizedNorms
 from evenslice.training.tasks import validation_score
@@ -142,7 +143,14 @@ def fit(
         keep_depthwise_exact(network)
     ignored = config.data.ignore_label is not None
     module = TrainingModule(network, options, classes=config.data.classes, seed=config.seed, ignored=ignored)
-    save = partial(save_network, record=record, source=source, reading=reading_of(config), force=True)
+    save = partial(
+        save_network,
+        record=record,
+        source=source,
+        reading=reading_of(config),
+        run=fixed_options(config.model_dump(mode="json")),
+        force=True,
+    )
     validation = f"validation_{MAIN_SCORES[options.task]}"
     columns = ("loss", "learning_rate", "seconds", validation, *bias_columns(config.model.slices))
     with interruption.deferred(), _quiet(), keep_generators(_all_of(device)):
@@ -158,7 +166,7 @@ def fit(
             callbacks=_callbacks(record, save, data, config, run, interruption, progress),
             # Lightning would resume a job requeued by SLURM in the middle of an epoch; ``resume`` does better.
             plugins=[
-                CheckpointFiles(module),
+                CheckpointFiles(module, config),
                 *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else ()),
                 *([SynchronizedNorms()] if options.devices > 1 and device.type == "cuda" else ()),
             ],

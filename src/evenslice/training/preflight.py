@@ -61,7 +61,7 @@ def find_dtype(options: TrainingConfig) -> torch.dtype:
     """
     device = find_device(options)
     try:
-        return choose_dtype(options.dtype, device)
+        return choose_dtype(options.dtype, device, training=True)
     except ConfigError as error:
         text = error.render(lambda name, value: spelled_in_configuration(f"training.{name}", value))
         raise ConfigError(text) from error

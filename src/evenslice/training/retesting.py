@@ -10,7 +10,7 @@ from evenslice.neutralizing import record_of, save_network
 from evenslice.training.data import open_data
 from evenslice.training.preflight import find_device
 from evenslice.training.result import describe_data, finish_run
-from evenslice.training.run_folder import RunFolder
+from evenslice.training.run_folder import RunFolder, fixed_options
 from evenslice.training.segmenter import reading_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ def retest(
         trained.check_data(described)
         run.begin(described, config)
         reading = reading_of(config)
-        save_network(network, run.network, record=record, source=source, reading=reading, force=True)
+        began = fixed_options(config.model_dump(mode="json"))
+        save_network(
+            network, run.network, record=record, source=source, reading=reading, run=began, force=True
+        )
         return finish_run(
             run, data, config, UNTRAINED, record=record, source=source, command=None, progress=progress
         )

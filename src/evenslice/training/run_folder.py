@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, cast
 
 from evenslice._core import (
+    UNREADABLE,
     ConfigError,
+    ModelError,
     OutputError,
     json_text,
     load_config,
@@ -22,6 +27,7 @@ from evenslice._core import (
     to_yaml,
     without_secrets,
 )
+from evenslice.networks import METADATA_KEY, read_metadata
 from evenslice.training.config import TrainConfig
 from evenslice.training.documents import RESULT_SCORES, DataPart, TrainResult
 
@@ -29,11 +35,11 @@ with needs_extra("train", "a training run"):
     from pydantic import TypeAdapter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-__all__ = ["MOVABLE", "RunFolder", "flat_options"]
+__all__ = ["MOVABLE", "RunFolder", "changed_options", "fixed_options", "flat_options", "refuse_changed"]
 
 FILES = (
     *("config.yaml", "data.json", "metrics.csv", "last.ckpt", "best.safetensors"),
@@ -186,7 +192,8 @@ class RunFolder:
         Raises:
             OutputError: there is a run, but ``resume`` is False; there are files of a run without its configuration; or
                 files that no run wrote have the names of a run's.
-            ConfigError: the run began with other options, and has reached its first checkpoint.
+            ConfigError: the run began with other options, and has reached its first checkpoint; or ``config.yaml`` has
+                been edited since.
         """
         left = [file for file in (self.result, self.network, self.last, self.best) if file.exists()]
         if not self.config.exists():
@@ -208,14 +215,36 @@ class RunFolder:
             flat_options(without_secrets(each.model_dump(mode="json")))  # of which the folder keeps none
             for each in (load_config(self.config, TrainConfig), config)
         )
-        for name in sorted(before.keys() | now.keys()):
-            if name not in MOVABLE and before.get(name) != now.get(name):
-                raise ConfigError(
-                    f"{name}: {now.get(name)!r}: the run in {self.path} began with {before.get(name)!r}; "
-                    "resume it with "
-                    "that, or start a new run in another folder"
-                )
+        other = [
+            name
+            for name in sorted(before.keys() | now.keys())
+            if name not in MOVABLE and before.get(name) != now.get(name)
+        ]
+        stated = {file: changed_options(options, config) for file, options in self._stated()}
+        if other and stated and not any(stated.values()):
+            raise ConfigError(
+                f"{self.config}: {', '.join(other)}: edited since the run began; put back what was there, which is what the "
+                "run is resumed with now, or start a new run in another folder"
+            )
+        if other:
+            raise ConfigError(
+                f"{', '.join(f'{name}: {now.get(name)!r}' for name in other)}: the run in {self.path} began with "
+                f"{', '.join(repr(before.get(name)) for name in other)}; resume it with that, or start a new run in another "
+                "folder"
+            )
+        for file, changed in stated.items():
+            refuse_changed(changed, file)
         return True
+
+    def _stated(self) -> Iterator[tuple[Path, Mapping[str, str]]]:
+        """Yield what the files of the run say about the options that it began with, as ``fixed_options`` does."""
+        if self.result.exists():
+            yield self.result, fixed_options(self.read_result().get("config", {}))
+        for file in (self.network, self.best):
+            with suppress(
+                ModelError, *UNREADABLE
+            ):  # of one that is missing or damaged, or was written before 0.3
+                yield file, dict(json.loads(read_metadata(file)[METADATA_KEY])["run"])
 
     def check_test(self, config: TrainConfig) -> None:
         """Check that a finished run was tested as a configuration says.
@@ -263,6 +292,44 @@ class RunFolder:
             raise OutputError(
                 f"{found[0]}: is not a file of a run, and training here would replace it; choose another folder"
             ) from error
+
+
+def fixed_options(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return a hash of each option that may not change when a run is resumed, by its dotted name.
+
+    Hashes, as a network is given away, and the paths of the machine that it was trained on need not be.
+
+    Args:
+        values: a configuration, as plain values.
+
+    Example:
+        >>> fixed_options({"seed": 0, "training": {"stress": True}})
+        {'seed': '5feceb66'}
+    """
+    named: dict[str, Any] = {}
+    for name, value in without_secrets(dict(values)).items():
+        parts = {f"{name}.{part}": item for part, item in value.items()} if isinstance(value, dict) else {}
+        named |= parts or {name: value}
+    return {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+        for name, value in named.items()
+        if name not in MOVABLE
+    }
+
+
+def changed_options(stated: Mapping[str, str], config: TrainConfig) -> list[str]:
+    """Return the names of options that differ from what ``fixed_options`` stated; of those of other versions none do."""
+    now = fixed_options(config.model_dump(mode="json"))
+    return sorted(name for name in stated.keys() & now.keys() if stated[name] != now[name])
+
+
+def refuse_changed(changed: Sequence[str], file: Path) -> None:
+    """Raise ConfigError if options are not those with which a run began, as a file of it says."""
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)}: changed since the run began, as {file} says; put back what config.yaml said, or start a "
+            "new run in another folder"
+        )
 
 
 def flat_options(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -69,7 +69,6 @@ def validation_score(network: nn.Module, parts: Sequence[LabelledVolume], config
         step=config.model.step,
         surfaces=False,
         device=device,
-        dtype=options.dtype,
         most_slices=max(FEWEST_VALIDATED, round(crops * math.prod(options.crop) / plane)),
     )
     confusion = np.sum([volume.confusion for volume in found.volumes], axis=0)
@@ -97,7 +96,6 @@ def final_scores(
         stressed=stressed_slices(parts, config),
         seed=config.seed,
         device=device,
-        dtype=config.training.dtype,
         progress=progress,
     )
     return {**scores.to_dict(), "stress": scores.stress and scores.stress.summary().to_dict()}

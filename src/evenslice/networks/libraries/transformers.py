@@ -8,15 +8,15 @@ for which the library has one. Only safetensors files are read, and no code that
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from evenslice._core import ModelError, did_you_mean, reason
-from evenslice.networks.hubs import hub_with_timeout
+from evenslice.networks.hubs import hub_with_timeout, without_hub
 from evenslice.networks.libraries.library import HALF, IMAGENET, PLAIN, Library
 from evenslice.networks.libraries.reserved import find_loader_in_configuration
+from evenslice.networks.state_matching import AVERAGED, place_averages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -98,7 +98,15 @@ class _Place:
         return cls("hub", specification.name)
 
     def read(self, **changes: Any) -> tuple[Any, Mapping[str, Any]]:
-        """Read the configuration; return it with those of the changes that it has no place for."""
+        """Read the configuration; return it with those of the changes that it has no place for.
+
+        Raises:
+            OSError: it is not there; or a type's or a folder's names a backbone that is elsewhere.
+        """
+        with hub_with_timeout() if self.kind == "hub" else without_hub():
+            return self._read(changes)
+
+    def _read(self, changes: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
         from transformers import AutoConfig, PretrainedConfig
 
         if self.kind == "type":
@@ -109,15 +117,14 @@ class _Place:
         options = {"return_unused_kwargs": True, "trust_remote_code": False, **changes}
         if self.kind == "local":
             options["local_files_only"] = True
-        with nullcontext() if self.kind == "local" else hub_with_timeout():
-            stated, _ = PretrainedConfig.get_config_dict(self.name, **options)
-            if loader := find_loader_in_configuration(stated):
-                raise ModelError(
-                    f"{self.name}: its configuration sets {loader} so as to read other files or to run "
-                    "code; remove it there"
-                )
-            config, unused = AutoConfig.from_pretrained(self.name, **options)
-            return config, unused
+        stated, _ = PretrainedConfig.get_config_dict(self.name, **options)
+        if loader := find_loader_in_configuration(stated):
+            raise ModelError(
+                f"{self.name}: its configuration sets {loader} so as to read other files or to run "
+                "code; remove it there"
+            )
+        config, unused = AutoConfig.from_pretrained(self.name, **options)
+        return config, unused
 
     def scaling(self, config: Any) -> Mapping[str, Any]:
         """Return how the network wants its input: what lies beside its configuration says, else its type."""
@@ -139,12 +146,19 @@ class _Place:
 
 
 def _configured(specification: Specification, place: _Place) -> Any:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     changes = {key: value for key, value in specification.arguments.items() if key != "task"}
     if specification.classes is not None:
         changes["num_labels"] = specification.classes
     try:
         config, unknown = place.read(**changes)
     except OSError as error:
+        if place.kind != "hub" and isinstance(error, OfflineModeIsEnabled):
+            raise ModelError(
+                f"{specification.text}: its configuration names a backbone that is another network on the hub; put the "
+                "configuration of that in its place (backbone_config)"
+            ) from error
         raise ModelError(
             f"{specification.text}: its configuration is neither a local file nor cached, and the hub did "
             f"not provide it ({reason(error)}); name a"
@@ -237,6 +251,8 @@ def _load(
         output_loading_info=True,
         ignore_mismatched_sizes=specification.classes is not None,
     )
+    averages = [key for key in info["unexpected_keys"] if key.endswith(AVERAGED)]
+    place_averages(model, averages, source=specification.text)
     missing, resized = set(info["missing_keys"]), {key for key, *_ in info["mismatched_keys"]}
     filled = {key.partition(".")[0] for key in model.state_dict().keys() - missing - resized}
     random = {key.partition(".")[0] for key in missing}
