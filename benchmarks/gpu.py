@@ -415,7 +415,7 @@ def main() -> int:
         print("no GPU on this machine; give --device cpu to run it on the CPU", file=sys.stderr)
         return 2
     device, sizes = choose_device(options.device), QUICK if options.quick else Sizes()
-    half = ["bfloat16"] if choose_dtype("auto", device) == torch.bfloat16 else []
+    half = ["bfloat16"] if choose_dtype("auto", device, training=True) == torch.bfloat16 else []
     dtypes = options.dtypes or ["float32", *half, *(["float16"] if device.type == "cuda" else [])]
     torch.manual_seed(0)
     model = UNet(options.encoder).eval()

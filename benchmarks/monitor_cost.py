@@ -62,7 +62,7 @@ class Bare:
         self.labels = torch.randint(2, (training.batch, *training.crop))
         self.loss = SegmentationLoss(training.loss, 2)
         self.optimizer = torch.optim.AdamW(self.network.parameters())
-        self.bfloat16 = choose_dtype(training.dtype, torch.device("cpu")) == torch.bfloat16
+        self.bfloat16 = choose_dtype(training.dtype, torch.device("cpu"), training=True) == torch.bfloat16
 
     def seconds(self, steps: int) -> float:
         """Time a step."""

@@ -70,7 +70,6 @@ def counts(generator: np.random.Generator, areas: Floats, correlation: float) ->
         np.arange(len(areas)),
         np.stack([background, hits], axis=2),
         np.stack([2 * background, sizes], axis=2),
-        np.stack([background[:, 0], whole], axis=1),
     )
 
 
@@ -94,7 +93,7 @@ def coverage(slices: int, correlation: float, runs: int, **foreground: float) ->
             )
         whole = counts(generator, areas, correlation)
         read = StressCounts(*(part[run % EVERY :: EVERY] for part in whole))
-        if np.count_nonzero(read.reference[:, 1]) < 2:
+        if np.count_nonzero(read.hits[:, 0, 1]) < 2:
             held += 1  # nothing is claimed
             continue
         loss, truth = (

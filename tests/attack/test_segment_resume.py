@@ -12,7 +12,7 @@ import zarr
 from torch import nn
 
 from evenslice import segment
-from evenslice._core import EvensliceError, OutputError
+from evenslice._core import ConfigError, EvensliceError, OutputError, mark_staging
 from evenslice.inference import segmentation, segmentation_job, segmentation_run
 from evenslice.volumes import fingerprints, open_volume, write_volume
 
@@ -247,11 +247,41 @@ def test_another_specification_of_the_same_class_and_weights_does_not_go_on(tmp_
 def test_what_killed_runs_left_is_removed(tmp_path, image, right, stop_after):
     out = tmp_path / "labels.npy"
     stop_after(4, image, out)
-    (tmp_path / ".labels.npy.unfinished" / "0123456789abcdef").mkdir()  # killed at its beginning
-    (tmp_path / ".labels.npy.k2_x7a0b").mkdir()  # killed while it wrote the output
-    (tmp_path / ".labels.npy.k2_x7a0b" / "labels.npy").write_bytes(bytes(1000))
+    for name in (
+        ".labels.npy.unfinished/0123456789abcdef",  # killed at its beginning
+        ".labels.npy.k2_x7a0b",  # killed while it wrote the output
+    ):
+        (tmp_path / name).mkdir()
+        mark_staging(tmp_path / name)
+        (tmp_path / name / "labels.npy").write_bytes(bytes(1000))
     np.testing.assert_array_equal(label(image, out)[...], right)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["image.npy", "labels.npy"]
+
+
+def test_what_only_looks_left_by_a_killed_run_is_kept(tmp_path, image, right, stop_after):
+    out, root = tmp_path / "labels.npy", tmp_path / ".labels.npy.unfinished"
+    stop_after(4, image, out)
+    theirs = [
+        tmp_path / ".labels.npy.original",
+        tmp_path / ".labels.npy.snapshot",
+        root / "0123456789abcdef",
+        root,
+    ]
+    for folder in theirs:
+        folder.mkdir(exist_ok=True)
+        for name in ("thesis.tex", "lock", "plan.json"):
+            (folder / name).write_text("{}")
+    np.testing.assert_array_equal(label(image, out, force=True)[...], right)
+    assert all((folder / "lock").read_text() == "{}" for folder in theirs)
+    assert sum(len(names) for _, _, names in os.walk(tmp_path)) == 2 + 3 * len(theirs)
+
+
+@pytest.mark.parametrize("inside", ["", "work/here"])
+def test_unfinished_work_in_the_output_itself_is_refused(tmp_path, image, inside):
+    out = tmp_path / "labels.ome.zarr"
+    with pytest.raises(ConfigError, match=r"scratch=.*lies in the output .*; choose another folder"):
+        label(image, out, scratch=out / inside)
+    assert not out.exists()
 
 
 def test_a_folder_for_unfinished_work_that_leads_elsewhere_is_refused(tmp_path, image):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny_training import start, studied, study_options, tree
 
+from evenslice._core import mark_staging
 from evenslice.cli import main
 from evenslice.results import load_study
 from evenslice.studying import StudyConfig, study
@@ -178,11 +179,11 @@ def test_a_run_that_is_trained_alone_is_not_trained_by_a_study_too(config, undis
     process = start(inputs, "train", options.model_dump(mode="json"), run, "--resume", SLOW="0.3")
     try:
         for _ in range(1200):
-            if (run / ".lock").exists():
+            if (run / ".evenslice-lock").exists():
                 break
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        assert (run / ".lock").exists()
+        assert (run / ".evenslice-lock").exists()
         (failed,) = study(config, out)["failed"]
         assert "another `evenslice train` is at work in it" in failed["error"]
     finally:
@@ -201,7 +202,7 @@ def test_a_run_is_not_repaired_while_another_process_works_on_it(config, out, un
     with run.lock():
         (failed,) = study(config, out)["failed"]
         assert "is at work in it; wait for it" in failed["error"]
-        assert tree(run.path) == sorted([*before, ".lock"])
+        assert tree(run.path) == sorted([*before, ".evenslice-lock"])
         assert (run.path / ".audit.npz.a1b2_3d4").exists()
     study(config, out)
     assert studied(out) == studied(undisturbed)
@@ -236,11 +237,12 @@ def test_what_a_killed_study_left_is_removed(config, out, undisturbed):
         (run / "log", "metrics.csv"),
     ):
         (folder / f".{name}.a1b2_3d4").mkdir()
+        mark_staging(folder / f".{name}.a1b2_3d4")
         (folder / f".{name}.a1b2_3d4" / name).write_bytes(bytes(100))
-    (out / ".lock").touch()
+    (out / ".evenslice-lock").touch()
     study(config, out)
     assert studied(out) == studied(undisturbed)
-    assert not [*out.rglob(".lock"), *out.rglob(".*.a1b2_3d4")]
+    assert not [*out.rglob(".evenslice-lock"), *out.rglob(".*.a1b2_3d4")]
 
 
 def test_files_that_inflate_or_never_end_are_damaged(config, out, undisturbed):

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_training import start, trained, training_options, tree
 
-from evenslice._core import ConfigError, OutputError
+from evenslice._core import ConfigError, OutputError, mark_staging
 from evenslice.cli import main
 from evenslice.training import RunFolder, TrainConfig, train
 
@@ -365,6 +365,38 @@ def test_a_log_that_is_lost_does_not_make_another_network_the_best(inputs, comma
     assert whole.read_result()["validation"]["step"] < 60
 
 
+STATED_IN = {
+    "result.json": lambda run: run.last.unlink(),
+    "network.safetensors": lambda run: (run.result.unlink(), run.last.unlink()),
+    "best.safetensors": lambda run: (run.result.unlink(), run.network.unlink()),
+    "last.ckpt": lambda run: (run.result.unlink(), run.network.unlink(), run.best.unlink()),
+}
+
+
+@pytest.mark.parametrize("name", STATED_IN)
+def test_a_run_does_not_go_on_with_an_edited_configuration(undisturbed, command, tmp_path, name):
+    run = RunFolder(shutil.copytree(undisturbed, tmp_path / "run"))
+    STATED_IN[name](run)
+    given = shutil.copy(run.config, tmp_path / "config.yaml")
+    text = run.config.read_text()
+    edited = text.replace("learning_rate: 0.01", "learning_rate: 0.02").replace("seed: 0", "seed: 1")
+    run.config.write_text(edited)
+    before = tree(run.path)
+    status, error = command("train", "--out", run.path, "--resume")
+    assert status == 2
+    assert re.search(
+        rf"error: seed, training\.learning_rate: changed since the run began, as .*{name} says", error
+    )
+    assert tree(run.path) == before
+    status, error = command("train", given, "--out", run.path, "--resume")  # as it was, but for the folder
+    assert status == 2
+    assert (
+        "seed: 0, training.learning_rate: 0.01: the run" in error or "config.yaml: seed, training.l" in error
+    )
+    run.config.write_text(text)
+    assert command("train", "--out", run.path, "--resume")[0] == 0
+
+
 def drop_result(run, name):
     run.result.unlink()
     return getattr(run, name)
@@ -447,9 +479,18 @@ def test_of_two_trainings_in_one_folder_the_second_is_told_so(inputs, command, u
 def test_what_a_killed_run_left_is_removed(config, run, undisturbed):
     for folder, name in ((run.path, "config.yaml"), (run.last.parent, "last.ckpt"), (run.log, "metrics.csv")):
         (folder / f".{name}.a1b2_3d4").mkdir()
+        mark_staging(folder / f".{name}.a1b2_3d4")
         (folder / f".{name}.a1b2_3d4" / name).write_bytes(bytes(100))
-    (run.path / ".lock").touch()
-    (run.path / ".mine.a1b2_3d4").mkdir()
+    (run.path / ".evenslice-lock").touch()
+    (run.path / ".lock").write_text("mine")
+    theirs = [run.path / name for name in (".mine.a1b2_3d4", ".result.json.previous")]
+    for folder in theirs:
+        folder.mkdir()
     train(config, run.path, resume=True)
+    assert all(folder.exists() for folder in theirs)
+    assert (run.path / ".lock").read_text() == "mine"
+    for folder in theirs:
+        folder.rmdir()
+    (run.path / ".lock").unlink()
     assert trained(run.path) == trained(undisturbed)
-    assert (run.path / ".mine.a1b2_3d4").exists()
+    assert not [*run.path.rglob(".*")]

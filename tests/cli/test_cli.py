@@ -1,8 +1,10 @@
 """Whole commands: what they print, what they write, how they fail."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,6 +203,17 @@ def test_what_lost_slices_cost_is_measured_once_for_all_methods(run, monkeypatch
     assert len(calls) == 1
 
 
+def test_what_lost_slices_cost_can_be_left_out(run):
+    options = ("--volume", "good.tif", "--max-windows", "4", "--json", "--no-stress")
+    code, out, err = run(*AUDIT, "--labels", "labels.tif", *options)
+    assert code == 0, err
+    assert json.loads(out)["stress"] is None
+    assert "note: --labels: had no effect, as --no-stress was given" in err
+    code, _, err = run(*AUDIT, *options)
+    assert code == 2
+    assert "--no-stress: has no effect without --labels; give both" in err
+
+
 def test_labels_without_effect_are_said_to_have_none(run):
     audit = [
         "audit",
@@ -248,6 +261,25 @@ def test_report_writes_the_page_anew(run, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "uniform" in page
     assert "pretrained" in page
+
+
+@pytest.mark.parametrize("name", ["report.html", "figures/shares.png", "tables/run.csv"])
+@pytest.mark.parametrize("place", [".", "copied"])  # above an audit, and beside one
+def test_a_report_replaces_nothing_of_the_user(run, tmp_path, place, name):
+    written = Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "audits" / "labels"
+    shutil.copytree(
+        written, tmp_path / "copied", ignore=shutil.ignore_patterns(".*")
+    )  # as `cp -r dir/*` does
+    theirs = tmp_path / place / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("mine")
+    code, _, err = run("report", str(tmp_path / place))
+    assert code == 2
+    assert f"{name}: has the name of a result, but evenslice did not write it; move it away" in err
+    assert theirs.read_text() == "mine"
+    theirs.unlink()
+    for _ in range(2):  # it replaces its own
+        assert run("report", str(tmp_path / place))[0] == 0
 
 
 def test_a_report_of_no_folder_says_which_folders_it_takes(run, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evenslice.cli import demonstration, main
-from evenslice.studying.study_folder import STUDY_FILES, study_folder
+from evenslice.studying.study_folder import STUDY_FILES, working_in_study
 from evenslice.volumes import open_volume, write_volume
 
 
@@ -17,7 +17,7 @@ def studied(monkeypatch):
     folders = []
 
     def study(config, folder):
-        with study_folder(folder):
+        with working_in_study(folder):
             for name in STUDY_FILES:
                 (folder / name).write_text(str(config.seeds))
             (folder / "runs" / "pretrained-0123456789ab").mkdir(parents=True, exist_ok=True)
@@ -72,6 +72,14 @@ def test_labels_of_the_user_are_not_taken_for_those_of_a_demonstration(
     assert (folder / "config.yaml").read_text() == "mine"
     assert (folder / "runs").exists()
     assert studied == []
+
+
+def test_the_folder_of_the_training_is_checked_before_the_audits(monkeypatch, capsys, tmp_path):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training/config.yaml").write_text("mine")
+    monkeypatch.setattr(demonstration, "run_demo", None)
+    assert run(monkeypatch, "--out", str(tmp_path)) == 2
+    assert "config.yaml: was not written by a study" in capsys.readouterr().err
 
 
 def run(monkeypatch, *arguments):

@@ -27,7 +27,7 @@ BAD = [
     (["--volume", "four.npy"], r"four.npy.*--axes"),
     (["--volume", "nan.npy"], r"1 voxels? .*\(3, 4, 5\).*--fill"),
     (["--volume", "constant.npy"], r"constant"),
-    (["--volume", "thin.npy"], r"2 slices; a window of 3 needs 3"),
+    (["--volume", "thin.npy"], r"2 slices; a window of 3 needs 3; take a deeper one"),
     (["--volume", "good.tif", "--slices", "4"], r"4.*odd"),
     (["--volume", "good.tif", "--strategy", "unifrom"], r"did you mean 'uniform'"),
     (["--volume", "good.tif", "--method", "gradeint"], r"did you mean 'gradient'"),
@@ -37,7 +37,16 @@ BAD = [
     (["--volume", "good.tif", "--model", "smpp:Unet/resnet18"], r"did you mean 'smp'"),
     (["--volume", "good.tif", "--model", "smp:Unett/resnet18"], r"did you mean 'Unet'"),
     (["--volume", "good.tif", "--model", "timm:resnet188"], r"did you mean 'resnet18'"),
+    (
+        ["--volume", "good.tif", "--weights", "none", "--model", "my_networks:with_inputs"],
+        r"my_networks:with_inputs: cannot be built .*as in my_networks:with_inputs\?inputs=1$",
+    ),
+    (
+        ["--volume", "good.tif", "--weights", "none", "--model", "my_networks:with_inputs?inputs=4"],
+        r"error: 4 slices: a window has an odd number of slices",
+    ),
     (["--volume", "good.tif", "--weights", "missing.pt"], r"missing.pt"),
+    (["--volume", "good.tif", "--weights", "."], r"\.: is a folder; name the file of weights"),
     (["--volume", "good.tif", "--weights", "other.pt"], r"other.pt.*0\.weight"),
     (["--volume", "good.tif", "--weights", "pickled.pt"], r"pickled.pt.*pickle"),
     (["--volume", "good.tif", "--weights", "good.tif"], r"good.tif"),
@@ -275,6 +284,46 @@ def test_full_standard_output_is_one_clear_line(folder, more):
     assert done.returncode == 2
     assert done.stderr.startswith("error: output: cannot be written (No space left on device); make room")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="only some systems have a disk that is always full")
+@pytest.mark.parametrize(
+    "arguments", [["info", "missing.tif"], ["info", "good.tif"], ["info", "a", "--debug"]]
+)
+def test_an_error_that_cannot_be_told_does_not_look_like_a_bias(folder, arguments):
+    with FULL.open("w") as full:
+        command = [sys.executable, "-m", "evenslice", *arguments]
+        done = subprocess.run(command, cwd=folder, stdout=full, stderr=full, check=False)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("columns", ["0", "3"])
+def test_no_result_is_lost_for_want_of_columns(run, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    status, out, _ = run("info", "good.tif")
+    assert status == 0
+    assert "voxels (z, y, x)" in out
+
+
+LATE = """
+import asyncio
+
+async def fail():
+    raise OSError("late")
+
+loop = asyncio.new_event_loop()
+task = loop.create_task(fail())
+loop.run_until_complete(asyncio.sleep(0))
+"""
+
+
+def test_requests_that_fail_when_the_error_was_told_draw_no_tracebacks(folder, tmp_path):
+    """Of a server that redirects in a circle, several do at a time."""
+    (tmp_path / "late.py").write_text(LATE)
+    arguments = ["--model", "late:nothing", "--weights", "none", "--volume", str(folder / "good.tif")]
+    done = run_process(tmp_path, "audit", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_debug_shows_the_traceback(folder):

@@ -419,6 +419,29 @@ class Unknown:
         return load, ()
 
 
+class Elsewhere:
+    """An object that only the process that made it can unpickle; Dask would end the connection of any other."""
+
+    def __reduce__(self):
+        return _at_home, (os.getpid(),)
+
+
+def _at_home(process):
+    if process != os.getpid():
+        raise ModuleNotFoundError("No module named 'mine'")
+    return Elsewhere()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_that_cannot_import_what_it_is_sent_says_so():
+    """The scheduler, in this process, can."""
+    with (
+        open_cluster(workers=1) as client,
+        pytest.raises(ConfigError, match="in a module that every worker can"),
+    ):
+        list(map_in_order(isinstance, [2], client, common=Elsewhere()))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_a_cluster_cannot_load_is_told_in_one_line():

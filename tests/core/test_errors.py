@@ -58,6 +58,10 @@ def test_long_lists_are_cut_to_the_nearest():
     assert len(text) < 200
 
 
+def test_names_known_twice_are_listed_once():
+    assert did_you_mean("b", ["a", "c", "a"]) == "known: a, c"
+
+
 def test_a_reason_is_one_short_printable_line():
     assert reason(ValueError("\n\tbad \x1b[31m\nsecond line")) == "bad ?[31m"
     assert reason(RuntimeError()) == "RuntimeError"

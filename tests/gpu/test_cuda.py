@@ -32,7 +32,7 @@ INTENSITY = (-3, 3)
 
 def needs(dtype):
     """Skip where a GPU does not compute in a precision."""
-    if dtype == "bfloat16" and choose_dtype("auto", choose_device("cuda")) != torch.bfloat16:
+    if dtype == "bfloat16" and choose_dtype("auto", choose_device("cuda"), training=True) != torch.bfloat16:
         pytest.skip("this GPU has no bfloat16")
 
 

@@ -220,14 +220,40 @@ def test_float16_is_refused_on_a_cpu_in_one_line(work, tmp_path):
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [(7, torch.float32), (8, torch.bfloat16)])
-def test_bfloat16_is_chosen_by_the_gpu_that_is_named(capability, dtype, monkeypatch):
-    """The current GPU has the other answer."""
+def test_bfloat16_is_chosen_for_training_alone_by_the_gpu_that_is_named(capability, dtype, monkeypatch):
+    """The current GPU has the other answer. Labels are computed in float32 unless less is asked for."""
     kinds = {"cuda": 15 - capability, "cuda:1": capability}
     with pretend_gpu(2):
         monkeypatch.setattr(
             torch.cuda, "get_device_properties", lambda at="cuda": types.SimpleNamespace(major=kinds[str(at)])
         )
-        assert choose_dtype("auto", torch.device("cuda", 1)) == dtype
+        assert choose_dtype("auto", torch.device("cuda", 1), training=True) == dtype
+        assert choose_dtype("auto", torch.device("cuda", 1)) == torch.float32
+
+
+def test_labels_are_those_of_float32_and_what_less_would_cost_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 2, 1)).requires_grad_(False)
+    volume = np.random.default_rng(0).random((4, 64, 64))
+    kinds = {"default": {}, "float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}}
+    found = {
+        name: evenslice.segment(model, volume, tmp_path / f"{name}.npy", device="cpu", **kind)[...]
+        for name, kind in kinds.items()
+    }
+    np.testing.assert_array_equal(found["default"], found["float32"])
+    changed = (found["bfloat16"] != found["float32"])[:2].sum()
+    foreground = (found["bfloat16"] | found["float32"])[:2].sum()
+    assert changed
+    said = (
+        f"bfloat16: labels differ from float32 in {100 * changed / 8192:.3g} % of the voxels of the first 2 planes, "
+        f"{100 * changed / foreground:.3g} % of the foreground\n"
+    )
+    assert capsys.readouterr().err == said
+    for kind in kinds.values():
+        scores = evenslice.evaluate(model, volume, volume > 0.5, device="cpu", surfaces=False, **kind)
+        assert scores.model["dtype"] == kind.get("dtype", "float32")
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("device", ["meta", "hpu"])

@@ -129,7 +129,7 @@ def test_labels_that_are_stored_together_are_read_together(
     original = source.read
     monkeypatch.setattr(source, "read", lambda self, key: read.append(key[0].start) or original(self, key))
     found = evenslice.evaluate(linear(0.4, 0.4, 0.1), image, volume, stress=True, **slices, **OPTIONS)
-    assert read == starts
+    assert read == [0, *starts]  # all once before anything is predicted
     assert found.dice == expected.dice
     assert found.stress == expected.stress
 
@@ -202,6 +202,21 @@ def test_an_onnx_file_is_evaluated_as_a_network_is(blobs, tmp_path, size):
     for loss, other in zip(found.stress.losses, expected.stress.losses, strict=True):
         assert loss.before.dice == pytest.approx(other.before.dice, abs=2e-3)
         assert loss.after.dice == pytest.approx(other.after.dice, abs=2e-3)
+
+
+def test_a_stray_label_in_the_last_slice_is_found_before_anything_is_predicted(blobs):
+    image, labels = blobs
+    seen = []
+
+    def function(windows):
+        seen.append(len(windows))
+        return np.stack([1 - 2 * windows[:, 1], 2 * windows[:, 1] - 1], axis=1)
+
+    labels = np.array(labels)
+    labels[-1, -1, -1] = 7
+    with pytest.raises(VolumeError, match="holds the label value 7"):
+        evenslice.evaluate(function, image, labels, slices=3, intensity=(0, 1), progress=False)
+    assert sum(seen) < 3  # a trial
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def part(predicted, labels, classes, name="volume", **options):
 
 def scores(*pairs, classes=3, **options):
     parts = [part(*pair, classes, name=f"volume {i}") for i, pair in enumerate(pairs)]
-    return evaluate_parts(Levels(classes), parts, classes=classes, device="cpu", dtype="float32", **options)
+    return evaluate_parts(Levels(classes), parts, classes=classes, device="cpu", **options)
 
 
 def random_classes(seed, shape=(4, 16, 20), classes=3):
@@ -132,7 +132,7 @@ def test_surfaces_of_a_volume_use_its_spacing():
     masks = ball(6, shift=2).astype(int), ball(6).astype(int)
     plain = part(*masks, 2)
     spaced = part(*masks, 2, spacing=(50, 4, 4), unit="nm")
-    found = evaluate_parts(Levels(2), [plain, spaced], classes=2, device="cpu", dtype="float32")
+    found = evaluate_parts(Levels(2), [plain, spaced], classes=2, device="cpu")
     first, second = found.volumes
     assert (first.unit, second.unit, second.spacing) == ("voxel", "nm", (50, 4, 4))
     assert second.hd95[1] == surface_scores(masks[1], masks[0], (50, 4, 4))[0]
@@ -246,7 +246,7 @@ def test_a_class_that_the_slices_looked_at_miss_has_one_more():
     held = replace(part(labels, labels, 3), index=ClassIndex(np.bincount(labels.ravel()), positions))
 
     def seen(most):
-        options = {"surfaces": False, "most_slices": most, "device": "cpu", "dtype": "float32"}
+        options = {"surfaces": False, "most_slices": most, "device": "cpu"}
         return evaluate_parts(Levels(3), [held], classes=3, **options).volumes[0].confusion.diagonal()
 
     assert seen(1).tolist() == [64 // 2, 64, 64 // 2]  # the middle slice, and that with most of class 2
@@ -256,7 +256,7 @@ def test_a_class_that_the_slices_looked_at_miss_has_one_more():
 def test_distances_in_different_units_have_no_mean():
     masks = ball(6, shift=2).astype(int), ball(6).astype(int)
     parts = [part(*masks, 2), part(*masks, 2, spacing=(5, 5, 5), unit="nm")]
-    found = evaluate_parts(Levels(2), parts, classes=2, device="cpu", dtype="float32").to_dict()
+    found = evaluate_parts(Levels(2), parts, classes=2, device="cpu").to_dict()
     assert np.isnan(found["hd95"]["mean"])
     assert found["volumes"][1]["hd95"][1] == 5 * found["volumes"][0]["hd95"][1]
     assert found["surface_dice"]["mean"] > 0
@@ -268,7 +268,7 @@ def test_one_channel_stands_for_two_classes():
             return windows[:, 1:2] - 0.5
 
     labels = random_classes(0, classes=2)
-    found = evaluate_parts(Binary(), [part(labels, labels, 2)], classes=2, device="cpu", dtype="float32")
+    found = evaluate_parts(Binary(), [part(labels, labels, 2)], classes=2, device="cpu")
     assert found.mean_dice == 1
 
 

@@ -128,7 +128,7 @@ def test_the_pooled_dice_is_that_of_the_summed_confusion_matrices():
     found = measured(linear(0.5, 0.3, 0.2), image, labels)
     part = LabelledVolume("blobs", open_volume(image), open_volume(labels), ONE, ClassIndex(np.zeros(2), ()))
     scores = evaluate_parts(
-        linear(0.5, 0.3, 0.2), [part], classes=2, stressed=99, device="cpu", dtype="float32", surfaces=False
+        linear(0.5, 0.3, 0.2), [part], classes=2, stressed=99, device="cpu", surfaces=False
     )
     assert found.intact.dice == scores.mean_dice == scores.stress.intact.dice
     assert found.intact.iou == pytest.approx(scores.mean_iou)
@@ -250,19 +250,45 @@ def test_what_stands_in_the_place_of_a_slice():
     assert found["reversed"][0] is window[2]
 
 
-def test_a_class_that_the_labels_lack_does_not_count():
+def test_a_class_that_the_answer_alone_has_counts_as_0_in_both_means():
     image, labels = blobs()
-    network = nn.Sequential(linear(1.0, 0.0, 0.0), Three())
-    found = measured(network, image, labels)
+    found = evenslice.evaluate(
+        nn.Sequential(linear(0.5, 0.3, 0.2), Three(0.2)),
+        image,
+        labels,
+        stress=True,
+        stress_slices=21,
+        intensity=(0, 1),
+        surfaces=False,
+    )
+    intact = found.stress.intact
+    assert intact.dice_per_class[2] == 0
+    assert found.dice == intact.dice == intact.dice_per_class[1] / 2
+    loss = found.stress.losses[0].before
+    assert loss.dice == loss.dice_per_class[1] / 2
+    assert loss.loss.estimate == pytest.approx(intact.dice - loss.dice)
+    nothing = measured(linear(1.0, 0.0, 0.0), image, np.zeros_like(labels))
+    assert nothing.intact.dice == nothing.losses[0].asymmetry.estimate == 0
+
+
+def test_a_class_that_neither_has_is_left_out():
+    image, labels = blobs()
+    found = measured(nn.Sequential(linear(1.0, 0.0, 0.0), Three(9)), image, labels)
     assert len(found.intact.dice_per_class) == 3
     assert found.intact.dice == found.intact.dice_per_class[1]
-    nothing = measured(network, image, np.zeros_like(labels))
+    nothing = measured(linear(0.0, 0.0, 0.0), image, np.zeros_like(labels))
     assert np.isnan([nothing.intact.dice, nothing.losses[0].asymmetry.estimate]).all()
 
 
 class Three(nn.Module):
+    """Class 2 where class 1 would be by more than a margin."""
+
+    def __init__(self, margin):
+        super().__init__()
+        self.margin = margin
+
     def forward(self, logit):
-        return torch.cat([-logit, logit, logit - 0.1], dim=1)
+        return torch.cat([-logit, logit, 2 * logit - self.margin], dim=1)
 
 
 def test_what_cannot_be_stressed():

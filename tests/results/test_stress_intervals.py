@@ -13,7 +13,7 @@ def summarized(found):
 
 def test_slices_without_foreground_say_nothing_about_the_precision():
     found = counts(np.random.default_rng(0), organ(30, 24), 0.0)
-    inside = np.flatnonzero(found.reference[:, 1])
+    inside = np.flatnonzero(found.hits[:, 0, 1])
     alone = StressCounts(*(part[inside] for part in found))
     assert len(inside) == 24
     assert summarized(found) == summarized(alone)

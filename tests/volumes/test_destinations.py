@@ -118,6 +118,13 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_another_dataset_in_the_file_of_an_input_is_not_said_to_be_it(tmp_path):
+    write_volume(open_volume(NOISE), tmp_path / "a.h5:/raw")
+    volume = open_volume(tmp_path / "a.h5:/raw")
+    with pytest.raises(OutputError, match="a.h5:/seg: would replace the file of .*a.h5:/raw, which is read"):
+        check_destination(tmp_path / "a.h5:/seg", volume, force=True)
+
+
 @every_format
 def test_an_input_is_never_replaced(name, tmp_path):
     write_volume(open_volume(NOISE), tmp_path / name)
@@ -181,6 +188,65 @@ def test_a_file_that_holds_other_datasets_is_not_replaced(tmp_path):
         assert contents(tmp_path) == before
         with h5py.File(path, "a") as file:
             del file["group/raw"]
+
+
+HDF5_ADDITIONS = {
+    "/notes": lambda file: file.create_group("notes"),
+    "/group/type": lambda file: file.__setitem__("group/type", np.dtype("f8")),
+    "the attribute author of /": lambda file: file.attrs.create("author", "me"),
+    "the attribute author of /group": lambda file: file["group"].attrs.create("author", "me"),
+    "the attribute author of /group/labels": lambda file: file["group/labels"].attrs.create("author", "me"),
+    "a user block": None,
+}
+
+
+@pytest.mark.parametrize("held", HDF5_ADDITIONS)
+def test_what_lies_beside_the_dataset_of_a_file_is_not_lost(held, tmp_path):
+    path, volume = tmp_path / "a.h5", open_volume(NOISE, spacing=(2, 1, 1), unit="um")
+    if HDF5_ADDITIONS[held] is None:
+        with h5py.File(path, "w", userblock_size=512) as file:
+            file["group/labels"] = NOISE
+    else:
+        write_volume(volume, f"{path}:/group/labels")
+        for name in (path, f"{path}:/group/labels"):
+            check_destination(name, force=True)
+        with h5py.File(path, "a") as file:
+            HDF5_ADDITIONS[held](file)
+    before = contents(tmp_path)
+    for name in (path, f"{path}:/group/labels"):
+        with pytest.raises(OutputError, match=f"the file also contains {held}, which would be lost"):
+            write_volume(volume, name, force=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("zarr_format", "place", "held"),
+    [
+        (2, "", "author"),
+        (3, "", "author"),
+        (3, "", "ome/omero"),
+        (2, "0", "author of 0"),
+        (3, "0", "author of 0"),
+    ],
+)
+def test_attributes_beside_those_of_an_image_are_not_lost(zarr_format, place, held, tmp_path):
+    path, volume = tmp_path / "a.zarr", open_volume(NOISE)
+    if zarr_format == 3:
+        write_volume(volume, path)
+    else:
+        group = zarr.open_group(path, mode="w", zarr_format=2)
+        group.create_array("0", data=NOISE, attributes={"_ARRAY_DIMENSIONS": ["z", "y", "x"]})
+        group.attrs["multiscales"] = [{"datasets": [{"path": "0"}]}]
+    check_destination(path, force=True)
+    attributes = zarr.open(path / place).attrs
+    if held == "ome/omero":
+        attributes["ome"] = {**attributes["ome"], "omero": {}}
+    else:
+        attributes["author"] = "me"
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match=f"also contains the attribute {held}, which would be lost"):
+        write_volume(volume, path, force=True)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemError])

@@ -1,6 +1,7 @@
 """MRC maps, written by mrcfile: values, voxel size, order of axes, stacks."""
 
 import struct
+from itertools import permutations
 
 import mrcfile
 import numpy as np
@@ -68,6 +69,16 @@ def test_a_stack_of_images_states_no_distance(tmp_path):
 def test_axes_in_another_order(tmp_path):
     volume = open_volume(write(tmp_path / "a.mrc", STACK.T, voxel=(50, 5, 4), mapc=3, mapr=2, maps=1))
     assert same(volume, STACK)
+
+
+@pytest.mark.parametrize("order", ["".join(order) for order in permutations("zyx")])
+def test_voxels_keep_their_size_in_any_order_of_axes(tmp_path, order):
+    array = STACK.transpose(["zyx".index(axis) for axis in order])
+    header = {name: "_xyz".index(axis) for name, axis in zip(("maps", "mapr", "mapc"), order, strict=True)}
+    path = write(tmp_path / "a.mrc", array, mx=32, my=40, mz=6, cella=(4 * 32, 5 * 40, 50 * 6), **header)
+    volume = open_volume(path)
+    assert same(volume, STACK)
+    assert volume.spacing == pytest.approx((50, 5, 4))
 
 
 def test_no_voxel_size(tmp_path):

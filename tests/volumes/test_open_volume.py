@@ -78,6 +78,16 @@ def test_tiff_written_page_by_page(tmp_path):
     assert same(open_volume(path), STACK)
 
 
+def test_images_of_one_shape_are_not_said_to_differ_in_it(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for compression in (None, "zlib"):
+            file.write(np.zeros((8, 8), np.uint8), compression=compression, metadata=None)
+    with pytest.raises(
+        errors.VolumeError, match=r"holds 2 images of shape \(8, 8\) that are compressed or stored"
+    ):
+        open_volume(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_imagej_spacing(tmp_path, compression):
     path = tmp_path / "stack.tif"

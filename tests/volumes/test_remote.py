@@ -334,6 +334,8 @@ def test_a_server_that_goes_away(tmp_path):
         ("reference://x/a.zarr", "cannot read addresses of this kind"),
         ("https://host/a.zarr::reference://x", "cannot read addresses of this kind"),
         ("simplecache::https://host/a.zarr", "no such file|cannot read addresses of this kind"),
+        ("http://[::1]:1/a.zarr", "Cannot connect to host ::1:1"),
+        ("http://[::1]::reference://x", "cannot read addresses of this kind"),
         ("https://host/a/../../b.zarr", "is not the address of a folder"),
         ("s3://", "is not the address of a folder"),
     ],

@@ -31,6 +31,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     folder: ClassVar = None
     asked: ClassVar[list[tuple[str, int]]] = []
     headers_seen: ClassVar[list[str]] = []
+    moved: ClassVar[int] = 0  # bytes by which a part lies elsewhere in the file than was asked for
 
     def do_GET(self):
         self.headers_seen.append(str(self.headers))
@@ -40,10 +41,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         content, status = file.read_bytes(), 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        part = None
         if asked and "whole" not in self.path:
-            content, status = content[int(asked[1]) : int(asked[2]) + 1], 206
+            start = max(int(asked[1]) - self.moved, 0)
+            size, content, status = (
+                len(content),
+                content[start : start + 1 + int(asked[2]) - int(asked[1])],
+                206,
+            )
+            part = f"bytes {start}-{start + len(content) - 1}/{size}"
         self.asked.append((self.path, len(content)))
         self.send_response(status)
+        if part is not None:
+            self.send_header("Content-Range", part)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -427,6 +437,22 @@ def test_what_is_refused(web, google, tmp_path, monkeypatch):
     fails("az://container/a.zarr", "set AZURE_STORAGE_ACCOUNT_NAME", errors.ConfigError)
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "evil.example/")
     fails("az://container/a.zarr", "set AZURE_STORAGE_ACCOUNT_NAME", errors.ConfigError)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_server_that_sends_another_part_of_a_file_than_was_asked_for(tmp_path, stated, monkeypatch):
+    """Chunks in shards that are not compressed have no check of their own."""
+    write_precomputed(tmp_path / "plain", LABELS, "raw", PLAIN_SHARDS)
+    with served(tmp_path) as address:
+        volume = open_volume(f"precomputed://{address}/plain")
+        assert np.array_equal(volume[1], LABELS[1])
+        monkeypatch.setattr(Handler, "moved", 16)
+        if not stated:
+            monkeypatch.setattr(Handler, "send_header", lambda *_: None)
+        with pytest.raises(
+            errors.VolumeError, match=r"the server sends '.*' where bytes=\d+-\d+ was asked for"
+        ):
+            volume[5]
 
 
 def test_a_server_that_sends_too_much(web, folder):

@@ -52,6 +52,8 @@ from .result_files import (
     reading as reading,
 )
 from .staging import (
+    is_staging as is_staging,
+    mark_staging as mark_staging,
     reporting_write_errors as reporting_write_errors,
     staged_file as staged_file,
     staged_folder as staged_folder,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import warnings
 from collections import deque
 from concurrent.futures import CancelledError
@@ -44,6 +45,7 @@ CONNECT_SECONDS = 10
 MOST_WORKERS = 1024
 PATROL_SECONDS = 30  # between looks whether there still are workers
 AHEAD = 2  # items sent to each worker, including the one in progress
+_LOADING = threading.Lock()
 START_AGAIN = "start the command again (a segmentation or study keeps what is finished)"
 
 
@@ -227,7 +229,7 @@ def map_in_order(
     waiting: deque[Any] = deque()
     while True:
         for item in islice(items, max(0, patrol.capacity() - len(waiting))):
-            waiting.append(patrol.submit(function, item, *rest))
+            waiting.append(patrol.submit(_after, None, function, item, *rest))
         if not waiting:
             return
         try:
@@ -343,39 +345,56 @@ class _Patrol:
             return future.result()
 
 
+class _Sent:
+    """An object for workers, as bytes until the first task of a process needs it.
+
+    Dask unpickles messages before it knows whose task they are about: a worker that could not import a module would end
+    without a word, and its tasks would wait for another one for ever. A task that cannot do it fails.
+    """
+
+    def __init__(self, pickled: bytes, item: Any = None) -> None:
+        self._pickled, self._item = pickled, item
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from distributed.protocol.pickle import dumps
+
+        with _LOADING:
+            return _Sent, (self._pickled if self._item is None else dumps(self._item),)
+
+    def load(self) -> Any:
+        """Return the object, or raise ConfigError if it cannot be unpickled here."""
+        from distributed.protocol.pickle import loads
+
+        with _LOADING:
+            if self._item is None:
+                try:
+                    self._item, self._pickled = loads(self._pickled), b""
+                except Exception as error:  # unpickling may raise anything
+                    raise ConfigError(
+                        f"the cluster cannot load what it is sent ({type(error).__name__}: {reason(error)}); your own code "
+                        "must be in a module that every worker can import, and they need the same packages as this process"
+                    ) from error
+            return self._item
+
+
 def _send(patrol: _Patrol, objects: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copy objects to every worker, as results of tasks, which survive the loss of workers that hold them.
 
     A worker that fetched them only when needed would wait, because busy workers are slow to answer.
-
-    Raises:
-        ConfigError: the workers cannot load them.
-        EvensliceError: as for ``map_as_finished``.
     """
     if not objects:
         return ()
+    from distributed.protocol.pickle import dumps
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # networks are large
-        futures = tuple(patrol.submit(_same, item) for item in objects)
+        futures = tuple(patrol.submit(_Sent, dumps(item)) for item in objects)
     for future in futures:
         patrol.wait(future)
-        error = future.exception()
-        if error is not None:
-            cause = error.__cause__ or error
-            raise ConfigError(
-                f"the cluster cannot load what it is sent ({type(cause).__name__}: {reason(cause)}); your "
-                "own code must be in "
-                "a module that the scheduler and every worker can import, and they need the same packages "
-                "as this process"
-            ) from error
     patrol.replicate(futures)
     return futures
 
 
-def _after(_before: Any, function: Callable[..., Result], *arguments: Any) -> Result:
+def _after(_before: Any, function: Callable[..., Result], item: Any, *sent: _Sent) -> Result:
     """Call a function; the scheduler waits for what is finished before."""
-    return function(*arguments)
-
-
-def _same(item: Item) -> Item:
-    return item
+    return function(item, *(each.load() for each in sent))

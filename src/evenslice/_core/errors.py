@@ -133,7 +133,7 @@ class EvensliceError(Exception):
         ...     evenslice.neutralize(None, slices=4)
         ... except evenslice.EvensliceError as error:
         ...     print(error)
-        slices=4: a window has an odd number of slices: 1, 3, 5, ...
+        4 slices: a window has an odd number of slices, 1, 3, 5, ...; choose it with slices
     """
 
     def __str__(self) -> str:
@@ -360,7 +360,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
         >>> did_you_mean("x", ["center", "uniform"])
         'known: center, uniform'
     """
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(str(name), known, n=6, cutoff=0.5)
     close = close or [word for word in known if "_" in word and _initials(word) == name]
     shown = known if len(known) <= 12 else (close or known[:6])

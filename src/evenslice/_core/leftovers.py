@@ -6,6 +6,8 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
+from evenslice._core.staging import is_staging
+
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
@@ -16,7 +18,7 @@ _STAGING = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as `staged_file` and `staged_f
 
 
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:
-    """Remove what processes that were killed while they wrote some files left beside these.
+    """Remove what processes that were killed while they wrote some files left beside these, and nothing of the user's.
 
     Call it only while no other process can write them.
 
@@ -26,13 +28,16 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
 
     Example:
         >>> import tempfile; from pathlib import Path
+        >>> from evenslice._core.staging import mark_staging
         >>> folder = Path(tempfile.mkdtemp())
-        >>> (folder / ".run.json.k2_x7a0b").mkdir()
+        >>> for name in (".run.json.k2_x7a0b", ".run.json.original"):
+        ...     (folder / name).mkdir()
+        >>> mark_staging(folder / ".run.json.k2_x7a0b")
         >>> remove_leftovers(folder, ["run.json"])
-        >>> list(folder.iterdir())
-        []
+        >>> [item.name for item in folder.iterdir()]
+        ['.run.json.original']
     """
     for item in folder.glob(".*"):
         found = _STAGING.fullmatch(item.name)
-        if found and found[1] in names and item.is_dir() and not item.is_symlink():
+        if found and found[1] in names and is_staging(item):
             shutil.rmtree(item, ignore_errors=True)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["is_locked", "locked", "locked_folder"]
 
-LOCK = ".lock"
-"""Name of the lock file in a folder of results."""
+LOCK = ".evenslice-lock"
+"""Name of the lock file in a folder of results, which is removed at the end: no file of the user's has it."""
 
 WAIT_SECONDS = 1.0  # for a process that is just ending
 

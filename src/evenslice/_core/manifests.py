@@ -1,8 +1,8 @@
 """Which files of a folder evenslice wrote: a list kept beside them, so that nothing else is ever replaced or removed.
 
-A folder without a list is one of an earlier version if it holds a result document of that version, by whose beginning
-it is recognised; the names of its files then say which are results. Links are never followed, removed or replaced,
-whatever a list says: a folder and the list in it may come from anyone.
+In a folder without a list, a result document is recognised by its beginning, and files that are named like documents are
+then taken for results; pages, figures and tables, whose names may be the user's, never are. Links are never followed,
+removed or replaced, whatever a list says: a folder and the list in it may come from anyone.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str] 
     Args:
         folder: the folder.
         patterns: glob patterns of the files that make up a result of this kind.
-        documents: glob patterns of result documents, one of which shows that a folder without a list is one of an
-            earlier version; None: there is no list, the names alone decide.
+        documents: glob patterns of result documents, which are known without a list if one of them is evenslice's; None:
+            there is no list, the names alone decide.
 
     Raises:
         OutputError: a file has the name of a result, but is not one that evenslice wrote, or is one of another kind of
@@ -44,10 +44,15 @@ def old_results(folder: Path, patterns: Sequence[str], documents: Sequence[str] 
     named = [folder / pattern for pattern in patterns if "*" not in pattern and "[" not in pattern]
     refuse_links(folder, [*found, *named, *(folder / Path(pattern).parent for pattern in patterns)])
     listed = None if documents is None else _listed(folder)
-    earlier = listed is None and (documents is None or any(map(_is_document, _glob(folder, documents))))
+    if documents is None:
+        known = set(found)
+    elif listed is not None:
+        known = {folder / name for name in listed}
+    else:
+        unlisted = set(_glob(folder, documents))
+        known = unlisted if any(map(_is_document, unlisted)) else set()
     for item in found:
-        known = earlier if listed is None else item.relative_to(folder).as_posix() in listed
-        if not known or not item.is_file():
+        if item not in known or not item.is_file():
             raise OutputError(
                 f"{item}: has the name of a result, but evenslice did not write it; move it away, or choose "
                 "another folder"

@@ -19,15 +19,27 @@ from evenslice._core.manifests import MANIFEST, manifest_text, old_results, refu
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["staged_file", "staged_folder"]
+__all__ = ["is_staging", "mark_staging", "staged_file", "staged_folder"]
 
-_ALIVE = ".alive"
-"""A lock file in each staging folder of ``staged_folder``: the system releases it when its process ends, however."""
+_MARKER = ".evenslice-staging"
+"""A file in each staging folder, without which none is removed that another process left: names alone may be the user's.
+
+In those of ``staged_folder`` it is a lock: the system releases it when its process ends, however."""
 
 _RETIRED = ".old"
 """The folder in a staging folder to which ``staged_folder`` moves old results until all new ones are in place."""
 
 LONGEST_PREFIX = 200  # bytes of the name of a staging folder, which may have 255 on most file systems
+
+
+def mark_staging(folder: Path) -> None:
+    """Mark a folder as one that only holds unfinished work of evenslice, which ``is_staging`` recognizes."""
+    (folder / _MARKER).touch()
+
+
+def is_staging(folder: Path) -> bool:
+    """Return whether a path is a folder, not a link to one, that was made for unfinished work of evenslice."""
+    return not folder.is_symlink() and (folder / _MARKER).is_file()
 
 
 @contextmanager
@@ -83,7 +95,13 @@ def _refuse_device(path: Path) -> None:
 def _make_beside(path: Path) -> Path:
     """Make a folder beside a path and named after it, as far as the file system allows."""
     prefix = os.fsdecode(os.fsencode(f".{path.name}")[:LONGEST_PREFIX])
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}.", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}.", dir=path.parent))
+    try:
+        mark_staging(folder)
+    except BaseException:
+        folder.rmdir()
+        raise
+    return folder
 
 
 @contextmanager
@@ -161,13 +179,13 @@ def staged_folder(
     with reporting_write_errors(path):
         _remove_abandoned(path)
         folder = Path(tempfile.mkdtemp(prefix=".unfinished.", dir=path))
-    alive = FileLock(folder / _ALIVE, thread_local=False)
+    alive = FileLock(folder / _MARKER, thread_local=False)
     try:
         with _room_for(path):
             alive.acquire()
             yield folder
         with reporting_write_errors(path):
-            written = (item for item in sorted(folder.rglob("*")) if item.is_file() and item.name != _ALIVE)
+            written = (item for item in sorted(folder.rglob("*")) if item.is_file() and item.name != _MARKER)
             new = [item.relative_to(folder) for item in written]
             if documents is not None:
                 text = manifest_text(path, [item.as_posix() for item in new], documents)
@@ -194,9 +212,9 @@ def _remove_abandoned(path: Path, replaced: Sequence[str] = ()) -> None:
         replaced: glob patterns of results that whole new ones have replaced, so that old ones may go.
     """
     for item in path.glob(".unfinished.*"):
-        if item.is_symlink() or not (item / _ALIVE).is_file() or _holds_retired(item, (MANIFEST, *replaced)):
+        if not is_staging(item) or _holds_retired(item, (MANIFEST, *replaced)):
             continue
-        lock = FileLock(item / _ALIVE)
+        lock = FileLock(item / _MARKER)
         with suppress(Timeout, OSError), lock.acquire(timeout=0):
             shutil.rmtree(item, ignore_errors=True)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import io
+import logging
+import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["app", "run"]
+
+LEAST_COLUMNS = 20  # that the environment can ask for
 
 
 class _Group(TyperGroup):
@@ -77,6 +82,7 @@ class _Command(TyperCommand):
         return rest
 
     def invoke(self, ctx: Any) -> Any:
+        Path.cwd()  # raises where the folder was removed, in which libraries would end the process
         try:
             return super().invoke(ctx)
         # Typer would make it a status, as if the command had told the user.
@@ -141,6 +147,9 @@ def run(words: Sequence[str]) -> int:
     """
     arguments = [word for word in words if word != "--debug"]
     debug = len(arguments) < len(words)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) < LEAST_COLUMNS:  # of which Rich prints next to nothing
+        del os.environ["COLUMNS"]  # so that it asks the terminal
     if isinstance(sys.stdout, io.TextIOWrapper):  # a sign that the terminal lacks must not end a finished job
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -177,15 +186,21 @@ def _report(error: Exception, *, debug: bool) -> int:
         discard_stdout()
         return 141  # as a shell reports SIGPIPE
     text = _line(error)
-    if text is None or debug:
-        _print_traceback()
+    with suppress(OSError):  # where nothing can be told, the status tells alone
+        if text is None or debug:
+            _print_traceback()
+        if text:  # without arguments, the help was shown
+            typer.echo(f"error: {printable(without_secrets(' '.join(text.split())))}", err=True)
     if text is None:
         return 70
-    if text:  # without arguments, the help was shown
-        typer.echo(f"error: {printable(without_secrets(' '.join(text.split())))}", err=True)
-    # Unfinished requests to a store may complain when the interpreter exits, after one of them has failed.
-    atexit.register(setattr, sys, "unraisablehook", lambda _: None)
+    atexit.register(_end_quietly)
     return 2
+
+
+def _end_quietly() -> None:
+    """Let unfinished requests to a store, of which one has failed, not complain when the interpreter exits."""
+    sys.unraisablehook = lambda _: None
+    logging.getLogger("asyncio").disabled = True
 
 
 def _line(error: Exception) -> str | None:

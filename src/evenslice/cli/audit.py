@@ -65,6 +65,10 @@ def audit(
         ),
     ] = None,
     values: options.LabelValues,
+    no_stress: Annotated[
+        bool,
+        options.measurement("With --labels, do not measure what a disturbed slice costs.", "--no-stress"),
+    ] = False,
     plane: options.Plane = None,
     opening: LabelledOpening,
     scaling: options.Scaling,
@@ -189,12 +193,14 @@ def audit(
     from evenslice.networks import find_function
     from evenslice.report import need_report_extra
     from evenslice.training import asked_size
+    from evenslice.volumes import refuse_without_labels
 
     if require is not None:
         check_known("require", require, ENOUGH)
     if labels is None:
         values.refuse()
         opening.refuse()
+        refuse_without_labels(no_stress=no_stress or None)
     network, reading = _of_source(
         source,
         network={**asdict(inputs), "classes": classes, "tie": tie},
@@ -236,13 +242,15 @@ def audit(
             strategies=strategy or ["pretrained"],
             methods=method or [None],
             seed=seed,
+            stress=not no_stress,
             command=command_line(),
         )
         if folder is not None:
             write_results(audits, folder)
     show_audits(audits, out, json=output.json)
     if labels and target != "labels" and all(found.stress is None for found in audits):
-        tell("note: --labels: had no effect, as a window of one slice has no neighbours to disturb")
+        why = "--no-stress was given" if no_stress else "a window of one slice has no neighbours to disturb"
+        tell(f"note: --labels: had no effect, as {why}")
     audited = audits[0].run.model
     if source.weights is not None:
         tell_untrained(source.weights, audited.get("random", ()))

@@ -9,7 +9,14 @@ from evenslice._core import ConfigError, ModelError, option
 from evenslice.auditing import check_method
 from evenslice.inference import ONNX, load_onnx
 from evenslice.networks import build_model, normalization
-from evenslice.neutralizing import find_strategy, load_network, record_of, symmetrize, symmetrized_at
+from evenslice.neutralizing import (
+    find_strategy,
+    load_network,
+    record_of,
+    restore_average,
+    symmetrize,
+    symmetrized_at,
+)
 from evenslice.report import FIGURE_FILES, TABLE_FILES, write_figures, write_report, write_tables
 from evenslice.results import save_audits
 
@@ -58,6 +65,7 @@ def audit_strategies(
     strategies: Sequence[str | tuple[float, ...]] = ("pretrained",),
     methods: Sequence[str | None] = (None,),
     seed: int = 0,
+    stress: bool = True,
     command: str | None = None,
 ) -> list[Audit]:
     """Load a network once for each strategy and audit it by each method.
@@ -69,6 +77,7 @@ def audit_strategies(
             built.
         methods: attribution methods; None stands for the default of ``audit``.
         seed: random seed of the strategies.
+        stress: with labels, also measure what a disturbed slice costs, once for each strategy.
         command: the command line to note in the results.
 
     Returns:
@@ -88,7 +97,7 @@ def audit_strategies(
     for model, title, source in _networks(network, strategies, seed):
         lost = None
         for number, method in enumerate(methods):
-            found = measure(model, slices=network.slices, method=method, stress=number == 0)
+            found = measure(model, slices=network.slices, method=method, stress=stress and number == 0)
             lost = found.stress if number == 0 else lost  # which no method changes
             scaling = _scaling(network, model, found.run.scaling)
             run = replace(found.run, model=found.run.model | source, scaling=scaling, command=command)
@@ -155,6 +164,7 @@ def _plain(
         raise error
     try:
         model, source = build_model(network.spec, network.weights, classes=network.classes, seed=seed)
+        restore_average(model)
     except ModelError:
         raise error from None
     if network.symmetrize is None:

@@ -20,19 +20,16 @@ def demo(
     output: options.Output,
 ) -> None:
     """Audit a pretrained U-Net on real MRI before and after making it fair, then train it; works offline."""
-    from evenslice._core import ConfigError, OutputError, option, staged_folder
+    from evenslice._core import ConfigError, option, staged_folder
     from evenslice.cli.comparison import AUDITS, RENDERED, write_results
-    from evenslice.cli.demonstration import LABELS, has_labels, need_demo_extras, run_demo, train_demo
+    from evenslice.cli.demonstration import check_training, need_demo_extras, run_demo, train_demo
     from evenslice.cli.study_tables import course_table
 
     if seed >= SEEDS:
         raise ConfigError(f"{option('seed', seed)}: the training takes seeds up to {SEEDS - 1}")
     need_demo_extras()
     training = out / "training"
-    if (training / LABELS).exists() and not output.force and not has_labels(training):
-        raise OutputError(
-            f"{training / LABELS}: exists; choose another {option('out')}, or replace it with {option('force')}"
-        )
+    check_training(training, force=output.force)
     staged = staged_folder(out, AUDITS + RENDERED, documents=AUDITS, force=output.force)
     with quiet(output.json):
         with staged as folder:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evenslice._core import EvensliceError, needs_extra
+from evenslice._core import EvensliceError, OutputError, needs_extra, option
 from evenslice.auditing import audit
 from evenslice.cli.comparison import audit_strategies
 from evenslice.cli.options import Network
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from evenslice.results import StudyResults
     from evenslice.studying import StudyConfig
 
-__all__ = ["LABELS", "SPEC", "has_labels", "need_demo_extras", "run_demo", "train_demo"]
+__all__ = ["SPEC", "check_training", "need_demo_extras", "run_demo", "train_demo"]
 
 SPEC = "smp:Unet/tu-tf_efficientnet_lite0"
 MOST_WINDOWS = 160
@@ -82,7 +82,7 @@ def train_demo(folder: Path, *, seed: int = 0, force: bool = False) -> StudyResu
     """
     from evenslice.studying import study
 
-    if not has_labels(folder):
+    if not _has_labels(folder):
         _write_labels(folder / LABELS, force=force)
     elif force:
         _remove_study(folder)
@@ -90,7 +90,25 @@ def train_demo(folder: Path, *, seed: int = 0, force: bool = False) -> StudyResu
     return load_study(folder)
 
 
-def has_labels(folder: Path) -> bool:
+def check_training(folder: Path, *, force: bool) -> None:
+    """Check, before minutes of audits, that the folder of the training may be written.
+
+    Raises:
+        OutputError: it is a file, holds files that no demonstration wrote, or another one is at work in it.
+    """
+    from evenslice.studying import working_in_study
+
+    known = _has_labels(folder)
+    if (folder / LABELS).exists() and not force and not known:
+        raise OutputError(
+            f"{folder / LABELS}: exists; choose another {option('out')}, or replace it with {option('force')}"
+        )
+    if folder.exists() and not (force and known):  # which would first be emptied
+        with working_in_study(folder):
+            pass
+
+
+def _has_labels(folder: Path) -> bool:
     """Return whether a folder holds the labels that a demonstration left there; another file of that name is the user's."""
     try:
         return np.array_equal(open_volume(folder / LABELS)[...], _probable_classes())

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import suppress
 
 from evenslice._core import keep_freed_memory
 from evenslice.cli.exit_statuses import INTERRUPTED, TERMINATED
@@ -28,5 +29,6 @@ def main() -> None:
         # Another interrupt, while Python ends, draws no traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not told:
-        sys.stderr.write("terminated\n" if status == TERMINATED else "interrupted\n")
+        with suppress(OSError):  # the status tells it, too
+            sys.stderr.write("terminated\n" if status == TERMINATED else "interrupted\n")
     sys.exit(status)

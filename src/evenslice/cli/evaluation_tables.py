@@ -90,8 +90,8 @@ def stress_table(stress: StressSummary, network: str | None = None) -> Table:
             _signed(loss.asymmetry),
         )
     table.add_row("reversed stack", "", "", "", _score(stress.reversed), "")
-    if math.isnan(stress.intact):
-        found = "the labels have" if stress.reference == "labels" else "the network finds"
+    if not stress.intact > 0:
+        found = "the answer is right about" if stress.reference == "labels" else "the network finds"
         table.caption = f"{found} no class but 0 in these slices, so there is nothing to lose"
     return table
 

@@ -337,8 +337,8 @@ class Passes:
     dtype: Annotated[
         str,
         computing(
-            "Data type of the network's passes: auto (bfloat16 where the hardware supports it, else float32), bfloat16, "
-            "float16 (on a GPU only) or float32.",
+            "Data type of the network's passes: float32 (auto), or bfloat16 or float16 (on a GPU only), whose cost in labels is "
+            "then measured.",
             metavar="TYPE",
             autocompletion=lambda: DTYPES,
         ),

@@ -32,7 +32,7 @@ from .exporting.onnx_symmetrizing import symmetrize_onnx as symmetrize_onnx
 from .exporting.stated_reading import stated_crop as stated_crop, stated_reading as stated_reading
 from .logit_maps import class_logits as class_logits
 from .onnx_networks import ONNX as ONNX, OnnxNetwork as OnnxNetwork, load_onnx as load_onnx
-from .prediction import choose_tile as choose_tile, predict as predict
+from .prediction import choose_tile as choose_tile, even_slices as even_slices, predict as predict
 from .probabilities import holds_probabilities as holds_probabilities
 from .ready_network import ReadyNetwork as ReadyNetwork, trial_windows as trial_windows
 from .scoring import LARGEST_SURFACE as LARGEST_SURFACE, evaluate_parts as evaluate_parts

@@ -50,8 +50,8 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the named precision; with "auto" bfloat16 if the hardware supports it, else float32.
+def choose_dtype(name: str, device: torch.device, *, training: bool = False) -> torch.dtype:
+    """Return the named precision; with "auto" float32 or, for steps of training, bfloat16 if the hardware supports it.
 
     Raises:
         ConfigError: it is unknown, or float16 on a CPU, which gains nothing from its small range.
@@ -65,7 +65,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     check_known("dtype", name, ["auto", *DTYPES])
     if name in DTYPES:
         return DTYPES[name]
-    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+    return torch.bfloat16 if training and _has_bfloat16(device) else torch.float32
 
 
 def _has_bfloat16(device: torch.device) -> bool:

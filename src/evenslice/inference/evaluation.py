@@ -16,7 +16,7 @@ import numpy as np
 from evenslice._core import ConfigError, option, package_versions, whole_number
 from evenslice.inference.black_boxes import make_ready
 from evenslice.inference.evaluation_result import EvaluatedVolume, Evaluation
-from evenslice.inference.prediction import choose_tile, try_network
+from evenslice.inference.prediction import choose_tile, tell_rounding, try_network
 from evenslice.inference.scoring import score_parts
 from evenslice.inference.stressing import MOST_SLICES, StressedVolume, StressTest, stress as measure_stress
 from evenslice.networks import with_gradients
@@ -24,6 +24,7 @@ from evenslice.volumes import (
     ClassIndex,
     LabelledVolume,
     LabelValues,
+    check_classes,
     check_tile,
     fingerprint,
     fit_scaling,
@@ -101,7 +102,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
         batch: windows per forward pass, see ``predict``; fewer once memory runs out.
         seed: random seed for the noise of noisy slices, 0 or more.
         device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
-        dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
+        dtype: "float32", which "auto" stands for; or "bfloat16" or "float16" (on a GPU), whose cost in labels is then said.
         progress: show a progress bar on standard error; by default one on a terminal, and lines elsewhere.
 
     Raises:
@@ -139,7 +140,11 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     ready, slices = make_ready(model, slices, device=device, dtype=dtype)
     tile = choose_tile(ready, volume.shape[1:]) if tile is None else check_tile(tile)
     classes, _ = try_network(ready, slices, tile)
+    known = None if stored is None else values.class_volume(stored, classes)
+    if known is not None:
+        check_classes(known)
     scaling = fit_scaling(volume, intensity=intensity, fill=fill)
+    tell_rounding(ready, volume, scaling, slices=slices, step=step, tile=tile, batch=batch, progress=progress)
     options: dict[str, Any] = {
         "classes": classes,
         "slices": slices,
@@ -150,7 +155,7 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
     }
     scores: Scores | None = None
     stressed: Stress | None = None
-    if stored is None:
+    if stored is None or known is None:
         stressed = measure_stress(
             ready,
             [StressedVolume(volume, scaling)],
@@ -159,7 +164,6 @@ def evaluate(  # noqa: PLR0913  # a main entry point: all but three arguments ha
             **options,
         )
     else:
-        known = values.class_volume(stored, classes)
         index = ClassIndex(np.zeros(classes, np.int64), ())  # all slices are predicted: none is chosen
         scores = score_parts(
             ready,

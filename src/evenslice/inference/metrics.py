@@ -4,7 +4,8 @@ Let n_ij be the number of voxels of class i predicted as class j (the confusion 
 
     Dice_c = 2 n_cc / (sum_j n_cj + sum_j n_jc)        IoU_c = n_cc / (sum_j n_cj + sum_j n_jc - n_cc)
 
-A class absent from both the labels and the prediction of a volume has no score there (NaN). The score of several
+A class that the labels of a volume lack but the prediction has counts as 0; one that neither has has no score there (NaN), and
+is left out of the mean. So it is in ``results.stress``. The score of several
 volumes is the mean over those that have one; the mean over classes excludes class 0, the background.
 """
 

@@ -7,21 +7,24 @@ Planes go through the network whole if they are small enough, else in overlappin
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product, repeat, takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from evenslice._core import ConfigError, ModelError, map_ahead, option, whole_number
-from evenslice.inference.black_boxes import keep_sides
+from evenslice.inference.black_boxes import BlackBox, keep_sides
 from evenslice.inference.device_errors import SMALLER, reporting_device_errors
 from evenslice.inference.devices import to_device
 from evenslice.inference.logit_maps import class_logits, logit_map
 from evenslice.inference.probabilities import refuse_probabilities, refuse_sigmoid
+from evenslice.networks import predicted_classes
 from evenslice.volumes import WindowGrid, check_window, read_in_runs, slice_indices, tile_origins
 
 if TYPE_CHECKING:
@@ -31,14 +34,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.inference.black_boxes import BlackBox
     from evenslice.inference.ready_network import ReadyNetwork
     from evenslice.volumes import Scaling, Volume
 
     Network: TypeAlias = ReadyNetwork | BlackBox
     Window: TypeAlias = Sequence[NDArray[np.float32]]
 
-__all__ = ["HELD_BYTES", "choose_tile", "even_slices", "predict", "try_network"]
+__all__ = ["HELD_BYTES", "choose_tile", "even_slices", "predict", "tell_rounding", "try_network"]
 
 LARGEST_TILE = 1024
 """Pixels along y and x up to which a plane goes through the network as a whole."""
@@ -146,6 +148,35 @@ def predict(  # noqa: PLR0913  # all but three arguments have defaults and names
         if convert is not None:
             outputs = convert(outputs)
         yield from zip((z for z, _, _ in chunk), outputs, strict=True)
+
+
+def tell_rounding(
+    network: Network, volume: Volume, scaling: Scaling, *, progress: bool | None, **options: Any
+) -> None:
+    """Say on standard error in how many voxels of the first two planes a precision below float32 changes labels.
+
+    Args:
+        network: the network, or the function.
+        volume: the volume that it will predict.
+        scaling: maps voxel values to 0..1.
+        progress: False to say nothing.
+        **options: as for ``predict``.
+    """
+    if isinstance(network, BlackBox) or network.dtype == torch.float32 or progress is False:
+        return
+
+    def labels(asked: ReadyNetwork) -> Tensor:
+        found = predict(asked, volume, scaling=scaling, centres=range(len(volume))[:2], **options)
+        return torch.stack([predicted_classes(output, dim=0) for _, output in found])
+
+    rounded, exact = labels(network), labels(network.in_precision(torch.float32))
+    changed, foreground = int((rounded != exact).sum()), int(((rounded > 0) | (exact > 0)).sum())
+    share = f", {100 * changed / foreground:.3g} % of the foreground" if foreground else ""
+    name, shares = str(network.dtype).removeprefix("torch."), f"{100 * changed / exact.numel():.3g} %"
+    with suppress(OSError):  # as of lines of progress
+        sys.stderr.write(
+            f"{name}: labels differ from float32 in {shares} of the voxels of the first {len(exact)} planes{share}\n"
+        )
 
 
 def _differs(shown: Window, window: Window) -> bool:

@@ -105,7 +105,7 @@ class ReadyNetwork(nn.Module):
         model: maps (batch, slices, y, x), with the scaling it expects, to logits.
         slices: N, the number of slices of its windows.
         device: where it runs: "auto" (a CUDA GPU if there is one, else the CPU), or a PyTorch device name.
-        dtype: "auto", "bfloat16", "float16" (on a GPU) or "float32"; the weights are always float32.
+        dtype: "float32", which "auto" stands for, "bfloat16" or "float16" (on a GPU); the weights are always float32.
         outputs: maps what the network returns to the tensor of its outputs; by default ``evenslice.networks.logits``
             does.
 

@@ -57,12 +57,11 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
     stressed: int = 0,
     seed: int = 0,
     device: str = "auto",
-    dtype: str = "auto",
     progress: bool | None = False,
 ) -> Scores:
     """Predict whole volumes slice by slice and compare them with their labels.
 
-    The network itself is left unchanged; a frozen copy runs.
+    The network itself is left unchanged; a frozen copy runs, in float32.
 
     Args:
         model: maps (batch, slices, y, x) to logits (batch, classes, y, x); one channel is enough for two classes. The
@@ -79,7 +78,6 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
             answers, see ``inference.stressing``; 0 for none. Not with ``most_slices``.
         seed: random seed of the noise of disturbed slices.
         device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
-        dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
         progress: show progress on standard error: True for a bar, False for nothing, None for a bar on a terminal and
             lines elsewhere.
 
@@ -99,7 +97,7 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
         >>> labels = open_volume((image > 0.5).astype(np.int64))
         >>> index = ClassIndex(np.array([2048, 2048]), ())
         >>> part = LabelledVolume("noise", open_volume(image), labels, Scaling(0, 1), index)
-        >>> evaluate_parts(network, [part], classes=2, device="cpu", dtype="float32").mean_dice
+        >>> evaluate_parts(network, [part], classes=2, device="cpu").mean_dice
         1.0
     """
     if not parts:
@@ -110,7 +108,7 @@ def evaluate_parts(  # noqa: PLR0913  # all but three arguments have defaults an
         )
     record = record_of(model)
     slices = record.slices if record else 3
-    network = ReadyNetwork(model, slices=slices, device=device, dtype=dtype)
+    network = ReadyNetwork(model, slices=slices, device=device)
     if most_slices is None:  # of whole volumes, which folded batch norms make faster
         network.prepare(slices, choose_tile(network, parts[0].volume.shape[1:]))
     test = StressTest(slices, classes, seed=seed) if stressed else None

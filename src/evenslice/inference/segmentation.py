@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import ConfigError, OutputError, VolumeError, option, progress_bar, whole_number
 from evenslice.inference.black_boxes import make_ready
 from evenslice.inference.plans import describe_network
-from evenslice.inference.prediction import HELD_BYTES, choose_tile, try_network
+from evenslice.inference.prediction import HELD_BYTES, choose_tile, tell_rounding, try_network
 from evenslice.inference.segmentation_job import (
     SEEN_LATE,
     Job,
@@ -107,7 +107,7 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
         tile: size (y, x) of the in-plane tiles, see ``predict``.
         batch: windows per forward pass, see ``predict``; fewer once memory runs out.
         device: "auto" (a CUDA GPU if there is one, else the CPU) or a PyTorch device name.
-        dtype: "auto" (bfloat16 where the hardware supports it), "bfloat16", "float16" (on a GPU) or "float32".
+        dtype: "float32", which "auto" stands for; or "bfloat16" or "float16" (on a GPU), whose cost in labels is then said.
         workers: worker processes to start on this machine; by default everything runs in this process.
         scheduler: address of a Dask scheduler whose workers to use instead; they must reach the volume and the staging
             folder by the same paths.
@@ -173,6 +173,16 @@ def segment(  # noqa: PLR0913  # all but three arguments have defaults and names
     with working_in(job.root, out):
         begin(job, force=force)
         try:
+            tell_rounding(
+                network,
+                volume,
+                job.scaling,
+                slices=slices,
+                step=step,
+                tile=tile,
+                batch=batch,
+                progress=progress,
+            )
             run_blocks(job, workers, scheduler, progress)
         except BaseException:
             discard_unused(job)

@@ -21,6 +21,7 @@ import numpy as np
 from evenslice._core import (
     OutputError,
     VolumeError,
+    mark_staging,
     needs_extra,
     option,
     reporting_write_errors,
@@ -223,11 +224,14 @@ def begin(job: Job, *, force: bool) -> None:
         )
     clear(job.root, keep=job.staging if same else None)
     if same:
+        mark_staging(job.staging)  # version 0.2 did not
         return
     shape, chunks = job.volume.shape, [1, *(min(length, CHUNK) for length in job.volume.shape[1:])]
     channels = [] if job.values else [job.classes]
     with reporting_write_errors(str(job.staging)):
-        job.notes.mkdir(parents=True)
+        job.staging.mkdir()
+        mark_staging(job.staging)
+        job.notes.mkdir()
         zarr.create_array(
             job.array,
             shape=(*channels, *shape),

@@ -116,15 +116,15 @@ class StressTest:
             yield z, answer
 
     def _add(self, volume: int, z: int, matrices: NDArray[np.int64]) -> None:
-        """Keep the hits, the sizes and the reference of each class, from matrices (ways, class, answered class)."""
-        hits, reference = matrices.diagonal(axis1=1, axis2=2), matrices.sum(axis=2)
-        self._rows.append((volume, z, np.stack([hits, reference + matrices.sum(axis=1), reference])))
+        """Keep the hits and the sizes of each class, from matrices (ways, class, answered class)."""
+        hits, sizes = matrices.diagonal(axis1=1, axis2=2), matrices.sum(axis=2) + matrices.sum(axis=1)
+        self._rows.append((volume, z, np.stack([hits, sizes])))
 
     def result(self) -> Stress:
         """Return what the disturbances cost."""
         volume, z, counts = (np.array(column) for column in zip(*self._rows, strict=True))
         return summarize_stress(
-            StressCounts(volume, z, counts[:, 0], counts[:, 1], counts[:, 2, 0]),
+            StressCounts(volume, z, counts[:, 0], counts[:, 1]),
             self.ways.kinds,
             reference="labels" if self._labelled else "intact answer",
             noise=NOISE,

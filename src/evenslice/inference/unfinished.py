@@ -1,13 +1,14 @@
 """The folder of an unfinished segmentation: what is being done, what is done so far, and nobody else at work.
 
     .labels.tif.unfinished/
-        lock                  held while a process works on the output
+        .evenslice-lock       held while a process works on the output
         5c2a41d0e7b39f86/     one segmentation, named after the hash of its plan
             plan.json         everything that the result depends on
             array.zarr        labels (z, y, x), or probabilities (class, z, y, x)
             finished          a note for each finished block, with the sizes of its chunks
 
-So two segmentations never share a folder, and one that was killed, or whose disk was full, goes on from what is whole.
+Only folders with evenslice's marker are ever removed from it. Two segmentations never share one, and a segmentation that was
+killed, or whose disk was full, goes on from what is whole.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 from evenslice._core import (
     ConfigError,
     OutputError,
+    is_staging,
     local_path,
     locked,
     option,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["clear", "other_work", "unfinished_folder", "working_in"]
 
-_LOCK, _NOTES = "lock", "finished"
+_LOCK, _NOTES = ".evenslice-lock", "finished"
 _LONGEST = 200
 """Longest name, in bytes, that is used whole in that of the folder: file systems allow 255."""
 
@@ -54,7 +56,7 @@ def unfinished_folder(
         shared: whether other machines work in it.
 
     Raises:
-        ConfigError: other machines would not see the folder, or it is to be at an address.
+        ConfigError: other machines would not see the folder, or it is to be at an address, or in the output itself.
     """
     target = output_location(out)
     if scratch is None and isinstance(target, Path):
@@ -66,6 +68,10 @@ def unfinished_folder(
         )
     name = re.sub(r"[^A-Za-z0-9._]+", "-", str(target))[-100:]
     folder = local_path(tempfile.gettempdir() if scratch is None else scratch, ConfigError).absolute()
+    if isinstance(target, Path) and folder.resolve().is_relative_to(target.resolve()):
+        raise ConfigError(
+            f"{option('scratch', scratch)}: lies in the output {out}, in whose place the result is to be; choose another folder"
+        )
     return folder / f"evenslice-{name}-{_digest(str(target))}.unfinished"
 
 
@@ -111,8 +117,7 @@ def working_in(root: Path, out: str | os.PathLike[str]) -> Iterator[None]:
 
 def other_work(root: Path, staging: Path) -> bool:
     """Return whether the folder holds finished blocks of another segmentation than that of a staging folder."""
-    # In the folder itself are those of version 0.2.
-    return any(_has_notes(folder) for folder in (root, *_others(root, staging)))
+    return any(_has_notes(folder) for folder in _others(root, staging))
 
 
 def _has_notes(folder: Path) -> bool:
@@ -123,14 +128,10 @@ def _has_notes(folder: Path) -> bool:
 
 
 def clear(root: Path, keep: Path | None = None) -> None:
-    """Remove everything from the folder but the lock and a staging folder to keep; links, not what they lead to."""
+    """Remove all staging folders but the one to keep; what the user may have put beside them stays."""
     for item in _others(root, keep):
-        if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                item.unlink()
+        shutil.rmtree(item, ignore_errors=True)
 
 
 def _others(root: Path, staging: Path | None) -> list[Path]:
-    return [item for item in root.iterdir() if item.name != _LOCK and item != staging]
+    return [item for item in root.iterdir() if is_staging(item) and item != staging]

@@ -7,9 +7,10 @@ the answer, summed over the slices of a volume,
     Dice_c = 2 hits_c / (size_c in the reference + size_c in the answer)        loss = intact Dice - disturbed Dice
 
 The reference is the labels, or without labels the intact answer; Dice is then the agreement with it, and that of the
-intact answer is 1. The mean is over the classes of the reference without class 0, then over volumes. The asymmetry
-of a loss is the loss at -k less the loss at +k: above 0 if the slices before were worth more, to this network in these
-volumes: it need not be 0 for a symmetric network.
+intact answer is 1. The mean is over the classes that the reference or the intact answer has, without class 0, then over
+volumes. A class that the reference lacks counts as 0, with disturbed windows, too. The asymmetry of a loss is the loss at -k
+less the loss at +k: above 0 if the slices before were worth more, to this network in these volumes: it need not be 0 for a
+symmetric network.
 
 Intervals are those of slices as a sample of each volume, with volumes as strata (Cochran 1977, *Sampling Techniques*,
 chapter 5), from the slices' influence on the Dice of their volume: to first order, a slice with h hits and sizes s moves
@@ -51,14 +52,12 @@ class StressCounts(NamedTuple):
         z: (n,) its position.
         hits: (n, v, C) pixels of a class that were answered with it.
         sizes: (n, v, C) pixels of a class in the reference plus those in the answer.
-        reference: (n, C) pixels of a class in the reference.
     """
 
     volume: Counts
     z: Counts
     hits: Counts
     sizes: Counts
-    reference: Counts
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class DisturbedScore:
     """The score of the answers to disturbed windows; NaN where undefined.
 
     Attributes:
-        dice: mean Dice of the classes of the reference, 0..1.
+        dice: mean Dice of the classes that the reference or the intact answer has, 0..1.
         iou: the same for intersection over union.
         dice_per_class: (C,) Dice of each class, means over volumes.
         loss: intact Dice less this one, -1..1, with its 95 % interval.
@@ -218,8 +217,7 @@ def summarize_stress(
 
     Example: the slice before is worth half of the hits, that after nothing.
         >>> hits = np.array([[[9, 4], [9, 4], [9, 2], [9, 4], [9, 2]]] * 3)
-        >>> sizes, reference = np.full_like(hits, 8), np.full((3, 2), 4)
-        >>> counts = StressCounts(np.zeros(3, int), np.arange(3), hits, sizes, reference)
+        >>> counts = StressCounts(np.zeros(3, int), np.arange(3), hits, np.full_like(hits, 8))
         >>> found = summarize_stress(counts, [("missing", 1)], reference="labels", noise=0.1, shift=8)
         >>> found.losses[0].before.loss.estimate, found.losses[0].after.loss, found.losses[0].asymmetry.estimate
         (0.5, Interval(estimate=0.0, low=0.0, high=0.0), 0.5)
@@ -234,13 +232,16 @@ def summarize_stress(
         hits, sizes = counts.hits[here], counts.sizes[here]
         pooled = ratio(2 * hits.sum(axis=0), sizes.sum(axis=0))
         classes.append(pooled)
-        present = np.flatnonzero(counts.reference[here].sum(axis=0)[1:]) + 1
+        present = np.flatnonzero(sizes[:, 0].sum(axis=0)[1:]) + 1
         if not len(present):
             continue
+        # Of a class that the reference lacks, a disturbed answer may have nothing either.
+        pooled = np.nan_to_num(pooled)
         dice[row] = pooled[:, present].mean(axis=1)
         iou[row] = (pooled / (2 - pooled))[:, present].mean(axis=1)
-        moved = (2 * hits - pooled * sizes)[:, :, present] / sizes.sum(axis=0)[:, present]
-        part = (sizes[:, :, present] / sizes.sum(axis=0)[:, present]).mean(axis=2)
+        totals = np.maximum(sizes.sum(axis=0)[:, present], 1)
+        moved = (2 * hits - pooled * sizes)[:, :, present] / totals
+        part = (sizes[:, :, present] / totals).mean(axis=2)
         counted = part.any(axis=1)
         influence[here] = np.where(counted[:, None], counted.sum() * moved.mean(axis=2), np.nan)
     effects = _Effects(counts, dice, influence)

@@ -271,9 +271,7 @@ def _save_example(network: nn.Module, part: LabelledVolume, config: TrainConfig,
     stored = read_in_runs(part.labels, len(part.labels), HELD_BYTES)
     z = max(range(len(stored)), key=lambda z: np.count_nonzero(stored[z] > 0))
     model = config.model
-    ready = ReadyNetwork(
-        network, slices=model.slices, device=config.training.device, dtype=config.training.dtype
-    )
+    ready = ReadyNetwork(network, slices=model.slices, device=config.training.device)
     _, output = next(
         predict(ready, part.volume, scaling=part.scaling, slices=model.slices, step=model.step, centres=[z])
     )

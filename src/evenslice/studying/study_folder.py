@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["STUDY_FILES", "study_folder", "write_config"]
+__all__ = ["STUDY_FILES", "working_in_study", "write_config"]
 
 STUDY_FILES = ("config.yaml", "summary.json", "results.csv", "report.html")
 """Names of the files of a study."""
@@ -35,7 +35,7 @@ _RUN = re.compile(r".+-[0-9a-f]{12}")
 
 
 @contextmanager
-def study_folder(out: Path) -> Iterator[None]:
+def working_in_study(out: Path) -> Iterator[None]:
     """Hold the lock of the folder of a study, new or not, without what killed processes left there.
 
     Raises:

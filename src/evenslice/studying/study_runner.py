@@ -51,7 +51,7 @@ from evenslice.studying.config import StudyConfig
 from evenslice.studying.outcome import STRESS_COLUMNS
 from evenslice.studying.run_execution import DataFiles, execute, execute_at_worker, record_failure
 from evenslice.studying.runs import LABELS, count_runs, plan_runs
-from evenslice.studying.study_folder import study_folder, write_config
+from evenslice.studying.study_folder import working_in_study, write_config
 from evenslice.training import DataConfig, RunFolder, check_data, fingerprints, open_data
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def study(
     config = config.model_copy(update={"datasets": tuple(data.with_root() for data in config.datasets)})
     need_report_extra("the report of a study")
     out, runs = local_path(out).absolute(), plan_runs(config)
-    with study_folder(out):
+    with working_in_study(out):
         return _study(config, runs, out, workers, scheduler, on_start, on_finished)
 
 

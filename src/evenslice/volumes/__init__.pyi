@@ -12,6 +12,7 @@ from .label_values import LabelValues as LabelValues, refuse_without_labels as r
 from .labels import (
     ClassIndex as ClassIndex,
     LabelledVolume as LabelledVolume,
+    check_classes as check_classes,
     index_classes as index_classes,
 )
 from .opening import (

@@ -14,12 +14,14 @@ from evenslice.volumes.blocks import iterate_blocks
 from evenslice.volumes.boundaries import is_boundaries
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
 
-__all__ = ["ClassIndex", "LabelledVolume", "index_classes"]
+__all__ = ["ClassIndex", "LabelledVolume", "check_classes", "index_classes"]
 
 _BLOCK_BYTES = 2**22
 _BOUNDARY_BYTES = 2**25  # of a block that is read with chunks around it, so that few are decoded twice
@@ -85,8 +87,7 @@ def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> 
     random = np.random.default_rng(seed)
     counts = np.zeros(classes, np.int64)
     samples = [_Sample(keep if number else 0, random) for number in range(classes)]
-    most = _BOUNDARY_BYTES if labels.chunks and is_boundaries(labels) else _BLOCK_BYTES
-    for block in iterate_blocks(labels, most):
+    for block in _blocks(labels):
         voxels = labels[block]
         found = np.bincount(voxels[voxels >= 0], minlength=classes)  # the others are ignored
         counts += found
@@ -96,6 +97,31 @@ def index_classes(labels: Volume, classes: int, *, keep: int, seed: int = 0) -> 
                 shifted = [inside + part.start for inside, part in zip(places, block, strict=True)]
                 samples[number].add(np.ravel_multi_index(shifted, labels.shape))
     return ClassIndex(counts, tuple(np.sort(sample.items) for sample in samples))
+
+
+def check_classes(labels: Volume) -> None:
+    """Read labels once, so that a value of no class is found before anything is computed.
+
+    Raises:
+        VolumeError: a value belongs to no class, or the file cannot be read.
+
+    Example:
+        >>> from evenslice.volumes import LabelValues, open_volume
+        >>> check_classes(LabelValues().class_volume(open_volume(np.array([[[0, 1, 7]]])), 2))
+        Traceback (most recent call last):
+        ...
+        evenslice.VolumeError: <array>: holds the label value 7, but the 2 classes have the values 0, 1; set
+        label_values=[0, 7] if it is that of a class, or build the network with classes=8 if there are as many, or take
+        others as other_labels='background'
+    """
+    for block in _blocks(labels):
+        labels[block]
+
+
+def _blocks(labels: Volume) -> Iterator[tuple[slice, slice, slice]]:
+    return iterate_blocks(
+        labels, _BOUNDARY_BYTES if labels.chunks and is_boundaries(labels) else _BLOCK_BYTES
+    )
 
 
 class _Sample:

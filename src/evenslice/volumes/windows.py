@@ -255,11 +255,15 @@ class WindowGrid:
         if self.volume.shape[0] < extent:
             count = "1 slice" if self.volume.shape[0] == 1 else f"{self.volume.shape[0]} slices"
             steps = f" in steps of {self.step}" if self.step != 1 else ""
-            part, advice = "", "ask for fewer slices"
+            part, advice = "", ["ask for fewer slices"] if self.slices > 3 else []
+            if self.step > 1:
+                advice.append(f"ask for a smaller {option('step')}")
             if self.volume.region is not None:
-                part, advice = " in this region", f"{advice}, or for a larger {option('region')}"
+                part = " in this region"
+                advice.append(f"ask for a larger {option('region')}")
             raise VolumeError(
-                f"{self.volume.path}: has {count}{part}; a window of {self.slices}{steps} needs {extent}; {advice}"
+                f"{self.volume.path}: has {count}{part}; a window of {self.slices}{steps} needs {extent}; "
+                f"{', or '.join(advice) or 'take a deeper one'}"
             )
 
     @property

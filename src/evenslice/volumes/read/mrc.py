@@ -50,8 +50,8 @@ class MrcSource(FileSource):
         )
         self.format = "MRC volume stack" if stacked else "MRC"
         self.names = names
-        # In a stack of images mz is 1, and their distance is unknown.
-        if stacked or depth == sections:
+        # In a stack of images there is one interval along the sections, and their distance is unknown.
+        if stacked or int(header[f"m{names[0]}"]) == sections:
             sizes = {axis: float(header.cella[axis]) / max(int(header[f"m{axis}"]), 1) for axis in "xyz"}
             self.spacing = tuple(sizes.get(name, float("nan")) for name in names)
             self.unit = "angstrom"

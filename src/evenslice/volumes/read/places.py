@@ -32,6 +32,7 @@ KINDS = ("precomputed", "n5", "zarr")
 """Formats that may be named in front of an address, as Neuroglancer does: precomputed://gs://bucket/image."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_IPV6 = re.compile(r"^\[[0-9A-Fa-f:.]+\](?=[:/])")
 _CRUSHED = re.compile(r"(?:https?|s3|gs|az):/[^/]")
 _KIND = re.compile(rf"({'|'.join(KINDS)})://(.*)", re.DOTALL)
 _DATASET = re.compile(r"(.+\.(?:h5|hdf5|hdf|he5|nxs|ims)):(.*)", re.IGNORECASE)
@@ -125,7 +126,9 @@ def _check_address(url: str, protocol: str, kind: str | None) -> None:
         )
     refuse_secret(url, VolumeError)
     rest = url.partition("://")[2]
-    if protocol.lower() not in PROTOCOLS or "::" in url:
+    if protocol.lower() not in PROTOCOLS or "::" in _IPV6.sub(
+        "", rest, count=1
+    ):  # by which fsspec joins addresses
         raise VolumeError(
             f"{url}: cannot read addresses of this kind; start it with "
             f"{', '.join(f'{known}://' for known in PROTOCOLS)}, or name a file"

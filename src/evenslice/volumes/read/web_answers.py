@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -131,8 +132,10 @@ def _response_class(most: int) -> Any:
             content = b"".join(pieces)
             if self.status >= HTTPStatus.BAD_REQUEST:  # a page for people, however it is encoded
                 return content
-            content = _decoded(content, self.headers.get("Content-Encoding", "identity"), most)
             asked = self.request_info.headers.get("Range", "")
+            if self.status == HTTPStatus.PARTIAL_CONTENT:
+                _require_range(self.headers.get("Content-Range", ""), asked, len(content))
+            content = _decoded(content, self.headers.get("Content-Encoding", "identity"), most)
             return _cut(content, asked) if asked and self.status == HTTPStatus.OK else content
 
     # fsspec reuses connections with options of the same text.
@@ -157,6 +160,25 @@ def _too_slow(sent: str) -> Exception:
     import aiohttp
 
     return aiohttp.ClientError(f"the server sends {sent}")
+
+
+def _require_range(stated: str, asked: str, length: int) -> None:
+    """Raise ValueError unless a part of a file, as its ``Content-Range`` states it, is the one that was asked for.
+
+    Source: RFC 9110, 14.4 and 15.3.7. A range that ends beyond the file is cut off there.
+    """
+    found = re.fullmatch(r"bytes (\d{1,20})-(\d{1,20})/(\d{1,20}|\*)", stated)
+    start, _, last = asked.removeprefix("bytes=").partition("-")
+    if found:
+        first, end = int(found[1]), int(found[2])
+        size = end + 1 if found[3] == "*" else int(found[3])  # if unknown, the file may end there
+        begin = int(start) if start else max(size - int(last or 0), 0)
+        final = min(int(last), size - 1) if start and last else size - 1
+        if (first, end, length) == (begin, final, end - first + 1):
+            return
+    raise ValueError(
+        f"the server sends {stated[:60] or 'a part of a file'!r} where {asked or 'all'} was asked for"
+    )
 
 
 def _cut(content: bytes, asked: str) -> bytes:

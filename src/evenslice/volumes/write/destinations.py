@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evenslice._core import OutputError, needs_extra, option, path_text, reporting_write_errors
 from evenslice.volumes.read.places import is_address, refuse_secret
 from evenslice.volumes.write.formats import HDF5, ZARR, WriteFormat, find_write_format
-from evenslice.volumes.write.hdf5 import datasets_in
+from evenslice.volumes.write.hdf5 import beside_volume
 from evenslice.volumes.write.remote import check_remote
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def check_inputs(destination: Destination, volumes: Iterable[Volume]) -> None:
     for volume in volumes:
         for place, name in _places(volume):
             if relation := _relation(destination.location, place):
+                if destination.dataset and relation == "is" and name != destination.label:
+                    relation = "would replace the file of"
                 raise OutputError(
                     f"{destination.label}: {relation} {name}, which is read; choose another name"
                 )
@@ -176,11 +178,10 @@ def _check_replaceable(destination: Destination, path: Path, *, force: bool) -> 
     if destination.format is ZARR:
         _check_zarr(destination.label, path)
     elif destination.format is HDF5:
-        held = datasets_in(path)
-        others = [name for name in held if name != (destination.dataset or held[0])]
-        if others:
+        other = beside_volume(path, destination.dataset)
+        if other is not None:
             raise OutputError(
-                f"{destination.label}: the file also contains {others[0]}, which would be lost; choose another file"
+                f"{destination.label}: the file also contains {other}, which would be lost; choose another file"
             )
 
 
@@ -191,14 +192,14 @@ def _check_zarr(label: str, path: Path) -> None:
     try:
         node = zarr.open(str(path), mode="r")
         levels = [] if isinstance(node, zarr.Array) else _levels(node)
+        inside = [] if isinstance(node, zarr.Array) else [node[level] for level in levels]
+        noted = list(_foreign_attributes(node, inside))
     except Exception as error:  # whatever zarr makes of metadata that may hold anything
         raise OutputError(f"{label}: is a folder but not a Zarr volume; choose another name") from error
     arrays = [path] if isinstance(node, zarr.Array) else [path / level for level in levels]
-    theirs = next(_strangers(path, set(levels), arrays), None)
-    if theirs is not None:
-        raise OutputError(
-            f"{label}: also contains {theirs.relative_to(path).as_posix()}, which would be lost; choose another name"
-        )
+    found = (item.relative_to(path).as_posix() for item in _strangers(path, set(levels), arrays))
+    if lost := [*found, *noted]:
+        raise OutputError(f"{label}: also contains {lost[0]}, which would be lost; choose another name")
 
 
 def _levels(group: Any) -> list[str]:
@@ -208,6 +209,23 @@ def _levels(group: Any) -> list[str]:
     images = ome.get("multiscales") or [] if isinstance(ome, dict) else []
     names = [str(dataset["path"]) for image in images for dataset in image["datasets"]]
     return [name for name in names if name in group and not hasattr(group[name], "group_keys")]
+
+
+def _foreign_attributes(node: Any, levels: Iterable[Any]) -> Iterator[str]:
+    """Yield the attributes of an array, or of an image and its levels, that do not say how voxels lie."""
+    for array in (node, *levels):
+        attributes = dict(array.attrs)
+        ome = attributes.get("ome")
+        if isinstance(ome, dict):  # of an image since version 0.5, of whose labels we write an empty entry
+            known = {"version", "multiscales"} | ({"image-label"} if not ome.get("image-label") else set())
+            attributes |= {f"ome/{name}": value for name, value in ome.items() if name not in known}
+            del attributes["ome"]
+        at = f" of {array.path}" if array.path else ""
+        yield from (
+            f"the attribute {name}{at}"
+            for name in attributes
+            if name not in {"multiscales", "_ARRAY_DIMENSIONS"}
+        )
 
 
 def _strangers(root: Path, levels: set[str], arrays: list[Path]) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from evenslice._core import OutputError, needs_extra
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.write.image import Image
 
-__all__ = ["datasets_in", "write_hdf5"]
+__all__ = ["beside_volume", "write_hdf5"]
 
 COMPRESSION = 4
+
+_OF_VOXELS = {"element_size_um", "DIMENSION_LABELS", "axistags"}
+"""Attributes of a dataset that say how its voxels lie."""
 
 
 def write_hdf5(path: Path, image: Image, dataset: str) -> None:
@@ -80,25 +84,40 @@ class _Sink(io.FileIO):
             return size or 0
 
 
-def datasets_in(path: Path) -> list[str]:
-    """Return the paths of all datasets and of soft and external links in a file.
+def beside_volume(path: Path, dataset: str | None) -> str | None:
+    """Return what a file holds beside one dataset and how its voxels lie; None if that is nothing.
+
+    Args:
+        path: the file.
+        dataset: the path of the dataset, with a slash at its start; None for the first one.
 
     Raises:
         OutputError: it is not an HDF5 file.
     """
     h5py = _h5py()
-    found: list[str] = []
+    held: dict[str, bool] = {}  # by path, whether it is a dataset
+    noted: list[tuple[str, str]] = []  # paths with names of attributes
 
     def visit(name: str, link: Any) -> None:
-        if not isinstance(link, h5py.HardLink) or isinstance(file[name], h5py.Dataset):
-            found.append(f"/{name}")
+        node = file[name] if isinstance(link, h5py.HardLink) else None
+        held[f"/{name}"] = isinstance(node, h5py.Dataset)
+        if node is not None:
+            noted.extend((f"/{name}", attribute) for attribute in node.attrs)
 
     try:
         with h5py.File(path, "r") as file:
+            noted.extend(("/", attribute) for attribute in file.attrs)
             file.visititems_links(visit)
+            before = int(file.userblock_size)
     except Exception as error:  # of damaged files h5py raises RuntimeError and SystemError, too
         raise OutputError(f"{path}: is not an HDF5 file and is not replaced; choose another name") from error
-    return found
+    dataset = dataset or next((name for name, holds_voxels in held.items() if holds_voxels), "/")
+    above = {str(group) for group in PurePosixPath(dataset).parents}
+    others = [name for name, holds_voxels in held.items() if not (holds_voxels and name == dataset)]
+    lost = [name for name in others if held[name] or name not in above]
+    lost += [f"the attribute {name} of {at}" for at, name in noted if at != dataset or name not in _OF_VOXELS]
+    lost += ["a user block"] if before else []
+    return next(iter(lost), None)
 
 
 def _h5py() -> Any:
