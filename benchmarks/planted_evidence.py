@@ -413,7 +413,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         arms = [arm for arm in SHOWN if (*key, arm) in groups]
         body = [["disks answered right", *(f"{_answered(groups[*key, arm]):.2f}" for arm in arms)]]
         body += [[name, *(_sides(groups[*key, arm], name) for arm in arms)] for name in asked]
-        found[f"planted {key[0]}"] = table(["", *arms], body)
+        found[f"planted {key[0]}"] = table(["method", *arms], body) if arms else "(not trained yet)"
     found["planted sizes"] = _by_size(groups.get((*main[0], "pretrained"), []))
     primary = [
         [
@@ -462,10 +462,9 @@ def _sides(rows: Sequence[dict[str, Any]], method: str) -> str:
 
 
 def _difference(rows: Sequence[dict[str, Any]], method: str) -> str:
-    before, after, less = pointing(rows, method)
-    return (
-        f"{before.estimate:.2f} / {after.estimate:.2f}; {less.estimate:.2f} [{less.low:.2f}, {less.high:.2f}]"
-    )
+    *_, less = pointing(rows, method)
+    interval = f" [{less.low:.2f}, {less.high:.2f}]" if len(rows) > 1 else ""
+    return f"{_sides(rows, method)}; {less.estimate:.2f}{interval}"
 
 
 def main() -> None:
