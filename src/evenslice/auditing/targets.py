@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from evenslice._core import ConfigError, ModelError, did_you_mean, option
 from evenslice.networks import detections, logits, predicted_classes
+from evenslice.report import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -323,7 +324,8 @@ def check_batch(output: Tensor, windows: Tensor) -> None:
     """Raise ModelError unless an output has a row for each window."""
     if output.ndim == 0 or len(output) != len(windows):
         raise ModelError(
-            f"the network returns {tuple(output.shape)} for {len(windows)} windows; the first dimension must be the batch"
+            f"the network returns {tuple(output.shape)} for {counted(len(windows), 'window')}; the first dimension must be "
+            "the batch"
         )
 
 
