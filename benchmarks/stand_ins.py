@@ -69,8 +69,29 @@ def _captum() -> None:
             with torch.enable_grad():
                 return torch.autograd.grad(self._forward(windows).sum(), windows)[0]
 
+    class IntegratedGradients:
+        def __init__(self, forward: Callable[..., Tensor]) -> None:
+            self._forward = forward
+
+        def attribute(
+            self,
+            windows: Tensor,
+            *,
+            baselines: Tensor,
+            n_steps: int,
+            additional_forward_args: tuple[Any, ...],
+            **_: Any,
+        ) -> Tensor:
+            change, total = windows - baselines, torch.zeros_like(windows)
+            for step in range(n_steps):
+                place = (baselines + (step + 0.5) / n_steps * change).detach().requires_grad_()
+                with torch.enable_grad():
+                    score = self._forward(place, *additional_forward_args).sum()
+                total += torch.autograd.grad(score, place)[0] / n_steps
+            return total * change.detach()
+
     _add("captum")
-    _add("captum.attr", Saliency=Saliency)
+    _add("captum.attr", Saliency=Saliency, IntegratedGradients=IntegratedGradients)
 
 
 def _monai() -> None:
