@@ -69,7 +69,7 @@ class Explanation:
     window: NDArray[np.float32]
     maps: NDArray[np.float32]
     answer: NDArray[np.int64] | None
-    change: NDArray[np.bool_] | None
+    change: NDArray[np.bool] | None
     method: str
     baseline: str | None
 
