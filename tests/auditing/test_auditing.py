@@ -248,6 +248,14 @@ def test_a_slice_is_explained_among_the_examples(texture):
     corner = evenslice.audit(network, texture, explain=(7, 0, 0), max_windows=4, method="gradient")
     assert corner.examples.position[0].tolist() == [7, 0, 0]
     assert (corner.run.maps, corner.run.baseline) == (("gradient", ""), None)
+    small = evenslice.audit(network, texture[:, :20, :30], explain=7, tile=(32, 32), max_windows=4)
+    assert small.examples.position[0].tolist() == [
+        7,
+        0,
+        0,
+    ]  # the plane is reflected, not read from before its start
+    with pytest.raises(ConfigError, match=r"explain=\[40, 0\]: y, x lies outside of the plane"):
+        evenslice.audit(network, texture, explain=(7, 40, 0))
     with pytest.raises(ConfigError, match=r"explain=0: give a slice z whose window is complete, 1 to"):
         evenslice.audit(network, texture, explain=0)
 

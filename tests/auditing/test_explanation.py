@@ -150,6 +150,8 @@ def test_a_window_that_does_not_matter_has_an_empty_map(volume):
     ("options", "said"),
     [
         ({"z": 9}, r"<array>: has no slice 9; choose one of 0 to 8"),
+        ({"z": 1.5}, r"z: is 1.5, not a whole number"),
+        ({"at": (20, 0)}, r"at=\[20, 0\]: y, x lies outside of the plane; give a pixel of 20 x 30"),
         ({"region": np.ones((4, 4))}, r"region: is of shape \(4, 4\); give a mask of shape \(20, 30\)"),
         ({"region": np.zeros((20, 30))}, r"region: is empty"),
         ({"method": "gradient", "baseline": "gray"}, r"baseline='gray': gradient has none"),

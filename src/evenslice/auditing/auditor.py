@@ -18,7 +18,7 @@ from evenslice.auditing.lost_slices import check_labels, count_stressed, measure
 from evenslice.auditing.measuring import Measurer, collect_examples
 from evenslice.auditing.methods import choose_baseline, choose_map
 from evenslice.auditing.options import Computing, Sampling, check_label_options, check_thresholds
-from evenslice.auditing.preparation import check_method_of, choose_tile, scaling_source, understand
+from evenslice.auditing.preparation import check_method_of, choose_tile, corner_of, scaling_source, understand
 from evenslice.auditing.run_description import describe_run
 from evenslice.auditing.sampling import WindowBatch, WindowSample
 from evenslice.auditing.stopping import batch_size, check_first, read_until_settled
@@ -288,19 +288,14 @@ def audit(  # noqa: PLR0913  # the main entry point: all but two arguments have 
 
 def _place(grid: WindowGrid, explain: int | Sequence[int]) -> NDArray[np.int64]:
     """Return the window (1, 4) as volume, z, y, x around a voxel, or in the middle of a slice."""
-    given = [explain] if isinstance(explain, int) else list(explain)
+    given = tuple(np.atleast_1d(explain).tolist())
     if len(given) not in (1, 3) or given[0] not in grid.centres:
         first, last = grid.centres[0], grid.centres[-1]
         raise ConfigError(
             f"{option('explain', explain)}: give a slice z whose window is complete, {first} to {last}, or a voxel z, y, x "
             "in one"
         )
-    plane = grid.volume.shape[1:]
-    centre = given[1:] or [length // 2 for length in plane]
-    corner = [
-        min(max(0, middle - size // 2), length - size)
-        for middle, size, length in zip(centre, grid.tile, plane, strict=True)
-    ]
+    corner = corner_of("explain", given[1:] or None, grid.tile, grid.volume.shape[1:])
     return np.array([[0, given[0], *corner]], dtype=np.int64)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from evenslice._core import ConfigError, option
+from evenslice._core import ConfigError, option, whole_number
 from evenslice.auditing.attribution import attribute
 from evenslice.auditing.methods import choose_map
-from evenslice.auditing.preparation import check_method_of, understand
+from evenslice.auditing.preparation import check_method_of, corner_of, understand
 from evenslice.auditing.targets import Score, parse_target
 from evenslice.inference import keep_sides, make_ready
 from evenslice.networks import with_gradients
@@ -156,8 +156,8 @@ def explain(  # noqa: PLR0913  # all but three arguments have defaults and names
         >>> found.shares, float(found.maps[2, 4, 4])
         ((0.0, 0.0, 1.0), 0.5)
     """
-    volume = open_volume(volume)
-    if not 0 <= z < len(volume):
+    volume, z = open_volume(volume), whole_number("z", z, least=0)
+    if z >= len(volume):
         raise ConfigError(f"{volume.path}: has no slice {z}; choose one of 0 to {len(volume) - 1}")
     check_method_of(model, method)
     network, slices = make_ready(model, slices, device=device, dtype="auto")
@@ -166,10 +166,7 @@ def explain(  # noqa: PLR0913  # all but three arguments have defaults and names
     tile = (
         check_tile(tile) if tile else network.tile or keep_sides(model, _part_size(plane, network.multiple))
     )
-    y, x = (
-        min(max(0, middle - size // 2), max(0, length - size))
-        for middle, size, length in zip(at or _middle(mask, plane), tile, plane, strict=True)
-    )
+    y, x = corner_of("at", at or _middle(mask), tile, plane)
     scaling = fit_scaling(volume, intensity=intensity, fill=fill)
     grid = WindowGrid(volume, scaling, slices, tile, step, edge="reflect")
     returned = network.prepare(slices, tile)
@@ -214,10 +211,10 @@ def _check_region(region: ArrayLike | None, plane: tuple[int, int]) -> NDArray[n
     return mask.astype(bool)
 
 
-def _middle(mask: NDArray[np.bool_] | None, plane: tuple[int, int]) -> tuple[int, int]:
-    """Return the middle (y, x) of a region, or of the plane."""
+def _middle(mask: NDArray[np.bool_] | None) -> tuple[int, int] | None:
+    """Return the middle (y, x) of a region."""
     if mask is None:
-        return plane[0] // 2, plane[1] // 2
+        return None
     y, x = (int(places.min() + places.max()) // 2 for places in np.nonzero(mask))
     return y, x
 

@@ -24,7 +24,7 @@ from evenslice.neutralizing import recorded_on
 from evenslice.volumes import check_tile, fit_tile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from evenslice.auditing.targets import Target
     from evenslice.inference import ReadyNetwork
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Function: TypeAlias = Callable[[Any], Any]
 
-__all__ = ["Understood", "check_method_of", "choose_tile", "scaling_source", "understand"]
+__all__ = ["Understood", "check_method_of", "choose_tile", "corner_of", "scaling_source", "understand"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,29 @@ def scaling_source(model: nn.Module | Function) -> str:
     if part is not None:
         return "recorded on a part" if part else "recorded"
     return "assumed" if normalization(model) is None else "stated"
+
+
+def corner_of(
+    name: str, centre: Sequence[int] | None, tile: tuple[int, int], plane: tuple[int, int]
+) -> tuple[int, int]:
+    """Return the corner (y, x) of the tile around a pixel of a plane, or in its middle, as far inside as it fits.
+
+    Raises:
+        ConfigError: the option ``name`` gives a pixel outside of the plane.
+
+    Example:
+        >>> corner_of("at", (0, 90), (32, 32), (20, 100)), corner_of("at", None, (32, 32), (64, 64))
+        ((0, 68), (16, 16))
+    """
+    y, x = centre or (plane[0] // 2, plane[1] // 2)
+    if not (0 <= y < plane[0] and 0 <= x < plane[1]):
+        raise ConfigError(
+            f"{option(name, (y, x))}: y, x lies outside of the plane; give a pixel of {plane[0]} x {plane[1]}"
+        )
+    return (
+        max(0, min(y - tile[0] // 2, plane[0] - tile[0])),
+        max(0, min(x - tile[1] // 2, plane[1] - tile[1])),
+    )
 
 
 def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int, int]:
