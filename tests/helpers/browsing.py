@@ -1,5 +1,6 @@
 """Headless Chromium for the tests of pages."""
 
+import base64
 import io
 import shutil
 from contextlib import contextmanager
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
 BROWSERS = ("chromium", "google-chrome")  # and Ubuntu has another under the name chromium-browser, a snap
 FLAGS = (
@@ -90,3 +93,12 @@ def look(browser, *, width, scheme):
 
 def picture_of(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
+
+
+def pdf_of(browser):
+    """The page as printed; Chromium's print service, a process of its own, may fail while a busy machine starts it."""
+    options = {"printBackground": False}
+    printing = WebDriverWait(browser, timeout=60, ignored_exceptions=[WebDriverException])
+    return base64.b64decode(
+        printing.until(lambda page: page.execute_cdp_cmd("Page.printToPDF", options))["data"]
+    )

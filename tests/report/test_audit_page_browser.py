@@ -1,11 +1,10 @@
 """The report as headless Chromium shows it: no error, no request, a slider that works, readable on light and dark."""
 
-import base64
 import json
 
 import numpy as np
 import pytest
-from browsing import CHARTS, CONTRASTS, look, picture_of
+from browsing import CHARTS, CONTRASTS, look, pdf_of, picture_of
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from synthetic import CYCLIC, PRETRAINED, UNIFORM, make_audit
@@ -147,8 +146,7 @@ def test_figures_take_the_colours_of_dark_ground(page):
 
 
 def test_the_page_prints(page):
-    printed = page.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
-    assert base64.b64decode(printed["data"]).startswith(b"%PDF")
+    assert pdf_of(page).startswith(b"%PDF")
 
 
 def test_without_scripts_every_example_shows(page, report):

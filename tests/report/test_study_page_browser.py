@@ -1,11 +1,10 @@
 """The page of a study as headless Chromium shows it: no error, no request, readable on light and dark."""
 
-import base64
 import json
 
 import numpy as np
 import pytest
-from browsing import CHARTS, CONTRASTS, look, picture_of
+from browsing import CHARTS, CONTRASTS, look, pdf_of, picture_of
 from selenium.webdriver.common.by import By
 from synthetic_study import make_study
 
@@ -122,5 +121,4 @@ def test_every_plot_fits_the_screen(page, width):
 
 
 def test_the_page_prints(page):
-    printed = page.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
-    assert base64.b64decode(printed["data"]).startswith(b"%PDF")
+    assert pdf_of(page).startswith(b"%PDF")

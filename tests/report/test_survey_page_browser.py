@@ -1,10 +1,9 @@
 """The page of a survey as headless Chromium shows it: no error, no request, readable on light and dark, printable."""
 
-import base64
 import json
 
 import pytest
-from browsing import CHARTS, CONTRASTS, look, picture_of
+from browsing import CHARTS, CONTRASTS, look, pdf_of, picture_of
 from selenium.webdriver.common.by import By
 
 from evenslice.auditing.documents import Survey
@@ -102,5 +101,4 @@ def test_every_plot_fits_the_screen(page, width):
 
 
 def test_the_page_prints(page):
-    printed = page.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
-    assert base64.b64decode(printed["data"]).startswith(b"%PDF")
+    assert pdf_of(page).startswith(b"%PDF")
