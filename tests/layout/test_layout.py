@@ -1,11 +1,10 @@
-"""The house is as CONTRIBUTING and src/README say: packages, what they export, who imports whom, how long modules are."""
+"""The house is as CONTRIBUTING and src/README say: packages, what they export, who imports whom."""
 
 import ast
 import importlib
 import re
 from collections import defaultdict
 from pathlib import Path
-from statistics import median
 
 import pytest
 from scripts import script
@@ -13,9 +12,6 @@ from scripts import script
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "evenslice"
 ROOMS = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
-LONGEST = 400
-LONGER: dict[str, str] = {}
-"""Modules that may be longer, each with its reason."""
 
 
 def module_name(path):
@@ -129,12 +125,6 @@ def test_no_circle_of_files():
 
     for module in sorted(MODULES):
         visit(module)
-
-
-def test_modules_are_short():
-    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
-    assert {name: count for name, count in lengths.items() if count > LONGEST and name not in LONGER} == {}
-    assert median(lengths.values()) < 180
 
 
 def test_every_module_says_what_it_holds_and_one_page_lists_it():
