@@ -13,10 +13,8 @@ from scipy import stats
 from evenslice.auditing.class_sums import _sample, compare_answers, compare_outputs, wasserstein
 from evenslice.auditing.stopping import settled
 from evenslice.results.asymmetry import summarize
-from evenslice.results.biases import data_part, directional_bias, model_part, pair_bias
-from evenslice.results.measurements import Measurements
-from evenslice.results.questions import answer_kind, ask
-from evenslice.results.thresholds import Thresholds, least_attention
+from evenslice.results.measurements import Measurements, data_part, directional_bias, model_part, pair_bias
+from evenslice.results.verdicts import Thresholds, answer_kind, ask, least_attention
 
 MANY = 10**6
 

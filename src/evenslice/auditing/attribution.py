@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.targets import Target
 
-__all__ = ["Mirrored", "attribute", "reproducible"]
-
 _GENERATORS = threading.Lock()
 
 

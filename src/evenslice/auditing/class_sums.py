@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["as_numpy", "class_count", "class_sums", "compare_answers", "compare_outputs", "wasserstein"]
-
 # The Wasserstein distance is computed from so many pixels of a map, the same for all maps of a size.
 SALIENCY_SAMPLE = 4096
 MOST_FEATURES = 256

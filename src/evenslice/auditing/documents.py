@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenslice._core import UNREADABLE, ConfigError, local_path, staged_file, staged_folder
+from evenslice._core import ConfigError, local_path, staged_file, staged_folder
 from evenslice.report import (
     audit_html,
     survey_csv,
@@ -16,15 +15,12 @@ from evenslice.report import (
     write_survey_figures,
     write_survey_report,
 )
-from evenslice.results import SURVEY_FILES, AuditResult, SurveyResult, stored_size
+from evenslice.results import SURVEY_FILES, AuditResult, SurveyResult
 
 if TYPE_CHECKING:
     import os
 
-__all__ = ["Audit", "Survey", "load_audits"]
-
 MOST_AUDITS = 200  # in one report
-MOST_BYTES = 2**30  # of all their measurements and examples
 
 
 class Audit(AuditResult):
@@ -125,7 +121,7 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
     Audits of the same name get the name of their folder as a prefix.
 
     Raises:
-        ConfigError: there is no audit, one that cannot be read, or more than a report shows: 200, or 1 GiB of measurements.
+        ConfigError: there is no audit, one that cannot be read, or more than a report shows, 200.
 
     Example:
         >>> import tempfile
@@ -147,12 +143,6 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
         raise ConfigError(
             f"{folder}: holds {len(paths)} audits; a report shows at most {MOST_AUDITS}: name a folder with fewer"
         )
-    size = sum(map(_size, paths))
-    if size > MOST_BYTES:
-        raise ConfigError(
-            f"{folder}: its audits hold {size:,} bytes; a report is made of at most {MOST_BYTES:,}: name a "
-            "folder with fewer"
-        )
     audits = [(path, Audit.load(path)) for path in paths]
     count = Counter(audit.name for _, audit in audits)
     named = [
@@ -165,9 +155,3 @@ def load_audits(folder: str | os.PathLike[str]) -> list[Audit]:
 def _name(folder: Path) -> str:
     """Return the name of a folder, also of one that the user calls ``.`` or ``..``."""
     return folder.name if folder.name not in ("", "..") else folder.resolve().name
-
-
-def _size(path: Path) -> int:
-    with suppress(*UNREADABLE):  # loading it says what is wrong
-        return stored_size(path.with_suffix(".npz"))
-    return 0

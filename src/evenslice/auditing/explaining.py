@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["Explainer", "NotFiniteError"]
-
 SMALLEST_PART = 0.001
 """Part of the pixels of a window below which a class of it is not explained by itself."""
 

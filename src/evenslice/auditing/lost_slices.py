@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from evenslice.results import StressSummary
     from evenslice.volumes import Volume, WindowGrid
 
-__all__ = ["check_labels", "count_stressed", "measure_loss", "stressed_volumes", "take_middle"]
-
 STRESSED_SLICES = 16
 STRESSED_SIDE = 1024
 """Pixels of a slice along y and x that are predicted: the middle of a larger one, so that the time does not grow with it."""

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from evenslice.auditing.sampling import WindowBatch, WindowSample
     from evenslice.volumes import Volume, WindowGrid
 
-__all__ = ["MeasuredBatch", "Measurer", "collect_examples", "collect_measurements", "measure_batches"]
-
 AHEAD = 1  # batches that are read while one is measured; those of an audit that stops are read for nothing
 
 _ALONE = threading.Lock()

@@ -18,16 +18,6 @@ if TYPE_CHECKING:
 
     from evenslice.auditing.targets import Score
 
-__all__ = [
-    "METHODS",
-    "Attributed",
-    "check_gradient",
-    "check_method",
-    "choose_baseline",
-    "choose_map",
-    "resize_to",
-]
-
 # Captum draws noise in the precision of these numbers; for numbers of Python it is the default of PyTorch, which may be another.
 SMOOTHGRAD_SAMPLES, SMOOTHGRAD_NOISE = 8, (np.float32(0.1),)
 NO_NOISE = (np.float32(0),)

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     Function: TypeAlias = Callable[[Any], Any]
 
-__all__ = ["Understood", "check_method_of", "choose_tile", "corner_of", "scaling_source", "understand"]
-
 
 @dataclass(frozen=True)
 class Understood:

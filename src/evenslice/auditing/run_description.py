@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from evenslice.results import Measurements
     from evenslice.volumes import LabelValues, Volume, WindowGrid
 
-__all__ = ["describe_run"]
-
 PACKAGES = (
     "evenslice",
     "torch",

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from evenslice.volumes import WindowGrid
 
-__all__ = ["WindowBatch", "WindowSample"]
-
 EXAMPLES = 4
 MOST_OF_EXAMPLES = 2**27  # bytes that they may take: results of a few audits are read back together
 

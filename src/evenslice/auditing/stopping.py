@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from evenslice.auditing.sampling import WindowBatch, WindowSample
     from evenslice.results import Measurements, Questions, Thresholds
 
-__all__ = ["Found", "batch_size", "check_first", "read_until_settled", "settled"]
-
 MOST = 8  # windows in one pass, beside as many mirrors
 CACHED_PIXELS = 2**17  # of windows and mirrors in float32
 SETTLING = 200

@@ -28,17 +28,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "Explained",
-    "LastActivation",
-    "Score",
-    "Target",
-    "check_batch",
-    "count_classes",
-    "parse_target",
-    "resolve_target",
-]
-
 Target = int | Literal["auto", "predicted", "labels", "sum"]
 """The output that is explained at each output pixel.
 

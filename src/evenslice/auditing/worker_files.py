@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from evenslice.volumes import Volume
 
-__all__ = ["KnownFiles", "refuse_other_content"]
-
 _FOUND: dict[tuple[str, str], str | None] = {}
 """What a process has found of each path and stamp: the fingerprint of a file that is another, or a copy."""
 
