@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from evenslice.auditing.class_sums import _sample, compare_answers, compare_outputs, wasserstein
+from evenslice.auditing.explaining import _sample, compare_answers, compare_outputs, wasserstein
 from evenslice.auditing.stopping import settled
 from evenslice.results.asymmetry import summarize
 from evenslice.results.measurements import Measurements, data_part, directional_bias, model_part, pair_bias

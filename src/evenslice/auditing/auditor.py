@@ -12,17 +12,21 @@ import numpy as np
 from torch import nn
 
 from evenslice._core import ConfigError, option, whole_number
-from evenslice.auditing.documents import Audit
+from evenslice.auditing.attribution import check_method_of, choose_baseline, choose_map
+from evenslice.auditing.documents import Audit, describe_run, scaling_source
 from evenslice.auditing.explaining import Explainer
 from evenslice.auditing.lost_slices import check_labels, count_stressed, measure_loss, stressed_volumes
-from evenslice.auditing.measuring import Measurer, collect_examples
-from evenslice.auditing.methods import choose_baseline, choose_map
+from evenslice.auditing.measuring import (
+    Measurer,
+    WindowBatch,
+    WindowSample,
+    choose_tile,
+    collect_examples,
+    corner_of,
+)
 from evenslice.auditing.options import Computing, Sampling, check_label_options, check_thresholds
-from evenslice.auditing.preparation import check_method_of, choose_tile, corner_of, scaling_source, understand
-from evenslice.auditing.run_description import describe_run
-from evenslice.auditing.sampling import WindowBatch, WindowSample
 from evenslice.auditing.stopping import batch_size, check_first, read_until_settled
-from evenslice.auditing.targets import count_classes, parse_target
+from evenslice.auditing.targets import count_classes, parse_target, understand
 from evenslice.inference import choose_slices, make_ready
 from evenslice.networks import StemKernels, refuse_torchscript, with_gradients
 from evenslice.neutralizing import record_with_names, uncompiled
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evenslice.auditing.preparation import Function
+    from evenslice.auditing.attribution import Function
     from evenslice.auditing.targets import Target
     from evenslice.neutralizing import Record
     from evenslice.volumes import Scaling, VolumeLike

@@ -20,9 +20,8 @@ from evenslice.results import SAME, ask, judge
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evenslice.auditing.measuring import MeasuredBatch, Measurer
+    from evenslice.auditing.measuring import MeasuredBatch, Measurer, WindowBatch, WindowSample
     from evenslice.auditing.options import Computing, Sampling
-    from evenslice.auditing.sampling import WindowBatch, WindowSample
     from evenslice.results import Measurements, Questions, Thresholds
 
 MOST = 8  # windows in one pass, beside as many mirrors
