@@ -29,10 +29,9 @@ from evenslice.cli.export import _audits
 from evenslice.inference.exporting import onnx_writing
 from evenslice.inference.exporting.stated_reading import stated_reading
 from evenslice.networks import ModelSource, fill_network
-from evenslice.neutralizing import Reading
 from evenslice.results.audits import save_audits
 from evenslice.training.segmenter import Segmenter, find_reading
-from evenslice.volumes import Scaling, slice_indices
+from evenslice.volumes import Reading, Scaling, slice_indices
 
 CUTS = [None, "output", "1"]
 OLD_AUDITS = Path(__file__).parents[1] / "data" / "written-by-0.2.0" / "audits"

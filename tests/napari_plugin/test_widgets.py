@@ -11,8 +11,9 @@ import pytest
 import evenslice
 from evenslice._core import ProgressReport
 from evenslice.napari_plugin.network_choice import FromFile, FromLibrary, FromRun, random_parts
-from evenslice.neutralizing import Reading, save_network
+from evenslice.neutralizing import save_network
 from evenslice.training import load_segmenter
+from evenslice.volumes import Reading
 
 SHAPE, SCALE = (12, 40, 48), (3.0, 0.5, 0.5)
 

@@ -25,7 +25,7 @@ from evenslice.results import Thresholds
 
 if TYPE_CHECKING:
     from evenslice.auditing import Audit
-    from evenslice.neutralizing import Reading
+    from evenslice.volumes import Reading
 
 
 # "not applicable" is not enough: nothing was shown for a window of one slice, which may be there by mistake.

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evenslice.neutralizing.reading import Reading
+    from evenslice.volumes import Reading
 __all__ = ["MANY_SLICES", "LoadedNetwork", "load_network", "neutralize_file", "save_network"]
 
 DRAWN = ("shuffle", "reinit", "random")  # strategies with a seed

@@ -20,8 +20,8 @@ from evenslice.inference import (
     stated_reading,
 )
 from evenslice.networks import missing_parts, parse_specification
-from evenslice.neutralizing import Reading, load_network, symmetrize
-from evenslice.volumes import reslice
+from evenslice.neutralizing import load_network, symmetrize
+from evenslice.volumes import Reading, reslice
 
 if TYPE_CHECKING:
     import os

@@ -24,6 +24,7 @@ from .opening import (
     stated_axes as stated_axes,
 )
 from .read.places import is_address as is_address
+from .reading import Reading as Reading
 from .scaling import PERCENTILES as PERCENTILES, Scaling as Scaling, fit_scaling as fit_scaling
 from .several import (
     fit_scalings as fit_scalings,

@@ -22,9 +22,8 @@ from evenslice.inference.exporting.description import Description, ModelCard, de
 from evenslice.inference.exporting.huggingface_folder import HUGGINGFACE_FILES, write_huggingface
 from evenslice.inference.exporting.readme import README
 from evenslice.networks import check_source, with_gradients
-from evenslice.neutralizing import Reading
 from evenslice.results import AuditResult
-from evenslice.volumes import check_tile
+from evenslice.volumes import Reading, check_tile
 
 if TYPE_CHECKING:
     import os

@@ -10,7 +10,8 @@ from evenslice._core import json_text, needs_extra
 from evenslice.inference.exporting.description import LIBRARY
 from evenslice.inference.exporting.licenses import hub_license
 from evenslice.inference.exporting.readme import README, readme_text
-from evenslice.neutralizing import Reading, save_network
+from evenslice.neutralizing import save_network
+from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,25 +1,22 @@
-"""How a network reads volumes and their labels, in Python and in files, which may come from anywhere.
+"""How a network reads volumes and their labels, in Python and in files.
 
 Reading.of(step=2, intensity=(0, 255), ignore_label=7).to_plain()    {"step": 2, "intensity": [0, 255], "ignore_label": 7, ...}
 """
 
 from __future__ import annotations
 
-import math
-import operator
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from evenslice._core import ConfigError, did_you_mean, option, reason
-from evenslice.volumes import LabelValues, Plane, Scaling, check_window
+from evenslice._core import ConfigError, check_known, did_you_mean, option, whole_number
+from evenslice.volumes.label_values import LabelValues
+from evenslice.volumes.scaling import Scaling, two_numbers
+from evenslice.volumes.volume import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Reading"]
-
-MOST_STEP = 2**16
-MOST_CLASSES = 2**16
 
 OF_LABELS = tuple(entry.name for entry in fields(LabelValues))
 """Options that say what the values of labels mean."""
@@ -56,22 +53,13 @@ class Reading:
     overlapping: bool | None = None
 
     def __post_init__(self) -> None:
-        try:
-            step = operator.index(self.step)
-        except TypeError:
-            raise ConfigError(f"{option('step', self.step)}: must be a whole number") from None
-        check_window(1, step, "reflect")
-        if self.plane not in get_args(Plane):
-            raise ConfigError(f"{option('plane', self.plane)}: must be one of {', '.join(get_args(Plane))}")
-        try:
-            low, high = (0, 1) if self.intensity is None else self.intensity
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"{option('intensity', self.intensity)}: give two numbers, the voxel values that become 0 and 1"
-            ) from None
-        scaling = Scaling(low, high, fill=self.fill)  # checks them
+        check_known("plane", self.plane, get_args(Plane))
+        if not isinstance(self.overlapping, bool | None):
+            raise ConfigError(f"{option('overlapping', self.overlapping)}: must be True, False or None")
+        intensity = (0, 1) if self.intensity is None else two_numbers(self.intensity)
+        scaling = Scaling(*intensity, fill=self.fill)  # checks them
         self.labels.check()
-        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "step", whole_number("step", self.step, 1))
         object.__setattr__(self, "fill", scaling.fill)
         if self.intensity is not None:
             object.__setattr__(self, "intensity", (scaling.low, scaling.high))
@@ -92,7 +80,7 @@ class Reading:
 
     @classmethod
     def from_plain(cls, stated: Mapping[str, Any]) -> Self:
-        """Return the way of reading that a file states; entries that it lacks, as those of before do, have their defaults.
+        """Return the way of reading that a file states among other entries; those that it lacks have their defaults.
 
         Raises:
             ValueError: an entry cannot be right.
@@ -101,44 +89,10 @@ class Reading:
             >>> Reading.from_plain({"step": 2, "intensity": [0, 255], "anything": None}).intensity
             (0.0, 255.0)
         """
-        found = {name: stated.get(name) for name in OF_VOLUMES + OF_LABELS}
-        step, intensity, fill, values = (
-            found[name] for name in ("step", "intensity", "fill", "label_values")
-        )
-        sound = {
-            "step": step is None or (type(step) is int and step <= MOST_STEP),
-            "intensity": intensity is None or all(map(_is_number, intensity)),
-            "fill": fill is None or _is_number(fill),
-            "label_values": values is None
-            or (len(values) <= MOST_CLASSES and all(type(value) is int for value in values)),
-            "ignore_label": found["ignore_label"] is None or type(found["ignore_label"]) is int,
-            "overlapping": isinstance(found["overlapping"], bool | None),
-        }
-        for name, is_sound in sound.items():
-            if not is_sound:
-                raise ValueError(f"{name} {found[name]!r:.40}")
         try:
-            return cls.of(**found)
+            return cls.of(**{name: stated.get(name) for name in OF_VOLUMES + OF_LABELS})
         except ConfigError as error:
             raise ValueError(str(error)) from error
-
-    @staticmethod
-    def stated(reading: Reading | Mapping[str, Any]) -> Reading:
-        """Return the way of reading that a user states as such, or as options by name.
-
-        Raises:
-            ConfigError: an entry is unknown, or cannot be right.
-        """
-        if isinstance(reading, Reading):
-            return reading
-        try:
-            return Reading.of(**reading)
-        except ConfigError as error:
-            raise ConfigError(f"{option('reading')}: {error}") from error
-        except (TypeError, ValueError) as error:  # neither numbers nor several of them
-            raise ConfigError(
-                f"{option('reading')}: cannot be right ({reason(error)}); correct the entry"
-            ) from error
 
     def to_plain(self) -> dict[str, Any]:
         """Return every option by name, as JSON holds it.
@@ -168,13 +122,9 @@ class Reading:
             >>> Reading.of(step=2, label_values=[0, 5]).with_given(instances="dense", step=None).labels.label_values
         """
         stated = {name: value for name, value in given.items() if value is not None}
-        known = {"plane": self.plane, "overlapping": self.overlapping, **self.options()}
+        known = self.to_plain()
         if "instances" in stated:
             known |= {"label_values": None, "other_labels": None}
         elif {"label_values", "other_labels"} & stated.keys():
             known["instances"] = None
         return self.of(**known | stated)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
