@@ -9,7 +9,6 @@ from .network_files import (
 from .network_metadata import find_in_folder as find_in_folder, read_saved as read_saved
 from .neutralization import neutralize as neutralize, untie as untie
 from .probing import probe as probe
-from .reading import Reading as Reading
 from .record import (
     Record as Record,
     record_of as record_of,

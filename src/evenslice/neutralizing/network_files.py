@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evenslice.neutralizing.reading import Reading
+    from evenslice.volumes import Reading
 __all__ = ["MANY_SLICES", "LoadedNetwork", "load_network", "neutralize_file", "save_network"]
 
 DRAWN = ("shuffle", "reinit", "random")  # strategies with a seed
@@ -68,7 +68,7 @@ class LoadedNetwork(NamedTuple):
 
 
 @with_gradients
-def load_network(  # noqa: PLR0913  # what to build, and one argument for each choice of neutralize
+def load_network(  # what to build, and one argument for each choice of neutralize
     spec: str,
     weights: str | None = None,
     *,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from evenslice._core import UNREADABLE, ConfigError, ModelError, local_path, option, path_text, reason
 from evenslice.networks import METADATA_KEY, ModelSource, check_source, parse_specification, read_metadata
-from evenslice.neutralizing.reading import Reading
 from evenslice.neutralizing.record import Record
+from evenslice.volumes import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,7 +94,10 @@ def saved_text(
         "record": record.to_dict(),
         "source": None if source is None else source.to_dict(),
     }
-    stated = {"reading": Reading.stated(reading).to_plain()} if reading else {}
+    stated: dict[str, Any] = {}
+    if reading:
+        read = reading if isinstance(reading, Reading) else Reading(**reading)
+        stated = {"reading": read.to_plain()}
     return json.dumps(document | stated | ({"run": dict(run)} if run else {}))
 
 

@@ -83,7 +83,7 @@ from .surveys import (
 from .verdicts import (
     Decision as Decision,
     Questions as Questions,
-    Thresholds as Thresholds,
+    Tolerances as Tolerances,
     ask as ask,
     judge as judge,
 )

@@ -45,7 +45,7 @@ from evenslice.results.intervals import (
     pool_means,
     student_interval,
 )
-from evenslice.results.verdicts import Thresholds
+from evenslice.results.verdicts import Tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -578,7 +578,7 @@ def bias_removed(own: ArrayLike, baseline: ArrayLike) -> Interval:
     pairs = np.array([own, baseline], dtype=np.float64)
     pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
     count = pairs.shape[1]
-    if not student_interval(pairs[1]).low > Thresholds.attention:
+    if not student_interval(pairs[1]).low > Tolerances.tolerance:
         return UNKNOWN
     from scipy.stats import t as student  # slow to import
 

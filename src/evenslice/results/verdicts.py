@@ -6,12 +6,14 @@ answers, and are opposite slices used in the same way, place by place? ``ask`` c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
+from evenslice._core import ConfigError, option
 from evenslice.results.intervals import fit_ratios, unseen_part
 from evenslice.results.measurements import halves, model_part, pair_bias
 
@@ -40,25 +42,36 @@ LARGEST_DIFFERENT = 0.05
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class Tolerances:
     """What counts as fair.
 
     Attributes:
-        attention: the largest absolute pair bias B_k, of saliency or reliance, that counts as equal.
-        answer: the largest part C of an answer that may change when the window is reversed.
-        use: the largest mirror mismatch E of a network that uses opposite slices in the same way.
-        judged: the part of the saliency that a pair has to get in order to be judged; see ``least_attention``.
+        tolerance: the largest absolute pair bias B_k, of saliency or reliance, that counts as equal.
+        answer_tolerance: the largest part C of an answer that may change when the window is reversed.
+        mismatch_tolerance: the largest mirror mismatch E of a network that uses opposite slices in the same way.
+        judged_share: the part of the saliency that a pair has to get in order to be judged; see ``least_attention``.
         judged_class: the part of the pixels that a class has to cover; the two largest classes are always judged.
+
+    Raises:
+        ConfigError: a value is no number, or out of range.
     """
 
-    attention: float = 0.05
-    answer: float = 0.05
-    use: float = 0.01
-    judged: float = 0.02
+    tolerance: float = 0.05
+    answer_tolerance: float = 0.05
+    mismatch_tolerance: float = 0.01
+    judged_share: float = 0.02
     judged_class: float = 0.01
 
+    def __post_init__(self) -> None:
+        for entry, value in zip(fields(self), astuple(self), strict=True):
+            zero = entry.name.startswith("judged")
+            if not isinstance(value, Real) or not (0 < float(value) < 1 or (zero and value == 0)):
+                allowed = "at least 0 and below 1" if zero else "between 0 and 1"
+                raise ConfigError(f"{option(entry.name, value)}: must be {allowed}")
+            object.__setattr__(self, entry.name, float(value))
 
-def least_attention(pairs: int, judged_share: float = Thresholds.judged) -> float:
+
+def least_attention(pairs: int, judged_share: float = Tolerances.judged_share) -> float:
     """Return the part of the saliency that each of K pairs has to get in order to be judged.
 
     That is the judged share, and with more than two pairs 2/K of it: however many slices share the saliency, the pairs
@@ -238,15 +251,15 @@ class Questions:
     different: float | None
 
 
-def ask(measured: Measurements, population: int, thresholds: Thresholds) -> Questions:
+def ask(measured: Measurements, population: int, tolerances: Tolerances) -> Questions:
     """Return the evidence that windows give on each question; none for windows of one slice.
 
     Args:
         measured: those of a random sample of the windows.
         population: number of all windows.
-        thresholds: what counts as fair.
+        tolerances: what counts as fair.
     """
-    pixels, judged, decides = _judge_classes(measured, population, thresholds)
+    pixels, judged, decides = _judge_classes(measured, population, tolerances)
     numbers = tuple(np.flatnonzero(judged).tolist())
     # One class that is everywhere has the figures of all pixels.
     groups = (0, *(number + 1 for number in numbers)) if (pixels > 0).sum() > 1 else (0,)
@@ -254,7 +267,7 @@ def ask(measured: Measurements, population: int, thresholds: Thresholds) -> Ques
         groups = tuple(number + 1 for number in numbers)  # classes that overlap have no figure over all
     found: list[Evidence | None] = []
     if measured.slices > 1:
-        sample = _Sample(measured, population, thresholds, groups, numbers, decides)
+        sample = _Sample(measured, population, tolerances, groups, numbers, decides)
         saliency, reliance = sample.saliency(), sample.reliance()
         found = [saliency, reliance, sample.answer(), sample.use(saliency or reliance)]
     return Questions(
@@ -285,7 +298,7 @@ def answer_kind(measured: Measurements) -> AnswerKind:
 
 
 def _judge_classes(
-    measured: Measurements, population: int, thresholds: Thresholds
+    measured: Measurements, population: int, tolerances: Tolerances
 ) -> tuple[Floats, Flags, Flags]:
     """Return the part of the pixels in each class, which classes are judged, and which may decide for "biased"; (C,) each.
 
@@ -303,7 +316,7 @@ def _judge_classes(
     largest = np.zeros(count, bool)
     largest[np.argsort(-pixels, kind="stable")[:2]] = True
     surely = largest & ((high[None, :] > low[:, None]).sum(axis=1) <= 2)  # one of the others, and itself
-    least = thresholds.judged_class
+    least = tolerances.judged_class
     return pixels, seen & (largest | (high >= least)), seen & (surely | (low >= least))
 
 
@@ -314,7 +327,7 @@ class _Sample:
     Attributes:
         measured: the windows.
         population: number of all windows.
-        thresholds: what counts as fair.
+        tolerances: what counts as fair.
         groups: that have figures: 0 for all predicted pixels, c + 1 for those of the class c.
         numbers: of the judged classes.
         decides: (C,) which classes may decide for "biased".
@@ -322,7 +335,7 @@ class _Sample:
 
     measured: Measurements
     population: int
-    thresholds: Thresholds
+    tolerances: Tolerances
     groups: tuple[int, ...]
     numbers: tuple[int, ...]
     decides: Flags
@@ -341,7 +354,7 @@ class _Sample:
             outer.append((left + right)[known].mean(axis=0) if known.any() else np.zeros(bias.shape[1]))
         if not any(whole.any() for whole in wholes):
             return None
-        material = np.stack(outer) >= least_attention(parts[0].shape[1], self.thresholds.judged)
+        material = np.stack(outer) >= least_attention(parts[0].shape[1], self.tolerances.judged_share)
         return self._biases("saliency", parts, wholes, material)
 
     def reliance(self) -> Evidence:
@@ -351,7 +364,7 @@ class _Sample:
             left, right = halves(self.measured.reliance[:, :, group].sum(axis=1))
             parts.append(right - left)
             wholes.append(right + left)
-            least = 2 * self.thresholds.judged * self.measured.explained[:, group].sum()
+            least = 2 * self.tolerances.judged_share * self.measured.explained[:, group].sum()
             total = (right + left).sum(axis=0)
             material.append((total >= least) & (total > 0))
         return self._biases("reliance", parts, wholes, np.stack(material))
@@ -370,7 +383,7 @@ class _Sample:
             question=question,
             keys=tuple(Key(_number(group), k) for group in self.groups for k in range(1, pairs + 1)),
             fit=fit_ratios(np.hstack(parts), np.hstack(wholes), self.population, scale=scale),
-            tolerance=self.thresholds.attention,
+            tolerance=self.tolerances.tolerance,
             judged=material.ravel(),
             decides=np.repeat(decides, pairs),
         )
@@ -397,7 +410,7 @@ class _Sample:
             question="answer",
             keys=tuple(map(Key, chosen)) if of_classes else (Key(),),
             fit=fit_ratios(part, whole, self.population, scale="log"),
-            tolerance=self.thresholds.answer,
+            tolerance=self.tolerances.answer_tolerance,
             judged=np.ones(whole.shape[1], bool),
             decides=self.decides[chosen] if of_classes else np.ones(1, bool),
             root=not of_classes,
@@ -420,7 +433,7 @@ class _Sample:
             question="use",
             keys=tuple(keys),
             fit=fit_ratios(np.hstack(parts), whole, self.population, scale="log"),
-            tolerance=self.thresholds.use,
+            tolerance=self.tolerances.mismatch_tolerance,
             judged=pairs.ravel() & (whole.sum(axis=0) > 0),
             decides=np.zeros(len(keys), bool),
         )
