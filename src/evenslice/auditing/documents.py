@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from evenslice.auditing.measuring import MeasuredBatch, Measurer
+    from evenslice.auditing.measuring import Measurer
+    from evenslice.auditing.options import Sampling
+    from evenslice.auditing.stopping import Found
     from evenslice.auditing.targets import Understood
     from evenslice.networks import StemKernels
     from evenslice.neutralizing import Record
-    from evenslice.results import Measurements
     from evenslice.volumes import LabelValues, Volume, WindowGrid
 
     Function: TypeAlias = Callable[[Any], Any]
@@ -192,7 +193,7 @@ def scaling_source(model: nn.Module | Function) -> str:
     return "assumed" if normalization(model) is None else "stated"
 
 
-PACKAGES = (
+PACKAGES = [
     "evenslice",
     "torch",
     "numpy",
@@ -202,48 +203,40 @@ PACKAGES = (
     "segmentation-models-pytorch",
     "torchvision",
     "onnxruntime",
-)
+]
 
 
-def describe_run(  # noqa: PLR0913  # what an audit decided at different places, each under its name
+def describe_run(
     measurer: Measurer,
-    batches: Sequence[MeasuredBatch],
-    measurements: Measurements,
-    *,
+    found: Found,
     understood: Understood,
-    source: str,
+    *,
+    model: nn.Module | Function,
     record: Record | None,
     kernels: Sequence[StemKernels],
     outputs: Function | None,
     labels: Sequence[Volume] | None,
     values: LabelValues,
-    precision: float | None,
-    batch: int,
-    seed: int,
-    stopped: str,
+    sampling: Sampling,
     seconds: float,
 ) -> AuditRun:
     """Return what an audit ran that ends now.
 
     Args:
         measurer: what measured the windows.
-        batches: the measured windows.
-        measurements: of all windows.
+        found: what they say.
         understood: how the output was understood.
-        source: where the scaling comes from.
+        model: the network.
         record: that of ``neutralize``, if there is one.
         kernels: the stems.
         outputs: the function that reduced the network's output, if one was given.
         labels: those of each volume as stored, if given.
         values: what the values of the labels mean.
-        precision: half-width of the intervals that the audit was to reach, if one was asked for.
-        batch: windows in one pass.
-        seed: random seed.
-        stopped: why the audit stopped.
+        sampling: which windows were read.
         seconds: its duration.
     """
     explainer, grids = measurer.explainer, measurer.grids
-    network = explainer.network
+    network, measurements = explainer.network, found.measurements
     unmoved = ~(measurements.saliency.any(axis=(1, 2, 3)) | measurements.reliance.any(axis=(1, 2, 3)))
     return AuditRun(
         slices=grids[0].slices,
@@ -259,16 +252,16 @@ def describe_run(  # noqa: PLR0913  # what an audit decided at different places,
         assumed=understood.assumed,
         outputs=None if outputs is None else function_name(outputs),
         label_options=None if labels is None else values.to_dict(),
-        precision=precision,
+        precision=sampling.precision,
         windows_available=sum(map(len, grids)),
         windows_without_attribution=int(unmoved.sum()),
-        stopped=stopped,
+        stopped=found.stopped,
         tile=grids[0].tile,
-        batch=batch,
-        seed=seed,
-        device=", ".join(sorted({item.device for item in batches})) or str(network.device),
+        batch=found.batch,
+        seed=sampling.seed,
+        device=", ".join(sorted({item.device for item in found.batches})) or str(network.device),
         dtype=str(network.dtype).removeprefix("torch."),
-        scaling={**network.scaling, "source": source},
+        scaling={**network.scaling, "source": scaling_source(model)},
         clamped=float(measurements.clamped.mean()) if understood.explained.probabilities else None,
         model={"class": network.name},
         stems=tuple(StemShape(stem.name, stem.after.shape) for stem in kernels),
@@ -281,16 +274,11 @@ def describe_run(  # noqa: PLR0913  # what an audit decided at different places,
 
 def _describe(grid: WindowGrid, labels: Volume | None) -> AuditedVolume:
     volume = grid.volume
+    same = ("path", "format", "shape", "region", "level", "spacing", "unit")
     return AuditedVolume(
-        path=volume.path,
-        format=volume.format,
-        shape=volume.shape,
-        region=volume.region,
+        **{name: getattr(volume, name) for name in same},
         select=dict(volume.select),
-        level=volume.level,
         dtype=str(volume.dtype),
-        spacing=volume.spacing,
-        unit=volume.unit,
         fingerprint=fingerprint(volume),
         windows=len(grid),
         intensity=(grid.scaling.low, grid.scaling.high),

@@ -91,14 +91,15 @@ def compare_answers(answers: Tensor | None, count: int) -> dict[str, Floats]:
         one, other, both = (as_numpy(part.float().mean(2)) for part in (given, mirrored, given & mirrored))
         differ = as_numpy((given != mirrored).any(1).float().mean(1))
     else:
-        same, ones = given == mirrored, torch.ones(given.shape, dtype=torch.float64, device="cpu")
+        same = given == mirrored
+        weights = [
+            (given, torch.ones(given.shape)),
+            (mirrored, torch.ones(given.shape)),
+            (given, same.float()),
+        ]
         one, other, both = (
-            as_numpy(ones.new_zeros(half, count).scatter_add(1, part, weight)) / given.shape[1]
-            for part, weight in (
-                (given.clamp(max=count - 1).cpu(), ones),
-                (mirrored.clamp(max=count - 1).cpu(), ones),
-                (given.clamp(max=count - 1).cpu(), same.cpu().double()),
-            )
+            class_sums(weight.cpu(), numbers.cpu(), count)[:, 1:] / given.shape[1]
+            for numbers, weight in weights
         )
         differ = as_numpy((~same).float().mean(1))
     union = one + other - both

@@ -37,12 +37,12 @@ from evenslice.volumes import check_tile, fingerprint, fit_tile, modified, sprea
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-    from typing import Self
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from evenslice.auditing.explaining import Explainer
+    from evenslice.auditing.options import Sampling
     from evenslice.volumes import Volume, WindowGrid
 
     Function: TypeAlias = Callable[[Any], Any]
@@ -70,15 +70,11 @@ class WindowSample:
 
     Attributes:
         grids: the windows of each volume.
-        seed: random seed of the order.
-        max_windows: largest number of windows to read.
-        min_windows: number of windows before which an audit does not stop.
+        sampling: how many of them are read, and the seed of their order.
     """
 
     grids: list[WindowGrid]
-    seed: int
-    max_windows: int
-    min_windows: int
+    sampling: Sampling
 
     @property
     def population(self) -> list[int]:
@@ -88,13 +84,13 @@ class WindowSample:
     @property
     def limit(self) -> int:
         """Largest number of windows to read."""
-        return min(sum(self.population), self.max_windows)
+        return min(sum(self.population), self.sampling.max_windows)
 
     def next_look(self, read: int) -> int:
         """Return the number of windows after which an audit that has read some looks at what it knows."""
-        look = next_look(max(read, min(self.min_windows, self.limit) - 1))
-        if read < self.min_windows < look:
-            look = self.min_windows
+        look = next_look(max(read, min(self.sampling.min_windows, self.limit) - 1))
+        if read < self.sampling.min_windows < look:
+            look = self.sampling.min_windows
         return min(look, self.limit)
 
     def batches(self, size: Callable[[], int]) -> Iterator[WindowBatch]:
@@ -112,7 +108,7 @@ class WindowSample:
     def _place(self, number: int) -> tuple[int, int, int, int]:
         """Return volume, z, y, x of a window."""
         ends = list(accumulate(self.population))
-        index = spread_index(number, ends[-1], self.seed)
+        index = spread_index(number, ends[-1], self.sampling.seed)
         volume = bisect_right(ends, index)
         grid = self.grids[volume]
         return (volume, *grid.place(index - (ends[volume] - len(grid))))
@@ -152,8 +148,7 @@ def choose_tile(model: nn.Module | Function, volumes: list[Volume]) -> tuple[int
     fixed = getattr(model, "tile", None) if network is None else input_size(network)
     if fixed is not None:
         return check_tile(fixed)
-    planes = [volume.shape[1:] for volume in volumes]
-    smallest = (min(plane[0] for plane in planes), min(plane[1] for plane in planes))
+    smallest = (min(volume.shape[1] for volume in volumes), min(volume.shape[2] for volume in volumes))
     tile = fit_tile(smallest, multiple=32 if network is None else input_multiple(network))
     return tile if network is not None else keep_sides(model, tile)
 
@@ -162,37 +157,25 @@ _FOUND: dict[tuple[str, str], str | None] = {}
 """What a process has found of each path and stamp: the fingerprint of a file that is another, or a copy."""
 
 
-@dataclass(frozen=True)
-class KnownFiles:
-    """The files of an audit as the command found them.
+def stamps_of(volumes: Sequence[Volume]) -> dict[str, str]:
+    """Return when the files of volumes were modified, by path; not of those at addresses and arrays in memory."""
+    return {volume.path: stamp for volume in volumes if (stamp := modified(volume)) is not None}
 
-    Attributes:
-        stamps: by path, when each was modified; those at addresses and arrays in memory are not among them.
+
+def copies_of(volumes: Sequence[Volume], stamps: Mapping[str, str]) -> dict[str, str]:
+    """Return, on a worker, the fingerprints of files with other times of modification, by path.
+
+    Raises:
+        VolumeError: a file is missing here.
     """
-
-    stamps: Mapping[str, str]
-
-    @classmethod
-    def of(cls, volumes: Sequence[Volume]) -> Self:
-        """Note when the files of volumes were modified."""
-        return cls({volume.path: stamp for volume in volumes if (stamp := modified(volume)) is not None})
-
-    def copies(self, volumes: Sequence[Volume]) -> dict[str, str]:
-        """Return, on a worker, the fingerprints of files with other times of modification, by path.
-
-        Raises:
-            VolumeError: a file is missing here.
-        """
-        found = {}
-        for volume in volumes:
-            stamp = self.stamps.get(volume.path)
-            if stamp is None:
-                continue
+    found = {}
+    for volume in volumes:
+        if (stamp := stamps.get(volume.path)) is not None:
             if (volume.path, stamp) not in _FOUND:
                 _FOUND[volume.path, stamp] = _fingerprint_of_copy(volume, stamp)
             if (content := _FOUND[volume.path, stamp]) is not None:
                 found[volume.path] = content
-        return found
+    return found
 
 
 def _fingerprint_of_copy(volume: Volume, stamp: str) -> str | None:
@@ -211,12 +194,10 @@ def refuse_other_content(volumes: Sequence[Volume], copies: Mapping[str, str], k
 
     Args:
         volumes: as the command found them.
-        copies: what ``KnownFiles.copies`` returned on a worker.
+        copies: what ``copies_of`` returned on a worker.
         known: the fingerprints of the volumes that were needed so far, by path; others are added.
     """
-    for volume in volumes:
-        if volume.path not in copies:
-            continue
+    for volume in (volume for volume in volumes if volume.path in copies):
         if volume.path not in known:
             known[volume.path] = fingerprint(volume)
         if copies[volume.path] != known[volume.path]:
@@ -370,7 +351,7 @@ def measure_batches(
             yield from map(measurer.measure, reading)
         return
     volumes, fingerprints = measurer.volumes, dict[str, str]()
-    measure = partial(_measure_on_worker, files=KnownFiles.of(volumes))  # which reads for itself
+    measure = partial(_measure_on_worker, stamps=stamps_of(volumes))  # which reads for itself
     with closing(map_in_order(measure, sample.batches(size), client, common=measurer)) as measured:
         for found, copies in measured:
             refuse_other_content(volumes, copies, fingerprints)
@@ -378,10 +359,10 @@ def measure_batches(
 
 
 def _measure_on_worker(
-    batch: WindowBatch, measurer: Measurer, files: KnownFiles
+    batch: WindowBatch, measurer: Measurer, stamps: Mapping[str, str]
 ) -> tuple[MeasuredBatch, dict[str, str]]:
     """Measure a batch; return it, and the fingerprints of files that are copies."""
-    copies, read = files.copies(measurer.volumes), measurer.read(batch)
+    copies, read = copies_of(measurer.volumes, stamps), measurer.read(batch)
     with _ALONE:
         return measurer.measure(read), copies
 
