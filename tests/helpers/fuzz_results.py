@@ -289,7 +289,8 @@ def _look_at_audits(folder: Path, _: Path) -> None:
     json_text([audit.to_dict() for audit in audits])
     console = _plain_console()
     with console.capture():
-        console.print(audit_table(audits))
+        for audit in audits:
+            console.print(audit_table(audit, audit.name))
 
 
 def _look_at_study(folder: Path, _: Path) -> None:
