@@ -176,7 +176,7 @@ def test_runs_that_measured_different_kinds_stand_together(study):
         {"losses": 3},
         {"losses": [None] * 1000},
         {"reference": "labels", "slices": 1, "intact": 0.5, "reversed": 0.5, "losses": [{"kind": 4}]},
-        {"reference": "labels", "slices": 1, "intact": 1e30, "reversed": 0.5, "losses": []},
+        {"reference": "labels", "slices": 1, "intact": 1e31, "reversed": 0.5, "losses": []},
     ],
 )
 def test_a_damaged_file_is_named(study, stress):
