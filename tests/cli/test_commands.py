@@ -94,7 +94,7 @@ def test_every_option_has_a_help_text_that_is_a_sentence(command):
 
 def test_the_help_says_what_a_run_or_a_saved_network_settles():
     named = {parameter.name: parameter.help for parameter in COMMANDS["audit"].params}
-    for name in (*("step", "plane", "intensity", "fill"), *asdict(options.LabelValues())):
+    for name in (*options.READ, *options.LABELS):
         assert "of the run or saved network" in named[name], name
     for suffix in SUFFIXES:
         assert suffix in named["weights"]

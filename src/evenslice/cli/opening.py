@@ -1,17 +1,102 @@
-"""How commands open the files of labels, whose axes need not be those of the image."""
+"""How commands open volumes, and labels, whose axes need not be those of the image."""
 
 # `grouped` reads the annotations here when it runs, so they are not postponed.
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from evenslice.cli.options import REGION_HELP, Opening, volume
-from evenslice.cli.parsing import parse_region
+import typer
+
+from evenslice.cli.options import volume
 
 if TYPE_CHECKING:
     from evenslice.volumes import Volume
+
+__all__ = ["LabelledOpening", "Opening"]
+
+REGION_HELP = "as start:stop along z, y and x, such as 0:16,:,100:612"
+
+
+class AxisEntry(NamedTuple):
+    """One entry of an axis; a class of its own, since Typer takes no list of tuples."""
+
+    axis: str
+    place: int
+
+
+def parse_selection(text: str) -> AxisEntry:
+    """Read AXIS=INDEX."""
+    axis, _, index = text.partition("=")
+    if not axis or not index.isdecimal():
+        raise typer.BadParameter(f"{text}: an axis and a whole number are needed, such as t=0")
+    return AxisEntry(axis, int(index))
+
+
+def check_selection(entries: list[AxisEntry] | None) -> list[AxisEntry] | None:
+    """Return the entries of axes, each of which is named once."""
+    axes = [entry.axis.lower() for entry in entries or ()]
+    for axis in axes:
+        if axes.count(axis) > 1:
+            raise typer.BadParameter(
+                f"the axis {axis} is given {axes.count(axis)} times; select one entry of it"
+            )
+    return entries
+
+
+def parse_region(text: str) -> tuple[slice, ...]:
+    """Read z0:z1,y0:y1,x0:x1, in which any bound may be left out."""
+    parts = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*),(\d*):(\d*)", "".join(text.split()), re.ASCII)
+    if parts is None:
+        raise typer.BadParameter(
+            f"{text}: bounds along z, y and x are needed, such as 0:16,:,100:612; a colon alone takes the whole axis"
+        )
+    bounds = [int(part) if part else None for part in parts.groups()]
+    return tuple(slice(*bounds[axis : axis + 2]) for axis in (0, 2, 4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How to read the axes of a volume."""
+
+    axes: Annotated[
+        str | None,
+        volume(
+            "Names of the file's axes as stored, such as xyz or tzyx (default: those that the file states, else z, y, x).",
+            metavar="AXES",
+        ),
+    ] = None
+    select: Annotated[
+        list[AxisEntry] | None,
+        volume(
+            "Select one entry of an axis, such as t=0; repeat for further axes.",
+            metavar="AXIS=N",
+            parser=parse_selection,
+            callback=check_selection,
+        ),
+    ] = None
+    level: Annotated[
+        int, volume("Resolution level of a multiscale volume; 0 is the finest.", metavar="N")
+    ] = 0
+    region: Annotated[
+        Sequence[slice] | None,
+        volume(
+            f"Read only this part of the file, {REGION_HELP}.",
+            metavar="Z:Z,Y:Y,X:X",
+            parser=parse_region,
+        ),
+    ] = None
+
+    def open(self, path: str, *, plane: str | None = None) -> "Volume":
+        """Open a volume with these options, sliced along an axis."""
+        from evenslice.volumes import open_volume
+
+        chosen = dict(self.select or ())
+        return open_volume(
+            path, axes=self.axes, select=chosen, level=self.level, plane=plane, region=self.region
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,21 @@
-"""What the operating system refuses a user, in one line: places closed to them, impossible names, no room left."""
+"""How commands end early: refused by the operating system, or interrupted."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["discard_stdout", "refusal"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["INTERRUPTED", "TERMINATED", "discard_stdout", "refusal", "resumable"]
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit statuses of commands that were ended by a signal, as shells expect them."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = "choose a place where you may read and write"
@@ -65,3 +72,39 @@ def _is_here() -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def resumable(remedy: str | Callable[[], str | None]) -> Iterator[None]:
+    """Say in one line how to go on if the block is interrupted, and end with the status that shells expect.
+
+    Args:
+        remedy: how to go on, as the end of the line; or what returns it, or None if there is nothing to go on with.
+
+    Raises:
+        typer.Exit: it was interrupted; the status is 130 for Ctrl-C and 143 for SIGTERM.
+        KeyboardInterrupt: likewise, and there is nothing to go on with.
+    """
+    import typer
+
+    from evenslice._core import Terminated
+    from evenslice.cli.printing import tell
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        how = remedy if isinstance(remedy, str) else remedy()
+        if how is None:
+            raise
+        what = str(error) or ("terminated" if isinstance(error, Terminated) else "interrupted")
+        if _is_first_process():
+            tell(f"{what}; {how}")
+        raise typer.Exit(getattr(error, "status", INTERRUPTED)) from None
+
+
+def _is_first_process() -> bool:
+    if "evenslice.training" not in sys.modules:  # whose packages may be missing
+        return True
+    from evenslice.training import is_first_process
+
+    return is_first_process()
