@@ -10,7 +10,7 @@ from torch import nn
 import evenslice
 from evenslice._core.errors import ConfigError, ModelError, VolumeError
 from evenslice.auditing import stopping
-from evenslice.volumes.fingerprints import fingerprint
+from evenslice.volumes.info import fingerprint
 from evenslice.volumes.scaling import Scaling
 
 

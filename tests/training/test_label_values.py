@@ -17,9 +17,7 @@ from evenslice.training.config import ModelConfig
 from evenslice.training.data import open_data
 from evenslice.training.data_config import DataConfig
 from evenslice.training.lightning_module import SegmentationLoss
-from evenslice.volumes.boundaries import IGNORED
-from evenslice.volumes.label_values import LabelValues
-from evenslice.volumes.labels import index_classes
+from evenslice.volumes.labels import IGNORED, LabelValues, index_classes
 from evenslice.volumes.opening import open_volume
 
 

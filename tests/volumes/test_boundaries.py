@@ -13,7 +13,7 @@ from skimage.segmentation import find_boundaries
 from evenslice import open_volume
 from evenslice._core import ConfigError, VolumeError
 from evenslice.volumes import LabelValues, index_classes, reslice, take_slices
-from evenslice.volumes.boundaries import IGNORED
+from evenslice.volumes.labels import IGNORED
 
 BIG = 2**60  # neighbours of such numbers are equal as float64
 

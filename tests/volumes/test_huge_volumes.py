@@ -11,12 +11,12 @@ from chunk_server import serving
 
 from evenslice._core.errors import VolumeError
 from evenslice.volumes import blocks, fingerprints, scaling
-from evenslice.volumes.fingerprints import fingerprint, modified
-from evenslice.volumes.label_values import LabelValues
+from evenslice.volumes.info import fingerprint, modified
+from evenslice.volumes.labels import LabelValues
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.pieces import THREADS
 from evenslice.volumes.scaling import Scaling, fit_scaling
-from evenslice.volumes.views import hold_in_memory, reslice, take_region, take_slices
+from evenslice.volumes.volume import hold_small, reslice, take_region, take_slices
 from evenslice.volumes.windows import WindowGrid
 
 HUGE = (98_304, 32_768, 32_768)
@@ -98,7 +98,7 @@ def test_what_is_made_of_a_remote_volume_has_its_fingerprint(server):
         take_region(volume, np.s_[0:8, 0:8, 0:8]),
         LabelValues().class_volume(volume, None),
     ]
-    parts += [hold_in_memory(parts[1]), reslice(parts[0], "x")]
+    parts += [hold_small([parts[1]])[0], reslice(parts[0], "x")]
     assert {fingerprint(pickle.loads(pickle.dumps(part))) for part in parts} == {fingerprint(volume)}  # noqa: S301
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from evenslice.cli.app import app
-from evenslice.volumes.affines import axis_codes
+from evenslice.volumes.geometry import axis_codes
 from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
 

@@ -10,7 +10,7 @@ from evenslice.training import DataConfig, ModelConfig
 from evenslice.training.data import open_data
 from evenslice.training.slice_windows import SliceWindows
 from evenslice.volumes import write_volume
-from evenslice.volumes.opening import open_labels
+from evenslice.volumes.labels import open_labels
 
 RAS = np.array([[1.0, 0, 0, -9], [0, 1.5, 0, 4], [0, 0, 2, 7], [0, 0, 0, 1]])
 LABELS = (np.random.default_rng(0).random((10, 12, 14)) < 0.5).astype(np.uint8)

@@ -27,8 +27,7 @@ from PIL import Image
 
 from evenslice._core import errors
 from evenslice.volumes.blocks import find_nonfinite, iterate_blocks, sample_voxels
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
+from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
 
 STACK = np.random.default_rng(0).integers(0, 1000, (7, 33, 30), np.uint16)
@@ -483,8 +482,8 @@ def test_fingerprint_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize("writer", [write_npy, write_zarr])
 def test_fingerprint_of_what_is_very_large(tmp_path, monkeypatch, writer):
-    monkeypatch.setattr("evenslice.volumes.fingerprints.WHOLE_BYTES", 2000)
-    monkeypatch.setattr("evenslice.volumes.fingerprints.END_BYTES", 500)
+    monkeypatch.setattr("evenslice.volumes.info.WHOLE_BYTES", 2000)
+    monkeypatch.setattr("evenslice.volumes.info.END_BYTES", 500)
     path = writer(tmp_path)
     volume = open_volume(path)
     first = fingerprint(volume)

@@ -17,10 +17,9 @@ import evenslice
 from evenslice import ConfigError, open_volume, segment
 from evenslice.cli import main
 from evenslice.results import AuditResult
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
-from evenslice.volumes.opening import open_labels
-from evenslice.volumes.views import take_region, take_slices
+from evenslice.volumes.info import describe_volume, fingerprint
+from evenslice.volumes.labels import open_labels
+from evenslice.volumes.volume import take_region, take_slices
 
 STACK = np.random.default_rng(0).integers(0, 200, (12, 40, 48), dtype=np.uint8)
 AFFINE = np.array([[-0.5, 0, 0, 7], [0, 0.5, 0.1, 8], [0, 0, 3, 9], [0, 0, 0, 1.0]])

@@ -23,11 +23,10 @@ from volume_checks import fails, same
 
 from evenslice._core import errors
 from evenslice.volumes import fingerprints
-from evenslice.volumes.fingerprints import fingerprint
-from evenslice.volumes.info import describe_volume
+from evenslice.volumes.info import describe_volume, fingerprint
 from evenslice.volumes.opening import open_volume
 from evenslice.volumes.read.remote import remote_store
-from evenslice.volumes.views import take_slices
+from evenslice.volumes.volume import take_slices
 
 STACK = (np.arange(6 * 40 * 32) % 1021).reshape(6, 40, 32).astype(np.uint16)
 

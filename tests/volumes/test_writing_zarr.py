@@ -14,11 +14,10 @@ from zarr.storage import LocalStore, MemoryStore
 
 from evenslice._core.errors import OutputError, VolumeError
 from evenslice.volumes.opening import open_volume
-from evenslice.volumes.write import image as image_module, remote as remote_module
+from evenslice.volumes.write import image as image_module, zarr as zarr_module
 from evenslice.volumes.write.image import Image, Tally, chunk_shape
-from evenslice.volumes.write.pyramid import halve, levels
 from evenslice.volumes.write.writer import check_destination, write_channels, write_volume
-from evenslice.volumes.write.zarr import write_zarr_store
+from evenslice.volumes.write.zarr import halve, levels, write_zarr_store
 
 arrays = hnp.arrays(
     st.sampled_from([np.uint8, np.int16, np.uint64]),
@@ -173,7 +172,7 @@ def unfinished(volume, path):
 def memory(monkeypatch):
     """A storage service in memory."""
     fsspec = pytest.importorskip("fsspec")
-    monkeypatch.setattr(remote_module, "WRITABLE", ("s3", "memory"))
+    monkeypatch.setattr(zarr_module, "WRITABLE", ("s3", "memory"))
     system = fsspec.filesystem("memory")
     yield system
     system.store.clear()
@@ -304,7 +303,7 @@ def test_a_failure_leaves_what_others_wrote(labels, memory, monkeypatch):
         memory.pipe_file("/bucket/a.zarr/notes.txt", b"of another process")
         raise OSError("no route to host")
 
-    monkeypatch.setattr(remote_module, "write_zarr_store", fails_late)
+    monkeypatch.setattr(zarr_module, "write_zarr_store", fails_late)
     with pytest.raises(OutputError, match="no route to host"):
         write_volume(open_volume(labels), "memory://bucket/a.zarr")
     assert memory.find("/bucket") == ["/bucket/a.zarr/notes.txt"]

@@ -1,32 +1,47 @@
-"""A summary of a volume: its metadata, and statistics of a sample of its voxels."""
+"""Facts about a volume: a summary, hashes that tell whether two are of the same data, and the image that was opened."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenslice.volumes.affines import axis_codes
-from evenslice.volumes.blocks import sample_stored
+from evenslice._core import ConfigError, EvensliceError, open_regular
+from evenslice.volumes.blocks import sample_chunks, sample_voxels
+from evenslice.volumes.geometry import axis_codes
 from evenslice.volumes.read.checks import reporting_read_errors
+from evenslice.volumes.read.hdf5 import dataset_address
+from evenslice.volumes.read.n5 import group_above
 from evenslice.volumes.read.places import files_under, holds_many
 from evenslice.volumes.read.slice_folder import SLICE_FOLDER, missing_numbers
+from evenslice.volumes.read.zarr import image_above
+from evenslice.volumes.volume import reslice
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
     from evenslice.volumes.volume import Volume
 
 __all__ = [
+    "PARTIAL",
     "PERCENTILES",
+    "StoredImage",
     "VolumeInfo",
     "describe_missing_numbers",
     "describe_volume",
+    "fingerprint",
     "missing_slice_numbers",
+    "modified",
+    "refuse_repeated",
+    "stored_image",
 ]
 
 PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
@@ -100,7 +115,7 @@ def describe_volume(volume: Volume) -> VolumeInfo:
         >>> info.maximum, info.classes
         (7, ((0, 0.75), (7, 0.25)))
     """
-    values = sample_stored(volume)
+    values = sample_voxels(volume)
     finite = values[np.isfinite(values)] if volume.dtype.kind == "f" else values
     return VolumeInfo(
         path=volume.path,
@@ -178,3 +193,250 @@ def _classes(values: NDArray[Any]) -> tuple[tuple[int, float], ...] | None:
     if kinds.size > MOST_CLASSES:
         return None
     return tuple((int(kind), int(count) / values.size) for kind, count in zip(kinds, counts, strict=True))
+
+
+PARTIAL = "sha256-partial"
+"""What the fingerprint of a volume starts with if it covers a part of it."""
+
+WHOLE_BYTES = 2**32
+END_BYTES = 2**26
+MOST_LISTED = 2**16
+SAMPLED_CHUNKS = 32  # a few seconds from most servers
+SAMPLED_BYTES = 2**26
+PIECE_BYTES = 2**20
+
+
+def fingerprint(volume: Volume) -> str:
+    """Hash the stored bytes of a volume; of a large one a part, so that the time is limited.
+
+    Slices, regions, classes and copies of a volume in files or at an address have its fingerprint.
+
+    Args:
+        volume: a volume in files, in a Zarr folder, at an address, or in memory.
+
+    Returns:
+        "sha256:" and a hexadecimal SHA-256: of the file, as ``sha256sum`` prints it; of several files, of their
+        relative names, sizes and contents (a Zarr folder in order of file names); of an array, of its bytes in the
+        order z, y, x. Above 4 GiB, "sha256-partial:" and the hash of names, sizes, and the first and last 64 MiB; for
+        an array of more than 4 GiB, or a folder of more than 65,536 files, the hash of format, shape, data type and
+        a sample of a million voxels; for an address, that of the address, format, shape, data type, the first and the
+        last chunk, and up to 32 chunks spread over the volume, of at most 64 MiB together.
+
+    Raises:
+        VolumeError: a file cannot be read.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> fingerprint(open_volume(np.zeros((1, 1, 1), np.uint8)))
+        'sha256:6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d'
+    """
+    volume = reslice(volume._whole or volume, "z")  # noqa: SLF001  # the same data, however it is sliced
+    if volume.location is None:
+        if volume.nbytes > WHOLE_BYTES:
+            return _fingerprint_of_sample(volume)
+        digest = hashlib.sha256()
+        for z in range(len(volume)):
+            digest.update(np.ascontiguousarray(volume[z]).tobytes())
+        return f"sha256:{digest.hexdigest()}"
+    if isinstance(volume.location, str):
+        return _fingerprint_of_voxels(volume, volume.location)
+    with reporting_read_errors(volume.path, volume.format):
+        if volume.files is None and holds_many(volume.location, MOST_LISTED):
+            return _fingerprint_of_sample(volume)
+        return _fingerprint_of_files(volume, volume.location)
+
+
+def modified(volume: Volume) -> str | None:
+    """Hash the names, sizes and times of the last modification of the files of a volume; None if it is not in files.
+
+    This takes little time, and tells whether the voxels may have changed.
+
+    Raises:
+        VolumeError: a file is missing.
+
+    Example:
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume
+        >>> modified(open_volume(np.zeros((1, 1, 1), np.uint8))) is None
+        True
+    """
+    if volume.location is None or isinstance(volume.location, str):
+        return None
+    total = 0
+    with reporting_read_errors(volume.path, volume.format):
+        for file in volume.files or _files_below(volume.location):
+            found = file.stat()
+            stamp = f"{os.fspath(file)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(
+                errors="surrogateescape"
+            )
+            total += int.from_bytes(hashlib.sha256(stamp).digest(), "big")
+    return f"{total % 2**256:064x}"
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """Yield a file, or those below a folder in any order, without a list of them."""
+    if path.is_file():
+        yield path
+    for folder, _, names in os.walk(path):
+        yield from (Path(folder, name) for name in names)
+
+
+def _fingerprint_of_files(volume: Volume, location: Path) -> str:
+    digest = hashlib.sha256()
+    named = volume.files or tuple(files_under(location, volume.path))
+    files = [(file, file.stat().st_size) for file in named]
+    partial = sum(size for _, size in files) > WHOLE_BYTES
+    folder = location if location.is_dir() or len(files) == 1 else location.parent
+    if partial or len(files) > 1 or location.is_dir():
+        for file, size in files:
+            name = os.path.relpath(file.resolve(), folder.resolve()).replace(os.sep, "/")
+            digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
+    for file, start, stop in _spans(files) if partial else [(file, 0, size) for file, size in files]:
+        _update(digest, file, start, stop)
+    return f"{PARTIAL if partial else 'sha256'}:{digest.hexdigest()}"
+
+
+def _fingerprint_of_voxels(volume: Volume, address: str) -> str:
+    """Hash the address and metadata of a volume, its outermost chunks and some between, without loading it whole."""
+    digest = hashlib.sha256(f"{address}\0{volume.format}\0{volume.shape}\0{volume.dtype.str}\0".encode())
+    chunk = volume.chunks or volume.shape
+    ends = zip(chunk, volume.shape, strict=True)
+    last = tuple(slice((length - 1) // size * size, length) for size, length in ends)
+    for window in (tuple(slice(0, size) for size in chunk), last):
+        digest.update(volume[window].tobytes())
+    for voxels in sample_chunks(volume, SAMPLED_CHUNKS, SAMPLED_BYTES):
+        digest.update(voxels.tobytes())
+    return f"{PARTIAL}:{digest.hexdigest()}"
+
+
+def _fingerprint_of_sample(volume: Volume) -> str:
+    """Hash the metadata of a volume and voxels from all over it."""
+    digest = hashlib.sha256(f"{volume.format}\0{volume.shape}\0{volume.dtype.str}\0".encode())
+    digest.update(sample_voxels(volume).tobytes())
+    return f"{PARTIAL}:{digest.hexdigest()}"
+
+
+def _spans(files: list[tuple[Path, int]]) -> Iterator[tuple[Path, int, int]]:
+    """Yield the parts of files that make up the first and the last ``END_BYTES`` of all files laid end to end."""
+    total = sum(size for _, size in files)
+    origin = 0
+    for file, size in files:
+        for low, high in ((0, END_BYTES), (total - END_BYTES, total)):
+            start, stop = max(low - origin, 0), min(high - origin, size)
+            if start < stop:
+                yield file, start, stop
+        origin += size
+
+
+def _update(digest: Any, path: Path, start: int, stop: int) -> None:
+    """Hash bytes start to stop of a file, piece by piece."""
+    with open_regular(path) as file:
+        file.seek(start)
+        while start < stop and (piece := file.read(min(PIECE_BYTES, stop - start))):
+            digest.update(piece)
+            start += len(piece)
+
+
+_ABOVE: dict[str, Callable[[Path], tuple[Path, int] | None]] = {
+    "Zarr v2": image_above,
+    "Zarr v3": image_above,
+    "N5": group_above,
+}
+"""Formats whose arrays may be levels of an image in the folder above, and what finds it."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A stored image and how it is read; two are equal if they are of one image.
+
+    Attributes:
+        image: what tells images apart: where they are, and what was selected along axes other than z, y and x.
+        level: the resolution level that is read, 0 the finest.
+        zyx: the stored dimensions that are read as z, y and x.
+        depth: the number of slices of that level.
+    """
+
+    image: tuple[Any, ...]
+    level: int = field(compare=False)
+    zyx: tuple[int, ...] = field(compare=False)
+    depth: int = field(compare=False)
+
+    def slices_match(self, other: StoredImage) -> bool:
+        """Return whether a slice number means the same in both, if they are of one image."""
+        return (self.depth, self.zyx) == (other.depth, other.zyx)
+
+
+def stored_image(volume: Volume) -> StoredImage:
+    """Return the stored image that a volume was opened from.
+
+    It is equal for all links to a file or to a dataset in it, for all levels of an image, and for a level opened by the path
+    of its array. A copy of a file is another image, as is at an address an array that is opened by its own path, and every
+    array in memory.
+
+    Raises:
+        VolumeError: the file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from evenslice.volumes import open_volume, write_volume
+        >>> path = f"{tempfile.mkdtemp()}/image.ome.zarr"
+        >>> write_volume(open_volume(np.zeros((8, 300, 300), np.uint8)), path)
+        >>> whole, level = stored_image(open_volume(path)), stored_image(open_volume(f"{path}/1"))
+        >>> whole == level, level.level, whole.slices_match(level)
+        (True, 1, False)
+    """
+    where, level = _place(volume)
+    reading = volume.reading
+    depth = (volume.whole_shape or volume.shape)[0]
+    return StoredImage((*where, *map(tuple, reading["fixed"])), level, tuple(reading["zyx"]), depth)
+
+
+def _place(volume: Volume) -> tuple[tuple[Any, ...], int]:
+    """Return what the stored images of one container differ in, and the resolution level."""
+    if volume.location is None:
+        return (id(volume),), 0
+    if not isinstance(volume.location, Path):
+        return (volume.location, volume.part), volume.level
+    path = volume.location.resolve()
+    if volume.part is not None:
+        with reporting_read_errors(volume.path, volume.format):
+            return (path, dataset_address(path, volume.part, volume.path)), 0
+    if volume.files:  # of one series, in a folder of several
+        return tuple(file.resolve() for file in volume.files), 0
+    if volume.format in _ABOVE:
+        # Whatever is wrong with the folder above does not concern the array.
+        with suppress(EvensliceError), reporting_read_errors(volume.path, volume.format):
+            if above := _ABOVE[volume.format](path):
+                return (above[0],), above[1]
+    return (path,), volume.level
+
+
+def refuse_repeated(volumes: Sequence[Volume]) -> None:
+    """Raise ConfigError if a file is given twice, read in the same way: it is no second sample.
+
+    Copies of a file are not noticed, nor are arrays that were not opened before.
+
+    Example:
+        >>> from evenslice.volumes import open_volume
+        >>> volume = open_volume(np.zeros((1, 1, 1)))
+        >>> refuse_repeated([volume, volume])
+        Traceback (most recent call last):
+        ...
+        evenslice.ConfigError: ...: is given twice, and several volumes count as independent samples; give it once
+    """
+    known = set()
+    for volume in volumes:
+        # A range of slices is part of the path. An array has none.
+        path = (
+            os.path.realpath(volume.path)
+            if isinstance(volume.location, Path)
+            else volume.location or id(volume)
+        )
+        read = path, volume.part, volume.plane, volume.region, repr(volume.reading)
+        if read in known:
+            raise ConfigError(
+                f"{volume.path}: is given twice, and several volumes count as independent samples; give it once"
+            )
+        known.add(read)

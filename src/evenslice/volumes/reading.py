@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 from evenslice._core import ConfigError, check_known, did_you_mean, option, whole_number
-from evenslice.volumes.label_values import LabelValues
+from evenslice.volumes.labels import LabelValues
 from evenslice.volumes.scaling import Scaling, two_numbers
 from evenslice.volumes.volume import Plane
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from evenslice._core import ConfigError, VolumeError, check_known, option
+from evenslice._core import ConfigError, VolumeError, check_known, option, whole_number
 from evenslice.volumes.read.pieces import reads_at_once
 from evenslice.volumes.scaling import require_finite
 
@@ -78,59 +78,27 @@ def slice_indices(
 
 def check_window(slices: int, step: int, edge: str) -> None:
     """Raise ConfigError unless ``slices`` is odd, ``step`` positive, both whole numbers, and ``edge`` known."""
-    given: dict[str, Any] = {"slices": slices, "step": step}
-    for name, value in given.items():
-        if not isinstance(value, Integral):
-            raise ConfigError(f"{option(name, value)}: must be a whole number")
-    if slices < 1 or slices % 2 == 0:
+    if whole_number("slices", slices, 1) % 2 == 0:
         raise ConfigError(
             f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5, with one in the middle"
         )
-    if step < 1:
-        raise ConfigError(
-            f"{option('step', step)}: the distance between the slices of a window is at least 1"
-        )
+    whole_number("step", step, 1)
     check_known("edge", edge, get_args(Edge))
 
 
-def tile_origins(length: int, tile: int, *, overlap: int = 0) -> Sequence[int]:
+def tile_origins(length: int, tile: int, *, overlap: int = 0) -> list[int]:
     """Return where tiles start along an axis so that they cover it; the last one is shifted back to end with the axis.
 
-    Returns:
-        A sequence that is computed when it is indexed.
-
     Example:
-        >>> list(tile_origins(10, 4))
-        [0, 4, 6]
-        >>> list(tile_origins(3, 4))
-        [0]
+        >>> tile_origins(10, 4), tile_origins(3, 4)
+        ([0, 4, 6], [0])
     """
     if not 0 <= overlap < tile:
         raise ConfigError(
             f"{option('overlap', overlap)}: must be at least 0 and below the tile's size {tile}"
         )
-    return _Origins(max(length - tile, 0), tile - overlap)
-
-
-@dataclass(frozen=True)
-class _Origins(Sequence[int]):
-    """0, step, 2 * step ... below ``last``, then ``last``."""
-
-    last: int
-    step: int
-
-    def __len__(self) -> int:
-        return -(-self.last // self.step) + 1
-
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[int]: ...
-    def __getitem__(self, index: int | slice) -> int | list[int]:
-        chosen = range(len(self))[index]
-        if isinstance(chosen, range):
-            return [min(number * self.step, self.last) for number in chosen]
-        return min(chosen * self.step, self.last)
+    last = max(length - tile, 0)
+    return [*range(0, last, tile - overlap), last]
 
 
 def check_tile(tile: object, name: str = "tile") -> tuple[int, int]:
@@ -253,17 +221,11 @@ class WindowGrid:
         check_window(self.slices, self.step, self.edge)
         extent = (self.slices - 1) * self.step + 1
         if self.volume.shape[0] < extent:
-            count = "1 slice" if self.volume.shape[0] == 1 else f"{self.volume.shape[0]} slices"
-            steps = f" in steps of {self.step}" if self.step != 1 else ""
-            part, advice = "", ["ask for fewer slices"] if self.slices > 3 else []
-            if self.step > 1:
-                advice.append(f"ask for a smaller {option('step')}")
-            if self.volume.region is not None:
-                part = " in this region"
-                advice.append(f"ask for a larger {option('region')}")
+            part = "" if self.volume.region is None else " in this region"
             raise VolumeError(
-                f"{self.volume.path}: has {count}{part}; a window of {self.slices}{steps} needs {extent}; "
-                f"{', or '.join(advice) or 'take a deeper one'}"
+                f"{self.volume.path}: its {self.volume.shape[0]} slices{part} are fewer than the {extent} of a window of "
+                f"{self.slices} in steps of {self.step}; take a deeper volume or {option('region')}, or ask for fewer "
+                f"slices or a smaller {option('step')}"
             )
 
     @property
@@ -285,7 +247,7 @@ class WindowGrid:
         return len(rows) * len(columns)
 
     @cached_property
-    def _corners(self) -> tuple[Sequence[int], Sequence[int]]:
+    def _corners(self) -> tuple[list[int], list[int]]:
         (_, height, width), (ty, tx) = self.volume.shape, self.tile
         rows, columns = self.overlap
         return tile_origins(height, ty, overlap=rows), tile_origins(width, tx, overlap=columns)

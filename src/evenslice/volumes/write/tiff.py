@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evenslice.volumes.units import Unit
+    from evenslice.volumes.geometry import Unit
     from evenslice.volumes.write.image import Image
 
 __all__ = ["unfit_for_tiff", "write_tiff"]

@@ -31,15 +31,9 @@ from evenslice._core import (
     staged_tree,
 )
 from evenslice.volumes.volume import Volume
-from evenslice.volumes.write.destinations import (
-    Destination,
-    check_free,
-    check_inputs,
-    parse_destination,
-)
-from evenslice.volumes.write.formats import ZARR
+from evenslice.volumes.write.formats import ZARR, checked_destination
 from evenslice.volumes.write.image import Image, Tally
-from evenslice.volumes.write.remote import write_remote
+from evenslice.volumes.write.zarr import write_remote
 
 if TYPE_CHECKING:
     import os
@@ -158,14 +152,7 @@ def check_destination(path: str | os.PathLike[str], *inputs: Volume, force: bool
         evenslice.OutputError: labels.tof: cannot write '.tof' files; did you mean '.tif'? known: .tif, .tf8, .btf,
         .tiff, .hdf, … (13 in all)
     """
-    _checked(path, inputs, force=force)
-
-
-def _checked(path: str | os.PathLike[str], inputs: Sequence[Volume], *, force: bool) -> Destination:
-    destination = parse_destination(path)
-    check_inputs(destination, inputs)
-    check_free(destination, force=force)
-    return destination
+    checked_destination(path, inputs, force=force)
 
 
 def _write(
@@ -187,33 +174,33 @@ def _write(
             f"{path}: its shape is {channels[0].shape} and that of {model.path} {model.shape}; "
             "give the volume that it was made from"
         )
-    destination = _checked(path, [*channels, model], force=force)
-    dtype = destination.format.stored(channels[0].dtype)
+    destination = checked_destination(path, [*channels, model], force=force)
+    if labels is None:
+        labels = channels[0].dtype.kind in "biu"
     image = Image(
         channels=channels,
         stacked=stacked,
-        labels=channels[0].dtype.kind in "biu" if labels is None else labels,
-        dtype=dtype,
+        labels=labels,
+        dtype=destination.format.stored(channels[0].dtype),
         spacing=model.spacing,
         unit=model.unit,
         affine=model.affine,
         placed=model.placed,
         tally=Tally(len(channels) * model.size, progress),
+        dataset=destination.dataset or ("/labels" if labels else "/volume"),
         offset=model.offset,
     )
     if reason := destination.format.unfit(image):
-        raise OutputError(f"{destination.label}: {reason}; choose .ome.zarr")
+        raise OutputError(f"{destination.path}: {reason}; choose .ome.zarr")
     if isinstance(destination.location, str):
-        write_remote(destination.location, destination.label, image)
+        write_remote(destination.location, destination.path, image)
         return
-    dataset = destination.dataset or ("/labels" if image.labels else "/volume")
-    with reporting_write_errors(destination.label):
-        if destination.format is ZARR:
-            with staged_tree(destination.location, force=force) as beside:
-                destination.format.write(beside, image, dataset)
-        else:
-            with staged_file(destination.location, force=force) as beside:
-                destination.format.write(beside, image, dataset)
+    staged = staged_tree if destination.format is ZARR else staged_file
+    with (
+        reporting_write_errors(destination.path),
+        staged(destination.location, force=force) as beside,
+    ):
+        destination.format.write(beside, image)
 
 
 def _require_volume(given: Any) -> None:
