@@ -10,7 +10,7 @@ import pytest
 from chunk_server import serving
 
 from evenslice._core.errors import VolumeError
-from evenslice.volumes import blocks, fingerprints, scaling
+from evenslice.volumes import blocks, info, scaling
 from evenslice.volumes.info import fingerprint, modified
 from evenslice.volumes.labels import LabelValues
 from evenslice.volumes.opening import open_volume
@@ -86,7 +86,7 @@ def test_the_intensity_range_of_a_huge_volume_takes_a_sample_read_several_at_a_t
     assert 1 < server.at_once <= THREADS
     server.asked.clear()
     first = fingerprint(volume)
-    assert len(server.asked) == len(set(server.asked)) == 2 + fingerprints.SAMPLED_CHUNKS
+    assert len(server.asked) == len(set(server.asked)) == 2 + info.SAMPLED_CHUNKS
     assert fingerprint(open_volume(server.address)) == first
 
 
@@ -122,7 +122,7 @@ def test_as_many_windows_at_once_as_memory_allows(server):
 def test_the_fingerprint_of_a_huge_array_takes_a_sample():
     array = Noise()
     first = fingerprint(open_volume(array))
-    assert first.startswith(fingerprints.PARTIAL)
+    assert first.startswith(info.PARTIAL)
     assert array.read < 2_000_000
     assert fingerprint(open_volume(Noise())) == first
     assert fingerprint(open_volume(Noise(bad=0.5))) != first
@@ -138,10 +138,10 @@ def test_the_fingerprint_of_a_folder_of_many_files_lists_no_more_than_agreed(tmp
     few = fingerprint(volumes[0])
     assert few.startswith("sha256:")
     assert fingerprint(take_slices(volumes[0], 2, 4)) == few
-    monkeypatch.setattr(fingerprints, "MOST_LISTED", 20)
-    monkeypatch.delattr(fingerprints, "files_under")
+    monkeypatch.setattr(info, "MOST_LISTED", 20)
+    monkeypatch.delattr(info, "files_under")
     first, same, other = (fingerprint(volume) for volume in volumes)
-    assert first.startswith(fingerprints.PARTIAL)
+    assert first.startswith(info.PARTIAL)
     assert first == same != other
     assert fingerprint(take_slices(volumes[0], 2, 4)) == first
 
@@ -153,8 +153,8 @@ def test_a_folder_of_many_files_is_known_to_be_unmodified_without_a_list_of_them
     zarr.create_array(tmp_path / "a.zarr", data=voxels, chunks=(2, 8, 8))
     volume = open_volume(tmp_path / "a.zarr")
     few = modified(volume)
-    monkeypatch.setattr(fingerprints, "MOST_LISTED", 20)
-    monkeypatch.delattr(fingerprints, "files_under")
+    monkeypatch.setattr(info, "MOST_LISTED", 20)
+    monkeypatch.delattr(info, "files_under")
     found = [modified(volume), modified(volume)]
     os.utime(tmp_path / "a.zarr" / "c" / "3" / "1" / "2", ns=(0, 0))
     found.append(modified(volume))

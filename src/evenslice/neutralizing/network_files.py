@@ -68,7 +68,7 @@ class LoadedNetwork(NamedTuple):
 
 
 @with_gradients
-def load_network(  # noqa: PLR0913  # what to build, and one argument for each choice of neutralize
+def load_network(  # what to build, and one argument for each choice of neutralize
     spec: str,
     weights: str | None = None,
     *,

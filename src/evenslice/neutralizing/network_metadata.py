@@ -94,9 +94,10 @@ def saved_text(
         "record": record.to_dict(),
         "source": None if source is None else source.to_dict(),
     }
-    if reading and not isinstance(reading, Reading):
-        reading = Reading.of(**reading)
-    stated = {"reading": reading.to_plain()} if reading else {}
+    stated: dict[str, Any] = {}
+    if reading:
+        read = reading if isinstance(reading, Reading) else Reading(**reading)
+        stated = {"reading": read.to_plain()}
     return json.dumps(document | stated | ({"run": dict(run)} if run else {}))
 
 

@@ -66,7 +66,7 @@ __all__ = ["neutralize", "untie"]
 
 
 @with_gradients
-def neutralize(  # noqa: PLR0913  # what to do, what is known of the network, and how to check
+def neutralize(  # what to do, what is known of the network, and how to check
     model: nn.Module,
     slices: int = 3,
     *,

@@ -32,18 +32,18 @@ from .opening import (
     stated_axes as stated_axes,
 )
 from .read.places import is_address as is_address
-from .reading import Reading as Reading
+from .reading import Reading as Reading, each_reading as each_reading, fit_scalings as fit_scalings
 from .scaling import (
     PERCENTILES as PERCENTILES,
     Scaling as Scaling,
     fit_scaling as fit_scaling,
-    fit_scalings as fit_scalings,
 )
 from .templates import mni152 as mni152, mni152_path as mni152_path
 from .volume import (
     Plane as Plane,
     Volume as Volume,
     hold_small as hold_small,
+    in_plane as in_plane,
     read_in_runs as read_in_runs,
     reslice as reslice,
     take_slices as take_slices,

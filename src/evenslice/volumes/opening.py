@@ -53,7 +53,7 @@ VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
 """A volume, an array (z, y, x), a path or an address."""
 
 
-def open_volume(  # noqa: PLR0913  # all but one argument have defaults and names
+def open_volume(  # all but one argument have defaults and names
     path: VolumeLike,
     *,
     axes: str | None = None,

@@ -1,28 +1,27 @@
 """How a network reads volumes and their labels, in Python and in files.
 
-Reading.of(step=2, intensity=(0, 255), ignore_label=7).to_plain()    {"step": 2, "intensity": [0, 255], "ignore_label": 7, ...}
+Reading(step=2, intensity=(0, 255), ignore_label=7).to_plain()    {"step": 2, "intensity": [0, 255], "ignore_label": 7, ...}
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence  # noqa: TC003  # the command line reads it
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from evenslice._core import ConfigError, check_known, did_you_mean, option, whole_number
+from evenslice._core import ConfigError, check_known, option, whole_number
 from evenslice.volumes.labels import LabelValues
-from evenslice.volumes.scaling import Scaling, two_numbers
+from evenslice.volumes.scaling import Scaling, fit_scaling, two_numbers
 from evenslice.volumes.volume import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Reading"]
+    from evenslice.volumes.volume import Volume
+
+__all__ = ["Reading", "each_reading", "fit_scalings"]
 
 OF_LABELS = tuple(entry.name for entry in fields(LabelValues))
-"""Options that say what the values of labels mean."""
-
-OF_VOLUMES = ("step", "plane", "intensity", "fill", "overlapping")
-"""Options that say how a volume is read, and how the output is to be understood."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +29,24 @@ class Reading:
     """How a network reads volumes and their labels.
 
     Attributes:
-        step: distance between the slices of a window.
-        plane: the axis along which slices follow one another, "z", "y" or "x".
+        step: distance between neighbouring slices of a window.
+        plane: the axis along which slices follow one another: "y", "x", or "z", which leaves a volume as it was opened.
         intensity: the voxel values that become 0 and 1; None for percentiles of each volume.
-        fill: the voxel value that replaces NaN and infinity; None if there must be none.
-        labels: what the values of labels mean.
-        overlapping: whether several channels of the output can be on at once; None if that is not known, or there is one.
+        fill: the voxel value that replaces NaN and infinity, and masked voxels of an array; None if there must be none.
+        label_values: the value of each class in labels; None for 0, 1, 2 ...
+        other_labels: what all other values in labels mean: an "error", or "background", which is class 0.
+        ignore_label: the value of voxels that do not count; None if all count.
+        instances: "sparse" or "dense" if labels number objects, whose boundaries within slices are then class 1: "sparse"
+            for objects on a background, 0; "dense" for objects that fill the volume, where 0 is boundary too.
+        overlapping: whether several channels of the output can be on at once, as with a sigmoid for each, and are classes of
+            their own; False if they exclude each other. None if that is not known: a sigmoid at the end of the network then
+            tells, else they are assumed to exclude each other.
 
     Raises:
         ConfigError: an option is out of range, or those of labels contradict each other.
 
     Example:
-        >>> Reading.of(step=2, label_values=[0, 255], fill=None).options()["label_values"]
+        >>> Reading(step=2, label_values=[0, 255]).labels.label_values
         (0, 255)
     """
 
@@ -49,34 +54,31 @@ class Reading:
     plane: str = "z"
     intensity: tuple[float, float] | None = None
     fill: float | None = None
-    labels: LabelValues = field(default_factory=LabelValues)
+    label_values: Sequence[int] | None = None
+    other_labels: str = "error"
+    ignore_label: int | None = None
+    instances: str | None = None
     overlapping: bool | None = None
 
     def __post_init__(self) -> None:
         check_known("plane", self.plane, get_args(Plane))
         if not isinstance(self.overlapping, bool | None):
             raise ConfigError(f"{option('overlapping', self.overlapping)}: must be True, False or None")
-        intensity = (0, 1) if self.intensity is None else two_numbers(self.intensity)
-        scaling = Scaling(*intensity, fill=self.fill)  # checks them
-        self.labels.check()
+        low, high = (0, 1) if self.intensity is None else two_numbers(self.intensity)
+        scaling = Scaling(low, high, fill=self.fill)  # checks them
         object.__setattr__(self, "step", whole_number("step", self.step, 1))
         object.__setattr__(self, "fill", scaling.fill)
         if self.intensity is not None:
             object.__setattr__(self, "intensity", (scaling.low, scaling.high))
+        labels = self.labels
+        labels.check()
+        object.__setattr__(self, "label_values", labels.label_values)
+        object.__setattr__(self, "ignore_label", labels.ignore_label)
 
-    @classmethod
-    def of(cls, **given: Any) -> Self:
-        """Return the way of reading that options say, those of labels by their own names; None means the default.
-
-        Raises:
-            ConfigError: there is no such option; or see above.
-        """
-        for name in given:
-            if name not in OF_VOLUMES + OF_LABELS:
-                raise ConfigError(f"unknown entry {name!r}; {did_you_mean(name, OF_VOLUMES + OF_LABELS)}")
-        stated = {name: value for name, value in given.items() if value is not None}
-        labels = LabelValues(**{name: stated.pop(name) for name in OF_LABELS if name in stated})
-        return cls(**stated, labels=labels)
+    @property
+    def labels(self) -> LabelValues:
+        """What the values of labels mean."""
+        return LabelValues(**{name: getattr(self, name) for name in OF_LABELS})
 
     @classmethod
     def from_plain(cls, stated: Mapping[str, Any]) -> Self:
@@ -89,8 +91,9 @@ class Reading:
             >>> Reading.from_plain({"step": 2, "intensity": [0, 255], "anything": None}).intensity
             (0.0, 255.0)
         """
+        names = [entry.name for entry in fields(cls)]
         try:
-            return cls.of(**{name: stated.get(name) for name in OF_VOLUMES + OF_LABELS})
+            return cls(**{name: stated[name] for name in names if stated.get(name) is not None})
         except ConfigError as error:
             raise ValueError(str(error)) from error
 
@@ -101,17 +104,9 @@ class Reading:
             >>> Reading(intensity=(0, 255)).to_plain()["intensity"]
             [0.0, 255.0]
         """
-        plain = {"plane": self.plane, "overlapping": self.overlapping, **self.options()}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
-
-    def options(self, *, labels: bool = True) -> dict[str, Any]:
-        """Return the options by which ``evaluate`` and ``audit`` take all this, but for the plane, which is a volume's.
-
-        Args:
-            labels: with those of labels.
-        """
-        own = {"step": self.step, "intensity": self.intensity, "fill": self.fill}
-        return own | asdict(self.labels) if labels else own
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
 
     def with_given(self, **given: Any) -> Self:
         """Return this with other options, where they are not None.
@@ -119,12 +114,53 @@ class Reading:
         Numbers of objects are no values of classes, so either option takes the place of the other.
 
         Example:
-            >>> Reading.of(step=2, label_values=[0, 5]).with_given(instances="dense", step=None).labels.label_values
+            >>> Reading(step=2, label_values=[0, 5]).with_given(instances="dense", step=None).label_values
         """
         stated = {name: value for name, value in given.items() if value is not None}
-        known = self.to_plain()
         if "instances" in stated:
-            known |= {"label_values": None, "other_labels": None}
+            stated = {"label_values": None, "other_labels": "error", **stated}
         elif {"label_values", "other_labels"} & stated.keys():
-            known["instances"] = None
-        return self.of(**known | stated)
+            stated = {"instances": None, **stated}
+        return replace(self, **stated)
+
+    def without_labels(self) -> Self:
+        """Return this without what the values of labels mean, for where there are none.
+
+        Example:
+            >>> Reading(step=2, ignore_label=7).without_labels() == Reading(step=2)
+            True
+        """
+        defaults: dict[str, Any] = {
+            entry.name: entry.default for entry in fields(self) if entry.name in OF_LABELS
+        }
+        return replace(self, **defaults)
+
+
+def each_reading(reading: Reading | Sequence[Reading] | None, volumes: Sequence[Volume]) -> list[Reading]:
+    """Return how each volume is read; by default as ``Reading()`` says.
+
+    Raises:
+        ConfigError: there are several ways, but not one for each volume.
+    """
+    given = [reading or Reading()] if isinstance(reading, Reading | None) else list(reading)
+    if len(given) == 1:
+        return given * len(volumes)
+    if len(given) != len(volumes):
+        raise ConfigError(
+            f"{option('reading')}: {len(given)} for {len(volumes)} volumes; give one for each, or one for all"
+        )
+    return given
+
+
+def fit_scalings(volumes: Sequence[Volume], readings: Sequence[Reading], *, seed: int) -> list[Scaling]:
+    """Return the scaling of each volume, as it is to be read.
+
+    Raises:
+        VolumeError: a volume cannot be scaled, or it is the only one and constant.
+    """
+    # An empty tile may stand beside others; alone, all of its windows would be the same.
+    blank = len(volumes) > 1
+    return [
+        fit_scaling(item, intensity=own.intensity, fill=own.fill, seed=seed, blank=blank)
+        for item, own in zip(volumes, readings, strict=True)
+    ]

@@ -11,13 +11,11 @@ from evenslice._core import ConfigError, VolumeError, option
 from evenslice.volumes.blocks import find_nonfinite, sample_voxels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import ArrayLike, NDArray
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["PERCENTILES", "Scaling", "fit_scaling", "fit_scalings", "require_finite", "two_numbers"]
+__all__ = ["PERCENTILES", "Scaling", "fit_scaling", "require_finite", "two_numbers"]
 
 PERCENTILES = (0.5, 99.5)
 """The percentiles of the voxel values that become 0 and 1 unless a range is given."""
@@ -177,46 +175,6 @@ def fit_scaling(
     if low == high:
         raise _constant(volume, finite, f", or give its range with {option('intensity')}" if blank else "")
     return Scaling(low, high, fill)
-
-
-def fit_scalings(
-    volumes: Sequence[Volume],
-    given: Scaling | Sequence[Scaling] | None,
-    *,
-    name: str,
-    intensity: tuple[float, float] | None,
-    fill: float | None,
-    seed: int,
-) -> list[Scaling]:
-    """Return the scaling of each volume, as given or fitted.
-
-    Args:
-        volumes: the volumes.
-        given: one scaling for each, or one for all; None to fit them.
-        name: the option that ``given`` comes from.
-        intensity: the voxel values that become 0 and 1; by default percentiles of each volume.
-        fill: the voxel value that replaces NaN and infinity.
-        seed: random seed of the samples.
-
-    Raises:
-        ConfigError: scalings are given together with ``intensity`` or ``fill``, or are none, or not one for each volume.
-        VolumeError: a volume cannot be scaled, or it is the only one and constant.
-    """
-    if given is None:
-        # An empty tile may stand beside others; alone, all of its windows would be the same.
-        blank = len(volumes) > 1
-        return [fit_scaling(item, intensity=intensity, fill=fill, seed=seed, blank=blank) for item in volumes]
-    if intensity is not None or fill is not None:
-        raise ConfigError(
-            f"{option('intensity')} and {option('fill')} have no effect with {option(name)}; give one or the other"
-        )
-    scalings: Any = list(given) if isinstance(given, list | tuple) else [given] * len(volumes)
-    if len(scalings) != len(volumes) or not all(isinstance(item, Scaling) for item in scalings):
-        raise ConfigError(
-            f"{option(name, given)}: give an evenslice.Scaling for all volumes, or a list with one for each of "
-            f"{len(volumes)}; {option('intensity')} takes the two values themselves"
-        )
-    return list(scalings)
 
 
 def _constant(volume: Volume, finite: NDArray[Any], otherwise: str = "") -> VolumeError:

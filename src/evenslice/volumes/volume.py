@@ -31,6 +31,7 @@ __all__ = [
     "Plane",
     "Volume",
     "hold_small",
+    "in_plane",
     "map_voxels",
     "read_in_runs",
     "reads_around",
@@ -273,6 +274,11 @@ def _resolve(
             ranges.append(steps if steps.step > 0 else steps[::-1])
             view.append(slice(None) if steps.step > 0 else slice(None, None, -1))
     return ranges, tuple(view)
+
+
+def in_plane(volume: Volume, plane: str) -> Volume:
+    """Return a volume as ``Reading.plane`` says: sliced along "y" or "x", or with "z" as it was opened."""
+    return volume if plane == "z" else reslice(volume, plane)
 
 
 def reslice(volume: Volume, plane: str) -> Volume:
