@@ -109,16 +109,6 @@ def test_a_sample_is_the_same_read_one_by_one_or_several_at_a_time(server, monke
     assert np.array_equal(several, blocks.sample_voxels(volume, 200_000))
 
 
-def test_as_many_windows_at_once_as_memory_allows(server):
-    def at_once(chunk, volume):
-        object.__setattr__(volume, "chunks", chunk)
-        return WindowGrid(volume, Scaling(0, 1), 3, (256, 256)).reads_at_once
-
-    remote = open_volume(server.address)
-    assert [at_once(chunk, remote) for chunk in ((64, 64, 64), (128, 256, 256), (512, 512, 512))] == [8, 4, 1]
-    assert at_once((64, 64, 64), open_volume(Noise())) == 1
-
-
 def test_the_fingerprint_of_a_huge_array_takes_a_sample():
     array = Noise()
     first = fingerprint(open_volume(array))
@@ -152,8 +142,6 @@ def test_a_folder_of_many_files_is_known_to_be_unmodified_without_a_list_of_them
     voxels = np.random.default_rng(0).integers(0, 255, (8, 32, 32), dtype=np.uint8)
     zarr.create_array(tmp_path / "a.zarr", data=voxels, chunks=(2, 8, 8))
     volume = open_volume(tmp_path / "a.zarr")
-    few = modified(volume)
-    monkeypatch.setattr(info, "MOST_LISTED", 20)
     monkeypatch.delattr(info, "files_under")
     found = [modified(volume), modified(volume)]
     os.utime(tmp_path / "a.zarr" / "c" / "3" / "1" / "2", ns=(0, 0))
@@ -161,7 +149,7 @@ def test_a_folder_of_many_files_is_known_to_be_unmodified_without_a_list_of_them
     (tmp_path / "a.zarr" / "c" / "3" / "1" / "2").unlink()
     found.append(modified(volume))
     assert found[0] == found[1]
-    assert len({few, *found}) == 4
+    assert len(set(found)) == 3
 
 
 def test_nan_in_a_huge_volume_is_reported_without_reading_it_whole(monkeypatch):

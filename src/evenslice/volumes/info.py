@@ -6,6 +6,7 @@ import hashlib
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from evenslice.volumes.read.zarr import image_above
 from evenslice.volumes.volume import reslice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -168,11 +169,8 @@ def _bytes_on_disk(volume: Volume) -> int | None:
     if volume.location is None or isinstance(volume.location, str):
         return None
     with reporting_read_errors(volume.path, volume.format):
-        if volume.files:
-            return sum(file.stat().st_size for file in volume.files)
-        if holds_many(volume.location, MOST_FILES):
-            return None
-        return sum(file.stat().st_size for file in files_under(volume.location, volume.path))
+        files = list(islice(volume.files or _files_below(volume.location), MOST_FILES + 1))
+        return None if len(files) > MOST_FILES else sum(file.stat().st_size for file in files)
 
 
 def _number(value: Any) -> float:
@@ -234,16 +232,16 @@ def fingerprint(volume: Volume) -> str:
     volume = reslice(volume._whole or volume, "z")  # noqa: SLF001  # the same data, however it is sliced
     if volume.location is None:
         if volume.nbytes > WHOLE_BYTES:
-            return _fingerprint_of_sample(volume)
+            return _fingerprint_of_parts(volume, [sample_voxels(volume)])
         digest = hashlib.sha256()
         for z in range(len(volume)):
             digest.update(np.ascontiguousarray(volume[z]).tobytes())
         return f"sha256:{digest.hexdigest()}"
     if isinstance(volume.location, str):
-        return _fingerprint_of_voxels(volume, volume.location)
+        return _fingerprint_of_parts(volume, _outer_and_sampled_chunks(volume), volume.location)
     with reporting_read_errors(volume.path, volume.format):
         if volume.files is None and holds_many(volume.location, MOST_LISTED):
-            return _fingerprint_of_sample(volume)
+            return _fingerprint_of_parts(volume, [sample_voxels(volume)])
         return _fingerprint_of_files(volume, volume.location)
 
 
@@ -297,24 +295,21 @@ def _fingerprint_of_files(volume: Volume, location: Path) -> str:
     return f"{PARTIAL if partial else 'sha256'}:{digest.hexdigest()}"
 
 
-def _fingerprint_of_voxels(volume: Volume, address: str) -> str:
-    """Hash the address and metadata of a volume, its outermost chunks and some between, without loading it whole."""
-    digest = hashlib.sha256(f"{address}\0{volume.format}\0{volume.shape}\0{volume.dtype.str}\0".encode())
-    chunk = volume.chunks or volume.shape
-    ends = zip(chunk, volume.shape, strict=True)
-    last = tuple(slice((length - 1) // size * size, length) for size, length in ends)
-    for window in (tuple(slice(0, size) for size in chunk), last):
-        digest.update(volume[window].tobytes())
-    for voxels in sample_chunks(volume, SAMPLED_CHUNKS, SAMPLED_BYTES):
+def _fingerprint_of_parts(volume: Volume, parts: Iterable[NDArray[Any]], *address: str) -> str:
+    """Hash the metadata of a volume and some of its voxels, without loading it whole."""
+    stated = (*address, volume.format, volume.shape, volume.dtype.str)
+    digest = hashlib.sha256("".join(f"{item}\0" for item in stated).encode())
+    for voxels in parts:
         digest.update(voxels.tobytes())
     return f"{PARTIAL}:{digest.hexdigest()}"
 
 
-def _fingerprint_of_sample(volume: Volume) -> str:
-    """Hash the metadata of a volume and voxels from all over it."""
-    digest = hashlib.sha256(f"{volume.format}\0{volume.shape}\0{volume.dtype.str}\0".encode())
-    digest.update(sample_voxels(volume).tobytes())
-    return f"{PARTIAL}:{digest.hexdigest()}"
+def _outer_and_sampled_chunks(volume: Volume) -> Iterator[NDArray[Any]]:
+    chunk = volume.chunks or volume.shape
+    yield volume[tuple(slice(0, size) for size in chunk)]
+    ends = zip(chunk, volume.shape, strict=True)
+    yield volume[tuple(slice((length - 1) // size * size, length) for size, length in ends)]
+    yield from sample_chunks(volume, SAMPLED_CHUNKS, SAMPLED_BYTES)
 
 
 def _spans(files: list[tuple[Path, int]]) -> Iterator[tuple[Path, int, int]]:
@@ -437,6 +432,6 @@ def refuse_repeated(volumes: Sequence[Volume]) -> None:
         read = path, volume.part, volume.plane, volume.region, repr(volume.reading)
         if read in known:
             raise ConfigError(
-                f"{volume.path}: is given twice, and several volumes count as independent samples; give it once"
+                f"{volume.path}: is given twice, but volumes count as independent; give it once"
             )
         known.add(read)

@@ -34,7 +34,6 @@ __all__ = [
     "ClassIndex",
     "LabelValues",
     "LabelledVolume",
-    "boundary_volume",
     "check_classes",
     "check_place",
     "index_classes",
@@ -85,7 +84,7 @@ class LabelValues:
         other_labels: what all other values are: "error", or "background", which is class 0.
         ignore_label: the value of voxels that do not count, whose class is ``IGNORED``; None if all count.
         instances: "sparse" or "dense" if the values number objects, whose boundaries are class 1; see
-            ``boundary_volume``.
+            ``_boundaries``.
 
     Raises:
         ConfigError: a value is not a whole number, or there are none for the classes to have.
@@ -109,14 +108,9 @@ class LabelValues:
         values: Any = self.label_values
         if values is not None:
             # The order of a set is any.
-            if (
-                isinstance(values, str)
-                or not isinstance(values, Sequence | np.ndarray)
-                or not np.ndim(values)
-            ):
+            if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
                 raise ConfigError(
-                    f"{option('label_values', values)}: give the value of each class, such as "
-                    f"{option('label_values', [0, 255])}"
+                    f"{option('label_values', values)}: give the value of each class, as 0, 255"
                 )
             whole = tuple(_whole("label_values", values, value) for value in values)
             object.__setattr__(self, "label_values", whole)
@@ -146,10 +140,8 @@ class LabelValues:
                 other = "other_labels" if values is None else "label_values"
                 raise ConfigError(f"{given}: object numbers are not class values; omit {option(other)}")
         elif self.ignore_label in known:
-            raise ConfigError(
-                f"{option('ignore_label', self.ignore_label)}: is the value of class "
-                f"{known.index(self.ignore_label)}; give one that is of none"
-            )
+            number = known.index(self.ignore_label)
+            raise ConfigError(f"{option('ignore_label', self.ignore_label)}: is the value of class {number}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values, by their names.
@@ -166,8 +158,7 @@ class LabelValues:
         values = self.label_values
         if values and not 0 <= min(values) <= max(values) <= _LARGEST_WRITTEN:
             raise ConfigError(
-                f"{option('label_values', values)}: segment writes these values as unsigned integers; replace "
-                f"those below 0 or above {_LARGEST_WRITTEN}, in the labels too"
+                f"{option('label_values', values)}: only 0 to {_LARGEST_WRITTEN} can be written"
             )
 
     def class_volume(self, stored: Volume, classes: int | None) -> Volume:
@@ -186,17 +177,17 @@ class LabelValues:
         """
         self.check(classes)
         if self.instances is not None:
-            return boundary_volume(stored, self.instances, ignore=self.ignore_label)
+            axes = stored._arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
+            dense = self.instances == "dense"
+            find = partial(_boundaries, path=stored.path, axes=axes, dense=dense, ignore=self.ignore_label)
+            return map_voxels(stored, find, np.int64, around=True)
         known, lenient = self.of_classes(classes), self.other_labels == "background"
         if lenient and not known:
             raise ConfigError(
-                f"{option('other_labels', self.other_labels)}: others than which? give "
-                f"{option('label_values', [0, 5])}, too"
+                f"{option('other_labels', self.other_labels)}: give {option('label_values')} too"
             )
-        to_class = partial(
-            _classes, path=stored.path, values=known, lenient=lenient, ignore=self.ignore_label
-        )
-        return map_voxels(stored, to_class, np.int64)
+        find = partial(_classes, path=stored.path, values=known, lenient=lenient, ignore=self.ignore_label)
+        return map_voxels(stored, find, np.int64)
 
     def background_volume(self, stored: Volume) -> Volume | None:
         """Return where stored values are the background of sparse objects, as a volume of bool; None for other labels.
@@ -279,41 +270,15 @@ def _of_no_class(path: str, values: tuple[int, ...], number: int) -> VolumeError
     )
 
 
-def boundary_volume(stored: Volume, instances: str, *, ignore: int | None = None) -> Volume:
-    """Return the volume of boundaries, 0 or 1, of a volume that numbers objects.
-
-    A boundary is two voxels wide: a voxel is on it if its number is not that of a neighbour by an edge in its slice, as in
-    the mode "thick" of scikit-image's ``find_boundaries``. Neighbours in other slices do not count.
-
-    Args:
-        stored: (z, y, x) numbers of objects, of any data type; slices are those along the volume's plane.
-        instances: "sparse" for objects on a background, 0; "dense" for objects that fill the volume, where what is 0 lies
-            between them and is boundary itself.
-        ignore: the number of voxels that do not count, which become ``IGNORED``; None if all count. Next to them there
-            is no boundary.
-
-    Returns:
-        A volume of int64, which reads one voxel more on each side of what it is asked for, and raises VolumeError if one
-        is no whole number.
-
-    Raises:
-        ConfigError: ``instances`` is neither.
-
-    Example:
-        >>> from evenslice.volumes import open_volume
-        >>> objects = open_volume(np.array([[[0, 0, 0, 7, 7, 7, 9]]], np.uint64))
-        >>> boundary_volume(objects, "sparse")[0].tolist(), boundary_volume(objects, "dense")[0].tolist()
-        ([[0, 0, 1, 1, 0, 1, 1]], [[1, 1, 1, 1, 0, 1, 1]])
-    """
-    check_known("instances", instances, get_args(Instances))
-    axes = stored._arrangement.zyx[1:]  # noqa: SLF001  # set by `open_volume`
-    find = partial(_boundaries, path=stored.path, axes=axes, dense=instances == "dense", ignore=ignore)
-    return map_voxels(stored, find, np.int64, around=axes)
-
-
 def _boundaries(
     numbers: NDArray[Any], path: str, axes: tuple[int, ...], *, dense: bool, ignore: int | None
 ) -> NDArray[np.int64]:
+    """Return 1 where numbers of objects differ within a slice, two voxels wide, and 0 elsewhere.
+
+    A voxel is on a boundary if its number is not that of a neighbour by an edge in its slice, as in the mode "thick" of
+    scikit-image's ``find_boundaries``; of dense objects, what is 0 lies between them and is boundary itself. Next to
+    ignored voxels there is none.
+    """
     _refuse_fractions(numbers, path)
     counts = np.ones(numbers.shape, bool) if ignore is None else numbers != ignore
     found = (numbers == 0) & dense
@@ -337,21 +302,17 @@ def open_labels(labels: VolumeLike, volume: Volume) -> Volume:
         >>> open_labels(np.zeros((2, 4, 5), np.uint8), image)
         Traceback (most recent call last):
         ...
-        evenslice.VolumeError: <array>: labels of shape (2, 4, 5) do not fit <array> of shape (2, 4, 4); the two must
-        be equal
+        evenslice.VolumeError: <array>: labels have the shape (2, 4, 5), but <array> has (2, 4, 4)
     """
     if is_masked(labels):
-        raise VolumeError(
-            f"<array>: labels are a masked array; give array.filled(...), with the value of {option('ignore_label')}"
-        )
+        raise VolumeError(f"<array>: labels are masked; fill them with the value of {option('ignore_label')}")
     opened = open_volume(labels, plane=volume.plane)
     of_file = volume.region is not None and isinstance(labels, str | os.PathLike)
     if of_file and reslice(opened, "z").shape == volume.whole_shape:
         opened = take_region(opened, [slice(*bounds) for bounds in volume.region or ()])
     if opened.shape != volume.shape:
         raise VolumeError(
-            f"{opened.path}: labels of shape {opened.shape} do not fit {volume.path} of shape {volume.shape}; "
-            "the two must be equal"
+            f"{opened.path}: labels have the shape {opened.shape}, but {volume.path} has {volume.shape}"
         )
     check_place(opened, volume)
     return opened
@@ -366,9 +327,7 @@ def open_several_labels(labels: VolumeLike | Sequence[VolumeLike], volumes: Sequ
     """
     given = list_given(labels)
     if len(given) != len(volumes):
-        raise ConfigError(
-            f"{len(given)} label volumes for {len(volumes)} volumes; give one for each, in the same order"
-        )
+        raise ConfigError(f"{len(given)} label volumes for {len(volumes)} volumes; give one for each")
     return [open_labels(item, volume) for item, volume in zip(given, volumes, strict=True)]
 
 
@@ -538,7 +497,7 @@ def check_classes(labels: Volume) -> None:
         Traceback (most recent call last):
         ...
         evenslice.VolumeError: <array>: holds the label value 7, but the 2 classes have the values 0, 1; set
-        label_values=[0, 7] if it is that of a class, or build the network with classes=8 if there are as many, or take
+        label_values=[0, 7] or classes if it is that of a class, ignore_label=7 if such voxels do not count, or take
         others as other_labels='background'
     """
     for block in _blocks(labels):

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
@@ -34,7 +32,7 @@ from evenslice.volumes.read.source import ArraySource, VoxelSource
 from evenslice.volumes.volume import Arrangement, Volume, reslice, take_region
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -105,23 +103,19 @@ def open_volume(  # all but one argument have defaults and names
     """
     if fill is not None and not _is_array(path):
         named = path.path if isinstance(path, Volume) else path
-        raise ConfigError(
-            f"{option('fill', fill)}: has no effect on {named}, only arrays have masked voxels; leave it out here, and give it "
-            "to what reads the volume to replace NaN and infinity"
-        )
+        raise ConfigError(f"{option('fill', fill)}: omit it for {named}; only arrays have masked voxels")
     if isinstance(path, Volume):
         if axes is not None or select or level or spacing is not None or unit is not None:
             raise ConfigError(f"{path.path}: is already open; give the options when opening it")
         part = path if region is None else take_region(path, region)
         return part if plane is None else reslice(part, plane)
-    names, picks = None if axes is None else _check_axes(str(axes)), _check_picks(select)
+    names = None if axes is None else _check_axes(str(axes))
+    picks = {axis: operator.index(index) for axis, index in (select or {}).items()}  # of NumPy, too
     level = whole_number("level", level)
     opener: Callable[[], VoxelSource]
     if _is_array(path):
         if level:
-            raise ConfigError(
-                f"<array>: an array in memory has only one resolution level; omit {option('level', level)}"
-            )
+            raise ConfigError(f"<array>: has one resolution level; omit {option('level', level)}")
         place = Place("<array>", "")
         opener = partial(ArraySource, _fill_masked(path, fill))
     else:
@@ -155,22 +149,14 @@ def _fill_masked(array: Any, fill: float | None) -> Any:
     if not is_masked(array):
         return np.ma.getdata(array) if np.ma.isMaskedArray(array) else array
     if fill is None:
-        raise VolumeError(
-            f"<array>: is a masked array; give {option('fill')}, the value of its masked voxels, or array.filled(...)"
-        )
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):
-            value = np.asarray(fill).astype(array.dtype)
-        held = array.dtype.kind == "f" or bool(value == fill)
-    except (TypeError, ValueError, OverflowError):
-        held = False
-    if not held:
-        raise ConfigError(
-            f"{option('fill', fill)}: the masked array is {array.dtype}, which has no such value; give another"
-        )
-    if _is_lazy(array):
-        return array.map_blocks(np.ma.filled, value, dtype=array.dtype)
-    return np.ma.filled(array, value)
+        raise VolumeError(f"<array>: is masked; give {option('fill')}, the value of masked voxels")
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = np.asarray(fill).astype(array.dtype)[()]
+        if array.dtype.kind != "f" and value != fill:
+            raise ConfigError(f"{option('fill', fill)}: {array.dtype} has no such value; give another")
+        if _is_lazy(array):
+            return array.map_blocks(np.ma.filled, value, dtype=array.dtype)
+        return np.ma.filled(array, value)
 
 
 def list_given(given: Any) -> list[Any]:
@@ -264,7 +250,7 @@ def _arranged(
         location=place.location or None,
         part=source.part,
         format=source.format,
-        shape=(source.shape[z], source.shape[y], source.shape[x]),
+        shape=arrangement.lengths,
         dtype=source.dtype.newbyteorder("="),
         spacing=spacing if known else None,
         unit=source.unit if known else None,
@@ -286,13 +272,10 @@ def _arranged(
 
 def _arrangement(source: VoxelSource, names: str | None, picks: Mapping[str, int]) -> Arrangement:
     if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
-        raise VolumeError(
-            f"its data type is {source.dtype}; a volume needs bool, integer or real voxels of at most 64 bits"
-        )
+        raise VolumeError(f"is {source.dtype}; a volume needs bool, integer or real voxels of up to 64 bits")
     if names is not None and len(names) != len(source.shape):
         raise ConfigError(
-            f"{option('axes', names)} names {len(names)} axes, its shape {source.shape} has {len(source.shape)}; give one "
-            "letter per axis"
+            f"{option('axes', names)}: give one letter for each axis of its shape {source.shape}"
         )
     return arrange(source.shape, names or source.names, picks)
 
@@ -304,8 +287,11 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
         ConfigError: the spacing or unit is invalid, or there is a unit but no spacing.
     """
     if spacing is not None:
+        sizes = tuple(spacing)
+        if len(sizes) != 3 or not positive(sizes):
+            raise ConfigError(f"{option('spacing', spacing)}: give three sizes above zero, along z, y, x")
         # The file's unit belongs to the file's spacing.
-        volume = replace(volume, spacing=_three_sizes(spacing), unit=None)
+        volume = replace(volume, spacing=tuple(map(float, sizes)), unit=None)
     if unit is not None:
         known = normal_unit(unit)
         if known is None:
@@ -314,15 +300,6 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
             raise ConfigError(f"{volume.path}: has no spacing to be in {unit}; give {option('spacing')} too")
         volume = replace(volume, unit=known)
     return volume
-
-
-def _three_sizes(spacing: Sequence[float]) -> tuple[float, float, float]:
-    with suppress(TypeError, OverflowError):  # not several, or not numbers that a spacing can be
-        spacing = tuple(spacing)
-        if len(spacing) == 3 and positive(spacing):
-            z, y, x = spacing
-            return float(z), float(y), float(x)
-    raise ConfigError(f"{option('spacing', spacing)}: give three sizes above zero, along z, y, x")
 
 
 def _check_axes(axes: str) -> str:
@@ -337,30 +314,8 @@ def _check_axes(axes: str) -> str:
     """
     names = axes.lower()
     if not names.isalpha() or len(set(names)) != len(names) or not set("zyx") <= set(names):
-        raise ConfigError(
-            f"{option('axes', axes)}: give one letter per stored dimension, each once, including z, y and x, such as tzyx"
-        )
+        raise ConfigError(f"{option('axes', axes)}: give one letter for each axis, with z, y and x, as tzyx")
     return names
-
-
-def _check_picks(select: Any) -> dict[str, int]:
-    """Return the index along each axis that a user picked, None for none.
-
-    Raises:
-        ConfigError: it is not a whole number for each name of an axis.
-
-    Example:
-        >>> _check_picks({"t": 3}), _check_picks(None)
-        ({'t': 3}, {})
-    """
-    if select is None:
-        return {}
-    if isinstance(select, Mapping) and all(isinstance(axis, str) for axis in select):
-        with suppress(TypeError):
-            return {axis: operator.index(index) for axis, index in select.items()}  # of NumPy, too
-    raise ConfigError(
-        f"{option('select')}: is {select!r:.60}; give a whole number for each axis, such as {option('select', {'t': 0})}"
-    )
 
 
 def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]) -> Arrangement:
@@ -379,7 +334,7 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
 
     Example:
         >>> arrange((5, 20, 64, 48), "tzyx", {"t": 3})
-        Arrangement(zyx=(1, 2, 3), fixed={0: 3})
+        Arrangement(zyx=(1, 2, 3), lengths=(20, 64, 48), fixed={0: 3}, start=(0, 0, 0))
     """
     if 0 in shape:
         raise VolumeError(f"has an empty axis, its shape is {shape}; a volume needs at least one voxel")
@@ -403,7 +358,7 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
             f"has {len(shape)} {_described(shape, names)}; pick one index of each of {', '.join(rest).upper()} with "
             f"{option('select', dict.fromkeys(rest, 0))}, or name the axes by {option('axes')} if they are others"
         )
-    return Arrangement(zyx, fixed)
+    return Arrangement(zyx, (shape[zyx[0]], shape[zyx[1]], shape[zyx[2]]), fixed)
 
 
 def _described(shape: tuple[int, ...], names: str | None) -> str:
@@ -417,10 +372,11 @@ def _arrange_unnamed(shape: tuple[int, ...], select: Mapping[str, int]) -> Arran
     named = f"{count} dimensions {shape}"
     if select:
         raise ConfigError(f"its {named} have no names to select by; name them, as {option('axes', example)}")
-    if count == 3:
-        return Arrangement((0, 1, 2), {})
-    if len(long) == 3:
-        return Arrangement((long[0], long[1], long[2]), {d: 0 for d in range(count) if d not in long})
+    if count == 3 or len(long) == 3:
+        z, y, x = range(3) if count == 3 else long
+        return Arrangement(
+            (z, y, x), (shape[z], shape[y], shape[x]), {d: 0 for d in range(count) if d not in {z, y, x}}
+        )
     picks = option("select", {name: 0 for name in example if name not in "zyx"})
     raise VolumeError(f"has {named}; name them, as {option('axes', example)}, and pick with {picks}")
 
@@ -436,8 +392,6 @@ def _selected(shape: tuple[int, ...], names: str, select: Mapping[str, int]) -> 
             raise ConfigError(f"{option('select', {axis: index})} names no axis of the file; {known}")
         length = shape[names.index(name)]
         if not 0 <= index < length:
-            raise ConfigError(
-                f"{option('select', {axis: index})} is out of range; axis {name} has 0 to {length - 1}"
-            )
+            raise ConfigError(f"{option('select', {axis: index})}: axis {name} has 0 to {length - 1}")
         fixed[names.index(name)] = index
     return fixed

@@ -70,9 +70,9 @@ class Scaling:
         if stored.dtype.kind not in "biuf":
             raise ConfigError(f"voxels of type {stored.dtype} cannot be scaled; give numbers, real ones")
         wide = _exceeds_float32(stored.dtype) or abs(self.low) > LARGEST or 1 / width > LARGEST
-        kind = np.float64 if wide else np.float32
+        kind: Any = np.float64 if wide else np.float32
         with np.errstate(over="ignore"):  # what overflows is 0 or 1
-            scaled = np.array(stored, kind)
+            scaled: NDArray[Any] = np.array(stored, kind)
             if self.fill is not None:
                 scaled[~np.isfinite(scaled)] = self.fill
             scaled -= kind(self.low)

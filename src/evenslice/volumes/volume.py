@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Integral
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast, get_args
 
@@ -59,11 +59,15 @@ class Arrangement:
 
     Attributes:
         zyx: the stored dimensions that are z, y and x.
+        lengths: the stored lengths of these.
         fixed: for every other stored dimension, the one index that is read.
+        start: where the volume starts along z, y and x.
     """
 
     zyx: tuple[int, int, int]
+    lengths: tuple[int, int, int]
     fixed: dict[int, int]
+    start: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,6 @@ class Volume:
         spacing: voxel size along z, y, x, finite and positive, or None if unknown.
         unit: unit of the spacing, or None if unknown.
         chunks: size along z, y, x of the pieces that are decoded as one, or None if any part is equally cheap to read.
-        chunk_offset: position of the first voxel in its chunk, along z, y, x; other than 0 in a part of a file.
         affine: (4, 4) map from voxel indices (x, y, z, 1) to patient space (x to the right, y to the front, z to the
             head, as in NIfTI) in mm, or None if the file has none.
         placed: whether the file states the affine; that of a NIfTI file with both codes 0 is an assumption.
@@ -127,7 +130,6 @@ class Volume:
     _arrangement: Arrangement = field(repr=False)
     # The opened source; empty after unpickling, until the first read.
     _sources: list[VoxelSource] = field(repr=False)
-    chunk_offset: tuple[int, int, int] = (0, 0, 0)
     plane: Plane = "z"
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     whole_shape: tuple[int, int, int] | None = None
@@ -150,6 +152,12 @@ class Volume:
             "zyx": list(self._arrangement.zyx),
             "fixed": sorted(self._arrangement.fixed.items()),
         }
+
+    @property
+    def chunk_offset(self) -> tuple[int, ...]:
+        """Position of the first voxel in its chunk, along z, y, x; other than 0 in a part of a file."""
+        starts = zip(self._arrangement.start, self.chunks or (1, 1, 1), strict=True)
+        return tuple(start % chunk for start, chunk in starts)
 
     @property
     def ndim(self) -> int:
@@ -213,8 +221,10 @@ class Volume:
             key = [slice(0, 1)] * len(source.shape)
             for dimension, index in self._arrangement.fixed.items():
                 key[dimension] = slice(index, index + 1)
-            for dimension, part in zip(self._arrangement.zyx, window, strict=True):
-                key[dimension] = part
+            for dimension, start, part in zip(
+                self._arrangement.zyx, self._arrangement.start, window, strict=True
+            ):
+                key[dimension] = slice(part.start + start, part.stop + start, part.step)
             block = source.read(tuple(key))
             fixed = tuple(self._arrangement.fixed)
             first: tuple[Any, ...] = (..., *(0 for _ in fixed))
@@ -225,8 +235,8 @@ class Volume:
         """Return the opened source; open it again if the volume was unpickled."""
         if not self._sources:
             source = self._open()
-            zyx = tuple(source.shape[dimension] for dimension in self._arrangement.zyx)
-            if zyx != self.shape or source.dtype.newbyteorder("=") != self.dtype:
+            lengths = tuple(source.shape[dimension] for dimension in self._arrangement.zyx)
+            if lengths != self._arrangement.lengths or source.dtype.newbyteorder("=") != self.dtype:
                 raise VolumeError(f"{self.path}: has changed since it was opened; open it again")
             self._sources.append(source)
         return self._sources[0]
@@ -314,18 +324,19 @@ def reslice(volume: Volume, plane: str) -> Volume:
     if affine is not None:  # its columns belong to x, y and z
         affine = affine[:, [*(2 - axis for axis in (third, second, first)), 3]]
     named = volume.path.removesuffix(f" along {volume.plane}")
-    arrangement = volume._arrangement
+    arranged = volume._arrangement
     return replace(
         volume,
         path=named if plane == "z" else f"{named} along {plane}",
         shape=ordered(volume.shape),
         spacing=volume.spacing and ordered(volume.spacing),
         chunks=volume.chunks and ordered(volume.chunks),
-        chunk_offset=ordered(volume.chunk_offset),
         affine=affine,
         offset=ordered(volume.offset),
         plane=cast(Plane, plane),
-        _arrangement=replace(arrangement, zyx=ordered(arrangement.zyx)),
+        _arrangement=Arrangement(
+            ordered(arranged.zyx), ordered(arranged.lengths), arranged.fixed, ordered(arranged.start)
+        ),
     )
 
 
@@ -354,7 +365,7 @@ def take_slices(volume: Volume, start: int, stop: int) -> Volume:
     if (start, stop) == (0, depth):
         return volume
     bounds = ((start, stop), *((0, length) for length in volume.shape[1:]))
-    return replace(_cropped(volume, bounds), path=f"{volume.path}[{start}:{stop}]")
+    return _cropped(volume, bounds, path=f"{volume.path}[{start}:{stop}]")
 
 
 def take_region(volume: Volume, region: Sequence[Any]) -> Volume:
@@ -381,8 +392,9 @@ def take_region(volume: Volume, region: Sequence[Any]) -> Volume:
     origin = [start for start, _ in whole.region or ((0, 0),) * 3]
     z, y, x = ((low + start, high + start) for (low, high), start in zip(bounds, origin, strict=True))
     named = ",".join(f"{low}:{high}" for low, high in bounds)
-    part = replace(
-        _cropped(whole, bounds),
+    part = _cropped(
+        whole,
+        bounds,
         path=f"{whole.path}[{named}]",
         region=(z, y, x),
         whole_shape=whole.whole_shape or whole.shape,
@@ -392,44 +404,37 @@ def take_region(volume: Volume, region: Sequence[Any]) -> Volume:
 
 def _region_bounds(region: Sequence[Any], shape: tuple[int, ...], path: str) -> list[tuple[int, int]]:
     """Return the first voxel and one past the last along z, y and x of a region, checked."""
-    parts = region if isinstance(region, tuple | list) else ()
-    if len(parts) != 3 or not all(isinstance(part, slice) and part.step in (None, 1) for part in parts):
-        raise ConfigError(
-            f"{path}: {option('region')} needs one slice without a step for each of z, y, x, such as 0:16,0:512,0:512"
-        )
     bounds = []
-    for axis, part, length in zip("zyx", parts, shape, strict=True):
-        start, stop = 0 if part.start is None else part.start, length if part.stop is None else part.stop
-        whole = isinstance(start, Integral) and isinstance(stop, Integral)
-        if not (whole and 0 <= start < stop <= length):
-            raise ConfigError(
-                f"{path}: {option('region')} asks for {start}:{stop} along {axis}, which has 0:{length}; give "
-                f"two whole numbers from 0 to {length}, the first below the second"
-            )
-        bounds.append((int(start), int(stop)))
+    try:
+        for part, length in zip(region, shape, strict=True):
+            stop = operator.index(length if part.stop is None else part.stop)
+            bounds.append((operator.index(part.start or 0), stop))
+            if part.step not in (None, 1) or not 0 <= bounds[-1][0] < stop <= length:
+                raise ValueError(part)
+    except (AttributeError, TypeError, ValueError):  # not slices, not of whole numbers, not three
+        inside = ", ".join(f"{axis} 0:{length}" for axis, length in zip("zyx", shape, strict=True))
+        raise ConfigError(
+            f"{path}: {option('region')} {region!r:.90}: give one slice without a step along each of {inside}"
+        ) from None
     return bounds
 
 
-def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]]) -> Volume:
-    """Return a box of a volume: first voxel and one past the last along each of its axes."""
-    zyx = volume._arrangement.zyx
-    crops = tuple((dimension, *ends) for dimension, ends in zip(zyx, bounds, strict=True))
-    affine = volume.affine
+def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]], **changes: Any) -> Volume:
+    """Return a box of a volume, first voxel and one past the last along each of its axes, with other attributes as well."""
+    affine, arranged = volume.affine, volume._arrangement
+    starts = [start for start, _ in bounds]
     if affine is not None:
         shift = np.eye(4)
-        shift[:3, 3] = [start for start, _ in reversed(bounds)]
+        shift[:3, 3] = starts[::-1]
         affine = affine @ shift
-    chunks, starts = volume.chunks or (1, 1, 1), [start for start, _ in bounds]
-    return _wrapped(
+    z, y, x = map(sum, zip(arranged.start, starts, strict=True))
+    return replace(
         volume,
-        partial(_Cropped, crops=crops),
         shape=tuple(stop - start for start, stop in bounds),
-        chunk_offset=tuple(
-            (offset + start) % chunk
-            for offset, start, chunk in zip(volume.chunk_offset, starts, chunks, strict=True)
-        ),
         affine=affine,
-        offset=tuple(place + start for place, start in zip(volume.offset, starts, strict=True)),
+        offset=tuple(map(sum, zip(volume.offset, starts, strict=True))),
+        _arrangement=replace(arranged, start=(z, y, x)),
+        **changes,
     )
 
 
@@ -449,9 +454,8 @@ def hold_small(volumes: Sequence[Volume]) -> list[Volume]:
     held = []
     for volume in volumes:
         opener = partial(ArraySource, volume[...])
-        arrangement = Arrangement((0, 1, 2), {})
-        changes = {"chunks": None, "chunk_offset": (0, 0, 0), "_arrangement": arrangement}
-        held.append(replace(volume, _open=opener, _sources=[opener()], **changes))  # type: ignore[arg-type]
+        arrangement = Arrangement((0, 1, 2), volume.shape, {})
+        held.append(replace(volume, chunks=None, _open=opener, _sources=[opener()], _arrangement=arrangement))
     return held
 
 
@@ -482,7 +486,6 @@ def read_in_runs(volume: Volume, stop: int, max_bytes: int) -> Volume:
         volume,
         partial(_InRuns, volume=volume, stop=stop, max_bytes=max_bytes),
         chunks=(1, *volume.chunks[1:]),
-        chunk_offset=(0, *volume.chunk_offset[1:]),
     )
 
 
@@ -491,7 +494,7 @@ def map_voxels(
     function: Callable[[NDArray[Any]], NDArray[Any]],
     dtype: DTypeLike,
     *,
-    around: tuple[int, ...] = (),
+    around: bool = False,
 ) -> Volume:
     """Return a volume whose voxels are a function of another's, computed when they are read.
 
@@ -499,7 +502,7 @@ def map_voxels(
         volume: the volume to map.
         function: takes stored voxels of any shape and returns an array of that shape; the volume pickles if it does.
         dtype: data type that the function returns.
-        around: stored dimensions along which the function also needs one voxel more on each side of what is read.
+        around: whether the function also needs one voxel more on each side within the plane of what is read.
 
     Example:
         >>> from evenslice.volumes import open_volume
@@ -507,8 +510,12 @@ def map_voxels(
         >>> doubled[:].ravel().tolist()
         [0.0, 2.0, 4.0]
     """
-    kind = np.dtype(dtype)
-    return _wrapped(volume, partial(_Mapped, function=function, dtype=kind, around=around), dtype=kind)
+    kind, arranged = np.dtype(dtype), volume._arrangement
+    bounds = {
+        arranged.zyx[axis]: (arranged.start[axis], arranged.start[axis] + volume.shape[axis])
+        for axis in ((1, 2) if around else ())
+    }
+    return _wrapped(volume, partial(_Mapped, function=function, dtype=kind, around=bounds), dtype=kind)
 
 
 def reads_around(volume: Volume) -> bool:
@@ -533,7 +540,7 @@ class _Mapped(_Derived):
         source: VoxelSource,
         function: Callable[..., NDArray[Any]],
         dtype: np.dtype[Any],
-        around: tuple[int, ...],
+        around: dict[int, tuple[int, int]],
     ) -> None:
         super().__init__(source)
         self._function, self.dtype, self.around = function, dtype, around
@@ -541,9 +548,9 @@ class _Mapped(_Derived):
     def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Read, with what lies around it, map, and keep what was asked for."""
         wide, inside = list(key), [slice(None)] * len(key)
-        for axis in self.around:
-            start, stop, step = key[axis].indices(self.shape[axis])
-            wide[axis] = slice(max(start - 1, 0), min(stop + 1, self.shape[axis]))
+        for axis, (low, high) in self.around.items():
+            start, stop, step = key[axis].start, key[axis].stop, key[axis].step
+            wide[axis] = slice(max(start - 1, low), min(stop + 1, high))
             inside[axis] = slice(start - wide[axis].start, stop - wide[axis].start, step)
         return self._function(self._source.read(tuple(wide)))[tuple(inside)]
 
@@ -554,7 +561,7 @@ class _InRuns(_Derived):
     def __init__(self, source: VoxelSource, volume: Volume, stop: int, max_bytes: int) -> None:
         super().__init__(source)
         self._volume, self._stop, self._most = volume, stop, max_bytes // volume.dtype.itemsize
-        self._axis = volume._arrangement.zyx[0]
+        self._axis, self._start = volume._arrangement.zyx[0], volume._arrangement.start[0]
         self._key: tuple[slice, ...] = ()
         self._run: NDArray[Any] | None = None
 
@@ -564,8 +571,8 @@ class _InRuns(_Derived):
         if self._run is None or not self._holds(key):
             self._run = None  # two would take twice the memory
             area = math.prod(part.stop - part.start for part in self._with(key, 0, 1))
-            end = min(run_end(self._volume, wanted.start, area, self._most), self._stop)
-            self._key = self._with(key, wanted.start, max(end, wanted.stop))
+            end = min(run_end(self._volume, wanted.start - self._start, area, self._most), self._stop)
+            self._key = self._with(key, wanted.start, max(end + self._start, wanted.stop))
             self._run = self._source.read(self._key)
         first = self._key[self._axis].start
         inside = slice(wanted.start - first, wanted.stop - first, wanted.step)
@@ -579,26 +586,3 @@ class _InRuns(_Derived):
     def _with(self, key: tuple[slice, ...], start: int, stop: int) -> tuple[slice, ...]:
         """Return a key that asks for these slices."""
         return *key[: self._axis], slice(start, stop), *key[self._axis + 1 :]
-
-
-class _Cropped(_Derived):
-    """A stored array, cropped: some of its dimensions, each with the first index and one past the last."""
-
-    def __init__(self, source: VoxelSource, crops: Sequence[tuple[int, int, int]]) -> None:
-        super().__init__(source)
-        self._starts = {dimension: start for dimension, start, _ in crops}
-        self.fresh = source.fresh
-        shape = list(source.shape)
-        for dimension, start, stop in crops:
-            if stop > shape[dimension]:
-                raise VolumeError("the file has fewer voxels than when it was opened; open it again")
-            shape[dimension] = stop - start
-        self.shape = tuple(shape)
-
-    def read(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        """Read from the whole array."""
-        parts = list(key)
-        for dimension, start in self._starts.items():
-            part = parts[dimension]
-            parts[dimension] = slice(part.start + start, part.stop + start, part.step)
-        return self._source.read(tuple(parts))

@@ -166,7 +166,7 @@ class Level:
         steps: size of a voxel in voxels of the next finer level, 1 or 2 along each axis.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     factors: tuple[int, ...]
     steps: tuple[int, ...]
 
@@ -196,9 +196,9 @@ def levels(shape: tuple[int, int, int], spacing: tuple[float, float, float] | No
             2 if length > 1 and size < 2 * shortest else 1
             for size, length in zip(sizes, last.shape, strict=True)
         )
-        shape = tuple(-(-length // step) for length, step in zip(last.shape, steps, strict=True))
+        z, y, x = (-(-length // step) for length, step in zip(last.shape, steps, strict=True))
         factors = tuple(factor * step for factor, step in zip(last.factors, steps, strict=True))
-        found.append(Level(shape, factors, steps))
+        found.append(Level((z, y, x), factors, steps))
     return found
 
 
@@ -250,22 +250,15 @@ def _mode(corners: list[NDArray[Any]]) -> NDArray[Any]:
 
 def _mean(corners: list[NDArray[Any]]) -> NDArray[Any]:
     """Return the mean of the corners; their number is a power of two."""
-    count = len(corners)
-    dtype = corners[0].dtype
+    count, dtype = len(corners), corners[0].dtype
     if dtype.kind == "f":
         wide = np.result_type(dtype, np.float32)
-        mean = np.zeros(corners[0].shape, wide)
-        for corner in corners:
-            # Divide first, so that sums of large numbers do not overflow; division by 2, 4 or 8 is exact.
-            mean += corner.astype(wide) / wide.type(count)
-        return mean.astype(dtype)
+        # Divide first, so that sums of large numbers do not overflow; division by 2, 4 or 8 is exact.
+        return np.asarray(sum(corner.astype(wide) / count for corner in corners)).astype(dtype)
     # Sum quotients and remainders separately: exact, and without overflow in the data type itself.
-    total, rest = np.zeros_like(corners[0]), np.zeros_like(corners[0])
-    for corner in corners:
-        total += corner // dtype.type(count)
-        rest += corner % dtype.type(count)
-    total += (rest + dtype.type(count // 2)) // dtype.type(count)
-    return total
+    total = sum(corner // count for corner in corners)
+    rest = sum(corner % count for corner in corners)
+    return np.asarray(total + (rest + count // 2) // count)
 
 
 def check_remote(url: str, path: str, *, force: bool) -> None:
