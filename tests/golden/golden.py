@@ -59,18 +59,27 @@ def network(strategy="pretrained"):
 
 
 def segmented(image, folder):
-    labels = evenslice.segment(network("twin"), image, folder / "labels.tif", device="cpu", progress=False)
+    labels = evenslice.segment(
+        network("twin"), image, folder / "labels.tif", compute=evenslice.Compute(device="cpu", progress=False)
+    )
     return summary(np.asarray(labels[:], np.uint8))
 
 
 def audited(image):
-    found = evenslice.audit(network(), image, max_windows=40, device="cpu", progress=False)
+    found = evenslice.audit(
+        network(),
+        image,
+        sampling=evenslice.Sampling(max_windows=40),
+        compute=evenslice.Compute(device="cpu", progress=False),
+    )
     document = json.loads(found.to_json())
     return figures({key: document[key] for key in AUDIT_KEYS})
 
 
 def evaluated(image, labels):
-    found = evenslice.evaluate(network(), image, labels, device="cpu", progress=False)
+    found = evenslice.evaluate(
+        network(), image, labels, compute=evenslice.Compute(device="cpu", progress=False)
+    )
     document = json.loads(found.to_json())
     return figures({key: document[key] for key in SCORES})
 

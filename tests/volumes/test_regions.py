@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 import evenslice
-from evenslice import ConfigError, open_volume, segment
+from evenslice import ConfigError, Reading, open_volume, segment
 from evenslice.cli import main
 from evenslice.results import AuditResult
 from evenslice.volumes.info import describe_volume, fingerprint
@@ -136,7 +136,7 @@ def test_a_file_of_labels_of_the_whole_image_gets_its_region(file, tmp_path, sto
 @pytest.mark.parametrize("plane", ["z", "x"])
 def test_the_segmentation_of_a_region(file, tmp_path, plane):
     part = open_volume(file, region=REGION, plane=plane)
-    labels = segment(Bright(), part, tmp_path / "labels.nii.gz", intensity=(0, 200))
+    labels = segment(Bright(), part, tmp_path / "labels.nii.gz", reading=Reading(intensity=(0, 200)))
     assert np.array_equal(labels[...], STACK[REGION] > 100)
     assert np.allclose(labels.affine, open_volume(file, region=REGION).affine)
 
