@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 import pytest
+import zarr
 
 from evenslice._core.errors import ConfigError, MissingExtraError, OutputError, VolumeError
 from evenslice.volumes.opening import open_volume
@@ -163,6 +164,7 @@ def test_an_output_neither_holds_an_input_nor_lies_inside_it(tmp_path):
         ("/group/raw", lambda file: file.__setitem__("group/raw", h5py.SoftLink("/group/labels"))),
         ("attributes of /", lambda file: file.attrs.create("author", "me")),
         ("attributes of /group", lambda file: file["group"].attrs.create("author", "me")),
+        ("attributes of /group/labels", lambda file: file["group/labels"].attrs.create("author", "me")),
     ],
 )
 def test_what_lies_beside_the_dataset_of_a_file_is_not_lost(held, add, tmp_path):
@@ -199,13 +201,30 @@ def test_what_is_not_one_volume_is_not_replaced(name, make, reason, tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("held", ["labels", "0/notes.txt"])
-def test_a_folder_that_holds_more_than_an_image_is_not_replaced(held, tmp_path):
+def add_omero(path):
+    attributes = zarr.open(path).attrs
+    attributes["ome"] = {**attributes["ome"], "omero": {}}
+
+
+@pytest.mark.parametrize(
+    ("held", "add"),
+    [
+        ("labels", lambda path: zarr.create_group(path / "labels")),
+        ("0/notes.txt", lambda path: (path / "0" / "notes.txt").touch()),
+        ("the attribute author", lambda path: zarr.open(path).attrs.update({"author": "me"})),
+        ("the attribute author", lambda path: zarr.open(path / "0").attrs.update({"author": "me"})),
+        ("the attribute omero", add_omero),
+    ],
+)
+def test_a_folder_that_holds_more_than_an_image_is_not_replaced(held, add, tmp_path):
     volume = open_volume(NOISE)
     write_volume(volume, tmp_path / "a.zarr")
-    (tmp_path / "a.zarr" / held).mkdir()
-    with pytest.raises(OutputError, match=f"also contains {held}, which would be lost"):
+    check_destination(tmp_path / "a.zarr", force=True)
+    add(tmp_path / "a.zarr")
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match=f"also contains {held}"):
         write_volume(volume, tmp_path / "a.zarr", force=True)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_a_file_of_labels_of_the_whole_image_gets_its_region(file, tmp_path, sto
     assert np.array_equal(open_labels(tmp_path / "labels.npy", part)[...], part[...])
     np.save(tmp_path / "labels.npy", STACK[1:])
     for labels in (tmp_path / "labels.npy", STACK):
-        with pytest.raises(evenslice.VolumeError, match="labels have the shape"):
+        with pytest.raises(evenslice.VolumeError, match="labels of shape"):
             open_labels(labels, part)
 
 

@@ -302,7 +302,7 @@ def open_labels(labels: VolumeLike, volume: Volume) -> Volume:
         >>> open_labels(np.zeros((2, 4, 5), np.uint8), image)
         Traceback (most recent call last):
         ...
-        evenslice.VolumeError: <array>: labels have the shape (2, 4, 5), but <array> has (2, 4, 4)
+        evenslice.VolumeError: <array>: labels of shape (2, 4, 5) do not fit <array> of shape (2, 4, 4)
     """
     if is_masked(labels):
         raise VolumeError(f"<array>: labels are masked; fill them with the value of {option('ignore_label')}")
@@ -312,7 +312,7 @@ def open_labels(labels: VolumeLike, volume: Volume) -> Volume:
         opened = take_region(opened, [slice(*bounds) for bounds in volume.region or ()])
     if opened.shape != volume.shape:
         raise VolumeError(
-            f"{opened.path}: labels have the shape {opened.shape}, but {volume.path} has {volume.shape}"
+            f"{opened.path}: labels of shape {opened.shape} do not fit {volume.path} of shape {volume.shape}"
         )
     check_place(opened, volume)
     return opened

@@ -15,7 +15,6 @@ A file with axes other than z, y and x is refused until ``axes`` and ``select`` 
 
 from __future__ import annotations
 
-import operator
 import os
 from dataclasses import replace
 from functools import partial
@@ -110,7 +109,7 @@ def open_volume(  # all but one argument have defaults and names
         part = path if region is None else take_region(path, region)
         return part if plane is None else reslice(part, plane)
     names = None if axes is None else _check_axes(str(axes))
-    picks = {axis: operator.index(index) for axis, index in (select or {}).items()}  # of NumPy, too
+    picks = {axis: whole_number("select", index) for axis, index in (select or {}).items()}
     level = whole_number("level", level)
     opener: Callable[[], VoxelSource]
     if _is_array(path):
@@ -355,7 +354,7 @@ def arrange(shape: tuple[int, ...], names: str | None, select: Mapping[str, int]
     fixed.update({d: 0 for d, n in enumerate(shape) if n == 1 and d not in zyx and d not in fixed})
     if rest := [name for d, name in enumerate(names) if d not in zyx and d not in fixed]:
         raise VolumeError(
-            f"has {len(shape)} {_described(shape, names)}; pick one index of each of {', '.join(rest).upper()} with "
+            f"has {len(shape)} {_described(shape, names)}; pick one of axis {', '.join(rest).upper()} with "
             f"{option('select', dict.fromkeys(rest, 0))}, or name the axes by {option('axes')} if they are others"
         )
     return Arrangement(zyx, (shape[zyx[0]], shape[zyx[1]], shape[zyx[2]]), fixed)

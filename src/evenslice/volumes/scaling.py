@@ -50,11 +50,10 @@ class Scaling:
     fill: float | None = None
 
     def __post_init__(self) -> None:
-        given = [self.low, self.high]
-        low, high = two_numbers(given)
+        low, high = two_numbers((self.low, self.high))
         if not (low < high and np.isfinite(high - low)):
             raise ConfigError(
-                f"{option('intensity', given)}: the first must be below the second, and their difference a finite number"
+                f"{option('intensity', [low, high])}: the first must be below the second, and their difference a finite number"
             )
         fill = None if self.fill is None else _number("fill", self.fill)
         if fill is not None and not np.isfinite(fill):

@@ -100,6 +100,7 @@ WRITE_FORMATS = (
 
 _DATASET = re.compile(rf"(.+(?:{'|'.join(map(re.escape, HDF5.suffixes))})):(.*)", re.IGNORECASE)
 _ZARR_FILES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata", ".DS_Store"}
+_OF_IMAGES = {"ome", "version", "multiscales", "image-label", "_ARRAY_DIMENSIONS"}
 _CHUNK = re.compile(r"c|[0-9]+(\.[0-9]+)*")
 
 
@@ -281,6 +282,10 @@ def _beside_image(folder: Path, path: str) -> str | None:
         levels = [] if isinstance(node, zarr.Array) else _levels(node)
     except Exception as error:  # whatever zarr makes of metadata that may hold anything
         raise OutputError(f"{path}: is a folder but not a Zarr volume; choose another name") from error
+    attributes = [dict(item.attrs) for item in (node, *(node[level] for level in levels))]
+    noted = {name for own in attributes for name in {**own, **own.get("ome", {})}} - _OF_IMAGES
+    if noted:
+        return f"the attribute {min(noted)}"
     arrays = [folder] if isinstance(node, zarr.Array) else [folder / level for level in levels]
     for place in dict.fromkeys((folder, *arrays)):
         for item in place.iterdir():

@@ -21,6 +21,9 @@ __all__ = ["beside_dataset", "write_hdf5"]
 
 COMPRESSION = 4
 
+_OF_VOXELS = {"element_size_um", "DIMENSION_LABELS", "axistags"}
+"""Attributes of a dataset that say how its voxels lie."""
+
 
 def write_hdf5(path: Path, image: Image) -> None:
     """Write one dataset into a new file, with its voxel size as the attribute ``element_size_um``, as in ilastik and Fiji."""
@@ -94,17 +97,17 @@ def beside_dataset(path: Path, dataset: str | None) -> str | None:
     """
     h5py = _h5py()
     held: dict[str, bool] = {}  # by path, whether it is a dataset
-    noted: list[str] = []  # groups with attributes
+    noted: list[str] = []  # what has attributes that do not say how voxels lie
 
     def visit(name: str, link: Any) -> None:
         node = file[name] if isinstance(link, h5py.HardLink) else None
         held[f"/{name}"] = isinstance(node, h5py.Dataset)
-        if isinstance(node, h5py.Group) and node.attrs:
+        if node is not None and set(node.attrs) - _OF_VOXELS:
             noted.append(f"/{name}")
 
     try:
         with h5py.File(path, "r") as file:
-            noted += ["/"] if file.attrs else []
+            noted += ["/"] if file.attrs or file.userblock_size else []
             file.visititems_links(visit)
     except Exception as error:  # of damaged files h5py raises RuntimeError and SystemError, too
         raise OutputError(f"{path}: is not an HDF5 file and is not replaced; choose another name") from error
