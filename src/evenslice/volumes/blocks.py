@@ -20,15 +20,6 @@ if TYPE_CHECKING:
 
     Block = tuple[slice, slice, slice]
 
-__all__ = [
-    "cut_axis",
-    "find_nonfinite",
-    "iterate_blocks",
-    "run_end",
-    "sample_chunks",
-    "sample_voxels",
-]
-
 BLOCK_BYTES = 2**25
 # With a million voxels of EM, the 1st and 99th percentile are then within 1 % of the range.
 SAMPLE_BLOCKS = 256

@@ -12,21 +12,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "LARGEST",
-    "UNITS",
-    "Unit",
-    "affine_from_lps",
-    "axis_codes",
-    "common_unit",
-    "fit_spacing",
-    "is_invertible",
-    "millimetres",
-    "normal_unit",
-    "positive",
-    "sizes_in",
-]
-
 Unit = Literal["pm", "angstrom", "nm", "um", "mm", "cm", "m", "inch"]
 
 LARGEST = 1e30

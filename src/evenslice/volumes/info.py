@@ -31,20 +31,6 @@ if TYPE_CHECKING:
     from evenslice.volumes.geometry import Unit
     from evenslice.volumes.volume import Volume
 
-__all__ = [
-    "PARTIAL",
-    "PERCENTILES",
-    "StoredImage",
-    "VolumeInfo",
-    "describe_missing_numbers",
-    "describe_volume",
-    "fingerprint",
-    "missing_slice_numbers",
-    "modified",
-    "refuse_repeated",
-    "stored_image",
-]
-
 PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
 MOST_CLASSES = 32
 MOST_NUMBERS = 5  # that are named
@@ -118,24 +104,20 @@ def describe_volume(volume: Volume) -> VolumeInfo:
     """
     values = sample_voxels(volume)
     finite = values[np.isfinite(values)] if volume.dtype.kind == "f" else values
+    # Half precision overflows in the interpolation, and bool has none.
+    percentiles = np.percentile(finite.astype(np.float64), PERCENTILES).tolist() if finite.size else []
+    of_volume = ("path", "part", "format", "shape", "spacing", "unit", "chunks", "region")
     return VolumeInfo(
-        path=volume.path,
-        part=volume.part,
-        format=volume.format,
-        shape=volume.shape,
+        **{name: getattr(volume, name) for name in of_volume},
         dtype=str(volume.dtype),
-        spacing=volume.spacing,
-        unit=volume.unit,
-        chunks=volume.chunks,
         orientation=None if volume.affine is None or not volume.placed else axis_codes(volume.affine),
-        region=volume.region,
         bytes_on_disk=_bytes_on_disk(volume),
         bytes_in_memory=volume.nbytes,
         sampled=values.size,
         nonfinite=values.size - finite.size,
         minimum=_number(finite.min()) if finite.size else float("nan"),
         maximum=_number(finite.max()) if finite.size else float("nan"),
-        percentiles=_percentiles(finite),
+        percentiles=tuple(zip(PERCENTILES, percentiles, strict=False)),
         classes=_classes(finite) if volume.dtype.kind in "biu" else None,
         missing_numbers=missing_slice_numbers(volume),
     )
@@ -176,14 +158,6 @@ def _bytes_on_disk(volume: Volume) -> int | None:
 def _number(value: Any) -> float:
     """Return a voxel value as a Python number; a float does not hold every integer of 64 bits."""
     return int(value) if value.dtype.kind in "biu" else float(value)
-
-
-def _percentiles(values: NDArray[Any]) -> tuple[tuple[float, float], ...]:
-    if not values.size:
-        return ()
-    # Half precision overflows in the interpolation, and bool has none.
-    found = np.percentile(values.astype(np.float64), PERCENTILES)
-    return tuple(zip(PERCENTILES, found.tolist(), strict=True))
 
 
 def _classes(values: NDArray[Any]) -> tuple[tuple[int, float], ...] | None:

@@ -29,19 +29,6 @@ if TYPE_CHECKING:
     from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
 
-__all__ = [
-    "IGNORED",
-    "ClassIndex",
-    "LabelValues",
-    "LabelledVolume",
-    "check_classes",
-    "check_place",
-    "index_classes",
-    "open_labels",
-    "open_several_labels",
-    "refuse_without_labels",
-]
-
 IGNORED = -100
 """The class number of voxels that count neither in a loss nor in scores; PyTorch's cross entropy leaves it out, too."""
 
@@ -158,7 +145,7 @@ class LabelValues:
         values = self.label_values
         if values and not 0 <= min(values) <= max(values) <= _LARGEST_WRITTEN:
             raise ConfigError(
-                f"{option('label_values', values)}: only 0 to {_LARGEST_WRITTEN} can be written"
+                f"{option('label_values', values)}: segment writes these values as unsigned integers"
             )
 
     def class_volume(self, stored: Volume, classes: int | None) -> Volume:
@@ -261,12 +248,12 @@ def _holds(dtype: np.dtype[Any], value: int) -> bool:
 
 def _of_no_class(path: str, values: tuple[int, ...], number: int) -> VolumeError:
     # A mask, whose foreground is perhaps 255; no class is written as a negative number.
-    mask = [values[0], number] if len(values) == 2 and number > 0 else None
+    mask = [values[0], number] if len(values) == 2 else None
+    of_class = f"{option('label_values', mask)} or {option('classes')} if it is that of a class, "
     return VolumeError(
         f"{path}: holds the label value {number}, but the {len(values)} classes have the values "
-        f"{', '.join(map(str, values))}; set {option('label_values', mask)} or {option('classes')} if it is that of a class, "
-        f"{option('ignore_label', number)} if such voxels do not count, or take others as "
-        f"{option('other_labels', 'background')}"
+        f"{', '.join(map(str, values))}; set {of_class if number > 0 else ''}{option('ignore_label', number)} if such "
+        f"voxels do not count, or take others as {option('other_labels', 'background')}"
     )
 
 

@@ -34,18 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = [
-    "VolumeLike",
-    "arrange",
-    "is_masked",
-    "list_given",
-    "open_complete",
-    "open_filled",
-    "open_several",
-    "open_volume",
-    "stated_axes",
-]
-
 VolumeLike = Volume | NDArray[Any] | str | os.PathLike[str]
 """A volume, an array (z, y, x), a path or an address."""
 
@@ -114,7 +102,7 @@ def open_volume(  # all but one argument have defaults and names
     opener: Callable[[], VoxelSource]
     if _is_array(path):
         if level:
-            raise ConfigError(f"<array>: has one resolution level; omit {option('level', level)}")
+            raise ConfigError(f"<array>: has only one resolution level; omit {option('level', level)}")
         place = Place("<array>", "")
         opener = partial(ArraySource, _fill_masked(path, fill))
     else:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["Reading", "each_reading", "fit_scalings"]
-
 OF_LABELS = tuple(entry.name for entry in fields(LabelValues))
 
 

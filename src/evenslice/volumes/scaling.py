@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.volume import Volume
 
-__all__ = ["PERCENTILES", "Scaling", "fit_scaling", "require_finite", "two_numbers"]
-
 PERCENTILES = (0.5, 99.5)
 """The percentiles of the voxel values that become 0 and 1 unless a range is given."""
 
@@ -52,14 +50,10 @@ class Scaling:
     def __post_init__(self) -> None:
         low, high = two_numbers((self.low, self.high))
         if not (low < high and np.isfinite(high - low)):
-            raise ConfigError(
-                f"{option('intensity', [low, high])}: the first must be below the second, and their difference a finite number"
-            )
+            raise ConfigError(f"{option('intensity', [low, high])}: the first must be below the second")
         fill = None if self.fill is None else _number("fill", self.fill)
         if fill is not None and not np.isfinite(fill):
-            raise ConfigError(
-                f"{option('fill', fill)}: replaces NaN and infinity, so it must be a finite number"
-            )
+            raise ConfigError(f"{option('fill', fill)}: must be finite, to replace NaN and infinity")
         for name, value in {"low": low, "high": high, "fill": fill}.items():
             object.__setattr__(self, name, value)
 
@@ -91,9 +85,8 @@ def two_numbers(intensity: Any) -> tuple[float, float]:
     try:
         low, high = intensity
     except (TypeError, ValueError):
-        raise ConfigError(
-            f"{option('intensity', intensity)}: give two numbers, the voxel values that become 0 and 1"
-        ) from None
+        told = option("intensity", intensity)
+        raise ConfigError(f"{told}: give two numbers, the voxel values that become 0 and 1") from None
     return _number("intensity", low), _number("intensity", high)
 
 
@@ -160,13 +153,10 @@ def fit_scaling(
     if fill is None and finite.size < voxels.size:
         require_finite(volume, voxels, "a sample")
     if finite.size == 0:
-        raise VolumeError(
-            f"{volume.path}: no voxel of the sample is finite, so it cannot be scaled; check the file"
-        )
+        raise VolumeError(f"{volume.path}: no voxel of a sample is finite, so it cannot be scaled")
     if voxels.dtype.kind == "f" and fill is None and not (abs(voxels) <= LARGEST).all():
         raise VolumeError(
-            f"{volume.path}: has values beyond the range of float32; scale it down first, or give its range with "
-            f"{option('intensity')}"
+            f"{volume.path}: has values beyond float32; give its range as {option('intensity')}"
         )
     low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
     if low == high:  # most voxels of a sparse volume have the same value
@@ -177,10 +167,8 @@ def fit_scaling(
 
 
 def _constant(volume: Volume, finite: NDArray[Any], otherwise: str = "") -> VolumeError:
-    return VolumeError(
-        f"{volume.path}: constant, all {finite.size} sampled voxels are {float(finite.flat[0]):g}; use a volume with "
-        f"contrast{otherwise}"
-    )
+    found = f"all {finite.size} sampled voxels are {float(finite.flat[0]):g}"
+    return VolumeError(f"{volume.path}: constant, {found}; use a volume with contrast{otherwise}")
 
 
 def _check_contrast(volume: Volume, scaling: Scaling, seed: int, *, blank: bool) -> None:
@@ -200,8 +188,7 @@ def _check_contrast(volume: Volume, scaling: Scaling, seed: int, *, blank: bool)
     if (low < high and first == last and inside < STRAY * voxels.size) or (constant and not blank):
         raise ConfigError(
             f"{volume.path}: {'all' if constant else 'almost all'} voxels are equal after scaling by "
-            f"{option('intensity', [scaling.low, scaling.high])}; give the voxel values that should become 0 and 1, or "
-            f"omit it (the sampled voxels are {voxels.min():g} to {voxels.max():g})"
+            f"{option('intensity', [scaling.low, scaling.high])}; those of a sample are {voxels.min():g} to {voxels.max():g}"
         )
 
 
@@ -222,7 +209,7 @@ def require_finite(volume: Volume, voxels: NDArray[Any], part: str) -> None:
         Traceback (most recent call last):
         ...
         evenslice.VolumeError: <array>: 1 voxels are NaN or infinite, the first at z, y, x = (0, 0, 2); to accept them,
-        give the voxel value that replaces them as fill
+        give the value for them as fill
     """
     if _is_searched(volume):
         _check_whole(volume)
@@ -241,6 +228,4 @@ def _check_whole(volume: Volume) -> None:
 
 
 def _nonfinite(volume: Volume, found: str) -> VolumeError:
-    return VolumeError(
-        f"{volume.path}: {found}; to accept them, give the voxel value that replaces them as {option('fill')}"
-    )
+    return VolumeError(f"{volume.path}: {found}; to accept them, give the value for them as {option('fill')}")

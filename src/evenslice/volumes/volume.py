@@ -19,26 +19,12 @@ from evenslice.volumes.read.checks import reporting_read_errors
 from evenslice.volumes.read.source import ArraySource, VoxelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import DTypeLike, NDArray
 
     from evenslice.volumes.geometry import Unit
-
-__all__ = [
-    "Arrangement",
-    "Plane",
-    "Volume",
-    "hold_small",
-    "in_plane",
-    "map_voxels",
-    "read_in_runs",
-    "reads_around",
-    "reslice",
-    "take_region",
-    "take_slices",
-]
 
 Index = SupportsIndex | slice | EllipsisType
 
@@ -315,14 +301,14 @@ def reslice(volume: Volume, plane: str) -> Volume:
     if plane == volume.plane:
         return volume
     now = _ORDERS[volume.plane]
-    first, second, third = (now.index(axis) for axis in _ORDERS[plane])
+    order = [now.index(axis) for axis in _ORDERS[plane]]
 
     def ordered(values: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-        return values[first], values[second], values[third]
+        return _three(values[axis] for axis in order)
 
     affine = volume.affine
     if affine is not None:  # its columns belong to x, y and z
-        affine = affine[:, [*(2 - axis for axis in (third, second, first)), 3]]
+        affine = affine[:, [*(2 - axis for axis in reversed(order)), 3]]
     named = volume.path.removesuffix(f" along {volume.plane}")
     arranged = volume._arrangement
     return replace(
@@ -359,9 +345,7 @@ def take_slices(volume: Volume, start: int, stop: int) -> Volume:
     """
     depth = volume.shape[0]
     if not 0 <= start < stop <= depth:
-        raise VolumeError(
-            f"{volume.path}: has slices 0 to {depth - 1}, not {start} to {stop - 1}; choose a range among those"
-        )
+        raise VolumeError(f"{volume.path}: has slices 0 to {depth - 1}, not {start} to {stop - 1}")
     if (start, stop) == (0, depth):
         return volume
     bounds = ((start, stop), *((0, length) for length in volume.shape[1:]))
@@ -390,13 +374,12 @@ def take_region(volume: Volume, region: Sequence[Any]) -> Volume:
     whole = reslice(volume, "z")
     bounds = _region_bounds(region, whole.shape, whole.path)
     origin = [start for start, _ in whole.region or ((0, 0),) * 3]
-    z, y, x = ((low + start, high + start) for (low, high), start in zip(bounds, origin, strict=True))
     named = ",".join(f"{low}:{high}" for low, high in bounds)
     part = _cropped(
         whole,
         bounds,
         path=f"{whole.path}[{named}]",
-        region=(z, y, x),
+        region=_three((low + start, high + start) for (low, high), start in zip(bounds, origin, strict=True)),
         whole_shape=whole.whole_shape or whole.shape,
     )
     return reslice(part, volume.plane)
@@ -427,15 +410,21 @@ def _cropped(volume: Volume, bounds: Sequence[tuple[int, int]], **changes: Any) 
         shift = np.eye(4)
         shift[:3, 3] = starts[::-1]
         affine = affine @ shift
-    z, y, x = map(sum, zip(arranged.start, starts, strict=True))
     return replace(
         volume,
-        shape=tuple(stop - start for start, stop in bounds),
+        shape=_three(stop - start for start, stop in bounds),
         affine=affine,
-        offset=tuple(map(sum, zip(volume.offset, starts, strict=True))),
-        _arrangement=replace(arranged, start=(z, y, x)),
+        offset=_three(place + start for place, start in zip(volume.offset, starts, strict=True)),
+        _arrangement=replace(
+            arranged, start=_three(old + new for old, new in zip(arranged.start, starts, strict=True))
+        ),
         **changes,
     )
+
+
+def _three(values: Iterable[Any]) -> tuple[Any, Any, Any]:
+    z, y, x = values
+    return z, y, x
 
 
 def hold_small(volumes: Sequence[Volume]) -> list[Volume]:

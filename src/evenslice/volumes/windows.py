@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -26,17 +25,6 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.scaling import Scaling
     from evenslice.volumes.volume import Volume
-
-__all__ = [
-    "Edge",
-    "WindowGrid",
-    "check_tile",
-    "fit_tile",
-    "inner_margin",
-    "slice_indices",
-    "spread_index",
-    "tile_origins",
-]
 
 Edge = Literal["valid", "reflect"]
 
@@ -78,10 +66,8 @@ def slice_indices(
 
 def check_window(slices: int, step: int, edge: str) -> None:
     """Raise ConfigError unless ``slices`` is odd, ``step`` positive, both whole numbers, and ``edge`` known."""
-    if whole_number("slices", slices, 1) % 2 == 0:
-        raise ConfigError(
-            f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5, with one in the middle"
-        )
+    if whole_number("slices", slices) < 1 or slices % 2 == 0:
+        raise ConfigError(f"{option('slices', slices)}: a window has an odd number of slices, such as 3 or 5")
     whole_number("step", step, 1)
     check_known("edge", edge, get_args(Edge))
 
@@ -94,9 +80,7 @@ def tile_origins(length: int, tile: int, *, overlap: int = 0) -> list[int]:
         ([0, 4, 6], [0])
     """
     if not 0 <= overlap < tile:
-        raise ConfigError(
-            f"{option('overlap', overlap)}: must be at least 0 and below the tile's size {tile}"
-        )
+        raise ConfigError(f"{option('overlap', overlap)}: must be from 0 to below the tile's {tile}")
     last = max(length - tile, 0)
     return [*range(0, last, tile - overlap), last]
 
@@ -111,12 +95,9 @@ def check_tile(tile: object, name: str = "tile") -> tuple[int, int]:
         >>> check_tile([224, 160])
         (224, 160)
     """
-    given = tuple(tile) if isinstance(tile, Sequence) and not isinstance(tile, str) else ()
-    if len(given) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in given):
-        raise ConfigError(
-            f"{option(name, tile)}: give two whole numbers of at least 1, such as {option(name, [256, 256])}"
-        )
-    return int(given[0]), int(given[1])
+    if not isinstance(tile, Sequence) or isinstance(tile, str) or len(tile) != 2:
+        raise ConfigError(f"{option(name, tile)}: give two whole numbers of at least 1, such as 256, 256")
+    return whole_number(name, tile[0], 1), whole_number(name, tile[1], 1)
 
 
 def fit_tile(plane: tuple[int, int], *, multiple: int = 32) -> tuple[int, int]:
@@ -221,11 +202,10 @@ class WindowGrid:
         check_window(self.slices, self.step, self.edge)
         extent = (self.slices - 1) * self.step + 1
         if self.volume.shape[0] < extent:
-            part = "" if self.volume.region is None else " in this region"
+            count = "1 slice" if self.volume.shape[0] == 1 else f"{self.volume.shape[0]} slices"
+            steps = "" if self.step == 1 else f" in steps of {self.step}"
             raise VolumeError(
-                f"{self.volume.path}: its {self.volume.shape[0]} slices{part} are fewer than the {extent} of a window of "
-                f"{self.slices} in steps of {self.step}; take a deeper volume or {option('region')}, or ask for fewer "
-                f"slices or a smaller {option('step')}"
+                f"{self.volume.path}: has {count}; a window of {self.slices}{steps} needs {extent}; take a deeper one"
             )
 
     @property

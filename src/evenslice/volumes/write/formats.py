@@ -31,15 +31,6 @@ if TYPE_CHECKING:
     from evenslice.volumes.volume import Volume
     from evenslice.volumes.write.image import Image
 
-__all__ = [
-    "WRITE_FORMATS",
-    "ZARR",
-    "checked_destination",
-    "find_write_format",
-    "output_location",
-    "parse_destination",
-]
-
 
 @dataclass(frozen=True)
 class WriteFormat:
@@ -161,9 +152,7 @@ def parse_destination(path: str | os.PathLike[str]) -> Destination:
         refuse_secret(text, OutputError)
         file_format = find_write_format(text)
         if file_format is not ZARR:
-            raise OutputError(
-                f"{text}: {file_format.name} can only be written to files; use the suffix .ome.zarr for an address"
-            )
+            raise OutputError(f"{text}: {file_format.name} is written to files only; choose .ome.zarr")
         return Destination(text, file_format, text.rstrip("/"))
     file, dataset = text, None
     if inside := _DATASET.fullmatch(text):
@@ -204,9 +193,8 @@ def checked_destination(
             if relation := _relation(destination.location, place):
                 if destination.dataset and relation == "is" and name != destination.path:
                     relation = "would replace the file of"
-                raise OutputError(
-                    f"{destination.path}: {relation} {name}, which is read; choose another name"
-                )
+                told = f"{relation} {name}, which is read"
+                raise OutputError(f"{destination.path}: {told}; choose another name")
     _check_free(destination, force=force)
     return destination
 
@@ -255,22 +243,17 @@ def _check_replaceable(destination: Destination, path: Path, *, force: bool) -> 
     if path.is_dir() and destination.format is not ZARR:
         raise OutputError(f"{destination.path}: is a folder; name a file")
     if path.is_file() and destination.format is ZARR:
-        raise OutputError(
-            f"{destination.path}: is a file, but an OME-Zarr volume is a folder; choose another name"
-        )
+        raise OutputError(f"{destination.path}: is a file, but an OME-Zarr volume is a folder")
     if not force:
-        raise OutputError(
-            f"{destination.path}: exists; choose another name, or replace it with {option('force')}"
-        )
+        told = f"exists; choose another name, or replace it with {option('force')}"
+        raise OutputError(f"{destination.path}: {told}")
     other = None
     if destination.format is ZARR:
         other = _beside_image(path, destination.path)
     elif destination.format is HDF5:
         other = beside_dataset(path, destination.dataset)
     if other is not None:
-        raise OutputError(
-            f"{destination.path}: also contains {other}, which would be lost; choose another name"
-        )
+        raise OutputError(f"{destination.path}: also contains {other}, which would be lost")
 
 
 def _beside_image(folder: Path, path: str) -> str | None:

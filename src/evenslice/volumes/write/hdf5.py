@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from evenslice.volumes.write.image import Image
 
-__all__ = ["beside_dataset", "write_hdf5"]
-
 COMPRESSION = 4
 
 _OF_VOXELS = {"element_size_um", "DIMENSION_LABELS", "axistags"}

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from evenslice.volumes.geometry import Unit
     from evenslice.volumes.volume import Volume
 
-__all__ = ["Image", "Tally", "chunk_shape"]
-
 SLAB_BYTES = 2**26
 """Bytes of slices that are held in memory at once, unless a single slice of all channels takes more."""
 

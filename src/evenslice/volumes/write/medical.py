@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from evenslice.volumes.geometry import Unit
     from evenslice.volumes.write.image import Image
 
-__all__ = ["write_mha", "write_nifti", "write_nrrd"]
-
 COMPRESSION = 6
 
 # NIfTI has codes for three units of length; the others are converted to one of them.

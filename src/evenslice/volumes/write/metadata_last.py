@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
-__all__ = ["MetadataLast"]
-
 
 class MetadataLast(WrapperStore["Store"]):
     """Passes chunks on and holds metadata in memory until ``release`` writes them, the root last.

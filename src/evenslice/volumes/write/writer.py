@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-__all__ = ["check_destination", "write_channels", "write_volume"]
-
 
 def write_volume(
     volume: Volume,
@@ -118,15 +116,13 @@ def write_channels(
         [24.0, 25.0, 26.0, 27.0]
     """
     if not channels:
-        raise ConfigError(f"{path}: there is no channel to write; give at least one")
+        raise ConfigError(f"{path}: there is no channel to write")
     first = channels[0]
     for channel in channels:
         _require_volume(channel)
         if (channel.shape, channel.dtype) != (first.shape, first.dtype):
             raise ConfigError(
-                f"{channel.path}: is {channel.shape} {channel.dtype} and the first channel {first.shape} "
-                f"{first.dtype}; "
-                "channels of one image must be alike"
+                f"{channel.path}: is {channel.shape} {channel.dtype} and the first channel {first.shape} {first.dtype}"
             )
     _write(tuple(channels), path, like=like, labels=False, force=force, progress=progress, stacked=True)
 
@@ -170,10 +166,7 @@ def _write(
     for given in (*channels, model):
         _require_volume(given)
     if model.shape != channels[0].shape:
-        raise ConfigError(
-            f"{path}: its shape is {channels[0].shape} and that of {model.path} {model.shape}; "
-            "give the volume that it was made from"
-        )
+        raise ConfigError(f"{path}: its shape is {channels[0].shape} and that of {model.path} {model.shape}")
     destination = checked_destination(path, [*channels, model], force=force)
     if labels is None:
         labels = channels[0].dtype.kind in "biu"
@@ -205,6 +198,4 @@ def _write(
 
 def _require_volume(given: Any) -> None:
     if not isinstance(given, Volume):
-        raise ConfigError(
-            f"what is written is an open volume, not {type(given).__name__}; give what evenslice.open_volume returns of it"
-        )
+        raise ConfigError(f"what is written is an open volume, not {type(given).__name__}; open it first")

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from evenslice.volumes.write.image import Image
     from evenslice.volumes.write.metadata_last import MetadataLast
 
-__all__ = ["check_remote", "halve", "levels", "write_remote", "write_zarr", "write_zarr_store"]
-
 SMALLEST = 256
 WRITABLE = ("s3",)
 
@@ -275,9 +273,7 @@ def check_remote(url: str, path: str, *, force: bool) -> None:
     """
     protocol = url.partition("://")[0]
     if protocol not in WRITABLE:
-        raise OutputError(
-            f"{path}: cannot write to {protocol}:// addresses; name a folder, or start it with {WRITABLE[0]}://"
-        )
+        raise OutputError(f"{path}: cannot write to {protocol}:// addresses; start it with {WRITABLE[0]}://")
     with _reaching(path):
         system, root = _file_system(url)
         system.invalidate_cache()
@@ -286,14 +282,13 @@ def check_remote(url: str, path: str, *, force: bool) -> None:
         if not there:
             _try_writing(system, root)
     if left and not force:
+        told = "left by an interrupted upload, or by one that goes on"
         raise OutputError(
-            f"{path}: holds chunks without metadata, left by an upload that was interrupted; make sure that nobody is writing "
-            f"there, and remove them with {option('force')}, or choose another name"
+            f"{path}: holds chunks without metadata, {told}; remove them with {option('force')}"
         )
     if there and not left:
         raise OutputError(
-            f"{path}: exists, and a remote volume cannot be replaced in one step; choose another name, or "
-            "remove it first"
+            f"{path}: exists, and a remote volume cannot be replaced in one step; remove it first"
         )
 
 
