@@ -7,14 +7,12 @@ import sys
 import h5py
 import nibabel
 import numpy as np
-import pytest
 import zarr
 from dicom_files import write_series
 from PIL import Image
 from typer.testing import CliRunner
 
 from evenslice.cli.app import app
-from evenslice.volumes.geometry import axis_codes
 from evenslice.volumes.info import describe_volume
 from evenslice.volumes.opening import open_volume
 
@@ -106,17 +104,3 @@ def test_the_files_of_a_volume_of_many_are_not_listed(tmp_path, monkeypatch):
     monkeypatch.setattr("evenslice.volumes.info.MOST_FILES", files - 1)
     assert json.loads(info(tmp_path / "many.zarr", "--json"))["bytes_on_disk"] is None
     assert "size on disk unknown" in info(tmp_path / "many.zarr")
-
-
-@pytest.mark.parametrize("codes", ["RAS", "LPS", "LIP", "SAR", "PSR", "AIL"])
-def test_axis_codes(codes):
-    affine = np.eye(4)
-    affine[:3, :3] = 0
-    for axis, code in enumerate(codes):
-        side = next(number for number, pair in enumerate(("LR", "PA", "IS")) if code in pair)
-        affine[side, axis] = (1 if code in "RAS" else -1) * (axis + 1)
-    tilt = np.eye(4)
-    tilt[:3, :3] = np.linalg.qr(np.eye(3) + 0.2 * np.random.default_rng(0).standard_normal((3, 3)))[0]
-    tilt *= np.sign(np.diag(tilt))
-    assert axis_codes(affine) == codes
-    assert axis_codes(tilt @ affine) == codes

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from evenslice._core import needs_extra
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -149,22 +151,15 @@ def axis_codes(affine: NDArray[Any]) -> str:
         affine: (4, 4) map from voxel indices (x, y, z, 1) to right, front, head.
 
     Returns:
-        Three letters: L (left) or R (right), P (posterior) or A (anterior), I (inferior) or S (superior), as from
-        nibabel's ``aff2axcodes``.
+        Three letters: L (left) or R (right), P (posterior) or A (anterior), I (inferior) or S (superior).
 
     Example:
         >>> axis_codes(np.diag([-1, -1, 2, 1]))
         'LPS'
     """
-    steps = np.asarray(affine, float)[:3, :3]
-    steps = steps / np.maximum(np.linalg.norm(steps, axis=0), np.finfo(float).tiny)
-    codes = [""] * 3
-    for _ in range(3):
-        side, axis = np.unravel_index(np.abs(steps).argmax(), steps.shape)
-        codes[int(axis)] = ("LR", "PA", "IS")[int(side)][int(steps[side, axis] > 0)]
-        steps[side, :] = 0
-        steps[:, axis] = 0
-    return "".join(codes)
+    with needs_extra("volumes", "the orientation of a volume"):
+        from nibabel.orientations import aff2axcodes
+    return "".join(map(str, aff2axcodes(affine)))
 
 
 def is_invertible(affine: NDArray[Any]) -> bool:

@@ -387,23 +387,22 @@ def refuse_repeated(volumes: Sequence[Volume]) -> None:
 
     Copies of a file are not noticed, nor are arrays that were not opened before.
 
+    Raises:
+        ConfigError: a file is given twice.
+        VolumeError: a file cannot be read.
+
     Example:
         >>> from evenslice.volumes import open_volume
         >>> volume = open_volume(np.zeros((1, 1, 1)))
         >>> refuse_repeated([volume, volume])
         Traceback (most recent call last):
         ...
-        evenslice.ConfigError: ...: is given twice, and several volumes count as independent samples; give it once
+        evenslice.ConfigError: <array>: is given twice, but volumes count as independent; give it once
     """
     known = set()
     for volume in volumes:
-        # A range of slices is part of the path. An array has none.
-        path = (
-            os.path.realpath(volume.path)
-            if isinstance(volume.location, Path)
-            else volume.location or id(volume)
-        )
-        read = path, volume.part, volume.plane, volume.region, repr(volume.reading)
+        arranged = volume._arrangement  # noqa: SLF001  # where it starts
+        read = stored_image(volume), volume.plane, arranged.start, volume.shape, repr(volume.reading)
         if read in known:
             raise ConfigError(
                 f"{volume.path}: is given twice, but volumes count as independent; give it once"

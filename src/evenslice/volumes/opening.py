@@ -138,7 +138,7 @@ def _fill_masked(array: Any, fill: float | None) -> Any:
     if fill is None:
         raise VolumeError(f"<array>: is masked; give {option('fill')}, the value of masked voxels")
     with np.errstate(over="ignore", invalid="ignore"):
-        value = np.asarray(fill).astype(array.dtype)[()]
+        value: Any = np.asarray(fill).astype(array.dtype)[()]
         if array.dtype.kind != "f" and value != fill:
             raise ConfigError(f"{option('fill', fill)}: {array.dtype} has no such value; give another")
         if _is_lazy(array):
@@ -278,7 +278,8 @@ def _with_spacing(volume: Volume, spacing: Sequence[float] | None, unit: str | N
         if len(sizes) != 3 or not positive(sizes):
             raise ConfigError(f"{option('spacing', spacing)}: give three sizes above zero, along z, y, x")
         # The file's unit belongs to the file's spacing.
-        volume = replace(volume, spacing=tuple(map(float, sizes)), unit=None)
+        z, y, x = map(float, sizes)
+        volume = replace(volume, spacing=(z, y, x), unit=None)
     if unit is not None:
         known = normal_unit(unit)
         if known is None:

@@ -261,12 +261,12 @@ def _beside_image(folder: Path, path: str) -> str | None:
     import zarr
 
     try:
-        node = zarr.open(str(folder), mode="r")
+        node: Any = zarr.open(str(folder), mode="r")
         levels = [] if isinstance(node, zarr.Array) else _levels(node)
+        attributes = [dict(item.attrs) for item in (node, *(node[level] for level in levels))]
+        noted = {name for own in attributes for name in {**own, **own.get("ome", {})}} - _OF_IMAGES
     except Exception as error:  # whatever zarr makes of metadata that may hold anything
         raise OutputError(f"{path}: is a folder but not a Zarr volume; choose another name") from error
-    attributes = [dict(item.attrs) for item in (node, *(node[level] for level in levels))]
-    noted = {name for own in attributes for name in {**own, **own.get("ome", {})}} - _OF_IMAGES
     if noted:
         return f"the attribute {min(noted)}"
     arrays = [folder] if isinstance(node, zarr.Array) else [folder / level for level in levels]
