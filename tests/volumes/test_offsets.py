@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from evenslice import open_volume
 from evenslice.volumes import write_volume
-from evenslice.volumes.views import reslice, take_region, take_slices
+from evenslice.volumes.volume import reslice, take_region, take_slices
 
 STACK = np.random.default_rng(0).integers(0, 200, (6, 20, 24), dtype=np.uint8)
 

@@ -324,18 +324,14 @@ def test_like_must_have_the_same_shape(tmp_path):
 
 
 def test_what_is_written_is_an_open_volume(tmp_path):
-    volume, message = (
-        open_volume(LABELS),
-        r"is an open volume, not \w+; give what evenslice.open_volume returns of it",
-    )
-    for other in (LABELS, "a.tif", None):
-        with pytest.raises(ConfigError, match=message):
-            write_volume(other, tmp_path / "a.tif")
-        with pytest.raises(ConfigError, match=message):
-            write_channels([volume, other], tmp_path / "a.tif")
-    for like in (LABELS, "a.tif"):
-        with pytest.raises(ConfigError, match=message):
-            write_volume(volume, tmp_path / "a.tif", like=like)
+    volume = open_volume(LABELS)
+    for call in (
+        lambda path: write_volume(LABELS, path),
+        lambda path: write_channels([volume, "a.tif"], path),
+        lambda path: write_volume(volume, path, like=LABELS),
+    ):
+        with pytest.raises(ConfigError, match="is an open volume, not"):
+            call(tmp_path / "a.tif")
     assert not list(tmp_path.iterdir())
 
 
@@ -430,14 +426,6 @@ def test_a_spacing_of_the_users_goes_before_that_of_the_affine(name, tmp_path):
     assert image.GetSpacing() == pytest.approx((1.0, 4.0, 6.0))
     assert image.GetOrigin() == pytest.approx((-9, 7, 5))
     assert image.GetDirection() == pytest.approx((0, 1, 0, 1, 0, 0, 0, 0, 1), abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
-def test_an_affine_in_micrometres_becomes_millimetres(name, tmp_path):
-    like = nifti_volume(tmp_path, ORTHOGONAL, unit="micron")
-    write_volume(open_volume(LABELS), tmp_path / name, like=like)
-    image = sitk.ReadImage(str(tmp_path / name))
-    assert image.GetSpacing() == pytest.approx((5e-4, 2e-3, 3e-3))
 
 
 def test_an_affine_that_cannot_be_inverted_is_left_out(tmp_path):
