@@ -12,7 +12,7 @@ from paging import table
 
 from evenslice.report.base.wording import percent
 from evenslice.report.study.wording import difference
-from evenslice.results.student import student_interval
+from evenslice.results.intervals import student_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

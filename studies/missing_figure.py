@@ -10,7 +10,7 @@ from evenslice.report.base import style
 from evenslice.report.base.drawing import WIDTH, Drawing
 
 if TYPE_CHECKING:
-    from evenslice.results.pooling import PooledComparison
+    from evenslice.results.arms import PooledComparison
 
 __all__ = ["missing_figure"]
 

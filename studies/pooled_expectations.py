@@ -13,9 +13,8 @@ from evenslice.neutralizing.strategies import find_strategy
 from evenslice.report.base.wording import interval
 from evenslice.report.study.pooled import superiority
 from evenslice.report.study.wording import difference, p_value
-from evenslice.results.pooled_means import pool_means
-from evenslice.results.replicates import pair_runs, replicate_means
-from evenslice.results.student import LEVEL
+from evenslice.results.arms import pair_runs, replicate_means
+from evenslice.results.intervals import LEVEL, pool_means
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +22,8 @@ if TYPE_CHECKING:
 
     from found_studies import Study
 
-    from evenslice.results.intervals import Interval
-    from evenslice.results.pooled_means import PooledMean
-    from evenslice.results.pooling import PooledArm, PooledComparison
+    from evenslice.results.arms import PooledArm, PooledComparison
+    from evenslice.results.intervals import Interval, PooledMean
     from evenslice.studying.config import Arm
 
     RunRecord = Mapping[str, Any]

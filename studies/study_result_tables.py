@@ -20,17 +20,15 @@ from evenslice.report.study.wording import (
     removed_part,
     verdicts,
 )
-from evenslice.results.replicates import replicate_means
-from evenslice.results.scores import score_title
-from evenslice.results.student import student_interval
+from evenslice.results.arms import replicate_means, score_title
+from evenslice.results.intervals import student_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from found_studies import Study
 
-    from evenslice.results.arms import ArmSummary, Comparison
-    from evenslice.results.pooling import PooledArm, PooledComparison
+    from evenslice.results.arms import ArmSummary, Comparison, PooledArm, PooledComparison
     from evenslice.studying.study_data import StudyData
 
 __all__ = ["full_table", "pooled_table", "result_table", "run_table", "stress_table"]

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from found_studies import Study
 
     from evenslice.report.base.drawing import Drawing
-    from evenslice.results.pooling import PooledComparison
+    from evenslice.results.arms import PooledComparison
 
 
 def write_pages(studies: Sequence[Study], folder: Path, docs: Path) -> None:

@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 import evenslice
-from evenslice.auditing.methods import METHODS
+from evenslice.auditing.attribution import METHODS
 from evenslice.auditing.surveyor import DRAWS, WINDOWS
 from evenslice.cli import main, options
 from evenslice.cli.app import app

@@ -14,8 +14,7 @@ import pytest
 
 import evenslice
 from evenslice.report.study.wording import difference
-from evenslice.results.pooled_means import pool_means
-from evenslice.results.student import student_interval
+from evenslice.results.intervals import pool_means, student_interval
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
