@@ -10,9 +10,8 @@ import numpy as np
 from study_expectations import LOST, Expectation, by_study, outcome
 
 from evenslice.neutralizing.strategies import find_strategy
-from evenslice.report.base.wording import interval
-from evenslice.report.study.pooled import superiority
-from evenslice.report.study.wording import difference, p_value
+from evenslice.report.formatting import difference, interval, p_value
+from evenslice.report.study_tables import superiority
 from evenslice.results.pooled_means import pool_means
 from evenslice.results.replicates import pair_runs, replicate_means
 from evenslice.results.student import LEVEL
@@ -156,7 +155,7 @@ def _is_lower(item: PooledFound) -> bool:
 def _test(item: PooledFound) -> str:
     interim = not item.study.complete
     if item.arm.primary:
-        return superiority(item.arm, interim=interim)
+        return superiority(item.arm, interim=interim).replace("\n", ", ")
     return _adjusted(item.arm.p_adjusted, interim=interim)
 
 

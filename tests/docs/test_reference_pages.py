@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import evenslice
-from evenslice.report.study.wording import difference
+from evenslice.report.formatting import difference
 from evenslice.results.pooled_means import pool_means
 from evenslice.results.student import student_interval
 
