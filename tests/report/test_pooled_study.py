@@ -26,8 +26,9 @@ from evenslice.report.study.stress import stress_group
 from evenslice.report.study.summary import study_html
 from evenslice.report.study.tables import figure_groups
 from evenslice.report.study.wording import arm_sentence
-from evenslice.results.arms import Primary, pool_runs, summarize_runs
+from evenslice.results.arms import summarize_runs
 from evenslice.results.intervals import Interval
+from evenslice.results.pooling import Primary, pool_runs
 from evenslice.results.studies import load_study
 
 ARMS = {"pretrained": (-0.19, 0.0), "uniform": (-0.001, -0.03), "fair": (0.0, 0.01)}
