@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from evenslice._core.errors import MissingExtraError, ModelError
 from evenslice.networks.inputs import input_size, normalization
-from evenslice.networks.libraries.monai import NETWORKS
 from evenslice.networks.models import build_model
+from evenslice.networks.monai_networks import NETWORKS
 from evenslice.networks.outputs import logits
 
 pytest.importorskip("monai")
@@ -103,7 +103,7 @@ def test_weights_of_monai(monkeypatch):
     donor = build_model("monai:EfficientNetBN?model_name=efficientnet-b0", "none", classes=1000, seed=5)[0]
     state = donor.state_dict()
     monkeypatch.setattr("torch.utils.model_zoo.load_url", lambda *_args, **_options: dict(state))
-    monkeypatch.setattr("evenslice.networks.hubs._answers", lambda _: True)
+    monkeypatch.setattr("evenslice.networks.libraries._answers", lambda _: True)
     model, source = build_model("monai:FlexibleUNet/efficientnet-b0", "imagenet")
     assert torch.equal(model.encoder._conv_stem.weight, donor._conv_stem.weight)
     assert set(source.random) == {"decoder", "segmentation_head", "skip_connect"} & {
@@ -144,7 +144,7 @@ def test_detector_with_a_pretrained_backbone_draws_the_rest(monkeypatch):
     monkeypatch.setattr(
         "torchvision.models._api.WeightsEnum.get_state_dict", lambda *_args, **_options: donor
     )
-    monkeypatch.setattr("evenslice.networks.hubs._answers", lambda _: True)
+    monkeypatch.setattr("evenslice.networks.libraries._answers", lambda _: True)
     model, source = build_model("torchvision:fasterrcnn_mobilenet_v3_large_fpn", "imagenet")
     assert torch.equal(model.backbone.body["0"][0].weight, donor["features.0.0.weight"])
     assert source.random == ("backbone.fpn", "rpn", "roi_heads")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from evenslice._core.errors import MissingExtraError, ModelError
-from evenslice.networks import builders, hubs, models
+from evenslice.networks import builders, libraries as hubs, models
 from evenslice.networks.builders import parse_specification
 from evenslice.networks.inputs import input_multiple, input_size, normalization
 from evenslice.networks.outputs import logits
@@ -765,7 +765,7 @@ def test_missing_file(tmp_path, name, message):
 def test_a_classifier_of_torchvision_is_scaled_as_its_weights_were_trained():
     from torchvision import models as zoo
 
-    from evenslice.networks.libraries import torchvision
+    from evenslice.networks import libraries as torchvision
 
     found = {name: torchvision._scaling(name) for name in zoo.list_models(module=zoo)}
     assert found["efficientnet_v2_l"] == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

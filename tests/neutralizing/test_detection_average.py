@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from torchvision.ops import batched_nms
 
 from evenslice import ModelError, symmetrize
-from evenslice.neutralizing.detection_average import average_detections
+from evenslice.neutralizing.averages import average_detections
 
 
 def found(boxes, labels, scores, **more):

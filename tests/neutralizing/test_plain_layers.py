@@ -10,8 +10,7 @@ from torch.nn.utils import parametrizations
 
 from evenslice._core.errors import ModelError
 from evenslice.neutralizing.neutralization import neutralize, untie
-from evenslice.neutralizing.plain_layers import SameConv2d, plain_layer
-from evenslice.neutralizing.stems import find_stems
+from evenslice.neutralizing.stems import SameConv2d, find_stems, plain_layer
 from evenslice.neutralizing.strategies import STRATEGIES
 
 timm_layers = pytest.importorskip("timm.layers")

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from evenslice._core.errors import ModelError
-from evenslice.networks.dry_runs import exact_evaluation
-from evenslice.neutralizing.probing import interior, probe
+from evenslice.networks.running import exact_evaluation
+from evenslice.neutralizing.input_path import interior, probe
 from evenslice.neutralizing.stems import find_stems
 
 

@@ -21,7 +21,7 @@ from evenslice._core.errors import ConfigError
 from evenslice.inference import ReadyNetwork
 from evenslice.networks.outputs import logits
 from evenslice.neutralizing import without_mirror
-from evenslice.neutralizing.mirror_average import mean_of_halves
+from evenslice.neutralizing.averages import mean_of_halves
 from evenslice.neutralizing.strategies import spread
 
 smp = pytest.importorskip("segmentation_models_pytorch")

@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 
     State = Mapping[str, Tensor]
 
-__all__ = [
-    "AVERAGED",
-    "TIED",
-    "Filled",
-    "State",
-    "differing_sizes",
-    "fill_network",
-    "is_mark",
-    "mark_average",
-    "place_averages",
-    "without_head",
-]
-
 AVERAGED = "evenslice_mirror_average"
 """Buffer of a module after which a network averages over a window and its mirror, so that its state dict says so."""
 

@@ -25,19 +25,8 @@ from evenslice.networks import check_mean, normalization
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from evenslice.neutralizing.probing import Layout
+    from evenslice.neutralizing.input_path import Layout
     from evenslice.neutralizing.stems import Stem
-
-__all__ = [
-    "ChannelScaling",
-    "EffectiveKernels",
-    "add_constant",
-    "effective_kernels",
-    "find_scaling",
-    "restorer",
-    "set_width",
-    "write_kernels",
-]
 
 
 @dataclass(frozen=True)

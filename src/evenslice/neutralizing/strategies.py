@@ -27,8 +27,6 @@ from evenslice._core import ConfigError, ModelError, did_you_mean, option, whole
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["STRATEGIES", "KernelStrategy", "find_strategy", "profile_weights", "spread"]
-
 Symmetry = Literal["mirror", "permutation"]
 
 
@@ -83,6 +81,11 @@ MOST_SLICES = 1001
 
 LARGEST_WEIGHT = 1e6  # of a profile, far beyond any use
 SMALLEST_SIZE, LARGEST_SIZE = 1e-100, 1e100  # of a voxel, of which no quotient overflows
+
+MIXER_HINT = (
+    f"{option('strategy', 'mixer')} leaves the layer alone and puts a mixer of slices in front of the network"
+)
+"""The end of every message about a network whose stems cannot be rewritten."""
 
 STRATEGIES: tuple[str, ...] = tuple(_TABLE)
 """The names of all strategies."""
@@ -207,12 +210,12 @@ def spread(
     - ``mirror``: each pair of opposite channels shares its mean. The outermost pair is spread evenly over the offsets
       beyond the others where N > C, and offsets beyond the window are folded onto its ends where N < C.
     - ``twin``: as ``mirror``, without the mean: channels on either side of the middle stay on their side. The network
-      averages after the stem's activation, see `evenslice.neutralizing.mirror_average`.
+      averages after the stem's activation, see `evenslice.neutralizing.averages`.
     - ``shuffle``: ``pretrained``, then one random permutation of the slices for each filter.
     - ``equalize``: ``pretrained``, then each kernel is rescaled to an N-th of the energy (sum of squares) of its
       filter; a kernel of zeros stays one.
     - ``mixer``: ``uniform``; the kernels are those of a mixer in front of the network, see
-      `evenslice.neutralizing.mixer`.
+      `evenslice.neutralizing.rewriting`.
 
     Args:
         kernels: (filters, C, ...) weights; any C of 1 or more.
